@@ -1,0 +1,47 @@
+# Every target sets itself up in .venv; nothing outside this folder is touched.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+PACKAGES := randlora trainables analysis sweeps
+
+.PHONY: setup demo test test-all check lint types imports format clean help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.venv/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+setup: .venv/.ready  ## make .venv with everything in it
+
+demo: setup  ## the quickstart sweep, end to end: table, scaling curve, report
+	$(BIN)/sweeps run examples/quickstart.toml
+
+check: lint types imports  ## style, types and the import order
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+test: check  ## checks and all but the slow tests
+	$(BIN)/python -m pytest
+
+test-all: check  ## slow tests too
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what the targets made
+	rm -rf .venv results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,127 @@
+"""Sentences made from test results, never stronger than the corrected tests allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.methods import style
+from analysis.scaling import BASELINE, FOCUS
+
+Row = dict[str, Any]
+
+MATCHED = 0.05
+"""Counts further apart than this are pointed out in the sentence."""
+
+
+def points(fraction: float, sign: bool = True) -> str:
+    """A score difference in percentage points, '+1.3'; a zero has no sign."""
+    text = f"{100 * fraction:+.1f}" if sign else f"{100 * fraction:.1f}"
+    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval_text(row: Row) -> str:
+    """'+1.3 points [0.2, 2.4]'; without the bracket where one seed gives no interval."""
+    text = f"{points(row['difference'])} points"
+    return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
+
+
+def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -> str:
+    """One sentence on `focus` against `baseline` at equal budgets, from `scaling.comparisons`.
+
+    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where `focus` does
+    not win.
+    """
+    a, b = style(focus).name, style(baseline).name
+    rows = [r for r in compared.to_pylist() if r["method"] == focus and r["baseline"] == baseline]
+    cells = [r for r in rows if r["reference"] is not None]
+    overall = [r for r in rows if r["reference"] is None]
+    if not cells:
+        return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
+    if all(r["verdict"] == "not testable" for r in cells):
+        why = "only one seed" if max(r["n"] for r in cells) < 2 else "no spread between seeds"
+        return f"No conclusion about {a} and {b}: {why}, so no difference can be tested (observed {_range(cells)})."
+    higher, lower = ([r for r in cells if r["verdict"] == v] for v in ("higher", "lower"))
+    open_ = len(cells) - len(higher) - len(lower)
+    total, what = len(cells), _places(cells)
+    if higher and not lower:
+        text = f"At equal trainable parameters {a} scores higher than {b} at {_count(higher, total, what)}"
+        text += f", and is not distinguishable from it at the other {open_}" if open_ else ""
+    elif lower:
+        text = f"{a} does not win here: at equal trainable parameters it scores lower than {b} at "
+        text += _count(lower, total, what)
+        text += f", higher at {_listed(higher)}" if higher else ""
+        text += f", and is not distinguishable at the other {open_}" if open_ else ""
+    else:
+        where = f"at any of the {total} {what}" if total > 1 else f"at the one {what[:-1]} compared"
+        text = f"{a} does not win here: at equal trainable parameters it is not distinguishable from {b} {where}"
+        text += f" (differences {_range(cells)}{_power(cells)})"
+    text += _overall(overall)
+    n = sorted({r["n"] for r in cells})
+    seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
+    unequal = f"; the counts differ by up to {apart:.1%}" if apart > MATCHED else ""
+    return f"{text} (paired over {seeds} seeds, Holm-corrected at 5 %, given the chosen learning rates{unequal})."
+
+
+def conclude_gap(compared: pa.Table) -> str | None:
+    """One sentence on LoRA's and RandLoRA's distance from full fine-tuning at their largest budgets; None without it.
+
+    Args:
+        compared: `scaling.comparisons(store, baseline="full")`.
+    """
+    rows = [r for r in compared.to_pylist() if r["budget"] is not None]
+    places = {(r["sweep"], r["dataset"], r["train_size"]) for r in rows}
+    parts = []
+    for method in (BASELINE, FOCUS):
+        mine = [r for r in rows if r["method"] == method]
+        if not mine or len(places) != 1:
+            continue
+        top = max(mine, key=lambda r: r["budget"])
+        parts.append(f"{style(method).name} ({top['reference']}) {interval_text(top)}, {top['verdict']}")
+    if not parts:
+        return None
+    return f"Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
+
+
+def _count(rows: Sequence[Row], total: int, what: str) -> str:
+    if total == 1:
+        return f"the one {what[:-1]} compared ({_listed(rows)})"
+    if len(rows) == total:
+        return f"all {total} {what} ({_range(rows)})"
+    return f"{len(rows)} of {total} {what} ({_listed(rows)})"
+
+
+def _listed(rows: Sequence[Row], most: int = 3) -> str:
+    """The rows' budgets with their differences; many are only counted."""
+    if len(rows) > most:
+        return _range(rows)
+    several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
+    names = [f"{r['reference']} on {r['dataset']}, {r['train_size']}" if several else r["reference"] for r in rows]
+    return "; ".join(f"{name}: {interval_text(r)}" for name, r in zip(names, rows, strict=True))
+
+
+def _places(rows: Sequence[Row]) -> str:
+    return "budgets" if len({(r["dataset"], r["train_size"]) for r in rows}) == 1 else "budgets and data sets"
+
+
+def _range(rows: Sequence[Row]) -> str:
+    low, high = min(r["difference"] for r in rows), max(r["difference"] for r in rows)
+    return f"{points(low)} points" if len(rows) == 1 else f"{points(low)} to {points(high)} points"
+
+
+def _power(rows: Sequence[Row]) -> str:
+    known = [r["power"] for r in rows if r["power"] is not None]
+    if not known:
+        return ""
+    return f"; a true 2-point difference would be found {min(known):.0%} to {max(known):.0%} of the time"
+
+
+def _overall(rows: Sequence[Row]) -> str:
+    if len(rows) != 1:
+        return ""
+    row = rows[0]
+    where = "budgets" if row["dataset"] is not None else "budgets and data sets"
+    return f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"

@@ -1,0 +1,101 @@
+"""The reading side of the journal: one JSON object a line, append-only, fsync'd; a torn last line is forgiven.
+
+Events (`ev`): `sweep` (provenance of one run), `ask`, `report`, `finish` (a trial's rows), `choose` (a rate chosen).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import StoreError
+
+JOURNAL = "journal.jsonl"
+"""File name in a results folder."""
+
+Event = dict[str, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a journal holds.
+
+    Attributes:
+        events: all whole events, in order.
+        size: bytes up to the end of the last whole event; a writer truncates the file to it before it appends.
+        torn: what followed, where the last line was cut off by a crash; else None.
+    """
+
+    events: tuple[Event, ...]
+    size: int
+    torn: bytes | None
+
+
+def read_journal(path: Path, start: int = 0) -> Journal:
+    """Read a journal from byte `start` (the `size` of an earlier reading). A file that does not exist is empty.
+
+    A last line without a newline is torn: it was never acknowledged, so it did not happen.
+
+    Raises:
+        StoreError: a damaged line that is not the last one; names the line.
+    """
+    if not path.exists():
+        return Journal((), 0, None)
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    events: list[Event] = []
+    position = 0
+    while position < len(data):
+        end = data.find(b"\n", position) + 1
+        event = _parse(data[position:end]) if end else None
+        if event is None:
+            if end and data[end:].strip(b"\n\0 "):
+                after = f"after byte {start} " if start else ""
+                raise StoreError(
+                    f"{path}: line {len(events) + 1} {after}is not a JSON object and is not the last line "
+                    f"({data[position : min(end, position + 60)]!r}); the journal was edited or the disk is damaged. "
+                    "Restore it from a copy, or cut the file before that line to repeat what came after"
+                )
+            return Journal(tuple(events), start + position, data[position:])
+        events.append(event)
+        position = end
+    return Journal(tuple(events), start + position, None)
+
+
+def read_events(path: Path) -> list[Event]:
+    """All whole events of a journal, in order; see `read_journal`."""
+    return list(read_journal(path).events)
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:  # JSON and UTF-8 errors both
+        return None
+    return event if isinstance(event, dict) and "ev" in event else None
+
+
+def rows_of(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Row]]:
+    """The table rows that events carry, by table: trials, metrics and predictions (`finish`), choices (`choose`), cells
+    (`sweep` and `cells` events that list them under `cells` or `rows`)."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for event in events:
+        kind = event["ev"]
+        if kind == "finish":
+            rows["trials"].append({"attempt": event.get("attempt", 1), **event["row"]})
+            rows["metrics"] += event.get("metrics") or []
+            if event.get("prediction"):
+                rows["predictions"].append(event["prediction"])
+        elif kind == "choose" and event.get("row"):
+            rows["choices"].append(event["row"])
+        elif kind in {"sweep", "cells"}:
+            listed = event.get("rows") if kind == "cells" else event.get("cells")
+            if isinstance(listed, list):
+                rows["cells"] += [row for row in listed if isinstance(row, dict)]
+    return dict(rows)

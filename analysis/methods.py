@@ -1,0 +1,56 @@
+"""How methods are named and drawn: one name, one colour and one marker each, in every table and figure.
+
+Colours are Okabe and Ito's (colour-blind safe); markers tell methods apart in print without colour.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Style:
+    """A method's appearance.
+
+    Attributes:
+        name: in words.
+        colour: on a light background; `dark`: on a dark one.
+        marker: matplotlib marker; None for methods without a budget, drawn as lines.
+        order: position in tables and legends.
+    """
+
+    name: str
+    colour: str
+    dark: str
+    marker: str | None
+    order: int
+
+
+STYLES: dict[str, Style] = {
+    "randlora": Style("RandLoRA", "#D55E00", "#FF8A3D", "o", 0),
+    "lora": Style("LoRA", "#0072B2", "#58B4F0", "s", 1),
+    "dora": Style("DoRA", "#56B4E9", "#9AD4F7", "p", 2),
+    "vera": Style("VeRA", "#009E73", "#35CFA4", "^", 3),
+    "nola": Style("NoLA", "#B0568C", "#E79BC6", "D", 4),
+    "full-targets": Style("full, target weights", "#8A6D00", "#E3C64A", None, 90),
+    "full": Style("full fine-tuning", "#222222", "#E8E8E8", None, 91),
+    "zero-shot": Style("zero-shot", "#767676", "#9B9B9B", None, 92),
+}
+
+_SPARE = (("#8C510A", "#D8A25E"), ("#542788", "#B79AE0"), ("#7F7F00", "#CFCF4A"), ("#A50026", "#F0708A"))
+_MARKERS = ("v", "P", "X", "h", "<", ">")
+
+
+def style(method: str) -> Style:
+    """A method's style; one not listed gets a stable one from its name, so it looks the same in every sweep."""
+    if method in STYLES:
+        return STYLES[method]
+    digest = zlib.crc32(method.encode())
+    colour, dark = _SPARE[digest % len(_SPARE)]
+    return Style(method, colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50)
+
+
+def in_order(methods: set[str]) -> list[str]:
+    """Methods in the order of tables and legends."""
+    return sorted(methods, key=lambda m: (style(m).order, m))

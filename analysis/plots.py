@@ -1,0 +1,415 @@
+"""Figures. Each `draw_*` takes the Arrow table that another function computed and only draws it.
+
+Log parameter axis, 95 % bands, one colour and marker per method everywhere (`methods.STYLES`, colour-blind safe), readable
+at the width of a paper's column. Figures are made without pyplot, so drawing leaves no global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pyarrow as pa
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from analysis.methods import in_order, style
+
+Row = dict[str, Any]
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
+COLUMN_INCHES = 3.5
+FORMATS = ("png", "svg", "pdf")
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "svg.hashsalt": "randlora",  # the same numbers give the same file
+    "pdf.fonttype": 42,
+}
+
+
+def count_text(value: float, _: int | None = None) -> str:
+    """A parameter count for an axis: '12k', '1.5M'."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def places(table: pa.Table) -> list[tuple[str, str, str | None, str]]:
+    """The panels of a figure: (sweep, model, data set or None for the mean, training size), the means first."""
+    keys = {(r["sweep"], r["model"], r["dataset"], r["train_size"]) for r in table.to_pylist()}
+    return sorted(keys, key=lambda k: (k[0], k[1], k[2] is not None, k[2] or "", _size(k[3])))
+
+
+def _size(train_size: str) -> tuple[int, float]:
+    if train_size.endswith("-shot"):
+        return 0, float(train_size.removesuffix("-shot"))
+    try:
+        return 1, float(train_size)
+    except ValueError:
+        return 2, 0.0
+
+
+def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Figure:
+    """Score against trainable parameters: one panel per data set and training size.
+
+    Args:
+        curve: from `scaling.curve`; not empty.
+        columns: most panels in a row.
+        title: name the data set and size over each panel.
+
+    Lines carry the id 'PANEL:METHOD' and the numbers of the table in percent; points the id 'point:PANEL:METHOD:INDEX'.
+
+    Raises:
+        ValueError: no row.
+    """
+    if curve.num_rows == 0:
+        raise ValueError("no curve to draw: the table has no row")
+    panels = places(curve)
+    rows = curve.to_pylist()
+    across = min(columns, len(panels))
+    down = math.ceil(len(panels) / across)
+    groups = [[r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == p] for p in panels]
+    with mpl.rc_context(_STYLE):
+        figure = _figure(COLUMN_INCHES * across, 2.55 * down + 0.35)
+        grid = figure.add_gridspec(
+            down,
+            across,
+            hspace=0.55,
+            wspace=0.28,
+            left=_inches(0.5, across),
+            right=1 - _inches(0.12, across),
+            bottom=0.42 / (2.55 * down + 0.35),
+            top=1 - 0.78 / (2.55 * down + 0.35),
+        )
+        for index, (panel, group) in enumerate(zip(panels, groups, strict=True)):
+            spot = grid[index // across, index % across]
+            _panel(figure, spot, index, group, _panel_title(panel, group) if title else None, first=index % across == 0)
+        _legend(figure, rows)
+        return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _inches(inches: float, across: int) -> float:
+    return inches / (COLUMN_INCHES * across)
+
+
+def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) -> str:
+    _, _, dataset, size = panel
+    where = f"mean of {group[0]['n_datasets']} data sets" if dataset is None else dataset
+    return where if size == "1.0" else f"{where}, {size}"
+
+
+def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: str | None, *, first: bool) -> None:
+    lines = [r for r in rows if r["kind"] == "line"]
+    curves = [r for r in rows if r["kind"] == "curve"]
+    low, high = _range(curves + [r for r in lines if r["method"] != "zero-shot"] or lines)
+    far = [r for r in lines if 100 * r["mean"] < low - 0.45 * (high - low)]
+    pad = max(0.06 * (high - low), 0.3)
+    if far and len(far) < len(rows):  # a line far below would flatten the curves: break the axis
+        upper, lower = spot.subgridspec(2, 1, height_ratios=(7, 1), hspace=0.09)
+        axes, foot = figure.add_subplot(upper), figure.add_subplot(lower)
+        _foot(axes, foot, far)
+        shown = [r for r in lines if r not in far]
+    else:
+        axes, foot, shown = figure.add_subplot(spot), None, lines
+        low = min([low, *(100 * r["mean"] for r in shown)])
+    axes.set_ylim(low - pad, high + 1.6 * pad)
+    base = foot or axes
+    for ax in filter(None, (axes, foot)):
+        ax.set_xscale("log")
+        ax.set_xlim(*_span(curves))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.grid(axis="x", visible=False)
+    base.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
+    base.xaxis.set_major_formatter(FuncFormatter(count_text))
+    base.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    base.set_xlabel("trainable adapter parameters")
+    if first:
+        axes.set_ylabel("test accuracy (%)")
+    for row in shown:
+        _line(axes, index, row)
+    for row in far:
+        _line(foot, index, row)
+    for method in reversed(in_order({r["method"] for r in curves})):  # the first method ends on top
+        _curve(axes, index, method, [r for r in curves if r["method"] == method])
+    _ranks(axes, curves)
+    if title:
+        axes.set_title(title, loc="left", pad=16 if _lora_ranks(curves) else 6, fontweight="bold")
+
+
+def _range(rows: Sequence[Row]) -> tuple[float, float]:
+    values = [100 * v for r in rows for v in (r["mean"], r["low"], r["high"]) if v is not None]
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 1, high + 1)
+
+
+def _span(curves: Sequence[Row]) -> tuple[float, float]:
+    counts = [r["adapter_params"] for r in curves if r["adapter_params"]]
+    if not counts:
+        return 1.0, 10.0
+    edge = (max(counts) / min(counts)) ** 0.06 if max(counts) > min(counts) else 2.0
+    return min(counts) / edge, max(counts) * edge
+
+
+def _foot(axes: Any, foot: Any, far: Sequence[Row]) -> None:
+    """The small part of a broken axis, around the lines far below."""
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
+    values = [100 * r["mean"] for r in far]
+    foot.set_ylim(min(values) - 3, max(values) + 3)
+    foot.yaxis.set_major_locator(FixedLocator([round(v) for v in values]))
+    foot.grid(visible=False)
+    marks = {
+        "marker": [(-1, -0.6), (1, 0.6)],
+        "markersize": 6,
+        "linestyle": "none",
+        "color": MUTED,
+        "clip_on": False,
+        "mew": 0.8,
+    }
+    axes.plot([0], [0], transform=axes.transAxes, **marks)
+    foot.plot([0], [1], transform=foot.transAxes, **marks)
+
+
+def _line(axes: Any, index: int, row: Row) -> None:
+    """A method without a budget: a dashed line at its score, named on the line."""
+    look = style(row["method"])
+    level = 100 * row["mean"]
+    dashes = (0, (1.2, 1.6)) if row["method"] == "zero-shot" else (0, (5, 2))
+    if row["low"] is not None:
+        axes.axhspan(100 * row["low"], 100 * row["high"], color=look.colour, alpha=0.08, linewidth=0)
+    axes.axhline(level, color=look.colour, linewidth=1.1, linestyle=dashes, gid=f"{index}:{row['method']}")
+    axes.annotate(
+        f"{look.name} {level:.1f}",
+        (0.01, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        color=look.colour,
+        fontsize=6.8,
+        va="bottom",
+        ha="left",
+    )
+
+
+def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
+    look = style(method)
+    rows = sorted(rows, key=lambda r: r["adapter_params"])
+    x = [r["adapter_params"] for r in rows]
+    y = [100 * r["mean"] for r in rows]
+    banded = [r for r in rows if r["low"] is not None]
+    if len(banded) > 1:
+        axes.fill_between(
+            [r["adapter_params"] for r in banded],
+            [100 * r["low"] for r in banded],
+            [100 * r["high"] for r in banded],
+            color=look.colour,
+            alpha=0.16,
+            linewidth=0,
+        )
+    elif banded:
+        only = banded[0]
+        axes.vlines(
+            only["adapter_params"], 100 * only["low"], 100 * only["high"], color=look.colour, linewidth=1.1, alpha=0.7
+        )
+    axes.plot(x, y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
+    for i in range(len(rows)):  # one artist a point, so that each can say its numbers
+        axes.plot(
+            x[i : i + 1],
+            y[i : i + 1],
+            marker=look.marker or "o",
+            color=look.colour,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.6,
+            linestyle="none",
+            gid=f"point:{index}:{method}:{i}",
+            zorder=3,
+        )
+
+
+def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:
+    """Rank label -> budget, where budgets are LoRA ranks; empty where any is not."""
+    found = {r["reference"]: r["budget"] for r in curves}
+    if not all(name and name.startswith("lora-") for name in found):
+        return {}
+    return {name.removeprefix("lora-"): budget for name, budget in found.items()}
+
+
+def _ranks(axes: Any, curves: Sequence[Row]) -> None:
+    """A second axis on top: the LoRA ranks that define the budgets."""
+    ranks = _lora_ranks(curves)
+    if not ranks:
+        return
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(list(ranks.values()), labels=list(ranks))
+    top.xaxis.set_minor_locator(NullLocator())
+    top.spines["top"].set_visible(False)
+    top.tick_params(length=2, pad=1, labelcolor=MUTED, labelsize=6.5)
+    axes.annotate(
+        "LoRA rank",
+        (1, 1),
+        xycoords="axes fraction",
+        xytext=(0, 13),
+        textcoords="offset points",
+        ha="right",
+        fontsize=6.5,
+        color=MUTED,
+    )
+
+
+def _legend(figure: Figure, rows: Sequence[Row]) -> None:
+    from matplotlib.lines import Line2D
+
+    methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
+    handles = [
+        Line2D([], [], color=style(m).colour, marker=style(m).marker or "o", markeredgecolor=PAPER, markeredgewidth=0.6)
+        for m in methods
+    ]
+    figure.legend(
+        handles,
+        [style(m).name for m in methods],
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=len(methods),
+        columnspacing=1.1,
+        handlelength=1.6,
+        handletextpad=0.4,
+        borderaxespad=0.3,
+    )
+
+
+def draw_rates(rates: pa.Table, *, columns: int = 3) -> Figure:
+    """Validation score against learning rate, one panel per method, one line per budget (darker is larger).
+
+    Args:
+        rates: from `tuning.rates`, of one data set and training size; not empty.
+        columns: most panels in a row.
+
+    Raises:
+        ValueError: no row, or several data sets or sizes.
+    """
+    rows = rates.to_pylist()
+    if not rows or len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) != 1:
+        raise ValueError("rates of exactly one data set and training size can be drawn in one figure")
+    methods = in_order({r["method"] for r in rows})
+    across = min(columns, len(methods))
+    down = math.ceil(len(methods) / across)
+    height = 1.75 * down + 0.3
+    with mpl.rc_context(_STYLE):
+        figure = _figure(2.3 * across + 0.4, height)
+        all_axes = figure.subplots(down, across, sharey=True, squeeze=False)
+        figure.subplots_adjust(
+            left=0.45 / (2.3 * across + 0.4),
+            right=0.99,
+            bottom=0.4 / height,
+            top=1 - 0.22 / height,
+            wspace=0.08,
+            hspace=0.55,
+        )
+        for i, axes in enumerate(all_axes.flat):
+            if i >= len(methods):
+                axes.set_visible(False)
+                continue
+            _rates_panel(axes, methods[i], [r for r in rows if r["method"] == methods[i]])
+            if i % across == 0:
+                axes.set_ylabel("validation accuracy (%)")
+        return figure
+
+
+def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
+    look = style(method)
+    axes.set_xscale("log")
+    axes.set_title(look.name, loc="left", color=look.colour, fontweight="bold", pad=3)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", visible=False)
+    axes.set_xlabel("learning rate")
+    cells = sorted({(r["budget"] or 0, r["reference"] or "", r["cell_id"]) for r in rows})
+    for k, (_, reference, cell) in enumerate(cells):
+        mine = [r for r in rows if r["cell_id"] == cell and r["mean_val"] is not None]
+        alpha = 0.35 + 0.65 * (k + 1) / len(cells)
+        axes.plot(
+            [r["lr"] for r in mine],
+            [100 * r["mean_val"] for r in mine],
+            color=look.colour,
+            alpha=alpha,
+            linewidth=1.1,
+            marker=".",
+            markersize=3,
+            gid=f"rates:{cell}",
+        )
+        for r in mine:
+            if r["chosen"]:
+                axes.plot(
+                    [r["lr"]],
+                    [100 * r["mean_val"]],
+                    marker="*",
+                    markersize=7,
+                    color=look.colour,
+                    alpha=alpha,
+                    markeredgecolor=PAPER,
+                    markeredgewidth=0.4,
+                    zorder=3,
+                )
+        if mine and reference and k in (0, len(cells) - 1):
+            axes.annotate(
+                reference,
+                (mine[-1]["lr"], 100 * mine[-1]["mean_val"]),
+                xytext=(2, 0),
+                textcoords="offset points",
+                fontsize=6,
+                color=look.colour,
+                alpha=alpha,
+                va="center",
+                annotation_clip=False,
+            )
+
+
+def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:
+    """Write a figure in several formats; returns 'STEM.FORMAT' -> path. The bytes depend on the numbers only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with mpl.rc_context(_STYLE):
+        for kind in formats:
+            path = folder / f"{stem}.{kind}"
+            figure.savefig(path, dpi=300, metadata=dates.get(kind))
+            paths[path.name] = path
+    return paths

@@ -1,0 +1,272 @@
+"""The numbers of the scaling curve, the comparisons at each budget, and the one sentence that they allow.
+
+Everything here returns an Arrow table or text; `plots`, `console` and `report` only show it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.methods import style
+from analysis.stats import (
+    Difference,
+    blocked_difference,
+    holm,
+    mean_interval,
+    paired_difference,
+    power,
+    t_difference,
+    verdict,
+)
+from analysis.store import Store
+
+Row = dict[str, Any]
+Seed = tuple[int, int, int]
+Place = tuple[str, str, str, str]
+"""Where a comparison is made: (sweep, model, data set, training size)."""
+
+FOCUS, BASELINE = "randlora", "lora"
+"""The question's two methods: full rank and low rank at the same count."""
+
+PLANTED = 0.02
+"""The true difference that `power` is given for: 2 points."""
+
+CURVE = pa.schema(
+    [
+        ("sweep", pa.string()),
+        ("model", pa.string()),
+        ("dataset", pa.string()),  # null: the mean over `n_datasets` data sets
+        ("train_size", pa.string()),
+        ("method", pa.string()),
+        ("name", pa.string()),
+        ("kind", pa.string()),  # 'curve', or 'line' for a method without a budget
+        ("reference", pa.string()),
+        ("budget", pa.int64()),
+        ("adapter_params", pa.int64()),
+        ("lr", pa.float64()),
+        ("n", pa.int64()),
+        ("mean", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("sd", pa.float64()),
+        ("n_datasets", pa.int64()),
+    ]
+)
+
+COMPARISONS = pa.schema(
+    [
+        ("sweep", pa.string()),
+        ("model", pa.string()),
+        ("dataset", pa.string()),  # null: all data sets together
+        ("train_size", pa.string()),
+        ("method", pa.string()),
+        ("baseline", pa.string()),
+        ("reference", pa.string()),  # null: all matched budgets together
+        ("budget", pa.int64()),
+        (
+            "params_ratio",
+            pa.float64(),
+        ),  # method's adapter parameters / baseline's; null for a baseline without a budget
+        ("n", pa.int64()),
+        ("difference", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("sd", pa.float64()),
+        ("p", pa.float64()),
+        ("p_holm", pa.float64()),
+        ("verdict", pa.string()),
+        ("test", pa.string()),
+        (
+            "power",
+            pa.float64(),
+        ),  # chance to find a true difference of PLANTED in this family; null where not computable
+    ]
+)
+
+_RUNS = """
+select sweep, model, dataset, train_size, method, reference, budget, adapter_params, lr,
+       data_seed, init_seed, basis_seed, test_score
+from confirmed where test_score is not null
+order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed, basis_seed
+"""
+
+
+def curve(store: Store) -> pa.Table:
+    """Score against trainable parameters: per method and budget the mean over seeds with its 95 % t interval.
+
+    Columns: `CURVE`. Methods without a budget (full fine-tuning, zero-shot) are rows of kind 'line'. A sweep over several
+    data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds, for methods
+    and budgets that are confirmed on each.
+    """
+    runs = store.sql(_RUNS).to_pylist()
+    cells: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
+    for run in runs:
+        cells[_place(run), run["method"], run["reference"]].append(run)
+    rows = [_point(place, group, [r["test_score"] for r in group]) for (place, _, _), group in cells.items()]
+    datasets: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for sweep, model, dataset, size in {place for place, _, _ in cells}:
+        datasets[sweep, model, size].add(dataset)
+    for (sweep, model, size), names in datasets.items():
+        if len(names) > 1:
+            rows += _averages((sweep, model, size), sorted(names), cells)
+    rows.sort(key=_order)
+    return pa.Table.from_pylist(rows, schema=CURVE)
+
+
+def _point(place: Place, group: Sequence[Row], scores: Sequence[float]) -> Row:
+    first, interval = group[0], mean_interval(scores)
+    sweep, model, dataset, size = place
+    return {
+        "sweep": sweep,
+        "model": model,
+        "dataset": dataset,
+        "train_size": size,
+        "method": first["method"],
+        "name": style(first["method"]).name,
+        "kind": "line" if first["budget"] is None else "curve",
+        "reference": first["reference"],
+        "budget": first["budget"],
+        "adapter_params": first["adapter_params"],
+        "lr": first["lr"],
+        "n": interval.n,
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "sd": interval.sd,
+        "n_datasets": 1,
+    }
+
+
+def _averages(
+    where: tuple[str, str, str], names: Sequence[str], cells: Mapping[tuple[Place, str, str | None], list[Row]]
+) -> list[Row]:
+    sweep, model, size = where
+    rows = []
+    for method, reference in dict.fromkeys((m, r) for p, m, r in cells if (p[0], p[1], p[3]) == where):
+        groups = [cells.get(((sweep, model, name, size), method, reference), []) for name in names]
+        scores = [_by_seed(group) for group in groups]
+        shared = [seed for seed in scores[0] if all(seed in other for other in scores)]
+        if shared:
+            means = [sum(s[seed] for s in scores) / len(scores) for seed in shared]
+            point = _point((sweep, model, names[0], size), groups[0], means)
+            rows.append(point | {"dataset": None, "lr": None, "n_datasets": len(names)})
+    return rows
+
+
+def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> pa.Table:
+    """Every method with a budget against `baseline`, paired by seed; one Holm family.
+
+    Args:
+        store: the results.
+        baseline: a method with budgets (compared at the same budget) or without ('full': compared at every budget).
+        focus: the method that also gets one row over all matched budgets and data sets (`reference` null), where it has
+            more than one.
+
+    Returns:
+        Columns `COMPARISONS`, ordered by place, method and budget. `p_holm` and `verdict` hold for the table whole: the
+        chance of any false 'higher' or 'lower' in it is at most 5 %, given the chosen learning rates.
+    """
+    by_cell: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
+    for run in store.sql(_RUNS).to_pylist():
+        by_cell[_place(run), run["method"], run["reference"]].append(run)
+    rows: list[Row] = []
+    for (place, method, reference), group in by_cell.items():
+        if method == baseline or group[0]["budget"] is None:
+            continue
+        other = by_cell.get((place, baseline, reference)) or by_cell.get((place, baseline, None))
+        difference = paired_difference(_by_seed(group), _by_seed(other)) if other else None
+        if other and difference:
+            count, base = group[0]["adapter_params"], other[0]["adapter_params"]
+            matched = other[0]["budget"] is not None and count is not None and base
+            ratio = count / base if matched else None
+            rows.append(_compared(place, method, baseline, group[0], ratio, difference))
+    rows += _overall(by_cell, rows, baseline, focus)
+    rows.sort(key=_order)
+    adjusted = holm([row["p"] for row in rows])
+    alpha = 0.05 / max(1, sum(p is not None for p in adjusted))
+    for row, p in zip(rows, adjusted, strict=True):
+        row["p_holm"], row["verdict"] = p, verdict(row["difference"], p)
+        simple = row["test"] == "paired t" and row["sd"] is not None
+        row["power"] = power(row["n"], row["sd"], PLANTED, alpha) if simple else None
+    return pa.Table.from_pylist(rows, schema=COMPARISONS)
+
+
+def _overall(
+    by_cell: Mapping[tuple[Place, str, str | None], list[Row]], rows: Sequence[Row], baseline: str, focus: str
+) -> list[Row]:
+    matched: dict[tuple[str, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["method"] == focus and row["params_ratio"] is not None:
+            matched[row["sweep"], row["model"], row["train_size"]][row["dataset"]].append(row["reference"])
+    found = []
+    for (sweep, model, size), datasets in matched.items():
+        if sum(len(references) for references in datasets.values()) < 2:
+            continue
+        blocks: dict[str, dict[Seed, float]] = {}
+        for dataset, references in datasets.items():
+            place = (sweep, model, dataset, size)
+            pairs = [(_by_seed(by_cell[place, focus, r]), _by_seed(by_cell[place, baseline, r])) for r in references]
+            shared = [s for s in pairs[0][0] if all(s in a and s in b for a, b in pairs)]
+            if shared:
+                blocks[dataset] = {s: sum(a[s] - b[s] for a, b in pairs) / len(pairs) for s in shared}
+        if blocks:
+            one = len(datasets) == 1
+            difference = _over_datasets(blocks, len(rows) + 1)
+            place = (sweep, model, next(iter(datasets)), size)
+            row = _compared(place, focus, baseline, {"reference": None, "budget": None}, None, difference)
+            found.append(row | ({} if one else {"dataset": None}))
+    return found
+
+
+def _over_datasets(blocks: Mapping[str, Mapping[Seed, float]], family: int) -> Difference:
+    """The mean over data sets of paired differences. With few data sets and seeds a permutation test cannot reach 5 % in a
+    family, whatever the data; then it is the t test over seeds, each averaged over the data sets. The choice between the
+    two looks at the numbers of blocks and comparisons only."""
+    first = next(iter(blocks.values()))
+    shared = [s for s in first if all(s in other for other in blocks.values())]
+    floor = 2.0 ** (1 - sum(len(b) for b in blocks.values()))
+    if len(blocks) == 1 or (floor * family > 0.05 and len(shared) > 1):
+        return t_difference([sum(b[s] for b in blocks.values()) / len(blocks) for s in shared])
+    return blocked_difference({dataset: list(values.values()) for dataset, values in blocks.items()})
+
+
+def _compared(place: Place, method: str, baseline: str, cell: Row, ratio: float | None, difference: Difference) -> Row:
+    sweep, model, dataset, size = place
+    return {
+        "sweep": sweep,
+        "model": model,
+        "dataset": dataset,
+        "train_size": size,
+        "method": method,
+        "baseline": baseline,
+        "reference": cell["reference"],
+        "budget": cell["budget"],
+        "params_ratio": ratio,
+        "n": difference.n,
+        "difference": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "sd": difference.sd,
+        "p": difference.p,
+        "test": difference.test,
+    }
+
+
+def _place(run: Row) -> Place:
+    return run["sweep"], run["model"], run["dataset"], run["train_size"]
+
+
+def _by_seed(group: Sequence[Row]) -> dict[Seed, float]:
+    return {(r["data_seed"], r["init_seed"], r["basis_seed"]): r["test_score"] for r in group}
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    method = style(row["method"])
+    params = row.get("adapter_params") if row.get("budget") is None else row["budget"]
+    place = (row["sweep"], row["model"], row["dataset"] is None, row["dataset"] or "", row["train_size"])
+    total = row["budget"] is None and row.get("baseline") is not None  # "all budgets" after the budgets
+    return (*place, method.order, row["method"], total, params or 0)

@@ -1,0 +1,239 @@
+"""Statistics of comparisons (scipy): intervals over seeds, paired differences, Holm, and words no stronger than the tests.
+
+The unit of a claim is the trained run. A score's interval is a t interval over seeds; a difference between two methods is
+the mean of per-seed paired differences, with its t interval on one data set and a sign-flip permutation test over
+data set x seed blocks on several. Scores and differences are fractions in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import special, stats
+
+Verdict = Literal["higher", "lower", "not distinguishable", "not testable"]
+
+LEVEL = 0.95
+"""Level of every interval; 1 - LEVEL is the family-wise error rate of a table."""
+
+_NO_SPREAD = 1e-12  # below it a spread is rounding
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds.
+
+    Attributes:
+        mean: their mean.
+        low, high: t interval; None where `n` is 1, since one run says nothing about spread.
+        sd: standard deviation of the sample (n - 1); None where `n` is 1.
+        n: number of runs.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    sd: float | None
+    n: int
+
+    @property
+    def half(self) -> float | None:
+        """Half the interval's width."""
+        return None if self.high is None else self.high - self.mean
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference a - b.
+
+    Attributes:
+        mean, low, high, sd: of the per-seed differences; see `Interval`.
+        p: two-sided p value; None where it cannot be tested: fewer than two pairs, or no spread between them.
+        n: number of pairs.
+        test: the test's name.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    sd: float | None
+    p: float | None
+    n: int
+    test: str
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Mean and t interval over runs.
+
+    Raises:
+        ValueError: no value.
+    """
+    if len(values) == 0:
+        raise ValueError("an interval needs at least one value, got none")
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return Interval(mean, None, None, None, 1)
+    sd = float(np.std(values, ddof=1))
+    if sd <= _NO_SPREAD:
+        return Interval(mean, mean, mean, 0.0, n)
+    low, high = stats.t.interval(level, n - 1, loc=mean, scale=sd / math.sqrt(n))
+    return Interval(mean, float(low), float(high), sd, n)
+
+
+def paired_difference(a: Mapping[object, float], b: Mapping[object, float], level: float = LEVEL) -> Difference | None:
+    """Paired t test of a - b over the seeds both have; None where they share none.
+
+    Args:
+        a, b: score by seed (any hashable key that says which runs belong together).
+        level: of the interval.
+    """
+    shared = [seed for seed in a if seed in b]
+    if not shared:
+        return None
+    return t_difference([a[seed] - b[seed] for seed in shared], level)
+
+
+def t_difference(differences: Sequence[float], level: float = LEVEL) -> Difference:
+    """t test that the mean of paired differences is zero, with its interval.
+
+    Without spread (a coarse score, or one run against itself) the statistic has no distribution: all differences zero give
+    p = 1, all equal but not zero give no p.
+    """
+    interval = mean_interval(differences, level)
+    p: float | None = None
+    if interval.sd is not None:
+        if interval.sd > _NO_SPREAD:
+            p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+        elif abs(interval.mean) <= _NO_SPREAD:
+            p = 1.0
+    return Difference(interval.mean, interval.low, interval.high, interval.sd, p, interval.n, "paired t")
+
+
+def blocked_difference(
+    blocks: Mapping[object, Sequence[float]], *, seed: int = 0, resamples: int = 9999, level: float = LEVEL
+) -> Difference:
+    """The mean over data sets of paired differences: sign-flip permutation p, bootstrap interval.
+
+    Args:
+        blocks: per data set its per-seed differences; each data set weighs the same.
+        seed: of the resampling.
+        resamples: random permutations and bootstrap samples; where all sign flips are fewer, they are enumerated.
+        level: of the interval (bootstrap: seeds resampled within each data set, spread corrected for their number).
+
+    Raises:
+        ValueError: no difference at all.
+    """
+    groups = [np.asarray(values, dtype=float) for values in blocks.values() if len(values)]
+    if not groups:
+        raise ValueError("a blocked difference needs at least one data set with a paired seed, got none")
+    values = np.concatenate(groups)
+    weights = np.concatenate([np.full(len(g), 1 / (len(g) * len(groups))) for g in groups])
+    mean = float(values @ weights)
+    n, sd = len(values), float(np.std(values, ddof=1)) if len(values) > 1 else None
+    if n < 2 or min(len(g) for g in groups) < 2:
+        return Difference(mean, None, None, sd, None, n, "sign-flip permutation")
+    rng = np.random.default_rng(seed)
+    result = stats.permutation_test(
+        (values, np.zeros(n)),
+        lambda x, y, axis: ((x - y) * weights).sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        rng=rng,
+    )
+    # resampling n values shrinks their variance by (n - 1) / n, which matters at 3 seeds: stretch it back
+    shifts = sum(
+        (rng.choice(g, size=(resamples, len(g)), replace=True).mean(axis=1) - g.mean())
+        * math.sqrt(len(g) / (len(g) - 1))
+        for g in groups
+    )
+    low, high = mean + np.quantile(shifts / len(groups), [(1 - level) / 2, (1 + level) / 2])
+    return Difference(mean, float(low), float(high), sd, float(result.pvalue), n, "sign-flip permutation")
+
+
+def holm(pvalues: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjusted p values (Scand. J. Statist. 6, 1979); None stays None and does not count.
+
+    Reject where the adjusted value is at most alpha: the chance of any false rejection in the family is at most alpha.
+    """
+    tested = sorted((p, i) for i, p in enumerate(pvalues) if p is not None)
+    adjusted: list[float | None] = [None] * len(pvalues)
+    running = 0.0
+    for rank, (p, index) in enumerate(tested):
+        running = max(running, min(1.0, (len(tested) - rank) * p))
+        adjusted[index] = running
+    return adjusted
+
+
+def verdict(difference: float | None, adjusted_p: float | None, level: float = LEVEL) -> Verdict:
+    """What a corrected test allows to be said of a difference."""
+    if difference is None or adjusted_p is None:
+        return "not testable"
+    if adjusted_p > 1 - level:
+        return "not distinguishable"
+    return "higher" if difference > 0 else "lower"
+
+
+def power(n: int, sd: float, difference: float, alpha: float = 1 - LEVEL) -> float | None:
+    """Chance that a paired t test over `n` seeds finds a true difference; None where it cannot be computed.
+
+    Args:
+        n: pairs. sd: standard deviation of the per-seed differences. difference: the true mean difference.
+        alpha: two-sided level; divide it by the number of comparisons for the power within a Holm family's first step.
+    """
+    if n < 2 or sd <= _NO_SPREAD:
+        return None
+    shift, critical = abs(difference) / (sd / math.sqrt(n)), stats.t.ppf(1 - alpha / 2, n - 1)
+    above, below = stats.nct.sf(critical, n - 1, shift), stats.nct.cdf(-critical, n - 1, shift)
+    # the far tail underflows to NaN for a large shift
+    return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
+
+
+def seeds_needed(sd: float, difference: float, alpha: float = 1 - LEVEL, wanted: float = 0.8) -> int | None:
+    """Least number of paired seeds that finds a difference with the wanted power; None beyond 1000."""
+    for n in range(2, 1001):
+        reached = power(n, sd, difference, alpha)
+        if reached is None or reached >= wanted:
+            return n
+    return None
+
+
+def expected_best(scores: Sequence[float]) -> list[float]:
+    """Expected best score of n tuning trials, n = 1 .. N, over subsets without replacement of the N scores.
+
+    The unbiased estimator of Tang et al. (ACL 2020, arXiv 2004.11947): a curve still rising at N says that more tuning
+    would have helped.
+    """
+    ordered, total = np.sort(np.asarray(scores, dtype=float)), len(scores)
+    ranks = np.arange(total)
+    return [float(np.dot(special.comb(ranks, n - 1) / special.comb(total, n), ordered)) for n in range(1, total + 1)]
+
+
+def mcnemar(a: bytes, b: bytes, n_examples: int) -> float:
+    """Exact McNemar p value of two fixed checkpoints on the same test examples.
+
+    It speaks of these two checkpoints only: pooled over seeds it would call a method different from itself (see
+    docs/fairness.md), so it is never used for methods.
+
+    Args:
+        a, b: packed correctness bits, as in the table `predictions`.
+        n_examples: number of test examples.
+
+    Raises:
+        ValueError: bits that do not match the number of examples.
+    """
+    if len(a) != (n_examples + 7) // 8 or len(b) != len(a):
+        raise ValueError(f"{n_examples} examples need {(n_examples + 7) // 8} bytes of bits, got {len(a)} and {len(b)}")
+    right_a, right_b = (np.unpackbits(np.frombuffer(x, np.uint8), count=n_examples).astype(bool) for x in (a, b))
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    return 1.0 if only_a + only_b == 0 else float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def proportion_interval(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) interval of a proportion."""
+    interval = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,140 @@
+"""A results folder, opened: its tables whole (sealed parts and the journal's newer rows), and SQL over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from analysis import queries
+from analysis.errors import DamagedPart, StoreError, nearest
+from analysis.journal_reader import JOURNAL, Event, read_journal, rows_of
+from analysis.schemas import SCHEMAS
+from analysis.tables import latest, part_paths, scan_parts, to_table
+from analysis.views import VIEWS
+
+
+@dataclass
+class _Snapshot:
+    state: object
+    tables: dict[str, pa.Table]
+    events: list[Event]
+    damaged: list[DamagedPart]
+
+
+@dataclass
+class Store:
+    """One results folder or several, read as they are now; safe while a sweep writes to them.
+
+    Attributes:
+        paths: the results folders.
+    """
+
+    paths: tuple[Path, ...]
+    _cache: _Snapshot | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """The (first) results folder."""
+        return self.paths[0]
+
+    def table(self, name: str) -> pa.Table:
+        """A whole table (docs/tables.md), or a view.
+
+        Raises:
+            StoreError: unknown name, with the known ones; a journal damaged before its end.
+        """
+        if name in SCHEMAS:
+            return self._snapshot().tables[name]
+        if name in VIEWS:
+            return self.sql(f"select * from {name}")  # noqa: S608  a name of ours
+        raise StoreError(f"unknown table {name!r}; {nearest(name, {*SCHEMAS, *VIEWS})}")
+
+    def sql(self, query: str) -> pa.Table:
+        """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
+        return queries.run_sql(self._snapshot().tables, query)
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """The journal's events in order, all or of one kind ('sweep', 'ask', 'report', 'finish', 'choose')."""
+        return [e for e in self._snapshot().events if kind is None or e["ev"] == kind]
+
+    @property
+    def damaged(self) -> tuple[DamagedPart, ...]:
+        """Part files that cannot be read; what the journal still holds of their rows is in the tables."""
+        return tuple(self._snapshot().damaged)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sweeps in the store; the folder's name where it says none."""
+        found = [e.get("name") or e.get("sweep") for e in self.events("sweep")]
+        found += self.table("cells").column("sweep").unique().to_pylist()
+        named = tuple(dict.fromkeys(str(name) for name in found if isinstance(name, str)))
+        return named or tuple(path.name for path in self.paths)
+
+    def spec(self) -> dict[str, Any] | None:
+        """The (first) sweep's specification as its folder records it; None where it does not."""
+        path = self.path / "spec.json"
+        if not path.is_file():
+            return None
+        try:
+            spec = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{path}: not a JSON file ({error})") from error
+        return spec if isinstance(spec, dict) else None
+
+    def _snapshot(self) -> _Snapshot:
+        state = [_state(path) for path in self.paths]
+        if self._cache is None or self._cache.state != state:
+            self._cache = self._read(state)
+        return self._cache
+
+    def _read(self, state: object) -> _Snapshot:
+        parts: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
+        damaged: list[DamagedPart] = []
+        everything: list[Event] = []
+        for path in self.paths:
+            # the journal first: a row sealed between the two readings is then seen twice, not missed
+            events = read_journal(path / JOURNAL).events
+            newer = rows_of(events)
+            everything += events
+            for name in SCHEMAS:
+                sealed, bad = scan_parts(path, name)
+                parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
+                damaged += bad
+        return _Snapshot(state, {name: latest(name, found) for name, found in parts.items()}, everything, damaged)
+
+
+def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) -> list[dict[str, Any]]:
+    """Rows with their sweep's name, where the journal left it out."""
+    if all("sweep" in row for row in rows):
+        return rows
+    name = next((e["name"] for e in events if e["ev"] == "sweep" and isinstance(e.get("name"), str)), path.name)
+    return [{"sweep": name, **row} for row in rows]
+
+
+def _state(path: Path) -> tuple[Mapping[str, float] | tuple[int, int] | None, list[str]]:
+    journal = path / JOURNAL
+    stat = journal.stat() if journal.exists() else None
+    parts = [p.name for name in SCHEMAS for p in part_paths(path, name)]
+    return ((stat.st_size, stat.st_mtime_ns) if stat else None), parts
+
+
+def open_store(path: str | Path, *more: str | Path) -> Store:
+    """Open a results folder, or several as one: their rows are told apart by the column `sweep`.
+
+    Raises:
+        StoreError: a folder that does not exist or holds no sweep, with the nearest that does.
+    """
+    paths = tuple(Path(p) for p in (path, *more))
+    for folder in paths:
+        if (folder / JOURNAL).is_file() or (folder / "tables").is_dir():
+            continue
+        siblings = folder.parent.iterdir() if folder.parent.is_dir() else iter(())
+        known = [str(p) for p in siblings if (p / JOURNAL).is_file()]
+        what = "holds no sweep (neither journal.jsonl nor tables/)" if folder.is_dir() else "does not exist"
+        raise StoreError(f"results folder {folder} {what}; {nearest(str(folder), known)}")
+    return Store(paths)

@@ -1,0 +1,177 @@
+"""The named views over the results tables: SQL and what each row of them means.
+
+Score intervals are 95 % t intervals over seeds; `t95(df, t)` is the table of critical values that `queries` registers.
+Rows of several sweeps may share ids, hence `sweep` in every join.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class View:
+    """A view: its name, one sentence on its rows, and the SELECT that defines it."""
+
+    name: str
+    doc: str
+    sql: str
+
+
+_ALL = (
+    View(
+        "last_attempts",
+        "One row per trial: its last attempt, as in `trials`.",
+        """
+        select * from trials
+        qualify row_number() over (partition by sweep, trial_id order by attempt desc) = 1
+        """,
+    ),
+    View(
+        "chosen",
+        "One row per tuned cell: its latest choice, as in `choices`.",
+        """
+        select * from choices
+        qualify row_number() over (partition by sweep, cell_id order by chosen_at desc nulls last, n_trials desc) = 1
+        """,
+    ),
+    View(
+        "confirmed",
+        "The trials results are made of: stage CONFIRM, finished, last good attempt, at the cell's latest choice of learning "
+        "rate (or a method, or protocol, without one).",
+        """
+        select t.* from trials t left join chosen c using (sweep, cell_id)
+        where t.stage = 'CONFIRM' and t.status = 'finished'
+          and (t.lr is null or c.lr is null or abs(t.lr - c.lr) <= 1e-9 * c.lr)
+        qualify row_number() over (partition by t.sweep, t.trial_id order by t.attempt desc) = 1
+        """,
+    ),
+    View(
+        "superseded",
+        "Finished CONFIRM trials whose cell later chose another rate: test was looked at, the result does not count.",
+        """
+        select t.* from last_attempts t join chosen c using (sweep, cell_id)
+        where t.stage = 'CONFIRM' and t.status = 'finished' and abs(t.lr - c.lr) > 1e-9 * c.lr
+        """,
+    ),
+    View(
+        "scaling",
+        "One row per confirmed cell: number of seeds, mean test score with its 95 % t interval over seeds (null with one "
+        "seed), adapter parameters as built.",
+        """
+        select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id,
+               s.adapter_params, s.lr, s.n, s.mean, s.sd,
+               s.mean - t.t * s.sd / sqrt(s.n) as low, s.mean + t.t * s.sd / sqrt(s.n) as high
+        from (
+          select sweep, model, dataset, train_size, method, reference, budget, cell_id,
+                 max(adapter_params) as adapter_params, max(lr) as lr, count(test_score) as n,
+                 avg(test_score) as mean, stddev_samp(test_score) as sd
+          from confirmed where test_score is not null group by all
+        ) s left join t95 t on t.df = s.n - 1
+        order by s.sweep, s.model, s.dataset, s.train_size, s.method, s.adapter_params
+        """,
+    ),
+    View(
+        "best",
+        "One row per confirmed cell: the chosen rate, its mean validation score, rank by validation among the cells of the "
+        "same data, size and budget, the test score with interval, and the trial with the best validation score.",
+        """
+        select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id, s.adapter_params,
+               s.lr, coalesce(c.mean_val, v.val) as mean_val,
+               rank() over (
+                 partition by s.sweep, s.model, s.dataset, s.train_size, s.reference
+                 order by coalesce(c.mean_val, v.val) desc nulls last
+               ) as rank_by_val,
+               s.n, s.mean, s.low, s.high, v.trial_id as best_trial
+        from scaling s left join chosen c using (sweep, cell_id)
+        left join (
+          select sweep, cell_id, avg(val_score) as val, arg_max(trial_id, val_score) as trial_id
+          from confirmed group by all
+        ) v using (sweep, cell_id)
+        order by s.sweep, s.model, s.dataset, s.train_size, s.budget nulls last, rank_by_val
+        """,
+    ),
+    View(
+        "coverage",
+        "One row per cell: trials planned, finished, failed and still missing in each stage; infeasible cells with the reason.",
+        """
+        select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
+               c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,
+               c.confirm_seeds as confirm_planned, coalesce(n.confirm_done, 0) as confirm_done,
+               coalesce(n.failed, 0) as failed,
+               case when c.feasible
+                 then greatest(c.tune_trials - coalesce(n.tune_done, 0), 0)
+                    + greatest(c.confirm_seeds - coalesce(n.confirm_done, 0), 0) else 0 end as missing
+        from cells c left join (
+          select t.sweep, t.cell_id,
+                 count(*) filter (t.stage = 'TUNE' and t.status in ('finished', 'pruned')) as tune_done,
+                 count(f.trial_id) as confirm_done,
+                 count(*) filter (t.status = 'failed') as failed
+          from last_attempts t left join confirmed f using (sweep, trial_id) group by all
+        ) n using (sweep, cell_id)
+        order by c.sweep, c.dataset, c.train_size, c.method, c.budget
+        """,
+    ),
+    View(
+        "parity",
+        "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance given and "
+        "used; rates tried, range width in decades, the choice and whether it is the range's edge; epochs and samples trained.",
+        """
+        select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
+               c.count, c.residual, c.residual_fraction, n.adapter_params, n.adapter_params = c.count as count_holds,
+               n.head_params, n.stored_bytes, c.tune_trials as allowance,
+               coalesce(n.tune_used, 0) as allowance_used, coalesce(n.tune_failed, 0) as tune_failed,
+               coalesce(n.tune_full, 0) as tune_full_length, coalesce(n.rates, 0) as rates_tried,
+               log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, h.edge, h.n_rerun_seeds,
+               c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
+               n.tune_samples, f.confirm_samples, f.epochs
+        from cells c left join chosen h using (sweep, cell_id)
+        left join (
+          select sweep, cell_id, max(adapter_params) as adapter_params, max(head_params) as head_params,
+                 max(stored_bytes) as stored_bytes,
+                 count(*) filter (stage = 'TUNE') as tune_used,
+                 count(*) filter (stage = 'TUNE' and status = 'failed') as tune_failed,
+                 count(*) filter (stage = 'TUNE' and status = 'finished') as tune_full,
+                 count(distinct lr) filter (stage = 'TUNE') as rates,
+                 cast(sum(samples) filter (stage = 'TUNE') as bigint) as tune_samples
+          from last_attempts group by all
+        ) n using (sweep, cell_id)
+        left join (
+          select sweep, cell_id, count(*) as seeds, cast(sum(samples) as bigint) as confirm_samples, max(epochs) as epochs
+          from confirmed group by all
+        ) f using (sweep, cell_id)
+        left join (select sweep, cell_id, count(*) as superseded from superseded group by all) s using (sweep, cell_id)
+        where c.feasible
+        order by c.sweep, c.dataset, c.train_size, c.budget nulls last, c.method
+        """,
+    ),
+    View(
+        "failures",
+        "One row per failed attempt, with the reason, and whether a later attempt of the trial finished.",
+        """
+        select t.sweep, t.trial_id, t.attempt, t.stage, t.method, t.reference, t.dataset, t.train_size, t.lr, t.data_seed,
+               t.reason, t.host, t.ended_at, l.status = 'finished' as recovered
+        from trials t join last_attempts l using (sweep, trial_id)
+        where t.status = 'failed' order by t.ended_at, t.trial_id, t.attempt
+        """,
+    ),
+    View(
+        "cost",
+        "One row per method and budget: attempts, hours and seconds per finished trial, the part that is not training or "
+        "evaluation, throughput, peak memory, stored bytes.",
+        """
+        select sweep, method, reference, count(*) as attempts, max(adapter_params) as adapter_params,
+               sum(seconds_total) / 3600 as hours,
+               avg(seconds_total) filter (status = 'finished') as seconds_per_trial,
+               avg(seconds_train) filter (status = 'finished') as seconds_train,
+               avg(seconds_total - coalesce(seconds_train, 0) - coalesce(seconds_eval, 0))
+                 filter (status = 'finished') as seconds_overhead,
+               median(samples_per_second) filter (status = 'finished') as samples_per_second,
+               max(peak_memory_bytes) as peak_memory_bytes, max(stored_bytes) as stored_bytes
+        from trials group by all order by sweep, method, adapter_params
+        """,
+    ),
+)
+
+VIEWS: dict[str, View] = {view.name: view for view in _ALL}
+"""By name, each after those it reads."""

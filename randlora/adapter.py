@@ -1,0 +1,170 @@
+"""What every method has in common: a frozen 2-D weight (out x in), a learned delta, and a configuration.
+
+Shape suffixes of this package: O out, I in, R rank, N rows (tokens), M the smaller of (out, in), J number of bases.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from randlora.errors import ConfigError, nearest
+
+Shape = tuple[int, int]
+"""(out, in) of a weight as `nn.Linear` keeps it."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Base of the configurations. `method` is the registry's name, `capacity_field` the field that sets the size."""
+
+    method: ClassVar[str]
+    capacity_field: ClassVar[str] = "r"
+
+    @property
+    def capacity(self) -> int:
+        """The value of the capacity field."""
+        value: int = getattr(self, self.capacity_field)
+        return value
+
+    @classmethod
+    def from_options(cls, capacity: int, options: Mapping[str, Any]) -> Self:
+        """Build from a capacity and plain options; an unknown option is an error that names the known ones."""
+        known = cls.option_defaults()
+        for key in options:
+            if key not in known:
+                raise ConfigError(
+                    f"method {cls.method!r} has no option {key!r}: it takes {sorted(known)}{nearest(key, known)}"
+                )
+            kind, fits = _accepts(known[key])
+            if not fits(options[key]):
+                raise ConfigError(f"{cls.method}: {key} must be {kind} but got {options[key]!r}")
+        return cls(**{cls.capacity_field: capacity, **options})
+
+    @classmethod
+    def option_defaults(cls) -> dict[str, Any]:
+        """Name -> default of every field but the capacity."""
+        return {f.name: f.default for f in dataclasses.fields(cls) if f.name != cls.capacity_field}
+
+    def options(self) -> dict[str, Any]:
+        """Name -> value of every field but the capacity."""
+        values = dataclasses.asdict(self)
+        del values[self.capacity_field]
+        return values
+
+
+def _accepts(default: object) -> tuple[str, Callable[[object], bool]]:
+    """What an option of this default may be, in words and as a test. A default of None stands for a number."""
+    if isinstance(default, bool):
+        return "true or false", lambda v: isinstance(v, bool)
+    if isinstance(default, str):
+        return "a string", lambda v: isinstance(v, str)
+    if isinstance(default, int):
+        return "an integer", lambda v: isinstance(v, int) and not isinstance(v, bool)
+    none_too = default is None
+    return "a number", lambda v: (isinstance(v, int | float) and not isinstance(v, bool)) or (none_too and v is None)
+
+
+def check_capacity(method: str, field: str, value: int, least: int = 1) -> None:
+    """Refuse a capacity that is not an integer >= `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{method}: {field} must be an integer of at least {least} but got {value!r}")
+
+
+def check_dropout(method: str, value: float) -> None:
+    """Refuse a dropout probability outside [0, 1)."""
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(f"{method}: dropout must be in [0, 1) but got {value!r}; 0.0 turns it off")
+
+
+def check_positive(method: str, field: str, value: float | None) -> None:
+    """Refuse a scale that is not positive; None asks for the default."""
+    if value is not None and not value > 0:
+        raise ConfigError(f"{method}: {field} must be positive or None (the default rule) but got {value!r}")
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from named parts, the same on every machine: the first bytes of their SHA-256."""
+    digest = hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a method needs to build its adapters. `weights` are the frozen weights as (out x in) views, in order."""
+
+    config: AdapterConfig
+    weights: Mapping[str, Tensor]
+    capacities: Mapping[str, int]
+    init_seed: int
+    basis_seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bases live: with the first weight."""
+        return next(iter(self.weights.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64 for a float64 model, else float32, whatever the base's precision."""
+        return torch.float64 if all(w.dtype == torch.float64 for w in self.weights.values()) else torch.float32
+
+
+class Adapter(nn.Module, ABC):
+    """A learned change of one frozen weight. Subclasses register their trainables as parameters, and nothing else.
+
+    Arguments of the constructor: `shape` is (out, in); `dropout` is applied to the adapter's input, in training only.
+    """
+
+    def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.dropout = dropout
+        self.generator: torch.Generator | None = None
+        if dropout > 0.0:
+            self.generator = torch.Generator()
+
+    @abstractmethod
+    def delta(self, base: Tensor) -> Tensor:
+        """The change of `base` (out x in), same shape, differentiable in the trainables."""
+
+    @abstractmethod
+    def weight(self, base: Tensor) -> Tensor:
+        """`base` plus its delta in one piece: the matrix form. Differentiable in the trainables; dtype of `base`."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        """`F.linear(x, base + delta, bias)` for x (..., in), by the cheaper of the two forms."""
+
+    @property
+    def dropping(self) -> bool:
+        """Whether the next forward draws a dropout mask."""
+        return self.training and self.dropout > 0.0
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Inverted dropout with a mask from the adapter's own CPU generator, so that it follows `init_seed`."""
+        if not self.dropping:
+            return x
+        keep = torch.empty(x.shape).bernoulli_(1.0 - self.dropout, generator=self.generator)
+        return x * keep.to(device=x.device, dtype=x.dtype).div_(1.0 - self.dropout)
+
+    def reseed_dropout(self, seed: int) -> None:
+        """Start the stream of dropout masks at `seed`."""
+        if self.generator is not None:
+            self.generator.manual_seed(seed)
+
+
+Build = Callable[[Request], dict[str, Adapter]]
+"""Makes one adapter per weight of the request, all sharing one set of bases."""
+
+
+def trainable(values: Tensor, request: Request, device: torch.device) -> nn.Parameter:
+    """A trainable tensor in the request's precision on `device` (nothing is computed on the meta device)."""
+    return nn.Parameter(values.to(device=device, dtype=request.dtype))

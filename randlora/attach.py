@@ -1,0 +1,308 @@
+"""Choose target weights by name, attach adapters, freeze the rest; count, merge, detach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapter import Adapter, AdapterConfig, Request, Shape, derive_seed
+from randlora.bases import Bases
+from randlora.errors import AdapterError, CheckpointError, ConfigError, TargetError, nearest
+from randlora.registry import Method, get_method
+from randlora.sites import Site, find_sites, is_adapted, shared_names
+
+
+def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    """Names that a pattern picks: itself, as a suffix at a dot, or as a glob; `.weight` may be left out."""
+    forms = (pattern, pattern + ".weight")
+    if any(c in pattern for c in "*?["):
+        return [n for n in names if any(fnmatchcase(n, f) for f in forms)]
+    exact = [n for n in names if n in forms]
+    return exact or [n for n in names if any(n.endswith("." + f) for f in forms)]
+
+
+def _select(model: nn.Module, targets: Sequence[str]) -> dict[str, Site]:
+    if isinstance(targets, str):
+        raise TargetError(f"targets must be a list of names but got the string {targets!r}; write [{targets!r}]")
+    if not targets:
+        raise TargetError("no targets given: name at least one 2-D weight, such as 'mlp.c_fc'")
+    if is_adapted(model):
+        raise TargetError("the model has adapters already; detach() them first")
+    sites = find_sites(model)
+    names = list(sites)
+    chosen: set[str] = set()
+    for pattern in targets:
+        found = _matches(pattern, names)
+        if not found:
+            other = _matches(pattern, [n for n, _ in model.named_parameters()])
+            if other:
+                shape = tuple(model.get_parameter(other[0]).shape)
+                raise TargetError(
+                    f"target {pattern!r} matches {other[0]!r} of shape {shape}: only floating 2-D weights are adapted"
+                )
+            endings = {".".join(n.removesuffix(".weight").split(".")[-2:]) for n in names} | set(names)
+            raise TargetError(f"target {pattern!r} matches no 2-D weight of the model{nearest(pattern, endings)}")
+        chosen.update(found)
+    return {name: site for name, site in sites.items() if name in chosen}
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str]) -> dict[str, Shape]:
+    """Qualified weight name -> (out, in), in the model's order.
+
+    A target is a qualified name, a suffix of one ("attn.in_proj_weight"), or a glob ("visual.*.mlp.c_fc"); a final
+    ".weight" may be left out. Works on the meta device. Raises `TargetError` for a target that matches no 2-D weight.
+    """
+    return {name: site.shape for name, site in _select(model, targets).items()}
+
+
+class Adapted:
+    """A model with its adapters, as `attach` returns it.
+
+    `capacities` has every target's capacity; `adapters` is keyed by weight name. Tensors are called
+    "<weight name>.<tensor>", as in "mlp.c_fc.weight.lambdas".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        request: Request,
+        sites: Mapping[str, Site],
+        adapters: Mapping[str, Adapter],
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.config: AdapterConfig = request.config
+        self.capacities = dict(request.capacities)
+        self.sites = dict(sites)
+        self.adapters = dict(adapters)
+        self.init_seed, self.basis_seed = request.init_seed, request.basis_seed
+        self.shapes: dict[str, Shape] = {name: site.shape for name, site in sites.items()}
+        self._requires_grad: list[tuple[nn.Parameter, bool]] = []
+        self._before_merge: dict[str, Tensor] | None = None
+        self._attached = False
+
+    # -- trainables ---------------------------------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every trainable tensor, in the order of the targets."""
+        for name, adapter in self.adapters.items():
+            for key, parameter in adapter.named_parameters():
+                yield f"{name}.{key}", parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trainable tensors, for an optimiser."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def count(self) -> int:
+        """Trainable parameters, summed over the tensors that exist."""
+        return sum(p.numel() for p in self.parameters())
+
+    def bases(self) -> Bases | None:
+        """The frozen matrices that the adapters share; None for a method without."""
+        for adapter in self.adapters.values():
+            for module in adapter.modules():
+                if isinstance(module, Bases):
+                    return module
+        return None
+
+    def stored_bytes(self) -> int:
+        """Bytes of frozen tensors that the adapters keep in memory (shared bases counted once)."""
+        seen = {id(b): b for adapter in self.adapters.values() for b in adapter.buffers()}
+        return sum(b.numel() * b.element_size() for b in seen.values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trainable tensors alone, detached but not copied."""
+        return {name: p.detach() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy values in; names and shapes must be exactly those of `state_dict()`."""
+        own = dict(self.named_parameters())
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or extra:
+            raise CheckpointError(f"adapter tensors differ from the model's: missing {missing[:5]}, extra {extra[:5]}")
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise CheckpointError(
+                    f"{name} has shape {tuple(state[name].shape)} in the state, {tuple(parameter.shape)} in the model"
+                )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def reseed_dropout(self, step: int) -> None:
+        """Restart dropout masks from (init_seed, weight, step): a resumed run then draws what it would have drawn."""
+        for name, adapter in self.adapters.items():
+            adapter.reseed_dropout(derive_seed("dropout", self.init_seed, name, step))
+
+    # -- deltas, merging, detaching -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def deltas(self) -> dict[str, Tensor]:
+        """Weight name -> delta (out x in), in the adapters' precision."""
+        before = self._before_merge or {}
+        return {name: self.adapters[name].delta(self._base(name, before)) for name in self.adapters}
+
+    def _base(self, name: str, before: Mapping[str, Tensor]) -> Tensor:
+        site = self.sites[name]
+        stored = before.get(name)
+        if stored is None:
+            return site.base.detach()
+        return stored.t() if site.transposed else stored
+
+    def _install(self) -> None:
+        for name, site in self.sites.items():
+            site.install(self.adapters[name])
+        self._attached = True
+
+    def _remove(self) -> None:
+        for site in reversed(list(self.sites.values())):
+            site.remove()
+        self._attached = False
+
+    @property
+    def merged(self) -> bool:
+        """Whether the deltas are written into the weights now."""
+        return self._before_merge is not None
+
+    def merge(self) -> nn.Module:
+        """Write W0 + delta into the model's weights and take the adapters out of the forward; returns the model.
+
+        The old weights are kept, so that `unmerge()` and `detach()` give them back bit for bit.
+        Tied weights are refused: the other user of the tensor would change as well.
+        """
+        if self.merged:
+            return self.model
+        self._check_attached("merge")
+        for name, site in self.sites.items():
+            if len(names := shared_names(self.model, site.parameter)) > 1:
+                raise AdapterError(f"cannot merge {name}: its tensor is tied to {names}; untie it, or keep the adapter")
+        with torch.no_grad():
+            new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
+            self._before_merge = {name: site.parameter.detach().clone() for name, site in self.sites.items()}
+            self._remove()
+            for name, site in self.sites.items():
+                site.base.copy_(new[name])
+        return self.model
+
+    def unmerge(self) -> nn.Module:
+        """Undo `merge()`: the weights of before, bit for bit, with the adapters in place."""
+        if self._before_merge is not None:
+            self._restore()
+            self._install()
+        return self.model
+
+    @contextmanager
+    def merging(self) -> Iterator[nn.Module]:
+        """`with adapted.merging():` evaluates with the deltas merged, once, and unmerges at the end."""
+        was = self.merged
+        self.merge()
+        try:
+            yield self.model
+        finally:
+            if not was:
+                self.unmerge()
+
+    def detach(self, keep_merged: bool = False) -> nn.Module:
+        """Take the adapters off and return the plain model, its weights and `requires_grad` flags as before `attach`.
+
+        `keep_merged=True` leaves W0 + delta in the weights instead. Detaching twice does nothing.
+        """
+        if keep_merged:
+            self.merge()
+            self._before_merge = None
+        elif self._before_merge is not None:
+            self._restore()
+        elif self._attached:
+            self._remove()
+        for parameter, flag in self._requires_grad:
+            parameter.requires_grad_(flag)
+        self._requires_grad = []
+        return self.model
+
+    def _restore(self) -> None:
+        assert self._before_merge is not None
+        with torch.no_grad():
+            for name, old in self._before_merge.items():
+                self.sites[name].parameter.copy_(old)
+        self._before_merge = None
+
+    def _check_attached(self, verb: str) -> None:
+        if not self._attached:
+            raise AdapterError(f"cannot {verb}: the adapters are detached from the model; attach again or load()")
+
+    def _freeze(self) -> None:
+        self._requires_grad = [(p, p.requires_grad) for p in self.model.parameters()]
+        for parameter, _ in self._requires_grad:
+            parameter.requires_grad_(False)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path, *, bases: bool = False) -> Path:
+        """Write `adapter.safetensors` (trainables) and `adapter.json`; see `randlora.checkpoint.save`."""
+        from randlora import checkpoint
+
+        return checkpoint.save(self, directory, bases=bases)
+
+    def export_peft(self, directory: str | Path) -> Path:
+        """Write PEFT's adapter format; see `randlora.peft_export.export_peft`."""
+        from randlora import peft_export
+
+        return peft_export.export_peft(self, directory)
+
+    def export_deltas(self, directory: str | Path) -> Path:
+        """Write every delta as a dense matrix; see `randlora.checkpoint.export_deltas`."""
+        from randlora import checkpoint
+
+        return checkpoint.export_deltas(self, directory)
+
+
+def attach(
+    model: nn.Module,
+    config: AdapterConfig,
+    targets: Sequence[str],
+    *,
+    capacities: Mapping[str, int] | None = None,
+    init_seed: int = 0,
+    basis_seed: int = 0,
+) -> Adapted:
+    """Attach `config`'s method to the targets, in place, and freeze every other parameter.
+
+    The model computes what it computed. `capacities` overrides the configuration's capacity (r; NoLA's k) for named
+    weights, the names being those of `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed`
+    the frozen bases. Raises `TargetError` or `ConfigError` and leaves the model untouched.
+    """
+    method = get_method(config.method)
+    sites = _select(model, targets)
+    sizes = dict.fromkeys(sites, config.capacity)
+    for name, value in (capacities or {}).items():
+        if name not in sites:
+            raise TargetError(f"capacities names {name!r}, which is not among the targets{nearest(name, sites)}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < method.min_capacity:
+            raise ConfigError(
+                f"{method.name}: {method.capacity_field} of {name} must be an integer of at least "
+                f"{method.min_capacity} but got {value!r}"
+            )
+        sizes[name] = value
+    packed = [name for name, site in sites.items() if not site.by_activation]
+    if packed and float(config.options().get("dropout", 0.0)) > 0.0:
+        raise ConfigError(
+            f"dropout on the adapter's input needs a called nn.Linear, but {packed[0]} is read as a matrix; "
+            "use dropout=0.0, or leave the weight out of targets"
+        )
+    weights = {name: site.base.detach() for name, site in sites.items()}
+    request = Request(config, weights, sizes, init_seed, basis_seed)
+    adapters = method.build(request)
+    for name, adapter in adapters.items():
+        adapter.train(sites[name].owner.training)
+    adapted = Adapted(model, method, request, sites, adapters)
+    adapted._freeze()
+    adapted._install()
+    adapted.reseed_dropout(0)
+    return adapted

@@ -1,0 +1,156 @@
+"""Adapters on disk: safetensors of the trained vectors, and a JSON file that says how the frozen bases are drawn.
+
+A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for. Loading draws the
+bases from the seed and refuses a generator version or a digest that differs: wrong bases would be a wrong model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from randlora.attach import Adapted, attach
+from randlora.bases import GENERATOR_VERSION
+from randlora.errors import AdapterError, CheckpointError
+from randlora.registry import get_method
+
+FORMAT = 1
+TENSORS, BASES, META, DELTAS = "adapter.safetensors", "bases.safetensors", "adapter.json", "deltas.safetensors"
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors under a temporary name, then rename: a killed process leaves the old file or none."""
+    part = path.with_name(path.name + ".part")
+    ready = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
+    save_file(ready, os.fspath(part), metadata=metadata)
+    part.replace(path)
+
+
+def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Path:
+    """Write the adapter to `directory` (made if missing) and return it. `bases=True` adds the frozen matrices."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    frozen = adapted.bases()
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "method": adapted.method.name,
+        "capacity": adapted.config.capacity,
+        "options": adapted.config.options(),
+        "capacities": adapted.capacities,
+        "shapes": {name: list(shape) for name, shape in adapted.shapes.items()},
+        "init_seed": adapted.init_seed,
+        "basis": None
+        if frozen is None
+        else {
+            "seed": adapted.basis_seed,
+            "generator_version": GENERATOR_VERSION,
+            "digest": frozen.digest(),
+            "draws": frozen.spec(),
+        },
+    }
+    write_tensors(folder / TENSORS, adapted.state_dict())
+    if bases and frozen is not None:
+        write_tensors(folder / BASES, dict(frozen.named_buffers()))
+    _write_text(folder / META, json.dumps(meta, indent=1) + "\n")
+    return folder
+
+
+def read_meta(directory: str | Path) -> dict[str, Any]:
+    """The parsed `adapter.json`. Raises `CheckpointError` where it is missing, damaged or of another format."""
+    path = Path(directory) / META
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no saved adapter in {directory}: {META} is missing") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise CheckpointError(f"{path} has format {found!r}, this version reads {FORMAT}")
+    return meta
+
+
+def load(model: nn.Module, directory: str | Path) -> Adapted:
+    """Attach a saved adapter to `model`, in place.
+
+    Raises `CheckpointError` where a weight is missing or has another shape, or where the bases drawn from the seed are
+    not the bases the adapter was trained with. The model is then left as it was.
+    """
+    folder = Path(directory)
+    meta = read_meta(folder)
+    basis = meta["basis"]
+    if basis is not None and basis["generator_version"] != GENERATOR_VERSION:
+        raise CheckpointError(
+            f"the bases are of generator version {basis['generator_version']}, this package has {GENERATOR_VERSION}; "
+            "load with the version that saved it"
+        )
+    method = get_method(meta["method"])
+    config = method.config.from_options(meta["capacity"], meta["options"])
+    seed = 0 if basis is None else basis["seed"]
+    try:
+        adapted = attach(
+            model,
+            config,
+            list(meta["shapes"]),
+            capacities=meta["capacities"],
+            init_seed=meta["init_seed"],
+            basis_seed=seed,
+        )
+    except AdapterError as error:
+        raise CheckpointError(f"the adapter in {folder} does not fit this model: {error}") from error
+    try:
+        _fill(adapted, meta, folder)
+    except CheckpointError:
+        adapted.detach()
+        raise
+    return adapted
+
+
+def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
+    for name, shape in meta["shapes"].items():
+        if list(adapted.shapes[name]) != shape:
+            raise CheckpointError(f"{name} is {tuple(shape)} in the adapter but {adapted.shapes[name]} in the model")
+    frozen = adapted.bases()
+    if frozen is not None:
+        digest, wanted = frozen.digest(), meta["basis"]["digest"]
+        if digest != wanted:
+            raise CheckpointError(
+                f"the bases drawn from seed {meta['basis']['seed']} have digest {digest[:16]}..., the adapter was "
+                f"trained with {wanted[:16]}...; the file was changed or belongs to another generator"
+            )
+    path = folder / TENSORS
+    try:
+        state = load_file(os.fspath(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    adapted.load_state_dict(state)
+
+
+def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
+    """Write `deltas.safetensors`: weight name -> dense delta (out x in). Every method and weight has this form."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / DELTAS, adapted.deltas(), {"format": "pt", "method": adapted.method.name})
+    return folder
+
+
+def export_merged(adapted: Adapted, path: str | Path) -> Path:
+    """Write the model's state dict with the deltas merged, as one safetensors file; the model stays as it was."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with adapted.merging() as model:
+        write_tensors(target, model.state_dict(), {"format": "pt"})
+    return target

@@ -1,0 +1,152 @@
+"""The methods by name. Counting, the budget solver and the sweep file read this table and nothing else.
+
+A method is added with `register(Method(...))`; nothing else has to know its name.
+
+Defaults, chosen so that the useful rates of all methods lie between about 1e-3 and 1e-2. A scale is one number for all
+layers of a model. Weight decay on adapters is 0 by default for every method.
+
+========  =============  ==========================================  ==============================================
+method    default scale  rule over capacities                        start (delta 0)
+========  =============  ==========================================  ==============================================
+lora      1              alpha / r, alpha = r unless given           A uniform +-1/sqrt(in), B = 0
+  stable  4 / sqrt(r)    alpha / sqrt(r), alpha = 4 unless given     as above
+dora      as lora        as lora                                     as lora; magnitude = row norms of W0
+vera      1              none; bases of variance 2 / fan-in          d = 0.1, b = 0
+nola      1              alpha / r, alpha = r unless given; sums of  A_0 as LoRA's A, all coefficients 0
+                         bases divided by sqrt(k_A), sqrt(k_B)
+randlora  2              constant; alpha / r where alpha is given    lambda = 0, gamma = 1 / min(out, in)
+========  =============  ==========================================  ==============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from randlora import lora, nola, rand, vera
+from randlora.adapter import AdapterConfig, Build, Shape
+from randlora.errors import AdapterError, UnknownMethodError, nearest
+
+
+@dataclass(frozen=True)
+class Method:
+    """One fine-tuning method.
+
+    `count(shape, capacity, **options)`: trainable parameters of one weight, exactly what `attach` builds.
+    `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
+    (for a rank per weight, ask it for that weight alone).
+    `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
+    """
+
+    name: str
+    config: type[AdapterConfig]
+    capacity_field: str
+    count: Callable[..., int]
+    max_capacity: Callable[..., int]
+    build: Build
+    published_lr: float
+    published_lr_source: str
+    scale_rule: str
+    title: str
+    min_capacity: int = 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option -> default: everything in the configuration but the capacity."""
+        return self.config.option_defaults()
+
+    def total(self, shapes: Sequence[Shape], capacity: int, **options: Any) -> int:
+        """Trainable parameters of all `shapes` at one capacity."""
+        return sum(self.count(shape, capacity, **options) for shape in shapes)
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a method; a name can be taken once."""
+    if method.name in METHODS:
+        raise AdapterError(f"a method named {method.name!r} is registered already")
+    METHODS[method.name] = method
+    return method
+
+
+def get_method(name: str) -> Method:
+    """The method called `name`; unknown names list the known ones."""
+    if name not in METHODS:
+        raise UnknownMethodError(f"unknown method {name!r}: known are {sorted(METHODS)}{nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+register(
+    Method(
+        name="lora",
+        title="LoRA",
+        config=lora.LoraConfig,
+        capacity_field="r",
+        count=lora.lora_count,
+        max_capacity=lora.lora_max_capacity,
+        build=lora.build_lora,
+        published_lr=1e-3,
+        published_lr_source="RandLoRA paper, Table 8 (CLIP)",
+        scale_rule="alpha / r, alpha = r by default, so 1 at every rank; rank-stabilised: alpha / sqrt(r), alpha = 4",
+    )
+)
+register(
+    Method(
+        name="dora",
+        title="DoRA",
+        config=lora.DoraConfig,
+        capacity_field="r",
+        count=lora.dora_count,
+        max_capacity=lora.lora_max_capacity,
+        build=lora.build_dora,
+        published_lr=1e-3,
+        published_lr_source="as LoRA; no CLIP rate was published",
+        scale_rule="as LoRA",
+    )
+)
+register(
+    Method(
+        name="vera",
+        title="VeRA",
+        config=vera.VeraConfig,
+        capacity_field="r",
+        count=vera.vera_count,
+        max_capacity=vera.vera_max_capacity,
+        build=vera.build_vera,
+        published_lr=1e-2,
+        published_lr_source="RandLoRA paper, Table 8 (CLIP)",
+        scale_rule="none: 1, the bases carry it (Kaiming uniform, gain sqrt 2)",
+    )
+)
+register(
+    Method(
+        name="nola",
+        title="NoLA",
+        config=nola.NolaConfig,
+        capacity_field="k",
+        count=nola.nola_count,
+        max_capacity=nola.nola_max_capacity,
+        build=nola.build_nola,
+        published_lr=5e-3,
+        published_lr_source="NoLA's ViT and GPT-2 runs",
+        scale_rule="alpha / r with alpha = r by default, so 1; the sums of bases are divided by sqrt(k)",
+        min_capacity=2,
+    )
+)
+register(
+    Method(
+        name="randlora",
+        title="RandLoRA",
+        config=rand.RandLoraConfig,
+        capacity_field="r",
+        count=rand.randlora_count,
+        max_capacity=rand.randlora_max_capacity,
+        build=rand.build_randlora,
+        published_lr=1e-3,
+        published_lr_source="RandLoRA paper, Table 8 (CLIP)",
+        scale_rule=f"alpha / r; by default {rand.DEFAULT_SCALE:g} at every rank",
+    )
+)

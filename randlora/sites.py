@@ -1,0 +1,166 @@
+"""Where a weight lives, and how an adapter gets between it and the model's arithmetic.
+
+Two ways, both undone without a trace: an `nn.Linear` changes class to `AdaptedLinear`, whose forward lets the adapter
+choose its contraction; any other 2-D parameter (the packed `in_proj_weight` of attention, a `Linear` that its parent
+reads without calling it, transformers' `Conv1D`) is parametrised, so whoever reads it sees W0 + delta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from randlora.adapter import Adapter, Shape
+
+# Modules that compute with their children's weights instead of calling the children, at least on a fast path.
+_READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+class AdaptedLinear(nn.Linear):
+    """An `nn.Linear` with an adapter; never built, only taken on as a class by an existing layer."""
+
+    adapter: Adapter
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return self.adapter.linear(input, self.weight, self.bias)
+
+
+class PackedWeight(nn.Module):
+    """Parametrisation: the stored weight in, weight plus delta out; transposed for layouts of (in x out).
+
+    `nn.MultiheadAttention` reads its weight three times a forward. Between the owner's forward hooks the first result
+    is kept, and dropped at the end, so that each forward has its own graph.
+    """
+
+    def __init__(self, adapter: Adapter, transposed: bool) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.transposed = transposed
+        self._holding = False
+        self._held: Tensor | None = None
+
+    def forward(self, base: Tensor) -> Tensor:
+        """Shape as stored, in and out."""
+        if self._held is not None:
+            return self._held
+        weight = self.adapter.weight(base.t()).t() if self.transposed else self.adapter.weight(base)
+        if self._holding:
+            self._held = weight
+        return weight
+
+    def hold(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of the owner."""
+        self._holding, self._held = True, None
+
+    def release(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the owner; called after an error as well."""
+        self._holding, self._held = False, None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """transformers' Conv1D keeps (in x out). Told by name: this package does not import transformers."""
+    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__)
+
+
+@dataclass
+class Site:
+    """One 2-D weight: `owner.attr` under the qualified `name`."""
+
+    name: str
+    owner: nn.Module
+    attr: str
+    parent: nn.Module | None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is kept as (in x out)."""
+        return self.attr == "weight" and is_conv1d(self.owner)
+
+    @property
+    def by_activation(self) -> bool:
+        """Whether the adapter meets the input (an exact `nn.Linear` that is really called)."""
+        return type(self.owner) in (nn.Linear, AdaptedLinear) and not isinstance(self.parent, _READS_CHILDREN)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The frozen weight as stored, whether or not an adapter is installed."""
+        if parametrize.is_parametrized(self.owner, self.attr):
+            value = self._parametrizations()[self.attr].original
+        else:
+            value = getattr(self.owner, self.attr)
+        assert isinstance(value, nn.Parameter)
+        return value
+
+    @property
+    def base(self) -> Tensor:
+        """The frozen weight as (out x in)."""
+        return self.parameter.t() if self.transposed else self.parameter
+
+    @property
+    def shape(self) -> Shape:
+        """(out, in)."""
+        rows, cols = self.parameter.shape
+        return (cols, rows) if self.transposed else (rows, cols)
+
+    @property
+    def module_name(self) -> str:
+        """The owner's qualified name."""
+        return self.name.rpartition(".")[0]
+
+    def _parametrizations(self) -> Any:
+        return self.owner.parametrizations
+
+    def install(self, adapter: Adapter) -> None:
+        """Put the adapter in place."""
+        if self.by_activation:
+            self.owner.add_module("adapter", adapter)
+            self.owner.__class__ = AdaptedLinear
+            return
+        self._order = list(self.owner._parameters)
+        packed = PackedWeight(adapter, self.transposed)
+        packed.train(self.owner.training)
+        parametrize.register_parametrization(self.owner, self.attr, packed, unsafe=True)
+        self._hooks = (
+            self.owner.register_forward_pre_hook(packed.hold),
+            self.owner.register_forward_hook(packed.release, always_call=True),
+        )
+
+    def remove(self) -> None:
+        """Undo `install`: the same parameter object under the same name, in the same order, in the same class."""
+        if type(self.owner) is AdaptedLinear:
+            del self.owner._modules["adapter"]
+            self.owner.__class__ = nn.Linear  # type: ignore[assignment]  # mypy narrowed it
+            return
+        for hook in self._hooks:
+            hook.remove()
+        parametrize.remove_parametrizations(self.owner, self.attr, leave_parametrized=False)
+        table = self.owner._parameters
+        ordered = {name: table[name] for name in self._order}
+        table.clear()
+        table.update(ordered)
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether an adapter of this package is installed anywhere in the model."""
+    return any(isinstance(m, Adapter) for m in model.modules())
+
+
+def find_sites(model: nn.Module) -> dict[str, Site]:
+    """Every floating 2-D parameter by qualified name, in the model's order, each tensor once."""
+    modules = dict(model.named_modules())
+    sites: dict[str, Site] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and parameter.is_floating_point():
+            owner_name, _, attr = name.rpartition(".")
+            parent = modules.get(owner_name.rpartition(".")[0]) if owner_name else None
+            sites[name] = Site(name, modules[owner_name], attr, parent)
+    return sites
+
+
+def shared_names(model: nn.Module, parameter: Tensor) -> list[str]:
+    """All names under which `parameter` appears: more than one means tied weights."""
+    return [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]

@@ -1,0 +1,61 @@
+"""Budget-matched sweeps over parameter-efficient fine-tuning methods, on Ray.
+
+from sweeps import Plan, SweepSpec, run, solve
+
+plan = Plan.from_spec(SweepSpec.load("examples/quickstart.toml"))
+plan.table()          # cells, solved ranks, counts, residuals: a pyarrow.Table
+store = run(plan)     # an analysis.Store
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis import Store
+    from sweeps.budget import Infeasible, Solution, solve
+    from sweeps.errors import Problem, SpecError
+    from sweeps.plan import Cell, Plan
+    from sweeps.spec import SweepSpec
+
+__all__ = ["Cell", "Infeasible", "Plan", "Problem", "Solution", "SpecError", "SweepSpec", "run", "solve"]
+
+_HOMES = {
+    "Cell": "sweeps.plan",
+    "Infeasible": "sweeps.budget",
+    "Plan": "sweeps.plan",
+    "Problem": "sweeps.errors",
+    "Solution": "sweeps.budget",
+    "SpecError": "sweeps.errors",
+    "SweepSpec": "sweeps.spec",
+    "solve": "sweeps.budget",
+}
+
+
+def run(plan: Plan, *, address: str | None = None, progress: bool = True) -> Store:
+    """Run a plan, or what is missing of it, and open its results.
+
+    Args:
+        plan: from `Plan.from_spec`.
+        address: a Ray cluster to join; None starts a local one, bound to loopback.
+        progress: show live progress.
+
+    Raises:
+        ValueError: a results folder of another sweep, one in use, or resources that the cluster lacks.
+    """
+    from analysis import open_store
+    from sweeps.engine import run as run_engine
+
+    return open_store(run_engine(plan, address=address, progress=progress).folder)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,308 @@
+"""The command line: a file and a few verbs. Every verb takes `--json`.
+
+Exit codes: 0 done, 1 finished with failed trials, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from sweeps import show
+from sweeps.errors import Problem, SpecError, nearest, unknown
+from sweeps.show import err, out
+
+if TYPE_CHECKING:
+    from analysis import Store
+    from sweeps.plan import Plan
+    from sweeps.spec import SweepSpec
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="sweeps",
+    help="Compare parameter-efficient fine-tuning methods at equal parameters and equal tuning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
+Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+
+FAILED_TRIALS, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def _verb(function: Callable[P, int | None]) -> Callable[P, None]:
+    """Run a verb; say everything that is wrong with its input, and leave with code 2."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except ValueError as error:
+            if not _is_user_error(error):
+                raise
+            problems = getattr(error, "problems", None)
+            lines = [str(p) for p in problems] if problems else [str(error)]
+            if kwargs.get("as_json"):
+                show.print_json({"errors": lines})
+            for line in lines:
+                err.print(f"error: {line}", style="red", markup=False, highlight=False)
+            raise typer.Exit(BAD_INPUT) from error
+        raise typer.Exit(code or 0)
+
+    return run
+
+
+def _is_user_error(error: ValueError) -> bool:
+    """Errors that our packages raise on purpose derive from ValueError; a bare ValueError is a fault of ours."""
+    return type(error).__module__.split(".")[0] in {"sweeps", "trainables", "analysis", "randlora"}
+
+
+def _folder(source: Path, overrides: list[str] | None = None) -> Path:
+    """The results folder that a sweep file or a folder names; an error where there is nothing yet."""
+    from sweeps.spec import SweepSpec
+
+    folder = source if source.is_dir() else SweepSpec.load(source, overrides or ()).folder
+    if not (folder / "journal.jsonl").exists() and not (folder / "tables").is_dir():
+        parent = folder.parent
+        known = [p.name for p in parent.iterdir() if (p / "journal.jsonl").exists()] if parent.is_dir() else []
+        raise SpecError(
+            [
+                Problem(
+                    "results",
+                    str(folder),
+                    "holds no sweep yet; start one with `sweeps run`",
+                    nearest(folder.name, known),
+                )
+            ]
+        )
+    return folder
+
+
+def _store(source: Path, overrides: list[str] | None = None) -> Store:
+    from analysis import open_store
+
+    return open_store(_folder(source, overrides))
+
+
+def _load(spec: Path, overrides: list[str] | None) -> tuple[SweepSpec, Plan]:
+    from sweeps.plan import Plan
+    from sweeps.spec import SweepSpec
+
+    loaded = SweepSpec.load(spec, overrides or ())
+    return loaded, Plan.from_spec(loaded)
+
+
+@app.command()
+@_verb
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("sweep.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a commented starter file."""
+    if path.exists() and not force:
+        raise SpecError([Problem("path", str(path), "exists; give another name, or --force to overwrite it")])
+    path.write_text(resources.files("sweeps").joinpath("starter.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    if as_json:
+        show.print_json({"path": str(path)})
+    else:
+        out.print(f"wrote {path}; next: sweeps plan {path}", highlight=False)
+
+
+@app.command()
+@_verb
+def plan(spec: Spec, overrides: Set = None, as_json: Json = False) -> None:
+    """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
+    _, planned = _load(spec, overrides)
+    if as_json:
+        show.print_json({"cells": planned.table().to_pylist(), "trials": planned.n_trials})
+    else:
+        show.print_plan(planned)
+
+
+@app.command()
+@_verb
+def estimate(spec: Spec, overrides: Set = None, as_json: Json = False) -> None:
+    """Time, memory and disk of a sweep, from a short probe of every method."""
+    from sweeps.estimate import estimate_plan
+
+    _, planned = _load(spec, overrides)
+    answer = estimate_plan(planned)
+    if as_json:
+        show.print_json(answer.as_dict())
+    else:
+        show.print_estimate(answer)
+
+
+@app.command()
+@_verb
+def run(
+    spec: Spec,
+    overrides: Set = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a local one.")] = None,
+    report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Run a sweep; the same command resumes it, or extends it after an edit. Finished trials are never repeated."""
+    from sweeps.engine import run as run_engine
+    from sweeps.estimate import check_inputs, estimate_plan
+
+    loaded, planned = _load(spec, overrides)
+    check_inputs(planned)
+    quiet = quiet or as_json
+    if not quiet:
+        show.print_header(planned)
+        show.print_estimate_line(estimate_plan(planned))
+    summary = run_engine(planned, address=address, progress=not quiet)
+    if summary.interrupted:
+        err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
+        return INTERRUPTED
+    paths = _draw(loaded.folder) if report else {}
+    if as_json:
+        show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
+    else:
+        show.print_results(loaded.folder, summary, paths)
+    return FAILED_TRIALS if summary.failed else 0
+
+
+app.command("resume", help="The same as `run`.")(run)
+
+
+@app.command()
+@_verb
+def status(source: Source, overrides: Set = None, as_json: Json = False) -> None:
+    """How far a sweep is; works while it runs."""
+    from sweeps.progress import progress_of
+
+    progress = progress_of(_folder(source, overrides))
+    if as_json:
+        show.print_json(progress)
+    else:
+        show.print_status(progress)
+
+
+@app.command()
+@_verb
+def best(source: Source, overrides: Set = None, as_json: Json = False) -> None:
+    """The results: score with interval per method and budget, and the difference to LoRA."""
+    from analysis.console import results_table
+
+    store = _store(source, overrides)
+    if as_json:
+        show.print_json(results_table(store).to_pylist())
+    else:
+        show.print_best(store)
+
+
+@app.command()
+@_verb
+def query(
+    source: Source,
+    sql: Annotated[str, typer.Argument(help="SQL over trials, metrics, predictions, cells, choices and the views.")],
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read-only SQL over the results tables (DuckDB)."""
+    table = _store(source).sql(sql)
+    if as_json:
+        show.print_json(table.to_pylist())
+    elif csv:
+        show.print_csv(table)
+    else:
+        show.print_table(table)
+
+
+@app.command()
+@_verb
+def report(source: Source, overrides: Set = None, as_json: Json = False) -> None:
+    """Draw the scaling curve and write one self-contained report.html."""
+    paths = _draw(_folder(source, overrides))
+    if as_json:
+        show.print_json({k: str(v) for k, v in paths.items()})
+    else:
+        show.print_paths(paths)
+
+
+@app.command()
+@_verb
+def export(
+    source: Source,
+    trial: Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")],
+    to: Annotated[Path, typer.Argument(help="Folder to write.")],
+    form: Annotated[str, typer.Option("--form", help="adapter, peft, or merged.")] = "adapter",
+    as_json: Json = False,
+) -> None:
+    """Write a kept adapter: as it is, as a PEFT folder, or merged into the base model's weights."""
+    from sweeps.export import export_trial
+
+    written = export_trial(_folder(source), trial, to, form)
+    if as_json:
+        show.print_json({"path": str(written), "form": form})
+    else:
+        out.print(f"wrote {written}", highlight=False)
+
+
+@app.command()
+@_verb
+def budget(
+    model: Annotated[str, typer.Option(help="Model id: open_clip:ARCH, local:DIR, hf:ORG/NAME, embedded:NAME.")],
+    lora_rank: Annotated[int, typer.Option(help="The LoRA rank whose count is the budget.", min=1)],
+    targets: Annotated[list[str] | None, typer.Option(help="Target weights; default: the family's.")] = None,
+    adapt: Annotated[str, typer.Option(help="CLIP: vision or both towers; else all.")] = "both",
+    as_json: Json = False,
+) -> None:
+    """The budget solver alone: what every method trains at a LoRA rank's count. Needs no weights."""
+    from sweeps.budget import budget_table
+    from trainables.models import default_targets, target_shapes
+
+    towers = ("vision", "both", "all")
+    if adapt not in towers:
+        raise SpecError([unknown("--adapt", adapt, "choice", towers)])
+    names = targets or list(default_targets(model))
+    answer = budget_table(target_shapes(model, names, adapt), lora_rank)
+    if as_json:
+        show.print_json(answer)
+    else:
+        show.print_budget(model, answer)
+
+
+@app.command()
+@_verb
+def doctor(as_json: Json = False) -> int:
+    """Check this machine: Python, packages, devices, disk, and that the four package names are ours."""
+    from sweeps.doctor import examine
+
+    checks = examine()
+    if as_json:
+        show.print_json([c.__dict__ for c in checks])
+    else:
+        show.print_checks(checks)
+    return 0 if all(c.ok for c in checks) else FAILED_TRIALS
+
+
+def _draw(folder: Path) -> dict[str, Path]:
+    """Figures and report of a results folder; names to paths."""
+    from analysis.report import write_report
+
+    return dict(write_report(folder))
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point of the program `sweeps`."""
+    return app(args=arguments)
+
+
+if __name__ == "__main__":
+    main()

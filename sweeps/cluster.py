@@ -1,0 +1,225 @@
+"""The Ray session of a sweep: started on loopback, or joined; with its broker and lanes; shut down without a trace."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sweeps.errors import Problem
+from sweeps.interfaces import Resources
+from sweeps.resources import LaneShape, Node, ResourceError, plan_lanes
+
+PROXY_RESOURCE = "sweeps_proxy"
+_STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
+_STOP_S = 5.0
+
+_LOCAL = {
+    "RAY_AUTH_MODE": "disabled",  # loopback only
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes Ray bind 127.0.0.1 on Linux
+    "RAY_prestart_worker_first_driver": "0",  # idle workers that none of our actors can use
+}
+_ALWAYS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the pace of a lane's start
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is never read: the journal is the truth
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def local_node() -> Node:
+    """CPUs that this process may use, and CUDA devices."""
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Node(float(usable), float(torch.cuda.device_count()))
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables that Ray's processes inherit; what the user has set stays, and all is put back."""
+    new = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+
+
+def _import_paths() -> str:
+    """Import path for Ray's workers: ours, so that a trial function next to the caller is found."""
+    mine = [str(Path(entry or ".").resolve()) for entry in sys.path if not entry or Path(entry).is_dir()]
+    return os.pathsep.join(dict.fromkeys([*mine, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+
+
+class Pool:
+    """Broker and lanes of a Ray session. One pool can run one sweep after another and keeps its workers warm.
+
+    Args:
+        resources: `[resources]` of the sweep: what a trial takes and how many run at once.
+        storage: a folder for Ray's own files, seen by all machines.
+        address: the cluster to join; None starts a local one, unless this process has a session already, which is used
+            and left running.
+
+    Raises:
+        ResourceError: the machines can't hold what is asked; nothing was started for a local session.
+    """
+
+    def __init__(self, resources: Resources, storage: Path, *, address: str | None = None) -> None:
+        self.resources, self.storage, self.address = resources, storage, address
+        self.shapes: list[LaneShape] = []
+        self.broker: Any = None
+        self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
+        self.proxy_resources: dict[str, float] = {}
+        self._lanes: Any = None
+        self._owns_session = False
+        self._variables = _environment(_ALWAYS | ({} if address else _LOCAL))
+
+    @property
+    def trials(self) -> int:
+        """Trials that run at once."""
+        return sum(shape.trials for shape in self.shapes)
+
+    def __enter__(self) -> Self:
+        self._variables.__enter__()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        import ray
+
+        for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        joined = ray.is_initialized()
+        if not joined and self.address is None:
+            self.shapes = plan_lanes(self.resources, [local_node()])
+        imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
+        imports.start()  # while Ray's processes come up
+        if not joined:
+            self._connect()
+        if joined or self.address is not None:
+            nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+            self.shapes = plan_lanes(self.resources, [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in nodes])
+        if ray.cluster_resources().get(PROXY_RESOURCE, 0.0) >= self.trials:
+            self.proxy_resources = {PROXY_RESOURCE: 1.0}
+        else:  # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
+            self.proxy_resources = {"node:__internal_head__": 0.9 / self.trials}
+        imports.join()
+        from sweeps.broker import Broker
+        from sweeps.lanes import Lanes
+
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+        self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
+        self._lanes = Lanes(self.broker, self.shapes, self.storage)
+
+    def _connect(self) -> None:
+        import ray
+
+        paths = _import_paths()
+        if self.address is not None:
+            try:
+                ray.init(
+                    address=self.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": {"PYTHONPATH": paths, **_ALWAYS}},
+                )
+            except ConnectionError as error:
+                rule = f"no Ray cluster answers there ({str(error).splitlines()[0]})"
+                raise ResourceError(
+                    [Problem("--address", self.address, rule, "leave it out to run locally")]
+                ) from error
+        else:
+            with _environment_set("PYTHONPATH", paths):
+                node = local_node()
+                ray.init(
+                    include_dashboard=False,
+                    num_cpus=int(node.cpus),
+                    num_gpus=int(node.gpus),
+                    resources={PROXY_RESOURCE: float(self.trials)},
+                    object_store_memory=_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        self._owns_session = True
+
+    def why_dead(self) -> str | None:
+        """Why no lane is left; None while there are some."""
+        import ray
+
+        answer: str | None = ray.get(self.broker.status.remote())["dead"]
+        return answer
+
+    def close(self) -> None:
+        """Stop lanes and broker; end the Ray session if it is ours."""
+        import ray
+
+        try:
+            if ray.is_initialized() and self.broker is not None:
+                ray.get(self.broker.shutdown.remote(), timeout=_STOP_S)
+                self._lanes.stop(_STOP_S)
+                if not self._owns_session:
+                    ray.kill(self.broker)
+        except (ray.exceptions.RayError, TimeoutError):
+            self._lanes.stop(0.0)  # the session is going down anyway
+        finally:
+            if self._owns_session:
+                ray.shutdown()
+            self._variables.__exit__(None, None, None)
+
+
+@contextmanager
+def _environment_set(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = before
+
+
+def _import_ahead() -> None:
+    import sweeps.dispatch
+    import sweeps.lanes  # noqa: F401
+
+
+def host_facts() -> dict[str, Any]:
+    """Provenance of a run: host, process, start and versions."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for name in ("ray", "optuna", "torch", "randlora-sweeps"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "versions": versions}

@@ -1,0 +1,54 @@
+"""What is wrong with a sweep, said so that it can be mended: field, value, rule, nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        field: dotted path in the sweep file, `methods.lora.alpha`.
+        value: what stands there; None where the field is absent.
+        rule: what must hold.
+        nearest: the closest valid choice, where there is one.
+    """
+
+    field: str
+    value: object
+    rule: str
+    nearest: str | None = None
+
+    def __str__(self) -> str:
+        shown = "" if self.value is None else f" = {_short(self.value)}"
+        hint = f" Nearest: {self.nearest}." if self.nearest else ""
+        return f"{self.field}{shown}: {self.rule.rstrip('.')}.{hint}"
+
+
+class SpecError(ValueError):
+    """A sweep that can't run; carries every problem found, not the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest in spelling, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def unknown(field: str, value: str, kind: str, known: Iterable[str]) -> Problem:
+    """An unknown name, with the known ones."""
+    names = sorted(known)
+    return Problem(field, value, f"unknown {kind}; known: {', '.join(names)}", nearest(value, names))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

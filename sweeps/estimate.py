@@ -1,0 +1,206 @@
+"""How long a sweep will take, from a short probe of every method on this machine; no Ray is started.
+
+The probe trains a few batches of each method's largest cell through the same code a lane runs, on one core. What it
+can't see is other load on the machine, and cores that share memory bandwidth.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis import open_store
+from sweeps.cluster import local_node
+from sweeps.errors import Problem, SpecError
+from sweeps.plan import Cell, Plan
+from sweeps.resources import plan_lanes
+from trainables.families import parse_id
+
+START_SECONDS = 15.0
+"""Ray and the first lane, from the command to the first training step."""
+TRIAL_OVERHEAD = 0.15
+"""Seconds per trial that are neither training nor evaluation, lanes warm."""
+PROBE_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class MethodEstimate:
+    """One method's share: trials still to run, seconds of one of them, and of all."""
+
+    method: str
+    trials: int
+    seconds_per_trial: float
+    seconds_total: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time, memory and disk of what is left of a sweep.
+
+    Attributes:
+        seconds: wall time, `concurrent` trials at a time, Ray's start included.
+        memory_bytes: largest peak memory a probed trial had; on the CPU, of the whole process.
+        disk_bytes: tables and kept adapters.
+    """
+
+    methods: tuple[MethodEstimate, ...]
+    concurrent: int
+    trials_left: int
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+    probe_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Left:
+    cell: Cell
+    tune: int
+    confirm: int
+
+    @property
+    def trials(self) -> int:
+        return self.tune + self.confirm
+
+
+def estimate_plan(plan: Plan) -> Estimate:
+    """Probe every method that still has trials to run, and add up."""
+    started = time.perf_counter()
+    concurrent = sum(lane.trials for lane in plan_lanes(plan.spec.resources, [local_node()]))
+    left = [cell for cell in _left(plan) if cell.trials]
+    if not left:
+        return Estimate((), concurrent, 0, 0.0, 0, 0, 0.0)
+    methods, memory = _probe(plan, left)
+    trials = sum(m.trials for m in methods)
+    slots = min(concurrent, trials)
+    seconds = START_SECONDS + sum(m.seconds_total for m in methods) / slots
+    return Estimate(methods, concurrent, trials, seconds, memory, _disk(plan, left), time.perf_counter() - started)
+
+
+def _left(plan: Plan) -> list[_Left]:
+    done: dict[tuple[str, str], int] = {}
+    folder = plan.spec.folder
+    if (folder / "journal.jsonl").exists():
+        for row in open_store(folder).table("trials").to_pylist():
+            key = (row["cell_id"], row["stage"])
+            done[key] = done.get(key, 0) + 1
+    return [
+        _Left(
+            cell,
+            max(0, cell.tune_trials - done.get((cell.cell_id, "TUNE"), 0)),
+            max(0, cell.confirm_seeds - done.get((cell.cell_id, "CONFIRM"), 0)),
+        )
+        for cell in plan.feasible
+    ]
+
+
+def _probe(plan: Plan, left: Sequence[_Left]) -> tuple[tuple[MethodEstimate, ...], int]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
+    warm: dict[str, Any] = {}
+    memory, costs = 0, {}
+    try:
+        for method in dict.fromkeys(c.cell.method for c in left):
+            mine = [c.cell for c in left if c.cell.method == method]
+            costs[method] = cost = _Probe.of(max(mine, key=lambda cell: cell.count or 0), plan, warm)
+            memory = max(memory, cost.memory)
+    finally:
+        torch.set_num_threads(threads)
+    found = []
+    for method, cost in costs.items():
+        mine_left = [c for c in left if c.cell.method == method]
+        total = sum(c.tune * cost.trial(c.cell, "TUNE") + c.confirm * cost.trial(c.cell, "CONFIRM") for c in mine_left)
+        trials = sum(c.trials for c in mine_left)
+        found.append(MethodEstimate(method, trials, total / trials, total))
+    return tuple(found), memory
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Seconds per training image and per evaluated image of one method."""
+
+    train: float
+    evaluate: float
+    memory: int
+    epochs: int
+
+    @classmethod
+    def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+        from trainables.worker import run_trial
+
+        pool, val, _ = _sizes(cell)
+        batch = plan.spec.train.global_batch_size
+        share: str | float = cell.train_size
+        if not isinstance(share, str):
+            share = min(share, PROBE_BATCHES * batch / pool * share)
+        train = plan.spec.train.model_copy(update={"epochs": 2, "min_batches_per_epoch": 0})
+        stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
+        config = cell.trial(stage, cell.lr_centre, (0, 0, 0), train).model_copy(update={"train_size": share})
+        with tempfile.TemporaryDirectory() as folder:
+            reports = list(run_trial(config.model_dump(), warm=warm, directory=Path(folder)))
+        last = reports[-1]  # the first epoch pays for what later ones find cached
+        images = last["samples"] / len(reports)
+        return cls(
+            train=last["seconds"] / images if images else 0.0,
+            evaluate=last["seconds_eval"] / val if val else 0.0,
+            memory=int(last["peak_memory_bytes"] or 0),
+            epochs=plan.spec.train.epochs,
+        )
+
+    def trial(self, cell: Cell, stage: str) -> float:
+        """Seconds of one trial of a cell."""
+        train, val, test = _sizes(cell)
+        epochs = self.epochs if cell.lr_centre is not None else 1
+        tested = test if stage == "CONFIRM" else 0
+        return TRIAL_OVERHEAD + epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate
+
+
+def check_inputs(plan: Plan) -> None:
+    """Load every data set and draw every size once, so that bad data stops a sweep before it starts.
+
+    Raises:
+        SpecError: a model id that names an architecture without weights.
+        DataError: missing or damaged files, or fewer images per class than shots.
+    """
+    parsed = parse_id(plan.spec.model.id)
+    if parsed.scheme == "open_clip" and parsed.tag is None:
+        raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
+    for cell in plan.feasible:
+        _sizes(cell)
+
+
+def _sizes(cell: Cell) -> tuple[int, int, int]:
+    """Images to train, validate and test on."""
+    return _split_sizes(cell.dataset, cell.train_size, cell.protocol)
+
+
+@functools.cache
+def _split_sizes(name: str, train_size: str | float, protocol: str) -> tuple[int, int, int]:
+    from trainables.data import load_dataset, split
+
+    rows = split(
+        load_dataset(name, stage="CONFIRM"), train_size, 0, "CONFIRM", "paper" if protocol == "paper" else "standard"
+    )
+    return len(rows.train_idx), len(rows.val_idx), len(rows.test_idx)
+
+
+def _disk(plan: Plan, left: Sequence[_Left]) -> int:
+    rows = sum(c.trials for c in left) * 12_000  # journal, table rows and predictions of a trial
+    kept = plan.spec.keep.adapters
+    per_cell = {"none": 0, "best": 1}
+    adapters = 0
+    for c in left:
+        n = per_cell.get(kept, c.cell.confirm_seeds if kept == "confirm" else c.trials)
+        adapters += n * 4 * (c.cell.count or 0)
+    return rows + adapters

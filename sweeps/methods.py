@@ -1,0 +1,132 @@
+"""The methods a sweep can name: randlora's adapters, and those without a budget (full fine-tuning, zero-shot)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from randlora.registry import METHODS
+from sweeps.errors import Problem, nearest, unknown
+
+if TYPE_CHECKING:
+    from sweeps.spec import MethodSection, SweepSpec
+
+
+@dataclass(frozen=True)
+class WithoutBudget:
+    """A method that no parameter budget applies to: drawn as a horizontal line.
+
+    Attributes:
+        published_lr: the rate its search range is centred on; None where nothing trains.
+        trains: what it trains, in words.
+    """
+
+    published_lr: float | None
+    trains: str
+
+
+WITHOUT_BUDGET: dict[str, WithoutBudget] = {
+    # RandLoRA paper, Table 8: full fine-tuning of CLIP at 1e-5; small models take more, so specs set their own centre
+    "full": WithoutBudget(1e-5, "every weight of the adapted towers"),
+    "full-targets": WithoutBudget(1e-5, "the target weights, whole"),
+    "zero-shot": WithoutBudget(None, "nothing: the base model as it is"),
+}
+
+_SHARED_KEYS = ("lr", "budgets", "allocation", "capacity", "unmatched")
+
+
+def known_methods() -> tuple[str, ...]:
+    """Names a sweep file may use under `[methods]`."""
+    return (*METHODS, *WITHOUT_BUDGET)
+
+
+def has_budget(name: str) -> bool:
+    """Whether the method is matched to a parameter budget."""
+    return name in METHODS
+
+
+def published_lr(name: str) -> float | None:
+    """The learning rate the method's range is centred on by default; None for a method that trains nothing."""
+    return METHODS[name].published_lr if name in METHODS else WITHOUT_BUDGET[name].published_lr
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """The method's own options: its config's fields without the capacity, which the budget decides."""
+    if name not in METHODS:
+        return ()
+    method = METHODS[name]
+    return tuple(f.name for f in dataclasses.fields(method.config) if f.init and f.name != method.capacity_field)
+
+
+def method_problems(tree: Mapping[str, Any], spec: SweepSpec | None) -> list[Problem]:
+    """Unknown methods and options of a sweep file, even where other parts of it are wrong."""
+    sections = tree.get("methods")
+    if not isinstance(sections, Mapping):
+        return []
+    problems = []
+    for name, section in sections.items():
+        if name not in known_methods():
+            problems.append(unknown(f"methods.{name}", name, "method", known_methods()))
+        elif isinstance(section, Mapping):
+            problems += _option_problems(name, section)
+    if spec is not None and not problems:
+        for name, checked in spec.methods.items():
+            problems += _budget_problems(name, checked, spec)
+    return problems
+
+
+def _option_problems(name: str, section: Mapping[str, Any]) -> list[Problem]:
+    options = {k: v for k, v in section.items() if k not in _SHARED_KEYS}
+    field, problems = f"methods.{name}", []
+    if name in METHODS:
+        method = METHODS[name]
+        if method.capacity_field in options:
+            value = options.pop(method.capacity_field)
+            problems.append(
+                Problem(
+                    f"{field}.{method.capacity_field}",
+                    value,
+                    "is decided by the budget; to pin it, write capacity",
+                    f"capacity = {value}",
+                )
+            )
+    known = option_names(name)
+    for key in [k for k in options if k not in known]:
+        everything = sorted({*_SHARED_KEYS, *known})
+        problems.append(
+            Problem(
+                f"{field}.{key}",
+                options.pop(key),
+                f"unknown key; known: {', '.join(everything)}",
+                nearest(key, everything),
+            )
+        )
+    if name in METHODS:
+        method = METHODS[name]
+        try:
+            TypeAdapter(method.config).validate_python({method.capacity_field: method.min_capacity, **options})
+        except ValidationError as error:
+            for e in error.errors(include_url=False):
+                where = ".".join((field, *(str(p) for p in e["loc"])))
+                value = e["input"] if e["loc"] else None
+                problems.append(Problem(where, value, e["msg"].removeprefix("Value error, ")))
+    return problems
+
+
+def _budget_problems(name: str, section: MethodSection, spec: SweepSpec) -> list[Problem]:
+    field, problems = f"methods.{name}", []
+    references = spec.budgets.references()
+    for label in section.budgets or ():
+        if label not in references:
+            problems.append(unknown(f"{field}.budgets", label, "budget", references))
+    if not has_budget(name):
+        for key in ("budgets", "allocation", "capacity"):
+            if getattr(section, key) is not None:
+                problems.append(Problem(f"{field}.{key}", getattr(section, key), f"{name} has no budget"))
+    if published_lr(name) is None and section.lr is not None:
+        problems.append(Problem(f"{field}.lr", section.lr.model_dump(exclude_none=True), f"{name} trains nothing"))
+    return problems

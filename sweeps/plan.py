@@ -1,0 +1,329 @@
+"""From a specification to cells: every method solved for every budget, on every data set and training size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from analysis.tables import cells_table
+from pydantic import ValidationError
+
+from sweeps.budget import Infeasible, Neighbour, Solution, reference_budget, solve, solve_pinned
+from sweeps.errors import Problem, SpecError
+from sweeps.methods import has_budget, published_lr
+from sweeps.spec import MethodSection, SweepSpec
+from trainables.config import TrainSettings, TrialConfig
+from trainables.data import DataError, check_dataset
+from trainables.families import parse_id
+from trainables.models import ModelError, default_targets, target_shapes
+from trainables.shapes import is_open_clip_folder
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, data set, training size, method and budget: one study of learning rates, then one set of seeds.
+
+    Attributes:
+        reference: what defines the budget, 'lora-8'; None for a method without one.
+        budget: trainable adapter parameters aimed at; None for a method without one.
+        capacity: the one capacity of a uniform allocation (r; k for NoLA); None where layers differ.
+        capacities: capacity of every target weight, by qualified name.
+        count: trainable adapter parameters of the solution; residual: count - budget.
+        below, above: nearest reachable counts around the budget, with their capacity.
+        lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
+    """
+
+    cell_id: str
+    sweep: str
+    model: str
+    adapt: str
+    targets: tuple[str, ...]
+    dataset: str
+    train_size: str | float
+    method: str
+    options: tuple[tuple[str, str | float | int | bool], ...]
+    reference: str | None
+    budget: int | None
+    allocation: str | None
+    capacity: int | None
+    capacities: tuple[tuple[str, int], ...]
+    count: int | None
+    residual: int | None
+    feasible: bool
+    reason: str | None
+    below: dict[str, int] | None
+    above: dict[str, int] | None
+    lr_low: float | None
+    lr_high: float | None
+    lr_centre: float | None
+    tune_trials: int
+    confirm_seeds: int
+    protocol: str = field(default="standard", kw_only=True)
+
+    @property
+    def label(self) -> str:
+        """The cell in words, for tables and messages."""
+        parts = [self.method, self.reference or "", self.dataset, str(self.train_size)]
+        return " ".join(p for p in parts if p)
+
+    def trial(self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: TrainSettings) -> TrialConfig:
+        """The configuration of one trial of this cell; `seeds` is (data_seed, init_seed, basis_seed)."""
+        data_seed, init_seed, basis_seed = seeds
+        return TrialConfig.model_validate(
+            {
+                "stage": stage,
+                "cell_id": self.cell_id,
+                "model": self.model,
+                "adapt": self.adapt,
+                "targets": self.targets,
+                "dataset": self.dataset,
+                "train_size": self.train_size,
+                "method": self.method,
+                "capacities": self.capacities,
+                "options": self.options,
+                "budget": self.budget,
+                "lr": lr,
+                "data_seed": data_seed,
+                "init_seed": init_seed,
+                "basis_seed": basis_seed,
+                "train": train,
+                "protocol": self.protocol,
+            }
+        )
+
+    def row(self) -> dict[str, Any]:
+        """This cell as a row of the `cells` table."""
+        row = asdict(self)
+        for name in ("targets", "options", "protocol"):
+            del row[name]
+        fraction = self.residual / self.budget if self.residual is not None and self.budget else None
+        return row | {
+            "label": self.label,
+            "train_size": str(self.train_size),
+            "capacities": json.dumps(dict(self.capacities)),
+            "residual_fraction": fraction,
+            "below": None if self.below is None else json.dumps(self.below),
+            "above": None if self.above is None else json.dumps(self.above),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a sweep, infeasible ones included."""
+
+    spec: SweepSpec
+    cells: tuple[Cell, ...]
+
+    @property
+    def feasible(self) -> tuple[Cell, ...]:
+        """The cells that will run."""
+        return tuple(cell for cell in self.cells if cell.feasible)
+
+    @property
+    def n_trials(self) -> int:
+        """Trials of a complete run: the allowance and the CONFIRM seeds of every feasible cell."""
+        return sum(cell.tune_trials + cell.confirm_seeds for cell in self.feasible)
+
+    def table(self) -> pa.Table:
+        """The cells as an Arrow table (schema: docs/tables.md, `cells`)."""
+        return cells_table([cell.row() for cell in self.cells])
+
+    @classmethod
+    def from_spec(cls, spec: SweepSpec) -> Plan:
+        """Solve every cell. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
+
+        Raises:
+            SpecError: unknown model, data set or target, or no feasible cell at all.
+        """
+        problems = _data_problems(spec)
+        shapes: Shapes = {}
+        targets: tuple[str, ...] = ()
+        try:
+            targets = spec.model.targets or tuple(default_targets(spec.model.id))
+            shapes = target_shapes(spec.model.id, targets, spec.model.adapt)
+        except ModelError as error:
+            problems.append(Problem("model.id", spec.model.id, str(error)))
+        except ValueError as error:  # a target pattern that matches nothing; the message lists the nearest names
+            problems.append(Problem("model.targets", list(targets), str(error)))
+        else:
+            problems += _task_problems(spec)
+        if problems:
+            raise SpecError(problems)
+        cells = tuple(_cells(spec, targets, shapes))
+        if not any(cell.feasible for cell in cells):
+            reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in cells)
+            raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
+        plan = cls(spec, cells)
+        plan.check_training()
+        return plan
+
+    def check_training(self) -> None:
+        """Build one trial, so that training settings that contradict each other stop the sweep; raises `SpecError`."""
+        cell = self.feasible[0]
+        try:
+            cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), self.spec.train)
+        except ValidationError as error:
+            messages = [e["msg"].removeprefix("Value error, ") for e in error.errors(include_url=False)]
+            raise SpecError([Problem("train", None, message) for message in messages]) from error
+
+
+def _data_problems(spec: SweepSpec) -> list[Problem]:
+    problems = []
+    for name in spec.data.datasets:
+        try:
+            check_dataset(name)
+        except DataError as error:
+            problems.append(Problem("data.datasets", name, str(error)))
+    return problems
+
+
+def _task_problems(spec: SweepSpec) -> list[Problem]:
+    parsed = parse_id(spec.model.id)
+    local = parsed.folder is not None and is_open_clip_folder(parsed.folder, spec.model.id)
+    if parsed.scheme != "open_clip" and not local:
+        rule = "is no open_clip model; sweeps train CLIP models so far (`sweeps budget` takes any)"
+        return [Problem("model.id", spec.model.id, rule, "embedded:tiny-clip")]
+    if spec.model.adapt == "all":
+        return [Problem("model.adapt", "all", "a CLIP model has two towers: vision or both", "both")]
+    return []
+
+
+def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Cell]:
+    cells = []
+    for name, section in spec.methods.items():
+        for solved in _solutions(name, section, spec, shapes):
+            for dataset in spec.data.datasets:
+                for size in spec.data.train_size:
+                    cells.append(_cell(spec, targets, name, section, dataset, size, solved))
+    return cells
+
+
+def _absolute(name: str) -> str:
+    """A path in a model or data id, made absolute: workers run in other folders."""
+    scheme, colon, path = name.partition(":")
+    return f"{scheme}:{Path(path).resolve()}" if colon and scheme in {"local", "folder", "parquet", "arrow"} else name
+
+
+@dataclass(frozen=True)
+class _Solved:
+    reference: str | None
+    budget: int | None
+    answer: Solution | Infeasible | None
+    reason: str | None
+
+
+def _solutions(name: str, section: MethodSection, spec: SweepSpec, shapes: Shapes) -> list[_Solved]:
+    if not has_budget(name):
+        return [_Solved(None, None, None, None)]
+    solved = []
+    options = section.options
+    budgets = _budgets(spec, shapes)
+    for reference in section.budgets or spec.budgets.references():
+        budget = budgets[reference]
+        if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
+            answer: Solution | Infeasible = solve_pinned(name, shapes, section.capacity, budget, options=options)
+        else:
+            allocation = section.allocation or spec.budgets.allocation
+            tolerance = None if section.unmatched else spec.budgets.tolerance
+            answer = solve(name, shapes, budget, allocation, tolerance=tolerance, options=options)
+        reason = _reason(answer) if isinstance(answer, Infeasible) else None
+        solved.append(_Solved(reference, budget, answer, reason))
+    if section.capacity is not None:
+        return [min(solved, key=lambda s: abs(s.answer.residual) if isinstance(s.answer, Solution) else 0)]
+    return solved
+
+
+def _reason(answer: Infeasible) -> str:
+    return f"{answer.reason}; {answer.lever}" if answer.lever else answer.reason
+
+
+def _budgets(spec: SweepSpec, shapes: Shapes) -> dict[str, int]:
+    references = spec.budgets.references()
+    if spec.budgets.lora_rank is not None:
+        return dict(zip(references, (reference_budget(shapes, r) for r in spec.budgets.lora_rank), strict=True))
+    if spec.budgets.params is not None:
+        return dict(zip(references, spec.budgets.params, strict=True))
+    total = sum(rows * columns for rows, columns in shapes.values())
+    return dict(zip(references, (round(total * p / 100) for p in spec.budgets.percent or ()), strict=True))
+
+
+def _cell(
+    spec: SweepSpec,
+    targets: tuple[str, ...],
+    name: str,
+    section: MethodSection,
+    dataset: str,
+    size: str | float,
+    solved: _Solved,
+) -> Cell:
+    answer = solved.answer
+    solution = answer if isinstance(answer, Solution) else None
+    around = answer if answer is not None else None
+    low, high, centre = _lr_range(name, section, spec)
+    options = tuple(sorted(section.options.items()))
+    allocation = solution.allocation if solution else None
+    key = [spec.model.id, spec.model.adapt, targets, dataset, size, name, options, solved.reference, section.allocation]
+    digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:6]
+    words = [name, solved.reference, dataset.rpartition("/")[2].replace(":", "-"), str(size)]
+    return Cell(
+        cell_id="_".join([w for w in words if w] + [digest]),
+        sweep=spec.name,
+        model=_absolute(spec.model.id),
+        adapt=spec.model.adapt,
+        targets=targets,
+        dataset=_absolute(dataset),
+        train_size=size,
+        method=name,
+        options=options,
+        reference=solved.reference,
+        budget=solved.budget,
+        allocation=allocation,
+        capacity=solution.capacity if solution else None,
+        capacities=tuple(solution.capacities.items()) if solution else (),
+        count=solution.count if solution else None,
+        residual=solution.residual if solution else None,
+        feasible=solved.reason is None,
+        reason=solved.reason,
+        below=_neighbour(around.below if around else None),
+        above=_neighbour(around.above if around else None),
+        lr_low=low,
+        lr_high=high,
+        lr_centre=centre,
+        tune_trials=0 if centre is None or spec.protocol == "paper" else spec.search.trials,
+        confirm_seeds=1 if centre is None else len(spec.confirm.seeds),  # nothing trains, nothing varies
+        protocol=spec.protocol,
+    )
+
+
+def _lr_range(
+    name: str, section: MethodSection, spec: SweepSpec
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    centre = published_lr(name)
+    if centre is None:
+        return None, None, None
+    if section.lr is not None and section.lr.low is not None and section.lr.high is not None:
+        return section.lr.low, section.lr.high, (section.lr.low * section.lr.high) ** 0.5
+    if section.lr is not None and section.lr.centre is not None:
+        centre = section.lr.centre
+    half = 10 ** (spec.search.lr.decades / 2)
+    return centre / half, centre * half, centre
+
+
+def _neighbour(neighbour: Neighbour | None) -> dict[str, int] | None:
+    return None if neighbour is None else {"capacity": neighbour.capacity, "count": neighbour.count}
+
+
+def _lever(cells: Sequence[Cell]) -> str | None:
+    counts = [n["count"] for cell in cells for n in (cell.below, cell.above) if n is not None]
+    budgets = [cell.budget for cell in cells if cell.budget is not None]
+    if not counts or not budgets:
+        return None
+    best = min(counts, key=lambda count: min(abs(count - budget) for budget in budgets))
+    return f"budgets.params = [{best}]"

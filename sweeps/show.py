@@ -1,0 +1,239 @@
+"""What the verbs print. Numbers come from the functions named in each; nothing is computed here but formatting."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from analysis import Store
+    from sweeps.doctor import Check
+    from sweeps.engine import RunSummary
+    from sweeps.estimate import Estimate
+    from sweeps.plan import Plan
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; times in ISO form, NaN never."""
+    sys.stdout.write(json.dumps(value, default=str, allow_nan=False, indent=2) + "\n")
+
+
+def print_csv(table: pa.Table) -> None:
+    """A table as CSV, header first."""
+    writer = csv.writer(sys.stdout)
+    writer.writerow(table.column_names)
+    writer.writerows(row.values() for row in table.to_pylist())
+
+
+def print_table(table: pa.Table, title: str | None = None) -> None:
+    """Any Arrow table on the terminal."""
+    rows = table.to_pylist()
+    _print_rows(table.column_names, [[_cell(v) for v in row.values()] for row in rows], title)
+    out.print(f"{len(rows)} row(s)", style="dim", highlight=False)
+
+
+def print_header(plan: Plan) -> None:
+    """One line on what is about to run."""
+    cells, left_out = plan.feasible, len(plan.cells) - len(plan.feasible)
+    spec = plan.spec
+    out.print(
+        f"[bold]{spec.name}[/]: {len(cells)} cells, {plan.n_trials} trials "
+        f"({spec.search.trials} to tune and {len(spec.confirm.seeds)} to confirm per cell) on {spec.model.id}"
+        + (f"; {left_out} infeasible cell(s) left out, see `sweeps plan`" if left_out else ""),
+        highlight=False,
+    )
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    rows = []
+    for cell in plan.cells:
+        residual = "" if cell.residual is None or not cell.budget else f"{cell.residual / cell.budget:+.2%}"
+        rates = "" if cell.lr_low is None or cell.lr_high is None else f"{cell.lr_low:.1e} .. {cell.lr_high:.1e}"
+        rows.append(
+            [
+                cell.method,
+                cell.reference or "",
+                cell.dataset,
+                str(cell.train_size),
+                _count(cell.budget),
+                _capacity(cell.capacity, cell.capacities),
+                cell.allocation or "",
+                _count(cell.count),
+                residual,
+                rates,
+                str(cell.tune_trials + cell.confirm_seeds) if cell.feasible else "left out",
+            ]
+        )
+    header = ["method", "reference", "data", "size", "budget", "capacity", "allocation", "count", "residual", "lr"]
+    _print_rows([*header, "trials"], rows, f"{plan.spec.name}: {len(plan.feasible)} cells, {plan.n_trials} trials")
+    for cell in plan.cells:
+        if not cell.feasible:
+            around = ", ".join(f"{n['count']:,} at {n['capacity']}" for n in (cell.below, cell.above) if n)
+            out.print(
+                f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""),
+                highlight=False,
+            )
+
+
+def print_budget(model: str, answer: Mapping[str, Any]) -> None:
+    """The solver's answers for one model and reference."""
+    rows = []
+    for m in answer["methods"]:
+        residual = "" if m["residual"] is None else f"{m['residual'] / answer['budget']:+.2%}"
+        near = [_near(m["below"]), _near(m["above"])]
+        rows.append([m["method"], m["allocation"], _ranks(m["ranks"]), _count(m["count"]), residual, *near])
+    title = f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters"
+    _print_rows(["method", "allocation", "capacity", "count", "residual", "below", "above"], rows, title)
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """The estimate as a table and a closing line."""
+    rows = [
+        [p.method, f"{p.seconds_per_trial:.1f}", str(p.trials), f"{p.seconds_total / 60:.1f}"] for p in estimate.methods
+    ]
+    _print_rows(
+        ["method", "seconds/trial", "trials", "minutes of one slot"], rows, "estimate, from a probe of every method"
+    )
+    print_estimate_line(estimate)
+    out.print(
+        f"disk about {estimate.disk_bytes / 2**20:.0f} MiB; "
+        f"peak memory of a trial about {estimate.memory_bytes / 2**20:.0f} MiB",
+        highlight=False,
+    )
+
+
+def print_estimate_line(estimate: Estimate) -> None:
+    """How long it will take, in one line."""
+    if estimate.trials_left == 0:
+        out.print("nothing left to run", highlight=False)
+        return
+    out.print(
+        f"about {_minutes(estimate.seconds)} for {estimate.trials_left} trials, {estimate.concurrent} at a time "
+        f"(probed in {estimate.probe_seconds:.0f} s)",
+        highlight=False,
+    )
+
+
+def summary_dict(summary: RunSummary) -> dict[str, Any]:
+    """A run's summary as JSON-able values."""
+    return {
+        "folder": str(summary.folder),
+        "finished": summary.finished,
+        "failed": summary.failed,
+        "skipped": summary.skipped,
+        "seconds": summary.seconds,
+        "interrupted": summary.interrupted,
+    }
+
+
+def print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path]) -> None:
+    """The end of a run: results with intervals, the conclusion, and where everything is."""
+    from analysis import open_store
+
+    print_best(open_store(folder))
+    done = f"{summary.finished} trial(s) run" if summary.finished else "nothing was left to run"
+    out.print(
+        f"\n{done} in {_minutes(summary.seconds)}, {summary.skipped} done before, {summary.failed} failed",
+        highlight=False,
+    )
+    print_paths({"tables": folder / "tables", **paths})
+
+
+def print_best(store: Store) -> None:
+    """The results table and its one-sentence conclusion."""
+    from analysis.console import conclusion, print_results_table
+
+    print_results_table(store, out)
+    out.print(f"\n{conclusion(store)}", highlight=False, markup=False)
+
+
+def print_paths(paths: Mapping[str, Path]) -> None:
+    """Names and paths, one a line."""
+    width = max((len(k) for k in paths), default=0)
+    for name, path in paths.items():
+        out.print(f"{name.ljust(width)}  {path}", highlight=False, markup=False)
+
+
+def print_status(progress: Mapping[str, Any]) -> None:
+    """How far a sweep is."""
+    state = "running" if progress["running"] else "not running"
+    p = progress
+    out.print(
+        f"{p['sweep']}: {p['finished']} of {p['trials']} trials finished, {p['failed']} failed, "
+        f"{p['unfinished']} begun; {p['cells_confirmed']} of {p['cells']} cells confirmed; {state}",
+        highlight=False,
+    )
+    rows = [[_cell(v) for v in row.values()] for row in progress["methods"]]
+    if rows:
+        _print_rows(list(progress["methods"][0]), rows, None)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """`doctor`'s findings."""
+    for check in checks:
+        mark = "[green]ok  [/]" if check.ok else "[red]fail[/]"
+        out.print(f"{mark} {check.name}: {check.found}", highlight=False)
+        if not check.ok:
+            out.print(f"       {check.mend}", highlight=False, markup=False)
+
+
+def _print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(header):
+        numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    wide = out.options.update(max_width=10_000)
+    # a terminal that is too narrow wraps lines, which loses nothing; rich would cut the cells
+    Console(width=max(out.width, Measurement.get(out, wide, table).maximum)).print(table)
+
+
+def _is_number(text: str) -> bool:
+    return text == "" or text.replace(",", "").lstrip("+-")[:1].isdigit()
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _capacity(capacity: int | None, capacities: Sequence[tuple[str, int]]) -> str:
+    return str(capacity) if capacity is not None else _ranks(dict(capacities))
+
+
+def _ranks(ranks: Any) -> str:
+    """One rank, or each distinct rank with the number of layers that have it."""
+    if isinstance(ranks, Mapping):
+        values = sorted(ranks.values())
+        return " ".join(f"{r}x{values.count(r)}" for r in sorted(set(values)))
+    return "" if ranks is None else str(ranks)
+
+
+def _near(neighbour: Any) -> str:
+    return "" if neighbour is None else f"{neighbour['count']:,} at {neighbour['capacity']}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,336 @@
+"""The sweep file: typed and strict, every problem reported at once.
+
+A sweep file is TOML (or YAML with the same keys). `SweepSpec.load` reads it, applies `--set a.b=c` overrides, and
+either returns a complete specification or raises `SpecError` with all that is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sweeps.errors import Problem, SpecError, nearest
+from trainables.config import TrainSettings
+
+TUNE_SEED = 1_000_000
+"""First seed of stage TUNE; CONFIRM's seeds lie below it, so that the two stages share none."""
+
+Allocation = Literal["auto", "uniform", "per-layer", "fill"]
+TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSection(_Section):
+    """`[model]`: the base model and what of it is adapted."""
+
+    id: str
+    adapt: Literal["vision", "both", "all"] = "both"
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+
+class DataSection(_Section):
+    """`[data]`: data sets and training sizes; a size is a fraction in (0, 1] or 'K-shot'."""
+
+    datasets: tuple[str, ...] = Field(min_length=1)
+    train_size: tuple[str | float, ...] = Field(default=(1.0,), min_length=1)
+
+    @field_validator("train_size", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("train_size")
+    @classmethod
+    def _sizes(cls, value: tuple[str | float, ...]) -> tuple[str | float, ...]:
+        for size in value:
+            shots = isinstance(size, str) and re.fullmatch(r"[1-9]\d*-shot", size)
+            if not shots and (isinstance(size, str) or not 0 < size <= 1):
+                raise ValueError(f"a size is a fraction in (0, 1] or 'K-shot' such as '16-shot', got {size!r}")
+        return value
+
+
+class BudgetSection(_Section):
+    """`[budgets]`: exactly one of LoRA ranks, parameter counts, or percentages of the adapted weights."""
+
+    lora_rank: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    params: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    percent: tuple[Annotated[float, Field(gt=0, le=100)], ...] | None = Field(default=None, min_length=1)
+    tolerance: float = Field(default=0.05, ge=0, le=1)
+    allocation: Allocation = "auto"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [name for name in ("lora_rank", "params", "percent") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of lora_rank, params, percent; got {', '.join(given) or 'none'}")
+        return self
+
+    def references(self) -> tuple[str, ...]:
+        """Labels of the budgets in file order: 'lora-8', 'params-250000' or 'percent-0.1'."""
+        for prefix, values in (("lora", self.lora_rank), ("params", self.params), ("percent", self.percent)):
+            if values is not None:
+                return tuple(f"{prefix}-{v:g}" if isinstance(v, float) else f"{prefix}-{v}" for v in values)
+        raise AssertionError("validated: one kind is set")
+
+
+class LrRange(_Section):
+    """A learning-rate range: a centre and a width in decades, or its two ends."""
+
+    centre: float | None = Field(default=None, gt=0)
+    low: float | None = Field(default=None, gt=0)
+    high: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        ends = self.low is not None and self.high is not None
+        if ends == (self.centre is not None) or (self.low is None) != (self.high is None):
+            raise ValueError("give either centre, or both low and high")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low must lie below high, got low {self.low:g}, high {self.high:g}")
+        return self
+
+
+class MethodSection(BaseModel):
+    """`[methods.NAME]`: what every method takes; the method's own options are checked against its registry entry."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    lr: LrRange | None = None
+    budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    allocation: Allocation | None = None
+    capacity: int | None = Field(default=None, ge=1)
+    unmatched: bool = False
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _centre(cls, value: object) -> object:
+        return {"centre": value} if isinstance(value, int | float) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, as written."""
+        return dict(self.model_extra or {})
+
+
+class LrSearch(_Section):
+    """`search.lr`: width of every method's range, in decades, centred on the method's published rate."""
+
+    decades: float = Field(default=3.0, gt=0, le=12)
+
+
+class SearchSection(_Section):
+    """`[search]`: stage TUNE. The allowance is `trials` per cell, the re-runs on further seeds included."""
+
+    trials: int = Field(default=12, ge=1)
+    sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
+    lr: LrSearch = LrSearch()
+    rerun_rates: int = Field(default=2, ge=0)
+    rerun_seeds: int = Field(default=2, ge=0)
+    pruner: Literal["none", "asha", "median"] = "none"
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def rates(self) -> int:
+        """Distinct learning rates tried per cell: what the re-runs leave of the allowance."""
+        return self.trials - self.rerun_rates * self.rerun_seeds
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        needed = max(1, self.rerun_rates) if self.rerun_seeds else 1
+        if self.rates < needed:
+            raise ValueError(
+                f"trials = {self.trials} leaves {self.rates} learning rates after rerun_rates x rerun_seeds = "
+                f"{self.rerun_rates} x {self.rerun_seeds} re-runs, and {needed} are needed; "
+                f"the least that works is trials = {self.rerun_rates * self.rerun_seeds + needed}"
+            )
+        return self
+
+
+class ConfirmSection(_Section):
+    """`[confirm]`: stage CONFIRM. `seeds` is a count or a list; `hold` fixes a kind of seed for all trials."""
+
+    seeds: tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+    hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = {}
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count(cls, value: object) -> object:
+        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each seed may stand once")
+        return value
+
+
+class ResourceSection(_Section):
+    """`[resources]`: what one trial takes and how many run at once."""
+
+    workers: int = Field(default=1, ge=1)
+    concurrent: int | Literal["auto"] = "auto"
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float | Literal["auto"] = "auto"
+
+    @field_validator("concurrent")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("concurrent is 'auto' or at least 1")
+        return value
+
+
+class KeepSection(_Section):
+    """`[keep]`: which trained adapters stay on disk."""
+
+    adapters: Literal["none", "best", "confirm", "all"] = "none"
+
+
+class SweepSpec(_Section):
+    """A whole sweep file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    output: Path | None = None
+    protocol: Literal["standard", "paper"] = "standard"
+    model: ModelSection
+    data: DataSection
+    budgets: BudgetSection
+    methods: dict[str, MethodSection] = Field(min_length=1)
+    search: SearchSection = SearchSection()
+    confirm: ConfirmSection = ConfirmSection()
+    train: TrainSettings = TrainSettings()
+    resources: ResourceSection = ResourceSection()
+    keep: KeepSection = KeepSection()
+
+    @property
+    def folder(self) -> Path:
+        """The results folder: `output`, or `results/NAME` under the working directory."""
+        return self.output if self.output is not None else Path("results") / self.name
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
+        whole = self.model_dump(mode="json")
+        search = {k: v for k, v in whole["search"].items() if k != "trials"}
+        methods = {
+            name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
+        }
+        budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
+        kept = {k: whole[k] for k in ("name", "protocol", "model", "train")}
+        return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
+        """Read a sweep file (TOML; YAML by its suffix) and apply overrides `a.b=c` (c in TOML syntax, or a bare word).
+
+        Raises:
+            SpecError: every problem of the file and the overrides at once.
+        """
+        path = Path(path)
+        if not path.is_file():
+            folder = path.parent if path.parent.is_dir() else Path()
+            near = nearest(path.name, [p.name for p in folder.iterdir()])
+            raise SpecError([Problem("file", str(path), "no such sweep file", near)])
+        try:
+            text = path.read_text(encoding="utf-8")
+            tree = yaml.safe_load(text) if path.suffix in {".yaml", ".yml"} else tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
+        if not isinstance(tree, dict):
+            raise SpecError([Problem("file", str(path), "must be a table of sections")])
+        return cls.parse(_override(tree, overrides))
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> SweepSpec:
+        """Build a specification from nested mappings; raises `SpecError` with every problem found."""
+        from sweeps.methods import method_problems  # needs the registry, and through it torch
+
+        problems: list[Problem] = []
+        spec: SweepSpec | None = None
+        try:
+            spec = cls.model_validate(tree)
+        except ValidationError as error:
+            problems = [_problem(dict(e)) for e in error.errors(include_url=False) if not _echo(dict(e))]
+        problems += method_problems(tree, spec)
+        if problems or spec is None:
+            raise SpecError(problems)
+        return spec
+
+
+def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    problems = []
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            problems.append(Problem("--set", text, "must be KEY=VALUE, such as --set search.trials=6"))
+            continue
+        try:
+            parsed = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            parsed = value.strip()
+        *path, last = key.strip().split(".")
+        node: Any = tree
+        for part in path:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            problems.append(Problem("--set", text, f"{'.'.join(path)} is not a section"))
+            continue
+        node[last] = parsed
+    if problems:
+        raise SpecError(problems)
+    return tree
+
+
+_RULES = {
+    "missing": "is required",
+    "extra_forbidden": "unknown key",
+    "float_type": "must be a number",
+    "int_type": "must be a whole number",
+    "string_type": "must be text",
+}
+
+
+def _echo(error: dict[str, Any]) -> bool:
+    """Pydantic also calls a list too short whose items are bad; the items' own errors say it."""
+    given = error["input"]
+    return error["type"] == "too_short" and len(given) >= int(error["ctx"]["min_length"])
+
+
+def _problem(error: dict[str, Any]) -> Problem:
+    """Turn one pydantic error into a `Problem`, with the known keys where a key is unknown."""
+    skip = {"int", "float", "str", "tuple"}  # union branches that pydantic puts into the path
+    loc = [
+        p for p in error["loc"] if not (isinstance(p, str) and (p in skip or p.startswith(("literal[", "constrained"))))
+    ]
+    field = ".".join(str(p) for p in loc) or "file"
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        known = _known_keys([p for p in loc[:-1] if isinstance(p, str)])
+        return Problem(field, error["input"], f"unknown key; known: {', '.join(known)}", nearest(str(loc[-1]), known))
+    value = None if kind == "missing" or isinstance(error["input"], dict | BaseModel) else error["input"]
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+        return Problem(field, value, f"must be one of {', '.join(choices)}", nearest(str(value), choices))
+    if kind == "too_short":
+        return Problem(field, value, f"must hold at least {error['ctx']['min_length']} item(s)")
+    return Problem(field, value, _RULES.get(kind, message))
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    model: Any = SweepSpec
+    for part in path:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = field.annotation if field is not None else None
+        args = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        model = args[0] if args else model
+    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -1,0 +1,84 @@
+"""A small model with every kind of target, and configurations of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from randlora import Adapted, AdapterConfig, DoraConfig, LoraConfig, NolaConfig, RandLoraConfig, VeraConfig
+
+TARGETS = ["attn.in_proj_weight", "attn.out_proj", "fc", "proj", "square", "own.in_proj_weight"]
+
+CONFIGS: list[AdapterConfig] = [
+    LoraConfig(3),
+    LoraConfig(2, rank_stabilised=True),
+    DoraConfig(3),
+    VeraConfig(7),
+    NolaConfig(9, r=2),
+    RandLoraConfig(5),
+    RandLoraConfig(3, distribution="ternary", sparsity=4.0),
+]
+
+
+def config_id(config: AdapterConfig) -> str:
+    return f"{config.method}-{config.capacity}"
+
+
+class OwnAttention(nn.Module):
+    """A packed weight that is a bare parameter, as in open_clip's own attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width, generator=_generator(5)) * width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = nn.functional.linear(x, self.in_proj_weight).chunk(3, dim=-1)
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+class Block(nn.Module):
+    """in = out, in < out and in > out; called and read weights."""
+
+    def __init__(self, width: int = 16, hidden: int = 24) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.fc = nn.Linear(width, hidden)
+        self.proj = nn.Linear(hidden, width, bias=False)
+        self.square = nn.Linear(width, width)
+        self.own = OwnAttention(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        x = x + self.proj(nn.functional.gelu(self.fc(x)))
+        return self.own(x + self.square(x))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def block(dtype: torch.dtype = torch.float32, width: int = 16, hidden: int = 24) -> Block:
+    """The same weights every time, whatever the global generator's state."""
+    model = Block(width, hidden)
+    generator = _generator(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.to(dtype)
+
+
+def batch(dtype: torch.dtype = torch.float32, rows: int = 3, width: int = 16) -> Tensor:
+    return torch.randn(rows, 5, width, generator=_generator(1)).to(dtype)
+
+
+def perturb(parameters: Iterator[nn.Parameter] | Adapted, size: float = 0.1) -> None:
+    """Move every trainable, since some gradients are zero at the start."""
+    generator = _generator(2)
+    tensors = parameters.parameters() if isinstance(parameters, Adapted) else parameters
+    with torch.no_grad():
+        for parameter in tensors:
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * size)

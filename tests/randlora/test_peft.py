@@ -1,0 +1,152 @@
+"""PEFT as the oracle: the same tensors give the same outputs and gradients, and exports load in it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora import (
+    Adapted,
+    AdapterConfig,
+    DoraConfig,
+    ExportError,
+    LoraConfig,
+    NolaConfig,
+    RandLoraConfig,
+    VeraConfig,
+    attach,
+)
+from randlora.lora import Dora, Lora
+from randlora.rand import RandLora
+from randlora.vera import Vera
+from tests.randlora.helpers import block, config_id, perturb
+
+peft = pytest.importorskip("peft")
+
+CONFIGS: list[AdapterConfig] = [
+    LoraConfig(3, alpha=5.0),
+    DoraConfig(3),
+    VeraConfig(7),
+    RandLoraConfig(5, alpha=4.0),
+    RandLoraConfig(4),
+    RandLoraConfig(1),
+]
+
+
+def layers(dtype: torch.dtype) -> nn.Sequential:
+    """in < out, in > out, square; sizes that no rank divides."""
+    model = nn.Sequential(nn.Linear(14, 22), nn.GELU(), nn.Linear(22, 14), nn.GELU(), nn.Linear(14, 14))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.to(dtype)
+
+
+def inputs(dtype: torch.dtype) -> Tensor:
+    return torch.randn(6, 14, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def load_in_peft(folder: Path, dtype: torch.dtype) -> Any:
+    with warnings.catch_warnings():
+        # RandLoRA's per-layer copies of the bases are left out: PEFT warns and uses the global ones
+        warnings.simplefilter("ignore")
+        model = peft.PeftModel.from_pretrained(layers(dtype), str(folder), is_trainable=True)
+    return model.to(dtype)
+
+
+def gradients(adapted: Adapted, model: Any) -> list[tuple[Tensor, Tensor]]:
+    """Pairs (ours, PEFT's) of the gradients of the same tensors."""
+    theirs = {n.replace(".default", ""): p.grad for n, p in model.named_parameters() if p.requires_grad}
+    pairs = []
+    for name, adapter in adapted.adapters.items():
+        layer = f"base_model.model.{name.removesuffix('.weight')}"
+        if isinstance(adapter, Lora | Dora):
+            assert adapter.a.grad is not None
+            pairs.append((adapter.a.grad.t(), theirs.pop(f"{layer}.lora_A.weight")))
+            pairs.append((adapter.b.grad, theirs.pop(f"{layer}.lora_B.weight")))
+        if isinstance(adapter, Dora):
+            pairs.append((adapter.magnitude.grad, theirs.pop(f"{layer}.lora_magnitude_vector.weight")))
+        if isinstance(adapter, Vera):
+            pairs.append((adapter.d.grad, theirs.pop(f"{layer}.vera_lambda_d")))
+            pairs.append((adapter.b.grad, theirs.pop(f"{layer}.vera_lambda_b")))
+        if isinstance(adapter, RandLora):
+            pairs.append((adapter.lambdas.grad, theirs.pop(f"{layer}.randlora_lambda")))
+            pairs.append((adapter.gammas.grad, theirs.pop(f"{layer}.randlora_gamma")))
+    assert not theirs
+    return [(ours, other) for ours, other in pairs if ours is not None]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=config_id)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_parity_through_the_exported_files(
+    config: AdapterConfig, dtype: torch.dtype, tolerance: float, tmp_path: Path
+) -> None:
+    model = layers(dtype)
+    adapted = attach(model, config, ["*"], basis_seed=2)
+    perturb(adapted)
+    adapted.export_peft(tmp_path)
+    reference = load_in_peft(tmp_path, dtype)
+    if dtype == torch.float64:
+        _copy_exactly(adapted, reference)
+    x_ours, x_theirs = inputs(dtype).requires_grad_(), inputs(dtype).requires_grad_()
+    ours, theirs = model(x_ours), reference(x_theirs)
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(ours, theirs, **close)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    torch.testing.assert_close(x_ours.grad, x_theirs.grad, rtol=tolerance * 10, atol=tolerance * 10)
+    pairs = gradients(adapted, reference)
+    assert len(pairs) == len(list(adapted.parameters()))
+    for mine, other in pairs:
+        torch.testing.assert_close(mine, other, rtol=tolerance * 10, atol=tolerance * 10 * float(other.abs().max()))
+
+
+def _copy_exactly(adapted: Adapted, model: Any) -> None:
+    """PEFT loads in float32 where it sees fit; put the float64 values in."""
+    theirs = {n.replace(".default", ""): p for n, p in model.named_parameters()}
+    with torch.no_grad():
+        for name, adapter in adapted.adapters.items():
+            layer = f"base_model.model.{name.removesuffix('.weight')}"
+            if isinstance(adapter, Lora | Dora):
+                theirs[f"{layer}.lora_A.weight"].copy_(adapter.a.t())
+                theirs[f"{layer}.lora_B.weight"].copy_(adapter.b)
+            if isinstance(adapter, Dora):
+                theirs[f"{layer}.lora_magnitude_vector.weight"].copy_(adapter.magnitude)
+            if isinstance(adapter, Vera):
+                theirs[f"{layer}.vera_lambda_d"].copy_(adapter.d)
+                theirs[f"{layer}.vera_lambda_b"].copy_(adapter.b)
+            if isinstance(adapter, RandLora):
+                theirs[f"{layer}.randlora_lambda"].copy_(adapter.lambdas)
+                theirs[f"{layer}.randlora_gamma"].copy_(adapter.gammas)
+
+
+def test_packed_mixed_and_unknown_are_refused_with_the_alternative(tmp_path: Path) -> None:
+    cases = [
+        (LoraConfig(2), ["attn.in_proj_weight"], {}, "attn.in_proj_weight is not the weight of a called nn.Linear"),
+        (RandLoraConfig(2), ["attn.out_proj"], {}, "attn.out_proj.weight is not"),
+        (RandLoraConfig(2), ["fc", "proj"], {"fc.weight": 3}, r"different ranks \[2, 3\]"),
+        (NolaConfig(6), ["fc"], {}, "PEFT has no NoLA"),
+    ]
+    for config, targets, capacities, message in cases:
+        adapted = attach(block(), config, targets, capacities=capacities)
+        with pytest.raises(ExportError, match=message + ".*export_deltas"):
+            adapted.export_peft(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_peft_merges_to_the_same_weights(tmp_path: Path) -> None:
+    model = layers(torch.float32)
+    adapted = attach(model, RandLoraConfig(5), ["*"])
+    perturb(adapted)
+    adapted.export_peft(tmp_path)
+    merged = load_in_peft(tmp_path, torch.float32).merge_and_unload()
+    expected = copy.deepcopy(adapted.merge().state_dict())
+    for name, value in merged.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,122 @@
+"""The verbs on the command line: output, JSON, exit codes, and what bad input says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sweeps.cli import app
+from tests.analysis.synthetic import make_results
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = str(ROOT / "examples" / "quickstart.toml")
+
+
+def sweeps(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results" / "made"
+    make_results(folder)
+    return folder
+
+
+def test_init_then_plan(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    assert sweeps("init", str(path)).exit_code == 0
+    again = sweeps("init", str(path))
+    assert again.exit_code == 2
+    assert "--force" in again.output
+    assert sweeps("init", str(path), "--force").exit_code == 0
+    planned = sweeps("plan", str(path))
+    assert planned.exit_code == 0, planned.output
+    assert "randlora" in planned.output
+
+
+def test_plan_json_has_counts_and_infeasible_cells() -> None:
+    answer = json.loads(sweeps("plan", QUICKSTART, "--json").stdout)
+    cells = answer["cells"]
+    assert {c["method"] for c in cells} >= {"lora", "randlora", "vera", "nola", "full"}
+    for cell in cells:
+        assert (cell["reason"] is None) == cell["feasible"]
+        if cell["budget"] is not None and cell["feasible"]:
+            assert cell["count"] - cell["budget"] == cell["residual"]
+
+
+def test_budget_prints_the_solver() -> None:
+    words = ["budget", "--model", "embedded:tiny-clip", "--lora-rank", "4", "--adapt", "vision"]
+    answer = json.loads(sweeps(*words, "--json").stdout)
+    assert answer["budget"] > 0
+    assert {m["method"] for m in answer["methods"]} >= {"lora", "randlora", "vera", "nola"}
+    shown = sweeps(*words)
+    assert f"{answer['budget']:,}" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "model.id=embedded:tiny-clp"], "tiny-clip"),
+        (["--set", 'data.datasets=["embedded:fashion-mnits"]'], "embedded:fashion-mnist"),
+        (["--set", 'model.targets=["mlp.c_fcc"]'], "c_fc"),
+        (["--set", "methods.lorra={}"], "Nearest: lora"),
+        (["--set", "train.epoch=1"], "Nearest: epochs"),
+        (["--set", "confirm.seeds=[]"], "at least 1"),
+        (["--set", "budgets.lora_rank=[100000]", "--set", "methods={vera={}}"], "no cell is feasible"),
+    ],
+)
+def test_bad_input_is_named_with_the_nearest_choice(words: list[str], said: str) -> None:
+    result = sweeps("plan", QUICKSTART, *words)
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_best_query_status_report(results: Path) -> None:
+    assert sweeps("best", str(results)).exit_code == 0
+    rows = json.loads(sweeps("best", str(results), "--json").stdout)
+    assert {r["method"] for r in rows} >= {"lora", "randlora"}
+    counted = json.loads(sweeps("query", str(results), "select count(*) as n from confirmed", "--json").stdout)
+    assert counted[0]["n"] > 0
+    lines = sweeps(
+        "query", str(results), "select method from cells group by all order by 1", "--csv"
+    ).stdout.splitlines()
+    assert lines[0] == "method"
+    status = json.loads(sweeps("status", str(results), "--json").stdout)
+    assert status["failed"] >= 1
+    assert not status["running"]
+    assert sweeps("status", str(results)).exit_code == 0
+    paths = json.loads(sweeps("report", str(results), "--json").stdout)
+    assert Path(paths["report"]).is_file()
+
+
+def test_query_names_the_known_columns(results: Path) -> None:
+    result = sweeps("query", str(results), "select test_scor from trials")
+    assert result.exit_code == 2
+    assert "test_score" in result.output
+
+
+def test_results_that_are_not_there(tmp_path: Path, results: Path) -> None:
+    result = sweeps("status", str(tmp_path / "results"))
+    assert result.exit_code == 2
+    assert "no sweep yet" in result.output
+    assert sweeps("best", str(tmp_path / "nothing.toml")).exit_code == 2
+
+
+def test_export_of_an_adapter_that_was_not_kept(results: Path, tmp_path: Path) -> None:
+    rows = json.loads(sweeps("query", str(results), "select trial_id from trials limit 1", "--json").stdout)
+    result = sweeps("export", str(results), rows[0]["trial_id"], str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "not kept" in result.output
+    assert sweeps("export", str(results), "zzz", str(tmp_path / "out")).exit_code == 2
+    assert sweeps("export", str(results), rows[0]["trial_id"], str(tmp_path / "out"), "--form", "pefft").exit_code == 2
+
+
+def test_doctor_passes_here() -> None:
+    result = sweeps("doctor", "--json")
+    checks = json.loads(result.stdout)
+    assert all(c["ok"] for c in checks if c["name"].startswith("package "))

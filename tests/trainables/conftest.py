@@ -1,0 +1,145 @@
+"""A CLIP of random weights and an image set of coloured noise: small enough to train in a test."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import trainables
+from trainables.config import TrainSettings, TrialConfig
+
+SIDE = 16
+COLOURS = {"red": (200, 60, 60), "green": (60, 190, 60), "blue": (60, 60, 210), "grey": (120, 120, 120)}
+CONFIG = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": SIDE, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2},
+        "text_cfg": {
+            "context_length": 24,
+            "vocab_size": 512,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+            "hf_tokenizer_name": "tiny",
+        },
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.4, 0.5], "std": [0.25, 0.25, 0.3]},
+}
+VISUAL_TARGETS = ("attn.in_proj_weight", "mlp.c_fc", "mlp.c_proj")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run beside one another; more threads only make them wait."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """open_clip's local-dir layout with random weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "open_clip_config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    source = Path(trainables.__file__).parent / "embedded" / "tiny_clip"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder / name)
+    settings = {k: dict(v) if isinstance(v, dict) else v for k, v in CONFIG["model_cfg"].items()}
+    settings["text_cfg"].pop("hf_tokenizer_name")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = open_clip.CLIP(**settings)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(folder / "open_clip_model.safetensors"))
+    return folder
+
+
+def noisy(rng: np.random.Generator, colour: tuple[int, int, int]) -> Image.Image:
+    """A SIDE x SIDE image of one colour under noise."""
+    pixels = np.array(colour) + rng.normal(0, 60, (SIDE, SIDE, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_table(images: list[bytes], labels: list[int], names: list[str] | None) -> pa.Table:
+    """A table in the hub's Parquet image form."""
+    table = pa.table(
+        {
+            "image": pa.array(
+                [{"bytes": b, "path": None} for b in images],
+                pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+            ),
+            "label": pa.array(labels, pa.int64()),
+        }
+    )
+    if names is None:
+        return table
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def colour_tables(per_class: int = 16, test_per_class: int = 8) -> dict[str, pa.Table]:
+    """train and test of the colour set."""
+    rng = np.random.default_rng(0)
+    tables = {}
+    for which, n in (("train", per_class), ("test", test_per_class)):
+        labels = [i % len(COLOURS) for i in range(n * len(COLOURS))]
+        images = [png(noisy(rng, list(COLOURS.values())[label])) for label in labels]
+        tables[which] = image_table(images, labels, list(COLOURS))
+    return tables
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour set as Parquet files: 64 training images, 32 test images, 4 classes."""
+    folder = tmp_path_factory.mktemp("colours")
+    for which, table in colour_tables().items():
+        pq.write_table(table, folder / f"{which}.parquet")
+    return folder
+
+
+@pytest.fixture
+def make_trial(model_dir: Path, colours: Path) -> Callable[..., TrialConfig]:
+    """Makes a TrialConfig on the random CLIP and the colour set; `capacity` holds for every target weight."""
+
+    def make(method: str = "lora", *, capacity: int = 4, train: dict[str, Any] | None = None, **given: Any) -> Any:
+        adapt = given.get("adapt", "vision")
+        towers = ["visual.transformer.resblocks.0", "visual.transformer.resblocks.1"]
+        if adapt == "both":
+            towers.append("transformer.resblocks.0")
+        weights = ("attn.in_proj_weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+        budgetless = method in ("full", "full-targets", "zero-shot")
+        values: dict[str, Any] = {
+            "stage": "CONFIRM",
+            "cell_id": "cell",
+            "model": f"local:{model_dir}",
+            "adapt": adapt,
+            "targets": VISUAL_TARGETS,
+            "dataset": f"parquet:{colours}",
+            "train_size": 1.0,
+            "method": method,
+            "capacities": () if budgetless else tuple((f"{t}.{w}", capacity) for t in towers for w in weights),
+            "lr": None if method == "zero-shot" else 5e-3,
+            "data_seed": 1,
+            "init_seed": 2,
+            "basis_seed": 3,
+            "train": TrainSettings(**({"epochs": 3, "global_batch_size": 16} | (train or {}))),
+        }
+        return TrialConfig(**(values | given))
+
+    return make

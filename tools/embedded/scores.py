@@ -1,0 +1,93 @@
+"""Zero-shot scores of the embedded CLIP: glyphs in fonts it never saw, real digit scans, the downstream photographs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from open_clip.model import CLIP
+from PIL import Image
+from torch import Tensor
+
+from tools.embedded import fonts, render
+from tools.embedded.settings import FASHION_FOLDER
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 pixels (N, 3, H, W) to the model's range, [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def zero_shot(model: CLIP, tokenizer: Any, pixels: Tensor, labels: Tensor, prompts: Sequence[Sequence[str]]) -> float:
+    """Accuracy of choosing, for uint8 pixels (N, 3, H, W), the class whose mean prompt embedding is nearest."""
+    classes = torch.stack([model.encode_text(tokenizer(list(p)), normalize=True).mean(0) for p in prompts])
+    guesses = []
+    for part in torch.split(pixels, 512):
+        guesses.append((model.encode_image(normalise(part), normalize=True) @ classes.T).argmax(1))
+    return float((torch.cat(guesses) == labels).float().mean())
+
+
+def held_out_glyphs(characters: str, per_character: int, seed: int = 1_000_003) -> tuple[Tensor, Tensor]:
+    """(pixels (N, 3, 28, 28) uint8, labels (N,)): plain pictures in fonts kept out of pretraining."""
+    kept = fonts.held_out()
+    pictures, labels = [], []
+    for label, character in enumerate(characters):
+        for i in range(per_character):
+            pictures.append(render.glyph(character, kept[i % len(kept)], seed, label * per_character + i))
+            labels.append(label)
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), torch.tensor(labels)
+
+
+def glyph_prompts(characters: str) -> list[list[str]]:
+    """Prompts in the words of the pretraining captions, for letters and digits."""
+    prompts = []
+    for c in characters:
+        if c.isdigit():
+            names = [f"digit {c}", f"digit {render.DIGIT_NAMES[int(c)]}"]
+        else:
+            names = [f"{'capital' if c.isupper() else 'lowercase'} letter {c}"]
+        prompts.append([f"{article}{name}" for name in names for article in ("the ", "a ", "an image of the ")])
+    return prompts
+
+
+def sklearn_digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's 1,797 scanned digits, brought from 8x8 to 28x28."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.clip(digits.images * 16, 0, 255).astype(np.uint8)
+    big = [np.asarray(Image.fromarray(g).resize((22, 22), Image.Resampling.BICUBIC)) for g in grey]
+    pixels = torch.from_numpy(np.pad(np.stack(big), ((0, 0), (3, 3), (3, 3))))
+    return pixels[:, None].expand(-1, 3, -1, -1), torch.from_numpy(digits.target)
+
+
+def fashion(split: str = "test") -> tuple[Tensor, Tensor, list[list[str]]]:
+    """(pixels, labels, prompts) of the packed downstream set."""
+    table = pq.read_table(FASHION_FOLDER / f"{split}.parquet")
+    names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return pixels, torch.tensor(table["label"].to_pylist()), [[f"an image of a {name}"] for name in names]
+
+
+def all_scores(model: CLIP, tokenizer: Any) -> list[tuple[str, float, float]]:
+    """(what, zero-shot accuracy, accuracy by chance) of each held-out set."""
+    rows = []
+    for what, characters in (("10 digits", render.DIGITS), ("26 capital letters", render.LETTERS[:26])):
+        pixels, labels = held_out_glyphs(characters, 40)
+        score = zero_shot(model, tokenizer, pixels, labels, glyph_prompts(characters))
+        rows.append((f"{what} rendered in fonts never seen (STIX)", score, 1 / len(characters)))
+    pixels, labels = sklearn_digits()
+    score = zero_shot(model, tokenizer, pixels, labels, glyph_prompts(render.DIGITS))
+    rows.append(("scikit-learn's 1,797 digit scans, never seen", score, 0.1))
+    if (FASHION_FOLDER / "test.parquet").exists():
+        pixels, labels, prompts = fashion()
+        score = zero_shot(model, tokenizer, pixels, labels, prompts)
+        rows.append(("the packed Fashion-MNIST test images, classes and words never seen", score, 0.1))
+    return rows

@@ -1,0 +1,70 @@
+"""A trial's own checkpoint: one safetensors file and one JSON file that names it, replaced by renaming."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+INDEX = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after `epoch` finished epochs, with their reports."""
+
+    epoch: int
+    history: list[dict[str, Any]]
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(
+    directory: Path, trial_id: str, epoch: int, history: list[dict[str, Any]], tensors: dict[str, Tensor]
+) -> None:
+    """Write the state after `epoch`. A kill at any moment leaves the old state or the new one, never a mixture.
+
+    Nothing is forced to the disk: after a power cut the files may be torn, which `load_checkpoint` notices.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"epoch-{epoch:05d}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary))
+    size = temporary.stat().st_size
+    temporary.replace(path)
+    index = {"trial_id": trial_id, "epoch": epoch, "file": path.name, "bytes": size, "history": history}
+    text = json.dumps(index, allow_nan=False)
+    body = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "index": text})
+    temporary = directory / f"{INDEX}.tmp"
+    temporary.write_text(body, encoding="utf-8")
+    temporary.replace(directory / INDEX)
+    for old in directory.glob("epoch-*"):
+        if old != path:
+            old.unlink()
+
+
+def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
+    """The last state of this trial; None when there is none, it is damaged, or belongs to another configuration.
+
+    Nothing is lost by None but time: the trial starts over and comes to the same result.
+    """
+    path = directory / INDEX
+    if not path.is_file():
+        return None
+    try:
+        body = json.loads(path.read_text("utf-8"))
+        text = body["index"]
+        if hashlib.sha256(text.encode()).hexdigest() != body["sha256"]:
+            return None
+        index = json.loads(text)
+        file = directory / index["file"]
+        if index["trial_id"] != trial_id or file.stat().st_size != index["bytes"]:
+            return None
+        return Checkpoint(index["epoch"], index["history"], load_file(str(file)))
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError):
+        return None

@@ -1,0 +1,134 @@
+"""The CLIP task: classify images by the words of their classes, with one tower adapted or both.
+
+"vision": the text tower is frozen, so the class embeddings are constants, computed once per model and data set, and
+the loss is cross-entropy over exp(logit_scale) times the cosine similarities.
+"both": both towers train, with the in-batch image-to-text cross-entropy of arXiv 2502.00987 (section C): one prompt per
+image, made from its class; images of one class share the first one's prompt as target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from trainables.errors import TrialError
+
+Tokenizer = Callable[[list[str]], Tensor]
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the mixed-precision context that the towers run in; similarities and losses are float32 outside it."""
+
+TEXTS_AT_ONCE = 1024
+
+
+class Task(Protocol):
+    """What the training loop needs of a task. B images of S x S pixels, C classes."""
+
+    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the losses of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
+        ...
+
+    def before_eval(self) -> None:
+        """Bring up to date what `predict` needs; call it after training and before predicting."""
+        ...
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Predicted classes (B,) of images (B, 3, S, S)."""
+        ...
+
+
+def encode_texts(model: nn.Module, tokens: Tensor, autocast: Autocast) -> Tensor:
+    """Unit-length text features (n, D), float32, of token ids (n, context)."""
+    encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
+    with autocast():
+        parts = [encode(part) for part in torch.split(tokens, TEXTS_AT_ONCE)]
+    return normalize(torch.cat(parts).float(), dim=-1)
+
+
+def encode_images(model: nn.Module, images: Tensor, autocast: Autocast) -> Tensor:
+    """Unit-length image features (B, D), float32."""
+    encode: Callable[[Tensor], Tensor] = model.encode_image  # type: ignore[assignment]
+    with autocast():
+        features = encode(images)
+    return normalize(features.float(), dim=-1)
+
+
+@torch.no_grad()
+def class_embeddings(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    device: torch.device,
+    autocast: Autocast,
+) -> Tensor:
+    """(C, D): per class the mean of its prompts' unit features, made unit again (CLIP's prompt ensemble)."""
+    texts = [t.format(c) for c in class_names for t in templates]
+    features = encode_texts(model, tokenizer(texts).to(device), autocast)
+    return normalize(features.view(len(class_names), len(templates), -1).mean(dim=1), dim=-1)
+
+
+def logit_scale(model: nn.Module) -> Tensor:
+    """exp of the model's logit_scale, a scalar without gradient: it stays as pretrained for every method."""
+    scale = model.get_parameter("logit_scale")
+    return scale.detach().exp().reshape(())
+
+
+class VisionTask:
+    """Frozen text tower. `classes`: (C, D) unit class embeddings."""
+
+    def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
+        self._model, self._autocast = model, autocast
+        self._head = (logit_scale(model) * classes).T.contiguous()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, C) scaled similarities."""
+        return encode_images(self._model, images, self._autocast) @ self._head
+
+    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(self.logits(images), labels, reduction="sum")
+
+    def before_eval(self) -> None:
+        """Nothing changes: the class embeddings are constants."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self.logits(images).argmax(dim=1)
+
+
+class BothTask:
+    """Both towers train. `tokens`: (C, context), the single prompt of every class."""
+
+    def __init__(self, model: nn.Module, tokens: Tensor, autocast: Autocast) -> None:
+        self._model, self._tokens, self._autocast = model, tokens, autocast
+        self._scale = logit_scale(model)
+        self._head: Tensor | None = None
+
+    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The contrastive loss of one whole batch, as a sum.
+
+        The published loss has a text column per image, equal for images of one class, and the first of them as
+        target. Encoding every present class once and adding the log of its count gives the same value:
+        -log(e^s_y / sum_c n_c e^s_c), with n_c the images of class c in the batch.
+        """
+        present, target, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+        texts = encode_texts(self._model, self._tokens[present], self._autocast)
+        images_BD = encode_images(self._model, images, self._autocast)
+        repeats = counts.float().log()
+        logits = self._scale * images_BD @ texts.T + repeats
+        loss: Tensor = cross_entropy(logits, target, reduction="sum") + repeats[target].sum()
+        return loss
+
+    @torch.no_grad()
+    def before_eval(self) -> None:
+        """Embed the classes with the text tower as it is now."""
+        self._head = (self._scale * encode_texts(self._model, self._tokens, self._autocast)).T.contiguous()
+
+    def predict(self, images: Tensor) -> Tensor:
+        if self._head is None:
+            raise TrialError("predict was called before before_eval: the class embeddings do not exist yet")
+        return (encode_images(self._model, images, self._autocast) @ self._head).argmax(dim=1)

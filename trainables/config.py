@@ -1,0 +1,132 @@
+"""The description of one trial: frozen, hashable, strict, and the source of its id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Stage = Literal["TUNE", "CONFIRM"]
+Adapt = Literal["vision", "both", "all"]
+Protocol = Literal["standard", "paper"]
+TrainSize = str | float
+Option = str | float | int | bool
+
+NO_TRAINING = "zero-shot"
+FULL_METHODS = ("full", "full-targets")
+"""Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
+
+_SHOTS = re.compile(r"([1-9][0-9]*)-shot")
+
+
+def shots(train_size: TrainSize) -> int | None:
+    """The k of a "k-shot" train size; None when the size is a fraction.
+
+    Raises ValueError when it is neither "k-shot" with k >= 1 nor a fraction in (0, 1].
+    """
+    if isinstance(train_size, str):
+        match = _SHOTS.fullmatch(train_size)
+        if match is None:
+            raise ValueError(f"train_size {train_size!r} is neither 'K-shot' with K >= 1 nor a fraction in (0, 1]")
+        return int(match.group(1))
+    if not 0.0 < train_size <= 1.0:
+        raise ValueError(
+            f"train_size {train_size!r} is not in (0, 1]; for K images per class write '{train_size}-shot'"
+        )
+    return None
+
+
+class TrainSettings(BaseModel):
+    """How every trial of a sweep trains: the same steps and data for every method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=10, ge=1)
+    global_batch_size: int = Field(default=128, ge=1)
+    """Images of one optimiser step, over all workers and micro-batches."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Images of one forward pass of one worker; None: the worker's whole share of the global batch."""
+    eval_batch_size: int = Field(default=512, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's decay of adapter parameters."""
+    full_weight_decay: float = Field(default=0.1, ge=0.0)
+    """AdamW's decay where base weights train (arXiv 2502.00987, Table 8)."""
+    grad_clip: float = Field(default=1.0, gt=0.0)
+    """Largest norm of the whole gradient."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
+    """The cosine ends at this share of the learning rate."""
+    warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
+    min_batches_per_epoch: int = Field(default=0, ge=0)
+    """Small subsets are gone through several times an epoch until it has this many batches (the paper: 10)."""
+
+
+class TrialConfig(BaseModel):
+    """Everything that decides a trial's result. Equal configurations have equal ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Stage
+    cell_id: str
+    model: str
+    adapt: Adapt
+    targets: tuple[str, ...]
+    dataset: str
+    train_size: TrainSize
+    method: str
+    """A name of randlora's registry, or "full", "full-targets", "zero-shot"."""
+    capacities: tuple[tuple[str, int], ...] = ()
+    """(weight name, capacity) of every adapted weight; empty for methods without a budget."""
+    options: tuple[tuple[str, Option], ...] = ()
+    """(name, value) of the method's options besides capacity."""
+    budget: int | None = None
+    """Trainable adapter parameters asked for; None for methods without a budget."""
+    lr: float | None = None
+    """Peak learning rate; None for zero-shot alone."""
+    data_seed: int
+    """Draws the training subset and the order of its batches."""
+    init_seed: int
+    """Draws the trainables' start and dropout."""
+    basis_seed: int
+    """Draws the frozen bases."""
+    train: TrainSettings = TrainSettings()
+    protocol: Protocol = "standard"
+    """paper: training on train and validation images together, hence no validation score."""
+
+    @field_validator("train_size")
+    @classmethod
+    def _known_size(cls, value: TrainSize) -> TrainSize:
+        shots(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrialConfig:
+        if self.method == NO_TRAINING:
+            if self.lr is not None:
+                raise ValueError(f"lr {self.lr!r} given for zero-shot, which trains nothing; leave it out")
+        elif self.lr is None or not math.isfinite(self.lr) or self.lr <= 0.0:
+            raise ValueError(f"lr {self.lr!r} of method {self.method!r} is not a positive finite number")
+        if self.protocol == "paper" and self.stage == "TUNE":
+            raise ValueError("protocol 'paper' has no validation images, so no stage TUNE; use CONFIRM at a fixed rate")
+        micro = self.train.micro_batch_size
+        if self.adapt == "both" and micro is not None and micro < self.train.global_batch_size:
+            raise ValueError(
+                f"train.micro_batch_size {micro} is smaller than train.global_batch_size "
+                f"{self.train.global_batch_size}: the contrastive loss of adapt = 'both' compares all images of "
+                "a batch; leave micro_batch_size out or use adapt = 'vision'"
+            )
+        return self
+
+    @property
+    def trial_id(self) -> str:
+        """16 hexadecimal digits: the start of the SHA-256 of the configuration's canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

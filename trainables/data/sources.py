@@ -1,0 +1,295 @@
+"""Image sets from files: the hub's Parquet image form, Arrow files, class folders, and the hub itself.
+
+Every source has a `train` and a `test` split. A `dataset.json` beside the files may give `templates`, `prompt` and
+`class_names`; it may hold other keys for people to read.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainables.data.dataset import (
+    DEFAULT_PROMPT,
+    DEFAULT_TEMPLATES,
+    Dataset,
+    ImageSplit,
+    check_labels,
+    check_templates,
+)
+from trainables.errors import DataError, nearest
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
+_VALIDATION = ("validation", "valid", "val")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Prompts and class names that a data set brings along; None where it leaves the default."""
+
+    templates: tuple[str, ...] | None = None
+    prompt: str | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+def read_words(folder: Path) -> Words:
+    """`dataset.json` of a folder, or no words when there is none. Raises DataError for malformed ones."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return Words()
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: must hold one JSON object, not {type(found).__name__}")
+    lists = {}
+    for key in ("templates", "class_names"):
+        value = found.get(key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+            raise DataError(f"{path}: {key!r} must be a list of strings, not {value!r}")
+        lists[key] = None if value is None else tuple(value)
+    prompt = found.get("prompt")
+    for given in (lists["templates"], None if prompt is None else (str(prompt),)):
+        if given is not None:
+            check_templates(given, str(path))
+    return Words(lists["templates"], None if prompt is None else str(prompt), lists["class_names"])
+
+
+def assemble(
+    name: str,
+    class_names: Sequence[str],
+    train: ImageSplit,
+    open_test: Callable[[], ImageSplit],
+    words: Words,
+    *,
+    val_rows: Tensor | None = None,
+) -> Dataset:
+    """A Dataset from its parts, defaults filled in, the test split opened at most once."""
+    names = words.class_names or tuple(class_names)
+    if len(names) < 2:
+        raise DataError(f"{name}: {len(names)} class(es) found ({', '.join(names)}); classification needs two or more")
+    if words.class_names is not None and len(words.class_names) != len(class_names):
+        raise DataError(f"{name}: dataset.json names {len(names)} classes, the labels have {len(class_names)}")
+    return Dataset(
+        name=name,
+        class_names=names,
+        templates=words.templates or DEFAULT_TEMPLATES,
+        prompt=words.prompt or (words.templates[0] if words.templates else DEFAULT_PROMPT),
+        train=train,
+        open_test=functools.cache(open_test),
+        val_rows=val_rows,
+    )
+
+
+def from_tables(name: str, tables: Mapping[str, Callable[[], pa.Table]], words: Words, *, source: str) -> Dataset:
+    """A Dataset from one lazily read table per split (`train`, `test`, perhaps a validation split)."""
+    first = tables["train"]()
+    columns = _columns(first, source)
+    class_names = _class_names(first, columns[1], words, source)
+    train = _table_split(first, columns, class_names, source, "train")
+    held = next((tables[v] for v in _VALIDATION if v in tables), None)
+    val_rows = None
+    if held is not None:
+        val = _table_split(held(), columns, class_names, source, "validation")
+        val_rows = torch.arange(len(train), len(train) + len(val))
+        train = _joined(train, val)
+    return assemble(
+        name,
+        class_names,
+        train,
+        lambda: _table_split(tables["test"](), columns, class_names, source, "test"),
+        words,
+        val_rows=val_rows,
+    )
+
+
+def from_parquet(name: str, folder: Path) -> Dataset:
+    """`FOLDER/train*.parquet` and `FOLDER/test*.parquet`, also under `data/` or split folders, as the hub lays them."""
+    return _from_files(name, folder, "parquet", lambda paths: pq.read_table([str(p) for p in paths]))
+
+
+def from_arrow(name: str, folder: Path) -> Dataset:
+    """The same with Arrow files or streams, which includes what `datasets`' `save_to_disk` writes."""
+    return _from_files(name, folder, "arrow", lambda paths: pa.concat_tables([_read_arrow(p) for p in paths]))
+
+
+def from_folder(name: str, folder: Path) -> Dataset:
+    """`FOLDER/{train,test}/CLASS/IMAGE`; underscores in a class folder's name are spaces in its prompts."""
+    _must_be_folder(name, folder)
+    splits = {s: folder / s for s in ("train", "test", *_VALIDATION) if (folder / s).is_dir()}
+    _must_have(name, folder, splits, "folders")
+    folders = sorted(p.name for p in splits["train"].iterdir() if p.is_dir())
+
+    def read(which: str) -> ImageSplit:
+        found = {p.name for p in splits[which].iterdir() if p.is_dir()}
+        if extra := sorted(found - set(folders)):
+            hint = nearest(extra[0], folders)
+            raise DataError(f"{name}: class folder {extra[0]!r} of {which} is not in train; {hint}")
+        paths, labels = [], []
+        for index, each in enumerate(folders):
+            inside = sorted((splits[which] / each).glob("*")) if each in found else []
+            images = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
+            paths += images
+            labels += [index] * len(images)
+        where = f"{name} ({which})"
+        checked = check_labels(torch.tensor(labels, dtype=torch.int64), len(folders), where)
+        return ImageSplit(name, which, checked, lambda row: Image.open(paths[row]))
+
+    train = read("train")
+    held = next((v for v in _VALIDATION if v in splits), None)
+    val_rows = None
+    if held is not None:
+        val = read(held)
+        val_rows = torch.arange(len(train), len(train) + len(val))
+        train = _joined(train, val)
+    names = [f.replace("_", " ") for f in folders]
+    return assemble(name, names, train, lambda: read("test"), read_words(folder), val_rows=val_rows)
+
+
+def from_hub(name: str, repository: str, words: Words | None = None) -> Dataset:
+    """A data set of the Hugging Face hub, downloaded once into its cache. Needs its splits `train` and `test`."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset(repository)
+    except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
+        raise DataError(
+            f"data set {name!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); check the id and "
+            "the connection, or download it and use 'parquet:FOLDER'"
+        ) from error
+    splits = {str(k): v for k, v in found.items()}
+    _must_have(name, Path(repository), splits, "splits")
+    tables = {k: functools.partial(_hub_table, v) for k, v in splits.items()}
+    return from_tables(name, tables, words or Words(), source=name)
+
+
+def _hub_table(split: Any) -> pa.Table:
+    return split.with_format("arrow")[:]
+
+
+def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Sequence[Path]], pa.Table]) -> Dataset:
+    _must_be_folder(name, folder)
+    splits: dict[str, list[Path]] = {}
+    for which in ("train", "test", *_VALIDATION):
+        for pattern in (f"{which}.{suffix}", f"{which}-*.{suffix}", f"data/{which}-*.{suffix}", f"{which}/*.{suffix}"):
+            if paths := sorted(folder.glob(pattern)):
+                splits[which] = paths
+                break
+    _must_have(name, folder, splits, f"{suffix} files")
+
+    def opened(which: str) -> pa.Table:
+        try:
+            return read(splits[which])
+        except (pa.ArrowException, OSError) as error:
+            listed = ", ".join(str(p) for p in splits[which])
+            raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
+
+    tables = {which: functools.partial(opened, which) for which in splits}
+    return from_tables(name, tables, read_words(folder), source=name)
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file:
+        try:
+            return pa.ipc.open_file(file).read_all()
+        except pa.ArrowInvalid:  # no file footer: a stream
+            file.seek(0)
+            return pa.ipc.open_stream(file).read_all()
+
+
+def _columns(table: pa.Table, source: str) -> tuple[str, str]:
+    names = table.column_names
+    image = next((c for c in _IMAGE_COLUMNS if c in names), None)
+    label = next((c for c in _LABEL_COLUMNS if c in names), None)
+    if image is None or label is None:
+        what, known = ("image", _IMAGE_COLUMNS) if image is None else ("label", _LABEL_COLUMNS)
+        raise DataError(f"{source}: no {what} column among {names}; it must be called one of {', '.join(known)}")
+    kind = table.schema.field(image).type
+    encoded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if not (encoded or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(f"{source}: column {image!r} is {kind}; it must be binary or a struct with 'bytes'")
+    return image, label
+
+
+def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tuple[str, ...]:
+    column = table.column(label)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return tuple(sorted(str(v) for v in column.unique().to_pylist() if v is not None))
+    metadata = table.schema.metadata or {}
+    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
+    names = info.get("features", {}).get(label, {}).get("names")
+    if names:
+        return tuple(names)
+    if words.class_names is not None:
+        return words.class_names
+    raise DataError(
+        f"{source}: column {label!r} has numbers without names; write the names into dataset.json beside the files, "
+        '{"class_names": ["...", ...]}'
+    )
+
+
+def _table_split(
+    table: pa.Table, columns: tuple[str, str], class_names: Sequence[str], source: str, which: str
+) -> ImageSplit:
+    image, label = columns
+    where = f"{source} ({which})"
+    for wanted in columns:
+        if wanted not in table.column_names:
+            raise DataError(f"{where}: no column {wanted!r} as in train; it has {table.column_names}")
+    column = table.column(label)
+    if column.null_count:
+        raise DataError(f"{where}: {column.null_count} rows have no {label!r}; remove them")
+    values = column.to_pylist()
+    if isinstance(values[0] if values else None, str):
+        index = {n: i for i, n in enumerate(class_names)}
+        if unknown := next((v for v in values if v not in index), None):
+            raise DataError(f"{where}: class {unknown!r} is not in train; {nearest(unknown, class_names)}")
+        values = [index[v] for v in values]
+    labels = check_labels(torch.tensor(values, dtype=torch.int64), len(class_names), where)
+    cells = table.column(image)
+
+    def read(row: int) -> Image.Image:
+        cell = cells[row].as_py()
+        encoded = cell["bytes"] if isinstance(cell, dict) else cell
+        if encoded is None:
+            raise ValueError("the row holds no bytes")
+        return Image.open(io.BytesIO(encoded))
+
+    return ImageSplit(source, which, labels, read)
+
+
+def _joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
+    n = len(first)
+    labels = torch.cat([first.labels, second.labels])
+    return ImageSplit(
+        first.source, first.name, labels, lambda row: first.read(row) if row < n else second.read(row - n)
+    )
+
+
+def _must_be_folder(name: str, folder: Path) -> None:
+    if folder.is_dir():
+        return
+    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    raise DataError(f"data set {name!r}: no folder {folder}; {nearest(folder.name, beside)}")
+
+
+def _must_have(name: str, folder: Path, splits: Mapping[str, object], what: str) -> None:
+    for which in ("train", "test"):
+        if which not in splits:
+            found = ", ".join(splits) or "none"
+            raise DataError(f"data set {name!r}: {folder} has no {what} for split {which!r} (found: {found})")

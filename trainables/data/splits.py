@@ -1,0 +1,132 @@
+"""Training, validation and test rows of a trial: nested subsets, one validation split, test closed in TUNE."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainables.config import Protocol, Stage, TrainSize, shots
+from trainables.data.dataset import Dataset, closed
+from trainables.errors import DataError, SplitError
+
+VAL_SEED = 0
+VAL_FRACTION = 0.1
+VAL_MOST = 5000
+VAL_SHOTS = 4
+
+
+def derive_seed(seed: int, *words: str | int) -> int:
+    """A seed for one named use of `seed`: independent streams from one number, the same on every machine."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(seed: int, *words: str | int) -> torch.Generator:
+    """A CPU generator for one named use of `seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, *words))
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Rows of `dataset.train` to train and validate on, and of `dataset.test` to report on.
+
+    Attributes:
+        train_idx: (N,) int64, ascending.
+        val_idx: (V,) int64, ascending, disjoint from train_idx; empty in protocol "paper".
+    """
+
+    name: str
+    stage: Stage
+    train_idx: Tensor
+    val_idx: Tensor
+    dataset: Dataset
+
+    @property
+    def test_idx(self) -> Tensor:
+        """All rows of the test split. Raises SplitError in stage TUNE."""
+        if self.stage != "CONFIRM":
+            raise SplitError(closed(self.name, self.stage))
+        return torch.arange(len(self.dataset.at(self.stage).test))
+
+
+def split(
+    dataset: Dataset, train_size: TrainSize, data_seed: int, stage: Stage, protocol: Protocol = "standard"
+) -> Splits:
+    """Draw a trial's rows.
+
+    "k-shot": k images of every class, and min(k, 4) others of every class for validation. A smaller k's images are
+    among a larger k's of the same seed. A fraction: that share of the training rows left after the validation split,
+    nested in the same way; the validation split is the authors' own, or 10 % of the training rows and 5,000 at
+    most, drawn once with seed 0. Protocol "paper" validates on nothing and draws from training and validation rows.
+
+    Raises:
+        DataError: fewer images of a class than asked for, naming the class and the largest size that works.
+    """
+    k = shots(train_size)
+    if k is not None:
+        train, val = _few_shot(dataset, k, data_seed, protocol)
+    else:
+        assert not isinstance(train_size, str)
+        train, val = _fraction(dataset, train_size, data_seed, protocol)
+    return Splits(dataset.name, stage, train.sort().values, val.sort().values, dataset)
+
+
+def _few_shot(dataset: Dataset, k: int, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    labels = dataset.train.labels
+    own_val = torch.zeros(len(labels), dtype=torch.bool)
+    if dataset.val_rows is not None and protocol == "standard":
+        own_val[dataset.val_rows] = True
+    n_val = 0 if protocol == "paper" else min(k, VAL_SHOTS)
+    train, val = [], []
+    for index, name in enumerate(dataset.class_names):
+        rows = (labels == index).nonzero().flatten()
+        draw = rows[torch.randperm(len(rows), generator=generator(data_seed, "subset", index))]
+        pool, held = (draw[~own_val[draw]], draw[own_val[draw]]) if own_val.any() else (draw, draw.flip(0))
+        # without a split of the authors', validation comes from the far end of the same permutation
+        room = len(pool) if own_val.any() else len(pool) - n_val
+        if k > room or n_val > len(held):
+            raise DataError(
+                f"train_size '{k}-shot' of {dataset.name!r}: class {name!r} has {len(draw)} training images, and "
+                f"{k} to train on and {n_val} to validate on are needed; {_most_shots(dataset, protocol)}"
+            )
+        train.append(pool[:k])
+        val.append(held[:n_val])
+    return torch.cat(train), torch.cat(val)
+
+
+def _most_shots(dataset: Dataset, protocol: Protocol) -> str:
+    labels = dataset.train.labels
+    counts = torch.bincount(labels, minlength=len(dataset.class_names))
+    if dataset.val_rows is not None and protocol == "standard":
+        counts = counts - torch.bincount(labels[dataset.val_rows], minlength=len(dataset.class_names))
+        least, fits = int(counts.min()), int(counts.min())
+    else:
+        least = int(counts.min())
+        n_val = 0 if protocol == "paper" else VAL_SHOTS
+        fits = max((k for k in range(1, least + 1) if k + min(k, n_val) <= least), default=0)
+    return f"the largest that works is '{fits}-shot'" if fits else f"no k works: the rarest class has {least} images"
+
+
+def _fraction(dataset: Dataset, fraction: float, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    n = len(dataset.train)
+    val = torch.zeros(n, dtype=torch.bool)
+    if protocol == "standard":
+        if dataset.val_rows is not None:
+            val[dataset.val_rows] = True
+        else:
+            n_val = min(int(VAL_FRACTION * n), VAL_MOST)
+            val[torch.randperm(n, generator=generator(VAL_SEED, "validation"))[:n_val]] = True
+        if not val.any():
+            raise DataError(f"{dataset.name!r} has {n} training images: too few for a validation split of 10 %")
+    rest = (~val).nonzero().flatten()
+    n_train = round(fraction * len(rest))
+    if n_train < 1:
+        raise DataError(
+            f"train_size {fraction} of {dataset.name!r} is no image at all: {len(rest)} training images; "
+            f"the smallest that works is {1 / len(rest):.3g}"
+        )
+    order = torch.randperm(len(rest), generator=generator(data_seed, "subset"))
+    return rest[order[:n_train]], val.nonzero().flatten()

@@ -1,0 +1,194 @@
+"""Names of base models: how an id is written, which family a model belongs to, and what is adapted in it by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from trainables.errors import TrainablesError, nearest
+
+Scheme = Literal["open_clip", "hf", "local", "embedded"]
+Kind = Literal["clip", "hf-vision", "causal-lm", "text-encoder"]
+
+FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR, embedded:tiny-clip"
+"""The accepted forms of a model id, for messages."""
+
+EMBEDDED = {"tiny-clip": Path(__file__).parent / "embedded" / "tiny_clip"}
+"""Models that come with the package, by name: directories in open_clip's `local-dir:` layout."""
+
+
+class ModelError(TrainablesError):
+    """A base model that can't be named, found, read or adapted as asked. The message says what to do instead."""
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """A model id, taken apart.
+
+    Attributes:
+        scheme: where the model comes from.
+        name: the architecture (open_clip), repository (hf), directory (local) or embedded name.
+        tag: open_clip's pretrained tag; None where the id has none, which is enough to count parameters.
+        folder: the directory of a local or embedded model; None otherwise.
+    """
+
+    scheme: Scheme
+    name: str
+    tag: str | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is adapted by default in the models of one architecture.
+
+    Attributes:
+        kind: the task family that can train it.
+        targets: weight-name suffixes; those absent from a particular model are left out.
+        source: where the choice comes from.
+    """
+
+    kind: Kind
+    targets: tuple[str, ...]
+    source: str
+
+
+_PAPER_LLM = "RandLoRA paper, section 5.4 and its scripts: q, k, v, up and down; neither o_proj nor gate_proj"
+_LLAMA = Family("causal-lm", ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj"), _PAPER_LLM)
+_LIKE_LLAMA = Family("causal-lm", _LLAMA.targets, "same layer names as Llama; the paper's choice carried over")
+_BERT_NAMES = ("query", "key", "value", "output.dense", "intermediate.dense")
+_BERT = Family(
+    "text-encoder", _BERT_NAMES, "RandLoRA paper, GLUE: the 6 matrices of each layer; neither pooler nor head"
+)
+
+FAMILIES: dict[str, Family] = {
+    # open_clip's own towers, then timm's towers inside open_clip (SigLIP, EVA): both spellings, absent ones left out
+    "open_clip": Family(
+        "clip",
+        ("attn.in_proj_weight", "mlp.c_fc", "mlp.c_proj", "attn.qkv", "mlp.fc1", "mlp.fc2"),
+        "RandLoRA paper, CLIP: packed q, k, v and the MLP of every block of both towers; attn.out_proj is not adapted",
+    ),
+    # Both spellings: transformers renamed the attention of DINOv2 from `query` to `q_proj` in version 5.
+    "dinov2": Family(
+        "hf-vision",
+        (
+            *("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+            *("attention.query", "attention.key", "attention.value"),
+            *("mlp.fc1", "mlp.fc2", "mlp.up_proj", "mlp.down_proj"),
+        ),
+        "RandLoRA paper, DINOv2: q, k, v and the MLP (packed `attn.qkv` in the original code, apart in transformers)",
+    ),
+    "vit": Family(
+        "hf-vision",
+        (
+            *("attention.q_proj", "attention.k_proj", "attention.v_proj", "mlp.fc1", "mlp.fc2"),
+            *("attention.query", "attention.key", "attention.value", "intermediate.dense"),
+        ),
+        "as DINOv2",
+    ),
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "phi3": Family(
+        "causal-lm",
+        ("qkv_proj", "gate_up_proj", "down_proj"),
+        "RandLoRA paper, Table 15: its percentages need the fused names; the script's own match down_proj alone",
+    ),
+    "mistral": _LIKE_LLAMA,
+    "qwen3": _LIKE_LLAMA,
+    "gpt2": Family(
+        "causal-lm",
+        ("attn.c_attn", "mlp.c_fc", "mlp.c_proj"),
+        "RandLoRA code, E2E: c_attn (there its q and v thirds alone) and the MLP",
+    ),
+    "roberta": _BERT,
+    "bert": _BERT,
+}
+"""Default targets by family: open_clip, else the `model_type` of a transformers config."""
+
+
+def parse_id(model_id: str) -> ModelId:
+    """Take a model id apart and check what can be checked without reading weights or the network.
+
+    Raises:
+        ModelError: an unknown form, architecture, tag or embedded name, or a directory that isn't there.
+    """
+    scheme, colon, name = model_id.partition(":")
+    if not colon or scheme not in ("open_clip", "hf", "local", "embedded") or not name:
+        raise ModelError(f"unknown model id {model_id!r}: write one of {FORMS}; {_guess(model_id)}")
+    if scheme == "embedded":
+        if name not in EMBEDDED:
+            raise ModelError(f"unknown embedded model {model_id!r}; {nearest(model_id, _prefixed(EMBEDDED))}")
+        return ModelId("embedded", name, folder=EMBEDDED[name])
+    if scheme == "local":
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise ModelError(f"{model_id!r}: {folder} is not a directory; {_sibling(folder)}")
+        return ModelId("local", name, folder=folder)
+    if scheme == "hf":
+        if name.count("/") > 1 or name.startswith("/") or name.endswith("/"):
+            raise ModelError(f"{model_id!r}: a hub id is ORG/NAME; for files on this machine write local:DIR")
+        return ModelId("hf", name)
+    return _open_clip_id(model_id, name)
+
+
+def family_named(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        ModelError: a family without default targets.
+    """
+    if name not in FAMILIES:
+        raise ModelError(
+            f"no default targets for models of type {name!r}: name the weights to adapt in model.targets; "
+            f"there are defaults for {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]
+
+
+def matching(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Those suffixes that name at least one weight of `names`, in their own order."""
+    dotted = ["." + name for name in names]
+    return [p for p in patterns if any(name.endswith((f".{p}", f".{p}.weight")) for name in dotted)]
+
+
+def _open_clip_id(model_id: str, name: str) -> ModelId:
+    import open_clip
+
+    arch, _, tag = name.partition("/")
+    known = cast("list[str]", open_clip.list_models())
+    if arch not in known:
+        raise ModelError(f"{model_id!r}: open_clip has no architecture {arch!r}; {nearest(arch, known)}")
+    tags = cast("list[str]", open_clip.list_pretrained_tags_by_model(arch))
+    if tag and tag not in tags:
+        raise ModelError(f"{model_id!r}: open_clip has no weights {tag!r} for {arch}; {nearest(tag, tags)}")
+    return ModelId("open_clip", arch, tag=tag or None)
+
+
+def _guess(model_id: str) -> str:
+    if Path(model_id).expanduser().is_dir():
+        return f"nearest: 'local:{model_id}', a directory on this machine"
+    import open_clip
+
+    pairs = cast("list[tuple[str, str]]", open_clip.list_pretrained())
+    known = [*_prefixed(EMBEDDED), *(f"open_clip:{arch}/{tag}" for arch, tag in pairs)]
+    # a wrong or missing prefix must not hide a good name
+    bare = {name.partition(":")[2]: name for name in known}
+    wanted = model_id.rpartition(":")[2]
+    if wanted in bare:
+        return f"nearest: {bare[wanted]!r}"
+    phrase = nearest(model_id, known)
+    if phrase.startswith("nearest"):
+        return phrase
+    return f"nearest: 'hf:{model_id}'" if model_id.count("/") == 1 else f"nearest: {known[0]!r}"
+
+
+def _prefixed(names: Iterable[str]) -> list[str]:
+    return [f"embedded:{name}" for name in names]
+
+
+def _sibling(folder: Path) -> str:
+    if not folder.parent.is_dir():
+        return f"neither is {folder.parent}"
+    return nearest(folder.name, (p.name for p in folder.parent.iterdir() if p.is_dir()))

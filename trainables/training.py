@@ -1,0 +1,126 @@
+"""Epochs of optimiser steps: accumulation and data-parallel shares that give the gradient of the whole batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from trainables.adapting import Trainables, reseed_dropout
+from trainables.clip import Task
+from trainables.config import FULL_METHODS, TrialConfig
+from trainables.data.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches, steps_per_epoch
+from trainables.data.pixels import Pixels
+from trainables.data.splits import derive_seed, generator
+from trainables.errors import TrialError
+from trainables.optim import add_over_workers, load_state_tensors, lr_factor, make_adamw, set_lr, state_tensors
+from trainables.warm import freeze_statistics
+
+
+class Trainer:
+    """The optimiser and the data of one trial."""
+
+    def __init__(
+        self,
+        trial: TrialConfig,
+        *,
+        module: nn.Module,
+        task: Task,
+        trainables: Trainables,
+        pixels: Pixels,
+        rows: Tensor,
+        normalise: Normalise,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        assert trial.lr is not None
+        if not trainables.parameters:
+            raise TrialError(f"method {trial.method!r} has nothing to train on these targets")
+        settings = trial.train
+        self._trial, self._module, self._task, self._trainables = trial, module, task, trainables
+        self._pixels, self._rows, self._normalise, self._rank, self._world = pixels, rows, normalise, rank, world
+        self._parameters = list(trainables.parameters.values())
+        decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
+        self._peak = trial.lr
+        self._optimizer = make_adamw(self._parameters, trial.lr, decay)
+        self._steps = steps_per_epoch(len(rows), settings.global_batch_size, settings.min_batches_per_epoch)
+        first = self._batches(1)
+        self.samples_per_epoch = sum(len(b) for b in first)
+
+    def _batches(self, epoch: int) -> list[Tensor]:
+        s = self._trial.train
+        return epoch_batches(self._rows, s.global_batch_size, s.min_batches_per_epoch, self._trial.data_seed, epoch)
+
+    def epoch(self, epoch: int) -> float:
+        """Train one epoch (counted from 1); the mean loss over its images, from forward passes while it trained.
+
+        A function of the state, the seeds and the epoch's number alone, which is what makes resuming exact.
+
+        Raises:
+            TrialError: a loss that is not finite, naming the step.
+        """
+        trial, settings = self._trial, self._trial.train
+        total = self._steps * settings.epochs
+        self._module.train()
+        freeze_statistics(self._module)
+        reseed_dropout(self._module, trial.init_seed, epoch)
+        draw = generator(trial.data_seed, "augment", epoch)
+        batches = self._batches(epoch)
+        sums = torch.zeros(len(batches), device=self._normalise.device)
+        device = sums.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            # a base model may hold dropout of its own, which draws from the global generator
+            torch.manual_seed(derive_seed(trial.init_seed, "base dropout", epoch))
+            for index, batch in enumerate(batches):
+                step = (epoch - 1) * self._steps + index
+                sums[index] = self._step(batch, self._peak * lr_factor(step, total, settings), draw)
+                # reading a device's numbers stops it, so not at every step; workers must stop together, after the sum
+                if self._world == 1 and (device.type == "cpu" or index % 25 == 24):
+                    self._check(sums[: index + 1], epoch)
+        if self._world > 1:
+            torch.distributed.all_reduce(sums)
+        self._check(sums, epoch)
+        return float(sums.double().sum()) / self.samples_per_epoch
+
+    def _step(self, batch: Tensor, lr: float, draw: torch.Generator) -> Tensor:
+        """One optimiser step on the rows `batch`; the summed loss of this worker's share, a scalar."""
+        settings = self._trial.train
+        plan = crop_flip_plan(len(batch), draw) if settings.augment == "crop-flip" else None  # drawn for all workers
+        share = torch.arange(self._rank, len(batch), self._world)
+        micro = settings.micro_batch_size or len(batch)
+        loss_sum = torch.zeros((), device=self._normalise.device)
+        for part in torch.split(share, micro) if len(share) else ():
+            images = self._pixels.rows(batch[part])
+            if plan is not None:
+                images = apply_plan(images.to(self._normalise.device), plan[part])
+            labels = self._pixels.split.labels[batch[part]].to(self._normalise.device)
+            loss = self._task.loss_sum(self._normalise(images), labels)
+            (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+        if self._world > 1:
+            add_over_workers(self._parameters)
+        nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
+        set_lr(self._optimizer, lr)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss_sum
+
+    def _check(self, sums: Tensor, epoch: int) -> None:
+        if not math.isfinite(float(sums.sum())):
+            index = int((~torch.isfinite(sums)).int().argmax())
+            step = (epoch - 1) * self._steps + index + 1
+            value = float(sums[index])
+            raise TrialError(
+                f"loss became {value} at step {step} of {self._steps * self._trial.train.epochs} (epoch {epoch}) with "
+                f"lr {self._trial.lr:g}; a lower rate may train"
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on besides its number."""
+        return state_tensors(self._optimizer, self._trainables.parameters)
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        load_state_tensors(self._optimizer, self._trainables.parameters, tensors)
