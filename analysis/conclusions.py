@@ -31,8 +31,8 @@ def interval_text(row: Row) -> str:
 def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -> str:
     """One sentence on `focus` against `baseline` at equal budgets, from `scaling.comparisons`.
 
-    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where `focus` does
-    not win.
+    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where `focus`
+    does not win.
     """
     a, b = style(focus).name, style(baseline).name
     rows = [r for r in compared.to_pylist() if r["method"] == focus and r["baseline"] == baseline]

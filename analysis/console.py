@@ -115,8 +115,8 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
             markup=False,
         )
     console.print(
-        "  \N{PLUS-MINUS SIGN} and [ ]: 95 % t intervals over seeds, each for itself; differences in points, paired by seed; "
-        "verdicts are Holm-corrected over the whole table",
+        "  \N{PLUS-MINUS SIGN} and [ ]: 95 % t intervals over seeds, each for itself; differences in points, paired "
+        "by seed; verdicts are Holm-corrected over the whole table",
         style="dim",
         highlight=False,
         markup=False,
@@ -137,10 +137,10 @@ def _block(title: str, rows: list[Row]) -> Table:
         if row["note"] and row["note"].startswith("infeasible"):
             continue
         look = style(row["method"])
-        name = Text(look.name if row["method"] != previous else "", style=look.dark if look.order < 90 else "")
+        shown = Text(look.name if row["method"] != previous else "", style=look.dark if look.order < 90 else "")
         previous = row["method"]
         table.add_row(
-            name,
+            shown,
             row["reference"] or "",
             _whole(row["adapter_params"]),
             _rate(row),
@@ -170,12 +170,9 @@ def _score(row: Row) -> str:
 def _difference(row: Row) -> str:
     if row["difference"] is None:
         return ""
-    text = f"{points(row['difference'])}"
-    return (
-        text
-        if row["difference_low"] is None
-        else f"{text} [{points(row['difference_low'])}, {points(row['difference_high'])}]"
-    )
+    if row["difference_low"] is None:
+        return points(row["difference"])
+    return f"{points(row['difference'])} [{points(row['difference_low'])}, {points(row['difference_high'])}]"
 
 
 def _verdict(row: Row) -> Text:

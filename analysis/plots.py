@@ -1,69 +1,24 @@
 """Figures. Each `draw_*` takes the Arrow table that another function computed and only draws it.
 
-Log parameter axis, 95 % bands, one colour and marker per method everywhere (`methods.STYLES`, colour-blind safe), readable
-at the width of a paper's column. Figures are made without pyplot, so drawing leaves no global state.
+Log parameter axis, 95 % bands, one colour and marker per method everywhere (`methods.STYLES`, colour-blind safe),
+readable at the width of a paper's column.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, count_text, new_figure
 from analysis.methods import in_order, style
 
 Row = dict[str, Any]
-
-INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
-COLUMN_INCHES = 3.5
-FORMATS = ("png", "svg", "pdf")
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "legend.fontsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-    "svg.hashsalt": "randlora",  # the same numbers give the same file
-    "pdf.fonttype": 42,
-}
-
-
-def count_text(value: float, _: int | None = None) -> str:
-    """A parameter count for an axis: '12k', '1.5M'."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 def places(table: pa.Table) -> list[tuple[str, str, str | None, str]]:
@@ -101,33 +56,24 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Fi
     across = min(columns, len(panels))
     down = math.ceil(len(panels) / across)
     groups = [[r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == p] for p in panels]
-    with mpl.rc_context(_STYLE):
-        figure = _figure(COLUMN_INCHES * across, 2.55 * down + 0.35)
+    with mpl.rc_context(STYLE):
+        width, height = COLUMN_INCHES * across, 2.55 * down + 0.2
+        figure = new_figure(width, height)
         grid = figure.add_gridspec(
             down,
             across,
-            hspace=0.55,
-            wspace=0.28,
-            left=_inches(0.5, across),
-            right=1 - _inches(0.12, across),
-            bottom=0.42 / (2.55 * down + 0.35),
-            top=1 - 0.78 / (2.55 * down + 0.35),
+            hspace=0.5,
+            wspace=0.24,
+            left=0.5 / width,
+            right=1 - 0.12 / width,
+            bottom=0.42 / height,
+            top=1 - 0.6 / height,
         )
         for index, (panel, group) in enumerate(zip(panels, groups, strict=True)):
             spot = grid[index // across, index % across]
             _panel(figure, spot, index, group, _panel_title(panel, group) if title else None, first=index % across == 0)
         _legend(figure, rows)
         return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _inches(inches: float, across: int) -> float:
-    return inches / (COLUMN_INCHES * across)
 
 
 def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) -> str:
@@ -165,9 +111,9 @@ def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: st
     if first:
         axes.set_ylabel("test accuracy (%)")
     for row in shown:
-        _line(axes, index, row)
+        _line(axes, index, row, _clear_side(row, curves))
     for row in far:
-        _line(foot, index, row)
+        _line(foot, index, row, "left")
     for method in reversed(in_order({r["method"] for r in curves})):  # the first method ends on top
         _curve(axes, index, method, [r for r in curves if r["method"] == method])
     _ranks(axes, curves)
@@ -176,8 +122,12 @@ def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: st
 
 
 def _range(rows: Sequence[Row]) -> tuple[float, float]:
-    values = [100 * v for r in rows for v in (r["mean"], r["low"], r["high"]) if v is not None]
-    low, high = min(values), max(values)
+    """Least and largest value to show, in percent; an interval wider than the picture may run out of it."""
+    means = [100 * r["mean"] for r in rows]
+    reach = 1.5 * max(max(means) - min(means), 2.0)
+    ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None]
+    low = max(min([*means, *ends]), min(means) - reach)
+    high = min(max([*means, *ends]), max(means) + reach)
     return (low, high) if high > low else (low - 1, high + 1)
 
 
@@ -209,7 +159,19 @@ def _foot(axes: Any, foot: Any, far: Sequence[Row]) -> None:
     foot.plot([0], [1], transform=foot.transAxes, **marks)
 
 
-def _line(axes: Any, index: int, row: Row) -> None:
+def _clear_side(line: Row, curves: Sequence[Row]) -> str:
+    """The end of a horizontal line where no curve comes near its name."""
+    if not curves:
+        return "left"
+    counts = [r["adapter_params"] for r in curves]
+    gaps = {}
+    for side, end in (("left", min(counts)), ("right", max(counts))):
+        near = [r for r in curves if end / 2 <= r["adapter_params"] <= end * 2]
+        gaps[side] = min(abs(r["mean"] - line["mean"]) for r in near)
+    return max(gaps, key=lambda side: gaps[side])
+
+
+def _line(axes: Any, index: int, row: Row, side: str) -> None:
     """A method without a budget: a dashed line at its score, named on the line."""
     look = style(row["method"])
     level = 100 * row["mean"]
@@ -219,14 +181,14 @@ def _line(axes: Any, index: int, row: Row) -> None:
     axes.axhline(level, color=look.colour, linewidth=1.1, linestyle=dashes, gid=f"{index}:{row['method']}")
     axes.annotate(
         f"{look.name} {level:.1f}",
-        (0.01, level),
+        (0.01 if side == "left" else 0.99, level),
         xycoords=("axes fraction", "data"),
         xytext=(0, 1.5),
         textcoords="offset points",
         color=look.colour,
         fontsize=6.8,
         va="bottom",
-        ha="left",
+        ha=side,
     )
 
 
@@ -314,102 +276,3 @@ def _legend(figure: Figure, rows: Sequence[Row]) -> None:
         handletextpad=0.4,
         borderaxespad=0.3,
     )
-
-
-def draw_rates(rates: pa.Table, *, columns: int = 3) -> Figure:
-    """Validation score against learning rate, one panel per method, one line per budget (darker is larger).
-
-    Args:
-        rates: from `tuning.rates`, of one data set and training size; not empty.
-        columns: most panels in a row.
-
-    Raises:
-        ValueError: no row, or several data sets or sizes.
-    """
-    rows = rates.to_pylist()
-    if not rows or len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) != 1:
-        raise ValueError("rates of exactly one data set and training size can be drawn in one figure")
-    methods = in_order({r["method"] for r in rows})
-    across = min(columns, len(methods))
-    down = math.ceil(len(methods) / across)
-    height = 1.75 * down + 0.3
-    with mpl.rc_context(_STYLE):
-        figure = _figure(2.3 * across + 0.4, height)
-        all_axes = figure.subplots(down, across, sharey=True, squeeze=False)
-        figure.subplots_adjust(
-            left=0.45 / (2.3 * across + 0.4),
-            right=0.99,
-            bottom=0.4 / height,
-            top=1 - 0.22 / height,
-            wspace=0.08,
-            hspace=0.55,
-        )
-        for i, axes in enumerate(all_axes.flat):
-            if i >= len(methods):
-                axes.set_visible(False)
-                continue
-            _rates_panel(axes, methods[i], [r for r in rows if r["method"] == methods[i]])
-            if i % across == 0:
-                axes.set_ylabel("validation accuracy (%)")
-        return figure
-
-
-def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
-    look = style(method)
-    axes.set_xscale("log")
-    axes.set_title(look.name, loc="left", color=look.colour, fontweight="bold", pad=3)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="x", visible=False)
-    axes.set_xlabel("learning rate")
-    cells = sorted({(r["budget"] or 0, r["reference"] or "", r["cell_id"]) for r in rows})
-    for k, (_, reference, cell) in enumerate(cells):
-        mine = [r for r in rows if r["cell_id"] == cell and r["mean_val"] is not None]
-        alpha = 0.35 + 0.65 * (k + 1) / len(cells)
-        axes.plot(
-            [r["lr"] for r in mine],
-            [100 * r["mean_val"] for r in mine],
-            color=look.colour,
-            alpha=alpha,
-            linewidth=1.1,
-            marker=".",
-            markersize=3,
-            gid=f"rates:{cell}",
-        )
-        for r in mine:
-            if r["chosen"]:
-                axes.plot(
-                    [r["lr"]],
-                    [100 * r["mean_val"]],
-                    marker="*",
-                    markersize=7,
-                    color=look.colour,
-                    alpha=alpha,
-                    markeredgecolor=PAPER,
-                    markeredgewidth=0.4,
-                    zorder=3,
-                )
-        if mine and reference and k in (0, len(cells) - 1):
-            axes.annotate(
-                reference,
-                (mine[-1]["lr"], 100 * mine[-1]["mean_val"]),
-                xytext=(2, 0),
-                textcoords="offset points",
-                fontsize=6,
-                color=look.colour,
-                alpha=alpha,
-                va="center",
-                annotation_clip=False,
-            )
-
-
-def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:
-    """Write a figure in several formats; returns 'STEM.FORMAT' -> path. The bytes depend on the numbers only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with mpl.rc_context(_STYLE):
-        for kind in formats:
-            path = folder / f"{stem}.{kind}"
-            figure.savefig(path, dpi=300, metadata=dates.get(kind))
-            paths[path.name] = path
-    return paths

@@ -54,8 +54,8 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     Whole-number sums come back as int64 and other decimals as float64, so that they print and serialise as numbers.
 
     Raises:
-        QueryError: SQL that is wrong, more than one statement, or a statement that does more than read. An unknown table
-            or column is answered with the known ones.
+        QueryError: SQL that is wrong, more than one statement, or one that does more than read. An unknown table or
+            column is answered with the known ones.
     """
     connection = connect(tables)
     try:

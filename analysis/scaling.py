@@ -98,8 +98,8 @@ order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed
 def curve(store: Store) -> pa.Table:
     """Score against trainable parameters: per method and budget the mean over seeds with its 95 % t interval.
 
-    Columns: `CURVE`. Methods without a budget (full fine-tuning, zero-shot) are rows of kind 'line'. A sweep over several
-    data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds, for methods
+    Columns: `CURVE`. Methods without a budget (full fine-tuning, zero-shot) are rows of kind 'line'. A sweep over
+    several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds, for methods
     and budgets that are confirmed on each.
     """
     runs = store.sql(_RUNS).to_pylist()
@@ -167,7 +167,7 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
             more than one.
 
     Returns:
-        Columns `COMPARISONS`, ordered by place, method and budget. `p_holm` and `verdict` hold for the table whole: the
+        Columns `COMPARISONS`, ordered by place, method and budget. `p_holm` and `verdict` hold for the whole table: the
         chance of any false 'higher' or 'lower' in it is at most 5 %, given the chosen learning rates.
     """
     by_cell: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
@@ -223,9 +223,12 @@ def _overall(
 
 
 def _over_datasets(blocks: Mapping[str, Mapping[Seed, float]], family: int) -> Difference:
-    """The mean over data sets of paired differences. With few data sets and seeds a permutation test cannot reach 5 % in a
-    family, whatever the data; then it is the t test over seeds, each averaged over the data sets. The choice between the
-    two looks at the numbers of blocks and comparisons only."""
+    """The mean over data sets of paired differences.
+
+    With few data sets and seeds a permutation test cannot reach 5 % in a family, whatever the data; then it is the t
+    test over seeds, each averaged over the data sets. The choice between the two looks at the numbers of blocks and
+    comparisons only.
+    """
     first = next(iter(blocks.values()))
     shared = [s for s in first if all(s in other for other in blocks.values())]
     floor = 2.0 ** (1 - sum(len(b) for b in blocks.values()))

@@ -1,20 +1,21 @@
-"""Statistics of comparisons (scipy): intervals over seeds, paired differences, Holm, and words no stronger than the tests.
+"""Statistics of comparisons (scipy): intervals over seeds, paired differences, Holm, and words no stronger than tests.
 
-The unit of a claim is the trained run. A score's interval is a t interval over seeds; a difference between two methods is
-the mean of per-seed paired differences, with its t interval on one data set and a sign-flip permutation test over
+The unit of a claim is the trained run. A score's interval is a t interval over seeds; a difference between two methods
+is the mean of per-seed paired differences, with its t interval on one data set and a sign-flip permutation test over
 data set x seed blocks on several. Scores and differences are fractions in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import special, stats
 
+Seed = TypeVar("Seed", bound=Hashable)
 Verdict = Literal["higher", "lower", "not distinguishable", "not testable"]
 
 LEVEL = 0.95
@@ -84,7 +85,7 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return Interval(mean, float(low), float(high), sd, n)
 
 
-def paired_difference(a: Mapping[object, float], b: Mapping[object, float], level: float = LEVEL) -> Difference | None:
+def paired_difference(a: Mapping[Seed, float], b: Mapping[Seed, float], level: float = LEVEL) -> Difference | None:
     """Paired t test of a - b over the seeds both have; None where they share none.
 
     Args:
@@ -100,8 +101,8 @@ def paired_difference(a: Mapping[object, float], b: Mapping[object, float], leve
 def t_difference(differences: Sequence[float], level: float = LEVEL) -> Difference:
     """t test that the mean of paired differences is zero, with its interval.
 
-    Without spread (a coarse score, or one run against itself) the statistic has no distribution: all differences zero give
-    p = 1, all equal but not zero give no p.
+    Without spread (a coarse score, or one run against itself) the statistic has no distribution: all differences zero
+    give p = 1, all equal but not zero give no p.
     """
     interval = mean_interval(differences, level)
     p: float | None = None
@@ -114,7 +115,7 @@ def t_difference(differences: Sequence[float], level: float = LEVEL) -> Differen
 
 
 def blocked_difference(
-    blocks: Mapping[object, Sequence[float]], *, seed: int = 0, resamples: int = 9999, level: float = LEVEL
+    blocks: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 9999, level: float = LEVEL
 ) -> Difference:
     """The mean over data sets of paired differences: sign-flip permutation p, bootstrap interval.
 

@@ -37,8 +37,8 @@ _ALL = (
     ),
     View(
         "confirmed",
-        "The trials results are made of: stage CONFIRM, finished, last good attempt, at the cell's latest choice of learning "
-        "rate (or a method, or protocol, without one).",
+        "The trials results are made of: stage CONFIRM, finished, last good attempt, at the cell's latest choice of "
+        "learning rate (or a method, or protocol, without one).",
         """
         select t.* from trials t left join chosen c using (sweep, cell_id)
         where t.stage = 'CONFIRM' and t.status = 'finished'
@@ -56,8 +56,8 @@ _ALL = (
     ),
     View(
         "scaling",
-        "One row per confirmed cell: number of seeds, mean test score with its 95 % t interval over seeds (null with one "
-        "seed), adapter parameters as built.",
+        "One row per confirmed cell: number of seeds, mean test score with its 95 % t interval over seeds (null with "
+        "one seed), adapter parameters as built.",
         """
         select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id,
                s.adapter_params, s.lr, s.n, s.mean, s.sd,
@@ -73,8 +73,8 @@ _ALL = (
     ),
     View(
         "best",
-        "One row per confirmed cell: the chosen rate, its mean validation score, rank by validation among the cells of the "
-        "same data, size and budget, the test score with interval, and the trial with the best validation score.",
+        "One row per confirmed cell: the chosen rate, its mean validation score, rank by validation among the cells of "
+        "the same data, size and budget, the test score with interval, and the trial with the best validation score.",
         """
         select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id, s.adapter_params,
                s.lr, coalesce(c.mean_val, v.val) as mean_val,
@@ -93,20 +93,23 @@ _ALL = (
     ),
     View(
         "coverage",
-        "One row per cell: trials planned, finished, failed and still missing in each stage; infeasible cells with the reason.",
+        "One row per cell: trials planned and done in each stage, failed for good, and not run yet (`missing`); "
+        "infeasible cells with the reason.",
         """
         select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
                c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,
                c.confirm_seeds as confirm_planned, coalesce(n.confirm_done, 0) as confirm_done,
-               coalesce(n.failed, 0) as failed,
+               coalesce(n.tune_failed + n.confirm_failed, 0) as failed,
                case when c.feasible
-                 then greatest(c.tune_trials - coalesce(n.tune_done, 0), 0)
-                    + greatest(c.confirm_seeds - coalesce(n.confirm_done, 0), 0) else 0 end as missing
+                 then greatest(c.tune_trials - coalesce(n.tune_done + n.tune_failed, 0), 0)
+                    + greatest(c.confirm_seeds - coalesce(n.confirm_done + n.confirm_failed, 0), 0)
+                 else 0 end as missing
         from cells c left join (
           select t.sweep, t.cell_id,
                  count(*) filter (t.stage = 'TUNE' and t.status in ('finished', 'pruned')) as tune_done,
                  count(f.trial_id) as confirm_done,
-                 count(*) filter (t.status = 'failed') as failed
+                 count(*) filter (t.stage = 'TUNE' and t.status = 'failed') as tune_failed,
+                 count(*) filter (t.stage = 'CONFIRM' and t.status = 'failed') as confirm_failed
           from last_attempts t left join confirmed f using (sweep, trial_id) group by all
         ) n using (sweep, cell_id)
         order by c.sweep, c.dataset, c.train_size, c.method, c.budget
@@ -114,8 +117,9 @@ _ALL = (
     ),
     View(
         "parity",
-        "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance given and "
-        "used; rates tried, range width in decades, the choice and whether it is the range's edge; epochs and samples trained.",
+        "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance given "
+        "and used; rates tried, range width in decades, the choice and whether it is the range's edge; epochs and "
+        "samples trained.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.residual, c.residual_fraction, n.adapter_params, n.adapter_params = c.count as count_holds,
@@ -137,7 +141,8 @@ _ALL = (
           from last_attempts group by all
         ) n using (sweep, cell_id)
         left join (
-          select sweep, cell_id, count(*) as seeds, cast(sum(samples) as bigint) as confirm_samples, max(epochs) as epochs
+          select sweep, cell_id, count(*) as seeds, cast(sum(samples) as bigint) as confirm_samples,
+                 max(epochs) as epochs
           from confirmed group by all
         ) f using (sweep, cell_id)
         left join (select sweep, cell_id, count(*) as superseded from superseded group by all) s using (sweep, cell_id)
@@ -149,16 +154,16 @@ _ALL = (
         "failures",
         "One row per failed attempt, with the reason, and whether a later attempt of the trial finished.",
         """
-        select t.sweep, t.trial_id, t.attempt, t.stage, t.method, t.reference, t.dataset, t.train_size, t.lr, t.data_seed,
-               t.reason, t.host, t.ended_at, l.status = 'finished' as recovered
+        select t.sweep, t.trial_id, t.attempt, t.stage, t.method, t.reference, t.dataset, t.train_size, t.lr,
+               t.data_seed, t.reason, t.host, t.ended_at, l.status = 'finished' as recovered
         from trials t join last_attempts l using (sweep, trial_id)
         where t.status = 'failed' order by t.ended_at, t.trial_id, t.attempt
         """,
     ),
     View(
         "cost",
-        "One row per method and budget: attempts, hours and seconds per finished trial, the part that is not training or "
-        "evaluation, throughput, peak memory, stored bytes.",
+        "One row per method and budget: attempts, hours and seconds per finished trial, the part that is not training "
+        "or evaluation, throughput, peak memory, stored bytes.",
         """
         select sweep, method, reference, count(*) as attempts, max(adapter_params) as adapter_params,
                sum(seconds_total) / 3600 as hours,

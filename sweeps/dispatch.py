@@ -156,7 +156,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             "directory": str(self.ledger.trial_folder(slot)),
             "keep": None if kept is None else str(kept),
         }
-        self.broker.submit.remote(key, order, 1 if self.prunable(slot) else None)
+        ray.get(self.broker.submit.remote(key, order, 1 if self.prunable(slot) else None))
         self.changed()
         return {"broker": self.broker_name, "key": key}
 

@@ -112,10 +112,10 @@ def run(
             interrupted = False
             try:
                 if any(not cell.finished for cell in state.cells.values()):
-                    journal.write(_provenance(spec.name, trial))
                     with show, contextlib.ExitStack() as stack:
                         if pool is None:
                             pool = stack.enter_context(Pool(spec.resources, folder / "work" / "ray", address=address))
+                        journal.write(_provenance(spec.name, trial))
                         interrupted = _drive(ledger, pool, trial, show.changed)
             finally:
                 sealer.seal()

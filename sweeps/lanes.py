@@ -131,7 +131,8 @@ class _Worker:
         before: Any = None
         for event in trial:
             if event.get("done"):
-                return dict(event)
+                # async actors may run calls out of order, so the report before must have arrived
+                return None if before is not None and ray.get(before) == "stop" else dict(event)
             if self.world == 1 and order["ahead"]:
                 # nobody judges this trial by epoch, so the answer to the report before is soon enough
                 verdict = None if before is None else ray.get(before)

@@ -178,7 +178,7 @@ def _data_problems(spec: SweepSpec) -> list[Problem]:
     problems = []
     for name in spec.data.datasets:
         try:
-            check_dataset(name)
+            check_dataset(name, spec.data.train_size, spec.protocol)
         except DataError as error:
             problems.append(Problem("data.datasets", name, str(error)))
     return problems

@@ -1,7 +1,7 @@
 """A made-up results folder, as a sweep leaves it: journal, parts, choices, failures, retries, an infeasible cell.
 
-The scores come from a formula plus seeded noise; nothing is trained. Seeds are paired: a seed's luck is partly shared by
-all methods, as a hard training subset is.
+The scores come from a formula plus seeded noise; nothing is trained. Seeds are paired: a seed's luck is partly shared
+by all methods, as a hard training subset is.
 """
 
 from __future__ import annotations

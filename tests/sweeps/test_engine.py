@@ -94,7 +94,7 @@ def test_failing_trials_are_rows_and_the_sweep_goes_on(tmp_path: Path, pool: Poo
         FakeCell("randlora"),
     )
     summary = go(fake_plan(tmp_path / "r", cells, confirm=FakeConfirm((0,))), pool)
-    assert (summary.finished, summary.failed) == (5 + 5 + 0 + 7 + 2 - 2 + 1, 1 + 1 + 5)
+    assert (summary.finished, summary.failed) == (6 + 6 + 0 + 7, 1 + 1 + 5)
     assert summary.stuck == ("nola 1000",)
     failed = [t for t in rows(tmp_path / "r", "trials") if t["status"] == "failed"]
     reasons = {t["method"]: t["reason"] for t in failed if t["lr"] == 1e-1}

@@ -52,7 +52,7 @@ def configure(cell: str, lr: float, seed: int, arguments: argparse.Namespace) ->
     capacities: tuple[tuple[str, int], ...] = ()
     budget = None
     if rank:
-        shapes = target_shapes(arguments.model, None, "vision")
+        shapes = target_shapes(arguments.model, arguments.targets, "vision")
         budget = reference_budget(shapes, int(rank))
         solved = solve(method, shapes, budget, options=arguments.options.get(method, {}))
         if not isinstance(solved, Solution):
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--option", type=pairs, action="append", default=[], help="METHOD=JSON of its options")
     parser.add_argument("--model", default="embedded:tiny-clip")
     parser.add_argument("--dataset", default="embedded:fashion-mnist")
+    parser.add_argument("--targets", nargs="*", default=None, help="default: the model family's")
     parser.add_argument("--train-size", type=float, default=1.0)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)

@@ -137,6 +137,7 @@ def main() -> None:
 
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
+    (out / "open_clip_model.safetensors").chmod(0o644)  # safetensors makes files private
     model.eval()
     card.write(out, model=model, tokenizer=tokenizer, found=found, arguments=arguments, seconds=seconds)
     print((out / "MODEL_CARD.md").read_text())
