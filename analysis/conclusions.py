@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.methods import style
+from analysis.methods import place_text, style
 from analysis.scaling import BASELINE, FOCUS
 
 Row = dict[str, Any]
@@ -62,8 +62,9 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
     n = sorted({r["n"] for r in cells})
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
-    unequal = f"; the counts differ by up to {apart:.1%}" if apart > MATCHED else ""
-    return f"{text} (paired over {seeds} seeds, Holm-corrected at 5 %, given the chosen learning rates{unequal})."
+    unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
+    given = f"paired over {seeds} seeds, Holm-corrected at 5 %, given the chosen learning rates"
+    return f"{text} ({given}{unequal}{_edges(cells, a, b)})."
 
 
 def conclude_gap(compared: pa.Table) -> str | None:
@@ -99,7 +100,9 @@ def _listed(rows: Sequence[Row], most: int = 3) -> str:
     if len(rows) > most:
         return _range(rows)
     several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
-    names = [f"{r['reference']} on {r['dataset']}, {r['train_size']}" if several else r["reference"] for r in rows]
+    names = [
+        f"{r['reference']} on {place_text(r['dataset'], r['train_size'])}" if several else r["reference"] for r in rows
+    ]
     return "; ".join(f"{name}: {interval_text(r)}" for name, r in zip(names, rows, strict=True))
 
 
@@ -108,15 +111,24 @@ def _places(rows: Sequence[Row]) -> str:
 
 
 def _range(rows: Sequence[Row]) -> str:
-    low, high = min(r["difference"] for r in rows), max(r["difference"] for r in rows)
-    return f"{points(low)} points" if len(rows) == 1 else f"{points(low)} to {points(high)} points"
+    low, high = (points(end(r["difference"] for r in rows)) for end in (min, max))
+    return f"{low} points" if low == high else f"{low} to {high} points"
 
 
 def _power(rows: Sequence[Row]) -> str:
     known = [r["power"] for r in rows if r["power"] is not None]
     if not known:
         return ""
-    return f"; a true 2-point difference would be found {min(known):.0%} to {max(known):.0%} of the time"
+    low, high = (f"{100 * end(known):.0f}" for end in (min, max))
+    share = low if low == high else f"{low} to {high}"
+    return f"; a true 2-point difference would be found {share} % of the time"
+
+
+def _edges(rows: Sequence[Row], a: str, b: str) -> str:
+    """A warning where a rate was chosen at the end of its range: that method may be under-tuned."""
+    counts = [(name, sum(r["edge"] in (arm, "both") for r in rows)) for name, arm in ((a, "method"), (b, "baseline"))]
+    said = [f"{name} at {count} of {len(rows)}" for name, count in counts if count]
+    return f"; perhaps under-tuned, its rate being the end of the range: {', '.join(said)}" if said else ""
 
 
 def _overall(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from analysis import conclusions, scaling
 from analysis.conclusions import points
-from analysis.methods import style
+from analysis.methods import place_text, style
 from analysis.store import Store
 
 Row = dict[str, Any]
@@ -106,14 +106,12 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
     blocks = dict.fromkeys((r["sweep"], r["dataset"], r["train_size"]) for r in rows)
     for sweep, dataset, size in blocks:
         mine = [r for r in rows if (r["sweep"], r["dataset"], r["train_size"]) == (sweep, dataset, size)]
-        console.print(_block(f"{sweep}: test accuracy on {dataset}, training size {size}", mine))
+        console.print(_block(f"{sweep}: test accuracy on {place_text(dataset, size)}", mine))
     left_out = [r for r in rows if r["note"] and r["note"].startswith("infeasible")]
     for row in left_out:
-        console.print(
-            f"  left out: {row['name']} at {row['reference']} on {row['dataset']}, {row['note']}",
-            highlight=False,
-            markup=False,
-        )
+        where = place_text(row["dataset"], row["train_size"])
+        said = f"  left out: {row['name']} at {row['reference']} on {where}, {row['note']}"
+        console.print(said, highlight=False, markup=False)
     console.print(
         "  \N{PLUS-MINUS SIGN} and [ ]: 95 % t intervals over seeds, each for itself; differences in points, paired "
         "by seed; verdicts are Holm-corrected over the whole table",

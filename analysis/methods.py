@@ -1,4 +1,4 @@
-"""How methods are named and drawn: one name, one colour and one marker each, in every table and figure.
+"""How methods are named and drawn: one name, one colour and one marker each, in every table and figure; sizes in words.
 
 Colours are Okabe and Ito's (colour-blind safe); markers tell methods apart in print without colour.
 """
@@ -49,6 +49,21 @@ def style(method: str) -> Style:
     digest = zlib.crc32(method.encode())
     colour, dark = _SPARE[digest % len(_SPARE)]
     return Style(method, colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50)
+
+
+def size_text(train_size: str) -> str:
+    """A training size in words: '16-shot', '10 % of the data', 'all data'."""
+    try:
+        share = float(train_size)
+    except ValueError:
+        return train_size
+    return "all data" if share == 1 else f"{100 * share:g} % of the data"
+
+
+def place_text(dataset: str, train_size: str) -> str:
+    """A data set with its training size, where that is not all of it."""
+    size = size_text(train_size)
+    return dataset if size == "all data" else f"{dataset}, {size}"
 
 
 def in_order(methods: set[str]) -> list[str]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, count_text, new_figure
-from analysis.methods import in_order, style
+from analysis.methods import in_order, place_text, style
 
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Fi
             across,
             hspace=0.5,
             wspace=0.24,
-            left=0.5 / width,
+            left=0.56 / width,
             right=1 - 0.12 / width,
             bottom=0.42 / height,
             top=1 - 0.6 / height,
@@ -79,7 +79,7 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Fi
 def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) -> str:
     _, _, dataset, size = panel
     where = f"mean of {group[0]['n_datasets']} data sets" if dataset is None else dataset
-    return where if size == "1.0" else f"{where}, {size}"
+    return place_text(where, size)
 
 
 def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: str | None, *, first: bool) -> None:
@@ -128,6 +128,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None]
     low = max(min([*means, *ends]), min(means) - reach)
     high = min(max([*means, *ends]), max(means) + reach)
+    low, high = max(low, 0.0), min(high, 100.0)
     return (low, high) if high > low else (low - 1, high + 1)
 
 
@@ -145,7 +146,8 @@ def _foot(axes: Any, foot: Any, far: Sequence[Row]) -> None:
     axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
     values = [100 * r["mean"] for r in far]
     foot.set_ylim(min(values) - 3, max(values) + 3)
-    foot.yaxis.set_major_locator(FixedLocator([round(v) for v in values]))
+    foot.yaxis.set_major_locator(FixedLocator(values))
+    foot.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
     foot.grid(visible=False)
     marks = {
         "marker": [(-1, -0.6), (1, 0.6)],
@@ -247,9 +249,9 @@ def _ranks(axes: Any, curves: Sequence[Row]) -> None:
     top.tick_params(length=2, pad=1, labelcolor=MUTED, labelsize=6.5)
     axes.annotate(
         "LoRA rank",
-        (1, 1),
+        (0, 1),
         xycoords="axes fraction",
-        xytext=(0, 13),
+        xytext=(-3, 4),
         textcoords="offset points",
         ha="right",
         fontsize=6.5,

@@ -100,6 +100,6 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
                 fontsize=6,
                 color=look.colour,
                 alpha=alpha,
-                va="center",
+                va="center" if len(cells) == 1 else ("bottom" if k else "top"),
                 annotation_clip=False,
             )

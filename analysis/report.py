@@ -16,10 +16,10 @@ import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis import drawing, plots, rate_plots, scaling, svg, tuning
+from analysis import drawing, plots, rate_plots, scaling, svg, text_tables, tuning
 from analysis.conclusions import conclude, conclude_gap, points
 from analysis.console import results_table
-from analysis.methods import style
+from analysis.methods import place_text, size_text, style
 from analysis.schemas import SCHEMA_VERSION
 from analysis.store import Store, open_store
 
@@ -29,6 +29,8 @@ QUESTION = (
     "When LoRA falls short of full fine-tuning, is it the number of trainable parameters or the rank of the update? "
     "LoRA and RandLoRA train equally many parameters; LoRA's update has low rank, RandLoRA's has full rank."
 )
+_CALLED = {"at": "last run started", "trial": "trial function"}
+_NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 MOST_FAILURES = 50
 MOST_RATE_FIGURES = 6
 
@@ -37,7 +39,8 @@ def write_report(folder: str | Path) -> dict[str, Path]:
     """Draw the figures of a results folder and write its report.html.
 
     Returns:
-        What was written: 'report', and 'scaling_curve.png' and so on where there is a score to draw.
+        What was written: 'report', and where there is a score to draw 'scaling_curve.png' and so on, and the results
+        table as 'results.md' and 'results.tex'.
 
     Raises:
         StoreError: a folder that holds no sweep.
@@ -46,7 +49,12 @@ def write_report(folder: str | Path) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     curve = scaling.curve(store)
     if curve.num_rows:
-        paths |= drawing.save(plots.draw_scaling(curve), store.path / "figures", "scaling_curve")
+        figures = store.path / "figures"
+        paths |= drawing.save(plots.draw_scaling(curve), figures, "scaling_curve")
+        table = results_table(store)
+        for name, text in (("results.md", text_tables.markdown(table)), ("results.tex", text_tables.latex(table))):
+            paths[name] = figures / name
+            paths[name].write_text(text, encoding="utf-8")
     page = store.path / "report.html"
     temporary = page.with_suffix(".html.tmp")
     temporary.write_text(render(store), encoding="utf-8")
@@ -74,6 +82,8 @@ def render(store: Store) -> str:
         "method": lambda v: style(v).name,
         "moment": lambda v: "" if v is None else f"{v:%Y-%m-%d %H:%M} UTC",
         "duration": _duration,
+        "size": size_text,
+        "place": lambda r: place_text(r["dataset"] or "all data sets", r["train_size"]),
     }
     return environment.get_template("report.html.j2").render(**facts(store))
 
@@ -82,6 +92,8 @@ def facts(store: Store) -> dict[str, Any]:
     """Everything the page shows, as plain values and rows."""
     trials = store.table("trials")
     curve, compared = scaling.curve(store), scaling.comparisons(store)
+    answer, _, given = conclude(compared).partition(" (paired over")
+    given = given and f"paired over{given}"
     gaps = scaling.comparisons(store, baseline="full")
     coverage = store.table("coverage").to_pylist()
     parity = _parity(store)
@@ -91,7 +103,8 @@ def facts(store: Store) -> dict[str, Any]:
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
         "question": QUESTION,
-        "answer": conclude(compared),
+        "answer": answer,
+        "given": f"({given}" if given else "",
         "gap": conclude_gap(gaps),
         "setting": _setting(store),
         "scaling_figure": _scaling_figure(curve),
@@ -120,7 +133,7 @@ def facts(store: Store) -> dict[str, Any]:
         "damaged": [str(d) for d in store.damaged],
         "provenance": _provenance(store),
         "spec": _pretty(store.spec()),
-        "protocol": (store.spec() or {}).get("protocol", "standard"),
+        "protocol": store.protocol,
         "folder": store.path.name,
         "schema_version": SCHEMA_VERSION,
         "light": svg.colour_variables(dark=False),
@@ -146,10 +159,10 @@ def _rate_figures(store: Store) -> list[dict[str, str]]:
             pc.equal(table.column(c), v) for c, v in (("sweep", sweep), ("dataset", dataset), ("train_size", size))
         ]
         mine = table.filter(pc.and_(pc.and_(chosen[0], chosen[1]), chosen[2]))
-        label = f"Validation accuracy against learning rate on {dataset}, training size {size}."
+        label = f"Validation accuracy against learning rate on {place_text(dataset, size)}."
         figures.append(
             {
-                "caption": f"{dataset}, training size {size}",
+                "caption": place_text(dataset, size),
                 "svg": svg.inline_svg(rate_plots.draw_rates(mine), f"rates{i}", label),
             }
         )
@@ -193,8 +206,8 @@ def _parity_says(parity: list[Row]) -> list[str]:
     if budgeted:
         worst = max(budgeted, key=lambda r: abs(r["residual_fraction"]))
         said.append(
-            f"Parameters: the largest distance of a count from its budget is {abs(worst['residual_fraction']):.2%} "
-            f"({style(worst['method']).name} at {worst['reference']})."
+            "Parameters: the largest distance of a count from its budget is "
+            f"{100 * abs(worst['residual_fraction']):.2f} % ({style(worst['method']).name} at {worst['reference']})."
         )
     built = [r for r in parity if r["count_holds"] is not None and r["count"] is not None]
     wrong = [r for r in built if not r["count_holds"]]
@@ -259,11 +272,8 @@ def _provenance(store: Store) -> list[tuple[str, str]]:
     runs = store.events("sweep")
     if runs:
         rows.append(("runs of the sweep", str(len(runs))))
-        rows += [
-            (key.replace("_", " "), _text(value))
-            for key, value in runs[-1].items()
-            if key not in {"ev", "name", "cells", "versions"}
-        ]
+        shown = {key: value for key, value in runs[-1].items() if key not in _NOT_SHOWN}
+        rows += [(_CALLED.get(key, key.replace("_", " ")), _text(value)) for key, value in shown.items()]
     trials = store.table("trials")
     for column in ("git_commit", "device", "precision", "backend", "host"):
         values = sorted(v for v in trials.column(column).unique().to_pylist() if v is not None)

@@ -81,6 +81,10 @@ COMPARISONS = pa.schema(
         ("verdict", pa.string()),
         ("test", pa.string()),
         (
+            "edge",
+            pa.string(),
+        ),  # which arms chose the end of their range of rates: 'method', 'baseline', 'both'; else null
+        (
             "power",
             pa.float64(),
         ),  # chance to find a true difference of PLANTED in this family; null where not computable
@@ -88,7 +92,7 @@ COMPARISONS = pa.schema(
 )
 
 _RUNS = """
-select sweep, model, dataset, train_size, method, reference, budget, adapter_params, lr,
+select sweep, cell_id, model, dataset, train_size, method, reference, budget, adapter_params, lr,
        data_seed, init_seed, basis_seed, test_score
 from confirmed where test_score is not null
 order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed, basis_seed
@@ -99,8 +103,8 @@ def curve(store: Store) -> pa.Table:
     """Score against trainable parameters: per method and budget the mean over seeds with its 95 % t interval.
 
     Columns: `CURVE`. Methods without a budget (full fine-tuning, zero-shot) are rows of kind 'line'. A sweep over
-    several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds, for methods
-    and budgets that are confirmed on each.
+    several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds,
+    for methods and budgets that are confirmed on each.
     """
     runs = store.sql(_RUNS).to_pylist()
     cells: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
@@ -184,6 +188,7 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
             matched = other[0]["budget"] is not None and count is not None and base
             ratio = count / base if matched else None
             rows.append(_compared(place, method, baseline, group[0], ratio, difference))
+    _mark_edges(rows, by_cell, baseline, store)
     rows += _overall(by_cell, rows, baseline, focus)
     rows.sort(key=_order)
     adjusted = holm([row["p"] for row in rows])
@@ -193,6 +198,18 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
         simple = row["test"] == "paired t" and row["sd"] is not None
         row["power"] = power(row["n"], row["sd"], PLANTED, alpha) if simple else None
     return pa.Table.from_pylist(rows, schema=COMPARISONS)
+
+
+def _mark_edges(
+    rows: Sequence[Row], by_cell: Mapping[tuple[Place, str, str | None], list[Row]], baseline: str, store: Store
+) -> None:
+    edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
+    for row in rows:
+        place = _place(row)
+        other = by_cell.get((place, baseline, row["reference"])) or by_cell[place, baseline, None]
+        own = by_cell[place, row["method"], row["reference"]]
+        mine, theirs = ((sweep["sweep"], sweep["cell_id"]) in edges for sweep in (own[0], other[0]))
+        row["edge"] = {(True, True): "both", (True, False): "method", (False, True): "baseline"}.get((mine, theirs))
 
 
 def _overall(

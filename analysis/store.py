@@ -86,6 +86,14 @@ class Store:
             raise StoreError(f"{path}: not a JSON file ({error})") from error
         return spec if isinstance(spec, dict) else None
 
+    @property
+    def protocol(self) -> str:
+        """'standard', or 'paper': fixed published rates, no tuning, training on validation images too."""
+        spec = self.spec() or {}
+        identity = spec.get("identity")
+        found = (identity if isinstance(identity, dict) else spec).get("protocol", "standard")
+        return str(found)
+
     def _snapshot(self) -> _Snapshot:
         state = [_state(path) for path in self.paths]
         if self._cache is None or self._cache.state != state:

@@ -201,12 +201,13 @@ def schema_markdown() -> str:
     lines = [
         "# The results tables",
         "",
-        "A results folder holds `journal.jsonl`, the append-only truth, and `tables/NAME/part-*.parquet`, the same rows "
-        "in immutable Parquet parts that anything can read. `open_store(folder).table(name)` gives one table whole, rows "
-        'not yet sealed into a part included; `sweeps query FOLDER "SELECT ..."` runs read-only SQL (DuckDB) over all.',
+        "A results folder holds `journal.jsonl`, the append-only truth, and `tables/NAME/part-*.parquet`, the same "
+        "rows in immutable Parquet parts that anything reads. `open_store(folder).table(name)` gives one table whole, "
+        'rows not yet sealed into a part included; `sweeps query FOLDER "SELECT ..."` runs read-only SQL (DuckDB).',
         "",
         f"Schema version {SCHEMA_VERSION}; it stands in the metadata of every part, and older parts stay readable. "
-        'Scores are fractions in [0, 1], times seconds, sizes bytes, instants UTC. Null means "does not apply" or "not known".',
+        'Scores are fractions in [0, 1], times seconds, sizes bytes, instants UTC. Null means "does not apply" or '
+        '"not known".',
     ]
     for name, table in SCHEMAS.items():
         lines += ["", f"## `{name}`", "", f"{DOCS[name]} Key: {', '.join(f'`{k}`' for k in KEYS[name])}.", ""]

@@ -117,9 +117,9 @@ _ALL = (
     ),
     View(
         "parity",
-        "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance given "
-        "and used; rates tried, range width in decades, the choice and whether it is the range's edge; epochs and "
-        "samples trained.",
+        "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
+        "given and used; rates tried, range width in decades, the choice and whether it is the range's edge; epochs "
+        "and samples trained.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.residual, c.residual_fraction, n.adapter_params, n.adapter_params = c.count as count_holds,

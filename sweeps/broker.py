@@ -1,7 +1,7 @@
 """The broker: an actor through which the driver hands trials to lane workers, and their reports come back.
 
-It holds soft state only. When it dies it comes back empty: proxies then see their lease unknown, the driver issues it again,
-and the trial goes on from its own checkpoint.
+It holds soft state only. When it dies it comes back empty: proxies then see their lease unknown, the driver issues it
+again, and the trial goes on from its own checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Verdict = Literal["go", "stop"]
 
 MAX_ATTEMPTS = 3
 ALONE_AFTER = 2
-"""A trial whose lane died this often runs with the lane's other workers idle, so that its last attempt blames only it."""
+"""A trial whose lane died this often runs while its lane's other workers idle, so that it alone is to blame next."""
 
 
 @dataclass
@@ -67,13 +67,13 @@ class Broker:
     # The driver's side
 
     async def submit(self, key: str, order: dict[str, Any], window: int | None) -> None:
-        """Queue a trial. `window`: epochs that a lane may run ahead of what the driver has seen; None for any number."""
+        """Queue a trial. `window`: epochs that a lane may run ahead of what the driver has seen; None: any number."""
         self._leases[key] = Lease(key, order, window=window)
         self._queue.append(key)
         await self._wake()
 
     async def take(self, key: str) -> dict[str, Any] | None:
-        """Remove a lease and return its outcome and reports; a trial that still runs is abandoned. None when unknown."""
+        """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown."""
         lease = self._leases.pop(key, None)
         if lease is None:
             return None

@@ -14,7 +14,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.interfaces import Row
 from sweeps.stages import SweepState
 
 _REFRESH_S = 0.5

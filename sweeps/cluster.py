@@ -26,11 +26,12 @@ _STOP_S = 5.0
 _LOCAL = {
     "RAY_AUTH_MODE": "disabled",  # loopback only
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes Ray bind 127.0.0.1 on Linux
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # how long Ray's agents outlive a killed driver; 60 by default
     "RAY_prestart_worker_first_driver": "0",  # idle workers that none of our actors can use
 }
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the pace of a lane's start
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -167,13 +168,7 @@ class Pool:
                     logging_level=logging.ERROR,
                 )
         self._owns_session = True
-
-    def why_dead(self) -> str | None:
-        """Why no lane is left; None while there are some."""
-        import ray
-
-        answer: str | None = ray.get(self.broker.status.remote())["dead"]
-        return answer
+        _silence_ray()
 
     def close(self) -> None:
         """Stop lanes and broker; end the Ray session if it is ours."""
@@ -204,6 +199,17 @@ def _environment_set(name: str, value: str) -> Iterator[None]:
             os.environ.pop(name)
         else:
             os.environ[name] = before
+
+
+def _silence_ray() -> None:
+    """Send what Ray prints about died workers into the log: on stdout it would break `--json` and live displays."""
+    from ray._private import worker
+
+    def log(data: dict[str, Any], *_: Any, **__: Any) -> None:
+        logging.getLogger("sweeps.ray").info("%s", " ".join(map(str, data.get("lines", ()))))
+
+    if hasattr(worker, "print_to_stdstream"):  # Ray's own switch, log_to_driver, does not cover these
+        worker.print_to_stdstream = log
 
 
 def _import_ahead() -> None:

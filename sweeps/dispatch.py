@@ -1,4 +1,4 @@
-"""Ray Tune's side of the engine: one searcher that serves all cells, and a scheduler that judges each cell by itself."""
+"""Ray Tune's side of the engine: a searcher that serves all cells, and a scheduler that judges each by itself."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         return self.ledger.state.spec.search.pruner != "none" and slot.stage == "TUNE" and slot.seeds == first
 
     def saw(self, key: str, result: dict[str, Any]) -> bool:
-        """Take one report; returns whether the trial is stopped. Reports of a replaced proxy come twice and count once."""
+        """Take one report; returns whether the trial is stopped. A replaced proxy's reports come twice, count once."""
         slot = self.slots.get(key)
         if slot is None or result["status"] == "stopped":
             return False

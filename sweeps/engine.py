@@ -33,7 +33,7 @@ WAVE = 1000
 
 
 class EngineError(RuntimeError):
-    """The sweep can't go on: no lane can be kept up. What is finished stays, and the same command goes on from there."""
+    """The sweep can't go on: no lane can be kept up. What is finished stays; the same command goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run(
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
 
     Raises:
-        SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or another process.
+        SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
         EngineError: no lane can be kept up.
         OSError: the journal can't be written.
     """

@@ -1,6 +1,7 @@
 """Lanes: long-lived Ray Train runs whose workers pull trial after trial from the broker, and so stay warm.
 
-A lane is either a number of independent workers, each with its own trial, or one data-parallel group that shares a trial.
+A lane is either a number of independent workers, each with its own trial, or one data-parallel group that shares a
+trial.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from sweeps.resources import LaneShape
 
 NEXT_S = 5.0  # a group's other ranks wait in a collective meanwhile, so this stays far below its timeout
 LANE_TRIES = 3
+PEER_DEATH_S = 3.0
+"""An error in a group may be the echo of a peer's death: Ray Train then ends this process before it tells a failure."""
 
 
 def load_trial(name: str) -> Callable[..., Generator[dict[str, Any], None, None]]:
@@ -120,6 +123,8 @@ class _Worker:
             "ended": time.time(),
             "seconds_total": time.perf_counter() - clock,
         }
+        if failure is not None and self.world > 1:
+            time.sleep(PEER_DEATH_S)
         if self.rank == 0 or failure is not None:  # an error on one rank alone is told by that rank
             ray.get(self.broker.finish.remote(self.name, self.token, order["key"], last, outcome))
         if failure is not None and self.world > 1:

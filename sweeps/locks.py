@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -53,7 +54,7 @@ class Holder:
             start = psutil.Process(self.pid).create_time()
         except psutil.NoSuchProcess:
             return False
-        return abs(start - self.process_start) < 2.0  # else the pid has been given to another process
+        return bool(abs(start - self.process_start) < 2.0)  # else the pid has been given to another process
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.started, UTC).isoformat(sep=" ", timespec="seconds")
@@ -134,10 +135,8 @@ class FolderLock:
             return
         moved = _read(aside)
         if moved is not None and moved.alive and (stale is None or moved.token != stale.token):
-            try:
+            with contextlib.suppress(FileExistsError):  # a third driver holds it by now; the next round says so
                 os.link(aside, self._path)
-            except FileExistsError:
-                pass  # a third driver holds it by now; the next round says so
         aside.unlink()
 
     def _beat(self) -> None:

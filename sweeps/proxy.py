@@ -13,9 +13,9 @@ POLL_S = 30.0
 class Proxy(tune.Trainable):  # type: ignore[misc]  # Ray's classes carry no types for us
     """One `step()` is one epoch of the trial `config["key"]`, which the driver has queued at `config["broker"]`.
 
-    Neither `setup` nor `reset_config` has an effect outside: Tune may build an actor for a trial and then run the trial in
-    a cached one. A result with `status` "stopped" means that the trial did not end: the sweep is being interrupted, or the
-    broker has lost the lease.
+    Neither `setup` nor `reset_config` has an effect outside: Tune may build an actor for a trial and then run the
+    trial in a cached one. A result with `status` "stopped" means that the trial did not end: the sweep is being
+    interrupted, or the broker has lost the lease.
     """
 
     def setup(self, config: dict[str, Any]) -> None:

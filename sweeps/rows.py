@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -43,7 +44,7 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         sweep: name of the sweep.
         cell: the trial's cell.
         slot: its place, seeds and learning rate.
-        outcome: from the lane: `status`, `reason`, `result` (the worker's last report, or None), `events` (one a epoch),
+        outcome: from the lane: `status`, `reason`, `result` (the worker's, or None), `events` (one an epoch),
             `attempt`, `host`, `started`, `ended` (seconds since 1970) and `seconds_total` (lease to finish).
     """
     result: Mapping[str, Any] = outcome.get("result") or {}
@@ -130,7 +131,7 @@ def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float) -> Row:
 def finite(value: Any) -> Any:
     """A JSON-able copy in which a number that is not finite is None (a loss may be; JSON has no such number)."""
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

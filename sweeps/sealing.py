@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from analysis.tables import cells_table, scan_parts, set_aside, write_part
-
 from sweeps.interfaces import Row
 
 SEAL_EVERY = 256
@@ -42,7 +41,7 @@ class Sealer:
                 self._sealed[name] = {_key(name, row) for row in table.to_pylist()}
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Take a `finish` or `choose` event; its rows are written with the next part. Rows written before are not again."""
+        """Take a `finish` or `choose` event; its rows are written with the next part, unless they have been."""
         if event["ev"] == "choose":
             self._put("choices", [event["row"]])
             return

@@ -1,13 +1,15 @@
 """Learning-rate proposals of one study, and the pruning rules that compare the trials of one cell.
 
-Nothing here lives across restarts: a proposal is a function of the search seed, the cell, the slot and the trials of the
-cell that are known, so a search rebuilt from the journal goes on as if it had never stopped, and never repeats a rate.
+Nothing here lives across restarts: a proposal is a function of the search seed, the cell, the slot and the trials of
+the cell that are known, so a search rebuilt from the journal goes on as if it had never stopped, and never repeats a
+rate.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import statistics
 import warnings
@@ -119,7 +121,7 @@ def _rounded(lr: float) -> float:
 def _widest_gap(low: float, high: float, taken: set[float]) -> float:
     """Middle, on the log scale, of the widest stretch of the range without a tried rate."""
     marks = sorted({low, high, *(lr for lr in taken if low <= lr <= high)})
-    for left, right in sorted(zip(marks, marks[1:], strict=False), key=lambda ends: ends[0] / ends[1]):
+    for left, right in sorted(itertools.pairwise(marks), key=lambda ends: ends[0] / ends[1]):
         middle = _rounded(math.sqrt(left * right))
         if middle not in taken:
             return middle
@@ -198,7 +200,8 @@ def should_stop(rule: str, epoch: int, curve: Mapping[int, float], peers: Sequen
     """Whether a TUNE trial is stopped after an epoch, judged against the other trials of its cell alone.
 
     Args:
-        rule: "none", "asha" (rungs at epochs 1, 3, 9, ...; the best third so far goes on) or "median" (the best score so
+        rule: "none", "asha" (rungs at epochs 1, 3, 9, ...; the best third so far goes on) or "median" (the best score
+        so
             far must reach the median of the peers' running means; from epoch 2 and three peers on).
         epoch: epochs trained, from 1.
         curve: validation score by epoch of this trial.

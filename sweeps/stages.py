@@ -1,8 +1,8 @@
 """The slots of a cell: learning rates, re-runs of the best ones on further seeds, the choice, then CONFIRM.
 
-A slot's configuration is fixed when it is asked, and its trial id is the hash of that configuration. Everything here is a
-function of the plan and of the trials known so far, so the same code serves a first run, a resumed one, and a sweep whose
-lists have grown.
+A slot's configuration is fixed when it is asked, and its trial id is the hash of that configuration. Everything here
+is a function of the plan and of the trials known so far, so the same code serves a first run, a resumed one, and a
+sweep whose lists have grown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A sweep that trains nothing: plans of fake cells, and a trial function with an analytic learning curve.
 
-The faults of a trial are set by its cell's options: `delay` (seconds an epoch), `fail_above`, `nan_above` (learning rates),
-`kill` ("once" or "always": SIGKILL of the worker in epoch 2), `log` (a file that gets a line per epoch trained).
+The faults of a trial are set by its cell's options: `delay` (seconds an epoch), `fail_above`, `nan_above` (learning
+rates), `kill` ("once" or "always": SIGKILL of the worker in epoch 2), `log` (a file that gets a line per epoch
+trained).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def analytic_trial(
             "done": False,
             "train_loss": 1.0 / epoch,
             "val_score": analytic_score(config, epoch),
-            "seconds": options.get("delay", 0.0),
+            "seconds": 0.5,
             "seconds_eval": 0.0,
             "samples": 100 * epoch,
             "samples_per_second": None,

@@ -232,7 +232,7 @@ def _cell(sweep: str, dataset: str, size: str, method: str, reference: str | Non
         count = {"lora": budget, "randlora": budget + 97 * rank, "vera": budget - 301, "nola": budget + 2}.get(
             method, budget
         )
-    centre = CENTRE.get(method)
+    centre = None if method == "zero-shot" else CENTRE.get(method, 1e-3)
     capacity = (
         None
         if budget is None or rank is None
@@ -333,13 +333,14 @@ def make_results(
         for number, cell in enumerate(c for c in cells if c["feasible"]):
             _run(writer, cell, number, seeds)
     folder.mkdir(parents=True, exist_ok=True)
-    spec = {
+    identity = {
         "name": writer.sweep,
+        "protocol": "standard",
         "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
         "search": {"trials": 6, "sampler": "grid"},
         "train": {"epochs": 5, "global_batch_size": 128},
     }
-    (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    (folder / "spec.json").write_text(json.dumps({"identity": identity}), encoding="utf-8")
     lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in writer.events]
     (folder / "journal.jsonl").write_text("".join(lines), encoding="utf-8")
     write_part(folder, "cells", cells)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -24,7 +25,7 @@ def test_grid_is_even_on_the_log_range_with_both_ends() -> None:
     points = fixed("grid", 7)
     assert points == grid_points(7, LOW, HIGH)
     assert (points[0], points[-1]) == (LOW, HIGH)
-    steps = [math.log(b / a) for a, b in zip(points, points[1:], strict=False)]
+    steps = [math.log(b / a) for a, b in itertools.pairwise(points)]
     assert steps == pytest.approx([steps[0]] * 6, rel=1e-5)
     assert grid_points(1, LOW, HIGH) == [pytest.approx(math.sqrt(LOW * HIGH), rel=1e-5)]
 

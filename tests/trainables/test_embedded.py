@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
-from tools.embedded import render, scores, settings
+from tools.embedded import fonts, render, scores, settings
 
-CLIP, FASHION = settings.CLIP_FOLDER, settings.FASHION_FOLDER
+CLIP, EMBEDDED = settings.CLIP_FOLDER, settings.EMBEDDED
+SETS = {"fashion-mnist": (3000, 1000), "fashion-mnist-turned": (6000, 2000)}
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +27,12 @@ def loaded() -> tuple[Any, Any, Any]:
     return model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{CLIP}")
 
 
-@pytest.fixture(scope="module")
-def fashion(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    files = {split: str(FASHION / f"{split}.parquet") for split in ("train", "test")}
-    return datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path_factory.mktemp("hub")))
+@pytest.fixture(scope="module", params=list(SETS))
+def fashion(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    files = {split: str(EMBEDDED / request.param / f"{split}.parquet") for split in ("train", "test")}
+    loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path_factory.mktemp("hub")))
+    assert tuple(len(loaded[split]) for split in files) == SETS[request.param]
+    return loaded
 
 
 @pytest.mark.parametrize(
@@ -42,16 +49,14 @@ def test_the_model_is_complete(name: str) -> None:
     assert (CLIP / name).stat().st_size > 0
 
 
-@pytest.mark.parametrize("folder", [CLIP, FASHION], ids=lambda p: p.name)
-def test_eight_megabytes_at_most(folder: Path) -> None:
-    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 8_000_000
+@pytest.mark.parametrize("folders", [[CLIP], [EMBEDDED / name for name in SETS]], ids=["model", "images"])
+def test_eight_megabytes_at_most(folders: list[Path]) -> None:
+    assert sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file()) <= 8_000_000
 
 
 def test_forward_and_size(loaded: tuple[Any, Any, Any]) -> None:
     model, preprocess, tokenizer = loaded
     assert 1_000_000 <= sum(p.numel() for p in model.parameters()) <= 4_000_000
-    from PIL import Image
-
     image = preprocess(Image.new("L", (40, 60), 128))
     assert image.shape == (3, 28, 28)
     tokens = tokenizer(["a word that the vocabulary has never seen: zażółć 漢字", ""])
@@ -94,7 +99,7 @@ def test_pretraining_has_no_word_for_clothing(fashion: Any) -> None:
 
 
 def test_pictures_depend_on_seed_and_index_alone() -> None:
-    kept = scores.fonts.held_out()
+    kept = fonts.held_out()
     first, again, other = (render.picture(kept, 3, i) for i in (5, 5, 6))
     assert (first.pixels == again.pixels).all()
     assert first.caption == again.caption
@@ -102,12 +107,11 @@ def test_pictures_depend_on_seed_and_index_alone() -> None:
 
 
 def test_the_data_set_is_in_the_hubs_form(fashion: Any) -> None:
-    for split, count in (("train", 6000), ("test", 2000)):
-        part = fashion[split]
+    for part in fashion.values():
         assert isinstance(part.features["image"], datasets.Image)
         assert isinstance(part.features["label"], datasets.ClassLabel)
         assert part.features["label"].num_classes == 10
-        assert torch.bincount(torch.tensor(part["label"])).tolist() == [count // 10] * 10
+        assert torch.bincount(torch.tensor(part["label"])).tolist() == [len(part) // 10] * 10
         image = part[0]["image"]
         assert (image.size, image.mode) == ((28, 28), "L")
 
@@ -121,6 +125,24 @@ def test_no_image_is_in_both_splits_or_twice(fashion: Any) -> None:
     assert not set(hashes["train"]) & set(hashes["test"])
 
 
+def test_turned_images_are_quarter_turns_of_the_upright_ones() -> None:
+    by_path = {}
+    for name in SETS:
+        table = pq.read_table(EMBEDDED / name / "test.parquet")
+        by_path[name] = {row["path"]: row["bytes"] for row in table["image"].to_pylist()}
+    upright, turned = by_path.values()
+    shared = upright.keys() & turned.keys()
+    assert len(shared) > 900
+    counts = [0] * 4
+    for path in sorted(shared)[:200]:
+        first, second = (np.asarray(Image.open(io.BytesIO(images[path]))) for images in (upright, turned))
+        matches = [k for k in range(4) if (np.rot90(first, k) == second).all()]
+        assert matches, path
+        counts[matches[0]] += 1
+    assert min(counts) > 20
+
+
 def test_licences_are_beside_what_they_cover() -> None:
-    assert "Zalando" in (FASHION / "LICENSE").read_text("utf-8")
+    for name in SETS:
+        assert "Zalando" in (EMBEDDED / name / "LICENSE").read_text("utf-8")
     assert "OFL" in (CLIP / "MODEL_CARD.md").read_text("utf-8")

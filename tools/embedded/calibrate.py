@@ -2,7 +2,7 @@
 
 Usage::
 
-    python -m tools.embedded.calibrate lora-1 lora-8 full --lr lora=3e-3,1e-2 --lr full=3e-4,1e-3 --seeds 3 --jobs 2
+    python -m tools.embedded.calibrate --lr lora=5e-3,1e-2 --lr full=3e-4,6e-4 --seeds 3 lora-1 lora-8 full
 
 A cell is METHOD-R, a method at LoRA-R's parameter count (``lora-1``, ``randlora-8``), or ``full``. Every trial is the
 package's own, in stage TUNE: the test split stays closed.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -120,11 +121,11 @@ def main() -> None:
     parser.add_argument("--lr", type=pairs, action="append", required=True, help="METHOD=RATE,RATE or CELL=RATE,RATE")
     parser.add_argument("--option", type=pairs, action="append", default=[], help="METHOD=JSON of its options")
     parser.add_argument("--model", default="embedded:tiny-clip")
-    parser.add_argument("--dataset", default="embedded:fashion-mnist")
-    parser.add_argument("--targets", nargs="*", default=None, help="default: the model family's")
-    parser.add_argument("--train-size", type=float, default=1.0)
+    parser.add_argument("--dataset", default="embedded:fashion-mnist-turned")
+    parser.add_argument("--targets", nargs="*", default=["attn.in_proj_weight"])
+    parser.add_argument("--train-size", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
@@ -137,7 +138,11 @@ def main() -> None:
         for seed in range(arguments.seeds)
     ]
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        print("\n".join(table(list(pool.map(run, configs)))))
+        outcomes = []
+        for outcome in pool.map(run, configs):
+            print(outcome, file=sys.stderr, flush=True)
+            outcomes.append(outcome)
+    print("\n".join(table(outcomes)))
 
 
 if __name__ == "__main__":

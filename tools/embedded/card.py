@@ -36,9 +36,8 @@ sizes, positions, rotations, textures, blur and noise; captions such as "{exampl
 No photograph, no scan, and no word for clothing is among them; in particular neither Fashion-MNIST's images nor its
 class names, nor scikit-learn's digits.
 
-Fonts: Debian's {packages}, and those of matplotlib. Licences: DejaVu, Bitstream Vera licence; Liberation, Lato, Comic
-Neue, Courier Prime and Dancing Script, SIL OFL 1.1; Roboto Slab, Apache-2.0. Only pictures were made from them; no font
-is shipped. By look, with the first digits of the SHA-256:
+Fonts: those that come with matplotlib (DejaVu), and these Debian packages: {packages}.
+Only pictures were made from them; no font is shipped. By look, with the first digits of the SHA-256:
 
 {looks}
 
@@ -54,7 +53,7 @@ compute thread(s) and one rendering process on a shared 2-core {machine} machine
 |---|---|---|
 {rows}
 
-The last row is low by intent: the downstream images and their words are foreign to the model, so that what fine-tuning
+The last two are low by intent: the downstream images and their words are foreign to the model, so that what fine-tuning
 can move is what a sweep measures. Do not read any of these as the quality of CLIP models.
 """
 
@@ -97,7 +96,7 @@ def write(
         shape_names=", ".join(render.SHAPES),
         fonts=len(found),
         example=render.picture(found, arguments.seed, 8).caption,
-        packages=", ".join(fonts.PACKAGES),
+        packages=", ".join(f"{name} ({licence})" for name, licence in fonts.PACKAGES.items()),
         looks="\n".join(f"- {look}: {', '.join(files)}" for look, files in sorted(by_look.items())),
         held=", ".join(fonts.HELD_OUT),
         lr=arguments.lr,

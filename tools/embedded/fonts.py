@@ -16,6 +16,7 @@ import matplotlib
 PACKAGES = {
     "fonts-dejavu": "Bitstream Vera licence",
     "fonts-liberation": "SIL OFL 1.1",
+    "fonts-liberation-sans-narrow": "GPL-2 with font exception",
     "fonts-lato": "SIL OFL 1.1",
     "fonts-comic-neue": "SIL OFL 1.1",
     "fonts-courier-prime": "SIL OFL 1.1",

@@ -1,4 +1,4 @@
-"""Pack a class-balanced part of Fashion-MNIST as the hub's Parquet image form.
+"""Pack class-balanced parts of Fashion-MNIST as the hub's Parquet image form: upright, and with quarter turns.
 
 Usage, with the idx files of Debian's package (``apt-get install dataset-fashion-mnist``, or ``apt-get download`` and
 ``dpkg -x``), or through torchvision's download::
@@ -20,12 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tools.embedded.settings import FASHION_FOLDER
+from tools.embedded.settings import EMBEDDED
 
 Array = npt.NDArray[np.uint8]
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 SEED = 20170828  # the data set's release date
-PER_CLASS = {"train": 600, "test": 200}
+#: images of each class; the turned set is the quickstart's and so has more
+SETS = {
+    "fashion-mnist": {"train": 300, "test": 100},
+    "fashion-mnist-turned": {"train": 600, "test": 200},
+}
 
 
 def read_idx(folder: Path, split: str) -> tuple[Array, Array]:
@@ -65,10 +69,16 @@ def choose(images: Array, labels: Array, per_class: int, seed: int) -> list[int]
     return chosen
 
 
+def turns(chosen: list[int], split: str) -> list[int]:
+    """Quarter turns, counter-clockwise, 0 to 3, for each chosen position: seeded, the same for an image in any part."""
+    drawn = np.random.default_rng((SEED, 1 + (split == "test"))).integers(0, 4, 60_000)
+    return [int(drawn[i]) for i in chosen]
+
+
 def png(pixels: Array) -> bytes:
     """One grey image (H, W) as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -77,22 +87,29 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--idx", type=Path)
     source.add_argument("--torchvision", type=Path)
-    parser.add_argument("--out", type=Path, default=FASHION_FOLDER)
+    parser.add_argument("--out", type=Path, default=EMBEDDED)
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    for split, per_class in PER_CLASS.items():
-        images, labels = (
-            read_idx(arguments.idx, split) if arguments.idx else read_torchvision(arguments.torchvision, split)
-        )
-        chosen = choose(images, labels, per_class, SEED)
-        rows = {
-            "image": [{"bytes": png(images[i]), "path": f"{split}-{i:05d}.png"} for i in chosen],
-            "label": [int(labels[i]) for i in chosen],
-        }
-        path = arguments.out / f"{split}.parquet"
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
-        print(f"{path}: {len(chosen)} images, {path.stat().st_size:,} bytes")
+    for name, sizes in SETS.items():
+        folder = arguments.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, per_class in sizes.items():
+            images, labels = (
+                read_idx(arguments.idx, split) if arguments.idx else read_torchvision(arguments.torchvision, split)
+            )
+            chosen = choose(images, labels, per_class, SEED)
+            turned = turns(chosen, split) if name.endswith("-turned") else [0] * len(chosen)
+            pictures = [np.rot90(images[i], k) for i, k in zip(chosen, turned, strict=True)]
+            rows = {
+                "image": [
+                    {"bytes": png(pixels), "path": f"{split}-{i:05d}.png"}
+                    for pixels, i in zip(pictures, chosen, strict=True)
+                ],
+                "label": [int(labels[i]) for i in chosen],
+            }
+            path = folder / f"{split}.parquet"
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+            print(f"{path}: {len(chosen)} images, {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Usage (about ten minutes on two cores)::
 
-    apt-get install fonts-dejavu fonts-liberation fonts-lato fonts-comic-neue fonts-courier-prime \\
-        fonts-dancingscript fonts-roboto-slab
+    apt-get install fonts-dejavu fonts-liberation fonts-liberation-sans-narrow fonts-lato fonts-comic-neue \\
+        fonts-courier-prime fonts-dancingscript fonts-roboto-slab
     python -m tools.embedded.pretrain --fonts /usr/share/fonts
 
 Deterministic for a given font list, torch build and thread count: pictures depend on (seed, index), weights on the

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tools.embedded import fonts, render
-from tools.embedded.settings import FASHION_FOLDER
+from tools.embedded.settings import EMBEDDED
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -67,13 +67,15 @@ def sklearn_digits() -> tuple[Tensor, Tensor]:
     return pixels[:, None].expand(-1, 3, -1, -1), torch.from_numpy(digits.target)
 
 
-def fashion(split: str = "test") -> tuple[Tensor, Tensor, list[list[str]]]:
-    """(pixels, labels, prompts) of the packed downstream set."""
-    table = pq.read_table(FASHION_FOLDER / f"{split}.parquet")
+def packed(name: str, split: str = "test") -> tuple[Tensor, Tensor, list[list[str]]]:
+    """(pixels (N, 3, 28, 28) uint8, labels (N,), prompts) of an embedded data set."""
+    folder = EMBEDDED / name
+    table = pq.read_table(folder / f"{split}.parquet")
     names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    templates = json.loads((folder / "dataset.json").read_text("utf-8"))["templates"]
     images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return pixels, torch.tensor(table["label"].to_pylist()), [[f"an image of a {name}"] for name in names]
+    return pixels, torch.tensor(table["label"].to_pylist()), [[t.format(name) for t in templates] for name in names]
 
 
 def all_scores(model: CLIP, tokenizer: Any) -> list[tuple[str, float, float]]:
@@ -86,8 +88,8 @@ def all_scores(model: CLIP, tokenizer: Any) -> list[tuple[str, float, float]]:
     pixels, labels = sklearn_digits()
     score = zero_shot(model, tokenizer, pixels, labels, glyph_prompts(render.DIGITS))
     rows.append(("scikit-learn's 1,797 digit scans, never seen", score, 0.1))
-    if (FASHION_FOLDER / "test.parquet").exists():
-        pixels, labels, prompts = fashion()
+    for name in ("fashion-mnist", "fashion-mnist-turned"):
+        pixels, labels, prompts = packed(name)
         score = zero_shot(model, tokenizer, pixels, labels, prompts)
-        rows.append(("the packed Fashion-MNIST test images, classes and words never seen", score, 0.1))
+        rows.append((f"test images of embedded:{name}; neither images nor words ever seen", score, 0.1))
     return rows

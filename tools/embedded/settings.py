@@ -7,7 +7,6 @@ from typing import Any
 
 EMBEDDED = Path(__file__).parents[2] / "trainables" / "embedded"
 CLIP_FOLDER = EMBEDDED / "tiny_clip"
-FASHION_FOLDER = EMBEDDED / "fashion-mnist"
 
 VOCABULARY = 512
 MODEL: dict[str, Any] = {

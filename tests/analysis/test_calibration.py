@@ -1,0 +1,32 @@
+"""The simulation of a method against itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from analysis.calibration import Protocol, simulate
+
+
+def test_given_equal_choices_the_family_keeps_its_rate() -> None:
+    flat = simulate(Protocol(curvature=0.0), tables=800)  # every rate is as good: the choice cannot matter
+    assert flat.low <= 0.05
+    assert flat.share <= 0.07
+
+
+def test_picking_a_rate_on_one_seed_costs_more_than_re_running_the_best() -> None:
+    one = simulate(Protocol(rerun_rates=1, rerun_seeds=0), tables=800)
+    again = simulate(Protocol(rerun_rates=3, rerun_seeds=4), tables=800)
+    assert one.share > 0.1
+    assert again.share < one.share / 2
+
+
+def test_a_planted_difference_is_found() -> None:
+    assert simulate(Protocol(advantage=0.02), tables=200).cells_found > 0.8
+    assert simulate(Protocol(advantage=0.02), tables=50) == simulate(Protocol(advantage=0.02), tables=50)
+
+
+def test_too_little_to_simulate_is_refused() -> None:
+    with pytest.raises(ValueError, match="two seeds"):
+        simulate(replace(Protocol(), seeds=1))

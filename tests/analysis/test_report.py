@@ -1,0 +1,227 @@
+"""The page and the printed table: complete, self-contained, and clear when there is nothing yet."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from analysis import Store, conclusion, open_store, print_results_table, results_table, write_report
+from analysis.console import RESULTS
+from analysis.report import render
+from analysis.text_tables import latex, markdown
+from tests.analysis.synthetic import make_results
+
+LOADS = {"src", "href", "srcset", "xlink:href", "action", "data", "poster"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, collects ids, links and text."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.stack, self.stack
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.append(value)
+            if name in LOADS and value:
+                self.links.append(value)
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.stack and self.stack[-1] not in {"style", "script"}:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def page(store: Store) -> str:
+    return render(store)
+
+
+def test_the_page_loads_nothing(page: str, wide: Store) -> None:
+    for text in (page, render(wide)):
+        parsed = Page(text)
+        assert all(link.startswith(("#", "data:")) for link in parsed.links), parsed.links
+        assert "<script" not in text
+        assert "@import" not in text
+        assert all(u.startswith("#") for u in re.findall(r"url\(([^)]*)\)", text))
+        outside = set(re.findall(r"https?://[^\s\"'<>]+", text))
+        assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # XML names, never fetched
+        assert len(set(parsed.ids)) == len(parsed.ids)
+        assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+
+
+def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> None:
+    text = Page(page).text
+    assert "is it the number of trainable parameters or the rank" in text
+    assert conclusion(store) in text
+    for said in (
+        "Each method against LoRA at the same budget",
+        "Each method against full fine-tuning",
+        "every tuned cell was given 6 trials",
+        "3 decades wide for every method",
+        "largest distance of a count from its budget is 2.45 %",
+        "the built module has exactly that many",
+        "1 of these at a learning rate that a later choice superseded",
+        "1 choice(s) at the end of a range",
+        "loss became nan at step 12",
+        "finished on a later attempt",
+        "not recovered",
+        "vera reaches at most 13,440 parameters",
+        "0123abc",
+        "torch 2.9.0",
+        "CONFIRM seeds 0, 1, 2",
+        "sweeps run SWEEP.toml",
+        "1 trial(s) failed for good",
+    ):
+        assert said in text, said
+    assert page.count("<svg") == 2
+    assert 'class="tip"><title>RandLoRA at lora-1: 12,385 parameters' in page
+
+
+def test_the_page_follows_light_and_dark_and_prints(page: str) -> None:
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert 'name="viewport"' in page
+    assert "var(--m-randlora, #d55e00)" in page.lower()
+
+
+def test_nothing_yet_is_said_clearly(empty: Store) -> None:
+    text = Page(render(empty)).text
+    assert "Nothing to report yet. 127 trials are planned and none has finished." in text
+    assert "No conclusion" in text
+
+
+def test_a_journal_alone_makes_a_page(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"ev":"sweep","name":"bare"}\n', encoding="utf-8")
+    paths = write_report(tmp_path)
+    assert list(paths) == ["report"]
+    assert "The store has no cells and no trials." in Page(paths["report"].read_text(encoding="utf-8")).text
+
+
+def test_half_a_sweep_is_marked_preliminary(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "half")
+    lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(lines[: len(lines) // 2]), encoding="utf-8")
+    shutil.rmtree(folder / "tables" / "trials")
+    text = Page(render(open_store(folder))).text
+    assert "Preliminary:" in text
+    assert "not confirmed yet" in text
+
+
+def test_hostile_text_is_text(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "x", sweep="<b onload=alert(1)>", plan={"lora": ("lora-1",), "full": (None,)})
+    page = render(open_store(folder))
+    assert "<b onload" not in page
+    assert "&lt;b onload" in page
+
+
+def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "made")
+    paths = write_report(folder)
+    drawn = ["scaling_curve.png", "scaling_curve.svg", "scaling_curve.pdf"]
+    assert list(paths) == [*drawn, "results.md", "results.tex", "report"]
+    assert all(p.is_file() and p.stat().st_size > 500 for p in paths.values())
+    assert paths["scaling_curve.png"] == folder / "figures" / "scaling_curve.png"
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_damaged_parts_are_named_in_the_page(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "made")
+    part = next((folder / "tables" / "metrics").iterdir())
+    part.write_bytes(b"PAR1")
+    assert part.name in render(open_store(folder))
+
+
+def test_results_table_has_every_cell(store: Store, empty: Store) -> None:
+    rows = results_table(store).to_pylist()
+    assert len(rows) == store.table("cells").num_rows == 16
+    by = {(r["method"], r["reference"]): r for r in rows}
+    assert by["vera", "lora-16"]["note"].startswith("infeasible: vera reaches")
+    assert by["lora", "lora-1"]["difference"] is None
+    assert by["randlora", "lora-1"]["verdict"] == "higher"
+    assert by["lora", "lora-4"]["edge"] == "high"
+    assert by["full", None]["adapter_params"] == 1_900_000
+    assert [r["n"] for r in rows if r["note"] is None] == [3] * 14 + [1]
+    assert {r["note"] for r in results_table(empty).to_pylist()} == {"not confirmed yet", by["vera", "lora-16"]["note"]}
+
+
+def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
+    text = markdown(results_table(store))
+    lines = text.splitlines()
+    assert len(lines) == 2 + 15  # the infeasible cell is left out
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| RandLoRA | lora-1 | 12,385 | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher |" in text
+    assert markdown(results_table(wide)).startswith("| data |")
+    tex = latex(results_table(store))
+    assert tex.count(r"\\") == 16
+    assert r"\begin{tabular}{llrrrrl}" in tex
+    assert "LoRA & lora-4 & 49,152 & 81.1 [79.9, 82.2] & 3 &  & " in tex
+    assert latex(results_table(wide)).count("&") % 7 == 0
+    odd = results_table(store).slice(0, 1).to_pylist()[0] | {"name": "50%_a&b"}
+    assert r"50\%\_a\&b" in latex(pa.Table.from_pylist([odd], schema=RESULTS))
+
+
+def test_printed_table(store: Store, wide: Store, empty: Store) -> None:
+    for one, blocks in ((store, 1), (wide, 2), (empty, 1)):
+        buffer = io.StringIO()
+        print_results_table(one, Console(file=buffer, width=130))
+        text = buffer.getvalue()
+        assert text.count("test accuracy on") == blocks
+        assert "left out: VeRA at lora-16" in text
+        assert max(len(line.rstrip()) for line in text.splitlines() if "left out" not in line) <= 130
+    buffer = io.StringIO()
+    print_results_table(store, Console(file=buffer, width=130))
+    assert "81.5 ±  1.5" in buffer.getvalue()
+    assert "0.0032*" in buffer.getvalue()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_a_browser_shows_the_figures(page: str, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    picture = tmp_path / "report.png"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
+               "--window-size=1000,1400", f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}",
+               (tmp_path / "report.html").as_uri()]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    from matplotlib.image import imread
+
+    pixels = imread(picture)[..., :3]
+    for colour in ("#D55E00", "#0072B2"):  # both curves are there
+        wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert (abs(pixels - wanted).max(axis=-1) < 0.02).sum() > 200
