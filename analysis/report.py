@@ -15,8 +15,9 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
+from matplotlib.figure import Figure
 
-from analysis import drawing, plots, rate_plots, scaling, svg, text_tables, tuning
+from analysis import drawing, more, plots, rate_plots, scaling, svg, text_tables, tuning
 from analysis.conclusions import conclude, conclude_gap, points
 from analysis.console import results_table
 from analysis.methods import place_text, size_text, style
@@ -35,8 +36,13 @@ MOST_FAILURES = 50
 MOST_RATE_FIGURES = 6
 
 
-def write_report(folder: str | Path) -> dict[str, Path]:
+def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str | None = None) -> dict[str, Path]:
     """Draw the figures of a results folder and write its report.html.
+
+    Args:
+        folder: the results folder.
+        x: the cost of the fits and of the Pareto front, one of `budgets.AXES`.
+        overlay: name of a published curve (`published.names()`) to draw beside the first panel.
 
     Returns:
         What was written: 'report', and where there is a score to draw 'scaling_curve.png' and so on, and the results
@@ -55,15 +61,19 @@ def write_report(folder: str | Path) -> dict[str, Path]:
         for name, text in (("results.md", text_tables.markdown(table)), ("results.tex", text_tables.latex(table))):
             paths[name] = figures / name
             paths[name].write_text(text, encoding="utf-8")
+    drawn = more.figures(store, x, overlay)
+    paths |= more.save_figures(store.path, drawn)
     page = store.path / "report.html"
     temporary = page.with_suffix(".html.tmp")
-    temporary.write_text(render(store), encoding="utf-8")
+    temporary.write_text(render(store, x=x, overlay=overlay, drawn=drawn), encoding="utf-8")
     temporary.replace(page)
     return {**paths, "report": page}
 
 
-def render(store: Store) -> str:
-    """The page as text."""
+def render(
+    store: Store, *, x: str = "adapter_params", overlay: str | None = None, drawn: Mapping[str, Figure] | None = None
+) -> str:
+    """The page as text; `x` and `overlay` as of `write_report`, `drawn` from `more.figures` where at hand."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis", "templates"),
         autoescape=True,
@@ -76,6 +86,7 @@ def render(store: Store) -> str:
         "signed": lambda v: "" if v is None else f"{100 * v:+.2f} %".replace("-", "\N{MINUS SIGN}"),
         "points": lambda v: "" if v is None else points(v),
         "whole": lambda v: "" if v is None else f"{v:,}",
+        "quantity": lambda v: "" if v is None else f"{v:,.0f}" if v >= 1000 else f"{v:.3g}",
         "short": lambda v: "" if v is None else f"{v:.3g}",
         "p": lambda v: "" if v is None else ("<0.001" if v < 0.001 else f"{v:.3f}"),
         "mib": lambda v: "" if v is None else f"{v / 2**20:,.0f}",
@@ -85,7 +96,7 @@ def render(store: Store) -> str:
         "size": size_text,
         "place": lambda r: place_text(r["dataset"] or "all data sets", r["train_size"]),
     }
-    return environment.get_template("report.html.j2").render(**facts(store))
+    return environment.get_template("report.html.j2").render(**facts(store), more=more.facts(store, x, overlay, drawn))
 
 
 def facts(store: Store) -> dict[str, Any]:

@@ -38,7 +38,11 @@ def inline_svg(figure: Figure, name: str, label: str, tips: Mapping[str, str] | 
             transparent=True,
             metadata={"Date": None, "Creator": None, "Type": None, "Format": None},
         )
-    text = buffer.getvalue()
+    return embedded(buffer.getvalue(), name, label, tips)
+
+
+def embedded(text: str, name: str, label: str, tips: Mapping[str, str] | None = None) -> str:
+    """SVG as matplotlib wrote it, made to stand in an HTML page; arguments as of `inline_svg`."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)

@@ -226,9 +226,19 @@ def query(
 
 @app.command()
 @_verb
-def report(source: Source, overrides: Set = None, as_json: Json = False) -> None:
+def report(
+    source: Source,
+    overrides: Set = None,
+    x: Annotated[
+        str, typer.Option("--x", help="Cost of the fits and the front: seconds_train, ...")
+    ] = "adapter_params",
+    overlay: Annotated[str | None, typer.Option(help="Published curve to draw beside ours: fig1-clip, ...")] = None,
+    as_json: Json = False,
+) -> None:
     """Draw the scaling curve and write one self-contained report.html."""
-    paths = _draw(_folder(source, overrides))
+    from analysis.report import write_report
+
+    paths = dict(write_report(_folder(source, overrides), x=x, overlay=overlay))
     if as_json:
         show.print_json({k: str(v) for k, v in paths.items()})
     else:
@@ -252,6 +262,32 @@ def export(
         show.print_json({"path": str(written), "form": form})
     else:
         out.print(f"wrote {written}", highlight=False)
+
+
+@app.command("import")
+@_verb
+def import_results(
+    source: Annotated[str, typer.Argument(help="paper (numbers published with RandLoRA), or peft (its comparison).")],
+    names: Annotated[list[str] | None, typer.Argument(help="paper: which, default all; peft: JSON files.")] = None,
+    to: Annotated[Path, typer.Option("--to", help="Results folder to make.")] = Path("results/imported"),
+    as_json: Json = False,
+) -> None:
+    """Make a results folder of numbers from elsewhere, to query and draw beside ours."""
+    from analysis.importing import import_peft, import_published
+
+    left_out: list[str] = []
+    if source == "paper":
+        import_published(to, names or ())
+    elif source == "peft":
+        _, left_out = import_peft(to, [Path(name) for name in names or ()])
+    else:
+        raise SpecError([unknown("source", source, "source", ("paper", "peft"))])
+    if as_json:
+        show.print_json({"path": str(to), "left_out": left_out})
+        return
+    for line in left_out:
+        out.print(f"left out  {line}", highlight=False, markup=False)
+    out.print(f"wrote {to}; next: sweeps report {to}", highlight=False)
 
 
 @app.command()

@@ -105,7 +105,7 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "1 trial(s) failed for good",
     ):
         assert said in text, said
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 4  # scaling, fits, front, rates
     assert 'class="tip"><title>RandLoRA at lora-1: 12,385 parameters' in page
 
 
@@ -150,7 +150,8 @@ def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "made")
     paths = write_report(folder)
     drawn = ["scaling_curve.png", "scaling_curve.svg", "scaling_curve.pdf"]
-    assert list(paths) == [*drawn, "results.md", "results.tex", "report"]
+    more = [f"{stem}.{kind}" for stem in ("fits", "pareto") for kind in ("png", "svg", "pdf")]
+    assert list(paths) == [*drawn, "results.md", "results.tex", *more, "report"]
     assert all(p.is_file() and p.stat().st_size > 500 for p in paths.values())
     assert paths["scaling_curve.png"] == folder / "figures" / "scaling_curve.png"
     assert not list(folder.glob("*.tmp"))

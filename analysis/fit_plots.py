@@ -1,0 +1,235 @@
+"""Figures of the fits: curves with bands against any cost, Pareto fronts, data-size curves, published curves.
+
+Like `plots`: each draws a table that another function computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pyarrow as pa
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from analysis.budgets import AXES
+from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, count_text, new_figure
+from analysis.methods import in_order, place_text, style
+from analysis.sizes import size_labels
+
+Row = dict[str, Any]
+Place = tuple[str, str, str | None, str]
+
+
+def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, columns: int = 2) -> Figure:
+    """Fitted curves with bootstrap bands, the cells' means as markers, crossings as vertical spans.
+
+    Args:
+        points: from `pareto.front` (cost and mean score of every cell).
+        bands: from `budgets.band_table`; not empty.
+        crossings: from `budgets.crossing_table`.
+
+    Raises:
+        ValueError: no band.
+    """
+    if bands.num_rows == 0:
+        raise ValueError("no fit to draw: the table has no row")
+    rows, dots, turns = bands.to_pylist(), points.to_pylist(), crossings.to_pylist()
+    places = list(dict.fromkeys(_place(r) for r in rows))
+    with mpl.rc_context(STYLE):
+        figure, grid = _grid(len(places), columns)
+        for index, place in enumerate(places):
+            axes = figure.add_subplot(grid[index // columns, index % columns] if len(places) > 1 else grid[0, 0])
+            mine = [r for r in rows if _place(r) == place]
+            methods = in_order({r["method"] for r in mine})
+            for turn in (t for t in turns if _place(t) == place and t["value"] is not None):
+                _turn(axes, turn, [r["at"] for r in mine])
+            for method in reversed(methods):
+                _fitted(axes, method, [r for r in mine if r["method"] == method])
+                _dots(axes, [d for d in dots if _place(d) == place and d["method"] == method])
+            _log(axes, rows[0]["x"])
+            axes.set_title(place_text(place[2] or "", place[3]), loc="left", fontweight="bold")
+            if index % columns == 0:
+                axes.set_ylabel("test accuracy (%)")
+        _legend(figure, in_order({r["method"] for r in rows}))
+        return figure
+
+
+def draw_front(front: pa.Table, *, columns: int = 2) -> Figure:
+    """Every cell's score against its cost; the front joined by a stepped line, cells off it pale.
+
+    Raises:
+        ValueError: no cell with a positive cost.
+    """
+    rows = [r for r in front.to_pylist() if r["cost"] > 0]
+    if not rows:
+        raise ValueError("no front to draw: no cell has a positive cost")
+    places = list(dict.fromkeys(_place(r) for r in rows))
+    with mpl.rc_context(STYLE):
+        figure, grid = _grid(len(places), columns)
+        for index, place in enumerate(places):
+            axes = figure.add_subplot(grid[index // columns, index % columns] if len(places) > 1 else grid[0, 0])
+            mine = [r for r in rows if _place(r) == place]
+            best = sorted((r for r in mine if r["on_front"]), key=lambda r: r["cost"])
+            axes.step([r["cost"] for r in best], [100 * r["score"] for r in best], where="post", color=MUTED, lw=1.0)
+            _dots(axes, [r for r in mine if not r["on_front"]], alpha=0.4)
+            _dots(axes, best)
+            _log(axes, rows[0]["x"])
+            axes.set_title(place_text(place[2] or "", place[3]), loc="left", fontweight="bold")
+            if index % columns == 0:
+                axes.set_ylabel("test accuracy (%)")
+        _legend(figure, in_order({r["method"] for r in rows}))
+        return figure
+
+
+def draw_sizes(table: pa.Table) -> Figure:
+    """Score against training size, a line per method at its largest budget (budgets drawn paler as they shrink).
+
+    Args:
+        table: from `sizes.size_curves`, of one (sweep, model, data set); not empty.
+    """
+    rows = table.to_pylist()
+    labels = size_labels(table)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(COLUMN_INCHES * 1.25, 2.9)
+        axes = figure.add_axes((0.14, 0.16, 0.84, 0.7))
+        for method in in_order({r["method"] for r in rows}):
+            look = style(method)
+            mine = [r for r in rows if r["method"] == method]
+            counts = sorted({r["adapter_params"] or 0 for r in mine})
+            for k, count in enumerate(counts):
+                line = sorted((r for r in mine if (r["adapter_params"] or 0) == count), key=lambda r: r["position"])
+                x, y = [r["position"] for r in line], [100 * r["mean"] for r in line]
+                fade = 1.0 if len(counts) == 1 else 0.25 + 0.75 * k / (len(counts) - 1)
+                dashes = "-" if look.marker else (0, (5, 2))
+                marks: dict[str, Any] = {
+                    "marker": look.marker or "None",
+                    "markeredgecolor": PAPER,
+                    "markeredgewidth": 0.6,
+                }
+                axes.plot(x, y, color=look.colour, alpha=fade, linestyle=dashes, **marks)
+                if k == len(counts) - 1 and all(r["low"] is not None for r in line):
+                    ends = [100 * r["low"] for r in line], [100 * r["high"] for r in line]
+                    axes.fill_between(x, *ends, color=look.colour, alpha=0.12, linewidth=0)
+        axes.set_xticks(range(len(labels)), labels=labels)
+        axes.set_xlabel("training images")
+        axes.set_ylabel("test accuracy (%)")
+        _legend(figure, in_order({r["method"] for r in rows}))
+        return figure
+
+
+def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str) -> Figure:
+    """Published curves beside measured ones, on one pair of axes: ours with filled markers, theirs dashed and hollow.
+
+    Args:
+        ours, theirs: from `scaling.curve`, each of one place; `theirs` is only drawn, never tested against.
+        source: named in the legend.
+    """
+    with mpl.rc_context(STYLE):
+        figure = new_figure(COLUMN_INCHES * 1.35, 3.0)
+        axes = figure.add_axes((0.12, 0.15, 0.85, 0.68))
+        methods: set[str] = set()
+        for table, published in ((ours, False), (theirs, True)):
+            rows = [r for r in table.to_pylist() if r["adapter_params"] and r["kind"] == "curve"]
+            for method in in_order({r["method"] for r in rows}):
+                look = style(method)
+                mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["adapter_params"])
+                methods.add(method)
+                axes.plot(
+                    [r["adapter_params"] for r in mine],
+                    [100 * r["mean"] for r in mine],
+                    color=look.colour,
+                    linestyle=(0, (4, 2)) if published else "-",
+                    marker=look.marker or "o",
+                    markerfacecolor=PAPER if published else look.colour,
+                    markeredgecolor=look.colour if published else PAPER,
+                    markeredgewidth=0.9 if published else 0.6,
+                    linewidth=1.0 if published else 1.5,
+                )
+        _log(axes, "adapter_params")
+        axes.set_ylabel("test accuracy (%)")
+        kinds = [Line2D([], [], color=MUTED), Line2D([], [], color=MUTED, linestyle=(0, (4, 2)), linewidth=1.0)]
+        axes.legend(kinds, ["this sweep", source], loc="lower right", fontsize=6.5)
+        _legend(figure, in_order(methods))
+        return figure
+
+
+def _grid(panels: int, columns: int) -> tuple[Figure, Any]:
+    across = min(columns, panels)
+    down = math.ceil(panels / across)
+    width, height = COLUMN_INCHES * across, 2.4 * down + 0.35
+    figure = new_figure(width, height)
+    margins = {"left": 0.56 / width, "right": 1 - 0.12 / width, "bottom": 0.45 / height, "top": 1 - 0.52 / height}
+    return figure, figure.add_gridspec(down, across, hspace=0.55, wspace=0.24, **margins)
+
+
+def _place(row: Row) -> Place:
+    return row["sweep"], row["model"], row["dataset"], row["train_size"]
+
+
+def _fitted(axes: Any, method: str, rows: Sequence[Row]) -> None:
+    look = style(method)
+    at = [r["at"] for r in rows]
+    axes.plot(at, [100 * r["score"] for r in rows], color=look.colour)
+    if all(r["low"] is not None for r in rows):
+        ends = [100 * r["low"] for r in rows], [100 * r["high"] for r in rows]
+        axes.fill_between(at, *ends, color=look.colour, alpha=0.16, linewidth=0)
+
+
+def _dots(axes: Any, rows: Sequence[Row], alpha: float = 1.0) -> None:
+    for row in rows:
+        look = style(row["method"])
+        face = look.colour if look.marker else PAPER
+        axes.plot(
+            [row["cost"]],
+            [100 * row["score"]],
+            marker=look.marker or "o",
+            color=look.colour,
+            markerfacecolor=face,
+            markeredgecolor=PAPER if look.marker else look.colour,
+            markeredgewidth=0.6,
+            linestyle="none",
+            alpha=alpha,
+            zorder=3,
+        )
+
+
+def _turn(axes: Any, turn: Row, at: Sequence[float]) -> None:
+    low = turn["low"] if turn["low"] is not None else min(at)
+    high = turn["high"] if turn["high"] is not None else max(at)
+    colour = style(turn["method"]).colour
+    if turn["share"] is not None:
+        axes.axvspan(low, high, color=colour, alpha=0.07, linewidth=0)
+    axes.axvline(turn["value"], color=colour, linewidth=0.8, linestyle=(0, (1, 1.5)))
+
+
+def _log(axes: Any, x: str) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
+    axes.xaxis.set_major_formatter(FuncFormatter(count_text))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.grid(axis="x", visible=False)
+    axes.set_xlabel(AXES[x].label.split(" (")[0])
+
+
+def _legend(figure: Figure, methods: Sequence[str]) -> None:
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=style(m).colour,
+            marker=style(m).marker or "None",
+            markeredgecolor=PAPER,
+            linestyle="-" if style(m).marker else (0, (5, 2)),
+        )
+        for m in methods
+    ]
+    names = [style(m).name for m in methods]
+    many = len(methods) > 4
+    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.0), "ncols": min(len(methods), 6)}
+    place |= {"fontsize": 5.8 if many else 7.5, "handlelength": 1.2 if many else 1.6}
+    figure.legend(handles, names, columnspacing=0.8, handletextpad=0.4, borderaxespad=0.3, **place)

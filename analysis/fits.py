@@ -1,0 +1,292 @@
+"""Curves through score against cost: isotonic, power law and sigmoid fits, and what is read off them.
+
+Pure functions of arrays. A curve is K points: `x` (K,) positive and increasing, and `scores` (K, S), one column per
+seed. Everything is computed in log x. Uncertainty is a bootstrap over seeds: whole columns are drawn, so that what a
+seed does at one budget goes with what it does at the next; the resampled means are stretched by sqrt(S / (S - 1)),
+because S values resampled have too little spread, which matters at 3 seeds. One seed gives no interval.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+Array = NDArray[np.float64]
+Kind = Literal["isotonic", "power law", "sigmoid"]
+
+LEVEL = 0.95
+RESAMPLES = 400
+FEWEST_POINTS = 3
+_PARAMETERS: dict[Kind, int] = {"isotonic": 1, "power law": 3, "sigmoid": 4}
+_KEPT = 0.9  # share of the resamples that a parametric fit must settle on for its band to be shown
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores along a cost.
+
+    Attributes:
+        x: (K,) cost, positive, strictly increasing.
+        scores: (K, S) score of every seed at every cost.
+    """
+
+    x: Array
+    scores: Array
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 1 or self.scores.ndim != 2 or len(self.x) != len(self.scores) or self.scores.shape[1] < 1:
+            raise ValueError(f"a curve needs x (K,) and scores (K, S), got {self.x.shape} and {self.scores.shape}")
+        if not (np.isfinite(self.x).all() and (self.x > 0).all() and (np.diff(self.x) > 0).all()):
+            raise ValueError(f"x must be positive and strictly increasing, got {self.x.tolist()}")
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds S."""
+        return int(self.scores.shape[1])
+
+    @property
+    def mean(self) -> Array:
+        """(K,) mean over seeds."""
+        return np.asarray(self.scores.mean(axis=1), dtype=float)
+
+    def resampled(self, draw: NDArray[np.int64]) -> Array:
+        """(K,) mean over the drawn seeds, its distance from the mean stretched for the number of seeds."""
+        mean, n = self.mean, self.seeds
+        return np.asarray(mean + (self.scores[:, draw].mean(axis=1) - mean) * math.sqrt(n / (n - 1)), dtype=float)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted curve.
+
+    Attributes:
+        kind: the form.
+        parameters: by name; for 'isotonic' the level at every x.
+        rmse: root mean square distance from the points' means, a fraction.
+        predict: score at any x (isotonic: linear in log x between the points, constant beyond them).
+    """
+
+    kind: Kind
+    parameters: dict[str, float]
+    rmse: float
+    predict: Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number read off curves.
+
+    Attributes:
+        value: None where the curves do not reach it within their range.
+        low, high: bootstrap interval; None where that end lies beyond the range, or with one seed.
+        share: share of the resamples in which the value lies in the range; None with one seed.
+        note: what there is to say, 'no crossing in range' and so on; empty where all is said.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    share: float | None
+    note: str = ""
+
+
+def interpolate(x: Array, y: Array, at: Array) -> Array:
+    """Linear in log x between points, constant beyond them."""
+    return np.asarray(np.interp(np.log(at), np.log(x), y), dtype=float)
+
+
+def isotonic(x: Array, y: Array) -> Fit:
+    """The closest curve that never falls (pool adjacent violators)."""
+    level = np.asarray(optimize.isotonic_regression(y).x, dtype=float)
+    named = {f"{v:g}": float(s) for v, s in zip(x, level, strict=True)}
+    return Fit("isotonic", named, _rmse(level, y), lambda at: interpolate(x, level, at))
+
+
+def power_law(x: Array, y: Array) -> Fit | None:
+    """score = ceiling - gap * (x / x0)^-exponent with x0 the smallest x; None where it does not settle."""
+    u = x / x[0]
+
+    def form(v: Array, ceiling: float, gap: float, exponent: float) -> Array:
+        return np.asarray(ceiling - gap * v ** (-exponent), dtype=float)
+
+    start = (float(y.max()), max(float(y.max() - y.min()), 1e-3), 0.5)
+    found = _settle(form, u, y, start, ((0.0, -1.0, 1e-3), (1.0, 1.0, 8.0)))
+    if found is None:
+        return None
+    names = ("ceiling", "gap", "exponent")
+    return Fit(
+        "power law",
+        dict(zip(names, found, strict=True)),
+        _rmse(form(u, *found), y),
+        lambda at: form(np.asarray(at, dtype=float) / x[0], *found),
+    )
+
+
+def sigmoid(x: Array, y: Array) -> Fit | None:
+    """score = floor + rise / (1 + exp(-slope * (log10 x - middle))); None where it does not settle."""
+    u = np.log10(x)
+
+    def form(v: Array, floor: float, rise: float, slope: float, middle: float) -> Array:
+        return np.asarray(floor + rise / (1 + np.exp(-np.clip(slope * (v - middle), -60, 60))), dtype=float)
+
+    spread = max(float(y.max() - y.min()), 1e-3)
+    start = (float(y.min()), spread, 3.0, float(u.mean()))
+    room = float(u[-1] - u[0]) + 0.5
+    low, high = (0.0, 0.0, 0.1, float(u[0]) - room), (1.0, 1.0, 40.0, float(u[-1]) + room)
+    found = _settle(form, u, y, start, (low, high))
+    if found is None:
+        return None
+    names = ("floor", "rise", "slope", "middle")
+    return Fit(
+        "sigmoid",
+        dict(zip(names, found, strict=True)),
+        _rmse(form(u, *found), y),
+        lambda at: form(np.log10(np.asarray(at, dtype=float)), *found),
+    )
+
+
+def fit(kind: Kind, x: Array, y: Array) -> Fit | None:
+    """One fit; None with fewer points than parameters plus one (isotonic: than three), or where it does not settle."""
+    if len(x) < max(FEWEST_POINTS, _PARAMETERS[kind] + 1):
+        return None
+    return {"isotonic": isotonic, "power law": power_law, "sigmoid": sigmoid}[kind](x, y)
+
+
+def band(
+    curve: Curve, kind: Kind, at: Array, *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[Array, Array] | None:
+    """Pointwise bootstrap band of a fit, two arrays like `at`; None with one seed or where too few resamples settle."""
+    if curve.seeds < 2:
+        return None
+    found = [fit(kind, curve.x, curve.resampled(draw)) for draw in _draws(curve.seeds, seed, resamples)]
+    values = [f.predict(at) for f in found if f is not None]
+    if len(values) < _KEPT * len(found):
+        return None
+    low, high = np.quantile(np.stack(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+
+
+def crossing(a: Curve, b: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """The x from which `a` stays on the other side of `b` than it began, on isotonic fits over the common range.
+
+    Args:
+        a, b: curves whose columns are the same seeds (they are resampled together); more columns than the other has are
+            not allowed.
+
+    A resample without the crossing counts as one before the range (already on the final side) or beyond it, so that an
+    interval's end is None, 'beyond the range', where more than its tail has none.
+
+    Raises:
+        ValueError: different numbers of seeds.
+    """
+    if a.seeds != b.seeds:
+        raise ValueError(f"the curves are paired by seed but have {a.seeds} and {b.seeds}")
+    low, high = max(a.x[0], b.x[0]), min(a.x[-1], b.x[-1])
+    if low >= high:
+        return Estimate(None, None, None, None, "no common range")
+    at = np.unique(np.concatenate([c.x[(c.x >= low) & (c.x <= high)] for c in (a, b)] + [np.array([low, high])]))
+
+    def gap(mean_a: Array, mean_b: Array) -> Array:
+        return isotonic(a.x, mean_a).predict(at) - isotonic(b.x, mean_b).predict(at)
+
+    observed = gap(a.mean, b.mean)
+    if observed[0] * observed[-1] >= 0:
+        side = "above" if observed.sum() > 0 else "below" if observed.sum() < 0 else "equal"
+        middle = np.sign(observed[observed != 0])
+        words = "no crossing in range" if len(set(middle)) < 2 else "no lasting crossing in range"
+        return Estimate(None, None, None, None, f"{words}: {side} throughout" if "lasting" not in words else words)
+    turn = float(np.sign(observed[-1]))
+    value = _last_turn(at, turn * observed)
+    if a.seeds < 2:
+        return Estimate(value, None, None, None, "one seed: no interval")
+    found = [_last_turn(at, turn * gap(a.resampled(d), b.resampled(d))) for d in _draws(a.seeds, seed, resamples)]
+    return _estimate(value, found)
+
+
+def needed(curve: Curve, target: float, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """The least x at which the isotonic fit reaches `target`."""
+    value = _reaches(curve.x, isotonic(curve.x, curve.mean).predict(curve.x), target)
+    found: list[float] = []
+    if curve.seeds > 1:
+        for draw in _draws(curve.seeds, seed, resamples):
+            level = isotonic(curve.x, curve.resampled(draw)).predict(curve.x)
+            found.append(_reaches(curve.x, level, target))
+    if not math.isfinite(value):
+        note = "reached at the smallest x already" if value < 0 else "not reached in range"
+        share = float(np.mean(np.isfinite(found))) if found else None
+        return Estimate(None, None, None, share, note)
+    if not found:
+        return Estimate(value, None, None, None, "one seed: no interval")
+    return _estimate(value, found)
+
+
+def area(curve: Curve, low: float, high: float, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Mean score over log x between two costs: the area under the points joined by lines, over its width."""
+    if not curve.x[0] <= low < high <= curve.x[-1] * (1 + 1e-9):
+        return Estimate(None, None, None, None, "the curve does not span the range")
+    inside = curve.x[(curve.x > low) & (curve.x < high)]
+    at = np.concatenate([[low], inside, [high]])
+    width = math.log(high) - math.log(low)
+
+    def of(mean: Array) -> float:
+        return float(np.trapezoid(interpolate(curve.x, mean, at), np.log(at)) / width)
+
+    value = of(curve.mean)
+    if curve.seeds < 2:
+        return Estimate(value, None, None, None, "one seed: no interval")
+    return _estimate(value, [of(curve.resampled(d)) for d in _draws(curve.seeds, seed, resamples)])
+
+
+def _last_turn(at: Array, gap: Array) -> float:
+    """Where `gap` becomes positive for good; -inf where it always is, inf where it ends without."""
+    if gap[-1] <= 0:
+        return math.inf
+    below = np.flatnonzero(gap <= 0)
+    if len(below) == 0:
+        return -math.inf
+    i = int(below[-1])
+    part = -gap[i] / (gap[i + 1] - gap[i])
+    return float(np.exp(np.log(at[i]) + part * (np.log(at[i + 1]) - np.log(at[i]))))
+
+
+def _reaches(x: Array, level: Array, target: float) -> float:
+    if level[0] >= target:
+        return -math.inf
+    return _last_turn(x, level - target) if level[-1] > target else (float(x[-1]) if level[-1] == target else math.inf)
+
+
+def _estimate(value: float, found: Sequence[float]) -> Estimate:
+    values = np.sort(np.asarray(found, dtype=float))
+    n = len(values)
+    # order statistics, not interpolation: infinities must stay whole
+    low, high = values[math.floor((1 - LEVEL) / 2 * (n - 1))], values[math.ceil((1 + LEVEL) / 2 * (n - 1))]
+    ends = [float(v) if math.isfinite(v) else None for v in (low, high)]
+    said = [word for word, end in (("below", ends[0]), ("above", ends[1])) if end is None]
+    note = f"the interval runs out of the range {' and '.join(said)}" if said else ""
+    return Estimate(value, ends[0], ends[1], float(np.isfinite(values).mean()), note)
+
+
+def _draws(seeds: int, seed: int, resamples: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, seeds, size=(resamples, seeds))
+
+
+def _settle(form: Callable[..., Array], u: Array, y: Array, start: Sequence[float], bounds: Any) -> list[float] | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optimize.OptimizeWarning)  # a covariance nobody reads
+        try:
+            inside = np.clip(start, np.asarray(bounds[0]) + 1e-9, np.asarray(bounds[1]) - 1e-9)
+            found, _ = optimize.curve_fit(form, u, y, p0=inside, bounds=bounds, max_nfev=400)
+        except RuntimeError:  # scipy's word for "did not converge"
+            return None
+    return [float(v) for v in found]
+
+
+def _rmse(fitted: Array, y: Array) -> float:
+    return float(np.sqrt(np.mean((fitted - y) ** 2)))

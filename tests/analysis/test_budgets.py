@@ -1,0 +1,85 @@
+"""Fits, Pareto fronts and data-size curves of a results folder, and their part of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import Store, StoreError, budgets, more, open_store, pareto, sizes
+from analysis.report import render
+from tests.analysis.synthetic import make_results
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    place = tmp_path_factory.mktemp("results") / "shots"
+    return open_store(make_results(place, sizes=("1.0", "16-shot", "4-shot"), seeds=2, seed=5))
+
+
+def test_curves_need_three_budgets(store: Store) -> None:
+    methods = {method for _, method in budgets.measured(store)}
+    assert methods == {"randlora", "lora"}  # NoLA has two budgets, VeRA one
+    table = budgets.fit_table(store)
+    assert set(table["kind"].to_pylist()) <= set(budgets.KINDS)
+    assert {(r["method"], r["kind"]) for r in table.to_pylist()} >= {("lora", "isotonic"), ("randlora", "isotonic")}
+
+
+def test_bands_hold_the_fit(store: Store) -> None:
+    for row in budgets.band_table(store, points=12).to_pylist():
+        assert row["low"] - 1e-9 <= row["score"] <= row["high"] + 1e-9
+
+
+def test_crossings_needed_areas(store: Store) -> None:
+    (row,) = budgets.crossing_table(store).to_pylist()
+    assert (row["method"], row["baseline"], row["seeds"]) == ("randlora", "lora", 3)
+    assert "RandLoRA" in budgets.crossing_sentence(row)
+    goals = {(r["method"], r["goal"]) for r in budgets.needed_table(store).to_pylist()}
+    assert ("randlora", "LoRA's best score") in goals
+    assert ("lora", "99 % of full fine-tuning's score") in goals
+    (target,) = {r["target"] for r in budgets.needed_table(store, target=0.8).to_pylist()}
+    assert target == 0.8
+    by_method = {r["method"]: r["value"] for r in budgets.area_table(store).to_pylist()}
+    assert by_method["randlora"] > by_method["lora"]
+
+
+def test_an_axis_that_does_not_move_has_no_fit(store: Store) -> None:
+    assert budgets.fit_table(store, "peak_memory_bytes").num_rows == 0
+    with pytest.raises(StoreError, match="seconds_train"):
+        budgets.fit_table(store, "second_train")
+
+
+def test_efficient_points() -> None:
+    cost, score = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0.5, 0.6, 0.6, 0.55, 0.7])
+    assert pareto.efficient(cost, score).tolist() == [True, True, True, False, True]
+
+
+def test_front(store: Store) -> None:
+    rows = pareto.front(store).to_pylist()
+    front = [r for r in rows if r["on_front"]]
+    scores = [r["score"] for r in front]
+    assert scores == sorted(scores)
+    assert all((r["beaten_by"] is None) == r["on_front"] for r in rows)
+    assert all(0.0 <= r["front_share"] <= 1.0 for r in rows)
+    assert "RandLoRA" in pareto.front_sentence(pareto.front(store))
+
+
+def test_data_size_curves_in_order_of_size(shots: Store, store: Store) -> None:
+    table = sizes.size_curves(shots)
+    assert sizes.size_labels(table) == ["4-shot", "16-shot", "all data"]
+    assert sizes.size_curves(store).num_rows == 0
+
+
+def test_the_report_has_the_sections(store: Store, shots: Store, empty: Store) -> None:
+    page = render(store, x="adapter_params", overlay="fig1-clip")
+    for heading in ("Fits: what a budget buys", "Score against cost", "Beside the published curve"):
+        assert heading in page
+    assert "Score against training size" in render(shots)
+    assert "Fits: what a budget buys" not in render(empty)
+
+
+def test_figures_are_written(shots: Store, tmp_path: Path) -> None:
+    paths = more.save_figures(tmp_path, {k: v for k, v in more.figures(shots, "device_hours").items() if k != "fits"})
+    assert {"pareto.png", "data_size.svg"} <= set(paths)
+    assert all(p.stat().st_size > 1000 for p in paths.values())
