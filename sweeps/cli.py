@@ -264,6 +264,25 @@ def export(
         out.print(f"wrote {written}", highlight=False)
 
 
+@app.command()
+@_verb
+def analyze(
+    kind: Annotated[str, typer.Argument(help="spectrum, cka or landscape.")],
+    source: Source,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Diagnostics of kept weights; needs [keep] adapters = "confirm" and full = true. `report` shows the figures."""
+    from analysis.diagnostics import analyze as run_diagnostic
+
+    table, paths, says = run_diagnostic(_store(source, overrides), kind)
+    if as_json:
+        show.print_json({"says": says, "rows": table.num_rows, "paths": {k: str(v) for k, v in paths.items()}})
+        return
+    out.print(says, highlight=False, markup=False)
+    show.print_paths(paths)
+
+
 @app.command("import")
 @_verb
 def import_results(

@@ -20,7 +20,8 @@ from sweeps.search import should_stop
 from sweeps.stages import Slot, SweepState
 
 MAX_PROXY_LOSSES = 3
-NEVER_KEPT = ("full", "full-targets", "zero-shot")  # their weights are the model's own size, or nothing
+FULL_METHODS = ("full", "full-targets")  # their weights are the model's own size: one seed, and only when asked for
+NEVER_KEPT = (*FULL_METHODS, "zero-shot")
 
 
 class Ledger:
@@ -76,7 +77,7 @@ class Ledger:
             self.journal.write(event)
             self.sealer.add(event)
             cell.choice = choice
-        if self.keep == "best" and cell.phase == "done":
+        if self.keep == "best" and cell.phase == "done" and cell.cell.method not in NEVER_KEPT:
             self._keep_best(cell_id)
 
     def _keep_best(self, cell_id: str) -> None:
@@ -92,8 +93,10 @@ class Ledger:
         return self.folder / "work" / "trials" / slot.trial_id
 
     def kept_folder(self, slot: Slot) -> Path | None:
-        """Where a trial's adapter goes; None when it isn't kept."""
+        """Where a trial's trained weights go; None when they aren't kept."""
         method = self.state.cells[slot.cell_id].cell.method
+        if method in FULL_METHODS and self.state.spec.keep.full and (slot.stage, slot.slot) == ("CONFIRM", 0):
+            return self.folder / "adapters" / slot.trial_id
         wanted = self.keep == "all" or (self.keep in ("best", "confirm") and slot.stage == "CONFIRM")
         return self.folder / "adapters" / slot.trial_id if wanted and method not in NEVER_KEPT else None
 

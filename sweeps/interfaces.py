@@ -108,6 +108,8 @@ class Keep(Protocol):
 
     @property
     def adapters(self) -> str: ...
+    @property
+    def full(self) -> bool: ...
 
 
 class Train(Protocol):

@@ -191,9 +191,10 @@ class ResourceSection(_Section):
 
 
 class KeepSection(_Section):
-    """`[keep]`: which trained adapters stay on disk."""
+    """`[keep]`: which trained weights stay on disk. `full`: full fine-tuning's of the first seed, for diagnostics."""
 
     adapters: Literal["none", "best", "confirm", "all"] = "none"
+    full: bool = False
 
 
 class SweepSpec(_Section):

@@ -219,6 +219,7 @@ class FakeResources:
 @dataclass(frozen=True)
 class FakeKeep:
     adapters: str = "none"
+    full: bool = False
 
 
 @dataclass(frozen=True)

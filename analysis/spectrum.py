@@ -1,0 +1,188 @@
+"""The spectrum of trained updates, and how well each method could approximate full fine-tuning's update.
+
+For every target weight: stable and effective rank and the singular values of the update, the overlap of its leading
+singular subspaces with those of full fine-tuning's update, and the least relative error of approximating the latter:
+by rank r (the truncated SVD, equation 8 of arXiv 2502.00987) and by RandLoRA's form (equation 6), fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+import randlora
+from analysis.kept import Kept, deltas, full_of, kept_trials, resumable
+from analysis.store import Store
+from randlora.adapter import AdapterConfig
+from trainables.models import load_model
+
+Row = dict[str, Any]
+
+OVERLAP_RANK = 8
+"""Leading singular directions that `overlap` compares."""
+TINY = 1e-12
+
+
+def stable_rank(singular: Tensor) -> float:
+    """sum s_i^2 / s_1^2, between 1 and the rank; 0 for a zero matrix."""
+    top = float(singular.max())
+    return 0.0 if top <= TINY else float((singular.double() ** 2).sum() / top**2)
+
+
+def effective_rank(singular: Tensor) -> float:
+    """exp of the entropy of s / sum s (Roy and Vetterli, EUSIPCO 2007); 0 for a zero matrix."""
+    total = float(singular.sum())
+    if total <= TINY:
+        return 0.0
+    p = singular.double() / total
+    p = p[p > TINY]
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def numerical_rank(singular: Tensor, shape: tuple[int, int]) -> int:
+    """Singular values above max(shape) * float32's eps * s_1."""
+    return int((singular > max(shape) * torch.finfo(torch.float32).eps * singular.max()).sum()) if len(singular) else 0
+
+
+def subspace_overlap(a: Tensor, b: Tensor, k: int = OVERLAP_RANK) -> float | None:
+    """||U_a^T U_b||_F^2 / k of the k leading left singular vectors: 1 the same subspace, about k / out by chance.
+
+    None where a matrix has fewer than k singular values that are not zero.
+    """
+    bases = []
+    for matrix in (a, b):
+        u, s, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
+        if numerical_rank(s.float(), (matrix.shape[0], matrix.shape[1])) < k:
+            return None
+        bases.append(u[:, :k])
+    return float((bases[0].T @ bases[1]).square().sum() / k)
+
+
+def lora_errors(singular: Tensor) -> list[float]:
+    """Relative Frobenius error of the best approximation of rank r, r = 0 .. m: what no LoRA of rank r can beat."""
+    squares = singular.double() ** 2
+    total = float(squares.sum())
+    if total <= TINY:
+        return [0.0] * (len(singular) + 1)
+    rest = torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.double)])
+    return [float(v) for v in (rest.clamp_min(0) / total).sqrt()]
+
+
+def fitted_error(
+    target: Tensor, config: AdapterConfig, *, basis_seed: int = 0, iterations: int = 200
+) -> tuple[int, float]:
+    """(trainables, relative Frobenius error) of a method's form fitted to one matrix by L-BFGS.
+
+    Args:
+        target: (out, in).
+        config: the method with its capacity, such as `RandLoraConfig(r=6)`.
+
+    The problem is not convex (RandLoRA's is bilinear), so this is an upper bound of the least error. `target` is scaled
+    to unit norm for the fit.
+    """
+    norm = float(target.norm())
+    if norm <= TINY:
+        return 0, 0.0
+    wanted = target.float() / norm
+    out, in_ = target.shape
+    host = nn.Sequential(nn.Linear(in_, out, bias=False))
+    zero = torch.zeros(out, in_)
+    adapted = randlora.attach(host, config, ["0.weight"], init_seed=0, basis_seed=basis_seed)
+    adapter, parameters = adapted.adapters["0.weight"], list(adapted.parameters())
+    optimiser = torch.optim.LBFGS(parameters, max_iter=iterations, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = (adapter.delta(zero) - wanted).square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        error = float((adapter.delta(zero) - wanted).norm())
+    count = adapted.count()
+    adapted.detach()
+    return count, error
+
+
+def spectrum(store: Store) -> pa.Table:
+    """One row per kept trial and target weight; columns as `trial_rows` names them."""
+    trials = kept_trials(store)
+    modules: dict[str, nn.Module] = {}
+
+    def rows(kept: Kept) -> list[Row]:
+        module = modules.setdefault(kept.row["model"], load_model(kept.row["model"]).module)
+        full = full_of(trials, kept)
+        theirs = None if full is None else deltas(module, full)
+        targets = sorted({n for k in trials if not k.full and k.place == kept.place for n in deltas(module, k)})
+        return trial_rows(kept, deltas(module, kept), theirs, targets or None)
+
+    return resumable(store.path, "spectrum", trials, rows)
+
+
+def trial_rows(
+    kept: Kept, mine: dict[str, Tensor], full: dict[str, Tensor] | None, only: Sequence[str] | None
+) -> list[Row]:
+    """Rows of one trial: per weight its size, norms, ranks, overlap with full fine-tuning, and singular values."""
+    rows = []
+    for name in only or mine:
+        if name not in mine:
+            continue
+        delta = mine[name]
+        shape = (delta.shape[0], delta.shape[1])
+        s = torch.linalg.svdvals(delta)
+        rows.append(
+            kept.named
+            | {"weight": name, "out": shape[0], "in": shape[1]}
+            | {"frobenius": float(delta.norm()), "spectral": float(s.max())}
+            | {"stable_rank": stable_rank(s), "effective_rank": effective_rank(s)}
+            | {"rank": numerical_rank(s, shape), "overlap_k": OVERLAP_RANK}
+            | {"overlap": None if full is None or kept.full else subspace_overlap(delta, full[name])}
+            | {"singular_values": [float(v) for v in s]}
+        )
+    return rows
+
+
+def approximation(store: Store, ranks: Sequence[int] = (), weights: int = 4) -> pa.Table:
+    """How well LoRA and RandLoRA can approximate full fine-tuning's update at equal parameters.
+
+    Args:
+        ranks: LoRA ranks whose counts are compared; default powers of two up to half of the smaller dimension.
+        weights: target weights looked at, evenly spaced through the model.
+
+    Returns:
+        One row per place, weight, method and LoRA rank: method, parameters, error (relative, Frobenius). LoRA's is the
+        exact optimum, RandLoRA's a fit, so an upper bound; its rank is the one nearest to LoRA's count.
+    """
+    trials = kept_trials(store)
+
+    def rows(kept: Kept) -> list[Row]:
+        module = load_model(kept.row["model"]).module
+        update = deltas(module, kept)
+        targets = sorted({n for k in trials if not k.full and k.place == kept.place for n in deltas(module, k)})
+        names = targets or sorted(update)
+        step = max(1, len(names) // weights)
+        return [row for name in names[::step][:weights] for row in approximations(kept, name, update[name], ranks)]
+
+    return resumable(store.path, "approximation", [k for k in trials if k.full], rows)
+
+
+def approximations(kept: Kept, name: str, update: Tensor, ranks: Sequence[int] = ()) -> list[Row]:
+    """Rows of one weight's update; see `approximation`."""
+    out, in_ = update.shape
+    m = min(out, in_)
+    errors = lora_errors(torch.linalg.svdvals(update))
+    rows: list[Row] = []
+    for rank in ranks or [2**i for i in range(12) if 2**i <= m // 2]:
+        lora_count = rank * (out + in_)
+        # RandLoRA's count n (r + m), n = ceil(m / r), falls with r on the whole: take the nearest
+        r = min(range(1, m + 1), key=lambda q: abs(-(-m // q) * (q + m) - lora_count))
+        count, error = fitted_error(update, randlora.RandLoraConfig(r=r))
+        fixed = kept.named | {"weight": name, "out": out, "in": in_, "lora_rank": rank}
+        rows.append(fixed | {"form": "lora", "capacity": rank, "parameters": lora_count, "error": errors[rank]})
+        rows.append(fixed | {"form": "randlora", "capacity": r, "parameters": count, "error": error})
+    return rows
