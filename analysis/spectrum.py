@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import randlora
 from analysis.kept import Kept, deltas, full_of, kept_trials, resumable
 from analysis.store import Store
-from randlora.adapter import AdapterConfig
 from trainables.models import load_model
 
 Row = dict[str, Any]
@@ -25,6 +24,8 @@ Row = dict[str, Any]
 OVERLAP_RANK = 8
 """Leading singular directions that `overlap` compares."""
 TINY = 1e-12
+CHUNK = 2**24
+"""Numbers held at once while solving for gamma."""
 
 
 def stable_rank(singular: Tensor) -> float:
@@ -72,41 +73,71 @@ def lora_errors(singular: Tensor) -> list[float]:
     return [float(v) for v in (rest.clamp_min(0) / total).sqrt()]
 
 
-def fitted_error(
-    target: Tensor, config: AdapterConfig, *, basis_seed: int = 0, iterations: int = 200
+def randlora_error(
+    target: Tensor, r: int, *, basis_seed: int = 0, sweeps: int = 40, settle: float = 1e-4
 ) -> tuple[int, float]:
-    """(trainables, relative Frobenius error) of a method's form fitted to one matrix by L-BFGS.
+    """(trainables, relative Frobenius error) of RandLoRA's form (equation 6) fitted to one matrix (out, in).
+
+    The form is linear in lambda and in gamma, so each is found exactly by least squares while the other is held, in
+    turn, until the error falls by less than `settle` in a sweep. The whole is not convex: an upper bound of the least
+    error, never rising from sweep to sweep.
 
     Args:
-        target: (out, in).
-        config: the method with its capacity, such as `RandLoraConfig(r=6)`.
-
-    The problem is not convex (RandLoRA's is bilinear), so this is an upper bound of the least error. `target` is scaled
-    to unit norm for the fit.
+        r: RandLoRA's rank.
+        basis_seed: of the frozen bases.
+        sweeps: most turns.
     """
     norm = float(target.norm())
     if norm <= TINY:
         return 0, 0.0
-    wanted = target.float() / norm
-    out, in_ = target.shape
+    wanted = target.double() / norm
+    b, a, count = _bases(wanted, r, basis_seed)
+    if wanted.shape[0] < wanted.shape[1]:
+        wanted = wanted.T
+    n = b.shape[1] // r
+    gram, cross = b.T @ b, b.T @ wanted  # (r n, r n), (r n, m)
+    lam = torch.randn(r, n, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    last = 1.0
+    for _ in range(sweeps):
+        gam = _gammas(gram, cross, a, lam)
+        q = (a.unsqueeze(1) * gam).flatten(0, 1)  # (r n, m): row k n + j is A_k * gamma_j
+        lam = _solve(gram * (q @ q.T), (cross * q).sum(dim=1)).reshape(r, n)
+        error = float((wanted - b @ (lam.reshape(-1, 1) * q)).norm())
+        if last - error < settle:
+            break
+        last = error
+    return count, min(error, last)
+
+
+def _bases(wanted: Tensor, r: int, basis_seed: int) -> tuple[Tensor, Tensor, int]:
+    """B (D, r n) and A (r, m) as a RandLoRA of this shape draws them, and its trainables."""
+    out, in_ = wanted.shape
     host = nn.Sequential(nn.Linear(in_, out, bias=False))
-    zero = torch.zeros(out, in_)
-    adapted = randlora.attach(host, config, ["0.weight"], init_seed=0, basis_seed=basis_seed)
-    adapter, parameters = adapted.adapters["0.weight"], list(adapted.parameters())
-    optimiser = torch.optim.LBFGS(parameters, max_iter=iterations, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = (adapter.delta(zero) - wanted).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        error = float((adapter.delta(zero) - wanted).norm())
-    count = adapted.count()
+    adapted = randlora.attach(host, randlora.RandLoraConfig(r=r), ["0.weight"], basis_seed=basis_seed)
+    adapter: Any = adapted.adapters["0.weight"]
+    part, count = adapter.part(), adapted.count()
     adapted.detach()
-    return count, error
+    return part.b.double(), part.a.double(), count
+
+
+def _gammas(gram: Tensor, cross: Tensor, a: Tensor, lam: Tensor) -> Tensor:
+    """(n, m): gamma by least squares, every column of the target for itself."""
+    r, n = lam.shape
+    scaled = (lam.unsqueeze(2) * a.unsqueeze(1)).flatten(0, 1).T  # (m, r n)
+    at_once = max(1, CHUNK // gram.numel())
+    found = []
+    for p, right in zip(torch.split(scaled, at_once), torch.split(cross.T, at_once), strict=True):
+        left = (p.unsqueeze(2) * gram * p.unsqueeze(1)).reshape(-1, r, n, r, n).sum(dim=(1, 3))
+        found.append(_solve(left, (p * right).reshape(-1, r, n).sum(dim=1)))
+    return torch.cat(found).T
+
+
+def _solve(left: Tensor, right: Tensor) -> Tensor:
+    """Normal equations with a trace of ridge: a direction that changes nothing stays small."""
+    ridge = 1e-10 * left.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
+    eye = torch.eye(left.shape[-1], dtype=left.dtype)
+    found: Tensor = torch.linalg.solve(left + (ridge + TINY) * eye, right)
+    return found
 
 
 def spectrum(store: Store) -> pa.Table:
@@ -151,7 +182,7 @@ def approximation(store: Store, ranks: Sequence[int] = (), weights: int = 4) -> 
     """How well LoRA and RandLoRA can approximate full fine-tuning's update at equal parameters.
 
     Args:
-        ranks: LoRA ranks whose counts are compared; default powers of two up to half of the smaller dimension.
+        ranks: LoRA ranks whose counts are compared; default powers of two that RandLoRA reaches too (m (m + 1)).
         weights: target weights looked at, evenly spaced through the model.
 
     Returns:
@@ -177,11 +208,11 @@ def approximations(kept: Kept, name: str, update: Tensor, ranks: Sequence[int] =
     m = min(out, in_)
     errors = lora_errors(torch.linalg.svdvals(update))
     rows: list[Row] = []
-    for rank in ranks or [2**i for i in range(12) if 2**i <= m // 2]:
+    for rank in ranks or [2**i for i in range(12) if 2**i * (out + in_) <= m * (m + 1)]:
         lora_count = rank * (out + in_)
         # RandLoRA's count n (r + m), n = ceil(m / r), falls with r on the whole: take the nearest
         r = min(range(1, m + 1), key=lambda q: abs(-(-m // q) * (q + m) - lora_count))
-        count, error = fitted_error(update, randlora.RandLoraConfig(r=r))
+        count, error = randlora_error(update, r)
         fixed = kept.named | {"weight": name, "out": out, "in": in_, "lora_rank": rank}
         rows.append(fixed | {"form": "lora", "capacity": rank, "parameters": lora_count, "error": errors[rank]})
         rows.append(fixed | {"form": "randlora", "capacity": r, "parameters": count, "error": error})

@@ -1,0 +1,104 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Ask a results folder
+#
+# Open what a sweep left, ask it three questions, draw its curve, then load the best adapter and predict.
+# Runs as a script (`python examples/notebooks/explore_results.py RESULTS`) or, cell by cell, in an editor that knows
+# percent scripts (Jupyter with jupytext, VS Code). The last part needs a sweep with `[keep] adapters = "best"`.
+
+# %%
+import os
+import sys
+from pathlib import Path
+
+from analysis import open_store
+
+given = [a for a in sys.argv[1:] if Path(a).is_dir()]
+folder = Path(given[0] if given else os.environ.get("RESULTS", "results/quickstart"))
+store = open_store(folder)
+print(store.names, "-", store.table("trials").num_rows, "trials")
+
+# %% [markdown]
+# ## 1. What did each method reach, and how sure is that?
+
+# %%
+query = """
+    select method, reference, adapter_params, n, round(100 * mean, 1) as "mean %",
+           round(100 * low, 1) as low, round(100 * high, 1) as high
+    from scaling order by method, adapter_params
+"""
+for row in store.sql(query).to_pylist():
+    print(row)
+
+# %% [markdown]
+# ## 2. Is RandLoRA better than LoRA at equal parameters?
+# The sentence says no more than the Holm-corrected paired tests allow; the table has every comparison.
+
+# %%
+from analysis import comparisons, conclusion  # noqa: E402
+
+print(conclusion(store))
+for row in comparisons(store).select(["method", "reference", "difference", "low", "high", "verdict"]).to_pylist():
+    print(row)
+
+# %% [markdown]
+# ## 3. What does a score cost?
+# The budget at which each method's isotonic fit reaches 99 % of full fine-tuning, with a bootstrap interval; it needs
+# three budgets or more. `x` may be `seconds_train`, `peak_memory_bytes`, ... (docs/analysis.md).
+
+# %%
+from analysis.budgets import crossing_sentence, crossing_table, needed_table  # noqa: E402
+
+for row in needed_table(store, x="adapter_params").to_pylist():
+    print(row["method"], row["goal"], row["value"], (row["low"], row["high"]), row["note"])
+for row in crossing_table(store).to_pylist():
+    print(crossing_sentence(row))
+
+# %% [markdown]
+# ## The curve
+
+# %%
+from analysis import curve  # noqa: E402
+from analysis.drawing import save  # noqa: E402
+from analysis.plots import draw_scaling  # noqa: E402
+
+figure = draw_scaling(curve(store))
+print(save(figure, folder / "figures", "notebook_curve", formats=("png",)))
+
+# %% [markdown]
+# ## Load the best adapter and predict
+# The best confirmed trial by validation score among those whose adapter was kept.
+
+# %%
+kept = {p.parent.name for p in folder.glob("adapters/*/adapter.json")}
+trials = [r for r in store.table("confirmed").to_pylist() if r["trial_id"] in kept]
+if not trials:
+    print('no adapter was kept; set [keep] adapters = "best" and run the sweep again')
+else:
+    import torch
+
+    import randlora
+    from analysis.kept import bench
+
+    best = max(trials, key=lambda r: r["val_score"] if r["val_score"] is not None else -1.0)
+    ready = bench(best, images=64)  # its base model, its task, images of its training pool
+    images, labels = ready.batches[0]
+    with torch.no_grad():
+        ready.task.before_eval()
+        before = (ready.task.predict(images) == labels).float().mean().item()
+        adapted = randlora.load(ready.loaded.module, folder / "adapters" / best["trial_id"])
+        ready.task.before_eval()
+        after = (ready.task.predict(images) == labels).float().mean().item()
+        adapted.detach()
+    print(f"{best['method']} at {best['reference']}: {adapted.count():,} parameters")
+    print(f"accuracy on {len(labels)} training images: {before:.2f} without the adapter, {after:.2f} with it")

@@ -1,0 +1,34 @@
+"""The notebook runs, on made-up results and on trained ones."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tests.analysis.tiny import tiny_results
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "notebooks" / "explore_results.py"
+
+
+def test_on_synthetic_results(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(NOTEBOOK)])
+    monkeypatch.setenv("RESULTS", str(folder))
+    runpy.run_path(str(NOTEBOOK))
+    said = capsys.readouterr().out
+    assert "RandLoRA" in said and "99 % of full fine-tuning" in said
+    assert "no adapter was kept" in said
+    (folder / "figures" / "notebook_curve.png").unlink()
+
+
+def test_on_trained_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tiny_results(tmp_path / "tiny")
+    monkeypatch.setattr("sys.argv", [str(NOTEBOOK), str(results)])
+    runpy.run_path(str(NOTEBOOK))
+    assert "training images" in capsys.readouterr().out
+    assert (results / "figures" / "notebook_curve.png").is_file()
