@@ -61,6 +61,7 @@ def facts(
     spec = (store.spec() or {}).get("imported")
     return {
         "x": x,
+        "several": len({_place(r) for r in front.to_pylist()}) > 1,
         "x_label": AXES[x].label,
         "pictures": pictures,
         "sizes": [s for stem, s in pictures.items() if stem.startswith("data_size")],
@@ -121,12 +122,13 @@ def _place(row: Row) -> tuple[str, str, str | None, str]:
     return row["sweep"], row["model"], row["dataset"], row["train_size"]
 
 
-def _diagnostics(folder: Path) -> list[dict[str, str]]:
+def _diagnostics(folder: Path) -> list[Row]:
     """Figures that `sweeps analyze` left, with what they say, oldest first."""
     found = []
     for picture in sorted((folder / DIAGNOSTICS).glob("*.svg")):
         text = picture.with_suffix(".txt")
         said = text.read_text(encoding="utf-8").strip() if text.is_file() else picture.stem
         markup = picture.read_text(encoding="utf-8")
-        found.append({"svg": svg.embedded(markup, f"diagnostic-{picture.stem}", said), "says": said})
+        shown = svg.embedded(markup, f"diagnostic-{picture.stem}", said)
+        found.append({"svg": shown, "says": said, "wide": picture.stem == "spectrum"})
     return found
