@@ -112,13 +112,12 @@ def run(
             shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
             try:
                 if any(not cell.finished for cell in state.cells.values()):
-                    stop = threading.Event()
-                    with show, _signals(stop), contextlib.ExitStack() as stack:
+                    with show, _signals(None), contextlib.ExitStack() as stack:
                         if pool is None:
                             pool = stack.enter_context(Pool(spec.resources, folder / "work" / "ray", address=address))
                         state.workers = pool.trials
                         journal.write(_provenance(spec.name, trial))
-                        interrupted = _drive(ledger, pool, trial, stop, show.changed)
+                        interrupted = _drive(ledger, pool, trial, show.changed)
             except KeyboardInterrupt:  # while Ray came up, or the second one
                 interrupted = True
             finally:
@@ -172,13 +171,14 @@ def _choice(row: Row) -> Choice:
     return Choice(row["lr"], row["mean_val"], row["n_trials"], row["n_rerun_seeds"], row["edge"])
 
 
-def _drive(ledger: Ledger, pool: Pool, trial: str, stop: threading.Event, changed: Callable[[], None]) -> bool:
+def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None]) -> bool:
     """Tuner after Tuner until nothing is left; returns whether a signal ended it."""
     import ray
 
     from sweeps.dispatch import Dispatcher
 
-    with _signals(stop):  # again: Ray has put its own handler of SIGTERM in place
+    stop = threading.Event()
+    with _signals(stop):
         ray.get(pool.broker.reset.remote())
         while not stop.is_set():
             dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, WAVE, changed)
@@ -251,14 +251,14 @@ def _watch(stop: threading.Event, dispatcher: Dispatcher) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the sweep cleanly; a second one stops it at once."""
+def _signals(stop: threading.Event | None) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop`, for a clean end; without it, or the second time, they end the run at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop is None or stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
