@@ -17,7 +17,6 @@ from randlora.registry import Method, get_method
 from randlora.sites import Site, is_adapted, shared_names
 from randlora.targets import resolve_targets, select
 
-
 __all__ = ["Adapted", "attach", "check_untied", "resolve_targets"]
 
 
@@ -250,6 +249,10 @@ class Adapted:
             raise AdapterError(f"cannot {verb}: the adapters are detached from the model; attach again or load()")
         if not self._attached:
             raise AdapterError(f"cannot {verb}: the adapters are disabled; enable() them first")
+
+    def forget_flags(self) -> None:
+        """Leave `requires_grad` of the base weights alone at detach: whoever holds several adapters restores it."""
+        self._requires_grad = []
 
     def _freeze(self) -> None:
         self._requires_grad = [(p, p.requires_grad) for p in self.model.parameters()]

@@ -38,7 +38,7 @@ class Factored(Adapter):
 
 
 def drawn(name: str, stream: str, request: Request, spec: Draw) -> Tensor:
-    """A trainable's start (rows x cols) from `init_seed`, the weight's name and the stream; empty on the meta device."""
+    """A trainable's start (rows x cols) by `init_seed`, the weight's name and the stream; empty on the meta device."""
     if request.weights[name].device.type == "meta":
         return torch.empty(spec.rows, spec.cols, device="meta")
     return draw(derive_seed("lora", request.init_seed, name), stream, spec)
