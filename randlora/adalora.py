@@ -7,7 +7,8 @@ sets e to 0 for the least important ones of the whole model, more and more of th
 Semantics as PEFT's, step for step, with two differences: the schedule is given in fractions of the training, and
 `allocate = "parameters"` (default) fills the final budget by the parameters that a triplet costs (out + in + 1), so
 that the count is met whatever weights win; "ranks" counts triplets alone, as PEFT, where a model of unequal weights
-ends above or below its budget.
+ends above or below its budget. (PEFT 0.21.2 also leaves the divisor of the scale, `ranknum`, to the optimiser, and
+adds the penalty only where the model's own output has a `loss` and is called through `base_model`.)
 
 The capacity r is the final rank, averaged over the weights: that is the budget and what `count()` gives. Until the
 schedule is through, `initial` times as much is built and trained. The schedule needs the training loop's hooks

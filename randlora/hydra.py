@@ -89,7 +89,7 @@ class HydraLora(Adapter):
         dtype = compute_dtype(x)
         y = linear(x, base, bias)
         dropped = self.drop(x).to(dtype)
-        shares = torch.softmax((x.to(dtype) @ self.router.to(dtype).t()).float().to(self.a.dtype), -1).to(dtype)
+        shares = torch.softmax((x.to(dtype) @ self.router.to(dtype).t()).to(self.router.dtype), -1).to(dtype)
         h = dropped @ self.a.to(dtype)
         mixed = (shares.unsqueeze(-1) * h.unsqueeze(-2)).flatten(-2)
         return y + (mixed @ self.b.to(dtype).t()) * self.scale

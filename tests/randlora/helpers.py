@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from randlora import (
-    Adapted,
     AdaLoraConfig,
+    Adapted,
     AdapterConfig,
     DoraConfig,
     HybridConfig,
