@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class RandLoraAConfig(AdapterConfig):
     alpha: float | None = None
     dropout: float = 0.0
     distribution: str = "uniform"
-    sparsity: float | str = 6.0
+    sparsity: float | Literal["sqrt"] = 6.0
 
     def __post_init__(self) -> None:
         check_capacity(self.method, "n", self.n)
@@ -99,7 +99,7 @@ def randlora_b_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
 
 
 class RandLoraA(Factored):
-    """One weight's lambda (n x r) and gamma (n x m)."""
+    """One weight's lambda (r x n) and gamma (n x m)."""
 
     lambdas: nn.Parameter
     gammas: nn.Parameter
@@ -109,16 +109,19 @@ class RandLoraA(Factored):
         m, device = min(shape), bases.get("A").device
         self.n, self.r, self.scale = n, config.r, config.scale / n
         self.bases = bases
-        self.lambdas = trainable(torch.zeros(n, self.r), request, device)
+        self.lambdas = trainable(torch.zeros(self.r, n), request, device)
         self.gammas = trainable(torch.full((n, m), 1.0 / m, dtype=torch.float64), request, device)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The two sums; B's belongs to the longer side. A (n r x m) and B (D x n r) hold basis after basis."""
+        """The two sums; B's belongs to the longer side.
+
+        A (n r x m) holds basis after basis, B (D x r n) has RandLoRA's pairing: the k-th column of B_j is k n + j.
+        """
         large, small, rows = max(self.shape), min(self.shape), self.n * self.r
-        b_DNR = self.bases.get("B")[:large, :rows].view(large, self.n, self.r)
+        b_RDN = self.bases.get("B")[:large, :rows].view(large, self.r, self.n).transpose(0, 1)
         a_NRM = self.bases.get("A")[:rows, :small].view(self.n, self.r, small)
-        long = torch.einsum("dnr,nr->dr", b_DNR, self.lambdas)
-        short = torch.einsum("nrm,nm->mr", a_NRM, self.gammas)
+        long = torch.bmm(b_RDN, self.lambdas.unsqueeze(2)).squeeze(2).t()
+        short = (a_NRM * self.gammas.unsqueeze(1)).sum(0).t()
         return (short, long) if self.shape[0] >= self.shape[1] else (long, short)
 
 

@@ -14,7 +14,8 @@ The capacity r is the final rank, averaged over the weights: that is the budget 
 schedule is through, `initial` times as much is built and trained. The schedule needs the training loop's hooks
 (`Adapted.hooks`); without them nothing is cut.
 
-Start: A and B normal with standard deviation 0.02, e = 0. Scale: alpha / init_r, 1 by default, whatever is cut later.
+Start: A and B normal with standard deviation 0.02, e = 0. Scale: alpha / init_r, whatever is cut later; by default
+`DEFAULT_SCALE`, since at 1 a step of e moves the delta by next to nothing (0.02 squared per triplet).
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from randlora.factored import Factored, drawn
 from randlora.hooks import Schedule
 
 ALLOCATE = ("parameters", "ranks")
+DEFAULT_SCALE = 32.0
+"""A first step then moves the delta about as much as LoRA's: 32 * 0.02^2 sqrt(1.5) against 1 / sqrt(3 * 768)."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ class AdaLoraConfig(AdapterConfig):
 
     @property
     def scale(self) -> float:
-        """alpha / init_r, 1 by default; one number for all layers."""
-        return 1.0 if self.alpha is None else self.alpha / self.initial_rank(self.r)
+        """alpha / init_r where alpha is given; one number for all layers."""
+        return DEFAULT_SCALE if self.alpha is None else self.alpha / self.initial_rank(self.r)
 
 
 def adalora_count(shape: Shape, capacity: int, **options: Any) -> int:

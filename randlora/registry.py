@@ -21,7 +21,7 @@ hybrid     1 and 2        as lora and randlora                        as lora an
 pissa      1              alpha / r, alpha = r unless given           B_0, A_0 of W0's SVD; their product is taken off
 lora-xs    1              alpha / r, alpha = r unless given           R = 0
 svft       1              constant                                    M = 0
-adalora    1              alpha / init_r, alpha = init_r unless given A, B normal, std 0.02; e = 0
+adalora    32             constant; alpha / init_r where given        A, B normal, std 0.02; e = 0
 hydralora  1              alpha / r, alpha = r unless given           A, router uniform +-1/sqrt(in), B_i = 0
 =========  =============  ==========================================  ================================================
 """
@@ -185,7 +185,7 @@ register(
         build=adalora.build_adalora,
         published_lr=1e-3,
         published_lr_source="as LoRA; no CLIP rate was published",
-        scale_rule="alpha / the initial rank, 1 by default",
+        scale_rule=f"alpha / the initial rank; by default {adalora.DEFAULT_SCALE:g}",
         scheduled=True,
     )
 )

@@ -50,7 +50,7 @@ def pairs(adapted: Any, reference: Any) -> list[tuple[Tensor, Tensor]]:
 
 def test_adalora_step_for_step() -> None:
     total, init_r, final_r = 24, 6, 3
-    config = AdaLoraConfig(final_r, initial=2.0, start=0.125, stop=0.75, interval=4, allocate="ranks")
+    config = AdaLoraConfig(final_r, alpha=6.0, initial=2.0, start=0.125, stop=0.75, interval=4, allocate="ranks")
     model = WithLoss()
     adapted = attach(model, config, ["*"])
     peft_config = peft.AdaLoraConfig(
