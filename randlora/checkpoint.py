@@ -2,16 +2,20 @@
 
 A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for. Loading draws the
 bases from the seed and refuses a generator version or a digest that differs: wrong bases would be a wrong model.
+What a method derives from the base weights (PiSSA's start, singular vectors) no seed gives back bit for bit: it is in
+`derived.safetensors`, with its digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,6 +27,7 @@ from randlora.registry import get_method
 
 FORMAT = 1
 TENSORS, BASES, META, DELTAS = "adapter.safetensors", "bases.safetensors", "adapter.json", "deltas.safetensors"
+DERIVED = "derived.safetensors"
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -60,12 +65,33 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
             "digest": frozen.digest(),
             "draws": frozen.spec(),
         },
+        "derived": digest_of(derived) if (derived := adapted.derived()) else None,
     }
     write_tensors(folder / TENSORS, adapted.state_dict())
+    if derived:
+        write_tensors(folder / DERIVED, derived)
     if bases and frozen is not None:
         write_tensors(folder / BASES, dict(frozen.named_buffers()))
     _write_text(folder / META, json.dumps(meta, indent=1) + "\n")
     return folder
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bits."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().to("cpu").contiguous()
+        total.update(f"{name}:{tuple(flat.shape)}:{flat.dtype}:".encode())
+        total.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors. Raises `CheckpointError` where the file is missing or damaged."""
+    try:
+        return load_file(os.fspath(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def read_meta(directory: str | Path) -> dict[str, Any]:
@@ -131,12 +157,21 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
                 f"the bases drawn from seed {meta['basis']['seed']} have digest {digest[:16]}..., the adapter was "
                 f"trained with {wanted[:16]}...; the file was changed or belongs to another generator"
             )
-    path = folder / TENSORS
-    try:
-        state = load_file(os.fspath(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    adapted.load_state_dict(state)
+    if own := adapted.derived():
+        _fill_derived(own, meta.get("derived"), folder / DERIVED)
+    adapted.load_state_dict(read_tensors(folder / TENSORS))
+
+
+def _fill_derived(own: Mapping[str, Tensor], wanted: object, path: Path) -> None:
+    saved = read_tensors(path)
+    digest = digest_of(saved)
+    if digest != wanted:
+        raise CheckpointError(f"{path} has digest {digest[:16]}..., the adapter was saved with {str(wanted)[:16]}...")
+    if saved.keys() != own.keys() or any(saved[n].shape != t.shape for n, t in own.items()):
+        raise CheckpointError(f"{path} does not hold the tensors that this adapter derives from its weights")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
 
 
 def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
