@@ -8,10 +8,12 @@ import pytest
 from analysis.store import open_store
 from analysis.tables import part_paths
 from sweeps import sealing
+from sweeps.journal import Journal
+from sweeps.ledger import Ledger
 from sweeps.rows import choice_row, finite, metric_rows, prediction_row, trial_row
 from sweeps.sealing import Sealer
-from sweeps.stages import Choice, Slot
-from tests.fakes import FakeCell, FakeTrain, analytic_trial
+from sweeps.stages import Choice, Slot, SweepState
+from tests.fakes import FakeCell, FakeTrain, analytic_trial, fake_plan
 
 
 def finish_event(seed: int, folder: Path) -> dict[str, Any]:
@@ -106,6 +108,21 @@ def test_choices_are_sealed_once_each(tmp_path: Path) -> None:
         sealer.seal()
     assert len(part_paths(tmp_path, "choices")) == 1
     assert open_store(tmp_path).table("choices").num_rows == 2
+
+
+@pytest.mark.parametrize(("keep", "stages"), [("none", ""), ("best", "C"), ("confirm", "C"), ("all", "TC")])
+def test_what_is_kept_goes_by_stage_and_method(tmp_path: Path, keep: str, stages: str) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("full", None)))
+    state = SweepState(plan.feasible, plan.spec)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        ledger = Ledger(state, journal, Sealer(tmp_path), tmp_path, keep)
+    kept = ""
+    for cell in plan.cells:
+        for stage in ("TUNE", "CONFIRM"):
+            trial = cell.trial(stage, 1e-3, (0, 0, 0), FakeTrain())
+            slot = Slot.from_config(cell.cell_id, stage, 0, trial.trial_id, trial.model_dump())
+            kept += stage[0] if ledger.kept_folder(slot) == tmp_path / "adapters" / trial.trial_id else ""
+    assert kept == stages
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:
