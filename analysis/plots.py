@@ -37,7 +37,7 @@ def _size(train_size: str) -> tuple[int, float]:
         return 2, 0.0
 
 
-TITLE_WIDTH = 38  # characters that fit over one panel
+TITLE_WIDTH = 42  # characters that fit over one panel
 
 
 def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Figure:
@@ -83,7 +83,8 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Fi
 def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) -> str:
     _, _, dataset, size = panel
     where = f"mean of {group[0]['n_datasets']} data sets" if dataset is None else dataset
-    return place_text(where, size)
+    short = where.rpartition("/")[2].rpartition(":")[2]  # the name alone: sources and folders are in the tables
+    return textwrap.shorten(place_text(short, size), TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
 
 
 def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: str | None, *, first: bool) -> None:
