@@ -151,6 +151,10 @@ def print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path]) 
         f"\n{done} in {_minutes(summary.seconds)}, {summary.skipped} done before, {summary.failed} failed",
         highlight=False,
     )
+    for label in summary.stuck:
+        err.print(f"no learning rate of {label} finished: nothing to confirm", style="red", highlight=False)
+    for damaged in summary.damaged:
+        err.print(f"damaged table file set aside: {damaged}", style="yellow", highlight=False)
     print_paths({"tables": folder / "tables", **paths})
 
 
