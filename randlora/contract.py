@@ -46,13 +46,14 @@ def choose_plan(rows: int, large: int, small: int, inner: int, training: bool = 
     return min(costs, key=lambda plan: costs[plan])
 
 
-def prefers_matrix(rows: int, shape: tuple[int, int], rank: int) -> bool:
+def prefers_matrix(rows: int, shape: tuple[int, int], rank: int, passes: int = 3) -> bool:
     """Whether a trained product (out x rank)(rank x in) is cheaper as one matrix than applied factor by factor.
 
-    Factors: 3 N r (out + in). Matrix: N out in more for the weight's gradient, and 3 r out in to make it and go back.
+    Factors: 3 N r (out + in), or 2 where they get no gradient of their own (`passes`). Matrix: N out in more for the
+    weight's gradient, and 3 r out in to make it and go back.
     """
     out, width = shape
-    return rows * out * width + 3 * rank * out * width < 3 * rows * rank * (out + width)
+    return rows * out * width + 3 * rank * out * width < passes * rows * rank * (out + width)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -222,8 +223,8 @@ class _SpreadWeight(torch.autograd.Function):
         return grad_w if ctx.needs_input_grad[0] else None, d_lambda, d_gamma, None
 
 
-def _apply(function: type[torch.autograd.Function], device: torch.device, *arguments: Any) -> Tensor:
-    """`function.apply` with autocast off: the functions above choose their dtypes themselves."""
+def apply_plain(function: type[torch.autograd.Function], device: torch.device, *arguments: Any) -> Tensor:
+    """`function.apply` with autocast off: these functions choose their dtypes themselves."""
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         with torch.autocast(device.type, enabled=False):
             return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
@@ -257,10 +258,10 @@ def spread_linear(
         rows = rows.to(dtype)
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
-    y = _apply(_SpreadLinear, x.device, rows, base, bias, *trained, part, plan)
+    y = apply_plain(_SpreadLinear, x.device, rows, base, bias, *trained, part, plan)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def spread_weight(base: Tensor | None, trained: tuple[Tensor, Tensor], part: Spread) -> Tensor:
     """base + delta, or the delta alone, as one (out x in) matrix."""
-    return _apply(_SpreadWeight, trained[0].device, base, *trained, part)
+    return apply_plain(_SpreadWeight, trained[0].device, base, *trained, part)
