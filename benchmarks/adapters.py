@@ -222,7 +222,7 @@ def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
 
 
 def regime() -> dict[str, Any]:
-    """What the numbers depend on: the processor, the float32 back end and what the faster one would cost in accuracy."""
+    """What the numbers depend on: processor, the float32 back end, and what a faster one would cost in accuracy."""
     import torch
 
     generator = torch.Generator().manual_seed(2)

@@ -129,7 +129,8 @@ def _copy_exactly(adapted: Adapted, model: Any) -> None:
 
 def test_packed_mixed_and_unknown_are_refused_with_the_alternative(tmp_path: Path) -> None:
     cases = [
-        (LoraConfig(2), ["attn.in_proj_weight"], {}, "attn.in_proj_weight is not the weight of a called nn.Linear"),
+        (DoraConfig(2), ["attn.in_proj_weight"], {}, "attn.in_proj_weight is not the weight of a called nn.Linear"),
+        (LoraConfig(2), ["own.in_proj_weight"], {}, "own.in_proj_weight is not the weight of a called nn.Linear"),
         (RandLoraConfig(2), ["attn.out_proj"], {}, "attn.out_proj.weight is not"),
         (RandLoraConfig(2), ["fc", "proj"], {"fc.weight": 3}, r"different ranks \[2, 3\]"),
         (NolaConfig(6), ["fc"], {}, "PEFT has no NoLA"),
