@@ -40,12 +40,16 @@ ROWS = (
     ("dense RandLoRA / PEFT RandLoRA", "randlora", "peft-randlora", 0.80, 0.70),
     ("dense RandLoRA / PEFT LoRA", "randlora", "peft-lora", 1.50, 1.30),
     ("dense RandLoRA / full fine-tuning", "randlora", "full", 1.24, 1.00),
+    ("the same, keep_merged / PEFT RandLoRA", "randlora-kept", "peft-randlora", 0.80, 0.70),
+    ("the same, keep_merged / PEFT LoRA", "randlora-kept", "peft-lora", 1.50, 1.30),
+    ("the same, keep_merged / full", "randlora-kept", "full", 1.24, 1.00),
     ("ternary RandLoRA / PEFT RandLoRA", "ternary", "peft-randlora", 0.60, 0.58),
     ("ternary RandLoRA / PEFT LoRA", "ternary", "peft-lora", 1.18, 1.10),
     ("LoRA / PEFT LoRA", "lora", "peft-lora", 1.00, 0.97),
     ("DoRA / PEFT DoRA", "dora", "peft-dora", 0.95, 0.90),
     ("VeRA / PEFT VeRA", "vera", "peft-vera", 0.95, 0.90),
 )
+MEMORY = ("randlora", "randlora-kept", "ternary", "lora", "peft-lora", "peft-randlora", "full")
 NAMES = sorted({name for row in ROWS for name in row[1:3]})
 
 
@@ -90,6 +94,7 @@ def build(name: str, depth: int) -> tuple[Any, list[Any]]:
         "dora": lambda: randlora.DoraConfig(32),
         "vera": lambda: randlora.VeraConfig(256),
         "randlora": lambda: randlora.RandLoraConfig(6),
+        "randlora-kept": lambda: randlora.RandLoraConfig(6),
         "ternary": lambda: randlora.RandLoraConfig(6, distribution="ternary", sparsity=768**0.5),
     }
     targets = [f"blocks.*.{t}.weight" for t in TARGETS]
@@ -103,6 +108,7 @@ class Contender:
     def __init__(self, name: str, depth: int) -> None:
         import torch
 
+        self.name = name
         self.model, parameters = build(name, depth)
         self.trained = sum(p.numel() for p in parameters)
         wanted = {id(p) for p in parameters}
@@ -113,7 +119,10 @@ class Contender:
     def loss(self, images: Any, labels: Any) -> Any:
         import torch
 
-        return torch.nn.functional.cross_entropy(self.model(images), labels)
+        from randlora.plans import keep_merged
+
+        with keep_merged(self.name == "randlora-kept"):
+            return torch.nn.functional.cross_entropy(self.model(images), labels)
 
     def step(self, images: Any, labels: Any) -> float:
         start = time.process_time()
@@ -225,10 +234,13 @@ def regime() -> dict[str, Any]:
     """What the numbers depend on: processor, the float32 back end, and what a faster one would cost in accuracy."""
     import torch
 
+    from randlora import kernels
+
     generator = torch.Generator().manual_seed(2)
     a, b = torch.randn(1600, 768, generator=generator), torch.randn(768, 768, generator=generator)
     exact = a.double() @ b.double()
     found: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    found["compiled part"] = kernels.status()
     found["capability"] = torch.backends.cpu.get_cpu_capability()
     before = torch.get_float32_matmul_precision()
     for precision in ("highest", "medium"):
@@ -266,10 +278,10 @@ def steps_section(names: list[str], depth: int, tokens: int, rounds: int) -> dic
 
 def memory_section(depth: int) -> dict[str, Any]:
     print(f"\nmemory, {depth} layers, 1,600 tokens")
-    kept = {n: saved_bytes(n, depth, 1600) for n in ("randlora", "lora", "peft-lora", "peft-randlora")}
-    peak = {n: peak_rss(n, depth, 1600) for n in ("randlora", "lora", "peft-lora", "peft-randlora")}
+    kept = {n: saved_bytes(n, depth, 1600) for n in MEMORY}
+    peak = {n: peak_rss(n, depth, 1600) for n in MEMORY}
     for title, found, goal in (("bytes saved for backward", kept, 0.81), ("peak resident memory", peak, 0.87)):
-        for name in ("randlora", "lora"):
+        for name in ("randlora", "randlora-kept", "ternary", "lora"):
             ratio = found[name] / found["peft-lora"]
             spread = {"median": ratio, "low": ratio, "high": ratio}
             report(f"{title}, {name} / PEFT LoRA", spread, goal if name == "randlora" else None)
