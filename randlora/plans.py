@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal, NamedTuple
 
 Plan = Literal["activation", "mixed", "merged", "kept", "gather"]
@@ -34,25 +33,33 @@ Plan = Literal["activation", "mixed", "merged", "kept", "gather"]
 GATHER_COST = 3.5
 """Time of a gathered term over a dense one (measured 2.5 to 4 with AVX-512 at 93 % zeros)."""
 
-_KEEPING: ContextVar[bool] = ContextVar("keep_merged", default=False)
+
+class _Switch:
+    """Plain state of the process, which torch.compile can read."""
+
+    on = False
+
+
+_KEEPING = _Switch()
 
 
 @contextmanager
 def keep_merged(on: bool = True) -> Iterator[None]:
     """Inside, RandLoRA layers may keep W0 + delta from forward to backward where that saves time.
 
-    The results are the same; memory grows by up to the size of the adapted weights.
+    The switch is the whole process's. The results are the same; memory grows by up to the size of the adapted weights.
     """
-    token = _KEEPING.set(on)
+    before = _KEEPING.on
+    _KEEPING.on = on
     try:
         yield
     finally:
-        _KEEPING.reset(token)
+        _KEEPING.on = before
 
 
 def keeping() -> bool:
     """Whether `keep_merged` is on."""
-    return _KEEPING.get()
+    return _KEEPING.on
 
 
 def plan_costs(rows: int, large: int, small: int, inner: int) -> dict[Plan, int]:
@@ -90,7 +97,11 @@ def choose_plan(
         del costs["kept"]
     if density is not None:
         costs["gather"] = part * (2 * large * inner * small + rows * large * inner) + rows * inner * small
-    return min(costs, key=lambda plan: costs[plan])
+    best: Plan = "activation"
+    for plan, cost in costs.items():
+        if cost < costs[best]:
+            best = plan
+    return best
 
 
 class Steps(NamedTuple):

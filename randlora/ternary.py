@@ -80,7 +80,12 @@ _CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, dict[tuple[int, int],
 
 
 def lists(owner: nn.Module, whole: Tensor, rows: int, columns: int) -> Lists | None:
-    """`make_lists(whole[:rows, :columns])`, kept for as long as `owner` holds the same tensor."""
+    """`make_lists(whole[:rows, :columns])`, kept for as long as `owner` holds the same tensor.
+
+    None inside `torch.compile`, which cannot look into the compiled part: there the products are dense.
+    """
+    if torch.compiler.is_compiling():
+        return None
     if whole.device.type != "cpu" or whole.dtype != torch.float32 or kernels.library() is None:
         return None
     source, known = _CACHE.get(owner, (None, {}))
