@@ -13,7 +13,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("ternary.c")
@@ -45,21 +47,21 @@ def _machine() -> str:
 
 def _cache() -> Path:
     """A folder that only this user can write, made if missing; else a temporary one for this process."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
         info = base.stat()
         if info.st_uid == os.getuid() and not info.st_mode & 0o022 and os.access(base, os.W_OK):
             return base
-    except OSError:
-        pass  # a read-only home: the library is built for this process alone
+    except (OSError, RuntimeError):
+        pass  # no home, or a read-only one: the library is built for this process alone
     return Path(tempfile.mkdtemp(prefix="randlora-"))
 
 
 def _build(compiler: str, target: Path) -> None:
     errors = ""
     for native in _NATIVE:
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        part = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
         command = [compiler, *_FLAGS, *([native] if native else []), str(_SOURCE), "-o", str(part)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
@@ -75,6 +77,8 @@ def _build(compiler: str, target: Path) -> None:
 def _load() -> ctypes.CDLL:
     if os.environ.get("RANDLORA_KERNELS", "").lower() in ("0", "off", "no", "false"):
         raise _BuildError("switched off by RANDLORA_KERNELS")
+    if sys.platform == "win32":
+        raise _BuildError("not built on Windows")
     compiler = _compiler()
     key = hashlib.sha256("\x1f".join((_SOURCE.read_text(encoding="utf-8"), compiler, *_FLAGS, _machine())).encode())
     target = _cache() / f"ternary-{key.hexdigest()[:24]}.so"

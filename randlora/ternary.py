@@ -7,6 +7,8 @@ everywhere else `lists` returns None and the products are dense, with the same r
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora import kernels
+from randlora.bases import Draw, draw
 
 MAX_DENSITY = 0.4
 """Above this share of entries that are not 0 the dense product is as fast."""
@@ -74,6 +77,22 @@ def make_lists(b_DQ: Tensor) -> Lists | None:
     return Lists(_signed(b_DQ), _signed(b_DQ.t()), value, density)
 
 
+@functools.cache
+def _right(library: ctypes.CDLL) -> bool:
+    """Whether a freshly loaded library gives the dense products' numbers; a wrong build is never used."""
+    spec = Draw(70, 50, "ternary", sparsity=6.0)
+    b_DQ, m_QM = draw(0, "check", spec), draw(0, "check M", Draw(50, 45))
+    found = make_lists(b_DQ)
+    assert found is not None
+    dense = b_DQ @ m_QM
+    made = (
+        merge(None, m_QM, found, True) - dense,
+        merge(None, m_QM, found, False).t() - dense,
+        times_b(m_QM.t().contiguous() @ b_DQ.t(), found).t() - dense.t() @ b_DQ,
+    )
+    return all(float(error.abs().max()) < 1e-3 for error in made)
+
+
 _CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, dict[tuple[int, int], Lists | None]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -86,7 +105,8 @@ def lists(owner: nn.Module, whole: Tensor, rows: int, columns: int) -> Lists | N
     """
     if torch.compiler.is_compiling():
         return None
-    if whole.device.type != "cpu" or whole.dtype != torch.float32 or kernels.library() is None:
+    library = kernels.library() if whole.device.type == "cpu" and whole.dtype == torch.float32 else None
+    if library is None or not _right(library):
         return None
     source, known = _CACHE.get(owner, (None, {}))
     if source is not whole:

@@ -192,6 +192,19 @@ def test_built_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     built.unlink()
 
 
+@compiled
+def test_a_wrong_build_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = kernels.library()
+    assert library is not None and ternary._right(library)
+    ternary._right.cache_clear()
+    times_b = ternary.times_b
+    monkeypatch.setattr(ternary, "times_b", lambda x, found: times_b(x, found) * 1.1)
+    try:
+        assert ternary.lists(nn.Module(), basis(64, 64), 64, 64) is None
+    finally:
+        ternary._right.cache_clear()
+
+
 def test_importing_builds_nothing(tmp_path: Path) -> None:
     root = Path(randlora.__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path)}
