@@ -1,7 +1,8 @@
 """Adapters on disk: safetensors of the trained vectors, and a JSON file that says how the frozen bases are drawn.
 
-A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for. Loading draws the
-bases from the seed and refuses a generator version or a digest that differs: wrong bases would be a wrong model.
+A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for, or if the bases were
+imported and no seed gives them. Loading draws the bases from the seed, or reads the imported ones, and refuses a
+generator version or a digest that differs: wrong bases would be a wrong model.
 What a method derives from the base weights (PiSSA's start, singular vectors) no seed gives back bit for bit: it is in
 `derived.safetensors`, with its digest.
 """
@@ -24,6 +25,7 @@ from randlora.attach import Adapted, attach
 from randlora.bases import GENERATOR_VERSION
 from randlora.errors import AdapterError, CheckpointError
 from randlora.registry import get_method
+from randlora.stored import StoredBases, use_stored_bases
 
 FORMAT = 1
 TENSORS, BASES, META, DELTAS = "adapter.safetensors", "bases.safetensors", "adapter.json", "deltas.safetensors"
@@ -45,7 +47,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Path:
-    """Write the adapter to `directory` (made if missing) and return it. `bases=True` adds the frozen matrices."""
+    """Write the adapter to `directory` (made if missing) and return it. `bases=True` adds the frozen matrices.
+
+    Imported bases are always written, since no seed gives them.
+    """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     frozen = adapted.bases()
@@ -61,6 +66,7 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
         if frozen is None
         else {
             "seed": adapted.basis_seed,
+            "stored": isinstance(frozen, StoredBases),
             "generator_version": GENERATOR_VERSION,
             "digest": frozen.digest(),
             "draws": frozen.spec(),
@@ -70,7 +76,7 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
     write_tensors(folder / TENSORS, adapted.state_dict())
     if derived:
         write_tensors(folder / DERIVED, derived)
-    if bases and frozen is not None:
+    if frozen is not None and (bases or isinstance(frozen, StoredBases)):
         write_tensors(folder / BASES, dict(frozen.named_buffers()))
     _write_text(folder / META, json.dumps(meta, indent=1) + "\n")
     return folder
@@ -150,7 +156,11 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
         if list(adapted.shapes[name]) != shape:
             raise CheckpointError(f"{name} is {tuple(shape)} in the adapter but {adapted.shapes[name]} in the model")
     frozen = adapted.bases()
-    if frozen is not None:
+    if frozen is not None and meta["basis"].get("stored", False):
+        frozen = use_stored_bases(adapted, read_tensors(folder / BASES))
+        if frozen.digest() != meta["basis"]["digest"]:
+            raise CheckpointError(f"{folder / BASES} is not what the adapter was trained with: its digest differs")
+    elif frozen is not None:
         digest, wanted = frozen.digest(), meta["basis"]["digest"]
         if digest != wanted:
             raise CheckpointError(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from randlora import ternary
 from randlora.adapter import (
     Adapter,
     AdapterConfig,
@@ -120,14 +121,18 @@ class RandLora(Adapter):
         device = bases.get("A").device
         self.r, self.n, self.scale = r, n, config.scale
         self.tall = shape[0] >= shape[1]
+        self.ternary = config.distribution == "ternary"
         self.bases = bases
         self.lambdas = trainable(torch.zeros(r, n), request, device)
         self.gammas = trainable(torch.full((n, m), 1.0 / m, dtype=torch.float64), request, device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
         """This layer's slices of the shared bases; B in `dtype`."""
-        b = self.bases.get("B", dtype)[: max(self.shape), : self.n * self.r]
-        return Spread(self.bases.get("A")[: self.r, : min(self.shape)], b, self.scale, self.tall)
+        whole = self.bases.get("B", dtype)
+        large, inner = max(self.shape), self.n * self.r
+        found = ternary.lists(self.bases, whole, large, inner) if self.ternary else None
+        a = self.bases.get("A")[: self.r, : min(self.shape)]
+        return Spread(a, whole[:large, :inner], self.scale, self.tall, found)
 
     def delta(self, base: Tensor) -> Tensor:
         return spread_weight(None, (self.lambdas, self.gammas), self.part())

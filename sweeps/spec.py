@@ -244,7 +244,8 @@ class SweepSpec(_Section):
             raise SpecError([Problem("file", str(path), "no such sweep file", near)])
         try:
             text = path.read_text(encoding="utf-8")
-            tree = _READERS.get(path.suffix, tomllib.loads)(text)
+            read: Callable[[str], Any] = _READERS.get(path.suffix, tomllib.loads)
+            tree = read(text)
         except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
         if not isinstance(tree, dict):
