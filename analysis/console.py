@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -106,7 +107,7 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
     blocks = dict.fromkeys((r["sweep"], r["dataset"], r["train_size"]) for r in rows)
     for sweep, dataset, size in blocks:
         mine = [r for r in rows if (r["sweep"], r["dataset"], r["train_size"]) == (sweep, dataset, size)]
-        console.print(_block(f"{sweep}: test accuracy on {place_text(dataset, size)}", mine))
+        print_whole(_block(f"{sweep}: test accuracy on {place_text(dataset, size)}", mine), console)
     left_out = [r for r in rows if r["note"] and r["note"].startswith("infeasible")]
     for row in left_out:
         where = place_text(row["dataset"], row["train_size"])
@@ -121,6 +122,19 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
     )
     if any(r["edge"] for r in rows):
         console.print("  * the chosen rate is the end of its range: perhaps under-tuned", style="dim", highlight=False)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table with no cell cut: a terminal that is too narrow wraps its lines, which loses nothing."""
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    if needed <= console.width:
+        console.print(table)
+        return
+    width, console.width = console.width, needed
+    try:
+        console.print(table)
+    finally:
+        console.width = width
 
 
 def _block(title: str, rows: list[Row]) -> Table:

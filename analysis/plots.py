@@ -7,6 +7,7 @@ readable at the width of a paper's column.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ def _size(train_size: str) -> tuple[int, float]:
         return 1, float(train_size)
     except ValueError:
         return 2, 0.0
+
+
+TITLE_WIDTH = 42  # characters that fit over one panel
 
 
 def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Figure:
@@ -79,7 +83,8 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Fi
 def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) -> str:
     _, _, dataset, size = panel
     where = f"mean of {group[0]['n_datasets']} data sets" if dataset is None else dataset
-    return place_text(where, size)
+    short = where.rpartition("/")[2].rpartition(":")[2]  # the name alone: sources and folders are in the tables
+    return textwrap.shorten(place_text(short, size), TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
 
 
 def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: str | None, *, first: bool) -> None:
@@ -118,7 +123,9 @@ def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: st
         _curve(axes, index, method, [r for r in curves if r["method"] == method])
     _ranks(axes, curves)
     if title:
-        axes.set_title(title, loc="left", pad=16 if _lora_ranks(curves) else 6, fontweight="bold")
+        axes.set_title(
+            textwrap.fill(title, TITLE_WIDTH), loc="left", pad=16 if _lora_ranks(curves) else 6, fontweight="bold"
+        )
 
 
 def _range(rows: Sequence[Row]) -> tuple[float, float]:

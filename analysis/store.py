@@ -77,9 +77,10 @@ class Store:
 
     def spec(self) -> dict[str, Any] | None:
         """The (first) sweep's specification as its folder records it; None where it does not."""
-        path = self.path / "spec.json"
-        if not path.is_file():
+        found = [p for p in (self.path / "sweep.json", self.path / "spec.json") if p.is_file()]
+        if not found:
             return None
+        path = found[0]
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -1,10 +1,12 @@
-"""Adapters by weight name at exactly counted sizes: LoRA, DoRA, VeRA, NoLA and RandLoRA.
+"""Adapters by weight name at exactly counted sizes: LoRA, DoRA, VeRA, NoLA, RandLoRA, and their relatives.
 
     adapted = attach(model, RandLoraConfig(r=6), targets=["attn.in_proj_weight", "mlp.c_fc"])
 
 Imports torch and safetensors alone.
 """
 
+from randlora.ablations import RandLoraAConfig, RandLoraBConfig
+from randlora.adalora import AdaLoraConfig
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.attach import Adapted, attach, resolve_targets
 from randlora.checkpoint import export_deltas, export_merged, load, save
@@ -16,29 +18,46 @@ from randlora.errors import (
     TargetError,
     UnknownMethodError,
 )
+from randlora.hooks import Hooks, Schedule, hooks_in
+from randlora.hydra import HydraLoraConfig
 from randlora.lora import DoraConfig, LoraConfig
 from randlora.nola import NolaConfig
+from randlora.outlook import HybridConfig, RandLoraSvdConfig
 from randlora.peft_export import export_peft
 from randlora.rand import RandLoraConfig
 from randlora.registry import METHODS, Method, get_method, register
+from randlora.several import AdapterSet
+from randlora.spectral import LoraXsConfig, PissaConfig, SvftConfig
 from randlora.vera import VeraConfig
 
 __all__ = [
     "METHODS",
+    "AdaLoraConfig",
     "Adapted",
     "Adapter",
     "AdapterConfig",
     "AdapterError",
+    "AdapterSet",
     "CheckpointError",
     "ConfigError",
     "DoraConfig",
     "ExportError",
+    "Hooks",
+    "HybridConfig",
+    "HydraLoraConfig",
     "LoraConfig",
+    "LoraXsConfig",
     "Method",
     "NolaConfig",
+    "PissaConfig",
+    "RandLoraAConfig",
+    "RandLoraBConfig",
     "RandLoraConfig",
+    "RandLoraSvdConfig",
     "Request",
+    "Schedule",
     "Shape",
+    "SvftConfig",
     "TargetError",
     "UnknownMethodError",
     "VeraConfig",
@@ -47,6 +66,7 @@ __all__ = [
     "export_merged",
     "export_peft",
     "get_method",
+    "hooks_in",
     "load",
     "register",
     "resolve_targets",

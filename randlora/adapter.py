@@ -10,6 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -27,6 +28,8 @@ class AdapterConfig:
 
     method: ClassVar[str]
     capacity_field: ClassVar[str] = "r"
+    words: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    """Words that a numeric option takes besides numbers."""
 
     @property
     def capacity(self) -> int:
@@ -44,8 +47,10 @@ class AdapterConfig:
                     f"method {cls.method!r} has no option {key!r}: it takes {sorted(known)}{nearest(key, known)}"
                 )
             kind, fits = _accepts(known[key])
-            if not fits(options[key]):
-                raise ConfigError(f"{cls.method}: {key} must be {kind} but got {options[key]!r}")
+            words = cls.words.get(key, ())
+            if not fits(options[key]) and options[key] not in words:
+                either = "".join(f" or {word!r}" for word in words)
+                raise ConfigError(f"{cls.method}: {key} must be {kind}{either} but got {options[key]!r}")
         return cls(**{cls.capacity_field: capacity, **options})
 
     @classmethod
@@ -121,7 +126,13 @@ class Adapter(nn.Module, ABC):
     """A learned change of one frozen weight. Subclasses register their trainables as parameters, and nothing else.
 
     Arguments of the constructor: `shape` is (out, in); `dropout` is applied to the adapter's input, in training only.
+
+    `derived` names buffers that depend on W0 and cannot be redrawn from a seed (a singular vector, a stored start):
+    they are counted as stored bytes and kept in checkpoints. `schedule` is a `randlora.hooks.Schedule`, if any.
     """
+
+    derived: ClassVar[tuple[str, ...]] = ()
+    schedule: object | None = None
 
     def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
         super().__init__()
@@ -142,6 +153,14 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear(x, base + delta, bias)` for x (..., in), by the cheaper of the two forms."""
+
+    def count(self) -> int:
+        """Trainable parameters, summed over the tensors built."""
+        return sum(p.numel() for p in self.parameters())
+
+    def derived_tensors(self) -> dict[str, Tensor]:
+        """The buffers named by `derived`."""
+        return {name: self.get_buffer(name) for name in self.derived}
 
     @property
     def dropping(self) -> bool:

@@ -1,10 +1,9 @@
-"""Choose target weights by name, attach adapters, freeze the rest; count, merge, detach."""
+"""Attach adapters to weights chosen by name, freeze the rest; count, merge, detach."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -13,51 +12,19 @@ from torch import Tensor, nn
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape, derive_seed
 from randlora.bases import Bases
 from randlora.errors import AdapterError, CheckpointError, ConfigError, TargetError, nearest
+from randlora.hooks import Hooks
 from randlora.registry import Method, get_method
-from randlora.sites import Site, find_sites, is_adapted, shared_names
+from randlora.sites import Site, is_adapted, shared_names
+from randlora.targets import resolve_targets, select
+
+__all__ = ["Adapted", "attach", "check_untied", "resolve_targets"]
 
 
-def _matches(pattern: str, names: Sequence[str]) -> list[str]:
-    """Names that a pattern picks: itself, as a suffix at a dot, or as a glob; `.weight` may be left out."""
-    forms = (pattern, pattern + ".weight")
-    if any(c in pattern for c in "*?["):
-        return [n for n in names if any(fnmatchcase(n, f) for f in forms)]
-    exact = [n for n in names if n in forms]
-    return exact or [n for n in names if any(n.endswith("." + f) for f in forms)]
-
-
-def _select(model: nn.Module, targets: Sequence[str]) -> dict[str, Site]:
-    if isinstance(targets, str):
-        raise TargetError(f"targets must be a list of names but got the string {targets!r}; write [{targets!r}]")
-    if not targets:
-        raise TargetError("no targets given: name at least one 2-D weight, such as 'mlp.c_fc'")
-    if is_adapted(model):
-        raise TargetError("the model has adapters already; detach() them first")
-    sites = find_sites(model)
-    names = list(sites)
-    chosen: set[str] = set()
-    for pattern in targets:
-        found = _matches(pattern, names)
-        if not found:
-            other = _matches(pattern, [n for n, _ in model.named_parameters()])
-            if other:
-                shape = tuple(model.get_parameter(other[0]).shape)
-                raise TargetError(
-                    f"target {pattern!r} matches {other[0]!r} of shape {shape}: only floating 2-D weights are adapted"
-                )
-            endings = {".".join(n.removesuffix(".weight").split(".")[-2:]) for n in names} | set(names)
-            raise TargetError(f"target {pattern!r} matches no 2-D weight of the model{nearest(pattern, endings)}")
-        chosen.update(found)
-    return {name: site for name, site in sites.items() if name in chosen}
-
-
-def resolve_targets(model: nn.Module, targets: Sequence[str]) -> dict[str, Shape]:
-    """Qualified weight name -> (out, in), in the model's order.
-
-    A target is a qualified name, a suffix of one ("attn.in_proj_weight"), or a glob ("visual.*.mlp.c_fc"); a final
-    ".weight" may be left out. Works on the meta device. Raises `TargetError` for a target that matches no 2-D weight.
-    """
-    return {name: site.shape for name, site in _select(model, targets).items()}
+def check_untied(model: nn.Module, sites: Mapping[str, Site]) -> None:
+    """Refuse to merge into a tensor that another module uses as well."""
+    for name, site in sites.items():
+        if len(names := shared_names(model, site.parameter)) > 1:
+            raise AdapterError(f"cannot merge {name}: its tensor is tied to {names}; untie it, or keep the adapter")
 
 
 class Adapted:
@@ -85,7 +52,7 @@ class Adapted:
         self.shapes: dict[str, Shape] = {name: site.shape for name, site in sites.items()}
         self._requires_grad: list[tuple[nn.Parameter, bool]] = []
         self._before_merge: dict[str, Tensor] | None = None
-        self._attached = False
+        self._attached = self._detached = False
 
     # -- trainables ---------------------------------------------------------------------------------------------------
 
@@ -101,8 +68,17 @@ class Adapted:
             yield parameter
 
     def count(self) -> int:
-        """Trainable parameters, summed over the tensors that exist."""
-        return sum(p.numel() for p in self.parameters())
+        """Trainable parameters, summed over the tensors that exist; under a rank schedule, those that remain."""
+        return sum(adapter.count() for adapter in self.adapters.values())
+
+    @property
+    def hooks(self) -> Hooks:
+        """`on_step` and `regulariser`, which a training loop calls for methods with a schedule."""
+        return Hooks(self.adapters.values())
+
+    def derived(self) -> dict[str, Tensor]:
+        """Frozen tensors made from the base weights; a checkpoint keeps them, since no seed gives them back."""
+        return {f"{n}.{key}": t for n, a in self.adapters.items() for key, t in a.derived_tensors().items()}
 
     def bases(self) -> Bases | None:
         """The frozen matrices that the adapters share; None for a method without."""
@@ -156,6 +132,42 @@ class Adapted:
             return site.base.detach()
         return stored.t() if site.transposed else stored
 
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapters are in the forward."""
+        return self._attached
+
+    def disable(self) -> nn.Module:
+        """Take the adapters out of the forward, without forgetting them; `enable()` puts them back."""
+        if self.merged:
+            raise AdapterError("cannot disable merged adapters: unmerge() first")
+        if self._attached:
+            self._remove()
+        return self.model
+
+    def enable(self) -> nn.Module:
+        """Put disabled adapters back, on the device and in the mode (train or eval) that the model is in now."""
+        if self._detached:
+            raise AdapterError("cannot enable: the adapters are detached from the model; attach again or load()")
+        if not self._attached and not self.merged:
+            if is_adapted(self.model):
+                raise AdapterError("cannot enable: other adapters are in the model; disable them first")
+            for name, site in self.sites.items():
+                self.adapters[name].to(site.parameter.device).train(site.owner.training)
+            self._install()
+        return self.model
+
+    @contextmanager
+    def disabled(self) -> Iterator[nn.Module]:
+        """`with adapted.disabled():` runs the base model."""
+        was = self._attached
+        self.disable()
+        try:
+            yield self.model
+        finally:
+            if was:
+                self.enable()
+
     def _install(self) -> None:
         for name, site in self.sites.items():
             site.install(self.adapters[name])
@@ -180,9 +192,7 @@ class Adapted:
         if self.merged:
             return self.model
         self._check_attached("merge")
-        for name, site in self.sites.items():
-            if len(names := shared_names(self.model, site.parameter)) > 1:
-                raise AdapterError(f"cannot merge {name}: its tensor is tied to {names}; untie it, or keep the adapter")
+        check_untied(self.model, self.sites)
         with torch.no_grad():
             new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
             self._before_merge = {name: site.parameter.detach().clone() for name, site in self.sites.items()}
@@ -224,6 +234,7 @@ class Adapted:
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
         self._requires_grad = []
+        self._detached = True
         return self.model
 
     def _restore(self) -> None:
@@ -234,8 +245,14 @@ class Adapted:
         self._before_merge = None
 
     def _check_attached(self, verb: str) -> None:
-        if not self._attached:
+        if self._detached:
             raise AdapterError(f"cannot {verb}: the adapters are detached from the model; attach again or load()")
+        if not self._attached:
+            raise AdapterError(f"cannot {verb}: the adapters are disabled; enable() them first")
+
+    def forget_flags(self) -> None:
+        """Leave `requires_grad` of the base weights alone at detach: whoever holds several adapters restores it."""
+        self._requires_grad = []
 
     def _freeze(self) -> None:
         self._requires_grad = [(p, p.requires_grad) for p in self.model.parameters()]
@@ -279,7 +296,7 @@ def attach(
     the frozen bases. Raises `TargetError` or `ConfigError` and leaves the model untouched.
     """
     method = get_method(config.method)
-    sites = _select(model, targets)
+    sites = select(model, targets)
     sizes = dict.fromkeys(sites, config.capacity)
     for name, value in (capacities or {}).items():
         if name not in sites:
@@ -291,6 +308,11 @@ def attach(
             )
         sizes[name] = value
     packed = [name for name, site in sites.items() if not site.by_activation]
+    if packed and not method.mergeable:
+        raise ConfigError(
+            f"{method.title}'s update depends on the input and needs a called nn.Linear, but {packed[0]} is read as a "
+            "matrix; leave the weight out of targets, or take another method"
+        )
     if packed and float(config.options().get("dropout", 0.0)) > 0.0:
         raise ConfigError(
             f"dropout on the adapter's input needs a called nn.Linear, but {packed[0]} is read as a matrix; "

@@ -1,17 +1,22 @@
 """Adapters on disk: safetensors of the trained vectors, and a JSON file that says how the frozen bases are drawn.
 
-A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for. Loading draws the
-bases from the seed and refuses a generator version or a digest that differs: wrong bases would be a wrong model.
+A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for, or if the bases were
+imported and no seed gives them. Loading draws the bases from the seed, or reads the imported ones, and refuses a
+generator version or a digest that differs: wrong bases would be a wrong model.
+What a method derives from the base weights (PiSSA's start, singular vectors) no seed gives back bit for bit: it is in
+`derived.safetensors`, with its digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,9 +25,11 @@ from randlora.attach import Adapted, attach
 from randlora.bases import GENERATOR_VERSION
 from randlora.errors import AdapterError, CheckpointError
 from randlora.registry import get_method
+from randlora.stored import StoredBases, use_stored_bases
 
 FORMAT = 1
 TENSORS, BASES, META, DELTAS = "adapter.safetensors", "bases.safetensors", "adapter.json", "deltas.safetensors"
+DERIVED = "derived.safetensors"
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -40,7 +47,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Path:
-    """Write the adapter to `directory` (made if missing) and return it. `bases=True` adds the frozen matrices."""
+    """Write the adapter to `directory` (made if missing) and return it. `bases=True` adds the frozen matrices.
+
+    Imported bases are always written, since no seed gives them.
+    """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     frozen = adapted.bases()
@@ -56,16 +66,38 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
         if frozen is None
         else {
             "seed": adapted.basis_seed,
+            "stored": isinstance(frozen, StoredBases),
             "generator_version": GENERATOR_VERSION,
             "digest": frozen.digest(),
             "draws": frozen.spec(),
         },
+        "derived": digest_of(derived) if (derived := adapted.derived()) else None,
     }
     write_tensors(folder / TENSORS, adapted.state_dict())
-    if bases and frozen is not None:
+    if derived:
+        write_tensors(folder / DERIVED, derived)
+    if frozen is not None and (bases or isinstance(frozen, StoredBases)):
         write_tensors(folder / BASES, dict(frozen.named_buffers()))
     _write_text(folder / META, json.dumps(meta, indent=1) + "\n")
     return folder
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bits."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().to("cpu").contiguous()
+        total.update(f"{name}:{tuple(flat.shape)}:{flat.dtype}:".encode())
+        total.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors. Raises `CheckpointError` where the file is missing or damaged."""
+    try:
+        return load_file(os.fspath(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def read_meta(directory: str | Path) -> dict[str, Any]:
@@ -124,19 +156,32 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
         if list(adapted.shapes[name]) != shape:
             raise CheckpointError(f"{name} is {tuple(shape)} in the adapter but {adapted.shapes[name]} in the model")
     frozen = adapted.bases()
-    if frozen is not None:
+    if frozen is not None and meta["basis"].get("stored", False):
+        frozen = use_stored_bases(adapted, read_tensors(folder / BASES))
+        if frozen.digest() != meta["basis"]["digest"]:
+            raise CheckpointError(f"{folder / BASES} is not what the adapter was trained with: its digest differs")
+    elif frozen is not None:
         digest, wanted = frozen.digest(), meta["basis"]["digest"]
         if digest != wanted:
             raise CheckpointError(
                 f"the bases drawn from seed {meta['basis']['seed']} have digest {digest[:16]}..., the adapter was "
                 f"trained with {wanted[:16]}...; the file was changed or belongs to another generator"
             )
-    path = folder / TENSORS
-    try:
-        state = load_file(os.fspath(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    adapted.load_state_dict(state)
+    if own := adapted.derived():
+        _fill_derived(own, meta.get("derived"), folder / DERIVED)
+    adapted.load_state_dict(read_tensors(folder / TENSORS))
+
+
+def _fill_derived(own: Mapping[str, Tensor], wanted: object, path: Path) -> None:
+    saved = read_tensors(path)
+    digest = digest_of(saved)
+    if digest != wanted:
+        raise CheckpointError(f"{path} has digest {digest[:16]}..., the adapter was saved with {str(wanted)[:16]}...")
+    if saved.keys() != own.keys() or any(saved[n].shape != t.shape for n, t in own.items()):
+        raise CheckpointError(f"{path} does not hold the tensors that this adapter derives from its weights")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
 
 
 def export_deltas(adapted: Adapted, directory: str | Path) -> Path:

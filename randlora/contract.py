@@ -1,58 +1,26 @@
-"""How a delta meets an input: contraction orders, chosen by their cost, exact in every order.
-
-A RandLoRA delta is B @ M (or its transpose for a wide weight, in > out), B (D x q) frozen, D >= d the two sides of the
-weight, q = n r, and M (q x d) built from lambda, gamma and A. For N input rows the multiply-adds beyond the frozen
-layer's, forward and backward together, are (times two for FLOPs):
-
-==========  ==========================  =========================  ==================================
-plan        forward                     backward                   cost
-==========  ==========================  =========================  ==================================
-activation  (x M^T) B^T or (x B) M      through the small factors  N q (2 D + 3 d)
-mixed       tall: W0 + B M; wide:       tall: through the factors; tall and wide: D q d + N D q
-            (x B) M                     wide: W0 + B M             + 2 N q d
-merged      W0 + B M                    W0 + B M, dY^T x           3 D q d + N D d
-==========  ==========================  =========================  ==================================
-
-M and W0 + B M are recomputed in backward, never kept. Kept is x, or for a wide weight the smaller x B.
-"""
+"""How a delta meets an input, exactly: low-rank products, and RandLoRA's in the cheapest order (`randlora.plans`)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-Plan = Literal["activation", "mixed", "merged"]
+from randlora import ternary
+from randlora.plans import Plan, choose_plan, keeping, steps
 
 
-def plan_costs(rows: int, large: int, small: int, inner: int) -> dict[Plan, int]:
-    """Multiply-adds of one training step beyond the frozen layer's, by plan (the module's table)."""
-    n, big, low, q = rows, large, small, inner
-    return {
-        "activation": n * q * (2 * big + 3 * low),
-        "mixed": big * q * low + n * big * q + 2 * n * q * low,
-        "merged": 3 * big * q * low + n * big * low,
-    }
-
-
-def choose_plan(rows: int, large: int, small: int, inner: int, training: bool = True) -> Plan:
-    """The cheapest plan; where nothing is differentiated only the forward counts."""
-    if not training:
-        return "merged" if large * small < rows * (large + small) else "activation"
-    costs = plan_costs(rows, large, small, inner)
-    return min(costs, key=lambda plan: costs[plan])
-
-
-def prefers_matrix(rows: int, shape: tuple[int, int], rank: int) -> bool:
+def prefers_matrix(rows: int, shape: tuple[int, int], rank: int, passes: int = 3) -> bool:
     """Whether a trained product (out x rank)(rank x in) is cheaper as one matrix than applied factor by factor.
 
-    Factors: 3 N r (out + in). Matrix: N out in more for the weight's gradient, and 3 r out in to make it and go back.
+    Factors: 3 N r (out + in), or 2 where they get no gradient of their own (`passes`). Matrix: N out in more for the
+    weight's gradient, and 3 r out in to make it and go back.
     """
     out, width = shape
-    return rows * out * width + 3 * rank * out * width < 3 * rows * rank * (out + width)
+    return rows * out * width + 3 * rank * out * width < passes * rows * rank * (out + width)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -90,12 +58,16 @@ def low_rank_linear(
 
 
 class Spread(NamedTuple):
-    """The frozen part of one weight's delta: B M if `tall` (out >= in), else (B M)^T. `a` is (r x m), `b` (D x n r)."""
+    """The frozen part of one weight's delta: B M if `tall` (out >= in), else (B M)^T. `a` is (r x m), `b` (D x n r).
+
+    `found` is b as lists where it is ternary and the compiled part is there.
+    """
 
     a: Tensor
     b: Tensor
     scale: float
     tall: bool
+    found: ternary.Lists | None = None
 
 
 def spread(lambda_RJ: Tensor, gamma_JM: Tensor, a_RM: Tensor, scale: float) -> Tensor:
@@ -118,12 +90,22 @@ def _spread_grads(
 def _merge(base: Tensor | None, m_QM: Tensor, part: Spread) -> Tensor:
     """base + delta (out x in); in base's precision where the bases are in a lower one."""
     b = part.b
+    if part.found is not None and (base is None or base.dtype == torch.float32):
+        return ternary.merge(base, m_QM, part.found, part.tall)
     left, right = (b, m_QM.to(b.dtype)) if part.tall else (m_QM.to(b.dtype).t(), b.t())
     if base is None:
         return left @ right
     if base.dtype == b.dtype:
         return torch.addmm(base, left, right)
     return base + left @ right
+
+
+def _times_b(x_ND: Tensor, part: Spread, gathers: bool) -> Tensor:
+    """(x B)^T (q x N); a view of x B where the product is dense."""
+    if gathers:
+        assert part.found is not None
+        return ternary.times_b(x_ND, part.found)
+    return (x_ND @ part.b).t()
 
 
 class _SpreadLinear(torch.autograd.Function):
@@ -140,56 +122,55 @@ class _SpreadLinear(torch.autograd.Function):
         part: Spread,
         plan: Plan,
     ) -> Tensor:
-        dtype = part.b.dtype
+        dtype, tall = part.b.dtype, part.tall
+        todo = steps(plan, x.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1], tall)
         m = spread(lambda_RJ, gamma_JM, part.a, part.scale)
-        keep = x
-        if plan == "merged" or (plan == "mixed" and part.tall):
-            y = linear(x, _merge(base, m, part).to(dtype), bias)
+        weight = small_QN = None
+        trains = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        if not tall and (not todo.merged_forward or (todo.rows_for_m and trains)):
+            small_QN = _times_b(x, part, todo.gathers)
+        if todo.merged_forward:
+            weight = _merge(base, m, part).to(dtype)
+            y = linear(x, weight, bias)
         else:
             m = m.to(dtype)
-            small = x @ m.t() if part.tall else x @ part.b
-            if base is None:
-                y = small @ part.b.t() if part.tall else small @ m
-            else:
-                y = linear(x, base.to(dtype), bias).addmm_(small, part.b.t() if part.tall else m)
-            if not part.tall:
-                keep = small
-        ctx.save_for_backward(keep, base, lambda_RJ, gamma_JM)
-        ctx.part, ctx.plan = part, plan
+            left, right = (x @ m.t(), part.b.t()) if small_QN is None else (small_QN.t(), m)
+            y = left @ right if base is None else linear(x, base.to(dtype), bias).addmm_(left, right)
+        ctx.save_for_backward(
+            x if small_QN is None else small_QN,
+            None if todo.keeps_weight else base,
+            lambda_RJ,
+            gamma_JM,
+            weight if todo.keeps_weight else None,
+        )
+        ctx.part, ctx.todo = part, todo
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, base, lambda_RJ, gamma_JM = ctx.saved_tensors
+        kept, base, lambda_RJ, gamma_JM, weight = ctx.saved_tensors
         part: Spread = ctx.part
-        b, plan = part.b, ctx.plan
+        b, tall, todo = part.b, part.tall, ctx.todo
         need_x, _, need_bias, need_lambda, need_gamma = ctx.needs_input_grad[:5]
         need_m = need_lambda or need_gamma
         grad_y = grad_y.to(b.dtype)
-        grad_x = grad_m = None
-        through_factors = plan == "activation" or (plan == "mixed" and part.tall)
-        m = spread(lambda_RJ, gamma_JM, part.a, part.scale) if need_x else None
-        if through_factors:
-            # tall: the small product is x M^T, its gradient dY B; wide: it is x B, its gradient dY M^T
-            if part.tall:
-                grad_small = grad_y @ b
-                grad_m = grad_small.t() @ kept if need_m else None
-                back = None if m is None else m.to(b.dtype)
-            else:
-                grad_small = grad_y @ m.to(b.dtype).t() if m is not None else grad_y
-                grad_m = kept.t() @ grad_y if need_m else None
-                back = b.t()
-            if need_x and back is not None:
-                grad_x = grad_small @ back if base is None else (grad_y @ base.to(b.dtype)).addmm_(grad_small, back)
-        else:
-            if m is not None:
-                grad_x = grad_y @ _merge(base, m, part).to(b.dtype)
-            if need_m and plan == "mixed":
-                grad_m = kept.t() @ grad_y
-            elif need_m:
-                grad_w = grad_y.t() @ kept
-                grad_m = b.t() @ (grad_w if part.tall else grad_w.t())
+        grad_x = grad_m = grad_QN = None
+        m = spread(lambda_RJ, gamma_JM, part.a, part.scale) if need_x and weight is None else None
+        # tall: the small product is x M^T and its gradient dY B; wide: it is x B, kept, and its gradient is dY M^T
+        if tall and ((todo.rows_for_m and need_m) or (need_x and not todo.merged_grad_x)):
+            grad_QN = _times_b(grad_y, part, todo.gathers)
+        if need_m and todo.rows_for_m:
+            grad_m = kept @ grad_y if grad_QN is None else grad_QN @ kept
+        elif need_m:
+            grad_w = grad_y.t() @ kept
+            grad_m = b.t() @ (grad_w if tall else grad_w.t())
+        if need_x and todo.merged_grad_x:
+            grad_x = grad_y @ (weight if m is None else _merge(base, m, part).to(b.dtype))
+        elif m is not None:
+            m = m.to(b.dtype)
+            left, right = (grad_y @ m.t(), b.t()) if grad_QN is None else (grad_QN.t(), m)
+            grad_x = left @ right if base is None else (grad_y @ base.to(b.dtype)).addmm_(left, right)
         d_lambda = d_gamma = None
         if grad_m is not None:
             grad_m = grad_m.to(lambda_RJ.dtype)
@@ -217,13 +198,14 @@ class _SpreadWeight(torch.autograd.Function):
         d_lambda = d_gamma = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             g = grad_w.to(b.dtype)
-            grad_m = (b.t() @ (g if part.tall else g.t())).to(lambda_RJ.dtype)
+            side = g if part.tall else g.t()
+            grad_m = (b.t() @ side if part.found is None else ternary.times_b(side.t(), part.found)).to(lambda_RJ.dtype)
             d_lambda, d_gamma = _spread_grads(grad_m, lambda_RJ, gamma_JM, part.a, part.scale)
         return grad_w if ctx.needs_input_grad[0] else None, d_lambda, d_gamma, None
 
 
-def _apply(function: type[torch.autograd.Function], device: torch.device, *arguments: Any) -> Tensor:
-    """`function.apply` with autocast off: the functions above choose their dtypes themselves."""
+def apply_plain(function: type[torch.autograd.Function], device: torch.device, *arguments: Any) -> Tensor:
+    """`function.apply` with autocast off: these functions choose their dtypes themselves."""
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         with torch.autocast(device.type, enabled=False):
             return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
@@ -250,17 +232,18 @@ def spread_linear(
         if base is not None and base.dtype in (torch.bfloat16, torch.float16):
             plan = "activation"
         else:
-            large, inner = part.b.shape
             training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)
-            plan = choose_plan(rows.shape[0], large, part.a.shape[1], inner, training)
+            density = None if part.found is None else part.found.density
+            sizes = (rows.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1])
+            plan = choose_plan(*sizes, training, density=density, keep=keeping())
     if rows.dtype != dtype:
         rows = rows.to(dtype)
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
-    y = _apply(_SpreadLinear, x.device, rows, base, bias, *trained, part, plan)
+    y = apply_plain(_SpreadLinear, x.device, rows, base, bias, *trained, part, plan)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def spread_weight(base: Tensor | None, trained: tuple[Tensor, Tensor], part: Spread) -> Tensor:
     """base + delta, or the delta alone, as one (out x in) matrix."""
-    return _apply(_SpreadWeight, trained[0].device, base, *trained, part)
+    return apply_plain(_SpreadWeight, trained[0].device, base, *trained, part)

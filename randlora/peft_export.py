@@ -1,7 +1,9 @@
-"""Export to Hugging Face PEFT's adapter directory, where that is lossless: `nn.Linear` weights, one rank.
+"""Export to Hugging Face PEFT's adapter directory, where that is lossless: `nn.Linear` and `Conv1D` weights, one rank.
 
-LoRA, DoRA, VeRA and RandLoRA. VeRA and RandLoRA carry their shared bases once, in PEFT's global tensors; PEFT up to
-0.21 warns about missing per-layer copies of RandLoRA's, and is right without them.
+LoRA, DoRA, VeRA and RandLoRA; LoRA also on the packed input projection of `nn.MultiheadAttention`. There PEFT adapts
+the output projection as well, which gets factors of zero; an adapter on it is not exported, since PEFT 0.21.2 adds its
+delta twice. VeRA and RandLoRA carry their shared bases once, in PEFT's global tensors; PEFT up to 0.21 warns about
+missing per-layer copies of RandLoRA's, and is right without them. `randlora.peft_import` reads such directories.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from randlora.adapter import Adapter
 from randlora.attach import Adapted
@@ -19,6 +22,7 @@ from randlora.checkpoint import _write_text, write_tensors
 from randlora.errors import ExportError
 from randlora.lora import Dora, Lora, _LowRankConfig
 from randlora.rand import RandLora, RandLoraConfig
+from randlora.sites import Site
 from randlora.vera import Vera, VeraConfig
 
 _PREFIX = "base_model.model."
@@ -36,14 +40,19 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
     if writer is None:
         raise ExportError(f"PEFT has no {adapted.method.title}; {_INSTEAD}")
     for name, site in adapted.sites.items():
-        if not site.by_activation or site.attr != "weight":
-            raise ExportError(f"{name} is not the weight of a called nn.Linear, which PEFT needs; {_INSTEAD}")
+        if not _called(site) and (adapted.method.name != "lora" or _attention(site) is None):
+            raise ExportError(
+                f"{name} is not the weight of a called nn.Linear or Conv1D, which PEFT's {adapted.method.title} "
+                f"needs; {_INSTEAD}"
+            )
     if len(set(adapted.capacities.values())) > 1:
         ranks = sorted(set(adapted.capacities.values()))
         raise ExportError(f"the layers have different ranks {ranks}, this export holds one; {_INSTEAD}")
     config, tensors = writer(adapted)
+    modules = dict.fromkeys(_attention(site) or site.module_name for site in adapted.sites.values())
     config |= {
-        "target_modules": [site.module_name for site in adapted.sites.values()],
+        "target_modules": list(modules),
+        "fan_in_fan_out": any(site.transposed for site in adapted.sites.values()),
         "bias": "none",
         "inference_mode": True,
         "task_type": None,
@@ -64,6 +73,26 @@ def _layers(adapted: Adapted) -> list[tuple[str, Adapter]]:
     return [(_PREFIX + adapted.sites[name].module_name, adapter) for name, adapter in adapted.adapters.items()]
 
 
+def _called(site: Site) -> bool:
+    return site.attr == "weight" and (site.by_activation or site.transposed)
+
+
+def _attention(site: Site) -> str | None:
+    """The name of the `nn.MultiheadAttention` whose packed input projection this is; else None."""
+    packed = isinstance(site.owner, nn.MultiheadAttention) and site.attr == "in_proj_weight"
+    return site.module_name if packed else None
+
+
+def _silence_out_proj(adapted: Adapted, tensors: Tensors) -> None:
+    """Factors of zero for the output projections that PEFT adapts along with the packed ones."""
+    for site in adapted.sites.values():
+        if (name := _attention(site)) is not None:
+            width, rank = site.shape[1], _rank(adapted)
+            layer = f"{_PREFIX}{name}.base_layer.out_proj"
+            tensors[f"{layer}.lora_A.weight"] = torch.zeros(rank, width)
+            tensors[f"{layer}.lora_B.weight"] = torch.zeros(width, rank)
+
+
 def _lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
     config = adapted.config
     assert isinstance(config, _LowRankConfig)
@@ -76,6 +105,7 @@ def _lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
         if isinstance(adapter, Dora):
             dora = True
             tensors[f"{layer}.lora_magnitude_vector"] = adapter.magnitude
+    _silence_out_proj(adapted, tensors)
     rank = _rank(adapted)
     values = {
         "peft_type": "LORA",
@@ -126,7 +156,8 @@ def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
     outs, ins = max(s[0] for s in adapted.shapes.values()), max(s[1] for s in adapted.shapes.values())
     large, small = max(outs, ins), min(outs, ins)
     n = -(-small // rank)
-    a, b = bases.get("A"), bases.get("B")
+    # imported bases may be larger than this
+    a, b = bases.get("A")[:rank, :small], bases.get("B")[:large, : n * rank]
     a_all, b_all = a.new_zeros(rank, 1, small), b.new_zeros(large, n * rank)
     a_all[:, 0, : a.shape[1]] = a
     b_all[: b.shape[0], : b.shape[1]] = b

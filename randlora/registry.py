@@ -5,79 +5,33 @@ A method is added with `register(Method(...))`; nothing else has to know its nam
 Defaults, chosen so that the useful rates of all methods lie between about 1e-3 and 1e-2. A scale is one number for all
 layers of a model. Weight decay on adapters is 0 by default for every method.
 
-========  =============  ==========================================  ==============================================
-method    default scale  rule over capacities                        start (delta 0)
-========  =============  ==========================================  ==============================================
-lora      1              alpha / r, alpha = r unless given           A uniform +-1/sqrt(in), B = 0
-  stable  4 / sqrt(r)    alpha / sqrt(r), alpha = 4 unless given     as above
-dora      as lora        as lora                                     as lora; magnitude = row norms of W0
-vera      1              none; bases of variance 2 / fan-in          d = 0.1, b = 0
-nola      1              alpha / r, alpha = r unless given; sums of  A_0 as LoRA's A, all coefficients 0
-                         bases divided by sqrt(k_A), sqrt(k_B)
-randlora  2              constant; alpha / r where alpha is given    lambda = 0, gamma = 1 / min(out, in)
-========  =============  ==========================================  ==============================================
+=========  =============  ==========================================  ================================================
+method     default scale  rule over capacities                        start (delta 0)
+=========  =============  ==========================================  ================================================
+lora       1              alpha / r, alpha = r unless given           A uniform +-1/sqrt(in), B = 0
+  stable   4 / sqrt(r)    alpha / sqrt(r), alpha = 4 unless given     as above
+dora       as lora        as lora                                     as lora; magnitude = row norms of W0
+vera       1              none; bases of variance 2 / fan-in          d = 0.1, b = 0
+nola       1              alpha / r, alpha = r unless given; sums of  A_0 as LoRA's A, all coefficients 0
+                          bases divided by sqrt(k_A), sqrt(k_B)
+randlora   2              constant; alpha / r where alpha is given    lambda = 0, gamma = 1 / min(out, in)
+  -a       10 / n         constant; alpha / r where alpha is given    as above, per basis
+  -b, -svd as randlora    as randlora                                 as randlora
+hybrid     1 and 2        as lora and randlora                        as lora and randlora
+pissa      1              alpha / r, alpha = r unless given           B_0, A_0 of W0's SVD; their product is taken off
+lora-xs    1              alpha / r, alpha = r unless given           R = 0
+svft       1              constant                                    M = 0
+adalora    32             constant; alpha / init_r where given        A, B normal, std 0.02; e = 0
+hydralora  1              alpha / r, alpha = r unless given           A, router uniform +-1/sqrt(in), B_i = 0
+=========  =============  ==========================================  ================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from randlora import ablations, adalora, hydra, lora, nola, outlook, rand, spectral, vera
+from randlora.method import METHODS, Method, get_method, register
 
-from randlora import lora, nola, rand, vera
-from randlora.adapter import AdapterConfig, Build, Shape
-from randlora.errors import AdapterError, UnknownMethodError, nearest
-
-
-@dataclass(frozen=True)
-class Method:
-    """One fine-tuning method.
-
-    `count(shape, capacity, **options)`: trainable parameters of one weight, exactly what `attach` builds.
-    `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
-    (for a rank per weight, ask it for that weight alone).
-    `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
-    """
-
-    name: str
-    config: type[AdapterConfig]
-    capacity_field: str
-    count: Callable[..., int]
-    max_capacity: Callable[..., int]
-    build: Build
-    published_lr: float
-    published_lr_source: str
-    scale_rule: str
-    title: str
-    min_capacity: int = 1
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Option -> default: everything in the configuration but the capacity."""
-        return self.config.option_defaults()
-
-    def total(self, shapes: Sequence[Shape], capacity: int, **options: Any) -> int:
-        """Trainable parameters of all `shapes` at one capacity."""
-        return sum(self.count(shape, capacity, **options) for shape in shapes)
-
-
-METHODS: dict[str, Method] = {}
-
-
-def register(method: Method) -> Method:
-    """Add a method; a name can be taken once."""
-    if method.name in METHODS:
-        raise AdapterError(f"a method named {method.name!r} is registered already")
-    METHODS[method.name] = method
-    return method
-
-
-def get_method(name: str) -> Method:
-    """The method called `name`; unknown names list the known ones."""
-    if name not in METHODS:
-        raise UnknownMethodError(f"unknown method {name!r}: known are {sorted(METHODS)}{nearest(name, METHODS)}")
-    return METHODS[name]
-
+__all__ = ["METHODS", "Method", "get_method", "register"]
 
 register(
     Method(
@@ -148,5 +102,135 @@ register(
         published_lr=1e-3,
         published_lr_source="RandLoRA paper, Table 8 (CLIP)",
         scale_rule=f"alpha / r; by default {rand.DEFAULT_SCALE:g} at every rank",
+    )
+)
+register(
+    Method(
+        name="randlora-a",
+        title="RandLoRA-a",
+        config=ablations.RandLoraAConfig,
+        capacity_field="n",
+        count=ablations.randlora_a_count,
+        max_capacity=ablations.randlora_a_max_capacity,
+        build=ablations.build_randlora_a,
+        published_lr=1e-3,
+        published_lr_source="as RandLoRA",
+        scale_rule=f"alpha / r; by default {ablations.RANK_R_SCALE:g}; divided by n",
+    )
+)
+register(
+    Method(
+        name="randlora-b",
+        title="RandLoRA-b",
+        config=ablations.RandLoraBConfig,
+        capacity_field="r",
+        count=ablations.randlora_b_count,
+        max_capacity=ablations.randlora_b_max_capacity,
+        build=ablations.build_randlora_b,
+        published_lr=1e-3,
+        published_lr_source="as RandLoRA",
+        scale_rule="as RandLoRA",
+    )
+)
+register(
+    Method(
+        name="pissa",
+        title="PiSSA",
+        config=spectral.PissaConfig,
+        capacity_field="r",
+        count=spectral.pissa_count,
+        max_capacity=spectral.rank_reach,
+        build=spectral.build_pissa,
+        published_lr=1e-3,
+        published_lr_source="as LoRA, which its authors compare at one rate; no CLIP rate was published",
+        scale_rule="alpha / r, alpha = r by default, so 1",
+    )
+)
+register(
+    Method(
+        name="lora-xs",
+        title="LoRA-XS",
+        config=spectral.LoraXsConfig,
+        capacity_field="r",
+        count=spectral.lora_xs_count,
+        max_capacity=spectral.rank_reach,
+        build=spectral.build_lora_xs,
+        published_lr=1e-3,
+        published_lr_source="as LoRA; no CLIP rate was published",
+        scale_rule="alpha / r, alpha = r by default, so 1",
+    )
+)
+register(
+    Method(
+        name="svft",
+        title="SVFT",
+        config=spectral.SvftConfig,
+        capacity_field="k",
+        count=spectral.svft_count,
+        max_capacity=spectral.svft_max_capacity,
+        build=spectral.build_svft,
+        published_lr=5e-3,
+        published_lr_source="ours: no CLIP rate was published; a step of M's entries moves the delta less than LoRA's",
+        scale_rule="scale, 1 by default",
+    )
+)
+register(
+    Method(
+        name="adalora",
+        title="AdaLoRA",
+        config=adalora.AdaLoraConfig,
+        capacity_field="r",
+        count=adalora.adalora_count,
+        max_capacity=spectral.rank_reach,
+        build=adalora.build_adalora,
+        published_lr=1e-3,
+        published_lr_source="as LoRA; no CLIP rate was published",
+        scale_rule=f"alpha / the initial rank; by default {adalora.DEFAULT_SCALE:g}",
+        scheduled=True,
+    )
+)
+register(
+    Method(
+        name="hydralora",
+        title="HydraLoRA",
+        config=hydra.HydraLoraConfig,
+        capacity_field="r",
+        count=hydra.hydralora_count,
+        max_capacity=spectral.rank_reach,
+        build=hydra.build_hydralora,
+        published_lr=1e-3,
+        published_lr_source="as LoRA; no CLIP rate was published",
+        scale_rule="alpha / r, alpha = r by default, so 1",
+        mergeable=False,
+    )
+)
+register(
+    Method(
+        name="hybrid",
+        title="LoRA + RandLoRA",
+        config=outlook.HybridConfig,
+        capacity_field="r",
+        count=outlook.hybrid_count,
+        max_capacity=rand.randlora_max_capacity,
+        build=outlook.build_hybrid,
+        published_lr=1e-3,
+        published_lr_source="as its two parts",
+        scale_rule=f"lora_scale, 1 by default, and scale, {rand.DEFAULT_SCALE:g} by default",
+        experimental=True,
+    )
+)
+register(
+    Method(
+        name="randlora-svd",
+        title="RandLoRA-SVD",
+        config=outlook.RandLoraSvdConfig,
+        capacity_field="r",
+        count=rand.randlora_count,
+        max_capacity=rand.randlora_max_capacity,
+        build=outlook.build_randlora_svd,
+        published_lr=1e-3,
+        published_lr_source="as RandLoRA",
+        scale_rule="as RandLoRA",
+        experimental=True,
     )
 )

@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape, check_capacity, check_dropout, trainable
 from randlora.bases import Bases, Draw
 from randlora.contract import compute_dtype, low_rank_linear, low_rank_weight, prefers_matrix
+from randlora.diagonal import diagonal_linear
 from randlora.errors import ConfigError
 
 
@@ -78,9 +79,14 @@ class Vera(Adapter):
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.numel() // x.shape[-1]
         merging = base.dtype == self.d.dtype == compute_dtype(x)
-        if merging and not self.dropping and prefers_matrix(rows, self.shape, self.r):
+        if merging and not self.dropping and prefers_matrix(rows, self.shape, self.r, passes=2):
             return linear(x, self.weight(base), bias)
-        return low_rank_linear((x, self.drop(x)), base, bias, self.factors(), 1.0)
+        if self.dropping or base.requires_grad:
+            return low_rank_linear((x, self.drop(x)), base, bias, self.factors(), 1.0)
+        dtype = compute_dtype(x)
+        a_RI = self.bases.get("A", dtype)[: self.r, : self.shape[1]]
+        b_OR = self.bases.get("B", dtype)[: self.shape[0], : self.r]
+        return diagonal_linear(x, base, bias, (self.d, self.b), (a_RI, b_OR))
 
 
 def build_vera(request: Request) -> dict[str, Adapter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -42,6 +42,7 @@ class Snapshot:
         failures: (label, reason) of failed trials, the latest last.
         per_minute: trials a minute of this run; None before the first.
         seconds_left: estimate from the seconds of each method's trials; None before the first.
+        seconds: since this run began.
     """
 
     done: int
@@ -52,6 +53,7 @@ class Snapshot:
     failures: tuple[tuple[str, str], ...]
     per_minute: float | None
     seconds_left: float | None
+    seconds: float
 
 
 def snapshot(state: SweepState, done_before: int, seconds: float) -> Snapshot:
@@ -73,14 +75,15 @@ def snapshot(state: SweepState, done_before: int, seconds: float) -> Snapshot:
             if row["status"] == "failed":
                 failures.append((cell.cell.label, str(row["reason"])))
             if row.get("seconds_total") is not None:
-                spent.setdefault(method, []).append(row["seconds_total"])
+                # without the set-up, which the first trial of a worker pays for all
+                spent.setdefault(method, []).append(row["seconds_total"] - (row.get("seconds_setup") or 0.0))
     fresh = done - done_before
     left: float | None = None
     if spent and fresh > 0:
         overall = statistics.fmean(s for all_seconds in spent.values() for s in all_seconds)
         means = {method: statistics.fmean(all_seconds) for method, all_seconds in spent.items()}
         work = sum(count * means.get(method, overall) for method, count in missing.items())
-        left = work / max(1, state.running)
+        left = work / state.workers
     phases = Counter(cell.phase for cell in state.cells.values())
     return Snapshot(
         done=done,
@@ -91,6 +94,7 @@ def snapshot(state: SweepState, done_before: int, seconds: float) -> Snapshot:
         failures=tuple(failures),
         per_minute=60 * fresh / seconds if fresh > 0 and seconds > 0 else None,
         seconds_left=left,
+        seconds=seconds,
     )
 
 
@@ -171,11 +175,13 @@ class LiveProgress(_Timed):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, _REFRESH_S)
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._shot: Snapshot | None = None
+        # drawn every second, from the last snapshot: a display that stands still looks like a sweep that hangs
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=1, transient=True)
 
     def start(self, state: SweepState) -> None:
-        self._live.start()
         super().start(state)
+        self._live.start()
 
     def stop(self, state: SweepState) -> None:
         super().stop(state)
@@ -183,7 +189,14 @@ class LiveProgress(_Timed):
         self._console.print(_headline(self._snapshot(state)), markup=False, highlight=False)
 
     def _draw(self, state: SweepState, *, first: bool = False) -> None:
-        self._live.update(render(self._snapshot(state)), refresh=True)
+        self._shot = self._snapshot(state)
+        if not first:
+            self._live.refresh()
+
+    def _render(self) -> RenderableType:
+        if self._shot is None:
+            return Text("")
+        return render(replace(self._shot, seconds=time.monotonic() - self._began))
 
 
 def render(shot: Snapshot) -> RenderableType:
@@ -211,6 +224,7 @@ def _headline(shot: Snapshot) -> str:
         words.append("starting workers")
     if shot.failures:
         words.append(f"{len(shot.failures)} failed")
+    words.append(f"{duration(shot.seconds)} so far")
     return " · ".join(words)
 
 

@@ -48,7 +48,10 @@ def _verb(function: Callable[P, int | None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = function(*args, **kwargs)
-        except ValueError as error:
+        except KeyboardInterrupt:
+            err.print("interrupted", highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
+        except (ValueError, RuntimeError, OSError) as error:
             if not _is_user_error(error):
                 raise
             problems = getattr(error, "problems", None)
@@ -63,8 +66,10 @@ def _verb(function: Callable[P, int | None]) -> Callable[P, None]:
     return run
 
 
-def _is_user_error(error: ValueError) -> bool:
-    """Errors that our packages raise on purpose derive from ValueError; a bare ValueError is a fault of ours."""
+def _is_user_error(error: Exception) -> bool:
+    """Our packages' own errors, and a disk that is full or closed; any other exception is a fault of ours."""
+    if isinstance(error, OSError):
+        return error.errno is not None
     return type(error).__module__.split(".")[0] in {"sweeps", "trainables", "analysis", "randlora"}
 
 
@@ -158,6 +163,7 @@ def run(
     """Run a sweep; the same command resumes it, or extends it after an edit. Finished trials are never repeated."""
     from sweeps.engine import run as run_engine
     from sweeps.estimate import check_inputs, estimate_plan
+    from sweeps.export import write_spec
 
     loaded, planned = _load(spec, overrides)
     check_inputs(planned)
@@ -166,6 +172,7 @@ def run(
         show.print_header(planned)
         show.print_estimate_line(estimate_plan(planned))
     summary = run_engine(planned, address=address, progress=not quiet)
+    write_spec(loaded)
     if summary.interrupted:
         err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
         return INTERRUPTED

@@ -21,7 +21,7 @@ from sweeps.resources import LaneShape, Node, ResourceError, plan_lanes
 
 PROXY_RESOURCE = "sweeps_proxy"
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
-_STOP_S = 5.0
+_STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
 
 _LOCAL = {
     "RAY_AUTH_MODE": "disabled",  # loopback only
@@ -144,13 +144,14 @@ class Pool:
         paths = _import_paths()
         if self.address is not None:
             try:
+                _knock(self.address)
                 ray.init(
                     address=self.address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     runtime_env={"env_vars": {"PYTHONPATH": paths, **_ALWAYS}},
                 )
-            except ConnectionError as error:
+            except OSError as error:
                 rule = f"no Ray cluster answers there ({str(error).splitlines()[0]})"
                 raise ResourceError(
                     [Problem("--address", self.address, rule, "leave it out to run locally")]
@@ -159,6 +160,7 @@ class Pool:
             with _environment_set("PYTHONPATH", paths):
                 node = local_node()
                 ray.init(
+                    address="local",  # whatever RAY_ADDRESS says
                     include_dashboard=False,
                     num_cpus=int(node.cpus),
                     num_gpus=int(node.gpus),
@@ -199,6 +201,13 @@ def _environment_set(name: str, value: str) -> Iterator[None]:
             os.environ.pop(name)
         else:
             os.environ[name] = before
+
+
+def _knock(address: str) -> None:
+    """Fail within seconds where nothing listens; Ray would try for more than a minute."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=_STOP_S).close()
 
 
 def _silence_ray() -> None:

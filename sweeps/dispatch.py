@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,103 +11,12 @@ import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.interfaces import TUNE_SEED, Row
-from sweeps.journal import Journal
-from sweeps.rows import choice_row, finite, metric_rows, prediction_row, trial_row
-from sweeps.sealing import Sealer
+from sweeps.interfaces import TUNE_SEED
+from sweeps.ledger import Ledger, pruned
 from sweeps.search import should_stop
-from sweeps.stages import Slot, SweepState
+from sweeps.stages import Slot
 
 MAX_PROXY_LOSSES = 3
-FULL_METHODS = ("full", "full-targets")  # their weights are the model's own size: one seed, and only when asked for
-NEVER_KEPT = (*FULL_METHODS, "zero-shot")
-
-
-class Ledger:
-    """Writes down what happens to a sweep: journal first, then the state in memory, then the tables."""
-
-    def __init__(self, state: SweepState, journal: Journal, sealer: Sealer, folder: Path, keep: str) -> None:
-        self.state, self.journal, self.sealer, self.folder = state, journal, sealer, folder
-        self.name = state.spec.name
-        self.keep = keep
-        self.finished: list[Row] = []
-
-    def ask(self, slot: Slot) -> None:
-        """A slot is about to run; a new one is on disk before it does."""
-        if slot.trial_id not in self.state.cells[slot.cell_id].asked:
-            names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
-            self.journal.write({"ev": "ask", **names, "config": dict(slot.config)})
-        self.state.start(slot)
-
-    def report(self, slot: Slot, values: dict[str, Any], *, stop: bool = False) -> None:
-        """One epoch of a running trial. A decision to stop it is on disk before it is obeyed."""
-        event = {"ev": "report", "trial_id": slot.trial_id, "epoch": values["epoch"], "values": finite(values)}
-        self.journal.write({**event, "stop": True} if stop else event, sync=stop)
-
-    def finish(self, slot: Slot, outcome: dict[str, Any]) -> None:
-        """A trial's outcome: its rows, and the cell's choice when that was its last TUNE trial."""
-        cell = self.state.cells[slot.cell_id].cell
-        row = finite(trial_row(self.name, cell, slot, outcome))
-        event: dict[str, Any] = {
-            "ev": "finish",
-            "trial_id": slot.trial_id,
-            "attempt": row["attempt"],
-            "row": row,
-            "metrics": finite(metric_rows(self.name, slot, outcome)),
-            "prediction": prediction_row(self.name, slot, outcome),
-        }
-        if outcome.get("traceback"):
-            event["traceback"] = outcome["traceback"]
-        self.journal.write(event)
-        self.state.finish(row)
-        self.sealer.add(event)
-        self.finished.append(row)
-        shutil.rmtree(self.trial_folder(slot), ignore_errors=True)
-        self.settle(slot.cell_id)
-
-    def settle(self, cell_id: str) -> None:
-        """Write a cell's choice down, when it has a new one."""
-        cell = self.state.cells[cell_id]
-        choice = cell.settle()
-        if choice is not None:
-            row = choice_row(self.name, cell_id, choice, time.time())
-            names = {"cell_id": cell_id, "lr": choice.lr, "mean_val": choice.mean_val, "trials": choice.n_trials}
-            event = {"ev": "choose", **names, "row": row}
-            self.journal.write(event)
-            self.sealer.add(event)
-            cell.choice = choice
-        if self.keep == "best" and cell.phase == "done" and cell.cell.method not in NEVER_KEPT:
-            self._keep_best(cell_id)
-
-    def _keep_best(self, cell_id: str) -> None:
-        rows = [r for r in self.state.cells[cell_id].rows.values() if r["stage"] == "CONFIRM"]
-        done = [r for r in rows if r["status"] == "finished" and r["val_score"] is not None]
-        best = max(done, key=lambda r: (r["val_score"], -r["slot"]), default=None)
-        for row in rows:
-            if best is not None and row["trial_id"] != best["trial_id"]:
-                shutil.rmtree(self.folder / "adapters" / row["trial_id"], ignore_errors=True)
-
-    def trial_folder(self, slot: Slot) -> Path:
-        """Where a trial keeps its checkpoints until it is finished."""
-        return self.folder / "work" / "trials" / slot.trial_id
-
-    def kept_folder(self, slot: Slot) -> Path | None:
-        """Where a trial's trained weights go; None when they aren't kept."""
-        method = self.state.cells[slot.cell_id].cell.method
-        if method in FULL_METHODS and self.state.spec.keep.full and (slot.stage, slot.slot) == ("CONFIRM", 0):
-            return self.folder / "adapters" / slot.trial_id
-        wanted = self.keep == "all" or (self.keep in ("best", "confirm") and slot.stage == "CONFIRM")
-        return self.folder / "adapters" / slot.trial_id if wanted and method not in NEVER_KEPT else None
-
-
-def pruned(state: SweepState, slot: Slot, outcome: dict[str, Any] | None) -> dict[str, Any]:
-    """The outcome of a trial that the scheduler stopped: what it reported up to that decision, and nothing after."""
-    curve = state.cells[slot.cell_id].curves[slot.trial_id]
-    last = max(curve)
-    full = {e["epoch"]: e for e in (outcome or {}).get("events") or ()}
-    events = [full.get(epoch, {"epoch": epoch, "val_score": curve[epoch]}) for epoch in sorted(curve)]
-    kept = {k: v for k, v in (outcome or {}).items() if k in ("attempt", "host")}
-    return {**kept, "status": "pruned", "reason": f"stopped by the pruner at epoch {last}", "events": events}
 
 
 class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no types for us
@@ -130,6 +38,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         self.left, self.changed = wave, changed
         self.interrupted = False
         self.dead: str | None = None  # why no lane is left
+        self.error: Exception | None = None
         self.slots: dict[str, Slot] = {}
         self._run = f"{time.time_ns():x}"
         self._keys: dict[str, str] = {}
@@ -140,7 +49,23 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True
 
+    def _guarded(self, action: Callable[[], Any], otherwise: Any) -> Any:
+        """Keep an error for the engine and wind the Tuner down: Tune swallows some errors and rewords others."""
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001  # raised again by the engine
+            self.error = self.error or error
+            self.interrupted = True
+            self.broker.interrupt.remote()
+            return otherwise
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next slot as a Tune configuration, None while all cells wait, or FINISHED."""
+        answer: dict[str, Any] | str | None
+        answer = self._guarded(lambda: self._suggest(trial_id), str(Searcher.FINISHED))
+        return answer
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         state = self.ledger.state
         if self.interrupted or self.left <= 0:
             return str(Searcher.FINISHED)
@@ -170,6 +95,9 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
 
     def saw(self, key: str, result: dict[str, Any]) -> bool:
         """Take one report; returns whether the trial is stopped. A replaced proxy's reports come twice, count once."""
+        return bool(self._guarded(lambda: self._saw(key, result), False))
+
+    def _saw(self, key: str, result: dict[str, Any]) -> bool:
         slot = self.slots.get(key)
         if slot is None or result["status"] == "stopped":
             return False
@@ -192,6 +120,10 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         return None  # the scheduler sees every result; Tune hides the one that stops a trial from searchers
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Take a trial's outcome from the broker: it ended, was stopped, or its proxy is lost."""
+        self._guarded(lambda: self._complete(trial_id, error), None)
+
+    def _complete(self, trial_id: str, error: bool) -> None:
         key = self._keys.pop(trial_id, None)
         if key is None:
             return

@@ -18,6 +18,7 @@ from sweeps.callbacks import Progress, make_progress
 from sweeps.cluster import Pool, host_facts
 from sweeps.interfaces import Plan, Row
 from sweeps.journal import Journal
+from sweeps.ledger import Ledger, pruned
 from sweeps.locks import FolderLock, check_identity, write_identity
 from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
@@ -25,7 +26,7 @@ from sweeps.search import check_sampler
 from sweeps.stages import Choice, Slot, SweepState
 
 if TYPE_CHECKING:
-    from sweeps.dispatch import Dispatcher, Ledger
+    from sweeps.dispatch import Dispatcher
 
 TRIAL = "trainables.worker:run_trial"
 WAVE = 1000
@@ -102,21 +103,23 @@ def run(
             show = _Show(display, state)
             for line in sealer.damaged:
                 display.note(f"damaged table file set aside: {line}")
-            from sweeps.dispatch import Ledger, pruned
-
             ledger = Ledger(state, journal, sealer, folder, spec.keep.adapters)
             for slot in unfinished:
                 ledger.finish(slot, pruned(state, slot, None))
             for cell_id in state.cells:
                 ledger.settle(cell_id)
             interrupted = False
+            shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
             try:
                 if any(not cell.finished for cell in state.cells.values()):
-                    with show, contextlib.ExitStack() as stack:
+                    with show, _signals(None), contextlib.ExitStack() as stack:
                         if pool is None:
                             pool = stack.enter_context(Pool(spec.resources, folder / "work" / "ray", address=address))
+                        state.workers = pool.trials
                         journal.write(_provenance(spec.name, trial))
                         interrupted = _drive(ledger, pool, trial, show.changed)
+            except KeyboardInterrupt:  # while Ray came up, or the second one
+                interrupted = True
             finally:
                 sealer.seal()
         if not interrupted:
@@ -175,12 +178,14 @@ def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None]) 
     from sweeps.dispatch import Dispatcher
 
     stop = threading.Event()
-    ray.get(pool.broker.reset.remote())
     with _signals(stop):
+        ray.get(pool.broker.reset.remote())
         while not stop.is_set():
             dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, WAVE, changed)
             with _watch(stop, dispatcher):
                 _tune(dispatcher, pool)
+            if dispatcher.error is not None:
+                raise dispatcher.error
             if dispatcher.dead is not None:
                 raise EngineError(f"no lane could be kept up: {dispatcher.dead}")
             if all(cell.finished for cell in ledger.state.cells.values()):
@@ -246,14 +251,14 @@ def _watch(stop: threading.Event, dispatcher: Dispatcher) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the sweep cleanly; a second one stops it at once."""
+def _signals(stop: threading.Event | None) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop`, for a clean end; without it, or the second time, they end the run at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop is None or stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 

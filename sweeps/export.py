@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis import open_store
 from sweeps.errors import Problem, SpecError, nearest, unknown
+from sweeps.spec import SweepSpec
 
 FORMS = ("adapter", "peft", "merged")
 
@@ -56,6 +57,16 @@ def export_trial(folder: Path, trial: str, to: Path, form: str = "adapter") -> P
     state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
     save_file(state, to / "model.safetensors", metadata={"format": "pt"})
     return to
+
+
+def write_spec(spec: SweepSpec) -> Path:
+    """Keep the whole sweep file beside its results, as `sweep.json`: what `sweeps run` takes to do it again."""
+    path = spec.folder / "sweep.json"
+    text = spec.model_dump_json(indent=2, exclude_none=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    return path
 
 
 def _row(folder: Path, trial: str, kept: list[str]) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from analysis.tables import cells_table
 from pydantic import ValidationError
 
+from analysis.tables import cells_table
+from randlora import attach
+from randlora.errors import AdapterError
+from randlora.registry import METHODS
 from sweeps.budget import Infeasible, Neighbour, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem, SpecError
 from sweeps.methods import has_budget, published_lr
@@ -20,7 +23,7 @@ from sweeps.spec import MethodSection, SweepSpec
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data import DataError, check_dataset
 from trainables.families import parse_id
-from trainables.models import ModelError, default_targets, target_shapes
+from trainables.models import ModelError, default_targets, meta_model, target_shapes
 from trainables.shapes import is_open_clip_folder
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -162,6 +165,7 @@ class Plan:
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
         plan = cls(spec, cells)
         plan.check_training()
+        plan.check_adapters()
         return plan
 
     def check_training(self) -> None:
@@ -172,6 +176,32 @@ class Plan:
         except ValidationError as error:
             messages = [e["msg"].removeprefix("Value error, ") for e in error.errors(include_url=False)]
             raise SpecError([Problem("train", None, message) for message in messages]) from error
+
+    def check_adapters(self) -> None:
+        """Attach every method once, on the meta device, so that what a method refuses stops the sweep here.
+
+        Raises:
+            SpecError: targets or options that a method cannot take.
+        """
+        module = meta_model(self.spec.model.id)
+        problems = []
+        for name in dict.fromkeys(cell.method for cell in self.feasible if has_budget(cell.method)):
+            cell = max((c for c in self.feasible if c.method == name), key=lambda c: c.count or 0)
+            capacities = dict(cell.capacities)
+            config = METHODS[name].config.from_options(max(capacities.values()), dict(cell.options))
+            try:
+                adapted = attach(module, config, list(capacities), capacities=capacities)
+            except AdapterError as error:
+                problems.append(Problem(f"methods.{name}", None, str(error)))
+                continue
+            built = adapted.count()
+            adapted.detach()
+            if built != cell.count:
+                raise AssertionError(
+                    f"{cell.label}: predicted {cell.count} parameters, built {built}; please report this"
+                )
+        if problems:
+            raise SpecError(problems)
 
 
 def _data_problems(spec: SweepSpec) -> list[Problem]:

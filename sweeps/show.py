@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
+
+from analysis.console import print_whole
 
 if TYPE_CHECKING:
     from analysis import Store
@@ -150,6 +151,10 @@ def print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path]) 
         f"\n{done} in {_minutes(summary.seconds)}, {summary.skipped} done before, {summary.failed} failed",
         highlight=False,
     )
+    for label in summary.stuck:
+        err.print(f"no learning rate of {label} finished: nothing to confirm", style="red", highlight=False)
+    for damaged in summary.damaged:
+        err.print(f"damaged table file set aside: {damaged}", style="yellow", highlight=False)
     print_paths({"tables": folder / "tables", **paths})
 
 
@@ -198,9 +203,7 @@ def _print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    wide = out.options.update(max_width=10_000)
-    # a terminal that is too narrow wraps lines, which loses nothing; rich would cut the cells
-    Console(width=max(out.width, Measurement.get(out, wide, table).maximum)).print(table)
+    print_whole(table, out)
 
 
 def _is_number(text: str) -> bool:

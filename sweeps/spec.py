@@ -1,14 +1,15 @@
 """The sweep file: typed and strict, every problem reported at once.
 
-A sweep file is TOML (or YAML with the same keys). `SweepSpec.load` reads it, applies `--set a.b=c` overrides, and
-either returns a complete specification or raises `SpecError` with all that is wrong.
+A sweep file is TOML, or YAML or JSON with the same keys. `SweepSpec.load` reads it, applies `--set a.b=c` overrides,
+and either returns a complete specification or raises `SpecError` with all that is wrong.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -131,7 +132,7 @@ class SearchSection(_Section):
     """`[search]`: stage TUNE. The allowance is `trials` per cell, the re-runs on further seeds included."""
 
     trials: int = Field(default=12, ge=1)
-    sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
+    sampler: Literal["grid", "qmc", "random", "tpe", "gp"] = "grid"
     lr: LrSearch = LrSearch()
     rerun_rates: int = Field(default=2, ge=0)
     rerun_seeds: int = Field(default=2, ge=0)
@@ -232,7 +233,7 @@ class SweepSpec(_Section):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
-        """Read a sweep file (TOML; YAML by its suffix) and apply overrides `a.b=c` (c in TOML syntax, or a bare word).
+        """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
 
         Raises:
             SpecError: every problem of the file and the overrides at once.
@@ -244,8 +245,9 @@ class SweepSpec(_Section):
             raise SpecError([Problem("file", str(path), "no such sweep file", near)])
         try:
             text = path.read_text(encoding="utf-8")
-            tree = yaml.safe_load(text) if path.suffix in {".yaml", ".yml"} else tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+            read: Callable[[str], Any] = _READERS.get(path.suffix, tomllib.loads)
+            tree = read(text)
+        except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
         if not isinstance(tree, dict):
             raise SpecError([Problem("file", str(path), "must be a table of sections")])
@@ -266,6 +268,9 @@ class SweepSpec(_Section):
         if problems or spec is None:
             raise SpecError(problems)
         return spec
+
+
+_READERS: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

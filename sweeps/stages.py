@@ -8,7 +8,7 @@ sweep whose lists have grown.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -250,7 +250,7 @@ class SweepState:
         self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
         self._order = list(self.cells)
         self._resting: set[str] = set()  # cells without an open slot until one of their trials ends
-        self.listeners: list[Callable[[], None]] = []
+        self.workers = 1  # trials that the lanes run at once
 
     def next_slot(self) -> Slot | None:
         """The next slot, from the cell with the fewest running trials, earlier cells first.

@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from randlora.hooks import hooks_in
 from trainables.adapting import Trainables, reseed_dropout
 from trainables.clip import Task
 from trainables.config import FULL_METHODS, TrialConfig
@@ -45,6 +46,7 @@ class Trainer:
         decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
         self._peak = trial.lr
         self._optimizer = make_adamw(self._parameters, trial.lr, decay)
+        self._hooks = hooks_in(module)
         self._steps = steps_per_epoch(len(rows), settings.global_batch_size, settings.min_batches_per_epoch)
         first = self._batches(1)
         self.samples_per_epoch = sum(len(b) for b in first)
@@ -75,7 +77,7 @@ class Trainer:
             torch.manual_seed(derive_seed(trial.init_seed, "base dropout", epoch))
             for index, batch in enumerate(batches):
                 step = (epoch - 1) * self._steps + index
-                sums[index] = self._step(batch, self._peak * lr_factor(step, total, settings), draw)
+                sums[index] = self._step(batch, self._peak * lr_factor(step, total, settings), draw, (step + 1, total))
                 # reading a device's numbers stops it, so not at every step; workers must stop together, after the sum
                 if self._world == 1 and (device.type == "cpu" or index % 25 == 24):
                     self._check(sums[: index + 1], epoch)
@@ -84,8 +86,11 @@ class Trainer:
         self._check(sums, epoch)
         return float(sums.double().sum()) / self.samples_per_epoch
 
-    def _step(self, batch: Tensor, lr: float, draw: torch.Generator) -> Tensor:
-        """One optimiser step on the rows `batch`; the summed loss of this worker's share, a scalar."""
+    def _step(self, batch: Tensor, lr: float, draw: torch.Generator, at: tuple[int, int]) -> Tensor:
+        """Optimiser step `at` = (number, total) on the rows `batch`; the summed loss of this worker's share, a scalar.
+
+        A method's penalty joins after the gradients are summed, once; it is no part of the loss that is reported.
+        """
         settings = self._trial.train
         plan = crop_flip_plan(len(batch), draw) if settings.augment == "crop-flip" else None  # drawn for all workers
         share = torch.arange(self._rank, len(batch), self._world)
@@ -101,9 +106,12 @@ class Trainer:
             loss_sum += loss.detach()
         if self._world > 1:
             add_over_workers(self._parameters)
+        if (penalty := self._hooks.regulariser()) is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
         set_lr(self._optimizer, lr)
         self._optimizer.step()
+        self._hooks.on_step(*at)
         self._optimizer.zero_grad(set_to_none=True)
         return loss_sum
 
@@ -119,8 +127,9 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on besides its number."""
-        return state_tensors(self._optimizer, self._trainables.parameters)
+        return state_tensors(self._optimizer, self._trainables.parameters) | self._hooks.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
         load_state_tensors(self._optimizer, self._trainables.parameters, tensors)
+        self._hooks.load_state(tensors)

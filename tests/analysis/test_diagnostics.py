@@ -27,7 +27,7 @@ from analysis.spectrum import (
 )
 from randlora import RandLoraConfig
 from sweeps.cli import app
-from sweeps.dispatch import Ledger
+from sweeps.ledger import Ledger
 from tests.analysis.tiny import tiny_results
 
 

@@ -101,7 +101,7 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "0123abc",
         "torch 2.9.0",
         "CONFIRM seeds 0, 1, 2",
-        "sweeps run SWEEP.toml",
+        "sweeps run sweep.json",
         "1 trial(s) failed for good",
     ):
         assert said in text, said

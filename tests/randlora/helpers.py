@@ -7,7 +7,25 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from randlora import Adapted, AdapterConfig, DoraConfig, LoraConfig, NolaConfig, RandLoraConfig, VeraConfig
+from randlora import (
+    AdaLoraConfig,
+    Adapted,
+    AdapterConfig,
+    DoraConfig,
+    HybridConfig,
+    HydraLoraConfig,
+    LoraConfig,
+    LoraXsConfig,
+    NolaConfig,
+    PissaConfig,
+    RandLoraAConfig,
+    RandLoraBConfig,
+    RandLoraConfig,
+    RandLoraSvdConfig,
+    SvftConfig,
+    VeraConfig,
+    get_method,
+)
 
 TARGETS = ["attn.in_proj_weight", "attn.out_proj", "fc", "proj", "square", "own.in_proj_weight"]
 
@@ -19,7 +37,23 @@ CONFIGS: list[AdapterConfig] = [
     NolaConfig(9, r=2),
     RandLoraConfig(5),
     RandLoraConfig(3, distribution="ternary", sparsity=4.0),
+    RandLoraConfig(4, distribution="ternary", sparsity="sqrt"),
+    RandLoraAConfig(5, r=4),
+    RandLoraAConfig(3, r=4, distribution="ternary"),
+    RandLoraBConfig(3),
+    PissaConfig(3),
+    LoraXsConfig(5),
+    SvftConfig(4),
+    AdaLoraConfig(3),
+    HydraLoraConfig(3),
+    HybridConfig(5),
+    RandLoraSvdConfig(5),
 ]
+
+
+def targets_of(config: AdapterConfig) -> list[str]:
+    """All kinds of weights; called `nn.Linear`s alone for a method whose update depends on the input."""
+    return TARGETS if get_method(config.method).mergeable else ["fc", "proj", "square"]
 
 
 def config_id(config: AdapterConfig) -> str:

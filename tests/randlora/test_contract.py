@@ -9,18 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from randlora.contract import (
-    Plan,
-    Spread,
-    choose_plan,
-    low_rank_linear,
-    plan_costs,
-    prefers_matrix,
-    spread_linear,
-    spread_weight,
-)
+from randlora.contract import Spread, low_rank_linear, prefers_matrix, spread_linear, spread_weight
+from randlora.plans import Plan, choose_plan, keep_merged, plan_costs
 
-PLANS: list[Plan] = ["activation", "mixed", "merged"]
+PLANS: list[Plan] = ["activation", "mixed", "merged", "kept"]
 SHAPES = [(7, 5), (5, 7), (6, 6), (9, 2)]
 
 
@@ -133,7 +125,7 @@ def test_what_is_kept_for_backward(plan: Plan, shape: tuple[int, int]) -> None:
         spread_linear(x, base, bias, (lam, gam), part, plan=plan)
     wide_keeps_small = plan != "merged" and shape[0] < shape[1]
     inputs = rows * (lam.numel() if wide_keeps_small else shape[1])
-    assert sum(kept) == inputs + lam.numel() + gam.numel()
+    assert sum(kept) == inputs + lam.numel() + gam.numel() + (base.numel() if plan == "kept" else 0)
 
 
 @pytest.mark.parametrize(("rows", "plan"), [(64, "activation"), (600, "mixed"), (1000, "merged"), (100_000, "merged")])
@@ -147,7 +139,28 @@ def test_plan_by_cost(rows: int, plan: Plan) -> None:
 def test_the_chosen_plan_costs_least(rows: int, one: int, other: int, inner: int) -> None:
     large, small = max(one, other), min(one, other)
     costs = plan_costs(rows, large, small, inner)
+    assert costs[choose_plan(rows, large, small, inner, keep=True)] == min(costs.values())
+    del costs["kept"]
     assert costs[choose_plan(rows, large, small, inner)] == min(costs.values())
+
+
+def test_a_kept_weight_is_used_only_on_request() -> None:
+    x, base, bias, lam, gam, a, b = pieces((64, 32), 4, 40)
+    lam.requires_grad_()
+    part = Spread(a, b, 1.0, True)
+
+    def kept() -> bool:
+        found: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+            spread_linear(x, base, bias, (lam, gam), part)
+        return any(t.shape == base.shape and t is not base for t in found)
+
+    assert not kept()
+    with keep_merged():
+        assert kept()
+        with keep_merged(False):
+            assert not kept()
+    assert not kept()
 
 
 def test_matrix_form_for_many_rows_and_ranks() -> None:

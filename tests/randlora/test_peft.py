@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from randlora import (
@@ -53,12 +56,13 @@ def inputs(dtype: torch.dtype) -> Tensor:
     return torch.randn(6, 14, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def load_in_peft(folder: Path, dtype: torch.dtype) -> Any:
+def load_in_peft(folder: Path, dtype: torch.dtype, model: nn.Module | None = None) -> Any:
+    base = layers(dtype) if model is None else model
     with warnings.catch_warnings():
         # RandLoRA's per-layer copies of the bases are left out: PEFT warns and uses the global ones
         warnings.simplefilter("ignore")
-        model = peft.PeftModel.from_pretrained(layers(dtype), str(folder), is_trainable=True)
-    return model.to(dtype)
+        loaded = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    return loaded.to(dtype)
 
 
 def gradients(adapted: Adapted, model: Any) -> list[tuple[Tensor, Tensor]]:
@@ -127,9 +131,56 @@ def _copy_exactly(adapted: Adapted, model: Any) -> None:
                 theirs[f"{layer}.randlora_gamma"].copy_(adapter.gammas)
 
 
+MAKERS = {
+    "lora": lambda r: LoraConfig(r, alpha=3.0),
+    "rslora": lambda r: LoraConfig(r, alpha=3.0, rank_stabilised=True),
+    "dora": DoraConfig,
+    "vera": VeraConfig,
+    "randlora": RandLoraConfig,
+}
+
+
+@given(
+    method=st.sampled_from(sorted(MAKERS)),
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 20)) | st.integers(1, 20).map(lambda n: (n, n)),
+    r=st.integers(1, 12),
+    lead=st.lists(st.integers(1, 4), min_size=1, max_size=2),
+    double=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_parity_of_random_layers(method: str, shape: tuple[int, int], r: int, lead: list[int], double: bool) -> None:
+    """r that does not divide m or exceeds it, in > out, square, one row, 2-D and 3-D inputs."""
+    dtype, tolerance = (torch.float64, 1e-10) if double else (torch.float32, 1e-5)
+    out, width = shape
+    generator = torch.Generator().manual_seed(out * 100 + width)
+    model = nn.Sequential(nn.Linear(width, out))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model = model.to(dtype)
+    plain = copy.deepcopy(model)
+    adapted = attach(model, MAKERS[method](r), ["0"], basis_seed=2)
+    perturb(adapted)
+    with tempfile.TemporaryDirectory() as folder:
+        adapted.export_peft(folder)
+        reference = load_in_peft(Path(folder), dtype, plain)
+    if double:
+        _copy_exactly(adapted, reference)
+    x = torch.randn(*lead, width, generator=generator).to(dtype)
+    ours, theirs = model(x), reference(x)
+    size = float(theirs.detach().abs().max())
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * max(size, 1.0))
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    for mine, other in gradients(adapted, reference):
+        largest = float(other.abs().max())
+        torch.testing.assert_close(mine, other, rtol=tolerance * 10, atol=tolerance * 10 * max(largest, 1.0))
+
+
 def test_packed_mixed_and_unknown_are_refused_with_the_alternative(tmp_path: Path) -> None:
     cases = [
-        (LoraConfig(2), ["attn.in_proj_weight"], {}, "attn.in_proj_weight is not the weight of a called nn.Linear"),
+        (DoraConfig(2), ["attn.in_proj_weight"], {}, "attn.in_proj_weight is not the weight of a called nn.Linear"),
+        (LoraConfig(2), ["own.in_proj_weight"], {}, "own.in_proj_weight is not the weight of a called nn.Linear"),
         (RandLoraConfig(2), ["attn.out_proj"], {}, "attn.out_proj.weight is not"),
         (RandLoraConfig(2), ["fc", "proj"], {"fc.weight": 3}, r"different ranks \[2, 3\]"),
         (NolaConfig(6), ["fc"], {}, "PEFT has no NoLA"),

@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, nn
 
 import randlora
-from randlora import METHODS, Adapter, AdapterConfig, AdapterError, Method, Request, Shape, attach, get_method, register
+from randlora import (
+    METHODS,
+    Adapter,
+    AdapterConfig,
+    AdapterError,
+    Method,
+    Request,
+    Shape,
+    ablations,
+    attach,
+    get_method,
+    register,
+)
 from tests.randlora.helpers import batch, block
 
 QKV, FC, PROJ = (2304, 768), (3072, 768), (768, 3072)
@@ -30,6 +42,21 @@ QKV, FC, PROJ = (2304, 768), (3072, 768), (768, 3072)
         ("randlora", (4, 5), 9, 13),
         ("vera", QKV, 256, 2560),
         ("nola", QKV, 2048, 2048),
+        # the paper's ablations at equal parameters (section 6.3): against RandLoRA-6's 99,072
+        ("randlora-a", QKV, 124, 99_200),
+        ("randlora-a", PROJ, 124, 99_200),
+        ("randlora-b", QKV, 3, 98_688),
+        ("randlora-b", (4, 5), 9, 13),
+        ("randlora-svd", QKV, 6, 99_072),
+        ("pissa", QKV, 32, 98_304),
+        ("lora-xs", QKV, 32, 1024),
+        ("lora-xs", (4, 5), 9, 16),
+        ("svft", QKV, 1, 768),
+        ("svft", QKV, 9, 768 + 2 * (767 + 766 + 765 + 764)),
+        ("svft", (4, 5), 100, 16),
+        ("adalora", QKV, 32, 98_304 + 32),
+        ("hydralora", QKV, 8, 8 * (768 + 3 * 2304) + 3 * 768),
+        ("hybrid", QKV, 12, 64 * (12 + 768) + 16 * (2304 + 768)),
     ],
 )
 def test_counts(name: str, shape: Shape, capacity: int, count: int) -> None:
@@ -44,10 +71,27 @@ def test_reach() -> None:
     assert get_method("nola").max_capacity(shapes) == 1536
     assert get_method("nola").max_capacity([(10, 20)], r=2) == 41
     assert get_method("nola").max_capacity(shapes, r=8) == 4096
+    assert get_method("randlora-b").max_capacity(shapes) == 384
+    assert get_method("svft").max_capacity(shapes) == 1535
+
+
+def test_counts_of_options() -> None:
+    assert get_method("randlora-a").count(QKV, 124, r=16) == 124 * (16 + 768)
+    assert get_method("hydralora").count(QKV, 8, heads=1) == 8 * 3072 + 768
+    assert get_method("hybrid").count(QKV, 12, share=0.75) == 64 * 780 + 49 * 3072
+
+
+def test_half_the_bases_have_half_the_rank() -> None:
+    assert ablations.half_bases(QKV, 3) == 128
+    assert ablations.half_bases((5, 4), 3) == 1
 
 
 def test_every_entry_is_complete() -> None:
-    assert sorted(METHODS) == ["dora", "lora", "nola", "randlora", "vera"]
+    assert sorted(METHODS) == [
+        "adalora", "dora", "hybrid", "hydralora", "lora", "lora-xs", "nola", "pissa", "randlora", "randlora-a",
+        "randlora-b", "randlora-svd", "svft", "vera",
+    ]  # fmt: skip
+    assert {name for name, method in METHODS.items() if method.experimental} == {"hybrid", "randlora-svd"}
     for name, method in METHODS.items():
         assert method.name == method.config.method == name
         assert method.capacity_field == method.config.capacity_field
@@ -61,10 +105,12 @@ def test_every_entry_is_complete() -> None:
 def test_public_names() -> None:
     """A change here is a change of the public API."""
     assert set(randlora.__all__) == {
-        "METHODS", "Adapted", "Adapter", "AdapterConfig", "AdapterError", "CheckpointError", "ConfigError",
-        "DoraConfig", "ExportError", "LoraConfig", "Method", "NolaConfig", "RandLoraConfig", "Request", "Shape",
-        "TargetError", "UnknownMethodError", "VeraConfig", "attach", "export_deltas", "export_merged", "export_peft",
-        "get_method", "load", "register", "resolve_targets", "save",
+        "METHODS", "AdaLoraConfig", "Adapted", "Adapter", "AdapterConfig", "AdapterError", "AdapterSet",
+        "CheckpointError", "ConfigError", "DoraConfig", "ExportError", "Hooks", "HybridConfig", "HydraLoraConfig",
+        "LoraConfig", "LoraXsConfig", "Method", "NolaConfig", "PissaConfig", "RandLoraAConfig", "RandLoraBConfig",
+        "RandLoraConfig", "RandLoraSvdConfig", "Request", "Schedule", "Shape", "SvftConfig", "TargetError",
+        "UnknownMethodError", "VeraConfig", "attach", "export_deltas", "export_merged", "export_peft", "get_method",
+        "hooks_in", "load", "register", "resolve_targets", "save",
     }  # fmt: skip
     assert all(hasattr(randlora, name) for name in randlora.__all__)
 

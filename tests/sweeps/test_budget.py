@@ -57,11 +57,11 @@ def test_llama3_8b_solves_quickly_with_cold_caches() -> None:
 
     shapes = llama3_8b()
     _curves.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()
     for method in METHODS:
         for allocation in ALLOCATIONS:
             solve(method, shapes, reference_budget(shapes, 32), allocation)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_clip_b32_misses_with_one_rank_and_fill_closes_the_gap() -> None:

@@ -64,6 +64,8 @@ def test_budget_prints_the_solver() -> None:
         (["--set", 'data.datasets=["embedded:fashion-mnits"]'], "embedded:fashion-mnist"),
         (["--set", 'model.targets=["mlp.c_fcc"]'], "c_fc"),
         (["--set", "methods.lorra={}"], "Nearest: lora"),
+        (["--set", "methods={hydralora={}}", "--set", "budgets.lora_rank=[16]"], "read as a matrix"),
+        (["--set", "methods={lora={dropout=0.1}}"], "read as a matrix"),
         (["--set", "train.epoch=1"], "Nearest: epochs"),
         (["--set", "confirm.seeds=[]"], "at least 1"),
         (["--set", "budgets.lora_rank=[100000]", "--set", "methods={vera={}}"], "no cell is feasible"),

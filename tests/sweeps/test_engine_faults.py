@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 from sweeps.broker import Broker
 from sweeps.cluster import Pool
 from sweeps.engine import EngineError, run
+from sweeps.journal import Journal
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
 from tests.sweeps.test_engine import assert_same_tables, go, logged, rows, trained
 
@@ -184,3 +186,24 @@ def test_a_data_parallel_group_trains_one_trial_at_a_time(tmp_path: Path) -> Non
     assert {t["reason"] for t in trials if t["status"] == "failed"} == {"ValueError: lr 0.1 is too much"}
     assert [t["status"] for t in trials].count("finished") == 5
     assert FakeResources().workers == 1
+
+
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora"), FakeCell("vera")))
+    real, written = Journal.write, []
+
+    def write(self: Journal, event: dict[str, Any], *, sync: bool = True) -> None:
+        written.append(event)
+        if len(written) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, event, sync=sync)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", write)
+        with pytest.raises(OSError, match="No space left"):
+            go(plan, pool)
+    assert go(plan, pool).finished > 0
+    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")

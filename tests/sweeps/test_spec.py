@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.errors import SpecError
+from sweeps.export import write_spec
 from sweeps.spec import TUNE_SEED, SweepSpec
 
 GOOD = """
@@ -123,3 +124,11 @@ def test_identity_ignores_longer_lists_and_sees_other_training(tmp_path: Path) -
     other = SweepSpec.load(write(tmp_path, GOOD), ["train.epochs=3"])
     assert base.identity() == longer.identity()
     assert base.identity() != other.identity()
+
+
+def test_the_spec_kept_beside_results_reads_back_the_same(tmp_path: Path) -> None:
+    spec = SweepSpec.load(
+        write(tmp_path, GOOD), [f'output="{tmp_path}/out"', "methods.full.lr=1e-4", "confirm.seeds=2"]
+    )
+    (tmp_path / "out").mkdir()
+    assert SweepSpec.load(write_spec(spec)) == spec

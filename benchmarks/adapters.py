@@ -1,0 +1,329 @@
+"""Step time and memory of the adapters, as ratios to PEFT's and to full fine-tuning, on a ViT-B/32-shaped model.
+
+    python benchmarks/adapters.py            # 12 layers, 1,600 and 6,400 tokens
+    python benchmarks/adapters.py --quick    # 3 layers, 1,600 tokens, fewer rounds
+
+What is printed is a median of ratios, each taken inside one round in which every contender makes one step (forward,
+backward, AdamW) in shuffled order: a machine that slows down slows all of them. Time is process CPU time on one thread.
+glibc is told to keep freed memory (the script starts itself again for that), else the kernel's page faults are timed
+along with whoever makes large temporaries. Peak memory is measured in fresh processes with the default allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RETAIN = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "OMP_NUM_THREADS": "1",
+}
+TOKENS_PER_IMAGE = 50  # 224 / 32 squared, and the class token
+TARGETS = ["qkv", "proj", "fc1", "fc2"]
+
+ROWS = (
+    # (label, numerator, denominator, goal at 1,600 tokens, goal at 6,400)
+    ("dense RandLoRA / PEFT RandLoRA", "randlora", "peft-randlora", 0.80, 0.70),
+    ("dense RandLoRA / PEFT LoRA", "randlora", "peft-lora", 1.50, 1.30),
+    ("dense RandLoRA / full fine-tuning", "randlora", "full", 1.24, 1.00),
+    ("the same, keep_merged / PEFT RandLoRA", "randlora-kept", "peft-randlora", 0.80, 0.70),
+    ("the same, keep_merged / PEFT LoRA", "randlora-kept", "peft-lora", 1.50, 1.30),
+    ("the same, keep_merged / full", "randlora-kept", "full", 1.24, 1.00),
+    ("ternary RandLoRA / PEFT RandLoRA", "ternary", "peft-randlora", 0.60, 0.58),
+    ("ternary RandLoRA / PEFT LoRA", "ternary", "peft-lora", 1.18, 1.10),
+    ("LoRA / PEFT LoRA", "lora", "peft-lora", 1.00, 0.97),
+    ("DoRA / PEFT DoRA", "dora", "peft-dora", 0.95, 0.90),
+    ("VeRA / PEFT VeRA", "vera", "peft-vera", 0.95, 0.90),
+)
+MEMORY = ("randlora", "randlora-kept", "ternary", "lora", "peft-lora", "peft-randlora", "full")
+NAMES = sorted({name for row in ROWS for name in row[1:3]})
+
+
+def restart_with(settings: dict[str, str]) -> None:
+    """Replace this process by itself with `settings` in the environment, unless they are there."""
+    if all(os.environ.get(k) == v for k, v in settings.items()):
+        return
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
+
+
+def build(name: str, depth: int) -> tuple[Any, list[Any]]:
+    """(model, trained parameters) of one contender; random weights, equal for all."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_base_patch32_224", pretrained=False, num_classes=10, depth=depth)
+    model.train()
+    if name == "full":
+        return model, [p for n, p in model.named_parameters() if n.endswith("weight") and p.ndim == 2]
+    if name.startswith("peft-"):
+        import peft
+
+        common: dict[str, Any] = {"target_modules": TARGETS}
+        config = {
+            "peft-lora": lambda: peft.LoraConfig(r=32, lora_alpha=32, **common),
+            "peft-dora": lambda: peft.LoraConfig(r=32, lora_alpha=32, use_dora=True, **common),
+            "peft-vera": lambda: peft.VeraConfig(r=256, **common),
+            "peft-randlora": lambda: peft.RandLoraConfig(r=6, randlora_alpha=12, **common),
+        }[name]()
+        # timm's patch embedding is a Conv2d called "proj": keep to the blocks
+        names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("blocks")]
+        config.target_modules = set(names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = peft.get_peft_model(model, config)
+        return model, [p for p in model.parameters() if p.requires_grad]
+    import randlora
+
+    configs: dict[str, Callable[[], randlora.AdapterConfig]] = {
+        "lora": lambda: randlora.LoraConfig(32),
+        "dora": lambda: randlora.DoraConfig(32),
+        "vera": lambda: randlora.VeraConfig(256),
+        "randlora": lambda: randlora.RandLoraConfig(6),
+        "randlora-kept": lambda: randlora.RandLoraConfig(6),
+        "ternary": lambda: randlora.RandLoraConfig(6, distribution="ternary", sparsity=768**0.5),
+    }
+    targets = [f"blocks.*.{t}.weight" for t in TARGETS]
+    adapted = randlora.attach(model, configs[name](), targets)
+    return model, list(adapted.parameters())
+
+
+class Contender:
+    """One model with its optimiser; `step()` returns the CPU seconds of one training step."""
+
+    def __init__(self, name: str, depth: int) -> None:
+        import torch
+
+        self.name = name
+        self.model, parameters = build(name, depth)
+        self.trained = sum(p.numel() for p in parameters)
+        wanted = {id(p) for p in parameters}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in wanted)
+        self.optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+
+    def loss(self, images: Any, labels: Any) -> Any:
+        import torch
+
+        from randlora.plans import keep_merged
+
+        with keep_merged(self.name == "randlora-kept"):
+            return torch.nn.functional.cross_entropy(self.model(images), labels)
+
+    def step(self, images: Any, labels: Any) -> float:
+        start = time.process_time()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.loss(images, labels).backward()
+        self.optimiser.step()
+        return time.process_time() - start
+
+
+def data(tokens: int) -> tuple[Any, Any]:
+    """Random images that give `tokens` rows, with labels."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    count = tokens // TOKENS_PER_IMAGE
+    images = torch.randn(count, 3, 224, 224, generator=generator)
+    return images, torch.randint(0, 10, (count,), generator=generator)
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def time_steps(names: list[str], depth: int, tokens: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per step of each contender, one entry a round; the first round, not kept, warms up."""
+    contenders = {name: Contender(name, depth) for name in names}
+    images, labels = data(tokens)
+    order, shuffle = list(names), random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_number in range(rounds + 1):
+        shuffle.shuffle(order)
+        for name in order:
+            seconds = contenders[name].step(images, labels)
+            if round_number:
+                times[name].append(seconds)
+    return times
+
+
+def saved_bytes(name: str, depth: int, tokens: int) -> int:
+    """Bytes that autograd keeps between forward and backward, each storage once, parameters and buffers left out."""
+    import torch
+
+    contender = Contender(name, depth)
+    images, labels = data(tokens)
+    own = {t.untyped_storage().data_ptr() for t in (*contender.model.parameters(), *contender.model.buffers())}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in own:
+            kept[pointer] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = contender.loss(images, labels)
+    total = sum(t.untyped_storage().nbytes() for t in kept.values())
+    del loss
+    return total
+
+
+def peak_rss(name: str, depth: int, tokens: int) -> int:
+    """Peak resident bytes of a fresh process that makes three steps under the default allocator."""
+    environment = {k: v for k, v in os.environ.items() if k not in RETAIN} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--one", name, "--depth", str(depth), "--tokens", str(tokens)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def one_process(name: str, depth: int, tokens: int) -> None:
+    """The body of `peak_rss`'s process."""
+    contender = Contender(name, depth)
+    images, labels = data(tokens)
+    for _ in range(3):
+        contender.step(images, labels)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
+    """One bf16 layer, forward and backward, ours over PEFT's RandLoRA."""
+    import peft
+    import torch
+
+    import randlora
+
+    results = {}
+    for out, width in ((768, 768), (3072, 768)):
+        plain = [torch.nn.Sequential(torch.nn.Linear(width, out)).bfloat16() for _ in range(2)]
+        randlora.attach(plain[0], randlora.RandLoraConfig(6), ["0"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = peft.get_peft_model(plain[1], peft.RandLoraConfig(r=6, randlora_alpha=12, target_modules=["0"]))
+        x = torch.randn(rows, width).bfloat16().requires_grad_()
+        grad = torch.randn(rows, out).bfloat16()
+        ratios = []
+        for round_number in range(rounds + 1):
+            seconds = []
+            for model in (plain[0], theirs):
+                start = time.process_time()
+                for _ in range(3):
+                    model(x).backward(grad)
+                seconds.append(time.process_time() - start)
+            if round_number:
+                ratios.append(seconds[0] / seconds[1])
+        results[f"{out}x{width}"] = summary(ratios)
+    return results
+
+
+def regime() -> dict[str, Any]:
+    """What the numbers depend on: processor, the float32 back end, and what a faster one would cost in accuracy."""
+    import torch
+
+    from randlora import kernels
+
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.randn(1600, 768, generator=generator), torch.randn(768, 768, generator=generator)
+    exact = a.double() @ b.double()
+    found: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    found["compiled part"] = kernels.status()
+    found["capability"] = torch.backends.cpu.get_cpu_capability()
+    before = torch.get_float32_matmul_precision()
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        product = a @ b
+        start = time.process_time()
+        for _ in range(20):
+            a @ b
+        seconds = (time.process_time() - start) / 20
+        error = float((product - exact).norm() / exact.norm())
+        found[precision] = {"gflops": 2e-9 * 1600 * 768 * 768 / seconds, "relative_error": error}
+    fast, plain = found["medium"], found["highest"]
+    found["fast_float32"] = fast["relative_error"] < 1e-5 and fast["gflops"] > 1.1 * plain["gflops"]
+    torch.set_float32_matmul_precision("medium" if found["fast_float32"] else before)
+    return found
+
+
+def report(label: str, value: dict[str, float], goal: float | None) -> None:
+    verdict = "" if goal is None else f"  goal <= {goal:.2f}  {'met' if value['median'] <= goal else 'missed'}"
+    print(f"  {label:<36} {value['median']:.2f}  [{value['low']:.2f}, {value['high']:.2f}]{verdict}", flush=True)
+
+
+def steps_section(names: list[str], depth: int, tokens: int, rounds: int) -> dict[str, Any]:
+    print(f"\n{depth} layers, {tokens:,} tokens, {rounds} rounds: median [lowest, highest] of the per-round ratios")
+    times = time_steps(names, depth, tokens, rounds)
+    section: dict[str, Any] = {"seconds": {n: summary(t) for n, t in times.items()}, "ratios": {}}
+    for label, top, bottom, goal_small, goal_large in ROWS:
+        if top in times and bottom in times:
+            ratios = summary([a / b for a, b in zip(times[top], times[bottom], strict=True)])
+            section["ratios"][label] = ratios
+            report(label, ratios, goal_small if tokens <= 1600 else goal_large)
+    print("  seconds: " + ", ".join(f"{n} {v['median']:.2f}" for n, v in section["seconds"].items()))
+    return section
+
+
+def memory_section(depth: int) -> dict[str, Any]:
+    print(f"\nmemory, {depth} layers, 1,600 tokens")
+    kept = {n: saved_bytes(n, depth, 1600) for n in MEMORY}
+    peak = {n: peak_rss(n, depth, 1600) for n in MEMORY}
+    for title, found, goal in (("bytes saved for backward", kept, 0.81), ("peak resident memory", peak, 0.87)):
+        for name in ("randlora", "randlora-kept", "ternary", "lora"):
+            ratio = found[name] / found["peft-lora"]
+            spread = {"median": ratio, "low": ratio, "high": ratio}
+            report(f"{title}, {name} / PEFT LoRA", spread, goal if name == "randlora" else None)
+        print("    MiB: " + ", ".join(f"{n} {v / 2**20:.0f}" for n, v in found.items()))
+    return {"saved": kept, "peak": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="3 layers, 1,600 tokens, 5 rounds, no memory section")
+    parser.add_argument("--depth", type=int, help="layers of the model (12, or 3 with --quick)")
+    parser.add_argument("--tokens", type=int, action="append", help="rows per step (1600 and 6400; may be repeated)")
+    parser.add_argument("--rounds", type=int, help="kept rounds (7; 5 with --quick)")
+    parser.add_argument("--only", nargs="*", choices=NAMES, help="contenders to run")
+    parser.add_argument("--skip-memory", action="store_true", help="leave the memory section out")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    depth = options.depth or (3 if options.quick else 12)
+    if options.one:
+        one_process(options.one, depth, options.tokens[0])
+        return
+    restart_with(RETAIN)
+    import torch
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"regime": regime()}
+    for key, value in found["regime"].items():
+        print(f"{key}: {value}")
+    rounds = options.rounds or (5 if options.quick else 7)
+    for tokens in options.tokens or ([1600] if options.quick else [1600, 6400]):
+        found[f"tokens_{tokens}"] = steps_section(options.only or NAMES, depth, tokens, rounds)
+    if not options.only:
+        print("\none bf16 layer, 3,200 rows, ours / PEFT RandLoRA")
+        found["bf16"] = bf16_layers(max(rounds, 5))
+        for shape, goal in (("768x768", 0.32), ("3072x768", 0.46)):
+            report(shape, found["bf16"][shape], goal)
+    if not (options.quick or options.skip_memory or options.only):
+        found["memory"] = memory_section(depth)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

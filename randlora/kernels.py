@@ -1,0 +1,117 @@
+"""The optional compiled part: a small C library, built on first use with the system's compiler and kept in a cache.
+
+Nothing needs it. Without a compiler, or with `RANDLORA_KERNELS=off` in the environment, `library()` is None and the
+same products are made by torch. `status()` says what is in use and why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+_SOURCE = Path(__file__).with_name("ternary.c")
+_FLAGS = ("-O3", "-fPIC", "-shared", "-std=gnu11")
+_NATIVE = ("-march=native", "-mcpu=native", "")
+_SECONDS = 60.0
+
+
+class _BuildError(RuntimeError):
+    pass
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise _BuildError("no C compiler was found (cc, gcc, clang, or $CC)")
+
+
+def _machine() -> str:
+    """What a native build depends on: the processor's features where the system lists them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.system()} {platform.machine()} {platform.processor()} {features}"
+
+
+def _cache() -> Path:
+    """A folder that only this user can write, made if missing; else a temporary one for this process."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
+        base.mkdir(parents=True, exist_ok=True, mode=0o700)
+        info = base.stat()
+        if info.st_uid == os.getuid() and not info.st_mode & 0o022 and os.access(base, os.W_OK):
+            return base
+    except (OSError, RuntimeError):
+        pass  # no home, or a read-only one: the library is built for this process alone
+    return Path(tempfile.mkdtemp(prefix="randlora-"))
+
+
+def _build(compiler: str, target: Path) -> None:
+    errors = ""
+    for native in _NATIVE:
+        part = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
+        command = [compiler, *_FLAGS, *([native] if native else []), str(_SOURCE), "-o", str(part)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _BuildError(f"{compiler} did not run: {error}") from error
+        if done.returncode == 0:
+            part.replace(target)
+            return
+        errors = done.stderr.strip()
+    raise _BuildError(f"{compiler} failed: {errors[-500:]}")
+
+
+def _load() -> ctypes.CDLL:
+    if os.environ.get("RANDLORA_KERNELS", "").lower() in ("0", "off", "no", "false"):
+        raise _BuildError("switched off by RANDLORA_KERNELS")
+    if sys.platform == "win32":
+        raise _BuildError("not built on Windows")
+    compiler = _compiler()
+    key = hashlib.sha256("\x1f".join((_SOURCE.read_text(encoding="utf-8"), compiler, *_FLAGS, _machine())).encode())
+    target = _cache() / f"ternary-{key.hexdigest()[:24]}.so"
+    if not target.exists():
+        _build(compiler, target)
+    try:
+        found = ctypes.CDLL(os.fspath(target))
+        function = found.randlora_ternary
+    except (OSError, AttributeError) as error:
+        raise _BuildError(f"{target} cannot be loaded: {error}") from error
+    pointer, stride, size = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int64
+    function.argtypes = [
+        *(pointer, stride, stride, size, size),
+        *(pointer, pointer, pointer, pointer),
+        *(size, ctypes.c_float, pointer, pointer, stride, stride, size, size),
+    ]
+    function.restype = ctypes.c_int
+    return found
+
+
+@functools.cache
+def _library() -> tuple[ctypes.CDLL | None, str]:
+    try:
+        return _load(), "compiled"
+    except _BuildError as error:
+        return None, str(error)
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled library, built if need be; None where it cannot be had."""
+    return _library()[0]
+
+
+def status() -> str:
+    """ "compiled", or why the compiled part is not in use."""
+    return _library()[1]
