@@ -279,11 +279,18 @@ def crossing_sentence(row: Row) -> str:
     where = AXES[row["x"]].label.split(",")[0]
     if row["value"] is None:
         return f"{a} and {b}: {row['note']} (isotonic fits against {where})."
-    ends = [f"{v:,.3g}" if v is not None else "out of range" for v in (row["low"], row["high"])]
-    text = f"{a}'s curve crosses {b}'s at {row['value']:,.3g} {where}"
+    at, low, high = (None if v is None else f"{v:,.0f}" if v >= 1000 else f"{v:.3g}" for v in _numbers(row))
     if row["share"] is None:
-        return f"{text}, seen on one seed, so without an interval."
-    return f"{text}, 95 % interval {ends[0]} to {ends[1]}; the crossing is in {100 * row['share']:.0f} % of resamples."
+        return f"{a}'s curve crosses {b}'s at {at} {where}, seen on one seed, so without an interval."
+    seen = f"the crossing is in {100 * row['share']:.0f} % of resamples"
+    if low is None or high is None:
+        ends = f"{low or 'below the range'} to {high or 'above the range'}"
+        return f"Whether {a}'s curve crosses {b}'s is not settled: seen at {at} {where}, 95 % interval {ends}; {seen}."
+    return f"{a}'s curve crosses {b}'s at {at} {where}, 95 % interval {low} to {high}; {seen}."
+
+
+def _numbers(row: Row) -> tuple[float | None, float | None, float | None]:
+    return row["value"], row["low"], row["high"]
 
 
 def place_of(run: Row) -> Place:

@@ -44,6 +44,21 @@ def test_crossings_needed_areas(store: Store) -> None:
     assert by_method["randlora"] > by_method["lora"]
 
 
+def test_a_crossing_is_claimed_only_with_both_ends_in_range() -> None:
+    row = {
+        "method": "randlora",
+        "baseline": "lora",
+        "x": "adapter_params",
+        "value": 27_700.0,
+        "share": 0.78,
+        "note": "",
+    }
+    assert "is not settled" in budgets.crossing_sentence(row | {"low": 22_100.0, "high": None})
+    said = budgets.crossing_sentence(row | {"low": 22_100.0, "high": 31_000.0, "share": 1.0})
+    assert said.startswith("RandLoRA's curve crosses LoRA's at 27,700 trainable") and "22,100 to 31,000" in said
+    assert "one seed" in budgets.crossing_sentence(row | {"low": None, "high": None, "share": None})
+
+
 def test_an_axis_that_does_not_move_has_no_fit(store: Store) -> None:
     assert budgets.fit_table(store, "peak_memory_bytes").num_rows == 0
     with pytest.raises(StoreError, match="seconds_train"):
