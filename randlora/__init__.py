@@ -24,6 +24,7 @@ from randlora.lora import DoraConfig, LoraConfig
 from randlora.nola import NolaConfig
 from randlora.outlook import HybridConfig, RandLoraSvdConfig
 from randlora.peft_export import export_peft
+from randlora.peft_import import load_peft
 from randlora.rand import RandLoraConfig
 from randlora.registry import METHODS, Method, get_method, register
 from randlora.several import AdapterSet
@@ -68,6 +69,7 @@ __all__ = [
     "get_method",
     "hooks_in",
     "load",
+    "load_peft",
     "register",
     "resolve_targets",
     "save",

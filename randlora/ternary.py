@@ -157,7 +157,7 @@ def merge(base: Tensor | None, m_QM: Tensor, found: Lists, tall: bool) -> Tensor
     lanes, outputs = m_QM.shape[1], found.rows.outputs
     out = m_QM.new_empty((outputs, lanes) if tall else (lanes, outputs))
     if base is not None and base.stride() != out.stride():
-        base = base.contiguous()
+        base = torch.empty_like(out).copy_(base)  # contiguous() keeps odd strides of sides of length 1
     view = out.t() if tall else out
     inside = None if base is None else (base.t() if tall else base)
     signed_sums(m_QM.t(), found.rows, found.value, view, inside)

@@ -110,7 +110,7 @@ def test_public_names() -> None:
         "LoraConfig", "LoraXsConfig", "Method", "NolaConfig", "PissaConfig", "RandLoraAConfig", "RandLoraBConfig",
         "RandLoraConfig", "RandLoraSvdConfig", "Request", "Schedule", "Shape", "SvftConfig", "TargetError",
         "UnknownMethodError", "VeraConfig", "attach", "export_deltas", "export_merged", "export_peft", "get_method",
-        "hooks_in", "load", "register", "resolve_targets", "save",
+        "hooks_in", "load", "load_peft", "register", "resolve_targets", "save",
     }  # fmt: skip
     assert all(hasattr(randlora, name) for name in randlora.__all__)
 

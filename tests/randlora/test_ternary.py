@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -60,6 +60,7 @@ def test_what_has_no_lists() -> None:
 @given(
     st.integers(1, 90), st.integers(1, 90), st.integers(1, 100), st.booleans(), st.booleans(), st.sampled_from([1, 3])
 )
+@example(1, 3, 2, False, True, 1)
 @settings(max_examples=60, deadline=None)
 def test_products(rows: int, cols: int, lanes: int, tall: bool, with_base: bool, threads: int) -> None:
     b = basis(rows, cols, 6.0)

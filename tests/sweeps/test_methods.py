@@ -27,7 +27,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 def tree(methods: dict[str, dict[str, object]]) -> dict[str, object]:
     import tomllib
 
-    return {**tomllib.loads(GOOD), "methods": methods}
+    model = {"id": "embedded:tiny-clip", "targets": ["mlp.c_fc", "mlp.c_proj"]}  # HydraLoRA takes no packed weights
+    return {**tomllib.loads(GOOD), "model": model, "methods": methods}
 
 
 def test_every_method_is_planned_with_its_options_and_built() -> None:
