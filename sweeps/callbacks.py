@@ -142,7 +142,7 @@ class _Timed:
             self._draw(state)
 
     def note(self, text: str) -> None:
-        self._console.print(text, style="yellow", markup=False, highlight=False)
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def stop(self, state: SweepState) -> None:
         self._draw(state)

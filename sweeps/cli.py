@@ -157,13 +157,17 @@ def run(
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a local one.")] = None,
     report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
     as_json: Json = False,
 ) -> int:
     """Run a sweep; the same command resumes it, or extends it after an edit. Finished trials are never repeated."""
     from sweeps.engine import run as run_engine
-    from sweeps.estimate import check_inputs, estimate_plan
+    from sweeps.estimate import estimate_plan
     from sweeps.export import write_spec
+    from sweeps.inputs import check_inputs
 
     loaded, planned = _load(spec, overrides)
     check_inputs(planned)
@@ -171,7 +175,7 @@ def run(
     if not quiet:
         show.print_header(planned)
         show.print_estimate_line(estimate_plan(planned))
-    summary = run_engine(planned, address=address, progress=not quiet)
+    summary = run_engine(planned, address=address, progress=not quiet, retry_failed=retry_failed)
     write_spec(loaded)
     if summary.interrupted:
         err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
@@ -181,7 +185,7 @@ def run(
         show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
     else:
         show.print_results(loaded.folder, summary, paths)
-    return FAILED_TRIALS if summary.failed else 0
+    return 0 if summary.complete else FAILED_TRIALS
 
 
 app.command("resume", help="The same as `run`.")(run)
@@ -332,8 +336,12 @@ def budget(
     towers = ("vision", "both", "all")
     if adapt not in towers:
         raise SpecError([unknown("--adapt", adapt, "choice", towers)])
-    names = targets or list(default_targets(model))
-    answer = budget_table(target_shapes(model, names, adapt), lora_rank)
+    shapes = target_shapes(model, targets or list(default_targets(model)), adapt)
+    largest = max(min(shape) for shape in shapes.values())
+    if lora_rank > largest:
+        rule = "is above the largest rank of these weights"
+        raise SpecError([Problem("--lora-rank", lora_rank, rule, f"--lora-rank {largest}")])
+    answer = budget_table(shapes, lora_rank)
     if as_json:
         show.print_json(answer)
     else:

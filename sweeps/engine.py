@@ -51,6 +51,7 @@ class RunSummary:
         interrupted: a signal stopped it; the same command goes on.
         damaged: table files that were found damaged and set aside.
         stuck: labels of cells none of whose learning rates finished, so that nothing could be confirmed.
+        failed_before: trials of the plan that failed in earlier runs and were not tried again.
     """
 
     folder: Path
@@ -62,6 +63,12 @@ class RunSummary:
     interrupted: bool
     damaged: tuple[str, ...] = ()
     stuck: tuple[str, ...] = ()
+    failed_before: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Every trial of the plan finished without failure."""
+        return not (self.interrupted or self.failed or self.failed_before or self.stuck)
 
 
 def run(
@@ -71,6 +78,7 @@ def run(
     trial: str = TRIAL,
     progress: bool | Progress = True,
     pool: Pool | None = None,
+    retry_failed: bool = False,
 ) -> RunSummary:
     """Run what is missing of a plan; finished trials are never repeated.
 
@@ -80,6 +88,7 @@ def run(
         trial: the trial function as "package.module:function" (contract: `trainables.worker.run_trial`).
         progress: live display, none, or an object of your own.
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
+        retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
 
     Raises:
         SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
@@ -96,14 +105,15 @@ def run(
         sealer = Sealer(folder)
         with Journal(folder / "journal.jsonl") as journal:
             state = SweepState(plan.feasible, spec)
-            unfinished = replay(state, sealer, journal.events, sealer.rows)
+            earlier: dict[str, int] = {}
+            unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
             sealer.write_cells(cell.row() for cell in plan.cells)
             skipped = sum(cell.counted() for cell in state.cells.values())
             display = make_progress(progress)
             show = _Show(display, state)
             for line in sealer.damaged:
                 display.note(f"damaged table file set aside: {line}")
-            ledger = Ledger(state, journal, sealer, folder, spec.keep.adapters)
+            ledger = Ledger(state, journal, sealer, folder, spec.keep.adapters, earlier)
             for slot in unfinished:
                 ledger.finish(slot, pruned(state, slot, None))
             for cell_id in state.cells:
@@ -128,9 +138,15 @@ def run(
 
 
 def replay(
-    state: SweepState, sealer: Sealer, events: Sequence[Mapping[str, Any]], rows: Mapping[str, Row]
+    state: SweepState,
+    sealer: Sealer,
+    events: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Row],
+    retry: dict[str, int] | None = None,
 ) -> list[Slot]:
     """Rebuild a sweep from its journal and from sealed rows, which stand in for a journal that was lost.
+
+    With `retry`, failed trials count as asked and not as finished, and their attempts so far are put into it.
 
     Returns slots that the pruner had stopped without their row being written.
     """
@@ -150,15 +166,18 @@ def replay(
                     stopped[known.trial_id] = known
         elif kind == "finish":
             stopped.pop(event["trial_id"], None)
-            state.finish(event["row"])
             sealer.add(event)
+            if retry is not None and event["row"]["status"] == "failed":
+                retry[event["trial_id"]] = event["row"]["attempt"]
+            else:
+                state.finish(event["row"])
         elif kind == "choose":
             sealer.add(event)
             if event["cell_id"] in state.cells:
                 state.cells[event["cell_id"]].choice = _choice(event["row"])
     for trial_id, row in rows.items():
         cell = state.cells.get(row["cell_id"])
-        if cell is not None and trial_id not in cell.rows:
+        if cell is not None and trial_id not in cell.rows and trial_id not in (retry or ()):
             seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
             cell.asked.setdefault(
                 trial_id, Slot(row["cell_id"], row["stage"], row["slot"], trial_id, {}, row["lr"], seeds)
@@ -308,6 +327,7 @@ def _summary(
     state: SweepState,
 ) -> RunSummary:
     failed = sum(row["status"] == "failed" for row in rows)
+    known = [row for cell in state.cells.values() for row in cell.rows.values()]
     return RunSummary(
         folder=folder,
         finished=len(rows) - failed,
@@ -318,4 +338,5 @@ def _summary(
         interrupted=interrupted,
         damaged=tuple(damaged),
         stuck=tuple(cell.cell.label for cell in state.cells.values() if cell.phase == "stuck"),
+        failed_before=sum(row["status"] == "failed" for row in known) - failed,
     )

@@ -26,7 +26,8 @@ class Problem:
     def __str__(self) -> str:
         shown = "" if self.value is None else f" = {_short(self.value)}"
         hint = f" Nearest: {self.nearest}." if self.nearest else ""
-        return f"{self.field}{shown}: {self.rule.rstrip('.')}.{hint}"
+        stop = "" if self.rule.endswith(":") else "."
+        return f"{self.field}{shown}: {self.rule.rstrip('.')}{stop}{hint}"
 
 
 class SpecError(ValueError):

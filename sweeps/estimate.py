@@ -6,7 +6,6 @@ can't see is other load on the machine, and cores that share memory bandwidth.
 
 from __future__ import annotations
 
-import functools
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,10 +15,9 @@ from typing import Any
 
 from analysis import open_store
 from sweeps.cluster import local_node
-from sweeps.errors import Problem, SpecError
+from sweeps.inputs import split_sizes
 from sweeps.plan import Cell, Plan
 from sweeps.resources import plan_lanes
-from trainables.families import parse_id
 
 START_SECONDS = 15.0
 """Ray and the first lane, from the command to the first training step."""
@@ -139,7 +137,7 @@ class _Probe:
     def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
         from trainables.worker import run_trial
 
-        pool, val, _ = _sizes(cell)
+        pool, val, _ = split_sizes(cell)
         batch = plan.spec.train.global_batch_size
         share: str | float = cell.train_size
         if not isinstance(share, str):
@@ -160,39 +158,10 @@ class _Probe:
 
     def trial(self, cell: Cell, stage: str) -> float:
         """Seconds of one trial of a cell."""
-        train, val, test = _sizes(cell)
+        train, val, test = split_sizes(cell)
         epochs = self.epochs if cell.lr_centre is not None else 1
         tested = test if stage == "CONFIRM" else 0
         return TRIAL_OVERHEAD + epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate
-
-
-def check_inputs(plan: Plan) -> None:
-    """Load every data set and draw every size once, so that bad data stops a sweep before it starts.
-
-    Raises:
-        SpecError: a model id that names an architecture without weights.
-        DataError: missing or damaged files, or fewer images per class than shots.
-    """
-    parsed = parse_id(plan.spec.model.id)
-    if parsed.scheme == "open_clip" and parsed.tag is None:
-        raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
-    for cell in plan.feasible:
-        _sizes(cell)
-
-
-def _sizes(cell: Cell) -> tuple[int, int, int]:
-    """Images to train, validate and test on."""
-    return _split_sizes(cell.dataset, cell.train_size, cell.protocol)
-
-
-@functools.cache
-def _split_sizes(name: str, train_size: str | float, protocol: str) -> tuple[int, int, int]:
-    from trainables.data import load_dataset, split
-
-    rows = split(
-        load_dataset(name, stage="CONFIRM"), train_size, 0, "CONFIRM", "paper" if protocol == "paper" else "standard"
-    )
-    return len(rows.train_idx), len(rows.val_idx), len(rows.test_idx)
 
 
 def _disk(plan: Plan, left: Sequence[_Left]) -> int:

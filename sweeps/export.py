@@ -49,9 +49,10 @@ def export_trial(folder: Path, trial: str, to: Path, form: str = "adapter") -> P
     if form == "peft":
         try:
             adapted.export_peft(to)
-        except ValueError:
+        except ValueError as error:
             to.rmdir()
-            raise
+            reason = f"PEFT can't hold this adapter ({str(error).partition(';')[0]})"
+            raise SpecError([Problem("--form", form, reason, "--form merged")]) from error
         return to
     adapted.merge()
     state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
@@ -74,7 +75,7 @@ def _row(folder: Path, trial: str, kept: list[str]) -> dict[str, Any]:
     found = [i for i in rows if i.startswith(trial)]
     if not trial or len(found) != 1:
         rule = f"matches {len(found)} trials; one is needed" if trial and found else "no such trial"
-        raise SpecError([Problem("trial", trial, rule, nearest(trial, found or kept or rows))])
+        raise SpecError([Problem("trial", trial, rule, ", ".join((found or kept)[:5]) or nearest(trial, rows))])
     if found[0] not in kept:
         rule = 'its adapter was not kept; set [keep] adapters = "best", "confirm" or "all" before the sweep runs'
         raise SpecError([Problem("trial", trial, rule, kept[0] if kept else None)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,18 @@ NEVER_KEPT = (*FULL_METHODS, "zero-shot")
 
 
 class Ledger:
-    """Writes down what happens to a sweep."""
+    """Writes down what happens to a sweep. `earlier`: attempts of trials that failed before and are tried again."""
 
-    def __init__(self, state: SweepState, journal: Journal, sealer: Sealer, folder: Path, keep: str) -> None:
+    def __init__(
+        self,
+        state: SweepState,
+        journal: Journal,
+        sealer: Sealer,
+        folder: Path,
+        keep: str,
+        earlier: Mapping[str, int] | None = None,
+    ) -> None:
+        self.earlier = dict(earlier or {})
         self.state, self.journal, self.sealer, self.folder = state, journal, sealer, folder
         self.name = state.spec.name
         self.keep = keep
@@ -41,6 +51,7 @@ class Ledger:
     def finish(self, slot: Slot, outcome: dict[str, Any]) -> None:
         """A trial's outcome: its rows, and the cell's choice when that was its last TUNE trial."""
         cell = self.state.cells[slot.cell_id].cell
+        outcome = {**outcome, "attempt": outcome.get("attempt", 1) + self.earlier.get(slot.trial_id, 0)}
         row = finite(trial_row(self.name, cell, slot, outcome))
         event: dict[str, Any] = {
             "ev": "finish",

@@ -152,16 +152,17 @@ class Plan:
             targets = spec.model.targets or tuple(default_targets(spec.model.id))
             shapes = target_shapes(spec.model.id, targets, spec.model.adapt)
         except ModelError as error:
-            problems.append(Problem("model.id", spec.model.id, str(error)))
+            problems.append(Problem("model.id", None, str(error)))  # the message has the value
         except ValueError as error:  # a target pattern that matches nothing; the message lists the nearest names
             problems.append(Problem("model.targets", list(targets), str(error)))
         else:
-            problems += _task_problems(spec)
+            problems += _task_problems(spec) + _rank_problems(spec, shapes)
         if problems:
             raise SpecError(problems)
         cells = tuple(_cells(spec, targets, shapes))
-        if not any(cell.feasible for cell in cells):
-            reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in cells)
+        matched = [cell for cell in cells if has_budget(cell.method)]
+        if not any(cell.feasible for cell in matched or cells):
+            reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
         plan = cls(spec, cells)
         plan.check_training()
@@ -210,8 +211,14 @@ def _data_problems(spec: SweepSpec) -> list[Problem]:
         try:
             check_dataset(name, spec.data.train_size, spec.protocol)
         except DataError as error:
-            problems.append(Problem("data.datasets", name, str(error)))
+            problems.append(Problem("data.datasets", None, str(error)))  # the message has the value
     return problems
+
+
+def _rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
+    largest = max(min(shape) for shape in shapes.values())
+    rule = f"is above the largest rank of the target weights, {largest}"
+    return [Problem("budgets.lora_rank", r, rule, str(largest)) for r in spec.budgets.lora_rank or () if r > largest]
 
 
 def _task_problems(spec: SweepSpec) -> list[Problem]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +31,25 @@ err = Console(stderr=True, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output; times in ISO form, NaN never."""
-    sys.stdout.write(json.dumps(value, default=str, allow_nan=False, indent=2) + "\n")
+    """One JSON document on standard output: times in ISO form, bytes in base64, null for what is not finite."""
+    sys.stdout.write(json.dumps(_plain(value), default=str, allow_nan=False, indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def print_csv(table: pa.Table) -> None:
     """A table as CSV, header first."""
     writer = csv.writer(sys.stdout)
     writer.writerow(table.column_names)
-    writer.writerows(row.values() for row in table.to_pylist())
+    writer.writerows(_plain(list(row.values())) for row in table.to_pylist())
 
 
 def print_table(table: pa.Table, title: str | None = None) -> None:
@@ -135,7 +148,10 @@ def summary_dict(summary: RunSummary) -> dict[str, Any]:
         "folder": str(summary.folder),
         "finished": summary.finished,
         "failed": summary.failed,
+        "failed_before": summary.failed_before,
         "skipped": summary.skipped,
+        "stuck": list(summary.stuck),
+        "damaged": list(summary.damaged),
         "seconds": summary.seconds,
         "interrupted": summary.interrupted,
     }
@@ -146,16 +162,29 @@ def print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path]) 
     from analysis import open_store
 
     print_best(open_store(folder))
-    done = f"{summary.finished} trial(s) run" if summary.finished else "nothing was left to run"
+    ran = summary.finished + summary.failed
+    done = f"{ran} trial(s) run" if ran else "nothing was left to run"
+    failed = summary.failed + summary.failed_before
     out.print(
-        f"\n{done} in {_minutes(summary.seconds)}, {summary.skipped} done before, {summary.failed} failed",
+        f"\n{done} in {_minutes(summary.seconds)}, {summary.skipped} done before, {failed} failed in all",
         highlight=False,
     )
     for label in summary.stuck:
         err.print(f"no learning rate of {label} finished: nothing to confirm", style="red", highlight=False)
-    for damaged in summary.damaged:
-        err.print(f"damaged table file set aside: {damaged}", style="yellow", highlight=False)
+    if summary.failed or summary.failed_before:
+        _print_failures(folder)
     print_paths({"tables": folder / "tables", **paths})
+
+
+def _print_failures(folder: Path) -> None:
+    """Why trials failed, the commonest reasons first, and what to do."""
+    from analysis import open_store
+
+    last = {row["trial_id"]: row for row in open_store(folder).table("trials").to_pylist()}
+    reasons = Counter(row["reason"] for row in last.values() if row["status"] == "failed")
+    for reason, count in reasons.most_common(3):
+        err.print(f"{count} trial(s) failed: {reason}", style="red", highlight=False, markup=False)
+    err.print("failed trials are tried again by `sweeps run ... --retry-failed`", highlight=False, markup=False)
 
 
 def print_best(store: Store) -> None:

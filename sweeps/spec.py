@@ -241,7 +241,7 @@ class SweepSpec(_Section):
         path = Path(path)
         if not path.is_file():
             folder = path.parent if path.parent.is_dir() else Path()
-            near = nearest(path.name, [p.name for p in folder.iterdir()])
+            near = nearest(path.name, [p.name for p in folder.iterdir() if p.suffix in (".toml", *_READERS)])
             raise SpecError([Problem("file", str(path), "no such sweep file", near)])
         try:
             text = path.read_text(encoding="utf-8")

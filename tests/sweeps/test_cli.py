@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -68,7 +69,11 @@ def test_budget_prints_the_solver() -> None:
         (["--set", "methods={lora={dropout=0.1}}"], "read as a matrix"),
         (["--set", "train.epoch=1"], "Nearest: epochs"),
         (["--set", "confirm.seeds=[]"], "at least 1"),
-        (["--set", "budgets.lora_rank=[100000]", "--set", "methods={vera={}}"], "no cell is feasible"),
+        (
+            ["--set", "budgets.lora_rank=[100000]", "--set", "methods={lora={}}"],
+            "largest rank of the target weights, 192",
+        ),
+        (["--set", "budgets.lora_rank=[100]", "--set", "methods={vera={}, full={}}"], "no cell is feasible"),
     ],
 )
 def test_bad_input_is_named_with_the_nearest_choice(words: list[str], said: str) -> None:
@@ -76,6 +81,20 @@ def test_bad_input_is_named_with_the_nearest_choice(words: list[str], said: str)
     assert result.exit_code == 2, result.output
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+def test_json_holds_bytes_and_numbers_that_are_not_finite(results: Path) -> None:
+    rows = json.loads(
+        sweeps("query", str(results), "select 1/0.0 as x, correct from predictions limit 1", "--json").stdout
+    )
+    assert rows[0]["x"] is None
+    assert base64.b64decode(rows[0]["correct"], validate=True)
+
+
+def test_budget_refuses_a_rank_beyond_the_weights() -> None:
+    result = sweeps("budget", "--model", "embedded:tiny-clip", "--lora-rank", "1000", "--adapt", "vision")
+    assert result.exit_code == 2
+    assert "Nearest: --lora-rank 192" in result.output
 
 
 def test_best_query_status_report(results: Path) -> None:

@@ -105,6 +105,26 @@ def test_failing_trials_are_rows_and_the_sweep_goes_on(tmp_path: Path, pool: Poo
     assert (again.finished, again.skipped) == (0, summary.finished + summary.failed)
 
 
+def test_failed_trials_are_tried_again_when_asked(tmp_path: Path, pool: Pool) -> None:
+    plan = fake_plan(tmp_path / "r", (FakeCell("nola", options=(("fail_above", 0.0),)),), confirm=FakeConfirm((0,)))
+    first = go(plan, pool)
+    assert not first.complete
+    assert first.stuck == ("nola 1000",)
+    again = go(plan, None)
+    assert (again.finished, again.failed, again.failed_before) == (0, 0, first.failed)
+    assert not again.complete
+    mended = run(plan, trial="tests.fakes:mended_trial", progress=False, pool=pool, retry_failed=True)
+    assert mended.complete
+    table = open_store(tmp_path / "r").table("trials").to_pylist()
+    attempts: dict[str, list[tuple[int, str]]] = {}
+    for row in table:
+        attempts.setdefault(row["trial_id"], []).append((row["attempt"], row["status"]))
+    retried = [sorted(seen) for seen in attempts.values() if len(seen) > 1]
+    assert len(retried) == first.failed
+    assert all(seen == [(1, "failed"), (2, "finished")] for seen in retried)
+    assert go(plan, None).complete
+
+
 def test_extending_a_sweep_only_adds(tmp_path: Path, pool: Pool) -> None:
     log = tmp_path / "log"
     small = fake_plan(tmp_path / "r", logged(log), search=FakeSearch(trials=4, sampler="qmc"))

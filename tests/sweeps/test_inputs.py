@@ -1,0 +1,69 @@
+"""What is looked at before a sweep starts: images that open, data that is still the same, a folder that can be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sweeps import inputs
+from sweeps.errors import SpecError
+from sweeps.inputs import check_inputs
+from sweeps.plan import Plan
+from sweeps.spec import SweepSpec
+from trainables.data import DataError
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of eight images, and of two for the test."""
+    inputs._load.cache_clear()
+    inputs._split_sizes.cache_clear()
+    for part, count in (("train", 8), ("test", 2)):
+        for shade, name in ((40, "shirt"), (200, "shoe")):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.new("L", (28, 28), shade + k).save(folder / f"{k}.png")
+    return tmp_path / "images"
+
+
+def plan(images: Path, output: str) -> Plan:
+    tree = {
+        "name": "t",
+        "output": output,
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
+        "data": {"datasets": [f"folder:{images}"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}},
+    }
+    return Plan.from_spec(SweepSpec.parse(tree))
+
+
+def again() -> None:
+    inputs._load.cache_clear()
+    inputs._split_sizes.cache_clear()
+
+
+def test_a_damaged_image_is_named(images: Path, tmp_path: Path) -> None:
+    (images / "train" / "shoe" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"3\.png"):
+        check_inputs(plan(images, str(tmp_path / "r")))
+
+
+def test_other_data_under_the_same_name_is_refused(images: Path, tmp_path: Path) -> None:
+    planned = plan(images, str(tmp_path / "r"))
+    check_inputs(planned)
+    again()
+    check_inputs(planned)
+    (images / "test" / "shoe" / "1.png").unlink()
+    again()
+    with pytest.raises(SpecError, match="not the data that the trials"):
+        check_inputs(planned)
+
+
+def test_a_folder_that_cannot_be_made(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SpecError, match=r"output = .*choose another output"):
+        check_inputs(plan(images, str(tmp_path / "file" / "r")))
