@@ -7,8 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from analysis.tables import schema_markdown
 
+from analysis.tables import schema_markdown
 from sweeps.plan import Plan
 from sweeps.spec import SweepSpec
 
