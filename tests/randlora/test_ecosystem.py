@@ -35,7 +35,7 @@ def results(model: Any, adapted: Any, x: Tensor) -> list[Tensor]:
 def assert_close(one: list[Tensor], other: list[Tensor]) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=3e-5 * float(b.abs().max()))  # float32 sums in another order
 
 
 @compiles
