@@ -1,6 +1,6 @@
 """The optional compiled part: a small C library, built on first use with the system's compiler and kept in a cache.
 
-Nothing needs it. Without a compiler, or with `RANDLORA_KERNELS=off` in the environment, `library()` is None and the
+Nothing needs it. Without a compiler, or with `RANDLORA_KERNELS=off` in the environment, `load_compiled()` is None and the
 same products are made by torch. `status()` says what is in use and why.
 """
 
@@ -107,7 +107,7 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         return None, str(error)
 
 
-def library() -> ctypes.CDLL | None:
+def load_compiled() -> ctypes.CDLL | None:
     """The compiled library, built if need be; None where it cannot be had."""
     return _library()[0]
 

@@ -105,7 +105,7 @@ def lists(owner: nn.Module, whole: Tensor, rows: int, columns: int) -> Lists | N
     """
     if torch.compiler.is_compiling():
         return None
-    library = kernels.library() if whole.device.type == "cpu" and whole.dtype == torch.float32 else None
+    library = kernels.load_compiled() if whole.device.type == "cpu" and whole.dtype == torch.float32 else None
     if library is None or not _right(library):
         return None
     source, known = _CACHE.get(owner, (None, {}))
@@ -123,7 +123,7 @@ def signed_sums(x: Tensor, chosen: _Signed, scale: float, out: Tensor, base: Ten
 
     x (lanes x terms) and out (lanes x outputs) are float32 on the CPU, of any strides; base has out's.
     """
-    library = kernels.library()
+    library = kernels.load_compiled()
     assert library is not None
     if x.stride(0) != 1 and x.stride(1) != 1:
         x = x.contiguous()

@@ -17,10 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sweeps.errors import Problem, SpecError, nearest
+from sweeps.interfaces import TUNE_SEED
 from trainables.config import TrainSettings
-
-TUNE_SEED = 1_000_000
-"""First seed of stage TUNE; CONFIRM's seeds lie below it, so that the two stages share none."""
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]

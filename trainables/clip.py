@@ -32,7 +32,7 @@ class Task(Protocol):
         """Sum of the losses of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
         ...
 
-    def before_eval(self) -> None:
+    def before_evaluation(self) -> None:
         """Bring up to date what `predict` needs; call it after training and before predicting."""
         ...
 
@@ -93,7 +93,7 @@ class VisionTask:
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(self.logits(images), labels, reduction="sum")
 
-    def before_eval(self) -> None:
+    def before_evaluation(self) -> None:
         """Nothing changes: the class embeddings are constants."""
 
     def predict(self, images: Tensor) -> Tensor:
@@ -124,11 +124,11 @@ class BothTask:
         return loss
 
     @torch.no_grad()
-    def before_eval(self) -> None:
+    def before_evaluation(self) -> None:
         """Embed the classes with the text tower as it is now."""
         self._head = (self._scale * encode_texts(self._model, self._tokens, self._autocast)).T.contiguous()
 
     def predict(self, images: Tensor) -> Tensor:
         if self._head is None:
-            raise TrialError("predict was called before before_eval: the class embeddings do not exist yet")
+            raise TrialError("predict was called before before_evaluation: the class embeddings do not exist yet")
         return (encode_images(self._model, images, self._autocast) @ self._head).argmax(dim=1)

@@ -29,7 +29,7 @@ def correctness(
 
     With several workers each takes every `world`-th row, and all get the whole answer.
     """
-    task.before_eval()
+    task.before_evaluation()
     labels = pixels.split.labels
     right = torch.zeros(len(rows), dtype=torch.int32)
     mine = torch.arange(rank, len(rows), world)

@@ -94,10 +94,10 @@ else:
     ready = bench(best, images=64)  # its base model, its task, images of its training pool
     images, labels = ready.batches[0]
     with torch.no_grad():
-        ready.task.before_eval()
+        ready.task.before_evaluation()
         before = (ready.task.predict(images) == labels).float().mean().item()
         adapted = randlora.load(ready.loaded.module, folder / "adapters" / best["trial_id"])
-        ready.task.before_eval()
+        ready.task.before_evaluation()
         after = (ready.task.predict(images) == labels).float().mean().item()
         adapted.detach()
     print(f"{best['method']} at {best['reference']}: {adapted.count():,} parameters")

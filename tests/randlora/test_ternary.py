@@ -22,7 +22,7 @@ from randlora.plans import choose_plan
 from randlora.rand import RandLora
 from tests.randlora.helpers import TARGETS, batch, block, perturb
 
-compiled = pytest.mark.skipif(kernels.library() is None, reason=f"no compiled part: {kernels.status()}")
+compiled = pytest.mark.skipif(kernels.load_compiled() is None, reason=f"no compiled part: {kernels.status()}")
 
 
 def basis(rows: int, cols: int, sparsity: float = 8.0) -> Tensor:
@@ -140,7 +140,7 @@ def test_the_same_numbers_without_the_compiled_part(monkeypatch: pytest.MonkeyPa
     kernels._library.cache_clear()
     monkeypatch.setenv("RANDLORA_KERNELS", "off")
     without = gradients()
-    assert kernels.library() is None and "RANDLORA_KERNELS" in kernels.status()
+    assert kernels.load_compiled() is None and "RANDLORA_KERNELS" in kernels.status()
     for one, other in zip(with_it, without, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
 
@@ -168,10 +168,10 @@ def test_no_compiler_and_a_broken_one(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("RANDLORA_KERNELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert kernels.library() is None and "no C compiler" in kernels.status()
+    assert kernels.load_compiled() is None and "no C compiler" in kernels.status()
     kernels._library.cache_clear()
     monkeypatch.setattr("shutil.which", lambda name: "/bin/false")
-    assert kernels.library() is None and "failed" in kernels.status()
+    assert kernels.load_compiled() is None and "failed" in kernels.status()
     assert len(gradients()) == 13
 
 
@@ -179,11 +179,11 @@ def test_no_compiler_and_a_broken_one(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.usefixtures("fresh_library")
 def test_built_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kernels.library() is not None
+    assert kernels.load_compiled() is not None
     (built,) = (tmp_path / "randlora").iterdir()
     monkeypatch.setattr(kernels, "_build", lambda *a: pytest.fail("built again"))
     kernels._library.cache_clear()
-    assert kernels.library() is not None
+    assert kernels.load_compiled() is not None
     # a folder that others can write is not trusted
     (tmp_path / "randlora").chmod(0o777)
     monkeypatch.undo()
@@ -195,7 +195,7 @@ def test_built_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 @compiled
 def test_a_wrong_build_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = kernels.library()
+    library = kernels.load_compiled()
     assert library is not None and ternary._right(library)
     ternary._right.cache_clear()
     times_b = ternary.times_b

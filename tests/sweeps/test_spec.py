@@ -8,7 +8,8 @@ import pytest
 
 from sweeps.errors import SpecError
 from sweeps.export import write_spec
-from sweeps.spec import TUNE_SEED, SweepSpec
+from sweeps.interfaces import TUNE_SEED
+from sweeps.spec import SweepSpec
 
 GOOD = """
 name = "t"

@@ -95,9 +95,9 @@ def test_contrastive_loss_and_gradient_are_the_published(
 def test_both_predicts_over_all_classes_with_the_current_text_tower(loaded: LoadedModel, images: Tensor) -> None:
     tokens_CL = tokens(loaded, [f"An image of {c}" for c in CLASSES])
     task = BothTask(loaded.module, tokens_CL, contextlib.nullcontext)
-    with pytest.raises(TrialError, match="before_eval"):
+    with pytest.raises(TrialError, match="before_evaluation"):
         task.predict(images)
-    task.before_eval()
+    task.before_evaluation()
     with torch.no_grad():
         texts = normalize(loaded.module.encode_text(tokens_CL), dim=-1)
         expected = (normalize(loaded.module.encode_image(images), dim=-1) @ texts.T).argmax(1)
