@@ -1,7 +1,7 @@
 """The optional compiled part: a small C library, built on first use with the system's compiler and kept in a cache.
 
-Nothing needs it. Without a compiler, or with `RANDLORA_KERNELS=off` in the environment, `load_compiled()` is None and the
-same products are made by torch. `status()` says what is in use and why.
+Nothing needs it. Without a compiler, or with `RANDLORA_KERNELS=off` in the environment, `load_compiled()` is None and
+the same products are made by torch. `status()` says what is in use and why.
 """
 
 from __future__ import annotations
