@@ -1,4 +1,4 @@
-"""The methods a sweep can name: randlora's adapters, and those without a budget (full fine-tuning, zero-shot)."""
+"""The methods a sweep can name: randlora's adapters, and those without a budget (full, linear probe, zero-shot)."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ WITHOUT_BUDGET: dict[str, WithoutBudget] = {
     # RandLoRA paper, Table 8: full fine-tuning of CLIP at 1e-5; small models take more, so specs set their own centre
     "full": WithoutBudget(1e-5, "every weight of the adapted towers"),
     "full-targets": WithoutBudget(1e-5, "the target weights, whole"),
+    # RandLoRA's released DINOv2 code trains its linear head at 1e-3 (its CLIP probes, with another scale, at 0.02)
+    "linear-probe": WithoutBudget(1e-3, "a linear head on the frozen model"),
     "zero-shot": WithoutBudget(None, "nothing: the base model as it is"),
 }
 

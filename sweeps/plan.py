@@ -20,11 +20,11 @@ from sweeps.budget import Infeasible, Neighbour, Solution, reference_budget, sol
 from sweeps.errors import Problem, SpecError
 from sweeps.methods import has_budget, published_lr
 from sweeps.spec import MethodSection, SweepSpec
+from sweeps.task_checks import task_problems, with_towers
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data import DataError, check_dataset
-from trainables.families import parse_id
 from trainables.models import ModelError, default_targets, meta_model, target_shapes
-from trainables.shapes import is_open_clip_folder
+from trainables.shapes import model_kind
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -69,6 +69,7 @@ class Cell:
     tune_trials: int
     confirm_seeds: int
     protocol: str = field(default="standard", kw_only=True)
+    image_size: int | None = field(default=None, kw_only=True)
 
     @property
     def label(self) -> str:
@@ -98,13 +99,14 @@ class Cell:
                 "basis_seed": basis_seed,
                 "train": train,
                 "protocol": self.protocol,
+                "image_size": self.image_size,
             }
         )
 
     def row(self) -> dict[str, Any]:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
-        for name in ("targets", "options", "protocol"):
+        for name in ("targets", "options", "protocol", "image_size"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
@@ -149,14 +151,17 @@ class Plan:
         shapes: Shapes = {}
         targets: tuple[str, ...] = ()
         try:
+            kind = model_kind(spec.model.id)
+            spec = with_towers(spec, kind)
+            problems += task_problems(spec, kind)
             targets = spec.model.targets or tuple(default_targets(spec.model.id))
-            shapes = target_shapes(spec.model.id, targets, spec.model.adapt)
+            shapes = target_shapes(spec.model.id, targets, spec.model.adapt or "both")
         except ModelError as error:
             problems.append(Problem("model.id", None, str(error)))  # the message has the value
         except ValueError as error:  # a target pattern that matches nothing; the message lists the nearest names
             problems.append(Problem("model.targets", list(targets), str(error)))
         else:
-            problems += _task_problems(spec) + _rank_problems(spec, shapes)
+            problems += _rank_problems(spec, shapes)
         if problems:
             raise SpecError(problems)
         cells = tuple(_cells(spec, targets, shapes))
@@ -219,17 +224,6 @@ def _rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
     largest = max(min(shape) for shape in shapes.values())
     rule = f"is above the largest rank of the target weights, {largest}"
     return [Problem("budgets.lora_rank", r, rule, str(largest)) for r in spec.budgets.lora_rank or () if r > largest]
-
-
-def _task_problems(spec: SweepSpec) -> list[Problem]:
-    parsed = parse_id(spec.model.id)
-    local = parsed.folder is not None and is_open_clip_folder(parsed.folder, spec.model.id)
-    if parsed.scheme != "open_clip" and not local:
-        rule = "is no open_clip model; sweeps train CLIP models so far (`sweeps budget` takes any)"
-        return [Problem("model.id", spec.model.id, rule, "embedded:tiny-clip")]
-    if spec.model.adapt == "all":
-        return [Problem("model.adapt", "all", "a CLIP model has two towers: vision or both", "both")]
-    return []
 
 
 def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Cell]:
@@ -306,14 +300,26 @@ def _cell(
     low, high, centre = _lr_range(name, section, spec)
     options = tuple(sorted(section.options.items()))
     allocation = solution.allocation if solution else None
-    key = [spec.model.id, spec.model.adapt, targets, dataset, size, name, options, solved.reference, section.allocation]
+    key: list[object] = [
+        spec.model.id,
+        spec.model.adapt,
+        targets,
+        dataset,
+        size,
+        name,
+        options,
+        solved.reference,
+        section.allocation,
+    ]
+    if spec.model.image_size is not None:
+        key.append(spec.model.image_size)
     digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:6]
     words = [name, solved.reference, dataset.rpartition("/")[2].replace(":", "-"), str(size)]
     return Cell(
         cell_id="_".join([w for w in words if w] + [digest]),
         sweep=spec.name,
         model=_absolute(spec.model.id),
-        adapt=spec.model.adapt,
+        adapt=spec.model.adapt or "both",
         targets=targets,
         dataset=_absolute(dataset),
         train_size=size,
@@ -336,6 +342,7 @@ def _cell(
         tune_trials=0 if centre is None or spec.protocol == "paper" else spec.search.trials,
         confirm_seeds=1 if centre is None else len(spec.confirm.seeds),  # nothing trains, nothing varies
         protocol=spec.protocol,
+        image_size=spec.model.image_size,
     )
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
-from trainables.config import TrainSettings, identifying
+from trainables.config import LATER, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
@@ -32,8 +32,11 @@ class ModelSection(_Section):
     """`[model]`: the base model and what of it is adapted."""
 
     id: str
-    adapt: Literal["vision", "both", "all"] = "both"
+    adapt: Literal["vision", "both", "all"] | None = None
+    """None: "both" towers of a CLIP model, "all" of a model with one tower."""
     targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    image_size: Annotated[int | None, Field(ge=1), LATER] = None
+    """Side of the input in pixels, for image encoders whose positions interpolate; None: the model's own."""
 
 
 class DataSection(_Section):
@@ -227,6 +230,8 @@ class SweepSpec(_Section):
         }
         budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
         kept = {k: whole[k] for k in ("name", "protocol", "model", "train")}
+        if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
+            kept["model"] = whole["model"] | {"adapt": "both"}
         return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}
 
     @classmethod

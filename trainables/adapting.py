@@ -15,8 +15,9 @@ from torch import nn
 from randlora.adapter import Adapter
 from randlora.attach import attach, resolve_targets
 from randlora.registry import get_method
-from trainables.config import FULL_METHODS, NO_TRAINING, TrialConfig
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.data.splits import derive_seed
+from trainables.encoders import is_unused
 from trainables.errors import TrialError
 
 VISUAL = "visual."
@@ -51,7 +52,7 @@ def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
     required = {p: p.requires_grad for p in model.parameters()}
     try:
         model.requires_grad_(False)
-        if trial.method == NO_TRAINING:
+        if trial.method in (NO_TRAINING, LINEAR_PROBE):
             yield Trainables({}, 0, 0, _nothing_to_save)
         elif trial.method in FULL_METHODS:
             with _base_weights(model, trial) as trainables:
@@ -111,7 +112,7 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
     """Names of the base weights that "full" or "full-targets" trains, in the model's order."""
     vision_only = trial.adapt == "vision"
     if trial.method == "full":
-        names = [n for n, _ in model.named_parameters() if n not in _TEMPERATURE]
+        names = [n for n, _ in model.named_parameters() if n not in _TEMPERATURE and not is_unused(model, n)]
     else:
         names = list(resolve_targets(model, list(trial.targets)))
     return [n for n in names if n.startswith(VISUAL)] if vision_only else names
@@ -125,4 +126,4 @@ def reseed_dropout(model: nn.Module, init_seed: int, epoch: int) -> None:
 
 
 def _nothing_to_save(folder: Path) -> None:
-    """Zero-shot has no trained weights."""
+    """Zero-shot has no trained weights, and a linear probe's head belongs to its task."""

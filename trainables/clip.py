@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from trainables.errors import TrialError
+from trainables.evaluate import FeatureClassifier
 from trainables.runtime import Autocast
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -60,28 +61,44 @@ def logit_scale(model: nn.Module) -> Tensor:
     return scale.detach().exp().reshape(())
 
 
-class VisionTask:
+class VisionTask(FeatureClassifier):
     """Frozen text tower. `classes`: (C, D) unit class embeddings."""
 
     def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
         self._model, self._autocast = model, autocast
         self._head = (logit_scale(model) * classes).T.contiguous()
 
-    def logits(self, images: Tensor) -> Tensor:
-        """(B, C) scaled similarities."""
-        return encode_images(self._model, images, self._autocast) @ self._head
+    def features(self, images: Tensor) -> Tensor:
+        return encode_images(self._model, images, self._autocast)
 
-    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(self.logits(images), labels, reduction="sum")
-
-    def before_evaluation(self) -> None:
-        """Nothing changes: the class embeddings are constants."""
-
-    def predict(self, images: Tensor) -> Tensor:
-        return self.logits(images).argmax(dim=1)
+    def classify(self, features: Tensor) -> Tensor:
+        return features @ self._head
 
 
-class BothTask:
+class LinearProbe(FeatureClassifier):
+    """Both towers frozen: a linear classifier on unit image features, which starts as the zero-shot classifier.
+
+    Logits are exp(logit_scale) times `head` of the features; the head's weights (C, D) start at the class embeddings.
+    """
+
+    def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
+        self._model, self._autocast = model, autocast
+        self._scale = logit_scale(model)
+        self.head = nn.Linear(classes.shape[1], classes.shape[0], bias=False, device="meta").to_empty(
+            device=classes.device
+        )
+        with torch.no_grad():
+            self.head.weight.copy_(classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        return encode_images(self._model, images, self._autocast)
+
+    def classify(self, features: Tensor) -> Tensor:
+        logits: Tensor = self._scale * self.head(features)
+        return logits
+
+
+class BothTask(FeatureClassifier):
     """Both towers train. `tokens`: (C, context), the single prompt of every class."""
 
     def __init__(self, model: nn.Module, tokens: Tensor, autocast: Autocast) -> None:
@@ -109,7 +126,10 @@ class BothTask:
         """Embed the classes with the text tower as it is now."""
         self._head = (self._scale * encode_texts(self._model, self._tokens, self._autocast)).T.contiguous()
 
-    def predict(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        return encode_images(self._model, images, self._autocast)
+
+    def classify(self, features: Tensor) -> Tensor:
         if self._head is None:
-            raise TrialError("predict was called before before_evaluation: the class embeddings do not exist yet")
-        return (encode_images(self._model, images, self._autocast) @ self._head).argmax(dim=1)
+            raise TrialError("classify was called before before_evaluation: the class embeddings do not exist yet")
+        return features @ self._head

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
-
-from trainables.data.batches import Normalise
-from trainables.data.pixels import Pixels
+from torch.nn.functional import cross_entropy
 
 
 class Classifier(Protocol):
@@ -30,33 +30,56 @@ class Classifier(Protocol):
         ...
 
 
+class FeatureClassifier(ABC):
+    """A classifier in two parts: a tower that makes one vector of an image, and what reads it."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Vectors (B, D) of images (B, 3, S, S)."""
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, C)."""
+
+    def before_evaluation(self) -> None:  # noqa: B027  # most have nothing to bring up to date
+        """See `Classifier`."""
+
+    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(self.classify(self.features(images)), labels, reduction="sum")
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self.classify(self.features(images)).argmax(dim=1)
+
+
 @torch.no_grad()
 def correctness(
-    task: Classifier,
-    pixels: Pixels,
-    rows: Tensor,
-    normalise: Normalise,
+    predict: Callable[[Tensor], Tensor],
+    labels: Tensor,
     *,
     batch_size: int,
+    device: torch.device,
     rank: int = 0,
     world: int = 1,
 ) -> Tensor:
-    """Whether each of the given rows is classified right: (n,) bool on the CPU, in the order of `rows`.
+    """Whether each example is classified right: (n,) bool on the CPU, in the order of `labels`.
 
-    With several workers each takes every `world`-th row, and all get the whole answer.
+    With several workers each takes every `world`-th example, and all get the whole answer.
+
+    Args:
+        predict: predicted classes (b,) of the examples at some positions (b,) of `labels`.
+        labels: (n,) the right classes, on the CPU.
+        device: where several workers meet.
     """
-    task.before_evaluation()
-    labels = pixels.split.labels
-    right = torch.zeros(len(rows), dtype=torch.int32)
-    mine = torch.arange(rank, len(rows), world)
+    right = torch.zeros(len(labels), dtype=torch.int32)
+    mine = torch.arange(rank, len(labels), world)
     parts = []
     for part in torch.split(mine, batch_size) if len(mine) else ():
-        predicted = task.predict(normalise(pixels.rows(rows[part])))
-        parts.append(predicted == labels[rows[part]].to(predicted.device))
+        predicted = predict(part)
+        parts.append(predicted == labels[part].to(predicted.device))
     if parts:
         right[mine] = torch.cat(parts).cpu().int()
     if world > 1:
-        right = right.to(normalise.device)
+        right = right.to(device)
         torch.distributed.all_reduce(right)
     return right.cpu().bool()
 

@@ -63,6 +63,17 @@ _BERT = Family(
     "text-encoder", _BERT_NAMES, "RandLoRA paper, GLUE: the 6 matrices of each layer; neither pooler nor head"
 )
 
+# Both spellings: transformers renamed the attention of DINOv2 from `query` to `q_proj` in version 5.
+_DINOV2 = Family(
+    "hf-vision",
+    (
+        *("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        *("attention.query", "attention.key", "attention.value"),
+        *("mlp.fc1", "mlp.fc2", "mlp.up_proj", "mlp.down_proj"),
+    ),
+    "RandLoRA paper, DINOv2: q, k, v and the MLP (packed `attn.qkv` in the original code, apart in transformers)",
+)
+
 FAMILIES: dict[str, Family] = {
     # open_clip's own towers, then timm's towers inside open_clip (SigLIP, EVA): both spellings, absent ones left out
     "open_clip": Family(
@@ -70,16 +81,8 @@ FAMILIES: dict[str, Family] = {
         ("attn.in_proj_weight", "mlp.c_fc", "mlp.c_proj", "attn.qkv", "mlp.fc1", "mlp.fc2"),
         "RandLoRA paper, CLIP: packed q, k, v and the MLP of every block of both towers; attn.out_proj is not adapted",
     ),
-    # Both spellings: transformers renamed the attention of DINOv2 from `query` to `q_proj` in version 5.
-    "dinov2": Family(
-        "hf-vision",
-        (
-            *("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-            *("attention.query", "attention.key", "attention.value"),
-            *("mlp.fc1", "mlp.fc2", "mlp.up_proj", "mlp.down_proj"),
-        ),
-        "RandLoRA paper, DINOv2: q, k, v and the MLP (packed `attn.qkv` in the original code, apart in transformers)",
-    ),
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2,
     "vit": Family(
         "hf-vision",
         (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from trainables.clip import BothTask, VisionTask
 from trainables.data import Dataset, Splits, split
 from trainables.data.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches
 from trainables.data.pixels import Pixels, Recipe
@@ -55,11 +55,8 @@ class ImageTask:
         return crop_flip_plan(len(batch), generator) if self._trial.train.augment == "crop-flip" else None
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
-        images = self._pixels.rows(rows)
-        if plan is not None:
-            images = apply_plan(images.to(self._normalise.device), plan)
         labels = self._pixels.split.labels[rows].to(self._normalise.device)
-        return self._classifier.loss_sum(self._normalise(images), labels)
+        return self._classifier.loss_sum(self._images(self._pixels, rows, plan), labels)
 
     def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
         if which == "test":
@@ -68,8 +65,14 @@ class ImageTask:
             pixels, rows = self._pixels, self._rows.val_idx
         if len(rows) == 0:
             return None
+        self._classifier.before_evaluation()
         correct = correctness(
-            self._classifier, pixels, rows, self._normalise, batch_size=batch_size, rank=rank, world=world
+            self._predictor(pixels, rows, torch.arange(rank, len(rows), world)),
+            pixels.split.labels[rows],
+            batch_size=batch_size,
+            device=self._normalise.device,
+            rank=rank,
+            world=world,
         )
         return Scores(
             score=accuracy(correct),
@@ -79,10 +82,22 @@ class ImageTask:
             correct=correct,
         )
 
+    def _images(self, pixels: Pixels, rows: Tensor, plan: Tensor | None = None) -> Tensor:
+        """Normalised images (b, 3, S, S) on the device, augmented by `plan`."""
+        images = pixels.rows(rows)
+        if plan is not None:
+            images = apply_plan(images.to(self._normalise.device), plan)
+        return self._normalise(images)
+
+    def _predictor(self, pixels: Pixels, rows: Tensor, mine: Tensor) -> Callable[[Tensor], Tensor]:
+        """What predicts the classes at some positions of `rows`; it will be asked for those in `mine`, in order."""
+        del mine
+        return lambda part: self._classifier.predict(self._images(pixels, rows[part]))
+
 
 def recipe_of(preprocess: Preprocess) -> Recipe:
     """How images are brought to a model's size."""
-    return Recipe(preprocess.image_size, "bilinear" if preprocess.interpolation == "bilinear" else "bicubic")
+    return Recipe(preprocess.image_size, preprocess.interpolation, preprocess.resize_mode)
 
 
 def preprocess_of(loaded: LoadedModel) -> Preprocess:
@@ -90,24 +105,3 @@ def preprocess_of(loaded: LoadedModel) -> Preprocess:
     if loaded.preprocess is None:
         raise TrialError(f"model {loaded.model_id!r} takes no images")
     return loaded.preprocess
-
-
-def clip_task(parts: Parts) -> ImageTask:
-    """CLIP on labelled images: one tower or both. Raises TrialError for what the contrastive loss cannot do."""
-    trial, lane, loaded = parts.trial, parts.lane, parts.loaded
-    if trial.adapt == "all":
-        raise TrialError("adapt = 'all' is for models of one tower; a CLIP model takes 'vision' or 'both'")
-    if trial.adapt == "both" and parts.world > 1:
-        raise TrialError(
-            f"adapt = 'both' on {parts.world} workers: the contrastive loss compares all images of a batch, which are "
-            "on different workers; set resources.workers = 1 or adapt = 'vision'"
-        )
-    preprocess = preprocess_of(loaded)
-    dataset = lane.dataset(trial.dataset, trial.stage)
-    classifier: Classifier
-    if trial.adapt == "both":
-        classifier = BothTask(loaded.module, lane.class_tokens(loaded, dataset), parts.autocast)
-    else:
-        classes = lane.class_embeddings(loaded, dataset, parts.autocast, parts.precision)
-        classifier = VisionTask(loaded.module, classes, parts.autocast)
-    return ImageTask(parts, dataset, classifier, preprocess)

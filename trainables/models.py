@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -62,12 +62,15 @@ class Preprocess:
         image_size: side of the square input, in pixels.
         mean, std: per-channel normalisation of RGB values in [0, 1].
         interpolation: how images are resized, "bicubic" or "bilinear".
+        resize_mode: "shortest" resizes the shorter side and crops the centre, "longest" resizes the longer side and
+            pads, "squash" ignores the aspect.
     """
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
             image_size=_side(settings["size"], model_id),
             mean=_triple(settings["mean"]),
             std=_triple(settings["std"]),
-            interpolation=settings.get("interpolation", "bicubic"),
+            interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+            resize_mode=settings.get("resize_mode") or "shortest",
         ),
         tokenizer=cast("Tokenizer", tokenizer),
     )
@@ -182,7 +186,11 @@ def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code:
 
 
 def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
-    """From preprocessor_config.json; without one, the config's image size and ImageNet's mean and deviation."""
+    """From preprocessor_config.json; without one, the config's image size and ImageNet's mean and deviation.
+
+    A processor that crops resizes the shorter side to the crop, without the margin that some recipes cut off around it;
+    one that resizes to a fixed height and width squashes.
+    """
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
@@ -190,6 +198,8 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     except OSError:
         settings = {}
     size = settings.get("crop_size") or settings.get("size") or config.image_size
+    given = settings.get("size")
+    squash = isinstance(given, dict) and "height" in given and not settings.get("do_center_crop", False)
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
     bilinear = 2  # PIL's number for it; 3 is bicubic
@@ -198,6 +208,7 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
         mean=_triple(settings.get("image_mean") or IMAGENET_MEAN),
         std=_triple(settings.get("image_std") or IMAGENET_STD),
         interpolation="bilinear" if settings.get("resample") == bilinear else "bicubic",
+        resize_mode="squash" if squash else "shortest",
     )
 
 

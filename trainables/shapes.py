@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from randlora.attach import resolve_targets
-from trainables.families import FAMILIES, Family, ModelError, ModelId, family_named, matching, parse_id
+from trainables.families import FAMILIES, Family, Kind, ModelError, ModelId, family_named, matching, parse_id
 
 Shape = tuple[int, int]
 Adapt = Literal["vision", "both", "all"]
@@ -27,6 +27,20 @@ def meta_model(model_id: str) -> nn.Module:
         ModelError: an unknown id, or a config that can't be read.
     """
     return _build(parse_id(model_id), model_id)
+
+
+def model_kind(model_id: str) -> Kind:
+    """The task family that can train a model; reads its config at most.
+
+    Raises:
+        ModelError: an unknown id, or a config that can't be read.
+    """
+    parsed = parse_id(model_id)
+    if parsed.scheme == "open_clip":
+        return "clip"
+    if parsed.folder is not None and is_open_clip_folder(parsed.folder, model_id):
+        return "clip"
+    return kind_of(hf_config(str(parsed.folder or parsed.name), model_id))
 
 
 def default_targets(model: str | nn.Module) -> list[str]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from trainables.clip import BothTask, LinearProbe, VisionTask
+from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.errors import TrialError
+from trainables.images import ImageTask, preprocess_of
+from trainables.probe import FrozenTask
 from trainables.task import Parts, Task
+from trainables.vision import vision_task
 
 
 def make_task(parts: Parts) -> Task:
@@ -15,10 +20,35 @@ def make_task(parts: Parts) -> Task:
     """
     kind = parts.loaded.kind
     if kind == "clip":
-        from trainables.images import clip_task
-
         return clip_task(parts)
+    if kind == "hf-vision":
+        return vision_task(parts)
     raise TrialError(
-        f"model {parts.trial.model!r} is of kind {kind!r}, which cannot be trained; choose an open_clip: model or the "
-        "embedded one"
+        f"model {parts.trial.model!r} is of kind {kind!r}, which cannot be trained; choose an open_clip: model, the "
+        "embedded one, or an image encoder such as hf:facebook/dinov2-small"
     )
+
+
+def clip_task(parts: Parts) -> ImageTask:
+    """CLIP on labelled images: one tower or both. Raises TrialError for what the contrastive loss cannot do."""
+    trial, lane, loaded = parts.trial, parts.lane, parts.loaded
+    if trial.adapt == "all":
+        raise TrialError("adapt = 'all' is for models of one tower; a CLIP model takes 'vision' or 'both'")
+    contrastive = trial.adapt == "both" and trial.method != LINEAR_PROBE
+    if contrastive and parts.world > 1:
+        raise TrialError(
+            f"adapt = 'both' on {parts.world} workers: the contrastive loss compares all images of a batch, which are "
+            "on different workers; set resources.workers = 1 or adapt = 'vision'"
+        )
+    preprocess = preprocess_of(loaded)
+    dataset = lane.dataset(trial.dataset, trial.stage)
+    module, autocast = loaded.module, parts.autocast
+    if contrastive:
+        both = BothTask(module, lane.class_tokens(loaded, dataset), autocast)
+        return (FrozenTask if trial.method == NO_TRAINING else ImageTask)(parts, dataset, both, preprocess)
+    classes = lane.class_embeddings(loaded, dataset, autocast, parts.precision)
+    if trial.method == LINEAR_PROBE:
+        probe = LinearProbe(module, classes, autocast)
+        return FrozenTask(parts, dataset, probe, preprocess, probe.head)
+    vision = VisionTask(module, classes, autocast)
+    return (FrozenTask if trial.method == NO_TRAINING else ImageTask)(parts, dataset, vision, preprocess)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,9 @@ from trainables.data.dataset import ImageSplit
 from trainables.data.pixels import KEEP_BYTES, Pixels, Recipe
 from trainables.models import LoadedModel, load_model
 from trainables.runtime import Autocast
+
+FEATURE_BYTES = 2**30
+"""Vectors of frozen towers that a lane keeps, on its device."""
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -75,7 +78,7 @@ class Warm:
         """The base model on this worker's device, loaded on first use."""
         models = self._table("models")
         if model_id not in models:
-            for table in ("models", "marks", "words"):
+            for table in ("models", "marks", "words", "features"):
                 self._table(table).clear()
             loaded = load_model(model_id)
             loaded.module.to(self.device)
@@ -120,6 +123,16 @@ class Warm:
             kept.pop(next(iter(kept)))
         found: Pixels = kept[key]
         return found
+
+    def features(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """Vectors of a frozen tower, by all that they depend on; made once, the oldest dropped over the limit."""
+        kept: dict[tuple[Any, ...], Tensor] = self._table("features")
+        if key not in kept:
+            kept[key] = make()
+        kept[key] = kept.pop(key)  # the newest comes last
+        while sum(f.nbytes for f in kept.values()) > FEATURE_BYTES and len(kept) > 1:
+            kept.pop(next(iter(kept)))
+        return kept[key]
 
     def class_embeddings(self, loaded: LoadedModel, dataset: Dataset, autocast: Autocast, precision: str) -> Tensor:
         """(C, D) embeddings of the data set's classes by the untouched text tower."""

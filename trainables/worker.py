@@ -15,6 +15,7 @@ from torch import nn
 from trainables.adapting import Trainables, adapted
 from trainables.checkpoints import load_checkpoint, save_checkpoint
 from trainables.config import NO_TRAINING, TrialConfig
+from trainables.encoders import HEAD_FILE
 from trainables.errors import TrialError
 from trainables.evaluate import pack
 from trainables.memory import PeakMemory
@@ -28,8 +29,6 @@ Report = dict[str, Any]
 
 ADAPTER_FOLDER = "adapter"
 """Where `keep` leaves the trained weights, inside the trial's own folder."""
-HEAD_FILE = "head.safetensors"
-"""A task head's weights, beside the adapter's."""
 
 CHECKPOINT_SHARE = 0.02
 """Checkpoints may take this share of the training time; epochs that are too quick share one."""

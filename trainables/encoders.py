@@ -1,0 +1,96 @@
+"""One vector per input from a transformers encoder, and the linear head that a task puts on it.
+
+Which vector, by family: DINOv2, DINOv3, ViT, DeiT and the like give the class token after the final norm (for DINOv2
+the simplest of its authors' linear probes), BERT and RoBERTa the first token of the last layer; every other encoder
+gives what transformers calls its pooled output (Swin, ConvNeXt and SigLIP are made to be read from it).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainables.data.splits import generator
+from trainables.errors import TrialError
+
+FIRST_TOKEN = frozenset(
+    {"dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "deit", "vit_msn", "bert", "roberta", "distilbert"}
+)
+"""Model types whose first token after the last layer stands for the whole input; their poolers are not used."""
+
+HEAD_STD = 0.01
+"""Standard deviation of a new head's weights (the released RandLoRA code and DINOv2's linear probe)."""
+HEAD_FILE = "head.safetensors"
+"""A kept head's weights, beside the adapter's."""
+
+
+def model_type(module: nn.Module) -> str | None:
+    """The `model_type` of a transformers model; None for any other module."""
+    found = getattr(getattr(module, "config", None), "model_type", None)
+    return found if isinstance(found, str) else None
+
+
+def pooled(module: nn.Module, outputs: object) -> Tensor:
+    """(B, D) float32 from the outputs of a forward pass of `module`, a transformers encoder.
+
+    Raises:
+        TrialError: an encoder without a pooled output.
+    """
+    if model_type(module) in FIRST_TOKEN:
+        tokens: Tensor = outputs.last_hidden_state  # type: ignore[attr-defined]
+        return tokens[:, 0].float()
+    vector: Tensor | None = getattr(outputs, "pooler_output", None)
+    if vector is None:
+        raise TrialError(f"{type(module).__name__} gives no pooled output that a linear head could read")
+    return vector.flatten(1).float()
+
+
+def is_unused(module: nn.Module, name: str) -> bool:
+    """Whether a weight of a transformers encoder takes no part in `pooled`, and so cannot train."""
+    last = name.rpartition(".")[2]
+    return last == "mask_token" or (model_type(module) in FIRST_TOKEN and name.startswith("pooler."))
+
+
+def image_encoder(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Images (B, 3, S, S) to vectors (B, D); positions are interpolated where S is not the pretraining size."""
+    extra: dict[str, bool] = {}
+    if "interpolate_pos_encoding" in inspect.signature(module.forward).parameters:
+        extra["interpolate_pos_encoding"] = True  # DINOv2 does it unasked
+
+    def encode(images: Tensor) -> Tensor:
+        return pooled(module, module(pixel_values=images, **extra))
+
+    return encode
+
+
+def hidden_size(module: nn.Module, model_id: str) -> int:
+    """D of `pooled`, from the model's config. Raises TrialError where it does not say."""
+    config = getattr(module, "config", None)
+    size = getattr(config, "hidden_size", None)
+    if not isinstance(size, int):  # convolutional families count by stage
+        sizes = getattr(config, "hidden_sizes", None)
+        size = sizes[-1] if sizes else None
+    if not isinstance(size, int):
+        raise TrialError(f"model {model_id!r}: its config has no hidden_size, so a head cannot be sized")
+    return size
+
+
+def new_head(features: int, outputs: int, init_seed: int, device: torch.device) -> nn.Linear:
+    """A linear head without bias, (outputs x features), drawn from `init_seed` on the CPU."""
+    head = nn.Linear(features, outputs, bias=False, device="meta").to_empty(device="cpu")
+    nn.init.normal_(head.weight, std=HEAD_STD, generator=generator(init_seed, "head"))
+    return head.to(device)
+
+
+def load_head(folder: Path) -> nn.Linear:
+    """The head that a trial left in its adapter folder (`HEAD_FILE`)."""
+    tensors = load_file(str(folder / HEAD_FILE))
+    outputs, features = tensors["weight"].shape
+    head = nn.Linear(features, outputs, bias="bias" in tensors)
+    head.load_state_dict(tensors)
+    return head
