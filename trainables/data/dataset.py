@@ -48,7 +48,8 @@ class ImageSplit:
     def image(self, row: int) -> Image.Image:
         """The RGB image of one row. Raises DataError naming the row when its bytes are no image."""
         try:
-            return self.read(row).convert("RGB")
+            with self.read(row) as image:
+                return image.convert("RGB")
         except _UNREADABLE as error:
             file = "" if self.file is None else f" ({self.file(row)})"
             raise DataError(

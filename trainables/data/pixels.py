@@ -93,7 +93,7 @@ class Pixels:
         return index[torch.tensor([row not in bad for row in index.tolist()], dtype=torch.bool)] if bad else index
 
     def rows(self, index: Tensor) -> Tensor:
-        """Images of the given rows: (n, 3, size, size) uint8. Raises DataError naming an image that can't be decoded."""
+        """Images of the given rows: (n, 3, size, size) uint8. Raises DataError naming one that can't be decoded."""
         for _ in range(3):  # a damaged pack is decoded again; a disk that damages every one is not used
             if (packs := self._packs) is None:
                 break

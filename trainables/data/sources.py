@@ -161,7 +161,8 @@ def from_folder(name: str, folder: Path) -> Dataset:
             images = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
             if not images and each in found:
                 raise DataError(
-                    f"{name}: class folder {splits[which] / each} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                    f"{name}: class folder {splits[which] / each} holds no image ("
+                    f"{', '.join(sorted(IMAGE_SUFFIXES))}); "
                     "fill it or remove it"
                 )
             paths += images
@@ -188,6 +189,7 @@ def from_hub(
     repository: str,
     words: Words | None = None,
     *,
+    config: str | None = None,
     splits: Mapping[str, str] | None = None,
     clean: Callable[[str], str] | None = None,
     advice: str = "",
@@ -195,6 +197,7 @@ def from_hub(
     """A data set of the Hugging Face hub, downloaded once into its cache.
 
     Args:
+        config: which of the repository's configurations; None for its only or default one.
         splits: our names of splits to the hub's; None takes its `train`, `test` and validation split as they are.
         clean: makes the words for prompts from its class names.
         advice: how else to get it, for the message when it can't be had.
@@ -202,7 +205,7 @@ def from_hub(
     import datasets
 
     try:
-        found = datasets.load_dataset(repository)
+        found = datasets.load_dataset(repository, *([config] if config else []))
     except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
         raise DataError(
             f"data set {name!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); check the id and "
