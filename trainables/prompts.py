@@ -75,8 +75,8 @@ def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> t
     """
     if len(labels) < 2:
         raise DataError(
-            f"{where}: the instruction names no choices (it should end with 'Answer format: a/b/...'), so "
-            "log-likelihoods cannot be compared; add a list 'choices' to the row or use evaluate.protocol = 'generation'"
+            f"{where}: the instruction names no choices (it should end with 'Answer format: a/b/...'); add a list "
+            "'choices' to the row, or set evaluate.protocol = 'generation'"
         )
     if answer not in labels:
         raise DataError(f"{where}: answer {answer!r} is not among the choices {', '.join(labels)}")

@@ -5,7 +5,7 @@
 | `arc-easy`, `commonsense-170k`, ... | commonsense rows of LLM-Adapters, answered by a label; downloaded on first use |
 | `arc-easy-questions`, ... | the same, the bare question answered by the text of a choice |
 | `glue-sst2`, ..., `e2e` | from the hub |
-| `json:FOLDER`, `questions:FOLDER` | `{train,test}.json` in the form of LLM-Adapters, read in the one way or the other |
+| `json:FOLDER`, `questions:FOLDER` | `{train,test}.json` in LLM-Adapters' form, read in the one way or the other |
 | `glue:FOLDER`, `e2e:FOLDER` | the files of GLUE tasks and of E2E |
 """
 
@@ -136,14 +136,14 @@ def _union(file: str, form: Form) -> Callable[[str], TextDataset]:
     return load
 
 
-def _hub(name: str, repository: str, **where: str) -> Mapping[str, Callable[[], Cells]]:
+def _hub(dataset: str, repository: str, **where: str) -> Mapping[str, Callable[[], Cells]]:
     import datasets
 
     try:
         found = datasets.load_dataset(repository, **where)
     except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
         raise DataError(
-            f"data set {name!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); check the "
+            f"data set {dataset!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); check the "
             "connection, or download its files and use glue:FOLDER or e2e:FOLDER"
         ) from error
     return {str(which): functools.partial(list, table) for which, table in found.items()}

@@ -62,7 +62,7 @@ def from_glue_folder(name: str, folder: Path) -> TextDataset:
     test = next((files[w] for w in _GLUE_TEST if w in files), None)
     if "train" not in files or test is None:
         raise DataError(
-            f"data set {name!r}: {folder} needs train.tsv and one of {', '.join(f'{w}.tsv' for w in _GLUE_TEST)}; it holds "
+            f"data set {name!r}: {folder} needs train.tsv and a {', '.join(f'{w}.tsv' for w in _GLUE_TEST)}; it has "
             f"{', '.join(p.name for p in files.values()) or 'no .tsv file'}"
         )
     held = next((files[w] for w in _GLUE_VALIDATION if w in files and files[w] != test), None)
@@ -164,8 +164,6 @@ def _read_tsv(path: Path) -> Cells:
             raise DataError(f"{path}, row {i}: {len(row)} columns where the header has {len(header)}")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
-
-# -- E2E ----------------------------------------------------------------------------------------------------------------
 
 _E2E_COLUMNS = (("mr", "ref"), ("meaning_representation", "human_reference"))
 
