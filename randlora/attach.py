@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from randlora.adapter import Adapter, AdapterConfig, Request, Shape, derive_seed
+from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.bases import Bases
 from randlora.errors import AdapterError, CheckpointError, ConfigError, TargetError, nearest
 from randlora.hooks import Hooks
 from randlora.registry import Method, get_method
+from randlora.seeds import derive_seed
 from randlora.sites import Site, is_adapted, shared_names
 from randlora.targets import resolve_targets, select
 
