@@ -178,6 +178,7 @@ class Pool:
 
         try:
             if ray.is_initialized() and self.broker is not None:
+                self._lanes.ending()
                 ray.get(self.broker.shutdown.remote(), timeout=_STOP_S)
                 self._lanes.stop(_STOP_S)
                 if not self._owns_session:

@@ -180,6 +180,12 @@ class ResourceSection(_Section):
     concurrent: int | Literal["auto"] = "auto"
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float | Literal["auto"] = "auto"
+    isolated: bool = False
+    """A fresh process for every trial: for code that can't be trusted to clean up; costs seconds a trial."""
+    trial_timeout: float | None = Field(default=None, gt=0)
+    """Seconds without a report (one an epoch) after which a trial's worker is killed and the trial started again."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a trial is started whose worker dies or falls silent, before it is a failed trial."""
 
     @field_validator("concurrent")
     @classmethod

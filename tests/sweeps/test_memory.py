@@ -1,0 +1,63 @@
+"""The micro-batch of a trial that ran out of memory, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sweeps.memory import MicroBatch, out_of_memory
+from trainables.errors import TrialError
+
+
+def config(adapt: str = "vision", **train: Any) -> dict[str, Any]:
+    return {"adapt": adapt, "train": {"global_batch_size": 10, "micro_batch_size": None, **train}}
+
+
+def test_it_halves_down_to_one_and_a_new_process_goes_on_with_what_fitted(tmp_path: Path) -> None:
+    micro = MicroBatch(tmp_path, config(), world=2)
+    assert (micro.asked, micro.size, micro.smaller) == (5, 5, None)
+    micro.shrink("first")
+    micro.shrink("second")
+    assert (micro.asked, micro.size, micro.smaller) == (5, 1, 1)
+    assert MicroBatch(tmp_path, config(), world=2).events == [
+        {"micro_batch_size": 2, "reason": "first"},
+        {"micro_batch_size": 1, "reason": "second"},
+    ]
+    with pytest.raises(TrialError, match=r"single example at once.*third"):
+        micro.shrink("third")
+
+
+def test_a_configured_micro_batch_is_where_it_starts(tmp_path: Path) -> None:
+    assert MicroBatch(tmp_path, config(micro_batch_size=4), world=1).size == 4
+    assert MicroBatch(tmp_path, config(micro_batch_size=64), world=1).size == 10
+
+
+def test_a_contrastive_batch_is_never_split(tmp_path: Path) -> None:
+    micro = MicroBatch(tmp_path, config("both"), world=1)
+    with pytest.raises(TrialError, match=r"out of memory with 10 images.*adapt = 'both'.*global_batch_size.*no room"):
+        micro.shrink("no room")
+    assert micro.smaller is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("DefaultCPUAllocator"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, answer: bool) -> None:
+    assert out_of_memory(error) is answer
+
+
+def test_torch_says_so_when_the_cpu_has_no_room() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
