@@ -239,6 +239,15 @@ class FakeResources:
     isolated: bool = False
     trial_timeout: float | None = None
     attempts: int = 3
+    order: str = "methods"
+
+
+@dataclass(frozen=True)
+class FakeLimits:
+    max_hours: float | None = None
+    max_accelerator_hours: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True)
@@ -255,6 +264,7 @@ class FakeSpec:
     confirm: FakeConfirm = FakeConfirm()
     train: FakeTrain = FakeTrain()
     resources: FakeResources = FakeResources()
+    limits: FakeLimits = FakeLimits()
     keep: FakeKeep = FakeKeep()
 
     def identity(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sweeps.cluster import Pool
-from tests.fakes import FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.test_engine import assert_same_tables, go, rows
+from tests.fakes import FakeCell, FakeConfirm, FakeLimits, FakeResources, FakeSearch, fake_plan
+from tests.sweeps.test_engine import assert_same_tables, go, logged, rows
 from tests.sweeps.test_engine_faults import DRIVER, ROOT, events
 
 FEW = {"search": FakeSearch(trials=2, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0,))}
@@ -106,3 +106,25 @@ def test_isolated_trials_have_a_process_each(tmp_path: Path) -> None:
     assert len(seen) == 6
     assert all(len(pids) == 1 for pids in seen.values())
     assert len(set.union(*seen.values())) == 6
+
+
+def test_a_limit_ends_a_run_cleanly_and_a_larger_one_goes_on(tmp_path: Path, pool: Pool) -> None:
+    log = tmp_path / "log"
+    cells = logged(log, delay=0.2)
+    cut = fake_plan(tmp_path / "r", cells, limits=FakeLimits(max_cost=0.0004, price_per_hour=1.0))  # 1.4 s
+    summary = go(cut, pool)
+    assert summary.stopped_by is not None
+    assert summary.stopped_by.startswith("limits.max_cost = 0.0004")
+    assert not summary.interrupted
+    assert not summary.complete
+    assert 0 < summary.finished < 32
+    assert len(rows(tmp_path / "r", "trials")) == summary.finished
+    assert (tmp_path / "r" / "work" / "trials").exists()  # checkpoints of what ran
+    still = go(cut, pool)
+    assert still.stopped_by is not None
+    assert still.finished <= 2
+    whole = go(fake_plan(tmp_path / "r", logged(log), limits=FakeLimits(max_cost=1000, price_per_hour=1.0)), pool)
+    assert whole.complete
+    assert not (tmp_path / "r" / "work").exists()
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole", ("trials", "predictions"))
