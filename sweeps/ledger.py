@@ -63,6 +63,8 @@ class Ledger:
         }
         if outcome.get("traceback"):
             event["traceback"] = outcome["traceback"]
+        for smaller in outcome.get("memory") or ():
+            self.journal.write({"ev": "memory", "trial_id": slot.trial_id, **smaller}, sync=False)
         self.journal.write(event)
         self.state.finish(row)
         self.sealer.add(event)

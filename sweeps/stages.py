@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sweeps.interfaces import TUNE_SEED, Cell, Row, Spec
+from sweeps.order import ordered
 from sweeps.search import Tried, propose
 
 CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
@@ -248,7 +249,7 @@ class SweepState:
     def __init__(self, cells: Iterable[Cell], spec: Spec) -> None:
         self.spec = spec
         self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
-        self._order = list(self.cells)
+        self._order = ordered((state.cell for state in self.cells.values()), spec.resources.order)
         self._resting: set[str] = set()  # cells without an open slot until one of their trials ends
         self.workers = 1  # trials that the lanes run at once
 
