@@ -344,7 +344,7 @@ def _cell(
         confirm_seeds=1 if centre is None else len(spec.confirm.seeds),  # nothing trains, nothing varies
         protocol=spec.protocol,
         dimensions=space,
-        published=published(name, section, spec, space),
+        published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
     )
 
 

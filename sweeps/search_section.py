@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sweeps.space import Value
+from trainables.config import LATER
 
 
 class Section(BaseModel):
@@ -82,14 +83,14 @@ class SearchSection(Section):
     """
 
     trials: int = Field(default=12, ge=1)
-    allowance: Allowance | None = None
+    allowance: Annotated[Allowance | None, LATER] = None
     sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
     lr: LrSearch = LrSearch()
-    space: dict[str, SpaceEntry] = {}
-    warm_start: tuple[Literal["published", "neighbour"], ...] = ()
+    space: Annotated[dict[str, SpaceEntry], LATER] = {}
+    warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], LATER] = ()
     rerun_rates: int = Field(default=2, ge=0)
     rerun_seeds: int = Field(default=2, ge=0)
-    widen: int = Field(default=0, ge=0)
+    widen: Annotated[int, Field(ge=0), LATER] = 0
     """Points past the edge of a range that a cell may add, one at a time, while its best rate is the outermost one."""
     pruner: Literal["none", "asha", "median"] = "none"
     seed: int = Field(default=0, ge=0)
@@ -133,11 +134,5 @@ class SearchSection(Section):
         return self
 
 
-_MAY_CHANGE = ("trials", "allowance", "widen")
-_LATER: dict[str, Any] = {"space": {}, "warm_start": []}
-"""Keys that sweeps made before they existed lack: left out at these defaults, so that those sweeps still resume."""
-
-
-def search_identity(search: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a dumped `[search]` must not change under one name; a larger allowance and widening only add."""
-    return {k: v for k, v in search.items() if k not in _MAY_CHANGE and (k not in _LATER or v != _LATER[k])}
+MAY_CHANGE = ("trials", "allowance", "widen")
+"""Keys that may change under one sweep's name: a larger allowance and widening only add trials."""

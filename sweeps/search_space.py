@@ -52,10 +52,12 @@ def _dimension(name: str, entry: SpaceEntry) -> Dimension:
     return Dimension(name, entry.low, entry.high, entry.log, integer, entry.values)
 
 
-def published(name: str, section: MethodSection, spec: SweepSpec, space: tuple[Dimension, ...]) -> Extra:
+def published(
+    name: str, section: MethodSection, spec: SweepSpec, space: tuple[Dimension, ...], capacity: int | None
+) -> Extra:
     """The values that a method has when nothing is searched: what the sweep file says, else its default.
 
-    A default that depends on the rank (LoRA's alpha) counts as the value nearest to it in the space.
+    Each is the nearest one in the space. An alpha that stands nowhere is the capacity, which makes LoRA's scale 1.
     """
     given: dict[str, Value] = {}
     for d in space:
@@ -65,6 +67,7 @@ def published(name: str, section: MethodSection, spec: SweepSpec, space: tuple[D
             value = getattr(spec.train, "full_weight_decay" if full else d.name)
         if value is None and name in METHODS:
             value = _default(name, d.name)
+            value = capacity if value is None and d.name == "alpha" else value
         given[d.name] = d.ends[0] if value is None else d.nearest(value)
     return extra_of(given)
 

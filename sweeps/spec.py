@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
-from sweeps.search_section import LrRange, SearchSection, Section as _Section, SpaceEntry, read_space, search_identity
-from trainables.config import TrainSettings
+from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
+from sweeps.search_section import Section as _Section
+from trainables.config import LATER, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
@@ -84,7 +85,7 @@ class MethodSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     lr: LrRange | None = None
-    space: dict[str, SpaceEntry] | None = None
+    space: Annotated[dict[str, SpaceEntry] | None, LATER] = None
     budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
     allocation: Allocation | None = None
     capacity: int | None = Field(default=None, ge=1)
@@ -172,11 +173,10 @@ class SweepSpec(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
-        whole = self.model_dump(mode="json")
-        search = search_identity(whole["search"])
+        whole = identifying(self)
+        search = {k: v for k, v in whole["search"].items() if k not in MAY_CHANGE}
         methods = {
-            name: {k: v for k, v in section.items() if k != "budgets" and not (k == "space" and v is None)}
-            for name, section in whole["methods"].items()
+            name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
         }
         budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
         kept = {k: whole[k] for k in ("name", "protocol", "model", "train")}
