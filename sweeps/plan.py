@@ -13,7 +13,6 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from analysis.tables import cells_table
-from randlora.registry import METHODS
 from sweeps.budget import Infeasible, Neighbour, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem, SpecError
 from sweeps.methods import has_budget, published_lr
@@ -44,6 +43,7 @@ class Cell:
         below, above: nearest reachable counts around the budget, with their capacity.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
+        epochs: of a trial, unless they are searched.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
     """
 
@@ -76,6 +76,7 @@ class Cell:
     dimensions: tuple[Dimension, ...] = field(default=(), kw_only=True)
     published: Extra = field(default=(), kw_only=True)
     epoch_samples: int | None = field(default=None, kw_only=True)
+    epochs: int | None = field(default=None, kw_only=True)
 
     @property
     def space(self) -> Space | None:
@@ -128,7 +129,7 @@ class Cell:
     def row(self) -> dict[str, Any]:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
-        for name in ("targets", "options", "protocol", "dimensions", "published", "epoch_samples"):
+        for name in ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
@@ -343,6 +344,7 @@ def _cell(
         tune_trials=0 if centre is None or spec.protocol == "paper" else spec.search.trials,
         confirm_seeds=1 if centre is None else len(spec.confirm.seeds),  # nothing trains, nothing varies
         protocol=spec.protocol,
+        epochs=spec.train.epochs if centre is not None else None,
         dimensions=space,
         published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
     )

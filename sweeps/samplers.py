@@ -64,9 +64,7 @@ def sobol(space: Space, seed: int, slot: int) -> Point:
     with _experimental():
         sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
     study = _study(sampler)
-    study.add_trial(
-        optuna.trial.create_trial(params=codec.first(), distributions=codec.distributions, value=0.0)
-    )
+    study.add_trial(optuna.trial.create_trial(params=codec.first(), distributions=codec.distributions, value=0.0))
     for _ in range(slot):
         study.ask(codec.distributions)
     return codec.decode(study.ask(codec.distributions).params)
@@ -127,6 +125,7 @@ def _ask_cmaes(codec: _Codec, seed: int, tried: Sequence[Tried]) -> Point:
         asked = study.ask(codec.distributions)
         if trial is None:
             return codec.decode(asked.params)
+        _ = asked.relative_params  # with given parameters it samples, and gets its generation, when this is read
         if trial.state != "running":
             study.tell(asked, trial.score, state=_states()[trial.state])
     raise AssertionError("the last ask returns")

@@ -53,7 +53,7 @@ def check_sampler(name: str, spaces: Iterable[tuple[str, Space, int]] = ()) -> N
         narrow = [label for label, space, _ in spaces if space.ordered < 2]
         if narrow or not spaces:
             where = f" in {narrow[0]}" if narrow else ""
-            rule = f"CMA-ES needs two or more hyperparameters with an order, and{where} the learning rate is the only one"
+            rule = f"CMA-ES needs two or more ordered hyperparameters, and{where} the learning rate is the only one"
             raise SpecError([Problem("search.sampler", name, rule, "tpe, or a [search.space] with a range")])
         if not has_cmaes():
             rule = "needs the package cmaes: pip install 'randlora-sweeps[cmaes]'"
@@ -95,16 +95,18 @@ def propose(
     if sampler == "grid":
         planned = grid(points, space)
         earlier = {t.slot: t.point for t in tried if t.slot < slot and not t.warm}
-        if slot < len(planned) and planned[slot] not in taken:
-            if all(planned[k] == point for k, point in earlier.items() if k < len(planned)):
-                return planned[slot]
+        kept = all(planned[k] == point for k, point in earlier.items() if k < len(planned))
+        if kept and slot < len(planned) and planned[slot] not in taken:
+            return planned[slot]
         if not space.dimensions:
             return Point(_widest_gap(space, taken, ()))
         sampler = "qmc"
     for retry in range(_RETRIES):
         seed = ask_seed(search_seed, cell_id, slot, retry)
-        # a Sobol sequence has one seed a cell, and a point that is taken has no second try
-        found = sobol(space, ask_seed(search_seed, cell_id, 0), slot) if sampler == "qmc" else ask(sampler, space, seed, tried)
+        if sampler == "qmc":  # one sequence a cell; a point of it that is taken has no second try
+            found = sobol(space, ask_seed(search_seed, cell_id, 0), slot)
+        else:
+            found = ask(sampler, space, seed, tried)
         point = Point(min(max(_rounded(found.lr), space.low), space.high), found.extra)
         if point not in taken:
             return point

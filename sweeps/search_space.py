@@ -95,7 +95,8 @@ def space_problems(spec: SweepSpec) -> list[Problem]:
     everything = sorted({k for name in trained for k in searchable(name)})
     for key in spec.search.space:
         if key == "lr":
-            problems.append(Problem("search.space.lr", None, "is searched always; its range is search.lr or methods.NAME.lr"))
+            rule = "is searched always; its range is search.lr or methods.NAME.lr"
+            problems.append(Problem("search.space.lr", None, rule))
         elif key not in everything:
             problems.append(unknown(f"search.space.{key}", key, "hyperparameter of these methods", everything))
     for name, section in spec.methods.items():
@@ -111,7 +112,8 @@ def space_problems(spec: SweepSpec) -> list[Problem]:
     found: dict[str, Problem] = {}
     for name in trained:
         for d in dimensions(name, spec.methods[name], spec):
-            where = f"methods.{name}.space.{d.name}" if d.name in (spec.methods[name].space or {}) else f"search.space.{d.name}"
+            own = d.name in (spec.methods[name].space or {})
+            where = f"methods.{name}.space.{d.name}" if own else f"search.space.{d.name}"
             for value in d.ends:
                 message = _refused(name, spec.methods[name], d.name, value, spec.train)
                 if message is not None:
@@ -130,5 +132,3 @@ def _refused(name: str, section: MethodSection, key: str, value: Value, train: T
     except ValidationError as error:
         return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
     return None
-
-

@@ -111,7 +111,7 @@ class ConfirmSection(_Section):
     """`[confirm]`: stage CONFIRM. `seeds` is a count or a list; `hold` fixes a kind of seed for all trials."""
 
     seeds: tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
-    hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = {}
+    hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
 
     @field_validator("seeds", mode="before")
     @classmethod
