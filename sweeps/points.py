@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeVar
 
 from sweeps.interfaces import Cell, Row, Search
+from sweeps.samplers import State
 from sweeps.search import Tried, beyond, propose
 from sweeps.space import Extra, Point, Space
 
@@ -163,7 +164,7 @@ class Effort:
         if row is None:
             return Tried(number, lr, None, "running", extra, warm)
         score = row["val_score"] if row["status"] == "finished" else None
-        status = "failed" if row["status"] == "finished" and score is None else row["status"]
+        status: State = "failed" if row["status"] == "finished" and score is None else row["status"]
         return Tried(number, lr, score, status, extra, warm)
 
     def ranked(self, points: Iterable[S | None], rows: Mapping[str, Row]) -> list[S]:

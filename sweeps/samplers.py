@@ -18,6 +18,8 @@ from sweeps.space import Dimension, Extra, Point, Space, Value, extra_of
 if TYPE_CHECKING:
     import optuna
 
+State = Literal["running", "finished", "failed", "pruned"]
+
 STARTUP = 4  # points drawn at random before an adaptive sampler models anything; Optuna's 10 would be most allowances
 
 
@@ -37,7 +39,7 @@ class Tried:
     slot: int
     lr: float
     score: float | None
-    state: Literal["running", "finished", "failed", "pruned"]
+    state: State
     extra: Extra = ()
     warm: bool = False
 

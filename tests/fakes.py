@@ -270,6 +270,7 @@ class FakeSpec:
 
     def identity(self) -> dict[str, Any]:
         search = {k: v for k, v in asdict(self.search).items() if k not in ("trials", "allowance", "widen")}
+        search["warm_start"] = list(self.search.warm_start)  # as it comes back from JSON
         return {"name": self.name, "train": asdict(self.train), "search": search, "methods": {}}
 
 
