@@ -75,6 +75,11 @@ _TRIALS: Columns = (
     ("device", _TEXT, "'cpu', or the accelerator's name."),
     ("precision", _TEXT, "'fp32' or 'bf16'."),
     ("backend", _TEXT, "Matrix-multiply back end in use."),
+    (
+        "micro_batch_size",
+        _INT,
+        "Examples of one forward pass at most; below the configured number where memory ran out (journal: `memory`).",
+    ),
     ("host", _TEXT, "Name of the machine."),
     ("versions", _TEXT, "JSON object: package versions."),
     ("git_commit", _TEXT, "Commit of the code that ran, '-dirty' appended where it had changes; null outside git."),

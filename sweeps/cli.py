@@ -1,6 +1,6 @@
 """The command line: a file and a few verbs. Every verb takes `--json`.
 
-Exit codes: 0 done, 1 finished with failed trials, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 finished with failed trials, 2 bad input, 3 stopped by a limit, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.",
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
-FAILED_TRIALS, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
 
 
 def _verb(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -156,6 +156,9 @@ def run(
     spec: Spec,
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a local one.")] = None,
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
+    ] = None,
     report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
@@ -169,7 +172,8 @@ def run(
     from sweeps.export import write_spec
     from sweeps.inputs import check_inputs
 
-    loaded, planned = _load(spec, overrides)
+    more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
+    loaded, planned = _load(spec, [*(overrides or ()), *more])
     check_inputs(planned)
     quiet = quiet or as_json
     if not quiet:
@@ -180,6 +184,14 @@ def run(
     if summary.interrupted:
         err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
         return INTERRUPTED
+    if summary.stopped_by:
+        say = (
+            f"stopped by {summary.stopped_by}; finished trials are kept: `sweeps run {spec}` with a larger one goes on"
+        )
+        err.print(say, highlight=False, markup=False)
+        if as_json:
+            show.print_json(show.summary_dict(summary))
+        return LIMITED
     paths = _draw(loaded.folder) if report else {}
     if as_json:
         show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})

@@ -83,6 +83,8 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             "config": dict(slot.config),
             "directory": str(self.ledger.trial_folder(slot)),
             "keep": None if kept is None else str(kept),
+            "timeout": state.spec.resources.trial_timeout,
+            "attempts": state.spec.resources.attempts,
         }
         ray.get(self.broker.submit.remote(key, order, 1 if self.prunable(slot) else None))
         self.changed()

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
+from sweeps.order import Order
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
 from trainables.config import LATER, TrainSettings, identifying
@@ -133,6 +134,14 @@ class ResourceSection(_Section):
     concurrent: int | Literal["auto"] = "auto"
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float | Literal["auto"] = "auto"
+    isolated: bool = False
+    """A fresh process for every trial: for code that can't be trusted to clean up; costs seconds a trial."""
+    trial_timeout: float | None = Field(default=None, gt=0)
+    """Seconds without a report (one an epoch) after which a trial's worker is killed and the trial started again."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a trial is started whose worker dies or falls silent, before it is a failed trial."""
+    order: Order = "spread"
+    """Which cells come first: `sweeps.order.ordered`."""
 
     @field_validator("concurrent")
     @classmethod
@@ -140,6 +149,25 @@ class ResourceSection(_Section):
         if isinstance(value, int) and value < 1:
             raise ValueError("concurrent is 'auto' or at least 1")
         return value
+
+
+class LimitsSection(_Section):
+    """`[limits]`: caps that end a run cleanly; the same command with a larger one goes on.
+
+    `max_hours` is wall time of one run; accelerator time and cost are of the whole sweep. An accelerator is a GPU,
+    or a worker where trials take no GPU; `price_per_hour` is its price, in whatever currency `max_cost` is.
+    """
+
+    max_hours: float | None = Field(default=None, gt=0)
+    max_accelerator_hours: float | None = Field(default=None, gt=0)
+    max_cost: float | None = Field(default=None, gt=0)
+    price_per_hour: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.max_cost is not None and self.price_per_hour is None:
+            raise ValueError(f"max_cost = {self.max_cost:g} needs price_per_hour, the price of one accelerator-hour")
+        return self
 
 
 class KeepSection(_Section):
@@ -164,6 +192,7 @@ class SweepSpec(_Section):
     confirm: ConfirmSection = ConfirmSection()
     train: TrainSettings = TrainSettings()
     resources: ResourceSection = ResourceSection()
+    limits: LimitsSection = LimitsSection()
     keep: KeepSection = KeepSection()
 
     @property

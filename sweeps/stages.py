@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sweeps.interfaces import TUNE_SEED, Cell, Row, Spec
+from sweeps.order import ordered
 from sweeps.points import Effort, neighbours, origin_of
 from sweeps.search import Tried
 from sweeps.space import Extra, Point, extra_from, extra_of
@@ -295,6 +296,7 @@ class SweepState:
     def __init__(self, cells: Iterable[Cell], spec: Spec) -> None:
         self.spec = spec
         self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
+from sweeps.order import ordered
         self._order = list(self.cells)
         self._dependents: dict[str, str] = {}  # the cell that starts from this one's choice
         for smaller, larger in neighbours(cell.cell for cell in self.cells.values()):

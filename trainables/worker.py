@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ def run_trial(
     keep: bool = False,
     rank: int = 0,
     world: int = 1,
+    micro_batch_size: int | None = None,
 ) -> Generator[Report, None, None]:
     """Train and evaluate one trial, reporting after every epoch.
 
@@ -54,6 +56,7 @@ def run_trial(
         directory: the trial's own folder. A checkpoint found there is resumed, after its reports are given again.
         keep: leave the trained weights in `directory / "adapter"`.
         rank, world: this worker's number and how many share the trial (data-parallel, in one process group).
+        micro_batch_size: in place of the configured one, after memory ran out; evaluation batches shrink likewise.
 
     Yields:
         One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch, per image or target token),
@@ -70,6 +73,10 @@ def run_trial(
     device = pick_device()
     memory = PeakMemory(device)
     lane = Warm(warm, device)
+    if micro_batch_size is not None and trial.adapt == "both" and micro_batch_size < trial.train.global_batch_size:
+        raise TrialError(
+            f"micro_batch_size {micro_batch_size}: the contrastive loss of adapt = 'both' takes whole batches"
+        )
     if trial.train.global_batch_size < world:
         raise TrialError(f"train.global_batch_size {trial.train.global_batch_size} is less than the {world} workers")
     loaded = lane.model(trial.model)
@@ -88,6 +95,7 @@ def run_trial(
                 keep=keep,
                 rank=rank,
                 world=world,
+                micro_batch_size=micro_batch_size,
                 facts={"device": device_name(device), "precision": precision, "backend": choose_backend(device)},
             )
             yield from run.go(started, memory)
@@ -108,6 +116,7 @@ class _Run:
     keep: bool
     rank: int
     world: int
+    micro_batch_size: int | None
     facts: Report
 
     def go(self, started: float, memory: PeakMemory) -> Generator[Report, None, None]:
@@ -123,6 +132,7 @@ class _Run:
             device=self.device,
             rank=self.rank,
             world=self.world,
+            micro_batch_size=self.micro_batch_size,
         )
         history, finished = self._resume(trainer)
         setup = time.perf_counter() - started
@@ -173,7 +183,11 @@ class _Run:
 
     def _evaluate(self, which: Which) -> Scores | None:
         self.module.eval()
-        size = self.trial.train.eval_batch_size
+        train = self.trial.train
+        size = train.eval_batch_size
+        if self.micro_batch_size is not None:
+            asked = train.micro_batch_size or math.ceil(train.global_batch_size / self.world)
+            size = max(1, min(size, size * self.micro_batch_size // asked))
         return self.task.evaluate(which, batch_size=size, rank=self.rank, world=self.world)
 
     def _zero_shot(self, started: float, memory: PeakMemory) -> Report:
