@@ -18,10 +18,10 @@ from sweeps.journal import Journal
 from sweeps.ledger import Ledger, pruned
 from sweeps.limits import Meter
 from sweeps.locks import FolderLock, check_identity, write_identity
+from sweeps.observers import Observer, Observers
 from sweeps.replay import replay
 from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
-from sweeps.search import check_sampler
 from sweeps.signals import Stop, signals, watch
 from sweeps.stages import SweepState
 
@@ -81,6 +81,7 @@ def run(
     progress: bool | Progress = True,
     pool: Pool | None = None,
     retry_failed: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> RunSummary:
     """Run what is missing of a plan; finished trials are never repeated.
 
@@ -91,6 +92,7 @@ def run(
         progress: live display, none, or an object of your own.
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
         retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
+        observers: told what happens, never asked; one that fails is left out with a warning.
 
     Raises:
         SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
@@ -100,7 +102,6 @@ def run(
     begun = time.monotonic()
     spec = plan.spec
     folder = spec.folder.absolute()
-    check_sampler(spec.search.sampler)
     check_identity(folder, spec.identity())
     with FolderLock(folder):
         write_identity(folder, spec.identity())
@@ -121,6 +122,8 @@ def run(
             for cell_id in state.cells:
                 ledger.settle(cell_id)
             interrupted, limit = False, None
+            ledger.observers = watching = Observers(observers, display.note)
+            watching.start(state)
             shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
             try:
                 if any(not cell.finished for cell in state.cells.values()):
@@ -139,6 +142,7 @@ def run(
                 interrupted = True
             finally:
                 sealer.seal()
+                watching.close()
         if not (interrupted or limit):
             shutil.rmtree(folder / "work", ignore_errors=True)
     done = _summary(folder, ledger.finished, skipped, time.monotonic() - begun, interrupted, sealer.damaged, state)

@@ -7,6 +7,7 @@ from typing import Any
 
 from sweeps.interfaces import Row
 from sweeps.sealing import Sealer
+from sweeps.space import extra_from
 from sweeps.stages import Choice, Slot, SweepState
 
 
@@ -29,8 +30,7 @@ def replay(
         kind = event["ev"]
         if kind == "ask":
             slot = Slot.from_config(event["cell_id"], event["stage"], event["slot"], event["trial_id"], event["config"])
-            asked[slot.trial_id] = slot
-            state.restore(slot)
+            asked[slot.trial_id] = state.restore(slot)
         elif kind == "report":
             known = asked.get(event["trial_id"])
             if known is not None and known.cell_id in state.cells:
@@ -51,13 +51,11 @@ def replay(
     for trial_id, row in rows.items():
         cell = state.cells.get(row["cell_id"])
         if cell is not None and trial_id not in cell.rows and trial_id not in (retry or ()):
-            seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
-            cell.asked.setdefault(
-                trial_id, Slot(row["cell_id"], row["stage"], row["slot"], trial_id, {}, row["lr"], seeds)
-            )
+            state.restore(Slot.from_row(row))
             state.finish(row)
     return list(stopped.values())
 
 
 def _choice(row: Row) -> Choice:
-    return Choice(row["lr"], row["mean_val"], row["n_trials"], row["n_rerun_seeds"], row["edge"])
+    extra = extra_from(row.get("hyperparameters"))
+    return Choice(row["lr"], row["mean_val"], row["n_trials"], row["n_rerun_seeds"], row["edge"], extra)
