@@ -23,10 +23,11 @@ from analysis.store import Store
 from randlora.checkpoint import META
 from randlora.sites import find_sites
 from randlora.targets import select
-from trainables.clip import BothTask, Task, VisionTask, class_embeddings
+from trainables.clip import BothTask, VisionTask, class_embeddings
 from trainables.data import load_dataset, split
 from trainables.data.batches import Normalise
 from trainables.data.pixels import Pixels, Recipe
+from trainables.evaluate import Classifier
 from trainables.models import LoadedModel, load_model
 
 Row = dict[str, Any]
@@ -134,7 +135,7 @@ class Bench:
     """
 
     loaded: LoadedModel
-    task: Task
+    task: Classifier
     batches: tuple[tuple[Tensor, Tensor], ...]
     modules: dict[str, nn.Module]
 
@@ -158,7 +159,7 @@ def bench(row: Row, images: int = 256, batch_size: int = 64, seed: int = 0) -> B
     normalise = Normalise(look.mean, look.std, torch.device("cpu"))
     parts = torch.split(pool[order], batch_size)
     batches = tuple((normalise(pixels.rows(p)), dataset.train.labels[p]) for p in parts if len(p) == batch_size)
-    task: Task
+    task: Classifier
     if row["adapt"] == "both":
         tokens = loaded.tokenizer([dataset.prompt.format(c) for c in dataset.class_names])
         task = BothTask(module, tokens, contextlib.nullcontext)

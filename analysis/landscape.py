@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from analysis.kept import Bench, Kept, bench, full_of, kept_trials, need_full, resumable, trained_state
 from analysis.store import Store
-from trainables.clip import Task
+from trainables.evaluate import Classifier
 
 Row = dict[str, Any]
 State = Mapping[str, Tensor]
@@ -39,7 +39,7 @@ def mixed(states: Sequence[State], base: State, weights: Sequence[float]) -> dic
 
 
 class _Loss(nn.Module):
-    def __init__(self, model: nn.Module, task: Task) -> None:
+    def __init__(self, model: nn.Module, task: Classifier) -> None:
         super().__init__()
         self.model, self._task = model, task
 

@@ -1,7 +1,7 @@
 """The results tables: every column with its type and meaning. The one place a column is defined.
 
 Types are Arrow's. Null means "does not apply" or "not known", never zero; where a whole trial is missing a score,
-`reason` says why. Scores are fractions in [0, 1], times are seconds, sizes are bytes, instants are UTC.
+`reason` says why. Accuracies are fractions in [0, 1], times are seconds, sizes are bytes, instants are UTC.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ _TRIALS: Columns = (
     ("adapt", _TEXT, "What of the model is adapted: 'vision', 'both' (CLIP's towers) or 'all'."),
     ("dataset", _TEXT, "Data set name."),
     ("train_size", _TEXT, "'16-shot', or a fraction of the training set as text, '1.0'."),
-    ("method", _TEXT, "'lora', 'randlora', 'vera', 'nola', ...; 'full', 'full-targets', 'zero-shot' have no budget."),
+    (
+        "method",
+        _TEXT,
+        "'lora', 'randlora', 'vera', 'nola', ...; 'full', 'linear-probe', 'zero-shot', ... have no budget.",
+    ),
     ("allocation", _TEXT, "How capacity is spread over layers: 'uniform', 'per-layer', 'fill'; null without a budget."),
     ("reference", _TEXT, "What defines the budget, 'lora-8' (LoRA's count at rank 8); null without a budget."),
     ("budget", _INT, "Trainable adapter parameters aimed at; null without a budget."),
@@ -44,14 +48,17 @@ _TRIALS: Columns = (
     ("basis_seed", _INT, "Draws the frozen random bases."),
     ("status", _TEXT, "'finished', 'failed', or 'pruned' (stopped early by a pruner)."),
     ("reason", _TEXT, "Why the attempt failed or was pruned; null for a finished one."),
-    ("val_score", _REAL, "Validation accuracy at the last step."),
-    ("test_score", _REAL, "Test accuracy at the last step; null in TUNE, which cannot read the test split."),
-    ("train_loss", _REAL, "Mean training loss of the last epoch."),
+    ("metric", _TEXT, "What the scores measure, 'accuracy'; higher is better. Null in rows older than this column."),
+    ("val_score", _REAL, "Validation score at the last step."),
+    ("test_score", _REAL, "Test score at the last step; null in TUNE, which cannot read the test split."),
+    ("further", _TEXT, "JSON object: further metrics by name under 'val' and 'test'; null where there are none."),
+    ("train_loss", _REAL, "Mean training loss of the last epoch, per image or target token."),
     ("epochs", _INT, "Epochs trained."),
     ("adapter_params", _INT, "Trainable adapter parameters, counted in the built module; the x-axis of the curve."),
-    ("head_params", _INT, "Trainable parameters of the head, outside the budget; 0 for CLIP."),
+    ("head_params", _INT, "Trainable parameters of a new task head, outside the budget; 0 for CLIP's towers."),
     ("stored_bytes", _INT, "Frozen bases and stored starting points of the adapter, not parameters."),
-    ("samples", _INT, "Training images seen, repeats counted."),
+    ("samples", _INT, "Training examples seen, repeats counted."),
+    ("unit", _TEXT, "What an example is: 'images', 'texts'."),
     ("seconds_setup", _REAL, "Before the first step: model, data, adapters."),
     ("seconds_train", _REAL, "Optimiser steps."),
     ("seconds_eval", _REAL, "Validation and test."),
@@ -75,10 +82,10 @@ _METRICS: Columns = (
     ("attempt", _INT, "The attempt that reported."),
     ("epoch", _INT, "Epoch, from 1."),
     ("train_loss", _REAL, "Mean training loss of the epoch; null where it was not finite."),
-    ("val_score", _REAL, "Validation accuracy after the epoch."),
+    ("val_score", _REAL, "Validation score after the epoch."),
     ("seconds", _REAL, "Training time of the epoch."),
-    ("samples", _INT, "Training images seen since the start."),
-    ("samples_per_second", _REAL, "Training images per second in the epoch."),
+    ("samples", _INT, "Training examples seen since the start."),
+    ("samples_per_second", _REAL, "Training examples per second in the epoch."),
 )
 
 _PREDICTIONS: Columns = (

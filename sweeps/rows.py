@@ -15,6 +15,8 @@ from sweeps.interfaces import Cell, Row
 from sweeps.stages import Choice, Slot
 
 _FROM_RESULT = [
+    "metric",
+    "unit",
     "val_score",
     "test_score",
     "adapter_params",
@@ -81,8 +83,9 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
     if row["seconds_train"] is None and events:
         row["seconds_train"] = sum(float(e.get("seconds") or 0.0) for e in events)
     speed = row["samples"] / row["seconds_train"] if row["samples"] and row["seconds_train"] else None
-    versions = result.get("versions")
+    versions, further = result.get("versions"), result.get("further")
     return row | {
+        "further": json.dumps(further, sort_keys=True) if further else None,
         "train_loss": last.get("train_loss"),
         "epochs": last.get("epoch"),
         "seconds_total": outcome.get("seconds_total"),

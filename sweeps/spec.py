@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
-from trainables.config import TrainSettings
+from trainables.config import TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
@@ -220,7 +220,7 @@ class SweepSpec(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
-        whole = self.model_dump(mode="json")
+        whole = identifying(self)
         search = {k: v for k, v in whole["search"].items() if k != "trials"}
         methods = {
             name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()

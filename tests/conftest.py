@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the user's
+    os.environ["SWEEPS_CACHE"] = tempfile.mkdtemp(prefix="sweeps-cache-")
+    atexit.register(shutil.rmtree, os.environ["SWEEPS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

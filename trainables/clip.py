@@ -9,36 +9,17 @@ image, made from its class; images of one class share the first one's prompt as 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from trainables.errors import TrialError
+from trainables.runtime import Autocast
 
 Tokenizer = Callable[[list[str]], Tensor]
-Autocast = Callable[[], AbstractContextManager[Any]]
-"""Makes the mixed-precision context that the towers run in; similarities and losses are float32 outside it."""
 
 TEXTS_AT_ONCE = 1024
-
-
-class Task(Protocol):
-    """What the training loop needs of a task. B images of S x S pixels, C classes."""
-
-    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
-        ...
-
-    def before_evaluation(self) -> None:
-        """Bring up to date what `predict` needs; call it after training and before predicting."""
-        ...
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Predicted classes (B,) of images (B, 3, S, S)."""
-        ...
 
 
 def encode_texts(model: nn.Module, tokens: Tensor, autocast: Autocast) -> Tensor:

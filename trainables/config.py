@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -17,10 +17,40 @@ TrainSize = str | float
 Option = str | float | int | bool
 
 NO_TRAINING = "zero-shot"
+LINEAR_PROBE = "linear-probe"
+"""Trains a linear head alone, at the trial's own learning rate."""
 FULL_METHODS = ("full", "full-targets")
 """Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
 
 _SHOTS = re.compile(r"([1-9][0-9]*)-shot")
+
+
+class _Later:
+    """The type of LATER."""
+
+
+LATER: Final = _Later()
+"""Marks a field that came after the first stored ids: `name: Annotated[int | None, LATER] = None`.
+
+Such a field is left out of ids and identities while it has its default, so that what was stored before keeps them.
+"""
+
+
+def identifying(model: BaseModel) -> dict[str, Any]:
+    """The JSON-able content of a model that ids are made from: all of it, without LATER fields at their default.
+
+    Models inside it, also those in its tables, follow the same rule.
+    """
+    content = model.model_dump(mode="json")
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if LATER in field.metadata and value == field.get_default(call_default_factory=True):
+            del content[name]
+        elif isinstance(value, BaseModel):
+            content[name] = identifying(value)
+        elif isinstance(value, dict):
+            content[name] |= {str(k): identifying(v) for k, v in value.items() if isinstance(v, BaseModel)}
+    return content
 
 
 def shots(train_size: TrainSize) -> int | None:
@@ -65,6 +95,8 @@ class TrainSettings(BaseModel):
     """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
+    head_lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False), LATER] = 1e-3
+    """Peak learning rate of a new task head, the same for every method and never searched (the paper: 1e-3)."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
     """Small subsets are gone through several times an epoch until it has this many batches (the paper: 10)."""
 
@@ -82,7 +114,7 @@ class TrialConfig(BaseModel):
     dataset: str
     train_size: TrainSize
     method: str
-    """A name of randlora's registry, or "full", "full-targets", "zero-shot"."""
+    """A name of randlora's registry, or "full", "full-targets", "linear-probe", "zero-shot"."""
     capacities: tuple[tuple[str, int], ...] = ()
     """(weight name, capacity) of every adapted weight; empty for methods without a budget."""
     options: tuple[tuple[str, Option], ...] = ()
@@ -100,6 +132,8 @@ class TrialConfig(BaseModel):
     train: TrainSettings = TrainSettings()
     protocol: Protocol = "standard"
     """paper: training on train and validation images together, hence no validation score."""
+    image_size: Annotated[int | None, Field(ge=1), LATER] = None
+    """Side of the model's square input in pixels; None: the model's own."""
 
     @field_validator("train_size")
     @classmethod
@@ -127,6 +161,6 @@ class TrialConfig(BaseModel):
 
     @property
     def trial_id(self) -> str:
-        """16 hexadecimal digits: the start of the SHA-256 of the configuration's canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """16 hexadecimal digits: the start of the SHA-256 of the configuration's canonical JSON (`identifying`)."""
+        text = json.dumps(identifying(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import base64
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 
-from trainables.clip import Task
 from trainables.data.batches import Normalise
 from trainables.data.pixels import Pixels
 
 
+class Classifier(Protocol):
+    """What image classification needs of a model. B images of S x S pixels, C classes."""
+
+    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the losses of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
+        ...
+
+    def before_evaluation(self) -> None:
+        """Bring up to date what `predict` needs; call it after training and before predicting."""
+        ...
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Predicted classes (B,) of images (B, 3, S, S)."""
+        ...
+
+
 @torch.no_grad()
 def correctness(
-    task: Task,
+    task: Classifier,
     pixels: Pixels,
     rows: Tensor,
     normalise: Normalise,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
@@ -24,18 +25,33 @@ def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
     return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def make_adamw(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters by name that share a peak learning rate and a weight decay."""
+
+    parameters: Mapping[str, nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
+def make_adamw(groups: Sequence[Group]) -> torch.optim.AdamW:
     """AdamW with torch's default betas and epsilon; one fused update where the device and type allow it."""
+    parameters = [p for group in groups for p in group.parameters.values()]
     fusable = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.AdamW(
-        parameters, lr=lr, weight_decay=weight_decay, fused=fusable or None, foreach=None if fusable else True
+        [
+            {"params": list(g.parameters.values()), "lr": g.lr, "peak_lr": g.lr, "weight_decay": g.weight_decay}
+            for g in groups
+        ],
+        fused=fusable or None,
+        foreach=None if fusable else True,
     )
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of every group of `make_adamw` to this share of its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["peak_lr"] * factor
 
 
 def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:

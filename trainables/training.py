@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from randlora.hooks import hooks_in
 from trainables.adapting import Trainables, reseed_dropout
-from trainables.clip import Task
-from trainables.config import FULL_METHODS, TrialConfig
-from trainables.data.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches, steps_per_epoch
-from trainables.data.pixels import Pixels
+from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
 from trainables.data.splits import derive_seed, generator
 from trainables.errors import TrialError
-from trainables.optim import add_over_workers, load_state_tensors, lr_factor, make_adamw, set_lr, state_tensors
+from trainables.optim import Group, add_over_workers, load_state_tensors, lr_factor, make_adamw, set_lr, state_tensors
+from trainables.task import Task
 from trainables.warm import freeze_statistics
 
 
 class Trainer:
-    """The optimiser and the data of one trial."""
+    """The optimiser of one trial, and the steps it takes on the task's batches."""
 
     def __init__(
         self,
@@ -30,33 +28,30 @@ class Trainer:
         module: nn.Module,
         task: Task,
         trainables: Trainables,
-        pixels: Pixels,
-        rows: Tensor,
-        normalise: Normalise,
+        device: torch.device,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         assert trial.lr is not None
-        if not trainables.parameters:
+        head = {} if task.head is None else {f"head.{n}": p for n, p in task.head.named_parameters()}
+        if not trainables.parameters and not head:
             raise TrialError(f"method {trial.method!r} has nothing to train on these targets")
         settings = trial.train
-        self._trial, self._module, self._task, self._trainables = trial, module, task, trainables
-        self._pixels, self._rows, self._normalise, self._rank, self._world = pixels, rows, normalise, rank, world
-        self._parameters = list(trainables.parameters.values())
+        self._trial, self._module, self._task = trial, module, task
+        self._device, self._rank, self._world = device, rank, world
         decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
-        self._peak = trial.lr
-        self._optimizer = make_adamw(self._parameters, trial.lr, decay)
+        head_lr = trial.lr if trial.method == LINEAR_PROBE else settings.head_lr
+        groups = (Group(trainables.parameters, trial.lr, decay), Group(head, head_lr, settings.weight_decay))
+        self._named = trainables.parameters | head
+        self._parameters = list(self._named.values())
+        self._optimizer = make_adamw([group for group in groups if group.parameters])
         self._hooks = hooks_in(module)
-        self._steps = steps_per_epoch(len(rows), settings.global_batch_size, settings.min_batches_per_epoch)
-        first = self._batches(1)
+        first = task.batches(1)
+        self._steps = len(first)
         self.samples_per_epoch = sum(len(b) for b in first)
 
-    def _batches(self, epoch: int) -> list[Tensor]:
-        s = self._trial.train
-        return epoch_batches(self._rows, s.global_batch_size, s.min_batches_per_epoch, self._trial.data_seed, epoch)
-
     def epoch(self, epoch: int) -> float:
-        """Train one epoch (counted from 1); the mean loss over its images, from forward passes while it trained.
+        """Train one epoch (counted from 1); its loss per unit of weight, from forward passes while it trained.
 
         A function of the state, the seeds and the epoch's number alone, which is what makes resuming exact.
 
@@ -69,47 +64,45 @@ class Trainer:
         freeze_statistics(self._module)
         reseed_dropout(self._module, trial.init_seed, epoch)
         draw = generator(trial.data_seed, "augment", epoch)
-        batches = self._batches(epoch)
-        sums = torch.zeros(len(batches), device=self._normalise.device)
-        device = sums.device
+        batches = self._task.batches(epoch)
+        device = self._device
+        sums = torch.zeros(len(batches), device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # a base model may hold dropout of its own, which draws from the global generator
             torch.manual_seed(derive_seed(trial.init_seed, "base dropout", epoch))
             for index, batch in enumerate(batches):
                 step = (epoch - 1) * self._steps + index
-                sums[index] = self._step(batch, self._peak * lr_factor(step, total, settings), draw, (step + 1, total))
+                sums[index] = self._step(batch, lr_factor(step, total, settings), draw, (step + 1, total))
                 # reading a device's numbers stops it, so not at every step; workers must stop together, after the sum
                 if self._world == 1 and (device.type == "cpu" or index % 25 == 24):
                     self._check(sums[: index + 1], epoch)
         if self._world > 1:
             torch.distributed.all_reduce(sums)
         self._check(sums, epoch)
-        return float(sums.double().sum()) / self.samples_per_epoch
+        return float(sums.double().sum()) / sum(self._task.weight(batch) for batch in batches)
 
-    def _step(self, batch: Tensor, lr: float, draw: torch.Generator, at: tuple[int, int]) -> Tensor:
+    def _step(self, batch: Tensor, factor: float, draw: torch.Generator, at: tuple[int, int]) -> Tensor:
         """Optimiser step `at` = (number, total) on the rows `batch`; the summed loss of this worker's share, a scalar.
 
+        `factor` is the share of every peak rate that the schedule gives this step.
         A method's penalty joins after the gradients are summed, once; it is no part of the loss that is reported.
         """
         settings = self._trial.train
-        plan = crop_flip_plan(len(batch), draw) if settings.augment == "crop-flip" else None  # drawn for all workers
+        plan = self._task.draw(batch, draw)  # for all workers
+        weight = self._task.weight(batch)
         share = torch.arange(self._rank, len(batch), self._world)
         micro = settings.micro_batch_size or len(batch)
-        loss_sum = torch.zeros((), device=self._normalise.device)
+        loss_sum = torch.zeros((), device=self._device)
         for part in torch.split(share, micro) if len(share) else ():
-            images = self._pixels.rows(batch[part])
-            if plan is not None:
-                images = apply_plan(images.to(self._normalise.device), plan[part])
-            labels = self._pixels.split.labels[batch[part]].to(self._normalise.device)
-            loss = self._task.loss_sum(self._normalise(images), labels)
-            (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+            loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])
+            (loss / weight).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
         if self._world > 1:
             add_over_workers(self._parameters)
         if (penalty := self._hooks.regulariser()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
-        set_lr(self._optimizer, lr)
+        set_lr(self._optimizer, factor)
         self._optimizer.step()
         self._hooks.on_step(*at)
         self._optimizer.zero_grad(set_to_none=True)
@@ -127,9 +120,9 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on besides its number."""
-        return state_tensors(self._optimizer, self._trainables.parameters) | self._hooks.state()
+        return state_tensors(self._optimizer, self._named) | self._hooks.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
-        load_state_tensors(self._optimizer, self._trainables.parameters, tensors)
+        load_state_tensors(self._optimizer, self._named, tensors)
         self._hooks.load_state(tensors)

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.clip import Autocast, class_embeddings
+from trainables.clip import class_embeddings
 from trainables.config import Stage
 from trainables.data import Dataset, load_dataset
 from trainables.data.dataset import ImageSplit
 from trainables.data.pixels import KEEP_BYTES, Pixels, Recipe
 from trainables.models import LoadedModel, load_model
+from trainables.runtime import Autocast
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

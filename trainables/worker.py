@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.metadata
-import json
-import platform
 import time
 from collections.abc import Generator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from trainables.adapting import Trainables, adapted
 from trainables.checkpoints import load_checkpoint, save_checkpoint
-from trainables.clip import Autocast, BothTask, Task, VisionTask
 from trainables.config import NO_TRAINING, TrialConfig
-from trainables.data import Dataset, Splits, split
-from trainables.data.batches import Normalise
-from trainables.data.pixels import Pixels, Recipe
 from trainables.errors import TrialError
-from trainables.evaluate import accuracy, correctness, pack
+from trainables.evaluate import pack
 from trainables.memory import PeakMemory
-from trainables.models import LoadedModel, Preprocess
+from trainables.runtime import choose_backend, choose_precision, device_name, versions
+from trainables.task import Parts, Scores, Task, Which
+from trainables.tasks import make_task
 from trainables.training import Trainer
 from trainables.warm import Warm, pick_device
 
@@ -35,6 +28,8 @@ Report = dict[str, Any]
 
 ADAPTER_FOLDER = "adapter"
 """Where `keep` leaves the trained weights, inside the trial's own folder."""
+HEAD_FILE = "head.safetensors"
+"""A task head's weights, beside the adapter's."""
 
 CHECKPOINT_SHARE = 0.02
 """Checkpoints may take this share of the training time; epochs that are too quick share one."""
@@ -61,9 +56,10 @@ def run_trial(
         rank, world: this worker's number and how many share the trial (data-parallel, in one process group).
 
     Yields:
-        One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch's images), `val_score`
-        (None in protocol "paper"), `seconds` and `seconds_eval` (of this epoch), `samples` (images trained on so far),
-        `samples_per_second` (of this epoch), `peak_memory_bytes`. The last has `done` True and `result`.
+        One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch, per image or target token),
+        `val_score` (None in protocol "paper"), `val_further` (further metrics by name), `seconds` and `seconds_eval`
+        (of this epoch), `samples` (images or texts trained on so far), `samples_per_second` (of this epoch),
+        `peak_memory_bytes`. The last has `done` True and `result`.
 
     Raises:
         TrialError: the loss is not finite, or the combination is not supported.
@@ -74,28 +70,17 @@ def run_trial(
     device = pick_device()
     memory = PeakMemory(device)
     lane = Warm(warm, device)
-    _check(trial, world)
+    if trial.train.global_batch_size < world:
+        raise TrialError(f"train.global_batch_size {trial.train.global_batch_size} is less than the {world} workers")
     loaded = lane.model(trial.model)
-    preprocess = _check_model(trial, loaded)
+    precision, autocast = choose_precision(trial.train.precision, device)
     try:
-        dataset = lane.dataset(trial.dataset, trial.stage)
-        rows = split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol)
-        precision, autocast = choose_precision(trial.train.precision, device)
-        recipe = Recipe(preprocess.image_size, "bilinear" if preprocess.interpolation == "bilinear" else "bicubic")
-        task: Task
-        if trial.adapt == "both":
-            task = BothTask(loaded.module, lane.class_tokens(loaded, dataset), autocast)
-        else:
-            classes = lane.class_embeddings(loaded, dataset, autocast, precision)
-            task = VisionTask(loaded.module, classes, autocast)
+        parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision, world=world)
+        task = make_task(parts)
         with adapted(loaded.module, trial) as trainables:
             run = _Run(
                 trial=trial,
-                lane=lane,
-                dataset=dataset,
-                rows=rows,
-                recipe=recipe,
-                normalise=Normalise(preprocess.mean, preprocess.std, device),
+                device=device,
                 module=loaded.module,
                 task=task,
                 trainables=trainables,
@@ -115,11 +100,7 @@ class _Run:
     """The trial's parts, once all are at hand."""
 
     trial: TrialConfig
-    lane: Warm
-    dataset: Dataset
-    rows: Splits
-    recipe: Recipe
-    normalise: Normalise
+    device: torch.device
     module: nn.Module
     task: Task
     trainables: Trainables
@@ -128,11 +109,6 @@ class _Run:
     rank: int
     world: int
     facts: Report
-
-    @functools.cached_property
-    def pixels(self) -> Pixels:
-        """The pool that training and validation images come from."""
-        return self.lane.pixels(self.dataset, "train", self.recipe)
 
     def go(self, started: float, memory: PeakMemory) -> Generator[Report, None, None]:
         """Resume, train, evaluate, report."""
@@ -144,9 +120,7 @@ class _Run:
             module=self.module,
             task=self.task,
             trainables=self.trainables,
-            pixels=self.pixels,
-            rows=self.rows.train_idx,
-            normalise=self.normalise,
+            device=self.device,
             rank=self.rank,
             world=self.world,
         )
@@ -159,14 +133,14 @@ class _Run:
             begun = time.perf_counter()
             loss = trainer.epoch(epoch)
             trained = time.perf_counter()
-            val = self._score(self.pixels, self.rows.val_idx)
+            val = self._evaluate("val")
             ended = time.perf_counter()
             count = trainer.samples_per_epoch
             report: Report = {
                 "epoch": epoch,
                 "done": False,
                 "train_loss": loss,
-                "val_score": None if val is None else accuracy(val),
+                **_validation(val),
                 "seconds": trained - begun,
                 "seconds_eval": ended - trained,
                 "samples": count * epoch,
@@ -188,7 +162,7 @@ class _Run:
         found = load_checkpoint(self.directory, self.trial.trial_id)
         epoch = 0 if found is None else found.epoch
         if self.world > 1:
-            agreed = torch.tensor([epoch, -epoch], device=self.lane.device)
+            agreed = torch.tensor([epoch, -epoch], device=self.device)
             torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
             if int(agreed[0]) != -int(agreed[1]):
                 return [], 0  # the folder is not shared by all workers: start over together
@@ -197,30 +171,20 @@ class _Run:
         trainer.load_state(found.tensors)
         return list(found.history), epoch
 
-    def _score(self, pixels: Pixels, rows: Tensor) -> Tensor | None:
-        """Correctness per row; None for no rows."""
-        if len(rows) == 0:
-            return None
+    def _evaluate(self, which: Which) -> Scores | None:
         self.module.eval()
-        return correctness(
-            self.task,
-            pixels,
-            rows,
-            self.normalise,
-            batch_size=self.trial.train.eval_batch_size,
-            rank=self.rank,
-            world=self.world,
-        )
+        size = self.trial.train.eval_batch_size
+        return self.task.evaluate(which, batch_size=size, rank=self.rank, world=self.world)
 
     def _zero_shot(self, started: float, memory: PeakMemory) -> Report:
         setup = time.perf_counter() - started
         begun = time.perf_counter()
-        val = self._score(self.pixels, self.rows.val_idx)
+        val = self._evaluate("val")
         report: Report = {
             "epoch": 1,
             "done": False,
             "train_loss": None,
-            "val_score": None if val is None else accuracy(val),
+            **_validation(val),
             "seconds": 0.0,
             "seconds_eval": time.perf_counter() - begun,
             "samples": 0,
@@ -234,26 +198,30 @@ class _Run:
         last = history[-1]
         seconds_eval = sum(r["seconds_eval"] for r in history)
         tested: Report = {"test_score": None, "correct": None, "n_examples": None, "examples_hash": None}
+        further = {"val": last["val_further"]}
         if self.trial.stage == "CONFIRM":
             begun = time.perf_counter()
-            test = self.lane.pixels(self.dataset, "test", self.recipe)
-            rows = self.rows.test_idx
-            correct = self._score(test, rows)
-            assert correct is not None
+            test = self._evaluate("test")
+            if test is None:
+                raise TrialError(f"the test split of {self.trial.dataset!r} has no rows")
             tested = {
-                "test_score": accuracy(correct),
-                "correct": pack(correct),
-                "n_examples": len(correct),
-                "examples_hash": test.split.examples_hash(rows),
+                "test_score": test.score,
+                "correct": None if test.correct is None else pack(test.correct),
+                "n_examples": test.n_examples,
+                "examples_hash": test.examples_hash,
             }
+            further["test"] = dict(test.further)
             seconds_eval += time.perf_counter() - begun
         if self.keep and self.rank == 0:
-            self.trainables.save(self.directory / ADAPTER_FOLDER)
+            self._save(self.directory / ADAPTER_FOLDER)
         result = {
+            "metric": self.task.metric,
+            "unit": self.task.unit,
             "val_score": last["val_score"],
             **tested,
+            "further": {which: values for which, values in further.items() if values},
             "adapter_params": self.trainables.adapter_params,
-            "head_params": 0,
+            "head_params": sum(p.numel() for p in self._head.values()),
             "stored_bytes": self.trainables.stored_bytes,
             **self.facts,
             "seconds_train": sum(r["seconds"] for r in history),
@@ -265,64 +233,18 @@ class _Run:
         }
         return last | {"done": True, "result": result}
 
+    @property
+    def _head(self) -> dict[str, nn.Parameter]:
+        return {} if self.task.head is None else dict(self.task.head.named_parameters())
 
-def _check(trial: TrialConfig, world: int) -> None:
-    if trial.adapt == "both" and world > 1:
-        raise TrialError(
-            f"adapt = 'both' on {world} workers: the contrastive loss compares all images of a batch, which are on "
-            "different workers; set resources.workers = 1 or adapt = 'vision'"
-        )
-    if trial.train.global_batch_size < world:
-        raise TrialError(f"train.global_batch_size {trial.train.global_batch_size} is less than the {world} workers")
-
-
-def _check_model(trial: TrialConfig, loaded: LoadedModel) -> Preprocess:
-    if loaded.kind != "clip" or loaded.preprocess is None or loaded.tokenizer is None:
-        raise TrialError(
-            f"model {trial.model!r} is of kind {loaded.kind!r}, and only CLIP models (kind 'clip') can be trained; "
-            "choose an open_clip: model or the embedded one"
-        )
-    if trial.adapt == "all":
-        raise TrialError("adapt = 'all' is for models of one tower; a CLIP model takes 'vision' or 'both'")
-    return loaded.preprocess
+    def _save(self, folder: Path) -> None:
+        self.trainables.save(folder)
+        if self._head:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({n: p.detach().contiguous() for n, p in self._head.items()}, str(folder / HEAD_FILE))
 
 
-def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
-    """("fp32" or "bf16", its autocast context). Raises TrialError for bf16 on a CUDA device without it."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if asked == "bf16" and device.type == "cuda" and not has_bf16:
-        raise TrialError(f"train.precision 'bf16': {torch.cuda.get_device_name(device)} has none; use 'fp32' or 'auto'")
-    if asked == "bf16" or (asked == "auto" and has_bf16):
-
-        def bf16() -> AbstractContextManager[Any]:
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-
-        return "bf16", bf16
-    return "fp32", contextlib.nullcontext
-
-
-def choose_backend(device: torch.device) -> str:
-    """The float32 matrix back end of this worker, the same for every method: torch's default, and nothing is set."""
-    del device
-    return "default"
-
-
-def device_name(device: torch.device) -> str:
-    """The accelerator's name, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-@functools.cache
-def _versions() -> str:
-    packages = ("torch", "torchvision", "open_clip_torch", "randlora-sweeps", "numpy", "pillow")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return json.dumps(found)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    found: dict[str, str] = json.loads(_versions())
-    return found
+def _validation(scores: Scores | None) -> Report:
+    if scores is None:
+        return {"val_score": None, "val_further": {}}
+    return {"val_score": scores.score, "val_further": dict(scores.further)}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from trainables.config import TrainSettings, TrialConfig, shots
+from trainables.config import LATER, TrainSettings, TrialConfig, identifying, shots
 
 BASE: dict[str, Any] = {
     "stage": "TUNE",
@@ -31,6 +31,33 @@ BASE: dict[str, Any] = {
 
 def test_id_is_stable() -> None:
     assert TrialConfig(**BASE).trial_id == "93574f22f6882551"
+
+
+def test_later_fields_leave_old_ids_alone() -> None:
+    plain = TrialConfig(**BASE)
+    assert TrialConfig(**BASE, image_size=None).trial_id == plain.trial_id
+    assert TrialConfig(**BASE, train=TrainSettings(head_lr=1e-3)).trial_id == plain.trial_id
+    assert TrialConfig(**BASE, image_size=56).trial_id != plain.trial_id
+    assert TrialConfig(**BASE, train=TrainSettings(head_lr=2e-3)).trial_id != plain.trial_id
+
+
+def test_identifying_content_goes_into_models_and_tables_of_models() -> None:
+    class Inner(BaseModel):
+        old: int = 1
+        new: Annotated[int, LATER] = 2
+
+    class Outer(BaseModel):
+        one: Inner = Inner()
+        many: dict[str, Inner] = {}
+        late: Annotated[Inner, LATER] = Inner()
+
+    assert identifying(Outer()) == {"one": {"old": 1}, "many": {}}
+    full = Outer(one=Inner(new=3), many={"a": Inner(), "b": Inner(new=5)}, late=Inner(old=0))
+    assert identifying(full) == {
+        "one": {"old": 1, "new": 3},
+        "many": {"a": {"old": 1}, "b": {"old": 1, "new": 5}},
+        "late": {"old": 0},
+    }
 
 
 def test_json_round_trip_keeps_value_types_and_id() -> None:

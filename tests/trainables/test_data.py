@@ -27,12 +27,15 @@ from trainables.data import (
     load_dataset,
     register,
 )
+from trainables.data.info import DataWarning
 from trainables.data.pixels import Pixels, Recipe
 from trainables.data.registry import DATASETS, DatasetInfo
 
 
 def test_unknown_name_lists_the_nearest() -> None:
-    with pytest.raises(DataError, match=r"unknown data set 'cifar1000'; nearest: 'cifar100'.*forms: NAME, embedded"):
+    with pytest.raises(
+        DataError, match=r"unknown data set 'cifar1000'; nearest: 'cifar100'.*forms: NAME, NAME@SOURCE, embedded"
+    ):
         load_dataset("cifar1000")
     name = embedded_datasets()[0]
     with pytest.raises(DataError, match=f"nearest: '{name}'"):
@@ -147,7 +150,8 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets, "Food101", Fake)
-    data = load_dataset("food101", stage="CONFIRM")
+    with pytest.warns(DataWarning, match="2 classes, and 101"), pytest.warns(DataWarning, match="3 training images"):
+        data = load_dataset("food101", stage="CONFIRM")
     assert data.class_names == ("ice cream", "pizza")
     assert data.train.labels.tolist() == [0, 1, 1]
     assert data.train.image(2).getpixel((0, 0)) == (2, 2, 2)

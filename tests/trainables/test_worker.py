@@ -18,20 +18,21 @@ from trainables.data import DataError, SplitError, embedded_datasets
 from trainables.data.pixels import Recipe
 from trainables.errors import TrialError
 from trainables.evaluate import unpack
-from trainables.models import load_model
+from trainables.models import default_targets, load_model, target_shapes
 from trainables.warm import Warm
 from trainables.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
 METHODS = ["lora", "randlora", "vera", "nola", "pissa", "adalora", "full", "full-targets", "zero-shot"]
 RESULT = {
+    "metric", "unit", "further",
     "val_score", "test_score", "adapter_params", "head_params", "stored_bytes", "device", "precision", "backend",
     "correct", "n_examples", "examples_hash", "seconds_train", "seconds_eval", "seconds_setup", "samples",
     "peak_memory_bytes", "versions",
 }  # fmt: skip
 REPORT = {
-    "epoch", "done", "train_loss", "val_score", "seconds", "seconds_eval", "samples", "samples_per_second",
-    "peak_memory_bytes",
+    "epoch", "done", "train_loss", "val_score", "val_further", "seconds", "seconds_eval", "samples",
+    "samples_per_second", "peak_memory_bytes",
 }  # fmt: skip
 
 
@@ -292,6 +293,42 @@ def test_data_is_read_and_decoded_once(make_trial: MakeTrial, tmp_path: Path, mo
     monkeypatch.setattr("trainables.warm.class_embeddings", refuse)
     monkeypatch.setattr("trainables.data.pixels.Pixels._decode", refuse)
     run(make_trial(data_seed=5), tmp_path / "b", warm)
+
+
+@pytest.mark.parametrize(
+    ("adapt", "method", "losses"),
+    [
+        ("vision", "lora", (5.1225943, 3.9821193)),
+        ("both", "randlora", (5.8367447, 3.8365296)),
+    ],
+)
+def test_losses_of_fixed_seeds_stay_what_they_were(
+    tmp_path: Path, adapt: str, method: str, losses: tuple[float, float]
+) -> None:
+    names = target_shapes("embedded:tiny-clip", None, adapt)
+    trial = TrialConfig(
+        stage="CONFIRM",
+        cell_id="c",
+        model="embedded:tiny-clip",
+        adapt=adapt,
+        targets=tuple(default_targets("embedded:tiny-clip")),
+        dataset="embedded:fashion-mnist",
+        train_size="4-shot",
+        method=method,
+        capacities=tuple((n, 4) for n in names),
+        lr=5e-3,
+        data_seed=1,
+        init_seed=2,
+        basis_seed=3,
+        train=TrainSettings(
+            epochs=2,
+            global_batch_size=16,
+            micro_batch_size=10 if adapt == "vision" else None,
+            augment="crop-flip" if adapt == "both" else "none",
+        ),
+    )
+    reports = run(trial, tmp_path)
+    assert [r["train_loss"] for r in reports] == pytest.approx(losses, rel=1e-3)  # processors round differently
 
 
 def test_embedded_model_learns_the_embedded_images(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Image sets by name, their nested subsets, and the rule that tuning can't see the test split."""
 
 from trainables.data.dataset import Dataset, ImageSplit
+from trainables.data.info import DatasetInfo, DataWarning
 from trainables.data.registry import (
     DATASETS,
-    DatasetInfo,
     check_dataset,
     embedded_datasets,
     known_datasets,
@@ -16,6 +16,7 @@ from trainables.errors import DataError, SplitError
 __all__ = [
     "DATASETS",
     "DataError",
+    "DataWarning",
     "Dataset",
     "DatasetInfo",
     "ImageSplit",

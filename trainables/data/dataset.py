@@ -31,12 +31,16 @@ class ImageSplit:
         name: "train" or "test".
         labels: (N,) int64, in [0, number of classes).
         read: opens the image of one row; may raise what Pillow raises.
+        stamp: changes whenever the files behind it do; "" where that can't be known, and nothing is cached.
+        file: names the file of one row, for messages; None where rows have no files of their own.
     """
 
     source: str
     name: str
     labels: Tensor
     read: Callable[[int], Image.Image]
+    stamp: str = ""
+    file: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,10 +48,13 @@ class ImageSplit:
     def image(self, row: int) -> Image.Image:
         """The RGB image of one row. Raises DataError naming the row when its bytes are no image."""
         try:
-            return self.read(row).convert("RGB")
+            with self.read(row) as image:
+                return image.convert("RGB")
         except _UNREADABLE as error:
+            file = "" if self.file is None else f" ({self.file(row)})"
             raise DataError(
-                f"{self.source}, {self.name} row {row}: not a readable image ({error}); replace or remove that row"
+                f"{self.source}, {self.name} row {row}{file}: not a readable image ({error}); replace or remove it, "
+                "or set data.skip_bad = true to leave such images out and count them"
             ) from error
 
     def examples_hash(self, rows: Tensor) -> str:

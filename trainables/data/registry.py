@@ -3,23 +3,28 @@
 | form | what |
 |---|---|
 | `embedded:NAME` | shipped with the package |
-| a plain name, `cifar100` | registered: torchvision or the hub, downloaded on first use |
+| a plain name, `cifar100` | registered (`paper_sets`): downloaded on first use, or it says how to get it |
+| `NAME@SOURCE`, `cifar100@hub` | a registered set from another of its sources |
 | `parquet:FOLDER`, `arrow:FOLDER` | the hub's file form on disk |
 | `folder:FOLDER` | `{train,test}/CLASS/IMAGE` |
 | `hf:ORG/NAME` | any image classification set of the hub with splits train and test |
+
+Text sets have names and forms of their own: `text_registry`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainables.config import Protocol, Stage, TrainSize
-from trainables.data import vision
-from trainables.data.dataset import Dataset, check_templates
-from trainables.data.sources import Words, from_arrow, from_folder, from_hub, from_parquet
+from trainables.data.dataset import Dataset
+from trainables.data.info import DatasetInfo
+from trainables.data.paper_sets import FURTHER_SETS, PAPER_SETS
+from trainables.data.sources import from_arrow, from_folder, from_hub, from_parquet
 from trainables.data.splits import split
+from trainables.data.text import TextDataset
+from trainables.data.text_registry import TEXT_DATASETS, TEXT_FORMS, text_loader
 from trainables.errors import DataError, nearest
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
@@ -29,74 +34,18 @@ _FROM_PATH: dict[str, Callable[[str, Path], Dataset]] = {
     "arrow": from_arrow,
     "folder": from_folder,
 }
-FORMS = "NAME, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:FOLDER, hf:ORG/NAME"
+FORMS = "NAME, NAME@SOURCE, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:FOLDER, hf:ORG/NAME, "
+FORMS += ", ".join(f"{form}:FOLDER" for form in TEXT_FORMS)
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """A registered data set.
-
-    Attributes:
-        load: makes the Dataset, given its name and its words.
-        templates: prompts with one "{}"; () for the defaults.
-        epochs: full-data epochs of arXiv 2502.00987, Table 7; None for a set it does not use.
-        about: one line for people.
-    """
-
-    load: Callable[[str, Words], Dataset]
-    templates: tuple[str, ...] = ()
-    epochs: int | None = None
-    about: str = ""
-    prompt: str | None = field(default=None)
-
-    def __post_init__(self) -> None:
-        if self.templates:
-            check_templates(self.templates, self.about or "registered data set")
-
-
-def _hub(repository: str) -> Callable[[str, Words], Dataset]:
-    return lambda name, words: from_hub(name, repository, words)
-
-
-def _torchvision(key: str) -> Callable[[str, Words], Dataset]:
-    return lambda name, words: vision.load(name, key, words)
-
-
-_PHOTO = ("a photo of a {}.", "a blurry photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.")
-_TEXTURE = ("a photo of a {} texture.", "a photo of a {} pattern.", "a photo of a {} thing.")
-_AERIAL = ("a satellite photo of {}.", "an aerial photograph of {}.", "a top-down view of {}.")
-_DIGIT = ('a photo of the number: "{}".', "a handwritten digit {}.")
-
-DATASETS: dict[str, DatasetInfo] = {
-    "cifar10": DatasetInfo(_torchvision("cifar10"), _PHOTO, 5, "CIFAR-10, 32 px photographs"),
-    "cifar100": DatasetInfo(_torchvision("cifar100"), _PHOTO, 6, "CIFAR-100, 32 px photographs"),
-    "mnist": DatasetInfo(_torchvision("mnist"), _DIGIT, 5, "MNIST, handwritten digits"),
-    "fashion-mnist": DatasetInfo(_torchvision("fashion-mnist"), ("a photo of a {}.",), None, "Fashion-MNIST, 28 px"),
-    "svhn": DatasetInfo(_torchvision("svhn"), ('a street sign of the number: "{}".',), 4, "house numbers"),
-    "stl10": DatasetInfo(_torchvision("stl10"), _PHOTO, 4, "STL-10, 96 px photographs"),
-    "dtd": DatasetInfo(_torchvision("dtd"), _TEXTURE, 76, "describable textures, split 1, train + val"),
-    "food101": DatasetInfo(_torchvision("food101"), ("a photo of {}, a type of food.",), 15, "Food-101"),
-    "fgvc-aircraft": DatasetInfo(
-        _torchvision("fgvc-aircraft"), ("a photo of a {}, a type of aircraft.",), 60, "FGVC Aircraft, variants"
-    ),
-    "flowers102": DatasetInfo(
-        _torchvision("flowers102"), ("a photo of a {}, a type of flower.",), 40, "Oxford Flowers 102"
-    ),
-    "oxford-pets": DatasetInfo(
-        _torchvision("oxford-pets"), ("a photo of a {}, a type of pet.",), 5, "Oxford-IIIT Pet, trainval"
-    ),
-    "eurosat": DatasetInfo(_hub("tanganke/eurosat"), _AERIAL, 12, "EuroSAT, satellite land use"),
-    "resisc45": DatasetInfo(_hub("tanganke/resisc45"), _AERIAL, 15, "RESISC45, aerial scenes"),
-    "sun397": DatasetInfo(_hub("tanganke/sun397"), ("a photo of a {}.",), 14, "SUN397, scenes"),
-    "cars": DatasetInfo(_hub("tanganke/stanford_cars"), ("a photo of a {}.", "a photo of my {}."), 35, "Stanford Cars"),
-}
+DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS}
 
 
 def register(name: str, info: DatasetInfo, *, registry: dict[str, DatasetInfo] | None = None) -> None:
     """Add a data set. Raises DataError when the name is taken or holds a colon."""
     registry = DATASETS if registry is None else registry
-    if name in registry or ":" in name:
-        raise DataError(f"data set name {name!r} is taken or holds ':'; choose another")
+    if name in registry or ":" in name or "@" in name:
+        raise DataError(f"data set name {name!r} is taken or holds ':' or '@'; choose another")
     registry[name] = info
 
 
@@ -107,7 +56,7 @@ def embedded_datasets() -> tuple[str, ...]:
 
 def known_datasets() -> tuple[str, ...]:
     """Every id that can be named without a path: the embedded sets and the registered ones."""
-    return (*embedded_datasets(), *DATASETS)
+    return (*embedded_datasets(), *DATASETS, *TEXT_DATASETS)
 
 
 def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Protocol = "standard") -> None:
@@ -118,9 +67,9 @@ def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Pr
     Raises:
         DataError: with the nearest names, or the largest size that works.
     """
-    load = _loader(name)
+    load = text_loader(name) or _loader(name)
     sizes = list(train_sizes)
-    if sizes and name.partition(":")[0] in ("embedded", *_FROM_PATH):
+    if sizes and name.partition(":")[0] in ("embedded", *_FROM_PATH, *TEXT_FORMS):
         data = load()
         for size in sizes:
             split(data, size, data_seed=0, stage="TUNE", protocol=protocol)
@@ -137,11 +86,29 @@ def load_dataset(name: str, *, stage: Stage = "TUNE") -> Dataset:
     return _loader(name)().at(stage)
 
 
+def load_text_dataset(name: str, *, stage: Stage = "TUNE") -> TextDataset:
+    """Load a text set. Its test split is closed as that of `load_dataset`.
+
+    Raises:
+        DataError: an id that is not one of a text set, missing or malformed files, naming file and row.
+    """
+    load = text_loader(name)
+    if load is None:
+        known = [*TEXT_DATASETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]
+        raise DataError(f"data set {name!r} is no text set, and the model reads text; {nearest(name, known)}")
+    return load().at(stage)
+
+
 def _loader(name: str) -> Callable[[], Dataset]:
-    if name in DATASETS:
-        info = DATASETS[name]
-        words = Words(info.templates or None, info.prompt)
-        return lambda: info.load(name, words)
+    if text_loader(name) is not None:
+        raise DataError(f"data set {name!r} is a text set, and images are needed; {nearest(name, DATASETS)}")
+    plain, at, source = name.partition("@")
+    if plain in DATASETS:
+        info = DATASETS[plain]
+        if at and source not in info.others:
+            known = ", ".join(f"{plain}@{s}" for s in info.others) or "none"
+            raise DataError(f"data set {name!r}: {plain!r} has no source {source!r}; further sources: {known}")
+        return lambda: info.open(name, source or None)
     form, _, rest = name.partition(":")
     if form == "embedded" and name in embedded_datasets():
         return lambda: from_parquet(name, EMBEDDED / rest)

@@ -7,6 +7,7 @@ Every source has a `train` and a `test` split. A `dataset.json` beside the files
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -96,23 +97,37 @@ def assemble(
     )
 
 
-def from_tables(name: str, tables: Mapping[str, Callable[[], pa.Table]], words: Words, *, source: str) -> Dataset:
-    """A Dataset from one lazily read table per split (`train`, `test`, perhaps a validation split)."""
+def from_tables(
+    name: str,
+    tables: Mapping[str, Callable[[], pa.Table]],
+    words: Words,
+    *,
+    source: str,
+    stamps: Mapping[str, str] | None = None,
+    clean: Callable[[str], str] | None = None,
+) -> Dataset:
+    """A Dataset from one lazily read table per split (`train`, `test`, perhaps a validation split).
+
+    Args:
+        stamps: `ImageSplit.stamp` of the splits.
+        clean: makes the words for prompts from the class names that the table has.
+    """
+    stamps = stamps or {}
     first = tables["train"]()
     columns = _columns(first, source)
     class_names = _class_names(first, columns[1], words, source)
-    train = _table_split(first, columns, class_names, source, "train")
-    held = next((tables[v] for v in _VALIDATION if v in tables), None)
+    train = _table_split(first, columns, class_names, source, "train", stamps.get("train", ""))
+    held = next((v for v in _VALIDATION if v in tables), None)
     val_rows = None
     if held is not None:
-        val = _table_split(held(), columns, class_names, source, "validation")
+        val = _table_split(tables[held](), columns, class_names, source, "validation", stamps.get(held, ""))
         val_rows = torch.arange(len(train), len(train) + len(val))
-        train = _joined(train, val)
+        train = joined(train, val)
     return assemble(
         name,
-        class_names,
+        class_names if clean is None else [clean(c) for c in class_names],
         train,
-        lambda: _table_split(tables["test"](), columns, class_names, source, "test"),
+        lambda: _table_split(tables["test"](), columns, class_names, source, "test", stamps.get("test", "")),
         words,
         val_rows=val_rows,
     )
@@ -144,11 +159,19 @@ def from_folder(name: str, folder: Path) -> Dataset:
         for index, each in enumerate(folders):
             inside = sorted((splits[which] / each).glob("*")) if each in found else []
             images = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
+            if not images and each in found:
+                raise DataError(
+                    f"{name}: class folder {splits[which] / each} holds no image ("
+                    f"{', '.join(sorted(IMAGE_SUFFIXES))}); "
+                    "fill it or remove it"
+                )
             paths += images
             labels += [index] * len(images)
         where = f"{name} ({which})"
         checked = check_labels(torch.tensor(labels, dtype=torch.int64), len(folders), where)
-        return ImageSplit(name, which, checked, lambda row: Image.open(paths[row]))
+        return ImageSplit(
+            name, which, checked, lambda row: Image.open(paths[row]), file_stamp(paths), lambda row: str(paths[row])
+        )
 
     train = read("train")
     held = next((v for v in _VALIDATION if v in splits), None)
@@ -156,26 +179,44 @@ def from_folder(name: str, folder: Path) -> Dataset:
     if held is not None:
         val = read(held)
         val_rows = torch.arange(len(train), len(train) + len(val))
-        train = _joined(train, val)
+        train = joined(train, val)
     names = [f.replace("_", " ") for f in folders]
     return assemble(name, names, train, lambda: read("test"), read_words(folder), val_rows=val_rows)
 
 
-def from_hub(name: str, repository: str, words: Words | None = None) -> Dataset:
-    """A data set of the Hugging Face hub, downloaded once into its cache. Needs its splits `train` and `test`."""
+def from_hub(
+    name: str,
+    repository: str,
+    words: Words | None = None,
+    *,
+    config: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    clean: Callable[[str], str] | None = None,
+    advice: str = "",
+) -> Dataset:
+    """A data set of the Hugging Face hub, downloaded once into its cache.
+
+    Args:
+        config: which of the repository's configurations; None for its only or default one.
+        splits: our names of splits to the hub's; None takes its `train`, `test` and validation split as they are.
+        clean: makes the words for prompts from its class names.
+        advice: how else to get it, for the message when it can't be had.
+    """
     import datasets
 
     try:
-        found = datasets.load_dataset(repository)
+        found = datasets.load_dataset(repository, *([config] if config else []))
     except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
         raise DataError(
             f"data set {name!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); check the id and "
-            "the connection, or download it and use 'parquet:FOLDER'"
+            f"the connection, or download it and use 'parquet:FOLDER'{'; ' + advice if advice else ''}"
         ) from error
-    splits = {str(k): v for k, v in found.items()}
-    _must_have(name, Path(repository), splits, "splits")
-    tables = {k: functools.partial(_hub_table, v) for k, v in splits.items()}
-    return from_tables(name, tables, words or Words(), source=name)
+    given = {str(k): v for k, v in found.items()}
+    wanted = {ours: theirs for ours, theirs in (splits or {k: k for k in given}).items() if theirs in given}
+    _must_have(name, Path(repository), wanted, "splits")
+    tables = {ours: functools.partial(_hub_table, given[theirs]) for ours, theirs in wanted.items()}
+    stamps = {ours: f"hub/{repository}/{getattr(given[theirs], '_fingerprint', '')}" for ours, theirs in wanted.items()}
+    return from_tables(name, tables, words or Words(), source=name, stamps=stamps, clean=clean)
 
 
 def _hub_table(split: Any) -> pa.Table:
@@ -200,7 +241,17 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Sequence[P
             raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
 
     tables = {which: functools.partial(opened, which) for which in splits}
-    return from_tables(name, tables, read_words(folder), source=name)
+    stamps = {which: file_stamp(paths) for which, paths in splits.items()}
+    return from_tables(name, tables, read_words(folder), source=name, stamps=stamps)
+
+
+def file_stamp(paths: Sequence[Path]) -> str:
+    """A digest of files' places, sizes and times of change: what the cache of decoded images is bound to."""
+    digest = hashlib.sha256()
+    for path in paths:
+        found = path.stat()
+        digest.update(f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -244,7 +295,7 @@ def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tupl
 
 
 def _table_split(
-    table: pa.Table, columns: tuple[str, str], class_names: Sequence[str], source: str, which: str
+    table: pa.Table, columns: tuple[str, str], class_names: Sequence[str], source: str, which: str, stamp: str
 ) -> ImageSplit:
     image, label = columns
     where = f"{source} ({which})"
@@ -270,14 +321,21 @@ def _table_split(
             raise ValueError("the row holds no bytes")
         return Image.open(io.BytesIO(encoded))
 
-    return ImageSplit(source, which, labels, read)
+    return ImageSplit(source, which, labels, read, stamp)
 
 
-def _joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
+def joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
+    """Both, one after the other, under the first one's name."""
     n = len(first)
     labels = torch.cat([first.labels, second.labels])
+    one, two = first.file, second.file
     return ImageSplit(
-        first.source, first.name, labels, lambda row: first.read(row) if row < n else second.read(row - n)
+        first.source,
+        first.name,
+        labels,
+        lambda row: first.read(row) if row < n else second.read(row - n),
+        f"{first.stamp}+{second.stamp}" if first.stamp and second.stamp else "",
+        None if one is None or two is None else lambda row: one(row) if row < n else two(row - n),
     )
 
 
