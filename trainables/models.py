@@ -82,6 +82,7 @@ class LoadedModel:
         preprocess: None for a model without images.
         tokenizer: texts to token ids (n, context length), int64, padded; None for a model without text, and for a
             local transformers directory without tokenizer files.
+        text_tokenizer: transformers' own tokenizer, for tasks on text; None wherever `tokenizer` is, and for open_clip.
     """
 
     module: nn.Module
@@ -90,6 +91,7 @@ class LoadedModel:
     model_id: str
     preprocess: Preprocess | None
     tokenizer: Tokenizer | None
+    text_tokenizer: Any = None
 
 
 def load_model(model_id: str, *, trust_remote_code: bool = False) -> LoadedModel:
@@ -171,13 +173,15 @@ def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code:
             f"{model_id!r}: its files lack {len(missing)} of the model's tensors, {', '.join(missing[:3])}"
         )
     vision = kind == "hf-vision"
+    text = None if vision else _hf_tokenizer(source, folder, model_id, trust_remote_code)
     return LoadedModel(
         module=cast("nn.Module", module).float().eval(),
         kind=kind,
         family=config.model_type,
         model_id=model_id,
         preprocess=_hf_preprocess(source, config, model_id) if vision else None,
-        tokenizer=None if vision else _hf_tokenizer(source, folder, model_id, trust_remote_code),
+        tokenizer=None if text is None else _padding(text),
+        text_tokenizer=text,
     )
 
 
@@ -201,21 +205,26 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     )
 
 
-def _hf_tokenizer(source: str, folder: Path | None, model_id: str, trust_remote_code: bool) -> Tokenizer | None:
+def _hf_tokenizer(source: str, folder: Path | None, model_id: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
     if folder is not None and not any((folder / name).is_file() for name in files):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
-    if tokenizer.pad_token is None:  # GPT-2 and Llama have none; padded positions are masked by whoever trains
-        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _padding(tokenizer: Any) -> Tokenizer:
+    """Texts to one tensor; padded with the EOS where there is no pad token, as GPT-2 and Llama have none."""
 
     def tokenize(texts: list[str]) -> Tensor:
-        return cast("Tensor", tokenizer(texts, return_tensors="pt", padding=True).input_ids)
+        ids = tokenizer(texts)["input_ids"]
+        fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        width = max(map(len, ids))
+        return torch.tensor([[*each, *[fill or 0] * (width - len(each))] for each in ids])
 
     return tokenize
 

@@ -18,6 +18,10 @@ def make_task(parts: Parts) -> Task:
         from trainables.images import clip_task
 
         return clip_task(parts)
+    if kind == "causal-lm":
+        from trainables.causal_lm import causal_lm_task
+
+        return causal_lm_task(parts)
     raise TrialError(
         f"model {parts.trial.model!r} is of kind {kind!r}, which cannot be trained; choose an open_clip: model or the "
         "embedded one"
