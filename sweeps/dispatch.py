@@ -106,7 +106,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         if score is None or not state.report(slot.cell_id, slot.trial_id, epoch, score):
             return False
         stop = False
-        if self.prunable(slot) and epoch < state.spec.train.epochs:
+        if self.prunable(slot) and epoch < slot.config["train"]["epochs"]:
             curves = state.cells[slot.cell_id].curves
             peers = [curve for trial_id, curve in curves.items() if trial_id != slot.trial_id]
             stop = should_stop(state.spec.search.pruner, epoch, curves[slot.trial_id], peers)

@@ -41,6 +41,8 @@ class Cell:
         count: trainable adapter parameters of the solution; residual: count - budget.
         below, above: nearest reachable counts around the budget, with their capacity.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
+        epochs: this cell's own number of epochs (`data.epochs`); None takes `train.epochs`.
+        skip_bad: leave unreadable examples out and count them.
     """
 
     cell_id: str
@@ -69,6 +71,8 @@ class Cell:
     tune_trials: int
     confirm_seeds: int
     protocol: str = field(default="standard", kw_only=True)
+    epochs: int | None = field(default=None, kw_only=True)
+    skip_bad: bool = field(default=False, kw_only=True)
 
     @property
     def label(self) -> str:
@@ -96,15 +100,20 @@ class Cell:
                 "data_seed": data_seed,
                 "init_seed": init_seed,
                 "basis_seed": basis_seed,
-                "train": train,
+                "train": self.settings(train),
                 "protocol": self.protocol,
+                "skip_bad": self.skip_bad,
             }
         )
+
+    def settings(self, train: TrainSettings) -> TrainSettings:
+        """A sweep's training settings as they hold for this cell."""
+        return train if self.epochs is None else train.model_copy(update={"epochs": self.epochs})
 
     def row(self) -> dict[str, Any]:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
-        for name in ("targets", "options", "protocol"):
+        for name in ("targets", "options", "protocol", "epochs", "skip_bad"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
@@ -336,6 +345,8 @@ def _cell(
         tune_trials=0 if centre is None or spec.protocol == "paper" else spec.search.trials,
         confirm_seeds=1 if centre is None else len(spec.confirm.seeds),  # nothing trains, nothing varies
         protocol=spec.protocol,
+        epochs=spec.data.epochs_of(dataset, size),
+        skip_bad=spec.data.skip_bad,
     )
 
 

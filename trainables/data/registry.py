@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from trainables.config import Protocol, Stage, TrainSize
+from trainables.config import Protocol, Stage, TrainSize, shots
 from trainables.data.dataset import Dataset
 from trainables.data.info import DatasetInfo
 from trainables.data.paper_sets import FURTHER_SETS, PAPER_SETS
@@ -34,6 +34,18 @@ FORMS = "NAME, NAME@SOURCE, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:
 
 
 DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS}
+
+
+FEW_SHOT_EPOCHS = 10
+"""arXiv 2502.00987, section C.1: epochs at every number of shots."""
+
+
+def paper_epochs(name: str, train_size: TrainSize) -> int | None:
+    """Epochs that arXiv 2502.00987 trains a data set for at a size; None for a set that it does not use."""
+    info = DATASETS.get(name.partition("@")[0])
+    if info is None or info.epochs is None:
+        return None
+    return info.epochs if shots(train_size) is None else FEW_SHOT_EPOCHS
 
 
 def register(name: str, info: DatasetInfo, *, registry: dict[str, DatasetInfo] | None = None) -> None:
