@@ -21,6 +21,8 @@ from analysis.errors import StoreError
 from analysis.methods import style
 from analysis.store import Store
 from randlora.checkpoint import META
+from randlora.sites import find_sites
+from randlora.targets import select
 from trainables.clip import BothTask, VisionTask, class_embeddings
 from trainables.data import load_dataset, split
 from trainables.data.batches import Normalise
@@ -90,12 +92,18 @@ def need_full(trials: Sequence[Kept]) -> None:
         )
 
 
-def deltas(module: nn.Module, kept: Kept) -> dict[str, Tensor]:
-    """Weight name -> update (out, in), float32; for full fine-tuning every 2-D weight. The module stays as it was."""
+def deltas(module: nn.Module, kept: Kept, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Weight name -> update (out, in), float32. The module stays as it was.
+
+    For full fine-tuning the weights `names`, as an adapter's are named (parts too); None: every 2-D weight.
+    """
     if kept.full:
-        base = dict(module.named_parameters())
         trained = load_file(kept.folder / FULL_WEIGHTS)
-        return {n: w.float() - base[n].detach().float().cpu() for n, w in trained.items() if w.ndim == 2}
+        sites = find_sites(module) if names is None else select(module, names)
+        found = {n: s for n, s in sites.items() if s.stored_name in trained}
+        return {
+            n: s.view(trained[s.stored_name].float() - s.parameter.detach().float().cpu()) for n, s in found.items()
+        }
     adapted = randlora.load(module, kept.folder)
     try:
         return {name: delta.detach().float().cpu().clone() for name, delta in adapted.deltas().items()}
@@ -107,8 +115,12 @@ def trained_state(module: nn.Module, kept: Kept) -> dict[str, Tensor]:
     """Parameters that training changed, by name, as trained (merged)."""
     if kept.full:
         return dict(load_file(kept.folder / FULL_WEIGHTS))
-    base = dict(module.named_parameters())
-    return {name: base[name].detach() + delta for name, delta in deltas(module, kept).items()}
+    adapted = randlora.load(module, kept.folder)
+    try:
+        with adapted.merging():
+            return {s.stored_name: s.parameter.detach().clone() for s in adapted.sites.values()}
+    finally:
+        adapted.detach()
 
 
 @dataclass(frozen=True, eq=False)

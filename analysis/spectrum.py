@@ -148,9 +148,9 @@ def spectrum(store: Store) -> pa.Table:
     def rows(kept: Kept) -> list[Row]:
         module = modules.setdefault(kept.row["model"], load_model(kept.row["model"]).module)
         full = full_of(trials, kept)
-        theirs = None if full is None else deltas(module, full)
         targets = sorted({n for k in trials if not k.full and k.place == kept.place for n in deltas(module, k)})
-        return trial_rows(kept, deltas(module, kept), theirs, targets or None)
+        theirs = None if full is None else deltas(module, full, targets or None)
+        return trial_rows(kept, deltas(module, kept, targets or None), theirs, targets or None)
 
     return resumable(store.path, "spectrum", trials, rows)
 
@@ -193,8 +193,8 @@ def approximation(store: Store, ranks: Sequence[int] = (), weights: int = 4) -> 
 
     def rows(kept: Kept) -> list[Row]:
         module = load_model(kept.row["model"]).module
-        update = deltas(module, kept)
         targets = sorted({n for k in trials if not k.full and k.place == kept.place for n in deltas(module, k)})
+        update = deltas(module, kept, targets or None)
         names = targets or sorted(update)
         step = max(1, len(names) // weights)
         return [row for name in names[::step][:weights] for row in approximations(kept, name, update[name], ranks)]

@@ -6,7 +6,6 @@ Shape suffixes of this package: O out, I in, R rank, N rows (tokens), M the smal
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora.errors import ConfigError, nearest
+from randlora.masks import Masks
 
 Shape = tuple[int, int]
 """(out, in) of a weight as `nn.Linear` keeps it."""
@@ -95,12 +95,6 @@ def check_positive(method: str, field: str, value: float | None) -> None:
         raise ConfigError(f"{method}: {field} must be positive or None (the default rule) but got {value!r}")
 
 
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from named parts, the same on every machine: the first bytes of their SHA-256."""
-    digest = hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 @dataclass(frozen=True)
 class Request:
     """What a method needs to build its adapters. `weights` are the frozen weights as (out x in) views, in order."""
@@ -138,9 +132,7 @@ class Adapter(nn.Module, ABC):
         super().__init__()
         self.shape = shape
         self.dropout = dropout
-        self.generator: torch.Generator | None = None
-        if dropout > 0.0:
-            self.generator = torch.Generator()
+        self.masks = Masks(dropout)
 
     @abstractmethod
     def delta(self, base: Tensor) -> Tensor:
@@ -168,16 +160,12 @@ class Adapter(nn.Module, ABC):
         return self.training and self.dropout > 0.0
 
     def drop(self, x: Tensor) -> Tensor:
-        """Inverted dropout with a mask from the adapter's own CPU generator, so that it follows `init_seed`."""
-        if not self.dropping:
-            return x
-        keep = torch.empty(x.shape).bernoulli_(1.0 - self.dropout, generator=self.generator)
-        return x * keep.to(device=x.device, dtype=x.dtype).div_(1.0 - self.dropout)
+        """Inverted dropout with a mask from the adapter's own stream, so that it follows `init_seed`."""
+        return x * self.masks.draw(x) if self.dropping else x
 
     def reseed_dropout(self, seed: int) -> None:
         """Start the stream of dropout masks at `seed`."""
-        if self.generator is not None:
-            self.generator.manual_seed(seed)
+        self.masks.reseed(seed)
 
 
 Build = Callable[[Request], dict[str, Adapter]]

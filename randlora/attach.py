@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from randlora.adapter import Adapter, AdapterConfig, Request, Shape, derive_seed
+from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.bases import Bases
 from randlora.errors import AdapterError, CheckpointError, ConfigError, TargetError, nearest
 from randlora.hooks import Hooks
 from randlora.registry import Method, get_method
+from randlora.seeds import derive_seed
 from randlora.sites import Site, is_adapted, shared_names
 from randlora.targets import resolve_targets, select
 
@@ -126,11 +127,8 @@ class Adapted:
         return {name: self.adapters[name].delta(self._base(name, before)) for name in self.adapters}
 
     def _base(self, name: str, before: Mapping[str, Tensor]) -> Tensor:
-        site = self.sites[name]
         stored = before.get(name)
-        if stored is None:
-            return site.base.detach()
-        return stored.t() if site.transposed else stored
+        return self.sites[name].base.detach() if stored is None else stored
 
     @property
     def enabled(self) -> bool:
@@ -195,7 +193,7 @@ class Adapted:
         check_untied(self.model, self.sites)
         with torch.no_grad():
             new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
-            self._before_merge = {name: site.parameter.detach().clone() for name, site in self.sites.items()}
+            self._before_merge = {name: site.base.detach().clone() for name, site in self.sites.items()}
             self._remove()
             for name, site in self.sites.items():
                 site.base.copy_(new[name])
@@ -241,7 +239,7 @@ class Adapted:
         assert self._before_merge is not None
         with torch.no_grad():
             for name, old in self._before_merge.items():
-                self.sites[name].parameter.copy_(old)
+                self.sites[name].base.copy_(old)
         self._before_merge = None
 
     def _check_attached(self, verb: str) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from randlora.adapter import Adapter, Request, derive_seed
+from randlora.adapter import Adapter, Request
 from randlora.bases import Draw, draw
 from randlora.contract import compute_dtype, low_rank_linear, low_rank_weight, prefers_matrix
+from randlora.seeds import derive_seed
 
 
 class Factored(Adapter):

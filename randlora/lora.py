@@ -27,11 +27,11 @@ from randlora.adapter import (
     check_capacity,
     check_dropout,
     check_positive,
-    derive_seed,
     trainable,
 )
 from randlora.bases import Draw, draw
 from randlora.contract import compute_dtype, low_rank_linear, low_rank_weight, prefers_matrix
+from randlora.seeds import derive_seed
 
 STABILISED_ALPHA = 4.0
 

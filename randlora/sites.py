@@ -2,7 +2,8 @@
 
 Two ways, both undone without a trace: an `nn.Linear` changes class to `AdaptedLinear`, whose forward lets the adapter
 choose its contraction; any other 2-D parameter (the packed `in_proj_weight` of attention, a `Linear` that its parent
-reads without calling it, transformers' `Conv1D`) is parametrised, so whoever reads it sees W0 + delta.
+reads without calling it, transformers' `Conv1D`) is parametrised, so whoever reads it sees W0 + delta. Parts of one
+weight share its place (`randlora.parts`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from randlora.adapter import Adapter, Shape
+from randlora.parts import PartAdapters, Rows
 
 # Modules that compute with their children's weights instead of calling the children, at least on a fast path.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -22,7 +24,7 @@ _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transfo
 class AdaptedLinear(nn.Linear):
     """An `nn.Linear` with an adapter; never built, only taken on as a class by an existing layer."""
 
-    adapter: Adapter
+    adapter: Adapter | PartAdapters
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -36,7 +38,7 @@ class PackedWeight(nn.Module):
     is kept, and dropped at the end, so that each forward has its own graph.
     """
 
-    def __init__(self, adapter: Adapter, transposed: bool) -> None:
+    def __init__(self, adapter: Adapter | PartAdapters, transposed: bool) -> None:
         super().__init__()
         self.adapter = adapter
         self.transposed = transposed
@@ -51,6 +53,23 @@ class PackedWeight(nn.Module):
         if self._holding:
             self._held = weight
         return weight
+
+    def mount(self, owner: nn.Module, order: list[str]) -> None:
+        """Hold between the forward hooks of `owner`, whose parameters were in this order before."""
+        self._order = order
+        self._hooks = (
+            owner.register_forward_pre_hook(self.hold),
+            owner.register_forward_hook(self.release, always_call=True),
+        )
+
+    def unmount(self, owner: nn.Module) -> None:
+        """Undo `mount`, once the parametrisation is gone."""
+        for hook in self._hooks:
+            hook.remove()
+        table = owner._parameters
+        ordered = {name: table[name] for name in self._order}
+        table.clear()
+        table.update(ordered)
 
     def hold(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the owner."""
@@ -68,12 +87,14 @@ def is_conv1d(module: nn.Module) -> bool:
 
 @dataclass
 class Site:
-    """One 2-D weight: `owner.attr` under the qualified `name`."""
+    """One 2-D weight: `owner.attr` under the qualified `name`, or the `rows` of it that are its `part`."""
 
     name: str
     owner: nn.Module
     attr: str
     parent: nn.Module | None
+    part: str | None = None
+    rows: Rows | None = None
 
     @property
     def transposed(self) -> bool:
@@ -87,7 +108,7 @@ class Site:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The frozen weight as stored, whether or not an adapter is installed."""
+        """The frozen weight as stored, whole, whether or not an adapter is installed."""
         if parametrize.is_parametrized(self.owner, self.attr):
             value = self._parametrizations()[self.attr].original
         else:
@@ -97,51 +118,80 @@ class Site:
 
     @property
     def base(self) -> Tensor:
-        """The frozen weight as (out x in)."""
-        return self.parameter.t() if self.transposed else self.parameter
+        """The frozen weight as (out x in), a view of what is stored."""
+        return self.view(self.parameter)
+
+    def view(self, stored: Tensor) -> Tensor:
+        """Of a tensor shaped as the stored weight, the part that is this one, as (out x in)."""
+        whole = stored.t() if self.transposed else stored
+        return whole if self.rows is None else whole[slice(*self.rows)]
 
     @property
     def shape(self) -> Shape:
         """(out, in)."""
-        rows, cols = self.parameter.shape
-        return (cols, rows) if self.transposed else (rows, cols)
+        out, width = reversed(self.parameter.shape) if self.transposed else self.parameter.shape
+        return (out, width) if self.rows is None else (self.rows[1] - self.rows[0], width)
+
+    @property
+    def stored_name(self) -> str:
+        """The qualified name of the whole weight."""
+        return self.name if self.part is None else self.name.removesuffix(f"[{self.part}]")
 
     @property
     def module_name(self) -> str:
         """The owner's qualified name."""
-        return self.name.rpartition(".")[0]
+        return self.stored_name.rpartition(".")[0]
 
     def _parametrizations(self) -> Any:
         return self.owner.parametrizations
 
+    def _group(self) -> PartAdapters | None:
+        """The adapters of the weight's parts that are in place now."""
+        if type(self.owner) is AdaptedLinear:
+            installed: nn.Module = self.owner.adapter
+        elif parametrize.is_parametrized(self.owner, self.attr):
+            installed = self._parametrizations()[self.attr][0].adapter
+        else:
+            return None
+        return installed if isinstance(installed, PartAdapters) else None
+
     def install(self, adapter: Adapter) -> None:
         """Put the adapter in place."""
+        if self.part is None or self.rows is None:
+            self._put(adapter)
+            return
+        group = self._group()
+        if group is None:
+            group = PartAdapters(self.parameter.shape[1 if self.transposed else 0])
+            group.train(self.owner.training)
+            self._put(group)
+        group.add(self.part, self.rows, adapter)
+
+    def _put(self, adapter: Adapter | PartAdapters) -> None:
         if self.by_activation:
             self.owner.add_module("adapter", adapter)
             self.owner.__class__ = AdaptedLinear
             return
-        self._order = list(self.owner._parameters)
+        order = list(self.owner._parameters)
         packed = PackedWeight(adapter, self.transposed)
         packed.train(self.owner.training)
         parametrize.register_parametrization(self.owner, self.attr, packed, unsafe=True)
-        self._hooks = (
-            self.owner.register_forward_pre_hook(packed.hold),
-            self.owner.register_forward_hook(packed.release, always_call=True),
-        )
+        packed.mount(self.owner, order)
 
     def remove(self) -> None:
         """Undo `install`: the same parameter object under the same name, in the same order, in the same class."""
+        group = self._group()
+        if group is not None and self.part is not None:
+            group.drop(self.part)
+            if len(group):
+                return
         if type(self.owner) is AdaptedLinear:
             del self.owner._modules["adapter"]
             self.owner.__class__ = nn.Linear  # type: ignore[assignment]  # mypy narrowed it
             return
-        for hook in self._hooks:
-            hook.remove()
+        packed: PackedWeight = self._parametrizations()[self.attr][0]
         parametrize.remove_parametrizations(self.owner, self.attr, leave_parametrized=False)
-        table = self.owner._parameters
-        ordered = {name: table[name] for name in self._order}
-        table.clear()
-        table.update(ordered)
+        packed.unmount(self.owner)
 
 
 def is_adapted(model: nn.Module) -> bool:

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from randlora.adapter import Adapter
-from randlora.attach import attach, resolve_targets
+from randlora.attach import attach
 from randlora.registry import get_method
+from randlora.targets import stored_names
 from trainables.config import FULL_METHODS, NO_TRAINING, TrialConfig
 from trainables.data.splits import derive_seed
 from trainables.errors import TrialError
@@ -45,8 +46,8 @@ class Trainables:
 def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
     """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
 
-    "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone. The temperature
-    (logit_scale) is not a tower's weight and stays frozen in every method.
+    "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
+    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen in every method.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -113,7 +114,7 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
     if trial.method == "full":
         names = [n for n, _ in model.named_parameters() if n not in _TEMPERATURE]
     else:
-        names = list(resolve_targets(model, list(trial.targets)))
+        names = stored_names(model, list(trial.targets))
     return [n for n in names if n.startswith(VISUAL)] if vision_only else names
 
 

@@ -8,6 +8,8 @@
 | `parquet:FOLDER`, `arrow:FOLDER` | the hub's file form on disk |
 | `folder:FOLDER` | `{train,test}/CLASS/IMAGE` |
 | `hf:ORG/NAME` | any image classification set of the hub with splits train and test |
+
+Text sets have names and forms of their own: `text_registry`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from trainables.data.info import DatasetInfo
 from trainables.data.paper_sets import FURTHER_SETS, PAPER_SETS
 from trainables.data.sources import from_arrow, from_folder, from_hub, from_parquet
 from trainables.data.splits import split
+from trainables.data.text import TextDataset
+from trainables.data.text_registry import TEXT_DATASETS, TEXT_FORMS, text_loader
 from trainables.errors import DataError, nearest
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
@@ -30,7 +34,8 @@ _FROM_PATH: dict[str, Callable[[str, Path], Dataset]] = {
     "arrow": from_arrow,
     "folder": from_folder,
 }
-FORMS = "NAME, NAME@SOURCE, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:FOLDER, hf:ORG/NAME"
+FORMS = "NAME, NAME@SOURCE, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:FOLDER, hf:ORG/NAME, "
+FORMS += ", ".join(f"{form}:FOLDER" for form in TEXT_FORMS)
 
 
 DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS}
@@ -63,7 +68,7 @@ def embedded_datasets() -> tuple[str, ...]:
 
 def known_datasets() -> tuple[str, ...]:
     """Every id that can be named without a path: the embedded sets and the registered ones."""
-    return (*embedded_datasets(), *DATASETS)
+    return (*embedded_datasets(), *DATASETS, *TEXT_DATASETS)
 
 
 def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Protocol = "standard") -> None:
@@ -74,9 +79,9 @@ def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Pr
     Raises:
         DataError: with the nearest names, or the largest size that works.
     """
-    load = _loader(name)
+    load = text_loader(name) or _loader(name)
     sizes = list(train_sizes)
-    if sizes and name.partition(":")[0] in ("embedded", *_FROM_PATH):
+    if sizes and name.partition(":")[0] in ("embedded", *_FROM_PATH, *TEXT_FORMS):
         data = load()
         for size in sizes:
             split(data, size, data_seed=0, stage="TUNE", protocol=protocol)
@@ -93,7 +98,22 @@ def load_dataset(name: str, *, stage: Stage = "TUNE") -> Dataset:
     return _loader(name)().at(stage)
 
 
+def load_text_dataset(name: str, *, stage: Stage = "TUNE") -> TextDataset:
+    """Load a text set. Its test split is closed as that of `load_dataset`.
+
+    Raises:
+        DataError: an id that is not one of a text set, missing or malformed files, naming file and row.
+    """
+    load = text_loader(name)
+    if load is None:
+        known = [*TEXT_DATASETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]
+        raise DataError(f"data set {name!r} is no text set, and the model reads text; {nearest(name, known)}")
+    return load().at(stage)
+
+
 def _loader(name: str) -> Callable[[], Dataset]:
+    if text_loader(name) is not None:
+        raise DataError(f"data set {name!r} is a text set, and images are needed; {nearest(name, DATASETS)}")
     plain, at, source = name.partition("@")
     if plain in DATASETS:
         info = DATASETS[plain]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol as Structure
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from trainables.config import Protocol, Stage, TrainSize, shots
-from trainables.data.dataset import Dataset, closed
+from trainables.data.dataset import closed
 from trainables.errors import DataError, SplitError
 
 VAL_SEED = 0
@@ -29,6 +31,30 @@ def generator(seed: int, *words: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *words))
 
 
+class Rows(Structure):
+    """What drawing needs of a split: N rows with classes."""
+
+    def __len__(self) -> int: ...
+    @property
+    def labels(self) -> Tensor: ...
+
+
+class Splittable(Structure):
+    """What drawing needs of a data set, of images or of text (`Dataset`, `TextDataset`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def train(self) -> Rows: ...
+    @property
+    def test(self) -> Rows: ...
+    @property
+    def val_rows(self) -> Tensor | None: ...
+    def at(self, stage: Stage) -> Self: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Splits:
     """Rows of `dataset.train` to train and validate on, and of `dataset.test` to report on.
@@ -42,7 +68,7 @@ class Splits:
     stage: Stage
     train_idx: Tensor
     val_idx: Tensor
-    dataset: Dataset
+    dataset: Splittable
 
     @property
     def test_idx(self) -> Tensor:
@@ -53,7 +79,7 @@ class Splits:
 
 
 def split(
-    dataset: Dataset, train_size: TrainSize, data_seed: int, stage: Stage, protocol: Protocol = "standard"
+    dataset: Splittable, train_size: TrainSize, data_seed: int, stage: Stage, protocol: Protocol = "standard"
 ) -> Splits:
     """Draw a trial's rows.
 
@@ -74,7 +100,12 @@ def split(
     return Splits(dataset.name, stage, train.sort().values, val.sort().values, dataset)
 
 
-def _few_shot(dataset: Dataset, k: int, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+def _few_shot(dataset: Splittable, k: int, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    if not dataset.class_names:
+        raise DataError(
+            f"train_size '{k}-shot' of {dataset.name!r}: its rows have no classes to draw {k} from each; write a "
+            f"fraction, {min(1.0, k / len(dataset.train)):.3g} for about {k} rows"
+        )
     labels = dataset.train.labels
     own_val = torch.zeros(len(labels), dtype=torch.bool)
     if dataset.val_rows is not None and protocol == "standard":
@@ -97,7 +128,7 @@ def _few_shot(dataset: Dataset, k: int, data_seed: int, protocol: Protocol) -> t
     return torch.cat(train), torch.cat(val)
 
 
-def _most_shots(dataset: Dataset, protocol: Protocol) -> str:
+def _most_shots(dataset: Splittable, protocol: Protocol) -> str:
     labels = dataset.train.labels
     counts = torch.bincount(labels, minlength=len(dataset.class_names))
     if dataset.val_rows is not None and protocol == "standard":
@@ -110,7 +141,7 @@ def _most_shots(dataset: Dataset, protocol: Protocol) -> str:
     return f"the largest that works is '{fits}-shot'" if fits else f"no k works: the rarest class has {least} images"
 
 
-def _fraction(dataset: Dataset, fraction: float, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+def _fraction(dataset: Splittable, fraction: float, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
     n = len(dataset.train)
     val = torch.zeros(n, dtype=torch.bool)
     if protocol == "standard":

@@ -1,0 +1,61 @@
+"""Dropout masks that follow a named seed, and that gradient checkpointing gets a second time.
+
+A checkpointed forward runs again inside backward and must drop what it dropped before. Each draw therefore has a number
+of its own, and the mask is a function of (seed, number). What a recomputation knows of the first run is the state of
+torch's global CPU generator, which `torch.utils.checkpoint` rewinds: one value is taken from that generator at every
+draw as a label, and a draw inside backward takes the number that its label stands for. The masks themselves never
+depend on the global generator.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from randlora.errors import AdapterError
+from randlora.seeds import derive_seed
+
+_REMEMBERED = 1024
+"""Draws of one adapter between a forward and the backward that repeats it."""
+
+
+class Masks:
+    """The stream of masks of one adapter's input, keeping each entry with probability 1 - `dropout`."""
+
+    def __init__(self, dropout: float, seed: int = 0) -> None:
+        self.dropout = dropout
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Start the stream at `seed`."""
+        self._seed, self._next = seed, 0
+        self._numbers: OrderedDict[int, int] = OrderedDict()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # Python state: torch.compile goes around it
+    def draw(self, x: Tensor) -> Tensor:
+        """A mask for x, of x's shape, dtype and device: 0 or 1 / (1 - dropout).
+
+        Raises `AdapterError` in a recomputation whose first run is unknown (checkpoint's preserve_rng_state=False).
+        """
+        keep = torch.empty(x.shape).bernoulli_(1.0 - self.dropout, generator=self._generator())
+        return keep.to(device=x.device, dtype=x.dtype).div_(1.0 - self.dropout)
+
+    def _generator(self) -> torch.Generator:
+        number = self._number(int(torch.randint(1 << 62, ())))
+        return torch.Generator().manual_seed(derive_seed("mask", self._seed, number))
+
+    def _number(self, label: int) -> int:
+        if torch._C._current_graph_task_id() != -1:  # inside backward: torch.utils.checkpoint asks the same way
+            if label not in self._numbers:
+                raise AdapterError(
+                    "a forward with adapter dropout runs again inside backward, but its first run is not known: "
+                    "gradient checkpointing needs preserve_rng_state=True (its default), or set dropout = 0.0"
+                )
+            return self._numbers[label]
+        number, self._next = self._next, self._next + 1
+        self._numbers[label] = number
+        if len(self._numbers) > _REMEMBERED:
+            self._numbers.popitem(last=False)
+        return number

@@ -1,0 +1,128 @@
+"""Prompts of language-model tasks, the choices written in them, and the answer read from generated text.
+
+The instruction prompt is Alpaca's as LLM-Adapters' evaluation writes it, indentation included. Its training script
+writes a slightly different one (a stray comment in the first line, spaces on blank lines); here training and evaluation
+see the same prompt. The question prompt is the one that log-likelihood evaluations of multiple choice commonly use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from trainables.errors import DataError
+
+_INDENT = "\n" + " " * 16
+_BLANK = "\n" + _INDENT
+_OPENING = "Below is an instruction that describes a task"
+RESPONSE_HEADER = "### Response:"
+
+_LABELS = re.compile(r"Answer format:\s*(\S.*)$")
+_OPTION = re.compile(r"\b(?:Answer|Option|Ending|Solution)(\d):\s*")
+_LEAD = re.compile(r"Please [^:]*:\s*")
+_FAMILIES = {
+    r"true|false": re.compile(r"true|false"),
+    r"solution\d": re.compile(r"solution[12]"),
+    r"answer\d": re.compile(r"answer[1-5]"),
+    r"ending\d": re.compile(r"ending[1-4]"),
+    r"option\d": re.compile(r"option[12]"),
+}
+"""Which label words a set uses, and what LLM-Adapters looks for in the output of such a set."""
+
+
+def alpaca(instruction: str, further: str = "") -> str:
+    """The prompt of an instruction, with an input where there is one; the response follows directly."""
+    if further:
+        return (
+            f"{_OPENING}, paired with an input that provides further context. Write a response that appropriately "
+            f"completes the request.{_BLANK}### Instruction:{_INDENT}{instruction}{_BLANK}### Input:{_INDENT}{further}"
+            f"{_BLANK}{RESPONSE_HEADER}{_INDENT}"
+        )
+    return (
+        f"{_OPENING}. Write a response that appropriately completes the request. {_BLANK}### Instruction:"
+        f"{_INDENT}{instruction}{_BLANK}{RESPONSE_HEADER}{_INDENT}"
+    )
+
+
+def question(text: str) -> str:
+    """The prompt of a bare question; an answer follows after a space."""
+    return f"Question: {text}\nAnswer:"
+
+
+def meaning(representation: str) -> str:
+    """An E2E meaning representation, `name[X], eatType[Y]`, as "name : X | Type : Y" (the form of LoRA's E2E data)."""
+    slots = re.findall(r"\s*([^\[\],]+)\[([^\]]*)\]", representation)
+    names = {
+        "eatType": "Type",
+        "priceRange": "price",
+        "customer rating": "customer rating",
+        "familyFriendly": "family friendly",
+    }
+    return " | ".join(f"{names.get(slot, slot)} : {value}" for slot, value in slots)
+
+
+def labels_of(instruction: str) -> tuple[str, ...]:
+    """The answer labels that an LLM-Adapters instruction ends with ("Answer format: a/b/c"); () where it names none."""
+    found = _LABELS.search(instruction.rstrip())
+    return tuple(part.strip() for part in found.group(1).split("/")) if found else ()
+
+
+def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> tuple[str, ...]:
+    """The response for every label: `output` with its last `answer` replaced.
+
+    Raises:
+        DataError: an answer that is not a label, or does not stand in the output.
+    """
+    if len(labels) < 2:
+        raise DataError(
+            f"{where}: the instruction names no choices (it should end with 'Answer format: a/b/...'); add a list "
+            "'choices' to the row, or set evaluate.protocol = 'generation'"
+        )
+    if answer not in labels:
+        raise DataError(f"{where}: answer {answer!r} is not among the choices {', '.join(labels)}")
+    head, found, tail = output.rpartition(answer)
+    if not found:
+        raise DataError(f"{where}: output {output!r} does not hold the answer {answer!r}")
+    return tuple(head + label + tail for label in labels)
+
+
+def stem_and_options(instruction: str, where: str) -> tuple[str, tuple[str, ...]]:
+    """Question and option texts of an LLM-Adapters instruction ("... Answer1: X Answer2: Y Answer format: ...").
+
+    A true/false question has its labels as options.
+
+    Raises:
+        DataError: options that are missing, empty, or not as many as the labels.
+    """
+    labels = labels_of(instruction)
+    body = _LABELS.sub("", instruction.rstrip()).rstrip() if labels else instruction
+    marks = list(_OPTION.finditer(body))
+    start = next((i for i in reversed(range(len(marks))) if marks[i].group(1) == "1"), None)
+    if start is None:
+        if set(labels) == {"true", "false"}:
+            return _LEAD.sub("", body, count=1).strip(), labels
+        raise DataError(f"{where}: no options such as 'Answer1: ...' in the instruction {instruction[:60]!r}...")
+    marks = marks[start:]
+    ends = [*(m.start() for m in marks[1:]), len(body)]
+    options = tuple(body[m.end() : end].strip() for m, end in zip(marks, ends, strict=True))
+    if [m.group(1) for m in marks] != [str(i + 1) for i in range(len(marks))] or not all(options):
+        raise DataError(f"{where}: options must be numbered from 1 and not empty; found {list(options)}")
+    if labels and len(labels) != len(options):
+        raise DataError(f"{where}: {len(options)} options but {len(labels)} labels ({'/'.join(labels)})")
+    return _LEAD.sub("", body[: marks[0].start()], count=1).strip(), options
+
+
+def extract_answer(generated: str, labels: Sequence[str]) -> str | None:
+    """The answer in generated text: the first label word in it, None where there is none.
+
+    The words looked for are those of LLM-Adapters' evaluation of the set that the labels belong to, so a set with three
+    labels answer1 to answer3 also finds answer4, which is then wrong; other labels are looked for as they are written.
+    """
+    text = generated.partition(RESPONSE_HEADER)[0]
+    for words, pattern in _FAMILIES.items():
+        if labels and all(re.fullmatch(words, label) for label in labels):
+            found = pattern.search(text)
+            return found.group() if found else None
+    longest_first = sorted(labels, key=len, reverse=True)
+    found = re.search("|".join(map(re.escape, longest_first)), text) if labels else None
+    return found.group() if found else None
