@@ -43,6 +43,13 @@ _TRIALS: Columns = (
     ("budget", _INT, "Trainable adapter parameters aimed at; null without a budget."),
     ("capacity", _INT, "The method's one capacity (rank r; NoLA's k); null where layers differ or there is none."),
     ("lr", _REAL, "Peak learning rate; null where nothing trains."),
+    ("hyperparameters", _TEXT, "JSON object: what is searched beside the rate; null where the rate is all."),
+    (
+        "origin",
+        _TEXT,
+        "What proposed a TUNE point where it was not the sampler: 'published' or 'neighbour' (warm starts), 'widened' "
+        "(past the edge of the range).",
+    ),
     ("data_seed", _INT, "Draws the training subset and the order of batches."),
     ("init_seed", _INT, "Draws the trainable tensors' start and dropout."),
     ("basis_seed", _INT, "Draws the frozen random bases."),
@@ -126,6 +133,7 @@ _CELLS: Columns = (
     ("lr_low", _REAL, "Low end of the learning-rate range; null where nothing trains."),
     ("lr_high", _REAL, "High end of the range."),
     ("lr_centre", _REAL, "Centre of the range: the published rate, unless the sweep file moves it."),
+    ("space", _TEXT, "JSON object: range or values of each hyperparameter searched beside the rate; null for none."),
     ("tune_trials", _INT, "The allowance: TUNE trials of the cell."),
     ("confirm_seeds", _INT, "CONFIRM trials of the cell."),
 )
@@ -134,6 +142,7 @@ _CHOICES: Columns = (
     ("sweep", _TEXT, "Name of the sweep."),
     ("cell_id", _TEXT, "The cell."),
     ("lr", _REAL, "The chosen learning rate: best mean validation score."),
+    ("hyperparameters", _TEXT, "JSON object: the rest of the chosen point; null where the rate alone is searched."),
     ("mean_val", _REAL, "That mean validation score."),
     ("n_trials", _INT, "TUNE trials the choice was made from."),
     ("n_rerun_seeds", _INT, "Seeds per re-run rate; 0 where the choice rests on one seed."),

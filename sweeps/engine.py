@@ -22,7 +22,7 @@ from sweeps.ledger import Ledger, pruned
 from sweeps.locks import FolderLock, check_identity, write_identity
 from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
-from sweeps.search import check_sampler
+from sweeps.space import extra_from
 from sweeps.stages import Choice, Slot, SweepState
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def run(
     begun = time.monotonic()
     spec = plan.spec
     folder = spec.folder.absolute()
-    check_sampler(spec.search.sampler)
     check_identity(folder, spec.identity())
     with FolderLock(folder):
         write_identity(folder, spec.identity())
@@ -156,8 +155,7 @@ def replay(
         kind = event["ev"]
         if kind == "ask":
             slot = Slot.from_config(event["cell_id"], event["stage"], event["slot"], event["trial_id"], event["config"])
-            asked[slot.trial_id] = slot
-            state.restore(slot)
+            asked[slot.trial_id] = state.restore(slot)
         elif kind == "report":
             known = asked.get(event["trial_id"])
             if known is not None and known.cell_id in state.cells:
@@ -178,16 +176,20 @@ def replay(
     for trial_id, row in rows.items():
         cell = state.cells.get(row["cell_id"])
         if cell is not None and trial_id not in cell.rows and trial_id not in (retry or ()):
-            seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
-            cell.asked.setdefault(
-                trial_id, Slot(row["cell_id"], row["stage"], row["slot"], trial_id, {}, row["lr"], seeds)
-            )
+            state.restore(Slot.from_row(row))
             state.finish(row)
     return list(stopped.values())
 
 
 def _choice(row: Row) -> Choice:
-    return Choice(row["lr"], row["mean_val"], row["n_trials"], row["n_rerun_seeds"], row["edge"])
+    return Choice(
+        row["lr"],
+        row["mean_val"],
+        row["n_trials"],
+        row["n_rerun_seeds"],
+        row["edge"],
+        extra_from(row.get("hyperparameters")),
+    )
 
 
 def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.interfaces import Cell, Row
+from sweeps.space import extra_json
 from sweeps.stages import Choice, Slot
 
 _FROM_RESULT = [
@@ -70,6 +71,8 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         "budget": cell.budget,
         "capacity": cell.capacity,
         "lr": slot.lr,
+        "hyperparameters": extra_json(slot.extra),
+        "origin": slot.origin,
         "data_seed": slot.seeds[0],
         "init_seed": slot.seeds[1],
         "basis_seed": slot.seeds[2],
@@ -124,6 +127,7 @@ def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float) -> Row:
         "sweep": sweep,
         "cell_id": cell_id,
         "lr": choice.lr,
+        "hyperparameters": extra_json(choice.extra),
         "mean_val": choice.mean_val,
         "n_trials": choice.n_trials,
         "n_rerun_seeds": choice.n_rerun_seeds,

@@ -18,14 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
+from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
+from sweeps.search_section import Section as _Section
 from trainables.config import LATER, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -113,29 +111,13 @@ class BudgetSection(_Section):
         raise AssertionError("validated: one kind is set")
 
 
-class LrRange(_Section):
-    """A learning-rate range: a centre and a width in decades, or its two ends."""
-
-    centre: float | None = Field(default=None, gt=0)
-    low: float | None = Field(default=None, gt=0)
-    high: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        ends = self.low is not None and self.high is not None
-        if ends == (self.centre is not None) or (self.low is None) != (self.high is None):
-            raise ValueError("give either centre, or both low and high")
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"low must lie below high, got low {self.low:g}, high {self.high:g}")
-        return self
-
-
 class MethodSection(BaseModel):
     """`[methods.NAME]`: what every method takes; the method's own options are checked against its registry entry."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     lr: LrRange | None = None
+    space: Annotated[dict[str, SpaceEntry] | None, LATER] = None
     budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
     allocation: Allocation | None = None
     capacity: int | None = Field(default=None, ge=1)
@@ -146,51 +128,22 @@ class MethodSection(BaseModel):
     def _centre(cls, value: object) -> object:
         return {"centre": value} if isinstance(value, int | float) else value
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _space(cls, value: object) -> object:
+        return read_space(value)
+
     @property
     def options(self) -> dict[str, Any]:
         """The method's own options, as written."""
         return dict(self.model_extra or {})
 
 
-class LrSearch(_Section):
-    """`search.lr`: width of every method's range, in decades, centred on the method's published rate."""
-
-    decades: float = Field(default=3.0, gt=0, le=12)
-
-
-class SearchSection(_Section):
-    """`[search]`: stage TUNE. The allowance is `trials` per cell, the re-runs on further seeds included."""
-
-    trials: int = Field(default=12, ge=1)
-    sampler: Literal["grid", "qmc", "random", "tpe", "gp"] = "grid"
-    lr: LrSearch = LrSearch()
-    rerun_rates: int = Field(default=2, ge=0)
-    rerun_seeds: int = Field(default=2, ge=0)
-    pruner: Literal["none", "asha", "median"] = "none"
-    seed: int = Field(default=0, ge=0)
-
-    @property
-    def rates(self) -> int:
-        """Distinct learning rates tried per cell: what the re-runs leave of the allowance."""
-        return self.trials - self.rerun_rates * self.rerun_seeds
-
-    @model_validator(mode="after")
-    def _room(self) -> Self:
-        needed = max(1, self.rerun_rates) if self.rerun_seeds else 1
-        if self.rates < needed:
-            raise ValueError(
-                f"trials = {self.trials} leaves {self.rates} learning rates after rerun_rates x rerun_seeds = "
-                f"{self.rerun_rates} x {self.rerun_seeds} re-runs, and {needed} are needed; "
-                f"the least that works is trials = {self.rerun_rates * self.rerun_seeds + needed}"
-            )
-        return self
-
-
 class ConfirmSection(_Section):
     """`[confirm]`: stage CONFIRM. `seeds` is a count or a list; `hold` fixes a kind of seed for all trials."""
 
     seeds: tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
-    hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = {}
+    hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -253,7 +206,7 @@ class SweepSpec(_Section):
     def identity(self) -> dict[str, Any]:
         """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
         whole = identifying(self)
-        search = {k: v for k, v in whole["search"].items() if k != "trials"}
+        search = {k: v for k, v in whole["search"].items() if k not in MAY_CHANGE}
         methods = {
             name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
         }
@@ -366,9 +319,14 @@ def _problem(error: dict[str, Any]) -> Problem:
 
 def _known_keys(path: Sequence[str]) -> list[str]:
     model: Any = SweepSpec
+    named = False  # the part is a name that the user gives, not a field
     for part in path:
+        if named:
+            named = False
+            continue
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         model = field.annotation if field is not None else None
+        named = getattr(model, "__origin__", None) is dict
         args = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
         model = args[0] if args else model
     return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -15,10 +15,11 @@ import os
 import signal
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sweeps.space import Dimension, Extra, Space
 from trainables.errors import TrialError
 
 TRIAL = "tests.fakes:analytic_trial"
@@ -144,13 +145,14 @@ class FakeTrial:
     basis_seed: int
     options: tuple[tuple[str, Any], ...]
     train: FakeTrain
+    extra: Extra = ()
 
     def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "extra"}
 
     @property
     def trial_id(self) -> str:
-        values = {**self.model_dump(), "options": None}  # faults and logs don't make another trial
+        values = {**self.model_dump(), "options": self.extra or None}  # faults and logs don't make another trial
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -173,6 +175,10 @@ class FakeCell:
     train_size: str | float = 1.0
     allocation: str | None = "uniform"
     capacity: int | None = 4
+    dimensions: tuple[Dimension, ...] = ()
+    published: Extra = ()
+    epochs: int | None = 3
+    epoch_samples: int | None = None
 
     @property
     def reference(self) -> str | None:
@@ -186,13 +192,29 @@ class FakeCell:
     def label(self) -> str:
         return f"{self.method} {self.budget}"
 
-    def trial(self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: Any) -> FakeTrial:
-        return FakeTrial(stage, self.cell_id, self.method, self.budget, lr, *seeds, self.options, train)
+    @property
+    def space(self) -> Space | None:
+        if self.lr_low is None or self.lr_high is None:
+            return None
+        return Space(self.lr_low, self.lr_high, self.dimensions)
+
+    def trial(
+        self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: Any, extra: Extra = ()
+    ) -> FakeTrial:
+        mine = {k: v for k, v in extra if k != "epochs"}
+        options = (*self.options, *sorted(mine.items()))
+        train = replace(train, epochs=dict(extra).get("epochs", train.epochs))
+        return FakeTrial(stage, self.cell_id, self.method, self.budget, lr, *seeds, options, train, tuple(extra))
 
     def row(self) -> dict[str, Any]:
         names = "cell_id sweep model adapt dataset method label reference budget allocation capacity feasible reason"
         names += " lr_low lr_high lr_centre tune_trials confirm_seeds"
         return {**{name: getattr(self, name) for name in names.split()}, "train_size": str(self.train_size)}
+
+
+@dataclass(frozen=True)
+class FakeSamples:
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -203,10 +225,17 @@ class FakeSearch:
     rerun_seeds: int = 1
     pruner: str = "none"
     seed: int = 0
+    allowance: FakeSamples | None = None
+    warm_start: tuple[str, ...] = ()
+    widen: int = 0
+
+    @property
+    def reruns(self) -> int:
+        return self.rerun_rates * self.rerun_seeds
 
     @property
     def rates(self) -> int:
-        return self.trials - self.rerun_rates * self.rerun_seeds
+        return self.trials - self.reruns
 
 
 @dataclass(frozen=True)
@@ -240,7 +269,7 @@ class FakeSpec:
     keep: FakeKeep = FakeKeep()
 
     def identity(self) -> dict[str, Any]:
-        search = {k: v for k, v in asdict(self.search).items() if k != "trials"}
+        search = {k: v for k, v in asdict(self.search).items() if k not in ("trials", "allowance", "widen")}
         return {"name": self.name, "train": asdict(self.train), "search": search, "methods": {}}
 
 
