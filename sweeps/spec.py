@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
+from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
 from trainables.config import LATER, TrainSettings, identifying
@@ -217,8 +218,10 @@ class SweepSpec(_Section):
         return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:
         """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
+
+        `scale` "small" applies the file's `[small]` table first (`sweeps.scale`).
 
         Raises:
             SpecError: every problem of the file and the overrides at once.
@@ -236,7 +239,7 @@ class SweepSpec(_Section):
             raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
         if not isinstance(tree, dict):
             raise SpecError([Problem("file", str(path), "must be a table of sections")])
-        return cls.parse(_override(tree, overrides))
+        return cls.parse(_override(at_scale(tree, scale), overrides))
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> SweepSpec:
