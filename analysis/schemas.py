@@ -65,6 +65,7 @@ _TRIALS: Columns = (
     ("head_params", _INT, "Trainable parameters of a new task head, outside the budget; 0 for CLIP's towers."),
     ("stored_bytes", _INT, "Frozen bases and stored starting points of the adapter, not parameters."),
     ("samples", _INT, "Training examples seen, repeats counted."),
+    ("skipped", _INT, "Examples left out because they can't be read (data.skip_bad); CONFIRM counts test ones too."),
     ("unit", _TEXT, "What an example is: 'images', 'texts'."),
     ("seconds_setup", _REAL, "Before the first step: model, data, adapters."),
     ("seconds_train", _REAL, "Optimiser steps."),

@@ -43,8 +43,9 @@ class Cell:
         below, above: nearest reachable counts around the budget, with their capacity.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
-        epochs: of a trial, unless they are searched.
+        epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
+        skip_bad: leave unreadable examples out and count them.
     """
 
     cell_id: str
@@ -77,6 +78,7 @@ class Cell:
     published: Extra = field(default=(), kw_only=True)
     epoch_samples: int | None = field(default=None, kw_only=True)
     epochs: int | None = field(default=None, kw_only=True)
+    skip_bad: bool = field(default=False, kw_only=True)
 
     @property
     def space(self) -> Space | None:
@@ -102,6 +104,7 @@ class Cell:
         """
         data_seed, init_seed, basis_seed = seeds
         options, settings = split_extra(self.method, extra)
+        train = self.settings(train)
         if settings:
             train = TrainSettings.model_validate({**train.model_dump(), **settings})
         return TrialConfig.model_validate(
@@ -123,13 +126,19 @@ class Cell:
                 "basis_seed": basis_seed,
                 "train": train,
                 "protocol": self.protocol,
+                "skip_bad": self.skip_bad,
             }
         )
+
+    def settings(self, train: TrainSettings) -> TrainSettings:
+        """A sweep's training settings as they hold for this cell."""
+        return train if self.epochs is None else train.model_copy(update={"epochs": self.epochs})
 
     def row(self) -> dict[str, Any]:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
-        for name in ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs"):
+        hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
+        for name in hidden:
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
@@ -344,9 +353,10 @@ def _cell(
         tune_trials=0 if centre is None or spec.protocol == "paper" else spec.search.trials,
         confirm_seeds=1 if centre is None else len(spec.confirm.seeds),  # nothing trains, nothing varies
         protocol=spec.protocol,
-        epochs=spec.train.epochs if centre is not None else None,
+        epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if centre is not None else None,
         dimensions=space,
         published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
+        skip_bad=spec.data.skip_bad,
     )
 
 

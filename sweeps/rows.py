@@ -24,6 +24,7 @@ _FROM_RESULT = [
     "head_params",
     "stored_bytes",
     "samples",
+    "skipped",
     "seconds_setup",
     "seconds_train",
     "seconds_eval",

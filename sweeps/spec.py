@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
 from sweeps.order import Order
+from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
 from trainables.config import LATER, TrainSettings, identifying
@@ -40,6 +41,32 @@ class DataSection(_Section):
 
     datasets: tuple[str, ...] = Field(min_length=1)
     train_size: tuple[str | float, ...] = Field(default=(1.0,), min_length=1)
+    skip_bad: Annotated[bool, LATER] = False
+    """Leave images that can't be read out, counted in the results, instead of stopping."""
+    epochs: Annotated[Literal["paper"] | dict[str, Annotated[int, Field(ge=1)]] | None, LATER] = None
+    """Epochs by data set instead of `train.epochs`; "paper": 10 for few shots, else the paper's Table 7."""
+
+    def epochs_of(self, dataset: str, size: str | float) -> int | None:
+        """Epochs of one data set at one size; None where `train.epochs` holds."""
+        if self.epochs == "paper":
+            return _paper_epochs(dataset, size)
+        return (self.epochs or {}).get(dataset)
+
+    @model_validator(mode="after")
+    def _epochs_known(self) -> Self:
+        if isinstance(self.epochs, dict):
+            if strange := [name for name in self.epochs if name not in self.datasets]:
+                raise ValueError(
+                    f"epochs names {strange[0]!r}, which is not among datasets: {', '.join(self.datasets)}"
+                )
+        elif self.epochs == "paper":
+            for name in self.datasets:
+                if any(_paper_epochs(name, size) is None for size in self.train_size):
+                    raise ValueError(
+                        f"epochs = 'paper', and the paper's Table 7 does not have {name!r}; "
+                        f"write data.epochs = {{ {json.dumps(name)} = 10 }}"
+                    )
+        return self
 
     @field_validator("train_size", mode="before")
     @classmethod
@@ -54,6 +81,12 @@ class DataSection(_Section):
             if not shots and (isinstance(size, str) or not 0 < size <= 1):
                 raise ValueError(f"a size is a fraction in (0, 1] or 'K-shot' such as '16-shot', got {size!r}")
         return value
+
+
+def _paper_epochs(dataset: str, size: str | float) -> int | None:
+    from trainables.data.registry import paper_epochs  # loads torch
+
+    return paper_epochs(dataset, size)
 
 
 class BudgetSection(_Section):
@@ -209,11 +242,15 @@ class SweepSpec(_Section):
         }
         budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
         kept = {k: whole[k] for k in ("name", "protocol", "model", "train")}
+        if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:
+            kept["data"] = data
         return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:
         """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
+
+        `scale` "small" applies the file's `[small]` table first (`sweeps.scale`).
 
         Raises:
             SpecError: every problem of the file and the overrides at once.
@@ -231,7 +268,7 @@ class SweepSpec(_Section):
             raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
         if not isinstance(tree, dict):
             raise SpecError([Problem("file", str(path), "must be a table of sections")])
-        return cls.parse(_override(tree, overrides))
+        return cls.parse(_override(at_scale(tree, scale), overrides))
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> SweepSpec:

@@ -97,6 +97,8 @@ class TrainSettings(BaseModel):
     """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
     head_lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False), LATER] = 1e-3
     """Peak learning rate of a new task head, the same for every method and never searched (the paper: 1e-3)."""
+    sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
+    """shuffle: every example once before any comes again; replacement: each drawn anew from all (the paper's)."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
     """Small subsets are gone through several times an epoch until it has this many batches (the paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
@@ -161,6 +163,8 @@ class TrialConfig(BaseModel):
     train: TrainSettings = TrainSettings()
     protocol: Protocol = "standard"
     """paper: training on train and validation images together, hence no validation score."""
+    skip_bad: Annotated[bool, LATER] = False
+    """Leave examples that can't be read out of every split, and count them; else one stops the trial."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
     """Side of the model's square input in pixels; None: the model's own."""
     evaluate: Annotated[EvaluateSettings, LATER] = EvaluateSettings()

@@ -135,6 +135,7 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
             tokenizer = open_clip.get_tokenizer(name)
     except _UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
+    check_finite(cast("nn.Module", module), model_id)
     settings = module.visual.preprocess_cfg
     return LoadedModel(
         module=cast("nn.Module", module).float().eval(),
@@ -149,6 +150,17 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
         ),
         tokenizer=cast("Tokenizer", tokenizer),
     )
+
+
+def check_finite(module: nn.Module, model_id: str) -> None:
+    """Raise ModelError naming the first weight that holds NaN or infinity."""
+    for name, weight in module.named_parameters():
+        if not bool(torch.isfinite(weight.sum())) and not bool(weight.isfinite().all()):  # a sum may overflow
+            bad = int((~weight.isfinite()).sum())
+            raise ModelError(
+                f"{model_id!r}: {bad:,} of {weight.numel():,} numbers of {name} are NaN or infinite; "
+                "the checkpoint is damaged, fetch or save it again"
+            )
 
 
 def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code: bool) -> LoadedModel:
@@ -172,6 +184,14 @@ def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code:
         raise ModelError(
             f"{model_id!r}: its files lack {len(missing)} of the model's tensors, {', '.join(missing[:3])}"
         )
+    blocks = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    extra = sorted(n for n in info["unexpected_keys"] if any(f".{b}." in f".{n}" for b in blocks))  # heads may differ
+    if extra:
+        raise ModelError(
+            f"{model_id!r}: its files hold {len(extra)} tensors that the model does not have, {', '.join(extra[:3])}; "
+            "config.json and the weights are of two models"
+        )
+    check_finite(cast("nn.Module", module), model_id)
     vision = kind == "hf-vision"
     text = None if vision else _hf_tokenizer(source, folder, model_id, trust_remote_code)
     return LoadedModel(

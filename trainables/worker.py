@@ -60,9 +60,9 @@ def run_trial(
 
     Yields:
         One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch, per image or target token),
-        `val_score` (None in protocol "paper"), `val_further` (further metrics by name), `seconds` and `seconds_eval`
-        (of this epoch), `samples` (images or texts trained on so far), `samples_per_second` (of this epoch),
-        `peak_memory_bytes`. The last has `done` True and `result`.
+        `val_score` (None in protocol "paper"), `val_further` (further metrics by name), `skipped` (examples left out as
+        unreadable), `seconds` and `seconds_eval` (of this epoch), `samples` (images or texts trained on so far),
+        `samples_per_second` (of this epoch), `peak_memory_bytes`. The last has `done` True and `result`.
 
     Raises:
         TrialError: the loss is not finite, or the combination is not supported.
@@ -226,6 +226,7 @@ class _Run:
             }
             further["test"] = dict(test.further)
             seconds_eval += time.perf_counter() - begun
+            last = last | {"skipped": test.skipped}
         if self.keep and self.rank == 0:
             self._save(self.directory / ADAPTER_FOLDER)
         result = {
@@ -233,6 +234,7 @@ class _Run:
             "unit": self.task.unit,
             "val_score": last["val_score"],
             **tested,
+            "skipped": last.get("skipped"),
             "further": {which: values for which, values in further.items() if values},
             "adapter_params": self.trainables.adapter_params,
             "head_params": sum(p.numel() for p in self._head.values()),
@@ -260,5 +262,5 @@ class _Run:
 
 def _validation(scores: Scores | None) -> Report:
     if scores is None:
-        return {"val_score": None, "val_further": {}}
-    return {"val_score": scores.score, "val_further": dict(scores.further)}
+        return {"val_score": None, "val_further": {}, "skipped": None}
+    return {"val_score": scores.score, "val_further": dict(scores.further), "skipped": scores.skipped}

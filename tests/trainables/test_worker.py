@@ -25,6 +25,7 @@ from trainables.worker import run_trial
 MakeTrial = Callable[..., TrialConfig]
 METHODS = ["lora", "randlora", "vera", "nola", "pissa", "adalora", "full", "full-targets", "zero-shot"]
 RESULT = {
+    "skipped",
     "metric", "unit", "further",
     "val_score", "test_score", "adapter_params", "head_params", "stored_bytes", "device", "precision", "backend",
     "correct", "n_examples", "examples_hash", "seconds_train", "seconds_eval", "seconds_setup", "samples",
@@ -32,7 +33,7 @@ RESULT = {
 }  # fmt: skip
 REPORT = {
     "epoch", "done", "train_loss", "val_score", "val_further", "seconds", "seconds_eval", "samples",
-    "samples_per_second", "peak_memory_bytes",
+    "samples_per_second", "peak_memory_bytes", "skipped",
 }  # fmt: skip
 
 
