@@ -1,8 +1,8 @@
 """One sweep file at two scales: `[small]` says what a laptop changes, and `--scale small` applies it.
 
 `[small]` has the sweep file's own keys: its tables are merged in key by key, any other value replaces. `drop` lists
-what goes before that (`drop = ["methods.vera", "budgets.params"]`). The name gets "-small" unless `[small]` gives another, so
-that the two never share a results folder.
+what goes before that (`drop = ["methods.vera", "budgets.params"]`). The name gets "-small" unless
+`[small]` gives another, so that the two never share a results folder.
 """
 
 from __future__ import annotations

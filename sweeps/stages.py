@@ -296,8 +296,7 @@ class SweepState:
     def __init__(self, cells: Iterable[Cell], spec: Spec) -> None:
         self.spec = spec
         self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
-from sweeps.order import ordered
-        self._order = list(self.cells)
+        self._order = ordered((state.cell for state in self.cells.values()), spec.resources.order)
         self._dependents: dict[str, str] = {}  # the cell that starts from this one's choice
         for smaller, larger in neighbours(cell.cell for cell in self.cells.values()):
             self.cells[larger].neighbour = self.cells[smaller]

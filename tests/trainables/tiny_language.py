@@ -11,7 +11,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 THINGS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red", "lemon": "yellow"}
-WIDTH = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+WIDTH = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 
 
 def instruction_rows(n: int, seed: int = 0) -> list[dict[str, str]]:
@@ -27,7 +33,8 @@ def instruction_rows(n: int, seed: int = 0) -> list[dict[str, str]]:
         answer = f"answer{options.index(THINGS[thing]) + 1}"
         rows.append(
             {
-                "instruction": f"Please choose the correct answer to the question: Which colour has {thing}?\n\n{listed}"
+                "instruction": "Please choose the correct answer to the question: "
+                f"Which colour has {thing}?\n\n{listed}"
                 "\n\nAnswer format: answer1/answer2/answer3",
                 "input": "",
                 "output": f"the correct answer is {answer}",
