@@ -42,7 +42,8 @@ _ALL = (
         """
         select t.* from trials t left join chosen c using (sweep, cell_id)
         where t.stage = 'CONFIRM' and t.status = 'finished'
-          and (t.lr is null or c.lr is null or abs(t.lr - c.lr) <= 1e-9 * c.lr)
+          and (t.lr is null or c.lr is null or (abs(t.lr - c.lr) <= 1e-9 * c.lr
+               and t.hyperparameters is not distinct from c.hyperparameters))
         qualify row_number() over (partition by t.sweep, t.trial_id order by t.attempt desc) = 1
         """,
     ),
@@ -51,7 +52,8 @@ _ALL = (
         "Finished CONFIRM trials whose cell later chose another rate: test was looked at, the result does not count.",
         """
         select t.* from last_attempts t join chosen c using (sweep, cell_id)
-        where t.stage = 'CONFIRM' and t.status = 'finished' and abs(t.lr - c.lr) > 1e-9 * c.lr
+        where t.stage = 'CONFIRM' and t.status = 'finished' and (abs(t.lr - c.lr) > 1e-9 * c.lr
+              or t.hyperparameters is distinct from c.hyperparameters)
         """,
     ),
     View(
@@ -118,15 +120,16 @@ _ALL = (
     View(
         "parity",
         "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
-        "given and used; rates tried, range width in decades, the choice and whether it is the range's edge; epochs "
-        "and samples trained.",
+        "given and used, warm starts among it, points past the range's edge; rates tried, range width in decades, the "
+        "choice and whether it is the range's edge; epochs and samples trained.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.residual, c.residual_fraction, n.adapter_params, n.adapter_params = c.count as count_holds,
                n.head_params, n.stored_bytes, c.tune_trials as allowance,
                coalesce(n.tune_used, 0) as allowance_used, coalesce(n.tune_failed, 0) as tune_failed,
                coalesce(n.tune_full, 0) as tune_full_length, coalesce(n.rates, 0) as rates_tried,
-               log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, h.edge, h.n_rerun_seeds,
+               log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, h.hyperparameters, h.edge,
+               coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
                n.tune_samples, f.confirm_samples, f.epochs
         from cells c left join chosen h using (sweep, cell_id)
@@ -137,6 +140,8 @@ _ALL = (
                  count(*) filter (stage = 'TUNE' and status = 'failed') as tune_failed,
                  count(*) filter (stage = 'TUNE' and status = 'finished') as tune_full,
                  count(distinct lr) filter (stage = 'TUNE') as rates,
+                 count(*) filter (stage = 'TUNE' and origin in ('published', 'neighbour')) as warm_starts,
+                 count(*) filter (stage = 'TUNE' and origin = 'widened') as widened,
                  cast(sum(samples) filter (stage = 'TUNE') as bigint) as tune_samples
           from last_attempts group by all
         ) n using (sweep, cell_id)

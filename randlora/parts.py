@@ -1,7 +1,7 @@
 """Parts of fused weights: which rows of one stored matrix are q, k and v, or gate and up, and an adapter for each.
 
-A target such as `attn.in_proj_weight[q,v]` picks parts; every part is a weight of its own, (its rows x in), with its own
-adapter. Layouts that are known, all of them rows one after the other:
+A target such as `attn.in_proj_weight[q,v]` picks parts; every part is a weight of its own, (its rows x in), with its
+own adapter. Layouts that are known, all of them rows one after the other:
 
 - q, k, v thirds: `in_proj_weight` of `nn.MultiheadAttention` and open_clip's attention, `qkv` (timm, DINOv2), `Wqkv`,
   GPT-2's `c_attn` (k, v halves in its cross attention);

@@ -1,9 +1,14 @@
-"""Export to Hugging Face PEFT's adapter directory, where that is lossless: `nn.Linear` and `Conv1D` weights, one rank.
+"""Export to Hugging Face PEFT's adapter directory, where that is lossless; `randlora.peft_import` reads such.
 
-LoRA, DoRA, VeRA and RandLoRA; LoRA also on the packed input projection of `nn.MultiheadAttention`. There PEFT adapts
-the output projection as well, which gets factors of zero; an adapter on it is not exported, since PEFT 0.21.2 adds its
-delta twice. VeRA and RandLoRA carry their shared bases once, in PEFT's global tensors; PEFT up to 0.21 warns about
-missing per-layer copies of RandLoRA's, and is right without them. `randlora.peft_import` reads such directories.
+LoRA and DoRA with any ranks, VeRA and RandLoRA with one, as themselves, on `nn.Linear` and `Conv1D`; LoRA also on the
+packed input projection of `nn.MultiheadAttention`. There PEFT adapts the output projection as well, which gets factors
+of zero; an adapter on it is not exported, since PEFT 0.21.2 adds its delta twice. VeRA and RandLoRA carry their shared
+bases once, in PEFT's global tensors; PEFT up to 0.21 warns about missing per-layer copies of RandLoRA's, and is right
+without them.
+
+As the LoRA that computes the same (`randlora.peft_lora`): PiSSA (of rank 2 r), LoRA-XS, AdaLoRA (the triplets that are
+left), NoLA, RandLoRA-a, and VeRA with several ranks; LoRA and DoRA on parts of fused weights. A README.md in the
+directory says so. The other methods have no such form: dense deltas or merged weights.
 """
 
 from __future__ import annotations
@@ -13,45 +18,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from randlora.adapter import Adapter
 from randlora.attach import Adapted
 from randlora.checkpoint import _write_text, write_tensors
 from randlora.errors import ExportError
-from randlora.lora import Dora, Lora, _LowRankConfig
+from randlora.peft_lora import INSTEAD, PREFIX, Tensors, attention, called, write_lora
 from randlora.rand import RandLora, RandLoraConfig
-from randlora.sites import Site
 from randlora.vera import Vera, VeraConfig
-
-_PREFIX = "base_model.model."
-_INSTEAD = "export_deltas() writes dense deltas and randlora.checkpoint.export_merged() the merged weights instead"
-
-Tensors = dict[str, Tensor]
 
 
 def export_peft(adapted: Adapted, directory: str | Path) -> Path:
-    """Write `adapter_config.json` and `adapter_model.safetensors`.
+    """Write `adapter_config.json`, `adapter_model.safetensors` and a `README.md` that says what they are.
 
-    Raises `ExportError` for packed weights, ranks that differ between layers, and methods PEFT has not.
+    Raises `ExportError`, which names the alternative, where PEFT has no exact form: weights that PEFT cannot reach,
+    RandLoRA with several ranks or on parts, and methods without a low-rank delta.
     """
-    writer = _WRITERS.get(adapted.method.name)
-    if writer is None:
-        raise ExportError(f"PEFT has no {adapted.method.title}; {_INSTEAD}")
+    method = adapted.method
+    if not method.mergeable:
+        raise ExportError(f"PEFT has no {method.title}, and its update is no matrix; save() keeps the adapter itself")
+    native = method.name in ("lora", "dora")
+    write: _Write = write_lora
+    one_rank = len(set(adapted.capacities.values())) == 1
+    parted = [name for name, site in adapted.sites.items() if site.part is not None]
+    if method.name in _WRITERS and one_rank and not parted:
+        write, native = _WRITERS[method.name], True
+    elif method.name not in _AS_LORA:
+        raise ExportError(_why_not(adapted, parted))
     for name, site in adapted.sites.items():
-        if not _called(site) and (adapted.method.name != "lora" or _attention(site) is None):
+        if not called(site) and (write is not write_lora or method.name == "dora" or attention(site) is None):
             raise ExportError(
-                f"{name} is not the weight of a called nn.Linear or Conv1D, which PEFT's {adapted.method.title} "
-                f"needs; {_INSTEAD}"
+                f"{name} is not the weight of a called nn.Linear or Conv1D, which PEFT's "
+                f"{method.title if native else 'LoRA'} needs; {INSTEAD}"
             )
-    if len(set(adapted.capacities.values())) > 1:
-        ranks = sorted(set(adapted.capacities.values()))
-        raise ExportError(f"the layers have different ranks {ranks}, this export holds one; {_INSTEAD}")
-    config, tensors = writer(adapted)
-    modules = dict.fromkeys(_attention(site) or site.module_name for site in adapted.sites.values())
+    config, tensors = write(adapted)
+    modules = dict.fromkeys(site.module_name for site in adapted.sites.values())
     config |= {
-        "target_modules": list(modules),
+        "target_modules": _target_modules(adapted.model, list(modules)),
         "fan_in_fan_out": any(site.transposed for site in adapted.sites.values()),
         "bias": "none",
         "inference_mode": True,
@@ -62,7 +66,38 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     _write_text(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")
+    _write_text(folder / "README.md", _card(adapted, native and not parted))
     return folder
+
+
+def _why_not(adapted: Adapted, parted: list[str]) -> str:
+    title = adapted.method.title
+    if adapted.method.name not in _WRITERS:
+        return f"PEFT has no {title}, and its delta has no low-rank form; {INSTEAD}"
+    if parted:
+        return f"{parted[0]} is a part of a fused weight, which PEFT's {title} cannot adapt alone; {INSTEAD}"
+    ranks = sorted(set(adapted.capacities.values()))
+    return f"the layers have different ranks {ranks}, PEFT's {title} holds one; {INSTEAD}"
+
+
+def _target_modules(model: nn.Module, modules: list[str]) -> list[str] | str:
+    """The names, or one regular expression where PEFT, which compares endings, would take other modules too."""
+    chosen = set(modules)
+    caught = [n for n, _ in model.named_modules() if n not in chosen and any(n.endswith(f".{m}") for m in modules)]
+    return "|".join(m.replace(".", r"\.") for m in modules) if caught else modules
+
+
+def _card(adapted: Adapted, native: bool) -> str:
+    """A model card: what was exported, and in which form."""
+    title = adapted.method.title
+    what = (
+        f"A {title} adapter."
+        if native
+        else f"A {title} adapter, written as the LoRA that computes the same delta (to rounding): PEFT can run, merge "
+        f"and train it on as a LoRA, but not as {title}."
+    )
+    weights = "\n".join(f"- `{name}`: {shape[0]} x {shape[1]}" for name, shape in adapted.shapes.items())
+    return f"---\nlibrary_name: peft\n---\n\n{what}\n\nIt changes these weights (out x in):\n\n{weights}\n"
 
 
 def _rank(adapted: Adapted) -> int:
@@ -70,52 +105,7 @@ def _rank(adapted: Adapted) -> int:
 
 
 def _layers(adapted: Adapted) -> list[tuple[str, Adapter]]:
-    return [(_PREFIX + adapted.sites[name].module_name, adapter) for name, adapter in adapted.adapters.items()]
-
-
-def _called(site: Site) -> bool:
-    return site.attr == "weight" and (site.by_activation or site.transposed)
-
-
-def _attention(site: Site) -> str | None:
-    """The name of the `nn.MultiheadAttention` whose packed input projection this is; else None."""
-    packed = isinstance(site.owner, nn.MultiheadAttention) and site.attr == "in_proj_weight"
-    return site.module_name if packed else None
-
-
-def _silence_out_proj(adapted: Adapted, tensors: Tensors) -> None:
-    """Factors of zero for the output projections that PEFT adapts along with the packed ones."""
-    for site in adapted.sites.values():
-        if (name := _attention(site)) is not None:
-            width, rank = site.shape[1], _rank(adapted)
-            layer = f"{_PREFIX}{name}.base_layer.out_proj"
-            tensors[f"{layer}.lora_A.weight"] = torch.zeros(rank, width)
-            tensors[f"{layer}.lora_B.weight"] = torch.zeros(width, rank)
-
-
-def _lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
-    config = adapted.config
-    assert isinstance(config, _LowRankConfig)
-    tensors: Tensors = {}
-    dora = False
-    for layer, adapter in _layers(adapted):
-        assert isinstance(adapter, Lora | Dora)
-        tensors[f"{layer}.lora_A.weight"] = adapter.a.t()
-        tensors[f"{layer}.lora_B.weight"] = adapter.b
-        if isinstance(adapter, Dora):
-            dora = True
-            tensors[f"{layer}.lora_magnitude_vector"] = adapter.magnitude
-    _silence_out_proj(adapted, tensors)
-    rank = _rank(adapted)
-    values = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": config.scale * rank,
-        "lora_dropout": config.dropout,
-        "use_dora": dora,
-        "use_rslora": False,  # the scale is in lora_alpha
-    }
-    return values, tensors
+    return [(PREFIX + adapted.sites[name].module_name, adapter) for name, adapter in adapted.adapters.items()]
 
 
 def _vera(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
@@ -174,9 +164,6 @@ def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
     return values, tensors
 
 
-_WRITERS: dict[str, Callable[[Adapted], tuple[dict[str, Any], Tensors]]] = {
-    "lora": _lora,
-    "dora": _lora,
-    "vera": _vera,
-    "randlora": _randlora,
-}
+_Write = Callable[[Adapted], tuple[dict[str, Any], Tensors]]
+_WRITERS: dict[str, _Write] = {"lora": write_lora, "dora": write_lora, "vera": _vera, "randlora": _randlora}
+_AS_LORA = ("lora", "dora", "vera", "pissa", "lora-xs", "adalora", "nola", "randlora-a")

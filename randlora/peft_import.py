@@ -1,12 +1,16 @@
 """Import from Hugging Face PEFT's adapter directory: LoRA, rank-stabilised LoRA, DoRA, VeRA and RandLoRA.
 
-The trained tensors and the frozen bases are taken over bit for bit in float32. Bases have to be in the file
-(`save_projection=True`, PEFT's default): the ones that PEFT would draw again depend on its version and the machine.
+The trained tensors and the frozen bases are taken over bit for bit in float32; only where a LoRA has several scales
+(`alpha_pattern`) is B multiplied, since a model has one scale here. Ranks may differ (`rank_pattern`). Bases have to be
+in the file (`save_projection=True`, PEFT's default): the ones that PEFT would draw again depend on its version and the
+machine.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +55,7 @@ def load_peft(model: nn.Module, directory: str | Path) -> Adapted:
     ours, state, frozen = reader(config, {_weight(model, name): found for name, found in layers.items()}, bases)
     names = [_weight(model, name) for name in layers]
     try:
-        adapted = attach(model, ours, names)
+        adapted = attach(model, ours, names, capacities=_ranks(ours, state))
     except AdapterError as error:
         raise CheckpointError(f"the PEFT adapter in {folder} does not fit this model: {error}") from error
     try:
@@ -62,6 +66,13 @@ def load_peft(model: nn.Module, directory: str | Path) -> Adapted:
         adapted.detach()
         raise
     return adapted
+
+
+def _ranks(config: AdapterConfig, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The rank of every weight of a LoRA or DoRA, which may have several; none named for the other methods."""
+    if not isinstance(config, LoraConfig | DoraConfig):
+        return {}
+    return {name.removesuffix(".b"): b.shape[1] for name, b in state.items() if name.endswith(".b")}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -142,7 +153,7 @@ Read = tuple[AdapterConfig, dict[str, Tensor], dict[str, Tensor] | None]
 
 
 def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
-    _refuse(config, {"rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False, "use_qalora": False})
+    _refuse(config, {"lora_bias": False, "use_qalora": False})
     if config.get("init_lora_weights", True) not in _KEEP_BASE:
         raise CheckpointError(
             f"the PEFT adapter was started with init_lora_weights={config['init_lora_weights']!r}, which changes the "
@@ -158,7 +169,28 @@ def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
         rank_stabilised=bool(config.get("use_rslora")),
     )
     names = {"lora_A": "a", "lora_B": "b"} | ({"lora_magnitude_vector": "magnitude"} if dora else {})
-    return ours, _state(layers, names, transposed=["lora_A"]), None
+    state = _state(layers, names, transposed=["lora_A"])
+    for weight in layers:
+        module = weight.rpartition(".")[0]
+        alpha = _of_pattern(config.get("alpha_pattern"), module, ours.alpha)
+        rank = state[f"{weight}.a"].shape[1]
+        scale = alpha / (math.sqrt(rank) if ours.rank_stabilised else rank)
+        if scale != ours.scale:  # here a model has one scale: the rest goes into B
+            state[f"{weight}.b"] = state[f"{weight}.b"] * (scale / ours.scale)
+    return ours, state, None
+
+
+def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: float | None) -> float:
+    """PEFT's rule: the first key that is the end of the name, from any dot on, as a regular expression."""
+    for key, value in (patterns or {}).items():
+        try:
+            match = re.match(rf"(.*\.)?({key})$", module)
+        except re.error as error:
+            raise CheckpointError(f"the PEFT adapter's alpha_pattern has the key {key!r}: {error}") from error
+        if match:
+            return float(value)
+    assert default is not None
+    return default
 
 
 def _basis(bases: Mapping[str, Tensor], name: str) -> Tensor:

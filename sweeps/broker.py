@@ -7,8 +7,10 @@ again, and the trial goes on from its own checkpoint.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +19,11 @@ State = Literal["queued", "running", "finished", "failed", "stopped"]
 Verdict = Literal["go", "stop"]
 
 MAX_ATTEMPTS = 3
+ENDED_S = 10.0
+"""Ray Train ends the workers of a lane within this after one of them died."""
+MAX_SHRINKS = 20
+SILENT = "no report"
+KILLED_FOR_MEMORY = "Ray ended its worker because the machine's memory was nearly used up"
 ALONE_AFTER = 2
 """A trial whose lane died this often runs while its lane's other workers idle, so that it alone is to blame next."""
 
@@ -34,19 +41,52 @@ class Lease:
     seen: int = 0
     events: dict[int, Event] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
+    heard: float = 0.0
+    """When its worker last said something, on the monotonic clock; infinite while the worker waits for us."""
+    death: str | None = None
+    """Why its worker is dying or dead, when that is known and is this trial's own doing."""
+    shrink: str | None = None
+    """Why it is to start with smaller micro-batches the next time."""
+    shrinks: int = 0
+    left: set[int] = field(default_factory=set)
+    """Ranks of a data-parallel group that have left it on an error."""
+    spared: bool = False
+    """Its worker goes down for another's sake: this attempt does not count."""
 
     @property
     def alone(self) -> bool:
         return self.attempt >= ALONE_AFTER
 
+    @property
+    def lane(self) -> str:
+        return str(self.worker).partition("/")[0]
+
+    @property
+    def timeout(self) -> float | None:
+        seconds: float | None = self.order.get("timeout")
+        return seconds
+
+    @property
+    def attempts(self) -> int:
+        return int(self.order.get("attempts", MAX_ATTEMPTS))
+
 
 class Broker:
-    """Leases by key. Every method is a coroutine of one asyncio actor, so no two of them run at once between awaits."""
+    """Leases by key. Every method is a coroutine of one asyncio actor, so no two of them run at once between awaits.
 
-    def __init__(self) -> None:
+    Args:
+        kill: ends a worker's process, given the handle that it said hello with. None: Ray's own `kill`.
+    """
+
+    def __init__(self, kill: Callable[[Any], None] | None = None) -> None:
+        self._kill = _ray_kill if kill is None else kill
         self._leases: dict[str, Lease] = {}
         self._queue: deque[str] = deque()
         self._tokens: dict[str, str] = {}
+        self._handles: dict[str, Any] = {}
+        self._doomed: set[str] = set()  # tokens of processes that are about to be ended
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching = False
         self._groups: dict[str, str] = {}
         self._pids: dict[str, int] = {}
         self._stopping = False
@@ -67,7 +107,14 @@ class Broker:
     # The driver's side
 
     async def submit(self, key: str, order: dict[str, Any], window: int | None) -> None:
-        """Queue a trial. `window`: epochs that a lane may run ahead of what the driver has seen; None: any number."""
+        """Queue a trial.
+
+        Args:
+            key: names this lease.
+            order: what the worker needs. `timeout`: seconds of silence after which its worker is killed and the trial
+                issued again (None: never); `attempts`: how often it is started before it is a failed trial.
+            window: epochs that a lane may run ahead of what the driver has seen; None: any number.
+        """
         self._leases[key] = Lease(key, order, window=window)
         self._queue.append(key)
         await self._wake()
@@ -132,29 +179,103 @@ class Broker:
 
     # The lanes' side
 
-    async def hello(self, worker: str, token: str, pid: int, group: str | None) -> None:
-        """A lane worker starts, or starts again: what it held before is queued anew."""
+    async def hello(self, worker: str, token: str, pid: int, group: str | None, handle: Any = None) -> None:
+        """A lane worker starts, or starts again: what it held before is queued anew. `handle`: what `kill` takes."""
         self._tokens[worker] = token
         self._pids[worker] = pid
+        self._handles[worker] = handle
         if group is not None:
             self._groups[worker.partition("/")[0]] = group
         self._requeue(lambda lease: lease.worker == worker)
         await self._wake()
 
+    async def died(self, lane: str, reasons: Mapping[str, str], *, memory: bool = False) -> None:
+        """Ray's word on workers that died, by name. `memory`: the machine had run out of it.
+
+        Their trials are issued again at once. Ray ends the other workers of the lane as well, to start it as a whole:
+        their trials follow when that has happened, and their attempts do not count.
+        """
+        self._doomed |= {token for name, token in self._tokens.items() if name.partition("/")[0] == lane}
+        for lease in self._on(lane):
+            if str(lease.worker) in reasons:
+                lease.death = lease.death or reasons[str(lease.worker)]
+                lease.shrink = KILLED_FOR_MEMORY if memory else lease.shrink
+            else:
+                lease.spared = lease.death is None
+                self._later(self._orphaned(lease, lease.worker, self._tokens.get(str(lease.worker))))
+        self._requeue(lambda lease: str(lease.worker) in reasons)
+        await self._wake()
+
+    async def _orphaned(self, lease: Lease, worker: str | None, token: str | None) -> None:
+        """Issue a trial again whose worker is gone and does not come back, as when its node is lost."""
+        await asyncio.sleep(ENDED_S)
+        if lease.worker == worker and self._tokens.get(str(worker)) == token:
+            self._requeue(lambda other: other is lease)
+            await self._wake()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> bool:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # asyncio itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def again(self, worker: str, token: str, key: str, reason: str) -> None:
+        """A group gives a trial back that ran out of memory, to start it with less; the attempt does not count."""
+        lease = self._held(worker, token, key)
+        if lease is not None:
+            lease.shrink, lease.shrinks = reason, lease.shrinks + 1
+            lease.spared = lease.shrinks <= MAX_SHRINKS
+            self._doomed.add(token)
+            self._requeue(lambda other: other is lease)
+        await self._wake()
+
+    async def together(self, worker: str, token: str, key: str, rank: int, world: int, timeout: float) -> bool:
+        """One rank of a data-parallel group leaves a trial on an error; whether all do within `timeout` seconds."""
+        lease = self._held(worker, token, key)
+        if lease is None:
+            return False
+        lease.left.add(rank)
+        await self._wake()
+        await self._wait(lambda: len(lease.left) == world, timeout)
+        return len(lease.left) == world
+
+    def _on(self, lane: str) -> list[Lease]:
+        return [lease for lease in self._leases.values() if lease.state == "running" and lease.lane == lane]
+
     def _requeue(self, lost: Callable[[Lease], bool]) -> None:
         for lease in self._leases.values():
             if lease.state == "running" and lost(lease):
                 lease.worker = None
-                if lease.attempt >= MAX_ATTEMPTS:
+                lease.attempt -= lease.spared
+                if lease.attempt >= lease.attempts:
                     lease.state = "failed"
-                    lease.outcome = {"reason": f"its worker process died {lease.attempt} times while running it"}
+                    lease.outcome = {"reason": _gave_up(lease)}
                 else:
                     lease.state = "queued"
                     self._queue.appendleft(lease.key)
+                lease.death, lease.spared = None, False
+
+    async def _watch(self) -> None:
+        """End the workers of trials that have been silent for too long, as long as there are leases."""
+        while timeouts := [lease.timeout for lease in self._leases.values() if lease.timeout is not None]:
+            await asyncio.sleep(min(1.0, min(timeouts) / 4))
+            now = time.monotonic()
+            for lease in list(self._leases.values()):
+                silent = lease.timeout is not None and now - lease.heard > lease.timeout
+                if lease.state == "running" and silent:
+                    await self._end(lease)
+        self._watching = False
+
+    async def _end(self, lease: Lease) -> None:
+        """Kill the worker of a trial, which takes the other workers of its lane along."""
+        worker = str(lease.worker)
+        await self.died(lease.lane, {worker: f"{SILENT} for {lease.timeout:g} s (resources.trial_timeout)"})
+        handle = self._handles.get(worker)
+        if handle is not None:
+            self._kill(handle)
 
     def _next_for(self, worker: str) -> Lease | None:
-        lane = worker.partition("/")[0]
-        busy = [x for x in self._leases.values() if x.state == "running" and str(x.worker).partition("/")[0] == lane]
+        busy = self._on(worker.partition("/")[0])
         if any(lease.alone for lease in busy):
             return None
         for key in self._queue:
@@ -162,23 +283,35 @@ class Broker:
                 return self._leases[key]
         return None
 
-    async def next(self, worker: str, token: str, timeout: float) -> dict[str, Any] | Literal["stop"] | None:
-        """The next trial for a worker: its order, key and attempt; "stop" at the end; None when there is none yet."""
+    async def next(self, worker: str, token: str, timeout: float) -> dict[str, Any] | Literal["stop", "hello"] | None:
+        """The next trial for a worker: its order, key and attempt; None when there is none yet.
+
+        "stop" at the end; "hello" when the broker was restarted and does not know the worker.
+        """
 
         def current() -> bool:
             return self._tokens.get(worker) == token and self._dead is None
 
         if worker not in self._tokens:
-            self._tokens[worker] = token  # the broker was restarted
-        await self._wait(lambda: not current() or (not self._stopping and self._next_for(worker)), timeout)
+            return "hello"
+
+        def found() -> Lease | None:
+            return None if self._stopping or token in self._doomed else self._next_for(worker)
+
+        await self._wait(lambda: not current() or found(), timeout)
         if not current():
             return "stop"
-        lease = None if self._stopping else self._next_for(worker)
+        lease = found()
         if lease is None:
             return None
         self._queue.remove(lease.key)
         lease.state, lease.worker, lease.attempt = "running", worker, lease.attempt + 1
-        return {**lease.order, "key": lease.key, "attempt": lease.attempt, "ahead": lease.window is None}
+        lease.heard, lease.left = time.monotonic(), set()
+        if lease.timeout is not None:
+            self._watching = self._watching or self._later(self._watch())
+        shrink, lease.shrink = lease.shrink, None
+        now = {"key": lease.key, "attempt": lease.attempt, "ahead": lease.window is None, "shrink": shrink}
+        return {**lease.order, **now}
 
     def _held(self, worker: str, token: str, key: str) -> Lease | None:
         lease = self._leases.get(key)
@@ -191,6 +324,7 @@ class Broker:
         if lease is None:
             return "stop"
         lease.events.setdefault(int(event["epoch"]), event)
+        lease.heard = math.inf
         await self._wake()
 
         def unseen() -> bool:
@@ -198,6 +332,7 @@ class Broker:
 
         while self._held(worker, token, key) is lease and unseen():
             await self._wait(lambda: self._held(worker, token, key) is not lease or not unseen(), 5.0)
+        lease.heard = time.monotonic()
         return "go" if self._held(worker, token, key) is lease else "stop"
 
     async def finish(self, worker: str, token: str, key: str, event: Event | None, outcome: dict[str, Any]) -> None:
@@ -217,8 +352,21 @@ class Broker:
         """
         for worker in [w for w in self._tokens if w.partition("/")[0] == lane]:
             self._tokens[worker] = ""
-        self._requeue(lambda lease: str(lease.worker).partition("/")[0] == lane)
+        self._requeue(lambda lease: lease.lane == lane)
         if final:
             self._dead = reason
         await self._wake()
         return self._groups.pop(lane, None)
+
+
+def _gave_up(lease: Lease) -> str:
+    if lease.death is not None and lease.death.startswith(SILENT):
+        return f"{lease.death}; started {lease.attempt} times"
+    why = f": {lease.death}" if lease.death else ""
+    return f"its worker process died {lease.attempt} times while running it{why}"
+
+
+def _ray_kill(handle: Any) -> None:
+    import ray
+
+    ray.kill(handle)

@@ -1,6 +1,6 @@
 """The command line: a file and a few verbs. Every verb takes `--json`.
 
-Exit codes: 0 done, 1 finished with failed trials, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 finished with failed trials, 2 bad input, 3 stopped by a limit, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from sweeps import show
+from sweeps import cli_data, show
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.show import err, out
 
@@ -36,9 +36,10 @@ app = typer.Typer(
 Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
 Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
+Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
-FAILED_TRIALS, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
 
 
 def _verb(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -100,11 +101,11 @@ def _store(source: Path, overrides: list[str] | None = None) -> Store:
     return open_store(_folder(source, overrides))
 
 
-def _load(spec: Path, overrides: list[str] | None) -> tuple[SweepSpec, Plan]:
+def _load(spec: Path, overrides: list[str] | None, scale: str | None) -> tuple[SweepSpec, Plan]:
     from sweeps.plan import Plan
     from sweeps.spec import SweepSpec
 
-    loaded = SweepSpec.load(spec, overrides or ())
+    loaded = SweepSpec.load(spec, overrides or (), scale)
     return loaded, Plan.from_spec(loaded)
 
 
@@ -127,9 +128,9 @@ def init(
 
 @app.command()
 @_verb
-def plan(spec: Spec, overrides: Set = None, as_json: Json = False) -> None:
+def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
-    _, planned = _load(spec, overrides)
+    _, planned = _load(spec, overrides, scale)
     if as_json:
         show.print_json({"cells": planned.table().to_pylist(), "trials": planned.n_trials})
     else:
@@ -138,11 +139,11 @@ def plan(spec: Spec, overrides: Set = None, as_json: Json = False) -> None:
 
 @app.command()
 @_verb
-def estimate(spec: Spec, overrides: Set = None, as_json: Json = False) -> None:
+def estimate(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
     """Time, memory and disk of a sweep, from a short probe of every method."""
     from sweeps.estimate import estimate_plan
 
-    _, planned = _load(spec, overrides)
+    _, planned = _load(spec, overrides, scale)
     answer = estimate_plan(planned)
     if as_json:
         show.print_json(answer.as_dict())
@@ -155,7 +156,11 @@ def estimate(spec: Spec, overrides: Set = None, as_json: Json = False) -> None:
 def run(
     spec: Spec,
     overrides: Set = None,
+    scale: Scale = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a local one.")] = None,
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
+    ] = None,
     report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
@@ -169,7 +174,8 @@ def run(
     from sweeps.export import write_spec
     from sweeps.inputs import check_inputs
 
-    loaded, planned = _load(spec, overrides)
+    more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
+    loaded, planned = _load(spec, [*(overrides or ()), *more], scale)
     check_inputs(planned)
     quiet = quiet or as_json
     if not quiet:
@@ -180,6 +186,14 @@ def run(
     if summary.interrupted:
         err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
         return INTERRUPTED
+    if summary.stopped_by:
+        say = (
+            f"stopped by {summary.stopped_by}; finished trials are kept: `sweeps run {spec}` with a larger one goes on"
+        )
+        err.print(say, highlight=False, markup=False)
+        if as_json:
+            show.print_json(show.summary_dict(summary))
+        return LIMITED
     paths = _draw(loaded.folder) if report else {}
     if as_json:
         show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
@@ -346,6 +360,9 @@ def budget(
         show.print_json(answer)
     else:
         show.print_budget(model, answer)
+
+
+cli_data.attach(app, _verb)
 
 
 @app.command()

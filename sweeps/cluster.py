@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from sweeps.errors import Problem
 from sweeps.interfaces import Resources
+from sweeps.reaper import Reaper
 from sweeps.resources import LaneShape, Node, ResourceError, plan_lanes
 
 PROXY_RESOURCE = "sweeps_proxy"
@@ -26,7 +27,6 @@ _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has it
 _LOCAL = {
     "RAY_AUTH_MODE": "disabled",  # loopback only
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes Ray bind 127.0.0.1 on Linux
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # how long Ray's agents outlive a killed driver; 60 by default
     "RAY_prestart_worker_first_driver": "0",  # idle workers that none of our actors can use
 }
 _ALWAYS = {
@@ -90,6 +90,7 @@ class Pool:
         self.proxy_resources: dict[str, float] = {}
         self._lanes: Any = None
         self._owns_session = False
+        self._reaper: Reaper | None = None
         self._variables = _environment(_ALWAYS | ({} if address else _LOCAL))
 
     @property
@@ -169,6 +170,7 @@ class Pool:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
+            self._reaper = Reaper()
         self._owns_session = True
         _silence_ray()
 
@@ -178,6 +180,7 @@ class Pool:
 
         try:
             if ray.is_initialized() and self.broker is not None:
+                self._lanes.ending()
                 ray.get(self.broker.shutdown.remote(), timeout=_STOP_S)
                 self._lanes.stop(_STOP_S)
                 if not self._owns_session:
@@ -187,6 +190,8 @@ class Pool:
         finally:
             if self._owns_session:
                 ray.shutdown()
+            if self._reaper is not None:
+                self._reaper.close()
             self._variables.__exit__(None, None, None)
 
 

@@ -83,6 +83,8 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             "config": dict(slot.config),
             "directory": str(self.ledger.trial_folder(slot)),
             "keep": None if kept is None else str(kept),
+            "timeout": state.spec.resources.trial_timeout,
+            "attempts": state.spec.resources.attempts,
         }
         ray.get(self.broker.submit.remote(key, order, 1 if self.prunable(slot) else None))
         self.changed()
@@ -106,7 +108,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         if score is None or not state.report(slot.cell_id, slot.trial_id, epoch, score):
             return False
         stop = False
-        if self.prunable(slot) and epoch < state.spec.train.epochs:
+        if self.prunable(slot) and epoch < slot.config["train"]["epochs"]:
             curves = state.cells[slot.cell_id].curves
             peers = [curve for trial_id, curve in curves.items() if trial_id != slot.trial_id]
             stop = should_stop(state.spec.search.pruner, epoch, curves[slot.trial_id], peers)

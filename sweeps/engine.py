@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sweeps.callbacks import Progress, make_progress
@@ -19,11 +16,14 @@ from sweeps.cluster import Pool, host_facts
 from sweeps.interfaces import Plan, Row
 from sweeps.journal import Journal
 from sweeps.ledger import Ledger, pruned
+from sweeps.limits import Meter
 from sweeps.locks import FolderLock, check_identity, write_identity
+from sweeps.observers import Observer, Observers
+from sweeps.replay import replay
 from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
-from sweeps.search import check_sampler
-from sweeps.stages import Choice, Slot, SweepState
+from sweeps.signals import Stop, signals, watch
+from sweeps.stages import SweepState
 
 if TYPE_CHECKING:
     from sweeps.dispatch import Dispatcher
@@ -52,6 +52,7 @@ class RunSummary:
         damaged: table files that were found damaged and set aside.
         stuck: labels of cells none of whose learning rates finished, so that nothing could be confirmed.
         failed_before: trials of the plan that failed in earlier runs and were not tried again.
+        stopped_by: the limit that ended it, such as "limits.max_hours = 2"; the same command with a larger one goes on.
     """
 
     folder: Path
@@ -64,11 +65,12 @@ class RunSummary:
     damaged: tuple[str, ...] = ()
     stuck: tuple[str, ...] = ()
     failed_before: int = 0
+    stopped_by: str | None = None
 
     @property
     def complete(self) -> bool:
         """Every trial of the plan finished without failure."""
-        return not (self.interrupted or self.failed or self.failed_before or self.stuck)
+        return not (self.interrupted or self.stopped_by or self.failed or self.failed_before or self.stuck)
 
 
 def run(
@@ -79,6 +81,7 @@ def run(
     progress: bool | Progress = True,
     pool: Pool | None = None,
     retry_failed: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> RunSummary:
     """Run what is missing of a plan; finished trials are never repeated.
 
@@ -89,6 +92,7 @@ def run(
         progress: live display, none, or an object of your own.
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
         retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
+        observers: told what happens, never asked; one that fails is left out with a warning.
 
     Raises:
         SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
@@ -98,7 +102,6 @@ def run(
     begun = time.monotonic()
     spec = plan.spec
     folder = spec.folder.absolute()
-    check_sampler(spec.search.sampler)
     check_identity(folder, spec.identity())
     with FolderLock(folder):
         write_identity(folder, spec.identity())
@@ -118,98 +121,52 @@ def run(
                 ledger.finish(slot, pruned(state, slot, None))
             for cell_id in state.cells:
                 ledger.settle(cell_id)
-            interrupted = False
+            interrupted, limit = False, None
+            ledger.observers = watching = Observers(observers, display.note)
+            watching.start(state)
             shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
             try:
                 if any(not cell.finished for cell in state.cells.values()):
-                    with show, _signals(None), contextlib.ExitStack() as stack:
+                    with show, signals(None), contextlib.ExitStack() as stack:
                         if pool is None:
                             pool = stack.enter_context(Pool(spec.resources, folder / "work" / "ray", address=address))
                         state.workers = pool.trials
                         journal.write(_provenance(spec.name, trial))
-                        interrupted = _drive(ledger, pool, trial, show.changed)
+                        stop = Stop(Meter(spec.limits, state, pool.shapes, begun))
+                        try:
+                            _drive(ledger, pool, trial, show.changed, stop)
+                        finally:
+                            left = any(not cell.finished for cell in state.cells.values())
+                            interrupted, limit = stop.signalled.is_set(), stop.limit if left else None
             except KeyboardInterrupt:  # while Ray came up, or the second one
                 interrupted = True
             finally:
                 sealer.seal()
-        if not interrupted:
+                watching.close()
+        if not (interrupted or limit):
             shutil.rmtree(folder / "work", ignore_errors=True)
-    return _summary(folder, ledger.finished, skipped, time.monotonic() - begun, interrupted, sealer.damaged, state)
+    done = _summary(folder, ledger.finished, skipped, time.monotonic() - begun, interrupted, sealer.damaged, state)
+    return replace(done, stopped_by=limit)
 
 
-def replay(
-    state: SweepState,
-    sealer: Sealer,
-    events: Sequence[Mapping[str, Any]],
-    rows: Mapping[str, Row],
-    retry: dict[str, int] | None = None,
-) -> list[Slot]:
-    """Rebuild a sweep from its journal and from sealed rows, which stand in for a journal that was lost.
-
-    With `retry`, failed trials count as asked and not as finished, and their attempts so far are put into it.
-
-    Returns slots that the pruner had stopped without their row being written.
-    """
-    stopped: dict[str, Slot] = {}
-    asked: dict[str, Slot] = {}
-    for event in events:
-        kind = event["ev"]
-        if kind == "ask":
-            slot = Slot.from_config(event["cell_id"], event["stage"], event["slot"], event["trial_id"], event["config"])
-            asked[slot.trial_id] = slot
-            state.restore(slot)
-        elif kind == "report":
-            known = asked.get(event["trial_id"])
-            if known is not None and known.cell_id in state.cells:
-                state.report(known.cell_id, known.trial_id, event["epoch"], event["values"].get("val_score"))
-                if event.get("stop"):
-                    stopped[known.trial_id] = known
-        elif kind == "finish":
-            stopped.pop(event["trial_id"], None)
-            sealer.add(event)
-            if retry is not None and event["row"]["status"] == "failed":
-                retry[event["trial_id"]] = event["row"]["attempt"]
-            else:
-                state.finish(event["row"])
-        elif kind == "choose":
-            sealer.add(event)
-            if event["cell_id"] in state.cells:
-                state.cells[event["cell_id"]].choice = _choice(event["row"])
-    for trial_id, row in rows.items():
-        cell = state.cells.get(row["cell_id"])
-        if cell is not None and trial_id not in cell.rows and trial_id not in (retry or ()):
-            seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
-            cell.asked.setdefault(
-                trial_id, Slot(row["cell_id"], row["stage"], row["slot"], trial_id, {}, row["lr"], seeds)
-            )
-            state.finish(row)
-    return list(stopped.values())
-
-
-def _choice(row: Row) -> Choice:
-    return Choice(row["lr"], row["mean_val"], row["n_trials"], row["n_rerun_seeds"], row["edge"])
-
-
-def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None]) -> bool:
-    """Tuner after Tuner until nothing is left; returns whether a signal ended it."""
+def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop) -> None:
+    """Tuner after Tuner until nothing is left, or `stop`."""
     import ray
 
     from sweeps.dispatch import Dispatcher
 
-    stop = threading.Event()
-    with _signals(stop):
+    with signals(stop.signalled):
         ray.get(pool.broker.reset.remote())
-        while not stop.is_set():
+        while not stop:
             dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, WAVE, changed)
-            with _watch(stop, dispatcher):
+            with watch(stop, dispatcher):
                 _tune(dispatcher, pool)
             if dispatcher.error is not None:
                 raise dispatcher.error
             if dispatcher.dead is not None:
                 raise EngineError(f"no lane could be kept up: {dispatcher.dead}")
             if all(cell.finished for cell in ledger.state.cells.values()):
-                return False
-    return True
+                return
 
 
 def _tune(dispatcher: Dispatcher, pool: Pool) -> None:
@@ -246,47 +203,6 @@ def _tune(dispatcher: Dispatcher, pool: Pool) -> None:
 
 def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
-
-
-@contextlib.contextmanager
-def _watch(stop: threading.Event, dispatcher: Dispatcher) -> Iterator[None]:
-    """Carry a signal to the broker: from a thread, since a handler may have interrupted Ray in the middle of a call."""
-    over = threading.Event()
-
-    def carry() -> None:
-        while not over.is_set():
-            if stop.wait(0.5):
-                dispatcher.interrupted = True
-                dispatcher.broker.interrupt.remote()
-                return
-
-    thread = threading.Thread(target=carry, name="signals", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-@contextlib.contextmanager
-def _signals(stop: threading.Event | None) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stop`, for a clean end; without it, or the second time, they end the run at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop is None or stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _provenance(name: str, trial: str) -> dict[str, Any]:

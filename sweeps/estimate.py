@@ -18,6 +18,7 @@ from sweeps.cluster import local_node
 from sweeps.inputs import split_sizes
 from sweeps.plan import Cell, Plan
 from sweeps.resources import plan_lanes
+from trainables.config import TrainSettings
 
 START_SECONDS = 15.0
 """Ray and the first lane, from the command to the first training step."""
@@ -118,7 +119,11 @@ def _probe(plan: Plan, left: Sequence[_Left]) -> tuple[tuple[MethodEstimate, ...
     found = []
     for method, cost in costs.items():
         mine_left = [c for c in left if c.cell.method == method]
-        total = sum(c.tune * cost.trial(c.cell, "TUNE") + c.confirm * cost.trial(c.cell, "CONFIRM") for c in mine_left)
+        settings = plan.spec.train
+        total = sum(
+            c.tune * cost.trial(c.cell, "TUNE", settings) + c.confirm * cost.trial(c.cell, "CONFIRM", settings)
+            for c in mine_left
+        )
         trials = sum(c.trials for c in mine_left)
         found.append(MethodEstimate(method, trials, total / trials, total))
     return tuple(found), memory
@@ -131,7 +136,6 @@ class _Probe:
     train: float
     evaluate: float
     memory: int
-    epochs: int
 
     @classmethod
     def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
@@ -144,7 +148,9 @@ class _Probe:
             share = min(share, PROBE_BATCHES * batch / pool * share)
         train = plan.spec.train.model_copy(update={"epochs": 2, "min_batches_per_epoch": 0})
         stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
-        config = cell.trial(stage, cell.lr_centre, (0, 0, 0), train).model_copy(update={"train_size": share})
+        config = cell.trial(stage, cell.lr_centre, (0, 0, 0), train).model_copy(
+            update={"train_size": share, "train": train}
+        )
         with tempfile.TemporaryDirectory() as folder:
             reports = list(run_trial(config.model_dump(), warm=warm, directory=Path(folder)))
         last = reports[-1]  # the first epoch pays for what later ones find cached
@@ -153,13 +159,12 @@ class _Probe:
             train=last["seconds"] / images if images else 0.0,
             evaluate=last["seconds_eval"] / val if val else 0.0,
             memory=int(last["peak_memory_bytes"] or 0),
-            epochs=plan.spec.train.epochs,
         )
 
-    def trial(self, cell: Cell, stage: str) -> float:
+    def trial(self, cell: Cell, stage: str, settings: TrainSettings) -> float:
         """Seconds of one trial of a cell."""
         train, val, test = split_sizes(cell)
-        epochs = self.epochs if cell.lr_centre is not None else 1
+        epochs = cell.settings(settings).epochs if cell.lr_centre is not None else 1
         tested = test if stage == "CONFIRM" else 0
         return TRIAL_OVERHEAD + epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate
 

@@ -32,6 +32,8 @@ def check_inputs(plan: Plan) -> None:
         raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
     for cell in plan.feasible:
         split_sizes(cell)
+        if not cell.skip_bad:
+            _open_images(cell.dataset)
     _check_data(plan.spec.folder, dict.fromkeys(cell.dataset for cell in plan.feasible))
 
 
@@ -43,11 +45,15 @@ def split_sizes(cell: Cell) -> tuple[int, int, int]:
 @functools.cache
 def _load(name: str) -> Dataset:
     """Labels and encoded images; the test split is opened for its size and labels, its images are not."""
-    dataset = load_dataset(name, stage="CONFIRM")
+    return load_dataset(name, stage="CONFIRM")
+
+
+@functools.cache
+def _open_images(name: str) -> None:
+    dataset = _load(name)
     step = max(1, len(dataset.train) // OPENED)
     for row in range(0, len(dataset.train), step):
         dataset.train.image(row)
-    return dataset
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """The journal: an append-only file of events, one JSON object a line, and the truth about a sweep.
 
 Events: `sweep` (provenance of one run), `ask` (a trial's configuration, before it starts), `report` (one epoch),
-`finish` (the complete row, metrics and predictions of a trial), `choose` (a cell's learning rate).
+`memory` (a trial went on with smaller micro-batches), `finish` (the complete row, metrics and predictions of a trial),
+`choose` (a cell's learning rate).
 `analysis.journal_reader` reads.
 """
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sweeps.interfaces import Row
 from sweeps.journal import Journal
+from sweeps.observers import Observers
 from sweeps.rows import choice_row, finite, metric_rows, prediction_row, trial_row
 from sweeps.sealing import Sealer
 from sweeps.stages import Slot, SweepState
@@ -35,6 +36,7 @@ class Ledger:
         self.name = state.spec.name
         self.keep = keep
         self.finished: list[Row] = []
+        self.observers = Observers()
 
     def ask(self, slot: Slot) -> None:
         """A slot is about to run; a new one is on disk before it does."""
@@ -42,11 +44,13 @@ class Ledger:
             names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
             self.journal.write({"ev": "ask", **names, "config": dict(slot.config)})
         self.state.start(slot)
+        self.observers.asked(self.state.cells[slot.cell_id].cell, slot)
 
     def report(self, slot: Slot, values: dict[str, Any], *, stop: bool = False) -> None:
         """One epoch of a running trial. A decision to stop it is on disk before it is obeyed."""
         event = {"ev": "report", "trial_id": slot.trial_id, "epoch": values["epoch"], "values": finite(values)}
         self.journal.write({**event, "stop": True} if stop else event, sync=stop)
+        self.observers.reported(slot, values)
 
     def finish(self, slot: Slot, outcome: dict[str, Any]) -> None:
         """A trial's outcome: its rows, and the cell's choice when that was its last TUNE trial."""
@@ -63,10 +67,13 @@ class Ledger:
         }
         if outcome.get("traceback"):
             event["traceback"] = outcome["traceback"]
+        for smaller in outcome.get("memory") or ():
+            self.journal.write({"ev": "memory", "trial_id": slot.trial_id, **smaller}, sync=False)
         self.journal.write(event)
         self.state.finish(row)
         self.sealer.add(event)
         self.finished.append(row)
+        self.observers.finished(slot, row)
         shutil.rmtree(self.trial_folder(slot), ignore_errors=True)
         self.settle(slot.cell_id)
 

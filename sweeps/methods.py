@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from randlora.registry import METHODS
 from sweeps.errors import Problem, nearest, unknown
+from sweeps.search_space import option_names, space_problems
 
 if TYPE_CHECKING:
     from sweeps.spec import MethodSection, SweepSpec
@@ -38,7 +38,7 @@ WITHOUT_BUDGET: dict[str, WithoutBudget] = {
     "zero-shot": WithoutBudget(None, "nothing: the base model as it is"),
 }
 
-_SHARED_KEYS = ("lr", "budgets", "allocation", "capacity", "unmatched")
+_SHARED_KEYS = ("lr", "space", "budgets", "allocation", "capacity", "unmatched")
 
 
 def known_methods() -> tuple[str, ...]:
@@ -56,14 +56,6 @@ def published_lr(name: str) -> float | None:
     return METHODS[name].published_lr if name in METHODS else WITHOUT_BUDGET[name].published_lr
 
 
-def option_names(name: str) -> tuple[str, ...]:
-    """The method's own options: its config's fields without the capacity, which the budget decides."""
-    if name not in METHODS:
-        return ()
-    method = METHODS[name]
-    return tuple(f.name for f in dataclasses.fields(method.config) if f.init and f.name != method.capacity_field)
-
-
 def method_problems(tree: Mapping[str, Any], spec: SweepSpec | None) -> list[Problem]:
     """Unknown methods and options of a sweep file, even where other parts of it are wrong."""
     sections = tree.get("methods")
@@ -78,6 +70,7 @@ def method_problems(tree: Mapping[str, Any], spec: SweepSpec | None) -> list[Pro
     if spec is not None and not problems:
         for name, checked in spec.methods.items():
             problems += _budget_problems(name, checked, spec)
+        problems += space_problems(spec)
     return problems
 
 

@@ -13,17 +13,18 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from analysis.tables import cells_table
-from randlora import attach
-from randlora.errors import AdapterError
-from randlora.registry import METHODS
 from sweeps.budget import Infeasible, Neighbour, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem, SpecError
 from sweeps.methods import has_budget, published_lr
+from sweeps.plan_checks import check_adapters, counted
+from sweeps.search import check_sampler
+from sweeps.search_space import dimensions, published, split_extra
+from sweeps.space import Dimension, Extra, Space
 from sweeps.spec import MethodSection, SweepSpec
 from sweeps.task_checks import task_problems, with_towers
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data import DataError, check_dataset
-from trainables.models import ModelError, default_targets, meta_model, target_shapes
+from trainables.models import ModelError, default_targets, target_shapes
 from trainables.shapes import model_kind
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -41,6 +42,10 @@ class Cell:
         count: trainable adapter parameters of the solution; residual: count - budget.
         below, above: nearest reachable counts around the budget, with their capacity.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
+        dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
+        epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
+        epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
+        skip_bad: leave unreadable examples out and count them.
     """
 
     cell_id: str
@@ -70,6 +75,18 @@ class Cell:
     confirm_seeds: int
     protocol: str = field(default="standard", kw_only=True)
     image_size: int | None = field(default=None, kw_only=True)
+    dimensions: tuple[Dimension, ...] = field(default=(), kw_only=True)
+    published: Extra = field(default=(), kw_only=True)
+    epoch_samples: int | None = field(default=None, kw_only=True)
+    epochs: int | None = field(default=None, kw_only=True)
+    skip_bad: bool = field(default=False, kw_only=True)
+
+    @property
+    def space(self) -> Space | None:
+        """What the cell's study searches; None where nothing trains."""
+        if self.lr_low is None or self.lr_high is None:
+            return None
+        return Space(self.lr_low, self.lr_high, self.dimensions)
 
     @property
     def label(self) -> str:
@@ -77,9 +94,20 @@ class Cell:
         parts = [self.method, self.reference or "", self.dataset, str(self.train_size)]
         return " ".join(p for p in parts if p)
 
-    def trial(self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: TrainSettings) -> TrialConfig:
-        """The configuration of one trial of this cell; `seeds` is (data_seed, init_seed, basis_seed)."""
+    def trial(
+        self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: TrainSettings, extra: Extra = ()
+    ) -> TrialConfig:
+        """The configuration of one trial of this cell.
+
+        Args:
+            seeds: (data_seed, init_seed, basis_seed).
+            extra: searched hyperparameters beside the rate; they replace the sweep file's options and settings.
+        """
         data_seed, init_seed, basis_seed = seeds
+        options, settings = split_extra(self.method, extra)
+        train = self.settings(train)
+        if settings:
+            train = TrainSettings.model_validate({**train.model_dump(), **settings})
         return TrialConfig.model_validate(
             {
                 "stage": stage,
@@ -91,7 +119,7 @@ class Cell:
                 "train_size": self.train_size,
                 "method": self.method,
                 "capacities": self.capacities,
-                "options": self.options,
+                "options": tuple(sorted({**dict(self.options), **options}.items())),
                 "budget": self.budget,
                 "lr": lr,
                 "data_seed": data_seed,
@@ -100,19 +128,26 @@ class Cell:
                 "train": train,
                 "protocol": self.protocol,
                 "image_size": self.image_size,
+                "skip_bad": self.skip_bad,
             }
         )
+
+    def settings(self, train: TrainSettings) -> TrainSettings:
+        """A sweep's training settings as they hold for this cell."""
+        return train if self.epochs is None else train.model_copy(update={"epochs": self.epochs})
 
     def row(self) -> dict[str, Any]:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
-        for name in ("targets", "options", "protocol", "image_size"):
+        hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
+        for name in (*hidden, "image_size"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
             "label": self.label,
             "train_size": str(self.train_size),
             "capacities": json.dumps(dict(self.capacities)),
+            "space": json.dumps({d.name: d.as_dict() for d in self.dimensions}) if self.dimensions else None,
             "residual_fraction": fraction,
             "below": None if self.below is None else json.dumps(self.below),
             "above": None if self.above is None else json.dumps(self.above),
@@ -169,10 +204,17 @@ class Plan:
         if not any(cell.feasible for cell in matched or cells):
             reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
-        plan = cls(spec, cells)
+        plan = cls(spec, tuple(counted(cell, spec) for cell in cells))
+        check_sampler(spec.search.sampler, plan.studies())
         plan.check_training()
-        plan.check_adapters()
+        check_adapters(spec.model.id, plan.feasible)
         return plan
+
+    def studies(self) -> list[tuple[str, Space, int]]:
+        """Label, space and number of the sampler's points of every cell that is tuned."""
+        search = self.spec.search
+        fixed = search.reruns + len(search.warm_start)
+        return [(c.label, c.space, c.tune_trials - fixed) for c in self.feasible if c.space and c.tune_trials]
 
     def check_training(self) -> None:
         """Build one trial, so that training settings that contradict each other stop the sweep; raises `SpecError`."""
@@ -182,32 +224,6 @@ class Plan:
         except ValidationError as error:
             messages = [e["msg"].removeprefix("Value error, ") for e in error.errors(include_url=False)]
             raise SpecError([Problem("train", None, message) for message in messages]) from error
-
-    def check_adapters(self) -> None:
-        """Attach every method once, on the meta device, so that what a method refuses stops the sweep here.
-
-        Raises:
-            SpecError: targets or options that a method cannot take.
-        """
-        module = meta_model(self.spec.model.id)
-        problems = []
-        for name in dict.fromkeys(cell.method for cell in self.feasible if has_budget(cell.method)):
-            cell = max((c for c in self.feasible if c.method == name), key=lambda c: c.count or 0)
-            capacities = dict(cell.capacities)
-            config = METHODS[name].config.from_options(max(capacities.values()), dict(cell.options))
-            try:
-                adapted = attach(module, config, list(capacities), capacities=capacities)
-            except AdapterError as error:
-                problems.append(Problem(f"methods.{name}", None, str(error)))
-                continue
-            built = adapted.count()
-            adapted.detach()
-            if built != cell.count:
-                raise AssertionError(
-                    f"{cell.label}: predicted {cell.count} parameters, built {built}; please report this"
-                )
-        if problems:
-            raise SpecError(problems)
 
 
 def _data_problems(spec: SweepSpec) -> list[Problem]:
@@ -299,6 +315,7 @@ def _cell(
     around = answer if answer is not None else None
     low, high, centre = _lr_range(name, section, spec)
     options = tuple(sorted(section.options.items()))
+    space = dimensions(name, section, spec) if centre is not None and spec.protocol != "paper" else ()
     allocation = solution.allocation if solution else None
     key: list[object] = [
         spec.model.id,
@@ -343,6 +360,10 @@ def _cell(
         confirm_seeds=1 if centre is None else len(spec.confirm.seeds),  # nothing trains, nothing varies
         protocol=spec.protocol,
         image_size=spec.model.image_size,
+        epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if centre is not None else None,
+        dimensions=space,
+        published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
+        skip_bad=spec.data.skip_bad,
     )
 
 

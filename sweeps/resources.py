@@ -30,11 +30,13 @@ class LaneShape:
         workers: its processes.
         group: they share one trial, data-parallel; otherwise each runs its own.
         per_worker: Ray resources of a worker.
+        isolated: it is started anew for every trial.
     """
 
     workers: int
     group: bool
     per_worker: dict[str, float] = field(default_factory=dict)
+    isolated: bool = False
 
     @property
     def trials(self) -> int:
@@ -43,7 +45,7 @@ class LaneShape:
 
 
 def plan_lanes(asked: Resources, nodes: Sequence[Node]) -> list[LaneShape]:
-    """Lanes for a request: independent workers in one lane a machine, or one lane a data-parallel group.
+    """Lanes for a request: one a machine with independent workers, or one a data-parallel group or isolated trial.
 
     Args:
         asked: `[resources]`. "auto": one GPU a worker where there are any, and as many trials at once as fit.
@@ -85,8 +87,8 @@ def plan_lanes(asked: Resources, nodes: Sequence[Node]) -> list[LaneShape]:
         raise ResourceError([Problem("resources.concurrent", asked.concurrent, rule, f"concurrent = {most}")])
     count = most if asked.concurrent == "auto" else asked.concurrent
     per_worker = {"CPU": float(cpu)} | ({"GPU": float(gpu)} if gpu else {})
-    if asked.workers > 1:
-        return [LaneShape(asked.workers, True, per_worker) for _ in range(count)]
+    if asked.workers > 1 or asked.isolated:  # an isolated trial is a lane of its own: it comes and goes alone
+        return [LaneShape(asked.workers, asked.workers > 1, per_worker, asked.isolated) for _ in range(count)]
     lanes = []
     for fit in sorted(fits, reverse=True):
         here = min(fit, count)

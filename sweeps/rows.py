@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.interfaces import Cell, Row
+from sweeps.space import extra_json
 from sweeps.stages import Choice, Slot
 
 _FROM_RESULT = [
@@ -23,6 +24,7 @@ _FROM_RESULT = [
     "head_params",
     "stored_bytes",
     "samples",
+    "skipped",
     "seconds_setup",
     "seconds_train",
     "seconds_eval",
@@ -47,7 +49,8 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         cell: the trial's cell.
         slot: its place, seeds and learning rate.
         outcome: from the lane: `status`, `reason`, `result` (the worker's, or None), `events` (one an epoch),
-            `attempt`, `host`, `started`, `ended` (seconds since 1970) and `seconds_total` (lease to finish).
+            `attempt`, `host`, `started`, `ended` (seconds since 1970), `seconds_total` (lease to finish) and
+            `micro_batch_size`.
     """
     result: Mapping[str, Any] = outcome.get("result") or {}
     events: Sequence[Mapping[str, Any]] = outcome.get("events") or ()
@@ -69,6 +72,8 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         "budget": cell.budget,
         "capacity": cell.capacity,
         "lr": slot.lr,
+        "hyperparameters": extra_json(slot.extra),
+        "origin": slot.origin,
         "data_seed": slot.seeds[0],
         "init_seed": slot.seeds[1],
         "basis_seed": slot.seeds[2],
@@ -90,6 +95,7 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         "epochs": last.get("epoch"),
         "seconds_total": outcome.get("seconds_total"),
         "samples_per_second": speed,
+        "micro_batch_size": outcome.get("micro_batch_size"),
         "host": outcome.get("host"),
         "versions": None if versions is None else json.dumps(versions, sort_keys=True),
         "git_commit": git_commit(),
@@ -123,6 +129,7 @@ def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float) -> Row:
         "sweep": sweep,
         "cell_id": cell_id,
         "lr": choice.lr,
+        "hyperparameters": extra_json(choice.extra),
         "mean_val": choice.mean_val,
         "n_trials": choice.n_trials,
         "n_rerun_seeds": choice.n_rerun_seeds,

@@ -1,62 +1,69 @@
-"""Learning-rate proposals of one study, and the pruning rules that compare the trials of one cell.
+"""The points of one study, and the pruning rules that compare the trials of one cell.
 
 Nothing here lives across restarts: a proposal is a function of the search seed, the cell, the slot and the trials of
 the cell that are known, so a search rebuilt from the journal goes on as if it had never stopped, and never repeats a
-rate.
+point.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import math
 import statistics
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping, Sequence
 
 from sweeps.errors import Problem, SpecError
+from sweeps.samplers import Tried, ask, has_cmaes, sobol
+from sweeps.space import Dimension, Extra, Point, Space, Value, extra_of
 
-if TYPE_CHECKING:
-    import optuna
+__all__ = [
+    "FIXED_SAMPLERS",
+    "Tried",
+    "ask_seed",
+    "beyond",
+    "check_sampler",
+    "grid",
+    "grid_points",
+    "propose",
+    "should_stop",
+    "step_of",
+]
 
 FIXED_SAMPLERS = ("grid", "qmc", "random")
 """Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
 
-_STARTUP = 4  # rates drawn at random before an adaptive sampler models anything; Optuna's 10 would be most allowances
 _RETRIES = 16
 _REDUCTION = 3  # ASHA keeps one trial in three at each rung (Li et al. 2020, arXiv 1810.05934)
 _MEDIAN_PEERS = 3
 
 
-@dataclass(frozen=True)
-class Tried:
-    """One learning rate of a study.
+def check_sampler(name: str, spaces: Iterable[tuple[str, Space, int]] = ()) -> None:
+    """Refuse a sampler that can't search what the cells search.
 
-    Attributes:
-        slot: its position in the allowance, from 0.
-        lr: the learning rate.
-        score: validation score; None while it trains, and for a failed or pruned trial.
-        state: where the trial stands.
-    """
-
-    slot: int
-    lr: float
-    score: float | None
-    state: Literal["running", "finished", "failed", "pruned"]
-
-
-def check_sampler(name: str) -> None:
-    """Refuse a sampler that can't search one learning rate.
+    Args:
+        name: `search.sampler`.
+        spaces: label, space and number of points of every cell that is tuned.
 
     Raises:
-        SpecError: for "cmaes", which needs two or more dimensions.
+        SpecError: "cmaes" over fewer than two ordered hyperparameters, or without its package; a grid whose lists
+            alone have more combinations than there are points.
     """
     if name == "cmaes":
-        rule = "CMA-ES needs two or more hyperparameters, and the learning rate is the only one searched"
-        raise SpecError([Problem("search.sampler", name, rule, "tpe")])
+        narrow = [label for label, space, _ in spaces if space.ordered < 2]
+        if narrow or not spaces:
+            where = f" in {narrow[0]}" if narrow else ""
+            rule = f"CMA-ES needs two or more ordered hyperparameters, and{where} the learning rate is the only one"
+            raise SpecError([Problem("search.sampler", name, rule, "tpe, or a [search.space] with a range")])
+        if not has_cmaes():
+            rule = "needs the package cmaes: pip install 'randlora-sweeps[cmaes]'"
+            raise SpecError([Problem("search.sampler", name, rule, "tpe")])
+    if name == "grid":
+        for label, space, points in spaces:
+            lists = math.prod(len(d.values) for d in space.dimensions if d.values)
+            if lists > points:
+                rule = f"the lists of {label} make {lists} combinations, and the allowance leaves {points} points"
+                raise SpecError([Problem("search.sampler", name, rule, "qmc, or a larger search.trials")])
 
 
 def ask_seed(search_seed: int, cell_id: str, slot: int, retry: int = 0) -> int:
@@ -66,43 +73,70 @@ def ask_seed(search_seed: int, cell_id: str, slot: int, retry: int = 0) -> int:
 
 
 def propose(
-    sampler: str, search_seed: int, cell_id: str, slot: int, rates: int, low: float, high: float, tried: Sequence[Tried]
-) -> float:
-    """The learning rate of a slot, never one that the cell has tried already.
+    sampler: str, search_seed: int, cell_id: str, slot: int, points: int, space: Space, tried: Sequence[Tried]
+) -> Point:
+    """The point of a slot, never one that the cell has tried already.
 
     Args:
-        sampler: "grid" (equal steps on the log range, ends included), "qmc" (scrambled Sobol points), "random"
-            (log-uniform), "tpe" or "gp" (Optuna's samplers).
+        sampler: "grid" (the product of equal steps, ends included), "qmc" (scrambled Sobol points), "random", "tpe",
+            "gp" or "cmaes" (Optuna's samplers).
         search_seed: the sweep's `search.seed`.
         cell_id: the study.
-        slot: position in the allowance, from 0.
-        rates: number of rates that the study will try.
-        low: lower end of the range.
-        high: upper end of the range.
-        tried: the cell's rates so far. Grid and random search read them to avoid repeats only; grid search whose
-            allowance has grown since then halves the widest gap.
+        slot: position among the sampler's points, from 0.
+        points: number of points that the sampler is to give in all.
+        space: what is searched.
+        tried: the cell's points so far. The fixed samplers read them to avoid repeats only; a grid whose allowance has
+            grown since then halves the widest gaps of the rate, or goes on with Sobol points where more is searched.
 
     Returns:
-        A rate in [low, high], rounded to 6 significant digits (so that ids do not hang on a last bit).
+        A point of the space, its numbers rounded to 6 significant digits (so that ids do not hang on a last bit).
     """
-    taken = {t.lr for t in tried}
+    taken = {t.point for t in tried}
     if sampler == "grid":
-        grid = grid_points(rates, low, high)
-        earlier = {t.slot: t.lr for t in tried if t.slot < slot}
-        if grid[slot] not in taken and all(grid[k] == lr for k, lr in earlier.items()):
-            return grid[slot]
-        return _widest_gap(low, high, taken)
+        planned = grid(points, space)
+        earlier = {t.slot: t.point for t in tried if t.slot < slot and not t.warm}
+        kept = all(planned[k] == point for k, point in earlier.items() if k < len(planned))
+        if kept and slot < len(planned) and planned[slot] not in taken:
+            return planned[slot]
+        if not space.dimensions:
+            return Point(_widest_gap(space, taken, ()))
+        sampler = "qmc"
     for retry in range(_RETRIES):
         seed = ask_seed(search_seed, cell_id, slot, retry)
-        lr = (
-            _sobol(search_seed, cell_id, slot, low, high) if sampler == "qmc" else _ask(sampler, seed, low, high, tried)
-        )
-        lr = min(max(_rounded(lr), low), high)
-        if lr not in taken:
-            return lr
+        if sampler == "qmc":  # one sequence a cell; a point of it that is taken has no second try
+            found = sobol(space, ask_seed(search_seed, cell_id, 0), slot)
+        else:
+            found = ask(sampler, space, seed, tried)
+        point = Point(min(max(_rounded(found.lr), space.low), space.high), found.extra)
+        if point not in taken:
+            return point
         if sampler == "qmc":
             break
-    return _widest_gap(low, high, taken)
+    return Point(_widest_gap(space, taken, point.extra), point.extra)
+
+
+def grid(points: int, space: Space) -> list[Point]:
+    """The product of all lists and of equal steps of all ranges, as many as `points` leaves room for.
+
+    Every range, the learning rate's too, gets the same number of values, the largest whose product fits. What is left
+    of `points` is not a grid's: `propose` fills it with Sobol points.
+    """
+    lists = math.prod(len(d.values) for d in space.dimensions if d.values)
+    ranges = 1 + sum(not d.values for d in space.dimensions)
+    steps = max(1, math.floor((points / lists) ** (1 / ranges) + 1e-9))
+    rates = grid_points(steps, space.low, space.high)
+    axes = [[(d.name, value) for value in (d.values or _levels(d, steps))] for d in space.dimensions]
+    return [Point(lr, extra_of(dict(chosen))) for chosen in itertools.product(*axes) for lr in rates]
+
+
+def _levels(d: Dimension, steps: int) -> list[Value]:
+    """Equal steps of one range, ends included; whole numbers once each."""
+    if d.low is None or d.high is None:
+        raise AssertionError(f"{d.name} is no range")
+    low, high = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)
+    shares = [0.5] if steps == 1 else [k / (steps - 1) for k in range(steps)]
+    raw = [low + share * (high - low) for share in shares]
+    return list(dict.fromkeys(d.nearest(math.exp(v) if d.log else v) for v in raw))
 
 
 def grid_points(rates: int, low: float, high: float) -> list[float]:
@@ -114,86 +148,32 @@ def grid_points(rates: int, low: float, high: float) -> list[float]:
     return [_rounded(low), *inner, _rounded(high)]
 
 
+def step_of(space: Space, rates: Iterable[float]) -> float:
+    """Factor between neighbouring rates at the density that a cell was searched with: its range over its rates."""
+    inside = {lr for lr in rates if space.low <= lr <= space.high}
+    return float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
+
+
+def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Point:
+    """One step past the end of the rates tried, everything else as in the best point."""
+    rates = [t.lr for t in tried]
+    step = step_of(space, rates)
+    return Point(_rounded(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
+
+
 def _rounded(lr: float) -> float:
     return float(f"{lr:.6g}")
 
 
-def _widest_gap(low: float, high: float, taken: set[float]) -> float:
-    """Middle, on the log scale, of the widest stretch of the range without a tried rate."""
-    marks = sorted({low, high, *(lr for lr in taken if low <= lr <= high)})
+def _widest_gap(space: Space, taken: set[Point], extra: Extra) -> float:
+    """Middle, on the log scale, of the widest stretch of the range without a rate tried at these other values."""
+    rates = {point.lr for point in taken if point.extra == extra}
+    marks = sorted({space.low, space.high, *(lr for lr in rates if space.low <= lr <= space.high)})
     for left, right in sorted(itertools.pairwise(marks), key=lambda ends: ends[0] / ends[1]):
         middle = _rounded(math.sqrt(left * right))
-        if middle not in taken:
+        if middle not in rates:
             return middle
-    return _rounded(low)  # low == high: the range holds one rate
-
-
-def _study(sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(direction="maximize", sampler=sampler)
-
-
-@contextlib.contextmanager
-def _experimental() -> Iterator[None]:
-    """Optuna warns that these samplers' signatures may change; the tests notice if they do."""
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
-
-
-def _sobol(search_seed: int, cell_id: str, slot: int, low: float, high: float) -> float:
-    """Point `slot` of the cell's scrambled Sobol sequence, replayed from a fresh study.
-
-    Optuna keeps the sequence's position in the study and draws the very first trial of an empty study at random, so
-    one made-up finished trial comes before.
-    """
-    import optuna
-
-    space = {"lr": optuna.distributions.FloatDistribution(low, high, log=True)}
-    with _experimental():
-        sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=ask_seed(search_seed, cell_id, 0))
-    study = _study(sampler)
-    study.add_trial(optuna.trial.create_trial(params={"lr": low}, distributions=space, value=0.0))
-    for _ in range(slot):
-        study.ask(space)
-    return float(study.ask(space).params["lr"])
-
-
-def _ask(sampler: str, seed: int, low: float, high: float, tried: Sequence[Tried]) -> float:
-    """One ask of an Optuna sampler over a study rebuilt from the cell's trials, running ones included."""
-    import optuna
-    from optuna.trial import TrialState
-
-    space = {"lr": optuna.distributions.FloatDistribution(low, high, log=True)}
-    made: optuna.samplers.BaseSampler
-    if sampler == "random":
-        made = optuna.samplers.RandomSampler(seed=seed)
-    elif sampler == "tpe":
-        made = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
-    elif sampler == "gp":
-        with _experimental():
-            made = optuna.samplers.GPSampler(seed=seed, n_startup_trials=_STARTUP)
-    else:
-        raise AssertionError(f"the spec admits no sampler {sampler!r}")
-    study = _study(made)
-    states = {
-        "running": TrialState.RUNNING,
-        "finished": TrialState.COMPLETE,
-        "failed": TrialState.FAIL,
-        "pruned": TrialState.PRUNED,
-    }
-    for trial in tried:
-        inside = min(max(trial.lr, low), high)  # the range may have been widened or narrowed by hand
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=states[trial.state], params={"lr": inside}, distributions=space, value=trial.score
-            )
-        )
-    return float(study.ask(space).params["lr"])
+    return _rounded(space.low)  # low == high: the range holds one rate
 
 
 def should_stop(rule: str, epoch: int, curve: Mapping[int, float], peers: Sequence[Mapping[int, float]]) -> bool:

@@ -154,6 +154,7 @@ def summary_dict(summary: RunSummary) -> dict[str, Any]:
         "damaged": list(summary.damaged),
         "seconds": summary.seconds,
         "interrupted": summary.interrupted,
+        "stopped_by": summary.stopped_by,
     }
 
 

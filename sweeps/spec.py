@@ -18,14 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
+from sweeps.order import Order
+from sweeps.scale import at_scale
+from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
+from sweeps.search_section import Section as _Section
 from trainables.config import LATER, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -44,6 +44,32 @@ class DataSection(_Section):
 
     datasets: tuple[str, ...] = Field(min_length=1)
     train_size: tuple[str | float, ...] = Field(default=(1.0,), min_length=1)
+    skip_bad: Annotated[bool, LATER] = False
+    """Leave images that can't be read out, counted in the results, instead of stopping."""
+    epochs: Annotated[Literal["paper"] | dict[str, Annotated[int, Field(ge=1)]] | None, LATER] = None
+    """Epochs by data set instead of `train.epochs`; "paper": 10 for few shots, else the paper's Table 7."""
+
+    def epochs_of(self, dataset: str, size: str | float) -> int | None:
+        """Epochs of one data set at one size; None where `train.epochs` holds."""
+        if self.epochs == "paper":
+            return _paper_epochs(dataset, size)
+        return (self.epochs or {}).get(dataset)
+
+    @model_validator(mode="after")
+    def _epochs_known(self) -> Self:
+        if isinstance(self.epochs, dict):
+            if strange := [name for name in self.epochs if name not in self.datasets]:
+                raise ValueError(
+                    f"epochs names {strange[0]!r}, which is not among datasets: {', '.join(self.datasets)}"
+                )
+        elif self.epochs == "paper":
+            for name in self.datasets:
+                if any(_paper_epochs(name, size) is None for size in self.train_size):
+                    raise ValueError(
+                        f"epochs = 'paper', and the paper's Table 7 does not have {name!r}; "
+                        f"write data.epochs = {{ {json.dumps(name)} = 10 }}"
+                    )
+        return self
 
     @field_validator("train_size", mode="before")
     @classmethod
@@ -58,6 +84,12 @@ class DataSection(_Section):
             if not shots and (isinstance(size, str) or not 0 < size <= 1):
                 raise ValueError(f"a size is a fraction in (0, 1] or 'K-shot' such as '16-shot', got {size!r}")
         return value
+
+
+def _paper_epochs(dataset: str, size: str | float) -> int | None:
+    from trainables.data.registry import paper_epochs  # loads torch
+
+    return paper_epochs(dataset, size)
 
 
 class BudgetSection(_Section):
@@ -84,29 +116,13 @@ class BudgetSection(_Section):
         raise AssertionError("validated: one kind is set")
 
 
-class LrRange(_Section):
-    """A learning-rate range: a centre and a width in decades, or its two ends."""
-
-    centre: float | None = Field(default=None, gt=0)
-    low: float | None = Field(default=None, gt=0)
-    high: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        ends = self.low is not None and self.high is not None
-        if ends == (self.centre is not None) or (self.low is None) != (self.high is None):
-            raise ValueError("give either centre, or both low and high")
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"low must lie below high, got low {self.low:g}, high {self.high:g}")
-        return self
-
-
 class MethodSection(BaseModel):
     """`[methods.NAME]`: what every method takes; the method's own options are checked against its registry entry."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     lr: LrRange | None = None
+    space: Annotated[dict[str, SpaceEntry] | None, LATER] = None
     budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
     allocation: Allocation | None = None
     capacity: int | None = Field(default=None, ge=1)
@@ -117,51 +133,22 @@ class MethodSection(BaseModel):
     def _centre(cls, value: object) -> object:
         return {"centre": value} if isinstance(value, int | float) else value
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _space(cls, value: object) -> object:
+        return read_space(value)
+
     @property
     def options(self) -> dict[str, Any]:
         """The method's own options, as written."""
         return dict(self.model_extra or {})
 
 
-class LrSearch(_Section):
-    """`search.lr`: width of every method's range, in decades, centred on the method's published rate."""
-
-    decades: float = Field(default=3.0, gt=0, le=12)
-
-
-class SearchSection(_Section):
-    """`[search]`: stage TUNE. The allowance is `trials` per cell, the re-runs on further seeds included."""
-
-    trials: int = Field(default=12, ge=1)
-    sampler: Literal["grid", "qmc", "random", "tpe", "gp"] = "grid"
-    lr: LrSearch = LrSearch()
-    rerun_rates: int = Field(default=2, ge=0)
-    rerun_seeds: int = Field(default=2, ge=0)
-    pruner: Literal["none", "asha", "median"] = "none"
-    seed: int = Field(default=0, ge=0)
-
-    @property
-    def rates(self) -> int:
-        """Distinct learning rates tried per cell: what the re-runs leave of the allowance."""
-        return self.trials - self.rerun_rates * self.rerun_seeds
-
-    @model_validator(mode="after")
-    def _room(self) -> Self:
-        needed = max(1, self.rerun_rates) if self.rerun_seeds else 1
-        if self.rates < needed:
-            raise ValueError(
-                f"trials = {self.trials} leaves {self.rates} learning rates after rerun_rates x rerun_seeds = "
-                f"{self.rerun_rates} x {self.rerun_seeds} re-runs, and {needed} are needed; "
-                f"the least that works is trials = {self.rerun_rates * self.rerun_seeds + needed}"
-            )
-        return self
-
-
 class ConfirmSection(_Section):
     """`[confirm]`: stage CONFIRM. `seeds` is a count or a list; `hold` fixes a kind of seed for all trials."""
 
     seeds: tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
-    hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = {}
+    hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -183,6 +170,14 @@ class ResourceSection(_Section):
     concurrent: int | Literal["auto"] = "auto"
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float | Literal["auto"] = "auto"
+    isolated: bool = False
+    """A fresh process for every trial: for code that can't be trusted to clean up; costs seconds a trial."""
+    trial_timeout: float | None = Field(default=None, gt=0)
+    """Seconds without a report (one an epoch) after which a trial's worker is killed and the trial started again."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a trial is started whose worker dies or falls silent, before it is a failed trial."""
+    order: Order = "spread"
+    """Which cells come first: `sweeps.order.ordered`."""
 
     @field_validator("concurrent")
     @classmethod
@@ -190,6 +185,25 @@ class ResourceSection(_Section):
         if isinstance(value, int) and value < 1:
             raise ValueError("concurrent is 'auto' or at least 1")
         return value
+
+
+class LimitsSection(_Section):
+    """`[limits]`: caps that end a run cleanly; the same command with a larger one goes on.
+
+    `max_hours` is wall time of one run; accelerator time and cost are of the whole sweep. An accelerator is a GPU,
+    or a worker where trials take no GPU; `price_per_hour` is its price, in whatever currency `max_cost` is.
+    """
+
+    max_hours: float | None = Field(default=None, gt=0)
+    max_accelerator_hours: float | None = Field(default=None, gt=0)
+    max_cost: float | None = Field(default=None, gt=0)
+    price_per_hour: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.max_cost is not None and self.price_per_hour is None:
+            raise ValueError(f"max_cost = {self.max_cost:g} needs price_per_hour, the price of one accelerator-hour")
+        return self
 
 
 class KeepSection(_Section):
@@ -214,6 +228,7 @@ class SweepSpec(_Section):
     confirm: ConfirmSection = ConfirmSection()
     train: TrainSettings = TrainSettings()
     resources: ResourceSection = ResourceSection()
+    limits: LimitsSection = LimitsSection()
     keep: KeepSection = KeepSection()
 
     @property
@@ -224,7 +239,7 @@ class SweepSpec(_Section):
     def identity(self) -> dict[str, Any]:
         """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
         whole = identifying(self)
-        search = {k: v for k, v in whole["search"].items() if k != "trials"}
+        search = {k: v for k, v in whole["search"].items() if k not in MAY_CHANGE}
         methods = {
             name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
         }
@@ -232,11 +247,15 @@ class SweepSpec(_Section):
         kept = {k: whole[k] for k in ("name", "protocol", "model", "train")}
         if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
             kept["model"] = whole["model"] | {"adapt": "both"}
+        if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:
+            kept["data"] = data
         return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:
         """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
+
+        `scale` "small" applies the file's `[small]` table first (`sweeps.scale`).
 
         Raises:
             SpecError: every problem of the file and the overrides at once.
@@ -254,7 +273,7 @@ class SweepSpec(_Section):
             raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
         if not isinstance(tree, dict):
             raise SpecError([Problem("file", str(path), "must be a table of sections")])
-        return cls.parse(_override(tree, overrides))
+        return cls.parse(_override(at_scale(tree, scale), overrides))
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> SweepSpec:
@@ -337,9 +356,14 @@ def _problem(error: dict[str, Any]) -> Problem:
 
 def _known_keys(path: Sequence[str]) -> list[str]:
     model: Any = SweepSpec
+    named = False  # the part is a name that the user gives, not a field
     for part in path:
+        if named:
+            named = False
+            continue
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         model = field.annotation if field is not None else None
+        named = getattr(model, "__origin__", None) is dict
         args = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
         model = args[0] if args else model
     return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

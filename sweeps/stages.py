@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sweeps.interfaces import TUNE_SEED, Cell, Row, Spec
-from sweeps.search import Tried, propose
+from sweeps.order import ordered
+from sweeps.points import Effort, neighbours, origin_of
+from sweeps.search import Tried
+from sweeps.space import Extra, Point, extra_from, extra_of
+from trainables.config import FULL_METHODS
 
 CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
 Seeds = tuple[int, int, int]
@@ -21,7 +25,14 @@ Seeds = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Slot:
-    """One trial of a cell. `config` is the trial's configuration as JSON values; `seeds` is (data, init, basis)."""
+    """One trial of a cell.
+
+    Attributes:
+        config: the trial's configuration as JSON values.
+        seeds: (data, init, basis).
+        extra: searched hyperparameters beside the rate.
+        origin: what proposed it where that is not the sampler: "published", "neighbour" or "widened".
+    """
 
     cell_id: str
     stage: str
@@ -30,6 +41,22 @@ class Slot:
     config: Mapping[str, Any] = field(repr=False)
     lr: float | None
     seeds: Seeds
+    extra: Extra = ()
+    origin: str | None = None
+
+    @property
+    def point(self) -> Point:
+        """Its hyperparameters; of a trial with a learning rate."""
+        if self.lr is None:
+            raise AssertionError(f"trial {self.trial_id} has no learning rate")
+        return Point(self.lr, self.extra)
+
+    @classmethod
+    def from_row(cls, row: Row) -> Slot:
+        """Rebuild the slot of a finished trial from its row, where the journal is lost."""
+        seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
+        extra = extra_from(row.get("hyperparameters"))
+        return cls(row["cell_id"], row["stage"], row["slot"], row["trial_id"], {}, row["lr"], seeds, extra)
 
     @classmethod
     def from_config(cls, cell_id: str, stage: str, slot: int, trial_id: str, config: Mapping[str, Any]) -> Slot:
@@ -48,6 +75,7 @@ class Choice:
         n_trials: trials that the choice rests on: the rates tried and the re-runs.
         n_rerun_seeds: further seeds on which the chosen rate was run.
         edge: "low" or "high" when it is the end of the rates tried, which suggests a wider range.
+        extra: the other chosen hyperparameters: a point is chosen as a whole.
     """
 
     lr: float
@@ -55,6 +83,12 @@ class Choice:
     n_trials: int
     n_rerun_seeds: int
     edge: Literal["low", "high"] | None
+    extra: Extra = ()
+
+    @property
+    def point(self) -> Point:
+        """The chosen hyperparameters."""
+        return Point(self.lr, self.extra)
 
 
 class CellState:
@@ -68,7 +102,9 @@ class CellState:
         self.running: set[str] = set()
         self.curves: dict[str, dict[int, float]] = {}
         self.choice: Choice | None = None  # the last one journaled
-        self._made: dict[tuple[str, int, float | None, Seeds], Slot] = {}
+        self.neighbour: CellState | None = None  # of the same method and data, at the next smaller budget
+        self.effort = Effort(cell, spec.search)
+        self._made: dict[tuple[str, int, Point | None, Seeds], Slot] = {}
 
     def seeds(self, seed: int) -> Seeds:
         """(data, init, basis) seeds of a named seed, those that the spec holds fixed put in."""
@@ -116,91 +152,104 @@ class CellState:
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
-        return self.cell.tune_trials + self.cell.confirm_seeds
+        tune = len(self._points()) + self.spec.search.reruns if self._tunes else 0
+        return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
         """How many of them are done. Leftovers of a changed choice or a shortened list don't count."""
-        wanted = [s.trial_id for s in self._rates() if s is not None]
-        wanted += [s.trial_id for s in self._reruns()] if self._rates_done else []
+        wanted = [s.trial_id for s in self._points().values() if s is not None]
+        wanted += [s.trial_id for s in self._reruns()] if self._points_done else []
         wanted += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
         return sum(trial_id in self.rows for trial_id in dict.fromkeys(wanted))
+
+    def known(self, slot: Slot) -> Slot:
+        """A slot out of the journal, with what its number and its configuration say of it."""
+        extra = slot.extra
+        space = self.cell.space
+        if slot.config and space is not None and space.dimensions:
+            have = {**slot.config["train"], **dict(slot.config["options"])}
+            full = have.get("full_weight_decay") if self.cell.method in FULL_METHODS else have.get("weight_decay")
+            have["weight_decay"] = full
+            extra = extra_of({d.name: have[d.name] for d in space.dimensions})
+        first = slot.stage == "TUNE" and slot.seeds == self.seeds(TUNE_SEED)
+        return replace(slot, extra=extra, origin=origin_of(slot.slot, self.spec.search) if first else None)
 
     @property
     def _tunes(self) -> bool:
         return self.cell.tune_trials > 0
 
     @property
-    def _rates_done(self) -> bool:
-        return all(s is not None and s.trial_id in self.rows for s in self._rates())
+    def _points_done(self) -> bool:
+        return all(s is not None and s.trial_id in self.rows for s in self._points().values())
 
     @property
     def _tuned(self) -> bool:
-        return not self._tunes or (self._rates_done and all(s.trial_id in self.rows for s in self._reruns()))
+        return not self._tunes or (self._points_done and all(s.trial_id in self.rows for s in self._reruns()))
 
     def _open(self, trial_id: str) -> bool:
         return trial_id not in self.rows and trial_id not in self.running
 
-    def _make(self, stage: str, slot: int, lr: float | None, seeds: Seeds) -> Slot:
-        key = (stage, slot, lr, seeds)
+    def _make(self, stage: str, slot: int, point: Point | None, seeds: Seeds, origin: str | None = None) -> Slot:
+        key = (stage, slot, point, seeds)
         if key not in self._made:  # hashing a configuration costs a millisecond, and progress asks often
-            trial = self.cell.trial(stage, lr, seeds, self.spec.train)
+            lr, extra = (None, ()) if point is None else point
+            trial = self.cell.trial(stage, lr, seeds, self.spec.train, extra)
             config = trial.model_dump(mode="json")
-            self._made[key] = Slot(self.cell.cell_id, stage, slot, trial.trial_id, config, lr, seeds)
+            self._made[key] = Slot(self.cell.cell_id, stage, slot, trial.trial_id, config, lr, seeds, extra, origin)
         return self._made[key]
 
-    def _rates(self) -> list[Slot | None]:
-        """Slots 0..R-1 as asked; None where not asked yet."""
+    def _points(self) -> dict[int, Slot | None]:
+        """The points that the allowance holds, by slot number, and those past an edge; None where not asked yet."""
+        if not self._tunes:
+            return {}
         first = self.seeds(TUNE_SEED)
         asked = {s.slot: s for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first}
-        return [asked.get(k) for k in range(self.spec.search.rates if self._tunes else 0)]
+        return self.effort.points(asked, self.rows)
 
     def _next_tune(self) -> Slot | None:
-        rates = self._rates()
-        for k, slot in enumerate(rates):
+        points = self._points()
+        for number, slot in points.items():
             if slot is None:
-                return self._make("TUNE", k, self._propose(k), self.seeds(TUNE_SEED))
-            if self._open(slot.trial_id):
+                made = self._propose(number, points)
+                if made is not None:
+                    return made
+            elif self._open(slot.trial_id):
                 return slot
-        if not self._rates_done:
+        if not self._points_done:
             return None
         return next((self.asked.get(s.trial_id, s) for s in self._reruns() if self._open(s.trial_id)), None)
 
-    def _propose(self, slot: int) -> float:
-        low, high = self.cell.lr_low, self.cell.lr_high
-        if low is None or high is None:
-            raise AssertionError(f"cell {self.cell.cell_id} has TUNE trials and no learning-rate range")
-        first = self.seeds(TUNE_SEED)
-        tried = [self._tried(s) for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first]
-        search = self.spec.search
-        tried.sort(key=lambda t: t.slot)
-        return propose(search.sampler, search.seed, self.cell.cell_id, slot, search.rates, low, high, tried)
+    def _propose(self, number: int, points: Mapping[int, Slot | None]) -> Slot | None:
+        """A new slot; None while it waits for the neighbouring budget."""
+        origin = origin_of(number, self.spec.search)
+        start: Point | None = None
+        if origin == "neighbour" and self.neighbour is not None:
+            if not self.neighbour._tuned:
+                return None
+            choice = self.neighbour._compute_choice()
+            start = None if choice is None else choice.point
+        tried = [self._tried(s) for _, s in sorted(points.items()) if s is not None]
+        point, origin = self.effort.propose(number, tried, start)
+        return self._make("TUNE", number, point, self.seeds(TUNE_SEED), origin)
 
     def _tried(self, slot: Slot) -> Tried:
-        row = self.rows.get(slot.trial_id)
-        if slot.lr is None:
-            raise AssertionError(f"TUNE trial {slot.trial_id} has no learning rate")
-        if row is None:
-            return Tried(slot.slot, slot.lr, None, "running")
-        score = row["val_score"] if row["status"] == "finished" else None
-        if row["status"] == "finished" and score is None:
-            return Tried(slot.slot, slot.lr, None, "failed")
-        return Tried(slot.slot, slot.lr, score, row["status"])
+        return self.effort.tried(slot, self.rows.get(slot.trial_id))
 
     def _ranked(self) -> list[Slot]:
-        """The rates that finished, best validation score first, the earlier slot where equal."""
-        done = [(t, s) for s in self._rates() if s is not None and (t := self._tried(s)).state == "finished"]
-        return [s for _, s in sorted(done, key=lambda pair: (-(pair[0].score or 0.0), pair[0].slot))]
+        """The points that finished, best validation score first, the earlier slot where equal."""
+        return self.effort.ranked(self._points().values(), self.rows)
 
     def _reruns(self) -> list[Slot]:
-        """The best rates on the seeds after TUNE's first; empty until every rate is done."""
+        """The best points on the seeds after TUNE's first; empty until every point is done."""
         search = self.spec.search
-        if not self._tunes or not self._rates_done:
+        if not self._tunes or not self._points_done:
             return []
+        base = self.effort.within(self._points())
         slots = []
         for i, rate in enumerate(self._ranked()[: search.rerun_rates]):
             for j in range(search.rerun_seeds):
-                number = search.rates + i * search.rerun_seeds + j
-                slots.append(self._make("TUNE", number, rate.lr, self.seeds(TUNE_SEED + 1 + j)))
+                number = base + i * search.rerun_seeds + j
+                slots.append(self._make("TUNE", number, rate.point, self.seeds(TUNE_SEED + 1 + j)))
         return slots
 
     def _compute_choice(self) -> Choice | None:
@@ -211,7 +260,7 @@ class CellState:
             return None
         search, reruns = self.spec.search, self._reruns()
         ranked = self._ranked()
-        again = search.rerun_rates > 0 and search.rerun_seeds > 0
+        again = search.reruns > 0
         candidates = ranked[: search.rerun_rates] if again else ranked[:1]
         if not candidates:
             return None
@@ -219,19 +268,18 @@ class CellState:
         chosen = candidates[0]
         for rate in candidates:
             # dict: with every seed held fixed a re-run is its rate's own trial
-            trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.lr == rate.lr)])
+            trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.point == rate.point)])
             scores = [self.rows[t]["val_score"] for t in trials if self.rows[t]["status"] == "finished"]
             key = (len(scores) - len(trials), statistics.fmean(scores), -rate.slot)  # a rate that fails on a seed loses
             if best is None or key > best:
                 best, chosen = key, rate
-        tried = sorted(s.lr for s in self._rates() if s is not None and s.lr is not None)
-        edge: Literal["low", "high"] | None = None
-        if len(tried) > 1 and chosen.lr in {tried[0], tried[-1]}:
-            edge = "low" if chosen.lr == tried[0] else "high"
-        if best is None or chosen.lr is None:
+        if best is None:
             raise AssertionError("a candidate was just found")
-        n_trials = len({s.trial_id for s in [*self._rates(), *reruns] if s is not None})
-        return Choice(chosen.lr, best[1], n_trials, search.rerun_seeds if again else 0, edge)
+        points = [s for s in self._points().values() if s is not None]
+        n_trials = len({s.trial_id for s in [*points, *reruns]})
+        edge = self.effort.edge(chosen, points)
+        seeds = search.rerun_seeds if again else 0
+        return Choice(chosen.point.lr, best[1], n_trials, seeds, edge, chosen.extra)
 
     def _confirm_slots(self) -> list[Slot]:
         if self.cell.lr_centre is None:  # nothing trains, so nothing varies with the seed
@@ -239,7 +287,7 @@ class CellState:
         choice = self._compute_choice()
         if choice is None:
             return []
-        return [self._make("CONFIRM", k, choice.lr, self.seeds(s)) for k, s in enumerate(self.spec.confirm.seeds)]
+        return [self._make("CONFIRM", k, choice.point, self.seeds(s)) for k, s in enumerate(self.spec.confirm.seeds)]
 
 
 class SweepState:
@@ -248,7 +296,11 @@ class SweepState:
     def __init__(self, cells: Iterable[Cell], spec: Spec) -> None:
         self.spec = spec
         self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
-        self._order = list(self.cells)
+        self._order = ordered((state.cell for state in self.cells.values()), spec.resources.order)
+        self._dependents: dict[str, str] = {}  # the cell that starts from this one's choice
+        for smaller, larger in neighbours(cell.cell for cell in self.cells.values()):
+            self.cells[larger].neighbour = self.cells[smaller]
+            self._dependents[smaller] = larger
         self._resting: set[str] = set()  # cells without an open slot until one of their trials ends
         self.workers = 1  # trials that the lanes run at once
 
@@ -272,10 +324,15 @@ class SweepState:
         cell.asked[slot.trial_id] = slot
         cell.running.add(slot.trial_id)
 
-    def restore(self, slot: Slot) -> None:
-        """Mark a slot as asked by an earlier run; slots of cells that the plan no longer has are left out."""
-        if slot.cell_id in self.cells:
-            self.cells[slot.cell_id].asked[slot.trial_id] = slot
+    def restore(self, slot: Slot) -> Slot:
+        """Mark a slot as asked by an earlier run, and return it with what its cell knows of it.
+
+        Slots of cells that the plan no longer has are left out.
+        """
+        cell = self.cells.get(slot.cell_id)
+        if cell is None:
+            return slot
+        return cell.asked.setdefault(slot.trial_id, cell.known(slot))
 
     def report(self, cell_id: str, trial_id: str, epoch: int, score: float | None) -> bool:
         """Note a validation score; returns whether it is new."""
@@ -296,6 +353,7 @@ class SweepState:
         """A trial no longer runs; without a row it will be issued again."""
         self.cells[cell_id].running.discard(trial_id)
         self._resting.discard(cell_id)
+        self._resting.discard(self._dependents.get(cell_id, ""))
 
     @property
     def running(self) -> int:

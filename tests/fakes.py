@@ -1,8 +1,8 @@
 """A sweep that trains nothing: plans of fake cells, and a trial function with an analytic learning curve.
 
 The faults of a trial are set by its cell's options: `delay` (seconds an epoch), `fail_above`, `nan_above` (learning
-rates), `kill` ("once" or "always": SIGKILL of the worker in epoch 2), `log` (a file that gets a line per epoch
-trained).
+rates), `kill`, `hang` ("once" or "always", in epoch 2: SIGKILL of the worker, or sleep without end), `oom_above`
+(micro-batch size), `fail_rank` (the rank that raises in epoch 2), `log` (a file that gets a line per epoch trained).
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ import os
 import signal
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+import torch.distributed
+
+from sweeps.space import Dimension, Extra, Space
 from trainables.errors import TrialError
 
 TRIAL = "tests.fakes:analytic_trial"
@@ -46,9 +50,11 @@ def analytic_trial(
     keep: bool = False,
     rank: int = 0,
     world: int = 1,
+    micro_batch_size: int | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """The contract of `trainables.worker.run_trial`, without a model."""
     options = dict(config["options"])
+    micro = micro_batch_size or math.ceil(config["train"]["global_batch_size"] / world)
     lr, epochs = config["lr"], config["train"]["epochs"]
     warm["trials"] = warm.get("trials", 0) + 1
     state = directory / "state.json"
@@ -63,8 +69,17 @@ def analytic_trial(
             raise ValueError(f"lr {lr} is too much\nfor this fake")
         if lr is not None and lr > options.get("nan_above", math.inf):
             raise TrialError(f"loss became nan at step {epoch}")
-        if epoch == 2 and rank == world - 1 and _killed(options.get("kill"), directory):
+        if epoch == 2 and rank == world - 1 and _strikes(options.get("kill"), directory):
             os.kill(os.getpid(), signal.SIGKILL)
+        if epoch == 2 and rank == world - 1 and _strikes(options.get("hang"), directory):
+            while True:
+                time.sleep(60)
+        if epoch == 2 and rank == options.get("fail_rank"):
+            raise ValueError(f"rank {rank} alone is at fault")
+        if micro > options.get("oom_above", math.inf):
+            raise torch.OutOfMemoryError(f"tried to allocate {micro} GiB")
+        if world > 1:
+            torch.distributed.all_reduce(torch.ones(1))
         report = {
             "epoch": epoch,
             "done": False,
@@ -88,7 +103,7 @@ def analytic_trial(
     yield {**history[-1], "done": True, "result": _result(config, history)}
 
 
-def _killed(kind: str | None, directory: Path) -> bool:
+def _strikes(kind: str | None, directory: Path) -> bool:
     if kind is None:
         return False
     marker = directory / "killed"
@@ -122,7 +137,7 @@ def _result(config: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, 
 
 def mended_trial(config: dict[str, Any], **how: Any) -> Generator[dict[str, Any], None, None]:
     """`analytic_trial` once the cause of its failures is gone."""
-    faults = ("fail_above", "nan_above", "kill")
+    faults = ("fail_above", "nan_above", "kill", "hang", "oom_above")
     options = [option for option in config["options"] if option[0] not in faults]
     return analytic_trial({**config, "options": options}, **how)
 
@@ -130,6 +145,7 @@ def mended_trial(config: dict[str, Any], **how: Any) -> Generator[dict[str, Any]
 @dataclass(frozen=True)
 class FakeTrain:
     epochs: int = 3
+    global_batch_size: int = 32
 
 
 @dataclass(frozen=True)
@@ -144,13 +160,14 @@ class FakeTrial:
     basis_seed: int
     options: tuple[tuple[str, Any], ...]
     train: FakeTrain
+    extra: Extra = ()
 
     def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "extra"}
 
     @property
     def trial_id(self) -> str:
-        values = {**self.model_dump(), "options": None}  # faults and logs don't make another trial
+        values = {**self.model_dump(), "options": self.extra or None}  # faults and logs don't make another trial
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -173,6 +190,10 @@ class FakeCell:
     train_size: str | float = 1.0
     allocation: str | None = "uniform"
     capacity: int | None = 4
+    dimensions: tuple[Dimension, ...] = ()
+    published: Extra = ()
+    epochs: int | None = 3
+    epoch_samples: int | None = None
 
     @property
     def reference(self) -> str | None:
@@ -186,13 +207,29 @@ class FakeCell:
     def label(self) -> str:
         return f"{self.method} {self.budget}"
 
-    def trial(self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: Any) -> FakeTrial:
-        return FakeTrial(stage, self.cell_id, self.method, self.budget, lr, *seeds, self.options, train)
+    @property
+    def space(self) -> Space | None:
+        if self.lr_low is None or self.lr_high is None:
+            return None
+        return Space(self.lr_low, self.lr_high, self.dimensions)
+
+    def trial(
+        self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: Any, extra: Extra = ()
+    ) -> FakeTrial:
+        mine = {k: v for k, v in extra if k != "epochs"}
+        options = (*self.options, *sorted(mine.items()))
+        train = replace(train, epochs=dict(extra).get("epochs", train.epochs))
+        return FakeTrial(stage, self.cell_id, self.method, self.budget, lr, *seeds, options, train, tuple(extra))
 
     def row(self) -> dict[str, Any]:
         names = "cell_id sweep model adapt dataset method label reference budget allocation capacity feasible reason"
         names += " lr_low lr_high lr_centre tune_trials confirm_seeds"
         return {**{name: getattr(self, name) for name in names.split()}, "train_size": str(self.train_size)}
+
+
+@dataclass(frozen=True)
+class FakeSamples:
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -203,10 +240,17 @@ class FakeSearch:
     rerun_seeds: int = 1
     pruner: str = "none"
     seed: int = 0
+    allowance: FakeSamples | None = None
+    warm_start: tuple[str, ...] = ()
+    widen: int = 0
+
+    @property
+    def reruns(self) -> int:
+        return self.rerun_rates * self.rerun_seeds
 
     @property
     def rates(self) -> int:
-        return self.trials - self.rerun_rates * self.rerun_seeds
+        return self.trials - self.reruns
 
 
 @dataclass(frozen=True)
@@ -221,6 +265,18 @@ class FakeResources:
     concurrent: int | Literal["auto"] = "auto"
     cpus_per_worker: float = 1
     gpus_per_worker: float | Literal["auto"] = 0
+    isolated: bool = False
+    trial_timeout: float | None = None
+    attempts: int = 3
+    order: str = "methods"
+
+
+@dataclass(frozen=True)
+class FakeLimits:
+    max_hours: float | None = None
+    max_accelerator_hours: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True)
@@ -237,10 +293,12 @@ class FakeSpec:
     confirm: FakeConfirm = FakeConfirm()
     train: FakeTrain = FakeTrain()
     resources: FakeResources = FakeResources()
+    limits: FakeLimits = FakeLimits()
     keep: FakeKeep = FakeKeep()
 
     def identity(self) -> dict[str, Any]:
-        search = {k: v for k, v in asdict(self.search).items() if k != "trials"}
+        search = {k: v for k, v in asdict(self.search).items() if k not in ("trials", "allowance", "widen")}
+        search["warm_start"] = list(self.search.warm_start)  # as it comes back from JSON
         return {"name": self.name, "train": asdict(self.train), "search": search, "methods": {}}
 
 

@@ -97,8 +97,39 @@ class TrainSettings(BaseModel):
     """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
     head_lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False), LATER] = 1e-3
     """Peak learning rate of a new task head, the same for every method and never searched (the paper: 1e-3)."""
+    sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
+    """shuffle: every example once before any comes again; replacement: each drawn anew from all (the paper's)."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
     """Small subsets are gone through several times an epoch until it has this many batches (the paper: 10)."""
+    max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
+    """Longest text, prompt and response together, in tokens; None: 256, or the model's window where that is smaller."""
+    loss_on_prompt: Annotated[bool, LATER] = False
+    """Language models: the loss is over the prompt's tokens too (LLM-Adapters' train_on_inputs, its default)."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
+    """Language models: this share of every target is spread over all words (LoRA's E2E: 0.1)."""
+    gradient_checkpointing: Annotated[bool, LATER] = False
+    """Language models: keep the inputs of layers alone and make the rest again in the backward pass."""
+
+
+class EvaluateSettings(BaseModel):
+    """How language models are judged; see `trainables.causal_lm`. Image classifiers have one way, top-1 accuracy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    protocol: Literal["log-likelihood", "generation"] | None = None
+    """None: log-likelihood, and generation for sets with reference texts (E2E)."""
+    validation_rows: int | None = Field(default=None, ge=1)
+    """Validation rows of each task that are evaluated; the same ones in every trial. None: all."""
+    test_rows: int | None = Field(default=None, ge=1)
+    """Test rows of each task that are evaluated; the same ones in every trial. None: all."""
+    num_beams: int = Field(default=4, ge=1)
+    """Beams of generation (LLM-Adapters: 4; LoRA's E2E: 10)."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Longest generated text in tokens."""
+    length_penalty: float = 1.0
+    """Exponent of the length that a beam's score is divided by (LoRA's E2E: 0.8)."""
+    no_repeat_ngram: int = Field(default=0, ge=0)
+    """N-grams of this length do not come twice in a generated text (LoRA's E2E: 4); 0: no rule."""
 
 
 class TrialConfig(BaseModel):
@@ -132,8 +163,12 @@ class TrialConfig(BaseModel):
     train: TrainSettings = TrainSettings()
     protocol: Protocol = "standard"
     """paper: training on train and validation images together, hence no validation score."""
+    skip_bad: Annotated[bool, LATER] = False
+    """Leave examples that can't be read out of every split, and count them; else one stops the trial."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
     """Side of the model's square input in pixels; None: the model's own."""
+    evaluate: Annotated[EvaluateSettings, LATER] = EvaluateSettings()
+    """How a language model is judged."""
 
     @field_validator("train_size")
     @classmethod

@@ -35,6 +35,7 @@ class ImageTask:
         self._trial, self._lane, self._dataset, self._classifier = trial, parts.lane, dataset, classifier
         self.head = head
         self._rows: Splits = split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol)
+        self._skipped = 0
         self._recipe = recipe_of(preprocess)
         self._normalise = Normalise(preprocess.mean, preprocess.std, parts.lane.device)
 
@@ -43,10 +44,30 @@ class ImageTask:
         """The pool that training and validation images come from."""
         return self._lane.pixels(self._dataset, "train", self._recipe)
 
+    @functools.cached_property
+    def _train_rows(self) -> Tensor:
+        return self._usable(self._pixels, self._rows.train_idx)
+
+    @functools.cached_property
+    def _val_rows(self) -> Tensor:
+        return self._usable(self._pixels, self._rows.val_idx)
+
+    @functools.cached_property
+    def _test_rows(self) -> Tensor:
+        return self._usable(self._lane.pixels(self._dataset, "test", self._recipe), self._rows.test_idx)
+
+    def _usable(self, pixels: Pixels, rows: Tensor) -> Tensor:
+        """Decode rows all at once, so that they are kept together; those that can be read."""
+        kept = pixels.prepare(rows, skip_bad=self._trial.skip_bad)
+        if len(rows) and not len(kept):
+            raise TrialError(f"data set {self._dataset.name!r}: none of {len(rows)} images can be read")
+        self._skipped += len(rows) - len(kept)
+        return kept
+
     def batches(self, epoch: int) -> list[Tensor]:
-        s = self._trial.train
-        rows = self._rows.train_idx
-        return epoch_batches(rows, s.global_batch_size, s.min_batches_per_epoch, self._trial.data_seed, epoch)
+        s, rows = self._trial.train, self._train_rows
+        size, least, again = s.global_batch_size, s.min_batches_per_epoch, s.sampling == "replacement"
+        return epoch_batches(rows, size, least, self._trial.data_seed, epoch, replacement=again)
 
     def weight(self, batch: Tensor) -> float:
         return len(batch)
@@ -60,9 +81,9 @@ class ImageTask:
 
     def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
         if which == "test":
-            pixels, rows = self._lane.pixels(self._dataset, "test", self._recipe), self._rows.test_idx
+            pixels, rows = self._lane.pixels(self._dataset, "test", self._recipe), self._test_rows
         else:
-            pixels, rows = self._pixels, self._rows.val_idx
+            pixels, rows = self._pixels, self._val_rows
         if len(rows) == 0:
             return None
         self._classifier.before_evaluation()
@@ -80,6 +101,7 @@ class ImageTask:
             n_examples=len(rows),
             examples_hash=pixels.split.examples_hash(rows),
             correct=correct,
+            skipped=self._skipped,
         )
 
     def _images(self, pixels: Pixels, rows: Tensor, plan: Tensor | None = None) -> Tensor:

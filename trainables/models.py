@@ -85,6 +85,7 @@ class LoadedModel:
         preprocess: None for a model without images.
         tokenizer: texts to token ids (n, context length), int64, padded; None for a model without text, and for a
             local transformers directory without tokenizer files.
+        text_tokenizer: transformers' own tokenizer, for tasks on text; None wherever `tokenizer` is, and for open_clip.
     """
 
     module: nn.Module
@@ -93,6 +94,7 @@ class LoadedModel:
     model_id: str
     preprocess: Preprocess | None
     tokenizer: Tokenizer | None
+    text_tokenizer: Any = None
 
 
 def load_model(model_id: str, *, trust_remote_code: bool = False) -> LoadedModel:
@@ -136,6 +138,7 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
             tokenizer = open_clip.get_tokenizer(name)
     except _UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
+    check_finite(cast("nn.Module", module), model_id)
     settings = module.visual.preprocess_cfg
     return LoadedModel(
         module=cast("nn.Module", module).float().eval(),
@@ -151,6 +154,17 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
         ),
         tokenizer=cast("Tokenizer", tokenizer),
     )
+
+
+def check_finite(module: nn.Module, model_id: str) -> None:
+    """Raise ModelError naming the first weight that holds NaN or infinity."""
+    for name, weight in module.named_parameters():
+        if not bool(torch.isfinite(weight.sum())) and not bool(weight.isfinite().all()):  # a sum may overflow
+            bad = int((~weight.isfinite()).sum())
+            raise ModelError(
+                f"{model_id!r}: {bad:,} of {weight.numel():,} numbers of {name} are NaN or infinite; "
+                "the checkpoint is damaged, fetch or save it again"
+            )
 
 
 def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code: bool) -> LoadedModel:
@@ -174,14 +188,24 @@ def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code:
         raise ModelError(
             f"{model_id!r}: its files lack {len(missing)} of the model's tensors, {', '.join(missing[:3])}"
         )
+    blocks = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    extra = sorted(n for n in info["unexpected_keys"] if any(f".{b}." in f".{n}" for b in blocks))  # heads may differ
+    if extra:
+        raise ModelError(
+            f"{model_id!r}: its files hold {len(extra)} tensors that the model does not have, {', '.join(extra[:3])}; "
+            "config.json and the weights are of two models"
+        )
+    check_finite(cast("nn.Module", module), model_id)
     vision = kind == "hf-vision"
+    text = None if vision else _hf_tokenizer(source, folder, model_id, trust_remote_code)
     return LoadedModel(
         module=cast("nn.Module", module).float().eval(),
         kind=kind,
         family=config.model_type,
         model_id=model_id,
         preprocess=_hf_preprocess(source, config, model_id) if vision else None,
-        tokenizer=None if vision else _hf_tokenizer(source, folder, model_id, trust_remote_code),
+        tokenizer=None if text is None else _padding(text),
+        text_tokenizer=text,
     )
 
 
@@ -212,21 +236,26 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     )
 
 
-def _hf_tokenizer(source: str, folder: Path | None, model_id: str, trust_remote_code: bool) -> Tokenizer | None:
+def _hf_tokenizer(source: str, folder: Path | None, model_id: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
     if folder is not None and not any((folder / name).is_file() for name in files):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
-    if tokenizer.pad_token is None:  # GPT-2 and Llama have none; padded positions are masked by whoever trains
-        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _padding(tokenizer: Any) -> Tokenizer:
+    """Texts to one tensor; padded with the EOS where there is no pad token, as GPT-2 and Llama have none."""
 
     def tokenize(texts: list[str]) -> Tensor:
-        return cast("Tensor", tokenizer(texts, return_tensors="pt", padding=True).input_ids)
+        ids = tokenizer(texts)["input_ids"]
+        fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        width = max(map(len, ids))
+        return torch.tensor([[*each, *[fill or 0] * (width - len(each))] for each in ids])
 
     return tokenize
 

@@ -33,6 +33,7 @@ class Scores:
         correct: (n_examples,) bool on the CPU, in the order of the rows; None for a metric that is no share of right
             answers.
         further: values of further metrics by name.
+        skipped: examples that the trial has left out so far, of any split, because they can't be read.
     """
 
     score: float
@@ -41,6 +42,7 @@ class Scores:
     examples_hash: str
     correct: Tensor | None
     further: Mapping[str, float] = field(default_factory=dict)
+    skipped: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

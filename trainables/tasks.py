@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainables.causal_lm import causal_lm_task
 from trainables.clip import BothTask, LinearProbe, VisionTask
 from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.errors import TrialError
@@ -23,6 +24,8 @@ def make_task(parts: Parts) -> Task:
         return clip_task(parts)
     if kind == "hf-vision":
         return vision_task(parts)
+    if kind == "causal-lm":
+        return causal_lm_task(parts)
     raise TrialError(
         f"model {parts.trial.model!r} is of kind {kind!r}, which cannot be trained; choose an open_clip: model, the "
         "embedded one, or an image encoder such as hf:facebook/dinov2-small"

@@ -31,8 +31,10 @@ class Trainer:
         device: torch.device,
         rank: int = 0,
         world: int = 1,
+        micro_batch_size: int | None = None,
     ) -> None:
         assert trial.lr is not None
+        self._micro = micro_batch_size if micro_batch_size is not None else trial.train.micro_batch_size
         head = {} if task.head is None else {f"head.{n}": p for n, p in task.head.named_parameters()}
         if not trainables.parameters and not head:
             raise TrialError(f"method {trial.method!r} has nothing to train on these targets")
@@ -91,7 +93,7 @@ class Trainer:
         plan = self._task.draw(batch, draw)  # for all workers
         weight = self._task.weight(batch)
         share = torch.arange(self._rank, len(batch), self._world)
-        micro = settings.micro_batch_size or len(batch)
+        micro = self._micro or len(batch)
         loss_sum = torch.zeros((), device=self._device)
         for part in torch.split(share, micro) if len(share) else ():
             loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])

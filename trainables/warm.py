@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,12 @@ from trainables.config import Stage
 from trainables.data import Dataset, load_dataset
 from trainables.data.dataset import ImageSplit
 from trainables.data.pixels import KEEP_BYTES, Pixels, Recipe
+from trainables.data.registry import load_text_dataset
+from trainables.data.text import TextDataset
 from trainables.models import LoadedModel, load_model
 from trainables.runtime import Autocast
+
+T = TypeVar("T")
 
 FEATURE_BYTES = 2**30
 """Vectors of frozen towers that a lane keeps, on its device."""
@@ -107,6 +111,22 @@ class Warm:
             sets[name] = load_dataset(name)
         found: Dataset = sets[name]
         return found.at(stage)
+
+    def text_dataset(self, name: str, stage: Stage) -> TextDataset:
+        """The text set as `stage` may see it."""
+        sets = self._table("texts")
+        if name not in sets:
+            sets[name] = load_text_dataset(name)
+        found: TextDataset = sets[name]
+        return found.at(stage)
+
+    def words(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Something made from words by the base model that is loaded now, such as texts in tokens; made once."""
+        words = self._table("words")
+        if key not in words:
+            words[key] = make()
+        found: T = words[key]
+        return found
 
     def pixels(self, dataset: Dataset, which: Literal["train", "test"], recipe: Recipe) -> Pixels:
         """Decoded images of a split at one size. Raises SplitError for test in stage TUNE.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def run_trial(
     keep: bool = False,
     rank: int = 0,
     world: int = 1,
+    micro_batch_size: int | None = None,
 ) -> Generator[Report, None, None]:
     """Train and evaluate one trial, reporting after every epoch.
 
@@ -53,12 +55,13 @@ def run_trial(
         directory: the trial's own folder. A checkpoint found there is resumed, after its reports are given again.
         keep: leave the trained weights in `directory / "adapter"`.
         rank, world: this worker's number and how many share the trial (data-parallel, in one process group).
+        micro_batch_size: in place of the configured one, after memory ran out; evaluation batches shrink likewise.
 
     Yields:
         One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch, per image or target token),
-        `val_score` (None in protocol "paper"), `val_further` (further metrics by name), `seconds` and `seconds_eval`
-        (of this epoch), `samples` (images or texts trained on so far), `samples_per_second` (of this epoch),
-        `peak_memory_bytes`. The last has `done` True and `result`.
+        `val_score` (None in protocol "paper"), `val_further` (further metrics by name), `skipped` (examples left out as
+        unreadable), `seconds` and `seconds_eval` (of this epoch), `samples` (images or texts trained on so far),
+        `samples_per_second` (of this epoch), `peak_memory_bytes`. The last has `done` True and `result`.
 
     Raises:
         TrialError: the loss is not finite, or the combination is not supported.
@@ -69,6 +72,10 @@ def run_trial(
     device = pick_device()
     memory = PeakMemory(device)
     lane = Warm(warm, device)
+    if micro_batch_size is not None and trial.adapt == "both" and micro_batch_size < trial.train.global_batch_size:
+        raise TrialError(
+            f"micro_batch_size {micro_batch_size}: the contrastive loss of adapt = 'both' takes whole batches"
+        )
     if trial.train.global_batch_size < world:
         raise TrialError(f"train.global_batch_size {trial.train.global_batch_size} is less than the {world} workers")
     loaded = lane.model(trial.model)
@@ -87,6 +94,7 @@ def run_trial(
                 keep=keep,
                 rank=rank,
                 world=world,
+                micro_batch_size=micro_batch_size,
                 facts={"device": device_name(device), "precision": precision, "backend": choose_backend(device)},
             )
             yield from run.go(started, memory)
@@ -107,6 +115,7 @@ class _Run:
     keep: bool
     rank: int
     world: int
+    micro_batch_size: int | None
     facts: Report
 
     def go(self, started: float, memory: PeakMemory) -> Generator[Report, None, None]:
@@ -122,6 +131,7 @@ class _Run:
             device=self.device,
             rank=self.rank,
             world=self.world,
+            micro_batch_size=self.micro_batch_size,
         )
         history, finished = self._resume(trainer)
         setup = time.perf_counter() - started
@@ -172,7 +182,11 @@ class _Run:
 
     def _evaluate(self, which: Which) -> Scores | None:
         self.module.eval()
-        size = self.trial.train.eval_batch_size
+        train = self.trial.train
+        size = train.eval_batch_size
+        if self.micro_batch_size is not None:
+            asked = train.micro_batch_size or math.ceil(train.global_batch_size / self.world)
+            size = max(1, min(size, size * self.micro_batch_size // asked))
         return self.task.evaluate(which, batch_size=size, rank=self.rank, world=self.world)
 
     def _zero_shot(self, started: float, memory: PeakMemory) -> Report:
@@ -211,6 +225,7 @@ class _Run:
             }
             further["test"] = dict(test.further)
             seconds_eval += time.perf_counter() - begun
+            last = last | {"skipped": test.skipped}
         if self.keep and self.rank == 0:
             self._save(self.directory / ADAPTER_FOLDER)
         result = {
@@ -218,6 +233,7 @@ class _Run:
             "unit": self.task.unit,
             "val_score": last["val_score"],
             **tested,
+            "skipped": last.get("skipped"),
             "further": {which: values for which, values in further.items() if values},
             "adapter_params": self.trainables.adapter_params,
             "head_params": sum(p.numel() for p in self._head.values()),
@@ -245,5 +261,5 @@ class _Run:
 
 def _validation(scores: Scores | None) -> Report:
     if scores is None:
-        return {"val_score": None, "val_further": {}}
-    return {"val_score": scores.score, "val_further": dict(scores.further)}
+        return {"val_score": None, "val_further": {}, "skipped": None}
+    return {"val_score": scores.score, "val_further": dict(scores.further), "skipped": scores.skipped}

@@ -67,7 +67,7 @@ def test_parts_of_attention(config: AdapterConfig) -> None:
 
 
 class Fused(nn.Module):
-    """A called qkv and gate_up_proj, as in DINOv2 and Phi-3, with 4 heads of width 4 and 2 groups of keys and values."""
+    """Called fused layers, as in DINOv2 and Phi-3: 4 heads of width 4, and 2 groups of keys and values."""
 
     def __init__(self, grouped: bool) -> None:
         super().__init__()

@@ -20,8 +20,8 @@ from randlora import (
     DoraConfig,
     ExportError,
     LoraConfig,
-    NolaConfig,
     RandLoraConfig,
+    SvftConfig,
     VeraConfig,
     attach,
 )
@@ -183,7 +183,7 @@ def test_packed_mixed_and_unknown_are_refused_with_the_alternative(tmp_path: Pat
         (LoraConfig(2), ["own.in_proj_weight"], {}, "own.in_proj_weight is not the weight of a called nn.Linear"),
         (RandLoraConfig(2), ["attn.out_proj"], {}, "attn.out_proj.weight is not"),
         (RandLoraConfig(2), ["fc", "proj"], {"fc.weight": 3}, r"different ranks \[2, 3\]"),
-        (NolaConfig(6), ["fc"], {}, "PEFT has no NoLA"),
+        (SvftConfig(6), ["fc"], {}, "PEFT has no SVFT"),
     ]
     for config, targets, capacities, message in cases:
         adapted = attach(block(), config, targets, capacities=capacities)

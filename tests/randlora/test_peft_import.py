@@ -162,7 +162,7 @@ def rewrite(folder: Path, **changes: object) -> None:
         ({"peft_type": "IA3"}, "'IA3' is not read here.*LORA.*RANDLORA"),
         ({"bias": "all"}, "bias='all'"),
         ({"modules_to_save": ["head"]}, r"modules_to_save=\['head'\]"),
-        ({"rank_pattern": {"0": 2}}, "rank_pattern"),
+        ({"lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa"}, "changes the base weights"),
     ],
 )

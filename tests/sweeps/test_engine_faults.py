@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -66,8 +67,7 @@ def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(tmp_path:
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    workers = [p for p in family if "agent" not in p.name().lower()]  # Ray's agents notice after 20 s
-    wait_for(lambda: gone(workers), "the killed driver's processes to end")
+    wait_for(lambda: gone(family), "the killed driver's processes to end", 10)
     before = {e["trial_id"] for e in events(tmp_path / "r", "finish")}
     asked = {e["trial_id"] for e in events(tmp_path / "r", "ask")}
     seen = len(log.read_text().splitlines())
@@ -128,7 +128,7 @@ def test_a_trial_that_always_kills_its_worker_fails_and_the_others_do_not(tmp_pa
     failed = [t for t in rows(tmp_path / "r", "trials") if t["status"] == "failed"]
     assert (summary.finished, summary.failed) == (3, 2)
     assert {t["method"] for t in failed} == {"lora"}
-    assert {t["reason"] for t in failed} == {"its worker process died 3 times while running it"}
+    assert all(t["reason"].startswith("its worker process died 3 times while running it: Actor") for t in failed)
 
 
 def test_a_killed_proxy_is_replaced(tmp_path: Path, pool: Pool) -> None:
@@ -144,9 +144,10 @@ def test_a_killed_proxy_is_replaced(tmp_path: Path, pool: Pool) -> None:
         def update(self, state: Any) -> None:
             if not killed and sum(len(cell.rows) for cell in state.cells.values()) >= 3:
                 for process in psutil.Process().children(recursive=True):
-                    if "Proxy" in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.append(process.pid)
+                    with contextlib.suppress(psutil.Error):  # children come and go
+                        if "Proxy" in " ".join(process.cmdline()):
+                            process.kill()
+                            killed.append(process.pid)
 
     plan = fake_plan(tmp_path / "r", (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera")))
     summary = run(plan, trial=TRIAL, progress=KillProxies(), pool=pool)

@@ -19,6 +19,7 @@ from trainables.data import DataError
 def images(tmp_path: Path) -> Path:
     """Two classes of eight images, and of two for the test."""
     inputs._load.cache_clear()
+    inputs._open_images.cache_clear()
     inputs._split_sizes.cache_clear()
     for part, count in (("train", 8), ("test", 2)):
         for shade, name in ((40, "shirt"), (200, "shoe")):
@@ -29,12 +30,12 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def plan(images: Path, output: str) -> Plan:
+def plan(images: Path, output: str, **data: object) -> Plan:
     tree = {
         "name": "t",
         "output": output,
         "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
-        "data": {"datasets": [f"folder:{images}"]},
+        "data": {"datasets": [f"folder:{images}"], **data},
         "budgets": {"lora_rank": [1]},
         "methods": {"lora": {}},
     }
@@ -43,6 +44,7 @@ def plan(images: Path, output: str) -> Plan:
 
 def again() -> None:
     inputs._load.cache_clear()
+    inputs._open_images.cache_clear()
     inputs._split_sizes.cache_clear()
 
 
@@ -50,6 +52,16 @@ def test_a_damaged_image_is_named(images: Path, tmp_path: Path) -> None:
     (images / "train" / "shoe" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(DataError, match=r"3\.png"):
         check_inputs(plan(images, str(tmp_path / "r")))
+
+
+def test_bad_images_may_be_skipped(images: Path, tmp_path: Path) -> None:
+    (images / "train" / "shoe" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    planned = plan(images, str(tmp_path / "r"), skip_bad=True)
+    check_inputs(planned)
+    spec = planned.spec
+    assert planned.cells[0].trial("CONFIRM", 1e-3, (0, 0, 0), spec.train).skip_bad
+    assert spec.identity()["data"] == {"skip_bad": True}
+    assert "data" not in plan(images, str(tmp_path / "r")).spec.identity()
 
 
 def test_other_data_under_the_same_name_is_refused(images: Path, tmp_path: Path) -> None:

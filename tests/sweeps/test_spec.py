@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,18 @@ def test_the_spec_kept_beside_results_reads_back_the_same(tmp_path: Path) -> Non
     )
     (tmp_path / "out").mkdir()
     assert SweepSpec.load(write_spec(spec)) == spec
+
+
+def test_epochs_by_data_set() -> None:
+    def parse(**data: object) -> SweepSpec:
+        return SweepSpec.parse({**tomllib.loads(GOOD), "data": data})
+
+    spec = parse(datasets=["dtd", "cars"], train_size=["4-shot", 0.5], epochs="paper")
+    assert [spec.data.epochs_of(n, s) for n in spec.data.datasets for s in spec.data.train_size] == [10, 76, 10, 35]
+    spec = parse(datasets=["dtd", "cars"], epochs={"dtd": 3})
+    assert [spec.data.epochs_of(n, 1.0) for n in spec.data.datasets] == [3, None]
+    assert spec.identity()["data"] == {"epochs": {"dtd": 3}}
+    with pytest.raises(SpecError, match="Table 7 does not have 'fashion-mnist'"):
+        parse(datasets=["fashion-mnist"], epochs="paper")
+    with pytest.raises(SpecError, match="names 'dtt', which is not among"):
+        parse(datasets=["dtd"], epochs={"dtt": 3})

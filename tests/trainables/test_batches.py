@@ -71,3 +71,14 @@ def test_normalise_is_torchvisions() -> None:
 def test_plan_is_a_function_of_its_generator(epoch: int) -> None:
     a, b = (crop_flip_plan(3, torch.Generator().manual_seed(epoch)) for _ in range(2))
     assert torch.equal(a, b)
+
+
+def test_sampling_with_replacement() -> None:
+    rows = torch.arange(100, 164)
+    batches = epoch_batches(rows, 16, 10, data_seed=0, epoch=1, replacement=True)
+    assert [len(b) for b in batches] == [16] * 10
+    drawn = torch.cat(epoch_batches(rows, 16, 0, data_seed=0, epoch=1, replacement=True))
+    assert len(drawn) == 64
+    assert 30 < len(drawn.unique()) < 55  # 64 (1 - 1/e) = 40 of 64 are expected
+    assert ((drawn >= 100) & (drawn < 164)).all()
+    assert not torch.equal(drawn, torch.cat(epoch_batches(rows, 16, 0, data_seed=0, epoch=2, replacement=True)))

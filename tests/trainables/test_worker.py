@@ -25,6 +25,7 @@ from trainables.worker import run_trial
 MakeTrial = Callable[..., TrialConfig]
 METHODS = ["lora", "randlora", "vera", "nola", "pissa", "adalora", "full", "full-targets", "zero-shot"]
 RESULT = {
+    "skipped",
     "metric", "unit", "further",
     "val_score", "test_score", "adapter_params", "head_params", "stored_bytes", "device", "precision", "backend",
     "correct", "n_examples", "examples_hash", "seconds_train", "seconds_eval", "seconds_setup", "samples",
@@ -32,7 +33,7 @@ RESULT = {
 }  # fmt: skip
 REPORT = {
     "epoch", "done", "train_loss", "val_score", "val_further", "seconds", "seconds_eval", "samples",
-    "samples_per_second", "peak_memory_bytes",
+    "samples_per_second", "peak_memory_bytes", "skipped",
 }  # fmt: skip
 
 
@@ -352,3 +353,23 @@ def test_embedded_model_learns_the_embedded_images(tmp_path: Path) -> None:
     )
     reports = run(trial, tmp_path)
     assert reports[-1]["result"]["test_score"] > 0.3  # chance is 0.1, zero-shot about 0.15
+
+
+def test_a_smaller_micro_batch_after_the_fact_changes_neither_the_trial_nor_its_gradient(
+    make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    trial = make_trial("randlora", train={"global_batch_size": 20})
+    whole = run(trial, tmp_path / "a", keep=True)
+    parts = run(trial, tmp_path / "b", keep=True, micro_batch_size=6)
+    assert [r["train_loss"] for r in parts] == pytest.approx([r["train_loss"] for r in whole], rel=1e-4)
+    one, other = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in "ab")
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
+
+
+def test_whole_batches_are_not_split_behind_the_back_of_a_contrastive_loss(
+    make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    with pytest.raises(TrialError, match="contrastive loss"):
+        run(make_trial("lora", adapt="both", train={"global_batch_size": 20}), tmp_path, micro_batch_size=6)

@@ -16,7 +16,9 @@ def steps_per_epoch(n: int, batch_size: int, min_batches: int = 0) -> int:
     return max(math.ceil(n / batch_size), min_batches)
 
 
-def epoch_batches(rows: Tensor, batch_size: int, min_batches: int, data_seed: int, epoch: int) -> list[Tensor]:
+def epoch_batches(
+    rows: Tensor, batch_size: int, min_batches: int, data_seed: int, epoch: int, *, replacement: bool = False
+) -> list[Tensor]:
     """The batches of one epoch.
 
     Every row comes once in an order drawn for this epoch, the last batch being what is left; when that makes fewer
@@ -25,10 +27,13 @@ def epoch_batches(rows: Tensor, batch_size: int, min_batches: int, data_seed: in
     Args:
         rows: (N,) the training rows.
         epoch: counted from 1.
+        replacement: draw equally many rows, but each from all of them (arXiv 2502.00987's released code).
     """
     draw = generator(data_seed, "order", epoch)
     steps = steps_per_epoch(len(rows), batch_size, min_batches)
     wanted = len(rows) if steps == math.ceil(len(rows) / batch_size) else steps * batch_size
+    if replacement:
+        return list(torch.split(rows[torch.randint(len(rows), (wanted,), generator=draw)], batch_size))
     orders = [rows[torch.randperm(len(rows), generator=draw)] for _ in range(math.ceil(wanted / len(rows)))]
     return list(torch.split(torch.cat(orders)[:wanted], batch_size))
 

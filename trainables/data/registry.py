@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from trainables.config import Protocol, Stage, TrainSize
+from trainables.config import Protocol, Stage, TrainSize, shots
 from trainables.data.dataset import Dataset
 from trainables.data.info import DatasetInfo
 from trainables.data.paper_sets import FURTHER_SETS, PAPER_SETS
 from trainables.data.sources import from_arrow, from_folder, from_hub, from_parquet
 from trainables.data.splits import split
 from trainables.data.text import TextDataset
-from trainables.data.text_registry import TEXT_DATASETS, TEXT_FORMS, text_loader
+from trainables.data.text_registry import TEXT_DATASETS, TEXT_FORMS, TextInfo, text_loader
 from trainables.errors import DataError, nearest
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
@@ -39,6 +39,18 @@ FORMS += ", ".join(f"{form}:FOLDER" for form in TEXT_FORMS)
 
 
 DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS}
+
+
+FEW_SHOT_EPOCHS = 10
+"""arXiv 2502.00987, section C.1: epochs at every number of shots."""
+
+
+def paper_epochs(name: str, train_size: TrainSize) -> int | None:
+    """Epochs that arXiv 2502.00987 trains a data set for at a size; None for a set that it does not use."""
+    info = TEXT_DATASETS.get(name) or DATASETS.get(name.partition("@")[0])
+    if info is None or info.epochs is None:
+        return None
+    return info.epochs if isinstance(info, TextInfo) or shots(train_size) is None else FEW_SHOT_EPOCHS
 
 
 def register(name: str, info: DatasetInfo, *, registry: dict[str, DatasetInfo] | None = None) -> None:

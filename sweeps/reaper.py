@@ -1,0 +1,54 @@
+"""Ends what is left of a local Ray session when its driver was killed.
+
+Ray's processes go with the driver, but for two agents of the raylet: they try for a minute to tell a control store that
+is gone (`publish_error_to_driver` in Ray waits 60 s, and no setting changes that). A waiting child of ours ends them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import psutil
+
+_WAIT = """
+import json, os, signal, sys
+
+def started(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+seen = {pid: started(pid) for pid in json.loads(sys.stdin.readline())}
+sys.stdin.read()  # ends when the driver closes the pipe, or is gone
+for pid, start in seen.items():
+    if start is not None and started(pid) == start:  # else the number belongs to another process by now
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+"""
+
+
+class Reaper:
+    """Watches over the processes that this process has started by now. Linux only; elsewhere it does nothing."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if not sys.platform.startswith("linux"):
+            return
+        children = [child.pid for child in psutil.Process().children(recursive=True)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _WAIT], stdin=subprocess.PIPE, start_new_session=True
+        )
+        if self._process.stdin is not None:
+            self._process.stdin.write(json.dumps(children).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def close(self) -> None:
+        """End it, and with it what is left of those processes; to be called after Ray's own shutdown."""
+        if self._process is not None:
+            self._process.communicate()

@@ -1,0 +1,110 @@
+"""The hyperparameters that a study searches beside the learning rate, and the points of such a search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Value = float | int | str | bool
+Extra = tuple[tuple[str, Value], ...]
+"""(name, value) of the hyperparameters beside the learning rate, by name."""
+
+
+class Point(NamedTuple):
+    """One configuration of a study: the learning rate and whatever else is searched."""
+
+    lr: float
+    extra: Extra = ()
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched hyperparameter: a range, or a list of values.
+
+    Attributes:
+        name: its name in `options` or in `train` of a trial's configuration.
+        low, high: ends of a range; None for a list.
+        log: the range is searched on the logarithm.
+        integer: the range holds whole numbers only.
+        values: the list, in the order of the sweep file; empty for a range.
+    """
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    values: tuple[Value, ...] = ()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether its values lie on a line: a range, or a list of numbers."""
+        return not self.values or all(isinstance(v, int | float) and not isinstance(v, bool) for v in self.values)
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """The values that a method must be able to take: all of a list, both ends of a range."""
+        if self.values or self.low is None or self.high is None:
+            return self.values
+        return (self.rounded(self.low), self.rounded(self.high))
+
+    def rounded(self, value: float) -> Value:
+        """A value of a range to 6 significant digits (so that ids do not hang on a last bit), or to a whole number."""
+        return round(value) if self.integer else float(f"{value:.6g}")
+
+    def nearest(self, value: Value) -> Value:
+        """The value of this dimension nearest to one that may lie outside."""
+        if self.values:
+            if value in self.values:
+                return value
+            if self.ordered and isinstance(value, int | float):
+                return min(self.values, key=lambda v: abs(float(v) - float(value)))
+            return self.values[0]
+        if self.low is None or self.high is None or isinstance(value, str):
+            raise AssertionError(f"{self.name} is neither a range nor a list")
+        return self.rounded(min(max(float(value), self.low), self.high))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the sweep file has it, without the name."""
+        if self.values:
+            return {"values": list(self.values)}
+        return {"low": self.low, "high": self.high, "log": self.log}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the study of one cell searches: a learning-rate range and further dimensions, by name."""
+
+    low: float
+    high: float
+    dimensions: tuple[Dimension, ...] = field(default=())
+
+    @property
+    def ordered(self) -> int:
+        """Number of hyperparameters whose values lie on a line, the learning rate included."""
+        return 1 + sum(d.ordered for d in self.dimensions)
+
+
+def extra_of(values: Mapping[str, Value]) -> Extra:
+    """Named values as an `Extra`."""
+    return tuple(sorted(values.items()))
+
+
+def extra_json(extra: Extra) -> str | None:
+    """As the column `hyperparameters` has it; None where the learning rate alone is searched."""
+    return json.dumps(dict(extra), sort_keys=True) if extra else None
+
+
+def extra_from(value: object) -> Extra:
+    """From the column `hyperparameters`, a mapping, or a list of pairs out of a journal."""
+    if not value:
+        return ()
+    if isinstance(value, str):
+        return extra_of(json.loads(value))
+    if isinstance(value, Mapping):
+        return extra_of(value)
+    if isinstance(value, Sequence):
+        return extra_of({str(name): v for name, v in value})
+    raise TypeError(f"{value!r} is no set of hyperparameters")

@@ -1,0 +1,79 @@
+"""A causal language model of transformers, as training and evaluation call it.
+
+Logits are made for the positions that are asked for, and no others: with 50,000 to 150,000 words they are the largest
+tensor of a step. The positions are selected in front of the output layer, wherever a family keeps it, so that what the
+family does to its logits afterwards (soft caps, scales) stays as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainables.errors import TrialError
+from trainables.runtime import Autocast
+
+
+class LanguageModel:
+    """Token ids to logits. B sequences of T tokens, padded behind; P positions; V words."""
+
+    def __init__(self, module: nn.Module, autocast: Autocast) -> None:
+        find = getattr(module, "get_output_embeddings", None)
+        head = find() if find is not None else None
+        if not isinstance(head, nn.Module):
+            raise TrialError(
+                f"{type(module).__name__} has no output layer over words; it is not a causal language model"
+            )
+        self.module, self._head, self._autocast = module, head, autocast
+        parameters = inspect.signature(module.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.module.parameters()).device
+
+    def logits(self, ids: Tensor, rows: Tensor, columns: Tensor, **more: Any) -> tuple[Tensor, Any]:
+        """Logits (P, V), float32, at the positions (rows, columns) of ids (B, T), and the key-value cache if asked for.
+
+        Nothing is masked unless `more` has an attention_mask: padding comes behind a text, where causal attention does
+        not look.
+        """
+        device = self.device
+        where = (rows.to(device), columns.to(device))
+        cache = more.pop("cache", None)
+        if cache is not None:
+            more[self._cache_name] = cache
+        more.setdefault("use_cache", False)
+        with self._selecting(where, tuple(ids.shape)), self._autocast():
+            out = self.module(input_ids=ids.to(device), **more)
+        found: Tensor = out.logits
+        if found.shape[0] != len(rows):
+            raise TrialError(
+                f"{type(self.module).__name__} made logits {tuple(found.shape)} where {len(rows)} positions were asked "
+                "for: its output layer is not called once per forward, so it cannot be trained here"
+            )
+        return found.float(), out.get(self._cache_name)
+
+    @contextmanager
+    def _selecting(self, where: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> Iterator[None]:
+        def select(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden = arguments[0]
+            return (hidden[where], *arguments[1:]) if tuple(hidden.shape[:2]) == shape else arguments
+
+        handle = self._head.register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities (P,) of the targets (P,) under logits (P, V)."""
+    chosen = logits.gather(1, targets.to(logits.device).unsqueeze(1)).squeeze(1)
+    return chosen - logits.logsumexp(dim=1)
