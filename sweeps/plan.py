@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,13 +15,13 @@ from analysis.tables import cells_table
 from sweeps.budget import Infeasible, Neighbour, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem, SpecError
 from sweeps.methods import has_budget, published_lr
-from sweeps.plan_checks import check_adapters, counted
+from sweeps.plan_checks import absolute, check_adapters, counted
 from sweeps.search import check_sampler
 from sweeps.search_space import dimensions, published, split_extra
 from sweeps.space import Dimension, Extra, Space
 from sweeps.spec import MethodSection, SweepSpec
 from sweeps.task_checks import task_problems, with_towers
-from trainables.config import TrainSettings, TrialConfig
+from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.data import DataError, check_dataset
 from trainables.models import ModelError, default_targets, target_shapes
 from trainables.shapes import model_kind
@@ -46,6 +45,7 @@ class Cell:
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
         skip_bad: leave unreadable examples out and count them.
+        evaluate: how a language model is judged.
     """
 
     cell_id: str
@@ -80,6 +80,7 @@ class Cell:
     epoch_samples: int | None = field(default=None, kw_only=True)
     epochs: int | None = field(default=None, kw_only=True)
     skip_bad: bool = field(default=False, kw_only=True)
+    evaluate: EvaluateSettings = field(default=EvaluateSettings(), kw_only=True)
 
     @property
     def space(self) -> Space | None:
@@ -129,6 +130,7 @@ class Cell:
                 "protocol": self.protocol,
                 "image_size": self.image_size,
                 "skip_bad": self.skip_bad,
+                "evaluate": self.evaluate,
             }
         )
 
@@ -140,7 +142,7 @@ class Cell:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
         hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
-        for name in (*hidden, "image_size"):
+        for name in (*hidden, "image_size", "evaluate"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
@@ -252,12 +254,6 @@ def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Ce
     return cells
 
 
-def _absolute(name: str) -> str:
-    """A path in a model or data id, made absolute: workers run in other folders."""
-    scheme, colon, path = name.partition(":")
-    return f"{scheme}:{Path(path).resolve()}" if colon and scheme in {"local", "folder", "parquet", "arrow"} else name
-
-
 @dataclass(frozen=True)
 class _Solved:
     reference: str | None
@@ -335,10 +331,10 @@ def _cell(
     return Cell(
         cell_id="_".join([w for w in words if w] + [digest]),
         sweep=spec.name,
-        model=_absolute(spec.model.id),
+        model=absolute(spec.model.id),
         adapt=spec.model.adapt or "both",
         targets=targets,
-        dataset=_absolute(dataset),
+        dataset=absolute(dataset),
         train_size=size,
         method=name,
         options=options,
@@ -364,6 +360,7 @@ def _cell(
         dimensions=space,
         published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
         skip_bad=spec.data.skip_bad,
+        evaluate=spec.evaluate,
     )
 
 

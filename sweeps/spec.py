@@ -22,7 +22,7 @@ from sweeps.order import Order
 from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
-from trainables.config import LATER, TrainSettings, identifying
+from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
@@ -227,6 +227,7 @@ class SweepSpec(_Section):
     search: SearchSection = SearchSection()
     confirm: ConfirmSection = ConfirmSection()
     train: TrainSettings = TrainSettings()
+    evaluate: Annotated[EvaluateSettings, LATER] = EvaluateSettings()
     resources: ResourceSection = ResourceSection()
     limits: LimitsSection = LimitsSection()
     keep: KeepSection = KeepSection()
@@ -249,6 +250,8 @@ class SweepSpec(_Section):
             kept["model"] = whole["model"] | {"adapt": "both"}
         if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:
             kept["data"] = data
+        if "evaluate" in whole:
+            kept["evaluate"] = whole["evaluate"]
         return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}
 
     @classmethod

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from sweeps.errors import Problem
 from sweeps.spec import SweepSpec
-from trainables.config import LINEAR_PROBE, NO_TRAINING
+from trainables.config import LINEAR_PROBE, NO_TRAINING, EvaluateSettings
+from trainables.data import DataError, check_dataset
+from trainables.data.text_registry import text_kind
 from trainables.families import Kind, parse_id
 from trainables.shapes import hf_config
 
-TRAINED: tuple[Kind, ...] = ("clip", "hf-vision")
+READS: dict[Kind, tuple[str | None, ...]] = {
+    "clip": (None,),
+    "hf-vision": (None,),
+    "causal-lm": ("instructions", "questions", "meanings"),
+    "text-encoder": ("sentences",),
+}
+"""The kinds of rows that a kind of model learns from; None: images."""
+
+_WORDS = {
+    "clip": ("images", "cifar10"),
+    "hf-vision": ("images", "cifar10"),
+    "causal-lm": ("prompts with responses", "arc-easy"),
+    "text-encoder": ("labelled sentences", "glue-sst2"),
+}
+_HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
 
 
 def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
@@ -21,10 +37,8 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Settings that contradict the model's kind. `spec` comes from `with_towers`."""
-    if kind not in TRAINED:
-        rule = f"is of kind {kind!r}; sweeps train CLIP models and image encoders (`sweeps budget` takes any)"
-        return [Problem("model.id", spec.model.id, rule, "embedded:tiny-clip")]
-    return _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
+    found = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
+    return found + _data_problems(spec, kind) + _text_problems(spec, kind)
 
 
 def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
@@ -37,9 +51,12 @@ def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    if kind == "hf-vision" and NO_TRAINING in spec.methods:
+    if kind in _HEADLESS and NO_TRAINING in spec.methods:
         rule = "the model has no head that could classify untrained"
         return [Problem(f"methods.{NO_TRAINING}", None, rule, f"methods.{LINEAR_PROBE}")]
+    if kind == "causal-lm" and LINEAR_PROBE in spec.methods:
+        rule = "trains a classifier's head, and a language model has none"
+        return [Problem(f"methods.{LINEAR_PROBE}", None, rule, f"methods.{NO_TRAINING}")]
     return []
 
 
@@ -55,3 +72,37 @@ def _image_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         rule = f"is not a multiple of the model's patch size, {patch}"
         return [Problem("model.image_size", size, rule, str(max(1, round(size / patch)) * patch))]
     return []
+
+
+def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    wanted, example = _WORDS[kind]
+    problems = []
+    for name in spec.data.datasets:
+        try:
+            check_dataset(name)
+        except DataError:
+            continue  # reported elsewhere
+        rows = text_kind(name)
+        if rows not in READS[kind]:
+            rule = f"holds {rows or 'images'}, and a model of kind {kind!r} learns from {wanted}"
+            problems.append(Problem("data.datasets", name, rule, example))
+    return problems
+
+
+def _text_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """Settings for images where texts are read, and the other way round."""
+    problems = []
+    if None in READS[kind]:
+        if spec.evaluate != EvaluateSettings():
+            problems.append(Problem("evaluate", None, "is about models of text; leave the section out"))
+        return problems
+    if spec.train.augment != "none":
+        problems.append(Problem("train.augment", spec.train.augment, "is for images", "none"))
+    if spec.data.skip_bad:
+        problems.append(
+            Problem("data.skip_bad", True, "is for images: a row of text that can't be read stops", "false")
+        )
+    if kind == "text-encoder" and spec.evaluate.protocol is not None:
+        rule = "is for language models; a classifier's labels are compared"
+        problems.append(Problem("evaluate.protocol", spec.evaluate.protocol, rule))
+    return problems
