@@ -28,7 +28,7 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        return self.adapter.linear(input, self.weight, self.bias)
+        return self.adapter.apply_to(input, self.weight, self.bias)
 
 
 class PackedWeight(nn.Module):
@@ -49,7 +49,7 @@ class PackedWeight(nn.Module):
         """Shape as stored, in and out."""
         if self._held is not None:
             return self._held
-        weight = self.adapter.weight(base.t()).t() if self.transposed else self.adapter.weight(base)
+        weight = self.adapter.matrix(base.t()).t() if self.transposed else self.adapter.matrix(base)
         if self._holding:
             self._held = weight
         return weight
