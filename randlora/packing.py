@@ -304,5 +304,5 @@ def _project(owner: nn.Module, attr: str, x: Tensor, bias: Tensor | None) -> Ten
         return linear(x, getattr(owner, attr), bias)
     held: Any = owner.parametrizations
     packed: PackedWeight = held[attr][0]
-    y: Tensor = packed.adapter.linear(x, held[attr].original, bias)
+    y: Tensor = packed.adapter.apply_to(x, held[attr].original, bias)
     return y
