@@ -30,7 +30,7 @@ from trainables.evaluate import FeatureClassifier
 from trainables.images import ImageTask
 from trainables.memory import PeakMemory
 from trainables.probe import FrozenTask
-from trainables.runtime import choose_backend, choose_precision, device_name
+from trainables.runtime import choose_precision, device_name, float32_backend
 from trainables.task import Parts
 from trainables.tasks import make_task
 from trainables.training import Trainer
@@ -91,9 +91,10 @@ def run_pack(
     loaded = lane.model(first.model)
     check_base(loaded.module)
     precision, autocast = choose_precision(first.train.precision, device)
-    facts: Report = {"device": device_name(device), "precision": precision, "backend": choose_backend(device)}
+    facts: Report = {"device": device_name(device), "precision": precision}
     try:
         with contextlib.ExitStack() as stack:
+            facts["backend"] = stack.enter_context(float32_backend(first.train.float32, device))
             tasks = [
                 _image_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
                 for trial in trials
