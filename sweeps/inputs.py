@@ -14,7 +14,7 @@ from sweeps.plan import Cell, Plan
 from trainables.data import Dataset, load_dataset, split
 from trainables.data.registry import load_text_dataset
 from trainables.data.text import TextDataset
-from trainables.data.text_registry import text_kind
+from trainables.data.text_registry import text_loader
 from trainables.families import parse_id
 from trainables.lm_rows import limited
 
@@ -47,18 +47,24 @@ def split_sizes(cell: Cell) -> tuple[int, int, int]:
     return _split_sizes(cell.dataset, cell.train_size, cell.protocol, most)
 
 
+def class_count(name: str) -> int:
+    """Classes of a data set."""
+    return len(_load(name).class_names)
+
+
 @functools.cache
 def _load(name: str) -> Dataset | TextDataset:
     """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not."""
-    load = load_dataset if text_kind(name) is None else load_text_dataset
-    return load(name, stage="CONFIRM")
+    if text_loader(name) is not None:
+        return load_text_dataset(name, stage="CONFIRM")
+    return load_dataset(name, stage="CONFIRM")
 
 
 @functools.cache
 def _open_images(name: str) -> None:
     dataset = _load(name)
     if isinstance(dataset, TextDataset):
-        return  # loading has read every row
+        return  # read whole already
     step = max(1, len(dataset.train) // OPENED)
     for row in range(0, len(dataset.train), step):
         dataset.train.image(row)
@@ -77,10 +83,9 @@ def _split_sizes(
 
 
 def fingerprint(dataset: Dataset | TextDataset) -> str:
-    """A digest of a data set's class names, and of the labels or texts of both splits, in order; not of pixels."""
+    """A digest of a data set's class names and of the labels or texts of both splits, in order; not of pixels."""
     parts = [json.dumps(dataset.class_names)]
-    for part in (dataset.train, dataset.test):
-        parts.append(part.examples_hash(torch.arange(len(part))))
+    parts += [part.examples_hash(torch.arange(len(part))) for part in (dataset.train, dataset.test)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

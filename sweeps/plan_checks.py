@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -17,18 +16,11 @@ from sweeps.methods import has_budget
 from sweeps.search_space import split_extra
 from sweeps.space import Extra, extra_of
 from trainables.data.batches import steps_per_epoch
-from trainables.data.registry import PATH_FORMS
 from trainables.models import meta_model
 
 if TYPE_CHECKING:
     from sweeps.plan import Cell
     from sweeps.spec import SweepSpec
-
-
-def absolute(name: str) -> str:
-    """A path in a model or data id, made absolute: workers run in other folders."""
-    scheme, colon, path = name.partition(":")
-    return f"{scheme}:{Path(path).resolve()}" if colon and scheme in ("local", *PATH_FORMS) else name
 
 
 def check_adapters(model: str, cells: Sequence[Cell]) -> None:

@@ -245,13 +245,11 @@ class SweepSpec(_Section):
             name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
         }
         budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
-        kept = {k: whole[k] for k in ("name", "protocol", "model", "train")}
+        kept: dict[str, Any] = {k: whole[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in whole}
         if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
             kept["model"] = whole["model"] | {"adapt": "both"}
         if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:
             kept["data"] = data
-        if "evaluate" in whole:
-            kept["evaluate"] = whole["evaluate"]
         return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}
 
     @classmethod

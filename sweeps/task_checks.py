@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from sweeps.errors import Problem
+from collections.abc import Iterable
+
+from sweeps.errors import Problem, nearest
 from sweeps.spec import SweepSpec
-from trainables.config import LINEAR_PROBE, NO_TRAINING, EvaluateSettings
-from trainables.data import DataError, check_dataset
-from trainables.data.text_registry import text_kind
+from trainables.config import LINEAR_PROBE, NO_TRAINING
+from trainables.data.registry import DATASETS
+from trainables.data.text import TextKind
+from trainables.data.text_registry import TEXT_DATASETS, text_kind, text_loader
 from trainables.families import Kind, parse_id
 from trainables.shapes import hf_config
 
-READS: dict[Kind, tuple[str | None, ...]] = {
-    "clip": (None,),
-    "hf-vision": (None,),
+IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
+"""Kinds of models that read images; the others read texts."""
+HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
+"""Kinds that classify by a new head."""
+
+TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
+"""Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too."""
+LANGUAGE_ONLY = ("train.loss_on_prompt",)
+"""Settings of `[train]` that language models alone take; of `[evaluate]` those are all but `COUNTED`."""
+COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")
+"""How many rows are evaluated: for text encoders too."""
+
+READS: dict[Kind, tuple[TextKind, ...]] = {
     "causal-lm": ("instructions", "questions", "meanings"),
     "text-encoder": ("sentences",),
 }
-"""The kinds of rows that a kind of model learns from; None: images."""
-
-_WORDS = {
-    "clip": ("images", "cifar10"),
-    "hf-vision": ("images", "cifar10"),
-    "causal-lm": ("prompts with responses", "arc-easy"),
-    "text-encoder": ("labelled sentences", "glue-sst2"),
-}
-_HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
+"""The kinds of rows that models of text learn from."""
 
 
 def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
@@ -38,7 +43,7 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Settings that contradict the model's kind. `spec` comes from `with_towers`."""
     found = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
-    return found + _data_problems(spec, kind) + _text_problems(spec, kind)
+    return found + _data_problems(spec, kind) + _language_problems(spec, kind)
 
 
 def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
@@ -51,13 +56,57 @@ def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    if kind in _HEADLESS and NO_TRAINING in spec.methods:
+    if kind in HEADLESS and NO_TRAINING in spec.methods:
         rule = "the model has no head that could classify untrained"
         return [Problem(f"methods.{NO_TRAINING}", None, rule, f"methods.{LINEAR_PROBE}")]
     if kind == "causal-lm" and LINEAR_PROBE in spec.methods:
         rule = "trains a classifier's head, and a language model has none"
         return [Problem(f"methods.{LINEAR_PROBE}", None, rule, f"methods.{NO_TRAINING}")]
     return []
+
+
+def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """Text for a model of images, or the other way round, or texts of another kind."""
+    texts = kind not in IMAGES
+    rule = f"is a set of {'images' if texts else 'texts'}, and the model reads {'texts' if texts else 'images'}"
+    fitting = [n for n, info in TEXT_DATASETS.items() if info.kind in READS[kind]] if texts else list(DATASETS)
+    problems = []
+    for name in spec.data.datasets:
+        if (text_loader(name) is not None) != texts:
+            problems.append(Problem("data.datasets", name, rule, nearest(name, sorted(fitting))))
+        elif texts and (rows := text_kind(name)) not in READS[kind]:
+            other = f"holds {rows}, and a {kind} learns from {' or '.join(READS[kind])}"
+            problems.append(Problem("data.datasets", name, other, nearest(name, sorted(fitting))))
+    return problems
+
+
+def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """Settings of models of text on any other, of language models on classifiers, and settings for images on text."""
+    if kind in IMAGES:
+        evaluate = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        return _set(spec, (*evaluate, *LANGUAGE_ONLY, *TEXT_ONLY), "is for models of text; leave it out")
+    problems = []
+    if spec.train.augment != "none":
+        problems.append(Problem("train.augment", spec.train.augment, "is for images", "none"))
+    if spec.data.skip_bad:
+        rule = "is for images: a row of text that can't be read stops the sweep"
+        problems.append(Problem("data.skip_bad", True, rule, "false"))
+    if kind != "causal-lm":
+        generated = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        names = [n for n in (*generated, *LANGUAGE_ONLY) if n not in COUNTED]
+        problems += _set(spec, names, "is for language models; leave it out")
+    return problems
+
+
+def _set(spec: SweepSpec, names: Iterable[str], rule: str) -> list[Problem]:
+    """A problem for every one of these settings that has not its default."""
+    problems = []
+    for name in names:
+        section, _, field = name.partition(".")
+        found = getattr(spec, section)
+        if (value := getattr(found, field)) != getattr(type(found)(), field):
+            problems.append(Problem(name, value, rule))
+    return problems
 
 
 def _image_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
@@ -72,37 +121,3 @@ def _image_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         rule = f"is not a multiple of the model's patch size, {patch}"
         return [Problem("model.image_size", size, rule, str(max(1, round(size / patch)) * patch))]
     return []
-
-
-def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    wanted, example = _WORDS[kind]
-    problems = []
-    for name in spec.data.datasets:
-        try:
-            check_dataset(name)
-        except DataError:
-            continue  # reported elsewhere
-        rows = text_kind(name)
-        if rows not in READS[kind]:
-            rule = f"holds {rows or 'images'}, and a model of kind {kind!r} learns from {wanted}"
-            problems.append(Problem("data.datasets", name, rule, example))
-    return problems
-
-
-def _text_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """Settings for images where texts are read, and the other way round."""
-    problems = []
-    if None in READS[kind]:
-        if spec.evaluate != EvaluateSettings():
-            problems.append(Problem("evaluate", None, "is about models of text; leave the section out"))
-        return problems
-    if spec.train.augment != "none":
-        problems.append(Problem("train.augment", spec.train.augment, "is for images", "none"))
-    if spec.data.skip_bad:
-        problems.append(
-            Problem("data.skip_bad", True, "is for images: a row of text that can't be read stops", "false")
-        )
-    if kind == "text-encoder" and spec.evaluate.protocol is not None:
-        rule = "is for language models; a classifier's labels are compared"
-        problems.append(Problem("evaluate.protocol", spec.evaluate.protocol, rule))
-    return problems

@@ -1,250 +1,177 @@
-"""Causal language models: training, the two protocols against plain computations, resuming, families, bad input."""
+"""Language models: likelihoods against plain forwards, gradients by tokens, both protocols, what is cut and refused."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
-from torch.nn.functional import cross_entropy
 
-import trainables.worker
-from randlora import load
-from tests.trainables.test_parallel import work
-from tests.trainables.test_vision import outcome, run
-from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
-from trainables.causal_lm import CausalLMTask
-from trainables.config import TrainSettings, TrialConfig
-from trainables.data.registry import load_text_dataset
+from tests.trainables.tiny_language import instruction_rows, save_model, save_tokenizer, write_rows
+from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.data.text import Exchange
 from trainables.encoding import Encoder
-from trainables.errors import TrialError
-from trainables.generation import generate
+from trainables.errors import DataError, TrialError
+from trainables.language import LanguageModel
 from trainables.models import load_model
+from trainables.prompts import extract_answer
+from trainables.scoring import Question, choice_scores
 from trainables.shapes import default_targets, target_shapes
-from trainables.task import Parts
-from trainables.tasks import make_task
-from trainables.warm import Warm
 from trainables.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
+FAMILIES = ("llama", "qwen2", "phi3", "gpt2")
 
 
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("tiny-llama"), "llama")
-
-
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("language")
+    for family in FAMILIES:
+        save_model(place / family, family)
+    write_rows(place / "rows")
+    return place
 
 
 @pytest.fixture
-def lm_trial(llama: Path, rows: Path) -> MakeTrial:
-    """Makes a TrialConfig on the tiny Llama and the colour questions."""
-
-    def make(method: str = "lora", *, capacity: int = 4, train: dict[str, Any] | None = None, **given: Any) -> Any:
-        model = given.get("model", f"local:{llama}")
-        budgetless = method in ("full", "full-targets", "linear-probe", "zero-shot")
+def make(folder: Path) -> MakeTrial:
+    def trial(method: str = "lora", family: str = "llama", *, train: dict[str, Any] | None = None, **given: Any) -> Any:
+        model = f"local:{folder / family}"
+        budgetless = method in ("full", "zero-shot")
         values: dict[str, Any] = {
             "stage": "CONFIRM",
             "cell_id": "cell",
             "model": model,
             "adapt": "all",
             "targets": tuple(default_targets(model)),
-            "dataset": f"json:{rows}",
-            "train_size": 0.5,
+            "dataset": f"json:{folder / 'rows'}",
+            "train_size": 1.0,
             "method": method,
-            "capacities": () if budgetless else tuple((n, capacity) for n in target_shapes(model)),
-            "lr": None if method == "zero-shot" else 5e-3,
+            "capacities": () if budgetless else tuple((n, 4) for n in target_shapes(model)),
+            "lr": None if method == "zero-shot" else 1e-2,
             "data_seed": 1,
             "init_seed": 2,
             "basis_seed": 3,
-            "train": TrainSettings(**({"epochs": 2, "global_batch_size": 16} | (train or {}))),
+            "train": TrainSettings(**({"epochs": 2, "global_batch_size": 12} | (train or {}))),
         }
         return TrialConfig(**(values | given))
 
-    return make
+    return trial
 
 
-def task_of(trial: TrialConfig) -> tuple[CausalLMTask, Any]:
-    lane = Warm({}, torch.device("cpu"))
-    loaded = lane.model(trial.model)
-    task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
-    assert isinstance(task, CausalLMTask)
-    return task, loaded
+def run(trial: TrialConfig, directory: Path, warm: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    return list(run_trial(trial.model_dump(), warm={} if warm is None else warm, directory=directory))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_choices_score_as_in_a_plain_forward_of_each(folder: Path, family: str) -> None:
+    module = load_model(f"local:{folder / family}").module.eval()
+    model = LanguageModel(module, contextlib.nullcontext)
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(n: int) -> torch.Tensor:
+        return torch.randint(3, 400, (n,), generator=draw)
+
+    shared = tokens(2)
+    questions = [
+        Question(tokens(5), (tokens(1), tokens(3), tokens(2))),
+        Question(tokens(9), tuple(torch.cat([shared, tokens(k)]) for k in (1, 2))),
+        Question(tokens(3), (tokens(1), tokens(1))),
+    ]
+    found = choice_scores(model, questions, batch_size=8, pad=2)
+    for question, scores in zip(questions, found, strict=True):
+        for choice, score in zip(question.choices, scores, strict=True):
+            ids = torch.cat([question.prompt, choice])
+            with torch.no_grad():
+                logp = module(ids.unsqueeze(0)).logits[0].log_softmax(-1)
+            at = torch.arange(len(question.prompt) - 1, len(ids) - 1)
+            assert float(score) == pytest.approx(float(logp[at, choice].sum()), abs=1e-4)
+
+
+def test_micro_batches_divide_by_the_tokens_of_the_whole_batch(make: MakeTrial, tmp_path: Path) -> None:
+    """Rows differ in length, so an average of micro-batches' averages would differ."""
+    whole = run(make(), tmp_path / "whole")
+    parts = run(make(train={"micro_batch_size": 5}), tmp_path / "parts")
+    assert [r["train_loss"] for r in parts] == pytest.approx([r["train_loss"] for r in whole], rel=1e-5)
+    further = [json.loads(json.dumps(r[-1]["result"]["further"])) for r in (whole, parts)]
+    assert further[1]["test"]["loss"] == pytest.approx(further[0]["test"]["loss"], rel=1e-4)
+
+
+def test_checkpointed_activations_change_nothing(make: MakeTrial, tmp_path: Path) -> None:
+    plain = run(make(), tmp_path / "plain")
+    saving = run(make(train={"gradient_checkpointing": True}), tmp_path / "saving")
+    assert [r["train_loss"] for r in saving] == pytest.approx([r["train_loss"] for r in plain], rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["lora", "randlora", "full"])
-def test_every_method_learns_and_gives_the_model_back(lm_trial: MakeTrial, tmp_path: Path, method: str) -> None:
-    trial = lm_trial(method)
-    warm: dict[str, Any] = {}
-    reports = run(trial, tmp_path, warm, keep=True)
+def test_it_learns_the_rows_it_trains_on(make: MakeTrial, tmp_path: Path, method: str) -> None:
+    rate = 3e-3 if method == "full" else 2e-2
+    reports = run(make(method, lr=rate, train={"epochs": 6}), tmp_path)
+    losses = [r["train_loss"] for r in reports]
+    assert losses[-1] < losses[0] - 0.3
     result = reports[-1]["result"]
-    assert (result["metric"], result["unit"], result["head_params"]) == ("accuracy (log-likelihood)", "texts", 0)
-    assert reports[-1]["train_loss"] < reports[0]["train_loss"]
-    fresh = load_model(trial.model).module
-    module = warm["models"][trial.model].module
-    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in module.state_dict().items())
-    if method == "randlora":
-        assert load(fresh, tmp_path / "adapter").count() == result["adapter_params"]
+    assert (result["metric"], result["unit"]) == ("accuracy (log-likelihood)", "texts")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen2", "phi3"])
-def test_the_families_train(lm_trial: MakeTrial, tmp_path: Path, family: str) -> None:
-    trial = lm_trial("randlora", model=f"local:{save_model(tmp_path / family, family)}", train={"epochs": 1})
-    result = run(trial, tmp_path / "run")[-1]["result"]
-    assert 0 <= result["test_score"] <= 1
-    assert result["adapter_params"] > 0
+def test_the_loss_may_cover_the_prompt(make: MakeTrial, tmp_path: Path) -> None:
+    response = run(make(train={"epochs": 1}), tmp_path / "response")[-1]["train_loss"]
+    both = run(make(train={"epochs": 1, "loss_on_prompt": True}), tmp_path / "both")[-1]["train_loss"]
+    assert response != pytest.approx(both, rel=1e-3)
 
 
-def test_the_loss_is_the_responses_mean_cross_entropy(lm_trial: MakeTrial) -> None:
-    for on_prompt in (False, True):
-        task, loaded = task_of(lm_trial(train={"loss_on_prompt": on_prompt}))
-        batch = task.batches(1)[0]
-        ours = float(task.loss_sum(batch, None)) / task.weight(batch)
-        data = load_text_dataset(task._dataset.name)
-        total, count = 0.0, 0
-        for row in batch.tolist():  # one at a time, without padding
-            found = data.train.rows[row]
-            assert isinstance(found, Exchange)
-            prompt = loaded.text_tokenizer(found.prompt)["input_ids"]
-            whole = [*prompt, *loaded.text_tokenizer(found.response, add_special_tokens=False)["input_ids"], 1]
-            ids = torch.tensor(whole[-256:])
-            start = 1 if on_prompt else max(len(prompt) - (len(whole) - len(ids)), 1)
-            with torch.no_grad():
-                logits = loaded.module(input_ids=ids[None]).logits[0]
-            total += float(cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum"))
-            count += len(ids) - start
-        assert ours == pytest.approx(total / count, rel=1e-4)
-
-
-def test_log_likelihood_is_that_of_whole_sequences(lm_trial: MakeTrial, rows: Path) -> None:
-    for form in ("json", "questions"):
-        task, loaded = task_of(lm_trial("zero-shot", dataset=f"{form}:{rows}"))
-        loaded.module.eval()
-        scores = task.evaluate("test", batch_size=7)
-        assert scores is not None
-        assert scores.correct is not None
-        right = []
-        for row in load_text_dataset(f"{form}:{rows}", stage="CONFIRM").test.rows:
-            assert isinstance(row, Exchange)
-            prompt = loaded.text_tokenizer(row.prompt)["input_ids"]
-            values = []
-            for choice in row.choices:
-                more = loaded.text_tokenizer(choice, add_special_tokens=False)["input_ids"]
-                ids = torch.tensor([*prompt, *more])
-                with torch.no_grad():
-                    logs = loaded.module(input_ids=ids[None]).logits[0].log_softmax(-1)
-                value = float(logs[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None]).sum())
-                values.append(value / len(choice.strip().encode()) if form == "questions" else value)
-            right.append(row.choices[values.index(max(values))] == row.response)
-        assert scores.correct.tolist() == right
-        assert scores.metric == f"accuracy (log-likelihood{' per byte' if form == 'questions' else ''})"
-
-
-def test_generation_is_transformers_own_without_padding(llama: Path, rows: Path) -> None:
-    loaded = load_model(f"local:{llama}")
-    encoder = Encoder(loaded.text_tokenizer, 256, 256, "m")
-    from trainables.config import EvaluateSettings
-
-    settings = EvaluateSettings(num_beams=3, max_new_tokens=6)
-    prompts = encoder.prompts([Exchange("Which colour has sky?", ""), Exchange("Which?", "")])
-    ours = generate(loaded.module, prompts, encoder, settings, batch_size=8, autocast=torch.no_grad)
-    for prompt, text in zip(prompts, ours, strict=True):
-        alone = loaded.module.generate(
-            prompt[None], num_beams=3, max_new_tokens=6, do_sample=False, pad_token_id=2, eos_token_id=1,
-            attention_mask=torch.ones_like(prompt)[None],
-        )  # fmt: skip
-        assert loaded.text_tokenizer.decode(alone[0, len(prompt) :], skip_special_tokens=True) == text
-
-
-def test_the_protocols_have_names_of_their_own(lm_trial: MakeTrial, tmp_path: Path) -> None:
-    evaluate = {"protocol": "generation", "num_beams": 2, "max_new_tokens": 12, "test_rows": 6, "validation_rows": 2}
-    trial = lm_trial(evaluate=evaluate, train={"epochs": 1})
-    result = run(trial, tmp_path)[-1]["result"]
+def test_generation_is_read_by_the_rules_of_llm_adapters(make: MakeTrial, tmp_path: Path) -> None:
+    evaluate = EvaluateSettings(protocol="generation", max_new_tokens=4, num_beams=2, test_rows=5)
+    result = run(make(evaluate=evaluate), tmp_path)[-1]["result"]
     assert result["metric"] == "accuracy (generation)"
-    assert result["n_examples"] == 6
-    assert set(result["further"]["test"]) == {"without-answer", "loss"}
+    assert result["n_examples"] == 5
+    assert {"without-answer", "loss"} <= set(result["further"]["test"])
+    labels = ("answer1", "answer2", "answer3")
+    assert extract_answer("the correct answer is answer2 and not answer1", labels) == "answer2"
+    assert extract_answer("I do not know", labels) is None
 
 
-def test_resuming_is_exact(lm_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables.worker, "CHECKPOINT_SHARE", 1e9)  # after every epoch
-    trial = lm_trial("randlora")
-    whole = run(trial, tmp_path / "whole")
-    generator = run_trial(trial.model_dump(), warm={}, directory=tmp_path / "cut")
-    next(generator)
-    generator.close()
-    assert outcome(run(trial, tmp_path / "cut")) == outcome(whole)
+def test_zero_shot_is_the_model_as_it_is(make: MakeTrial, tmp_path: Path) -> None:
+    result = run(make("zero-shot"), tmp_path)[-1]["result"]
+    assert result["adapter_params"] == 0
+    assert 0 <= result["test_score"] <= 1
 
 
-def test_micro_batches_and_checkpointing_change_nothing(lm_trial: MakeTrial, tmp_path: Path) -> None:
-    plain = run(lm_trial(train={"epochs": 1}), tmp_path / "a")
-    micro = run(lm_trial(train={"epochs": 1, "micro_batch_size": 5, "gradient_checkpointing": True}), tmp_path / "b")
-    assert micro[-1]["train_loss"] == pytest.approx(plain[-1]["train_loss"], rel=1e-5)
+def row(prompt: str, response: str = "the correct answer is answer1") -> Exchange:
+    return Exchange(prompt=prompt, response=response)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_two_workers_equal_one(lm_trial: MakeTrial, tmp_path: Path) -> None:
-    trial = lm_trial("lora", train={"global_batch_size": 17})
-    alone = run(trial, tmp_path / "alone")
-    torch.multiprocessing.spawn(work, args=(2, trial.model_dump(), str(tmp_path)), nprocs=2)
-    both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
-    for reports in both:
-        assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
-    assert both[0][-1]["result"]["correct"] == both[1][-1]["result"]["correct"]
+def test_a_long_text_loses_the_start_of_its_prompt_and_says_so(folder: Path) -> None:
+    tokenizer = load_model(f"local:{folder / 'llama'}").text_tokenizer
+    short, long = Encoder(tokenizer, 24, 256, "m"), Encoder(tokenizer, 256, 256, "m")
+    text = " ".join(r["instruction"] for r in instruction_rows(2))
+    cut, whole = short.exchanges([row(text)])[0], long.exchanges([row(text)])[0]
+    assert (cut.cut, len(cut), whole.cut) == (True, 24, False)
+    assert torch.equal(cut.response, whole.response) and int(cut.response[-1]) == tokenizer.eos_token_id
+    kept = len(cut.prompt) - 1  # without a leading BOS, or its place
+    assert torch.equal(cut.prompt[-kept:], whole.prompt[-kept:])
 
 
-def test_a_union_of_tasks_is_averaged_over_them(lm_trial: MakeTrial, tmp_path: Path) -> None:
-    folder = tmp_path / "union"
-    folder.mkdir()
-    (folder / "train.json").write_text(json.dumps(instruction_rows(20)), encoding="utf-8")
-    for task, n in (("one", 9), ("two", 3)):
-        (folder / task).mkdir()
-        (folder / task / "test.json").write_text(json.dumps(instruction_rows(n, seed=n)), encoding="utf-8")
-    result = run(lm_trial(dataset=f"json:{folder}", train={"epochs": 1}), tmp_path / "run")[-1]["result"]
-    further = result["further"]["test"]
-    assert result["test_score"] == pytest.approx((further["accuracy: one"] + further["accuracy: two"]) / 2)
+def test_a_tokenizer_without_pad_or_eos(folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_model(f"local:{folder / 'llama'}").text_tokenizer
+    assert tokenizer.pad_token_id is None
+    assert Encoder(tokenizer, 32, 256, "m").pad == tokenizer.eos_token_id
+    save_tokenizer(tmp_path, eos=False)
+    import transformers
+
+    endless = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    with pytest.raises(TrialError, match="no EOS token"):
+        Encoder(endless, 32, 256, "m")
+    with pytest.raises(TrialError, match="the largest that works is 256"):
+        Encoder(tokenizer, 300, 256, "m")
 
 
-def test_long_prompts_lose_their_start_and_keep_their_bos(llama: Path) -> None:
-    loaded = load_model(f"local:{llama}")
-    encoder = Encoder(loaded.text_tokenizer, 12, 256, "m")
-    (found,) = encoder.exchanges([Exchange("Which colour has sky? " * 10 + "Say it", " blue")])
-    assert found.cut
-    assert len(found) == 12
-    assert loaded.text_tokenizer.decode(found.prompt).endswith("Say it")
-    assert int(found.response[-1]) == encoder.eos
-    with pytest.raises(TrialError, match=r"train\.max_tokens 300 is more than the 256 positions.*largest.*256"):
-        Encoder(loaded.text_tokenizer, 300, 256, "m")
-
-
-def test_rows_that_a_protocol_cannot_judge_are_named(lm_trial: MakeTrial, tmp_path: Path) -> None:
-    folder = tmp_path / "open"
-    folder.mkdir()
-    free = [{"instruction": f"Say {i}.", "output": str(i)} for i in range(20)]
+def test_rows_that_cannot_be_judged_are_named(make: MakeTrial, folder: Path, tmp_path: Path) -> None:
+    broken = instruction_rows(12)
+    broken[3].pop("output")
     for which in ("train", "test"):
-        (folder / f"{which}.json").write_text(json.dumps(free), encoding="utf-8")
-    with pytest.raises(TrialError, match=r"train\.json, row \d+: no choices to compare.*protocol = 'generation'"):
-        run(lm_trial(dataset=f"json:{folder}", train={"epochs": 1}), tmp_path)
-    with pytest.raises(TrialError, match=r"train\.json, row \d+: the row has no 'answer'"):
-        evaluate = {"protocol": "generation", "max_new_tokens": 2}
-        run(lm_trial(dataset=f"json:{folder}", evaluate=evaluate, train={"epochs": 1}), tmp_path)
-
-
-@pytest.mark.parametrize("task", ["ARC-Easy", "openbookqa"])
-def test_the_real_files(lm_trial: MakeTrial, tmp_path: Path, task: str) -> None:
-    if "SWEEPS_TEST_ASSETS" not in os.environ:
-        pytest.skip("SWEEPS_TEST_ASSETS is not set")
-    folder = Path(os.environ["SWEEPS_TEST_ASSETS"]) / "text" / "commonsense" / task
-    evaluate = {"validation_rows": 8, "test_rows": 12}
-    trial = lm_trial(dataset=f"questions:{folder}", train_size=0.005, train={"epochs": 1}, evaluate=evaluate)
-    result = run(trial, tmp_path)[-1]["result"]
-    assert (result["metric"], result["n_examples"]) == ("accuracy (log-likelihood per byte)", 12)
+        (tmp_path / f"{which}.json").write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises((DataError, TrialError), match=r"train\.json.*(row|:)\D*3"):
+        run(make(dataset=f"json:{tmp_path}"), tmp_path / "run")

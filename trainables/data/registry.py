@@ -34,9 +34,6 @@ _FROM_PATH: dict[str, Callable[[str, Path], Dataset]] = {
     "arrow": from_arrow,
     "folder": from_folder,
 }
-PATH_FORMS = (*_FROM_PATH, *TEXT_FORMS)
-"""Forms of an id that name a folder on this machine, `FORM:FOLDER`."""
-
 FORMS = "NAME, NAME@SOURCE, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:FOLDER, hf:ORG/NAME, "
 FORMS += ", ".join(f"{form}:FOLDER" for form in TEXT_FORMS)
 
@@ -84,7 +81,7 @@ def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Pr
     """
     load = text_loader(name) or _loader(name)
     sizes = list(train_sizes)
-    if sizes and name.partition(":")[0] in ("embedded", *PATH_FORMS):
+    if sizes and name.partition(":")[0] in ("embedded", *_FROM_PATH, *TEXT_FORMS):
         data = load()
         for size in sizes:
             split(data, size, data_seed=0, stage="TUNE", protocol=protocol)
