@@ -13,7 +13,7 @@ from sweeps.plan import Plan
 from sweeps.spec import SweepSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = sorted(ROOT.glob("examples/**/*.toml"))
+EXAMPLES = sorted(ROOT.glob("examples/*.toml"))
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
 
