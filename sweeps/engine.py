@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from sweeps.cluster import Pool, host_facts
 from sweeps.interfaces import Plan, Row
 from sweeps.journal import Journal
 from sweeps.ledger import Ledger, pruned
-from sweeps.limits import Meter
+from sweeps.limits import Meter, accelerators
 from sweeps.locks import FolderLock, check_identity, write_identity
 from sweeps.observers import Observer, Observers
 from sweeps.replay import replay
@@ -82,6 +82,7 @@ def run(
     pool: Pool | None = None,
     retry_failed: bool = False,
     observers: Sequence[Observer] = (),
+    estimate: Mapping[str, Any] | None = None,
 ) -> RunSummary:
     """Run what is missing of a plan; finished trials are never repeated.
 
@@ -93,6 +94,7 @@ def run(
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
         retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
         observers: told what happens, never asked; one that fails is left out with a warning.
+        estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
 
     Raises:
         SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
@@ -131,6 +133,9 @@ def run(
                         if pool is None:
                             pool = stack.enter_context(Pool(spec.resources, folder / "work" / "ray", address=address))
                         state.workers = pool.trials
+                        if estimate is not None:
+                            held = {**estimate, "accelerators": accelerators(pool.shapes)}
+                            journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
                         journal.write(_provenance(spec.name, trial))
                         state.used = meter = Meter(spec.limits, state, pool.shapes, begun)
                         stop = Stop(meter)

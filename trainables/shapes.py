@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from randlora.attach import resolve_targets
-from trainables.families import FAMILIES, GGUF, Family, Kind, ModelError, ModelId, family_named, matching, parse_id
+from randlora.families import matching
+from trainables.families import FAMILIES, GGUF, Family, Kind, ModelError, ModelId, family_named, parse_id
 
 UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.error, SafetensorError)
 """What the libraries raise over files that are missing, damaged, or of another model."""
