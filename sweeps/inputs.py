@@ -42,6 +42,11 @@ def split_sizes(cell: Cell) -> tuple[int, int, int]:
     return _split_sizes(cell.dataset, cell.train_size, cell.protocol)
 
 
+def class_count(name: str) -> int:
+    """Classes of a data set."""
+    return len(_load(name).class_names)
+
+
 @functools.cache
 def _load(name: str) -> Dataset:
     """Labels and encoded images; the test split is opened for its size and labels, its images are not."""
