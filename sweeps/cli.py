@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from sweeps import cli_data, show
+from sweeps import cli_analysis, cli_data, show
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.show import err, out
 
@@ -233,24 +233,6 @@ def best(source: Source, overrides: Set = None, as_json: Json = False) -> None:
 
 @app.command()
 @_verb
-def query(
-    source: Source,
-    sql: Annotated[str, typer.Argument(help="SQL over trials, metrics, predictions, cells, choices and the views.")],
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Read-only SQL over the results tables (DuckDB)."""
-    table = _store(source).sql(sql)
-    if as_json:
-        show.print_json(table.to_pylist())
-    elif csv:
-        show.print_csv(table)
-    else:
-        show.print_table(table)
-
-
-@app.command()
-@_verb
 def report(
     source: Source,
     overrides: Set = None,
@@ -291,51 +273,6 @@ def export(
 
 @app.command()
 @_verb
-def analyze(
-    kind: Annotated[str, typer.Argument(help="spectrum, cka or landscape.")],
-    source: Source,
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Diagnostics of kept weights; needs [keep] adapters = "confirm" and full = true. `report` shows the figures."""
-    from analysis.diagnostics import analyze as run_diagnostic
-
-    table, paths, says = run_diagnostic(_store(source, overrides), kind)
-    if as_json:
-        show.print_json({"says": says, "rows": table.num_rows, "paths": {k: str(v) for k, v in paths.items()}})
-        return
-    out.print(says, highlight=False, markup=False)
-    show.print_paths(paths)
-
-
-@app.command("import")
-@_verb
-def import_results(
-    source: Annotated[str, typer.Argument(help="paper (numbers published with RandLoRA), or peft (its comparison).")],
-    names: Annotated[list[str] | None, typer.Argument(help="paper: which, default all; peft: JSON files.")] = None,
-    to: Annotated[Path, typer.Option("--to", help="Results folder to make.")] = Path("results/imported"),
-    as_json: Json = False,
-) -> None:
-    """Make a results folder of numbers from elsewhere, to query and draw beside ours."""
-    from analysis.importing import import_peft, import_published
-
-    left_out: list[str] = []
-    if source == "paper":
-        import_published(to, names or ())
-    elif source == "peft":
-        _, left_out = import_peft(to, [Path(name) for name in names or ()])
-    else:
-        raise SpecError([unknown("source", source, "source", ("paper", "peft"))])
-    if as_json:
-        show.print_json({"path": str(to), "left_out": left_out})
-        return
-    for line in left_out:
-        out.print(f"left out  {line}", highlight=False, markup=False)
-    out.print(f"wrote {to}; next: sweeps report {to}", highlight=False)
-
-
-@app.command()
-@_verb
 def budget(
     model: Annotated[str, typer.Option(help="Model id: open_clip:ARCH, local:DIR, hf:ORG/NAME, embedded:NAME.")],
     lora_rank: Annotated[int, typer.Option(help="The LoRA rank whose count is the budget.", min=1)],
@@ -363,6 +300,7 @@ def budget(
 
 
 cli_data.attach(app, _verb)
+cli_analysis.attach(app, _verb, _folder)
 
 
 @app.command()

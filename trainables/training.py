@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from randlora.accumulate import accumulating
 from randlora.hooks import hooks_in
 from trainables.adapting import Trainables, reseed_dropout
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
@@ -95,10 +96,12 @@ class Trainer:
         share = torch.arange(self._rank, len(batch), self._world)
         micro = self._micro or len(batch)
         loss_sum = torch.zeros((), device=self._device)
-        for part in torch.split(share, micro) if len(share) else ():
-            loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])
-            (loss / weight).backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
+        parts = torch.split(share, micro) if len(share) else ()
+        with accumulating(self._module, max(1, len(parts)) if settings.hold_weights else 1):
+            for part in parts:
+                loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])
+                (loss / weight).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach()
         if self._world > 1:
             add_over_workers(self._parameters)
         if (penalty := self._hooks.regulariser()) is not None:

@@ -20,7 +20,7 @@ from trainables.encoders import HEAD_FILE
 from trainables.errors import TrialError
 from trainables.evaluate import pack
 from trainables.memory import PeakMemory
-from trainables.runtime import choose_backend, choose_precision, device_name, versions
+from trainables.runtime import choose_precision, device_name, float32_backend, versions
 from trainables.task import Parts, Scores, Task, Which
 from trainables.tasks import make_task
 from trainables.training import Trainer
@@ -83,7 +83,7 @@ def run_trial(
     try:
         parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision, world=world)
         task = make_task(parts)
-        with adapted(loaded.module, trial) as trainables:
+        with float32_backend(trial.train.float32, device) as backend, adapted(loaded.module, trial) as trainables:
             run = _Run(
                 trial=trial,
                 device=device,
@@ -95,7 +95,7 @@ def run_trial(
                 rank=rank,
                 world=world,
                 micro_batch_size=micro_batch_size,
-                facts={"device": device_name(device), "precision": precision, "backend": choose_backend(device)},
+                facts={"device": device_name(device), "precision": precision, "backend": backend},
             )
             yield from run.go(started, memory)
     finally:
