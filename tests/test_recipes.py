@@ -14,7 +14,19 @@ from sweeps.spec import SweepSpec
 
 FOLDER = Path(__file__).parents[1] / "examples" / "paper"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.toml"))
-QUICK = ("cost-clip-b32", "e2e", "fig1-clip", "fig1-dinov2", "table1-qwen2", "table3-ranks", "table4-bases")
+QUICK = (
+    *("cost-clip-b32", "e2e", "fig1-clip", "fig1-dinov2", "glue-base", "table1-qwen2", "table3-ranks"),
+    "table4-bases",
+)
+    "cost-clip-b32",
+    "e2e",
+    "fig1-clip",
+    "fig1-dinov2",
+    "glue-base",
+    "table1-qwen2",
+    "table3-ranks",
+    "table4-bases",
+)
 """One of every model family and every kind of method section."""
 ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
 PAPER_RANKS = [  # recipe, what the paper pinned, (LoRA's rank, its count), RandLoRA's count: reference counts, exact
@@ -31,10 +43,14 @@ PAPER_RANKS = [  # recipe, what the paper pinned, (LoRA's rank, its count), Rand
     ("table1-llama3", 60, (16, 28_311_552), 28_778_112),
     ("table1-llama3", 30, (32, 56_623_104), 56_626_112),
     ("fig1-llama3", 15, (64, 113_246_208), 112_723_968),
+    ("glue-base", 64, (4, 663_552), 718_848),
+    ("glue-large", 100, (4, 1_769_472), 1_780_416),
 ]
 OWN_COUNTS = {  # VeRA's and NoLA's pinned cells, as the paper counts them
     ("fig3-clip-b32", "vera"): 141_312,
     ("fig3-clip-b32", "nola"): 147_456,
+    ("glue-base", "vera"): 156_672,
+    ("glue-large", "vera"): 258_048,
     ("table1-qwen2", "nola"): 245_760,
     ("table1-phi3", "nola"): 196_608,
     ("table1-llama3", "nola"): 327_680,
@@ -87,7 +103,8 @@ def test_headers_say_what_a_user_needs(name: str) -> None:
     [pytest.param(*row, marks=() if row[0] in QUICK else pytest.mark.slow) for row in PAPER_RANKS],
 )
 def test_the_papers_ranks_give_the_papers_counts(name: str, rank: int, lora: tuple[int, int], count: int) -> None:
-    only = "data.datasets=" + ('["cifar100"]' if "clip" in name else '["commonsense-15k"]')
+    dataset = "cifar100" if "clip" in name else "glue-rte" if "glue" in name else "commonsense-15k"
+    only = f'data.datasets=["{dataset}"]'
     plan = plan_of(name, f"methods.randlora.capacity={rank}", f"budgets.lora_rank=[1, {lora[0]}]", only, *_free(name))
     (pinned,) = {cell.count for cell in plan.cells if cell.method == "randlora"}
     assert pinned == count
