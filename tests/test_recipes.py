@@ -18,15 +18,6 @@ QUICK = (
     *("cost-clip-b32", "e2e", "fig1-clip", "fig1-dinov2", "glue-base", "table1-qwen2", "table3-ranks"),
     "table4-bases",
 )
-    "cost-clip-b32",
-    "e2e",
-    "fig1-clip",
-    "fig1-dinov2",
-    "glue-base",
-    "table1-qwen2",
-    "table3-ranks",
-    "table4-bases",
-)
 """One of every model family and every kind of method section."""
 ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
 PAPER_RANKS = [  # recipe, what the paper pinned, (LoRA's rank, its count), RandLoRA's count: reference counts, exact

@@ -13,7 +13,8 @@ from trainables.errors import TrainablesError, nearest
 Scheme = Literal["open_clip", "hf", "local", "embedded"]
 Kind = Literal["clip", "hf-vision", "causal-lm", "text-encoder"]
 
-FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR, embedded:tiny-clip"
+FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME[/FILE.gguf], local:DIR[/FILE.gguf], embedded:tiny-clip"
+GGUF = ".gguf"
 """The accepted forms of a model id, for messages."""
 
 EMBEDDED = {"tiny-clip": Path(__file__).parent / "embedded" / "tiny_clip"}
@@ -33,12 +34,14 @@ class ModelId:
         name: the architecture (open_clip), repository (hf), directory (local) or embedded name.
         tag: open_clip's pretrained tag; None where the id has none, which is enough to count parameters.
         folder: the directory of a local or embedded model; None otherwise.
+        gguf: the GGUF file in the directory or repository that holds all of the model; None for the usual files.
     """
 
     scheme: Scheme
     name: str
     tag: str | None = None
     folder: Path | None = None
+    gguf: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,15 @@ def parse_id(model_id: str) -> ModelId:
         return ModelId("embedded", name, folder=EMBEDDED[name])
     if scheme == "local":
         folder = Path(name).expanduser()
+        if folder.suffix == GGUF:
+            return _gguf_id(model_id, folder)
         if not folder.is_dir():
             raise ModelError(f"{model_id!r}: {folder} is not a directory; {_sibling(folder)}")
         return ModelId("local", name, folder=folder)
     if scheme == "hf":
+        if name.endswith(GGUF) and name.count("/") == 2:
+            repository, _, file = name.rpartition("/")
+            return ModelId("hf", repository, gguf=file)
         if name.count("/") > 1 or name.startswith("/") or name.endswith("/"):
             raise ModelError(f"{model_id!r}: a hub id is ORG/NAME; for files on this machine write local:DIR")
         return ModelId("hf", name)
@@ -120,6 +128,13 @@ def family_named(name: str) -> Family:
             f"there are defaults for {', '.join(FAMILIES)}"
         )
     return FAMILIES[name]
+
+
+def _gguf_id(model_id: str, path: Path) -> ModelId:
+    if not path.is_file():
+        beside = [p.name for p in path.parent.glob(f"*{GGUF}")] if path.parent.is_dir() else []
+        raise ModelError(f"{model_id!r}: there is no file {path}; {nearest(path.name, beside)}")
+    return ModelId("local", str(path.parent), folder=path.parent, gguf=path.name)
 
 
 def _open_clip_id(model_id: str, name: str) -> ModelId:
