@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,7 +30,8 @@ Adapt = Literal["vision", "both", "all"]
 def meta_model(model_id: str) -> nn.Module:
     """The model's modules with shapes and names but no data, on the meta device.
 
-    open_clip's architectures and local directories need no network; `hf:` reads the hub's config.json.
+    open_clip's architectures, local directories and the models of `known_configs` need no network; any other `hf:`
+    reads the hub's config.json.
 
     Raises:
         ModelError: an unknown id, or a config that can't be read.
@@ -47,7 +50,7 @@ def model_kind(model_id: str) -> Kind:
         return "clip"
     if parsed.folder is not None and parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
         return "clip"
-    return kind_of(hf_config(str(parsed.folder or parsed.name), model_id, gguf=parsed.gguf))
+    return kind_of(shape_config(parsed, model_id))
 
 
 def default_targets(model: str | nn.Module) -> list[str]:
@@ -153,6 +156,29 @@ def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remo
         raise ModelError(f"{model_id!r}: its config can't be read ({first_line(error)}). {advice(model_id)}") from error
 
 
+@functools.cache
+def known_configs() -> Mapping[str, Mapping[str, Any]]:
+    """What decides the shapes of the hub models in `examples/paper`, so that these plan without a network.
+
+    By repository; facts of their published config.json. Weights are loaded by the hub's own file, never by these.
+    """
+    found = json.loads(resources.files("trainables").joinpath("known_configs.json").read_text(encoding="utf-8"))
+    return cast("dict[str, dict[str, Any]]", found)
+
+
+def shape_config(parsed: ModelId, model_id: str) -> Any:
+    """The config that shapes are taken from: of a directory, of `known_configs`, or of the hub.
+
+    Raises:
+        ModelError: as `hf_config`.
+    """
+    if parsed.folder is None and parsed.gguf is None and parsed.name in known_configs():
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**known_configs()[parsed.name])
+    return hf_config(str(parsed.folder or parsed.name), model_id, gguf=parsed.gguf)
+
+
 def gguf_argument(gguf: str | None, model_id: str) -> dict[str, str]:
     """What tells transformers to read a GGUF file. Raises ModelError where the package that reads it is missing."""
     if gguf is None:
@@ -193,12 +219,9 @@ def _build(parsed: ModelId, model_id: str) -> nn.Module:
         import open_clip
 
         return _open_clip_meta(open_clip.get_model_config(parsed.name), model_id)
-    if parsed.folder is not None:
-        if parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
-            return _open_clip_meta(_read_open_clip_config(parsed.folder, model_id), model_id)
-        config = hf_config(str(parsed.folder), model_id, gguf=parsed.gguf)
-    else:
-        config = hf_config(parsed.name, model_id, gguf=parsed.gguf)
+    if parsed.folder is not None and parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
+        return _open_clip_meta(_read_open_clip_config(parsed.folder, model_id), model_id)
+    config = shape_config(parsed, model_id)
     with torch.device("meta"):
         return cast("nn.Module", hf_class(config).from_config(config, trust_remote_code=False))
 
