@@ -49,6 +49,7 @@ class Cell:
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
+        base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
 
     cell_id: str
@@ -84,6 +85,7 @@ class Cell:
     epochs: int | None = field(default=None, kw_only=True)
     skip_bad: bool = field(default=False, kw_only=True)
     evaluate: EvaluateSettings = field(default=EvaluateSettings(), kw_only=True)
+    base: str = field(kw_only=True)
 
     @property
     def space(self) -> Space | None:
@@ -121,7 +123,7 @@ class Cell:
                 "targets": self.targets,
                 "dataset": self.dataset,
                 "train_size": self.train_size,
-                "method": self.method,
+                "method": self.base,
                 "capacities": self.capacities,
                 "options": tuple(sorted({**dict(self.options), **options}.items())),
                 "budget": self.budget,
@@ -145,7 +147,7 @@ class Cell:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
         hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
-        for name in (*hidden, "image_size", "evaluate"):
+        for name in (*hidden, "image_size", "evaluate", "base"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
@@ -205,7 +207,7 @@ class Plan:
         if problems:
             raise SpecError(problems)
         cells = tuple(_cells(spec, targets, shapes))
-        matched = [cell for cell in cells if has_budget(cell.method)]
+        matched = [cell for cell in cells if has_budget(cell.base)]
         if not any(cell.feasible for cell in matched or cells):
             reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
@@ -286,6 +288,8 @@ def _cell(
     ]
     if spec.model.image_size is not None:
         key.append(spec.model.image_size)
+    if spec.base(name) != name:
+        key.append(spec.base(name))
     digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:6]
     words = [name, solved.reference, dataset.rpartition("/")[2].replace(":", "-"), str(size)]
     return Cell(
@@ -321,13 +325,14 @@ def _cell(
         published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,
+        base=spec.base(name),
     )
 
 
 def _lr_range(
     name: str, section: MethodSection, spec: SweepSpec
 ) -> tuple[float, float, float] | tuple[None, None, None]:
-    centre = published_lr(name)
+    centre = published_lr(spec.base(name))
     if centre is None:
         return None, None, None
     if section.lr is not None and section.lr.low is not None and section.lr.high is not None:

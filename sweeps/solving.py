@@ -32,6 +32,7 @@ class Solved:
 
 def solutions(name: str, section: MethodSection, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
     """A method's settings for all its budgets; one without a budget for a method that has none."""
+    name = spec.base(name)
     if not has_budget(name):
         return [Solved(None, None, None, None)]
     solved = []

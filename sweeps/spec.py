@@ -121,6 +121,8 @@ class MethodSection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
+    method: Annotated[str | None, LATER] = None
+    """The method that this section is a variant of, so that one sweep can have two settings of a method."""
     lr: LrRange | None = None
     space: Annotated[dict[str, SpaceEntry] | None, LATER] = None
     budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -236,6 +238,10 @@ class SweepSpec(_Section):
     def folder(self) -> Path:
         """The results folder: `output`, or `results/NAME` under the working directory."""
         return self.output if self.output is not None else Path("results") / self.name
+
+    def base(self, name: str) -> str:
+        """The method behind a name of `[methods]`: itself, or what it is a variant of."""
+        return self.methods[name].method or name
 
     def identity(self) -> dict[str, Any]:
         """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""

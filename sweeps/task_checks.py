@@ -11,7 +11,7 @@ from trainables.data.registry import DATASETS
 from trainables.data.text import TextKind
 from trainables.data.text_registry import TEXT_DATASETS, text_kind, text_loader
 from trainables.families import Kind, parse_id
-from trainables.shapes import hf_config
+from trainables.shapes import shape_config
 
 IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
 """Kinds of models that read images; the others read texts."""
@@ -116,7 +116,7 @@ def _image_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     if kind != "hf-vision":
         return [Problem("model.image_size", size, "the positions of this model do not interpolate; leave it out")]
     parsed = parse_id(spec.model.id)
-    patch = getattr(hf_config(str(parsed.folder or parsed.name), spec.model.id), "patch_size", None)
+    patch = getattr(shape_config(parsed, spec.model.id), "patch_size", None)
     if isinstance(patch, int) and size % patch:
         rule = f"is not a multiple of the model's patch size, {patch}"
         return [Problem("model.image_size", size, rule, str(max(1, round(size / patch)) * patch))]
