@@ -128,6 +128,7 @@ def facts(store: Store) -> dict[str, Any]:
         "planted": scaling.PLANTED,
         "parity": parity,
         "parity_says": _parity_says(parity),
+        "edges": [r for r in parity if r["edge"]],
         "under_tuned": [r for r in parity if r["under_tuned"]],
         "test_looks": confirm.column("n")[0].as_py(),
         "superseded": store.table("superseded").num_rows,
