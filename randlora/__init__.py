@@ -6,6 +6,7 @@ Imports torch and safetensors alone.
 """
 
 from randlora.ablations import RandLoraAConfig, RandLoraBConfig
+from randlora.accumulate import accumulating
 from randlora.adalora import AdaLoraConfig
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.attach import Adapted, attach, resolve_targets
@@ -18,6 +19,7 @@ from randlora.errors import (
     TargetError,
     UnknownMethodError,
 )
+from randlora.families import default_targets
 from randlora.hooks import Hooks, Schedule, hooks_in
 from randlora.hydra import HydraLoraConfig
 from randlora.lora import DoraConfig, LoraConfig
@@ -62,7 +64,9 @@ __all__ = [
     "TargetError",
     "UnknownMethodError",
     "VeraConfig",
+    "accumulating",
     "attach",
+    "default_targets",
     "export_deltas",
     "export_merged",
     "export_peft",

@@ -8,14 +8,15 @@ weight share its place (`randlora.parts`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from randlora.adapter import Adapter, Shape
 from randlora.parts import PartAdapters, Rows
+from randlora.quantised import dequantised, has_beside, is_quantised, put_beside, take_away
 
 # Modules that compute with their children's weights instead of calling the children, at least on a fast path.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -28,7 +29,7 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        return self.adapter.linear(input, self.weight, self.bias)
+        return self.adapter.apply_to(input, self.weight, self.bias)
 
 
 class PackedWeight(nn.Module):
@@ -49,10 +50,14 @@ class PackedWeight(nn.Module):
         """Shape as stored, in and out."""
         if self._held is not None:
             return self._held
-        weight = self.adapter.weight(base.t()).t() if self.transposed else self.adapter.weight(base)
+        weight = self.adapter.matrix(base.t()).t() if self.transposed else self.adapter.matrix(base)
         if self._holding:
             self._held = weight
         return weight
+
+    def forget(self) -> None:
+        """Drop the result that is kept: the adapter's turn has changed."""
+        self._held = None
 
     def mount(self, owner: nn.Module, order: list[str]) -> None:
         """Hold between the forward hooks of `owner`, whose parameters were in this order before."""
@@ -103,8 +108,14 @@ class Site:
 
     @property
     def by_activation(self) -> bool:
-        """Whether the adapter meets the input (an exact `nn.Linear` that is really called)."""
-        return type(self.owner) in (nn.Linear, AdaptedLinear) and not isinstance(self.parent, _READS_CHILDREN)
+        """Whether the adapter meets the input (an exact `nn.Linear` that is really called, or a quantised one)."""
+        called = type(self.owner) in (nn.Linear, AdaptedLinear) or self.quantised
+        return called and not isinstance(self.parent, _READS_CHILDREN)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weight is kept in 4 or 8 bits, and cannot be read as a matrix."""
+        return self.attr == "weight" and is_quantised(self.owner)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -118,7 +129,10 @@ class Site:
 
     @property
     def base(self) -> Tensor:
-        """The frozen weight as (out x in), a view of what is stored."""
+        """The frozen weight as (out x in), a view of what is stored; a quantised one is read back into a new tensor."""
+        if self.quantised:
+            whole = dequantised(self.owner)
+            return whole if self.rows is None else whole[slice(*self.rows)]
         return self.view(self.parameter)
 
     def view(self, stored: Tensor) -> Tensor:
@@ -129,8 +143,16 @@ class Site:
     @property
     def shape(self) -> Shape:
         """(out, in)."""
-        out, width = reversed(self.parameter.shape) if self.transposed else self.parameter.shape
+        if self.quantised:  # what is stored has another shape
+            out, width = _size(self.owner)
+        else:
+            out, width = reversed(self.parameter.shape) if self.transposed else self.parameter.shape
         return (out, width) if self.rows is None else (self.rows[1] - self.rows[0], width)
+
+    @property
+    def whole(self) -> Site:
+        """The site of the whole weight, of which this one may be a part."""
+        return replace(self, name=self.stored_name, part=None, rows=None)
 
     @property
     def stored_name(self) -> str:
@@ -147,8 +169,8 @@ class Site:
 
     def _group(self) -> PartAdapters | None:
         """The adapters of the weight's parts that are in place now."""
-        if type(self.owner) is AdaptedLinear:
-            installed: nn.Module = self.owner.adapter
+        if type(self.owner) is AdaptedLinear or has_beside(self.owner):
+            installed = cast(nn.Module, self.owner.adapter)
         elif parametrize.is_parametrized(self.owner, self.attr):
             installed = self._parametrizations()[self.attr][0].adapter
         else:
@@ -162,12 +184,15 @@ class Site:
             return
         group = self._group()
         if group is None:
-            group = PartAdapters(self.parameter.shape[1 if self.transposed else 0])
+            group = PartAdapters(self.whole.shape[0])
             group.train(self.owner.training)
             self._put(group)
         group.add(self.part, self.rows, adapter)
 
     def _put(self, adapter: Adapter | PartAdapters) -> None:
+        if self.quantised:
+            put_beside(self.owner, adapter)
+            return
         if self.by_activation:
             self.owner.add_module("adapter", adapter)
             self.owner.__class__ = AdaptedLinear
@@ -189,9 +214,22 @@ class Site:
             del self.owner._modules["adapter"]
             self.owner.__class__ = nn.Linear  # type: ignore[assignment]  # mypy narrowed it
             return
+        if has_beside(self.owner):
+            take_away(self.owner)
+            return
         packed: PackedWeight = self._parametrizations()[self.attr][0]
         parametrize.remove_parametrizations(self.owner, self.attr, leave_parametrized=False)
         packed.unmount(self.owner)
+
+
+def reader_of(site: Site) -> nn.Module:
+    """The module whose forward reads the weight: its owner, or a parent that computes with its children's weights."""
+    reads = site.parent is not None and isinstance(site.parent, _READS_CHILDREN)
+    return site.parent if reads and site.parent is not None else site.owner
+
+
+def _size(layer: Any) -> Shape:
+    return layer.out_features, layer.in_features
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -204,8 +242,9 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     modules = dict(model.named_modules())
     sites: dict[str, Site] = {}
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and parameter.is_floating_point():
-            owner_name, _, attr = name.rpartition(".")
+        owner_name, _, attr = name.rpartition(".")
+        quantised = attr == "weight" and is_quantised(modules[owner_name])
+        if quantised or (parameter.ndim == 2 and parameter.is_floating_point()):
             parent = modules.get(owner_name.rpartition(".")[0]) if owner_name else None
             sites[name] = Site(name, modules[owner_name], attr, parent)
     return sites

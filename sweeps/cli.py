@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from sweeps import cli_analysis, cli_data, show
+from sweeps import cli_analysis, cli_data, cli_run, show
+from sweeps.cli_run import BAD_INPUT, FAILED_TRIALS, INTERRUPTED, Json, Scale, Set, Source, Spec, load
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.show import err, out
 
 if TYPE_CHECKING:
     from analysis import Store
-    from sweeps.plan import Plan
-    from sweeps.spec import SweepSpec
 
 P = ParamSpec("P")
 
@@ -32,14 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
-Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
-Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-
-FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
 
 
 def _verb(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -101,14 +92,6 @@ def _store(source: Path, overrides: list[str] | None = None) -> Store:
     return open_store(_folder(source, overrides))
 
 
-def _load(spec: Path, overrides: list[str] | None, scale: str | None) -> tuple[SweepSpec, Plan]:
-    from sweeps.plan import Plan
-    from sweeps.spec import SweepSpec
-
-    loaded = SweepSpec.load(spec, overrides or (), scale)
-    return loaded, Plan.from_spec(loaded)
-
-
 @app.command()
 @_verb
 def init(
@@ -130,7 +113,7 @@ def init(
 @_verb
 def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
-    _, planned = _load(spec, overrides, scale)
+    _, planned = load(spec, overrides, scale)
     if as_json:
         show.print_json({"cells": planned.table().to_pylist(), "trials": planned.n_trials})
     else:
@@ -139,11 +122,27 @@ def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json =
 
 @app.command()
 @_verb
-def estimate(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
-    """Time, memory and disk of a sweep, from a short probe of every method."""
+def estimate(
+    spec: Source,
+    overrides: Set = None,
+    scale: Scale = None,
+    compare: Annotated[bool, typer.Option("--compare", help="The last run's estimate against what it took.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time, accelerator-hours, memory, disk and money of a sweep, from a short probe of every method."""
+    from analysis.foresight import foresight
     from sweeps.estimate import estimate_plan
 
-    _, planned = _load(spec, overrides, scale)
+    if compare:
+        table = foresight(_store(spec, overrides))
+        if as_json:
+            show.print_json(table.to_pylist())
+        elif table.num_rows:
+            show.print_table(table, "estimate against actual, last run")
+        else:
+            out.print("no run of this sweep was estimated (`sweeps run` without --quiet does)", highlight=False)
+        return
+    _, planned = load(spec, overrides, scale)
     answer = estimate_plan(planned)
     if as_json:
         show.print_json(answer.as_dict())
@@ -151,58 +150,7 @@ def estimate(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Js
         show.print_estimate(answer)
 
 
-@app.command()
-@_verb
-def run(
-    spec: Spec,
-    overrides: Set = None,
-    scale: Scale = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a local one.")] = None,
-    max_hours: Annotated[
-        float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
-    ] = None,
-    report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
-    as_json: Json = False,
-) -> int:
-    """Run a sweep; the same command resumes it, or extends it after an edit. Finished trials are never repeated."""
-    from sweeps.engine import run as run_engine
-    from sweeps.estimate import estimate_plan
-    from sweeps.export import write_spec
-    from sweeps.inputs import check_inputs
-
-    more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
-    loaded, planned = _load(spec, [*(overrides or ()), *more], scale)
-    check_inputs(planned)
-    quiet = quiet or as_json
-    if not quiet:
-        show.print_header(planned)
-        show.print_estimate_line(estimate_plan(planned))
-    summary = run_engine(planned, address=address, progress=not quiet, retry_failed=retry_failed)
-    write_spec(loaded)
-    if summary.interrupted:
-        err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
-        return INTERRUPTED
-    if summary.stopped_by:
-        say = (
-            f"stopped by {summary.stopped_by}; finished trials are kept: `sweeps run {spec}` with a larger one goes on"
-        )
-        err.print(say, highlight=False, markup=False)
-        if as_json:
-            show.print_json(show.summary_dict(summary))
-        return LIMITED
-    paths = _draw(loaded.folder) if report else {}
-    if as_json:
-        show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
-    else:
-        show.print_results(loaded.folder, summary, paths)
-    return 0 if summary.complete else FAILED_TRIALS
-
-
-app.command("resume", help="The same as `run`.")(run)
+cli_run.attach(app, _verb)
 
 
 @app.command()
@@ -315,13 +263,6 @@ def doctor(as_json: Json = False) -> int:
     else:
         show.print_checks(checks)
     return 0 if all(c.ok for c in checks) else FAILED_TRIALS
-
-
-def _draw(folder: Path) -> dict[str, Path]:
-    """Figures and report of a results folder; names to paths."""
-    from analysis.report import write_report
-
-    return dict(write_report(folder))
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -6,17 +6,17 @@ import contextlib
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sweeps.callbacks import Progress, make_progress
 from sweeps.cluster import Pool, host_facts
 from sweeps.interfaces import Plan, Row
 from sweeps.journal import Journal
 from sweeps.ledger import Ledger, pruned
-from sweeps.limits import Meter
+from sweeps.limits import Meter, accelerators
 from sweeps.locks import FolderLock, check_identity, write_identity
 from sweeps.observers import Observer, Observers
 from sweeps.replay import replay
@@ -78,10 +78,11 @@ def run(
     *,
     address: str | None = None,
     trial: str = TRIAL,
-    progress: bool | Progress = True,
+    progress: bool | Literal["json"] | Progress = True,
     pool: Pool | None = None,
     retry_failed: bool = False,
     observers: Sequence[Observer] = (),
+    estimate: Mapping[str, Any] | None = None,
 ) -> RunSummary:
     """Run what is missing of a plan; finished trials are never repeated.
 
@@ -89,10 +90,11 @@ def run(
         plan: the plan; its infeasible cells become rows of `cells` and are not run.
         address: a Ray cluster to join ("auto", "HOST:PORT"); None for a local session on loopback.
         trial: the trial function as "package.module:function" (contract: `trainables.worker.run_trial`).
-        progress: live display, none, or an object of your own.
+        progress: live display, none, "json" for JSON lines on standard error, or an object of your own.
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
         retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
         observers: told what happens, never asked; one that fails is left out with a warning.
+        estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
 
     Raises:
         SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
@@ -131,8 +133,12 @@ def run(
                         if pool is None:
                             pool = stack.enter_context(Pool(spec.resources, folder / "work" / "ray", address=address))
                         state.workers = pool.trials
+                        if estimate is not None:
+                            held = {**estimate, "accelerators": accelerators(pool.shapes)}
+                            journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
                         journal.write(_provenance(spec.name, trial))
-                        stop = Stop(Meter(spec.limits, state, pool.shapes, begun))
+                        state.used = meter = Meter(spec.limits, state, pool.shapes, begun)
+                        stop = Stop(meter)
                         try:
                             _drive(ledger, pool, trial, show.changed, stop)
                         finally:

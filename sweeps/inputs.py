@@ -12,7 +12,11 @@ import torch
 from sweeps.errors import Problem, SpecError
 from sweeps.plan import Cell, Plan
 from trainables.data import Dataset, load_dataset, split
+from trainables.data.registry import load_text_dataset
+from trainables.data.text import TextDataset
+from trainables.data.text_registry import text_loader
 from trainables.families import parse_id
+from trainables.lm_rows import limited
 
 OPENED = 4000
 """Images of a data set's training pool that are opened beforehand; of a larger pool, evenly spaced ones."""
@@ -38,8 +42,9 @@ def check_inputs(plan: Plan) -> None:
 
 
 def split_sizes(cell: Cell) -> tuple[int, int, int]:
-    """Images to train, validate and test on."""
-    return _split_sizes(cell.dataset, cell.train_size, cell.protocol)
+    """Examples to train, validate and test on."""
+    most = (cell.evaluate.validation_rows, cell.evaluate.test_rows)
+    return _split_sizes(cell.dataset, cell.train_size, cell.protocol, most)
 
 
 def class_count(name: str) -> int:
@@ -48,27 +53,37 @@ def class_count(name: str) -> int:
 
 
 @functools.cache
-def _load(name: str) -> Dataset:
-    """Labels and encoded images; the test split is opened for its size and labels, its images are not."""
+def _load(name: str) -> Dataset | TextDataset:
+    """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not."""
+    if text_loader(name) is not None:
+        return load_text_dataset(name, stage="CONFIRM")
     return load_dataset(name, stage="CONFIRM")
 
 
 @functools.cache
 def _open_images(name: str) -> None:
     dataset = _load(name)
+    if isinstance(dataset, TextDataset):
+        return  # read whole already
     step = max(1, len(dataset.train) // OPENED)
     for row in range(0, len(dataset.train), step):
         dataset.train.image(row)
 
 
 @functools.cache
-def _split_sizes(name: str, train_size: str | float, protocol: str) -> tuple[int, int, int]:
-    rows = split(_load(name), train_size, 0, "CONFIRM", "paper" if protocol == "paper" else "standard")
-    return len(rows.train_idx), len(rows.val_idx), len(rows.test_idx)
+def _split_sizes(
+    name: str, train_size: str | float, protocol: str, most: tuple[int | None, int | None]
+) -> tuple[int, int, int]:
+    data = _load(name)
+    rows = split(data, train_size, 0, "CONFIRM", "paper" if protocol == "paper" else "standard")
+    val, test = rows.val_idx, rows.test_idx
+    if isinstance(data, TextDataset):
+        val, test = limited(data.train, val, most[0], "val"), limited(data.test, test, most[1], "test")
+    return len(rows.train_idx), len(val), len(test)
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """A digest of a data set's class names and of the labels of both splits, in order; not of pixels."""
+def fingerprint(dataset: Dataset | TextDataset) -> str:
+    """A digest of a data set's class names and of the labels or texts of both splits, in order; not of pixels."""
     parts = [json.dumps(dataset.class_names)]
     parts += [part.examples_hash(torch.arange(len(part))) for part in (dataset.train, dataset.test)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

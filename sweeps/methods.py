@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ WITHOUT_BUDGET: dict[str, WithoutBudget] = {
     "zero-shot": WithoutBudget(None, "nothing: the base model as it is"),
 }
 
-_SHARED_KEYS = ("lr", "space", "budgets", "allocation", "capacity", "unmatched")
+_SHARED_KEYS = ("method", "lr", "space", "budgets", "allocation", "capacity", "unmatched")
 
 
 def known_methods() -> tuple[str, ...]:
@@ -63,10 +64,15 @@ def method_problems(tree: Mapping[str, Any], spec: SweepSpec | None) -> list[Pro
         return []
     problems = []
     for name, section in sections.items():
-        if name not in known_methods():
-            problems.append(unknown(f"methods.{name}", name, "method", known_methods()))
-        elif isinstance(section, Mapping):
-            problems += _option_problems(name, section)
+        base = section.get("method") if isinstance(section, Mapping) else None
+        if base is not None:
+            problems += _variant_problems(name, base)
+        if base is None and name not in known_methods():
+            rule = "unknown method; known: " + ", ".join(known_methods())
+            rule += f"; for a variant of one under a name of its own, write method = NAME in [methods.{name}]"
+            problems.append(Problem(f"methods.{name}", name, rule, nearest(name, known_methods())))
+        elif isinstance(section, Mapping) and (base is None or base in METHODS):
+            problems += _option_problems(name, base or name, section)
     if spec is not None and not problems:
         for name, checked in spec.methods.items():
             problems += _budget_problems(name, checked, spec)
@@ -74,11 +80,22 @@ def method_problems(tree: Mapping[str, Any], spec: SweepSpec | None) -> list[Pro
     return problems
 
 
-def _option_problems(name: str, section: Mapping[str, Any]) -> list[Problem]:
+def _variant_problems(name: str, base: object) -> list[Problem]:
+    if base not in METHODS:
+        return [unknown(f"methods.{name}.method", str(base), "method that takes a budget", tuple(METHODS))]
+    if name in known_methods() and name != base:
+        return [Problem(f"methods.{name}.method", base, f"{name} is a method itself; give the variant another name")]
+    if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name) is None:
+        rule = "a variant's name has small letters, digits, '.', '+' and '-'"
+        return [Problem(f"methods.{name}", name, rule)]
+    return []
+
+
+def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[Problem]:
     options = {k: v for k, v in section.items() if k not in _SHARED_KEYS}
     field, problems = f"methods.{name}", []
-    if name in METHODS:
-        method = METHODS[name]
+    if base in METHODS:
+        method = METHODS[base]
         if method.capacity_field in options:
             value = options.pop(method.capacity_field)
             problems.append(
@@ -89,7 +106,7 @@ def _option_problems(name: str, section: Mapping[str, Any]) -> list[Problem]:
                     f"capacity = {value}",
                 )
             )
-    known = option_names(name)
+    known = option_names(base)
     for key in [k for k in options if k not in known]:
         everything = sorted({*_SHARED_KEYS, *known})
         problems.append(
@@ -100,8 +117,8 @@ def _option_problems(name: str, section: Mapping[str, Any]) -> list[Problem]:
                 nearest(key, everything),
             )
         )
-    if name in METHODS:
-        method = METHODS[name]
+    if base in METHODS:
+        method = METHODS[base]
         try:
             TypeAdapter(method.config).validate_python({method.capacity_field: method.min_capacity, **options})
         except ValidationError as error:
@@ -118,10 +135,10 @@ def _budget_problems(name: str, section: MethodSection, spec: SweepSpec) -> list
     for label in section.budgets or ():
         if label not in references:
             problems.append(unknown(f"{field}.budgets", label, "budget", references))
-    if not has_budget(name):
+    if not has_budget(spec.base(name)):
         for key in ("budgets", "allocation", "capacity"):
             if getattr(section, key) is not None:
                 problems.append(Problem(f"{field}.{key}", getattr(section, key), f"{name} has no budget"))
-    if published_lr(name) is None and section.lr is not None:
+    if published_lr(spec.base(name)) is None and section.lr is not None:
         problems.append(Problem(f"{field}.lr", section.lr.model_dump(exclude_none=True), f"{name} trains nothing"))
     return problems

@@ -37,7 +37,7 @@ def check_adapters(model: str, cells: Sequence[Cell]) -> None:
     """
     module = meta_model(model)
     problems = []
-    for name in dict.fromkeys(cell.method for cell in cells if has_budget(cell.method)):
+    for name in dict.fromkeys(cell.method for cell in cells if has_budget(cell.base)):
         cell = max((c for c in cells if c.method == name), key=lambda c: c.count or 0)
         try:
             built = {_count(module, cell, point) for point in _corners(cell)}
@@ -58,7 +58,7 @@ def _count(module: nn.Module, cell: Cell, point: Extra) -> int:
     """Parameters of the adapter that a cell builds with these options."""
     capacities = dict(cell.capacities)
     options = {**dict(cell.options), **split_extra(cell.method, point)[0]}
-    config = METHODS[cell.method].config.from_options(max(capacities.values()), options)
+    config = METHODS[cell.base].config.from_options(max(capacities.values()), options)
     adapted = attach(module, config, list(capacities), capacities=capacities)
     built = adapted.count()
     adapted.detach()

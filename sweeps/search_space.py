@@ -40,7 +40,7 @@ def dimensions(name: str, section: MethodSection, spec: SweepSpec) -> tuple[Dime
     `[search.space]` holds for every method that has the hyperparameter; `methods.NAME.space` replaces single lines of
     it, and a list of one value fixes one.
     """
-    allowed = searchable(name)
+    allowed = searchable(spec.base(name))
     general = {k: v for k, v in spec.search.space.items() if k in allowed}
     entries = {**general, **(section.space or {})}
     return tuple(_dimension(k, entries[k]) for k in sorted(entries))
@@ -60,6 +60,7 @@ def published(
     Each is the nearest one in the space. An alpha that stands nowhere is the capacity, which makes LoRA's scale 1.
     """
     given: dict[str, Value] = {}
+    name = spec.base(name)
     for d in space:
         value = section.options.get(d.name)
         if value is None and d.name in TRAIN_FIELDS:
@@ -92,7 +93,7 @@ def space_problems(spec: SweepSpec) -> list[Problem]:
     """Names that nothing can search, and values that their method or the training loop refuses."""
     problems = []
     trained = [name for name in spec.methods if name != NO_TRAINING]
-    everything = sorted({k for name in trained for k in searchable(name)})
+    everything = sorted({k for name in trained for k in searchable(spec.base(name))})
     for key in spec.search.space:
         if key == "lr":
             rule = "is searched always; its range is search.lr or methods.NAME.lr"
@@ -105,8 +106,8 @@ def space_problems(spec: SweepSpec) -> list[Problem]:
             problems.append(Problem(field, None, f"{name} trains nothing"))
             continue
         for key in section.space or ():
-            if key not in searchable(name):
-                problems.append(unknown(f"{field}.{key}", key, f"hyperparameter of {name}", searchable(name)))
+            if key not in (known := searchable(spec.base(name))):
+                problems.append(unknown(f"{field}.{key}", key, f"hyperparameter of {name}", known))
     if problems:
         return problems
     found: dict[str, Problem] = {}
@@ -115,7 +116,7 @@ def space_problems(spec: SweepSpec) -> list[Problem]:
             own = d.name in (spec.methods[name].space or {})
             where = f"methods.{name}.space.{d.name}" if own else f"search.space.{d.name}"
             for value in d.ends:
-                message = _refused(name, spec.methods[name], d.name, value, spec.train)
+                message = _refused(spec.base(name), spec.methods[name], d.name, value, spec.train)
                 if message is not None:
                     found.setdefault(f"{where}={value}", Problem(where, value, message))
     return list(found.values())

@@ -22,7 +22,7 @@ from sweeps.order import Order
 from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
-from trainables.config import LATER, TrainSettings, identifying
+from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
@@ -121,6 +121,8 @@ class MethodSection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
+    method: Annotated[str | None, LATER] = None
+    """The method that this section is a variant of, so that one sweep can have two settings of a method."""
     lr: LrRange | None = None
     space: Annotated[dict[str, SpaceEntry] | None, LATER] = None
     budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -227,6 +229,7 @@ class SweepSpec(_Section):
     search: SearchSection = SearchSection()
     confirm: ConfirmSection = ConfirmSection()
     train: TrainSettings = TrainSettings()
+    evaluate: Annotated[EvaluateSettings, LATER] = EvaluateSettings()
     resources: ResourceSection = ResourceSection()
     limits: LimitsSection = LimitsSection()
     keep: KeepSection = KeepSection()
@@ -236,6 +239,10 @@ class SweepSpec(_Section):
         """The results folder: `output`, or `results/NAME` under the working directory."""
         return self.output if self.output is not None else Path("results") / self.name
 
+    def base(self, name: str) -> str:
+        """The method behind a name of `[methods]`: itself, or what it is a variant of."""
+        return self.methods[name].method or name
+
     def identity(self) -> dict[str, Any]:
         """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
         whole = identifying(self)
@@ -244,7 +251,7 @@ class SweepSpec(_Section):
             name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
         }
         budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
-        kept = {k: whole[k] for k in ("name", "protocol", "model", "train")}
+        kept: dict[str, Any] = {k: whole[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in whole}
         if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
             kept["model"] = whole["model"] | {"adapt": "both"}
         if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trainables.families import EMBEDDED, FAMILIES, FORMS, Family, Kind, ModelError, ModelId, parse_id
 from trainables.shapes import (
+    UNREADABLE,
     advice,
     default_targets,
     first_line,
+    gguf_argument,
     hf_class,
     hf_config,
     is_open_clip_folder,
@@ -46,9 +47,6 @@ __all__ = [
 ]
 
 Tokenizer = Callable[[list[str]], Tensor]
-
-_UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, SafetensorError)
-"""What the libraries raise over files that are missing, damaged, or of another model."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -109,11 +107,11 @@ def load_model(model_id: str, *, trust_remote_code: bool = False) -> LoadedModel
         if parsed.scheme == "open_clip":
             return _load_open_clip(parsed.name, parsed, model_id)
         if parsed.folder is None:
-            return _load_hf(parsed.name, None, model_id, trust_remote_code)
-        if is_open_clip_folder(parsed.folder, model_id):
+            return _load_hf(parsed, model_id, trust_remote_code)
+        if parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
             _refuse_pickles(parsed.folder, model_id)
             return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id)
-        return _load_hf(str(parsed.folder), parsed.folder, model_id, trust_remote_code)
+        return _load_hf(parsed, model_id, trust_remote_code)
 
 
 def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
@@ -136,7 +134,7 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
                 name, precision="fp32", device="cpu", require_pretrained=True, weights_only=True, **arguments
             )
             tokenizer = open_clip.get_tokenizer(name)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
     check_finite(cast("nn.Module", module), model_id)
     settings = module.visual.preprocess_cfg
@@ -167,8 +165,10 @@ def check_finite(module: nn.Module, model_id: str) -> None:
             )
 
 
-def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code: bool) -> LoadedModel:
-    config = hf_config(source, model_id, trust_remote_code=trust_remote_code)
+def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool) -> LoadedModel:
+    source = str(parsed.folder or parsed.name)
+    config = hf_config(source, model_id, gguf=parsed.gguf, trust_remote_code=trust_remote_code)
+    from_gguf: dict[str, Any] = dict(gguf_argument(parsed.gguf, model_id))
     kind = kind_of(config)
     try:
         with _no_progress_bar():
@@ -177,10 +177,10 @@ def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code:
                 config=config,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
-                use_safetensors=True,
                 output_loading_info=True,
+                **(from_gguf or {"use_safetensors": True}),
             )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
     # BERT-like checkpoints come without the pooler, which is neither used nor adapted; any other gap would be noise
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
@@ -197,9 +197,10 @@ def _load_hf(source: str, folder: Path | None, model_id: str, trust_remote_code:
         )
     check_finite(cast("nn.Module", module), model_id)
     vision = kind == "hf-vision"
-    text = None if vision else _hf_tokenizer(source, folder, model_id, trust_remote_code)
+    text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, trust_remote_code, from_gguf)
+    # what was quantised in its file is not any more, which transformers' own float() does not know
     return LoadedModel(
-        module=cast("nn.Module", module).float().eval(),
+        module=nn.Module.float(module).eval(),
         kind=kind,
         family=config.model_type,
         model_id=model_id,
@@ -236,15 +237,17 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     )
 
 
-def _hf_tokenizer(source: str, folder: Path | None, model_id: str, trust_remote_code: bool) -> Any:
+def _hf_tokenizer(
+    source: str, folder: Path | None, model_id: str, trust_remote_code: bool, from_gguf: dict[str, Any]
+) -> Any:
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
-    if folder is not None and not any((folder / name).is_file() for name in files):
+    if folder is not None and not from_gguf and not any((folder / name).is_file() for name in files):
         return None
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **from_gguf)
+    except UNREADABLE as error:
         raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
 
 

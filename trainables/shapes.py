@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.util
 import json
+import struct
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from randlora.attach import resolve_targets
-from trainables.families import FAMILIES, Family, Kind, ModelError, ModelId, family_named, matching, parse_id
+from randlora.families import matching
+from trainables.families import FAMILIES, GGUF, Family, Kind, ModelError, ModelId, family_named, parse_id
+
+UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.error, SafetensorError)
+"""What the libraries raise over files that are missing, damaged, or of another model."""
 
 Shape = tuple[int, int]
 Adapt = Literal["vision", "both", "all"]
@@ -21,7 +30,8 @@ Adapt = Literal["vision", "both", "all"]
 def meta_model(model_id: str) -> nn.Module:
     """The model's modules with shapes and names but no data, on the meta device.
 
-    open_clip's architectures and local directories need no network; `hf:` reads the hub's config.json.
+    open_clip's architectures, local directories and the models of `known_configs` need no network; any other `hf:`
+    reads the hub's config.json.
 
     Raises:
         ModelError: an unknown id, or a config that can't be read.
@@ -38,9 +48,9 @@ def model_kind(model_id: str) -> Kind:
     parsed = parse_id(model_id)
     if parsed.scheme == "open_clip":
         return "clip"
-    if parsed.folder is not None and is_open_clip_folder(parsed.folder, model_id):
+    if parsed.folder is not None and parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
         return "clip"
-    return kind_of(hf_config(str(parsed.folder or parsed.name), model_id))
+    return kind_of(shape_config(parsed, model_id))
 
 
 def default_targets(model: str | nn.Module) -> list[str]:
@@ -132,8 +142,8 @@ def is_open_clip_folder(folder: Path, model_id: str) -> bool:
     )
 
 
-def hf_config(source: str, model_id: str, *, trust_remote_code: bool = False) -> Any:
-    """A transformers config from a directory or the hub.
+def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A transformers config from a directory or the hub, or from the GGUF file of that name in it.
 
     Raises:
         ModelError: not found, no network, malformed, or code of its own that isn't trusted.
@@ -141,13 +151,47 @@ def hf_config(source: str, model_id: str, *, trust_remote_code: bool = False) ->
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **gguf_argument(gguf, model_id))
+    except UNREADABLE as error:
         raise ModelError(f"{model_id!r}: its config can't be read ({first_line(error)}). {advice(model_id)}") from error
+
+
+@functools.cache
+def known_configs() -> Mapping[str, Mapping[str, Any]]:
+    """What decides the shapes of the hub models in `examples/paper`, so that these plan without a network.
+
+    By repository; facts of their published config.json. Weights are loaded by the hub's own file, never by these.
+    """
+    found = json.loads(resources.files("trainables").joinpath("known_configs.json").read_text(encoding="utf-8"))
+    return cast("dict[str, dict[str, Any]]", found)
+
+
+def shape_config(parsed: ModelId, model_id: str) -> Any:
+    """The config that shapes are taken from: of a directory, of `known_configs`, or of the hub.
+
+    Raises:
+        ModelError: as `hf_config`.
+    """
+    if parsed.folder is None and parsed.gguf is None and parsed.name in known_configs():
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**known_configs()[parsed.name])
+    return hf_config(str(parsed.folder or parsed.name), model_id, gguf=parsed.gguf)
+
+
+def gguf_argument(gguf: str | None, model_id: str) -> dict[str, str]:
+    """What tells transformers to read a GGUF file. Raises ModelError where the package that reads it is missing."""
+    if gguf is None:
+        return {}
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{model_id!r}: GGUF files need the package gguf: pip install 'randlora-sweeps[gguf]'")
+    return {"gguf_file": gguf}
 
 
 def advice(model_id: str) -> str:
     """What to do when a model can't be reached or read."""
+    if model_id.endswith(GGUF):
+        return "Fetch the file again; transformers' page on GGUF lists the architectures that it reads."
     if model_id.startswith("local:"):
         return "Check config.json, or save the model again with save_pretrained."
     return "Without a network, download the model elsewhere and write local:DIR, a directory with its files."
@@ -175,12 +219,9 @@ def _build(parsed: ModelId, model_id: str) -> nn.Module:
         import open_clip
 
         return _open_clip_meta(open_clip.get_model_config(parsed.name), model_id)
-    if parsed.folder is not None:
-        if is_open_clip_folder(parsed.folder, model_id):
-            return _open_clip_meta(_read_open_clip_config(parsed.folder, model_id), model_id)
-        config = hf_config(str(parsed.folder), model_id)
-    else:
-        config = hf_config(parsed.name, model_id)
+    if parsed.folder is not None and parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
+        return _open_clip_meta(_read_open_clip_config(parsed.folder, model_id), model_id)
+    config = shape_config(parsed, model_id)
     with torch.device("meta"):
         return cast("nn.Module", hf_class(config).from_config(config, trust_remote_code=False))
 

@@ -23,7 +23,7 @@ epochs = "paper"
 [budgets]
 lora_rank = [16, 32]
 [methods.lora]
-dropout = 0.1
+alpha = 16
 [methods.vera]
 [train]
 epochs = 10
@@ -53,7 +53,7 @@ def test_both_scales_of_a_file(file: Path) -> None:
     assert small.data.epochs is None
     assert small.budgets.params == (8064,)
     assert list(small.methods) == ["lora"]
-    assert small.methods["lora"].options == {"dropout": 0.1}
+    assert small.methods["lora"].options == {"alpha": 16}
     assert small.train.epochs == 1
     assert SweepSpec.load(file, ("train.epochs=2", "name=other"), "small").train.epochs == 2
 

@@ -81,7 +81,8 @@ def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Pr
     """
     load = text_loader(name) or _loader(name)
     sizes = list(train_sizes)
-    if sizes and name.partition(":")[0] in ("embedded", *_FROM_PATH, *TEXT_FORMS):
+    form, colon, _ = name.partition(":")
+    if sizes and colon and form in ("embedded", *_FROM_PATH, *TEXT_FORMS):
         data = load()
         for size in sizes:
             split(data, size, data_seed=0, stage="TUNE", protocol=protocol)

@@ -1,0 +1,160 @@
+"""Accelerator-hours of the recipes in `examples/paper`: computed from the plan, the model's shapes and stated rates.
+
+    python -m tools.recipe_hours                  # a table
+    python -m tools.recipe_hours --write          # and the "length" lines of the files' headers
+
+Nothing is measured here, so take an hour to be within a factor of two; `sweeps estimate FILE` measures on your machine.
+
+Training a sample costs 6 floating-point operations a weight and token when all weights train (2 forward, 4 backward).
+The methods' times relative to that are the paper's own (Table 10), see RELATIVE. Evaluation costs 2 a weight and token;
+generation reads all weights once a step for a whole batch. Both run at SHARE of a device's dense bfloat16 rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from sweeps.plan import Cell, Plan
+from sweeps.spec import SweepSpec
+from trainables.config import shots
+from trainables.data.registry import DATASETS
+from trainables.data.text_registry import TEXT_DATASETS
+from trainables.shapes import meta_model, model_kind
+
+FOLDER = Path(__file__).parents[1] / "examples" / "paper"
+
+SHARE = 0.35
+"""Share of the dense bfloat16 rate that training reaches; 0.3 to 0.45 is usual for such models."""
+DEVICES = {"24 GB": 165e12, "80 GB": 312e12}
+"""Dense bfloat16 operations a second: RTX 4090, A100."""
+BANDWIDTH = 1.0e12
+"""Bytes a second that a step of generation reads weights at."""
+
+RELATIVE = {"lora": 0.94, "dora": 1.6, "randlora": 1.21, "vera": 0.95, "nola": 1.0, "full": 1.0, "linear-probe": 0.4}
+"""Training time in units of full fine-tuning's. LoRA, RandLoRA: means over CLIP's three sizes, Table 10. DoRA: half of
+its 2.2 LoRAs on Llama-3 against the checkpointing that all share there. VeRA, NoLA: as LoRA. A probe: forward alone."""
+CHECKPOINTING = 4 / 3
+"""Layers are computed once more where activations are not kept."""
+
+TOKENS = {"commonsense": 130, "glue": 60, "e2e": 60, "arc": 130}
+"""Mean length of a text, prompt and response, by the beginning of the set's name."""
+ROWS = {"commonsense-15k": 15_000}
+"""Training rows that the registry does not know."""
+TRIAL_SECONDS = 10.0
+"""Of every trial: adapters attached, data opened, results written."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one sample of a data set costs on a model: weights that a token passes, tokens, text weights and tokens."""
+
+    operations: float
+    weights: int
+
+
+@cache
+def work_of(model: str, dataset: str, image_size: int | None) -> Work:
+    """Forward operations of one sample."""
+    module = meta_model(model)
+    kind = model_kind(model)
+    count = {name: p.numel() for name, p in module.named_parameters() if p.ndim > 1}
+    if kind == "clip":
+        vision = sum(n for name, n in count.items() if name.startswith("visual."))
+        text = sum(n for name, n in count.items() if name.startswith("transformer."))
+        patch = module.visual.patch_size
+        side = module.visual.image_size[0] // (patch[0] if isinstance(patch, tuple) else patch)
+        return Work(2.0 * (vision * (side * side + 1) + text * module.context_length), vision + text)
+    if kind == "hf-vision":
+        weights = sum(n for name, n in count.items() if "embeddings" not in name)
+        side = (image_size or module.config.image_size) // module.config.patch_size
+        return Work(2.0 * weights * (side * side + 1), weights)
+    tokens = next(n for start, n in TOKENS.items() if dataset.startswith(start))
+    weights = sum(n for name, n in count.items() if "embed" not in name and "wte" not in name and "wpe" not in name)
+    return Work(2.0 * weights * tokens, sum(count.values()))
+
+
+def samples(cell: Cell, spec: SweepSpec) -> tuple[int, int, int]:
+    """Samples of an epoch, of validation and of the test."""
+    few = shots(cell.train_size)
+    if cell.dataset in TEXT_DATASETS:
+        info = TEXT_DATASETS[cell.dataset]
+        pool, test = info.train or ROWS[cell.dataset], info.test or 0
+        val = spec.evaluate.validation_rows or min(pool // 10, 5000)
+        train = round((pool - min(pool // 10, 5000)) * float(cell.train_size))
+        return train, val, min(test, spec.evaluate.test_rows or test)
+    image = DATASETS[cell.dataset]
+    sizes, classes = image.sizes, image.classes
+    if sizes is None or classes is None:
+        raise ValueError(f"{cell.dataset}: the registry has no sizes")
+    train = few * classes if few is not None else round(sizes.train * float(cell.train_size))
+    val = min(few, 4) * classes if few is not None else sizes.val
+    least = spec.train.min_batches_per_epoch * spec.train.global_batch_size
+    return max(train, least), 0 if spec.protocol == "paper" else val, sizes.test
+
+
+def trial_seconds(cell: Cell, spec: SweepSpec, stage: str, rate: float) -> float:
+    """Seconds of one trial of a cell on a device of `rate` operations a second."""
+    train, val, test = samples(cell, spec)
+    work = work_of(cell.model, cell.dataset, cell.image_size)
+    epochs = cell.epochs or 0
+    again = CHECKPOINTING if spec.train.gradient_checkpointing else 1.0
+    trained = 3 * work.operations * again * RELATIVE.get(cell.base.partition("-")[0], RELATIVE.get(cell.base, 1.0))
+    seconds = TRIAL_SECONDS + train * epochs * trained / (SHARE * rate)
+    evaluated = val * max(epochs, 1) + (test if stage == "CONFIRM" else 0)
+    seconds += evaluated * work.operations / (SHARE * rate)
+    if spec.evaluate.protocol == "generation":
+        steps = evaluated / spec.train.eval_batch_size * spec.evaluate.max_new_tokens
+        seconds += steps * 2 * work.weights / BANDWIDTH
+    return seconds
+
+
+def hours(plan: Plan, rate: float) -> Counter[str]:
+    """Hours by data set."""
+    found: Counter[str] = Counter()
+    for cell in plan.feasible:
+        spent = cell.tune_trials * trial_seconds(cell, plan.spec, "TUNE", rate)
+        spent += cell.confirm_seeds * trial_seconds(cell, plan.spec, "CONFIRM", rate)
+        found[cell.dataset] += spent / 3600  # type: ignore[assignment]
+    return found
+
+
+def length(path: Path) -> str:
+    """The "length" of a recipe's header."""
+    text = path.read_text(encoding="utf-8")
+    device = next(d for d in DEVICES if d in text)
+    plan = Plan.from_spec(SweepSpec.load(path))
+    by_set = hours(plan, DEVICES[device])
+    total = sum(by_set.values())
+    words = f"{plan.n_trials:,} trials, about {_rounded(total)} GPU-hours"
+    if by_set["imagenet"]:
+        words += f", {_rounded(total - by_set['imagenet'])} without ImageNet"
+    return f"{words} (tools/recipe_hours.py)"
+
+
+def _rounded(value: float) -> str:
+    """Two digits: more would pretend."""
+    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="recipes; default: all")
+    parser.add_argument("--write", action="store_true", help="put the lines into the files")
+    given = parser.parse_args()
+    for path in sorted(FOLDER.glob("*.toml")):
+        if given.names and path.stem not in given.names:
+            continue
+        line = length(path)
+        print(f"{path.stem:18} {line}", flush=True)
+        if given.write:
+            text = path.read_text(encoding="utf-8")
+            path.write_text(re.sub(r"(?m)^#   length     .*$", f"#   length     {line}", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
