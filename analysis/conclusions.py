@@ -63,9 +63,7 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
     unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
-    known = all(r["choice_sd"] is not None for r in cells)
-    rates = "the choice of learning rates included" if known else "given the chosen learning rates"
-    given = f"paired over {seeds} seeds, Holm-corrected at 5 %, {rates}"
+    given = f"paired over {seeds} seeds, Holm-corrected at 5 %, given the chosen learning rates"
     return f"{text} ({given}{unequal}{_edges(cells, a, b)})."
 
 

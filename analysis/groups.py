@@ -1,7 +1,7 @@
 """All methods of one budget against each other: groups that the tests do not tell apart, and mean ranks over data sets.
 
 Groups are letters, as in a compact letter display: two methods that share one are not distinguishable. The tests are
-those of `scaling.comparisons` (paired by seed, the choice of rates included), Holm over all pairs of the table.
+paired by seed and include what the choice of rates adds where it is known (`choice`); Holm over all pairs of the table.
 """
 
 from __future__ import annotations

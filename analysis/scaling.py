@@ -81,10 +81,13 @@ COMPARISONS = pa.schema(
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("sd", pa.float64()),
-        ("choice_sd", pa.float64()),  # what the choice of both arms' rates adds (`choice`); null where not known
-        ("p", pa.float64()),  # of the test that includes it; where it is not known, given the chosen rates
+        ("p", pa.float64()),
         ("p_holm", pa.float64()),
         ("verdict", pa.string()),
+        ("choice_sd", pa.float64()),  # what the choice of both arms' rates adds (`choice`); null where not known
+        ("p_choice", pa.float64()),  # of the test that includes it; null where it is not known
+        ("p_choice_holm", pa.float64()),
+        ("verdict_choice", pa.string()),  # 'not testable' where it is not known
         ("test", pa.string()),
         (
             "edge",
@@ -194,8 +197,8 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
 
     Returns:
         Columns `COMPARISONS`, ordered by place, method and budget. `p_holm` and `verdict` hold for the whole table: the
-        chance of any false 'higher' or 'lower' in it is at most 5 %, the choice of rates included where `choice_sd` is
-        known, else given the chosen rates. `low` and `high` are given the chosen rates.
+        chance of any false 'higher' or 'lower' in it is at most 5 %, given the chosen learning rates; with
+        `verdict_choice` it is so over their choice too.
     """
     by_cell: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
     for run in store.sql(_RUNS).to_pylist():
@@ -221,8 +224,11 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
     for row, p in zip(rows, adjusted, strict=True):
         row["p_holm"], row["verdict"] = p, verdict(row["difference"], p)
         simple = row["test"] == T_TEST and row["sd"] is not None
-        row["power"] = power(row["n"], _whole_sd(row), PLANTED, alpha) if simple else None
-        row["seeds_needed"] = seeds_needed(row["sd"], PLANTED, alpha, added=row["choice_sd"] or 0.0) if simple else None
+        row["power"] = power(row["n"], row["sd"], PLANTED, alpha) if simple else None
+        row["seeds_needed"] = seeds_needed(row["sd"], PLANTED, alpha) if simple else None
+    adjusted = holm([row["p_choice"] for row in rows])
+    for row, p in zip(rows, adjusted, strict=True):
+        row["p_choice_holm"], row["verdict_choice"] = p, verdict(row["difference"], p)
     return pa.Table.from_pylist(rows, schema=COMPARISONS)
 
 
@@ -247,11 +253,6 @@ def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[list[Row], lis
     if any(key not in choice for key in cells):
         return None
     return sum(choice[key] * times**2 for key, times in cells.items()) / len(pairs) ** 2
-
-
-def _whole_sd(row: Row) -> float:
-    """The deviation of one pair that gives a mean over `n` pairs its whole variance, the choice's part included."""
-    return float((row["sd"] ** 2 + row["n"] * (row["choice_sd"] or 0.0) ** 2) ** 0.5)
 
 
 def _overall(
@@ -332,7 +333,8 @@ def _compared(
         "high": difference.high,
         "sd": difference.sd,
         "choice_sd": None if added is None else added**0.5,
-        "p": widened_p(difference, added or 0.0),
+        "p": difference.p,
+        "p_choice": None if added is None else widened_p(difference, added),
         "effect": effect and effect.mean,
         "effect_low": effect and effect.low,
         "effect_high": effect and effect.high,
