@@ -117,7 +117,7 @@ def mean_ranks(store: Store) -> pa.Table:
             continue
         scores = np.array([[methods[m][d] for d in datasets] for m in whole])
         ranks = scipy_stats.rankdata(-scores, axis=0).mean(axis=1)
-        named = dict(zip(("sweep", "model", "train_size", "reference"), key, strict=True))
+        named: Row = dict(zip(("sweep", "model", "train_size", "reference"), key, strict=True))
         named |= {"methods": len(whole), "datasets": len(datasets), "p_friedman": _friedman(scores)}
         rows += [named | {"method": m, "mean_rank": float(r)} for m, r in zip(whole, ranks, strict=True)]
     return pa.Table.from_pylist(rows, schema=RANKS)
