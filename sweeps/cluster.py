@@ -17,10 +17,12 @@ from typing import Any, Self
 
 from sweeps.errors import Problem
 from sweeps.interfaces import Resources
+from sweeps.nodes import check_nodes, job_variables, own_paths
 from sweeps.reaper import Reaper
 from sweeps.resources import LaneShape, Node, ResourceError, plan_lanes
 
 PROXY_RESOURCE = "sweeps_proxy"
+HEAD = "node:__internal_head__"
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
 _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
 
@@ -127,15 +129,24 @@ class Pool:
         if joined or self.address is not None:
             nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
             self.shapes = plan_lanes(self.resources, [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in nodes])
+        if self.address is not None:
+            check_nodes(self.storage)
         if ray.cluster_resources().get(PROXY_RESOURCE, 0.0) >= self.trials:
             self.proxy_resources = {PROXY_RESOURCE: 1.0}
         else:  # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
-            self.proxy_resources = {"node:__internal_head__": 0.9 / self.trials}
+            self.proxy_resources = {HEAD: 0.9 / self.trials}
         imports.join()
         from sweeps.broker import Broker
         from sweeps.lanes import Lanes
 
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+        # on the head, which all depends on anyway: other machines may be lost
+        options = {
+            "num_cpus": 0,
+            "resources": {HEAD: 0.001},
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "max_concurrency": 1000,
+        }
         self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
 
@@ -146,13 +157,15 @@ class Pool:
         if self.address is not None:
             try:
                 _knock(self.address)
+                variables = {"PYTHONPATH": own_paths(paths), **_ALWAYS}
+                given = job_variables()
                 ray.init(
                     address=self.address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={"env_vars": {"PYTHONPATH": paths, **_ALWAYS}},
+                    runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
                 )
-            except OSError as error:
+            except (OSError, ray.exceptions.AuthenticationError) as error:
                 rule = f"no Ray cluster answers there ({str(error).splitlines()[0]})"
                 raise ResourceError(
                     [Problem("--address", self.address, rule, "leave it out to run locally")]

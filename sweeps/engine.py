@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.remote import Location
 from sweeps.callbacks import Progress, make_progress
 from sweeps.cluster import Pool, host_facts
 from sweeps.interfaces import Plan, Row
@@ -24,6 +25,7 @@ from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
 from sweeps.signals import Stop, signals, watch
 from sweeps.stages import SweepState
+from sweeps.upload import EVERY_S, Upload, check_there, restore
 
 if TYPE_CHECKING:
     from sweeps.dispatch import Dispatcher
@@ -53,6 +55,7 @@ class RunSummary:
         stuck: labels of cells none of whose learning rates finished, so that nothing could be confirmed.
         failed_before: trials of the plan that failed in earlier runs and were not tried again.
         stopped_by: the limit that ended it, such as "limits.max_hours = 2"; the same command with a larger one goes on.
+        not_uploaded: why the copy elsewhere is not whole; the same command tries again.
     """
 
     folder: Path
@@ -66,6 +69,7 @@ class RunSummary:
     stuck: tuple[str, ...] = ()
     failed_before: int = 0
     stopped_by: str | None = None
+    not_uploaded: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -82,6 +86,7 @@ def run(
     pool: Pool | None = None,
     retry_failed: bool = False,
     observers: Sequence[Observer] = (),
+    upload: str | Location | None = None,
 ) -> RunSummary:
     """Run what is missing of a plan; finished trials are never repeated.
 
@@ -93,6 +98,8 @@ def run(
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
         retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
         observers: told what happens, never asked; one that fails is left out with a warning.
+        upload: a URI that pyarrow reaches, or a location, that gets a copy of the results (`sweeps.upload`); a folder
+            without results starts from what is there.
 
     Raises:
         SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
@@ -102,10 +109,15 @@ def run(
     begun = time.monotonic()
     spec = plan.spec
     folder = spec.folder.absolute()
+    location = Location.of(upload) if isinstance(upload, str) else upload
     check_identity(folder, spec.identity())
+    if location is not None:
+        check_there(location, spec.identity())
     with FolderLock(folder):
+        if location is not None:
+            restore(folder, location)
         write_identity(folder, spec.identity())
-        sealer = Sealer(folder)
+        sealer = Sealer(folder, None if location is None else EVERY_S)
         with Journal(folder / "journal.jsonl") as journal:
             state = SweepState(plan.feasible, spec)
             earlier: dict[str, int] = {}
@@ -122,9 +134,12 @@ def run(
             for cell_id in state.cells:
                 ledger.settle(cell_id)
             interrupted, limit = False, None
+            copies = None if location is None else Upload(folder, location, note=display.note)
             ledger.observers = watching = Observers(observers, display.note)
             watching.start(state)
             shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
+            if copies is not None:
+                copies.start()
             try:
                 if any(not cell.finished for cell in state.cells.values()):
                     with show, signals(None), contextlib.ExitStack() as stack:
@@ -143,10 +158,11 @@ def run(
             finally:
                 sealer.seal()
                 watching.close()
+                not_uploaded = None if copies is None else copies.finish()
         if not (interrupted or limit):
             shutil.rmtree(folder / "work", ignore_errors=True)
     done = _summary(folder, ledger.finished, skipped, time.monotonic() - begun, interrupted, sealer.damaged, state)
-    return replace(done, stopped_by=limit)
+    return replace(done, stopped_by=limit, not_uploaded=not_uploaded)
 
 
 def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop) -> None:
