@@ -55,7 +55,12 @@ _TRIALS: Columns = (
     ("basis_seed", _INT, "Draws the frozen random bases."),
     ("status", _TEXT, "'finished', 'failed', or 'pruned' (stopped early by a pruner)."),
     ("reason", _TEXT, "Why the attempt failed or was pruned; null for a finished one."),
-    ("metric", _TEXT, "What the scores measure, 'accuracy'; higher is better. Null in rows older than this column."),
+    (
+        "metric",
+        _TEXT,
+        "What the scores measure, higher is better: 'accuracy', of language models with their protocol, 'accuracy "
+        "(log-likelihood)', 'accuracy (generation)'; 'bleu', 'matthews', ... Null in rows older than this column.",
+    ),
     ("val_score", _REAL, "Validation score at the last step."),
     ("test_score", _REAL, "Test score at the last step; null in TUNE, which cannot read the test split."),
     ("further", _TEXT, "JSON object: further metrics by name under 'val' and 'test'; null where there are none."),
@@ -66,7 +71,7 @@ _TRIALS: Columns = (
     ("stored_bytes", _INT, "Frozen bases and stored starting points of the adapter, not parameters."),
     ("samples", _INT, "Training examples seen, repeats counted."),
     ("skipped", _INT, "Examples left out because they can't be read (data.skip_bad); CONFIRM counts test ones too."),
-    ("unit", _TEXT, "What an example is: 'images', 'texts'."),
+    ("unit", _TEXT, "What an example is, which `samples` counts: 'images', or 'texts' of the text tasks."),
     ("seconds_setup", _REAL, "Before the first step: model, data, adapters."),
     ("seconds_train", _REAL, "Optimiser steps."),
     ("seconds_eval", _REAL, "Validation and test."),

@@ -49,8 +49,15 @@ ROWS = (
     ("DoRA / PEFT DoRA", "dora", "peft-dora", 0.95, 0.90),
     ("VeRA / PEFT VeRA", "vera", "peft-vera", 0.95, 0.90),
 )
+ACCUMULATED = (
+    # (label, numerator, denominator), all with the same micro-batches
+    ("accumulating() / plain accumulation", "randlora-held", "randlora"),
+    ("accumulating() / PEFT RandLoRA", "randlora-held", "peft-randlora"),
+    ("accumulating() / PEFT LoRA", "randlora-held", "peft-lora"),
+    ("accumulating() / full fine-tuning", "randlora-held", "full"),
+)
 MEMORY = ("randlora", "randlora-kept", "ternary", "lora", "peft-lora", "peft-randlora", "full")
-NAMES = sorted({name for row in ROWS for name in row[1:3]})
+NAMES = sorted({name for row in (*ROWS, *ACCUMULATED) for name in row[1:3]})
 
 
 def restart_with(settings: dict[str, str]) -> None:
@@ -95,6 +102,7 @@ def build(name: str, depth: int) -> tuple[Any, list[Any]]:
         "vera": lambda: randlora.VeraConfig(256),
         "randlora": lambda: randlora.RandLoraConfig(6),
         "randlora-kept": lambda: randlora.RandLoraConfig(6),
+        "randlora-held": lambda: randlora.RandLoraConfig(6),
         "ternary": lambda: randlora.RandLoraConfig(6, distribution="ternary", sparsity=768**0.5),
     }
     targets = [f"blocks.*.{t}.weight" for t in TARGETS]
@@ -124,10 +132,14 @@ class Contender:
         with keep_merged(self.name == "randlora-kept"):
             return torch.nn.functional.cross_entropy(self.model(images), labels)
 
-    def step(self, images: Any, labels: Any) -> float:
+    def step(self, images: Any, labels: Any, micro: int = 1) -> float:
+        from randlora import accumulating
+
         start = time.process_time()
         self.optimiser.zero_grad(set_to_none=True)
-        self.loss(images, labels).backward()
+        with accumulating(self.model, micro if self.name == "randlora-held" else 1):
+            for part, classes in zip(images.chunk(micro), labels.chunk(micro), strict=True):
+                (self.loss(part, classes) / micro).backward()
         self.optimiser.step()
         return time.process_time() - start
 
@@ -146,7 +158,7 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def time_steps(names: list[str], depth: int, tokens: int, rounds: int) -> dict[str, list[float]]:
+def time_steps(names: list[str], depth: int, tokens: int, rounds: int, micro: int = 1) -> dict[str, list[float]]:
     """Seconds per step of each contender, one entry a round; the first round, not kept, warms up."""
     contenders = {name: Contender(name, depth) for name in names}
     images, labels = data(tokens)
@@ -155,7 +167,7 @@ def time_steps(names: list[str], depth: int, tokens: int, rounds: int) -> dict[s
     for round_number in range(rounds + 1):
         shuffle.shuffle(order)
         for name in order:
-            seconds = contenders[name].step(images, labels)
+            seconds = contenders[name].step(images, labels, micro)
             if round_number:
                 times[name].append(seconds)
     return times
@@ -276,6 +288,17 @@ def steps_section(names: list[str], depth: int, tokens: int, rounds: int) -> dic
     return section
 
 
+def accumulation_section(depth: int, rounds: int, micro: int = 4, rows: int = 400) -> dict[str, Any]:
+    print(f"\n{depth} layers, {micro} micro-batches of {rows} tokens a step, {rounds} rounds")
+    names = sorted({name for row in ACCUMULATED for name in row[1:3]})
+    times = time_steps(names, depth, micro * rows, rounds, micro)
+    found = {}
+    for label, top, bottom in ACCUMULATED:
+        found[label] = summary([a / b for a, b in zip(times[top], times[bottom], strict=True)])
+        report(label, found[label], None)
+    return found
+
+
 def memory_section(depth: int) -> dict[str, Any]:
     print(f"\nmemory, {depth} layers, 1,600 tokens")
     kept = {n: saved_bytes(n, depth, 1600) for n in MEMORY}
@@ -312,9 +335,11 @@ def main() -> None:
     for key, value in found["regime"].items():
         print(f"{key}: {value}")
     rounds = options.rounds or (5 if options.quick else 7)
+    names = [name for name in NAMES if name != "randlora-held"]  # it differs under accumulation alone
     for tokens in options.tokens or ([1600] if options.quick else [1600, 6400]):
-        found[f"tokens_{tokens}"] = steps_section(options.only or NAMES, depth, tokens, rounds)
+        found[f"tokens_{tokens}"] = steps_section(options.only or names, depth, tokens, rounds)
     if not options.only:
+        found["accumulation"] = accumulation_section(depth, rounds)
         print("\none bf16 layer, 3,200 rows, ours / PEFT RandLoRA")
         found["bf16"] = bf16_layers(max(rounds, 5))
         for shape, goal in (("768x768", 0.32), ("3072x768", 0.46)):

@@ -6,6 +6,7 @@ Imports torch and safetensors alone.
 """
 
 from randlora.ablations import RandLoraAConfig, RandLoraBConfig
+from randlora.accumulate import accumulating
 from randlora.adalora import AdaLoraConfig
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.attach import Adapted, attach, resolve_targets
@@ -62,6 +63,7 @@ __all__ = [
     "TargetError",
     "UnknownMethodError",
     "VeraConfig",
+    "accumulating",
     "attach",
     "export_deltas",
     "export_merged",

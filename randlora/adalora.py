@@ -107,6 +107,7 @@ def adalora_count(shape: Shape, capacity: int, **options: Any) -> int:
 class AdaLora(Factored):
     """A transposed (in x init_r), B (out x init_r) and e (init_r)."""
 
+    packable = False  # its ranks follow the schedule of one training
     a: nn.Parameter
     b: nn.Parameter
     e: nn.Parameter

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,19 @@ class Request:
         return torch.float64 if all(w.dtype == torch.float64 for w in self.weights.values()) else torch.float32
 
 
+class Held(Protocol):
+    """A weight kept for the length of an optimiser step; see `randlora.accumulate`."""
+
+    def matrix(self, base: Tensor) -> Tensor | None:
+        """W0 + delta (out x in), or None for the ordinary way."""
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
+        """`F.linear(x, W0 + delta, bias)`, or None for the ordinary way."""
+
+    def project(self) -> None:
+        """Take the gradient summed so far back to the trainables."""
+
+
 class Adapter(nn.Module, ABC):
     """A learned change of one frozen weight. Subclasses register their trainables as parameters, and nothing else.
 
@@ -123,10 +136,13 @@ class Adapter(nn.Module, ABC):
 
     `derived` names buffers that depend on W0 and cannot be redrawn from a seed (a singular vector, a stored start):
     they are counted as stored bytes and kept in checkpoints. `schedule` is a `randlora.hooks.Schedule`, if any.
+    `packable`: several may share a forward, each with its slice of the batch (`randlora.packing`).
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
+    packable: ClassVar[bool] = True
     schedule: object | None = None
+    held: Held | None = None
 
     def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
         super().__init__()
@@ -145,6 +161,25 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear(x, base + delta, bias)` for x (..., in), by the cheaper of the two forms."""
+
+    def matrix(self, base: Tensor) -> Tensor:
+        """`weight(base)`, or the one held inside `accumulating()`."""
+        found = None if self.held is None else self.held.matrix(base)
+        return self.weight(base) if found is None else found
+
+    def apply_to(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        """`linear(x, base, bias)`, or by the weight held inside `accumulating()` where that pays."""
+        found = None if self.held is None else self.held.linear(x, base, bias)
+        return self.linear(x, base, bias) if found is None else found
+
+    def project(self, base: Tensor, grad: Tensor) -> None:
+        """Add to the trainables' `.grad` what `grad`, the gradient of `weight(base)` (out x in), means for them."""
+        with torch.enable_grad():
+            torch.autograd.backward([self.weight(base)], [grad])
+
+    def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
+        """Whether one W0 + delta for `micro_batches` of `rows` each costs a called layer less than `linear` does."""
+        return False
 
     def count(self) -> int:
         """Trainable parameters, summed over the tensors built."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from randlora.accumulate import accumulating
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.bases import Bases
 from randlora.errors import AdapterError, CheckpointError, ConfigError, TargetError, nearest
@@ -117,6 +118,10 @@ class Adapted:
         """Restart dropout masks from (init_seed, weight, step): a resumed run then draws what it would have drawn."""
         for name, adapter in self.adapters.items():
             adapter.reseed_dropout(derive_seed("dropout", self.init_seed, name, step))
+
+    def accumulating(self, micro_batches: int) -> AbstractContextManager[None]:
+        """Gradient accumulation with one W0 + delta per optimiser step; see `randlora.accumulate.accumulating`."""
+        return accumulating(self.model, micro_batches)
 
     # -- deltas, merging, detaching -----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
@@ -179,6 +179,23 @@ class _SpreadLinear(torch.autograd.Function):
         return grad_x, None, d_bias, d_lambda, d_gamma, None, None
 
 
+def _grads_of_weight(grad_w: Tensor, lambda_RJ: Tensor, gamma_JM: Tensor, part: Spread) -> tuple[Tensor, Tensor]:
+    """Gradients of lambda and gamma from that of base + delta (out x in)."""
+    b = part.b
+    g = grad_w.to(b.dtype)
+    side = g if part.tall else g.t()
+    grad_m = (b.t() @ side if part.found is None else ternary.times_b(side.t(), part.found)).to(lambda_RJ.dtype)
+    return _spread_grads(grad_m, lambda_RJ, gamma_JM, part.a, part.scale)
+
+
+@torch.no_grad()
+def spread_project(trained: tuple[nn.Parameter, nn.Parameter], part: Spread, grad_w: Tensor) -> None:
+    """Add to lambda's and gamma's `.grad` what the gradient of base + delta (out x in) means for them."""
+    for parameter, grad in zip(trained, _grads_of_weight(grad_w, *trained, part), strict=True):
+        if parameter.requires_grad:
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+
+
 class _SpreadWeight(torch.autograd.Function):
     """base + delta (out x in), keeping lambda and gamma only; base None gives the delta."""
 
@@ -193,14 +210,9 @@ class _SpreadWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_w: Tensor) -> tuple[Tensor | None, ...]:
         lambda_RJ, gamma_JM = ctx.saved_tensors
-        part: Spread = ctx.part
-        b = part.b
         d_lambda = d_gamma = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            g = grad_w.to(b.dtype)
-            side = g if part.tall else g.t()
-            grad_m = (b.t() @ side if part.found is None else ternary.times_b(side.t(), part.found)).to(lambda_RJ.dtype)
-            d_lambda, d_gamma = _spread_grads(grad_m, lambda_RJ, gamma_JM, part.a, part.scale)
+            d_lambda, d_gamma = _grads_of_weight(grad_w, lambda_RJ, gamma_JM, ctx.part)
         return grad_w if ctx.needs_input_grad[0] else None, d_lambda, d_gamma, None
 
 

@@ -108,6 +108,9 @@ class _LowRank(Adapter):
         one_dtype = base.dtype == self.a.dtype == compute_dtype(x)
         return one_dtype and not self.dropping and prefers_matrix(x.numel() // x.shape[-1], self.shape, self.r)
 
+    def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
+        return prefers_matrix(rows * micro_batches, self.shape, self.r)
+
 
 class Lora(_LowRank):
     """scale * B A."""

@@ -119,6 +119,9 @@ class Hybrid(Adapter):
         h = dropped.to(dtype) @ self.low.a.to(dtype)
         return y + (h @ self.low.b.to(dtype).t()) * self.low.scale
 
+    def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
+        return self.full.pays_to_accumulate(rows, micro_batches)
+
 
 class RandLoraSvd(RandLora):
     """A RandLoRA adapter with bases of its own."""

@@ -130,16 +130,16 @@ class PartAdapters(nn.Module):
     def _joined(self, dim: int, of: Callable[[_Segment], Tensor]) -> Tensor:
         return torch.cat([of(segment) for segment in self._segments()], dim)
 
-    def weight(self, base: Tensor) -> Tensor:
+    def matrix(self, base: Tensor) -> Tensor:
         """The whole weight (out x in) with the parts' deltas."""
-        return self._joined(0, lambda s: base[s.rows] if s.adapter is None else s.adapter.weight(base[s.rows]))
+        return self._joined(0, lambda s: base[s.rows] if s.adapter is None else s.adapter.matrix(base[s.rows]))
 
-    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+    def apply_to(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear(x, weight, bias)`, part by part."""
 
         def product(segment: _Segment) -> Tensor:
             rows = segment.rows
-            apply = linear if segment.adapter is None else segment.adapter.linear
+            apply = linear if segment.adapter is None else segment.adapter.apply_to
             return apply(x, base[rows], None if bias is None else bias[rows])
 
         return self._joined(-1, product)

@@ -96,12 +96,31 @@ def choose_plan(
     if not keep:
         del costs["kept"]
     if density is not None:
-        costs["gather"] = part * (2 * large * inner * small + rows * large * inner) + rows * inner * small
+        costs["gather"] = _gather_cost(part, rows, large, small, inner)
     best: Plan = "activation"
     for plan, cost in costs.items():
         if cost < costs[best]:
             best = plan
     return best
+
+
+def pays_to_accumulate(
+    rows: int, large: int, small: int, inner: int, micro_batches: int, *, density: float | None = None
+) -> bool:
+    """Whether one W0 + B M for `micro_batches` of `rows` each, gone back through once, beats the cheapest plan.
+
+    It costs N D d for the weight's gradient in every micro-batch, and 2 D q d a step to make it and to go back.
+    """
+    part = 1.0 if density is None else GATHER_COST * density
+    costs: dict[Plan, float] = {**plan_costs(rows, large, small, inner)}
+    del costs["kept"]
+    if density is not None:
+        costs["gather"] = _gather_cost(part, rows, large, small, inner)
+    return micro_batches * rows * large * small + 2 * part * large * inner * small < micro_batches * min(costs.values())
+
+
+def _gather_cost(part: float, rows: int, large: int, small: int, inner: int) -> float:
+    return part * (2 * large * inner * small + rows * large * inner) + rows * inner * small
 
 
 class Steps(NamedTuple):

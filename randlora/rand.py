@@ -36,8 +36,9 @@ from randlora.adapter import (
     trainable,
 )
 from randlora.bases import Bases, Draw, check_distribution
-from randlora.contract import Spread, compute_dtype, spread_linear, spread_weight
+from randlora.contract import Spread, compute_dtype, spread_linear, spread_project, spread_weight
 from randlora.errors import ConfigError
+from randlora.plans import pays_to_accumulate
 
 DEFAULT_SCALE = 2.0
 """The lower end of what RandLoRA's first author recommends (alpha from 2 r to 20 r); works at rates of 1e-3 to 1e-2."""
@@ -149,6 +150,14 @@ class RandLora(Adapter):
         if base.requires_grad:
             return linear(x, self.weight(base), bias)
         return spread_linear(x, base, bias, (self.lambdas, self.gammas), part)
+
+    def project(self, base: Tensor, grad: Tensor) -> None:
+        spread_project((self.lambdas, self.gammas), self.part(), grad)
+
+    def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
+        sizes = (rows, max(self.shape), min(self.shape), self.n * self.r)
+        found = self.part().found
+        return pays_to_accumulate(*sizes, micro_batches, density=None if found is None else found.density)
 
     def only(self, x: Tensor) -> Tensor:
         """The delta's share of the output, x delta^T."""

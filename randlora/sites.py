@@ -28,7 +28,7 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        return self.adapter.linear(input, self.weight, self.bias)
+        return self.adapter.apply_to(input, self.weight, self.bias)
 
 
 class PackedWeight(nn.Module):
@@ -49,10 +49,14 @@ class PackedWeight(nn.Module):
         """Shape as stored, in and out."""
         if self._held is not None:
             return self._held
-        weight = self.adapter.weight(base.t()).t() if self.transposed else self.adapter.weight(base)
+        weight = self.adapter.matrix(base.t()).t() if self.transposed else self.adapter.matrix(base)
         if self._holding:
             self._held = weight
         return weight
+
+    def forget(self) -> None:
+        """Drop the result that is kept: the adapter's turn has changed."""
+        self._held = None
 
     def mount(self, owner: nn.Module, order: list[str]) -> None:
         """Hold between the forward hooks of `owner`, whose parameters were in this order before."""
@@ -192,6 +196,12 @@ class Site:
         packed: PackedWeight = self._parametrizations()[self.attr][0]
         parametrize.remove_parametrizations(self.owner, self.attr, leave_parametrized=False)
         packed.unmount(self.owner)
+
+
+def reader_of(site: Site) -> nn.Module:
+    """The module whose forward reads the weight: its owner, or a parent that computes with its children's weights."""
+    reads = site.parent is not None and isinstance(site.parent, _READS_CHILDREN)
+    return site.parent if reads and site.parent is not None else site.owner
 
 
 def is_adapted(model: nn.Module) -> bool:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from sweeps import cli_data, show
+from sweeps import cli_analysis, cli_data, cli_run, show
+from sweeps.cli_run import BAD_INPUT, FAILED_TRIALS, INTERRUPTED, Json, Scale, Set, Source, Spec, load
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.show import err, out
 
 if TYPE_CHECKING:
     from analysis import Store
-    from sweeps.plan import Plan
-    from sweeps.spec import SweepSpec
 
 P = ParamSpec("P")
 
@@ -32,14 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
-Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
-Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-
-FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
 
 
 def _verb(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -101,14 +92,6 @@ def _store(source: Path, overrides: list[str] | None = None) -> Store:
     return open_store(_folder(source, overrides))
 
 
-def _load(spec: Path, overrides: list[str] | None, scale: str | None) -> tuple[SweepSpec, Plan]:
-    from sweeps.plan import Plan
-    from sweeps.spec import SweepSpec
-
-    loaded = SweepSpec.load(spec, overrides or (), scale)
-    return loaded, Plan.from_spec(loaded)
-
-
 @app.command()
 @_verb
 def init(
@@ -130,7 +113,7 @@ def init(
 @_verb
 def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
-    _, planned = _load(spec, overrides, scale)
+    _, planned = load(spec, overrides, scale)
     if as_json:
         show.print_json({"cells": planned.table().to_pylist(), "trials": planned.n_trials})
     else:
@@ -143,7 +126,7 @@ def estimate(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Js
     """Time, memory and disk of a sweep, from a short probe of every method."""
     from sweeps.estimate import estimate_plan
 
-    _, planned = _load(spec, overrides, scale)
+    _, planned = load(spec, overrides, scale)
     answer = estimate_plan(planned)
     if as_json:
         show.print_json(answer.as_dict())
@@ -151,58 +134,7 @@ def estimate(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Js
         show.print_estimate(answer)
 
 
-@app.command()
-@_verb
-def run(
-    spec: Spec,
-    overrides: Set = None,
-    scale: Scale = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a local one.")] = None,
-    max_hours: Annotated[
-        float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
-    ] = None,
-    report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
-    as_json: Json = False,
-) -> int:
-    """Run a sweep; the same command resumes it, or extends it after an edit. Finished trials are never repeated."""
-    from sweeps.engine import run as run_engine
-    from sweeps.estimate import estimate_plan
-    from sweeps.export import write_spec
-    from sweeps.inputs import check_inputs
-
-    more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
-    loaded, planned = _load(spec, [*(overrides or ()), *more], scale)
-    check_inputs(planned)
-    quiet = quiet or as_json
-    if not quiet:
-        show.print_header(planned)
-        show.print_estimate_line(estimate_plan(planned))
-    summary = run_engine(planned, address=address, progress=not quiet, retry_failed=retry_failed)
-    write_spec(loaded)
-    if summary.interrupted:
-        err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
-        return INTERRUPTED
-    if summary.stopped_by:
-        say = (
-            f"stopped by {summary.stopped_by}; finished trials are kept: `sweeps run {spec}` with a larger one goes on"
-        )
-        err.print(say, highlight=False, markup=False)
-        if as_json:
-            show.print_json(show.summary_dict(summary))
-        return LIMITED
-    paths = _draw(loaded.folder) if report else {}
-    if as_json:
-        show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
-    else:
-        show.print_results(loaded.folder, summary, paths)
-    return 0 if summary.complete else FAILED_TRIALS
-
-
-app.command("resume", help="The same as `run`.")(run)
+cli_run.attach(app, _verb)
 
 
 @app.command()
@@ -229,24 +161,6 @@ def best(source: Source, overrides: Set = None, as_json: Json = False) -> None:
         show.print_json(results_table(store).to_pylist())
     else:
         show.print_best(store)
-
-
-@app.command()
-@_verb
-def query(
-    source: Source,
-    sql: Annotated[str, typer.Argument(help="SQL over trials, metrics, predictions, cells, choices and the views.")],
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Read-only SQL over the results tables (DuckDB)."""
-    table = _store(source).sql(sql)
-    if as_json:
-        show.print_json(table.to_pylist())
-    elif csv:
-        show.print_csv(table)
-    else:
-        show.print_table(table)
 
 
 @app.command()
@@ -291,51 +205,6 @@ def export(
 
 @app.command()
 @_verb
-def analyze(
-    kind: Annotated[str, typer.Argument(help="spectrum, cka or landscape.")],
-    source: Source,
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Diagnostics of kept weights; needs [keep] adapters = "confirm" and full = true. `report` shows the figures."""
-    from analysis.diagnostics import analyze as run_diagnostic
-
-    table, paths, says = run_diagnostic(_store(source, overrides), kind)
-    if as_json:
-        show.print_json({"says": says, "rows": table.num_rows, "paths": {k: str(v) for k, v in paths.items()}})
-        return
-    out.print(says, highlight=False, markup=False)
-    show.print_paths(paths)
-
-
-@app.command("import")
-@_verb
-def import_results(
-    source: Annotated[str, typer.Argument(help="paper (numbers published with RandLoRA), or peft (its comparison).")],
-    names: Annotated[list[str] | None, typer.Argument(help="paper: which, default all; peft: JSON files.")] = None,
-    to: Annotated[Path, typer.Option("--to", help="Results folder to make.")] = Path("results/imported"),
-    as_json: Json = False,
-) -> None:
-    """Make a results folder of numbers from elsewhere, to query and draw beside ours."""
-    from analysis.importing import import_peft, import_published
-
-    left_out: list[str] = []
-    if source == "paper":
-        import_published(to, names or ())
-    elif source == "peft":
-        _, left_out = import_peft(to, [Path(name) for name in names or ()])
-    else:
-        raise SpecError([unknown("source", source, "source", ("paper", "peft"))])
-    if as_json:
-        show.print_json({"path": str(to), "left_out": left_out})
-        return
-    for line in left_out:
-        out.print(f"left out  {line}", highlight=False, markup=False)
-    out.print(f"wrote {to}; next: sweeps report {to}", highlight=False)
-
-
-@app.command()
-@_verb
 def budget(
     model: Annotated[str, typer.Option(help="Model id: open_clip:ARCH, local:DIR, hf:ORG/NAME, embedded:NAME.")],
     lora_rank: Annotated[int, typer.Option(help="The LoRA rank whose count is the budget.", min=1)],
@@ -363,6 +232,7 @@ def budget(
 
 
 cli_data.attach(app, _verb)
+cli_analysis.attach(app, _verb, _folder)
 
 
 @app.command()
@@ -377,13 +247,6 @@ def doctor(as_json: Json = False) -> int:
     else:
         show.print_checks(checks)
     return 0 if all(c.ok for c in checks) else FAILED_TRIALS
-
-
-def _draw(folder: Path) -> dict[str, Path]:
-    """Figures and report of a results folder; names to paths."""
-    from analysis.report import write_report
-
-    return dict(write_report(folder))
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -12,6 +12,9 @@ import torch
 from sweeps.errors import Problem, SpecError
 from sweeps.plan import Cell, Plan
 from trainables.data import Dataset, load_dataset, split
+from trainables.data.registry import load_text_dataset
+from trainables.data.text import TextDataset
+from trainables.data.text_registry import text_loader
 from trainables.families import parse_id
 
 OPENED = 4000
@@ -38,7 +41,7 @@ def check_inputs(plan: Plan) -> None:
 
 
 def split_sizes(cell: Cell) -> tuple[int, int, int]:
-    """Images to train, validate and test on."""
+    """Examples to train, validate and test on."""
     return _split_sizes(cell.dataset, cell.train_size, cell.protocol)
 
 
@@ -48,14 +51,18 @@ def class_count(name: str) -> int:
 
 
 @functools.cache
-def _load(name: str) -> Dataset:
-    """Labels and encoded images; the test split is opened for its size and labels, its images are not."""
+def _load(name: str) -> Dataset | TextDataset:
+    """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not."""
+    if text_loader(name) is not None:
+        return load_text_dataset(name, stage="CONFIRM")
     return load_dataset(name, stage="CONFIRM")
 
 
 @functools.cache
 def _open_images(name: str) -> None:
     dataset = _load(name)
+    if isinstance(dataset, TextDataset):
+        return  # read whole already
     step = max(1, len(dataset.train) // OPENED)
     for row in range(0, len(dataset.train), step):
         dataset.train.image(row)
@@ -67,7 +74,7 @@ def _split_sizes(name: str, train_size: str | float, protocol: str) -> tuple[int
     return len(rows.train_idx), len(rows.val_idx), len(rows.test_idx)
 
 
-def fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: Dataset | TextDataset) -> str:
     """A digest of a data set's class names and of the labels of both splits, in order; not of pixels."""
     parts = [json.dumps(dataset.class_names)]
     parts += [part.examples_hash(torch.arange(len(part))) for part in (dataset.train, dataset.test)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,24 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from analysis.tables import cells_table
-from sweeps.budget import Infeasible, Neighbour, Solution, reference_budget, solve, solve_pinned
+from sweeps.budget import Neighbour, Solution
 from sweeps.errors import Problem, SpecError
 from sweeps.methods import has_budget, published_lr
 from sweeps.plan_checks import check_adapters, counted
 from sweeps.search import check_sampler
 from sweeps.search_space import dimensions, published, split_extra
+from sweeps.solving import Shapes, Solved, rank_problems, solutions
 from sweeps.space import Dimension, Extra, Space
 from sweeps.spec import MethodSection, SweepSpec
 from sweeps.task_checks import task_problems, with_towers
-from trainables.config import TrainSettings, TrialConfig
+from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.data import DataError, check_dataset
+from trainables.data.text_registry import TEXT_FORMS
 from trainables.models import ModelError, default_targets, target_shapes
 from trainables.shapes import model_kind
 
-Shapes = Mapping[str, tuple[int, int]]
+PATH_FORMS = {"local", "folder", "parquet", "arrow", *TEXT_FORMS}
+"""Schemes of model and data ids that name a path."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Cell:
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
-        skip_bad: leave unreadable examples out and count them.
+        skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
     """
 
     cell_id: str
@@ -80,6 +83,7 @@ class Cell:
     epoch_samples: int | None = field(default=None, kw_only=True)
     epochs: int | None = field(default=None, kw_only=True)
     skip_bad: bool = field(default=False, kw_only=True)
+    evaluate: EvaluateSettings = field(default=EvaluateSettings(), kw_only=True)
 
     @property
     def space(self) -> Space | None:
@@ -129,6 +133,7 @@ class Cell:
                 "protocol": self.protocol,
                 "image_size": self.image_size,
                 "skip_bad": self.skip_bad,
+                "evaluate": self.evaluate,
             }
         )
 
@@ -140,7 +145,7 @@ class Cell:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
         hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
-        for name in (*hidden, "image_size"):
+        for name in (*hidden, "image_size", "evaluate"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
@@ -196,7 +201,7 @@ class Plan:
         except ValueError as error:  # a target pattern that matches nothing; the message lists the nearest names
             problems.append(Problem("model.targets", list(targets), str(error)))
         else:
-            problems += _rank_problems(spec, shapes)
+            problems += rank_problems(spec, shapes)
         if problems:
             raise SpecError(problems)
         cells = tuple(_cells(spec, targets, shapes))
@@ -236,16 +241,10 @@ def _data_problems(spec: SweepSpec) -> list[Problem]:
     return problems
 
 
-def _rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
-    largest = max(min(shape) for shape in shapes.values())
-    rule = f"is above the largest rank of the target weights, {largest}"
-    return [Problem("budgets.lora_rank", r, rule, str(largest)) for r in spec.budgets.lora_rank or () if r > largest]
-
-
 def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Cell]:
     cells = []
     for name, section in spec.methods.items():
-        for solved in _solutions(name, section, spec, shapes):
+        for solved in solutions(name, section, spec, shapes):
             for dataset in spec.data.datasets:
                 for size in spec.data.train_size:
                     cells.append(_cell(spec, targets, name, section, dataset, size, solved))
@@ -255,50 +254,7 @@ def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Ce
 def _absolute(name: str) -> str:
     """A path in a model or data id, made absolute: workers run in other folders."""
     scheme, colon, path = name.partition(":")
-    return f"{scheme}:{Path(path).resolve()}" if colon and scheme in {"local", "folder", "parquet", "arrow"} else name
-
-
-@dataclass(frozen=True)
-class _Solved:
-    reference: str | None
-    budget: int | None
-    answer: Solution | Infeasible | None
-    reason: str | None
-
-
-def _solutions(name: str, section: MethodSection, spec: SweepSpec, shapes: Shapes) -> list[_Solved]:
-    if not has_budget(name):
-        return [_Solved(None, None, None, None)]
-    solved = []
-    options = section.options
-    budgets = _budgets(spec, shapes)
-    for reference in section.budgets or spec.budgets.references():
-        budget = budgets[reference]
-        if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
-            answer: Solution | Infeasible = solve_pinned(name, shapes, section.capacity, budget, options=options)
-        else:
-            allocation = section.allocation or spec.budgets.allocation
-            tolerance = None if section.unmatched else spec.budgets.tolerance
-            answer = solve(name, shapes, budget, allocation, tolerance=tolerance, options=options)
-        reason = _reason(answer) if isinstance(answer, Infeasible) else None
-        solved.append(_Solved(reference, budget, answer, reason))
-    if section.capacity is not None:
-        return [min(solved, key=lambda s: abs(s.answer.residual) if isinstance(s.answer, Solution) else 0)]
-    return solved
-
-
-def _reason(answer: Infeasible) -> str:
-    return f"{answer.reason}; {answer.lever}" if answer.lever else answer.reason
-
-
-def _budgets(spec: SweepSpec, shapes: Shapes) -> dict[str, int]:
-    references = spec.budgets.references()
-    if spec.budgets.lora_rank is not None:
-        return dict(zip(references, (reference_budget(shapes, r) for r in spec.budgets.lora_rank), strict=True))
-    if spec.budgets.params is not None:
-        return dict(zip(references, spec.budgets.params, strict=True))
-    total = sum(rows * columns for rows, columns in shapes.values())
-    return dict(zip(references, (round(total * p / 100) for p in spec.budgets.percent or ()), strict=True))
+    return f"{scheme}:{Path(path).resolve()}" if colon and scheme in PATH_FORMS else name
 
 
 def _cell(
@@ -308,7 +264,7 @@ def _cell(
     section: MethodSection,
     dataset: str,
     size: str | float,
-    solved: _Solved,
+    solved: Solved,
 ) -> Cell:
     answer = solved.answer
     solution = answer if isinstance(answer, Solution) else None
@@ -364,6 +320,7 @@ def _cell(
         dimensions=space,
         published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
         skip_bad=spec.data.skip_bad,
+        evaluate=spec.evaluate,
     )
 
 

@@ -7,6 +7,7 @@ from the journal goes on as if it had never stopped.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 State = Literal["running", "finished", "failed", "pruned"]
 
 STARTUP = 4  # points drawn at random before an adaptive sampler models anything; Optuna's 10 would be most allowances
+_BLOCK = 16  # Sobol points made at once
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ def sobol(space: Space, seed: int, slot: int) -> Point:
     Optuna keeps the sequence's position in the study and draws the very first trial of an empty study at random, so
     one made-up finished trial comes before. Lists are searched by position, so that they too are filled evenly.
     """
+    return _sobol(space, seed, _BLOCK * (slot // _BLOCK + 1))[slot]
+
+
+@functools.lru_cache(maxsize=1024)  # cells, which ask in turn; a proposal alone would replay all before it
+def _sobol(space: Space, seed: int, points: int) -> tuple[Point, ...]:
     import optuna
 
     codec = _Codec(space, by_position=True)
@@ -67,9 +74,7 @@ def sobol(space: Space, seed: int, slot: int) -> Point:
         sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
     study = _study(sampler)
     study.add_trial(optuna.trial.create_trial(params=codec.first(), distributions=codec.distributions, value=0.0))
-    for _ in range(slot):
-        study.ask(codec.distributions)
-    return codec.decode(study.ask(codec.distributions).params)
+    return tuple(codec.decode(study.ask(codec.distributions).params) for _ in range(points))
 
 
 def ask(sampler: str, space: Space, seed: int, tried: Sequence[Tried]) -> Point:

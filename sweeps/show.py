@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import math
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -47,9 +49,32 @@ def _plain(value: Any) -> Any:
 
 def print_csv(table: pa.Table) -> None:
     """A table as CSV, header first."""
-    writer = csv.writer(sys.stdout)
+    sys.stdout.write(_csv(table))
+
+
+def _csv(table: pa.Table) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
     writer.writerow(table.column_names)
     writer.writerows(_plain(list(row.values())) for row in table.to_pylist())
+    return text.getvalue()
+
+
+def as_bytes(table: pa.Table, kind: str) -> bytes:
+    """A table as a file of kind 'csv', 'json', 'parquet' or 'arrow' (Arrow's file format) holds it."""
+    if kind == "csv":
+        return _csv(table).encode()
+    if kind == "json":
+        return (json.dumps(_plain(table.to_pylist()), default=str, allow_nan=False, indent=2) + "\n").encode()
+    sink = pa.BufferOutputStream()
+    if kind == "parquet":
+        pq.write_table(table, sink, compression="zstd")
+    elif kind == "arrow":
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        raise ValueError(f"unknown kind {kind!r} of file; known: csv, json, parquet, arrow")
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def print_table(table: pa.Table, title: str | None = None) -> None:

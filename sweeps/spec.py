@@ -22,7 +22,7 @@ from sweeps.order import Order
 from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
-from trainables.config import LATER, TrainSettings, identifying
+from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
@@ -227,6 +227,7 @@ class SweepSpec(_Section):
     search: SearchSection = SearchSection()
     confirm: ConfirmSection = ConfirmSection()
     train: TrainSettings = TrainSettings()
+    evaluate: Annotated[EvaluateSettings, LATER] = EvaluateSettings()
     resources: ResourceSection = ResourceSection()
     limits: LimitsSection = LimitsSection()
     keep: KeepSection = KeepSection()
@@ -244,7 +245,7 @@ class SweepSpec(_Section):
             name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
         }
         budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
-        kept = {k: whole[k] for k in ("name", "protocol", "model", "train")}
+        kept: dict[str, Any] = {k: whole[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in whole}
         if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
             kept["model"] = whole["model"] | {"adapt": "both"}
         if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:

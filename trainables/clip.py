@@ -23,11 +23,11 @@ Tokenizer = Callable[[list[str]], Tensor]
 TEXTS_AT_ONCE = 1024
 
 
-def encode_texts(model: nn.Module, tokens: Tensor, autocast: Autocast) -> Tensor:
-    """Unit-length text features (n, D), float32, of token ids (n, context)."""
+def encode_texts(model: nn.Module, tokens: Tensor, autocast: Autocast, *, at_once: int = TEXTS_AT_ONCE) -> Tensor:
+    """Unit-length text features (n, D), float32, of token ids (n, context), `at_once` in a forward pass."""
     encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
     with autocast():
-        parts = [encode(part) for part in torch.split(tokens, TEXTS_AT_ONCE)]
+        parts = [encode(part) for part in torch.split(tokens, at_once)]
     return normalize(torch.cat(parts).float(), dim=-1)
 
 
@@ -115,7 +115,21 @@ class BothTask(FeatureClassifier):
         """
         present, target, counts = torch.unique(labels, return_inverse=True, return_counts=True)
         texts = encode_texts(self._model, self._tokens[present], self._autocast)
-        images_BD = encode_images(self._model, images, self._autocast)
+        return self._contrast(encode_images(self._model, images, self._autocast), texts, target, counts)
+
+    def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+        """See `FeatureClassifier.loss_sums`. A trial with fewer classes in its batch than another encodes one again."""
+        found = [torch.unique(own, return_inverse=True, return_counts=True) for own in labels]
+        most = max(len(present) for present, _, _ in found)
+        rows = torch.cat([nn.functional.pad(p, (0, most - len(p)), value=int(p[0])) for p, _, _ in found])
+        texts = encode_texts(self._model, self._tokens[rows], self._autocast, at_once=len(rows)).chunk(len(labels))
+        parts = encode_images(self._model, images, self._autocast).chunk(len(labels))
+        return [
+            self._contrast(part, text[: len(present)], target, counts)
+            for part, text, (present, target, counts) in zip(parts, texts, found, strict=True)
+        ]
+
+    def _contrast(self, images_BD: Tensor, texts: Tensor, target: Tensor, counts: Tensor) -> Tensor:
         repeats = counts.float().log()
         logits = self._scale * images_BD @ texts.T + repeats
         loss: Tensor = cross_entropy(logits, target, reduction="sum") + repeats[target].sum()

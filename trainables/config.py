@@ -93,6 +93,10 @@ class TrainSettings(BaseModel):
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
+    float32: Annotated[Literal["default", "fast"], LATER] = "default"
+    """fast: on CPUs oneDNN's float32 products, where they are as accurate; see `trainables.runtime`."""
+    hold_weights: Annotated[bool, LATER] = False
+    """With micro-batches, adapters make W0 + delta once per optimiser step; see `randlora.accumulate`. Costs memory."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
     head_lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False), LATER] = 1e-3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +46,20 @@ class FeatureClassifier(ABC):
 
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(self.classify(self.features(images)), labels, reduction="sum")
+
+    def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+        """The summed losses of K trials that share one model in training (`randlora.packing`).
+
+        Args:
+            heads: the classifiers of the trials, of this one's kind.
+            images: (K b, 3, S, S), one trial's after another's.
+            labels: (b,) for each trial.
+        """
+        parts = self.features(images).chunk(len(labels))
+        return [
+            cross_entropy(head.classify(part), own, reduction="sum")
+            for head, part, own in zip(heads, parts, labels, strict=True)
+        ]
 
     def predict(self, images: Tensor) -> Tensor:
         return self.classify(self.features(images)).argmax(dim=1)

@@ -75,9 +75,18 @@ class ImageTask:
     def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor | None:
         return crop_flip_plan(len(batch), generator) if self._trial.train.augment == "crop-flip" else None
 
-    def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
+    @property
+    def classifier(self) -> Classifier:
+        """What learns the images."""
+        return self._classifier
+
+    def inputs(self, rows: Tensor, plan: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images (b, 3, S, S), augmented by `plan`, and labels (b,) of training rows, on the device."""
         labels = self._pixels.split.labels[rows].to(self._normalise.device)
-        return self._classifier.loss_sum(self._images(self._pixels, rows, plan), labels)
+        return self._images(self._pixels, rows, plan), labels
+
+    def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
+        return self._classifier.loss_sum(*self.inputs(rows, plan))
 
     def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
         if which == "test":

@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -33,10 +33,82 @@ def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     return "fp32", contextlib.nullcontext
 
 
-def choose_backend(device: torch.device) -> str:
-    """The float32 matrix back end of this worker, the same for every method: torch's default, and nothing is set."""
-    del device
-    return "default"
+@contextlib.contextmanager
+def float32_backend(asked: str, device: torch.device) -> Iterator[str]:
+    """The float32 matrix back end of a trial, the same for every method: set inside the block, restored at its end.
+
+    "default" is torch's own, and nothing is set. "fast" lets oneDNN compute float32 products on the CPU, faster where
+    torch's default library is slow, by the switch of that back end alone: neither torch's global precision nor CUDA's
+    TF32 is touched. On processors with AMX the same switch computes in bfloat16, so it is used only where products
+    keep float32's accuracy, checked once per process; timings play no part, so all workers of one kind choose alike.
+
+    Yields:
+        What the block computes with, for the trial's row: "default", "fast", or "default" with the reason.
+    """
+    if asked == "default" or device.type != "cpu":
+        yield "default"
+        return
+    reason = _why_not_fast()
+    if reason is not None:
+        yield f"default ({reason})"
+        return
+    matmul = _switch()
+    before = matmul.fp32_precision
+    matmul.fp32_precision = _FAST
+    try:
+        yield "fast"
+    finally:
+        matmul.fp32_precision = before
+
+
+def _switch() -> Any:
+    """oneDNN's matrix products; None for a torch without a switch of their own."""
+    return getattr(torch.backends.mkldnn, "matmul", None)
+
+
+_FAST = "bf16"
+"""oneDNN may round to bfloat16; without hardware for that it computes in float32, by its own kernels."""
+_LOSS = 4.0
+"""Accurate is a back end whose error is at most so many times the default's: other orders of sums, same precision."""
+
+
+@functools.cache
+def _why_not_fast() -> str | None:
+    """Why "fast" can't be had in this process; None where it can."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "fast refused: torch was built without oneDNN"
+    if (matmul := _switch()) is None:
+        return f"fast refused: torch {torch.__version__} has no switch for it"
+    plain, before = _errors(), matmul.fp32_precision
+    matmul.fp32_precision = _FAST
+    try:
+        fast = _errors()
+    finally:
+        matmul.fp32_precision = before
+    name, error = max(((n, e) for n, e in fast.items()), key=lambda item: item[1] / plain[item[0]])
+    if error > _LOSS * plain[name]:
+        return f"fast refused: relative error of {name} {error:.1e}, of the default {plain[name]:.1e}"
+    return None
+
+
+def _errors() -> dict[str, float]:
+    """Relative error against float64 of the products that training is made of, as they are computed now."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=draw) for _ in range(2))
+    left, right = torch.randn(4, 64, 256, generator=draw), torch.randn(4, 256, 64, generator=draw)
+    q = torch.randn(2, 4, 64, 32, generator=draw)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    pairs = {
+        "mm": (a @ b, a.double() @ b.double()),
+        "linear": (
+            torch.nn.functional.linear(a, b, b[0]),
+            torch.nn.functional.linear(a.double(), b.double(), b[0].double()),
+        ),
+        "addmm": (torch.addmm(a, a, b), torch.addmm(a.double(), a.double(), b.double())),
+        "bmm": (torch.bmm(left, right), torch.bmm(left.double(), right.double())),
+        "attention": (attend(q, q, q), attend(q.double(), q.double(), q.double())),
+    }
+    return {name: float((found - exact).norm() / exact.norm()) for name, (found, exact) in pairs.items()}
 
 
 def device_name(device: torch.device) -> str:

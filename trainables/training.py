@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from randlora.accumulate import accumulating
 from randlora.hooks import hooks_in
 from trainables.adapting import Trainables, reseed_dropout
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
@@ -60,57 +62,67 @@ class Trainer:
         Raises:
             TrialError: a loss that is not finite, naming the step.
         """
-        trial, settings = self._trial, self._trial.train
-        total = self._steps * settings.epochs
         self._module.train()
         freeze_statistics(self._module)
-        reseed_dropout(self._module, trial.init_seed, epoch)
-        draw = generator(trial.data_seed, "augment", epoch)
-        batches = self._task.batches(epoch)
-        device = self._device
+        reseed_dropout(self._module, self._trial.init_seed, epoch)
+        draw, batches, device = self.draws(epoch), self._task.batches(epoch), self._device
         sums = torch.zeros(len(batches), device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # a base model may hold dropout of its own, which draws from the global generator
-            torch.manual_seed(derive_seed(trial.init_seed, "base dropout", epoch))
+            torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch))
             for index, batch in enumerate(batches):
-                step = (epoch - 1) * self._steps + index
-                sums[index] = self._step(batch, lr_factor(step, total, settings), draw, (step + 1, total))
+                sums[index] = self._step(batch, draw, epoch, index)
                 # reading a device's numbers stops it, so not at every step; workers must stop together, after the sum
                 if self._world == 1 and (device.type == "cpu" or index % 25 == 24):
-                    self._check(sums[: index + 1], epoch)
+                    self.check(sums[: index + 1], epoch)
         if self._world > 1:
             torch.distributed.all_reduce(sums)
-        self._check(sums, epoch)
+        self.check(sums, epoch)
+        return self.mean_loss(sums, batches)
+
+    def draws(self, epoch: int) -> torch.Generator:
+        """The stream of an epoch's augmentation."""
+        return generator(self._trial.data_seed, "augment", epoch)
+
+    def mean_loss(self, sums: Tensor, batches: Sequence[Tensor]) -> float:
+        """An epoch's loss per unit of weight, from the summed loss of every step."""
         return float(sums.double().sum()) / sum(self._task.weight(batch) for batch in batches)
 
-    def _step(self, batch: Tensor, factor: float, draw: torch.Generator, at: tuple[int, int]) -> Tensor:
-        """Optimiser step `at` = (number, total) on the rows `batch`; the summed loss of this worker's share, a scalar.
-
-        `factor` is the share of every peak rate that the schedule gives this step.
-        A method's penalty joins after the gradients are summed, once; it is no part of the loss that is reported.
-        """
-        settings = self._trial.train
+    def _step(self, batch: Tensor, draw: torch.Generator, epoch: int, index: int) -> Tensor:
+        """Optimiser step `index` of an epoch on the rows `batch`; the summed loss of this worker's share, a scalar."""
         plan = self._task.draw(batch, draw)  # for all workers
         weight = self._task.weight(batch)
         share = torch.arange(self._rank, len(batch), self._world)
         micro = self._micro or len(batch)
         loss_sum = torch.zeros((), device=self._device)
-        for part in torch.split(share, micro) if len(share) else ():
-            loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])
-            (loss / weight).backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
+        parts = torch.split(share, micro) if len(share) else ()
+        with accumulating(self._module, max(1, len(parts)) if self._trial.train.hold_weights else 1):
+            for part in parts:
+                loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])
+                (loss / weight).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach()
+        self.update(epoch, index)
+        return loss_sum
+
+    def update(self, epoch: int, index: int) -> None:
+        """From the gradients of step `index` of an epoch to the next state.
+
+        A method's penalty joins after the gradients are summed, once; it is no part of the loss that is reported.
+        """
+        settings = self._trial.train
+        step, total = (epoch - 1) * self._steps + index, self._steps * settings.epochs
         if self._world > 1:
             add_over_workers(self._parameters)
         if (penalty := self._hooks.regulariser()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
-        set_lr(self._optimizer, factor)
+        set_lr(self._optimizer, lr_factor(step, total, settings))
         self._optimizer.step()
-        self._hooks.on_step(*at)
+        self._hooks.on_step(step + 1, total)
         self._optimizer.zero_grad(set_to_none=True)
-        return loss_sum
 
-    def _check(self, sums: Tensor, epoch: int) -> None:
+    def check(self, sums: Tensor, epoch: int) -> None:
+        """Raise `TrialError` where the summed losses of an epoch's steps are not finite, naming the step."""
         if not math.isfinite(float(sums.sum())):
             index = int((~torch.isfinite(sums)).int().argmax())
             step = (epoch - 1) * self._steps + index + 1

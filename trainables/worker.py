@@ -20,7 +20,7 @@ from trainables.encoders import HEAD_FILE
 from trainables.errors import TrialError
 from trainables.evaluate import pack
 from trainables.memory import PeakMemory
-from trainables.runtime import choose_backend, choose_precision, device_name, versions
+from trainables.runtime import choose_precision, device_name, float32_backend, versions
 from trainables.task import Parts, Scores, Task, Which
 from trainables.tasks import make_task
 from trainables.training import Trainer
@@ -83,8 +83,8 @@ def run_trial(
     try:
         parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision, world=world)
         task = make_task(parts)
-        with adapted(loaded.module, trial) as trainables:
-            run = _Run(
+        with float32_backend(trial.train.float32, device) as backend, adapted(loaded.module, trial) as trainables:
+            run = Run(
                 trial=trial,
                 device=device,
                 module=loaded.module,
@@ -95,7 +95,7 @@ def run_trial(
                 rank=rank,
                 world=world,
                 micro_batch_size=micro_batch_size,
-                facts={"device": device_name(device), "precision": precision, "backend": choose_backend(device)},
+                facts={"device": device_name(device), "precision": precision, "backend": backend},
             )
             yield from run.go(started, memory)
     finally:
@@ -103,7 +103,7 @@ def run_trial(
 
 
 @dataclass(kw_only=True, eq=False)
-class _Run:
+class Run:
     """The trial's parts, once all are at hand."""
 
     trial: TrialConfig
@@ -141,30 +141,33 @@ class _Run:
         for epoch in range(finished + 1, self.trial.train.epochs + 1):
             begun = time.perf_counter()
             loss = trainer.epoch(epoch)
-            trained = time.perf_counter()
-            val = self._evaluate("val")
+            report = self.report(epoch, loss, time.perf_counter() - begun, trainer.samples_per_epoch, memory)
             ended = time.perf_counter()
-            count = trainer.samples_per_epoch
-            report: Report = {
-                "epoch": epoch,
-                "done": False,
-                "train_loss": loss,
-                **_validation(val),
-                "seconds": trained - begun,
-                "seconds_eval": ended - trained,
-                "samples": count * epoch,
-                "samples_per_second": count / (trained - begun),
-                "peak_memory_bytes": memory.bytes(),
-            }
             history.append(report)
             if epoch == self.trial.train.epochs:
-                yield self._finish(history, setup, memory)
+                yield self.finish(history, setup, memory)
                 return
             if self.rank == 0 and (cost == 0.0 or ended - last_saved >= cost / CHECKPOINT_SHARE):
                 save_checkpoint(self.directory, self.trial.trial_id, epoch, history, trainer.state())
                 last_saved = time.perf_counter()
                 cost = last_saved - ended
             yield report
+
+    def report(self, epoch: int, loss: float, seconds: float, count: int, memory: PeakMemory) -> Report:
+        """Evaluate after an epoch of `count` samples, which trained for `seconds`, and report it."""
+        begun = time.perf_counter()
+        val = self._evaluate("val")
+        return {
+            "epoch": epoch,
+            "done": False,
+            "train_loss": loss,
+            **_validation(val),
+            "seconds": seconds,
+            "seconds_eval": time.perf_counter() - begun,
+            "samples": count * epoch,
+            "samples_per_second": count / seconds,
+            "peak_memory_bytes": memory.bytes(),
+        }
 
     def _resume(self, trainer: Trainer) -> tuple[list[Report], int]:
         """Reports of the finished epochs and their number; every worker must find the same checkpoint."""
@@ -204,9 +207,9 @@ class _Run:
             "samples_per_second": None,
             "peak_memory_bytes": memory.bytes(),
         }
-        return self._finish([report], setup, memory)
+        return self.finish([report], setup, memory)
 
-    def _finish(self, history: list[Report], setup: float, memory: PeakMemory) -> Report:
+    def finish(self, history: list[Report], setup: float, memory: PeakMemory) -> Report:
         """The last report, with the result: in CONFIRM the test split is read, here and nowhere else."""
         last = history[-1]
         seconds_eval = sum(r["seconds_eval"] for r in history)

@@ -147,6 +147,34 @@ def test_older_parts_are_read_and_newer_ones_refused(tmp_path: Path) -> None:
         scan_parts(tmp_path, "trials")
 
 
+LATER = ("metric", "unit", "further", "hyperparameters", "origin", "micro_batch_size", "skipped")
+"""Columns of `trials` and `choices` that the first release did not have."""
+
+
+def test_a_store_of_the_first_release_gives_the_same_results_after_an_upgrade(tmp_path: Path) -> None:
+    new, old = (make_results(tmp_path / name, sweep="made") for name in ("new", "old"))
+    for name in ("trials", "choices", "cells"):
+        for path in part_paths(old, name):
+            part = pq.read_table(path)
+            columns = [c for c in part.column_names if c not in LATER]
+            fields = [pa.field(c, part.schema.field(c).type) for c in columns]  # no descriptions, no version
+            pq.write_table(part.select(columns).cast(pa.schema(fields)), path)
+            assert b"schema_version" not in (pq.read_schema(path).metadata or {})
+    journal = old / "journal.jsonl"
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    for event in events:
+        if event["ev"] in ("finish", "choose"):
+            event["row"] = {k: v for k, v in event["row"].items() if k not in LATER}
+    journal.write_text("".join(json.dumps(e) + "\n" for e in events))
+    before, after = open_store(old), open_store(new)
+    for name in SCHEMAS:
+        assert before.table(name).schema == after.table(name).schema
+        assert before.table(name).num_rows == after.table(name).num_rows > 0
+    for view in ("scaling", "best", "coverage", "parity", "failures", "cost"):
+        assert before.table(view).to_pylist() == after.table(view).to_pylist()
+    assert before.table("trials").column("metric").null_count == before.table("trials").num_rows
+
+
 def test_a_torn_tail_did_not_happen(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     assert read_events(path) == []

@@ -157,6 +157,7 @@ def test_peft_adapts_no_module_that_only_ends_alike(tmp_path: Path) -> None:
 
 
 def test_scales_per_weight_are_imported(tmp_path: Path) -> None:
+    torch.manual_seed(0)  # PEFT draws A from the global generator; a saturated softmax magnifies rounding
     config = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=["proj", "fc"], rank_pattern={"proj": 2}, alpha_pattern={r"inner\.fc": 3.0}
     )

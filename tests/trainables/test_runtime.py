@@ -1,0 +1,121 @@
+"""The float32 back end: checked before it is used, named in the row, and nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainables import runtime
+from trainables.config import TrialConfig
+from trainables.runtime import float32_backend
+from trainables.worker import run_trial
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_check() -> Iterator[None]:
+    runtime._why_not_fast.cache_clear()
+    yield
+    runtime._why_not_fast.cache_clear()
+
+
+def switch() -> str:
+    return str(torch.backends.mkldnn.matmul.fp32_precision)
+
+
+def others() -> tuple[str, str]:
+    """The global switch, and CUDA's."""
+    return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.fp32_precision
+
+
+def force(monkeypatch: pytest.MonkeyPatch, loss: float) -> None:
+    """Errors of 1e-7, times `loss` once the switch is on."""
+    plain = {"mm": 1e-7, "bmm": 2e-7}
+    monkeypatch.setattr(
+        runtime, "_errors", lambda: {n: e * (loss if switch() == "bf16" else 1.0) for n, e in plain.items()}
+    )
+
+
+def test_accurate_products_are_used_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, 1.5)
+    before, rest = switch(), others()
+    with float32_backend("fast", CPU) as name:
+        assert (name, switch(), torch.backends.cuda.matmul.fp32_precision) == ("fast", "bf16", rest[1])
+    assert (switch(), others()) == (before, rest)
+    with pytest.raises(RuntimeError, match="mine"), float32_backend("fast", CPU):
+        raise RuntimeError("mine")
+    assert switch() == before
+
+
+def test_inaccurate_products_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, 5000.0)
+    before = switch()
+    with float32_backend("fast", CPU) as name:
+        assert name.startswith("default (fast refused: relative error of") and "5.0e-04" in name
+        assert switch() == before
+
+
+def test_what_amx_does_is_found_by_the_check_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that are rounded to bfloat16 as soon as the switch is on, and the check unforced."""
+    exact = torch.bmm
+
+    def rounding(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if switch() == "bf16" and a.dtype == torch.float32:
+            return exact(a.bfloat16(), b.bfloat16()).float()
+        return exact(a, b)
+
+    monkeypatch.setattr(torch, "bmm", rounding)
+    before = switch()
+    with float32_backend("fast", CPU) as name:
+        assert "relative error of bmm" in name and switch() == before
+
+
+def test_the_default_and_other_devices_check_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_why_not_fast", lambda: pytest.fail("checked"))
+    for asked, device in (("default", CPU), ("fast", torch.device("cuda")), ("default", torch.device("cuda"))):
+        with float32_backend(asked, device) as name:
+            assert name == "default"
+
+
+def test_a_torch_without_the_switch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_switch", lambda: None)
+    with float32_backend("fast", CPU) as name:
+        assert "has no switch" in name
+
+
+@pytest.mark.parametrize("loss", [1.0, 100.0])
+def test_a_trials_row_says_what_it_ran_on(
+    make_trial: Callable[..., TrialConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: float
+) -> None:
+    force(monkeypatch, loss)
+    trial = make_trial("randlora", train={"epochs": 1, "float32": "fast"})
+    warm: dict[str, Any] = {}
+    reports = list(run_trial(trial.model_dump(), warm=warm, directory=tmp_path))
+    backend = reports[-1]["result"]["backend"]
+    assert backend == "fast" if loss == 1.0 else backend.startswith("default (fast refused")
+    assert switch() == "none"
+
+
+def test_ids_of_trials_that_ask_for_nothing_stay(make_trial: Callable[..., TrialConfig]) -> None:
+    plain = make_trial("randlora", train={})
+    assert make_trial("randlora", train={"float32": "default"}).trial_id == plain.trial_id
+    assert make_trial("randlora", train={"float32": "fast"}).trial_id != plain.trial_id
+
+
+def test_held_weights_give_the_gradient_of_plain_accumulation(
+    make_trial: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    losses = []
+    for held in (False, True):
+        settings = {"epochs": 2, "global_batch_size": 32, "micro_batch_size": 8, "hold_weights": held}
+        reports = list(
+            run_trial(make_trial("randlora", train=settings).model_dump(), warm={}, directory=tmp_path / str(held))
+        )
+        losses.append([r["train_loss"] for r in reports])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[0][1] != losses[0][0]

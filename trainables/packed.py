@@ -1,0 +1,299 @@
+"""Several trials of one cell on one copy of the base model: what a lane runs instead of one trial after another.
+
+The trials differ in learning rate, weight decay and seeds alone. Every one keeps its own data order, start, optimiser,
+gradient clip, checkpoints and reports; they share the frozen model's forward and backward passes (`randlora.packing`),
+so a step costs one pass over K batches instead of K passes over one. Results are those of separate trials up to the
+order of sums. A trial whose loss is not finite fails alone; one that is told to stop leaves the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapter import Adapter
+from randlora.attach import Adapted
+from randlora.packing import Pack, PackingError
+from trainables.adapting import adapted
+from trainables.checkpoints import load_checkpoint, save_checkpoint
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig, identifying
+from trainables.data.splits import derive_seed
+from trainables.errors import TrainablesError, TrialError
+from trainables.evaluate import FeatureClassifier
+from trainables.images import ImageTask
+from trainables.memory import PeakMemory
+from trainables.probe import FrozenTask
+from trainables.runtime import choose_precision, device_name, float32_backend
+from trainables.task import Parts
+from trainables.tasks import make_task
+from trainables.training import Trainer
+from trainables.warm import Warm, freeze_statistics, pick_device
+from trainables.worker import CHECKPOINT_SHARE, Report, Run
+
+Reports = dict[int, Report | TrialError | TrainablesError]
+"""What trials, by their place in the pack, have to say: an epoch's report, or why they failed."""
+
+OWN = ("lr", "data_seed", "init_seed", "basis_seed")
+OWN_TRAIN = ("weight_decay", "full_weight_decay")
+"""What the trials of a pack may differ in."""
+
+
+class NotPackableError(TrialError):
+    """These trials can't share a model; each by itself may run."""
+
+
+def alike(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a trial's configuration that it shares with every trial it may be packed with."""
+    shared = {name: value for name, value in config.items() if name not in OWN}
+    return shared | {"train": {n: v for n, v in config["train"].items() if n not in OWN_TRAIN}}
+
+
+def run_pack(
+    configs: Sequence[dict[str, Any]],
+    *,
+    warm: dict[str, Any],
+    directories: Sequence[Path],
+    keep: Sequence[bool],
+) -> Generator[Reports, set[int] | None, None]:
+    """Train and evaluate trials together, reporting after every epoch; see `trainables.worker.run_trial`.
+
+    Sending a set of places stops those trials. Closing the generator abandons all. However it ends, the base model in
+    `warm` is as it was before.
+
+    Args:
+        configs: `TrialConfig.model_dump()` of every trial; `alike` must agree.
+        warm: the lane's dict, kept from trial to trial.
+        directories: the trials' own folders. Checkpoints found there are resumed where all stand at one epoch.
+        keep: leave the trained weights in the trial's folder.
+
+    Yields:
+        By place, the reports of `run_trial`. A trial's `seconds` are its share of the time that the pack trained, its
+        `samples_per_second` hence the samples of all of them a second.
+
+    Raises:
+        NotPackableError: before anything was trained; the trials may run one by one.
+        TrainablesError: bad data.
+    """
+    started = time.perf_counter()
+    trials = [TrialConfig.model_validate(config) for config in configs]
+    check_alike(trials)
+    device = pick_device()
+    memory = PeakMemory(device)
+    lane = Warm(warm, device)
+    first = trials[0]
+    loaded = lane.model(first.model)
+    check_base(loaded.module)
+    precision, autocast = choose_precision(first.train.precision, device)
+    facts: Report = {"device": device_name(device), "precision": precision}
+    try:
+        with contextlib.ExitStack() as stack:
+            facts["backend"] = stack.enter_context(float32_backend(first.train.float32, device))
+            tasks = [
+                _image_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
+                for trial in trials
+            ]
+            members: list[Adapted] = []
+            runs: list[Run] = []
+            for place, (trial, task) in enumerate(zip(trials, tasks, strict=True)):
+                trainables = stack.enter_context(adapted(loaded.module, trial))
+                assert trainables.added is not None
+                trainables.added.disable()
+                members.append(trainables.added)
+                runs.append(
+                    Run(
+                        trial=trial,
+                        device=device,
+                        module=loaded.module,
+                        task=task,
+                        trainables=trainables,
+                        directory=Path(directories[place]),
+                        keep=keep[place],
+                        rank=0,
+                        world=1,
+                        micro_batch_size=None,
+                        facts=facts,
+                    )
+                )
+            try:
+                pack = Pack(members)
+            except PackingError as error:
+                raise NotPackableError(str(error)) from error
+            stack.callback(pack.remove)
+            trainers = [
+                Trainer(run.trial, module=run.module, task=run.task, trainables=run.trainables, device=device)
+                for run in runs
+            ]
+            together = _Together(pack=pack, module=loaded.module, runs=runs, trainers=trainers, tasks=tasks)
+            yield from together.go(started, memory)
+    finally:
+        lane.check_model(first.model)
+
+
+def check_alike(trials: Sequence[TrialConfig]) -> None:
+    """Refuse trials that differ in more than they may, or whose method trains no adapter."""
+    shared = [alike(identifying(trial)) for trial in trials]
+    for other in shared:
+        differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))
+        if differ:
+            raise NotPackableError(f"trials of a pack may differ in {', '.join(OWN)} alone, not in {', '.join(differ)}")
+    method = trials[0].method
+    if method in (*FULL_METHODS, LINEAR_PROBE, NO_TRAINING):
+        raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")
+
+
+def check_base(module: nn.Module) -> None:
+    """Refuse a base model with dropout of its own: its masks would be drawn for the whole pack at once."""
+    for name, part in module.named_modules():
+        found = {key: value for key, value in vars(part).items() if "drop" in key and isinstance(value, float)}
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            found["p"] = float(part.p)
+        for key, value in found.items():
+            if value > 0.0:
+                raise NotPackableError(f"the base model drops activations at random ({name}.{key} = {value:g})")
+
+
+def _image_task(parts: Parts) -> ImageTask:
+    task = make_task(parts)
+    if not isinstance(task, ImageTask) or isinstance(task, FrozenTask):
+        raise NotPackableError(f"trials on {parts.trial.model!r} are not packed: image classification alone is")
+    return task
+
+
+@dataclass(kw_only=True, eq=False)
+class _Together:
+    """The parts of a pack in training. Lists are by place; `active` are the places that still train."""
+
+    pack: Pack
+    module: nn.Module
+    runs: list[Run]
+    trainers: list[Trainer]
+    tasks: list[ImageTask]
+    active: list[int] = field(default_factory=list)
+    failed: Reports = field(default_factory=dict)
+
+    def go(self, started: float, memory: PeakMemory) -> Generator[Reports, set[int] | None, None]:
+        """Resume, train, evaluate, report."""
+        self.active = list(range(len(self.runs)))
+        histories, finished = self._resume()
+        setup = (time.perf_counter() - started) / len(self.runs)
+        for epoch in range(finished):
+            yield from self._heard({k: histories[k][epoch] for k in self.active})
+        last_saved, cost = time.perf_counter(), 0.0
+        epochs = self.runs[0].trial.train.epochs
+        for epoch in range(finished + 1, epochs + 1):
+            if not self.active:
+                return
+            count = len(self.active)
+            begun = time.perf_counter()
+            losses = self._epoch(epoch)
+            seconds = (time.perf_counter() - begun) / count
+            reports: Reports = {}
+            for k in list(self.active):
+                self.pack.select(k)
+                run = self.runs[k]
+                try:
+                    report = run.report(epoch, losses[k], seconds, self.trainers[k].samples_per_epoch, memory)
+                    histories[k].append(report)
+                    reports[k] = run.finish(histories[k], setup, memory) if epoch == epochs else report
+                except (TrialError, TrainablesError) as error:
+                    self._fail(k, error)
+            ended = time.perf_counter()
+            if epoch < epochs and (cost == 0.0 or ended - last_saved >= cost / CHECKPOINT_SHARE):
+                self._save(epoch, histories)
+                last_saved = time.perf_counter()
+                cost = last_saved - ended
+            reports |= self.failed
+            self.failed = {}
+            yield from self._heard(reports)
+
+    def _heard(self, reports: Reports) -> Generator[Reports, set[int] | None, None]:
+        stopped = (yield reports) or set()
+        self.active = [k for k in self.active if k not in stopped]
+
+    def _fail(self, place: int, error: TrialError | TrainablesError) -> None:
+        self.active.remove(place)
+        self.failed[place] = error
+
+    def _resume(self) -> tuple[list[list[Report]], int]:
+        """The trials' reports of finished epochs, and the number of these."""
+        found = [load_checkpoint(run.directory, run.trial.trial_id) for run in self.runs]
+        epochs = {0 if checkpoint is None else checkpoint.epoch for checkpoint in found}
+        if len(epochs) > 1:
+            raise NotPackableError(f"the trials' checkpoints stand at different epochs: {sorted(epochs)}")
+        for trainer, checkpoint in zip(self.trainers, found, strict=True):
+            if checkpoint is not None:
+                trainer.load_state(checkpoint.tensors)
+        return [[] if c is None else list(c.history) for c in found], epochs.pop()
+
+    def _save(self, epoch: int, histories: Sequence[list[Report]]) -> None:
+        for k in self.active:
+            run = self.runs[k]
+            save_checkpoint(run.directory, run.trial.trial_id, epoch, histories[k], self.trainers[k].state())
+
+    def _epoch(self, epoch: int) -> dict[int, float]:
+        """Train one epoch; the loss of every trial that came through."""
+        self.module.train()
+        freeze_statistics(self.module)
+        self._reseed_dropout(epoch)
+        device = self.runs[0].device
+        draws = {k: self.trainers[k].draws(epoch) for k in self.active}
+        batches = {k: list(self.tasks[k].batches(epoch)) for k in self.active}
+        if len({tuple(len(batch) for batch in own) for own in batches.values()}) > 1:
+            raise NotPackableError(
+                "the trials' batches differ in number or size, as where unreadable images are left out"
+            )
+        steps = len(batches[self.active[0]])
+        sums = {k: torch.zeros(steps, device=device) for k in self.active}
+        with torch.random.fork_rng(devices=[]):  # adapter dropout labels its masks with values of this generator
+            for index in range(steps):
+                self.pack.together(self.active)
+                self._step({k: batches[k][index] for k in self.active}, draws, {k: sums[k][index] for k in self.active})
+                for k in list(self.active):
+                    self.trainers[k].update(epoch, index)
+                    if device.type == "cpu" or index % 25 == 24 or index == steps - 1:
+                        try:
+                            self.trainers[k].check(sums[k][: index + 1], epoch)
+                        except TrialError as error:
+                            self._fail(k, error)
+                if not self.active:
+                    break
+        return {k: self.trainers[k].mean_loss(sums[k], batches[k]) for k in self.active}
+
+    def _step(self, rows: dict[int, Tensor], draws: dict[int, torch.Generator], sums: dict[int, Tensor]) -> None:
+        """Leave every trial's gradient of its batch in its trainables, and its summed loss in `sums`."""
+        places = list(rows)
+        plans = {k: self.tasks[k].draw(rows[k], draws[k]) for k in places}
+        size = len(rows[places[0]])
+        for part in torch.split(torch.arange(size), self.runs[0].trial.train.micro_batch_size or size):
+            inputs = [self.tasks[k].inputs(rows[k][part], _part(plans[k], part)) for k in places]
+            heads = [self.tasks[k].classifier for k in places]
+            first = heads[0]
+            assert isinstance(first, FeatureClassifier)
+            images = torch.cat([images for images, _ in inputs])
+            losses = first.loss_sums(heads, images, [labels for _, labels in inputs])  # type: ignore[arg-type]
+            total = torch.stack(
+                [loss / self.tasks[k].weight(rows[k]) for k, loss in zip(places, losses, strict=True)]
+            ).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            for k, loss in zip(places, losses, strict=True):
+                sums[k].add_(loss.detach())
+
+    def _reseed_dropout(self, epoch: int) -> None:
+        """As `trainables.adapting.reseed_dropout` does for a trial alone: a mask follows its trial's own seed."""
+        for name, layer in self.pack.layers:
+            for run, member in zip(self.runs, layer.members, strict=True):
+                for below, module in member.named_modules():
+                    if isinstance(module, Adapter):
+                        whole = f"{name}.{below}" if below else name
+                        module.reseed_dropout(derive_seed(run.trial.init_seed, "dropout", whole, epoch))
+
+
+def _part(plan: Tensor | None, part: Tensor) -> Tensor | None:
+    return None if plan is None else plan[part]
