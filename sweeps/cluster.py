@@ -20,6 +20,7 @@ from sweeps.interfaces import Resources
 from sweeps.nodes import check_nodes, job_variables, own_paths
 from sweeps.reaper import Reaper
 from sweeps.resources import LaneShape, Node, ResourceError, plan_lanes
+from sweeps.share import MOST, Measure, Measured, gpu_share
 
 PROXY_RESOURCE = "sweeps_proxy"
 HEAD = "node:__internal_head__"
@@ -79,13 +80,19 @@ class Pool:
         storage: a folder for Ray's own files, seen by all machines.
         address: the cluster to join; None starts a local one, unless this process has a session already, which is used
             and left running.
+        measure: run on a GPU for `gpus_per_worker = "auto"`, so that trials share GPUs by the memory they take; None:
+            a GPU each.
 
     Raises:
         ResourceError: the machines can't hold what is asked; nothing was started for a local session.
     """
 
-    def __init__(self, resources: Resources, storage: Path, *, address: str | None = None) -> None:
+    def __init__(
+        self, resources: Resources, storage: Path, *, address: str | None = None, measure: Measure | None = None
+    ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
+        self.measured: Measured | None = None
+        self._measure = measure
         self.shapes: list[LaneShape] = []
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
@@ -126,11 +133,11 @@ class Pool:
         imports.start()  # while Ray's processes come up
         if not joined:
             self._connect()
-        if joined or self.address is not None:
-            nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-            self.shapes = plan_lanes(self.resources, [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in nodes])
         if self.address is not None:
             check_nodes(self.storage)
+        found = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        nodes = [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in found]
+        self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
         if ray.cluster_resources().get(PROXY_RESOURCE, 0.0) >= self.trials:
             self.proxy_resources = {PROXY_RESOURCE: 1.0}
         else:  # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
@@ -149,6 +156,27 @@ class Pool:
         }
         self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
+
+    def _share(self, nodes: list[Node]) -> float:
+        """The part of a GPU that a trial gets where that is left to us."""
+        import ray
+
+        asked, measure = self.resources, self._measure
+        with_gpus = [node for node in nodes if node.gpus >= 1]
+        if asked.gpus_per_worker != "auto" or asked.workers > 1 or measure is None or not with_gpus:
+            return 1.0
+
+        def on_a_gpu() -> Measured:  # Ray takes nothing but functions
+            return measure()
+
+        # max_calls: its process ends, and with it what it holds on the GPU
+        task = ray.remote(num_gpus=1, num_cpus=asked.cpus_per_worker, max_calls=1, max_retries=0)(on_a_gpu)
+        try:
+            self.measured = ray.get(task.remote())
+        except ray.exceptions.RayError as error:  # trials will tell what is wrong with them
+            logging.getLogger("sweeps").warning("a GPU for every trial: the probe failed (%s)", error)
+            return 1.0
+        return gpu_share(self.measured, min(n.cpus / n.gpus for n in with_gpus), asked.cpus_per_worker)
 
     def _connect(self) -> None:
         import ray
@@ -178,7 +206,7 @@ class Pool:
                     include_dashboard=False,
                     num_cpus=int(node.cpus),
                     num_gpus=int(node.gpus),
-                    resources={PROXY_RESOURCE: float(self.trials)},
+                    resources={PROXY_RESOURCE: float(self.trials * MOST)},
                     object_store_memory=_STORE_BYTES,
                     log_to_driver=False,
                     logging_level=logging.ERROR,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from sweeps.observers import Observer, Observers
 from sweeps.replay import replay
 from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
+from sweeps.share import probe
 from sweeps.signals import Stop, signals, watch
 from sweeps.stages import SweepState
 from sweeps.upload import EVERY_S, Upload, check_there, restore
@@ -144,9 +146,12 @@ def run(
                 if any(not cell.finished for cell in state.cells.values()):
                     with show, signals(None), contextlib.ExitStack() as stack:
                         if pool is None:
-                            pool = stack.enter_context(Pool(spec.resources, folder / "work" / "ray", address=address))
+                            measure = functools.partial(probe, plan) if trial == TRIAL else None
+                            ray_folder = folder / "work" / "ray"
+                            started = Pool(spec.resources, ray_folder, address=address, measure=measure)
+                            pool = stack.enter_context(started)
                         state.workers = pool.trials
-                        journal.write(_provenance(spec.name, trial))
+                        journal.write(_provenance(spec.name, trial, pool))
                         stop = Stop(Meter(spec.limits, state, pool.shapes, begun))
                         try:
                             _drive(ledger, pool, trial, show.changed, stop)
@@ -221,8 +226,10 @@ def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _provenance(name: str, trial: str) -> dict[str, Any]:
-    facts = host_facts()
+def _provenance(name: str, trial: str, pool: Pool) -> dict[str, Any]:
+    facts = host_facts() | {"lanes": [asdict(shape) for shape in pool.shapes]}
+    if pool.measured is not None:
+        facts["probe"] = asdict(pool.measured)
     return {
         "ev": "sweep",
         "name": name,
