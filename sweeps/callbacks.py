@@ -1,12 +1,12 @@
-"""Live progress of a sweep: a display that redraws on terminals, lines elsewhere, or nothing."""
+"""Live progress of a sweep: a display that redraws on terminals, lines in logs and notebooks, JSON, or nothing."""
 
 from __future__ import annotations
 
-import statistics
+import json
+import sys
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import asdict, replace
+from typing import Any, Literal, Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,11 +14,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.snapshot import Best, Counting, Snapshot
 from sweeps.stages import SweepState
 
 _REFRESH_S = 0.5
 _LINES_S = 10.0
 _FAILURES = 3
+_ROWS = 16
 
 
 class Progress(Protocol):
@@ -30,77 +32,11 @@ class Progress(Protocol):
     def stop(self, state: SweepState) -> None: ...
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """Numbers of a sweep in progress.
-
-    Attributes:
-        done, total: trials of the plan; `total` may fall when failures leave fewer rates to run again.
-        running: trials handed to the lanes.
-        cells: cells by phase.
-        best: (method, best validation score, label of its cell) in the plan's order.
-        failures: (label, reason) of failed trials, the latest last.
-        per_minute: trials a minute of this run; None before the first.
-        seconds_left: estimate from the seconds of each method's trials; None before the first.
-        seconds: since this run began.
-    """
-
-    done: int
-    total: int
-    running: int
-    cells: dict[str, int]
-    best: tuple[tuple[str, float, str], ...]
-    failures: tuple[tuple[str, str], ...]
-    per_minute: float | None
-    seconds_left: float | None
-    seconds: float
-
-
-def snapshot(state: SweepState, done_before: int, seconds: float) -> Snapshot:
-    """Count a state. `done_before`: trials done when this run began, `seconds` ago."""
-    best: dict[str, tuple[float, str]] = {}
-    failures: list[tuple[str, str]] = []
-    spent: dict[str, list[float]] = {}
-    missing: Counter[str] = Counter()
-    done = 0
-    for cell in state.cells.values():
-        method = cell.cell.method
-        counted = cell.counted()
-        done += counted
-        if cell.phase not in ("done", "stuck"):
-            missing[method] += max(0, cell.planned() - counted)
-        if cell.best is not None and (method not in best or cell.best > best[method][0]):
-            best[method] = (cell.best, cell.cell.label)
-        for row in cell.rows.values():
-            if row["status"] == "failed":
-                failures.append((cell.cell.label, str(row["reason"])))
-            if row.get("seconds_total") is not None:
-                # without the set-up, which the first trial of a worker pays for all
-                spent.setdefault(method, []).append(row["seconds_total"] - (row.get("seconds_setup") or 0.0))
-    fresh = done - done_before
-    left: float | None = None
-    if spent and fresh > 0:
-        overall = statistics.fmean(s for all_seconds in spent.values() for s in all_seconds)
-        means = {method: statistics.fmean(all_seconds) for method, all_seconds in spent.items()}
-        work = sum(count * means.get(method, overall) for method, count in missing.items())
-        left = work / state.workers
-    phases = Counter(cell.phase for cell in state.cells.values())
-    return Snapshot(
-        done=done,
-        total=done + sum(missing.values()),
-        running=state.running,
-        cells={phase: phases[phase] for phase in ("waiting", "tuning", "confirming", "done", "stuck") if phases[phase]},
-        best=tuple((method, score, label) for method, (score, label) in best.items()),
-        failures=tuple(failures),
-        per_minute=60 * fresh / seconds if fresh > 0 and seconds > 0 else None,
-        seconds_left=left,
-        seconds=seconds,
-    )
-
-
-def make_progress(progress: bool | Progress) -> Progress:
-    """The display for a run: live on a terminal, lines otherwise, silent for False."""
-    if not isinstance(progress, bool):
+def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
+    """The display for a run: live on a terminal, lines otherwise, JSON lines for "json", silent for False."""
+    if progress == "json":
+        return JsonProgress(sys.stderr)
+    if not isinstance(progress, bool | str):
         return progress
     if not progress:
         return Silent()
@@ -127,54 +63,81 @@ class Silent:
 class _Timed:
     """Counts from the start of a run, and limits how often it is counted."""
 
-    def __init__(self, console: Console, every: float) -> None:
-        self._console, self._every = console, every
+    def __init__(self, every: float) -> None:
+        self._every = every
         self._began = self._last = time.monotonic()
-        self._before = 0
+        self._counting: Counting | None = None
+        self._failures = 0
 
     def start(self, state: SweepState) -> None:
         self._began = time.monotonic()
-        self._before = sum(cell.counted() for cell in state.cells.values())
-        self._draw(state, first=True)
+        self._counting = Counting(state)
+        self._counting.begin()
+        shot = self._snapshot()
+        self._failures = len(shot.failures)
+        self._draw(shot, "start")
 
     def update(self, state: SweepState) -> None:
         if time.monotonic() - self._last >= self._every:
-            self._draw(state)
-
-    def note(self, text: str) -> None:
-        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            self._draw(self._snapshot(), "progress")
 
     def stop(self, state: SweepState) -> None:
-        self._draw(state)
+        self._draw(self._snapshot(), "stop")
 
-    def _snapshot(self, state: SweepState) -> Snapshot:
+    def _snapshot(self) -> Snapshot:
+        if self._counting is None:
+            raise AssertionError("a display is started before it is updated")
         self._last = time.monotonic()
-        return snapshot(state, self._before, self._last - self._began)
+        return self._counting.snapshot(self._last - self._began)
 
-    def _draw(self, state: SweepState, *, first: bool = False) -> None:
+    def _draw(self, shot: Snapshot, when: str) -> None:
         raise NotImplementedError
 
 
 class LineProgress(_Timed):
-    """One line every ten seconds, and one for each failure: for logs."""
+    """One line every ten seconds, and one for each failure: for logs and notebooks."""
 
     def __init__(self, console: Console, every: float = _LINES_S) -> None:
-        super().__init__(console, every)
-        self._failures = 0
+        super().__init__(every)
+        self._console = console
 
-    def _draw(self, state: SweepState, *, first: bool = False) -> None:
-        shot = self._snapshot(state)
-        for label, reason in () if first else shot.failures[self._failures :]:
-            self._console.print(f"failed: {label}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    def note(self, text: str) -> None:
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self, shot: Snapshot, when: str) -> None:
+        for failure in shot.failures[self._failures :]:
+            self._console.print(f"failed: {failure}", markup=False, highlight=False, soft_wrap=True)
         self._failures = len(shot.failures)
-        self._console.print(_headline(shot), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(headline(shot), markup=False, highlight=False, soft_wrap=True)
+
+
+class JsonProgress(_Timed):
+    """One JSON object a line: `start`, `progress` every ten seconds, `failure`, `note`, `stop`; for programs."""
+
+    def __init__(self, stream: TextIO, every: float = _LINES_S) -> None:
+        super().__init__(every)
+        self._stream = stream
+
+    def note(self, text: str) -> None:
+        self._write({"event": "note", "text": text})
+
+    def _draw(self, shot: Snapshot, when: str) -> None:
+        for failure in shot.failures[self._failures :]:
+            self._write({"event": "failure", **asdict(failure)})
+        self._failures = len(shot.failures)
+        self._write({"event": when, **shot.as_dict()})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(event) + "\n")
+        self._stream.flush()
 
 
 class LiveProgress(_Timed):
-    """A table that redraws in place: cells by phase, best so far per method, speed, time left, failures."""
+    """A table that redraws in place: cells by phase, best so far by method and budget, speed, time left, failures."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console, _REFRESH_S)
+        super().__init__(_REFRESH_S)
+        self._console = console
         self._shot: Snapshot | None = None
         # drawn every second, from the last snapshot: a display that stands still looks like a sweep that hangs
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=1, transient=True)
@@ -183,14 +146,17 @@ class LiveProgress(_Timed):
         super().start(state)
         self._live.start()
 
+    def note(self, text: str) -> None:
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def stop(self, state: SweepState) -> None:
         super().stop(state)
         self._live.stop()
-        self._console.print(_headline(self._snapshot(state)), markup=False, highlight=False)
+        self._console.print(headline(self._snapshot()), markup=False, highlight=False)
 
-    def _draw(self, state: SweepState, *, first: bool = False) -> None:
-        self._shot = self._snapshot(state)
-        if not first:
+    def _draw(self, shot: Snapshot, when: str) -> None:
+        self._shot = shot
+        if when != "start":
             self._live.refresh()
 
     def _render(self) -> RenderableType:
@@ -201,20 +167,43 @@ class LiveProgress(_Timed):
 
 def render(shot: Snapshot) -> RenderableType:
     """The live display of a snapshot."""
-    parts: list[RenderableType] = [Text(_headline(shot)), ProgressBar(total=max(1, shot.total), completed=shot.done)]
-    if shot.best:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("method", "best val", "cell"):
-            table.add_column(name, justify="right" if name == "best val" else "left", overflow="ellipsis", no_wrap=True)
-        for method, score, label in shot.best:
-            table.add_row(method, f"{100 * score:.1f}", label)
-        parts.append(table)
-    for label, reason in shot.failures[-_FAILURES:]:
-        parts.append(Text(f"failed: {label}: {reason}", style="red", overflow="ellipsis", no_wrap=True))
+    parts: list[RenderableType] = [Text(headline(shot)), ProgressBar(total=max(1, shot.total), completed=shot.done)]
+    if any(best.score is not None for best in shot.best):
+        parts.append(best_table(shot.best))
+    for failure in shot.failures[-_FAILURES:]:
+        parts.append(Text(f"failed: {failure}", style="red", overflow="ellipsis", no_wrap=True))
     return Group(*parts)
 
 
-def _headline(shot: Snapshot) -> str:
+def best_table(best: tuple[Best, ...], rows: int = _ROWS) -> RenderableType:
+    """Best validation scores so far in percent: methods (and data) down, budgets across; finished cells in bold."""
+    references = list(dict.fromkeys(b.reference for b in best))
+    groups = list(dict.fromkeys((b.data, b.method) for b in best))
+    several = len({data for data, _ in groups}) > 1
+    cells = {(b.data, b.method, b.reference): b for b in best}
+    left_out = max(0, len(groups) - rows)
+    says = f"best validation score so far, %{f' (first {rows} of {len(groups)} rows)' if left_out else ''}"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in (*(("data",) if several else ()), "method"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for reference in references:
+        table.add_column(reference or "no budget", justify="right", no_wrap=True)
+    for data, method in groups[:rows]:
+        shown = [_score(cells.get((data, method, reference))) for reference in references]
+        table.add_row(*((data,) if several else ()), method, *shown)
+    return Group(Text(says, style="dim"), table)
+
+
+def _score(best: Best | None) -> Text:
+    if best is None:
+        return Text("")
+    if best.score is None:
+        return Text("stuck" if best.phase == "stuck" else "·", style="dim")
+    return Text(f"{100 * best.score:.1f}", style="bold" if best.phase == "done" else "")
+
+
+def headline(shot: Snapshot) -> str:
+    """The one line that says how far it is."""
     words = [f"{shot.done}/{shot.total} trials", ", ".join(f"{n} {phase}" for phase, n in shot.cells.items())]
     if shot.per_minute is not None:
         words.append(f"{shot.per_minute:.1f}/min")
@@ -225,6 +214,10 @@ def _headline(shot: Snapshot) -> str:
     if shot.failures:
         words.append(f"{len(shot.failures)} failed")
     words.append(f"{duration(shot.seconds)} so far")
+    if shot.cost is not None:
+        words.append(f"cost {shot.cost:.2f}")
+    elif shot.accelerator_hours is not None and shot.accelerator_hours >= 0.1:
+        words.append(f"{shot.accelerator_hours:.1f} accelerator-hours")
     return " · ".join(words)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -70,7 +70,8 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
     ) -> int:
         """Run a sweep; the same command resumes it, or extends it after an edit.
 
-        Finished trials are never repeated.
+        Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
+        JSON lines on standard error (none with --quiet).
         """
         from analysis.remote import Location
         from sweeps.engine import run as run_engine
@@ -82,14 +83,14 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         loaded, planned = load(spec, [*(overrides or ()), *more], scale)
         check_inputs(planned)
         observers = watchers(loaded, optuna_storage, track or ())
-        quiet = quiet or as_json
-        if not quiet:
+        progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
+        if progress is True:
             show.print_header(planned)
             show.print_estimate_line(estimate_plan(planned))
         summary = run_engine(
             planned,
             address=address,
-            progress=not quiet,
+            progress=progress,
             retry_failed=retry_failed,
             observers=observers,
             upload=upload,

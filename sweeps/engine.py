@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.remote import Location
 from sweeps.callbacks import Progress, make_progress
@@ -84,7 +84,7 @@ def run(
     *,
     address: str | None = None,
     trial: str = TRIAL,
-    progress: bool | Progress = True,
+    progress: bool | Literal["json"] | Progress = True,
     pool: Pool | None = None,
     retry_failed: bool = False,
     observers: Sequence[Observer] = (),
@@ -96,7 +96,7 @@ def run(
         plan: the plan; its infeasible cells become rows of `cells` and are not run.
         address: a Ray cluster to join ("auto", "HOST:PORT"); None for a local session on loopback.
         trial: the trial function as "package.module:function" (contract: `trainables.worker.run_trial`).
-        progress: live display, none, or an object of your own.
+        progress: live display, none, "json" for JSON lines on standard error, or an object of your own.
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
         retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
         observers: told what happens, never asked; one that fails is left out with a warning.
@@ -152,7 +152,8 @@ def run(
                             pool = stack.enter_context(started)
                         state.workers = pool.trials
                         journal.write(_provenance(spec.name, trial, pool))
-                        stop = Stop(Meter(spec.limits, state, pool.shapes, begun))
+                        state.used = meter = Meter(spec.limits, state, pool.shapes, begun)
+                        stop = Stop(meter)
                         try:
                             _drive(ledger, pool, trial, show.changed, stop)
                         finally:

@@ -16,6 +16,7 @@ from trainables.data.registry import load_text_dataset
 from trainables.data.text import TextDataset
 from trainables.data.text_registry import text_loader
 from trainables.families import parse_id
+from trainables.lm_rows import limited
 
 OPENED = 4000
 """Images of a data set's training pool that are opened beforehand; of a larger pool, evenly spaced ones."""
@@ -42,7 +43,8 @@ def check_inputs(plan: Plan) -> None:
 
 def split_sizes(cell: Cell) -> tuple[int, int, int]:
     """Examples to train, validate and test on."""
-    return _split_sizes(cell.dataset, cell.train_size, cell.protocol)
+    most = (cell.evaluate.validation_rows, cell.evaluate.test_rows)
+    return _split_sizes(cell.dataset, cell.train_size, cell.protocol, most)
 
 
 def class_count(name: str) -> int:
@@ -69,13 +71,19 @@ def _open_images(name: str) -> None:
 
 
 @functools.cache
-def _split_sizes(name: str, train_size: str | float, protocol: str) -> tuple[int, int, int]:
-    rows = split(_load(name), train_size, 0, "CONFIRM", "paper" if protocol == "paper" else "standard")
-    return len(rows.train_idx), len(rows.val_idx), len(rows.test_idx)
+def _split_sizes(
+    name: str, train_size: str | float, protocol: str, most: tuple[int | None, int | None]
+) -> tuple[int, int, int]:
+    data = _load(name)
+    rows = split(data, train_size, 0, "CONFIRM", "paper" if protocol == "paper" else "standard")
+    val, test = rows.val_idx, rows.test_idx
+    if isinstance(data, TextDataset):
+        val, test = limited(data.train, val, most[0], "val"), limited(data.test, test, most[1], "test")
+    return len(rows.train_idx), len(val), len(test)
 
 
 def fingerprint(dataset: Dataset | TextDataset) -> str:
-    """A digest of a data set's class names and of the labels of both splits, in order; not of pixels."""
+    """A digest of a data set's class names and of the labels or texts of both splits, in order; not of pixels."""
     parts = [json.dumps(dataset.class_names)]
     parts += [part.examples_hash(torch.arange(len(part))) for part in (dataset.train, dataset.test)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

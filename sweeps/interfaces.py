@@ -151,6 +151,15 @@ class Limits(Protocol):
     def price_per_hour(self) -> float | None: ...
 
 
+class Used(Protocol):
+    """What a sweep has taken so far (`sweeps.limits.Meter`)."""
+
+    @property
+    def accelerator_hours(self) -> float: ...
+    @property
+    def cost(self) -> float | None: ...
+
+
 class Keep(Protocol):
     """`[keep]` of a sweep."""
 

@@ -13,6 +13,7 @@ from sweeps.journal import Journal
 from sweeps.observers import Observers
 from sweeps.rows import choice_row, finite, metric_rows, prediction_row, trial_row
 from sweeps.sealing import Sealer
+from sweeps.snapshot import where_raised
 from sweeps.stages import Slot, SweepState
 
 FULL_METHODS = ("full", "full-targets")  # their weights are the model's own size: one seed, and only when asked for
@@ -67,6 +68,8 @@ class Ledger:
         }
         if outcome.get("traceback"):
             event["traceback"] = outcome["traceback"]
+            if (where := where_raised(outcome["traceback"])) is not None:
+                self.state.cells[slot.cell_id].raised[slot.trial_id] = where
         for smaller in outcome.get("memory") or ():
             self.journal.write({"ev": "memory", "trial_id": slot.trial_id, **smaller}, sync=False)
         self.journal.write(event)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sweeps.interfaces import TUNE_SEED, Cell, Row, Spec
+from sweeps.interfaces import TUNE_SEED, Cell, Row, Spec, Used
 from sweeps.order import ordered
 from sweeps.points import Effort, neighbours, origin_of
 from sweeps.search import Tried
@@ -101,6 +101,8 @@ class CellState:
         self.rows: dict[str, Row] = {}
         self.running: set[str] = set()
         self.curves: dict[str, dict[int, float]] = {}
+        self.raised: dict[str, str] = {}  # where failed trials of this run failed, for the display
+        self.version = 0  # raised by every change of what is counted
         self.choice: Choice | None = None  # the last one journaled
         self.neighbour: CellState | None = None  # of the same method and data, at the next smaller budget
         self.effort = Effort(cell, spec.search)
@@ -303,6 +305,7 @@ class SweepState:
             self._dependents[smaller] = larger
         self._resting: set[str] = set()  # cells without an open slot until one of their trials ends
         self.workers = 1  # trials that the lanes run at once
+        self.used: Used | None = None  # measured while it runs
 
     def next_slot(self) -> Slot | None:
         """The next slot, from the cell with the fewest running trials, earlier cells first.
@@ -323,6 +326,7 @@ class SweepState:
         cell = self.cells[slot.cell_id]
         cell.asked[slot.trial_id] = slot
         cell.running.add(slot.trial_id)
+        cell.version += 1
 
     def restore(self, slot: Slot) -> Slot:
         """Mark a slot as asked by an earlier run, and return it with what its cell knows of it.
@@ -332,6 +336,7 @@ class SweepState:
         cell = self.cells.get(slot.cell_id)
         if cell is None:
             return slot
+        cell.version += 1
         return cell.asked.setdefault(slot.trial_id, cell.known(slot))
 
     def report(self, cell_id: str, trial_id: str, epoch: int, score: float | None) -> bool:
@@ -352,6 +357,7 @@ class SweepState:
     def release(self, cell_id: str, trial_id: str) -> None:
         """A trial no longer runs; without a row it will be issued again."""
         self.cells[cell_id].running.discard(trial_id)
+        self.cells[cell_id].version += 1
         self._resting.discard(cell_id)
         self._resting.discard(self._dependents.get(cell_id, ""))
 

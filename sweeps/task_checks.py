@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sweeps.errors import Problem, nearest
 from sweeps.spec import SweepSpec
 from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.data.registry import DATASETS
-from trainables.data.text_registry import TEXT_DATASETS, text_loader
+from trainables.data.text import TextKind
+from trainables.data.text_registry import TEXT_DATASETS, text_kind, text_loader
 from trainables.families import Kind, parse_id
 from trainables.shapes import hf_config
 
-TRAINED: tuple[Kind, ...] = ("clip", "hf-vision", "causal-lm")
+IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
+"""Kinds of models that read images; the others read texts."""
+HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
+"""Kinds that classify by a new head."""
 
-LANGUAGE_ONLY = ("max_tokens", "loss_on_prompt", "label_smoothing", "gradient_checkpointing")
-"""Settings of `[train]` that no other model takes."""
+TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
+"""Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too."""
+LANGUAGE_ONLY = ("train.loss_on_prompt",)
+"""Settings of `[train]` that language models alone take; of `[evaluate]` those are all but `COUNTED`."""
+COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")
+"""How many rows are evaluated: for text encoders too."""
+
+READS: dict[Kind, tuple[TextKind, ...]] = {
+    "causal-lm": ("instructions", "questions", "meanings"),
+    "text-encoder": ("sentences",),
+}
+"""The kinds of rows that models of text learn from."""
 
 
 def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
@@ -26,9 +42,6 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Settings that contradict the model's kind. `spec` comes from `with_towers`."""
-    if kind not in TRAINED:
-        rule = f"is of kind {kind!r}; sweeps train {', '.join(TRAINED)} (`sweeps budget` takes any)"
-        return [Problem("model.id", spec.model.id, rule, "embedded:tiny-clip")]
     found = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
     return found + _data_problems(spec, kind) + _language_problems(spec, kind)
 
@@ -43,7 +56,7 @@ def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    if kind == "hf-vision" and NO_TRAINING in spec.methods:
+    if kind in HEADLESS and NO_TRAINING in spec.methods:
         rule = "the model has no head that could classify untrained"
         return [Problem(f"methods.{NO_TRAINING}", None, rule, f"methods.{LINEAR_PROBE}")]
     if kind == "causal-lm" and LINEAR_PROBE in spec.methods:
@@ -53,25 +66,47 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """Text for a model of images, or the other way round."""
-    texts = kind not in ("clip", "hf-vision")
-    known = sorted(TEXT_DATASETS if texts else DATASETS)
+    """Text for a model of images, or the other way round, or texts of another kind."""
+    texts = kind not in IMAGES
     rule = f"is a set of {'images' if texts else 'texts'}, and the model reads {'texts' if texts else 'images'}"
-    strange = [name for name in spec.data.datasets if (text_loader(name) is not None) != texts]
-    return [Problem("data.datasets", name, rule, nearest(name, known)) for name in strange]
+    fitting = [n for n, info in TEXT_DATASETS.items() if info.kind in READS[kind]] if texts else list(DATASETS)
+    problems = []
+    for name in spec.data.datasets:
+        if (text_loader(name) is not None) != texts:
+            problems.append(Problem("data.datasets", name, rule, nearest(name, sorted(fitting))))
+        elif texts and (rows := text_kind(name)) not in READS[kind]:
+            other = f"holds {rows}, and a {kind} learns from {' or '.join(READS[kind])}"
+            problems.append(Problem("data.datasets", name, other, nearest(name, sorted(fitting))))
+    return problems
 
 
 def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """Settings of language models on any other, and augmentation on them."""
-    if kind == "causal-lm":
-        augment = spec.train.augment
-        return [Problem("train.augment", augment, "is for images", "none")] if augment != "none" else []
-    rule = "is for language models; leave it out"
-    default = type(spec.evaluate)()
-    of = [(f"evaluate.{k}", v) for k, v in spec.evaluate if v != getattr(default, k)]
-    usual = type(spec.train)()
-    of += [(f"train.{k}", v) for k in LANGUAGE_ONLY if (v := getattr(spec.train, k)) != getattr(usual, k)]
-    return [Problem(name, value, rule) for name, value in of]
+    """Settings of models of text on any other, of language models on classifiers, and settings for images on text."""
+    if kind in IMAGES:
+        evaluate = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        return _set(spec, (*evaluate, *LANGUAGE_ONLY, *TEXT_ONLY), "is for models of text; leave it out")
+    problems = []
+    if spec.train.augment != "none":
+        problems.append(Problem("train.augment", spec.train.augment, "is for images", "none"))
+    if spec.data.skip_bad:
+        rule = "is for images: a row of text that can't be read stops the sweep"
+        problems.append(Problem("data.skip_bad", True, rule, "false"))
+    if kind != "causal-lm":
+        generated = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        names = [n for n in (*generated, *LANGUAGE_ONLY) if n not in COUNTED]
+        problems += _set(spec, names, "is for language models; leave it out")
+    return problems
+
+
+def _set(spec: SweepSpec, names: Iterable[str], rule: str) -> list[Problem]:
+    """A problem for every one of these settings that has not its default."""
+    problems = []
+    for name in names:
+        section, _, field = name.partition(".")
+        found = getattr(spec, section)
+        if (value := getattr(found, field)) != getattr(type(found)(), field):
+            problems.append(Problem(name, value, rule))
+    return problems
 
 
 def _image_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:

@@ -79,6 +79,7 @@ class CausalLMTask:
             s.min_batches_per_epoch,
             self._trial.data_seed,
             epoch,
+            replacement=s.sampling == "replacement",
         )
 
     def weight(self, batch: Tensor) -> float:

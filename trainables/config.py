@@ -87,9 +87,9 @@ class TrainSettings(BaseModel):
     """AdamW's decay where base weights train (arXiv 2502.00987, Table 8)."""
     grad_clip: float = Field(default=1.0, gt=0.0)
     """Largest norm of the whole gradient."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
     min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
-    """The cosine ends at this share of the learning rate."""
+    """The cosine, or the line, ends at this share of the learning rate."""
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
@@ -106,17 +106,19 @@ class TrainSettings(BaseModel):
     min_batches_per_epoch: int = Field(default=0, ge=0)
     """Small subsets are gone through several times an epoch until it has this many batches (the paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
-    """Longest text, prompt and response together, in tokens; None: 256, or the model's window where that is smaller."""
+    """Longest text in tokens, prompt and response together; None: 256, or the model's window where that is smaller, and
+    128 for text encoders."""
     loss_on_prompt: Annotated[bool, LATER] = False
     """Language models: the loss is over the prompt's tokens too (LLM-Adapters' train_on_inputs, its default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
-    """Language models: this share of every target is spread over all words (LoRA's E2E: 0.1)."""
+    """Models of text: this share of every target is spread over all words or classes (LoRA's E2E: 0.1)."""
     gradient_checkpointing: Annotated[bool, LATER] = False
-    """Language models: keep the inputs of layers alone and make the rest again in the backward pass."""
+    """Models of text: keep the inputs of layers alone and make the rest again in the backward pass."""
 
 
 class EvaluateSettings(BaseModel):
-    """How language models are judged; see `trainables.causal_lm`. Image classifiers have one way, top-1 accuracy."""
+    """How language models are judged; see `trainables.causal_lm`. Of text encoders the numbers of rows apply, of image
+    classifiers nothing: they have one way, top-1 accuracy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -87,9 +87,46 @@ def new_head(features: int, outputs: int, init_seed: int, device: torch.device) 
     return head.to(device)
 
 
-def load_head(folder: Path) -> nn.Linear:
+class ClassifierHead(nn.Module):
+    """The head that transformers puts on RoBERTa: dropout, D x D with tanh, dropout, C x D; both layers with bias."""
+
+    def __init__(self, features: int, outputs: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dense, self.out = nn.Linear(features, features), nn.Linear(features, outputs)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(B, D) vectors to (B, C) logits."""
+        outputs: Tensor = self.out(self.dropout(torch.tanh(self.dense(self.dropout(vectors)))))
+        return outputs
+
+
+def new_classifier_head(
+    module: nn.Module, features: int, outputs: int, init_seed: int, device: torch.device
+) -> ClassifierHead:
+    """A `ClassifierHead` for a text encoder, with its dropout and initial deviation, drawn from `init_seed`."""
+    config = getattr(module, "config", None)
+    dropout = getattr(config, "classifier_dropout", None)
+    if dropout is None:
+        dropout = getattr(config, "hidden_dropout_prob", None) or 0.0
+    std: float = getattr(config, "initializer_range", None) or 0.02
+    draw = generator(init_seed, "head")
+    with torch.device("meta"):
+        head = ClassifierHead(features, outputs, dropout)
+    head.to_empty(device="cpu")
+    for layer in (head.dense, head.out):
+        nn.init.normal_(layer.weight, std=std, generator=draw)
+        nn.init.zeros_(layer.bias)
+    return head.to(device)
+
+
+def load_head(folder: Path) -> nn.Linear | ClassifierHead:
     """The head that a trial left in its adapter folder (`HEAD_FILE`)."""
     tensors = load_file(str(folder / HEAD_FILE))
+    if "dense.weight" in tensors:
+        classifier = ClassifierHead(tensors["out.weight"].shape[1], len(tensors["out.weight"]))
+        classifier.load_state_dict(tensors)
+        return classifier.eval()
     outputs, features = tensors["weight"].shape
     head = nn.Linear(features, outputs, bias="bias" in tensors)
     head.load_state_dict(tensors)

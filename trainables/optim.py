@@ -14,7 +14,7 @@ from trainables.config import TrainSettings
 
 
 def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Share of the peak learning rate at `step` of 0..total-1: linear warm-up, then half a cosine to min_lr_ratio."""
+    """Share of the peak rate at `step` of 0..total-1: linear warm-up, then half a cosine (or a line) to the least."""
     warm = int(settings.warmup_fraction * total)
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -22,6 +22,8 @@ def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
         return 1.0
     progress = (step - warm) / max(1, total - warm)
     least = settings.min_lr_ratio
+    if settings.schedule == "linear":
+        return least + (1.0 - least) * (1.0 - progress)
     return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

@@ -9,6 +9,7 @@ from trainables.errors import TrialError
 from trainables.images import ImageTask, preprocess_of
 from trainables.probe import FrozenTask
 from trainables.task import Parts, Task
+from trainables.text import text_task
 from trainables.vision import vision_task
 
 
@@ -16,7 +17,7 @@ def make_task(parts: Parts) -> Task:
     """The task that trains and evaluates a model of this kind.
 
     Raises:
-        TrialError: a kind that cannot be trained, or settings that its task does not take.
+        TrialError: settings that the task does not take.
         TrainablesError: bad data.
     """
     kind = parts.loaded.kind
@@ -26,10 +27,7 @@ def make_task(parts: Parts) -> Task:
         return vision_task(parts)
     if kind == "causal-lm":
         return causal_lm_task(parts)
-    raise TrialError(
-        f"model {parts.trial.model!r} is of kind {kind!r}, which cannot be trained; choose an open_clip: model, the "
-        "embedded one, or an image encoder such as hf:facebook/dinov2-small"
-    )
+    return text_task(parts)
 
 
 def clip_task(parts: Parts) -> ImageTask:

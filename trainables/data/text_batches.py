@@ -15,7 +15,14 @@ POOL_BATCHES = 32
 
 
 def bucketed_batches(
-    rows: Tensor, length: Callable[[int], int], batch_size: int, min_batches: int, data_seed: int, epoch: int
+    rows: Tensor,
+    length: Callable[[int], int],
+    batch_size: int,
+    min_batches: int,
+    data_seed: int,
+    epoch: int,
+    *,
+    replacement: bool = False,
 ) -> list[Tensor]:
     """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length.
 
@@ -26,8 +33,9 @@ def bucketed_batches(
         rows: (N,) the training rows.
         length: tokens of a row.
         epoch: counted from 1.
+        replacement: as in `epoch_batches`.
     """
-    order = torch.cat(epoch_batches(rows, batch_size, min_batches, data_seed, epoch))
+    order = torch.cat(epoch_batches(rows, batch_size, min_batches, data_seed, epoch, replacement=replacement))
     draw = generator(data_seed, "buckets", epoch)
     full = len(order) - len(order) % batch_size
     batches: list[Tensor] = []

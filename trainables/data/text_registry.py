@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainables.data.text import TextDataset
+from trainables.data.text import TextDataset, TextKind
 from trainables.data.text_json import Form, assemble, from_json
 from trainables.data.text_tables import GLUE, Cells, e2e_dataset, from_e2e_folder, from_glue_folder, glue_dataset
 from trainables.data.vision import FOLDER_VARIABLE, data_folder
@@ -36,6 +36,14 @@ TEXT_FORMS: dict[str, Callable[[str, Path], TextDataset]] = {
 }
 """Forms of a text set's id that name a folder, `json:FOLDER`, with what reads them."""
 
+_KINDS: dict[str, TextKind] = {
+    "json": "instructions",
+    "questions": "questions",
+    "glue": "sentences",
+    "e2e": "meanings",
+}
+"""What the rows of these forms are."""
+
 
 @dataclass(frozen=True)
 class TextInfo:
@@ -49,6 +57,7 @@ class TextInfo:
         train, test: rows to be found; None for not known.
         verified: whether these numbers were checked against the data. If so a difference is an error, else a warning.
         epochs: epochs of arXiv 2502.00987; None for a set it does not use.
+        kind: what its rows are.
     """
 
     load: Callable[[str], TextDataset]
@@ -59,6 +68,7 @@ class TextInfo:
     test: int | None = None
     verified: bool = False
     epochs: int | None = None
+    kind: TextKind = "instructions"
 
 
 @dataclass(frozen=True)
@@ -183,6 +193,7 @@ def _entries() -> dict[str, TextInfo]:
                 about.test,
                 about.verified,
                 3,
+                form,
             )
         tests = sum(about.test for about in COMMONSENSE.values())
         for size, rows in (("15k", None), ("170k", 170420)):
@@ -195,6 +206,7 @@ def _entries() -> dict[str, TextInfo]:
                 tests,
                 False,
                 3,
+                form,
             )
     for task, (train, test) in _GLUE_SIZES.items():
         found[f"glue-{task}"] = TextInfo(
@@ -206,14 +218,31 @@ def _entries() -> dict[str, TextInfo]:
             test,
             False,
             10,
+            "sentences",
         )
     found["e2e"] = TextInfo(
-        _e2e, "E2E, text from restaurant facts", "hub tuetschek/e2e_nlg", "CC BY-SA 4.0", 42061, 630, False, 5
+        _e2e,
+        "E2E, text from restaurant facts",
+        "hub tuetschek/e2e_nlg",
+        "CC BY-SA 4.0",
+        42061,
+        630,
+        False,
+        5,
+        "meanings",
     )
     return found
 
 
 TEXT_DATASETS: dict[str, TextInfo] = _entries()
+
+
+def text_kind(name: str) -> TextKind | None:
+    """What the rows of the text set of that id are, without reading it; None where the id is not one of a text set."""
+    if name in TEXT_DATASETS:
+        return TEXT_DATASETS[name].kind
+    form, colon, rest = name.partition(":")
+    return _KINDS.get(form) if colon and rest else None
 
 
 def text_loader(name: str) -> Callable[[], TextDataset] | None:
