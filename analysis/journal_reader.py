@@ -1,6 +1,7 @@
 """The reading side of the journal: one JSON object a line, append-only, fsync'd; a torn last line is forgiven.
 
-Events (`ev`): `sweep` (provenance of one run), `ask`, `report`, `finish` (a trial's rows), `choose` (a rate chosen).
+Events (`ev`): `estimate` and `sweep` (forecast and provenance of one run), `ask`, `report`, `finish` (a trial's rows),
+`choose` (a rate chosen).
 """
 
 from __future__ import annotations

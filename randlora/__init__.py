@@ -19,6 +19,7 @@ from randlora.errors import (
     TargetError,
     UnknownMethodError,
 )
+from randlora.families import default_targets
 from randlora.hooks import Hooks, Schedule, hooks_in
 from randlora.hydra import HydraLoraConfig
 from randlora.lora import DoraConfig, LoraConfig
@@ -65,6 +66,7 @@ __all__ = [
     "VeraConfig",
     "accumulating",
     "attach",
+    "default_targets",
     "export_deltas",
     "export_merged",
     "export_peft",

@@ -95,7 +95,8 @@ def accumulating(model: nn.Module, micro_batches: int) -> Iterator[None]:
     """
     if micro_batches < 1:
         raise AdapterError(f"micro_batches must be at least 1 but got {micro_batches!r}")
-    adapters = [m for m in model.modules() if isinstance(m, Adapter)]
+    # an adapter that only passes on to others (a pack) has no parameters to hold for
+    adapters = [m for m in model.modules() if isinstance(m, Adapter) and any(True for _ in m.parameters())]
     if micro_batches == 1:
         yield
         return

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from randlora.errors import ConfigError, nearest
 from randlora.masks import Masks
@@ -161,6 +162,13 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear(x, base + delta, bias)` for x (..., in), by the cheaper of the two forms."""
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        """`linear(x, W0, bias)` where W0 is quantised: y (..., out) is the layer's own W0 x + bias, x is (..., in).
+
+        `base()` reads W0 (out x in) back, for methods that need it. This default makes the delta as a matrix.
+        """
+        return y + linear(self.drop(x).to(y.dtype), self.delta(base()).to(y.dtype))
 
     def matrix(self, base: Tensor) -> Tensor:
         """`weight(base)`, or the one held inside `accumulating()`."""

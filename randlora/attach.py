@@ -19,14 +19,35 @@ from randlora.seeds import derive_seed
 from randlora.sites import Site, is_adapted, shared_names
 from randlora.targets import resolve_targets, select
 
-__all__ = ["Adapted", "attach", "check_untied", "resolve_targets"]
+__all__ = ["Adapted", "attach", "check_can_merge", "resolve_targets"]
 
 
-def check_untied(model: nn.Module, sites: Mapping[str, Site]) -> None:
-    """Refuse to merge into a tensor that another module uses as well."""
+def check_can_merge(model: nn.Module, sites: Mapping[str, Site]) -> None:
+    """Refuse to merge into a tensor that another module uses as well, or into one of a few bits."""
     for name, site in sites.items():
+        if site.quantised:
+            raise AdapterError(
+                f"cannot merge {name}: its weight is quantised, and rounding W0 + delta would lose the delta; keep the "
+                "adapter, export_deltas(), or merge into the model in full precision"
+            )
         if len(names := shared_names(model, site.parameter)) > 1:
             raise AdapterError(f"cannot merge {name}: its tensor is tied to {names}; untie it, or keep the adapter")
+
+
+class _Weights(Mapping[str, Tensor]):
+    """The frozen weights, each read when it is asked for: a quantised one is whole for no longer than needed."""
+
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        self._sites = sites
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._sites[name].base.detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
 
 class Adapted:
@@ -195,7 +216,7 @@ class Adapted:
         if self.merged:
             return self.model
         self._check_attached("merge")
-        check_untied(self.model, self.sites)
+        check_can_merge(self.model, self.sites)
         with torch.no_grad():
             new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
             self._before_merge = {name: site.base.detach().clone() for name, site in self.sites.items()}
@@ -321,8 +342,9 @@ def attach(
             f"dropout on the adapter's input needs a called nn.Linear, but {packed[0]} is read as a matrix; "
             "use dropout=0.0, or leave the weight out of targets"
         )
-    weights = {name: site.base.detach() for name, site in sites.items()}
-    request = Request(config, weights, sizes, init_seed, basis_seed)
+    if unread := [name for name, site in sites.items() if site.quantised and not site.by_activation]:
+        raise TargetError(f"{unread[0]} is quantised and read by the module around it: it cannot be adapted")
+    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed)
     adapters = method.build(request)
     for name, adapter in adapters.items():
         adapter.train(sites[name].owner.training)

@@ -57,6 +57,14 @@ def low_rank_linear(
     return y.view(*lead, y.shape[-1])
 
 
+def low_rank_beside(x: Tensor, y: Tensor, factors: tuple[Tensor, Tensor], scale: float) -> Tensor:
+    """y + scale * (x a) b^T for x (..., in), y (..., out), in the dtype of y; `factors` as in `low_rank_linear`."""
+    a_IR, b_OR = factors
+    h = x.reshape(-1, x.shape[-1]).to(y.dtype) @ a_IR.to(y.dtype)
+    rows = y.reshape(-1, y.shape[-1])
+    return torch.addmm(rows, h, b_OR.to(y.dtype).t(), alpha=scale).view(y.shape)
+
+
 class Spread(NamedTuple):
     """The frozen part of one weight's delta: B M if `tall` (out >= in), else (B M)^T. `a` is (r x m), `b` (D x n r).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn.functional import linear
 
 from randlora.adapter import Adapter, Request
 from randlora.bases import Draw, draw
-from randlora.contract import compute_dtype, low_rank_linear, low_rank_weight, prefers_matrix
+from randlora.contract import compute_dtype, low_rank_beside, low_rank_linear, low_rank_weight, prefers_matrix
 from randlora.seeds import derive_seed
 
 
@@ -36,6 +37,9 @@ class Factored(Adapter):
         if one_dtype and not self.dropping and prefers_matrix(x.numel() // x.shape[-1], self.shape, a_IR.shape[1]):
             return linear(x, low_rank_weight(base, a_IR, b_OR, self.scale), bias)
         return low_rank_linear((x, self.drop(x)), base, bias, (a_IR, b_OR), self.scale)
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return low_rank_beside(self.drop(x), y, self.factors(), self.scale)
 
 
 def drawn(name: str, stream: str, request: Request, spec: Draw) -> Tensor:

@@ -8,6 +8,7 @@ Start: A and G uniform on +-1 / sqrt(in), every B_i = 0. Scale: alpha / r, 1 by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,8 +87,12 @@ class HydraLora(Adapter):
         return self.delta(base)
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = compute_dtype(x)
-        y = linear(x, base, bias)
+        return self._added(x, linear(x, base, bias), compute_dtype(x))
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return self._added(x, y, y.dtype)
+
+    def _added(self, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
         dropped = self.drop(x).to(dtype)
         shares = torch.softmax((x.to(dtype) @ self.router.to(dtype).t()).to(self.router.dtype), -1).to(dtype)
         h = dropped @ self.a.to(dtype)

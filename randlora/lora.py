@@ -11,7 +11,7 @@ which is 1 at r = 16. It is fixed by the configuration's r for the whole model, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from randlora.adapter import (
     trainable,
 )
 from randlora.bases import Draw, draw
-from randlora.contract import compute_dtype, low_rank_linear, low_rank_weight, prefers_matrix
+from randlora.contract import compute_dtype, low_rank_beside, low_rank_linear, low_rank_weight, prefers_matrix
 from randlora.seeds import derive_seed
 
 STABILISED_ALPHA = 4.0
@@ -126,6 +126,9 @@ class Lora(_LowRank):
             return linear(x, self.weight(base), bias)
         return low_rank_linear((x, self.drop(x)), base, bias, (self.a, self.b), self.scale)
 
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return low_rank_beside(self.drop(x), y, (self.a, self.b), self.scale)
+
 
 def _row_norms(weight: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
@@ -164,6 +167,12 @@ class Dora(_LowRank):
         factor = (self.magnitude / self.norms(base)).to(dtype)
         y = low_rank_linear((x, self.drop(x)), base, None, (self.a, self.b), self.scale) * factor
         return y if bias is None else y + bias.to(dtype)
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        factor = (self.magnitude / self.norms(base())).to(y.dtype)
+        plain = y if bias is None else y - bias.to(y.dtype)
+        plain = low_rank_beside(self.drop(x), plain, (self.a, self.b), self.scale) * factor
+        return plain if bias is None else plain + bias.to(y.dtype)
 
 
 def build_lora(request: Request) -> dict[str, Adapter]:

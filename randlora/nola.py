@@ -14,7 +14,7 @@ The bases are drawn from the seed at attach, shared by all layers (as the RandLo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,7 +33,7 @@ from randlora.adapter import (
     trainable,
 )
 from randlora.bases import Bases, Draw
-from randlora.contract import compute_dtype, low_rank_linear, low_rank_weight, prefers_matrix
+from randlora.contract import compute_dtype, low_rank_beside, low_rank_linear, low_rank_weight, prefers_matrix
 from randlora.errors import ConfigError
 
 MAX_BASES = 4096
@@ -117,6 +117,9 @@ class Nola(Adapter):
         if merging and not self.dropping and prefers_matrix(rows, self.shape, self.r):
             return linear(x, self.weight(base), bias)
         return low_rank_linear((x, self.drop(x)), base, bias, self.factors(), self.scale)
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return low_rank_beside(self.drop(x), y, self.factors(), self.scale)
 
 
 def build_nola(request: Request) -> dict[str, Adapter]:

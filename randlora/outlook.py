@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -32,7 +33,7 @@ from randlora.adapter import (
     check_positive,
     trainable,
 )
-from randlora.contract import Spread, compute_dtype, low_rank_weight
+from randlora.contract import Spread, compute_dtype, low_rank_beside, low_rank_weight
 from randlora.errors import ConfigError
 from randlora.factored import singular
 from randlora.lora import Lora, LoraConfig
@@ -118,6 +119,11 @@ class Hybrid(Adapter):
         y = self.full.linear(x, base, bias) if dropped is x else linear(x, base, bias) + self.full.only(dropped)
         h = dropped.to(dtype) @ self.low.a.to(dtype)
         return y + (h @ self.low.b.to(dtype).t()) * self.low.scale
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        dropped = self.drop(x)
+        y = y + self.full.only(dropped).to(y.dtype)
+        return low_rank_beside(dropped, y, (self.low.a, self.low.b), self.low.scale)
 
     def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
         return self.full.pays_to_accumulate(rows, micro_batches)

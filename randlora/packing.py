@@ -86,6 +86,12 @@ class Together(Adapter):
     def weight(self, base: Tensor) -> Tensor:
         return self.one.weight(base)
 
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        active = [self._members[k] for k in self._turn.active]
+        check_rows(x, len(active))
+        slices = zip(active, x.chunk(len(active)), y.chunk(len(active)), strict=True)
+        return torch.cat([member.beside(part, own, base, bias) for member, part, own in slices])
+
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         active = [self._members[k] for k in self._turn.active]
         if len(active) == 1:

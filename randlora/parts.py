@@ -134,6 +134,20 @@ class PartAdapters(nn.Module):
         """The whole weight (out x in) with the parts' deltas."""
         return self._joined(0, lambda s: base[s.rows] if s.adapter is None else s.adapter.matrix(base[s.rows]))
 
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        """As `Adapter.beside`, part by part."""
+
+        def product(segment: _Segment) -> Tensor:
+            rows, adapter = segment
+            own = y[..., rows]
+            return (
+                own
+                if adapter is None
+                else adapter.beside(x, own, lambda: base()[rows], None if bias is None else bias[rows])
+            )
+
+        return self._joined(-1, product)
+
     def apply_to(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear(x, weight, bias)`, part by part."""
 

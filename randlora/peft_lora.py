@@ -74,7 +74,7 @@ def _by_module(adapted: Adapted) -> Iterator[tuple[str, list[tuple[Site, Adapter
 
 def _rows(site: Site) -> int:
     """Rows of the whole weight."""
-    return site.parameter.shape[1 if site.transposed else 0]
+    return site.whole.shape[0]
 
 
 def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
@@ -104,8 +104,7 @@ def _magnitude(members: Sequence[tuple[Site, Adapter]]) -> Tensor | None:
         return None
     if site.rows is None:
         return adapter.magnitude.detach()
-    stored = site.parameter.detach()
-    norms: Tensor = torch.linalg.vector_norm(stored, dim=0 if site.transposed else 1)
+    norms: Tensor = torch.linalg.vector_norm(site.whole.base.detach(), dim=1)
     whole = norms.to(adapter.magnitude.dtype)
     for part, dora in members:
         assert isinstance(dora, Dora) and part.rows is not None

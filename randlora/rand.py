@@ -151,6 +151,9 @@ class RandLora(Adapter):
             return linear(x, self.weight(base), bias)
         return spread_linear(x, base, bias, (self.lambdas, self.gammas), part)
 
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return y + self.only(self.drop(x)).to(y.dtype)
+
     def project(self, base: Tensor, grad: Tensor) -> None:
         spread_project((self.lambdas, self.gammas), self.part(), grad)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from randlora import checkpoint
 from randlora.adapter import AdapterConfig
-from randlora.attach import Adapted, attach, check_untied
+from randlora.attach import Adapted, attach, check_can_merge
 from randlora.errors import AdapterError, nearest
 from randlora.sites import Site, is_adapted
 
@@ -126,7 +126,7 @@ class AdapterSet:
         sites: dict[str, Site] = {}
         for name, weight in weights.items():
             member = self[name]
-            check_untied(self.model, member.sites)
+            check_can_merge(self.model, member.sites)
             for target, delta in member.deltas().items():
                 share = delta * weight
                 sums[target] = sums[target] + share if target in sums else share

@@ -8,14 +8,15 @@ weight share its place (`randlora.parts`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from randlora.adapter import Adapter, Shape
 from randlora.parts import PartAdapters, Rows
+from randlora.quantised import dequantised, has_beside, is_quantised, put_beside, take_away
 
 # Modules that compute with their children's weights instead of calling the children, at least on a fast path.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -107,8 +108,14 @@ class Site:
 
     @property
     def by_activation(self) -> bool:
-        """Whether the adapter meets the input (an exact `nn.Linear` that is really called)."""
-        return type(self.owner) in (nn.Linear, AdaptedLinear) and not isinstance(self.parent, _READS_CHILDREN)
+        """Whether the adapter meets the input (an exact `nn.Linear` that is really called, or a quantised one)."""
+        called = type(self.owner) in (nn.Linear, AdaptedLinear) or self.quantised
+        return called and not isinstance(self.parent, _READS_CHILDREN)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weight is kept in 4 or 8 bits, and cannot be read as a matrix."""
+        return self.attr == "weight" and is_quantised(self.owner)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -122,7 +129,10 @@ class Site:
 
     @property
     def base(self) -> Tensor:
-        """The frozen weight as (out x in), a view of what is stored."""
+        """The frozen weight as (out x in), a view of what is stored; a quantised one is read back into a new tensor."""
+        if self.quantised:
+            whole = dequantised(self.owner)
+            return whole if self.rows is None else whole[slice(*self.rows)]
         return self.view(self.parameter)
 
     def view(self, stored: Tensor) -> Tensor:
@@ -133,8 +143,16 @@ class Site:
     @property
     def shape(self) -> Shape:
         """(out, in)."""
-        out, width = reversed(self.parameter.shape) if self.transposed else self.parameter.shape
+        if self.quantised:  # what is stored has another shape
+            out, width = _size(self.owner)
+        else:
+            out, width = reversed(self.parameter.shape) if self.transposed else self.parameter.shape
         return (out, width) if self.rows is None else (self.rows[1] - self.rows[0], width)
+
+    @property
+    def whole(self) -> Site:
+        """The site of the whole weight, of which this one may be a part."""
+        return replace(self, name=self.stored_name, part=None, rows=None)
 
     @property
     def stored_name(self) -> str:
@@ -151,8 +169,8 @@ class Site:
 
     def _group(self) -> PartAdapters | None:
         """The adapters of the weight's parts that are in place now."""
-        if type(self.owner) is AdaptedLinear:
-            installed: nn.Module = self.owner.adapter
+        if type(self.owner) is AdaptedLinear or has_beside(self.owner):
+            installed = cast(nn.Module, self.owner.adapter)
         elif parametrize.is_parametrized(self.owner, self.attr):
             installed = self._parametrizations()[self.attr][0].adapter
         else:
@@ -166,12 +184,15 @@ class Site:
             return
         group = self._group()
         if group is None:
-            group = PartAdapters(self.parameter.shape[1 if self.transposed else 0])
+            group = PartAdapters(self.whole.shape[0])
             group.train(self.owner.training)
             self._put(group)
         group.add(self.part, self.rows, adapter)
 
     def _put(self, adapter: Adapter | PartAdapters) -> None:
+        if self.quantised:
+            put_beside(self.owner, adapter)
+            return
         if self.by_activation:
             self.owner.add_module("adapter", adapter)
             self.owner.__class__ = AdaptedLinear
@@ -193,6 +214,9 @@ class Site:
             del self.owner._modules["adapter"]
             self.owner.__class__ = nn.Linear  # type: ignore[assignment]  # mypy narrowed it
             return
+        if has_beside(self.owner):
+            take_away(self.owner)
+            return
         packed: PackedWeight = self._parametrizations()[self.attr][0]
         parametrize.remove_parametrizations(self.owner, self.attr, leave_parametrized=False)
         packed.unmount(self.owner)
@@ -202,6 +226,10 @@ def reader_of(site: Site) -> nn.Module:
     """The module whose forward reads the weight: its owner, or a parent that computes with its children's weights."""
     reads = site.parent is not None and isinstance(site.parent, _READS_CHILDREN)
     return site.parent if reads and site.parent is not None else site.owner
+
+
+def _size(layer: Any) -> Shape:
+    return layer.out_features, layer.in_features
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -214,8 +242,9 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     modules = dict(model.named_modules())
     sites: dict[str, Site] = {}
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and parameter.is_floating_point():
-            owner_name, _, attr = name.rpartition(".")
+        owner_name, _, attr = name.rpartition(".")
+        quantised = attr == "weight" and is_quantised(modules[owner_name])
+        if quantised or (parameter.ndim == 2 and parameter.is_floating_point()):
             parent = modules.get(owner_name.rpartition(".")[0]) if owner_name else None
             sites[name] = Site(name, modules[owner_name], attr, parent)
     return sites

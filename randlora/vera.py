@@ -7,7 +7,7 @@ there is no alpha. Start: d = `d_initial`, b = 0, so the delta is 0 and b gets t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape, check_capacity, check_dropout, trainable
 from randlora.bases import Bases, Draw
-from randlora.contract import compute_dtype, low_rank_linear, low_rank_weight, prefers_matrix
+from randlora.contract import compute_dtype, low_rank_beside, low_rank_linear, low_rank_weight, prefers_matrix
 from randlora.diagonal import diagonal_linear
 from randlora.errors import ConfigError
 
@@ -87,6 +87,9 @@ class Vera(Adapter):
         a_RI = self.bases.get("A", dtype)[: self.r, : self.shape[1]]
         b_OR = self.bases.get("B", dtype)[: self.shape[0], : self.r]
         return diagonal_linear(x, base, bias, (self.d, self.b), (a_RI, b_OR))
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return low_rank_beside(self.drop(x), y, self.factors(), 1.0)
 
 
 def build_vera(request: Request) -> dict[str, Adapter]:

@@ -122,10 +122,26 @@ def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json =
 
 @app.command()
 @_verb
-def estimate(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
-    """Time, memory and disk of a sweep, from a short probe of every method."""
+def estimate(
+    spec: Source,
+    overrides: Set = None,
+    scale: Scale = None,
+    compare: Annotated[bool, typer.Option("--compare", help="The last run's estimate against what it took.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time, accelerator-hours, memory, disk and money of a sweep, from a short probe of every method."""
+    from analysis.foresight import foresight
     from sweeps.estimate import estimate_plan
 
+    if compare:
+        table = foresight(_store(spec, overrides))
+        if as_json:
+            show.print_json(table.to_pylist())
+        elif table.num_rows:
+            show.print_table(table, "estimate against actual, last run")
+        else:
+            out.print("no run of this sweep was estimated (`sweeps run` without --quiet does)", highlight=False)
+        return
     _, planned = load(spec, overrides, scale)
     answer = estimate_plan(planned)
     if as_json:

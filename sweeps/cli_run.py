@@ -84,9 +84,10 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         check_inputs(planned)
         observers = watchers(loaded, optuna_storage, track or ())
         progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
-        if progress is True:
+        foreseen = None if quiet else estimate_plan(planned)
+        if progress is True and foreseen is not None:
             show.print_header(planned)
-            show.print_estimate_line(estimate_plan(planned))
+            show.print_estimate_line(foreseen)
         summary = run_engine(
             planned,
             address=address,
@@ -94,6 +95,7 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
             retry_failed=retry_failed,
             observers=observers,
             upload=upload,
+            estimate=None if foreseen is None else foreseen.as_dict(),
         )
         path = write_spec(loaded)
         if upload is not None and not summary.not_uploaded:

@@ -7,7 +7,7 @@ import functools
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from sweeps.cluster import Pool, host_facts
 from sweeps.interfaces import Plan, Row
 from sweeps.journal import Journal
 from sweeps.ledger import Ledger, pruned
-from sweeps.limits import Meter
+from sweeps.limits import Meter, accelerators
 from sweeps.locks import FolderLock, check_identity, write_identity
 from sweeps.observers import Observer, Observers
 from sweeps.replay import replay
@@ -89,6 +89,7 @@ def run(
     retry_failed: bool = False,
     observers: Sequence[Observer] = (),
     upload: str | Location | None = None,
+    estimate: Mapping[str, Any] | None = None,
 ) -> RunSummary:
     """Run what is missing of a plan; finished trials are never repeated.
 
@@ -102,6 +103,7 @@ def run(
         observers: told what happens, never asked; one that fails is left out with a warning.
         upload: a URI that pyarrow reaches, or a location, that gets a copy of the results (`sweeps.upload`); a folder
             without results starts from what is there.
+        estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
 
     Raises:
         SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
@@ -151,6 +153,9 @@ def run(
                             started = Pool(spec.resources, ray_folder, address=address, measure=measure)
                             pool = stack.enter_context(started)
                         state.workers = pool.trials
+                        if estimate is not None:
+                            held = {**estimate, "accelerators": accelerators(pool.shapes)}
+                            journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
                         journal.write(_provenance(spec.name, trial, pool))
                         state.used = meter = Meter(spec.limits, state, pool.shapes, begun)
                         stop = Stop(meter)

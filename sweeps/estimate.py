@@ -1,4 +1,4 @@
-"""How long a sweep will take, from a short probe of every method on this machine; no Ray is started.
+"""What a sweep will take, from a short probe of every method on this machine; no Ray is started.
 
 The probe trains a few batches of each method's largest cell through the same code a lane runs, on one core. What it
 can't see is other load on the machine, and cores that share memory bandwidth.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from typing import Any
 from analysis import open_store
 from sweeps.cluster import local_node
 from sweeps.inputs import split_sizes
+from sweeps.kept import keep_bytes
+from sweeps.limits import accelerators
 from sweeps.plan import Cell, Plan
 from sweeps.resources import plan_lanes
+from sweeps.spec import LimitsSection
 from trainables.config import TrainSettings, TrialConfig
 
 START_SECONDS = 15.0
@@ -25,6 +28,8 @@ START_SECONDS = 15.0
 TRIAL_OVERHEAD = 0.15
 """Seconds per trial that are neither training nor evaluation, lanes warm."""
 PROBE_BATCHES = 3
+_ROW_BYTES = 12_000
+"""Journal, table rows and predictions of a trial."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +44,38 @@ class MethodEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time, memory and disk of what is left of a sweep.
+    """Time, memory, disk and money of what is left of a sweep.
 
     Attributes:
         seconds: wall time, `concurrent` trials at a time, Ray's start included.
+        accelerator_hours: what the trials hold: GPUs, or workers where they take none.
         memory_bytes: largest peak memory a probed trial had; on the CPU, of the whole process.
-        disk_bytes: tables and kept adapters.
+        table_bytes: journal and tables.
+        kept_bytes: adapters that `[keep]` leaves.
+        cost: `accelerator_hours` at `limits.price_per_hour`; None where that is not given.
+        over: limits that it would reach, in words.
     """
 
     methods: tuple[MethodEstimate, ...]
     concurrent: int
     trials_left: int
     seconds: float
+    accelerator_hours: float
     memory_bytes: int
-    disk_bytes: int
+    table_bytes: int
+    kept_bytes: int
     probe_seconds: float
+    cost: float | None = None
+    over: tuple[str, ...] = ()
+
+    @property
+    def disk_bytes(self) -> int:
+        """All that stays on disk."""
+        return self.table_bytes + self.kept_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return asdict(self)
+        return {**asdict(self), "disk_bytes": self.disk_bytes}
 
 
 @dataclass(frozen=True)
@@ -74,15 +92,38 @@ class _Left:
 def estimate_plan(plan: Plan) -> Estimate:
     """Probe every method that still has trials to run, and add up."""
     started = time.perf_counter()
-    concurrent = sum(lane.trials for lane in plan_lanes(plan.spec.resources, [local_node()]))
+    shapes = plan_lanes(plan.spec.resources, [local_node()])
+    concurrent = sum(lane.trials for lane in shapes)
     left = [cell for cell in _left(plan) if cell.trials]
     if not left:
-        return Estimate((), concurrent, 0, 0.0, 0, 0, 0.0)
+        return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, 0.0)
     methods, memory = _probe(plan, left)
     trials = sum(m.trials for m in methods)
-    slots = min(concurrent, trials)
-    seconds = START_SECONDS + sum(m.seconds_total for m in methods) / slots
-    return Estimate(methods, concurrent, trials, seconds, memory, _disk(plan, left), time.perf_counter() - started)
+    busy = sum(m.seconds_total for m in methods)
+    limits = plan.spec.limits
+    hours = busy / 3600 * accelerators(shapes)
+    cost = None if limits.price_per_hour is None else hours * limits.price_per_hour
+    seconds = START_SECONDS + busy / min(concurrent, trials)
+    return Estimate(
+        methods=methods,
+        concurrent=concurrent,
+        trials_left=trials,
+        seconds=seconds,
+        accelerator_hours=hours,
+        memory_bytes=memory,
+        table_bytes=sum(c.trials for c in left) * _ROW_BYTES,
+        kept_bytes=keep_bytes(plan, [c.cell for c in left]),
+        probe_seconds=time.perf_counter() - started,
+        cost=cost,
+        over=tuple(_over(limits, seconds / 3600, hours, cost)),
+    )
+
+
+def _over(limits: LimitsSection, hours: float, accelerator_hours: float, cost: float | None) -> Iterator[str]:
+    for name, value in (("max_hours", hours), ("max_accelerator_hours", accelerator_hours), ("max_cost", cost)):
+        most = getattr(limits, name)
+        if most is not None and value is not None and value > most:
+            yield f"limits.{name} = {most:g}, and about {value:.3g} are left to run"
 
 
 def _left(plan: Plan) -> list[_Left]:
@@ -172,14 +213,3 @@ class _Probe:
         epochs = cell.settings(settings).epochs if cell.lr_centre is not None else 1
         tested = test if stage == "CONFIRM" else 0
         return TRIAL_OVERHEAD + epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate
-
-
-def _disk(plan: Plan, left: Sequence[_Left]) -> int:
-    rows = sum(c.trials for c in left) * 12_000  # journal, table rows and predictions of a trial
-    kept = plan.spec.keep.adapters
-    per_cell = {"none": 0, "best": 1}
-    adapters = 0
-    for c in left:
-        n = per_cell.get(kept, c.cell.confirm_seeds if kept == "confirm" else c.trials)
-        adapters += n * 4 * (c.cell.count or 0)
-    return rows + adapters

@@ -1,8 +1,8 @@
 """The journal: an append-only file of events, one JSON object a line, and the truth about a sweep.
 
-Events: `sweep` (provenance of one run), `ask` (a trial's configuration, before it starts), `report` (one epoch),
-`memory` (a trial went on with smaller micro-batches), `finish` (the complete row, metrics and predictions of a trial),
-`choose` (a cell's learning rate).
+Events: `estimate` (what a run is thought to take), `sweep` (provenance of one run), `ask` (a trial's configuration,
+before it starts), `report` (one epoch), `memory` (a trial went on with smaller micro-batches), `finish` (the complete
+row, metrics and predictions of a trial), `choose` (a cell's learning rate).
 `analysis.journal_reader` reads.
 """
 

@@ -149,7 +149,8 @@ def print_estimate(estimate: Estimate) -> None:
     )
     print_estimate_line(estimate)
     out.print(
-        f"disk about {estimate.disk_bytes / 2**20:.0f} MiB; "
+        f"{estimate.accelerator_hours:.3g} accelerator-hours; disk about {estimate.disk_bytes / 2**20:.0f} MiB, "
+        f"{estimate.kept_bytes / 2**20:.0f} MiB of them kept weights; "
         f"peak memory of a trial about {estimate.memory_bytes / 2**20:.0f} MiB",
         highlight=False,
     )
@@ -162,9 +163,12 @@ def print_estimate_line(estimate: Estimate) -> None:
         return
     out.print(
         f"about {_minutes(estimate.seconds)} for {estimate.trials_left} trials, {estimate.concurrent} at a time "
-        f"(probed in {estimate.probe_seconds:.0f} s)",
+        + (f"at a cost of about {estimate.cost:.2f} " if estimate.cost is not None else "")
+        + f"(probed in {estimate.probe_seconds:.0f} s)",
         highlight=False,
     )
+    for limit in estimate.over:
+        err.print(f"it will stop before its end: {limit}", style="yellow", markup=False, highlight=False)
 
 
 def summary_dict(summary: RunSummary) -> dict[str, Any]:
@@ -238,6 +242,21 @@ def print_status(progress: Mapping[str, Any]) -> None:
         f"{p['unfinished']} begun; {p['cells_confirmed']} of {p['cells']} cells confirmed; {state}",
         highlight=False,
     )
+    words = [", ".join(f"{n} cell(s) {phase}" for phase, n in p["phases"].items())]
+    if p["per_minute"] is not None and p["seconds_left"]:
+        words.append(f"{p['per_minute']:.1f} trials/min, about {_minutes(p['seconds_left'])} left")
+    words.append(f"{p['accelerator_hours']:.2f} accelerator-hours")
+    if p["cost"] is not None:
+        words.append(f"cost {p['cost']:.2f}")
+    if p["estimate"] is not None:
+        guess, took = p["estimate"]["estimated"], p["estimate"]["actual"]
+        words.append(f"estimated {_minutes(guess)}" + ("" if took is None else f", took {_minutes(took)}"))
+    out.print("; ".join(filter(None, words)), highlight=False)
+    for failure in p["failures"]:
+        said = f"{failure['count']} failed: {failure['reason']}" + (
+            f" ({failure['where']})" if failure["where"] else ""
+        )
+        out.print(said, style="red", highlight=False, markup=False)
     rows = [[_cell(v) for v in row.values()] for row in progress["methods"]]
     if rows:
         _print_rows(list(progress["methods"][0]), rows, None)

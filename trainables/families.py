@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from randlora.families import TARGETS
 from trainables.errors import TrainablesError, nearest
 
 Scheme = Literal["open_clip", "hf", "local", "embedded"]
@@ -56,59 +57,30 @@ class Family:
 
 
 _PAPER_LLM = "RandLoRA paper, section 5.4 and its scripts: q, k, v, up and down; neither o_proj nor gate_proj"
-_LLAMA = Family("causal-lm", ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj"), _PAPER_LLM)
-_LIKE_LLAMA = Family("causal-lm", _LLAMA.targets, "same layer names as Llama; the paper's choice carried over")
-_BERT_NAMES = ("query", "key", "value", "output.dense", "intermediate.dense")
-_BERT = Family(
-    "text-encoder", _BERT_NAMES, "RandLoRA paper, GLUE: the 6 matrices of each layer; neither pooler nor head"
-)
+_LIKE_LLAMA = "same layer names as Llama; the paper's choice carried over"
+_PAPER_DINOV2 = "RandLoRA paper, DINOv2: q, k, v and the MLP (packed `attn.qkv` in the original code, apart here)"
+_PAPER_BERT = "RandLoRA paper, GLUE: the 6 matrices of each layer; neither pooler nor head"
+_PAPER_CLIP = "RandLoRA paper, CLIP: packed q, k, v and the MLP of every block of both towers, without attn.out_proj"
+_PAPER_PHI3 = "RandLoRA paper, Table 15: its percentages need the fused names; the script's own match down_proj alone"
+_CODE_GPT2 = "RandLoRA code, E2E: c_attn (there its q and v thirds alone) and the MLP"
 
-# Both spellings: transformers renamed the attention of DINOv2 from `query` to `q_proj` in version 5.
-_DINOV2 = Family(
-    "hf-vision",
-    (
-        *("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-        *("attention.query", "attention.key", "attention.value"),
-        *("mlp.fc1", "mlp.fc2", "mlp.up_proj", "mlp.down_proj"),
-    ),
-    "RandLoRA paper, DINOv2: q, k, v and the MLP (packed `attn.qkv` in the original code, apart in transformers)",
-)
-
-FAMILIES: dict[str, Family] = {
-    # open_clip's own towers, then timm's towers inside open_clip (SigLIP, EVA): both spellings, absent ones left out
-    "open_clip": Family(
-        "clip",
-        ("attn.in_proj_weight", "mlp.c_fc", "mlp.c_proj", "attn.qkv", "mlp.fc1", "mlp.fc2"),
-        "RandLoRA paper, CLIP: packed q, k, v and the MLP of every block of both towers; attn.out_proj is not adapted",
-    ),
-    "dinov2": _DINOV2,
-    "dinov2_with_registers": _DINOV2,
-    "vit": Family(
-        "hf-vision",
-        (
-            *("attention.q_proj", "attention.k_proj", "attention.v_proj", "mlp.fc1", "mlp.fc2"),
-            *("attention.query", "attention.key", "attention.value", "intermediate.dense"),
-        ),
-        "as DINOv2",
-    ),
-    "llama": _LLAMA,
-    "qwen2": _LLAMA,
-    "phi3": Family(
-        "causal-lm",
-        ("qkv_proj", "gate_up_proj", "down_proj"),
-        "RandLoRA paper, Table 15: its percentages need the fused names; the script's own match down_proj alone",
-    ),
-    "mistral": _LIKE_LLAMA,
-    "qwen3": _LIKE_LLAMA,
-    "gpt2": Family(
-        "causal-lm",
-        ("attn.c_attn", "mlp.c_fc", "mlp.c_proj"),
-        "RandLoRA code, E2E: c_attn (there its q and v thirds alone) and the MLP",
-    ),
-    "roberta": _BERT,
-    "bert": _BERT,
+_KINDS: dict[str, tuple[Kind, str]] = {
+    "open_clip": ("clip", _PAPER_CLIP),
+    "dinov2": ("hf-vision", _PAPER_DINOV2),
+    "dinov2_with_registers": ("hf-vision", _PAPER_DINOV2),
+    "vit": ("hf-vision", "as DINOv2"),
+    "llama": ("causal-lm", _PAPER_LLM),
+    "qwen2": ("causal-lm", _PAPER_LLM),
+    "phi3": ("causal-lm", _PAPER_PHI3),
+    "mistral": ("causal-lm", _LIKE_LLAMA),
+    "qwen3": ("causal-lm", _LIKE_LLAMA),
+    "gpt2": ("causal-lm", _CODE_GPT2),
+    "roberta": ("text-encoder", _PAPER_BERT),
+    "bert": ("text-encoder", _PAPER_BERT),
 }
-"""Default targets by family: open_clip, else the `model_type` of a transformers config."""
+
+FAMILIES: dict[str, Family] = {name: Family(kind, TARGETS[name], why) for name, (kind, why) in _KINDS.items()}
+"""Default targets (`randlora.families`) by family: open_clip, else the `model_type` of a transformers config."""
 
 
 def parse_id(model_id: str) -> ModelId:
@@ -148,12 +120,6 @@ def family_named(name: str) -> Family:
             f"there are defaults for {', '.join(FAMILIES)}"
         )
     return FAMILIES[name]
-
-
-def matching(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Those suffixes that name at least one weight of `names`, in their own order."""
-    dotted = ["." + name for name in names]
-    return [p for p in patterns if any(name.endswith((f".{p}", f".{p}.weight")) for name in dotted)]
 
 
 def _open_clip_id(model_id: str, name: str) -> ModelId:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from randlora.attach import resolve_targets
-from trainables.families import FAMILIES, Family, Kind, ModelError, ModelId, family_named, matching, parse_id
+from randlora.families import matching
+from trainables.families import FAMILIES, Family, Kind, ModelError, ModelId, family_named, parse_id
 
 Shape = tuple[int, int]
 Adapt = Literal["vision", "both", "all"]

@@ -109,8 +109,9 @@ def test_public_names() -> None:
         "CheckpointError", "ConfigError", "DoraConfig", "ExportError", "Hooks", "HybridConfig", "HydraLoraConfig",
         "LoraConfig", "LoraXsConfig", "Method", "NolaConfig", "PissaConfig", "RandLoraAConfig", "RandLoraBConfig",
         "RandLoraConfig", "RandLoraSvdConfig", "Request", "Schedule", "Shape", "SvftConfig", "TargetError",
-        "UnknownMethodError", "VeraConfig", "accumulating", "attach", "export_deltas", "export_merged", "export_peft",
-        "get_method", "hooks_in", "load", "load_peft", "register", "resolve_targets", "save",
+        "UnknownMethodError", "VeraConfig", "accumulating", "attach", "default_targets", "export_deltas",
+        "export_merged", "export_peft", "get_method", "hooks_in", "load", "load_peft", "register",
+        "resolve_targets", "save",
     }  # fmt: skip
     assert all(hasattr(randlora, name) for name in randlora.__all__)
 

@@ -49,15 +49,18 @@ def mirrored(where: str, cell_id: str) -> optuna.Study:
     return optuna.load_study(study_name=f"fake/{cell_id}", storage=open_storage(where))
 
 
+@pytest.mark.timeout(600)
 def test_a_driver_killed_before_the_first_tell_repeats_no_rate_and_the_mirror_agrees(
     tmp_path: Path, pool: Pool
 ) -> None:
     folder, where = tmp_path / "r", str(tmp_path / "studies.log")
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), where], cwd=ROOT)
-    wait_for(lambda: len(events(folder, "report")) >= 2, "the first reports", 200)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    try:
+        wait_for(lambda: len(events(folder, "report")) >= 2, "the first reports", 400)
+        family = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
     wait_for(lambda: gone(family), "the killed driver's processes to end", 10)
     asked = {e["trial_id"]: e["config"]["lr"] for e in events(folder, "ask")}
     assert len(asked) >= 2

@@ -1,0 +1,104 @@
+"""What a sweep will take, and what it took."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from analysis import open_store
+from analysis.foresight import foresight
+from sweeps.cli import app
+from sweeps.estimate import START_SECONDS, estimate_plan
+from sweeps.kept import keep_bytes
+from sweeps.plan import Plan
+from sweeps.progress import progress_of
+from sweeps.spec import SweepSpec
+from tests.analysis.synthetic import START, make_results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
+    words = ["methods={lora={}, zero-shot={}}", "budgets.lora_rank=[4]", "data.train_size=[0.05]", "train.epochs=2"]
+    limits = ["limits.max_hours=1e-6", "limits.price_per_hour=36", "limits.max_cost=1000", 'keep.adapters="all"']
+    spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [*words, *limits, f'output="{tmp_path / "r"}"'])
+    plan = Plan.from_spec(spec)
+    found = estimate_plan(plan)
+    lora, nothing = found.methods
+    assert (lora.method, nothing.method) == ("lora", "zero-shot")
+    assert (lora.trials, nothing.trials) == (spec.search.trials + len(spec.confirm.seeds), 1)
+    assert found.trials_left == lora.trials + 1
+    busy = lora.seconds_total + nothing.seconds_total
+    assert found.seconds == pytest.approx(START_SECONDS + busy / found.concurrent)
+    assert found.accelerator_hours == pytest.approx(busy / 3600)  # a worker each, no GPU
+    assert found.cost == pytest.approx(36 * found.accelerator_hours)
+    assert found.kept_bytes == keep_bytes(plan) > 0
+    assert found.disk_bytes == found.kept_bytes + found.table_bytes
+    assert found.memory_bytes > 2**20
+    assert [line.split(" = ")[0] for line in found.over] == ["limits.max_hours"]
+    assert found.as_dict()["disk_bytes"] == found.disk_bytes
+
+
+def foreseen(folder: Path, trials_left: int) -> dict[str, float]:
+    """Put an estimate at the beginning of a made-up sweep's journal."""
+    estimate = {
+        "methods": [{"method": "lora", "trials": 60, "seconds_per_trial": 50.0, "seconds_total": 3000.0}],
+        "trials_left": trials_left,
+        "seconds": 3600.0,
+        "accelerator_hours": 2.0,
+        "accelerators": 0.5,
+        "memory_bytes": 2**30,
+        "disk_bytes": 2**20,
+        "cost": 8.0,
+    }
+    event = {"ev": "estimate", "at": (START - timedelta(seconds=5)).isoformat(), "estimate": estimate}
+    journal = folder / "journal.jsonl"
+    journal.write_text(json.dumps(event) + "\n" + journal.read_text())
+    return estimate
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
+    folder = tmp_path / "results" / "made"
+    make_results(folder)
+    assert foresight(open_store(folder)).num_rows == 0
+    trials = open_store(folder).table("trials").to_pylist()
+    foreseen(folder, len(trials) if whole else len(trials) + 1)
+    lines = {(r["quantity"], r["method"]): r for r in foresight(open_store(folder)).to_pylist()}
+    hours = sum(t["seconds_total"] for t in trials) / 3600 * 0.5
+    assert lines["trials", None]["actual"] == len(trials)
+    assert lines["accelerator time", None]["actual"] == pytest.approx(hours)
+    assert lines["accelerator time", None]["ratio"] == pytest.approx(hours / 2)
+    assert lines["cost", None]["actual"] == pytest.approx(hours * 4)
+    mine = [t["seconds_total"] for t in trials if t["method"] == "lora"]
+    assert lines["seconds per trial", "lora"]["actual"] == pytest.approx(sum(mine) / len(mine))
+    wall = (max(t["ended_at"] for t in trials) - START).total_seconds() + 5
+    assert lines["wall time", None]["actual"] == (pytest.approx(wall) if whole else None)
+    on_disk = sum(p.stat().st_size for p in (folder / "tables").rglob("*.parquet"))
+    on_disk += (folder / "journal.jsonl").stat().st_size
+    assert lines["disk", None]["actual"] == pytest.approx(on_disk / 2**20)
+    progress = progress_of(folder)
+    assert progress["cost"] == pytest.approx(hours * 4)
+    assert progress["estimate"] == {"estimated": 3600.0, "actual": pytest.approx(wall) if whole else None}
+    shown = CliRunner().invoke(app, ["estimate", str(folder), "--compare", "--json"])
+    assert {r["quantity"] for r in json.loads(shown.stdout)} == {quantity for quantity, _ in lines}
+    assert "wall time" in CliRunner().invoke(app, ["estimate", str(folder), "--compare"]).stdout
+    said = CliRunner().invoke(app, ["status", str(folder)]).stdout
+    assert "estimated 60.0 min" in said
+    assert "failed: " in said
+
+
+def test_no_estimate_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "made"
+    make_results(folder)
+    assert (
+        "no run of this sweep was estimated" in CliRunner().invoke(app, ["estimate", str(folder), "--compare"]).stdout
+    )
+    progress = progress_of(folder)
+    assert progress["estimate"] is None
+    assert progress["cost"] is None
+    assert sum(progress["phases"].values()) == progress["cells"]
