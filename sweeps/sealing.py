@@ -31,6 +31,7 @@ class Sealer:
         self._sealed: dict[str, set[Any]] = {}
         self._waiting: dict[str, list[Row]] = {name: [] for name in (*_TABLES, "choices")}
         self.rows: dict[str, Row] = {}
+        self.choices: dict[str, Row] = {}  # the last one of each cell
         for name in (*_TABLES, "choices", "cells"):
             table, damaged = scan_parts(folder, name)
             for part in damaged:
@@ -38,6 +39,8 @@ class Sealer:
                 self.damaged.append(str(part))
             if name == "trials":
                 self.rows = {row["trial_id"]: row for row in table.to_pylist()}
+            if name == "choices":
+                self.choices = {row["cell_id"]: row for row in sorted(table.to_pylist(), key=lambda r: r["chosen_at"])}
             if name == "cells":
                 self._cells = {row["cell_id"]: row for row in table.to_pylist()}
             else:
