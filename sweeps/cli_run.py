@@ -45,7 +45,9 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         spec: Spec,
         overrides: Set = None,
         scale: Scale = None,
-        address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a local one.")] = None,
+        address: Annotated[
+            str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
+        ] = None,
         max_hours: Annotated[
             float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
         ] = None,
@@ -60,6 +62,9 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         track: Annotated[
             list[str] | None, typer.Option(help="Report trials to tensorboard, mlflow, wandb or trackio; repeatable.")
         ] = None,
+        upload: Annotated[
+            str | None, typer.Option(help="Copy results there as they come: s3://BUCKET/FOLDER, gs://...")
+        ] = None,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
         as_json: Json = False,
     ) -> int:
@@ -68,6 +73,7 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
         JSON lines on standard error (none with --quiet).
         """
+        from analysis.remote import Location
         from sweeps.engine import run as run_engine
         from sweeps.estimate import estimate_plan
         from sweeps.export import write_spec
@@ -88,9 +94,14 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
             progress=progress,
             retry_failed=retry_failed,
             observers=observers,
+            upload=upload,
             estimate=None if foreseen is None else foreseen.as_dict(),
         )
-        write_spec(loaded)
+        path = write_spec(loaded)
+        if upload is not None and not summary.not_uploaded:
+            Location.of(upload).put(path, path.name)
+        if summary.not_uploaded:
+            err.print(f"{summary.not_uploaded}; the same command tries again", style="red", markup=False)
         if summary.interrupted:
             err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
             return INTERRUPTED
@@ -105,7 +116,7 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
             show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
         else:
             show.print_results(loaded.folder, summary, paths)
-        return 0 if summary.complete else FAILED_TRIALS
+        return 0 if summary.complete and not summary.not_uploaded else FAILED_TRIALS
 
     app.command("resume", help="The same as `run`.")(run)
 
