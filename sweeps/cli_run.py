@@ -78,9 +78,14 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         from sweeps.estimate import estimate_plan
         from sweeps.export import write_spec
         from sweeps.inputs import check_inputs
+        from sweeps.upload import check_there, put_fact, restore
 
         more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
         loaded, planned = load(spec, [*(overrides or ()), *more], scale)
+        if upload is not None:  # what is there says which data its trials saw
+            location = Location.of(upload)
+            check_there(location, loaded.identity())
+            restore(loaded.folder, location)
         check_inputs(planned)
         observers = watchers(loaded, optuna_storage, track or ())
         progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
@@ -98,10 +103,9 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
             estimate=None if foreseen is None else foreseen.as_dict(),
         )
         path = write_spec(loaded)
-        if upload is not None and not summary.not_uploaded:
-            Location.of(upload).put(path, path.name)
-        if summary.not_uploaded:
-            err.print(f"{summary.not_uploaded}; the same command tries again", style="red", markup=False)
+        missing = summary.not_uploaded or (None if upload is None else put_fact(Location.of(upload), path))
+        if missing:
+            err.print(f"{missing}; the same command tries again", style="red", markup=False)
         if summary.interrupted:
             err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
             return INTERRUPTED
@@ -116,7 +120,7 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
             show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
         else:
             show.print_results(loaded.folder, summary, paths)
-        return 0 if summary.complete and not summary.not_uploaded else FAILED_TRIALS
+        return 0 if summary.complete and not missing else FAILED_TRIALS
 
     app.command("resume", help="The same as `run`.")(run)
 

@@ -6,16 +6,18 @@ driver's machine is. A run on another machine fetches what is there and goes on 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from analysis.remote import FACTS, Location
+from sweeps.errors import Problem, SpecError
 from sweeps.locks import refuse_other
 
 EVERY_S = 300.0
@@ -29,11 +31,12 @@ def restore(folder: Path, location: Location) -> int:
     """Fetch what is there into a results folder that has nothing yet; the number of files.
 
     Raises:
-        OSError: no answer.
+        SpecError: no answer.
     """
     if (folder / "journal.jsonl").exists() or (folder / "tables").is_dir():
         return 0
-    return location.fetch(folder)
+    with _answering(location):
+        return location.fetch(folder)
 
 
 def check_there(location: Location, identity: Mapping[str, Any]) -> None:
@@ -41,10 +44,30 @@ def check_there(location: Location, identity: Mapping[str, Any]) -> None:
 
     Raises:
         IdentityError: what is there was made by a sweep that differs.
-        OSError: no answer.
+        SpecError: no answer.
     """
-    if "spec.json" in location.files():
-        refuse_other(json.loads(location.read("spec.json"))["identity"], identity, location.uri)
+    with _answering(location):
+        stored = json.loads(location.read("spec.json")) if "spec.json" in location.files() else None
+    if stored is not None:
+        refuse_other(stored["identity"], identity, location.uri)
+
+
+@contextlib.contextmanager
+def _answering(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SpecError([Problem("--upload", location.uri, f"does not answer ({first})")]) from error
+
+
+def put_fact(location: Location, path: Path) -> str | None:
+    """Copy one small file of a results folder there; why that was not possible, or None."""
+    try:
+        location.put(path, path.name)
+    except OSError as error:
+        return f"not uploaded: {error}"
+    return None
 
 
 class Upload:

@@ -20,9 +20,10 @@ from analysis.tables import part_paths
 from sweeps import sealing
 from sweeps.cluster import Pool
 from sweeps.engine import run
+from sweeps.errors import SpecError
 from sweeps.locks import IdentityError
 from sweeps.sealing import Sealer
-from sweeps.upload import Upload, restore
+from sweeps.upload import Upload, check_there, put_fact, restore
 from tests.fakes import TRIAL, FakeCell, FakeKeep, FakePlan, FakeTrain, fake_plan
 from tests.sweeps.test_engine import assert_same_tables, go
 from tests.sweeps.test_sealing import events
@@ -111,6 +112,20 @@ def test_half_a_file_is_never_seen(tmp_path: Path) -> None:
     for part in parts:
         assert (tmp_path / "bucket" / part.relative_to(tmp_path / "r")).read_bytes() == part.read_bytes()
     assert not list((tmp_path / "bucket" / ".uploading").iterdir())
+
+
+def test_a_place_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
+    class Deaf(Flaky):
+        def find(self, *_: Any, **__: Any) -> Any:
+            raise OSError("connection refused")
+
+        info = ls = find
+
+    there = Location(pafs.PyFileSystem(pafs.FSSpecHandler(Deaf())), str(tmp_path), "test://deaf")
+    for ask in (lambda: check_there(there, {}), lambda: restore(tmp_path / "r", there)):
+        with pytest.raises(SpecError, match=r"--upload = 'test://deaf': does not answer \(connection refused"):
+            ask()
+    assert "connection refused" in str(put_fact(there, Path(__file__)))
 
 
 def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
