@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis import open_store
+from analysis.store import open_store
 from sweeps.cluster import local_node
 from sweeps.inputs import split_sizes
 from sweeps.kept import keep_bytes
