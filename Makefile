@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PACKAGES := randlora trainables analysis sweeps
 
-.PHONY: setup demo test test-all check lint types imports format clean help
+.PHONY: setup demo test test-all check lint types imports format api clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,9 +39,12 @@ test: check  ## checks and all but the slow tests
 test-all: check  ## slow tests too
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
+api: setup  ## reference of the Python interface, from docstrings, in site/api
+	$(BIN)/pdoc randlora sweeps analysis trainables --output-directory site/api
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove what the targets made
-	rm -rf .venv results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv results site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

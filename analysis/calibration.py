@@ -3,7 +3,8 @@
 Each simulated table compares two arms at several budgets. Both arms are the same method: one response curve of
 score against learning rate, whose best rate lies anywhere in a grid step. Each arm is tuned as the engine tunes: a grid
 on one TUNE seed, the best rates re-run on further seeds, the best mean chosen. The chosen rates are then confirmed on
-common seeds and compared as `scaling.comparisons` does. A planted advantage gives the power instead.
+common seeds and compared as `scaling.comparisons` does: paired t tests, widened by what `choice` says the choice of
+rates adds, Holm over the table. A planted advantage gives the power instead.
 
 `python -m analysis.calibration` prints the rates of the default protocol.
 """
@@ -14,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
 
-from analysis.stats import holm, proportion_interval
+from analysis.choice import Runs, chosen_variance, own_noise
+from analysis.stats import holm, proportion_interval, t_difference, widened_p
 
 Real = NDArray[np.float64]
 
@@ -30,6 +31,8 @@ class Protocol:
         rates, decades: the grid of learning rates. rerun_rates, rerun_seeds: the best rates re-run on further seeds.
         luck_sd: spread that all methods share at one seed. own_sd: a run's own spread.
         curvature: score lost at one decade from the best rate, growing with the square of the distance.
+        cliff: how much steeper the response is above the best rate than below.
+        widened: test as `scaling.comparisons` does, the choice of rates included; else given the chosen rates.
         advantage: planted lead of the first arm.
     """
 
@@ -42,6 +45,8 @@ class Protocol:
     luck_sd: float = 0.010
     own_sd: float = 0.006
     curvature: float = 0.05
+    cliff: float = 1.0
+    widened: bool = True
     advantage: float = 0.0
 
 
@@ -76,49 +81,72 @@ def simulate(protocol: Protocol, tables: int = 1000, seed: int = 0) -> Outcome:
         raise ValueError(f"a simulation needs two seeds, two rates and a table, got {protocol} and {tables} tables")
     rng = np.random.default_rng(seed)
     shape = (tables, 2, protocol.budgets)
-    quality = _chosen_quality(protocol, tables, rng)
+    quality, variance = _tune(protocol, tables, rng)
     quality[:, 0] += protocol.advantage
     luck = rng.normal(0, protocol.luck_sd, (tables, 1, protocol.budgets, protocol.seeds))
     own = rng.normal(0, protocol.own_sd, (*shape, protocol.seeds))
-    scores = quality[..., None] + luck + own
-    p = scipy_stats.ttest_rel(scores[:, 0], scores[:, 1], axis=-1).pvalue
-    found = np.array([[q is not None and q <= 0.05 for q in holm(list(row))] for row in p])
+    differences = np.subtract(*np.moveaxis(quality[..., None] + luck + own, 1, 0))
+    added = variance.sum(axis=1) if protocol.widened else np.zeros((tables, protocol.budgets))
+    found = np.zeros((tables, protocol.budgets), dtype=bool)
+    for table in range(tables):
+        tested = [
+            widened_p(t_difference(list(d)), float(v)) for d, v in zip(differences[table], added[table], strict=True)
+        ]
+        found[table] = [p is not None and p <= 0.05 for p in holm(tested)]
     any_found = int(found.any(axis=1).sum())
     low, high = proportion_interval(any_found, tables)
     return Outcome(tables, any_found, low, high, float(found.mean()))
 
 
-def _chosen_quality(protocol: Protocol, tables: int, rng: np.random.Generator) -> Real:
-    """Expected score at the rate each arm chooses, relative to the best rate's: (tables, 2, budgets)."""
+def _tune(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real]:
+    """Expected score at the rate each arm chooses, relative to the best rate's, and what `choice` says of its variance.
+
+    Both (tables, 2, budgets); the variance is 0 where nothing is run again, since the noise is unknown then.
+    """
     shape = (tables, 2, protocol.budgets)
     grid = np.linspace(-protocol.decades / 2, protocol.decades / 2, protocol.rates)
     step = grid[1] - grid[0]
     best = rng.uniform(-step / 2, step / 2, (tables, 1, protocol.budgets, 1))  # the same method: the same best rate
-    quality = np.broadcast_to(-protocol.curvature * (grid - best) ** 2, (*shape, protocol.rates))
-    runs = 1 + protocol.rerun_seeds
+    apart = grid - best
+    quality = np.broadcast_to(
+        -protocol.curvature * apart**2 * np.where(apart > 0, protocol.cliff, 1.0), (*shape, protocol.rates)
+    )
+    again_seeds = protocol.rerun_seeds if protocol.rerun_rates else 0
+    runs = 1 + again_seeds
     luck = rng.normal(0, protocol.luck_sd, (tables, 1, protocol.budgets, 1, runs))  # a TUNE seed is shared by all rates
     tried = quality[..., None] + luck + rng.normal(0, protocol.own_sd, (*shape, protocol.rates, runs))
-    first, mean = tried[..., 0], tried.mean(axis=-1)
-    again = np.argsort(-first, axis=-1)[..., : max(1, protocol.rerun_rates)]
-    among = np.take_along_axis(mean if protocol.rerun_seeds else first, again, axis=-1)
-    pick = np.take_along_axis(again, among.argmax(axis=-1)[..., None], axis=-1)
-    return np.array(np.take_along_axis(quality, pick, axis=-1)[..., 0])
+    first = tried[..., 0]
+    at = np.argsort(-first, axis=-1)[..., : max(1, protocol.rerun_rates)]
+    again = np.take_along_axis(tried, at[..., None], axis=-2)
+    chosen = np.take_along_axis(at, again.mean(axis=-1).argmax(axis=-1)[..., None], axis=-1)
+    picked = np.array(np.take_along_axis(quality, chosen, axis=-1)[..., 0])
+    if not protocol.widened or min(again.shape[-2:]) < 2:
+        return picked, np.zeros(shape)
+    noise = own_noise(again).mean(axis=(1, 2))[:, None, None]  # pooled over a table's cells, as in a sweep
+    reruns = (protocol.rerun_rates, again_seeds)
+    return picked, chosen_variance(grid, Runs(first, again, at), chosen[..., 0], noise, reruns, rng, draws=100)
 
 
-def main() -> None:
+def main(tables: int = 2000) -> None:
     """Print the rates of a few protocols."""
     base = Protocol()
     settings = {
-        "the default: re-runs, 5 seeds": base,
+        "the default: 12 trials, 5 seeds": base,
         "3 seeds": replace(base, seeds=3),
-        "one seed picks the rate": replace(base, rerun_rates=1, rerun_seeds=0),
-        "12 rates, one seed picks the rate": replace(base, rates=12, rerun_rates=1, rerun_seeds=0),
+        "10 seeds": replace(base, seeds=10),
+        "6 trials: 4 rates, 2 run once more": replace(base, rates=4, decades=1.2, rerun_seeds=1),
+        "3 rates run again on 4 seeds": replace(base, rerun_rates=3, rerun_seeds=4),
         "flatter response": replace(base, curvature=0.01),
         "steeper response": replace(base, curvature=0.2),
+        "a cliff above the best rate": replace(base, cliff=5.0),
+        "noisier runs": replace(base, own_sd=0.015),
+        "one budget": replace(base, budgets=1),
+        "given the chosen rates": replace(base, widened=False),
+        "one seed picks the rate": replace(base, rerun_rates=1, rerun_seeds=0),
     }
     print(f"{'protocol':36s} {'A/A tables with a verdict':>30s} {'2 points found':>16s}")
     for name, protocol in settings.items():
-        same, planted = simulate(protocol, 2000), simulate(replace(protocol, advantage=0.02), 1000)
+        same, planted = simulate(protocol, tables), simulate(replace(protocol, advantage=0.02), tables // 2)
         rate = f"{100 * same.share:.1f} % [{100 * same.low:.1f}, {100 * same.high:.1f}]"
         print(f"{name:36s} {rate:>30s} {100 * planted.cells_found:>14.0f} %")
 

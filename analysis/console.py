@@ -29,6 +29,7 @@ RESULTS = pa.schema(
         ("adapter_params", pa.int64()),
         ("lr", pa.float64()),
         ("edge", pa.string()),
+        ("under_tuned", pa.string()),  # why more tuning might help: the view `tuned`
         ("mean", pa.float64()),
         ("low", pa.float64()),
         ("high", pa.float64()),
@@ -55,7 +56,7 @@ def results_table(store: Store) -> pa.Table:
     """
     compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
-    edges = {(r["sweep"], r["cell_id"]): r["edge"] for r in store.table("chosen").to_pylist()}
+    tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
     rows = []
     for cell in store.table("cells").to_pylist():
         score, difference = scored.get(_key(cell)), compared.get(_key(cell))
@@ -64,8 +65,8 @@ def results_table(store: Store) -> pa.Table:
             "adapter_params": cell["count"],
             "n": 0,
             "note": None,
-            "edge": edges.get((cell["sweep"], cell["cell_id"])),
         }
+        row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
         if score:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
         elif not cell["feasible"]:
@@ -122,6 +123,10 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
     )
     if any(r["edge"] for r in rows):
         console.print("  * the chosen rate is the end of its range: perhaps under-tuned", style="dim", highlight=False)
+    few = [f"{r['name']} {r['reference'] or ''}".strip() for r in rows if "few" in (r["under_tuned"] or "")]
+    if few:
+        said = f"  perhaps under-tuned, few of their learning rates having finished: {', '.join(few)}"
+        console.print(said, style="dim", highlight=False, markup=False)
 
 
 def print_whole(table: Table, console: Console) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import duckdb
@@ -37,16 +37,29 @@ def t95_table(largest: int = 2000) -> pa.Table:
     return pa.table({"df": pa.array(df, pa.int64()), "t": pa.array(stats.t.ppf(0.975, df), pa.float64())})
 
 
-def connect(tables: Mapping[str, pa.Table]) -> duckdb.DuckDBPyConnection:
-    """A locked in-memory connection with the tables and all views of `views.VIEWS` that they suffice for."""
+def connect(tables: Mapping[str, pa.Table], views: Iterable[str] = VIEWS) -> duckdb.DuckDBPyConnection:
+    """A locked in-memory connection with the tables and views of `views.VIEWS`; those named, or all."""
     connection = duckdb.connect(":memory:")
     for name, table in {**tables, "t95": t95_table()}.items():
         connection.register(name, table)
-    for view in VIEWS.values():
-        connection.execute(f"create view {view.name} as {view.sql}")
+    for name in views:
+        connection.execute(f"create view {name} as {VIEWS[name].sql}")
     for lock in _LOCKS:
         connection.execute(lock)
     return connection
+
+
+def _named_in(query: str) -> list[str]:
+    """Views that a query may read: making all costs more than most queries. All, where it asks what there is."""
+    if re.search(
+        r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
+    ):
+        return list(VIEWS)
+    words = set(re.findall(r"\w+", query.lower()))
+    for view in reversed(VIEWS.values()):  # each comes after those it reads
+        if view.name in words:
+            words |= set(re.findall(r"\w+", view.sql.lower()))
+    return [name for name in VIEWS if name in words]
 
 
 def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
@@ -58,7 +71,7 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
         QueryError: SQL that is wrong, more than one statement, or one that does more than read. An unknown table or
             column is answered with the known ones.
     """
-    connection = connect(tables)
+    connection = connect(tables, _named_in(query))
     try:
         statements = connection.extract_statements(query)
         kinds = [statement.type.name for statement in statements]
@@ -69,7 +82,7 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
             )
         return _plain(connection.sql(statements[0].query).to_arrow_table())
     except duckdb.Error as error:
-        raise QueryError(_explain(connection, query, str(error))) from error
+        raise QueryError(_explain(columns(tables), query, str(error))) from error
     finally:
         connection.close()
 
@@ -92,11 +105,10 @@ def _columns(connection: Any) -> dict[str, tuple[str, ...]]:
     return {table: tuple(names) for table, names in found.items()}
 
 
-def _explain(connection: Any, query: str, message: str) -> str:
+def _explain(known: Mapping[str, tuple[str, ...]], query: str, message: str) -> str:
     """DuckDB's message in one line, with the names that would have worked."""
     first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
     first = " ".join(first.split()).rstrip(".!")
-    known = _columns(connection)
     table = re.search(r"Table with name \"?([^\s\"!]+)", message)
     column = re.search(r"column \"([^\"]+)\"|does not have a column named \"([^\"]+)\"", message)
     if table:

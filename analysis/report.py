@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from analysis import drawing, more, plots, rate_plots, scaling, svg, text_tables, tuning
 from analysis.conclusions import conclude, conclude_gap, points
 from analysis.console import results_table
+from analysis.foresight import foresight
 from analysis.methods import place_text, size_text, style
 from analysis.schemas import SCHEMA_VERSION
 from analysis.store import Store, open_store
@@ -128,6 +129,7 @@ def facts(store: Store) -> dict[str, Any]:
         "parity": parity,
         "parity_says": _parity_says(parity),
         "edges": [r for r in parity if r["edge"]],
+        "under_tuned": [r for r in parity if r["under_tuned"]],
         "test_looks": confirm.column("n")[0].as_py(),
         "superseded": store.table("superseded").num_rows,
         "infeasible": [r for r in store.table("cells").to_pylist() if not r["feasible"]],
@@ -141,6 +143,7 @@ def facts(store: Store) -> dict[str, Any]:
         "failures_more": max(0, len(failures) - MOST_FAILURES),
         "cost": _in_order(store.table("cost").to_pylist()),
         "totals": _totals(store),
+        "foreseen": foresight(store).to_pylist(),
         "damaged": [str(d) for d in store.damaged],
         "provenance": _provenance(store),
         "spec": _pretty(store.spec()),
@@ -199,14 +202,8 @@ def _setting(store: Store) -> list[Row]:
 
 
 def _parity(store: Store) -> list[Row]:
-    curves: dict[tuple[str, str], list[float]] = {}
-    for row in tuning.best_of_n(store).to_pylist():
-        curves.setdefault((row["sweep"], row["cell_id"]), []).append(row["expected"])
     rows = _rows(store, "select * from parity")
     rows.sort(key=lambda r: (r["sweep"], r["dataset"], r["train_size"], style(r["method"]).order, r["budget"] or 0))
-    for row in rows:
-        best = curves.get((row["sweep"], row["cell_id"]), [])
-        row["last_gain"] = best[-1] - best[-2] if len(best) > 1 else None
     return rows
 
 

@@ -11,16 +11,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis.choice import CellKey, choice_variances
 from analysis.methods import style
 from analysis.stats import (
+    T_TEST,
     Difference,
     blocked_difference,
+    effect_size,
     holm,
     mean_interval,
     paired_difference,
     power,
+    seeds_needed,
     t_difference,
     verdict,
+    widened_p,
 )
 from analysis.store import Store
 
@@ -79,6 +84,10 @@ COMPARISONS = pa.schema(
         ("p", pa.float64()),
         ("p_holm", pa.float64()),
         ("verdict", pa.string()),
+        ("choice_sd", pa.float64()),  # what the choice of both arms' rates adds (`choice`); null where not known
+        ("p_choice", pa.float64()),  # of the test that includes it; null where it is not known
+        ("p_choice_holm", pa.float64()),
+        ("verdict_choice", pa.string()),  # 'not testable' where it is not known
         ("test", pa.string()),
         (
             "edge",
@@ -88,6 +97,10 @@ COMPARISONS = pa.schema(
             "power",
             pa.float64(),
         ),  # chance to find a true difference of PLANTED in this family; null where not computable
+        ("seeds_needed", pa.int64()),  # least seeds that would find it 4 times in 5; null: not within 1000, or unknown
+        ("effect", pa.float64()),  # Hedges' g of the paired differences: their mean in standard deviations
+        ("effect_low", pa.float64()),
+        ("effect_high", pa.float64()),
     ]
 )
 
@@ -161,6 +174,18 @@ def _averages(
     return rows
 
 
+def confirmed_scores(store: Store) -> dict[tuple[Place, str, str | None], Row]:
+    """(place, method, reference) -> `cell_id`, `scores` by seed, and their `mean`, of every confirmed cell."""
+    cells: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
+    for run in store.sql(_RUNS).to_pylist():
+        cells[_place(run), run["method"], run["reference"]].append(run)
+    found = {}
+    for key, group in cells.items():
+        scores = _by_seed(group)
+        found[key] = {"cell_id": group[0]["cell_id"], "scores": scores, "mean": sum(scores.values()) / len(scores)}
+    return found
+
+
 def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> pa.Table:
     """Every method with a budget against `baseline`, paired by seed; one Holm family.
 
@@ -172,12 +197,14 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
 
     Returns:
         Columns `COMPARISONS`, ordered by place, method and budget. `p_holm` and `verdict` hold for the whole table: the
-        chance of any false 'higher' or 'lower' in it is at most 5 %, given the chosen learning rates.
+        chance of any false 'higher' or 'lower' in it is at most 5 %, given the chosen learning rates; with
+        `verdict_choice` it is so over their choice too.
     """
     by_cell: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
     for run in store.sql(_RUNS).to_pylist():
         by_cell[_place(run), run["method"], run["reference"]].append(run)
     rows: list[Row] = []
+    choice = choice_variances(store)
     for (place, method, reference), group in by_cell.items():
         if method == baseline or group[0]["budget"] is None:
             continue
@@ -187,16 +214,21 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
             count, base = group[0]["adapter_params"], other[0]["adapter_params"]
             matched = other[0]["budget"] is not None and count is not None and base
             ratio = count / base if matched else None
-            rows.append(_compared(place, method, baseline, group[0], ratio, difference))
+            added = _added(choice, [(group, other)])
+            rows.append(_compared(place, method, baseline, group[0], ratio, difference, added))
     _mark_edges(rows, by_cell, baseline, store)
-    rows += _overall(by_cell, rows, baseline, focus)
+    rows += _overall(by_cell, rows, baseline, focus, choice)
     rows.sort(key=_order)
     adjusted = holm([row["p"] for row in rows])
     alpha = 0.05 / max(1, sum(p is not None for p in adjusted))
     for row, p in zip(rows, adjusted, strict=True):
         row["p_holm"], row["verdict"] = p, verdict(row["difference"], p)
-        simple = row["test"] == "paired t" and row["sd"] is not None
+        simple = row["test"] == T_TEST and row["sd"] is not None
         row["power"] = power(row["n"], row["sd"], PLANTED, alpha) if simple else None
+        row["seeds_needed"] = seeds_needed(row["sd"], PLANTED, alpha) if simple else None
+    adjusted = holm([row["p_choice"] for row in rows])
+    for row, p in zip(rows, adjusted, strict=True):
+        row["p_choice_holm"], row["verdict_choice"] = p, verdict(row["difference"], p)
     return pa.Table.from_pylist(rows, schema=COMPARISONS)
 
 
@@ -212,8 +244,23 @@ def _mark_edges(
         row["edge"] = {(True, True): "both", (True, False): "method", (False, True): "baseline"}.get((mine, theirs))
 
 
+def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[list[Row], list[Row]]]) -> float | None:
+    """Variance that choices add to a mean over pairs of cells; None where one of them is not known."""
+    cells: dict[CellKey, int] = defaultdict(int)
+    for mine, theirs in pairs:
+        for group in (mine, theirs):
+            cells[group[0]["sweep"], group[0]["cell_id"]] += 1
+    if any(key not in choice for key in cells):
+        return None
+    return sum(choice[key] * times**2 for key, times in cells.items()) / len(pairs) ** 2
+
+
 def _overall(
-    by_cell: Mapping[tuple[Place, str, str | None], list[Row]], rows: Sequence[Row], baseline: str, focus: str
+    by_cell: Mapping[tuple[Place, str, str | None], list[Row]],
+    rows: Sequence[Row],
+    baseline: str,
+    focus: str,
+    choice: Mapping[CellKey, float],
 ) -> list[Row]:
     matched: dict[tuple[str, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -224,17 +271,22 @@ def _overall(
         if sum(len(references) for references in datasets.values()) < 2:
             continue
         blocks: dict[str, dict[Seed, float]] = {}
+        parts: list[float | None] = []
         for dataset, references in datasets.items():
             place = (sweep, model, dataset, size)
             pairs = [(_by_seed(by_cell[place, focus, r]), _by_seed(by_cell[place, baseline, r])) for r in references]
             shared = [s for s in pairs[0][0] if all(s in a and s in b for a, b in pairs)]
             if shared:
                 blocks[dataset] = {s: sum(a[s] - b[s] for a, b in pairs) / len(pairs) for s in shared}
+                cells = [(by_cell[place, focus, r], by_cell[place, baseline, r]) for r in references]
+                parts.append(_added(choice, cells))
         if blocks:
             one = len(datasets) == 1
             difference = _over_datasets(blocks, len(rows) + 1)
+            known = [p for p in parts if p is not None]
+            added = sum(known) / len(parts) ** 2 if len(known) == len(parts) else None
             place = (sweep, model, next(iter(datasets)), size)
-            row = _compared(place, focus, baseline, {"reference": None, "budget": None}, None, difference)
+            row = _compared(place, focus, baseline, {"reference": None, "budget": None}, None, difference, added)
             found.append(row | ({} if one else {"dataset": None}))
     return found
 
@@ -254,8 +306,17 @@ def _over_datasets(blocks: Mapping[str, Mapping[Seed, float]], family: int) -> D
     return blocked_difference({dataset: list(values.values()) for dataset, values in blocks.items()})
 
 
-def _compared(place: Place, method: str, baseline: str, cell: Row, ratio: float | None, difference: Difference) -> Row:
+def _compared(
+    place: Place,
+    method: str,
+    baseline: str,
+    cell: Row,
+    ratio: float | None,
+    difference: Difference,
+    added: float | None,
+) -> Row:
     sweep, model, dataset, size = place
+    effect = effect_size(difference)
     return {
         "sweep": sweep,
         "model": model,
@@ -271,7 +332,12 @@ def _compared(place: Place, method: str, baseline: str, cell: Row, ratio: float 
         "low": difference.low,
         "high": difference.high,
         "sd": difference.sd,
+        "choice_sd": None if added is None else added**0.5,
         "p": difference.p,
+        "p_choice": None if added is None else widened_p(difference, added),
+        "effect": effect and effect.mean,
+        "effect_low": effect and effect.low,
+        "effect_high": effect and effect.high,
         "test": difference.test,
     }
 

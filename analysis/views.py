@@ -8,6 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FEW = 3
+"""Finished points below which a best one says little."""
+SHARE = 0.75
+"""Share of the points tried that must have finished."""
+RISING = 0.005
+"""Half a point: the best of n points is ahead of the second by n times that, so the peak may lie between the points."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -118,10 +125,35 @@ _ALL = (
         """,
     ),
     View(
+        "tuned",
+        "One row per tuned cell: points (rates, with what else is searched) tried and finished, the gain of the last "
+        "one in the expected best validation score, the edge, and `under_tuned`: why more tuning might help, null "
+        f"where nothing says so ('edge low' or 'edge high'; 'few finished', under {FEW} points or under {SHARE:.0%} of "
+        f"those tried; 'still rising', a last gain above {RISING}).",
+        f"""
+        with points as (
+          select sweep, cell_id, lr, hyperparameters, avg(val_score) filter (status = 'finished') as score
+          from last_attempts where stage = 'TUNE' and lr is not null group by all
+        ), cells_tuned as (
+          select sweep, cell_id, count(*) as points_tried, count(score) as points_finished,
+                 max(score) as best_val, (max(score, 2))[2] as second_val
+          from points group by all
+        )
+        select t.sweep, t.cell_id, t.points_tried, t.points_finished, t.best_val,
+               (t.best_val - t.second_val) / t.points_finished as last_gain, h.edge,
+               nullif(concat_ws('; ', 'edge ' || h.edge,
+                 case when t.points_finished < {FEW} or t.points_finished < {SHARE} * t.points_tried
+                   then 'few finished' end,
+                 case when (t.best_val - t.second_val) / t.points_finished > {RISING} then 'still rising' end
+               ), '') as under_tuned
+        from cells_tuned t left join chosen h using (sweep, cell_id)
+        """,  # noqa: S608  numbers of ours
+    ),
+    View(
         "parity",
         "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
         "given and used, warm starts among it, points past the range's edge; rates tried, range width in decades, the "
-        "choice and whether it is the range's edge; epochs and samples trained.",
+        "choice, whether it is the range's edge, and why the cell may be under-tuned; epochs and samples trained.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.residual, c.residual_fraction, n.adapter_params, n.adapter_params = c.count as count_holds,
@@ -129,10 +161,11 @@ _ALL = (
                coalesce(n.tune_used, 0) as allowance_used, coalesce(n.tune_failed, 0) as tune_failed,
                coalesce(n.tune_full, 0) as tune_full_length, coalesce(n.rates, 0) as rates_tried,
                log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, h.hyperparameters, h.edge,
+               u.under_tuned, u.last_gain,
                coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
                n.tune_samples, f.confirm_samples, f.epochs
-        from cells c left join chosen h using (sweep, cell_id)
+        from cells c left join chosen h using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join (
           select sweep, cell_id, max(adapter_params) as adapter_params, max(head_params) as head_params,
                  max(stored_bytes) as stored_bytes,

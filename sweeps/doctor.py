@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 DISTRIBUTION = "randlora-sweeps"
+RAY_MINOR = "2.60"
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
 
@@ -27,7 +30,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Run every check; none starts Ray or touches an accelerator's settings."""
-    return [_python(), *_names(), *_versions(), _devices(), _memory(), _disk()]
+    return [_python(), *_names(), *_versions(), _ray(), _devices(), _memory(), _disk(), _hub()]
 
 
 def _python() -> Check:
@@ -56,6 +59,34 @@ def _versions() -> list[Check]:
         except importlib.metadata.PackageNotFoundError:
             checks.append(Check(name, False, "not installed", f"pip install {name}"))
     return checks
+
+
+def _ray() -> Check:
+    """Sweeps lean on names that Ray's minor releases move, and Ray keeps its sessions and spilled objects in /tmp."""
+    try:
+        import ray.train
+        import ray.tune
+    except ImportError as error:
+        return Check("ray parts", False, str(error).splitlines()[0], "pip install 'ray[tune,train]'")
+    minor = ".".join(ray.__version__.split(".")[:2])
+    place = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(place).free / 2**30
+    known = minor == RAY_MINOR
+    mend = f"pip install 'ray[tune,train]=={RAY_MINOR}.*'" if not known else f"make room in {place}, or set RAY_TMPDIR"
+    return Check("ray parts", known and free > 1, f"tune and train of {minor}; {free:.1f} GiB free in {place}", mend)
+
+
+def _hub() -> Check:
+    """Where hub models and data sets are cached; none is fetched here."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    at = next(p for p in (cache, *cache.parents) if p.exists())  # made when first used
+    cached = len([p for p in cache.iterdir() if "--" in p.name]) if cache.is_dir() else 0
+    free = shutil.disk_usage(at).free / 2**30
+    found = f"{cached} models and data sets in {cache}, {free:.1f} GiB free{offline}"
+    return Check("hub cache", os.access(at, os.W_OK), found, "set HF_HOME to a folder that you can write to")
 
 
 def _devices() -> Check:

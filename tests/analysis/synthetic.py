@@ -199,7 +199,7 @@ class _Writer:
             "lr": lr,
             "mean_val": mean_val,
             "n_trials": trials,
-            "n_rerun_seeds": 2,
+            "n_rerun_seeds": 1,
             "edge": edge,
             "chosen_at": self.tick(0.1),
         }
@@ -356,7 +356,7 @@ def make_results(
 
 
 def _run(writer: _Writer, cell: Row, number: int, seeds: int) -> None:
-    """Stage TUNE (four rates, the best re-run on two seeds) and stage CONFIRM of one cell."""
+    """Stage TUNE (four rates, the best two re-run on one further seed) and stage CONFIRM of one cell."""
     if cell["lr_centre"] is None:
         writer.trial(cell, "CONFIRM", 0, None, 0)
         return
@@ -368,9 +368,10 @@ def _run(writer: _Writer, cell: Row, number: int, seeds: int) -> None:
     if number == 2:
         row = rows[3]
         writer.finish(cell, row["trial_id"], "TUNE", 3, grid[3], 1_000_000, 2, failed=True)
-    best = max(rows[:3], key=lambda r: r["val_score"])
-    again = [writer.trial(cell, "TUNE", 4 + i, best["lr"], 1_000_001 + i) for i in range(2)]
-    mean = float(np.mean([r["val_score"] for r in (best, *again)]))
+    first = sorted(rows[:3], key=lambda r: -r["val_score"])[:2]
+    again = [writer.trial(cell, "TUNE", 4 + i, r["lr"], 1_000_001) for i, r in enumerate(first)]
+    means = [float(np.mean([a["val_score"], b["val_score"]])) for a, b in zip(first, again, strict=True)]
+    best, mean = first[int(np.argmax(means))], max(means)
     if number == 0:  # an earlier choice, superseded when the allowance was extended
         writer.choose(cell, grid[0], 0.5, 4, "low")
         writer.trial(cell, "CONFIRM", 0, grid[0], 0)

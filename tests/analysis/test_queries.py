@@ -184,3 +184,15 @@ def test_several_sweeps_in_one_query(store: Store, tmp_path: Path) -> None:
     assert counts == [{"sweep": "made", "n": 43}, {"sweep": "other", "n": 43}]
     assert both.table("scaling").num_rows == 30
     assert set(both.names) == {"made", "other"}
+
+
+def test_a_query_gets_the_views_it_reads_and_those_they_read() -> None:
+    from analysis import queries
+
+    assert queries._named_in("select * from trials") == []
+    assert set(queries._named_in('SELECT * FROM "Scaling"')) >= {"chosen", "confirmed", "scaling"}
+    for question in ("show tables", "select table_name from information_schema.tables", "describe trials"):
+        assert queries._named_in(question) == list(VIEWS)
+    tables = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
+    for name in VIEWS:
+        assert queries.run_sql(tables, f"select * from {name}").num_rows == 0

@@ -93,7 +93,7 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "largest distance of a count from its budget is 2.45 %",
         "the built module has exactly that many",
         "1 of these at a learning rate that a later choice superseded",
-        "1 choice(s) at the end of a range",
+        "Under-tuned, perhaps: ",
         "loss became nan at step 12",
         "finished on a later attempt",
         "not recovered",

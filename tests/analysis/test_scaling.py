@@ -184,7 +184,7 @@ def test_a_method_against_itself_in_whole_stores(tmp_path: Path) -> None:
 
 def test_rates_and_best_of_n(store: Store) -> None:
     rates = rows_of(tuning.rates(store), method="lora", reference="lora-8")
-    assert [r["n"] for r in rates] == [1, 1, 3, 1]
+    assert [r["n"] for r in rates] == [1, 2, 2, 1]
     assert [r["chosen"] for r in rates] == [False, False, True, False]
     best = rows_of(tuning.best_of_n(store), method="lora", reference="lora-8")
     assert [r["expected"] for r in best] == pytest.approx(expected_best([r["mean_val"] for r in rates]))

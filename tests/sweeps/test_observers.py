@@ -49,6 +49,7 @@ def mirrored(where: str, cell_id: str) -> optuna.Study:
     return optuna.load_study(study_name=f"fake/{cell_id}", storage=open_storage(where))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_driver_killed_before_the_first_tell_repeats_no_rate_and_the_mirror_agrees(
     tmp_path: Path, pool: Pool

@@ -1,0 +1,249 @@
+"""Samples per second of the training loop, as ratios to plain PyTorch with PEFT, and its share of waiting for data.
+
+    python benchmarks/training.py            # 2,048 images and 512 texts an epoch, 9 rounds
+    python benchmarks/training.py --quick    # 512 images and 128 texts, 5 rounds
+
+Two models: the embedded CLIP's image tower on the embedded Fashion-MNIST, and a small Llama of random weights, made on
+the spot with its tokenizer, on made-up questions. Both sides train the same weights by LoRA of one rank, on the
+same batches in the same order, in float32, with clipped gradients, a cosine schedule and fused AdamW; that both compute
+the same loss on the first batch and train equally many parameters is checked first. The plain loop is as bare as it can
+be: its images are decoded and normalised beforehand, and its texts are in tokens.
+
+What is printed is a median of ratios, each inside one round in which both sides train one epoch, in shuffled order, in
+process CPU time on one thread. The share of waiting is in wall time: the task's batches, weights and draws, and what
+happens in its loss before the model is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import random
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from adapters import RETAIN, restart_with, summary
+from small_llama import make_llama
+from torch.nn.functional import cross_entropy, normalize
+
+from trainables.adapting import adapted
+from trainables.config import TrainSettings, TrialConfig
+from trainables.data.text_batches import padded
+from trainables.models import load_model
+from trainables.runtime import choose_precision
+from trainables.shapes import target_shapes
+from trainables.task import Parts
+from trainables.tasks import make_task
+from trainables.training import Trainer
+from trainables.warm import Warm
+
+RANK, RATE = 8, 1e-3
+CPU = torch.device("cpu")
+Loss = Callable[[torch.Tensor], torch.Tensor]
+
+
+def trial_of(model: str, dataset: str, targets: tuple[str, ...], adapt: Any, share: float, batch: int) -> TrialConfig:
+    """LoRA of RANK on every target. More epochs than are run, so that the rate does not end at its least."""
+    names = target_shapes(model, targets, adapt)
+    return TrialConfig(
+        stage="TUNE", cell_id="benchmark", model=model, adapt=adapt, targets=targets, dataset=dataset, train_size=share,
+        method="lora", capacities=tuple((name, RANK) for name in names), lr=RATE, data_seed=1, init_seed=2,
+        basis_seed=3, train=TrainSettings(epochs=100, global_batch_size=batch, precision="fp32"),
+    )  # fmt: skip
+
+
+def with_peft(model: Any, trial: TrialConfig) -> Any:
+    """PEFT's LoRA on the same weights; they and no others train. The model is changed in place."""
+    import peft
+
+    modules = [name.removesuffix(".weight") for name, _ in trial.capacities]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=modules))
+
+
+class Waiting:
+    """Seconds of an epoch that pass in the task's data calls, and in its loss before `tower` is called."""
+
+    def __init__(self, task: Any, tower: Any) -> None:
+        self.seconds, self._mark = 0.0, 0.0
+        for name in ("batches", "weight", "draw"):
+            setattr(task, name, self._timed(getattr(task, name)))
+        task.loss_sum = self._marked(task.loss_sum)
+        tower.register_forward_pre_hook(self._reached)
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any) -> Any:
+            start = time.perf_counter()
+            found = call(*given)
+            self.seconds += time.perf_counter() - start
+            return found
+
+        return timed
+
+    def _marked(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(*given: Any) -> Any:
+            self._mark = time.perf_counter()
+            return call(*given)
+
+        return marked
+
+    def _reached(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._mark
+
+
+class Ours:
+    """The project's trainer on its task."""
+
+    def __init__(self, trial: TrialConfig, stack: contextlib.ExitStack) -> None:
+        lane = Warm({}, CPU)
+        loaded = lane.model(trial.model)
+        precision, autocast = choose_precision(trial.train.precision, CPU)
+        self.task: Any = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
+        trainables = stack.enter_context(adapted(loaded.module, trial))
+        self.parameters = list(trainables.parameters.values())
+        self._trainer = Trainer(trial, module=loaded.module, task=self.task, trainables=trainables, device=CPU)
+        self.samples = self._trainer.samples_per_epoch
+        self.waiting = Waiting(self.task, loaded.module.visual if loaded.kind == "clip" else loaded.module)
+
+    def first_loss(self) -> float:
+        with torch.no_grad():
+            return float(self.task.loss_sum(batch := self.task.batches(1)[0], None)) / self.task.weight(batch)
+
+    def epoch(self, number: int) -> float:
+        return self._trainer.epoch(number)
+
+
+class Plain:
+    """A training loop of ten lines on a model with PEFT's LoRA. `loss`: of a batch of rows, a mean."""
+
+    def __init__(self, model: Any, loss: Loss, batches: Callable[[int], list[torch.Tensor]], total: int) -> None:
+        self._model, self._loss, self._batches = model, loss, batches
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0, fused=True)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimiser, total, eta_min=0.01 * RATE)
+
+    def first_loss(self) -> float:
+        with torch.no_grad():
+            return float(self._loss(self._batches(1)[0]))
+
+    def epoch(self, number: int) -> float:
+        self._model.train()
+        total = 0.0
+        for batch in self._batches(number):
+            loss = self._loss(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self._optimiser.step()
+            self._schedule.step()
+            self._optimiser.zero_grad(set_to_none=True)
+            total += loss.item()
+        return total
+
+
+def clip_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
+    """The image tower against fixed class embeddings, as the task has them; images normalised beforehand."""
+    rows = torch.cat(list(ours.task.batches(1)))
+    images, labels = ours.task.inputs(rows, None)
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    head = ours.task.classifier.classify(torch.eye(128))
+    model = with_peft(load_model(trial.model).module, trial)
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        at = torch.tensor([place[row] for row in batch.tolist()])
+        return cross_entropy(normalize(model.base_model.model.encode_image(images[at]), dim=-1) @ head, labels[at])
+
+    return model, loss
+
+
+def llama_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
+    """The loss that transformers' model gives for labels, -100 where nothing is learned, on texts in tokens."""
+    model = with_peft(load_model(trial.model).module, trial)
+    texts, fill = ours.task._train, ours.task._encoder.pad
+    ids, labels = {}, {}
+    for row in torch.cat(list(ours.task.batches(1))).tolist():
+        ids[row] = torch.cat([texts[row].prompt, texts[row].response])
+        labels[row] = torch.cat([torch.full_like(texts[row].prompt, -100), texts[row].response])
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        rows = batch.tolist()
+        mask = padded([torch.ones_like(ids[row]) for row in rows], 0)
+        inputs = padded([ids[row] for row in rows], fill)
+        targets = padded([labels[row] for row in rows], -100)
+        return model(input_ids=inputs, attention_mask=mask, labels=targets, use_cache=False).loss
+
+    return model, loss
+
+
+def compare(name: str, trial: TrialConfig, make: Callable[..., tuple[Any, Loss]], rounds: int) -> dict[str, Any]:
+    """Rounds of one epoch of both, in shuffled order; the first, not kept, warms up."""
+    order, ratios, shares = ["ours", "plain"], [], []
+    rates: dict[str, list[float]] = {"ours": [], "plain": []}
+    with contextlib.ExitStack() as stack:
+        ours = Ours(trial, stack)
+        batches = ours.task.batches
+        plain = Plain(*make(trial, ours), lambda epoch: list(batches(epoch)), 100 * len(batches(1)))
+        losses = (ours.first_loss(), plain.first_loss())
+        sizes = [sum(p.numel() for p in side.parameters) for side in (ours, plain)]
+        if not math.isclose(*losses, rel_tol=1e-3) or sizes[0] != sizes[1]:
+            raise SystemExit(f"{name}: the sides differ: first losses {losses}, trained parameters {sizes}")
+        shuffle = random.Random(0)
+        for number in range(1, rounds + 2):
+            shuffle.shuffle(order)
+            seconds = {}
+            for side in order:
+                ours.waiting.seconds, wall, start = 0.0, time.perf_counter(), time.process_time()
+                (ours if side == "ours" else plain).epoch(number)
+                seconds[side] = time.process_time() - start
+                if side == "ours" and number > 1:
+                    shares.append(ours.waiting.seconds / (time.perf_counter() - wall))
+            if number > 1:
+                ratios.append(seconds["plain"] / seconds["ours"])
+                for side, spent in seconds.items():
+                    rates[side].append(ours.samples / spent)
+    found = {"samples": ours.samples, "trained": sizes[0], "ratio": summary(ratios), "waiting": summary(shares),
+             "per_second": {side: statistics.median(values) for side, values in rates.items()}}  # fmt: skip
+    ratio, wait, rate = found["ratio"], found["waiting"], found["per_second"]
+    print(f"{name}: {ours.samples} samples an epoch, {sizes[0]:,} trained parameters, kept rounds: {rounds}")
+    print(f"  samples/s, ours / plain PEFT   {ratio['median']:.2f}  [{ratio['low']:.2f}, {ratio['high']:.2f}]")
+    print(f"  samples/s                      {rate['ours']:.0f} / {rate['plain']:.0f}")
+    print(f"  waiting for data               {wait['median']:.2%}  [{wait['low']:.2%}, {wait['high']:.2%}]", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="shorter epochs, 5 rounds")
+    parser.add_argument("--rounds", type=int, help="kept rounds (9; 5 with --quick)")
+    parser.add_argument("--images", type=int, help="images an epoch (2,048; 512 with --quick)")
+    parser.add_argument("--texts", type=int, help="texts an epoch, about (512; 128 with --quick)")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    options = parser.parse_args()
+    restart_with({**RETAIN, "TOKENIZERS_PARALLELISM": "false"})
+    torch.set_num_threads(1)
+    rounds = options.rounds or (5 if options.quick else 9)
+    images, texts = options.images or (512 if options.quick else 2048), options.texts or (128 if options.quick else 512)
+    targets = ("mlp.c_fc.weight", "mlp.c_proj.weight")
+    lane = Warm({}, CPU)
+    share = images / (0.9 * len(lane.dataset("embedded:fashion-mnist", "TUNE").train))
+    clip = trial_of("embedded:tiny-clip", "embedded:fashion-mnist", targets, "vision", min(1.0, share), 64)
+    found = {"torch": torch.__version__, "rank": RANK, "clip": compare("CLIP, Fashion-MNIST", clip, clip_loss, rounds)}
+    with tempfile.TemporaryDirectory() as folder:
+        model, rows = make_llama(Path(folder), 128 if options.quick else 256, 4, texts)
+        projections = ("q_proj.weight", "v_proj.weight", "up_proj.weight", "down_proj.weight")
+        llama = trial_of(model, rows, projections, "all", 1.0, 16)
+        found["llama"] = compare("Llama, instructions", llama, llama_loss, rounds)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
