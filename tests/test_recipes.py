@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import NoReturn
 
 import pytest
 
+from analysis.published import names
 from sweeps.plan import Plan
 from sweeps.spec import SweepSpec
+from tools.pages import PAGES, header
+from tools.recipe_hours import length, trial_seconds
 
 FOLDER = Path(__file__).parents[1] / "examples" / "paper"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.toml"))
@@ -134,3 +138,31 @@ def test_the_papers_protocol_is_one_setting_away(name: str) -> None:
     assert {cell.tune_trials for cell in plan.cells} == {0}
     (lora,) = {dict(cell.options)["alpha"] for cell in plan.cells if cell.method == "lora"}
     assert lora == (1 if name == "fig1-clip" else 64)
+
+
+def test_the_pages_are_in_step_with_headers_and_registry() -> None:
+    for name, make in PAGES.items():
+        page = (FOLDER.parents[1] / name).read_text(encoding="utf-8")
+        assert page == make(), f"run: python -m tools.pages ({name})"
+
+
+def test_every_published_name_in_a_header_is_there() -> None:
+    for name in NAMES:
+        said = header(FOLDER / f"{name}.toml").get("published", "")
+        if "import paper" in said or "--overlay" in said:
+            (found,) = re.findall(r"(?:import paper|--overlay) (\S+)", said)
+            assert found in names(), name
+        elif said:
+            rows = json.loads((FOLDER.parents[1] / said).read_text(encoding="utf-8"))["rows"]
+            assert [row for row in rows if row["recipe"] == name]
+
+
+def test_hours_are_computed_from_the_plan() -> None:
+    plan = plan_of("cost-clip-b32")
+    words = header(FOLDER / "cost-clip-b32.toml")["length"]
+    assert words == length(FOLDER / "cost-clip-b32.toml"), "run: python -m tools.recipe_hours --write"
+    seconds = {c.method: trial_seconds(c, plan.spec, "CONFIRM", 100e12) for c in plan.cells}
+    assert seconds["lora"] < seconds["full"] < seconds["randlora"] < seconds["dora"]
+    twice = plan_of("cost-clip-b32", "train.epochs=6")
+    more = {c.method: trial_seconds(c, twice.spec, "CONFIRM", 100e12) for c in twice.cells}
+    assert all(seconds[m] < more[m] < 2 * seconds[m] for m in seconds)

@@ -1,0 +1,117 @@
+"""Writes `docs/recipes.md` from the headers of `examples/paper`, and `docs/data.md` from the data registry.
+
+python -m tools.pages             # write both
+python -m tools.pages --check     # exit 1 where one is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from trainables.data.registry import DATASETS
+from trainables.data.text_registry import TEXT_DATASETS
+from trainables.data.text_tables import GLUE
+
+ROOT = Path(__file__).parents[1]
+TEXTS = Path(__file__).parent / "page_texts"
+"""What people write of the pages; `@TABLE@` and the like stand for what is made here."""
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def header(path: Path) -> dict[str, str]:
+    """The facts of a recipe's header by name; "title" is its first line. Facts may go over several lines."""
+    lines = [line[1:] for line in path.read_text(encoding="utf-8").split("\nname = ")[0].splitlines()]
+    facts, last = {"title": lines[0].strip()}, ""
+    for line in lines[1:]:
+        found = re.fullmatch(r"   (\w+) {2,}(\S.*)", line)
+        if found:
+            last = found[1]
+            facts[last] = found[2].strip()
+        elif last and line.startswith("              "):
+            facts[last] += " " + line.strip()
+        else:
+            last = ""
+    return facts
+
+
+def recipes_page() -> str:
+    """docs/recipes.md."""
+    rows = []
+    for path in sorted((ROOT / "examples" / "paper").glob("*.toml")):
+        facts = header(path)
+        length = facts["length"].removesuffix(" (tools/recipe_hours.py)")
+        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", facts["title"], length, facts["hardware"]))
+    text = (TEXTS / "recipes.md").read_text(encoding="utf-8")
+    return text.replace("@TABLE@", table(("file", "what", "length", "hardware"), rows))
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def images() -> str:
+    """The registered image sets."""
+    rows = []
+    for name, info in DATASETS.items():
+        sizes = ("", "", "") if info.sizes is None else (info.sizes.train, info.sizes.val, info.sizes.test)
+        mark = "*" if info.sizes is not None and info.sizes.verified else ""
+        numbers = " / ".join(_number(n) if n != "" else "?" for n in sizes) + mark  # type: ignore[arg-type]
+        source = "; ".join([info.source, *(f"`{name}@{other}`" for other in info.others)])
+        what = (f"`{name}`", info.about, _number(info.classes), numbers, info.rule)
+        rows.append((*what, info.epochs or "", info.metric, source, info.get, info.licence))
+    columns = ("name", "what", "classes", "train / val / test", "split", "epochs", "metric")
+    return table((*columns, "source", "how to get it", "licence"), rows)
+
+
+def texts() -> str:
+    """The registered text sets."""
+    rows = []
+    for name, info in TEXT_DATASETS.items():
+        task = name.removeprefix("glue-")
+        metric = GLUE[task].metric if name.startswith("glue-") else "BLEU" if info.kind == "meanings" else "accuracy"
+        numbers = f"{_number(info.train)} / {_number(info.test)}{'*' if info.verified else ''}"
+        rows.append((f"`{name}`", info.about, numbers, info.epochs or "", metric, info.source, info.licence))
+    return table(("name", "what", "train / test", "epochs", "metric", "source", "licence"), rows)
+
+
+def data_page() -> str:
+    """docs/data.md."""
+    text = (TEXTS / "data.md").read_text(encoding="utf-8")
+    return text.replace("@IMAGES@", images()).replace("@TEXTS@", texts())
+
+
+PAGES = {"docs/recipes.md": recipes_page, "docs/data.md": data_page}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    stale = [name for name, make in PAGES.items() if make() != _read(ROOT / name)]
+    for name in [] if check else stale:
+        (ROOT / name).write_text(PAGES[name](), encoding="utf-8")
+    if check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run python -m tools.pages")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+if __name__ == "__main__":
+    main()
