@@ -20,6 +20,7 @@ from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConf
 from trainables.data.splits import derive_seed
 from trainables.encoders import is_unused
 from trainables.errors import TrialError
+from trainables.sharded import whole
 
 VISUAL = "visual."
 """open_clip's prefix of the image tower's weights."""
@@ -99,7 +100,8 @@ def _base_weights(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
 
     def save(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: p.detach().contiguous() for n, p in parameters.items()}, str(folder / "weights.safetensors"))
+        tensors = {n: whole(p.detach()).contiguous() for n, p in parameters.items()}
+        save_file(tensors, str(folder / "weights.safetensors"))
         about = {"method": trial.method, "model": trial.model, "weights": "base weights after training"}
         (folder / "weights.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 

@@ -112,6 +112,9 @@ class TrainSettings(BaseModel):
     """Language models: the loss is over the prompt's tokens too (LLM-Adapters' train_on_inputs, its default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
     """Models of text: this share of every target is spread over all words or classes (LoRA's E2E: 0.1)."""
+    parallel: Annotated[Literal["replicate", "fsdp"], LATER] = "replicate"
+    """Full fine-tuning of a language model on several workers: a copy of the weights each, or split over them (FSDP2).
+    Methods with adapters keep copies: what they train is small."""
     gradient_checkpointing: Annotated[bool, LATER] = False
     """Models of text: keep the inputs of layers alone and make the rest again in the backward pass."""
 

@@ -11,6 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from trainables.config import TrainSettings
+from trainables.sharded import like, whole
 
 
 def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
@@ -66,13 +67,17 @@ def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def state_tensors(optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Trainables and AdamW's moments as flat names: `p.NAME`, `m.NAME`, `v.NAME`, `t.NAME` (step count)."""
+    """Trainables and AdamW's moments as flat names: `p.NAME`, `m.NAME`, `v.NAME`, `t.NAME` (step count).
+
+    Where weights are split over workers, all must call this, and each gets them whole.
+    """
     tensors = {}
     for name, parameter in parameters.items():
-        tensors[f"p.{name}"] = parameter.detach()
+        tensors[f"p.{name}"] = whole(parameter.detach())
         state = optimizer.state.get(parameter, {})
         if state:  # a parameter that never had a gradient has no state
-            tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"], f"t.{name}": state["step"]}
+            moments = {f"m.{name}": whole(state["exp_avg"]), f"v.{name}": whole(state["exp_avg_sq"])}
+            tensors |= moments | {f"t.{name}": whole(state["step"])}
     return tensors
 
 
@@ -82,12 +87,12 @@ def load_state_tensors(
 ) -> None:
     """The inverse of `state_tensors`. Raises KeyError or RuntimeError when names or shapes differ."""
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[f"p.{name}"])
+        parameter.copy_(like(tensors[f"p.{name}"], parameter))
         if f"m.{name}" not in tensors:
             continue
         step = tensors[f"t.{name}"]
         optimizer.state[parameter] = {
             "step": step.to(parameter.device) if parameter.device.type == "cuda" else step.clone(),
-            "exp_avg": tensors[f"m.{name}"].to(parameter.device).clone(),
-            "exp_avg_sq": tensors[f"v.{name}"].to(parameter.device).clone(),
+            "exp_avg": like(tensors[f"m.{name}"].to(parameter.device), parameter).clone(),
+            "exp_avg_sq": like(tensors[f"v.{name}"].to(parameter.device), parameter).clone(),
         }

@@ -16,6 +16,7 @@ from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
 from trainables.data.splits import derive_seed, generator
 from trainables.errors import TrialError
 from trainables.optim import Group, add_over_workers, load_state_tensors, lr_factor, make_adamw, set_lr, state_tensors
+from trainables.sharded import is_split
 from trainables.task import Task
 from trainables.warm import freeze_statistics
 
@@ -48,6 +49,7 @@ class Trainer:
         groups = (Group(trainables.parameters, trial.lr, decay), Group(head, head_lr, settings.weight_decay))
         self._named = trainables.parameters | head
         self._parameters = list(self._named.values())
+        self._split = is_split(self._parameters)
         self._optimizer = make_adamw([group for group in groups if group.parameters])
         self._hooks = hooks_in(module)
         first = task.batches(1)
@@ -95,10 +97,16 @@ class Trainer:
         share = torch.arange(self._rank, len(batch), self._world)
         micro = self._micro or len(batch)
         loss_sum = torch.zeros((), device=self._device)
-        parts = torch.split(share, micro) if len(share) else ()
+        parts = list(torch.split(share, micro)) if len(share) else []
+        # with split weights all workers pass as often as the one with the largest share; what is added counts nothing
+        most = math.ceil(math.ceil(len(batch) / self._world) / micro) if self._split else len(parts)
+        scales = [1.0] * len(parts) + [0.0] * (most - len(parts))
+        parts += [torch.zeros(1, dtype=torch.long)] * (most - len(parts))
         with accumulating(self._module, max(1, len(parts)) if self._trial.train.hold_weights else 1):
-            for part in parts:
+            for part, scale in zip(parts, scales, strict=True):
                 loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])
+                if scale != 1.0:
+                    loss = loss * scale
                 (loss / weight).backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach()
         self.update(epoch, index)
@@ -111,7 +119,7 @@ class Trainer:
         """
         settings = self._trial.train
         step, total = (epoch - 1) * self._steps + index, self._steps * settings.epochs
-        if self._world > 1:
+        if self._world > 1 and not self._split:
             add_over_workers(self._parameters)
         if (penalty := self._hooks.regulariser()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]

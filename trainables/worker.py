@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import nn
 
 from trainables.adapting import Trainables, adapted
 from trainables.checkpoints import load_checkpoint, save_checkpoint
-from trainables.config import NO_TRAINING, TrialConfig
+from trainables.config import FULL_METHODS, NO_TRAINING, TrialConfig
 from trainables.encoders import HEAD_FILE
 from trainables.errors import TrialError
 from trainables.evaluate import pack
 from trainables.memory import PeakMemory
 from trainables.runtime import choose_precision, device_name, float32_backend, versions
+from trainables.sharded import is_split, shard, whole
 from trainables.task import Parts, Scores, Task, Which
 from trainables.tasks import make_task
 from trainables.training import Trainer
@@ -78,7 +80,16 @@ def run_trial(
         )
     if trial.train.global_batch_size < world:
         raise TrialError(f"train.global_batch_size {trial.train.global_batch_size} is less than the {world} workers")
+    split = world > 1 and trial.train.parallel == "fsdp" and trial.method in FULL_METHODS
+    if split:  # no worker's accelerator has to hold the model whole
+        lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))
     loaded = lane.model(trial.model)
+    if split:
+        if loaded.kind != "causal-lm":
+            raise TrialError(
+                f"train.parallel 'fsdp' is for language models; {trial.model!r} is of kind {loaded.kind!r}"
+            )
+        loaded = replace(loaded, module=shard(loaded.module, device))
     precision, autocast = choose_precision(trial.train.precision, device)
     try:
         parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision, world=world)
@@ -147,8 +158,10 @@ class Run:
             if epoch == self.trial.train.epochs:
                 yield self.finish(history, setup, memory)
                 return
-            if self.rank == 0 and (cost == 0.0 or ended - last_saved >= cost / CHECKPOINT_SHARE):
-                save_checkpoint(self.directory, self.trial.trial_id, epoch, history, trainer.state())
+            if self._agree(cost == 0.0 or ended - last_saved >= cost / CHECKPOINT_SHARE):
+                state = trainer.state()
+                if self.rank == 0:
+                    save_checkpoint(self.directory, self.trial.trial_id, epoch, history, state)
                 last_saved = time.perf_counter()
                 cost = last_saved - ended
             yield report
@@ -168,6 +181,18 @@ class Run:
             "samples_per_second": count / seconds,
             "peak_memory_bytes": memory.bytes(),
         }
+
+    @functools.cached_property
+    def _split(self) -> bool:
+        return is_split(list(self.trainables.parameters.values()))
+
+    def _agree(self, due: bool) -> bool:
+        """Rank 0's word on whether it is time for a checkpoint; where weights are split, all must take part in one."""
+        if not self._split:
+            return self.rank == 0 and due
+        word = torch.tensor([float(due)], device=self.device)
+        torch.distributed.broadcast(word, src=0)
+        return bool(word)
 
     def _resume(self, trainer: Trainer) -> tuple[list[Report], int]:
         """Reports of the finished epochs and their number; every worker must find the same checkpoint."""
@@ -190,7 +215,9 @@ class Run:
         if self.micro_batch_size is not None:
             asked = train.micro_batch_size or math.ceil(train.global_batch_size / self.world)
             size = max(1, min(size, size * self.micro_batch_size // asked))
-        return self.task.evaluate(which, batch_size=size, rank=self.rank, world=self.world)
+        # with split weights all workers must make the same passes: each evaluates everything
+        rank, world = (0, 1) if self._split else (self.rank, self.world)
+        return self.task.evaluate(which, batch_size=size, rank=rank, world=world)
 
     def _zero_shot(self, started: float, memory: PeakMemory) -> Report:
         setup = time.perf_counter() - started
@@ -231,6 +258,9 @@ class Run:
             last = last | {"skipped": test.skipped}
         if self.keep and self.rank == 0:
             self._save(self.directory / ADAPTER_FOLDER)
+        elif self.keep and self._split:
+            for parameter in self.trainables.parameters.values():
+                whole(parameter)  # rank 0 gathers them
         result = {
             "metric": self.task.metric,
             "unit": self.task.unit,

@@ -1,0 +1,59 @@
+"""FSDP2: a base model whose weights, gradients and optimiser state are split over the workers of one trial.
+
+For full fine-tuning of models that one accelerator can't hold together with their optimiser's state
+(`train.parallel = "fsdp"`). Every worker must run the same number of forward and backward passes, since each pass
+gathers the weights from all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a model that lies on the CPU, split over the default process group and moved to `device` by blocks.
+
+    Gradients come out summed over the workers, as `optim.add_over_workers` leaves them where weights are whole.
+    """
+    world = torch.distributed.get_world_size()
+    mesh = init_device_mesh(device.type, (world,))
+    split = copy.deepcopy(module)
+    for block in _blocks(split):
+        fully_shard(block, mesh=mesh)
+    fully_shard(split, mesh=mesh)
+    for part in split.modules():
+        if isinstance(part, FSDPModule):
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            part.set_gradient_divide_factor(1.0)
+    return split
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The layers of a transformer: the members of its longest ModuleList."""
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the parts of all workers in it. Where it is split, every worker must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, split as `parameter` is."""
+    if isinstance(parameter, DTensor):
+        there = tensor.to(parameter.device)
+        return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return tensor
+
+
+def is_split(parameters: list[nn.Parameter]) -> bool:
+    """Whether any of them is split over workers."""
+    return any(isinstance(p, DTensor) for p in parameters)
