@@ -13,6 +13,7 @@ import pyarrow as pa
 from analysis import queries
 from analysis.errors import DamagedPart, StoreError, nearest
 from analysis.journal_reader import JOURNAL, Event, read_journal, rows_of
+from analysis.remote import is_uri, local_copy
 from analysis.schemas import SCHEMAS
 from analysis.tables import latest, part_paths, scan_parts, to_table
 from analysis.views import VIEWS
@@ -135,10 +136,12 @@ def _state(path: Path) -> tuple[Mapping[str, float] | tuple[int, int] | None, li
 def open_store(path: str | Path, *more: str | Path) -> Store:
     """Open a results folder, or several as one: their rows are told apart by the column `sweep`.
 
+    A folder may be a URI that pyarrow reaches (`sweeps run --upload`): what is new there is copied into a cache first.
+
     Raises:
         StoreError: a folder that does not exist or holds no sweep, with the nearest that does.
     """
-    paths = tuple(Path(p) for p in (path, *more))
+    paths = tuple(local_copy(str(p)) if is_uri(p) else Path(p) for p in (path, *more))
     for folder in paths:
         if (folder / JOURNAL).is_file() or (folder / "tables").is_dir():
             continue

@@ -45,7 +45,9 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         spec: Spec,
         overrides: Set = None,
         scale: Scale = None,
-        address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a local one.")] = None,
+        address: Annotated[
+            str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
+        ] = None,
         max_hours: Annotated[
             float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
         ] = None,
@@ -60,6 +62,9 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         track: Annotated[
             list[str] | None, typer.Option(help="Report trials to tensorboard, mlflow, wandb or trackio; repeatable.")
         ] = None,
+        upload: Annotated[
+            str | None, typer.Option(help="Copy results there as they come: s3://BUCKET/FOLDER, gs://...")
+        ] = None,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
         as_json: Json = False,
     ) -> int:
@@ -68,13 +73,19 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
         JSON lines on standard error (none with --quiet).
         """
+        from analysis.remote import Location
         from sweeps.engine import run as run_engine
         from sweeps.estimate import estimate_plan
         from sweeps.export import write_spec
         from sweeps.inputs import check_inputs
+        from sweeps.upload import check_there, put_fact, restore
 
         more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
         loaded, planned = load(spec, [*(overrides or ()), *more], scale)
+        if upload is not None:  # what is there says which data its trials saw
+            location = Location.of(upload)
+            check_there(location, loaded.identity())
+            restore(loaded.folder, location)
         check_inputs(planned)
         observers = watchers(loaded, optuna_storage, track or ())
         progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
@@ -88,9 +99,13 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
             progress=progress,
             retry_failed=retry_failed,
             observers=observers,
+            upload=upload,
             estimate=None if foreseen is None else foreseen.as_dict(),
         )
-        write_spec(loaded)
+        path = write_spec(loaded)
+        missing = summary.not_uploaded or (None if upload is None else put_fact(Location.of(upload), path))
+        if missing:
+            err.print(f"{missing}; the same command tries again", style="red", markup=False)
         if summary.interrupted:
             err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
             return INTERRUPTED
@@ -105,7 +120,7 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
             show.print_json({**show.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
         else:
             show.print_results(loaded.folder, summary, paths)
-        return 0 if summary.complete else FAILED_TRIALS
+        return 0 if summary.complete and not missing else FAILED_TRIALS
 
     app.command("resume", help="The same as `run`.")(run)
 

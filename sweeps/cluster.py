@@ -17,10 +17,13 @@ from typing import Any, Self
 
 from sweeps.errors import Problem
 from sweeps.interfaces import Resources
+from sweeps.nodes import check_nodes, job_variables, own_paths
 from sweeps.reaper import Reaper
 from sweeps.resources import LaneShape, Node, ResourceError, plan_lanes
+from sweeps.share import MOST, Measure, Measured, gpu_share
 
 PROXY_RESOURCE = "sweeps_proxy"
+HEAD = "node:__internal_head__"
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
 _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
 
@@ -77,13 +80,19 @@ class Pool:
         storage: a folder for Ray's own files, seen by all machines.
         address: the cluster to join; None starts a local one, unless this process has a session already, which is used
             and left running.
+        measure: run on a GPU for `gpus_per_worker = "auto"`, so that trials share GPUs by the memory they take; None:
+            a GPU each.
 
     Raises:
         ResourceError: the machines can't hold what is asked; nothing was started for a local session.
     """
 
-    def __init__(self, resources: Resources, storage: Path, *, address: str | None = None) -> None:
+    def __init__(
+        self, resources: Resources, storage: Path, *, address: str | None = None, measure: Measure | None = None
+    ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
+        self.measured: Measured | None = None
+        self._measure = measure
         self.shapes: list[LaneShape] = []
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
@@ -124,20 +133,50 @@ class Pool:
         imports.start()  # while Ray's processes come up
         if not joined:
             self._connect()
-        if joined or self.address is not None:
-            nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-            self.shapes = plan_lanes(self.resources, [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in nodes])
+        if self.address is not None:
+            check_nodes(self.storage)
+        found = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        nodes = [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in found]
+        self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
         if ray.cluster_resources().get(PROXY_RESOURCE, 0.0) >= self.trials:
             self.proxy_resources = {PROXY_RESOURCE: 1.0}
         else:  # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
-            self.proxy_resources = {"node:__internal_head__": 0.9 / self.trials}
+            self.proxy_resources = {HEAD: 0.9 / self.trials}
         imports.join()
         from sweeps.broker import Broker
         from sweeps.lanes import Lanes
 
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+        # on the head, which all depends on anyway: other machines may be lost
+        options = {
+            "num_cpus": 0,
+            "resources": {HEAD: 0.001},
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "max_concurrency": 1000,
+        }
         self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
+
+    def _share(self, nodes: list[Node]) -> float:
+        """The part of a GPU that a trial gets where that is left to us."""
+        import ray
+
+        asked, measure = self.resources, self._measure
+        with_gpus = [node for node in nodes if node.gpus >= 1]
+        if asked.gpus_per_worker != "auto" or asked.workers > 1 or measure is None or not with_gpus:
+            return 1.0
+
+        def on_a_gpu() -> Measured:  # Ray takes nothing but functions
+            return measure()
+
+        # max_calls: its process ends, and with it what it holds on the GPU
+        task = ray.remote(num_gpus=1, num_cpus=asked.cpus_per_worker, max_calls=1, max_retries=0)(on_a_gpu)
+        try:
+            self.measured = ray.get(task.remote())
+        except ray.exceptions.RayError as error:  # trials will tell what is wrong with them
+            logging.getLogger("sweeps").warning("a GPU for every trial: the probe failed (%s)", error)
+            return 1.0
+        return gpu_share(self.measured, min(n.cpus / n.gpus for n in with_gpus), asked.cpus_per_worker)
 
     def _connect(self) -> None:
         import ray
@@ -146,13 +185,15 @@ class Pool:
         if self.address is not None:
             try:
                 _knock(self.address)
+                variables = {"PYTHONPATH": own_paths(paths), **_ALWAYS}
+                given = job_variables()
                 ray.init(
                     address=self.address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={"env_vars": {"PYTHONPATH": paths, **_ALWAYS}},
+                    runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
                 )
-            except OSError as error:
+            except (OSError, ray.exceptions.AuthenticationError) as error:
                 rule = f"no Ray cluster answers there ({str(error).splitlines()[0]})"
                 raise ResourceError(
                     [Problem("--address", self.address, rule, "leave it out to run locally")]
@@ -165,7 +206,7 @@ class Pool:
                     include_dashboard=False,
                     num_cpus=int(node.cpus),
                     num_gpus=int(node.gpus),
-                    resources={PROXY_RESOURCE: float(self.trials)},
+                    resources={PROXY_RESOURCE: float(self.trials * MOST)},
                     object_store_memory=_STORE_BYTES,
                     log_to_driver=False,
                     logging_level=logging.ERROR,

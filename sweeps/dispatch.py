@@ -132,6 +132,9 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         slot = self.slots.pop(key)
         outcome = ray.get(self.broker.take.remote(key))
         state = None if outcome is None else outcome["state"]
+        if outcome is not None and outcome.get("storage") is not None:  # not the trial's fault: it is tried again
+            self.ledger.state.release(slot.cell_id, slot.trial_id)
+            raise OSError(outcome["storage"], f"{outcome['reason']} (on host {outcome['host']})")
         if key in self._pruned:
             self._pruned.remove(key)
             self.ledger.finish(slot, pruned(self.ledger.state, slot, outcome))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from analysis.remote import Location
 from sweeps.callbacks import Progress, make_progress
 from sweeps.cluster import Pool, host_facts
 from sweeps.interfaces import Plan, Row
@@ -22,8 +24,10 @@ from sweeps.observers import Observer, Observers
 from sweeps.replay import replay
 from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
+from sweeps.share import probe
 from sweeps.signals import Stop, signals, watch
 from sweeps.stages import SweepState
+from sweeps.upload import EVERY_S, Upload, check_there, restore
 
 if TYPE_CHECKING:
     from sweeps.dispatch import Dispatcher
@@ -53,6 +57,7 @@ class RunSummary:
         stuck: labels of cells none of whose learning rates finished, so that nothing could be confirmed.
         failed_before: trials of the plan that failed in earlier runs and were not tried again.
         stopped_by: the limit that ended it, such as "limits.max_hours = 2"; the same command with a larger one goes on.
+        not_uploaded: why the copy elsewhere is not whole; the same command tries again.
     """
 
     folder: Path
@@ -66,6 +71,7 @@ class RunSummary:
     stuck: tuple[str, ...] = ()
     failed_before: int = 0
     stopped_by: str | None = None
+    not_uploaded: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -82,6 +88,7 @@ def run(
     pool: Pool | None = None,
     retry_failed: bool = False,
     observers: Sequence[Observer] = (),
+    upload: str | Location | None = None,
     estimate: Mapping[str, Any] | None = None,
 ) -> RunSummary:
     """Run what is missing of a plan; finished trials are never repeated.
@@ -94,6 +101,8 @@ def run(
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
         retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
         observers: told what happens, never asked; one that fails is left out with a warning.
+        upload: a URI that pyarrow reaches, or a location, that gets a copy of the results (`sweeps.upload`); a folder
+            without results starts from what is there.
         estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
 
     Raises:
@@ -104,10 +113,15 @@ def run(
     begun = time.monotonic()
     spec = plan.spec
     folder = spec.folder.absolute()
+    location = Location.of(upload) if isinstance(upload, str) else upload
     check_identity(folder, spec.identity())
+    if location is not None:
+        check_there(location, spec.identity())
     with FolderLock(folder):
+        if location is not None:
+            restore(folder, location)
         write_identity(folder, spec.identity())
-        sealer = Sealer(folder)
+        sealer = Sealer(folder, None if location is None else EVERY_S)
         with Journal(folder / "journal.jsonl") as journal:
             state = SweepState(plan.feasible, spec)
             earlier: dict[str, int] = {}
@@ -124,19 +138,25 @@ def run(
             for cell_id in state.cells:
                 ledger.settle(cell_id)
             interrupted, limit = False, None
+            copies = None if location is None else Upload(folder, location, note=display.note)
             ledger.observers = watching = Observers(observers, display.note)
             watching.start(state)
             shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
+            if copies is not None:
+                copies.start()
             try:
                 if any(not cell.finished for cell in state.cells.values()):
                     with show, signals(None), contextlib.ExitStack() as stack:
                         if pool is None:
-                            pool = stack.enter_context(Pool(spec.resources, folder / "work" / "ray", address=address))
+                            measure = functools.partial(probe, plan) if trial == TRIAL else None
+                            ray_folder = folder / "work" / "ray"
+                            started = Pool(spec.resources, ray_folder, address=address, measure=measure)
+                            pool = stack.enter_context(started)
                         state.workers = pool.trials
                         if estimate is not None:
                             held = {**estimate, "accelerators": accelerators(pool.shapes)}
                             journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
-                        journal.write(_provenance(spec.name, trial))
+                        journal.write(_provenance(spec.name, trial, pool))
                         state.used = meter = Meter(spec.limits, state, pool.shapes, begun)
                         stop = Stop(meter)
                         try:
@@ -149,10 +169,11 @@ def run(
             finally:
                 sealer.seal()
                 watching.close()
+                not_uploaded = None if copies is None else copies.finish()
         if not (interrupted or limit):
             shutil.rmtree(folder / "work", ignore_errors=True)
     done = _summary(folder, ledger.finished, skipped, time.monotonic() - begun, interrupted, sealer.damaged, state)
-    return replace(done, stopped_by=limit)
+    return replace(done, stopped_by=limit, not_uploaded=not_uploaded)
 
 
 def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop) -> None:
@@ -211,8 +232,10 @@ def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _provenance(name: str, trial: str) -> dict[str, Any]:
-    facts = host_facts()
+def _provenance(name: str, trial: str, pool: Pool) -> dict[str, Any]:
+    facts = host_facts() | {"lanes": [asdict(shape) for shape in pool.shapes]}
+    if pool.measured is not None:
+        facts["probe"] = asdict(pool.measured)
     return {
         "ev": "sweep",
         "name": name,

@@ -21,7 +21,7 @@ from sweeps.limits import accelerators
 from sweeps.plan import Cell, Plan
 from sweeps.resources import plan_lanes
 from sweeps.spec import LimitsSection
-from trainables.config import TrainSettings
+from trainables.config import TrainSettings, TrialConfig
 
 START_SECONDS = 15.0
 """Ray and the first lane, from the command to the first training step."""
@@ -170,6 +170,19 @@ def _probe(plan: Plan, left: Sequence[_Left]) -> tuple[tuple[MethodEstimate, ...
     return tuple(found), memory
 
 
+def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
+    """A trial of a cell cut to two epochs of a few batches: what a probe trains."""
+    pool, _, _ = split_sizes(cell)
+    batch = plan.spec.train.global_batch_size
+    share: str | float = cell.train_size
+    if not isinstance(share, str):
+        share = min(share, PROBE_BATCHES * batch / pool * share)
+    train = plan.spec.train.model_copy(update={"epochs": 2, "min_batches_per_epoch": 0})
+    stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
+    trial = cell.trial(stage, cell.lr_centre, (0, 0, 0), train)
+    return trial.model_copy(update={"train_size": share, "train": train})
+
+
 @dataclass(frozen=True)
 class _Probe:
     """Seconds per training image and per evaluated image of one method."""
@@ -182,16 +195,8 @@ class _Probe:
     def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
         from trainables.worker import run_trial
 
-        pool, val, _ = split_sizes(cell)
-        batch = plan.spec.train.global_batch_size
-        share: str | float = cell.train_size
-        if not isinstance(share, str):
-            share = min(share, PROBE_BATCHES * batch / pool * share)
-        train = plan.spec.train.model_copy(update={"epochs": 2, "min_batches_per_epoch": 0})
-        stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
-        config = cell.trial(stage, cell.lr_centre, (0, 0, 0), train).model_copy(
-            update={"train_size": share, "train": train}
-        )
+        _, val, _ = split_sizes(cell)
+        config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
             reports = list(run_trial(config.model_dump(), warm=warm, directory=Path(folder)))
         last = reports[-1]  # the first epoch pays for what later ones find cached

@@ -19,6 +19,7 @@ import ray.train
 import torch
 
 from sweeps.broker import KILLED_FOR_MEMORY
+from sweeps.disk import storage_fault
 from sweeps.memory import MicroBatch, free_memory, out_of_memory
 from trainables.errors import TrainablesError, TrialError
 
@@ -113,6 +114,7 @@ class _Worker:
             failure = error
             last = None
             outcome = {"status": "failed", "reason": reason(error), "traceback": traceback.format_exc()[-4000:]}
+            outcome["storage"] = storage_fault(error)
             if not isinstance(error, FORESEEN):
                 self.warm.clear()  # nothing that such a trial touched is trusted
         outcome |= {

@@ -27,6 +27,11 @@ from sweeps.lane_worker import lane_loop, reason
 from sweeps.resources import LaneShape
 
 LANE_TRIES = 3
+"""Failures in a row after which a lane counts as down; when all are, the sweep ends."""
+PROVEN_S = 600.0
+"""A lane that was up for so long can be kept up: its failures are counted anew."""
+RETRY_S = 60.0
+"""Between tries of a lane that is down, as when its machine is lost and another may take its place."""
 
 
 class _Independent(TorchConfig):  # type: ignore[misc]  # Ray's classes carry no types for us
@@ -100,22 +105,30 @@ class Lanes:
             lane.thread.start()
 
     def _keep_up(self, lane: _Lane) -> None:
+        """Start a lane again and again. One that fails right away is tried less often, as long as others work."""
         failures = 0
         for number in itertools.count():
+            begun = time.monotonic()
             try:
                 self._fit(lane, number)
-                if lane.shape.isolated and not self._stopping.is_set():
-                    continue  # one trial is done, and the next one gets processes of its own
-                return  # told to stop
+                if not lane.shape.isolated or self._stopping.is_set():
+                    return  # told to stop
+                ended = None  # one trial is done, and the next one gets processes of its own
             except Exception as error:  # noqa: BLE001  # Ray raises its own and its actors' errors here
                 if self._stopping.is_set():
                     return
-                lane.error = error
-            failures += 1
+                ended = error
             with self._lock:
-                final = failures == LANE_TRIES
-                self._alive -= final
+                if ended is None or time.monotonic() - begun > PROVEN_S:
+                    self._alive += failures >= LANE_TRIES
+                    failures = 0
+                if ended is not None:
+                    failures += 1
+                    self._alive -= failures == LANE_TRIES
                 none_left = self._alive == 0
+            if ended is None:
+                continue
+            lane.error = ended
             try:
                 group = ray.get(self._broker.lane_lost.remote(lane.name, reason(lane.error), none_left))
                 if group is not None:
@@ -123,7 +136,7 @@ class Lanes:
             except Exception as error:  # noqa: BLE001  # the cluster is gone: so is the lane
                 lane.error = error
                 return
-            if final:
+            if none_left or (failures >= LANE_TRIES and self._stopping.wait(RETRY_S)):
                 return
 
     def _fit(self, lane: _Lane, number: int) -> None:

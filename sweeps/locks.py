@@ -159,15 +159,19 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
         IdentityError: one problem per difference, with the value there and the value asked.
     """
     stored = stored_identity(folder)
-    if stored is None:
-        return
-    found = differences(stored, json.loads(json.dumps(identity)))
+    if stored is not None:
+        refuse_other(stored, identity, str(folder))
+
+
+def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:
+    """Raise `IdentityError` when what stands at `where` was made by a sweep that differs from `identity`."""
+    found = differences(dict(stored), json.loads(json.dumps(identity)))
     if found:
         problems = [
-            Problem(name, new, f"the results in {folder} were made with {_shown(old)}", _remedy(name, old))
+            Problem(name, new, f"the results in {where} were made with {_shown(old)}", _remedy(name, old))
             for name, old, new in found
         ]
-        head = Problem("results", str(folder), "belongs to another sweep; choose another name or output, or undo:")
+        head = Problem("results", where, "belongs to another sweep; choose another name or output, or undo:")
         raise IdentityError([head, *problems])
 
 

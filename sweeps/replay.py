@@ -53,6 +53,10 @@ def replay(
         if cell is not None and trial_id not in cell.rows and trial_id not in (retry or ()):
             state.restore(Slot.from_row(row))
             state.finish(row)
+    for cell_id, row in sealer.choices.items():
+        cell = state.cells.get(cell_id)
+        if cell is not None and cell.choice is None:
+            cell.choice = _choice(row)
     return list(stopped.values())
 
 

@@ -44,18 +44,21 @@ class LaneShape:
         return 1 if self.group else self.workers
 
 
-def plan_lanes(asked: Resources, nodes: Sequence[Node]) -> list[LaneShape]:
+def plan_lanes(asked: Resources, nodes: Sequence[Node], share: float = 1.0) -> list[LaneShape]:
     """Lanes for a request: one a machine with independent workers, or one a data-parallel group or isolated trial.
 
     Args:
-        asked: `[resources]`. "auto": one GPU a worker where there are any, and as many trials at once as fit.
+        asked: `[resources]`. "auto": `share` of a GPU a worker where there are any, and as many trials at once as fit.
         nodes: the machines.
+        share: of a GPU, as `sweeps.share` measured; a data-parallel group takes whole ones.
 
     Raises:
         ResourceError: naming what was asked, what there is, and the nearest choice that fits.
     """
     gpus = sum(node.gpus for node in nodes)
-    gpu = asked.gpus_per_worker if asked.gpus_per_worker != "auto" else (1.0 if gpus >= 1 else 0.0)
+    gpu = asked.gpus_per_worker
+    if gpu == "auto":
+        gpu = 0.0 if gpus < 1 else 1.0 if asked.workers > 1 else share
     cpu = asked.cpus_per_worker
     where = "this machine has" if len(nodes) == 1 else f"the largest of {len(nodes)} machines has"
     problems = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -20,14 +21,17 @@ class Sealer:
     Args:
         folder: the results folder. Damaged parts are set aside (their names in `damaged`); rows of theirs that the
             journal has are written again.
+        every: seconds after which a row that waits is sealed with the next one, however few there are; None: no limit.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every: float | None = None) -> None:
         self._folder = folder
+        self._every, self._oldest = every, 0.0
         self.damaged: list[str] = []
         self._sealed: dict[str, set[Any]] = {}
         self._waiting: dict[str, list[Row]] = {name: [] for name in (*_TABLES, "choices")}
         self.rows: dict[str, Row] = {}
+        self.choices: dict[str, Row] = {}  # the last one of each cell
         for name in (*_TABLES, "choices", "cells"):
             table, damaged = scan_parts(folder, name)
             for part in damaged:
@@ -35,6 +39,8 @@ class Sealer:
                 self.damaged.append(str(part))
             if name == "trials":
                 self.rows = {row["trial_id"]: row for row in table.to_pylist()}
+            if name == "choices":
+                self.choices = {row["cell_id"]: row for row in sorted(table.to_pylist(), key=lambda r: r["chosen_at"])}
             if name == "cells":
                 self._cells = {row["cell_id"]: row for row in table.to_pylist()}
             else:
@@ -49,7 +55,11 @@ class Sealer:
         self._put("predictions", [] if prediction is None else [prediction])
         self._put("metrics", event.get("metrics") or [])
         self._put("trials", [event["row"]])
-        if len(self._waiting["trials"]) >= SEAL_EVERY:
+        waiting = len(self._waiting["trials"])
+        if waiting == 1:
+            self._oldest = time.monotonic()
+        late = self._every is not None and waiting and time.monotonic() - self._oldest >= self._every
+        if waiting >= SEAL_EVERY or late:
             self.seal()
 
     def seal(self) -> None:

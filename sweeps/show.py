@@ -184,6 +184,7 @@ def summary_dict(summary: RunSummary) -> dict[str, Any]:
         "seconds": summary.seconds,
         "interrupted": summary.interrupted,
         "stopped_by": summary.stopped_by,
+        "not_uploaded": summary.not_uploaded,
     }
 
 

@@ -1,13 +1,15 @@
 """A sweep that trains nothing: plans of fake cells, and a trial function with an analytic learning curve.
 
 The faults of a trial are set by its cell's options: `delay` (seconds an epoch), `fail_above`, `nan_above` (learning
-rates), `kill`, `hang` ("once" or "always", in epoch 2: SIGKILL of the worker, or sleep without end), `oom_above`
-(micro-batch size), `fail_rank` (the rank that raises in epoch 2), `log` (a file that gets a line per epoch trained).
+rates), `kill`, `hang`, `full_disk` ("once" or "always", in epoch 2: SIGKILL of the worker, sleep without end, ENOSPC),
+`oom_above` (micro-batch size), `fail_rank` (the rank that raises in epoch 2), `log` (a file that gets a line per epoch
+trained).
 """
 
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import math
@@ -74,6 +76,8 @@ def analytic_trial(
         if epoch == 2 and rank == world - 1 and _strikes(options.get("hang"), directory):
             while True:
                 time.sleep(60)
+        if epoch == 2 and _strikes(options.get("full_disk"), directory):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
         if epoch == 2 and rank == options.get("fail_rank"):
             raise ValueError(f"rank {rank} alone is at fault")
         if micro > options.get("oom_above", math.inf):
@@ -137,7 +141,7 @@ def _result(config: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, 
 
 def mended_trial(config: dict[str, Any], **how: Any) -> Generator[dict[str, Any], None, None]:
     """`analytic_trial` once the cause of its failures is gone."""
-    faults = ("fail_above", "nan_above", "kill", "hang", "oom_above")
+    faults = ("fail_above", "nan_above", "kill", "hang", "full_disk", "oom_above")
     options = [option for option in config["options"] if option[0] not in faults]
     return analytic_trial({**config, "options": options}, **how)
 

@@ -200,7 +200,9 @@ def test_a_lost_journal_leaves_what_is_sealed(tmp_path: Path, pool: Pool) -> Non
     plan = fake_plan(tmp_path / "r", (FakeCell("lora"), FakeCell("vera")))
     go(plan, pool)
     (tmp_path / "r" / "journal.jsonl").unlink()
+    before = rows(tmp_path / "r", "choices")
     assert go(plan, None).skipped == 16
+    assert rows(tmp_path / "r", "choices") == before  # what was chosen is not chosen again
 
 
 def test_another_sweep_in_the_folder_is_refused_with_the_difference(tmp_path: Path, pool: Pool) -> None:

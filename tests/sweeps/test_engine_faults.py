@@ -20,6 +20,7 @@ from sweeps.broker import Broker
 from sweeps.cluster import Pool
 from sweeps.engine import EngineError, run
 from sweeps.journal import Journal
+from sweeps.locks import LockedError
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
 from tests.sweeps.test_engine import assert_same_tables, go, logged, rows, trained
 
@@ -91,6 +92,8 @@ def test_an_interrupt_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path, poo
     log = tmp_path / "log"
     driver = start_driver(tmp_path / "r", log, 0.3)
     wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 2, "two finished trials")
+    with pytest.raises(LockedError, match=f"is being run by process {driver.pid} on host"):
+        go(fake_plan(tmp_path / "r", logged(log)), pool)
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGINT)
     assert driver.communicate(timeout=30)[0].split()[-1] == "True"
@@ -189,8 +192,9 @@ def test_a_data_parallel_group_trains_one_trial_at_a_time(tmp_path: Path) -> Non
     assert FakeResources().workers == 1
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
 def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
-    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     plan = fake_plan(tmp_path / "r", (FakeCell("lora"), FakeCell("vera")))
     real, written = Journal.write, []
@@ -198,13 +202,23 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
     def write(self: Journal, event: dict[str, Any], *, sync: bool = True) -> None:
         written.append(event)
         if len(written) > 20:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(code, os.strerror(code))
         real(self, event, sync=sync)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "write", write)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=os.strerror(code)):
             go(plan, pool)
     assert go(plan, pool).finished > 0
     go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+def test_a_full_disk_under_a_trial_is_not_the_trials_fault(tmp_path: Path, pool: Pool) -> None:
+    cells = (FakeCell("lora", options=(("full_disk", "once"),)), FakeCell("vera"))
+    with pytest.raises(OSError, match=r"No space left on device.*on host"):
+        go(fake_plan(tmp_path / "r", cells), pool)
+    healthy = (FakeCell("lora"), FakeCell("vera"))
+    assert go(fake_plan(tmp_path / "r", healthy), pool).complete
+    go(fake_plan(tmp_path / "whole", healthy), pool)
     assert_same_tables(tmp_path / "r", tmp_path / "whole")

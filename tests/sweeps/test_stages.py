@@ -203,3 +203,24 @@ def test_cells_are_served_so_that_each_runs_nearly_one_trial_after_another(tmp_p
     again = state.next_slot()
     assert again is not None
     assert (again.cell_id, again.slot) == ("randlora-1000", 0)  # unfinished, so issued again unchanged
+
+
+def test_a_cell_is_confirmed_while_others_are_still_tuned(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")))
+    state = SweepState(plan.feasible, plan.spec)
+    rows: Rows = {}
+    held = None  # vera's first trial never ends
+    stages = []
+    while (slot := state.next_slot()) is not None and len(stages) < 40:
+        state.start(slot)
+        if slot.cell_id.startswith("vera"):
+            held = held or slot
+            if slot is held or len(state.cells[slot.cell_id].running) > 1:
+                continue
+        rows[slot.trial_id] = row_of(slot)
+        state.finish(rows[slot.trial_id])
+        stages.append((slot.cell_id, slot.stage))
+    assert held is not None
+    assert state.cells["vera-1000"].phase == "tuning"
+    assert state.cells["lora-1000"].phase == "done"
+    assert stages.count(("lora-1000", "CONFIRM")) == len(plan.spec.confirm.seeds)

@@ -1,0 +1,66 @@
+"""`gpus_per_worker = "auto"`: how many trials share a GPU, from the memory that a probe of every method took on one."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONTEXT_BYTES = 700 * 2**20
+"""What a process holds on a GPU beside torch's tensors: the CUDA context, and cuBLAS and cuDNN workspaces."""
+USABLE = 0.9
+"""Share of a GPU's memory that is handed out: allocators fragment, and a probe sees few batches."""
+MOST = 8
+"""Trials of one GPU at most: beyond it they wait for each other more than they gain."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A GPU's memory and the largest peak of torch's allocator over the probed methods, in bytes."""
+
+    peak: int
+    device: int
+
+
+Measure = Callable[[], Measured]
+
+
+def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float) -> float:
+    """The fraction of a GPU that one trial gets: 1, 1/2, ... 1/8.
+
+    Args:
+        cpus_per_gpu: CPUs of the machine with the fewest for each of its GPUs.
+        cpus_per_worker: CPUs that a trial takes.
+    """
+    by_memory = math.floor(USABLE * measured.device / (measured.peak + CONTEXT_BYTES))
+    by_cpus = math.floor(cpus_per_gpu / cpus_per_worker + 1e-9)
+    return 1 / max(1, min(by_memory, by_cpus, MOST))
+
+
+def probe(plan: Any) -> Measured:
+    """Train a few batches of every method's largest cell on this process's GPU, one after another.
+
+    Args:
+        plan: a `sweeps.plan.Plan`.
+
+    Raises:
+        TrainablesError, OutOfMemoryError: as a trial would.
+    """
+    import torch
+
+    from sweeps.estimate import probe_config
+    from trainables.worker import run_trial
+
+    peak = 0
+    warm: dict[str, Any] = {}
+    for method in dict.fromkeys(cell.method for cell in plan.feasible):
+        cell = max((c for c in plan.feasible if c.method == method), key=lambda c: c.count or 0)
+        with tempfile.TemporaryDirectory() as folder:
+            config = probe_config(cell, plan).model_dump()
+            reports = list(run_trial(config, warm=warm, directory=Path(folder)))
+        peak = max(peak, int(reports[-1]["peak_memory_bytes"] or 0))
+    device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    return Measured(peak, device)

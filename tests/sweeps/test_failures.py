@@ -1,0 +1,182 @@
+"""What the journal promises: whatever is killed, and whenever, the final tables are an undisturbed run's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from analysis.store import open_store
+from sweeps.cluster import Pool
+from sweeps.engine import run
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
+from tests.sweeps.test_engine import assert_same_tables, go, logged, rows, trained
+from tests.sweeps.test_engine_faults import DRIVER, ROOT, events, gone, start_driver, wait_for
+
+KILLED_AFTER = """
+import os, signal
+from sweeps.journal import Journal
+left, real = int(sys.argv[4]), Journal.write
+
+def write(self, event, *, sync=True):
+    global left
+    real(self, event, sync=sync)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.write = write
+"""
+SMALL_FILES = """
+import resource
+from sweeps.cluster import Pool
+with Pool(plan.spec.resources, folder.with_name("ray")) as pool:  # Ray's own processes keep their limits
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
+    try:
+        run(plan, trial=TRIAL, progress=False, pool=pool)
+    except OSError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        print("stopped by", error.errno)
+"""
+
+
+def driver(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run driver code to its end."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=200)
+
+
+def killed_again_and_again(tmp_path: Path, pool: Pool, kills: int, seed: int) -> None:
+    folder, log, draw = tmp_path / "r", tmp_path / "log", random.Random(seed)
+    code = DRIVER.replace("plan = ", KILLED_AFTER + "\nplan = ")
+    for _ in range(kills):
+        after = draw.randint(1, 16)
+        before = {e["trial_id"] for e in events(folder, "finish")}
+        seen = len(log.read_text().splitlines()) if log.exists() else 0
+        done = driver(code, folder, log, 0, after)
+        assert done.returncode == -signal.SIGKILL, f"seed {seed}: the sweep was over before its kill"
+        later = {line.split()[0] for line in log.read_text().splitlines()[seen:]} if log.exists() else set()
+        assert not later & before, f"seed {seed}: a finished trial was trained again"
+    summary = go(fake_plan(folder, logged(log)), pool)
+    assert (summary.finished + summary.skipped, summary.failed) == (32, 0)
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(folder, tmp_path / "whole")
+    for kind in ("ask", "finish"):
+        assert set(Counter(e["trial_id"] for e in events(folder, kind)).values()) == {1}, f"seed {seed}: {kind}"
+
+
+def test_a_driver_killed_twice_after_some_events(tmp_path: Path, pool: Pool) -> None:
+    killed_again_and_again(tmp_path, pool, 2, seed=random.randrange(10**6))
+
+
+@pytest.mark.slow
+def test_a_driver_killed_ten_times_after_random_numbers_of_events(tmp_path: Path, pool: Pool) -> None:
+    killed_again_and_again(tmp_path, pool, 10, seed=random.randrange(10**6))
+
+
+class KillOnce:
+    """A display that kills all of Ray's processes with a title in it, once, when some trials have finished."""
+
+    def __init__(self, title: str, after: int = 3) -> None:
+        self.title, self.after = title, after
+        self.killed: list[int] = []
+
+    def start(self, state: Any) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self, state: Any) -> None: ...
+
+    def update(self, state: Any) -> None:
+        if not self.killed and sum(len(cell.rows) for cell in state.cells.values()) >= self.after:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # children come and go
+                    if self.title in " ".join(process.cmdline()):
+                        process.kill()
+                        self.killed.append(process.pid)
+
+
+@pytest.mark.parametrize(
+    "title", ["Proxy", "TrainController", "RayTrainWorker", pytest.param("Broker", marks=pytest.mark.slow)]
+)
+def test_a_killed_actor_changes_nothing(tmp_path: Path, pool: Pool, title: str) -> None:
+    """The Tune process, the lane's controller, the workers in the middle of an epoch, and our own broker."""
+    kill = KillOnce(title)
+    cells = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera", options=(("delay", 0.05),)))
+    summary = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=kill, pool=pool)
+    assert kill.killed
+    assert (summary.finished, summary.failed) == (16, 0)
+    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_full_disk(tmp_path: Path, pool: Pool) -> None:
+    """The kernel refuses to let the journal grow, from one byte of it to the next."""
+    code = DRIVER.rpartition("print(")[0] + SMALL_FILES
+    done = driver(code, tmp_path / "r", tmp_path / "log", 0, 30_000)
+    assert done.stdout.split() == ["stopped", "by", str(errno.EFBIG)]
+    before = {e["trial_id"] for e in events(tmp_path / "r", "finish")}
+    assert 0 < len(before) < 32
+    assert (tmp_path / "r" / "journal.jsonl").read_bytes().endswith(b"\n")
+    summary = go(fake_plan(tmp_path / "r", logged(tmp_path / "log")), pool)
+    assert (summary.skipped, summary.finished) == (len(before), 32 - len(before))
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, pool: Pool) -> None:
+    running = start_driver(tmp_path / "r", tmp_path / "log", 1.0)
+    wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 2, "two finished trials")
+    family = psutil.Process(running.pid).children(recursive=True)
+    for _ in range(2):
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert running.communicate(timeout=30)[0].split()[-1] == "True"
+    wait_for(lambda: gone(family), "its processes to end", 10)
+    assert not (tmp_path / "r" / "lock.json").exists()
+    go(fake_plan(tmp_path / "r", logged(tmp_path / "log")), pool)
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+FIRST: dict[str, Any] = {"confirm": FakeConfirm((0, 1)), "search": FakeSearch(trials=4, sampler="qmc")}
+LONGER: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "budgets": lambda log: {"cells": (*logged(log), FakeCell("lora", 16_000, options=(("log", str(log)),)))},
+    "methods": lambda log: {"cells": (*logged(log), FakeCell("nola", options=(("log", str(log)),)))},
+    "seeds": lambda log: {"confirm": FakeConfirm((0, 1, 2, 7))},
+    "allowance": lambda log: {"search": FakeSearch(trials=7, sampler="qmc")},
+}
+
+
+@pytest.mark.parametrize("longer", LONGER)
+def test_of_an_extended_sweep_only_the_difference_runs(tmp_path: Path, pool: Pool, longer: str) -> None:
+    log = tmp_path / "log"
+    go(fake_plan(tmp_path / "r", logged(log), **FIRST), pool)
+    before = {t["trial_id"] for t in rows(tmp_path / "r", "trials")}
+    more = {"cells": logged(log), **FIRST, **LONGER[longer](log)}
+    summary = go(fake_plan(tmp_path / "r", **more), pool)
+    assert set(trained(log).values()) == {1}, "a trial was trained again"
+    go(fake_plan(tmp_path / "whole", **{**more, **LONGER[longer](tmp_path / "log2")}), pool)
+    whole = {t["trial_id"] for t in rows(tmp_path / "whole", "trials")}
+    assert summary.finished == len(whole - before) > 0
+    if longer != "allowance":
+        assert_same_tables(tmp_path / "r", tmp_path / "whole")
+        return
+    # a longer search may choose another rate: the old one's CONFIRM rows stay, superseded, and count no more
+    kept = {t["trial_id"] for t in rows(tmp_path / "r", "trials")} - whole
+    confirmed = [
+        open_store(tmp_path / name).table("confirmed").column("trial_id").to_pylist() for name in ("r", "whole")
+    ]
+    assert sorted(confirmed[0]) == sorted(confirmed[1])
+    assert not kept & set(confirmed[0])

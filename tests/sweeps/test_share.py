@@ -1,0 +1,94 @@
+"""How many trials share a GPU. There is none here: its memory is told, and Ray is told that it has some."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.plan import Plan
+from sweeps.resources import LaneShape, Node, plan_lanes
+from sweeps.share import CONTEXT_BYTES, Measured, gpu_share, probe
+from sweeps.spec import SweepSpec
+from tests.fakes import FakeResources
+
+GIB = 2**30
+POOL = """
+import sys
+from pathlib import Path
+from sweeps import cluster
+from sweeps.resources import Node
+from sweeps.share import Measured
+from tests.fakes import FakeResources
+
+cluster.local_node = lambda: Node(8.0, 2.0)  # Ray takes our word for it
+asked = FakeResources(gpus_per_worker="auto", cpus_per_worker=1)
+
+def measure():
+    import ray
+    assert len(ray.get_runtime_context().get_accelerator_ids()["GPU"]) == 1
+    return Measured(peak=17 * 2**30, device=80 * 2**30)
+
+class Quiet:
+    def __init__(self, *_): ...
+    def ending(self): ...
+    def stop(self, timeout): ...
+
+import sweeps.lanes
+sweeps.lanes.Lanes = Quiet
+with cluster.Pool(asked, Path(sys.argv[1]), measure=measure) as pool:
+    print([(shape.workers, shape.per_worker["GPU"]) for shape in pool.shapes], sorted(pool.proxy_resources))
+"""
+
+
+@pytest.mark.parametrize(
+    ("peak", "cpus_per_gpu", "cpus", "share"),
+    [
+        (60 * GIB, 8, 1, 1.0),
+        (30 * GIB, 8, 1, 1 / 2),
+        (GIB, 16, 1, 1 / 8),  # the most that pays
+        (GIB, 4, 1, 1 / 4),  # no CPUs for more
+        (GIB, 4, 2, 1 / 2),
+        (GIB, 0.5, 1, 1.0),
+        (200 * GIB, 8, 1, 1.0),  # it will say so itself
+    ],
+)
+def test_memory_and_cpus_decide(peak: int, cpus_per_gpu: float, cpus: float, share: float) -> None:
+    assert gpu_share(Measured(peak, 80 * GIB), cpus_per_gpu, cpus) == share
+
+
+def test_trials_that_share_fit() -> None:
+    for peak in range(GIB, 80 * GIB, GIB):
+        share = gpu_share(Measured(peak, 80 * GIB), 64, 1)
+        assert share == 1 or (peak + CONTEXT_BYTES) / share <= 80 * GIB
+
+
+def test_lanes_take_the_share_and_groups_whole_gpus() -> None:
+    auto = FakeResources(gpus_per_worker="auto")
+    assert plan_lanes(auto, [Node(16, 2)], 0.25) == [LaneShape(8, False, {"CPU": 1.0, "GPU": 0.25})]
+    assert plan_lanes(auto, [Node(16, 0)], 0.25) == [LaneShape(16, False, {"CPU": 1.0})]
+    groups = FakeResources(gpus_per_worker="auto", workers=2)
+    assert plan_lanes(groups, [Node(16, 2)], 0.25) == [LaneShape(2, True, {"CPU": 1.0, "GPU": 1.0})]
+
+
+def test_the_probe_measures_every_method() -> None:
+    tree = {
+        "name": "probed",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},
+        "data": {"datasets": ["embedded:fashion-mnist-turned"], "train_size": ["1-shot"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}, "zero-shot": {}},
+        "train": {"global_batch_size": 16},
+    }
+    measured = probe(Plan.from_spec(SweepSpec.parse(tree)))
+    assert measured.peak > 50 * 2**20
+    assert measured.device >= 0
+
+
+@pytest.mark.slow
+def test_a_pool_asks_the_gpu_before_it_plans(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", POOL, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "[(8, 0.25)] ['sweeps_proxy']"
