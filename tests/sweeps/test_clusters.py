@@ -1,4 +1,4 @@
-"""Sweeps on clusters: what the example files say, a machine that lacks something, two raylets, and one that is lost."""
+"""Sweeps on clusters: what the example files say, and a machine that lacks something."""
 
 from __future__ import annotations
 
@@ -16,42 +16,10 @@ import yaml
 from sweeps.cluster import Pool
 from sweeps.nodes import check_lasting, check_nodes, job_variables, own_paths
 from sweeps.resources import ResourceError
-from tests.fakes import FakeCell, FakeConfirm, fake_plan
-from tests.sweeps.test_engine import assert_same_tables, go, rows
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "cluster"
 SCRIPTS = sorted([*EXAMPLES.glob("*.sh"), *EXAMPLES.glob("*.sbatch")])
-TWO_MACHINES = """
-import contextlib, os, sys, threading, time
-from pathlib import Path
-os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20")
-from ray.cluster_utils import Cluster
-from sweeps.engine import run
-from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, fake_plan
-
-folder, lose = Path(sys.argv[1]), sys.argv[2] == "lose"
-machine = dict(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
-cluster = Cluster(initialize_head=True, head_node_args=machine | {"num_cpus": 0})
-nodes = [cluster.add_node(**machine) for _ in range(2)]
-
-class Lose:
-    def start(self, state): ...
-    def note(self, text): ...
-    def stop(self, state): ...
-    def update(self, state):
-        if lose and len(nodes) == 2 and sum(len(cell.rows) for cell in state.cells.values()) >= 3:
-            threading.Thread(target=cluster.remove_node, args=(nodes.pop(),), kwargs={"allow_graceful": False}).start()
-
-cells = tuple(FakeCell(method, options=(("delay", 0.5 if lose else 0.05),)) for method in ("lora", "vera"))
-try:
-    plan = fake_plan(folder, cells, resources=FakeResources(concurrent=2), confirm=FakeConfirm((0,)))
-    summary = run(plan, trial=TRIAL, progress=Lose(), address=cluster.address)
-    print("finished", summary.finished, "failed", summary.failed, "machines", len(nodes))
-finally:
-    with contextlib.suppress(Exception):
-        cluster.shutdown()
-"""
 
 
 def load(name: str) -> Any:
@@ -165,15 +133,3 @@ def _bare(token: str) -> dict[str, Any]:
     if "raylet" in " ".join(sys.argv) or "default_worker" in " ".join(sys.argv):
         raise ModuleNotFoundError("No module named 'sweeps'")
     return _blind(token)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fate", ["keep", "lose"])
-def test_two_machines(tmp_path: Path, pool: Pool, fate: str) -> None:
-    """Two raylets besides the head on loopback; one of them is lost in the middle of the sweep, or none is."""
-    command = [sys.executable, "-c", TWO_MACHINES, str(tmp_path / "r"), fate]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=280)
-    assert done.stdout.split()[-6:] == f"finished 14 failed 0 machines {2 if fate == 'keep' else 1}".split()
-    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera")), confirm=FakeConfirm((0,))), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
-    assert {row["status"] for row in rows(tmp_path / "r", "trials")} == {"finished"}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from sweeps.plan import Plan
@@ -15,32 +11,6 @@ from sweeps.spec import SweepSpec
 from tests.fakes import FakeResources
 
 GIB = 2**30
-POOL = """
-import sys
-from pathlib import Path
-from sweeps import cluster
-from sweeps.resources import Node
-from sweeps.share import Measured
-from tests.fakes import FakeResources
-
-cluster.local_node = lambda: Node(8.0, 2.0)  # Ray takes our word for it
-asked = FakeResources(gpus_per_worker="auto", cpus_per_worker=1)
-
-def measure():
-    import ray
-    assert len(ray.get_runtime_context().get_accelerator_ids()["GPU"]) == 1
-    return Measured(peak=17 * 2**30, device=80 * 2**30)
-
-class Quiet:
-    def __init__(self, *_): ...
-    def ending(self): ...
-    def stop(self, timeout): ...
-
-import sweeps.lanes
-sweeps.lanes.Lanes = Quiet
-with cluster.Pool(asked, Path(sys.argv[1]), measure=measure) as pool:
-    print([(shape.workers, shape.per_worker["GPU"]) for shape in pool.shapes], sorted(pool.proxy_resources))
-"""
 
 
 @pytest.mark.parametrize(
@@ -85,10 +55,3 @@ def test_the_probe_measures_every_method() -> None:
     measured = probe(Plan.from_spec(SweepSpec.parse(tree)))
     assert measured.peak > 50 * 2**20
     assert measured.device >= 0
-
-
-@pytest.mark.slow
-def test_a_pool_asks_the_gpu_before_it_plans(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", POOL, str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.strip() == "[(8, 0.25)] ['sweeps_proxy']"
