@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from sweeps import engine
 from sweeps.cluster import Pool
 from tests.fakes import FakeCell, FakeConfirm, FakeLimits, FakeResources, FakeSearch, fake_plan
 from tests.sweeps.test_engine import assert_same_tables, go, logged, rows
@@ -129,26 +128,3 @@ def test_a_limit_ends_a_run_cleanly_and_a_larger_one_goes_on(tmp_path: Path, poo
     assert not (tmp_path / "r" / "work").exists()
     go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
     assert_same_tables(tmp_path / "r", tmp_path / "whole", ("trials", "predictions"))
-
-
-def test_a_long_sweep_takes_several_tuners(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tune keeps every trial of a Tuner in memory; waves of them share journal, studies and warm lanes."""
-    waves: list[int] = []
-    real = engine._tune
-
-    def tune(dispatcher: Any, pool: Any) -> None:
-        before = dispatcher.left
-        real(dispatcher, pool)
-        waves.append(before - dispatcher.left)
-
-    assert engine.WAVE == 1000
-    monkeypatch.setattr(engine, "WAVE", 6)
-    monkeypatch.setattr(engine, "_tune", tune)
-    cells = (FakeCell("lora"), FakeCell("vera"))
-    assert go(fake_plan(tmp_path / "r", cells), pool).finished == 16
-    assert sum(waves) == 16
-    assert len(waves) >= 3
-    assert max(waves) == 6
-    monkeypatch.undo()
-    go(fake_plan(tmp_path / "whole", cells), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
