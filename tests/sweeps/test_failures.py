@@ -24,6 +24,8 @@ from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
 from tests.sweeps.test_engine import assert_same_tables, go, logged, rows, trained
 from tests.sweeps.test_engine_faults import DRIVER, ROOT, events, gone, start_driver, wait_for
 
+pytestmark = pytest.mark.slow  # every test starts and kills drivers
+
 KILLED_AFTER = """
 import os, signal
 from sweeps.journal import Journal
