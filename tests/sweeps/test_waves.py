@@ -1,0 +1,37 @@
+"""A sweep of more trials than one Tuner takes: Tuner after Tuner, and the same tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps import engine
+from sweeps.cluster import Pool
+from tests.fakes import FakeCell, fake_plan
+from tests.sweeps.test_engine import assert_same_tables, go
+
+
+@pytest.mark.slow
+def test_a_long_sweep_takes_several_tuners(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune keeps every trial of a Tuner in memory; waves of them share journal, studies and warm lanes."""
+    waves: list[int] = []
+    real = engine._tune
+
+    def tune(dispatcher: Any, pool: Any) -> None:
+        before = dispatcher.left
+        real(dispatcher, pool)
+        waves.append(before - dispatcher.left)
+
+    assert engine.WAVE == 1000
+    monkeypatch.setattr(engine, "WAVE", 6)
+    monkeypatch.setattr(engine, "_tune", tune)
+    cells = (FakeCell("lora"), FakeCell("vera"))
+    assert go(fake_plan(tmp_path / "r", cells), pool).finished == 16
+    assert sum(waves) == 16
+    assert len(waves) >= 3
+    assert max(waves) == 6
+    monkeypatch.undo()
+    go(fake_plan(tmp_path / "whole", cells), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
