@@ -204,7 +204,7 @@ def test_without_a_network_the_error_says_how_to_use_files(monkeypatch: pytest.M
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
     for ask in (meta_model, load_model):
         with pytest.raises(ModelError, match=r"couldn't connect to the hub\).*local:DIR"):
-            ask("hf:facebook/dinov2-base")
+            ask("hf:facebook/dinov2-giant")
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
