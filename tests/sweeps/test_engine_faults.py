@@ -68,7 +68,7 @@ def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(tmp_path:
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    wait_for(lambda: gone(family), "the killed driver's processes to end", 10)
+    wait_for(lambda: gone(family), "the killed driver's processes to end", 60)
     before = {e["trial_id"] for e in events(tmp_path / "r", "finish")}
     asked = {e["trial_id"] for e in events(tmp_path / "r", "ask")}
     seen = len(log.read_text().splitlines())

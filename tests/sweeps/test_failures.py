@@ -145,7 +145,7 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, pool: Pool)
         running.send_signal(signal.SIGINT)
         time.sleep(0.1)
     assert running.communicate(timeout=30)[0].split()[-1] == "True"
-    wait_for(lambda: gone(family), "its processes to end", 10)
+    wait_for(lambda: gone(family), "its processes to end", 60)
     assert not (tmp_path / "r" / "lock.json").exists()
     go(fake_plan(tmp_path / "r", logged(tmp_path / "log")), pool)
     go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)

@@ -62,7 +62,7 @@ def test_a_driver_killed_before_the_first_tell_repeats_no_rate_and_the_mirror_ag
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    wait_for(lambda: gone(family), "the killed driver's processes to end", 10)
+    wait_for(lambda: gone(family), "the killed driver's processes to end", 60)
     asked = {e["trial_id"]: e["config"]["lr"] for e in events(folder, "ask")}
     assert len(asked) >= 2
     assert not events(folder, "finish")
