@@ -92,10 +92,10 @@ def test_a_job_gets_every_dependency() -> None:
 
 
 def test_results_in_a_jobs_own_copy_are_refused() -> None:
-    inside = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/results/a/work/ray")
+    inside = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/results/a")
     with pytest.raises(ResourceError, match=r"output = .*which Ray deletes.*--set output="):
         check_lasting(inside)
-    check_lasting(Path("/shared/results/a/work/ray"))
+    check_lasting(Path("/shared/results/a"))
 
 
 def test_a_jobs_variables_are_not_set_twice(monkeypatch: pytest.MonkeyPatch) -> None:
