@@ -71,16 +71,7 @@ class CausalLMTask:
         return f"accuracy ({self.protocol}{' per byte' if per_byte else ''})"
 
     def batches(self, epoch: int) -> list[Tensor]:
-        s = self._trial.train
-        return bucketed_batches(
-            self._rows.train_idx,
-            lambda row: len(self._train[row]),
-            s.global_batch_size,
-            s.min_batches_per_epoch,
-            self._trial.data_seed,
-            epoch,
-            replacement=s.sampling == "replacement",
-        )
+        return bucketed_batches(self._rows.train_idx, lambda row: len(self._train[row]), self._trial, epoch)
 
     def weight(self, batch: Tensor) -> float:
         return float(sum(self._targets(row) for row in batch.tolist()))

@@ -61,16 +61,7 @@ class TextTask:
         return self._dataset.metric
 
     def batches(self, epoch: int) -> list[Tensor]:
-        s = self._trial.train
-        return bucketed_batches(
-            self._rows.train_idx,
-            lambda row: len(self._train[row]),
-            s.global_batch_size,
-            s.min_batches_per_epoch,
-            self._trial.data_seed,
-            epoch,
-            replacement=s.sampling == "replacement",
-        )
+        return bucketed_batches(self._rows.train_idx, lambda row: len(self._train[row]), self._trial, epoch)
 
     def weight(self, batch: Tensor) -> float:
         return float(len(batch))

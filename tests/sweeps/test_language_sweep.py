@@ -44,7 +44,6 @@ def tree(place: Path, **given: Any) -> dict[str, Any]:
     } | given
 
 
-@pytest.mark.slow
 def test_a_language_sweep_end_to_end(place: Path, pool: Pool) -> None:
     plan = Plan.from_spec(SweepSpec.parse(tree(place, evaluate={"test_rows": 7})))
     check_inputs(plan)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainables.making import one_tower_trial
 from tests.trainables.tiny_language import instruction_rows, save_model, save_tokenizer, write_rows
-from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
+from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.text import Exchange
 from trainables.encoding import Encoder
 from trainables.errors import DataError, TrialError
@@ -20,7 +21,6 @@ from trainables.language import LanguageModel
 from trainables.models import load_model
 from trainables.prompts import extract_answer
 from trainables.scoring import Question, choice_scores
-from trainables.shapes import default_targets, target_shapes
 from trainables.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
@@ -38,26 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> MakeTrial:
-    def trial(method: str = "lora", family: str = "llama", *, train: dict[str, Any] | None = None, **given: Any) -> Any:
-        model = f"local:{folder / family}"
-        budgetless = method in ("full", "zero-shot")
-        values: dict[str, Any] = {
-            "stage": "CONFIRM",
-            "cell_id": "cell",
-            "model": model,
-            "adapt": "all",
-            "targets": tuple(default_targets(model)),
-            "dataset": f"json:{folder / 'rows'}",
-            "train_size": 1.0,
-            "method": method,
-            "capacities": () if budgetless else tuple((n, 4) for n in target_shapes(model)),
-            "lr": None if method == "zero-shot" else 1e-2,
-            "data_seed": 1,
-            "init_seed": 2,
-            "basis_seed": 3,
-            "train": TrainSettings(**({"epochs": 2, "global_batch_size": 12} | (train or {}))),
-        }
-        return TrialConfig(**(values | given))
+    def trial(method: str = "lora", *, train: dict[str, Any] | None = None, **given: Any) -> TrialConfig:
+        settings = {"epochs": 2, "global_batch_size": 12} | (train or {})
+        given = {"model": folder / "llama", "dataset": f"json:{folder / 'rows'}"} | given
+        if method != "zero-shot":
+            given = {"lr": 1e-2} | given
+        return one_tower_trial(method, train=settings, **given)
 
     return trial
 

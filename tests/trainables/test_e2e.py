@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from randlora import load
+from tests.trainables.making import one_tower_trial
 from tests.trainables.test_vision import run
 from tests.trainables.tiny_language import save_model, write_e2e
-from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
+from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text import Exchange
 from trainables.encoding import Encoder
 from trainables.errors import DataError, TrialError
 from trainables.generation import generate
 from trainables.models import load_model
-from trainables.shapes import default_targets, target_shapes
+from trainables.shapes import target_shapes
 from trainables.text_metrics import EXTRA, score_texts
 
 pytest.importorskip("sacrebleu", reason=f"the extra {EXTRA} is not installed")
@@ -45,26 +46,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def e2e_trial(place: Path) -> MakeTrial:
-    def make(method: str = "lora", **given: Any) -> Any:
-        model = f"local:{place / 'gpt2'}"
-        values: dict[str, Any] = {
-            "stage": "CONFIRM",
-            "cell_id": "cell",
-            "model": model,
-            "adapt": "all",
-            "targets": tuple(default_targets(model)),
-            "dataset": f"e2e:{place / 'restaurants'}",
-            "train_size": 1.0,
-            "method": method,
-            "capacities": tuple((n, 4) for n in target_shapes(model)) if method != "full" else (),
-            "lr": 2e-2,
-            "data_seed": 1,
-            "init_seed": 2,
-            "basis_seed": 3,
-            "train": TrainSettings(**TRAIN),
-            "evaluate": EvaluateSettings(**EVALUATE),
-        }
-        return TrialConfig(**(values | given))
+    def make(method: str = "lora", **given: Any) -> TrialConfig:
+        where = {"model": place / "gpt2", "dataset": f"e2e:{place / 'restaurants'}"}
+        usual = {"lr": 2e-2, "train": TRAIN, "evaluate": EvaluateSettings(**EVALUATE)}
+        return one_tower_trial(method, **(where | usual | given))
 
     return make
 
@@ -158,7 +143,7 @@ def test_the_real_files(e2e_trial: MakeTrial, tmp_path: Path) -> None:
     trial = e2e_trial(
         dataset=f"e2e:{folder}",
         train_size=0.005,
-        train=TrainSettings(epochs=1, global_batch_size=8),
+        train={"epochs": 1, "global_batch_size": 8},
         evaluate=EvaluateSettings(num_beams=2, max_new_tokens=16, validation_rows=4, test_rows=6),
     )
     assert run(trial, tmp_path / "run")[-1]["result"]["n_examples"] == 6

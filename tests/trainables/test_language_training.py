@@ -14,17 +14,17 @@ import torch.multiprocessing
 from torch.nn.functional import cross_entropy
 
 import trainables.worker
+from tests.trainables.making import one_tower_trial
 from tests.trainables.test_parallel import work
 from tests.trainables.test_vision import outcome, run
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
 from trainables.causal_lm import CausalLMTask
-from trainables.config import TrainSettings, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text import Exchange
 from trainables.encoding import Encoder
 from trainables.generation import generate
 from trainables.models import load_model
-from trainables.shapes import default_targets, target_shapes
 from trainables.task import Parts
 from trainables.tasks import make_task
 from trainables.warm import Warm
@@ -47,26 +47,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lm_trial(llama: Path, rows: Path) -> MakeTrial:
     """Makes a TrialConfig on the tiny Llama and the colour questions."""
 
-    def make(method: str = "lora", *, capacity: int = 4, train: dict[str, Any] | None = None, **given: Any) -> Any:
-        model = given.get("model", f"local:{llama}")
-        budgetless = method in ("full", "full-targets", "linear-probe", "zero-shot")
-        values: dict[str, Any] = {
-            "stage": "CONFIRM",
-            "cell_id": "cell",
-            "model": model,
-            "adapt": "all",
-            "targets": tuple(default_targets(model)),
-            "dataset": f"json:{rows}",
-            "train_size": 0.5,
-            "method": method,
-            "capacities": () if budgetless else tuple((n, capacity) for n in target_shapes(model)),
-            "lr": None if method == "zero-shot" else 5e-3,
-            "data_seed": 1,
-            "init_seed": 2,
-            "basis_seed": 3,
-            "train": TrainSettings(**({"epochs": 2, "global_batch_size": 16} | (train or {}))),
-        }
-        return TrialConfig(**(values | given))
+    def make(method: str = "lora", *, train: dict[str, Any] | None = None, **given: Any) -> TrialConfig:
+        settings = {"epochs": 2, "global_batch_size": 16} | (train or {})
+        given = {"model": llama, "dataset": f"json:{rows}", "train_size": 0.5} | given
+        return one_tower_trial(method, train=settings, **given)
 
     return make
 

@@ -13,16 +13,17 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 import trainables.worker
 from randlora import load
+from tests.trainables.making import one_tower_trial
 from tests.trainables.test_vision import outcome, run
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
-from trainables.config import TrainSettings, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.encoders import ClassifierHead, load_head
 from trainables.errors import TrialError
 from trainables.label_metrics import label_scores, number_scores
 from trainables.models import load_model
 from trainables.sentences import SentenceEncoder, SentenceReader, window_of
-from trainables.shapes import default_targets, target_shapes
+from trainables.shapes import target_shapes
 from trainables.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
@@ -44,26 +45,9 @@ def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_trial(roberta: Path, sst2: Path) -> MakeTrial:
     """Makes a TrialConfig on the tiny RoBERTa and the small sentiment set."""
 
-    def make(method: str = "lora", *, capacity: int = 4, train: dict[str, Any] | None = None, **given: Any) -> Any:
-        model = given.get("model", f"local:{roberta}")
-        budgetless = method in ("full", "full-targets", "linear-probe", "zero-shot")
-        values: dict[str, Any] = {
-            "stage": "CONFIRM",
-            "cell_id": "cell",
-            "model": model,
-            "adapt": "all",
-            "targets": tuple(default_targets(model)),
-            "dataset": f"glue:{sst2}",
-            "train_size": 1.0,
-            "method": method,
-            "capacities": () if budgetless else tuple((n, capacity) for n in target_shapes(model)),
-            "lr": None if method == "zero-shot" else 5e-3,
-            "data_seed": 1,
-            "init_seed": 2,
-            "basis_seed": 3,
-            "train": TrainSettings(**({"epochs": 3, "global_batch_size": 16, "head_lr": 1e-2} | (train or {}))),
-        }
-        return TrialConfig(**(values | given))
+    def make(method: str = "lora", *, train: dict[str, Any] | None = None, **given: Any) -> TrialConfig:
+        settings = {"epochs": 3, "global_batch_size": 16, "head_lr": 1e-2} | (train or {})
+        return one_tower_trial(method, train=settings, **({"model": roberta, "dataset": f"glue:{sst2}"} | given))
 
     return make
 

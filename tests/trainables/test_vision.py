@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 import trainables.worker
 from randlora import load
 from tests.tiny_encoders import save_dinov2
+from tests.trainables.making import one_tower_trial
 from tests.trainables.test_parallel import work
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data import load_dataset
@@ -44,28 +45,11 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def vision_trial(dinov2: Path, colours: Path) -> MakeTrial:
     """Makes a TrialConfig on the tiny DINOv2 at 16 pixels and the colour set."""
-    model = f"local:{dinov2}"
 
-    def make(method: str = "lora", *, capacity: int = 4, train: dict[str, Any] | None = None, **given: Any) -> Any:
-        budgetless = method in ("full", "full-targets", "linear-probe", "zero-shot")
-        values: dict[str, Any] = {
-            "stage": "CONFIRM",
-            "cell_id": "cell",
-            "model": model,
-            "adapt": "all",
-            "targets": tuple(default_targets(model)),
-            "dataset": f"parquet:{colours}",
-            "train_size": 1.0,
-            "method": method,
-            "capacities": () if budgetless else tuple((n, capacity) for n in target_shapes(model)),
-            "lr": None if method == "zero-shot" else 5e-3,
-            "data_seed": 1,
-            "init_seed": 2,
-            "basis_seed": 3,
-            "image_size": 16,
-            "train": TrainSettings(**({"epochs": 3, "global_batch_size": 16, "head_lr": 1e-2} | (train or {}))),
-        }
-        return TrialConfig(**(values | given))
+    def make(method: str = "lora", *, train: dict[str, Any] | None = None, **given: Any) -> TrialConfig:
+        settings = {"epochs": 3, "global_batch_size": 16, "head_lr": 1e-2} | (train or {})
+        given = {"model": dinov2, "dataset": f"parquet:{colours}", "image_size": 16} | given
+        return one_tower_trial(method, train=settings, **given)
 
     return make
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from trainables.config import TrialConfig
 from trainables.data.batches import epoch_batches
 from trainables.data.splits import generator
 
@@ -14,16 +15,7 @@ POOL_BATCHES = 32
 """Rows are sorted by length within pools of so many batches: near-equal lengths, and other neighbours every epoch."""
 
 
-def bucketed_batches(
-    rows: Tensor,
-    length: Callable[[int], int],
-    batch_size: int,
-    min_batches: int,
-    data_seed: int,
-    epoch: int,
-    *,
-    replacement: bool = False,
-) -> list[Tensor]:
+def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialConfig, epoch: int) -> list[Tensor]:
     """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length.
 
     The epoch's order is cut into pools, each pool sorted by length (longest first, ties in the order drawn) and cut
@@ -32,11 +24,14 @@ def bucketed_batches(
     Args:
         rows: (N,) the training rows.
         length: tokens of a row.
+        trial: its batch size, least number of batches, sampling and data_seed.
         epoch: counted from 1.
-        replacement: as in `epoch_batches`.
     """
-    order = torch.cat(epoch_batches(rows, batch_size, min_batches, data_seed, epoch, replacement=replacement))
-    draw = generator(data_seed, "buckets", epoch)
+    settings, seed = trial.train, trial.data_seed
+    batch_size, least = settings.global_batch_size, settings.min_batches_per_epoch
+    again = settings.sampling == "replacement"
+    order = torch.cat(epoch_batches(rows, batch_size, least, seed, epoch, replacement=again))
+    draw = generator(seed, "buckets", epoch)
     full = len(order) - len(order) % batch_size
     batches: list[Tensor] = []
     for pool in torch.split(order[:full], POOL_BATCHES * batch_size) if full else ():
