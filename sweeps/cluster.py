@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ from sweeps.share import MOST, Measure, Measured, gpu_share
 
 PROXY_RESOURCE = "sweeps_proxy"
 HEAD = "node:__internal_head__"
+_PRECISION = 10_000  # Ray's of a resource
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
 _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
 
@@ -138,8 +140,9 @@ class Pool:
         found = [n["Resources"] for n in ray.nodes() if n["Alive"]]
         nodes = [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in found]
         self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
-        if ray.cluster_resources().get(PROXY_RESOURCE, 0.0) >= self.trials:
-            self.proxy_resources = {PROXY_RESOURCE: 1.0}
+        room = ray.cluster_resources().get(PROXY_RESOURCE, 0.0)
+        if room >= self.trials:  # shared out whole: one proxy more than there are trials would not fit
+            self.proxy_resources = {PROXY_RESOURCE: math.floor(room / self.trials * _PRECISION) / _PRECISION}
         else:  # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
             self.proxy_resources = {HEAD: 0.9 / self.trials}
         imports.join()
@@ -206,7 +209,7 @@ class Pool:
                     include_dashboard=False,
                     num_cpus=int(node.cpus),
                     num_gpus=int(node.gpus),
-                    resources={PROXY_RESOURCE: float(self.trials * MOST)},
+                    resources={PROXY_RESOURCE: float(self.trials * (MOST if node.gpus else 1))},
                     object_store_memory=_STORE_BYTES,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
