@@ -44,11 +44,12 @@ SMALL_FILES = """
 import resource
 from sweeps.cluster import Pool
 with Pool(plan.spec.resources, folder.with_name("ray")) as pool:  # Ray's own processes keep their limits
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), usual[1]))
     try:
         run(plan, trial=TRIAL, progress=False, pool=pool)
     except OSError as error:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         print("stopped by", error.errno)
 """
 
