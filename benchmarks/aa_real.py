@@ -26,9 +26,8 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-for place in (ROOT / "benchmarks", ROOT):  # lanes import this file by name
-    sys.path.insert(0, str(place))
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # lanes import this file by name
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis import open_store
 from analysis.scaling import comparisons
