@@ -148,6 +148,7 @@ def test_ray_tasks_give_what_this_process_gives(tiny: Path, pool: Pool) -> None:
         assert [r["cka"] for r in found] == pytest.approx([r["cka"] for r in wanted], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_says_why_and_the_others_stay(tiny: Path, pool: Pool) -> None:
     store = open_store(tiny)
     damaged = next(k for k in kept_trials(store) if k.row["method"] == "lora")
