@@ -18,12 +18,13 @@ from trainables.data import DataError, SplitError, embedded_datasets
 from trainables.data.pixels import Recipe
 from trainables.errors import TrialError
 from trainables.evaluate import unpack
+from trainables.images import ImageTask
 from trainables.models import default_targets, load_model, target_shapes
 from trainables.warm import Warm
 from trainables.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
-METHODS = ["lora", "randlora", "vera", "nola", "pissa", "adalora", "full", "full-targets", "zero-shot"]
+METHODS = ["lora", "randlora", "vera", "nola", "pissa", "adalora", "autolora", "full", "full-targets", "zero-shot"]
 RESULT = {
     "skipped",
     "metric", "unit", "further",
@@ -77,7 +78,8 @@ def test_reports_and_the_base_model_afterwards(make_trial: MakeTrial, tmp_path: 
         assert (result["samples"], result["adapter_params"]) == (0, 0)
     else:
         assert result["samples"] == 3 * 58  # 64 training images, 6 of them for validation
-        if method != "adalora":  # its triplets start near zero: 12 steps barely move the model
+        # AdaLoRA's triplets start near zero: 12 steps barely move the model; AutoLoRA starts anew half-way
+        if method not in ("adalora", "autolora"):
             assert reports[-1]["train_loss"] < reports[0]["train_loss"]
 
     fresh = load_model(trial.model).module
@@ -119,7 +121,7 @@ def test_results_do_not_depend_on_the_global_generator(make_trial: MakeTrial, tm
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("method", ["lora", "randlora", "adalora", "full"])
+@pytest.mark.parametrize("method", ["lora", "randlora", "adalora", "autolora", "full"])
 @pytest.mark.parametrize("stop", [1, 2])
 def test_resuming_is_exact(
     make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop: int
@@ -141,6 +143,31 @@ def test_resuming_is_exact(
     assert kept[0].keys() == kept[1].keys() != set()
     for file, tensors in kept[0].items():
         assert all(torch.equal(v, kept[1][file][k]) for k, v in tensors.items())
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_rows_held_out_of_a_search_train_no_weight(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: int
+) -> None:
+    passes: list[set[int]] = []
+    loss_sum = ImageTask.loss_sum
+
+    def spied(task: ImageTask, rows: Tensor, plan: Tensor | None) -> Tensor:
+        passes.append(set(rows.tolist()))
+        return loss_sum(task, rows, plan)
+
+    monkeypatch.setattr(ImageTask, "loss_sum", spied)
+    trial = make_trial("autolora", options=(("order", order), ("held_out", 0.5)), train={"epochs": 4})
+    reports = run(trial, tmp_path)
+    steps = 58 // trial.train.global_batch_size + (58 % trial.train.global_batch_size > 0)
+    searching = 2 * steps - 1  # half of the training, its last step aside
+    assert len(passes) == searching * (2 if order == 1 else 4) + 2 * steps + 1
+    each = [passes[i : i + 2 * order] for i in range(0, searching * 2 * order, 2 * order)]
+    train, held_out = (set().union(*(step[i] for step in each)) for i in (0, 1))
+    assert train and held_out and not train & held_out and len(train | held_out) == 58
+    assert all(step[0] == other for step in each for other in step[2:])
+    assert set().union(*passes[-steps:]) == train | held_out
+    assert reports[-1]["samples"] == 4 * 58
 
 
 def test_resuming_with_dropout_is_exact(make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
