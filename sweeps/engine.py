@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 TRIAL = "trainables.worker:run_trial"
 WAVE = 1000
-"""Trials of one Tuner, which keeps each in memory and slows down with their number."""
+"""Trials of one Tuner, which keeps each in memory; more where many run at once (`wave`)."""
+ROUNDS = 20
+"""Trials of a Tuner per trial at a time, at least: while its last ones run the lanes run empty, one after another."""
 
 
 class EngineError(RuntimeError):
@@ -176,6 +178,11 @@ def run(
     return replace(done, stopped_by=limit, not_uploaded=not_uploaded)
 
 
+def wave(at_once: int) -> int:
+    """Trials of one Tuner when so many run at once."""
+    return max(WAVE, ROUNDS * at_once)
+
+
 def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop) -> None:
     """Tuner after Tuner until nothing is left, or `stop`."""
     import ray
@@ -185,7 +192,7 @@ def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], 
     with signals(stop.signalled):
         ray.get(pool.broker.reset.remote())
         while not stop:
-            dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, WAVE, changed)
+            dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, wave(pool.trials), changed)
             with watch(stop, dispatcher):
                 _tune(dispatcher, pool)
             if dispatcher.error is not None:
