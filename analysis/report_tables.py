@@ -35,7 +35,7 @@ def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) 
         found.append(fit_sheets.overlay(ours.to_pylist(), theirs.to_pylist(), title))
     found += fit_sheets.fitted(store, x)
     found += [fit_sheets.front(store, x), *fit_sheets.sizes(store)]
-    found += diagnostic_sheets(store.path)
+    found += diagnostic_sheets(store)
     found += [
         evidence_sheets.parity(evidence_sheets.parity_rows(store)),
         evidence_sheets.learning_rates(store),

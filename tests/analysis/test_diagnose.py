@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from analysis import StoreError, open_store
 from analysis.cka import plan as cka_plan
+from analysis.diagnostic_files import diagnostic_sheets
 from analysis.diagnostics import analyze, in_process, plan
 from analysis.kept import kept_trials
 from analysis.report import render
@@ -67,6 +68,9 @@ def test_spectrum_of_trained_weights(tiny: Path) -> None:
     longest = store.sql("select max(len(singular_values)) as n, max(singular_values[1]) as s from spectrum").to_pylist()
     assert longest == [{"n": 128, "s": max(r["spectral"] for r in rows)}]
     analyze(store, "spectrum", execute=nothing)
+    sheets = {sheet.name: sheet for sheet in diagnostic_sheets(store)}
+    assert [r[0] for r in sheets["diagnostic_spectrum"].cells] == ["RandLoRA", "LoRA", "full fine-tuning"]
+    assert {r[0] for r in sheets["diagnostic_approximation"].cells} == {"RandLoRA", "LoRA"}
 
 
 def test_cka_of_trained_weights(tiny: Path) -> None:
@@ -81,7 +85,8 @@ def test_cka_of_trained_weights(tiny: Path) -> None:
     assert len({r["layer"] for r in rows}) == 3 and len(rows) == 9
     assert all(r["cka"] <= 1 + 1e-6 for r in rows) and "last block" in says
     assert {(r["examples"], r["batch_size"]) for r in rows} == {(40, 40)}  # 20 training images, 20 of validation
-    assert "Diagnostics of the trained updates" in render(store)
+    page = render(store)
+    assert "Diagnostics of the trained updates" in page and "mean over blocks" in page
     shown = CliRunner().invoke(app, ["query", str(tiny), "select count(distinct against) as n from cka", "--csv"])
     assert shown.output.split() == ["n", "1"]
 
@@ -99,6 +104,9 @@ def test_the_plane_of_trained_weights(tiny: Path) -> None:
         assert corner[0.0, 0.0] == pytest.approx(at[0, 0.0], rel=1e-4)
         assert corner[1.0, 0.0] == pytest.approx(at[0, 1.0], rel=1e-4)
     assert {"landscape.svg", "landscape-surface.png", "landscape-surface.pdf"} <= set(paths)
+    (sheet,) = diagnostic_sheets(store)
+    assert sheet.name == "diagnostic_landscape" and len(sheet.cells) == 6
+    assert sheet.cells[0][:3] == ["LoRA", "RandLoRA", "training"]
     ids = {k.row["method"]: k.row["trial_id"] for k in kept_trials(store)}
     assert {(r["corner_0"], r["corner_1"], r["corner_2"]) for r in edges} == {
         (ids["lora"], ids["randlora"], ids["full"])
