@@ -111,3 +111,6 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         ),
     ),
 }
+
+DIAGNOSTIC_SHEETS = tuple(f"diagnostic_{name}" for name in _SHEETS)
+"""Names of the sheets there may be."""
