@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from analysis import evidence_sheets, fit_sheets, result_sheets
-from analysis.diagnostic_files import diagnostic_sheets
+from analysis.diagnostic_sheets import SHEETS, diagnostic_sheets
 from analysis.errors import StoreError, nearest
 from analysis.pictures import overlaid
 from analysis.sheets import Sheet
@@ -32,7 +32,7 @@ def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, 
         (("crossings", "budget_needed", "areas", "fits"), lambda: fit_sheets.fitted(store, x)),
         (("front",), lambda: [fit_sheets.front(store, x)]),
         (fit_sheets.SIZES, lambda: fit_sheets.sizes(store)),
-        (_diagnostic_names(store), lambda: diagnostic_sheets(store.path)),
+        (SHEETS, lambda: diagnostic_sheets(store)),
         (("parity",), lambda: [evidence_sheets.parity(evidence_sheets.parity_rows(store))]),
         (("learning_rates",), lambda: [evidence_sheets.learning_rates(store)]),
         (("expected_best",), lambda: [evidence_sheets.expected(store)]),
@@ -41,10 +41,6 @@ def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, 
         (("failures",), lambda: [evidence_sheets.failures(store)]),
         (("infeasible",), lambda: [evidence_sheets.infeasible(store)]),
     ]
-
-
-def _diagnostic_names(store: Store) -> tuple[str, ...]:
-    return tuple(sheet.name for sheet in diagnostic_sheets(store.path))
 
 
 def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) -> dict[str, Sheet]:
