@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 
 from analysis import evidence_sheets, pictures, report_tables, scaling, svg, text_tables
 from analysis.conclusions import conclude, conclude_gap
-from analysis.diagnostic_sheets import diagnostics
+from analysis.diagnostic_files import diagnostics
 from analysis.evidence_sheets import parity_rows
 from analysis.figure_conclusions import conclude_groups, conclude_ranks
 from analysis.groups import groups, mean_ranks
@@ -135,7 +135,7 @@ def facts(store: Store) -> dict[str, Any]:
         "totals": _totals(store),
         "damaged": [str(d) for d in store.damaged],
         "imported": imported if isinstance(imported, dict) else None,
-        "diagnostics": diagnostics(store.path),
+        "diagnostics": diagnostics(store),
         "provenance": _provenance(store),
         "spec": _pretty(store.spec()),
         "protocol": store.protocol,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from analysis import evidence_sheets, fit_sheets, result_sheets
-from analysis.diagnostic_sheets import SHEETS, diagnostic_sheets
+from analysis.diagnostic_files import DIAGNOSTIC_SHEETS, diagnostic_sheets
 from analysis.errors import StoreError, nearest
 from analysis.pictures import overlaid
 from analysis.sheets import Sheet
@@ -32,7 +32,7 @@ def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, 
         (("crossings", "budget_needed", "areas", "fits"), lambda: fit_sheets.fitted(store, x)),
         (("front",), lambda: [fit_sheets.front(store, x)]),
         (fit_sheets.SIZES, lambda: fit_sheets.sizes(store)),
-        (SHEETS, lambda: diagnostic_sheets(store)),
+        (DIAGNOSTIC_SHEETS, lambda: diagnostic_sheets(store)),
         (("parity",), lambda: [evidence_sheets.parity(evidence_sheets.parity_rows(store))]),
         (("learning_rates",), lambda: [evidence_sheets.learning_rates(store)]),
         (("expected_best",), lambda: [evidence_sheets.expected(store)]),
