@@ -23,7 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-from sweeps.lane_worker import lane_loop, reason
+from sweeps.lane_worker import lane_loop
+from sweeps.outcomes import reason
 from sweeps.resources import LaneShape
 
 LANE_TRIES = 3

@@ -98,6 +98,8 @@ def print_header(plan: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    from sweeps.packing_words import packing_words
+
     rows = []
     for cell in plan.cells:
         residual = "" if cell.residual is None or not cell.budget else f"{cell.residual / cell.budget:+.2%}"
@@ -126,6 +128,9 @@ def print_plan(plan: Plan) -> None:
                 f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""),
                 highlight=False,
             )
+
+    for line in packing_words(plan):
+        out.print(line, markup=False, highlight=False)
 
 
 def print_budget(model: str, answer: Mapping[str, Any]) -> None:
@@ -163,6 +168,7 @@ def print_estimate_line(estimate: Estimate) -> None:
         return
     out.print(
         f"about {_minutes(estimate.seconds)} for {estimate.trials_left} trials, {estimate.concurrent} at a time "
+        + (f"in packs of up to {estimate.pack} " if estimate.pack > 1 else "")
         + (f"at a cost of about {estimate.cost:.2f} " if estimate.cost is not None else "")
         + f"(probed in {estimate.probe_seconds:.0f} s)",
         highlight=False,

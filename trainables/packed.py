@@ -49,6 +49,10 @@ class NotPackableError(TrialError):
     """These trials can't share a model; each by itself may run."""
 
 
+class UnevenTrialsError(NotPackableError):
+    """These trials are out of step, as after an interruption; others of their kind may share a model."""
+
+
 def alike(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a trial's configuration that it shares with every trial it may be packed with."""
     shared = {name: value for name, value in config.items() if name not in OWN}
@@ -226,7 +230,7 @@ class _Together:
         found = [load_checkpoint(run.directory, run.trial.trial_id) for run in self.runs]
         epochs = {0 if checkpoint is None else checkpoint.epoch for checkpoint in found}
         if len(epochs) > 1:
-            raise NotPackableError(f"the trials' checkpoints stand at different epochs: {sorted(epochs)}")
+            raise UnevenTrialsError(f"the trials' checkpoints stand at different epochs: {sorted(epochs)}")
         for trainer, checkpoint in zip(self.trainers, found, strict=True):
             if checkpoint is not None:
                 trainer.load_state(checkpoint.tensors)
@@ -246,7 +250,7 @@ class _Together:
         draws = {k: self.trainers[k].draws(epoch) for k in self.active}
         batches = {k: list(self.tasks[k].batches(epoch)) for k in self.active}
         if len({tuple(len(batch) for batch in own) for own in batches.values()}) > 1:
-            raise NotPackableError(
+            raise UnevenTrialsError(
                 "the trials' batches differ in number or size, as where unreadable images are left out"
             )
         steps = len(batches[self.active[0]])
