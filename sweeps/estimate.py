@@ -227,7 +227,8 @@ class _Probe:
     @classmethod
     def packed(cls, cell: Cell, plan: Plan, warm: dict[str, Any], count: int, alone: _Probe) -> _Probe:
         """Of one trial in a pack of `count`; `alone` where these can't be packed."""
-        from trainables.packed import NotPackableError, run_pack
+        from trainables.alike import NotPackableError
+        from trainables.packed import run_pack
 
         _, val, _ = split_sizes(cell)
         config = probe_config(cell, plan).model_dump()

@@ -13,7 +13,7 @@ import ray
 
 from sweeps.memory import MicroBatch, free_memory, out_of_memory
 from sweeps.outcomes import FORESEEN, facts, failed, keep, load_trial, reason
-from trainables.packed import UnevenTrialsError
+from trainables.alike import UnevenTrialsError
 
 Order = dict[str, Any]
 

@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from randlora.registry import METHODS
 from sweeps.interfaces import TUNE_SEED, Spec
 from sweeps.search import FIXED_SAMPLERS
 from sweeps.share import Measured, pack_that_fits
 from sweeps.stages import CellState, Slot, SweepState
-from trainables.models import ModelError
-from trainables.packed import alike
-from trainables.shapes import model_kind
+from trainables.alike import alike
 
 TOGETHER = {"trainables.worker:run_trial": "trainables.packed:run_pack"}
 """Trial functions, and what runs several of their trials together."""
@@ -38,6 +35,10 @@ def unpackable(method: str, model: str | None = None) -> str | None:
 
     What only a loaded model shows, as dropout of its own, comes up when a pack starts: its trials then run one by one.
     """
+    from randlora.registry import METHODS  # loads torch
+    from trainables.families import ModelError
+    from trainables.shapes import model_kind
+
     if method not in METHODS:
         return "adds no adapter to the base model"
     if METHODS[method].scheduled:

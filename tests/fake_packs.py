@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from tests.fakes import TRIAL, analytic_trial
+from trainables.alike import NotPackableError, UnevenTrialsError
 from trainables.errors import TrialError
-from trainables.packed import NotPackableError, UnevenTrialsError
 
 TOGETHER = {TRIAL: "tests.fake_packs:analytic_pack"}
 Told = Generator[dict[int, Any], set[int] | None, None]

@@ -22,6 +22,7 @@ from randlora.adapter import Adapter
 from randlora.attach import Adapted
 from randlora.packing import Pack, PackingError
 from trainables.adapting import adapted
+from trainables.alike import OWN, NotPackableError, UnevenTrialsError, alike
 from trainables.checkpoints import load_checkpoint, save_checkpoint
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig, identifying
 from trainables.data.splits import derive_seed
@@ -39,24 +40,6 @@ from trainables.worker import CHECKPOINT_SHARE, Report, Run
 
 Reports = dict[int, Report | TrialError | TrainablesError]
 """What trials, by their place in the pack, have to say: an epoch's report, or why they failed."""
-
-OWN = ("lr", "data_seed", "init_seed", "basis_seed")
-OWN_TRAIN = ("weight_decay", "full_weight_decay")
-"""What the trials of a pack may differ in."""
-
-
-class NotPackableError(TrialError):
-    """These trials can't share a model; each by itself may run."""
-
-
-class UnevenTrialsError(NotPackableError):
-    """These trials are out of step, as after an interruption; others of their kind may share a model."""
-
-
-def alike(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a trial's configuration that it shares with every trial it may be packed with."""
-    shared = {name: value for name, value in config.items() if name not in OWN}
-    return shared | {"train": {n: v for n, v in config["train"].items() if n not in OWN_TRAIN}}
 
 
 def run_pack(

@@ -19,7 +19,7 @@ from sweeps.stages import Slot, SweepState
 from tests.fakes import FakeCell, FakePlan, FakeSearch, fake_plan
 from tests.sweeps.test_broker import W0, W1, lease, run, started
 from tests.sweeps.test_stages import Rows, keys, row_of, simulate
-from trainables.packed import alike
+from trainables.alike import alike
 
 GIB = 2**30
 
