@@ -115,6 +115,8 @@ class Lanes:
                 if not lane.shape.isolated or self._stopping.is_set():
                     return  # told to stop
                 ended = None  # one trial is done, and the next one gets processes of its own
+            except SystemExit:  # so Ray ends a thread that still waits when the session goes down
+                return
             except Exception as error:  # noqa: BLE001  # Ray raises its own and its actors' errors here
                 if self._stopping.is_set():
                     return
