@@ -17,7 +17,7 @@ import pyarrow as pa
 from analysis import fits
 from analysis.errors import StoreError, nearest
 from analysis.fits import FEWEST_POINTS, Curve, Kind
-from analysis.methods import style
+from analysis.methods import size_key, style
 from analysis.scaling import BASELINE, FOCUS
 from analysis.store import Store
 
@@ -141,7 +141,12 @@ def measured(store: Store, x: str = "adapter_params") -> dict[tuple[Place, str],
         one = _curve(list(points.values()))
         if one is not None:
             found[key] = one
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], style(item[0][1]).order, item[0][1])))
+    return dict(sorted(found.items(), key=_order))
+
+
+def _order(item: tuple[tuple[Place, str], Measured]) -> tuple[Any, ...]:
+    (place, method), _ = item
+    return (*place[:3], size_key(place[3]), style(method).order, method)
 
 
 def confirmed_runs(store: Store, x: str) -> list[Row]:
@@ -152,7 +157,7 @@ def confirmed_runs(store: Store, x: str) -> list[Row]:
         from confirmed where test_score is not null
         order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed, basis_seed
     """  # noqa: S608  the expression is one of ours
-    return list(store.sql(query).to_pylist())
+    return list(store.remember(("confirmed runs with cost", x), lambda: store.sql(query)).to_pylist())
 
 
 def _curve(points: list[list[Row]]) -> Measured | None:
@@ -213,6 +218,10 @@ def crossing_table(
     Args:
         focus: this method alone; default every method with enough budgets.
     """
+    return store.remember(("crossings", x, baseline, focus), lambda: _crossings(store, x, baseline, focus))
+
+
+def _crossings(store: Store, x: str, baseline: str, focus: str | None) -> pa.Table:
     curves = measured(store, x)
     rows = []
     for (place, method), one in curves.items():
@@ -274,11 +283,13 @@ def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
 
 
 def crossing_sentence(row: Row) -> str:
-    """What a row of `crossing_table` says, in words, no more than its interval allows."""
+    """What a row of `crossing_table`, or of `size_fits.crossing_table`, says: no more than its interval allows."""
     a, b = style(row["method"]).name, style(row["baseline"]).name
-    where = AXES[row["x"]].label.split(",")[0]
+    where = AXES[row["x"]].label.split(",")[0] if row["x"] in AXES else "training examples"
     if row["value"] is None:
-        return f"{a} and {b}: {row['note']} (isotonic fits against {where})."
+        seen = row["note"].replace(": above throughout", f", {a}'s lies above throughout")
+        seen = seen.replace(": below throughout", f", {a}'s lies below throughout")
+        return f"{a}'s curve and {b}'s: {seen} (isotonic fits against {where}; a description, not a test)."
     at, low, high = (None if v is None else f"{v:,.0f}" if v >= 1000 else f"{v:.3g}" for v in _numbers(row))
     if row["share"] is None:
         return f"{a}'s curve crosses {b}'s at {at} {where}, seen on one seed, so without an interval."

@@ -156,6 +156,10 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     0 where nothing was chosen: fixed rates, or one point. A cell whose place has no re-runs is left out: its noise is
     not known.
     """
+    return store.remember("choice variances", lambda: _choice_variances(store))
+
+
+def _choice_variances(store: Store) -> dict[CellKey, float]:
     cells = store.table("cells").to_pylist()
     tuned = _tuned(store)
     noise = _noise(cells, tuned)

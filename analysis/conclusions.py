@@ -9,17 +9,12 @@ import pyarrow as pa
 
 from analysis.methods import place_text, style
 from analysis.scaling import BASELINE, FOCUS
+from analysis.sheets import points
 
 Row = dict[str, Any]
 
 MATCHED = 0.05
 """Counts further apart than this are pointed out in the sentence."""
-
-
-def points(fraction: float, sign: bool = True) -> str:
-    """A score difference in percentage points, '+1.3'; a zero has no sign."""
-    text = f"{100 * fraction:+.1f}" if sign else f"{100 * fraction:.1f}"
-    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "\N{MINUS SIGN}")
 
 
 def interval_text(row: Row) -> str:

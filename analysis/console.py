@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import conclusions, scaling
-from analysis.conclusions import points
 from analysis.methods import place_text, style
+from analysis.sheets import points
 from analysis.store import Store
 
 Row = dict[str, Any]

@@ -46,6 +46,16 @@ STYLE = {
 }
 
 
+class Tips(dict[str, str]):
+    """Artist id -> what it says on hover; a drawing function fills it."""
+
+    def add(self, text: str) -> str:
+        """A new id for an artist that says `text`."""
+        name = f"tip:{len(self)}"
+        self[name] = text
+        return name
+
+
 def count_text(value: float, _: int | None = None) -> str:
     """A parameter count for an axis: '12k', '1.5M'."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

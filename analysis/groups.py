@@ -54,6 +54,10 @@ RANKS = pa.schema(
 
 def groups(store: Store) -> pa.Table:
     """Methods with a budget, by place and budget where there are two or more, best mean first; columns `GROUPS`."""
+    return store.remember("groups", lambda: _groups(store))
+
+
+def _groups(store: Store) -> pa.Table:
     cells = confirmed_scores(store)
     choice = choice_variances(store)
     blocks: dict[tuple[Any, ...], list[tuple[str, Row]]] = defaultdict(list)

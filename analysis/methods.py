@@ -60,6 +60,16 @@ def size_text(train_size: str) -> str:
     return "all data" if share == 1 else f"{100 * share:g} % of the data"
 
 
+def size_key(train_size: str) -> tuple[int, float]:
+    """Sort key of training sizes: shots first, by number, then fractions of the data, then anything else."""
+    if train_size.endswith("-shot"):
+        return 0, float(train_size.removesuffix("-shot"))
+    try:
+        return 1, float(train_size)
+    except ValueError:
+        return 2, 0.0
+
+
 def place_text(dataset: str, train_size: str) -> str:
     """A data set with its training size, where that is not all of it."""
     size = size_text(train_size)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from analysis.budgets import AXES, Place, axis, confirmed_runs, place_of
 from analysis.fits import RESAMPLES, Array
-from analysis.methods import style
+from analysis.methods import size_key, style
 from analysis.store import Store
 
 Row = dict[str, Any]
@@ -52,6 +52,10 @@ def front(store: Store, x: str = "adapter_params", *, seed: int = 0, resamples: 
         StoreError: unknown axis.
     """
     axis(x)
+    return store.remember(("front", x, seed, resamples), lambda: _front(store, x, seed, resamples))
+
+
+def _front(store: Store, x: str, seed: int, resamples: int) -> pa.Table:
     references = {(c["sweep"], c["cell_id"]): c["reference"] for c in store.table("cells").to_pylist()}
     cells: dict[Place, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for run in confirmed_runs(store, x):
@@ -75,7 +79,14 @@ def front(store: Store, x: str = "adapter_params", *, seed: int = 0, resamples: 
                 | {"beaten_by": None if on[k] else ids[max(beats, key=lambda j: mean[j])]}
             )
     rows.sort(
-        key=lambda r: (r["sweep"], r["model"], r["dataset"], r["train_size"], r["cost"], style(r["method"]).order)
+        key=lambda r: (
+            r["sweep"],
+            r["model"],
+            r["dataset"],
+            size_key(r["train_size"]),
+            r["cost"],
+            style(r["method"]).order,
+        )
     )
     return pa.Table.from_pylist(rows, schema=FRONT)
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, count_text, new_figure
-from analysis.methods import in_order, place_text, style
+from analysis.methods import in_order, place_text, size_key, style
 
 Row = dict[str, Any]
 
@@ -25,16 +25,7 @@ Row = dict[str, Any]
 def places(table: pa.Table) -> list[tuple[str, str, str | None, str]]:
     """The panels of a figure: (sweep, model, data set or None for the mean, training size), the means first."""
     keys = {(r["sweep"], r["model"], r["dataset"], r["train_size"]) for r in table.to_pylist()}
-    return sorted(keys, key=lambda k: (k[0], k[1], k[2] is not None, k[2] or "", _size(k[3])))
-
-
-def _size(train_size: str) -> tuple[int, float]:
-    if train_size.endswith("-shot"):
-        return 0, float(train_size.removesuffix("-shot"))
-    try:
-        return 1, float(train_size)
-    except ValueError:
-        return 2, 0.0
+    return sorted(keys, key=lambda k: (k[0], k[1], k[2] is not None, k[2] or "", size_key(k[3])))
 
 
 TITLE_WIDTH = 42  # characters that fit over one panel

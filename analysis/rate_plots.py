@@ -11,18 +11,19 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from analysis.drawing import PAPER, STYLE, new_figure
+from analysis.drawing import PAPER, STYLE, Tips, new_figure
 from analysis.methods import in_order, style
 
 Row = dict[str, Any]
 
 
-def draw_rates(rates: pa.Table, *, columns: int = 3) -> Figure:
+def draw_rates(rates: pa.Table, *, columns: int = 3, tips: Tips | None = None) -> Figure:
     """Validation score against learning rate, one panel per method, one line per budget (darker is larger).
 
     Args:
         rates: from `tuning.rates`, of one data set and training size; not empty.
         columns: most panels in a row.
+        tips: gets what every marker says.
 
     Raises:
         ValueError: no row, or several data sets or sizes.
@@ -30,6 +31,7 @@ def draw_rates(rates: pa.Table, *, columns: int = 3) -> Figure:
     rows = rates.to_pylist()
     if not rows or len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) != 1:
         raise ValueError("rates of exactly one data set and training size can be drawn in one figure")
+    tips = Tips() if tips is None else tips
     methods = in_order({r["method"] for r in rows})
     across = min(columns, len(methods))
     down = math.ceil(len(methods) / across)
@@ -49,13 +51,13 @@ def draw_rates(rates: pa.Table, *, columns: int = 3) -> Figure:
             if i >= len(methods):
                 axes.set_visible(False)
                 continue
-            _rates_panel(axes, methods[i], [r for r in rows if r["method"] == methods[i]])
+            _rates_panel(axes, methods[i], [r for r in rows if r["method"] == methods[i]], tips)
             if i % across == 0:
                 axes.set_ylabel("validation accuracy (%)")
         return figure
 
 
-def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
+def _rates_panel(axes: Any, method: str, rows: Sequence[Row], tips: Tips) -> None:
     look = style(method)
     axes.set_xscale("log")
     axes.set_title(look.name, loc="left", color=look.colour, fontweight="bold", pad=3)
@@ -74,23 +76,24 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
             color=look.colour,
             alpha=alpha,
             linewidth=1.1,
-            marker=".",
-            markersize=3,
             gid=f"rates:{cell}",
         )
         for r in mine:
-            if r["chosen"]:
-                axes.plot(
-                    [r["lr"]],
-                    [100 * r["mean_val"]],
-                    marker="*",
-                    markersize=7,
-                    color=look.colour,
-                    alpha=alpha,
-                    markeredgecolor=PAPER,
-                    markeredgewidth=0.4,
-                    zorder=3,
-                )
+            runs = f"{r['n']} run{'s' * (r['n'] > 1)}{', chosen' * bool(r['chosen'])}"
+            said = f"{look.name} {reference}: rate {r['lr']:.2g}, validation {100 * r['mean_val']:.1f} %, {runs}"
+            axes.plot(
+                [r["lr"]],
+                [100 * r["mean_val"]],
+                marker="*" if r["chosen"] else ".",
+                markersize=7 if r["chosen"] else 4,
+                color=look.colour,
+                alpha=alpha,
+                markeredgecolor=PAPER if r["chosen"] else look.colour,
+                markeredgewidth=0.4,
+                linestyle="none",
+                zorder=3,
+                gid=tips.add(said),
+            )
         if mine and reference and k in (0, len(cells) - 1):
             axes.annotate(
                 reference,

@@ -1,28 +1,34 @@
 """One self-contained HTML page per results folder, and its figures: the question, the answer, and all the evidence.
 
-The page makes no request, follows light and dark, prints, and reads on a phone. Every number in it comes from a
-function that returns a table (`scaling`, `tuning`, `console`, the views).
+The page makes no request (its policy forbids it), follows light and dark, prints, and reads on a phone. Every number
+comes from a function that returns a table; `report_tables` says how tables are shown, `pictures` holds the figures.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pyarrow as pa
-import pyarrow.compute as pc
-from matplotlib.figure import Figure
+from markupsafe import Markup, escape
 
-from analysis import drawing, more, plots, rate_plots, scaling, svg, text_tables, tuning
-from analysis.conclusions import conclude, conclude_gap, points
-from analysis.console import results_table
-from analysis.foresight import foresight
+from analysis import evidence_sheets, pictures, report_tables, scaling, svg, text_tables
+from analysis.conclusions import conclude, conclude_gap
+from analysis.diagnostic_files import diagnostics
+from analysis.evidence_sheets import parity_rows
+from analysis.figure_conclusions import conclude_groups, conclude_ranks
+from analysis.groups import groups, mean_ranks
 from analysis.methods import place_text, size_text, style
+from analysis.pictures import Picture
 from analysis.schemas import SCHEMA_VERSION
+from analysis.sheets import Sheet, duration
 from analysis.store import Store, open_store
 
 Row = dict[str, Any]
@@ -33,12 +39,10 @@ QUESTION = (
 )
 _CALLED = {"at": "last run started", "trial": "trial function"}
 _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
-MOST_FAILURES = 50
-MOST_RATE_FIGURES = 6
 
 
 def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str | None = None) -> dict[str, Path]:
-    """Draw the figures of a results folder and write its report.html.
+    """Draw the figures of a results folder, write its tables for papers, and its report.html.
 
     Args:
         folder: the results folder.
@@ -46,35 +50,34 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
         overlay: name of a published curve (`published.names()`) to draw beside the first panel.
 
     Returns:
-        What was written: 'report', and where there is a score to draw 'scaling_curve.png' and so on, and the results
-        table as 'results.md' and 'results.tex'.
+        What was written, file name -> path: figures ('scaling_curve.png', '.svg', '.pdf', '.vl.json' and so on, only
+        those there is something to draw in), tables ('results.md', 'results.tex' and so on), and 'report'.
 
     Raises:
-        StoreError: a folder that holds no sweep.
+        StoreError: a folder that holds no sweep, an unknown cost or published curve.
     """
     store = open_store(folder)
-    paths: dict[str, Path] = {}
-    curve = scaling.curve(store)
-    if curve.num_rows:
-        figures = store.path / "figures"
-        paths |= drawing.save(plots.draw_scaling(curve), figures, "scaling_curve")
-        table = results_table(store)
-        for name, text in (("results.md", text_tables.markdown(table)), ("results.tex", text_tables.latex(table))):
-            paths[name] = figures / name
-            paths[name].write_text(text, encoding="utf-8")
-    drawn = more.figures(store, x, overlay)
-    paths |= more.save_figures(store.path, drawn)
+    drawn, sheets = pictures.pictures(store, x, overlay), report_tables.sheets(store, x, overlay)
+    paths = pictures.save(drawn, store.path)
+    paths |= text_tables.save(sheets.values(), store.path) if sheets else {}
     page = store.path / "report.html"
     temporary = page.with_suffix(".html.tmp")
-    temporary.write_text(render(store, x=x, overlay=overlay, drawn=drawn), encoding="utf-8")
+    temporary.write_text(render(store, x=x, overlay=overlay, drawn=drawn, sheets=sheets), encoding="utf-8")
     temporary.replace(page)
     return {**paths, "report": page}
 
 
 def render(
-    store: Store, *, x: str = "adapter_params", overlay: str | None = None, drawn: Mapping[str, Figure] | None = None
+    store: Store,
+    *,
+    x: str = "adapter_params",
+    overlay: str | None = None,
+    drawn: Sequence[Picture] | None = None,
+    sheets: Mapping[str, Sheet] | None = None,
 ) -> str:
-    """The page as text; `x` and `overlay` as of `write_report`, `drawn` from `more.figures` where at hand."""
+    """The page as text; `x` and `overlay` as of `write_report`, `drawn` and `sheets` where they are at hand."""
+    drawn = pictures.pictures(store, x, overlay) if drawn is None else drawn
+    sheets = report_tables.sheets(store, x, overlay) if sheets is None else sheets
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis", "templates"),
         autoescape=True,
@@ -82,105 +85,66 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": lambda v: "" if v is None else f"{100 * v:.1f}",
-        "signed": lambda v: "" if v is None else f"{100 * v:+.2f} %".replace("-", "\N{MINUS SIGN}"),
-        "points": lambda v: "" if v is None else points(v),
-        "whole": lambda v: "" if v is None else f"{v:,}",
-        "quantity": lambda v: "" if v is None else f"{v:,.0f}" if v >= 1000 else f"{v:.3g}",
-        "short": lambda v: "" if v is None else f"{v:.3g}",
-        "p": lambda v: "" if v is None else ("<0.001" if v < 0.001 else f"{v:.3f}"),
-        "mib": lambda v: "" if v is None else f"{v / 2**20:,.0f}",
+    filters: dict[str, Any] = {
         "method": lambda v: style(v).name,
         "moment": lambda v: "" if v is None else f"{v:%Y-%m-%d %H:%M} UTC",
-        "duration": _duration,
+        "duration": duration,
         "size": size_text,
         "place": lambda r: place_text(r["dataset"] or "all data sets", r["train_size"]),
+        "bracketed": _bracketed,
     }
-    return environment.get_template("report.html.j2").render(**facts(store), more=more.facts(store, x, overlay, drawn))
+    environment.filters |= filters
+    script = resources.files("analysis.templates").joinpath("report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown = {"pictures": pictures.kinds(drawn), "sheets": sheets, "script": Markup(script), "digest": digest}  # noqa: S704
+    return environment.get_template("report.html.j2").render(**facts(store), **shown, overlay=overlay)
+
+
+def _bracketed(text: str) -> Markup:
+    """A cell with its interval set off."""
+    return Markup(re.sub(r"(\[[^\]]*\])$", r'<span class="i">\1</span>', str(escape(text))))  # noqa: S704  escaped
 
 
 def facts(store: Store) -> dict[str, Any]:
-    """Everything the page shows, as plain values and rows."""
+    """What the page says beside its tables and figures."""
     trials = store.table("trials")
-    curve, compared = scaling.curve(store), scaling.comparisons(store)
-    answer, _, given = conclude(compared).partition(" (paired over")
-    given = given and f"paired over{given}"
-    gaps = scaling.comparisons(store, baseline="full")
+    answer, _, given = conclude(scaling.comparisons(store)).partition(" (paired over")
     coverage = store.table("coverage").to_pylist()
-    parity = _parity(store)
+    parity = parity_rows(store)
     confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")
-    failures = store.table("failures").to_pylist()
+    imported = (store.spec() or {}).get("imported")
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
         "question": QUESTION,
         "answer": answer,
-        "given": f"({given}" if given else "",
-        "gap": conclude_gap(gaps),
+        "given": f"(paired over{given}" if given else "",
+        "gap": conclude_gap(scaling.comparisons(store, baseline="full")),
+        "groups_say": conclude_groups(groups(store).to_pylist()),
+        "ranks_say": conclude_ranks(mean_ranks(store).to_pylist()),
         "setting": _setting(store),
-        "scaling_figure": _scaling_figure(curve),
-        "rate_figures": _rate_figures(store),
-        "results": results_table(store).to_pylist(),
-        "averages": [r for r in curve.to_pylist() if r["dataset"] is None],
-        "compared": compared.to_pylist(),
-        "gaps": gaps.to_pylist(),
-        "planted": scaling.PLANTED,
-        "parity": parity,
         "parity_says": _parity_says(parity),
-        "edges": [r for r in parity if r["edge"]],
+        "edges": sum(bool(r["edge"]) for r in parity),
         "under_tuned": [r for r in parity if r["under_tuned"]],
         "test_looks": confirm.column("n")[0].as_py(),
         "superseded": store.table("superseded").num_rows,
-        "infeasible": [r for r in store.table("cells").to_pylist() if not r["feasible"]],
-        "several": len({(r["dataset"], r["train_size"]) for r in coverage}) > 1,
         "failed_for_good": sum(r["failed"] for r in coverage),
         "missing": sum(r["missing"] for r in coverage),
         "planned": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage if r["feasible"]),
-        "finished": pc.sum(pc.equal(trials.column("status"), "finished")).as_py() or 0,
         "attempts": trials.num_rows,
-        "failures": failures[:MOST_FAILURES],
-        "failures_more": max(0, len(failures) - MOST_FAILURES),
-        "cost": _in_order(store.table("cost").to_pylist()),
         "totals": _totals(store),
-        "foreseen": foresight(store).to_pylist(),
         "damaged": [str(d) for d in store.damaged],
+        "imported": imported if isinstance(imported, dict) else None,
+        "diagnostics": diagnostics(store.path),
         "provenance": _provenance(store),
         "spec": _pretty(store.spec()),
         "protocol": store.protocol,
         "folder": store.path.name,
         "schema_version": SCHEMA_VERSION,
+        "most_failures": evidence_sheets.MOST_FAILURES,
         "light": svg.colour_variables(dark=False),
         "dark": svg.colour_variables(dark=True),
     }
-
-
-def _scaling_figure(curve: pa.Table) -> str | None:
-    if curve.num_rows == 0:
-        return None
-    columns = 1 if len(plots.places(curve)) == 1 else 2
-    figure = plots.draw_scaling(curve, columns=columns)
-    label = "Test accuracy against trainable parameters, a curve per method with 95 % bands; numbers in the table below"
-    return svg.inline_svg(figure, "scaling", label, svg.scaling_tips(curve))
-
-
-def _rate_figures(store: Store) -> list[dict[str, str]]:
-    table = tuning.rates(store)
-    keys = dict.fromkeys((r["sweep"], r["dataset"], r["train_size"]) for r in table.to_pylist())
-    figures = []
-    for i, (sweep, dataset, size) in enumerate(list(keys)[:MOST_RATE_FIGURES]):
-        chosen = [
-            pc.equal(table.column(c), v) for c, v in (("sweep", sweep), ("dataset", dataset), ("train_size", size))
-        ]
-        mine = table.filter(pc.and_(pc.and_(chosen[0], chosen[1]), chosen[2]))
-        label = f"Validation accuracy against learning rate on {place_text(dataset, size)}."
-        figures.append(
-            {
-                "caption": place_text(dataset, size),
-                "svg": svg.inline_svg(rate_plots.draw_rates(mine), f"rates{i}", label),
-            }
-        )
-    return figures
 
 
 def _rows(store: Store, query: str) -> list[Row]:
@@ -199,12 +163,6 @@ def _setting(store: Store) -> list[Row]:
         from cells group by all order by sweep
     """,
     )
-
-
-def _parity(store: Store) -> list[Row]:
-    rows = _rows(store, "select * from parity")
-    rows.sort(key=lambda r: (r["sweep"], r["dataset"], r["train_size"], style(r["method"]).order, r["budget"] or 0))
-    return rows
 
 
 def _parity_says(parity: list[Row]) -> list[str]:
@@ -254,10 +212,6 @@ def _parity_says(parity: list[Row]) -> list[str]:
         )
         said.append(f"Data and steps: {same}.")
     return said
-
-
-def _in_order(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda r: (r["sweep"], style(r["method"]).order, r["method"], r["adapter_params"] or 0))
 
 
 def _totals(store: Store) -> Row:
@@ -310,11 +264,3 @@ def _text(value: Any) -> str:
 
 def _pretty(spec: Mapping[str, Any] | None) -> str | None:
     return None if spec is None else json.dumps(spec, indent=2, ensure_ascii=False)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

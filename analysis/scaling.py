@@ -119,9 +119,16 @@ def curve(store: Store) -> pa.Table:
     several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds,
     for methods and budgets that are confirmed on each.
     """
-    runs = store.sql(_RUNS).to_pylist()
+    return store.remember("curve", lambda: _curve(store))
+
+
+def _runs(store: Store) -> list[Row]:
+    return list(store.remember("confirmed runs", lambda: store.sql(_RUNS)).to_pylist())
+
+
+def _curve(store: Store) -> pa.Table:
     cells: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
-    for run in runs:
+    for run in _runs(store):
         cells[_place(run), run["method"], run["reference"]].append(run)
     rows = [_point(place, group, [r["test_score"] for r in group]) for (place, _, _), group in cells.items()]
     datasets: dict[tuple[str, str, str], set[str]] = defaultdict(set)
@@ -177,7 +184,7 @@ def _averages(
 def confirmed_scores(store: Store) -> dict[tuple[Place, str, str | None], Row]:
     """(place, method, reference) -> `cell_id`, `scores` by seed, and their `mean`, of every confirmed cell."""
     cells: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
-    for run in store.sql(_RUNS).to_pylist():
+    for run in _runs(store):
         cells[_place(run), run["method"], run["reference"]].append(run)
     found = {}
     for key, group in cells.items():
@@ -200,8 +207,12 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
         chance of any false 'higher' or 'lower' in it is at most 5 %, given the chosen learning rates; with
         `verdict_choice` it is so over their choice too.
     """
+    return store.remember(("comparisons", baseline, focus), lambda: _comparisons(store, baseline, focus))
+
+
+def _comparisons(store: Store, baseline: str, focus: str) -> pa.Table:
     by_cell: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
-    for run in store.sql(_RUNS).to_pylist():
+    for run in _runs(store):
         by_cell[_place(run), run["method"], run["reference"]].append(run)
     rows: list[Row] = []
     choice = choice_variances(store)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.methods import size_text, style
+from analysis.methods import size_key, size_text, style
 from analysis.scaling import curve
+from analysis.size_fits import images
 from analysis.store import Store
 
 Row = dict[str, Any]
@@ -23,6 +24,7 @@ SIZES = pa.schema(
         ("adapter_params", pa.int64()),
         ("train_size", pa.string()),
         ("position", pa.int64()),  # 0 for the least size of the sweep
+        ("images", pa.float64()),  # examples in an epoch; null where no trial says
         ("n", pa.int64()),
         ("mean", pa.float64()),
         ("low", pa.float64()),
@@ -31,23 +33,19 @@ SIZES = pa.schema(
 )
 
 
-def size_key(train_size: str) -> tuple[int, float]:
-    """Sort key: shots first, by number, then fractions of the data."""
-    if train_size.endswith("-shot"):
-        return 0, float(train_size.removesuffix("-shot"))
-    return 1, float(train_size)
-
-
 def size_curves(store: Store) -> pa.Table:
     """Rows of `scaling.curve` arranged by training size, where a (sweep, model, data set) has at least two; `SIZES`."""
     groups: dict[tuple[str, str, str | None], list[Row]] = defaultdict(list)
     for row in curve(store).to_pylist():
         groups[row["sweep"], row["model"], row["dataset"]].append(row)
+    at = images(store)
     rows: list[Row] = []
     for mine in groups.values():
         sizes = sorted({r["train_size"] for r in mine}, key=size_key)
-        if len(sizes) > 1:
-            rows += [{k: r.get(k) for k in SIZES.names} | {"position": sizes.index(r["train_size"])} for r in mine]
+        for r in mine if len(sizes) > 1 else ():
+            examples = at.get((r["sweep"], r["model"], r["dataset"], r["train_size"]))
+            where = {"position": sizes.index(r["train_size"]), "images": examples}
+            rows.append({k: r.get(k) for k in SIZES.names} | where)
     rows.sort(key=_order)
     return pa.Table.from_pylist(rows, schema=SIZES)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -18,6 +18,8 @@ from analysis.schemas import SCHEMAS
 from analysis.tables import latest, part_paths, scan_parts, to_table
 from analysis.views import VIEWS
 
+T = TypeVar("T")
+
 
 @dataclass
 class _Snapshot:
@@ -25,6 +27,7 @@ class _Snapshot:
     tables: dict[str, pa.Table]
     events: list[Event]
     damaged: list[DamagedPart]
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -52,12 +55,25 @@ class Store:
         if name in SCHEMAS:
             return self._snapshot().tables[name]
         if name in VIEWS:
-            return self.sql(f"select * from {name}")  # noqa: S608  a name of ours
+            return self.remember(("view", name), lambda: self.sql(f"select * from {name}"))  # noqa: S608  ours
         raise StoreError(f"unknown table {name!r}; {nearest(name, {*SCHEMAS, *VIEWS})}")
 
     def sql(self, query: str) -> pa.Table:
         """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
         return queries.run_sql(self._snapshot().tables, query)
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for the folder as it is now: for tables that a report reads again and again.
+
+        Args:
+            key: names the value; the same key gives the same value until the folder changes.
+            make: computes it; nobody may change what it returns.
+        """
+        kept = self._snapshot().kept
+        if key not in kept:
+            kept[key] = make()
+        found: T = kept[key]
+        return found
 
     def events(self, kind: str | None = None) -> list[Event]:
         """The journal's events in order, all or of one kind ('sweep', 'ask', 'report', 'finish', 'choose')."""

@@ -1,69 +1,65 @@
-"""The results table as Markdown and LaTeX, for papers and README files."""
+"""A table of the report as Markdown and LaTeX, for papers and README files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-import pyarrow as pa
-
-from analysis.conclusions import points
-from analysis.methods import place_text
-
-Row = dict[str, Any]
+from analysis.errors import StoreError, nearest
+from analysis.sheets import Sheet
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-_TEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "\N{MINUS SIGN}": "$-$"}
+_TEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "\N{MINUS SIGN}": "$-$", "<": "$<$", ">": "$>$"}
+
+FOLDER = "report_tables"
+"""Where a results folder keeps them; `tables/` holds the Parquet parts."""
 
 
-def markdown(results: pa.Table) -> str:
-    """`console.results_table` as a Markdown table; infeasible cells are left out."""
-    header, rows, numeric = _cells(results)
-    rule = [("---:" if right else "---") for right in numeric]
-    lines = [header, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def markdown(sheet: Sheet) -> str:
+    """A Markdown table."""
+    rule = ["---:" if c.kind == "number" else "---" for c in sheet.columns]
+    lines = [sheet.header, rule, *sheet.cells]
+    return "".join(f"| {' | '.join(_one_line(c).replace('|', chr(92) + '|') for c in line)} |\n" for line in lines)
 
 
-def latex(results: pa.Table) -> str:
-    """`console.results_table` as a LaTeX tabular with booktabs rules; infeasible cells are left out."""
-    header, rows, numeric = _cells(results)
-    lines = [r"\begin{tabular}{" + "".join("r" if right else "l" for right in numeric) + "}", r"\toprule"]
-    lines += [" & ".join(map(_tex, header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(_tex, row)) + r" \\" for row in rows]
+def latex(sheet: Sheet) -> str:
+    """A LaTeX tabular with booktabs rules, its title in a comment."""
+    spec = "".join("r" if c.kind == "number" else "l" for c in sheet.columns)
+    lines = [f"% {sheet.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    lines += [" & ".join(map(_tex, sheet.header)) + r" \\", r"\midrule"]
+    # a row that begins with a bracket would be read as an option of the line break before it
+    lines += [" & ".join(map(_tex, row)) + r" \\" for row in sheet.cells]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
+FORMS: dict[str, tuple[str, Callable[[Sheet], str]]] = {"markdown": (".md", markdown), "latex": (".tex", latex)}
+"""Form -> (suffix, writer)."""
+
+
+def save(sheets: Iterable[Sheet], folder: Path) -> dict[str, Path]:
+    """Write every sheet in every form into a results folder's `report_tables/`; returns 'NAME.SUFFIX' -> path."""
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for sheet in sheets:
+        for suffix, form in FORMS.values():
+            path = place / f"{sheet.name}{suffix}"
+            path.write_text(form(sheet), encoding="utf-8")
+            paths[path.name] = path
+    return paths
+
+
+def form_of(name: str) -> Callable[[Sheet], str]:
+    """A form by name. Raises StoreError for an unknown one, with the known ones."""
+    if name not in FORMS:
+        raise StoreError(f"unknown form {name!r} of a table; {nearest(name, FORMS)}")
+    return FORMS[name][1]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
-
-
-def _cells(results: pa.Table) -> tuple[list[str], list[list[str]], list[bool]]:
-    rows = [r for r in results.to_pylist() if not (r["note"] or "").startswith("infeasible")]
-    header = ["method", "budget", "parameters", "accuracy, % [95 %]", "seeds", "vs LoRA, points [95 %]", "verdict"]
-    numeric = [False, False, True, True, True, True, False]
-    cells = [_row(r) for r in rows]
-    if len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) > 1:
-        header, numeric = ["data", *header], [False, *numeric]
-        cells = [[_place(r), *row] for r, row in zip(rows, cells, strict=True)]
-    return header, cells, numeric
-
-
-def _place(row: Row) -> str:
-    return place_text(row["dataset"], row["train_size"])
-
-
-def _row(r: Row) -> list[str]:
-    return [
-        r["name"],
-        r["reference"] or "",
-        "" if r["adapter_params"] is None else f"{r['adapter_params']:,}",
-        _with_interval([r["mean"], r["low"], r["high"]], sign=False),
-        str(r["n"]),
-        _with_interval([r["difference"], r["difference_low"], r["difference_high"]], sign=True),
-        r["verdict"] or r["note"] or "",
-    ]
-
-
-def _with_interval(values: Sequence[float | None], *, sign: bool) -> str:
-    shown = [points(v, sign=sign) for v in values if v is not None]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "".join(shown[:1])
+    shown = "".join(_TEX.get(character, character) for character in _one_line(text))
+    return f"{{{shown}}}" if shown.startswith("[") else shown

@@ -25,7 +25,7 @@ group by all order by c.sweep, c.dataset, c.train_size, c.method, c.budget nulls
 
 def rates(store: Store) -> pa.Table:
     """Stage TUNE: per cell and learning rate the mean validation score, range, trials, and whether it was chosen."""
-    return store.sql(RATES_SQL)
+    return store.remember("rates", lambda: store.sql(RATES_SQL))
 
 
 def best_of_n(store: Store) -> pa.Table:

@@ -10,6 +10,7 @@ from randlora.accumulate import accumulating
 from randlora.adalora import AdaLoraConfig
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.attach import Adapted, attach, resolve_targets
+from randlora.autolora import AutoLoraConfig
 from randlora.checkpoint import export_deltas, export_merged, load, save
 from randlora.errors import (
     AdapterError,
@@ -41,6 +42,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterError",
     "AdapterSet",
+    "AutoLoraConfig",
     "CheckpointError",
     "ConfigError",
     "DoraConfig",

@@ -4,6 +4,9 @@ hooks = hooks_in(model)                      # or adapted.hooks
 penalty = hooks.regulariser()                # None for most methods
 ... backward, optimizer.step() ...
 hooks.on_step(step, total)                   # step counts finished steps from 1; gradients must still be there
+
+A schedule that learns from held-out rows (AutoLoRA's search of ranks) asks for more: see `Schedule.held_out`, `apart`,
+`on_held_out`, `phase` and `restarts`, which say nothing for all others, and `randlora.bilevel`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,31 @@ class Schedule(ABC):
     @abstractmethod
     def on_step(self, step: int, total: int) -> None:
         """After optimiser step `step` of `total` (from 1), before the gradients are cleared."""
+
+    @property
+    def order(self) -> int:
+        """Of the derivatives that the held-out loss is followed by: 1 or 2 (`randlora.bilevel`)."""
+        return 1
+
+    def apart(self) -> list[nn.Parameter]:
+        """Trainables that the schedule trains itself, on held-out rows: they do not belong in the optimiser."""
+        return []
+
+    def held_out(self, step: int, total: int) -> float:
+        """Share of the training rows that at `step` (from 0) of `total` train what is `apart` and nothing else."""
+        return 0.0
+
+    def on_held_out(self) -> None:
+        """The gradients of what is `apart` are there, from held-out rows: take a step with them."""
+        return
+
+    def phase(self, step: int, total: int) -> tuple[int, int]:
+        """First step and length of the part of the training that `step` (from 0) lies in: rates are scheduled by it."""
+        return 0, total
+
+    def restarts(self, step: int, total: int) -> bool:
+        """Whether after `step` (from 1) training begins anew: the optimiser forgets its moments."""
+        return False
 
     @abstractmethod
     def regulariser(self) -> Tensor | None:
@@ -57,6 +85,32 @@ class Hooks:
         for part in parts[1:]:
             total = total + part
         return total
+
+    @property
+    def order(self) -> int:
+        """See `Schedule.order`; the largest."""
+        return max((s.order for s in self.schedules), default=1)
+
+    def apart(self) -> list[nn.Parameter]:
+        """See `Schedule.apart`; of all."""
+        return [p for s in self.schedules for p in s.apart()]
+
+    def held_out(self, step: int, total: int) -> float:
+        """See `Schedule.held_out`; the largest."""
+        return max((s.held_out(step, total) for s in self.schedules), default=0.0)
+
+    def on_held_out(self) -> None:
+        """See `Schedule.on_held_out`."""
+        for schedule in self.schedules:
+            schedule.on_held_out()
+
+    def phase(self, step: int, total: int) -> tuple[int, int]:
+        """See `Schedule.phase`; the shortest."""
+        return min((s.phase(step, total) for s in self.schedules), key=lambda p: p[1], default=(0, total))
+
+    def restarts(self, step: int, total: int) -> bool:
+        """See `Schedule.restarts`; any."""
+        return any(s.restarts(step, total) for s in self.schedules)
 
     def state(self) -> dict[str, Tensor]:
         """All states in one flat table, keys "schedule.INDEX.NAME"."""

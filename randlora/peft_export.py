@@ -6,9 +6,9 @@ of zero; an adapter on it is not exported, since PEFT 0.21.2 adds its delta twic
 bases once, in PEFT's global tensors; PEFT up to 0.21 warns about missing per-layer copies of RandLoRA's, and is right
 without them.
 
-As the LoRA that computes the same (`randlora.peft_lora`): PiSSA (of rank 2 r), LoRA-XS, AdaLoRA (the triplets that are
-left), NoLA, RandLoRA-a, and VeRA with several ranks; LoRA and DoRA on parts of fused weights. A README.md in the
-directory says so. The other methods have no such form: dense deltas or merged weights.
+As the LoRA that computes the same (`randlora.peft_lora`): PiSSA (of rank 2 r), LoRA-XS, AdaLoRA and AutoLoRA (the
+terms that are left), NoLA, RandLoRA-a, and VeRA with several ranks; LoRA and DoRA on parts of fused weights. A
+README.md in the directory says so. The other methods have no such form: dense deltas or merged weights.
 """
 
 from __future__ import annotations
@@ -166,4 +166,4 @@ def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
 
 _Write = Callable[[Adapted], tuple[dict[str, Any], Tensors]]
 _WRITERS: dict[str, _Write] = {"lora": write_lora, "dora": write_lora, "vera": _vera, "randlora": _randlora}
-_AS_LORA = ("lora", "dora", "vera", "pissa", "lora-xs", "adalora", "nola", "randlora-a")
+_AS_LORA = ("lora", "dora", "vera", "pissa", "lora-xs", "adalora", "autolora", "nola", "randlora-a")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from randlora.adalora import AdaLora
 from randlora.adapter import Adapter
 from randlora.attach import Adapted
+from randlora.autolora import AutoLora
 from randlora.errors import ExportError
 from randlora.factored import Factored
 from randlora.lora import Dora, Lora
@@ -49,6 +50,9 @@ def low_rank(adapter: Adapter) -> LowRank | None:
         a, b = adapter.factors()
     if isinstance(adapter, AdaLora):
         kept = adapter.e != 0
+        a, b = a[:, kept], b[:, kept]
+    elif isinstance(adapter, AutoLora):  # read from a checkpoint it has its dropped terms still, as zeros
+        kept = (b != 0).any(0)
         a, b = a[:, kept], b[:, kept]
     return LowRank(a, b, 1.0 if isinstance(adapter, Vera) else adapter.scale)
 
@@ -92,7 +96,7 @@ def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
         rank = f.b.shape[1]
         b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = f.b.detach()
         at += rank
-    if a.shape[1] == 0:  # AdaLoRA may leave a weight nothing
+    if a.shape[1] == 0:  # AdaLoRA and AutoLoRA may leave a weight nothing
         a, b = a.new_zeros(a.shape[0], 1), b.new_zeros(b.shape[0], 1)
     return LowRank(a, b, found[0][1].scale)
 

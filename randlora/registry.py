@@ -22,13 +22,14 @@ pissa      1              alpha / r, alpha = r unless given           B_0, A_0 o
 lora-xs    1              alpha / r, alpha = r unless given           R = 0
 svft       1              constant                                    M = 0
 adalora    32             constant; alpha / init_r where given        A, B normal, std 0.02; e = 0
+autolora   1              alpha / r, alpha = r unless given           as lora, when the ranks are found once more
 hydralora  1              alpha / r, alpha = r unless given           A, router uniform +-1/sqrt(in), B_i = 0
 =========  =============  ==========================================  ================================================
 """
 
 from __future__ import annotations
 
-from randlora import ablations, adalora, hydra, lora, nola, outlook, rand, spectral, vera
+from randlora import ablations, adalora, autolora, hydra, lora, nola, outlook, rand, spectral, vera
 from randlora.method import METHODS, Method, get_method, register
 
 __all__ = ["METHODS", "Method", "get_method", "register"]
@@ -186,6 +187,21 @@ register(
         published_lr=1e-3,
         published_lr_source="as LoRA; no CLIP rate was published",
         scale_rule=f"alpha / the initial rank; by default {adalora.DEFAULT_SCALE:g}",
+        scheduled=True,
+    )
+)
+register(
+    Method(
+        name="autolora",
+        title="AutoLoRA",
+        config=autolora.AutoLoraConfig,
+        capacity_field="r",
+        count=autolora.autolora_count,
+        max_capacity=spectral.rank_reach,
+        build=autolora.build_autolora,
+        published_lr=1e-3,
+        published_lr_source="as LoRA; no CLIP rate was published",
+        scale_rule="alpha / r, alpha = r by default, so 1",
         scheduled=True,
     )
 )

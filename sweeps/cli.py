@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from sweeps import cli_analysis, cli_data, cli_run, show
+from sweeps import cli_analysis, cli_compare, cli_data, cli_run, show
 from sweeps.cli_run import BAD_INPUT, FAILED_TRIALS, INTERRUPTED, Json, Scale, Set, Source, Spec, load
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.show import err, out
@@ -200,7 +200,7 @@ def report(
     if as_json:
         show.print_json({k: str(v) for k, v in paths.items()})
     else:
-        show.print_paths(paths)
+        show.print_files(paths)
 
 
 @app.command()
@@ -252,6 +252,7 @@ def budget(
 
 cli_data.attach(app, _verb)
 cli_analysis.attach(app, _verb, _folder)
+cli_compare.attach(app, _verb, _folder)
 
 
 @app.command()

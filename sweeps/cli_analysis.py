@@ -1,4 +1,4 @@
-"""The verbs that read results: `query`, `analyze`, `import`."""
+"""The verbs that read results: `query`, `analyze`, `import`; `cli_compare` has those that compare."""
 
 from __future__ import annotations
 

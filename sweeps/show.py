@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sweeps.estimate import Estimate
     from sweeps.plan import Plan
 
+_MOST_NAMES = 6  # of files that are named on one line
+
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
@@ -80,7 +82,7 @@ def as_bytes(table: pa.Table, kind: str) -> bytes:
 def print_table(table: pa.Table, title: str | None = None) -> None:
     """Any Arrow table on the terminal."""
     rows = table.to_pylist()
-    _print_rows(table.column_names, [[_cell(v) for v in row.values()] for row in rows], title)
+    print_rows(table.column_names, [[_cell(v) for v in row.values()] for row in rows], title)
     out.print(f"{len(rows)} row(s)", style="dim", highlight=False)
 
 
@@ -120,7 +122,7 @@ def print_plan(plan: Plan) -> None:
             ]
         )
     header = ["method", "reference", "data", "size", "budget", "capacity", "allocation", "count", "residual", "lr"]
-    _print_rows([*header, "trials"], rows, f"{plan.spec.name}: {len(plan.feasible)} cells, {plan.n_trials} trials")
+    print_rows([*header, "trials"], rows, f"{plan.spec.name}: {len(plan.feasible)} cells, {plan.n_trials} trials")
     for cell in plan.cells:
         if not cell.feasible:
             around = ", ".join(f"{n['count']:,} at {n['capacity']}" for n in (cell.below, cell.above) if n)
@@ -141,7 +143,7 @@ def print_budget(model: str, answer: Mapping[str, Any]) -> None:
         near = [_near(m["below"]), _near(m["above"])]
         rows.append([m["method"], m["allocation"], _ranks(m["ranks"]), _count(m["count"]), residual, *near])
     title = f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters"
-    _print_rows(["method", "allocation", "capacity", "count", "residual", "below", "above"], rows, title)
+    print_rows(["method", "allocation", "capacity", "count", "residual", "below", "above"], rows, title)
 
 
 def print_estimate(estimate: Estimate) -> None:
@@ -149,7 +151,7 @@ def print_estimate(estimate: Estimate) -> None:
     rows = [
         [p.method, f"{p.seconds_per_trial:.1f}", str(p.trials), f"{p.seconds_total / 60:.1f}"] for p in estimate.methods
     ]
-    _print_rows(
+    print_rows(
         ["method", "seconds/trial", "trials", "minutes of one slot"], rows, "estimate, from a probe of every method"
     )
     print_estimate_line(estimate)
@@ -210,7 +212,7 @@ def print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path]) 
         err.print(f"no learning rate of {label} finished: nothing to confirm", style="red", highlight=False)
     if summary.failed or summary.failed_before:
         _print_failures(folder)
-    print_paths({"tables": folder / "tables", **paths})
+    print_files({"tables": folder / "tables", **paths})
 
 
 def _print_failures(folder: Path) -> None:
@@ -239,6 +241,27 @@ def print_paths(paths: Mapping[str, Path]) -> None:
         out.print(f"{name.ljust(width)}  {path}", highlight=False, markup=False)
 
 
+def print_files(paths: Mapping[str, Path]) -> None:
+    """What a report wrote: pages and folders by name, the files of a folder on one line with their suffixes."""
+    folders: dict[Path, dict[str, list[str]]] = {}
+    shown: dict[str, str] = {}
+    for name, path in paths.items():
+        if name != path.name:
+            shown[name] = str(path)
+            continue
+        stem, _, suffix = name.partition(".")
+        folders.setdefault(path.parent, {}).setdefault(stem, []).append(suffix)
+    for folder, stems in folders.items():
+        suffixes = dict.fromkeys(s for found in stems.values() for s in found)
+        names = ", ".join(stems) if len(stems) <= _MOST_NAMES else f"{len(stems)} files"
+        shown[folder.name] = f"{folder}  ({names}: {', '.join(suffixes)})"
+    if "report" in shown:
+        shown["report"] = shown.pop("report")  # last
+    width = max((len(k) for k in shown), default=0)
+    for name, text in shown.items():
+        out.print(f"{name.ljust(width)}  {text}", highlight=False, markup=False)
+
+
 def print_status(progress: Mapping[str, Any]) -> None:
     """How far a sweep is."""
     state = "running" if progress["running"] else "not running"
@@ -265,7 +288,7 @@ def print_status(progress: Mapping[str, Any]) -> None:
         out.print(said, style="red", highlight=False, markup=False)
     rows = [[_cell(v) for v in row.values()] for row in progress["methods"]]
     if rows:
-        _print_rows(list(progress["methods"][0]), rows, None)
+        print_rows(list(progress["methods"][0]), rows, None)
 
 
 def print_checks(checks: Sequence[Check]) -> None:
@@ -277,11 +300,12 @@ def print_checks(checks: Sequence[Check]) -> None:
             out.print(f"       {check.mend}", highlight=False, markup=False)
 
 
-def _print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    """Texts as a table, no cell cut."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(header):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+        table.add_column(escape(name), justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     print_whole(table, out)

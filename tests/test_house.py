@@ -59,6 +59,8 @@ def test_wheel_ships_what_the_packages_read() -> None:
     for needed in (
         "sweeps/starter.toml",
         "analysis/templates/report.html.j2",
+        "analysis/templates/macros.html.j2",
+        "analysis/templates/report.js",
         "trainables/embedded/tiny_clip/open_clip_config.json",
     ):
         assert (ROOT / needed).is_file()

@@ -10,6 +10,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from randlora.accumulate import accumulating
+from randlora.bilevel import held_out_gradient, set_aside
 from randlora.hooks import hooks_in
 from trainables.adapting import Trainables, reseed_dropout
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
@@ -46,12 +47,15 @@ class Trainer:
         self._device, self._rank, self._world = device, rank, world
         decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
         head_lr = trial.lr if trial.method == LINEAR_PROBE else settings.head_lr
-        groups = (Group(trainables.parameters, trial.lr, decay), Group(head, head_lr, settings.weight_decay))
+        self._hooks = hooks_in(module)
         self._named = trainables.parameters | head
-        self._parameters = list(self._named.values())
+        apart = {id(p) for p in self._hooks.apart()}
+        own = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
+        groups = (Group(own, trial.lr, decay), Group(head, head_lr, settings.weight_decay))
+        self._parameters = [p for group in groups for p in group.parameters.values()]
         self._split = is_split(self._parameters)
         self._optimizer = make_adamw([group for group in groups if group.parameters])
-        self._hooks = hooks_in(module)
+        self._aside = torch.zeros(0, dtype=torch.bool)  # which rows a search of ranks holds out
         first = task.batches(1)
         self._steps = len(first)
         self.samples_per_epoch = sum(len(b) for b in first)
@@ -93,6 +97,46 @@ class Trainer:
     def _step(self, batch: Tensor, draw: torch.Generator, epoch: int, index: int) -> Tensor:
         """Optimiser step `index` of an epoch on the rows `batch`; the summed loss of this worker's share, a scalar."""
         plan = self._task.draw(batch, draw)  # for all workers
+        held_out = self._hooks.held_out((epoch - 1) * self._steps + index, self._steps * self._trial.train.epochs)
+        if held_out:
+            return self._search_step(batch, plan, epoch, index, held_out)
+        loss_sum = self._backward(batch, plan)
+        self.update(epoch, index)
+        return loss_sum
+
+    def _search_step(self, batch: Tensor, plan: Tensor | None, epoch: int, index: int, held_out: float) -> Tensor:
+        """A step in which the share `held_out` of all rows, the same ones in every epoch, trains what is kept apart."""
+        if (rows := int(batch.max()) + 1) > len(self._aside):
+            self._aside = set_aside(rows, held_out, derive_seed(self._trial.data_seed, "held out"))
+        aside = self._aside[batch]
+        train, test = torch.nonzero(~aside).flatten(), torch.nonzero(aside).flatten()
+        loss_sum = torch.zeros((), device=self._device)
+        apart = self._hooks.apart()
+
+        def gradients(places: Tensor) -> Tensor:
+            found = self._backward(batch[places], None if plan is None else plan[places])
+            if self._world > 1:
+                add_over_workers([*self._parameters, *apart])
+            return found
+
+        before = [p.detach().clone() for p in self._parameters]
+        if len(train):
+            loss_sum += self._backward(batch[train], None if plan is None else plan[train])
+            self.update(epoch, index)
+        if len(test):
+            held_out_gradient(
+                lambda: loss_sum.add_(gradients(test)),
+                (lambda: gradients(train)) if self._hooks.order == 2 and len(train) else None,
+                weights=self._parameters,
+                before=before,
+                selections=apart,
+                lr=self._optimizer.param_groups[0]["lr"],
+            )
+            self._hooks.on_held_out()
+        return loss_sum
+
+    def _backward(self, batch: Tensor, plan: Tensor | None) -> Tensor:
+        """Add the gradient of the mean loss on these rows (this worker's part of it); the summed loss, a scalar."""
         weight = self._task.weight(batch)
         share = torch.arange(self._rank, len(batch), self._world)
         micro = self._micro or len(batch)
@@ -109,7 +153,6 @@ class Trainer:
                     loss = loss * scale
                 (loss / weight).backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach()
-        self.update(epoch, index)
         return loss_sum
 
     def update(self, epoch: int, index: int) -> None:
@@ -124,9 +167,12 @@ class Trainer:
         if (penalty := self._hooks.regulariser()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
-        set_lr(self._optimizer, lr_factor(step, total, settings))
+        start, length = self._hooks.phase(step, total)
+        set_lr(self._optimizer, lr_factor(step - start, length, settings))
         self._optimizer.step()
         self._hooks.on_step(step + 1, total)
+        if self._hooks.restarts(step + 1, total):
+            self._optimizer.state.clear()
         self._optimizer.zero_grad(set_to_none=True)
 
     def check(self, sums: Tensor, epoch: int) -> None:

@@ -23,7 +23,7 @@ from analysis.tables import write_part
 Row = dict[str, Any]
 
 UNIT = 12_288  # LoRA's parameters per rank
-N_TEST = 1000
+N_TEST, N_TRAIN = 1000, 2000
 START = datetime(2025, 3, 1, 9, 0, tzinfo=UTC)
 
 # method -> references it is asked for; None: no budget
@@ -47,6 +47,7 @@ class _Writer:
     rng: np.random.Generator
     advantage: float
     noise: float
+    hunger: Mapping[str, float]
     luck: dict[Any, float] = field(default_factory=dict)
     events: list[Row] = field(default_factory=list)
     trials: list[Row] = field(default_factory=list)
@@ -74,6 +75,7 @@ class _Writer:
         off = 0.0 if lr is None or cell["lr_centre"] is None else math.log10(lr / cell["lr_centre"])
         shared = self.luck.setdefault((cell["dataset"], cell["train_size"], seed), self.rng.normal(0, self.noise))
         value = level + base - 0.05 * (off - 0.2) ** 2 + shared + self.rng.normal(0, self.noise / 2)
+        value -= self.hunger.get(cell["method"], 0.02) * math.log10(N_TRAIN / _examples(cell["train_size"]))
         return float(np.clip(round(value * N_TEST) / N_TEST, 0.0, 1.0))
 
     def trial(self, cell: Row, stage: str, slot: int, lr: float | None, seed: int, failing: int = 0) -> Row:
@@ -134,7 +136,7 @@ class _Writer:
             "adapter_params": cell["count"],
             "head_params": 0,
             "stored_bytes": 393_216 if cell["method"] in ("randlora", "vera") else 0,
-            "samples": 2000 * epochs if trains else 0,
+            "samples": _examples(cell["train_size"]) * epochs if trains else 0,
             "seconds_setup": 0.05,
             "seconds_train": seconds,
             "seconds_eval": 0.3,
@@ -207,6 +209,13 @@ class _Writer:
         self.events.append(
             {"ev": "choose", "cell_id": cell["cell_id"], "lr": lr, "mean_val": mean_val, "trials": trials, "row": row}
         )
+
+
+def _examples(train_size: str) -> int:
+    """Training examples of a made-up set of 10 classes."""
+    if train_size.endswith("-shot"):
+        return 10 * int(train_size.removesuffix("-shot"))
+    return int(N_TRAIN * float(train_size))
 
 
 def make_cells(
@@ -294,6 +303,7 @@ def make_results(
     plan: Mapping[str, Sequence[str | None]] = PLAN,
     seal: float = 0.7,
     trials: bool = True,
+    hunger: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a results folder.
 
@@ -307,12 +317,13 @@ def make_results(
         seed: of the noise.
         plan: method -> references.
         seal: share of the trials that is in Parquet parts; the rest is in the journal alone.
+        hunger: method -> score lost per decade of training examples less, default 0.02 each.
         trials: False leaves a sweep that has been planned and has run nothing.
 
     In it besides: a trial that failed and was tried again (attempt 2 finished), one that failed for good, a cell whose
     choice was superseded, a choice at the edge of its range, an infeasible cell.
     """
-    writer = _Writer(sweep or folder.name, np.random.default_rng(seed), advantage, noise)
+    writer = _Writer(sweep or folder.name, np.random.default_rng(seed), advantage, noise, hunger or {})
     cells = make_cells(writer.sweep, datasets, sizes, seeds, plan)
     writer.events.append(
         {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import Store, StoreError, budgets, more, open_store, pareto, sizes
+from analysis import Store, StoreError, budgets, open_store, pareto, pictures, sizes
 from analysis.report import render
 from tests.analysis.synthetic import make_results
 
@@ -95,6 +95,7 @@ def test_the_report_has_the_sections(store: Store, shots: Store, empty: Store) -
 
 
 def test_figures_are_written(shots: Store, tmp_path: Path) -> None:
-    paths = more.save_figures(tmp_path, {k: v for k, v in more.figures(shots, "device_hours").items() if k != "fits"})
-    assert {"pareto.png", "data_size.svg"} <= set(paths)
+    drawn = [p for p in pictures.pictures(shots, "device_hours") if p.kind in ("pareto", "sizes")]
+    paths = pictures.save(drawn, tmp_path)
+    assert {"pareto.png", "data_size.svg", "data_size.vl.json"} <= set(paths)
     assert all(p.stat().st_size > 1000 for p in paths.values())

@@ -85,30 +85,30 @@ def test_gradient_checkpointing(config: AdapterConfig, reentrant: bool) -> None:
 
 
 def _distributed(rank: int, world: int, folder: str, kind: str) -> None:
-    """One process of a data-parallel run of three steps; rank 0 writes the trainables."""
+    """One process of data-parallel runs of three steps, a method after another; rank 0 writes the trainables."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    model = block()
-    adapted = attach(model, RandLoraConfig(5), TARGETS)
-    perturb(adapted)
-    wrapped: Any
-    if kind == "ddp":
-        wrapped = nn.parallel.DistributedDataParallel(model)
-    else:
-        from torch.distributed.fsdp import fully_shard
+    for index, config in enumerate(ON_PACKED):
+        model = block(torch.float64)
+        perturb(attach(model, config, TARGETS))
+        wrapped: Any
+        if kind == "ddp":
+            wrapped = nn.parallel.DistributedDataParallel(model)
+        else:
+            from torch.distributed.fsdp import fully_shard
 
-        wrapped = fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (world,)))
-    train(wrapped, rank, world)
-    values = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    full = {n: getattr(p, "full_tensor", lambda p=p: p)().detach() for n, p in values.items()}
-    if rank == 0:
-        torch.save(full, f"{folder}/out.pt")
+            wrapped = fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (world,)))
+        train(wrapped, rank, world)
+        values = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        full = {n: getattr(p, "full_tensor", lambda p=p: p)().detach() for n, p in values.items()}
+        if rank == 0:
+            torch.save(full, f"{folder}/out{index}.pt")
     dist.destroy_process_group()
 
 
 def train(model: Any, rank: int = 0, world: int = 1) -> None:
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    x = batch(rows=4)[rank::world]
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    x = batch(torch.float64, rows=4)[rank::world]
     for _ in range(3):
         optimiser.zero_grad()
         model(x).square().mean().backward()
@@ -119,16 +119,19 @@ def train(model: Any, rank: int = 0, world: int = 1) -> None:
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo")
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
-    model = block()
-    adapted = attach(model, RandLoraConfig(5), TARGETS)
-    perturb(adapted)
-    train(model)
+    """Every method, each in DistributedDataParallel and with its weights split (FSDP2)."""
     torch.multiprocessing.spawn(_distributed, (2, str(tmp_path), kind), nprocs=2)
-    values = torch.load(tmp_path / "out.pt", weights_only=True)
-    alone = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    assert values.keys() == alone.keys()
-    for name, value in values.items():
-        torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-6)
+    for index, config in enumerate(ON_PACKED):
+        model = block(torch.float64)
+        perturb(attach(model, config, TARGETS))
+        train(model)
+        values = torch.load(tmp_path / f"out{index}.pt", weights_only=True)
+        alone = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        assert values.keys() == alone.keys()
+        for name, value in values.items():
+            torch.testing.assert_close(
+                value, alone[name], rtol=1e-7, atol=1e-7, msg=lambda m, c=config, n=name: f"{config_id(c)} {n}: {m}"
+            )
 
 
 @pytest.mark.parametrize("config", ON_PACKED, ids=config_id)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from randlora import (
     AdaLoraConfig,
     AdapterConfig,
+    AutoLoraConfig,
     CheckpointError,
     DoraConfig,
     ExportError,
@@ -82,6 +83,7 @@ AS_LORA: list[tuple[AdapterConfig, int]] = [
     (PissaConfig(3), 6),
     (LoraXsConfig(5), 5),
     (AdaLoraConfig(3), 5),
+    (AutoLoraConfig(3, initial=1.5), 5),
     (NolaConfig(9, r=2), 2),
     (RandLoraAConfig(5, r=4), 4),
 ]

@@ -55,6 +55,7 @@ QKV, FC, PROJ = (2304, 768), (3072, 768), (768, 3072)
         ("svft", QKV, 9, 768 + 2 * (767 + 766 + 765 + 764)),
         ("svft", (4, 5), 100, 16),
         ("adalora", QKV, 32, 98_304 + 32),
+        ("autolora", QKV, 32, 98_304),
         ("hydralora", QKV, 8, 8 * (768 + 3 * 2304) + 3 * 768),
         ("hybrid", QKV, 12, 64 * (12 + 768) + 16 * (2304 + 768)),
     ],
@@ -88,8 +89,8 @@ def test_half_the_bases_have_half_the_rank() -> None:
 
 def test_every_entry_is_complete() -> None:
     assert sorted(METHODS) == [
-        "adalora", "dora", "hybrid", "hydralora", "lora", "lora-xs", "nola", "pissa", "randlora", "randlora-a",
-        "randlora-b", "randlora-svd", "svft", "vera",
+        "adalora", "autolora", "dora", "hybrid", "hydralora", "lora", "lora-xs", "nola", "pissa", "randlora",
+        "randlora-a", "randlora-b", "randlora-svd", "svft", "vera",
     ]  # fmt: skip
     assert {name for name, method in METHODS.items() if method.experimental} == {"hybrid", "randlora-svd"}
     for name, method in METHODS.items():
@@ -106,10 +107,10 @@ def test_public_names() -> None:
     """A change here is a change of the public API."""
     assert set(randlora.__all__) == {
         "METHODS", "AdaLoraConfig", "Adapted", "Adapter", "AdapterConfig", "AdapterError", "AdapterSet",
-        "CheckpointError", "ConfigError", "DoraConfig", "ExportError", "Hooks", "HybridConfig", "HydraLoraConfig",
-        "LoraConfig", "LoraXsConfig", "Method", "NolaConfig", "PissaConfig", "RandLoraAConfig", "RandLoraBConfig",
-        "RandLoraConfig", "RandLoraSvdConfig", "Request", "Schedule", "Shape", "SvftConfig", "TargetError",
-        "UnknownMethodError", "VeraConfig", "accumulating", "attach", "default_targets", "export_deltas",
+        "AutoLoraConfig", "CheckpointError", "ConfigError", "DoraConfig", "ExportError", "Hooks", "HybridConfig",
+        "HydraLoraConfig", "LoraConfig", "LoraXsConfig", "Method", "NolaConfig", "PissaConfig", "RandLoraAConfig",
+        "RandLoraBConfig", "RandLoraConfig", "RandLoraSvdConfig", "Request", "Schedule", "Shape", "SvftConfig",
+        "TargetError", "UnknownMethodError", "VeraConfig", "accumulating", "attach", "default_targets", "export_deltas",
         "export_merged", "export_peft", "get_method", "hooks_in", "load", "load_peft", "register",
         "resolve_targets", "save",
     }  # fmt: skip

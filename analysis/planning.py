@@ -1,0 +1,68 @@
+"""How many seeds would see a difference: to plan the next sweep, and so that silence isn't read as equality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.scaling import BASELINE, comparisons
+from analysis.stats import T_TEST, power, seeds_needed
+from analysis.store import Store
+
+Row = dict[str, Any]
+
+DIFFERENCES = (0.005, 0.01, 0.02, 0.05)
+"""True differences asked about, as fractions: half a point to five points."""
+
+SEEDS = pa.schema(
+    [
+        ("sweep", pa.string()),
+        ("model", pa.string()),
+        ("dataset", pa.string()),  # null: all data sets together
+        ("train_size", pa.string()),
+        ("method", pa.string()),
+        ("baseline", pa.string()),
+        ("reference", pa.string()),  # null: all matched budgets together
+        ("n", pa.int64()),  # seeds it has
+        ("sd", pa.float64()),  # of the paired differences
+        ("choice_sd", pa.float64()),  # what the choice of rates adds to their mean; null where not known
+        ("alpha", pa.float64()),  # level of one comparison, the family's 5 % shared out (Holm's first step)
+        ("difference", pa.float64()),  # the true difference asked about
+        ("power", pa.float64()),  # chance that the seeds it has find it
+        ("seeds_needed", pa.int64()),  # least seeds that find it 4 times in 5; null: not within 1000
+        ("seeds_needed_choice", pa.int64()),  # the same with the choice of rates, which more seeds do not lessen
+    ]
+)
+
+
+def seeds_table(store: Store, baseline: str = BASELINE, differences: Sequence[float] = DIFFERENCES) -> pa.Table:
+    """Power and seeds needed for each difference, of every comparison with a spread between seeds; columns `SEEDS`.
+
+    Args:
+        baseline: as of `scaling.comparisons`.
+        differences: fractions; 0.02 is two points.
+
+    Raises:
+        ValueError: a difference of zero or of one and more.
+    """
+    wrong = [d for d in differences if not 0.0 < abs(d) < 1.0]
+    if wrong:
+        raise ValueError(f"a difference of {wrong[0]:g} can't be asked about; it is a fraction between 0 and 1")
+    compared = comparisons(store, baseline).to_pylist()
+    alpha = 0.05 / max(1, sum(r["p"] is not None for r in compared))
+    rows = []
+    for r in compared:
+        if r["sd"] is None or r["test"] != T_TEST:
+            continue
+        shared: Row = {k: r[k] for k in SEEDS.names if k in r} | {"alpha": alpha}
+        for difference in differences:
+            added = r["choice_sd"]
+            with_choice = None if added is None else seeds_needed(r["sd"], difference, alpha, added=added)
+            rows.append(
+                shared
+                | {"difference": difference, "power": power(r["n"], r["sd"], difference, alpha)}
+                | {"seeds_needed": seeds_needed(r["sd"], difference, alpha), "seeds_needed_choice": with_choice}
+            )
+    return pa.Table.from_pylist(rows, schema=SEEDS)
