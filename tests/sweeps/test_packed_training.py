@@ -55,6 +55,7 @@ def check_equal(packed: Path, whole: Path, score: float, test: float) -> None:
     assert chosen[0] == chosen[1]
 
 
+@pytest.mark.slow
 def test_a_packed_sweep_trains_to_the_same_numbers(tmp_path: Path, pool: Pool) -> None:
     summary = run(planned(tmp_path / "r", 4), progress=False, pool=pool)
     assert (summary.finished, summary.failed) == (4 * 6 + 1, 0)
