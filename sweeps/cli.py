@@ -151,6 +151,7 @@ def estimate(
         show.print_json(answer.as_dict())
     else:
         show.print_estimate(answer)
+        show.print_packing(planned)
 
 
 cli_run.attach(app, _verb)

@@ -100,8 +100,6 @@ def print_header(plan: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
-    from sweeps.packing_words import packing_words
-
     rows = []
     for cell in plan.cells:
         residual = "" if cell.residual is None or not cell.budget else f"{cell.residual / cell.budget:+.2%}"
@@ -130,6 +128,13 @@ def print_plan(plan: Plan) -> None:
                 f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""),
                 highlight=False,
             )
+
+    print_packing(plan)
+
+
+def print_packing(plan: Plan) -> None:
+    """Which methods' trials share a worker, and why others do not; nothing where none were asked to."""
+    from sweeps.packing_words import packing_words
 
     for line in packing_words(plan):
         out.print(line, markup=False, highlight=False)

@@ -12,7 +12,9 @@ import pytest
 from sweeps.broker import Broker
 from sweeps.errors import SpecError
 from sweeps.leases import KILLED_FOR_MEMORY
+from sweeps.packing_words import packing_words
 from sweeps.packs import MOST, Packing, pack_size, unpackable
+from sweeps.plan import Plan
 from sweeps.share import Measured, gpu_share
 from sweeps.spec import ResourceSection, SweepSpec
 from sweeps.stages import Slot, SweepState
@@ -149,6 +151,29 @@ def test_what_a_sweep_file_may_not_ask(given: dict[str, Any], words: str) -> Non
         SweepSpec.parse(tree)
     assert ResourceSection(pack="auto", workers=2).pack == "auto"
     assert ResourceSection().pack == 1
+
+
+def test_a_plan_says_what_is_packed_and_why_not() -> None:
+    tree: dict[str, Any] = {
+        "name": "s",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
+        "data": {"datasets": ["embedded:fashion-mnist"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}, "zero-shot": {}},
+    }
+
+    def said(pack: int | str, **search: Any) -> list[str]:
+        spec = SweepSpec.parse(tree | {"resources": {"pack": pack}, "search": search})
+        return packing_words(Plan.from_spec(spec))
+
+    assert said(1) == []
+    assert said(4) == [
+        "packing   up to 4 trials of a cell share a worker: lora",
+        "          one by one: zero-shot, which adds no adapter to the base model",
+    ]
+    assert said("auto")[0].startswith("packing   auto: on CPUs none, on GPUs up to 8, as many as the memory holds")
+    assert "search.sampler = 'tpe'" in said(4, sampler="tpe")[-1]
+    assert "search.pruner = 'asha'" in said(4, pruner="asha")[-1]
 
 
 # -- at the broker
