@@ -1,23 +1,26 @@
 """Centred kernel alignment of activations (Kornblith et al. 2019), linear; plain, unbiased and over mini-batches.
 
-1 means equal representations up to rotation and scale. `layer_cka` compares every residual block of a fine-tuned model
-with full fine-tuning's, on the same images (Figure 4a of arXiv 2502.00987).
+1 means equal representations up to rotation and scale. `rows` compares the output of every repeated block of a
+fine-tuned model with full fine-tuning's, on the same examples (Figure 4a of arXiv 2502.00987). An example is one vector
+per block, the mean over its tokens: CKA is over examples, and tokens of one example are no independent ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from analysis.kept import Bench, Kept, bench, full_of, kept_trials, need_full, resumable, trained_state
+from analysis.bench import Bench, State
+from analysis.errors import StoreError
+from analysis.kept import Kept, full_of, kept_trials, need_full
 from analysis.store import Store
+from analysis.units import Row, Unit, sweep_facts
 
-Row = dict[str, Any]
+EXAMPLES, BATCH, LEAST = 256, 64, 4
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -69,76 +72,57 @@ def minibatch_cka(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     return float(sums[0]) / down
 
 
-@torch.no_grad()
-def activations(
-    model: nn.Module, state: Mapping[str, Tensor], modules: Mapping[str, nn.Module], images: Tensor
-) -> dict[str, Tensor]:
-    """Outputs of modules for a batch under other parameters: name -> (B, features), mean over tokens."""
-    found: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Any:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            tokens = value if value.shape[0] == images.shape[0] else value.transpose(0, 1)
-            found[name] = tokens.flatten(1) if tokens.ndim == 2 else tokens.mean(dim=1).flatten(1)
-
-        return keep
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    try:
-        functional_call(_Encoder(model), {f"model.{n}": t for n, t in state.items()}, (images,))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-class _Encoder(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        encode: Any = self.model.encode_image
-        features: Tensor = encode(images)
-        return features
-
-
-def compare(one: Bench, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mini-batch CKA per residual block between two sets of trained parameters."""
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in one.modules}
-    for images, _ in one.batches:
-        a = activations(one.loaded.module, mine, one.modules, images)
-        b = activations(one.loaded.module, theirs, one.modules, images)
-        for name, found in pairs.items():
-            found.append((a[name], b[name]))
-    return {name: minibatch_cka(batches) for name, batches in pairs.items()}
-
-
-def layer_cka(store: Store, images: int = 256) -> pa.Table:
-    """One row per kept trial and residual block: `cka` with full fine-tuning in the same place.
-
-    The base model without training is a row of method 'zero-shot'. Images come from the training pool, never from test.
+def plan(store: Store, *, examples: int = EXAMPLES) -> list[Unit]:
+    """A unit per kept trial, all its layers against full fine-tuning in the same place; and one of the base model.
 
     Raises:
         StoreError: nothing kept, or no full fine-tuning.
     """
     trials = kept_trials(store)
     need_full(trials)
-    benches: dict[tuple[Any, ...], Bench] = {}
-
-    def rows(kept: Kept) -> list[Row]:
+    facts, settings = sweep_facts(store), {"examples": examples}
+    units = []
+    for kept in trials:
         full = full_of(trials, kept)
-        if full is None:
-            return []
-        one = benches.setdefault(kept.place, bench(kept.row, images))
-        theirs = trained_state(one.loaded.module, full)
-        mine = {} if kept.full else trained_state(one.loaded.module, kept)
-        named = kept.named | ({"method": "zero-shot", "adapter_params": 0, "reference": None} if kept.full else {})
-        found = compare(one, mine, theirs)
-        return [named | {"layer": name, "depth": i, "cka": v} for i, (name, v) in enumerate(found.items())]
+        if full is not None:  # full itself stands for the base model
+            pair = (kept.brief,) if kept.row["trial_id"] == full.row["trial_id"] else (kept.brief, full.brief)
+            units.append(Unit("cka", pair, settings, facts))
+    return units
 
-    return resumable(store.path, "cka", trials, rows)
+
+def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+    """One row per layer: `cka` of a trial, or of the untouched base model, with full fine-tuning.
+
+    Args:
+        folder: the results.
+        warm: as of `Bench`.
+
+    Raises:
+        StoreError: a model without layers to compare, or too few examples.
+    """
+    full = Kept.of(unit.trials[-1], folder)
+    bench = Bench(unit.facts, unit.trials[-1], warm)
+    theirs = bench.state(full)
+    if len(unit.trials) == 1:
+        mine: State = {}
+        named: Row = {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}
+    else:
+        mine, named = bench.state(Kept.of(unit.trials[0], folder)), Kept.of(unit.trials[0], folder).named
+    examples = bench.examples(("train", "val"), unit.settings["examples"])
+    if len(examples) < LEAST:
+        raise StoreError(f"{unit.label}: {len(examples)} examples, and unbiased CKA needs at least {LEAST}")
+    size = len(examples) // max(1, len(examples) // BATCH)
+    batches = [b for b in torch.split(examples, size) if len(b) == size]
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in bench.blocks()}
+    for batch in batches:
+        a, b = bench.activations(mine, batch), bench.activations(theirs, batch)
+        for name, found in pairs.items():
+            found.append((a[name], b[name]))
+    about = unit.place | named | {"against": full.row["trial_id"], "examples": size * len(batches), "batch_size": size}
+    return [
+        about | {"layer": name, "depth": depth, "cka": minibatch_cka(found)}
+        for depth, (name, found) in enumerate(pairs.items())
+    ]
 
 
 def _same_rows(x: Tensor, y: Tensor) -> None:

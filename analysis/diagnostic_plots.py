@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from analysis import drawing
-from analysis.drawing import COLUMN_INCHES, INK, PAPER, STYLE, new_figure
+from analysis.drawing import COLUMN_INCHES, INK, MUTED, PAPER, STYLE, new_figure
 from analysis.methods import in_order, style
 
 Row = dict[str, Any]
+
+CORNERS = ("lora", "randlora", "full")
+PLACES = ((0.0, 0.0), (1.0, 0.0), (0.5, 1.0))
 
 
 def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Figure:
@@ -73,27 +77,30 @@ def draw_cka(table: pa.Table) -> Figure:
             dashes = "-" if look.marker else (0, (1.2, 1.6))
             axes.plot(sorted(depth), values, color=look.colour, marker=look.marker, linestyle=dashes, label=look.name)
         axes.set_xticks(sorted({r["depth"] for r in rows}))
-        axes.set_xlabel("residual block")
+        axes.set_xlabel("block")
         axes.set_ylabel("CKA with full fine-tuning")
         axes.legend(loc="lower left")
         return figure
 
 
+def planes(table: pa.Table) -> list[pa.Table]:
+    """The rows of each place, in order of first appearance."""
+    rows = table.to_pylist()
+    keys = [tuple(r[k] for k in ("sweep", "model", "dataset", "train_size")) for r in rows]
+    return [
+        table.take(pa.array([i for i, k in enumerate(keys) if k == place], pa.int64())) for place in dict.fromkeys(keys)
+    ]
+
+
 def draw_landscape(table: pa.Table) -> Figure:
-    """The loss over the plane as contours, the three models marked."""
-    rows = [r for r in table.to_pylist() if r["kind"] == "plane"]
-    first = next((r["sweep"], r["model"], r["dataset"], r["train_size"]) for r in rows)
-    rows = [r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == first]
-    xs, ys = sorted({r["x"] for r in rows}), sorted({r["y"] for r in rows})
-    level = {(r["x"], r["y"]): r["loss"] for r in rows}
-    z = np.array([[level[x, y] for x in xs] for y in ys])
+    """The training loss over the plane of one place as contours, the three models marked."""
+    xs, ys, shown = _heights(table)
     with mpl.rc_context(STYLE):
         figure = new_figure(COLUMN_INCHES, 3.0)
         axes = figure.add_axes((0.13, 0.14, 0.7, 0.8))
-        shown = np.log10(np.maximum(z, 1e-6))
         filled = axes.contourf(xs, ys, shown, levels=14, cmap="Greys")
         axes.contour(xs, ys, shown, levels=14, colors=INK, linewidths=0.3)
-        for method, (x, y) in zip(("lora", "randlora", "full"), ((0, 0), (1, 0), (0.5, 1)), strict=True):
+        for method, (x, y) in zip(CORNERS, PLACES, strict=True):
             look = style(method)
             axes.plot([x], [y], marker=look.marker or "*", color=look.colour, markeredgecolor=PAPER, markersize=8)
             axes.annotate(look.name, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=6.8, color=look.colour)
@@ -103,13 +110,71 @@ def draw_landscape(table: pa.Table) -> Figure:
         return figure
 
 
-def write(figure: Figure, folder: Path, stem: str, says: str) -> dict[str, Path]:
-    """Save a figure into `diagnostics/` with the sentence that the report prints under it."""
+def draw_surface(table: pa.Table) -> Figure:
+    """The training loss over the plane of one place as a surface, the three models and the edges on it."""
+    xs, ys, shown = _heights(table)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(COLUMN_INCHES, 3.2)
+        axes: Any = figure.add_axes((0.0, 0.04, 0.9, 0.94), projection="3d")
+        grid_x, grid_y = np.meshgrid(xs, ys)
+        axes.computed_zorder = False  # the models stand on the surface, not inside it
+        axes.plot_surface(
+            grid_x, grid_y, shown, cmap="Greys", rstride=1, cstride=1, edgecolor=INK, linewidth=0.2, zorder=1
+        )
+        edges = [
+            r for r in table.to_pylist() if r["kind"] == "edge" and r["split"] == "train" and r["loss"] is not None
+        ]
+        for pair in sorted({(r["a"], r["b"]) for r in edges}):
+            line = sorted((r for r in edges if (r["a"], r["b"]) == pair), key=lambda r: r["t"])
+            heights = _log([r["loss"] for r in line])
+            axes.plot([r["x"] for r in line], [r["y"] for r in line], heights, color=MUTED, linewidth=0.9, zorder=2)
+        for corner, (method, (x, y)) in enumerate(zip(CORNERS, PLACES, strict=True)):
+            at = next((r for r in edges if corner in (r["a"], r["b"]) and (r["x"], r["y"]) == (x, y)), None)
+            if at is not None:
+                look, height = style(method), float(_log([at["loss"]])[0])
+                axes.plot(
+                    [x], [y], [height], look.marker or "*", color=look.colour, markeredgecolor=PAPER,
+                    markersize=8, zorder=3, label=look.name,
+                )  # fmt: skip
+        axes.view_init(elev=32, azim=-60)
+        axes.tick_params(labelsize=6, pad=-2)
+        axes.set_xticks([0, 0.5, 1])
+        axes.set_yticks([0, 0.5, 1])
+        axes.set_zlabel("log10 loss", labelpad=-4)
+        if edges:
+            axes.legend(loc="upper left", fontsize=6.8)
+        return figure
+
+
+def _heights(table: pa.Table) -> tuple[list[float], list[float], Any]:
+    """Ticks of both axes and log10 of the training loss (y, x); gaps where it was not finite."""
+    rows = [r for r in table.to_pylist() if r["kind"] == "plane" and r["split"] == "train"]
+    xs, ys = sorted({r["x"] for r in rows}), sorted({r["y"] for r in rows})
+    level = {(r["x"], r["y"]): r["loss"] for r in rows}
+    found = np.array([[level[x, y] for x in xs] for y in ys], dtype=float)  # None becomes NaN
+    return xs, ys, np.ma.masked_invalid(_log(found))
+
+
+def _log(losses: Any) -> Any:
+    return np.log10(np.maximum(np.asarray(losses, dtype=float), 1e-6))
+
+
+def write(figures: Sequence[tuple[str, Figure, str]], folder: Path, kind: str) -> dict[str, Path]:
+    """Save figures (stem, figure, sentence) into `diagnostics/` with what the report prints under each.
+
+    What an earlier run of the kind left there is taken away: it may have had more.
+    """
     place = folder / "diagnostics"
-    paths = drawing.save(figure, place, stem)
-    text = place / f"{stem}.txt"
-    text.write_text(says + "\n", encoding="utf-8")
-    return {**paths, text.name: text}
+    for old in place.glob(f"{kind}*"):
+        if old.suffix in (".png", ".svg", ".pdf", ".txt"):
+            old.unlink()
+    paths: dict[str, Path] = {}
+    for stem, figure, says in figures:
+        paths |= drawing.save(figure, place, stem)
+        text = place / f"{stem}.txt"
+        text.write_text(says + "\n", encoding="utf-8")
+        paths[text.name] = text
+    return paths
 
 
 def _scaled(values: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -14,6 +14,9 @@ from analysis.store import Store
 
 Row = dict[str, Any]
 
+SIZES = ("data_sizes", "size_crossings", "size_needed", "size_areas", "size_fits")
+"""Names of the tables of `sizes`."""
+
 AGAINST = Column("against", lambda r: style(r["baseline"]).name)
 
 

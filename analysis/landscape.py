@@ -1,28 +1,30 @@
 """The loss on the plane through three trained models, and the barriers between them (Figure 4b of arXiv 2502.00987).
 
 The models sit at (0, 0), (1, 0) and (0.5, 1); a point's parameters are their barycentric combination, so the corners
-are the models themselves. Losses are of images of the training pool.
+are the models themselves. That includes the task's head where there is one: it is trained with each. Losses are the
+task's own, of its training rows and of its validation rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from analysis.kept import Bench, Kept, bench, full_of, kept_trials, need_full, resumable, trained_state
+from analysis.bench import Bench, State
+from analysis.errors import StoreError
+from analysis.kept import Kept, kept_trials, need_full
 from analysis.store import Store
-from trainables.evaluate import Classifier
-
-Row = dict[str, Any]
-State = Mapping[str, Tensor]
+from analysis.units import Row, Unit, sweep_facts
+from trainables.task import Split
 
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.5, 1.0))
+EXAMPLES, POINTS, MARGIN = 128, 9, 0.5
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 def barycentric(x: float, y: float) -> tuple[float, float, float]:
@@ -33,27 +35,11 @@ def barycentric(x: float, y: float) -> tuple[float, float, float]:
 def mixed(states: Sequence[State], base: State, weights: Sequence[float]) -> dict[str, Tensor]:
     """The weighted sum of states; a parameter that a state lacks is the base's there."""
     names = sorted({name for state in states for name in state})
-    return {
-        n: sum((w * s.get(n, base[n]) for w, s in zip(weights, states, strict=True)), torch.zeros(())) for n in names
-    }
-
-
-class _Loss(nn.Module):
-    def __init__(self, model: nn.Module, task: Classifier) -> None:
-        super().__init__()
-        self.model, self._task = model, task
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self._task.loss_sum(images, labels)
-
-
-@torch.no_grad()
-def loss_at(one: Bench, state: State) -> float:
-    """Mean loss over the bench's images under other parameters; the model itself is not written to."""
-    module = _Loss(one.loaded.module, one.task)
-    named = {f"model.{n}": t for n, t in state.items()}
-    total = sum(float(functional_call(module, named, batch)) for batch in one.batches)
-    return total / sum(len(labels) for _, labels in one.batches)
+    mixture = {}
+    for n in names:
+        first, *rest = (w * s.get(n, base[n]) for w, s in zip(weights, states, strict=True))
+        mixture[n] = sum(rest, first)
+    return mixture
 
 
 def barrier(losses: Sequence[float]) -> float:
@@ -63,61 +49,77 @@ def barrier(losses: Sequence[float]) -> float:
     return max(0.0, *(found - wanted for found, wanted in zip(losses, line, strict=True)))
 
 
-def plane(
-    one: Bench, states: Sequence[State], *, points: int = 9, segment: int = 9, margin: float = 0.5
-) -> tuple[list[Row], list[Row]]:
-    """Losses on a grid from -margin to 1 + margin in x and y, and on the three edges of the triangle.
+def plan(store: Store, *, examples: int = EXAMPLES, points: int = POINTS) -> list[Unit]:
+    """Units of every place: a row of the grid each, and an edge of the triangle each.
 
-    Returns:
-        Rows (x, y, loss), and rows (a, b, t, loss, barrier) with a and b the corners' numbers.
-    """
-    base = {n: p.detach() for n, p in one.loaded.module.named_parameters()}
-    ticks = [-margin + (1 + 2 * margin) * i / (points - 1) for i in range(points)]
-    grid = [
-        {"x": x, "y": y, "loss": loss_at(one, mixed(states, base, barycentric(x, y)))} for y in ticks for x in ticks
-    ]
-    edges: list[Row] = []
-    for a, b in combinations(range(3), 2):
-        steps = [i / (segment - 1) for i in range(segment)]
-        weights = [[(1 - t) if k == a else t if k == b else 0.0 for k in range(3)] for t in steps]
-        losses = [loss_at(one, mixed(states, base, w)) for w in weights]
-        height = barrier(losses)
-        edges += [{"a": a, "b": b, "t": t, "loss": v, "barrier": height} for t, v in zip(steps, losses, strict=True)]
-    return grid, edges
-
-
-def landscape(store: Store, images: int = 128, points: int = 9) -> pa.Table:
-    """The plane of every place: LoRA at (0, 0), RandLoRA at (1, 0), full fine-tuning at (0.5, 1).
-
-    LoRA and RandLoRA are those of the largest budget that both have. One row per grid point (`kind` 'plane') and per
-    point of an edge (`kind` 'edge', corners `a` and `b`, position `t`, and the edge's `barrier`).
+    LoRA is at (0, 0), RandLoRA at (1, 0), full fine-tuning at (0.5, 1); the first two of the largest budget that both
+    keep.
 
     Raises:
         StoreError: nothing kept, no full fine-tuning, or no budget at which LoRA and RandLoRA are both kept.
     """
     trials = kept_trials(store)
     need_full(trials)
+    facts, units = sweep_facts(store), []
+    for full in (k for k in trials if k.row["method"] == "full"):
+        corners = _corners(trials, full)
+        if corners is not None:
+            parts: list[Row] = [{"line": i} for i in range(points)]
+            parts += [{"edge": list(edge)} for edge in combinations(range(3), 2)]
+            settings = {"examples": examples, "points": points, "margin": MARGIN}
+            units += [Unit("landscape", tuple(k.brief for k in corners), settings | part, facts) for part in parts]
+    if not units:
+        there = ", ".join(sorted({f"{k.row['method']} {k.row['reference'] or ''}".strip() for k in trials}))
+        raise StoreError(
+            "the loss plane goes through LoRA, RandLoRA and full fine-tuning, and there is no budget at which the two "
+            f"former are both kept; kept: {there}"
+        )
+    return units
 
-    def rows(kept: Kept) -> list[Row]:
-        trio = _trio(trials, kept)
-        if trio is None:
-            return []
-        one = bench(kept.row, images)
-        states = [trained_state(one.loaded.module, k) for k in trio]
-        grid, edges = plane(one, states, points=points)
-        empty = dict.fromkeys(("x", "y", "a", "b", "t", "barrier"))
-        named = {k: kept.named[k] for k in ("sweep", "model", "dataset", "train_size")}
-        named |= {"reference": trio[0].row["reference"]}
-        planes = [named | empty | {"kind": "plane"} | r for r in grid]
-        return planes + [named | empty | {"kind": "edge"} | r for r in edges]
 
-    return resumable(store.path, "landscape", [k for k in trials if k.row["method"] == "full"], rows)
+def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+    """Losses along one row of the grid, from -margin to 1 + margin, or along one edge; on training and validation rows.
+
+    Args:
+        folder: the results.
+        warm: as of `Bench`.
+    """
+    bench = Bench(unit.facts, unit.trials[-1], warm)
+    states = [bench.state(Kept.of(t, folder)) for t in unit.trials]
+    base, settings = bench.base(), unit.settings
+    points: int = settings["points"]
+    edge: list[int] | None = settings.get("edge")
+    if edge is None:
+        ticks = grid(points, settings["margin"])
+        where = [(x, ticks[settings["line"]]) for x in ticks]
+    else:
+        (ax, ay), (bx, by) = (CORNERS[i] for i in edge)
+        shares = [i / (points - 1) for i in range(points)]
+        where = [(ax + (bx - ax) * t, ay + (by - ay) * t) for t in shares]
+    about = unit.place | {"reference": unit.trials[0]["reference"], "points": points}
+    about |= {f"corner_{i}": t["trial_id"] for i, t in enumerate(unit.trials)}
+    about |= {"kind": "plane"} if edge is None else {"kind": "edge", "a": edge[0], "b": edge[1]}
+    found: list[Row] = []
+    for which in SPLITS:
+        examples = bench.examples((which,), settings["examples"])
+        if len(examples):
+            losses = [bench.loss(mixed(states, base, barycentric(x, y)), examples) for x, y in where]
+            height = None if edge is None or not all(map(math.isfinite, losses)) else barrier(losses)
+            for i, ((x, y), value) in enumerate(zip(where, losses, strict=True)):
+                one: Row = {"split": which, "x": x, "y": y, "loss": value, "barrier": height, "examples": len(examples)}
+                found.append(about | one | ({} if edge is None else {"t": i / (points - 1)}))
+    return found
 
 
-def _trio(trials: Sequence[Kept], full: Kept) -> tuple[Kept, Kept, Kept] | None:
+def grid(points: int, margin: float) -> list[float]:
+    """Evenly spaced ticks of either axis."""
+    return [-margin + (1 + 2 * margin) * i / (points - 1) for i in range(points)]
+
+
+def _corners(trials: Sequence[Kept], full: Kept) -> tuple[Kept, Kept, Kept] | None:
     mine = {(k.row["method"], k.row["reference"]): k for k in trials if k.place == full.place and not k.full}
     both = [r for m, r in mine if m == "lora" and ("randlora", r) in mine]
-    if not both or full_of(trials, full) is None:
+    if not both:
         return None
     best = max(both, key=lambda r: mine["lora", r].row["budget"] or 0)
     return mine["lora", best], mine["randlora", best], full

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from analysis import diagnostic_schemas
 from analysis.errors import StoreError, nearest
 
 SCHEMA_VERSION = 1
@@ -172,6 +173,7 @@ DOCS: dict[str, str] = {
     "predictions": "One row per CONFIRM trial: which test examples it got right.",
     "cells": "One row per cell of the plan: the budget solver's answers, infeasible ones included.",
     "choices": "One row per choice of a learning rate. A cell has a second one when its allowance was extended.",
+    **diagnostic_schemas.DOCS,
 }
 
 KEYS: dict[str, tuple[str, ...]] = {
@@ -180,6 +182,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "predictions": ("sweep", "trial_id"),
     "cells": ("sweep", "cell_id"),
     "choices": ("sweep", "cell_id", "chosen_at", "n_trials"),
+    **diagnostic_schemas.KEYS,
 }
 """Columns that identify a row. Of two rows with one key the later written counts."""
 
@@ -197,6 +200,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("predictions", _PREDICTIONS),
         ("cells", _CELLS),
         ("choices", _CHOICES),
+        *diagnostic_schemas.COLUMNS.items(),
     )
 }
 

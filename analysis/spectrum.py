@@ -7,22 +7,24 @@ by rank r (the truncated SVD, equation 8 of arXiv 2502.00987) and by RandLoRA's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 import randlora
-from analysis.kept import Kept, deltas, full_of, kept_trials, resumable
+from analysis.kept import Kept, deltas, full_of, kept_trials, target_names
 from analysis.store import Store
-from trainables.models import load_model
-
-Row = dict[str, Any]
+from analysis.units import Row, Unit
+from trainables.warm import Warm
 
 OVERLAP_RANK = 8
 """Leading singular directions that `overlap` compares."""
+WEIGHTS = 4
+"""Target weights whose approximation is looked at, evenly spaced through the model: a fit takes minutes where they are
+large."""
 TINY = 1e-12
 CHUNK = 2**24
 """Numbers held at once while solving for gamma."""
@@ -140,80 +142,88 @@ def _solve(left: Tensor, right: Tensor) -> Tensor:
     return found
 
 
-def spectrum(store: Store) -> pa.Table:
-    """One row per kept trial and target weight; columns as `trial_rows` names them."""
-    trials = kept_trials(store)
-    modules: dict[str, nn.Module] = {}
+def plan(store: Store) -> list[Unit]:
+    """A unit per kept trial for its spectrum, and one per weight of `approximation` for each full fine-tuning.
 
-    def rows(kept: Kept) -> list[Row]:
-        module = modules.setdefault(kept.row["model"], load_model(kept.row["model"]).module)
-        full = full_of(trials, kept)
-        targets = sorted({n for k in trials if not k.full and k.place == kept.place for n in deltas(module, k)})
-        theirs = None if full is None else deltas(module, full, targets or None)
-        return trial_rows(kept, deltas(module, kept, targets or None), theirs, targets or None)
-
-    return resumable(store.path, "spectrum", trials, rows)
-
-
-def trial_rows(
-    kept: Kept, mine: dict[str, Tensor], full: dict[str, Tensor] | None, only: Sequence[str] | None
-) -> list[Row]:
-    """Rows of one trial: per weight its size, norms, ranks, overlap with full fine-tuning, and singular values."""
-    rows = []
-    for name in only or mine:
-        if name not in mine:
-            continue
-        delta = mine[name]
-        shape = (delta.shape[0], delta.shape[1])
-        s = torch.linalg.svdvals(delta)
-        rows.append(
-            kept.named
-            | {"weight": name, "out": shape[0], "in": shape[1]}
-            | {"frobenius": float(delta.norm()), "spectral": float(s.max())}
-            | {"stable_rank": stable_rank(s), "effective_rank": effective_rank(s)}
-            | {"rank": numerical_rank(s, shape), "overlap_k": OVERLAP_RANK}
-            | {"overlap": None if full is None or kept.full else subspace_overlap(delta, full[name])}
-            | {"singular_values": [float(v) for v in s]}
-        )
-    return rows
-
-
-def approximation(store: Store, ranks: Sequence[int] = (), weights: int = 4) -> pa.Table:
-    """How well LoRA and RandLoRA can approximate full fine-tuning's update at equal parameters.
-
-    Args:
-        ranks: LoRA ranks whose counts are compared; default powers of two that RandLoRA reaches too (m (m + 1)).
-        weights: target weights looked at, evenly spaced through the model.
-
-    Returns:
-        One row per place, weight, method and LoRA rank: method, parameters, error (relative, Frobenius). LoRA's is the
-        exact optimum, RandLoRA's a fit, so an upper bound; its rank is the one nearest to LoRA's count.
+    Raises:
+        StoreError: nothing kept.
     """
     trials = kept_trials(store)
+    units = []
+    for kept in trials:
+        full, targets = full_of(trials, kept), target_names(trials, kept)
+        same = full is None or full.row["trial_id"] == kept.row["trial_id"]
+        pair = (kept.brief,) if same or full is None else (kept.brief, full.brief)
+        units.append(Unit("spectrum", pair, {"weights": targets}, {}))
+        if kept.full and targets:
+            step = max(1, len(targets) // WEIGHTS)
+            looked_at = targets[::step][:WEIGHTS]
+            units += [Unit("approximation", (kept.brief,), {"weight": name}, {}) for name in looked_at]
+    return units
 
-    def rows(kept: Kept) -> list[Row]:
-        module = load_model(kept.row["model"]).module
-        targets = sorted({n for k in trials if not k.full and k.place == kept.place for n in deltas(module, k)})
-        update = deltas(module, kept, targets or None)
-        names = targets or sorted(update)
-        step = max(1, len(names) // weights)
-        return [row for name in names[::step][:weights] for row in approximations(kept, name, update[name], ranks)]
 
-    return resumable(store.path, "approximation", [k for k in trials if k.full], rows)
+def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+    """Rows of one unit of `plan`; see `spectrum_rows` and `approximations`.
+
+    Args:
+        folder: the results.
+        warm: keeps the base model from unit to unit.
+    """
+    module = Warm(warm, torch.device("cpu")).model(unit.trials[0]["model"]).module
+    kept = Kept.of(unit.trials[0], folder)
+    if unit.table == "approximation":
+        name = unit.settings["weight"]
+        about = unit.place | {"trial_id": kept.row["trial_id"]}
+        return [about | row for row in approximations(name, deltas(module, kept, [name])[name])]
+    targets = unit.settings["weights"] or None
+    full = deltas(module, Kept.of(unit.trials[1], folder), targets) if len(unit.trials) > 1 else None
+    return [unit.place | kept.named | row for row in spectrum_rows(deltas(module, kept, targets), full)]
 
 
-def approximations(kept: Kept, name: str, update: Tensor, ranks: Sequence[int] = ()) -> list[Row]:
-    """Rows of one weight's update; see `approximation`."""
+def spectrum_rows(mine: Mapping[str, Tensor], full: Mapping[str, Tensor] | None) -> list[Row]:
+    """Per weight of one trial its size, norms, ranks, overlap with full fine-tuning's update, and singular values."""
+    found = []
+    for name, delta in mine.items():
+        shape = (delta.shape[0], delta.shape[1])
+        s = torch.linalg.svdvals(delta)
+        other = None if full is None else full.get(name)
+        found.append(
+            {
+                "weight": name,
+                "out_features": shape[0],
+                "in_features": shape[1],
+                "frobenius": float(delta.norm()),
+                "spectral": float(s.max()),
+                "stable_rank": stable_rank(s),
+                "effective_rank": effective_rank(s),
+                "rank": numerical_rank(s, shape),
+                "overlap_k": OVERLAP_RANK,
+                "overlap": None if other is None else subspace_overlap(delta, other),
+                "singular_values": [float(v) for v in s],
+            }
+        )
+    return found
+
+
+def approximations(name: str, update: Tensor, ranks: Sequence[int] = ()) -> list[Row]:
+    """How well LoRA's and RandLoRA's forms can hold one weight's update at equal parameters.
+
+    LoRA's error is the exact optimum, RandLoRA's a fit, so an upper bound; its rank is the one nearest to LoRA's count.
+
+    Args:
+        update: (out, in).
+        ranks: LoRA ranks whose counts are compared; default powers of two that RandLoRA reaches too (m (m + 1)).
+    """
     out, in_ = update.shape
     m = min(out, in_)
     errors = lora_errors(torch.linalg.svdvals(update))
-    rows: list[Row] = []
+    found: list[Row] = []
     for rank in ranks or [2**i for i in range(12) if 2**i * (out + in_) <= m * (m + 1)]:
         lora_count = rank * (out + in_)
         # RandLoRA's count n (r + m), n = ceil(m / r), falls with r on the whole: take the nearest
         r = min(range(1, m + 1), key=lambda q: abs(-(-m // q) * (q + m) - lora_count))
         count, error = randlora_error(update, r)
-        fixed = kept.named | {"weight": name, "out": out, "in": in_, "lora_rank": rank}
-        rows.append(fixed | {"form": "lora", "capacity": rank, "parameters": lora_count, "error": errors[rank]})
-        rows.append(fixed | {"form": "randlora", "capacity": r, "parameters": count, "error": error})
-    return rows
+        fixed: Row = {"weight": name, "out_features": out, "in_features": in_, "lora_rank": rank}
+        found.append(fixed | {"form": "lora", "capacity": rank, "parameters": lora_count, "error": errors[rank]})
+        found.append(fixed | {"form": "randlora", "capacity": r, "parameters": count, "error": error})
+    return found

@@ -89,6 +89,8 @@ def _value(table: str, field: pa.Field, value: Any) -> Any:
             if not isinstance(value, bool):
                 raise TypeError("not a boolean")
             return value
+        if pa.types.is_list(kind):
+            return [_value(table, field.with_type(kind.value_type), each) for each in value]
         number = float(value)
         if not math.isfinite(number):
             return None
@@ -228,6 +230,8 @@ def schema_markdown() -> str:
 
 def _type_name(kind: pa.DataType) -> str:
     names = {"string": "text", "int64": "integer", "double": "real", "bool": "boolean", "binary": "bytes"}
+    if pa.types.is_list(kind):
+        return f"list of {_type_name(kind.value_type)}s"
     return names.get(str(kind), "timestamp, UTC" if pa.types.is_timestamp(kind) else str(kind))
 
 

@@ -69,13 +69,24 @@ def attach(
         kind: Annotated[str, typer.Argument(help="spectrum, cka or landscape.")],
         source: Source,
         overrides: Set = None,
+        address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: one of its own.")] = None,
+        cpus: Annotated[float, typer.Option(help="CPUs of a task.", min=0)] = 1,
+        examples: Annotated[int | None, typer.Option(help="cka, landscape: examples at most.")] = None,
+        points: Annotated[int | None, typer.Option(help="landscape: points of a row and of an edge.")] = None,
+        force: Annotated[bool, typer.Option("--force", help="Compute again what is there.")] = False,
         as_json: Json = False,
     ) -> None:
-        """Diagnostics of kept weights; needs [keep] adapters = "confirm" and full = true. `report` shows them."""
+        """Diagnostics of kept weights, as Ray tasks; needs [keep] adapters = "confirm" and full = true.
+
+        Stopped, the same command goes on. The results are tables (`sweeps query`) and figures (`sweeps report`).
+        """
         from analysis import open_store
         from analysis.diagnostics import analyze as run_diagnostic
+        from sweeps.diagnose import ray_tasks
 
-        table, paths, says = run_diagnostic(open_store(folder_of(source, overrides)), kind)
+        execute = ray_tasks(address, cpus=cpus, progress=not as_json)
+        store = open_store(folder_of(source, overrides))
+        table, paths, says = run_diagnostic(store, kind, execute=execute, force=force, examples=examples, points=points)
         if as_json:
             show.print_json({"says": says, "rows": table.num_rows, "paths": {k: str(v) for k, v in paths.items()}})
             return

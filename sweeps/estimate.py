@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis.store import open_store
-from sweeps.cluster import local_node
 from sweeps.inputs import split_sizes
 from sweeps.kept import keep_bytes
 from sweeps.limits import accelerators
 from sweeps.packs import pack_size, unpackable
 from sweeps.plan import Cell, Plan
 from sweeps.resources import plan_lanes
+from sweeps.session import local_node
 from sweeps.share import Measured
 from sweeps.spec import LimitsSection
 from trainables.config import TrainSettings, TrialConfig

@@ -7,8 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.sweeps.own_ray import OwnRay
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the user's
@@ -24,3 +27,14 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 
     with Pool(FakeResources(concurrent=2), tmp_path_factory.mktemp("ray")) as started:
         yield started
+
+
+@pytest.fixture
+def own_ray() -> Iterator[OwnRay]:
+    """A place for another Ray session beside `pool`'s; whatever runs there ends with the test."""
+    ray = OwnRay(Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")))
+    try:
+        yield ray
+    finally:
+        ray.end()
+        shutil.rmtree(ray.folder, ignore_errors=True)

@@ -31,7 +31,7 @@ from trainables.language import LanguageModel
 from trainables.lm_rows import answer_in, choices_of, gathered, limited, mean_of_groups, positions, summed
 from trainables.recompute import recomputing
 from trainables.scoring import Question, choice_scores
-from trainables.task import Parts, Scores, Which
+from trainables.task import Parts, Scores, Split, Which
 from trainables.text_metrics import check_installed, score_texts
 
 LOG_LIKELIHOOD, GENERATION = "log-likelihood", "generation"
@@ -72,6 +72,9 @@ class CausalLMTask:
 
     def batches(self, epoch: int) -> list[Tensor]:
         return bucketed_batches(self._rows.train_idx, lambda row: len(self._train[row]), self._trial, epoch)
+
+    def rows(self, which: Split) -> Tensor:
+        return self._rows.train_idx if which == "train" else self._rows.val_idx
 
     def weight(self, batch: Tensor) -> float:
         return float(sum(self._targets(row) for row in batch.tolist()))

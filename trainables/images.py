@@ -14,7 +14,7 @@ from trainables.data.pixels import Pixels, Recipe
 from trainables.errors import TrialError
 from trainables.evaluate import Classifier, accuracy, correctness
 from trainables.models import LoadedModel, Preprocess
-from trainables.task import Parts, Scores, Which
+from trainables.task import Parts, Scores, Split, Which
 
 
 class ImageTask:
@@ -68,6 +68,9 @@ class ImageTask:
         s, rows = self._trial.train, self._train_rows
         size, least, again = s.global_batch_size, s.min_batches_per_epoch, s.sampling == "replacement"
         return epoch_batches(rows, size, least, self._trial.data_seed, epoch, replacement=again)
+
+    def rows(self, which: Split) -> Tensor:
+        return self._train_rows if which == "train" else self._val_rows
 
     def weight(self, batch: Tensor) -> float:
         return len(batch)

@@ -19,6 +19,7 @@ from trainables.runtime import Autocast
 from trainables.warm import Warm
 
 Which = Literal["val", "test"]
+Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,6 +102,10 @@ class Task(Protocol):
 
     def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor | None:
         """Augmentation of the rows of a whole batch (b, ...), drawn on the CPU alike on every worker; None for none."""
+        ...
+
+    def rows(self, which: Split) -> Tensor:
+        """The trial's training or validation rows (n,): numbers that `weight` and `loss_sum` take."""
         ...
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:

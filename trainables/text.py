@@ -23,7 +23,7 @@ from trainables.label_metrics import LABEL_METRICS, NUMBER_METRICS, label_scores
 from trainables.lm_rows import limited, summed
 from trainables.recompute import recomputing
 from trainables.sentences import SentenceEncoder, SentenceReader, SentenceRows
-from trainables.task import Parts, Scores, Which
+from trainables.task import Parts, Scores, Split, Which
 
 EVAL_TOKENS = 32768
 """Padded tokens of one forward pass in evaluation."""
@@ -62,6 +62,9 @@ class TextTask:
 
     def batches(self, epoch: int) -> list[Tensor]:
         return bucketed_batches(self._rows.train_idx, lambda row: len(self._train[row]), self._trial, epoch)
+
+    def rows(self, which: Split) -> Tensor:
+        return self._rows.train_idx if which == "train" else self._rows.val_idx
 
     def weight(self, batch: Tensor) -> float:
         return float(len(batch))

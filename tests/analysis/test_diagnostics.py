@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -14,9 +12,7 @@ from typer.testing import CliRunner
 from analysis import StoreError, open_store
 from analysis.cka import linear_cka, minibatch_cka, unbiased_cka, unbiased_hsic
 from analysis.diagnostics import analyze
-from analysis.kept import kept_trials
 from analysis.landscape import CORNERS, barrier, barycentric, mixed
-from analysis.report import render
 from analysis.spectrum import (
     effective_rank,
     lora_errors,
@@ -28,7 +24,6 @@ from analysis.spectrum import (
 from randlora import RandLoraConfig
 from sweeps.cli import app
 from sweeps.ledger import Ledger
-from tests.analysis.tiny import tiny_results
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -189,54 +184,3 @@ def test_without_kept_weights_the_verbs_say_what_to_set(folder: Any) -> None:
         analyze(open_store(folder), "spectrum")
     done = CliRunner().invoke(app, ["analyze", "spectre", str(folder)])
     assert done.exit_code == 2 and "spectrum" in done.output + (done.stderr or "")
-
-
-# -- on trained weights
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return tiny_results(tmp_path_factory.mktemp("tiny") / "tiny")
-
-
-@pytest.mark.slow
-def test_spectrum_of_trained_weights(tiny: Any) -> None:
-    store = open_store(tiny)
-    assert {k.row["method"] for k in kept_trials(store)} == {"lora", "randlora", "full"}
-
-    table, paths, says = analyze(store, "spectrum")
-    rows = table.to_pylist()
-    assert "Effective rank" in says and "RandLoRA" in says and "spectrum.png" in paths
-    fits = pq.read_table(next((tiny / "diagnostics" / "approximation").glob("*.parquet"))).to_pylist()
-    assert {r["form"] for r in fits} == {"lora", "randlora"} and all(0 <= r["error"] <= 1 for r in fits)
-    lora = [r for r in rows if r["method"] == "lora"]
-    assert all(r["rank"] <= 2 for r in lora)  # LoRA's rank bounds its update's
-    assert all(r["rank"] > 16 for r in rows if r["method"] == "randlora")
-    assert {r["weight"] for r in rows if r["method"] == "full"} == {r["weight"] for r in lora}
-    assert all(r["overlap"] is None or 0 <= r["overlap"] <= 1 + 1e-9 for r in rows)
-
-
-def test_cka_and_landscape_of_trained_weights(tiny: Any) -> None:
-    store = open_store(tiny)
-    table, _, says = analyze(store, "cka")
-    rows = table.to_pylist()
-    assert {r["method"] for r in rows} == {"lora", "randlora", "zero-shot"}
-    assert len({r["layer"] for r in rows}) == 3
-    assert all(r["cka"] <= 1 + 1e-6 for r in rows) and "last residual block" in says
-
-    table, _, says = analyze(store, "landscape")
-    plane = [r for r in table.to_pylist() if r["kind"] == "plane"]
-    edges = [r for r in table.to_pylist() if r["kind"] == "edge"]
-    assert len(plane) == 81 and len({(r["a"], r["b"]) for r in edges}) == 3
-    assert all(r["barrier"] >= 0 and math.isfinite(r["loss"]) for r in edges) and "barrier" in says
-    at = {(r["a"], r["t"]): r["loss"] for r in edges if (r["a"], r["b"]) == (0, 1)}
-    corner = {(r["x"], r["y"]): r["loss"] for r in plane}
-    assert corner[0.0, 0.0] == pytest.approx(at[0, 0.0], rel=1e-4)
-    assert corner[1.0, 0.0] == pytest.approx(at[0, 1.0], rel=1e-4)
-
-    page = render(store)
-    assert "Diagnostics of the trained updates" in page
-
-    before = {p: p.stat().st_mtime_ns for p in (tiny / "diagnostics").rglob("*.parquet")}
-    analyze(store, "cka")  # nothing is computed twice
-    assert before == {p: p.stat().st_mtime_ns for p in (tiny / "diagnostics").rglob("*.parquet")}

@@ -77,7 +77,7 @@ def test_reading_statements_work(store: Store, statement: str) -> None:
         ("select test_scor from trials", "nearest: test_score"),
         ("select t.test_scor from trials t", "nearest: test_score"),
         ("select * from trails", "nearest: trials"),
-        ("select * from trails", "Tables and views: best, cells"),
+        ("select * from trails", "Tables and views: approximation, best, cells"),
         ("select wibble from choices", "choices has sweep, cell_id, lr"),
         ("selec 1", "syntax error"),
     ],

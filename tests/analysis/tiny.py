@@ -16,10 +16,10 @@ from trainables.worker import run_trial
 RATES = {"lora": 1e-2, "randlora": 1e-2, "full": 1e-4}
 
 
-def tiny_results(folder: Path, seeds: int = 1) -> Path:
-    """LoRA, RandLoRA (count of LoRA rank 2) and full fine-tuning, 2-shot, one epoch; all weights kept.
+def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
+    """LoRA, RandLoRA (count of LoRA rank 2) and full fine-tuning, 2-shot, two epochs; all weights kept.
 
-    Rates are fixed, as if chosen; nothing is tuned.
+    Rates are fixed, as if chosen; nothing is tuned. `sections` replace those of the sweep file.
     """
     spec = SweepSpec.parse(
         {
@@ -34,6 +34,7 @@ def tiny_results(folder: Path, seeds: int = 1) -> Path:
             "train": {"epochs": 2, "global_batch_size": 20, "min_batches_per_epoch": 4},
             "keep": {"adapters": "confirm", "full": True},
         }
+        | sections
     )
     cells = Plan.from_spec(spec).feasible
     warm: dict[str, Any] = {}

@@ -1,0 +1,35 @@
+"""Ray sessions beside the tests' own one: their files in a folder of their own, and no process left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import psutil
+
+
+class OwnRay:
+    """A folder for Ray's files, with a path short enough for Unix sockets, and what runs with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+        self.environment |= {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that was started with this environment, by whomever."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RAY_TMPDIR") == str(self.folder):
+                    found.append(process)
+        return found
+
+    def end(self) -> None:
+        """Kill what is left, until nothing is."""
+        while left := [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]:
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(left, timeout=5)
