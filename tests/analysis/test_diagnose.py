@@ -65,8 +65,8 @@ def test_spectrum_of_trained_weights(tiny: Path) -> None:
     assert all(r["rank"] > 16 for r in rows if r["method"] == "randlora")
     assert {r["weight"] for r in rows if r["method"] == "full"} == {r["weight"] for r in lora}
     assert all(r["overlap"] is None or 0 <= r["overlap"] <= 1 + 1e-9 for r in rows)
-    longest = store.sql("select max(len(singular_values)) as n, max(singular_values[1]) as s from spectrum").to_pylist()
-    assert longest == [{"n": 128, "s": max(r["spectral"] for r in rows)}]
+    odd = "len(singular_values) <> least(out_features, in_features) or abs(singular_values[1] - spectral) > 1e-6"
+    assert store.sql(f"select count(*) as n from spectrum where {odd}").to_pylist() == [{"n": 0}]
     analyze(store, "spectrum", execute=nothing)
     sheets = {sheet.name: sheet for sheet in diagnostic_sheets(store)}
     assert [r[0] for r in sheets["diagnostic_spectrum"].cells] == ["RandLoRA", "LoRA", "full fine-tuning"]
@@ -197,15 +197,15 @@ def test_a_killed_driver_loses_only_what_runs(made: Path, tiny: Path, tmp_path: 
     command = [sys.executable, "-m", "sweeps.cli", "analyze", "landscape", str(tiny), "--points", "6"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        while len(list(tiny.glob("tables/landscape/part-*"))) < 3:
+        while len(list(tiny.glob("tables/landscape/part-*.parquet"))) < 3:
             assert driver.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
         driver.send_signal(signal.SIGKILL)
-    kept = {p.name for p in tiny.glob("tables/landscape/part-*")}
+    kept = {p.name for p in tiny.glob("tables/landscape/part-*.parquet")}
     assert 3 <= len(kept) < 9
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
-    now = {p.name for p in tiny.glob("tables/landscape/part-*")}
+    now = {p.name for p in tiny.glob("tables/landscape/part-*.parquet")}
     assert kept < now and len(now) == 9
     other = open_store(shutil.copytree(made, tmp_path / "other" / "tiny"))
     whole, _, _ = analyze(other, "landscape", points=6)
