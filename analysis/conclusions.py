@@ -44,10 +44,13 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
     if higher and not lower:
         text = f"At equal trainable parameters {a} scores higher than {b} at {_count(higher, total, what)}"
         text += f", and is not distinguishable from it at the other {open_}" if open_ else ""
+    elif higher:
+        text = f"There is no one answer here: at equal trainable parameters {a} scores higher than {b} at "
+        text += f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower)})"
+        text += f", and is not distinguishable at the other {open_}" if open_ else ""
     elif lower:
         text = f"{a} does not win here: at equal trainable parameters it scores lower than {b} at "
         text += _count(lower, total, what)
-        text += f", higher at {_listed(higher)}" if higher else ""
         text += f", and is not distinguishable at the other {open_}" if open_ else ""
     else:
         where = f"at any of the {total} {what}" if total > 1 else f"at the one {what[:-1]} compared"

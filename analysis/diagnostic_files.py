@@ -1,74 +1,116 @@
-"""What `sweeps analyze` left in a results folder, for the report: figures, their sentences, and their tables.
+"""What `sweeps analyze` left in a results folder, for the report: figures, their sentences, tables of their numbers.
 
-Reads files only, so the report needs neither torch nor the weights. A diagnostic is `diagnostics/STEM.svg` with
-`STEM.txt`, and rows in `diagnostics/STEM/*.parquet`.
+Reads files only, so the report needs neither torch nor the weights. A figure is `diagnostics/STEM.svg` with `STEM.txt`;
+the numbers are the store's tables of the diagnostic's name. Sheets are of the settings that were computed last.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Callable
 
 from analysis import svg
 from analysis.methods import style
-from analysis.sheets import BUDGET, METHOD, Column, Sheet
-
-Row = dict[str, Any]
+from analysis.sheets import BUDGET, METHOD, Column, Row, Sheet, columns_of, short, whole
+from analysis.store import Store
 
 FOLDER = "diagnostics"
 WIDE = ("spectrum",)
-_KEYS = ("method", "reference", "dataset", "train_size")
-_NOT_AVERAGED = {"data_seed", "adapter_params", "depth", "layer", "seed", "x", "y"}
+SHEETS = {"spectrum": ("spectrum", "approximation"), "cka": ("cka",), "landscape": ("landscape",)}
+"""Sheets under a figure, by its stem."""
+_CORNERS = ("lora", "randlora", "full")
 
 
-def diagnostics(folder: Path) -> list[Row]:
-    """Figures with what they say: `stem`, `svg` (markup), `says`, `wide`, `sheet` (the table's name, or None)."""
-    tables = {sheet.name for sheet in diagnostic_sheets(folder)}
+def diagnostics(store: Store) -> list[Row]:
+    """Figures with what they say: `stem`, `svg` (markup), `says`, `wide`, `sheets` (the names of their tables)."""
+    there = {sheet.name for sheet in diagnostic_sheets(store)}
     found = []
-    for picture in sorted((folder / FOLDER).glob("*.svg")):
+    for picture in sorted((store.path / FOLDER).glob("*.svg")):
         text = picture.with_suffix(".txt")
         said = text.read_text(encoding="utf-8").strip() if text.is_file() else picture.stem
         shown = svg.embedded(picture.read_text(encoding="utf-8"), f"diagnostic-{picture.stem}", said)
-        name = f"diagnostic_{picture.stem}"
-        sheet = name if name in tables else None
-        found.append({"stem": picture.stem, "svg": shown, "says": said, "wide": picture.stem in WIDE, "sheet": sheet})
+        names = [f"diagnostic_{name}" for name in SHEETS.get(picture.stem, ())]
+        sheets = [name for name in names if name in there]
+        found.append({"stem": picture.stem, "svg": shown, "says": said, "wide": picture.stem in WIDE, "sheets": sheets})
     return found
 
 
-def diagnostic_sheets(folder: Path) -> list[Sheet]:
-    """Per diagnostic the means of its numbers by method and budget, where it left rows that name a method."""
+def diagnostic_sheets(store: Store) -> list[Sheet]:
+    """A table per diagnostic that the store has rows of."""
     found = []
-    for place in sorted(p for p in (folder / FOLDER).glob("*") if p.is_dir()):
-        groups: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for path in sorted(place.glob("*.parquet")):
-            table = pq.read_table(path)
-            if "method" not in table.column_names:
-                continue
-            numbers = [f.name for f in table.schema if pa.types.is_floating(f.type) and f.name not in _NOT_AVERAGED]
-            for row in table.to_pylist():
-                mine = groups[tuple(row.get(k) for k in _KEYS)]
-                for name in numbers:
-                    if row[name] is not None:
-                        mine[name].append(row[name])
-        rows = [
-            dict(zip(_KEYS, key, strict=True)) | {n: sum(v) / len(v) for n, v in means.items() if v}
-            for key, means in groups.items()
-        ]
-        names = list(dict.fromkeys(n for r in rows for n in r if n not in _KEYS))
-        rows.sort(key=lambda r: (style(r["method"]).order, r["method"], _number(r["reference"])))
-        if rows and names:
-            title = f"{place.name}: means by method and budget"
-            found.append(Sheet(f"diagnostic_{place.name}", title, [METHOD, BUDGET, *map(_column, names)], rows))
+    for name, (title, query, columns) in _SHEETS.items():
+        rows = store.sql(query).to_pylist() if store.table(name).num_rows else []
+        if rows and "method" in rows[0]:
+            rows.sort(key=lambda r: (style(r["method"]).order, r["method"], r["adapter_params"] or 0, r["dataset"]))
+        if rows:
+            found.append(Sheet(f"diagnostic_{name}", title, columns_of(rows, *columns), rows))
     return found
 
 
-def _column(name: str) -> Column:
-    return Column(name.replace("_", " "), lambda r: "" if r.get(name) is None else f"{r[name]:.3g}", "number")
+def _number(name: str, head: str | None = None) -> Column:
+    return Column(head or name.replace("_", " "), lambda r: short(r[name]), "number")
 
 
-def _number(reference: str | None) -> int:
-    return int("".join(c for c in reference or "" if c.isdigit()) or 0)
+def _method_of(key: str) -> Callable[[Row], str]:
+    return lambda r: style(_CORNERS[r[key]]).name
+
+
+_PLACE = "sweep, dataset, train_size"
+_SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
+    "spectrum": (
+        "Updates' spectra: means over target weights",
+        f"""
+        select {_PLACE}, method, reference, adapter_params, avg(stable_rank) as stable_rank,
+               avg(effective_rank) as effective_rank, avg(frobenius) as frobenius_norm, avg(overlap) as overlap
+        from spectrum group by all
+        """,  # noqa: S608  a name of ours
+        (METHOD, BUDGET, *map(_number, ("stable_rank", "effective_rank", "frobenius_norm", "overlap"))),
+    ),
+    "approximation": (
+        "Full fine-tuning's update approximated: relative error, mean over the weights looked at",
+        f"""
+        select {_PLACE}, form as method, 'lora-' || lora_rank as reference, sum(parameters) as adapter_params,
+               avg(error) as error, max(error) as largest, count(*) as weights
+        from approximation group by {_PLACE}, form, lora_rank
+        """,  # noqa: S608  a name of ours
+        (
+            METHOD,
+            BUDGET,
+            Column("parameters", lambda r: whole(int(r["adapter_params"])), "number"),
+            *map(_number, ("error", "largest", "weights")),
+        ),
+    ),
+    "cka": (
+        "CKA with full fine-tuning",
+        f"""
+        with newest as (
+          select * from cka qualify examples = first_value(examples) over (
+            partition by {_PLACE} order by computed_at desc)
+        )
+        select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_block,
+               avg(cka) as mean_over_blocks, arg_max(cka, depth) as last_block
+        from newest group by {_PLACE}, method, reference, adapter_params
+        """,  # noqa: S608  a name of ours
+        (METHOD, BUDGET, *map(_number, ("first_block", "mean_over_blocks", "last_block"))),
+    ),
+    "landscape": (
+        "Barriers on the straight path between two models",
+        f"""
+        with newest as (
+          select * from landscape where kind = 'edge'
+          qualify unit = first_value(unit) over (partition by {_PLACE}, a, b order by computed_at desc)
+        )
+        select {_PLACE}, split, a, b, max(barrier) as barrier, arg_min(loss, t) as loss_at_start,
+               arg_max(loss, t) as loss_at_end, max(examples) as examples
+        from newest group by {_PLACE}, split, a, b order by {_PLACE}, split, a, b
+        """,  # noqa: S608  a name of ours
+        (
+            Column("from", _method_of("a")),
+            Column("to", _method_of("b")),
+            Column("examples of", lambda r: {"train": "training", "val": "validation"}[r["split"]]),
+            *map(_number, ("barrier", "loss_at_start", "loss_at_end", "examples")),
+        ),
+    ),
+}
+
+DIAGNOSTIC_SHEETS = tuple(f"diagnostic_{name}" for name in _SHEETS)
+"""Names of the sheets there may be."""

@@ -33,7 +33,7 @@ from analysis import figure_conclusions as say
 from analysis.budgets import AXES
 from analysis.conclusions import conclude
 from analysis.drawing import Tips
-from analysis.methods import place_text
+from analysis.methods import place_text, style
 from analysis.published import published_curve
 from analysis.store import Store
 
@@ -149,7 +149,7 @@ def _fit_picture(stem: str, kind: str, points: pa.Table, bands: pa.Table, crossi
     tips = Tips()
     figure = fit_plots.draw_fits(points, bands, crossings, tips=tips)
     says = say.conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0])
-    shown = {_place(r) for r in bands.to_pylist()}
+    shown = {(*_place(r), r["method"]) for r in bands.to_pylist()}
     rows = [
         vega.fitted(_panel(r), r["method"], r["at"], r["score"], low=r["low"], high=r["high"])
         for r in bands.to_pylist()
@@ -157,7 +157,7 @@ def _fit_picture(stem: str, kind: str, points: pa.Table, bands: pa.Table, crossi
     rows += [
         vega.point(_panel(r), r["method"], r["cost"], r["score"], reference=r.get("reference"), seeds=r.get("n"))
         for r in points.to_pylist()
-        if r["cost"] > 0 and _place(r) in shown
+        if (*_place(r), r["method"]) in shown
     ]
     caption = (
         f"Isotonic fits (never falling) of mean test accuracy against {cost}; bands are a 95 % bootstrap over seeds, a "
@@ -271,7 +271,7 @@ def _rates(store: Store) -> list[Picture]:
         figure = rate_plots.draw_rates(pa.Table.from_pylist(mine, schema=table.schema), tips=tips)
         rows = [
             vega.point(
-                r["method"],
+                style(r["method"]).name,
                 r["method"],
                 r["lr"],
                 r["mean_val"],
@@ -281,7 +281,7 @@ def _rates(store: Store) -> list[Picture]:
                 line=r["reference"],
                 note="chosen" if r["chosen"] else None,
             )
-            for r in mine
+            for r in sorted(mine, key=lambda r: style(r["method"]).order)
             if r["mean_val"] is not None
         ]
         title = f"Validation score against learning rate: {where}"

@@ -135,7 +135,7 @@ def facts(store: Store) -> dict[str, Any]:
         "totals": _totals(store),
         "damaged": [str(d) for d in store.damaged],
         "imported": imported if isinstance(imported, dict) else None,
-        "diagnostics": diagnostics(store.path),
+        "diagnostics": diagnostics(store),
         "provenance": _provenance(store),
         "spec": _pretty(store.spec()),
         "protocol": store.protocol,

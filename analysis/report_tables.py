@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from analysis import evidence_sheets, fit_sheets, result_sheets
-from analysis.diagnostic_files import diagnostic_sheets
+from analysis.diagnostic_files import DIAGNOSTIC_SHEETS, diagnostic_sheets
 from analysis.errors import StoreError, nearest
 from analysis.pictures import overlaid
 from analysis.sheets import Sheet
 from analysis.store import Store
+
+
+def _overlay(store: Store, overlay: str) -> Sheet:
+    ours, theirs, title = overlaid(store, overlay)
+    return fit_sheets.overlay(ours.to_pylist(), theirs.to_pylist(), title)
+
+
+def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, ...], Callable[[], list[Sheet]]]]:
+    """Names, and what makes the tables of those names; in the order of the page."""
+    beside = [(("overlay",), lambda: [_overlay(store, overlay)])] if overlay is not None else []
+    return [
+        (("results",), lambda: [result_sheets.results(store)]),
+        (("averages",), lambda: [result_sheets.averages(store)]),
+        (("comparisons",), lambda: [result_sheets.compared(store)]),
+        (("full_fine_tuning",), lambda: [result_sheets.gaps(store)]),
+        (("groups",), lambda: [result_sheets.grouped(store)]),
+        (("ranks",), lambda: [result_sheets.ranks(store)]),
+        (("seeds",), lambda: [result_sheets.seeds(store)]),
+        *beside,
+        (("crossings", "budget_needed", "areas", "fits"), lambda: fit_sheets.fitted(store, x)),
+        (("front",), lambda: [fit_sheets.front(store, x)]),
+        (fit_sheets.SIZES, lambda: fit_sheets.sizes(store)),
+        (DIAGNOSTIC_SHEETS, lambda: diagnostic_sheets(store)),
+        (("parity",), lambda: [evidence_sheets.parity(evidence_sheets.parity_rows(store))]),
+        (("learning_rates",), lambda: [evidence_sheets.learning_rates(store)]),
+        (("expected_best",), lambda: [evidence_sheets.expected(store)]),
+        (("cost",), lambda: [evidence_sheets.cost(store)]),
+        (("estimate",), lambda: [evidence_sheets.estimate(store)]),
+        (("failures",), lambda: [evidence_sheets.failures(store)]),
+        (("infeasible",), lambda: [evidence_sheets.infeasible(store)]),
+    ]
 
 
 def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) -> dict[str, Sheet]:
@@ -21,41 +52,23 @@ def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) 
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [
-        result_sheets.results(store),
-        result_sheets.averages(store),
-        result_sheets.compared(store),
-        result_sheets.gaps(store),
-        result_sheets.grouped(store),
-        result_sheets.ranks(store),
-        result_sheets.seeds(store),
-    ]
-    if overlay is not None:
-        ours, theirs, title = overlaid(store, overlay)
-        found.append(fit_sheets.overlay(ours.to_pylist(), theirs.to_pylist(), title))
-    found += fit_sheets.fitted(store, x)
-    found += [fit_sheets.front(store, x), *fit_sheets.sizes(store)]
-    found += diagnostic_sheets(store.path)
-    found += [
-        evidence_sheets.parity(evidence_sheets.parity_rows(store)),
-        evidence_sheets.learning_rates(store),
-        evidence_sheets.expected(store),
-        evidence_sheets.cost(store),
-        evidence_sheets.estimate(store),
-        evidence_sheets.failures(store),
-        evidence_sheets.infeasible(store),
-    ]
+    found = [sheet for _, make in _makers(store, x, overlay) for sheet in make()]
     return {sheet.name: sheet for sheet in found if sheet.rows}
 
 
 def pick(store: Store, names: Sequence[str], x: str = "adapter_params") -> list[Sheet]:
-    """Tables by name.
+    """Tables by name; only these are computed.
 
     Raises:
-        StoreError: a table that this folder does not have, with those it has.
+        StoreError: an unknown table, with the known ones, or one that has no row in this folder.
     """
-    found = sheets(store, x)
+    makers = _makers(store, x, None)
+    known = [name for group, _ in makers for name in group]
     for name in names:
-        if name not in found:
-            raise StoreError(f"no table {name!r} in this report; {nearest(name, found)}")
+        if name not in known:
+            raise StoreError(f"no table {name!r} in this report; {nearest(name, known)}")
+    found = {s.name: s for group, make in makers if set(group) & set(names) for s in make() if s.rows}
+    empty = [name for name in names if name not in found]
+    if empty:
+        raise StoreError(f"table {empty[0]!r} has no row here; `sweeps tables {store.path}` lists those that have")
     return [found[name] for name in names]

@@ -56,7 +56,7 @@ def chart(
     dashes: str | None = None,
     columns: int = 2,
 ) -> Spec:
-    """A chart of scores against a logarithmic cost.
+    """A chart of scores against a logarithmic cost; horizontal lines far below the curves are left out.
 
     Args:
         rows: from `point` and `fitted`; not empty.
@@ -72,6 +72,7 @@ def chart(
     """
     if not rows:
         raise ValueError("no chart to make: there is no row")
+    rows = _without_far_lines(rows)
     keys = in_order({r["key"] for r in rows})
     panels = list(dict.fromkeys(r["panel"] for r in rows))
     fits = any(r["role"] == "fit" for r in rows)
@@ -89,7 +90,10 @@ def chart(
         )
     layers.append(_layer("point", "point", {"y": _y(y), "shape": _shape(keys)}, tooltip=True))
     shared: Spec = {"color": _colour(keys)}
-    axis: Spec = {"field": "x", "type": "quantitative", "title": x, "scale": {"type": "log"}, "axis": {"format": "~s"}}
+    small = max((r["x"] for r in rows if "x" in r), default=1.0) <= 1.0  # learning rates, not counts
+    ticks = {"format": ".0e" if small else "~s", "grid": False}
+    axis: Spec = {"field": "x", "type": "quantitative", "title": x, "axis": ticks}
+    axis["scale"] = {"type": "log", "nice": False, "padding": 12}
     for layer in layers:
         if layer["mark"]["type"] != "rule":
             layer["encoding"]["x"] = axis
@@ -105,6 +109,15 @@ def chart(
     facet: Spec = {"field": "panel", "type": "nominal", "sort": panels, "title": None}
     layered |= {"width": 320, "height": 220}
     return spec | {"facet": facet, "columns": columns, "spec": layered, "resolve": {"scale": {"y": "independent"}}}
+
+
+def _without_far_lines(rows: Sequence[Row]) -> list[Row]:
+    """Rows but for horizontal lines so far below the curves (zero-shot) that they would flatten them."""
+    scores = [r["score"] for r in rows if r["role"] != "rule"]
+    if not scores:
+        return list(rows)
+    low = min(scores) - max(max(scores) - min(scores), 2.0)
+    return [r for r in rows if r["role"] != "rule" or r["score"] >= low]
 
 
 def _layer(
@@ -149,7 +162,13 @@ def _y(title: str, field: str = "score") -> Spec:
 def _colour(keys: Sequence[str]) -> Spec:
     looks = [style(k) for k in keys]
     scale = {"domain": [s.name for s in looks], "range": [s.colour for s in looks]}
-    return {"field": "method", "type": "nominal", "title": None, "scale": scale, "legend": {"orient": "top"}}
+    return {
+        "field": "method",
+        "type": "nominal",
+        "title": None,
+        "scale": scale,
+        "legend": {"orient": "top", "symbolOpacity": 1},
+    }
 
 
 def _shape(keys: Sequence[str]) -> Spec:

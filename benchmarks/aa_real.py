@@ -132,6 +132,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if given.quick else given.results.absolute()
         rows = tables(folder, 2 if given.quick else given.tables, given.quick, given.minutes)
+    if not rows:
+        sys.exit("no table was finished; the same command goes on")
     found = summary(rows)
     print(report(found))
     if given.json is not None:

@@ -53,10 +53,11 @@ def _sections(family: str, place: Path) -> dict[str, Any]:
             pq.write_table(table, place / "colours" / f"{which}.parquet")
         model, data = {"id": f"local:{place / 'dinov2'}", "image_size": 16}, f"parquet:{place / 'colours'}"
         size: Any = "2-shot"
-    elif family == "language":
-        save_model(place / "qwen2", "qwen2")
-        write_rows(place / "rows")
-        model, data, size = {"id": f"local:{place / 'qwen2'}"}, f"json:{place / 'rows'}", 1.0
+    elif family in ("language", "transposed"):  # GPT-2 keeps its weights (in x out)
+        name = "qwen2" if family == "language" else "gpt2"
+        save_model(place / name, name)
+        write_rows(place / f"{name}-rows")
+        model, data, size = {"id": f"local:{place / name}"}, f"json:{place / f'{name}-rows'}", 1.0
     else:
         save_encoder(place / "roberta", dropout=0.1)
         write_sst2(place / "SST-2")
@@ -68,7 +69,9 @@ def corner(store: Store, method: str) -> Kept:
     return next(k for k in kept_trials(store) if k.row["method"] == method)
 
 
-@pytest.mark.parametrize("family", ["images", pytest.param("language", marks=pytest.mark.slow), "sentences"])
+@pytest.mark.parametrize(
+    "family", ["images", "sentences", *(pytest.param(f, marks=pytest.mark.slow) for f in ("language", "transposed"))]
+)
 def test_the_corners_of_the_plane_are_the_trained_models(family: str, results: Callable[[str], Store]) -> None:
     """The loss at a corner is that of the kept adapter, loaded and unmerged, or of the kept weights, with the head."""
     store = results(family)
@@ -141,6 +144,14 @@ def test_nothing_is_written_to(results: Callable[[str], Store]) -> None:
     assert all(torch.equal(v, bench.base()[n]) for n, v in before.items())
     states = [bench.state(corner(store, m)) for m in ("lora", "full")]
     assert any(n.startswith("head.") for n in states[0]) and states[1].keys() > states[0].keys()
+
+
+def test_a_sweep_without_validation_rows_has_training_rows_alone(results: Callable[[str], Store]) -> None:
+    store = results("sentences")
+    bench = Bench(sweep_facts(store) | {"protocol": "paper"}, corner(store, "full").brief, {})
+    assert len(bench.examples(("val",), 9)) == 0 and len(bench.examples(("train", "val"), 9)) == 9
+    whole = Bench(sweep_facts(store), corner(store, "full").brief, {})
+    assert len(bench.task.rows("train")) == len(whole.task.rows("train")) + len(whole.task.rows("val"))
 
 
 class Stage(nn.Module):

@@ -98,6 +98,14 @@ def test_cka_identities() -> None:
         assert measure(x, y) == pytest.approx(measure(y, x))
 
 
+def test_linear_cka_is_hsic_of_centred_kernels() -> None:
+    """tr(K H L H) / sqrt(tr(K H K H) tr(L H L H)), with K = X X^T, L = Y Y^T and H = 1 - 11^T / n."""
+    x, y = draw(30, 5).double(), draw(30, 7, seed=1).double()
+    k, l, h = x @ x.T, y @ y.T, torch.eye(30, dtype=torch.double) - 1 / 30  # noqa: E741
+    cross, mine, theirs = (float(torch.trace(a @ h @ b @ h)) for a, b in ((k, l), (k, k), (l, l)))
+    assert linear_cka(x, y) == pytest.approx(cross / (mine * theirs) ** 0.5, rel=1e-9)
+
+
 def test_unbiased_cka_of_unrelated_features_is_about_zero_where_the_biased_is_not() -> None:
     pairs = [(draw(20, 100, seed=2 * i), draw(20, 100, seed=2 * i + 1)) for i in range(20)]
     assert sum(linear_cka(x, y) for x, y in pairs) / 20 > 0.5
