@@ -87,6 +87,12 @@ _TRIALS: Columns = (
         _INT,
         "Examples of one forward pass at most; below the configured number where memory ran out (journal: `memory`).",
     ),
+    (
+        "packed",
+        _INT,
+        "Trials that shared its worker's base model, itself included; 1: it had it alone (resources.pack). Its times "
+        "are then its share. Null in rows older than this column, and where it never started.",
+    ),
     ("host", _TEXT, "Name of the machine."),
     ("versions", _TEXT, "JSON object: package versions."),
     ("git_commit", _TEXT, "Commit of the code that ran, '-dirty' appended where it had changes; null outside git."),

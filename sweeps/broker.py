@@ -10,65 +10,16 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
-Event = dict[str, Any]
-State = Literal["queued", "running", "finished", "failed", "stopped"]
+from sweeps.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, gave_up
+
 Verdict = Literal["go", "stop"]
 
-MAX_ATTEMPTS = 3
 ENDED_S = 10.0
 """Ray Train ends the workers of a lane within this after one of them died."""
 MAX_SHRINKS = 20
-SILENT = "no report"
-KILLED_FOR_MEMORY = "Ray ended its worker because the machine's memory was nearly used up"
-ALONE_AFTER = 2
-"""A trial whose lane died this often runs while its lane's other workers idle, so that it alone is to blame next."""
-
-
-@dataclass
-class Lease:
-    """One trial on its way through a lane."""
-
-    key: str
-    order: dict[str, Any]
-    state: State = "queued"
-    worker: str | None = None
-    attempt: int = 0
-    window: int | None = None
-    seen: int = 0
-    events: dict[int, Event] = field(default_factory=dict)
-    outcome: dict[str, Any] = field(default_factory=dict)
-    heard: float = 0.0
-    """When its worker last said something, on the monotonic clock; infinite while the worker waits for us."""
-    death: str | None = None
-    """Why its worker is dying or dead, when that is known and is this trial's own doing."""
-    shrink: str | None = None
-    """Why it is to start with smaller micro-batches the next time."""
-    shrinks: int = 0
-    left: set[int] = field(default_factory=set)
-    """Ranks of a data-parallel group that have left it on an error."""
-    spared: bool = False
-    """Its worker goes down for another's sake: this attempt does not count."""
-
-    @property
-    def alone(self) -> bool:
-        return self.attempt >= ALONE_AFTER
-
-    @property
-    def lane(self) -> str:
-        return str(self.worker).partition("/")[0]
-
-    @property
-    def timeout(self) -> float | None:
-        seconds: float | None = self.order.get("timeout")
-        return seconds
-
-    @property
-    def attempts(self) -> int:
-        return int(self.order.get("attempts", MAX_ATTEMPTS))
 
 
 class Broker:
@@ -119,6 +70,14 @@ class Broker:
         self._queue.append(key)
         await self._wake()
 
+    async def submit_pack(self, orders: Mapping[str, dict[str, Any]]) -> None:
+        """Queue trials, by their keys, that one worker may train together; nobody judges them by epoch."""
+        first = next(iter(orders))
+        for key, order in orders.items():
+            self._leases[key] = Lease(key, order, pack=first)
+            self._queue.append(key)
+        await self._wake()
+
     async def take(self, key: str) -> dict[str, Any] | None:
         """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown."""
         lease = self._leases.pop(key, None)
@@ -128,7 +87,8 @@ class Broker:
             self._queue.remove(key)
         await self._wake()
         events = [lease.events[e] for e in sorted(lease.events)]
-        return {"state": lease.state, "attempt": max(1, lease.attempt), "events": events, **lease.outcome}
+        facts = {"attempt": max(1, lease.attempt), "packed": lease.packed or None, "unpacked": lease.unpacked}
+        return {"state": lease.state, **facts, "events": events, **lease.outcome}
 
     async def interrupt(self) -> None:
         """Stop what runs and hand out nothing more until `reset`."""
@@ -199,7 +159,10 @@ class Broker:
         for lease in self._on(lane):
             if str(lease.worker) in reasons:
                 lease.death = lease.death or reasons[str(lease.worker)]
-                lease.shrink = KILLED_FOR_MEMORY if memory else lease.shrink
+                if memory and lease.packed > 1:
+                    lease.apart(KILLED_FOR_MEMORY, "memory")
+                elif memory:
+                    lease.shrink = KILLED_FOR_MEMORY
             else:
                 lease.spared = lease.death is None
                 self._later(self._orphaned(lease, lease.worker, self._tokens.get(str(lease.worker))))
@@ -229,6 +192,16 @@ class Broker:
             self._requeue(lambda other: other is lease)
         await self._wake()
 
+    async def unpack(self, worker: str, token: str, keys: Sequence[str], reason: str, cause: str) -> None:
+        """A worker gives trials of its pack back, to be run one by one; the attempt does not count."""
+        for key in reversed(keys):
+            lease = self._held(worker, token, key)
+            if lease is not None:
+                lease.apart(reason, cause)
+                lease.state, lease.worker, lease.attempt = "queued", None, lease.attempt - 1
+                self._queue.appendleft(key)
+        await self._wake()
+
     async def together(self, worker: str, token: str, key: str, rank: int, world: int, timeout: float) -> bool:
         """One rank of a data-parallel group leaves a trial on an error; whether all do within `timeout` seconds."""
         lease = self._held(worker, token, key)
@@ -247,9 +220,11 @@ class Broker:
             if lease.state == "running" and lost(lease):
                 lease.worker = None
                 lease.attempt -= lease.spared
+                if not lease.spared and not lease.single:  # who of a pack is to blame shows when each is by itself
+                    lease.apart(lease.death or "its worker process died", "death")
                 if lease.attempt >= lease.attempts:
                     lease.state = "failed"
-                    lease.outcome = {"reason": _gave_up(lease)}
+                    lease.outcome = {"reason": gave_up(lease)}
                 else:
                     lease.state = "queued"
                     self._queue.appendleft(lease.key)
@@ -283,10 +258,13 @@ class Broker:
                 return self._leases[key]
         return None
 
-    async def next(self, worker: str, token: str, timeout: float) -> dict[str, Any] | Literal["stop", "hello"] | None:
-        """The next trial for a worker: its order, key and attempt; None when there is none yet.
+    async def next(
+        self, worker: str, token: str, timeout: float
+    ) -> dict[str, Any] | list[dict[str, Any]] | Literal["stop", "hello"] | None:
+        """The next trial for a worker: its order, key and attempt; several in a list where they go together.
 
-        "stop" at the end; "hello" when the broker was restarted and does not know the worker.
+        None when there is none yet, "stop" at the end; "hello" when the broker was restarted and does not know the
+        worker.
         """
 
         def current() -> bool:
@@ -304,9 +282,21 @@ class Broker:
         lease = found()
         if lease is None:
             return None
+        mates = self._mates(lease)
+        orders = [self._start(mate, worker, len(mates)) for mate in mates]
+        return orders if len(orders) > 1 else orders[0]
+
+    def _mates(self, lease: Lease) -> list[Lease]:
+        """The queued leases that a lease goes with, itself among them."""
+        if lease.pack is None or lease.single:
+            return [lease]
+        queued = [self._leases[key] for key in self._queue]
+        return [other for other in queued if other.pack == lease.pack and not other.single]
+
+    def _start(self, lease: Lease, worker: str, packed: int) -> dict[str, Any]:
         self._queue.remove(lease.key)
         lease.state, lease.worker, lease.attempt = "running", worker, lease.attempt + 1
-        lease.heard, lease.left = time.monotonic(), set()
+        lease.heard, lease.left, lease.packed = time.monotonic(), set(), packed
         if lease.timeout is not None:
             self._watching = self._watching or self._later(self._watch())
         shrink, lease.shrink = lease.shrink, None
@@ -357,13 +347,6 @@ class Broker:
             self._dead = reason
         await self._wake()
         return self._groups.pop(lane, None)
-
-
-def _gave_up(lease: Lease) -> str:
-    if lease.death is not None and lease.death.startswith(SILENT):
-        return f"{lease.death}; started {lease.attempt} times"
-    why = f": {lease.death}" if lease.death else ""
-    return f"its worker process died {lease.attempt} times while running it{why}"
 
 
 def _ray_kill(handle: Any) -> None:

@@ -113,9 +113,12 @@ def init(
 @_verb
 def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
+    from sweeps.packing_words import packing_of
+
     _, planned = load(spec, overrides, scale)
     if as_json:
-        show.print_json({"cells": planned.table().to_pylist(), "trials": planned.n_trials})
+        packing = packing_of(planned)
+        show.print_json({"cells": planned.table().to_pylist(), "trials": planned.n_trials, "packing": packing})
     else:
         show.print_plan(planned)
 
@@ -148,6 +151,7 @@ def estimate(
         show.print_json(answer.as_dict())
     else:
         show.print_estimate(answer)
+        show.print_packing(planned)
 
 
 cli_run.attach(app, _verb)

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from sweeps.interfaces import Resources
 from sweeps.nodes import check_nodes
+from sweeps.packs import pack_size
 from sweeps.resources import LaneShape, Node, plan_lanes
 from sweeps.session import Session, local_node
 from sweeps.share import MOST, Measure, Measured, gpu_share
@@ -49,7 +50,7 @@ class Pool:
         self.shapes: list[LaneShape] = []
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
-        self.proxy_resources: dict[str, float] = {}
+        self._room = 0.0  # of the resource that proxies share
         self._lanes: Any = None
         self._session = Session(address)
 
@@ -57,6 +58,21 @@ class Pool:
     def trials(self) -> int:
         """Trials that run at once."""
         return sum(shape.trials for shape in self.shapes)
+
+    def pack(self, asked: Resources) -> int:
+        """Trials that a worker trains at once at most; 1 where trials have several workers, or one each."""
+        if asked.workers > 1 or asked.isolated:
+            return 1
+        gpu = self.shapes[0].per_worker.get("GPU", 0.0) if self.shapes else 0.0
+        return pack_size(asked.pack, self.measured if gpu else None, min(1.0, gpu))
+
+    def proxy_resources(self, packed: int) -> dict[str, float]:
+        """What one proxy takes. It is shared out whole: one proxy more than there are trials would not fit."""
+        proxies = self.trials * packed
+        if self._room >= self.trials:
+            return {PROXY_RESOURCE: math.floor(self._room / proxies * _PRECISION) / _PRECISION}
+        # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
+        return {HEAD: 0.9 / proxies}
 
     def __enter__(self) -> Self:
         self._session.__enter__()
@@ -87,11 +103,7 @@ class Pool:
         found = [n["Resources"] for n in ray.nodes() if n["Alive"]]
         nodes = [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in found]
         self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
-        room = ray.cluster_resources().get(PROXY_RESOURCE, 0.0)
-        if room >= self.trials:  # shared out whole: one proxy more than there are trials would not fit
-            self.proxy_resources = {PROXY_RESOURCE: math.floor(room / self.trials * _PRECISION) / _PRECISION}
-        else:  # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
-            self.proxy_resources = {HEAD: 0.9 / self.trials}
+        self._room = ray.cluster_resources().get(PROXY_RESOURCE, 0.0)
         imports.join()
         from sweeps.broker import Broker
         from sweeps.lanes import Lanes
@@ -108,25 +120,34 @@ class Pool:
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
 
     def _share(self, nodes: list[Node]) -> float:
-        """The part of a GPU that a trial gets where that is left to us."""
-        import ray
-
-        asked, measure = self.resources, self._measure
+        """The part of a GPU that a worker gets where that is left to us."""
+        asked = self.resources
         with_gpus = [node for node in nodes if node.gpus >= 1]
-        if asked.gpus_per_worker != "auto" or asked.workers > 1 or measure is None or not with_gpus:
+        shared = asked.gpus_per_worker == "auto" and asked.workers == 1
+        packed = asked.pack == "auto" and asked.gpus_per_worker != 0 and not asked.isolated
+        if not with_gpus or asked.workers > 1 or self._measure is None or not (shared or packed):
             return 1.0
+        self.measured = self._measured(self._measure)
+        if self.measured is None or not shared:
+            return 1.0
+        pack = 1 if asked.isolated else pack_size(asked.pack, self.measured)
+        return gpu_share(self.measured, min(n.cpus / n.gpus for n in with_gpus), asked.cpus_per_worker, pack)
+
+    def _measured(self, measure: Measure) -> Measured | None:
+        import ray
 
         def on_a_gpu() -> Measured:  # Ray takes nothing but functions
             return measure()
 
         # max_calls: its process ends, and with it what it holds on the GPU
-        task = ray.remote(num_gpus=1, num_cpus=asked.cpus_per_worker, max_calls=1, max_retries=0)(on_a_gpu)
+        cpus = self.resources.cpus_per_worker
+        task = ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1, max_retries=0)(on_a_gpu)
         try:
-            self.measured = ray.get(task.remote())
+            found: Measured = ray.get(task.remote())
         except ray.exceptions.RayError as error:  # trials will tell what is wrong with them
             logging.getLogger("sweeps").warning("a GPU for every trial: the probe failed (%s)", error)
-            return 1.0
-        return gpu_share(self.measured, min(n.cpus / n.gpus for n in with_gpus), asked.cpus_per_worker)
+            return None
+        return found
 
     def close(self) -> None:
         """Stop lanes and broker; end the Ray session if it is ours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.interfaces import TUNE_SEED
 from sweeps.ledger import Ledger, pruned
+from sweeps.packs import TOGETHER, Packing, prunable
 from sweeps.search import should_stop
 from sweeps.stages import Slot
 
@@ -28,10 +29,18 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         trial: the trial function, "package.module:function".
         wave: slots to serve before `FINISHED`; Tune keeps every trial in memory, so long sweeps take several Tuners.
         changed: called after every event, for the display.
+        packing: how many trials may share a worker; None: each has one for itself.
     """
 
     def __init__(
-        self, ledger: Ledger, broker: Any, broker_name: str, trial: str, wave: int, changed: Callable[[], None]
+        self,
+        ledger: Ledger,
+        broker: Any,
+        broker_name: str,
+        trial: str,
+        wave: int,
+        changed: Callable[[], None],
+        packing: Packing | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.ledger, self.broker, self.broker_name, self.trial = ledger, broker, broker_name, trial
@@ -45,6 +54,9 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         self._issued = 0
         self._losses: dict[str, int] = {}
         self._pruned: set[str] = set()
+        self._packing = Packing(1, 1, {}) if packing is None else packing
+        self._waiting: deque[str] = deque()  # keys of slots that are queued at the broker, and not yet with Tune
+        self._packs: dict[str, set[str]] = {}  # what is not over, by the key of its first trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True
@@ -66,34 +78,52 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         return answer
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        state = self.ledger.state
-        if self.interrupted or self.left <= 0:
-            return str(Searcher.FINISHED)
-        slot = state.next_slot()
-        if slot is None:
-            return None if state.running else str(Searcher.FINISHED)
-        self.left -= 1
-        self._issued += 1
-        self.ledger.ask(slot)
-        key = f"{self._run}.{self._issued}"
-        self.slots[key], self._keys[trial_id] = slot, key
-        kept = self.ledger.kept_folder(slot)
-        order = {
-            "trial": self.trial,
-            "config": dict(slot.config),
-            "directory": str(self.ledger.trial_folder(slot)),
-            "keep": None if kept is None else str(kept),
-            "timeout": state.spec.resources.trial_timeout,
-            "attempts": state.spec.resources.attempts,
-        }
-        ray.get(self.broker.submit.remote(key, order, 1 if self.prunable(slot) else None))
+        if not self._waiting or self.interrupted:
+            if self.interrupted or self.left <= 0:
+                return str(Searcher.FINISHED)
+            if self._packing.most > 1 and len(self._packs) > self._packing.workers:
+                return None  # Tune has a place for every trial of every pack, which single trials would fill
+            slots = self._packing.next(self.ledger.state, len(self._packs), self.left)
+            if not slots:
+                return None if self.ledger.state.running else str(Searcher.FINISHED)
+            self._submit(slots)
+        key = self._keys[trial_id] = self._waiting.popleft()
         self.changed()
         return {"broker": self.broker_name, "key": key}
 
+    def _submit(self, slots: list[Slot]) -> None:
+        """Write slots down and queue them, several as a pack."""
+        orders = {}
+        for slot in slots:
+            self.left -= 1
+            self._issued += 1
+            key = f"{self._run}.{self._issued}"
+            self.slots[key] = slot
+            orders[key] = self._order(slot)
+            self.ledger.ask(slot, len(slots))
+        self._waiting.extend(orders)
+        self._packs[next(iter(orders))] = set(orders)
+        if len(slots) > 1:
+            ray.get(self.broker.submit_pack.remote(orders))
+        else:
+            ((key, order),) = orders.items()
+            ray.get(self.broker.submit.remote(key, order, 1 if self.prunable(slots[0]) else None))
+
+    def _order(self, slot: Slot) -> dict[str, Any]:
+        kept, resources = self.ledger.kept_folder(slot), self.ledger.state.spec.resources
+        return {
+            "trial": self.trial,
+            "together": TOGETHER.get(self.trial),
+            "config": dict(slot.config),
+            "directory": str(self.ledger.trial_folder(slot)),
+            "keep": None if kept is None else str(kept),
+            "timeout": resources.trial_timeout,
+            "attempts": resources.attempts,
+        }
+
     def prunable(self, slot: Slot) -> bool:
-        """Pruning compares the first trials of a cell's rates; re-runs and CONFIRM always run to the end."""
-        first = self.ledger.state.cells[slot.cell_id].seeds(TUNE_SEED)
-        return self.ledger.state.spec.search.pruner != "none" and slot.stage == "TUNE" and slot.seeds == first
+        """Whether the slot's reports may stop it."""
+        return prunable(self.ledger.state.spec, self.ledger.state.cells[slot.cell_id], slot)
 
     def saw(self, key: str, result: dict[str, Any]) -> bool:
         """Take one report; returns whether the trial is stopped. A replaced proxy's reports come twice, count once."""
@@ -130,7 +160,10 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         if key is None:
             return
         slot = self.slots.pop(key)
+        self._packs = {first: left for first, keys in self._packs.items() if (left := keys - {key})}
         outcome = ray.get(self.broker.take.remote(key))
+        if outcome is not None and outcome.get("unpacked") is not None:
+            self._packing.learn(slot.cell_id, outcome["unpacked"])
         state = None if outcome is None else outcome["state"]
         if outcome is not None and outcome.get("storage") is not None:  # not the trial's fault: it is tried again
             self.ledger.state.release(slot.cell_id, slot.trial_id)

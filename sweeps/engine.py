@@ -21,6 +21,7 @@ from sweeps.ledger import Ledger, pruned
 from sweeps.limits import Meter, accelerators
 from sweeps.locks import FolderLock, check_identity, write_identity
 from sweeps.observers import Observer, Observers
+from sweeps.packs import TOGETHER, Packing
 from sweeps.replay import replay
 from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
@@ -156,11 +157,12 @@ def run(
                         if estimate is not None:
                             held = {**estimate, "accelerators": accelerators(pool.shapes)}
                             journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
-                        journal.write(_provenance(spec.name, trial, pool))
+                        packed = pool.pack(spec.resources) if trial in TOGETHER else 1
+                        journal.write(_provenance(spec.name, trial, pool, packed))
                         state.used = meter = Meter(spec.limits, state, pool.shapes, begun)
                         stop = Stop(meter)
                         try:
-                            _drive(ledger, pool, trial, show.changed, stop)
+                            _drive(ledger, pool, trial, show.changed, stop, packed)
                         finally:
                             left = any(not cell.finished for cell in state.cells.values())
                             interrupted, limit = stop.signalled.is_set(), stop.limit if left else None
@@ -176,7 +178,7 @@ def run(
     return replace(done, stopped_by=limit, not_uploaded=not_uploaded)
 
 
-def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop) -> None:
+def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop, packed: int) -> None:
     """Tuner after Tuner until nothing is left, or `stop`."""
     import ray
 
@@ -184,10 +186,11 @@ def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], 
 
     with signals(stop.signalled):
         ray.get(pool.broker.reset.remote())
+        packing = Packing(packed, pool.trials, {})
         while not stop:
-            dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, WAVE, changed)
+            dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, WAVE, changed, packing)
             with watch(stop, dispatcher):
-                _tune(dispatcher, pool)
+                _tune(dispatcher, pool, packed)
             if dispatcher.error is not None:
                 raise dispatcher.error
             if dispatcher.dead is not None:
@@ -196,7 +199,7 @@ def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], 
                 return
 
 
-def _tune(dispatcher: Dispatcher, pool: Pool) -> None:
+def _tune(dispatcher: Dispatcher, pool: Pool, packed: int) -> None:
     from ray import tune
 
     from sweeps.dispatch import PerCell
@@ -205,7 +208,7 @@ def _tune(dispatcher: Dispatcher, pool: Pool) -> None:
     storage = pool.storage / "tune"
     name = uuid.uuid4().hex[:8]
     tuner = tune.Tuner(
-        tune.with_resources(Proxy, pool.proxy_resources),
+        tune.with_resources(Proxy, pool.proxy_resources(packed)),
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
@@ -232,8 +235,8 @@ def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _provenance(name: str, trial: str, pool: Pool) -> dict[str, Any]:
-    facts = host_facts() | {"lanes": [asdict(shape) for shape in pool.shapes]}
+def _provenance(name: str, trial: str, pool: Pool, packed: int) -> dict[str, Any]:
+    facts = host_facts() | {"lanes": [asdict(shape) for shape in pool.shapes], "pack": packed}
     if pool.measured is not None:
         facts["probe"] = asdict(pool.measured)
     return {

@@ -17,9 +17,11 @@ from analysis.store import open_store
 from sweeps.inputs import split_sizes
 from sweeps.kept import keep_bytes
 from sweeps.limits import accelerators
+from sweeps.packs import pack_size, unpackable
 from sweeps.plan import Cell, Plan
 from sweeps.resources import plan_lanes
 from sweeps.session import local_node
+from sweeps.share import Measured
 from sweeps.spec import LimitsSection
 from trainables.config import TrainSettings, TrialConfig
 
@@ -54,6 +56,7 @@ class Estimate:
         kept_bytes: adapters that `[keep]` leaves.
         cost: `accelerator_hours` at `limits.price_per_hour`; None where that is not given.
         over: limits that it would reach, in words.
+        pack: trials that a worker trains at once at most; the seconds of methods that are packed are their share.
     """
 
     methods: tuple[MethodEstimate, ...]
@@ -67,6 +70,7 @@ class Estimate:
     probe_seconds: float
     cost: float | None = None
     over: tuple[str, ...] = ()
+    pack: int = 1
 
     @property
     def disk_bytes(self) -> int:
@@ -97,7 +101,7 @@ def estimate_plan(plan: Plan) -> Estimate:
     left = [cell for cell in _left(plan) if cell.trials]
     if not left:
         return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, 0.0)
-    methods, memory = _probe(plan, left)
+    methods, memory, pack = _probe(plan, left)
     trials = sum(m.trials for m in methods)
     busy = sum(m.seconds_total for m in methods)
     limits = plan.spec.limits
@@ -116,6 +120,7 @@ def estimate_plan(plan: Plan) -> Estimate:
         probe_seconds=time.perf_counter() - started,
         cost=cost,
         over=tuple(_over(limits, seconds / 3600, hours, cost)),
+        pack=pack,
     )
 
 
@@ -143,20 +148,27 @@ def _left(plan: Plan) -> list[_Left]:
     ]
 
 
-def _probe(plan: Plan, left: Sequence[_Left]) -> tuple[tuple[MethodEstimate, ...], int]:
+def _probe(plan: Plan, left: Sequence[_Left]) -> tuple[tuple[MethodEstimate, ...], int, int]:
+    """What every method takes, the largest peak memory, and how many trials are packed."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
     warm: dict[str, Any] = {}
-    memory, costs = 0, {}
+    largest = {
+        method: max((c.cell for c in left if c.cell.method == method), key=lambda cell: cell.count or 0)
+        for method in dict.fromkeys(c.cell.method for c in left)
+    }
     try:
-        for method in dict.fromkeys(c.cell.method for c in left):
-            mine = [c.cell for c in left if c.cell.method == method]
-            costs[method] = cost = _Probe.of(max(mine, key=lambda cell: cell.count or 0), plan, warm)
-            memory = max(memory, cost.memory)
+        costs = {method: _Probe.of(cell, plan, warm) for method, cell in largest.items()}
+        memory = max(cost.memory for cost in costs.values())
+        pack = _pack(plan, memory)
+        for method, cell in largest.items():
+            if pack > 1 and unpackable(cell.base, cell.model) is None:
+                costs[method] = _Probe.packed(cell, plan, warm, pack, costs[method])
     finally:
         torch.set_num_threads(threads)
+    memory = max(cost.memory for cost in costs.values())
     found = []
     for method, cost in costs.items():
         mine_left = [c for c in left if c.cell.method == method]
@@ -167,7 +179,18 @@ def _probe(plan: Plan, left: Sequence[_Left]) -> tuple[tuple[MethodEstimate, ...
         )
         trials = sum(c.trials for c in mine_left)
         found.append(MethodEstimate(method, trials, total / trials, total))
-    return tuple(found), memory
+    return tuple(found), memory, pack
+
+
+def _pack(plan: Plan, peak: int) -> int:
+    """Trials of a pack at most on this machine, where trials take so much memory."""
+    import torch
+
+    resources = plan.spec.resources
+    if resources.workers > 1 or resources.isolated:
+        return 1
+    gpu = torch.cuda.is_available() and resources.gpus_per_worker != 0
+    return pack_size(resources.pack, Measured(peak, torch.cuda.mem_get_info()[1]) if gpu else None)
 
 
 def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
@@ -199,6 +222,27 @@ class _Probe:
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
             reports = list(run_trial(config.model_dump(), warm=warm, directory=Path(folder)))
+        return cls._from(reports, val)
+
+    @classmethod
+    def packed(cls, cell: Cell, plan: Plan, warm: dict[str, Any], count: int, alone: _Probe) -> _Probe:
+        """Of one trial in a pack of `count`; `alone` where these can't be packed."""
+        from trainables.alike import NotPackableError
+        from trainables.packed import run_pack
+
+        _, val, _ = split_sizes(cell)
+        config = probe_config(cell, plan).model_dump()
+        with tempfile.TemporaryDirectory() as folder:
+            places = [Path(folder) / str(k) for k in range(count)]
+            try:
+                told = list(run_pack([config] * count, warm=warm, directories=places, keep=[False] * count))
+            except NotPackableError:
+                return alone
+        first = [reports[0] for reports in told]
+        return cls._from([report for report in first if isinstance(report, dict)], val)
+
+    @classmethod
+    def _from(cls, reports: Sequence[dict[str, Any]], val: int) -> _Probe:
         last = reports[-1]  # the first epoch pays for what later ones find cached
         images = last["samples"] / len(reports)
         return cls(

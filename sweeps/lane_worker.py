@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
-import socket
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -18,27 +15,19 @@ import ray
 import ray.train
 import torch
 
-from sweeps.broker import KILLED_FOR_MEMORY
-from sweeps.disk import storage_fault
+from sweeps.lane_packs import run_together
+from sweeps.leases import KILLED_FOR_MEMORY
 from sweeps.memory import MicroBatch, free_memory, out_of_memory
-from trainables.errors import TrainablesError, TrialError
+from sweeps.outcomes import FORESEEN, facts, failed, keep, load_trial, reason
+from trainables.errors import TrialError
 
 NEXT_S = 5.0  # a group's other ranks wait in a collective meanwhile, so this stays far below its timeout
 PEER_DEATH_S = 3.0
 """An error in a group may be the echo of a peer's death: Ray Train then ends this process before it tells a failure."""
-FORESEEN = (TrialError, TrainablesError)
-"""Errors that leave a worker as it was, and that all ranks of a group raise at the same point."""
 
 
 class _StartAgainError(RuntimeError):
     """Ends a data-parallel group whose trial is to be started again."""
-
-
-def load_trial(name: str) -> Callable[..., Generator[dict[str, Any], None, None]]:
-    """The trial function of a name "package.module:function"."""
-    module, _, function = name.partition(":")
-    found: Callable[..., Generator[dict[str, Any], None, None]] = getattr(importlib.import_module(module), function)
-    return found
 
 
 def lane_loop(config: dict[str, Any]) -> int:
@@ -59,6 +48,9 @@ def lane_loop(config: dict[str, Any]) -> int:
             return done
         if order == "hello":
             worker.hello()
+        elif isinstance(order, list):
+            run_together(worker, order)
+            done += len(order)
         elif order is not None:
             worker.run(order)
             done += 1
@@ -107,22 +99,17 @@ class _Worker:
             if last is None:
                 return  # told to stop, or given back
             outcome["result"] = last.pop("result")
-            self._keep(order, directory)
+            if self.rank == 0:
+                keep(order, directory)
         except _StartAgainError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever a trial raises is that trial's row
             failure = error
             last = None
-            outcome = {"status": "failed", "reason": reason(error), "traceback": traceback.format_exc()[-4000:]}
-            outcome["storage"] = storage_fault(error)
+            outcome = failed(error)
             if not isinstance(error, FORESEEN):
                 self.warm.clear()  # nothing that such a trial touched is trusted
-        outcome |= {
-            "host": socket.gethostname(),
-            "started": started,
-            "ended": time.time(),
-            "seconds_total": time.perf_counter() - clock,
-        }
+        outcome |= facts(started, time.perf_counter() - clock)
         if micro is not None:
             outcome |= {"micro_batch_size": micro.size, "memory": micro.events}
         together = failure is None or self._together(order, failure)
@@ -213,18 +200,3 @@ class _Worker:
 
     def _verdict(self, order: dict[str, Any], event: dict[str, Any]) -> Any:
         return ray.get(self._report(order, event))
-
-    def _keep(self, order: dict[str, Any], directory: Path) -> None:
-        """Move the trained adapter out of the trial's working folder."""
-        made = directory / "adapter"
-        if self.rank == 0 and order["keep"] is not None and made.exists():
-            kept = Path(order["keep"])
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            if not kept.exists():
-                made.rename(kept)
-
-
-def reason(error: BaseException) -> str:
-    """An exception in one line: its type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__

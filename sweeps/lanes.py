@@ -23,7 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-from sweeps.lane_worker import lane_loop, reason
+from sweeps.lane_worker import lane_loop
+from sweeps.outcomes import reason
 from sweeps.resources import LaneShape
 
 LANE_TRIES = 3
@@ -114,6 +115,8 @@ class Lanes:
                 if not lane.shape.isolated or self._stopping.is_set():
                     return  # told to stop
                 ended = None  # one trial is done, and the next one gets processes of its own
+            except SystemExit:  # so Ray ends a thread that still waits when the session goes down
+                return
             except Exception as error:  # noqa: BLE001  # Ray raises its own and its actors' errors here
                 if self._stopping.is_set():
                     return

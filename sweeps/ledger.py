@@ -39,12 +39,12 @@ class Ledger:
         self.finished: list[Row] = []
         self.observers = Observers()
 
-    def ask(self, slot: Slot) -> None:
-        """A slot is about to run; a new one is on disk before it does."""
+    def ask(self, slot: Slot, packed: int = 1) -> None:
+        """A slot is about to run, in a pack of so many; a new one is on disk before it does."""
         if slot.trial_id not in self.state.cells[slot.cell_id].asked:
             names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
             self.journal.write({"ev": "ask", **names, "config": dict(slot.config)})
-        self.state.start(slot)
+        self.state.start(slot, packed)
         self.observers.asked(self.state.cells[slot.cell_id].cell, slot)
 
     def report(self, slot: Slot, values: dict[str, Any], *, stop: bool = False) -> None:
@@ -72,6 +72,8 @@ class Ledger:
                 self.state.cells[slot.cell_id].raised[slot.trial_id] = where
         for smaller in outcome.get("memory") or ():
             self.journal.write({"ev": "memory", "trial_id": slot.trial_id, **smaller}, sync=False)
+        if outcome.get("unpacked") is not None:
+            self.journal.write({"ev": "unpack", "trial_id": slot.trial_id, **outcome["unpacked"]}, sync=False)
         self.journal.write(event)
         self.state.finish(row)
         self.sealer.add(event)

@@ -55,7 +55,7 @@ class Meter:
     def tick(self) -> None:
         """Count the time since the last call; to be called every second or so."""
         now = self._clock()
-        busy = min(self._state.running, self._at_once)
+        busy = min(self._state.busy, self._at_once)
         self._hours += busy * (now - self._last) / 3600
         self._last = now
 

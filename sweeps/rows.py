@@ -49,8 +49,8 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         cell: the trial's cell.
         slot: its place, seeds and learning rate.
         outcome: from the lane: `status`, `reason`, `result` (the worker's, or None), `events` (one an epoch),
-            `attempt`, `host`, `started`, `ended` (seconds since 1970), `seconds_total` (lease to finish) and
-            `micro_batch_size`.
+            `attempt`, `host`, `started`, `ended` (seconds since 1970), `seconds_total` (lease to finish),
+            `micro_batch_size` and `packed`.
     """
     result: Mapping[str, Any] = outcome.get("result") or {}
     events: Sequence[Mapping[str, Any]] = outcome.get("events") or ()
@@ -96,6 +96,7 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         "seconds_total": outcome.get("seconds_total"),
         "samples_per_second": speed,
         "micro_batch_size": outcome.get("micro_batch_size"),
+        "packed": outcome.get("packed"),
         "host": outcome.get("host"),
         "versions": None if versions is None else json.dumps(versions, sort_keys=True),
         "git_commit": git_commit(),

@@ -28,16 +28,23 @@ class Measured:
 Measure = Callable[[], Measured]
 
 
-def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float) -> float:
-    """The fraction of a GPU that one trial gets: 1, 1/2, ... 1/8.
+def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float, packed: int = 1) -> float:
+    """The fraction of a GPU that one worker gets: 1, 1/2, ... 1/8.
 
     Args:
         cpus_per_gpu: CPUs of the machine with the fewest for each of its GPUs.
-        cpus_per_worker: CPUs that a trial takes.
+        cpus_per_worker: CPUs that a worker takes.
+        packed: trials that it trains at once; together they take at most as often the memory of one.
     """
-    by_memory = math.floor(USABLE * measured.device / (measured.peak + CONTEXT_BYTES))
+    by_memory = math.floor(USABLE * measured.device / (packed * measured.peak + CONTEXT_BYTES))
     by_cpus = math.floor(cpus_per_gpu / cpus_per_worker + 1e-9)
     return 1 / max(1, min(by_memory, by_cpus, MOST))
+
+
+def pack_that_fits(measured: Measured, share: float = 1.0) -> int:
+    """Trials that one worker with a share of a GPU can train at once, at least 1."""
+    room = USABLE * share * measured.device - CONTEXT_BYTES
+    return max(1, math.floor(room / max(1, measured.peak)))
 
 
 def probe(plan: Any) -> Measured:

@@ -129,6 +129,16 @@ def print_plan(plan: Plan) -> None:
                 highlight=False,
             )
 
+    print_packing(plan)
+
+
+def print_packing(plan: Plan) -> None:
+    """Which methods' trials share a worker, and why others do not; nothing where none were asked to."""
+    from sweeps.packing_words import packing_words
+
+    for line in packing_words(plan):
+        out.print(line, markup=False, highlight=False)
+
 
 def print_budget(model: str, answer: Mapping[str, Any]) -> None:
     """The solver's answers for one model and reference."""
@@ -165,6 +175,7 @@ def print_estimate_line(estimate: Estimate) -> None:
         return
     out.print(
         f"about {_minutes(estimate.seconds)} for {estimate.trials_left} trials, {estimate.concurrent} at a time "
+        + (f"in packs of up to {estimate.pack} " if estimate.pack > 1 else "")
         + (f"at a cost of about {estimate.cost:.2f} " if estimate.cost is not None else "")
         + f"(probed in {estimate.probe_seconds:.0f} s)",
         highlight=False,

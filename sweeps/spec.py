@@ -172,6 +172,8 @@ class ResourceSection(_Section):
     concurrent: int | Literal["auto"] = "auto"
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float | Literal["auto"] = "auto"
+    pack: int | Literal["auto"] = 1
+    """Trials of a cell that one worker may train at once on one copy of the base model; "auto": as many as pay."""
     isolated: bool = False
     """A fresh process for every trial: for code that can't be trusted to clean up; costs seconds a trial."""
     trial_timeout: float | None = Field(default=None, gt=0)
@@ -187,6 +189,21 @@ class ResourceSection(_Section):
         if isinstance(value, int) and value < 1:
             raise ValueError("concurrent is 'auto' or at least 1")
         return value
+
+    @field_validator("pack", mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError("a number of trials, at least 1, or 'auto'")
+        return value
+
+    @model_validator(mode="after")
+    def _packs(self) -> Self:
+        if self.pack not in (1, "auto") and (self.workers > 1 or self.isolated):
+            other = "isolated = true" if self.isolated else f"workers = {self.workers}"
+            why = "a process of its own for every trial" if self.isolated else "one trial on several workers"
+            raise ValueError(f"pack = {self.pack} puts several trials on a worker, and {other} is {why}; leave one out")
+        return self
 
 
 class LimitsSection(_Section):

@@ -306,6 +306,11 @@ class SweepState:
         self._resting: set[str] = set()  # cells without an open slot until one of their trials ends
         self.workers = 1  # trials that the lanes run at once
         self.used: Used | None = None  # measured while it runs
+        self._shared: dict[str, int] = {}  # trials in the pack of a running one
+
+    def awake(self) -> list[str]:
+        """Ids of the cells that may have an open slot, in the order to serve them."""
+        return [c for c in self._order if c not in self._resting]
 
     def next_slot(self) -> Slot | None:
         """The next slot, from the cell with the fewest running trials, earlier cells first.
@@ -313,16 +318,16 @@ class SweepState:
         So every study runs as nearly one trial after another as the workers allow, which adaptive samplers want, and
         cells finish one by one instead of all at the end.
         """
-        awake = [c for c in self._order if c not in self._resting]
-        for cell_id in sorted(awake, key=lambda c: len(self.cells[c].running)):
+        for cell_id in sorted(self.awake(), key=lambda c: len(self.cells[c].running)):
             slot = self.cells[cell_id].next_slot()
             if slot is not None:
                 return slot
             self._resting.add(cell_id)
         return None
 
-    def start(self, slot: Slot) -> None:
-        """Mark a slot as asked and running."""
+    def start(self, slot: Slot, packed: int = 1) -> None:
+        """Mark a slot as asked and running, in a pack of so many."""
+        self._shared[slot.trial_id] = packed
         cell = self.cells[slot.cell_id]
         cell.asked[slot.trial_id] = slot
         cell.running.add(slot.trial_id)
@@ -357,6 +362,7 @@ class SweepState:
     def release(self, cell_id: str, trial_id: str) -> None:
         """A trial no longer runs; without a row it will be issued again."""
         self.cells[cell_id].running.discard(trial_id)
+        self._shared.pop(trial_id, None)
         self.cells[cell_id].version += 1
         self._resting.discard(cell_id)
         self._resting.discard(self._dependents.get(cell_id, ""))
@@ -365,3 +371,8 @@ class SweepState:
     def running(self) -> int:
         """Trials that run now."""
         return sum(len(cell.running) for cell in self.cells.values())
+
+    @property
+    def busy(self) -> float:
+        """Workers that they take: a pack takes one."""
+        return sum(1 / packed for packed in self._shared.values())

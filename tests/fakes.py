@@ -269,6 +269,7 @@ class FakeResources:
     concurrent: int | Literal["auto"] = "auto"
     cpus_per_worker: float = 1
     gpus_per_worker: float | Literal["auto"] = 0
+    pack: int | Literal["auto"] = 1
     isolated: bool = False
     trial_timeout: float | None = None
     attempts: int = 3

@@ -22,6 +22,7 @@ from randlora.adapter import Adapter
 from randlora.attach import Adapted
 from randlora.packing import Pack, PackingError
 from trainables.adapting import adapted
+from trainables.alike import OWN, NotPackableError, UnevenTrialsError, alike
 from trainables.checkpoints import load_checkpoint, save_checkpoint
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig, identifying
 from trainables.data.splits import derive_seed
@@ -39,20 +40,6 @@ from trainables.worker import CHECKPOINT_SHARE, Report, Run
 
 Reports = dict[int, Report | TrialError | TrainablesError]
 """What trials, by their place in the pack, have to say: an epoch's report, or why they failed."""
-
-OWN = ("lr", "data_seed", "init_seed", "basis_seed")
-OWN_TRAIN = ("weight_decay", "full_weight_decay")
-"""What the trials of a pack may differ in."""
-
-
-class NotPackableError(TrialError):
-    """These trials can't share a model; each by itself may run."""
-
-
-def alike(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a trial's configuration that it shares with every trial it may be packed with."""
-    shared = {name: value for name, value in config.items() if name not in OWN}
-    return shared | {"train": {n: v for n, v in config["train"].items() if n not in OWN_TRAIN}}
 
 
 def run_pack(
@@ -226,7 +213,7 @@ class _Together:
         found = [load_checkpoint(run.directory, run.trial.trial_id) for run in self.runs]
         epochs = {0 if checkpoint is None else checkpoint.epoch for checkpoint in found}
         if len(epochs) > 1:
-            raise NotPackableError(f"the trials' checkpoints stand at different epochs: {sorted(epochs)}")
+            raise UnevenTrialsError(f"the trials' checkpoints stand at different epochs: {sorted(epochs)}")
         for trainer, checkpoint in zip(self.trainers, found, strict=True):
             if checkpoint is not None:
                 trainer.load_state(checkpoint.tensors)
@@ -246,7 +233,7 @@ class _Together:
         draws = {k: self.trainers[k].draws(epoch) for k in self.active}
         batches = {k: list(self.tasks[k].batches(epoch)) for k in self.active}
         if len({tuple(len(batch) for batch in own) for own in batches.values()}) > 1:
-            raise NotPackableError(
+            raise UnevenTrialsError(
                 "the trials' batches differ in number or size, as where unreadable images are left out"
             )
         steps = len(batches[self.active[0]])

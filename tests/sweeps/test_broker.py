@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.broker import KILLED_FOR_MEMORY, MAX_ATTEMPTS, Broker
+from sweeps.broker import Broker
+from sweeps.leases import KILLED_FOR_MEMORY, MAX_ATTEMPTS
 
 W0, W1 = "lane0/0", "lane0/1"
 

@@ -27,7 +27,7 @@ from tests.fakes import (
     fake_plan,
 )
 
-VARIES = {"attempt", "host", "started_at", "ended_at", "seconds_total", "seconds_setup", "chosen_at"}
+VARIES = {"attempt", "host", "started_at", "ended_at", "seconds_total", "seconds_setup", "chosen_at", "packed"}
 """Columns that differ between two runs of one sweep."""
 
 

@@ -45,8 +45,8 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event["ev"] == kind]
 
 
-def start_driver(folder: Path, log: Path, delay: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", DRIVER, str(folder), str(log), str(delay)]
+def start_driver(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 

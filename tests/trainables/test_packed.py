@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny_encoders import save_dinov2
+from trainables.alike import NotPackableError
 from trainables.config import TrainSettings, TrialConfig
 from trainables.errors import TrialError
 from trainables.models import default_targets, load_model, target_shapes
-from trainables.packed import NotPackableError, Reports, check_base, run_pack
+from trainables.packed import Reports, check_base, run_pack
 from trainables.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]

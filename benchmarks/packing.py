@@ -1,0 +1,141 @@
+"""Trials per hour of one worker that packs K trials of a cell, as ratios to the same trials one by one.
+
+    python benchmarks/packing.py            # an epoch of 43 steps of 64 images, K = 2, 4, 8, 5 rounds
+    python benchmarks/packing.py --quick    # 11 steps, 3 rounds
+
+The embedded CLIP and the quickstart's data, weights and budget (that of LoRA-8), a rate each. A trial is whole:
+set-up, training, validation; model, data and decoded images are warm on both sides, as they are in a lane. What is
+printed is a median of ratios, each inside one round in which the same K trials run packed and one by one, in shuffled
+order; on the CPU in process time on one thread, on a GPU in wall time. The lanes, and the light Tune process that each
+trial in flight has, are outside these numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from adapters import RETAIN, restart_with, summary
+
+from sweeps.budget import Solution, reference_budget, solve
+from trainables.config import TrainSettings, TrialConfig
+from trainables.packed import run_pack
+from trainables.shapes import target_shapes
+from trainables.warm import pick_device
+from trainables.worker import run_trial
+
+MODEL, DATA, TARGETS = "embedded:tiny-clip", "embedded:fashion-mnist-turned", ("attn.in_proj_weight",)
+METHODS = ("lora", "randlora", "vera")
+SIZES = (2, 4, 8)
+POOL = 5_400  # training images of the set, validation images taken off
+
+
+def trials_of(model: str, method: str, count: int, images: int, batch: int, epochs: int) -> list[TrialConfig]:
+    """Trials that differ in the learning rate alone; VeRA, which does not reach the budget, at its nearest count."""
+    shapes = target_shapes(model, TARGETS, "vision")
+    answer = solve(method, shapes, reference_budget(shapes, 8), "auto", tolerance=None)
+    if not isinstance(answer, Solution):
+        raise SystemExit(f"{method}: {answer.reason}")
+    shared = TrialConfig(
+        stage="TUNE", cell_id="benchmark", model=model, adapt="vision", targets=TARGETS, dataset=DATA,
+        train_size=min(1.0, images / POOL), method=method, capacities=tuple(answer.capacities.items()), lr=1e-3,
+        data_seed=1, init_seed=2, basis_seed=3, train=TrainSettings(epochs=epochs, global_batch_size=batch),
+    )  # fmt: skip
+    return [shared.model_copy(update={"lr": 1e-3 * (1 + k)}) for k in range(count)]
+
+
+class Sides:
+    """The two ways to run some trials on one worker, which stays warm."""
+
+    def __init__(self) -> None:
+        self._warm: dict[str, Any] = {}
+        self._clock = time.perf_counter if pick_device().type == "cuda" else time.process_time
+        self.ways: dict[str, Callable[[list[TrialConfig]], list[dict[str, Any]]]] = {
+            "packed": self._packed,
+            "alone": self._alone,
+        }
+
+    def _packed(self, trials: list[TrialConfig]) -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            places = [Path(folder) / str(k) for k in range(len(trials))]
+            configs, keep = [t.model_dump() for t in trials], [False] * len(trials)
+            *_, last = run_pack(configs, warm=self._warm, directories=places, keep=keep)
+        return [last[k] for k in range(len(trials))]  # type: ignore[misc]
+
+    def _alone(self, trials: list[TrialConfig]) -> list[dict[str, Any]]:
+        found = []
+        for trial in trials:
+            with tempfile.TemporaryDirectory() as folder:
+                *_, last = run_trial(trial.model_dump(), warm=self._warm, directory=Path(folder))
+            found.append(last)
+        return found
+
+    def time(self, way: str, trials: list[TrialConfig]) -> tuple[float, list[float]]:
+        """Seconds of all trials, and their last losses."""
+        begun = self._clock()
+        reports = self.ways[way](trials)
+        return self._clock() - begun, [r["train_loss"] for r in reports]
+
+
+def compare(sides: Sides, trials: list[TrialConfig], rounds: int) -> dict[str, Any]:
+    """Rounds of both ways; the first, not kept, warms up and checks that both come to the same losses."""
+    shuffle, order = random.Random(0), list(sides.ways)
+    whole, hours = [], []
+    for number in range(rounds + 1):
+        shuffle.shuffle(order)
+        found = {way: sides.time(way, trials) for way in order}
+        (packed, losses), (alone, expected) = found["packed"], found["alone"]
+        far = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
+        if far > 1e-2:
+            raise SystemExit(f"{trials[0].method}: packed losses {losses}, alone {expected}")
+        if number:
+            whole.append(alone / packed)
+            hours.append(3600 * len(trials) / alone)
+    return {"ratio": summary(whole), "alone_per_hour": summary(hours)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="11 steps an epoch, 3 rounds")
+    parser.add_argument("--rounds", type=int, help="kept rounds (5; 3 with --quick)")
+    parser.add_argument("--images", type=int, help="images an epoch (2,700; 700 with --quick)")
+    parser.add_argument("--batch", type=int, default=64, help="images of a step")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--model", default=MODEL, help="a CLIP, such as local:DIR")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="trials of a pack")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    options = parser.parse_args()
+    restart_with(RETAIN)
+    torch.set_num_threads(1)
+    rounds = options.rounds or (3 if options.quick else 5)
+    images = options.images or (700 if options.quick else 2700)
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "device": str(pick_device()),
+        "batch": options.batch,
+        "model": options.model,
+    }
+    sides = Sides()
+    print(f"trials per hour, packed / one by one; batches of {options.batch}, kept rounds: {rounds}", flush=True)
+    for method in options.methods:
+        for size in options.sizes:
+            given = (options.model, method, size, images, options.batch, options.epochs)
+            answer = compare(sides, trials_of(*given), rounds)
+            found.setdefault(method, {})[str(size)] = answer
+            ratio = answer["ratio"]
+            spread = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
+            print(f"  {method:9} K = {size}   {ratio['median']:.2f}  {spread}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""A lease: one trial on its way through a lane, as the broker knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Event = dict[str, Any]
+State = Literal["queued", "running", "finished", "failed", "stopped"]
+
+MAX_ATTEMPTS = 3
+SILENT = "no report"
+KILLED_FOR_MEMORY = "Ray ended its worker because the machine's memory was nearly used up"
+ALONE_AFTER = 2
+"""A trial whose lane died this often runs while its lane's other workers idle, so that it alone is to blame next."""
+
+
+@dataclass
+class Lease:
+    """One trial on its way through a lane."""
+
+    key: str
+    order: dict[str, Any]
+    state: State = "queued"
+    worker: str | None = None
+    attempt: int = 0
+    window: int | None = None
+    seen: int = 0
+    events: dict[int, Event] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+    heard: float = 0.0
+    """When its worker last said something, on the monotonic clock; infinite while the worker waits for us."""
+    death: str | None = None
+    """Why its worker is dying or dead, when that is known and is this trial's own doing."""
+    shrink: str | None = None
+    """Why it is to start with smaller micro-batches the next time."""
+    shrinks: int = 0
+    left: set[int] = field(default_factory=set)
+    """Ranks of a data-parallel group that have left it on an error."""
+    spared: bool = False
+    """Its worker goes down for another's sake: this attempt does not count."""
+    pack: str | None = None
+    """Names the leases that go to one worker together."""
+    single: bool = False
+    """It goes to a worker by itself, whatever its pack."""
+    packed: int = 0
+    """Trials that shared the base model when it was last started, this one among them."""
+    unpacked: dict[str, Any] | None = None
+    """Why its pack was given up, if it was: `reason`, `cause` ("memory", "uneven", "refused", "death"), `packed`."""
+
+    @property
+    def alone(self) -> bool:
+        return self.attempt >= ALONE_AFTER
+
+    @property
+    def lane(self) -> str:
+        return str(self.worker).partition("/")[0]
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds of silence that are too many; an epoch of a pack lasts as long as its trials' epochs together."""
+        seconds: float | None = self.order.get("timeout")
+        return None if seconds is None else seconds * max(1, self.packed)
+
+    @property
+    def attempts(self) -> int:
+        return int(self.order.get("attempts", MAX_ATTEMPTS))
+
+    def apart(self, reason: str, cause: str) -> None:
+        """Its pack is given up: from now on it goes by itself. No effect on a trial that was alone."""
+        if self.packed > 1:
+            self.single = True
+            self.unpacked = {"reason": reason, "cause": cause, "packed": self.packed}
+
+
+def gave_up(lease: Lease) -> str:
+    if lease.death is not None and lease.death.startswith(SILENT):
+        return f"{lease.death}; started {lease.attempt} times"
+    why = f": {lease.death}" if lease.death else ""
+    return f"its worker process died {lease.attempt} times while running it{why}"
