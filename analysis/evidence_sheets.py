@@ -34,10 +34,13 @@ MOST_FAILURES = 50
 def parity_rows(store: Store) -> list[Row]:
     """The view `parity` in the order of the tables."""
     rows: list[Row] = store.table("parity").to_pylist()
-    rows.sort(
-        key=lambda r: (r["sweep"], r["dataset"], size_key(r["train_size"]), style(r["method"]).order, r["budget"] or 0)
-    )
+    rows.sort(key=_order)
     return rows
+
+
+def _order(r: Row) -> tuple[Any, ...]:
+    place = (r["sweep"], r["dataset"], size_key(r["train_size"]))
+    return (*place, style(r["method"]).order, r["method"], r["budget"] or 0)
 
 
 def parity(rows: list[Row]) -> Sheet:
@@ -76,7 +79,7 @@ def _allowance(r: Row) -> str:
 
 def learning_rates(store: Store) -> Sheet:
     """Stage TUNE's validation scores, the numbers of the figures of learning rates."""
-    rows = rates(store).to_pylist()
+    rows = sorted(rates(store).to_pylist(), key=_order)
     columns = columns_of(
         rows,
         METHOD,
@@ -94,7 +97,7 @@ def expected(store: Store) -> Sheet:
     lines: dict[tuple[str, str], Row] = {}
     for r in best_of_n(store).to_pylist():
         lines.setdefault((r["sweep"], r["cell_id"]), {**r, "by": {}})["by"][r["n"]] = r["expected"]
-    rows = list(lines.values())
+    rows = sorted(lines.values(), key=_order)
     most = max((len(r["by"]) for r in rows), default=0)
 
     def cell(n: int) -> Column:

@@ -109,7 +109,7 @@ def conclude_rates(rows: Sequence[Row]) -> str:
     tuned = [r for r in rows if r["allowance"]]
     if not tuned:
         return "No cell was tuned here."
-    poor = [r for r in tuned if r["under_tuned"]]
+    poor = sorted((r for r in tuned if r["under_tuned"]), key=lambda r: style(r["method"]).order)
     if not poor:
         return (
             f"In none of the {len(tuned)} tuned cells does anything say that more tuning would help; nothing is tested."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ def _estimate(r: Row) -> str:
 
 def _mean(r: Row) -> str:
     return str(r["note"]) if r["value"] is None else score(r, "value")
+
+
+def _parameters(r: Row) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in json.loads(r["parameters"]).items())
 
 
 def _share(r: Row) -> str:
@@ -92,7 +97,7 @@ def _fit_columns() -> list[Column]:
         Column("form", lambda r: r["kind"]),
         Column("points", lambda r: str(r["n_points"]), "number"),
         Column("root mean square error, points", _rmse, "number"),
-        Column("parameters", lambda r: r["parameters"], "long"),
+        Column("parameters", _parameters, "long"),
     ]
 
 
