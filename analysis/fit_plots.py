@@ -13,10 +13,10 @@ import matplotlib as mpl
 import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis.budgets import AXES
-from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, Tips, count_text, new_figure
+from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, Tips, log_ticks, new_figure
 from analysis.methods import in_order, place_text, style
 from analysis.sheets import percent, quantity, ranged
 from analysis.sizes import size_labels
@@ -270,9 +270,7 @@ def _turn(axes: Any, turn: Row, at: Sequence[float]) -> None:
 
 def _log(axes: Any, x: str) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(count_text))
+    log_ticks(axes.xaxis, *axes.get_xlim())
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel(axis_label(x))

@@ -346,7 +346,8 @@ def overlaid(store: Store, overlay: str) -> tuple[pa.Table, pa.Table, str]:
     curve = scaling.curve(store)
     panels = plots.places(curve)
     rows = [r for r in curve.to_pylist() if panels and _place(r) == panels[0]]
-    theirs, title = published_curve(overlay)
+    model, dataset, size = panels[0][1:] if panels else (None, None, None)
+    theirs, title = published_curve(overlay, model, dataset, size)
     return pa.Table.from_pylist(rows, schema=scaling.CURVE), theirs, title
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import matplotlib as mpl
 import pyarrow as pa
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, count_text, new_figure
+from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, log_ticks, new_figure
 from analysis.methods import in_order, place_text, size_key, style
 
 Row = dict[str, Any]
@@ -99,9 +99,7 @@ def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: st
         ax.set_xlim(*_span(curves))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(axis="x", visible=False)
-    base.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
-    base.xaxis.set_major_formatter(FuncFormatter(count_text))
-    base.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(base.xaxis, *_span(curves))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     base.set_xlabel("trainable adapter parameters")
     if first:

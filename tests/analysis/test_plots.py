@@ -119,7 +119,7 @@ def test_every_method_has_one_look() -> None:
 
 
 def test_counts_on_the_axis() -> None:
-    assert [plots.count_text(v) for v in (500, 12_288, 250_000, 1_500_000, 2e9)] == [
+    assert [drawing.count_text(v) for v in (500, 12_288, 250_000, 1_500_000, 2e9)] == [
         "500",
         "12.3k",
         "250k",
