@@ -7,6 +7,7 @@ per block, the mean over its tokens: CKA is over examples, and tokens of one exa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,18 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
             found.append((a[name], b[name]))
     about = unit.place | named | {"against": full.row["trial_id"], "examples": size * len(batches), "batch_size": size}
     return [
-        about | {"layer": name, "depth": depth, "cka": minibatch_cka(found)}
+        about | {"layer": name, "depth": depth, "cka": _cka_or_none(found)}
         for depth, (name, found) in enumerate(pairs.items())
     ]
+
+
+def _cka_or_none(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
+    """None where a layer says nothing: constant or not finite."""
+    try:
+        found = minibatch_cka(pairs)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _same_rows(x: Tensor, y: Tensor) -> None:

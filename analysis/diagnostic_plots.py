@@ -62,7 +62,7 @@ def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Figure:
 
 def draw_cka(table: pa.Table) -> Figure:
     """CKA with full fine-tuning against depth, a line per method at its largest budget."""
-    rows = table.to_pylist()
+    rows = [r for r in table.to_pylist() if r["cka"] is not None]
     with mpl.rc_context(STYLE):
         figure = new_figure(COLUMN_INCHES, 2.7)
         axes = figure.add_axes((0.15, 0.16, 0.82, 0.78))

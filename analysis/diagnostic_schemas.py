@@ -40,7 +40,12 @@ _CKA: Columns = (
     ("against", _TEXT, "The trial of full fine-tuning that it is compared with."),
     ("layer", _TEXT, "Name of the repeated block whose output is compared."),
     ("depth", _INT, "Its number, from 0 at the input."),
-    ("cka", _REAL, "Linear CKA, HSIC unbiased and averaged over mini-batches; at most 1, about 0 where unrelated."),
+    (
+        "cka",
+        _REAL,
+        "Linear CKA, HSIC unbiased and averaged over mini-batches; at most 1, about 0 where unrelated; "
+        "null where a layer's outputs are constant or not finite.",
+    ),
     ("examples", _INT, "Training and validation examples of the trial that both models saw; one vector each."),
     ("batch_size", _INT, "Examples of a mini-batch of the estimator."),
     *_WHEN,

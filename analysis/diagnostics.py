@@ -134,7 +134,9 @@ def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
 
 def cka_sentence(table: pa.Table) -> str:
     """CKA of the last block, per method at its largest budget."""
-    rows = table.to_pylist()
+    rows = [r for r in table.to_pylist() if r["cka"] is not None]
+    if not rows:
+        return "No layer's activations vary between examples, so there is no CKA."
     last = max(r["depth"] for r in rows)
     parts = []
     for method in in_order({r["method"] for r in rows}):
@@ -142,7 +144,8 @@ def cka_sentence(table: pa.Table) -> str:
         mine = [
             r["cka"] for r in rows if (r["method"], r["depth"]) == (method, last) and (r["adapter_params"] or 0) == most
         ]
-        parts.append(f"{style(method).name} {_mean(mine):.3f}")
+        if mine:
+            parts.append(f"{style(method).name} {_mean(mine):.3f}")
     return (
         f"CKA with full fine-tuning in the last block, at each method's largest budget: {', '.join(parts)}. "
         "One seed per cell: a description, not a test."

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from analysis.errors import StoreError
 from analysis.store import Store
-from analysis.tables import write_part
+from analysis.tables import set_aside, write_part
 
 Row = dict[str, Any]
 
@@ -92,10 +92,16 @@ def sweep_facts(store: Store) -> Row:
 def compute_missing(store: Store, units: Sequence[Unit], execute: Execute, *, force: bool = False) -> int:
     """Run the units that have no rows in the store yet (with `force` all) and keep each one's rows as it is done.
 
+    A part file that cannot be read is set aside first, so what it held is missing.
+
     Returns:
         How many were run.
     """
-    there = {name: set(store.table(name).column("unit").to_pylist()) for name in {u.table for u in units}}
+    tables = {u.table for u in units}
+    for part in store.damaged:
+        if part.table in tables and part.path.is_relative_to(store.path):
+            set_aside(part)
+    there = {name: set(store.table(name).column("unit").to_pylist()) for name in tables}
     missing = [u for u in units if force or u.unit_id not in there[u.table]]
     if missing:
         done = execute(store.path, missing)

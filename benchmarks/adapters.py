@@ -312,6 +312,24 @@ def memory_section(depth: int) -> dict[str, Any]:
     return {"saved": kept, "peak": peak}
 
 
+def profile_section(name: str, depth: int, tokens: int, steps: int = 3) -> None:
+    """Share of self CPU time by operator, over a few steps after a first one."""
+    from torch.profiler import ProfilerActivity, profile
+
+    contender = Contender(name, depth)
+    images, labels = data(tokens)
+    contender.step(images, labels)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            contender.step(images, labels)
+    events = sorted(profiler.key_averages(), key=lambda e: e.self_cpu_time_total, reverse=True)
+    total = sum(e.self_cpu_time_total for e in events)
+    print(f"\n{name}, {depth} layers, {tokens:,} tokens: {total / steps / 1e6:.2f} s of self CPU time a step")
+    for event in events[:12]:
+        share = event.self_cpu_time_total / total
+        print(f"  {event.key[:44]:<44} {share:6.1%}  {event.count // steps:>5} calls a step")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 layers, 1,600 tokens, 5 rounds, no memory section")
@@ -319,6 +337,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, action="append", help="rows per step (1600 and 6400; may be repeated)")
     parser.add_argument("--rounds", type=int, help="kept rounds (7; 5 with --quick)")
     parser.add_argument("--only", nargs="*", choices=NAMES, help="contenders to run")
+    parser.add_argument("--profile", nargs="+", choices=NAMES, help="print where the time of these goes, and no ratios")
     parser.add_argument("--skip-memory", action="store_true", help="leave the memory section out")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
@@ -334,6 +353,10 @@ def main() -> None:
     found: dict[str, Any] = {"regime": regime()}
     for key, value in found["regime"].items():
         print(f"{key}: {value}")
+    if options.profile:
+        for name in options.profile:
+            profile_section(name, depth, (options.tokens or [1600])[0])
+        return
     rounds = options.rounds or (5 if options.quick else 7)
     names = [name for name in NAMES if name != "randlora-held"]  # it differs under accumulation alone
     for tokens in options.tokens or ([1600] if options.quick else [1600, 6400]):

@@ -7,7 +7,8 @@ Two models: the embedded CLIP's image tower on the embedded Fashion-MNIST, and a
 the spot with its tokenizer, on made-up questions. Both sides train the same weights by LoRA of one rank, on the
 same batches in the same order, in float32, with clipped gradients, a cosine schedule and fused AdamW; that both compute
 the same loss on the first batch and train equally many parameters is checked first. The plain loop is as bare as it can
-be: its images are decoded and normalised beforehand, and its texts are in tokens.
+be: its images are decoded and normalised beforehand, and its texts are in tokens. For the Llama, transformers' Trainer
+is a third side: on the same padded batches, its own time from the start of an epoch to its end.
 
 What is printed is a median of ratios, each inside one round in which both sides train one epoch, in shuffled order, in
 process CPU time on one thread. The share of waiting is in wall time: the task's batches, weights and draws, and what
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import random
@@ -31,6 +33,7 @@ from typing import Any
 
 import torch
 from adapters import RETAIN, restart_with, summary
+from hf_trainer import HfTrainer
 from small_llama import make_llama
 from torch.nn.functional import cross_entropy, normalize
 
@@ -164,33 +167,53 @@ def clip_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
     return model, loss
 
 
-def llama_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
-    """The loss that transformers' model gives for labels, -100 where nothing is learned, on texts in tokens."""
-    model = with_peft(load_model(trial.model).module, trial)
+def llama_batches(ours: Ours) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+    """Rows to what transformers' models take: texts in tokens, and labels, -100 where nothing is learned."""
     texts, fill = ours.task._train, ours.task._encoder.pad
     ids, labels = {}, {}
     for row in torch.cat(list(ours.task.batches(1))).tolist():
         ids[row] = torch.cat([texts[row].prompt, texts[row].response])
         labels[row] = torch.cat([torch.full_like(texts[row].prompt, -100), texts[row].response])
 
-    def loss(batch: torch.Tensor) -> torch.Tensor:
+    def made(batch: torch.Tensor) -> dict[str, torch.Tensor]:
         rows = batch.tolist()
-        mask = padded([torch.ones_like(ids[row]) for row in rows], 0)
-        inputs = padded([ids[row] for row in rows], fill)
-        targets = padded([labels[row] for row in rows], -100)
-        return model(input_ids=inputs, attention_mask=mask, labels=targets, use_cache=False).loss
+        return {
+            "input_ids": padded([ids[row] for row in rows], fill),
+            "attention_mask": padded([torch.ones_like(ids[row]) for row in rows], 0),
+            "labels": padded([labels[row] for row in rows], -100),
+        }
 
-    return model, loss
+    return made
 
 
-def compare(name: str, trial: TrialConfig, make: Callable[..., tuple[Any, Loss]], rounds: int) -> dict[str, Any]:
-    """Rounds of one epoch of both, in shuffled order; the first, not kept, warms up."""
-    order, ratios, shares = ["ours", "plain"], [], []
-    rates: dict[str, list[float]] = {"ours": [], "plain": []}
+def llama_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
+    """The loss that transformers' model gives."""
+    model, batch_of = with_peft(load_model(trial.model).module, trial), llama_batches(ours)
+    return model, lambda batch: model(**batch_of(batch), use_cache=False).loss
+
+
+def llama_trainer(trial: TrialConfig, ours: Ours, folder: Path) -> HfTrainer:
+    """transformers' Trainer on a model of its own."""
+    model, batch_of = with_peft(load_model(trial.model).module, trial), llama_batches(ours)
+    model.config.use_cache = False
+    return HfTrainer(model, lambda epoch: [batch_of(b) for b in ours.task.batches(epoch)], RATE, folder)
+
+
+def compare(
+    name: str,
+    trial: TrialConfig,
+    make: Callable[..., tuple[Any, Loss]],
+    rounds: int,
+    third: Callable[..., HfTrainer] | None = None,
+) -> dict[str, Any]:
+    """Rounds of one epoch of all sides, in shuffled order; the first, not kept, warms up."""
+    order, shares = ["ours", "plain", *(["trainer"] if third else [])], []
+    spent: dict[str, list[float]] = {side: [] for side in order}
     with contextlib.ExitStack() as stack:
         ours = Ours(trial, stack)
         batches = ours.task.batches
         plain = Plain(*make(trial, ours), lambda epoch: list(batches(epoch)), 100 * len(batches(1)))
+        trainer = third(trial, ours) if third else None
         losses = (ours.first_loss(), plain.first_loss())
         sizes = [sum(p.numel() for p in side.parameters) for side in (ours, plain)]
         if not math.isclose(*losses, rel_tol=1e-3) or sizes[0] != sizes[1]:
@@ -198,22 +221,30 @@ def compare(name: str, trial: TrialConfig, make: Callable[..., tuple[Any, Loss]]
         shuffle = random.Random(0)
         for number in range(1, rounds + 2):
             shuffle.shuffle(order)
-            seconds = {}
             for side in order:
+                if side == "trainer" and trainer is not None:
+                    spent[side].append(trainer.epoch(number))
+                    continue
                 ours.waiting.seconds, wall, start = 0.0, time.perf_counter(), time.process_time()
                 (ours if side == "ours" else plain).epoch(number)
-                seconds[side] = time.process_time() - start
-                if side == "ours" and number > 1:
+                spent[side].append(time.process_time() - start)
+                if side == "ours":
                     shares.append(ours.waiting.seconds / (time.perf_counter() - wall))
-            if number > 1:
-                ratios.append(seconds["plain"] / seconds["ours"])
-                for side, spent in seconds.items():
-                    rates[side].append(ours.samples / spent)
-    found = {"samples": ours.samples, "trained": sizes[0], "ratio": summary(ratios), "waiting": summary(shares),
-             "per_second": {side: statistics.median(values) for side, values in rates.items()}}  # fmt: skip
+    spent = {side: seconds[1:] for side, seconds in spent.items()}
+    ratios = {
+        side: summary([a / b for a, b in zip(seconds, spent["ours"], strict=True)])
+        for side, seconds in spent.items()
+        if side != "ours"
+    }
+    rates = {side: ours.samples / statistics.median(seconds) for side, seconds in spent.items()}
+    found = {"samples": ours.samples, "trained": sizes[0], "ratio": ratios["plain"], "waiting": summary(shares[1:]),
+             "per_second": rates}  # fmt: skip
     ratio, wait, rate = found["ratio"], found["waiting"], found["per_second"]
     print(f"{name}: {ours.samples} samples an epoch, {sizes[0]:,} trained parameters, kept rounds: {rounds}")
     print(f"  samples/s, ours / plain PEFT   {ratio['median']:.2f}  [{ratio['low']:.2f}, {ratio['high']:.2f}]")
+    if "trainer" in ratios:
+        other = found["trainer_ratio"] = ratios["trainer"]
+        print(f"  samples/s, ours / Trainer      {other['median']:.2f}  [{other['low']:.2f}, {other['high']:.2f}]")
     print(f"  samples/s                      {rate['ours']:.0f} / {rate['plain']:.0f}")
     print(f"  waiting for data               {wait['median']:.2%}  [{wait['low']:.2%}, {wait['high']:.2%}]", flush=True)
     return found
@@ -240,7 +271,8 @@ def main() -> None:
         model, rows = make_llama(Path(folder), 128 if options.quick else 256, 4, texts)
         projections = ("q_proj.weight", "v_proj.weight", "up_proj.weight", "down_proj.weight")
         llama = trial_of(model, rows, projections, "all", 1.0, 16)
-        found["llama"] = compare("Llama, instructions", llama, llama_loss, rounds)
+        third = functools.partial(llama_trainer, folder=Path(folder) / "trainer")
+        found["llama"] = compare("Llama, instructions", llama, llama_loss, rounds, third)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -28,7 +28,7 @@ from trainables.encoding import DEFAULT_MAX_TOKENS, EncodedRows, Encoder, exchan
 from trainables.errors import TrialError
 from trainables.generation import generate
 from trainables.language import LanguageModel
-from trainables.lm_rows import answer_in, choices_of, gathered, limited, mean_of_groups, positions, summed
+from trainables.lm_rows import CUT, answer_in, choices_of, gathered, limited, mean_of_groups, positions, summed
 from trainables.recompute import recomputing
 from trainables.scoring import Question, choice_scores
 from trainables.task import Parts, Scores, Split, Which
@@ -61,7 +61,7 @@ class CausalLMTask:
         self._train = parts.lane.words(
             ("encoded", trial.dataset, self._encoder.max_tokens), lambda: EncodedRows(dataset.train, self._encoder)
         )
-        self._train.prepare(self._rows.train_idx.tolist())
+        self._cut = self._train.cut_share(self._rows.train_idx.tolist())
 
     @property
     def metric(self) -> str:
@@ -178,7 +178,7 @@ class CausalLMTask:
             n_examples=len(rows),
             examples_hash=part.examples_hash(rows),
             correct=None,
-            further={**{k: v for k, v in values.items() if k != "bleu"}, "loss": loss},
+            further={**{k: v for k, v in values.items() if k != "bleu"}, "loss": loss, CUT: self._cut},
         )
 
     def _scores(self, part: TextSplit, rows: Tensor, right: Tensor, found: Tensor, further: dict[str, float]) -> Scores:
@@ -194,7 +194,7 @@ class CausalLMTask:
             n_examples=len(rows),
             examples_hash=part.examples_hash(rows),
             correct=right.bool(),
-            further={**further, "loss": loss, **(by_task if len(by_task) > 1 else {})},
+            further={**further, "loss": loss, CUT: self._cut, **(by_task if len(by_task) > 1 else {})},
         )
 
     @torch.no_grad()

@@ -118,10 +118,10 @@ class EncodedRows:
             self.prepare([row])
         return self._done[row]
 
-    def cut(self, rows: Sequence[int]) -> int:
-        """How many of these rows were too long."""
+    def cut_share(self, rows: Sequence[int]) -> float:
+        """Share of these rows that were too long."""
         self.prepare(rows)
-        return sum(self._done[row].cut for row in rows)
+        return sum(self._done[row].cut for row in rows) / max(1, len(rows))
 
 
 def exchange(split: TextSplit, row: int) -> Exchange:

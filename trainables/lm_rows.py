@@ -13,6 +13,9 @@ from trainables.data.text import Exchange, TextSplit
 from trainables.errors import TrialError
 from trainables.prompts import extract_answer
 
+CUT = "cut-train-texts"
+"""Further metric of text tasks: the share of training texts that were longer than `train.max_tokens`."""
+
 
 def limited(part: TextSplit, rows: Tensor, most: int | None, which: str) -> Tensor:
     """At most `most` of the rows of every task, ascending; the same ones in every trial, fewer among more."""

@@ -124,6 +124,11 @@ class SentenceRows:
             self.prepare([row])
         return self._done[row]
 
+    def cut_share(self, rows: Sequence[int]) -> float:
+        """Share of these rows that were too long."""
+        self.prepare(rows)
+        return sum(self._done[row].cut for row in rows) / max(1, len(rows))
+
     def labels(self, rows: Tensor) -> Tensor:
         """(n,) int64 classes, or float32 numbers of a regression."""
         found = [self._split.rows[row] for row in rows.tolist()]

@@ -190,9 +190,13 @@ def gguf_argument(gguf: str | None, model_id: str) -> dict[str, str]:
 
 def advice(model_id: str) -> str:
     """What to do when a model can't be reached or read."""
+    local = model_id.startswith("local:")
     if model_id.endswith(GGUF):
-        return "Fetch the file again; transformers' page on GGUF lists the architectures that it reads."
-    if model_id.startswith("local:"):
+        read = "transformers' page on GGUF lists the architectures that it reads."
+        if local:
+            return f"Fetch the file again; {read}"
+        return f"Without a network, download the file elsewhere and write local:DIR/FILE.gguf; {read}"
+    if local:
         return "Check config.json, or save the model again with save_pretrained."
     return "Without a network, download the model elsewhere and write local:DIR, a directory with its files."
 

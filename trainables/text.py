@@ -20,7 +20,7 @@ from trainables.data.text_batches import bucketed_batches, length_batches, share
 from trainables.encoders import ClassifierHead, hidden_size, new_classifier_head, new_head
 from trainables.errors import TrialError
 from trainables.label_metrics import LABEL_METRICS, NUMBER_METRICS, label_scores, number_scores
-from trainables.lm_rows import limited, summed
+from trainables.lm_rows import CUT, limited, summed
 from trainables.recompute import recomputing
 from trainables.sentences import SentenceEncoder, SentenceReader, SentenceRows
 from trainables.task import Parts, Scores, Split, Which
@@ -50,7 +50,7 @@ class TextTask:
             else new_classifier_head(self._module, width, outputs, trial.init_seed, parts.lane.device)
         )
         self._train = self._encoded(dataset.train)
-        self._train.prepare(self._rows.train_idx.tolist())
+        self._cut = self._train.cut_share(self._rows.train_idx.tolist())
 
     def _encoded(self, part: TextSplit) -> SentenceRows:
         key = ("sentences", self._dataset.name, part.name, self._encoder.max_tokens)
@@ -126,7 +126,7 @@ class TextTask:
             n_examples=len(rows),
             examples_hash=part.examples_hash(rows),
             correct=correct,
-            further=values,
+            further={**values, CUT: self._cut},
         )
 
 

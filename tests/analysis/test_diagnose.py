@@ -15,12 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from analysis import StoreError, open_store
+from analysis.cka import _cka_or_none
 from analysis.cka import plan as cka_plan
 from analysis.diagnostic_files import diagnostic_sheets
-from analysis.diagnostics import analyze, in_process, plan
+from analysis.diagnostic_plots import draw_cka
+from analysis.diagnostics import analyze, cka_sentence, in_process, plan
 from analysis.kept import kept_trials
 from analysis.report import render
 from analysis.units import Unit, compute_missing, rows_of
@@ -144,6 +147,11 @@ def test_what_was_cut_off_goes_on_and_ends_the_same(made: Path, tiny: Path, tmp_
     before = store.table("landscape").num_rows
     assert compute_missing(store, units[:2], counted, force=True) == 2
     assert store.table("landscape").num_rows == before and numbers(rows_of(store, units, "landscape")) == resumed
+    part = min(tiny.glob("tables/landscape/part-*.parquet"))
+    part.write_bytes(part.read_bytes()[:-40])
+    store = open_store(tiny)  # parts are thought never to change, so they are not read twice
+    assert compute_missing(store, units[2:], nothing) == 0  # the forced ones' first rows
+    assert part.with_suffix(".parquet.damaged").is_file() and store.table("landscape").num_rows == before
     assert not ids & {u.unit_id for u in plan(store, "landscape", examples=16, points=4)}  # other settings, other units
 
 
@@ -154,6 +162,16 @@ def test_ray_tasks_give_what_this_process_gives(tiny: Path, pool: Pool) -> None:
     for unit, wanted in in_process(tiny, cka_plan(store, examples=32)):
         found = [r for r in rows if r["unit"] == unit.unit_id]
         assert [r["cka"] for r in found] == pytest.approx([r["cka"] for r in wanted], rel=1e-5)
+
+
+def test_a_layer_that_says_nothing_is_null() -> None:
+    constant, drawn = torch.ones(8, 3), torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    assert _cka_or_none([(constant, drawn)]) is None and _cka_or_none([(drawn * math.nan, drawn)]) is None
+    rows = [{"method": "lora", "adapter_params": 1, "depth": 0, "cka": None}]
+    assert "no CKA" in cka_sentence(pa.Table.from_pylist(rows))
+    rows.append({"method": "lora", "adapter_params": 1, "depth": 1, "cka": 0.5})
+    assert "LoRA 0.500" in cka_sentence(pa.Table.from_pylist(rows))
+    draw_cka(pa.Table.from_pylist(rows))
 
 
 @pytest.mark.slow

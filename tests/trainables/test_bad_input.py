@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.trainables.conftest import COLOURS, noisy
+from tests.trainables.conftest import COLOURS, colour_tables, noisy
 from trainables.config import TrialConfig
 from trainables.data import DataError, load_dataset, split
 from trainables.errors import TrialError
@@ -76,6 +78,21 @@ def test_empty_class_folder(images: Path) -> None:
         path.unlink()
     with pytest.raises(DataError, match=r"class folder .*train/red holds no image \(.*\.png.*fill it or remove it"):
         load_dataset(f"folder:{images}")
+
+
+@pytest.mark.parametrize(("label", "which"), [(-1, "test"), (4, "train"), (99, "test")])
+def test_labels_out_of_range(tmp_path: Path, label: int, which: str) -> None:
+    """The hub's unlabelled test splits have -1."""
+    tables = colour_tables()
+    labels = tables[which].column("label").to_pylist()
+    labels[5] = label
+    index = tables[which].schema.get_field_index("label")
+    tables[which] = tables[which].set_column(index, tables[which].schema.field(index), pa.array(labels, pa.int64()))
+    for name, table in tables.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=rf"\({which}\), row 5: label {label} is not in 0\.\.3"):
+        data = load_dataset(f"parquet:{tmp_path}")
+        len(data.at("CONFIRM").test)
 
 
 def test_fewer_images_than_shots(images: Path) -> None:
@@ -151,9 +168,12 @@ def test_nan_in_a_transformers_checkpoint(tmp_path: Path) -> None:
 
 _ASK = """
 from trainables.data import load_dataset
+from trainables.data.registry import load_text_dataset
 from trainables.models import load_model, meta_model
 for ask in (lambda: load_dataset("hf:org/nothing"), lambda: load_dataset("cars"), lambda: meta_model("hf:org/nothing"),
-            lambda: load_model("hf:org/nothing"), lambda: load_model("open_clip:ViT-B-32/openai")):
+            lambda: load_model("hf:org/nothing"), lambda: load_model("open_clip:ViT-B-32/openai"),
+            lambda: load_model("hf:org/nothing-GGUF/nothing.Q8_0.gguf"), lambda: load_text_dataset("boolq"),
+            lambda: load_text_dataset("commonsense-15k"), lambda: load_text_dataset("glue-cola")):
     try:
         ask()
     except ValueError as error:
@@ -174,6 +194,7 @@ def test_unreachable_hub(how: str, tmp_path: Path) -> None:
         [sys.executable, "-c", _ASK], capture_output=True, text=True, env=environment, timeout=240, check=False
     )
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == 5, done.stdout + done.stderr
+    assert len(lines) == 9, done.stdout + done.stderr
     assert all(line.startswith("DataError") and "parquet:FOLDER" in line for line in lines[:2])
-    assert all(line.startswith("ModelError") and "local:DIR" in line for line in lines[2:])
+    assert all(line.startswith("ModelError") and "local:DIR" in line for line in lines[2:6])
+    assert all(line.startswith("DataError") and ("json:" in line or "glue:" in line) for line in lines[6:])

@@ -14,8 +14,9 @@ import torch
 from tests.trainables.making import one_tower_trial
 from tests.trainables.tiny_language import instruction_rows, save_model, save_tokenizer, write_rows
 from trainables.config import EvaluateSettings, TrialConfig
+from trainables.data.registry import load_text_dataset
 from trainables.data.text import Exchange
-from trainables.encoding import Encoder
+from trainables.encoding import EncodedRows, Encoder
 from trainables.errors import DataError, TrialError
 from trainables.language import LanguageModel
 from trainables.models import load_model
@@ -138,6 +139,16 @@ def test_a_long_text_loses_the_start_of_its_prompt_and_says_so(folder: Path) -> 
     assert torch.equal(cut.response, whole.response) and int(cut.response[-1]) == tokenizer.eos_token_id
     kept = len(cut.prompt) - 1  # without a leading BOS, or its place
     assert torch.equal(cut.prompt[-kept:], whole.prompt[-kept:])
+
+
+def test_the_share_of_texts_that_are_cut_is_told(make: MakeTrial, folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_model(f"local:{folder / 'llama'}").text_tokenizer
+    train = load_text_dataset(f"json:{folder / 'rows'}").train
+    rows = EncodedRows(train, Encoder(tokenizer, 256, 256, "m"))
+    lengths = sorted(len(rows[i]) for i in range(len(train)))
+    for limit, share in ((lengths[-1], 0.0), (lengths[0] - 1, 1.0)):
+        result = run(make(train={"max_tokens": limit}), tmp_path / str(limit))[-1]["result"]
+        assert result["further"]["test"]["cut-train-texts"] == share
 
 
 def test_a_tokenizer_without_pad_or_eos(folder: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_gpt2_end_to_end(e2e_trial: MakeTrial, place: Path, tmp_path: Path, meth
     result = reports[-1]["result"]
     assert reports[-1]["train_loss"] < reports[0]["train_loss"]
     assert (result["metric"], result["correct"], result["n_examples"]) == ("bleu", None, 4)
-    assert set(result["further"]["test"]) == {"nist", "meteor", "rouge-l", "cider", "loss"}
+    assert set(result["further"]["test"]) == {"nist", "meteor", "rouge-l", "cider", "loss", "cut-train-texts"}
     loaded = load_model(trial.model)
     load(loaded.module, tmp_path / "adapter")
     test = load_text_dataset(trial.dataset, stage="CONFIRM").test

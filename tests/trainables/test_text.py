@@ -116,7 +116,7 @@ def test_numbers_of_pairs(text_trial: MakeTrial, tmp_path: Path, family: str) ->
     result = run(trial, tmp_path / "run")[-1]["result"]
     assert (result["metric"], result["correct"]) == ("pearson", None)
     assert result["test_score"] > 0.5
-    assert set(result["further"]["test"]) == {"spearman", "loss"}
+    assert set(result["further"]["test"]) == {"spearman", "loss", "cut-train-texts"}
     assert result["head_params"] == HEAD + WIDTH + 1
 
 

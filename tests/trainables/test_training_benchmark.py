@@ -26,3 +26,4 @@ def test_one_short_round(tmp_path: Path) -> None:
         assert found[model]["ratio"]["median"] > 0.2
         assert 0 < found[model]["waiting"]["median"] < 0.5
         assert found[model]["samples"] >= 16
+    assert found["llama"]["trainer_ratio"]["median"] > 0.2
