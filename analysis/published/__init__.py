@@ -73,9 +73,8 @@ def published_curve(
 
     Args:
         name: of the publication.
-        model, dataset, train_size: where ours was measured (`dataset` None: a mean over data sets). Of a publication of
-            several places the one nearest to it is taken: the same model before the same data before the same size; else
-            the first.
+        model, dataset, train_size: where ours was measured (`dataset` None: a mean over data sets). Of several places
+            the nearest to it is taken: the same model before the same data before the same size; else the first.
     """
     found = publication(name)
     keys = ("model", "dataset", "train_size")
