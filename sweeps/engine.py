@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 TRIAL = "trainables.worker:run_trial"
 WAVE = 1000
-"""Trials of one Tuner, which keeps each in memory and slows down with their number."""
+"""Trials of one Tuner, which keeps each in memory; more where many run at once (`wave`)."""
+ROUNDS = 20
+"""Trials of a Tuner per trial at a time, at least: while its last ones run the lanes run empty, one after another."""
 
 
 class EngineError(RuntimeError):
@@ -178,6 +180,11 @@ def run(
     return replace(done, stopped_by=limit, not_uploaded=not_uploaded)
 
 
+def wave(at_once: int) -> int:
+    """Trials of one Tuner when so many run at once."""
+    return max(WAVE, ROUNDS * at_once)
+
+
 def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop, packed: int) -> None:
     """Tuner after Tuner until nothing is left, or `stop`."""
     import ray
@@ -188,7 +195,8 @@ def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], 
         ray.get(pool.broker.reset.remote())
         packing = Packing(packed, pool.trials, {})
         while not stop:
-            dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, WAVE, changed, packing)
+            most = wave(pool.trials * packed)
+            dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, most, changed, packing)
             with watch(stop, dispatcher):
                 _tune(dispatcher, pool, packed)
             if dispatcher.error is not None:

@@ -15,6 +15,8 @@ sweep=${1:?a sweep file}
 shift
 port=${PORT:-6379}
 export RAY_USAGE_STATS_ENABLED=0
+# Ray gives up after half a minute without the others, which is soon for lines typed by hand.
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}
 # Whoever reaches a Ray cluster may run code on it. A token (ray get-auth-token --generate, copied to every machine's
 # ~/.ray/auth_token) keeps others out; without one, keep the ports behind a firewall.
 if [[ -f ~/.ray/auth_token || -n "${RAY_AUTH_TOKEN:-}" ]]; then export RAY_AUTH_MODE=token; fi

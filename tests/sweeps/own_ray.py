@@ -18,11 +18,11 @@ class OwnRay:
         self.environment |= {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that was started with this environment, by whomever."""
+        """Everything whose files of Ray are in the folder or below, whoever started it."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("RAY_TMPDIR") == str(self.folder):
+                if process.environ().get("RAY_TMPDIR", "").startswith(str(self.folder)):
                     found.append(process)
         return found
 

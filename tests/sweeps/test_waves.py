@@ -13,6 +13,11 @@ from tests.fakes import FakeCell, fake_plan
 from tests.sweeps.test_engine import assert_same_tables, go
 
 
+def test_a_tuner_outlasts_what_runs_at_once() -> None:
+    """At its end the lanes wait for the last trials: with as many trials as lanes that would be most of the time."""
+    assert [engine.wave(at_once) for at_once in (1, 50, 51, 1000)] == [1000, 1000, 1020, 20_000]
+
+
 @pytest.mark.slow
 def test_a_long_sweep_takes_several_tuners(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tune keeps every trial of a Tuner in memory; waves of them share journal, studies and warm lanes."""
@@ -26,6 +31,7 @@ def test_a_long_sweep_takes_several_tuners(tmp_path: Path, pool: Pool, monkeypat
 
     assert engine.WAVE == 1000
     monkeypatch.setattr(engine, "WAVE", 6)
+    monkeypatch.setattr(engine, "ROUNDS", 1)
     monkeypatch.setattr(engine, "_tune", tune)
     cells = (FakeCell("lora"), FakeCell("vera"))
     assert go(fake_plan(tmp_path / "r", cells), pool).finished == 16
