@@ -44,7 +44,7 @@ def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Figure:
             points: dict[tuple[str, int], list[Row]] = defaultdict(list)
             for r in approximation.to_pylist():
                 points[r["form"], r["lora_rank"]].append(r)
-            for form in ("lora", "randlora"):
+            for form in in_order({f for f, _ in points}):
                 ranks = sorted(rank for f, rank in points if f == form)
                 mean_error = [np.mean([r["error"] for r in points[form, rank]]) for rank in ranks]
                 look = style(form)

@@ -100,7 +100,7 @@ _APPROXIMATION: Columns = (
     *_PLACE,
     ("trial_id", _TEXT, "The trial of full fine-tuning whose update is approximated."),
     *_FORM,
-    ("form", _TEXT, "'lora' (the exact optimum), 'randlora' (fitted: an upper bound)."),
+    ("form", _TEXT, "'lora' (the exact optimum), 'randlora' and 'vera' (fitted: upper bounds)."),
     ("lora_rank", _INT, "LoRA rank whose parameters are spent."),
     ("capacity", _INT, "The form's own rank."),
     ("parameters", _INT, "Parameters that the form trains on this weight."),

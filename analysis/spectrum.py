@@ -122,6 +122,37 @@ def _bases(wanted: Tensor, r: int, basis_seed: int) -> tuple[Tensor, Tensor, int
     return part.b.double(), part.a.double(), count
 
 
+def vera_error(
+    target: Tensor, r: int, *, basis_seed: int = 0, sweeps: int = 40, settle: float = 1e-4
+) -> tuple[int, float]:
+    """(trainables, relative Frobenius error) of VeRA's form, diag(b) B diag(d) A, fitted to one matrix (out, in).
+
+    Linear in b and in d: by turns, as `randlora_error`, and an upper bound as well.
+    """
+    norm = float(target.norm())
+    if norm <= TINY:
+        return 0, 0.0
+    wanted = target.double() / norm
+    host = nn.Sequential(nn.Linear(wanted.shape[1], wanted.shape[0], bias=False))
+    adapted = randlora.attach(host, randlora.VeraConfig(r=r), ["0.weight"], basis_seed=basis_seed)
+    adapter: Any = adapted.adapters["0.weight"]
+    b, a = adapter.bases.get("B").double(), adapter.bases.get("A").double()  # (out, r), (r, in)
+    count = adapted.count()
+    adapted.detach()
+    d = torch.randn(r, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    last = 1.0
+    for _ in range(sweeps):
+        product = (b * d) @ a
+        rows = (wanted * product).sum(dim=1) / product.square().sum(dim=1).clamp_min(TINY)
+        scaled = b * rows.unsqueeze(1)
+        d = _solve((scaled.T @ scaled) * (a @ a.T), ((scaled.T @ wanted) * a).sum(dim=1))
+        error = float((wanted - (scaled * d) @ a).norm())
+        if last - error < settle:
+            break
+        last = error
+    return count, min(error, last)
+
+
 def _gammas(gram: Tensor, cross: Tensor, a: Tensor, lam: Tensor) -> Tensor:
     """(n, m): gamma by least squares, every column of the target for itself."""
     r, n = lam.shape
@@ -206,9 +237,10 @@ def spectrum_rows(mine: Mapping[str, Tensor], full: Mapping[str, Tensor] | None)
 
 
 def approximations(name: str, update: Tensor, ranks: Sequence[int] = ()) -> list[Row]:
-    """How well LoRA's and RandLoRA's forms can hold one weight's update at equal parameters.
+    """How well LoRA's, RandLoRA's and VeRA's forms can hold one weight's update at equal parameters.
 
-    LoRA's error is the exact optimum, RandLoRA's a fit, so an upper bound; its rank is the one nearest to LoRA's count.
+    LoRA's error is the exact optimum, the others' are fits, so upper bounds. RandLoRA's rank is the one nearest to
+    LoRA's count; VeRA's count r + out reaches that of LoRA rank 1 alone, at r = in.
 
     Args:
         update: (out, in).
@@ -226,4 +258,7 @@ def approximations(name: str, update: Tensor, ranks: Sequence[int] = ()) -> list
         fixed: Row = {"weight": name, "out_features": out, "in_features": in_, "lora_rank": rank}
         found.append(fixed | {"form": "lora", "capacity": rank, "parameters": lora_count, "error": errors[rank]})
         found.append(fixed | {"form": "randlora", "capacity": r, "parameters": count, "error": error})
+        if rank == 1:
+            count, error = vera_error(update, in_)
+            found.append(fixed | {"form": "vera", "capacity": in_, "parameters": count, "error": error})
     return found

@@ -20,7 +20,6 @@ Start: A and B normal with standard deviation 0.02, e = 0. Scale: alpha / init_r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,8 +39,8 @@ from randlora.adapter import (
 )
 from randlora.bases import Draw
 from randlora.errors import ConfigError, nearest
-from randlora.factored import Factored, drawn
-from randlora.hooks import Schedule
+from randlora.factored import drawn
+from randlora.ranks import Ranks, Terms, check_initial, initial_rank
 
 ALLOCATE = ("parameters", "ranks")
 DEFAULT_SCALE = 32.0
@@ -71,8 +70,7 @@ class AdaLoraConfig(AdapterConfig):
         check_capacity("adalora", "interval", self.interval)
         check_positive("adalora", "alpha", self.alpha)
         check_dropout("adalora", self.dropout)
-        if not self.initial >= 1.0:
-            raise ConfigError(f"adalora: initial must be at least 1 (times the final rank) but got {self.initial!r}")
+        check_initial(self, self.initial)
         if not 0.0 <= self.start < self.stop <= 1.0:
             raise ConfigError(
                 f"adalora: 0 <= start < stop <= 1 must hold (fractions of the training) but got start = {self.start!r} "
@@ -89,14 +87,10 @@ class AdaLoraConfig(AdapterConfig):
                 f"{nearest(self.allocate, ALLOCATE)}"
             )
 
-    def initial_rank(self, r: int) -> int:
-        """Triplets that a weight of final rank r starts with."""
-        return math.ceil(self.initial * r)
-
     @property
     def scale(self) -> float:
         """alpha / init_r where alpha is given; one number for all layers."""
-        return DEFAULT_SCALE if self.alpha is None else self.alpha / self.initial_rank(self.r)
+        return DEFAULT_SCALE if self.alpha is None else self.alpha / initial_rank(self.initial, self.r)
 
 
 def adalora_count(shape: Shape, capacity: int, **options: Any) -> int:
@@ -104,55 +98,33 @@ def adalora_count(shape: Shape, capacity: int, **options: Any) -> int:
     return capacity * (shape[0] + shape[1] + 1)
 
 
-class AdaLora(Factored):
+class AdaLora(Terms):
     """A transposed (in x init_r), B (out x init_r) and e (init_r)."""
 
-    packable = False  # its ranks follow the schedule of one training
     a: nn.Parameter
     b: nn.Parameter
     e: nn.Parameter
 
     def __init__(self, name: str, config: AdaLoraConfig, request: Request) -> None:
-        base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
-        self.scale, self.r = config.scale, request.capacities[name]
-        self.triplets = config.initial_rank(self.r)
-        out, width = self.shape
+        super().__init__(name, request, config.dropout, config.initial)
+        self.scale = config.scale
+        (out, width), device = self.shape, request.weights[name].device
         self.cost = out + width + 1
-        self.a = trainable(drawn(name, "a", request, Draw(width, self.triplets, "normal", 0.02)), request, base.device)
-        self.b = trainable(drawn(name, "b", request, Draw(out, self.triplets, "normal", 0.02)), request, base.device)
-        self.e = trainable(torch.zeros(self.triplets), request, base.device)
+        self.a = trainable(drawn(name, "a", request, Draw(width, self.terms, "normal", 0.02)), request, device)
+        self.b = trainable(drawn(name, "b", request, Draw(out, self.terms, "normal", 0.02)), request, device)
+        self.e = trainable(torch.zeros(self.terms), request, device)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.a * self.e, self.b
 
-    def count(self) -> int:
-        """The budget's share until the schedule is through, then the triplets that remain."""
-        assert isinstance(self.schedule, Allocator)
-        kept = self.schedule.kept_of(self)
-        return (self.r if kept is None else int(kept.sum())) * self.cost
 
-
-class Allocator(Schedule):
+class Allocator(Ranks[AdaLora]):
     """Importance of every triplet of a model, and which of them are kept."""
 
     def __init__(self, adapters: Sequence[AdaLora], config: AdaLoraConfig) -> None:
-        self.adapters, self.config = list(adapters), config
-        self.sizes = [a.triplets for a in self.adapters]
+        super().__init__(adapters)
+        self.config = config
         self._smooth: dict[str, Tensor] = {}
-        self._kept: Tensor | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the pattern is final."""
-        return self._kept is not None
-
-    def kept_of(self, adapter: AdaLora) -> Tensor | None:
-        """Which triplets of one weight are kept (bool, init_r); None while the schedule runs."""
-        if self._kept is None:
-            return None
-        index = next(i for i, a in enumerate(self.adapters) if a is adapter)
-        return torch.split(self._kept, self.sizes)[index]
 
     @torch.no_grad()
     def on_step(self, step: int, total: int) -> None:
@@ -177,15 +149,12 @@ class Allocator(Schedule):
         return torch.stack(parts).mean() * self.config.orthogonal
 
     def state(self) -> dict[str, Tensor]:
-        kept = {} if self._kept is None else {"kept": self._kept.to(torch.uint8)}
-        return {**self._smooth, **kept}
+        return {**self._smooth, **self.kept_state()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         device = self.adapters[0].e.device
-        values = {name: t.to(device).clone() for name, t in state.items()}
-        kept = values.pop("kept", None)
-        self._kept = None if kept is None else kept.bool()
-        self._smooth = values
+        self.load_kept(state, device)
+        self._smooth = {name: t.to(device).clone() for name, t in state.items() if name != "kept"}
 
     def _follow(self) -> None:
         """Smoothed sensitivity |p g| and its variability, per parameter."""
@@ -209,19 +178,11 @@ class Allocator(Schedule):
 
     def _choose(self, remaining: float) -> Tensor:
         """The triplets to keep when `remaining` of the way from the initial to the final budget is left."""
-        order = torch.argsort(self._scores(), descending=True, stable=True)
         by_cost = self.config.allocate == "parameters"
         costs = [a.cost if by_cost else 1 for a in self.adapters]
-        first = sum(c * a.triplets for c, a in zip(costs, self.adapters, strict=True))
+        first = sum(c * a.terms for c, a in zip(costs, self.adapters, strict=True))
         last = sum(c * a.r for c, a in zip(costs, self.adapters, strict=True))
-        budget = int((first - last) * remaining + last)
-        kept = torch.zeros(sum(self.sizes), dtype=torch.bool)
-        each = [c for c, size in zip(costs, self.sizes, strict=True) for _ in range(size)]
-        for index in order.tolist():
-            if each[index] <= budget:
-                kept[index] = True
-                budget -= each[index]
-        return kept.to(order.device)
+        return self.best(self._scores(), costs, int((first - last) * remaining + last))
 
     def _cut(self, kept: Tensor) -> None:
         for adapter, part in zip(self.adapters, torch.split(kept, self.sizes), strict=True):

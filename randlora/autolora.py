@@ -40,8 +40,7 @@ from randlora.adapter import (
 )
 from randlora.bases import Draw, draw
 from randlora.errors import ConfigError
-from randlora.factored import Factored
-from randlora.hooks import Schedule
+from randlora.ranks import Ranks, Terms, check_initial
 from randlora.seeds import derive_seed
 
 BETAS = (0.5, 0.999)
@@ -69,17 +68,12 @@ class AutoLoraConfig(AdapterConfig):
         check_positive("autolora", "alpha", self.alpha)
         check_positive("autolora", "selection_lr", self.selection_lr)
         check_dropout("autolora", self.dropout)
-        if not self.initial >= 1.0:
-            raise ConfigError(f"autolora: initial must be at least 1 (times the final rank) but got {self.initial!r}")
+        check_initial(self, self.initial)
         for key in ("search", "held_out"):
             if not 0.0 < getattr(self, key) < 1.0:
                 raise ConfigError(f"autolora: {key} must lie between 0 and 1 but got {getattr(self, key)!r}")
         if self.order not in (1, 2):
             raise ConfigError(f"autolora: order must be 1 or 2 (derivatives) but got {self.order!r}")
-
-    def initial_rank(self, r: int) -> int:
-        """Terms that a weight of final rank r starts with."""
-        return math.ceil(self.initial * r)
 
     @property
     def scale(self) -> float:
@@ -92,25 +86,22 @@ def autolora_count(shape: Shape, capacity: int, **options: Any) -> int:
     return capacity * (shape[0] + shape[1])
 
 
-class AutoLora(Factored):
+class AutoLora(Terms):
     """A transposed (in x k), B (out x k) and the selection variables (k)."""
 
-    packable = False  # its ranks follow the schedule of one training
     a: nn.Parameter
     b: nn.Parameter
     selection: nn.Parameter
 
     def __init__(self, name: str, config: AutoLoraConfig, request: Request) -> None:
-        base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
-        self.scale, self.r = config.scale, request.capacities[name]
-        self.terms = config.initial_rank(self.r)
-        out, width = self.shape
+        super().__init__(name, request, config.dropout, config.initial)
+        self.scale = config.scale
+        (out, width), device = self.shape, request.weights[name].device
         self.cost = out + width
-        self._seed = None if base.device.type == "meta" else derive_seed("lora", request.init_seed, name)
-        self.a = trainable(self._start("a"), request, base.device)
-        self.b = trainable(torch.zeros(out, self.terms), request, base.device)
-        self.selection = trainable(torch.zeros(self.terms), request, base.device)
+        self._seed = None if device.type == "meta" else derive_seed("lora", request.init_seed, name)
+        self.a = trainable(self._start("a"), request, device)
+        self.b = trainable(torch.zeros(out, self.terms), request, device)
+        self.selection = trainable(torch.zeros(self.terms), request, device)
 
     def _start(self, stream: str) -> Tensor:
         width = self.shape[1]
@@ -123,8 +114,7 @@ class AutoLora(Factored):
         return torch.softmax(self.selection, 0) * self.terms
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.schedule, Selector)
-        kept = self.schedule.kept_of(self)
+        kept = self.kept()
         if kept is None:
             return self.a * self.weights(), self.b
         return self.a[:, kept], self.b[:, kept]
@@ -136,36 +126,18 @@ class AutoLora(Factored):
         self.b.zero_()
         self.selection.zero_()
 
-    def count(self) -> int:
-        """The budget's share until the search is through, then the terms that are left."""
-        assert isinstance(self.schedule, Selector)
-        kept = self.schedule.kept_of(self)
-        return (self.r if kept is None else int(kept.sum())) * self.cost
 
-
-class Selector(Schedule):
+class Selector(Ranks[AutoLora]):
     """The search of one model: the selection variables' optimiser, and which terms are kept."""
 
     def __init__(self, adapters: Sequence[AutoLora], config: AutoLoraConfig) -> None:
-        self.adapters, self.config = list(adapters), config
-        self._kept: Tensor | None = None
+        super().__init__(adapters)
+        self.config = config
         self._adam = torch.optim.Adam(self.apart(), lr=config.selection_lr, betas=BETAS)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the ranks are final."""
-        return self._kept is not None
 
     @property
     def order(self) -> int:
         return self.config.order
-
-    def kept_of(self, adapter: AutoLora) -> Tensor | None:
-        """Which terms of one weight are kept (bool, k); None while the search runs."""
-        if self._kept is None:
-            return None
-        index = next(i for i, a in enumerate(self.adapters) if a is adapter)
-        return torch.split(self._kept, [a.terms for a in self.adapters])[index]
 
     def _end(self, total: int) -> int:
         return min(max(1, round(self.config.search * total)), total)
@@ -204,17 +176,11 @@ class Selector(Schedule):
     def _choose(self) -> Tensor:
         """The terms with the largest weights that the budget pays for."""
         weights = torch.cat([a.weights() for a in self.adapters])
-        budget = sum(a.cost * a.r for a in self.adapters)
-        costs = [a.cost for a in self.adapters for _ in range(a.terms)]
-        kept = torch.zeros(len(costs), dtype=torch.bool)
-        for index in torch.argsort(weights, descending=True, stable=True).tolist():
-            if costs[index] <= budget:
-                kept[index] = True
-                budget -= costs[index]
-        return kept.to(weights.device)
+        costs = [a.cost for a in self.adapters]
+        return self.best(weights, costs, sum(a.cost * a.r for a in self.adapters))
 
     def state(self) -> dict[str, Tensor]:
-        tensors = {} if self._kept is None else {"kept": self._kept.to(torch.uint8)}
+        tensors = self.kept_state()
         for i, selection in enumerate(self.apart()):
             for key, value in self._adam.state.get(selection, {}).items():
                 tensors[f"{i}.{key}"] = value
@@ -222,8 +188,7 @@ class Selector(Schedule):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         device = self.adapters[0].selection.device
-        kept = state.get("kept")
-        self._kept = None if kept is None else kept.to(device).bool()
+        self.load_kept(state, device)
         self._adam.state.clear()
         for i, selection in enumerate(self.apart()):
             own = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{i}.")}

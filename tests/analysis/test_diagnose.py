@@ -62,7 +62,7 @@ def test_spectrum_of_trained_weights(tiny: Path) -> None:
     rows = table.to_pylist()
     assert "Effective rank" in says and "RandLoRA" in says and "spectrum.png" in paths
     fits = store.table("approximation").to_pylist()
-    assert {r["form"] for r in fits} == {"lora", "randlora"} and all(0 <= r["error"] <= 1 for r in fits)
+    assert {r["form"] for r in fits} == {"lora", "randlora", "vera"} and all(0 <= r["error"] <= 1 for r in fits)
     lora = [r for r in rows if r["method"] == "lora"]
     assert all(r["rank"] <= 2 for r in lora)  # LoRA's rank bounds its update's
     assert all(r["rank"] > 16 for r in rows if r["method"] == "randlora")
@@ -73,7 +73,7 @@ def test_spectrum_of_trained_weights(tiny: Path) -> None:
     analyze(store, "spectrum", execute=nothing)
     sheets = {sheet.name: sheet for sheet in diagnostic_sheets(store)}
     assert [r[0] for r in sheets["diagnostic_spectrum"].cells] == ["RandLoRA", "LoRA", "full fine-tuning"]
-    assert {r[0] for r in sheets["diagnostic_approximation"].cells} == {"RandLoRA", "LoRA"}
+    assert {r[0] for r in sheets["diagnostic_approximation"].cells} == {"RandLoRA", "LoRA", "VeRA"}
 
 
 def test_cka_of_trained_weights(tiny: Path) -> None:

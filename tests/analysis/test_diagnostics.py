@@ -20,6 +20,7 @@ from analysis.spectrum import (
     randlora_error,
     stable_rank,
     subspace_overlap,
+    vera_error,
 )
 from randlora import RandLoraConfig
 from sweeps.cli import app
@@ -74,6 +75,25 @@ def test_a_fit_recovers_what_its_form_can_hold() -> None:
         made = adapted.deltas()["0.weight"].detach()
         count, error = randlora_error(made, 4, sweeps=400, settle=1e-9)
         assert count == adapted.count() and error < 0.05
+
+
+def test_a_vera_is_recovered_and_noise_is_not() -> None:
+    from torch import nn
+
+    import randlora
+
+    for shape in ((16, 12), (12, 16)):
+        host = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False))
+        adapted = randlora.attach(host, randlora.VeraConfig(r=shape[1]), ["0.weight"], basis_seed=0)
+        with torch.no_grad():
+            for i, p in enumerate(adapted.parameters()):
+                p.copy_(draw(*p.shape, seed=i))
+        made = adapted.deltas()["0.weight"].detach()
+        count, error = vera_error(made, shape[1], sweeps=400, settle=1e-9)
+        assert count == adapted.count() == sum(shape) and error < 0.05
+        noise = vera_error(draw(*shape, seed=7), shape[1])[1]
+        assert (1 - count / made.numel()) ** 0.5 - 0.15 < noise < 1  # so many of its dimensions, about
+    assert vera_error(torch.zeros(4, 4), 4) == (0, 0.0)
 
 
 def test_a_fit_of_noise_is_as_good_as_its_dimensions_allow() -> None:

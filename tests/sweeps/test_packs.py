@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from sweeps.broker import Broker
+from sweeps.cluster import HEAD, PROXY_RESOURCE, Pool
 from sweeps.errors import SpecError
 from sweeps.leases import KILLED_FOR_MEMORY
 from sweeps.packing_words import packing_words
 from sweeps.packs import MOST, Packing, pack_size, unpackable
 from sweeps.plan import Plan
+from sweeps.resources import LaneShape, Node
 from sweeps.share import Measured, gpu_share
 from sweeps.spec import ResourceSection, SweepSpec
 from sweeps.stages import Slot, SweepState
-from tests.fakes import FakeCell, FakePlan, FakeSearch, fake_plan
+from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSearch, fake_plan
 from tests.sweeps.test_broker import W0, W1, lease, run, started
 from tests.sweeps.test_stages import Rows, keys, row_of, simulate
 from trainables.alike import alike
@@ -127,6 +129,40 @@ def test_the_size_of_a_pack() -> None:
     assert pack_size("auto", Measured(peak=20 * GIB, device=80 * GIB), share=0.5) == 1
     assert gpu_share(Measured(peak=4 * GIB, device=80 * GIB), 16, 1) == 1 / 8
     assert gpu_share(Measured(peak=4 * GIB, device=80 * GIB), 16, 1, packed=8) == 1 / 2
+
+
+def test_a_pool_knows_how_many_trials_fit_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is here, and none of this starts Ray: a made-up probe, and lanes set by hand."""
+    found = Measured(peak=12 * GIB, device=80 * GIB)
+    monkeypatch.setattr(Pool, "_measured", lambda self, measure: found)
+
+    def pool_of(**given: Any) -> Pool:
+        return Pool(FakeResources(gpus_per_worker="auto", **given), tmp_path, measure=lambda: found)
+
+    auto, nodes = pool_of(pack="auto"), [Node(16, 2)]
+    share = auto._share(nodes)
+    auto.shapes = [LaneShape(2, False, {"CPU": 1.0, "GPU": share})]
+    assert (share, auto.pack(auto.resources)) == (1.0, 5)  # five times 12 GiB, and a context, in 90 % of 80
+    half = pool_of(pack=2)
+    half.shapes = [LaneShape(4, False, {"CPU": 1.0, "GPU": half._share(nodes)})]
+    assert half.shapes[0].per_worker["GPU"] == 1 / 2
+    assert half.pack(half.resources) == 2
+    assert pool_of()._share(nodes) == 1 / 5
+    fixed = Pool(FakeResources(gpus_per_worker=0.5, pack="auto"), tmp_path, measure=lambda: found)
+    fixed._share(nodes)
+    fixed.shapes = [LaneShape(4, False, {"CPU": 1.0, "GPU": 0.5})]
+    assert fixed.pack(fixed.resources) == 2
+    cpus = Pool(FakeResources(pack="auto"), tmp_path, measure=lambda: found)
+    cpus._share([Node(4, 0)])
+    cpus.shapes = [LaneShape(4, False, {"CPU": 1.0})]
+    assert cpus.pack(cpus.resources) == 1
+    for given in ({"workers": 2}, {"isolated": True}):
+        assert auto.pack(FakeResources(pack="auto", **given)) == 1
+    auto._room = 2.0
+    assert auto.proxy_resources(1) == {PROXY_RESOURCE: 1.0}
+    assert auto.proxy_resources(5) == {PROXY_RESOURCE: 0.2}
+    auto._room = 0.0
+    assert auto.proxy_resources(3) == {HEAD: pytest.approx(0.15)}
 
 
 @pytest.mark.parametrize(
