@@ -54,7 +54,11 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
         text += f", and is not distinguishable at the other {open_}" if open_ else ""
     else:
         where = f"at any of the {total} {what}" if total > 1 else f"at the one {what[:-1]} compared"
-        text = f"{a} does not win here: at equal trainable parameters it is not distinguishable from {b} {where}"
+        settled = any(r["verdict"] in ("higher", "lower") for r in overall)
+        start = "No single comparison decides" if settled else f"{a} does not win here"
+        text = (
+            f"{start}: at equal trainable parameters {a if settled else 'it'} is not distinguishable from {b} {where}"
+        )
         text += f" (differences {_range(cells)}{_power(cells)})"
     text += _overall(overall)
     n = sorted({r["n"] for r in cells})
@@ -130,8 +134,13 @@ def _edges(rows: Sequence[Row], a: str, b: str) -> str:
 
 
 def _overall(rows: Sequence[Row]) -> str:
-    if len(rows) != 1:
+    if not rows:
         return ""
+    if len(rows) > 1:
+        counts = [(v, sum(r["verdict"] == v for r in rows)) for v in ("higher", "lower", "not distinguishable")]
+        said = ", ".join(f"{verdict} at {n}" for verdict, n in counts if n) or "not testable"
+        low, high = (points(end(r["difference"] for r in rows)) for end in (min, max))
+        return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({low} to {high} points)"
     row = rows[0]
     where = "budgets" if row["dataset"] is not None else "budgets and data sets"
     return f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"

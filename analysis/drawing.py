@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
 COLUMN_INCHES = 3.5
@@ -62,6 +64,19 @@ def count_text(value: float, _: int | None = None) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def log_ticks(axis: Any, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis of counts: 1, 2 and 5; of a range too short for these a few even ones."""
+    short = high / low < 3
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(MaxNLocator(3) if short else LogLocator(base=10, subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter(FuncFormatter(_fine_text if short else count_text))
+
+
+def _fine_text(value: float, _: int | None = None) -> str:
+    return count_text(value) if float(f"{value:.3g}") == value else f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def new_figure(width: float, height: float) -> Figure:

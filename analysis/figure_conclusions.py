@@ -165,6 +165,8 @@ def conclude_groups(rows: Sequence[Row]) -> str:
         parts.append(f"the best methods are not distinguishable at {_of_all(shared, blocks)}")
     places = len({k[:4] for k in blocks})
     what = "budgets" if places == 1 else "budgets, data sets and sizes"
+    if len(blocks) == 1:
+        return f"At the one budget with two or more methods {_one(alone)} (Holm-corrected over all its pairs)."
     return (
         f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} (Holm-corrected over all pairs of the "
         "table)."
@@ -187,6 +189,11 @@ def conclude_ranks(rows: Sequence[Row]) -> str | None:
         f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
         "Bonferroni-corrected at 5 %); it does not say which differ."
     )
+
+
+def _one(alone: Counter[str]) -> str:
+    names = [f"{style(m).name} is above every other" for m in alone]
+    return names[0] if names else "the best are not distinguishable"
 
 
 def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:

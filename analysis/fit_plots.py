@@ -13,20 +13,27 @@ import matplotlib as mpl
 import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis.budgets import AXES
-from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, Tips, count_text, new_figure
+from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, Tips, log_ticks, new_figure
 from analysis.methods import in_order, place_text, style
 from analysis.sheets import percent, quantity, ranged
 from analysis.sizes import size_labels
 
 Row = dict[str, Any]
+SCORE = "test accuracy"
 Place = tuple[str, str, str | None, str]
 
 
 def draw_fits(
-    points: pa.Table, bands: pa.Table, crossings: pa.Table, *, columns: int = 2, tips: Tips | None = None
+    points: pa.Table,
+    bands: pa.Table,
+    crossings: pa.Table,
+    *,
+    columns: int = 2,
+    tips: Tips | None = None,
+    score: str = SCORE,
 ) -> Figure:
     """Fitted curves with bootstrap bands, the cells' means as markers, crossings as vertical spans.
 
@@ -36,6 +43,7 @@ def draw_fits(
         crossings: from `budgets.crossing_table`, or `size_fits.crossing_table`.
         columns: most panels in a row.
         tips: gets what every marker says.
+        score: what is measured, in words.
 
     Raises:
         ValueError: no band.
@@ -59,12 +67,12 @@ def draw_fits(
             _log(axes, rows[0]["x"])
             axes.set_title(_title(place), loc="left", fontweight="bold")
             if index % columns == 0:
-                axes.set_ylabel("test accuracy (%)")
+                axes.set_ylabel(f"{score} (%)")
         _legend(figure, in_order({r["method"] for r in rows}))
         return figure
 
 
-def draw_front(front: pa.Table, *, columns: int = 2, tips: Tips | None = None) -> Figure:
+def draw_front(front: pa.Table, *, columns: int = 2, tips: Tips | None = None, score: str = SCORE) -> Figure:
     """Every cell's score against its cost; the front joined by a stepped line, cells off it pale.
 
     Raises:
@@ -87,18 +95,19 @@ def draw_front(front: pa.Table, *, columns: int = 2, tips: Tips | None = None) -
             _log(axes, rows[0]["x"])
             axes.set_title(_title(place), loc="left", fontweight="bold")
             if index % columns == 0:
-                axes.set_ylabel("test accuracy (%)")
+                axes.set_ylabel(f"{score} (%)")
         _legend(figure, in_order({r["method"] for r in rows}))
         return figure
 
 
-def draw_sizes(table: pa.Table, *, tips: Tips | None = None) -> Figure:
+def draw_sizes(table: pa.Table, *, tips: Tips | None = None, score: str = SCORE) -> Figure:
     """Score against training size, a line per method and budget (paler as it shrinks), the largest with its band.
 
     Args:
         table: from `sizes.size_curves`, of one (sweep, model, data set); not empty. The axis is the logarithm of the
             number of training examples where it is known for all sizes, else their order.
         tips: gets what every marker says.
+        score: what is measured, in words.
     """
     rows, labels = table.to_pylist(), size_labels(table)
     tips = Tips() if tips is None else tips
@@ -144,19 +153,22 @@ def draw_sizes(table: pa.Table, *, tips: Tips | None = None) -> Figure:
         else:
             axes.set_xticks(range(len(labels)), labels=labels)
         axes.set_xlabel("training examples")
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel(f"{score} (%)")
         axes.set_title(_title((rows[0]["sweep"], rows[0]["model"], rows[0]["dataset"], "")), loc="left", weight="bold")
         _legend(figure, in_order({r["method"] for r in shown}))
         return figure
 
 
-def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, tips: Tips | None = None) -> Figure:
+def draw_overlay(
+    ours: pa.Table, theirs: pa.Table, source: str, *, tips: Tips | None = None, score: str = SCORE
+) -> Figure:
     """Published curves beside measured ones, on one pair of axes: ours with filled markers, theirs dashed and hollow.
 
     Args:
         ours, theirs: from `scaling.curve`, each of one place; `theirs` is only drawn, never tested against.
         source: named in the legend.
         tips: gets what every marker says.
+        score: what is measured, in words.
     """
     tips = Tips() if tips is None else tips
     with mpl.rc_context(STYLE):
@@ -191,7 +203,7 @@ def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, tips: Tips | 
                         gid=tips.add(_said(row, row["mean"], whose, row["adapter_params"], "parameters")),
                     )
         _log(axes, "adapter_params")
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel(f"{score} (%)")
         kinds = [Line2D([], [], color=MUTED), Line2D([], [], color=MUTED, linestyle=(0, (4, 2)), linewidth=1.0)]
         axes.legend(kinds, ["this sweep", source], loc="lower right", fontsize=6.5)
         _legend(figure, in_order(methods))
@@ -270,9 +282,7 @@ def _turn(axes: Any, turn: Row, at: Sequence[float]) -> None:
 
 def _log(axes: Any, x: str) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(count_text))
+    log_ticks(axes.xaxis, *axes.get_xlim())
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel(axis_label(x))

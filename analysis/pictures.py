@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.figure import Figure
 
 from analysis import (
     budgets,
@@ -34,42 +32,13 @@ from analysis.budgets import AXES
 from analysis.conclusions import conclude
 from analysis.drawing import Tips
 from analysis.methods import place_text, style
+from analysis.picture import Picture, few_panels, fit_picture, panel_of, place_of, width_of
 from analysis.published import published_curve
 from analysis.store import Store
 
 Row = dict[str, Any]
 
-MOST_SIZE_FIGURES, MOST_PANELS, MOST_RATE_FIGURES = 4, 8, 6
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure.
-
-    Attributes:
-        stem: of its files; `kind`: which section it belongs to.
-        figure: drawn by matplotlib.
-        label: what it shows, for a screen reader.
-        caption: how to read it. says: its one-sentence conclusion.
-        tips: what its markers say on hover, by artist id.
-        chart: its Vega-Lite form.
-        width: in the page, in rem; None for all of it.
-    """
-
-    stem: str
-    kind: str
-    figure: Figure
-    label: str
-    caption: str
-    says: str
-    tips: dict[str, str] = field(default_factory=dict)
-    chart: vega.Spec | None = None
-    width: int | None = None
-
-    @property
-    def svg(self) -> str:
-        """Markup for the page."""
-        return svg.inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}", self.tips)
+MOST_SIZE_FIGURES, MOST_RATE_FIGURES = 4, 6
 
 
 def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None) -> list[Picture]:
@@ -100,13 +69,14 @@ def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
 
 
 def _scaling(store: Store) -> list[Picture]:
+    score = scaling.score_name(store)
     curve = scaling.curve(store)
     if curve.num_rows == 0:
         return []
     panels = plots.places(curve)
     rows = [
         vega.point(
-            _panel(r),
+            panel_of(r),
             r["method"],
             r["adapter_params"] if r["kind"] == "curve" else None,
             r["mean"],
@@ -117,20 +87,24 @@ def _scaling(store: Store) -> list[Picture]:
         )
         for panel in panels
         for r in curve.to_pylist()
-        if _place(r) == panel
+        if place_of(r) == panel
     ]
-    label = "Test accuracy against trainable parameters, a curve per method with 95 % bands; numbers in the table below"
+    label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
-        "Test accuracy against trainable adapter parameters (log axis). Points are means over seeds, bands 95 % t "
-        "intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank that defines each "
-        "budget. Point at a marker, or tap it, for its numbers."
+        f"{score.capitalize()} against trainable adapter parameters (log axis). Points are means over seeds, bands "
+        "95 % t intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank that defines "
+        "each budget. Point at a marker, or tap it, for its numbers."
     )
     says = conclude(scaling.comparisons(store))
     columns = 1 if len(panels) == 1 else 2
     chart = vega.chart(
-        rows, title="Score against trainable parameters", description=says, x=AXES["adapter_params"].label
+        rows,
+        title="Score against trainable parameters",
+        description=says,
+        x=AXES["adapter_params"].label,
+        y=f"{score} (%)",
     )
-    figure = plots.draw_scaling(curve, columns=columns)
+    figure = plots.draw_scaling(curve, columns=columns, score=score)
     tips = svg.scaling_tips(curve)
     return [
         Picture("scaling_curve", "scaling", figure, label, caption, says, tips, chart, 42 if columns == 1 else None)
@@ -138,46 +112,24 @@ def _scaling(store: Store) -> list[Picture]:
 
 
 def _fits(store: Store, x: str) -> list[Picture]:
-    bands, points = _few(budgets.band_table(store, x)), pareto.front(store, x)
+    bands, points = few_panels(budgets.band_table(store, x)), pareto.front(store, x)
     if bands.num_rows == 0:
         return []
     crossings = budgets.crossing_table(store, x)
-    return [_fit_picture("fits", "fits", points, bands, crossings, AXES[x].label)]
-
-
-def _fit_picture(stem: str, kind: str, points: pa.Table, bands: pa.Table, crossings: pa.Table, cost: str) -> Picture:
-    tips = Tips()
-    figure = fit_plots.draw_fits(points, bands, crossings, tips=tips)
-    says = say.conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0])
-    shown = {(*_place(r), r["method"]) for r in bands.to_pylist()}
-    rows = [
-        vega.fitted(_panel(r), r["method"], r["at"], r["score"], low=r["low"], high=r["high"])
-        for r in bands.to_pylist()
-    ]
-    rows += [
-        vega.point(_panel(r), r["method"], r["cost"], r["score"], reference=r.get("reference"), seeds=r.get("n"))
-        for r in points.to_pylist()
-        if (*_place(r), r["method"]) in shown
-    ]
-    caption = (
-        f"Isotonic fits (never falling) of mean test accuracy against {cost}; bands are a 95 % bootstrap over seeds, a "
-        "shaded column is a crossing's interval. With few seeds a bootstrap is rough."
-    )
-    chart = vega.chart(rows, title=f"Fits of score against {cost}", description=says, x=cost)
-    label = f"Isotonic fits of test accuracy against {cost} with bootstrap bands, crossings marked"
-    return Picture(stem, kind, figure, label, caption, says, tips, chart, _width(bands))
+    return [fit_picture("fits", "fits", points, bands, crossings, AXES[x].label, scaling.score_name(store))]
 
 
 def _front(store: Store, x: str) -> list[Picture]:
+    score = scaling.score_name(store)
     everything = pareto.front(store, x)
     if len({r["cost"] for r in everything.to_pylist() if r["cost"] > 0}) < 2:
         return []
-    front, tips = _few(everything), Tips()
-    figure = fit_plots.draw_front(front, tips=tips)
+    front, tips = few_panels(everything), Tips()
+    figure = fit_plots.draw_front(front, tips=tips, score=score)
     says = say.conclude_front(everything.to_pylist())
     rows = [
         vega.point(
-            _panel(r),
+            panel_of(r),
             r["method"],
             r["cost"],
             r["score"],
@@ -189,13 +141,14 @@ def _front(store: Store, x: str) -> list[Picture]:
         if r["cost"] > 0
     ]
     cost = AXES[x].label
-    chart = vega.chart(rows, title=f"Score against {cost}", description=says, x=cost, joined=False)
-    label = "Test accuracy against cost; the cells that no other beats are joined"
+    chart = vega.chart(rows, title=f"Score against {cost}", description=says, x=cost, y=f"{score} (%)", joined=False)
+    label = f"{score.capitalize()} against cost; the cells that no other beats are joined"
     caption = "Every confirmed cell; pale ones are beaten by a cell that costs no more and scores no less."
-    return [Picture("pareto", "pareto", figure, label, caption, says, tips, chart, _width(front))]
+    return [Picture("pareto", "pareto", figure, label, caption, says, tips, chart, width_of(front))]
 
 
 def _sizes(store: Store) -> list[Picture]:
+    score = scaling.score_name(store)
     found = []
     compared = scaling.comparisons(store).to_pylist() if _size_tables(store) else []
     for index, table in enumerate(_size_tables(store)[:MOST_SIZE_FIGURES]):
@@ -221,15 +174,19 @@ def _sizes(store: Store) -> list[Picture]:
             if r["method"] != "zero-shot"
         ]
         chart = vega.chart(
-            shown, title=f"Score against training size: {where}", description=says, x="training examples"
+            shown,
+            title=f"Score against training size: {where}",
+            description=says,
+            x="training examples",
+            y=f"{score} (%)",
         )
         caption = (
             f"On {where}: one line per method and budget (paler is smaller); band: 95 % t interval of the largest "
             "budget. Under the sizes, the examples of an epoch."
         )
         stem = f"data_size{'' if index == 0 else f'_{index + 1}'}"
-        figure = fit_plots.draw_sizes(table, tips=tips)
-        label = "Test accuracy against the number of training examples, a line per method and budget"
+        figure = fit_plots.draw_sizes(table, tips=tips, score=score)
+        label = f"{score.capitalize()} against the number of training examples, a line per method and budget"
         found.append(Picture(stem, "sizes", figure, label, caption, says, tips, chart, 34))
     return found
 
@@ -248,8 +205,18 @@ def _size_fits(store: Store) -> list[Picture]:
         schema=size_fits.POINTS.append(pa.field("x", pa.string())),
     )
     crossings = pa.Table.from_pylist(_of(size_fits.crossing_table(store), first), schema=size_fits.CROSSINGS)
-    shown = _few(pa.Table.from_pylist(budgeted, schema=size_fits.BANDS))
-    return [_fit_picture("data_size_fits", "sizes", _unsized(points), shown, crossings, "training examples")]
+    shown = few_panels(pa.Table.from_pylist(budgeted, schema=size_fits.BANDS))
+    return [
+        fit_picture(
+            "data_size_fits",
+            "sizes",
+            _unsized(points),
+            shown,
+            crossings,
+            "training examples",
+            scaling.score_name(store),
+        )
+    ]
 
 
 def _unsized(points: pa.Table) -> pa.Table:
@@ -286,10 +253,10 @@ def _rates(store: Store) -> list[Picture]:
         ]
         title = f"Validation score against learning rate: {where}"
         chart = vega.chart(
-            rows, title=title, description=says, x="learning rate", y="validation accuracy (%)", columns=3, band=False
+            rows, title=title, description=says, x="learning rate", y="validation score (%)", columns=3, band=False
         )
         caption = (
-            f"Stage TUNE on {where}: validation accuracy against learning rate, one line per budget (darker is "
+            f"Stage TUNE on {where}: validation score against learning rate, one line per budget (darker is "
             "larger), stars the choices."
         )
         stem = f"learning_rates{'' if index == 0 else f'_{index + 1}'}"
@@ -298,7 +265,7 @@ def _rates(store: Store) -> list[Picture]:
                 stem,
                 "rates",
                 figure,
-                f"Validation accuracy against learning rate on {where}",
+                f"Validation score against learning rate on {where}",
                 caption,
                 says,
                 tips,
@@ -309,11 +276,12 @@ def _rates(store: Store) -> list[Picture]:
 
 
 def _overlay(store: Store, overlay: str | None) -> list[Picture]:
+    score = scaling.score_name(store)
     if overlay is None:
         return []
     ours, theirs, title = overlaid(store, overlay)
     tips = Tips()
-    figure = fit_plots.draw_overlay(ours, theirs, title, tips=tips)
+    figure = fit_plots.draw_overlay(ours, theirs, title, tips=tips, score=score)
     says = say.conclude_overlay(ours.to_pylist(), theirs.to_pylist())
     rows = [
         vega.point(
@@ -336,7 +304,9 @@ def _overlay(store: Store, overlay: str | None) -> list[Picture]:
         f"Dashed, hollow markers: published numbers ({overlay}), read off a figure where no table gives them; other "
         "model, data and protocol unless said otherwise. Nothing is tested against them."
     )
-    chart = vega.chart(rows, title=f"Beside {title}", description=says, x=AXES["adapter_params"].label, dashes=title)
+    chart = vega.chart(
+        rows, title=f"Beside {title}", description=says, x=AXES["adapter_params"].label, y=f"{score} (%)", dashes=title
+    )
     label = "Published curves, dashed, beside the curves of this sweep"
     return [Picture("overlay", "overlay", figure, label, caption, says, tips, chart, 36)]
 
@@ -345,20 +315,10 @@ def overlaid(store: Store, overlay: str) -> tuple[pa.Table, pa.Table, str]:
     """Our first panel (the mean over data sets where there is one), the published curve of that name, its title."""
     curve = scaling.curve(store)
     panels = plots.places(curve)
-    rows = [r for r in curve.to_pylist() if panels and _place(r) == panels[0]]
-    theirs, title = published_curve(overlay)
+    rows = [r for r in curve.to_pylist() if panels and place_of(r) == panels[0]]
+    model, dataset, size = panels[0][1:] if panels else (None, None, None)
+    theirs, title = published_curve(overlay, model, dataset, size)
     return pa.Table.from_pylist(rows, schema=scaling.CURVE), theirs, title
-
-
-def _few(table: pa.Table) -> pa.Table:
-    """The rows of the first panels; the tables below a figure have them all."""
-    rows = table.to_pylist()
-    kept = list(dict.fromkeys(_place(r) for r in rows))[:MOST_PANELS]
-    return pa.Table.from_pylist([r for r in rows if _place(r) in kept], schema=table.schema)
-
-
-def _width(table: pa.Table) -> int | None:
-    return 30 if len({_place(r) for r in table.to_pylist()}) == 1 else None
 
 
 def _of(table: pa.Table, first: tuple[str, str, str | None]) -> list[Row]:
@@ -374,15 +334,6 @@ def _size_tables(store: Store) -> list[pa.Table]:
         chosen = pc.and_(pc.and_(pc.equal(table["sweep"], sweep), pc.equal(table["model"], model)), same)
         found.append(table.filter(pc.fill_null(chosen, False)))
     return found
-
-
-def _place(row: Row) -> tuple[str, str, str | None, str]:
-    return row["sweep"], row["model"], row["dataset"], row["train_size"] if "train_size" in row else row["reference"]
-
-
-def _panel(row: Row) -> str:
-    place = _place(row)
-    return place_text(place[2] or "mean over data sets", place[3] or "")
 
 
 def kinds(found: Sequence[Picture]) -> dict[str, list[Picture]]:

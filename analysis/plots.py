@@ -14,9 +14,9 @@ from typing import Any
 import matplotlib as mpl
 import pyarrow as pa
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, count_text, new_figure
+from analysis.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, log_ticks, new_figure
 from analysis.methods import in_order, place_text, size_key, style
 
 Row = dict[str, Any]
@@ -31,13 +31,14 @@ def places(table: pa.Table) -> list[tuple[str, str, str | None, str]]:
 TITLE_WIDTH = 42  # characters that fit over one panel
 
 
-def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Figure:
+def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True, score: str = "test accuracy") -> Figure:
     """Score against trainable parameters: one panel per data set and training size.
 
     Args:
         curve: from `scaling.curve`; not empty.
         columns: most panels in a row.
         title: name the data set and size over each panel.
+        score: what is measured, in words.
 
     Lines carry the id 'PANEL:METHOD' and the numbers of the table in percent; points the id 'point:PANEL:METHOD:INDEX'.
 
@@ -66,7 +67,14 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True) -> Fi
         )
         for index, (panel, group) in enumerate(zip(panels, groups, strict=True)):
             spot = grid[index // across, index % across]
-            _panel(figure, spot, index, group, _panel_title(panel, group) if title else None, first=index % across == 0)
+            _panel(
+                figure,
+                spot,
+                index,
+                group,
+                _panel_title(panel, group) if title else None,
+                score if index % across == 0 else None,
+            )
         _legend(figure, rows)
         return figure
 
@@ -78,7 +86,7 @@ def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) 
     return textwrap.shorten(place_text(short, size), TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
 
 
-def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: str | None, *, first: bool) -> None:
+def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: str | None, score: str | None) -> None:
     lines = [r for r in rows if r["kind"] == "line"]
     curves = [r for r in rows if r["kind"] == "curve"]
     low, high = _range(curves + [r for r in lines if r["method"] != "zero-shot"] or lines)
@@ -99,13 +107,11 @@ def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: st
         ax.set_xlim(*_span(curves))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(axis="x", visible=False)
-    base.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=8))
-    base.xaxis.set_major_formatter(FuncFormatter(count_text))
-    base.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(base.xaxis, *_span(curves))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     base.set_xlabel("trainable adapter parameters")
-    if first:
-        axes.set_ylabel("test accuracy (%)")
+    if score:
+        axes.set_ylabel(f"{score} (%)")
     for row in shown:
         _line(axes, index, row, _clear_side(row, curves))
     for row in far:

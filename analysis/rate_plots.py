@@ -53,7 +53,7 @@ def draw_rates(rates: pa.Table, *, columns: int = 3, tips: Tips | None = None) -
                 continue
             _rates_panel(axes, methods[i], [r for r in rows if r["method"] == methods[i]], tips)
             if i % across == 0:
-                axes.set_ylabel("validation accuracy (%)")
+                axes.set_ylabel("validation score (%)")
         return figure
 
 

@@ -26,7 +26,7 @@ from analysis.evidence_sheets import parity_rows
 from analysis.figure_conclusions import conclude_groups, conclude_ranks
 from analysis.groups import groups, mean_ranks
 from analysis.methods import place_text, size_text, style
-from analysis.pictures import Picture
+from analysis.picture import Picture
 from analysis.schemas import SCHEMA_VERSION
 from analysis.sheets import Sheet, duration
 from analysis.store import Store, open_store

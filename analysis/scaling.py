@@ -122,6 +122,14 @@ def curve(store: Store) -> pa.Table:
     return store.remember("curve", lambda: _curve(store))
 
 
+def score_name(store: Store) -> str:
+    """What test scores measure, in words: 'test accuracy', or the confirmed trials' one metric; else 'test score'."""
+    query = "select distinct coalesce(metric, 'accuracy') as metric from confirmed where test_score is not null"
+    found = store.remember("metrics", lambda: store.sql(query)).column("metric").to_pylist()
+    kinds = {name.partition(" (")[0] for name in found}
+    return f"test {kinds.pop()}" if len(kinds) == 1 else "test score" if kinds else "test accuracy"
+
+
 def _runs(store: Store) -> list[Row]:
     return list(store.remember("confirmed runs", lambda: store.sql(_RUNS)).to_pylist())
 

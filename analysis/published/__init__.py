@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from analysis.errors import StoreError, nearest
-from analysis.methods import style
+from analysis.methods import place_text, style
 from analysis.scaling import CURVE
 
 Row = dict[str, Any]
@@ -66,14 +66,25 @@ def reference(point: Row) -> str | None:
     return None if point.get("setting") is None else f"{point['method']}-{point['setting']}"
 
 
-def published_curve(name: str) -> tuple[pa.Table, str]:
+def published_curve(
+    name: str, model: str | None = None, dataset: str | None = None, train_size: str | None = None
+) -> tuple[pa.Table, str]:
     """A publication as a table like `scaling.curve`'s (n = 1, no intervals), and its title.
 
-    A publication of several places gives the first one's points only.
+    Args:
+        name: of the publication.
+        model, dataset, train_size: where ours was measured (`dataset` None: a mean over data sets). Of several places
+            the nearest to it is taken: the same model before the same data before the same size; else the first.
     """
     found = publication(name)
     keys = ("model", "dataset", "train_size")
-    first = tuple(found.points[0][k] for k in keys)
+    places = list(dict.fromkeys(tuple(point[k] for k in keys) for point in found.points))
+
+    def nearness(place: tuple[Any, ...]) -> tuple[bool, bool, bool]:
+        same_data = "mean-of" in place[1] if dataset is None else place[1] == dataset.rpartition(":")[2]
+        return place[0] == model, same_data, place[2] == train_size
+
+    first = max(places, key=nearness)  # the first of those that are equally near
     rows = []
     for point in found.points:
         if tuple(point[k] for k in keys) != first:
@@ -85,4 +96,5 @@ def published_curve(name: str) -> tuple[pa.Table, str]:
             | {"sweep": name, "name": style(point["method"]).name, "reference": reference(point), "budget": budget}
             | {"kind": "line" if budget is None else "curve", "n": 1, "mean": point["score"], "n_datasets": 1}
         )
-    return pa.Table.from_pylist(rows, schema=CURVE), found.title
+    where = f", {place_text(first[1], first[2])}" if len(places) > 1 else ""
+    return pa.Table.from_pylist(rows, schema=CURVE), found.title + where

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import Store, StoreError, budgets, open_store, pareto, pictures, sizes
+from analysis import Store, StoreError, budgets, fit_plots, open_store, pareto, pictures, sizes
+from analysis.methods import style
 from analysis.report import render
 from tests.analysis.synthetic import make_results
 
@@ -99,3 +100,51 @@ def test_figures_are_written(shots: Store, tmp_path: Path) -> None:
     paths = pictures.save(drawn, tmp_path)
     assert {"pareto.png", "data_size.svg", "data_size.vl.json"} <= set(paths)
     assert all(p.stat().st_size > 1000 for p in paths.values())
+
+
+def test_the_overlay_is_the_published_curve_on_ours(store: Store) -> None:
+    """Both curves stand at their own numbers on one axis, ours solid, theirs dashed, in one colour per method."""
+    from analysis.published import publication
+
+    ours, theirs, title = pictures.overlaid(store, "fig1-clip")
+    figure = fit_plots.draw_overlay(ours, theirs, title)
+    lines = {line.get_gid(): line for line in figure.axes[0].lines if ":" in (line.get_gid() or "")}
+    for method in ("lora", "randlora"):
+        mine, published = lines[f"ours:{method}"], lines[f"published:{method}"]
+        points = [p for p in publication("fig1-clip").points if p["method"] == method and p["adapter_params"]]
+        points.sort(key=lambda p: p["adapter_params"])
+        assert list(published.get_xdata()) == [p["adapter_params"] for p in points]
+        assert np.allclose(published.get_ydata(), [100 * p["score"] for p in points])
+        rows = sorted((r for r in ours.to_pylist() if r["method"] == method), key=lambda r: r["adapter_params"])
+        assert np.allclose(mine.get_ydata(), [100 * r["mean"] for r in rows])
+        assert mine.get_color() == published.get_color() == style(method).colour
+        assert mine.get_linestyle() == "-" != published.get_linestyle()
+    assert figure.axes[0].get_xscale() == "log"
+    [picture] = [p for p in pictures.pictures(store, overlay="fig1-clip") if p.kind == "overlay"]
+    assert "nothing is tested" in picture.says and title in str(picture.chart)
+
+
+def test_of_several_published_places_the_nearest_is_taken() -> None:
+    from analysis.published import published_curve
+
+    model = "open_clip:ViT-B-32/openai"
+    table, title = published_curve("clip-per-dataset", model, "hub:cars", "16-shot")
+    assert {(r["dataset"], r["train_size"]) for r in table.to_pylist()} == {("cars", "16-shot")}
+    assert title.endswith("cars, 16-shot")
+    table, _ = published_curve("shots", "hf:facebook/dinov2-base", None, "4-shot")
+    assert {(r["model"], r["train_size"]) for r in table.to_pylist()} == {("hf:facebook/dinov2-base", "4-shot")}
+    table, _ = published_curve("shots")
+    assert len({(r["model"], r["dataset"], r["train_size"]) for r in table.to_pylist()}) == 1
+
+
+def test_a_short_axis_has_ticks_that_differ() -> None:
+    from analysis.drawing import log_ticks, new_figure
+
+    for low, high in ((3_301_320, 3_317_760), (0.31, 0.36), (12_000, 13_000), (1e3, 1e6)):
+        axes = new_figure(3, 2).add_subplot()
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        log_ticks(axes.xaxis, low, high)
+        axes.figure.canvas.draw()
+        shown = [t.get_text() for t in axes.get_xticklabels() if t.get_text()]
+        assert len(shown) >= 2 and len(set(shown)) == len(shown), (low, shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -119,10 +120,30 @@ def test_every_method_has_one_look() -> None:
 
 
 def test_counts_on_the_axis() -> None:
-    assert [plots.count_text(v) for v in (500, 12_288, 250_000, 1_500_000, 2e9)] == [
+    assert [drawing.count_text(v) for v in (500, 12_288, 250_000, 1_500_000, 2e9)] == [
         "500",
         "12.3k",
         "250k",
         "1.5M",
         "2G",
     ]
+
+
+def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path) -> None:
+    from analysis import open_store
+    from analysis.pictures import pictures
+    from tests.analysis.synthetic import make_results
+
+    assert scaling.score_name(store) == "test accuracy"
+    folder = make_results(tmp_path / "texts", seal=0.0)
+    journal = folder / "journal.jsonl"
+    events = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    for event in (e for e in events if e["ev"] == "finish"):
+        event["row"]["metric"] = "bleu"
+    journal.write_text("".join(json.dumps(e) + "\n" for e in events), encoding="utf-8")
+    texts = open_store(folder)
+    assert scaling.score_name(texts) == "test bleu"
+    for p in pictures(texts):
+        said = [axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()]
+        assert said == ["validation score (%)"] * 2 if p.kind == "rates" else said[0] == "test bleu (%)"
+        assert "accuracy" not in p.label + p.caption + str(p.chart)

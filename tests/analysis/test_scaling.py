@@ -136,6 +136,12 @@ def test_sentences_are_no_stronger_than_the_verdicts() -> None:
     )
     assert "lower at 1 (lora-2: −3.0" in mixed
     assert "(lora-1: +2.0" in mixed and "not distinguishable at the other 1 (paired" in mixed
+    table = fake((0.02, same), (0.03, same)).to_pylist()
+    whole = [r | {"reference": None, "verdict": "higher"} for r in table]
+    one = conclusions.conclude(pa.Table.from_pylist([*table, whole[0]], schema=scaling.COMPARISONS))
+    assert one.startswith("No single comparison decides") and "does not win" not in one and ": higher (paired" in one
+    two = conclusions.conclude(pa.Table.from_pylist([*table, *whole], schema=scaling.COMPARISONS))
+    assert "averaged over budgets, at 2 sizes, models or sweeps: higher at 2 (+2.0 to +3.0 points)" in two
     worse = conclusions.conclude(fake((-0.02, "lower"), (-0.03, "lower")))
     assert "lower than LoRA at all 2 budgets" in worse
     one = conclusions.conclude(fake((0.02, same)))

@@ -10,7 +10,7 @@ import pytest
 
 from analysis import Store, pictures, scaling, vega
 from analysis.methods import style
-from analysis.pictures import Picture
+from analysis.picture import Picture
 
 
 @pytest.fixture(scope="module")
