@@ -2,12 +2,14 @@
 
     python benchmarks/packing.py            # an epoch of 43 steps of 64 images, K = 2, 4, 8, 5 rounds
     python benchmarks/packing.py --quick    # 11 steps, 3 rounds
+    python benchmarks/packing.py --sweep 4  # whole sweeps of two cells, resources.pack = 4 against 1
 
 The embedded CLIP and the quickstart's data, weights and budget (that of LoRA-8), a rate each. A trial is whole:
 set-up, training, validation; model, data and decoded images are warm on both sides, as they are in a lane. What is
 printed is a median of ratios, each inside one round in which the same K trials run packed and one by one, in shuffled
 order; on the CPU in process time on one thread, on a GPU in wall time. The lanes, and the light Tune process that each
-trial in flight has, are outside these numbers.
+trial in flight has, are outside these numbers; `--sweep` has them in, but for Ray's start: wall time of LoRA and
+RandLoRA with 6 (TUNE) + 5 (CONFIRM) trials each on two workers, which stay warm from sweep to sweep.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from typing import Any
 import torch
 from adapters import RETAIN, restart_with, summary
 
+from sweeps import Plan, SweepSpec
 from sweeps.budget import Solution, reference_budget, solve
+from sweeps.cluster import Pool
+from sweeps.engine import run
 from trainables.config import TrainSettings, TrialConfig
 from trainables.packed import run_pack
 from trainables.shapes import target_shapes
@@ -101,6 +106,44 @@ def compare(sides: Sides, trials: list[TrialConfig], rounds: int) -> dict[str, A
     return {"ratio": summary(whole), "alone_per_hour": summary(hours)}
 
 
+def plan_of(folder: Path, pack: int, train_size: float, epochs: int) -> Plan:
+    """The quickstart's LoRA and RandLoRA at LoRA-8's count."""
+    tree = {
+        "name": "packing",
+        "output": str(folder),
+        "model": {"id": MODEL, "adapt": "vision", "targets": list(TARGETS)},
+        "data": {"datasets": [DATA], "train_size": [train_size]},
+        "budgets": {"lora_rank": [8]},
+        "methods": {"lora": {"lr": 1e-2}, "randlora": {"lr": 5e-3}},
+        "search": {"trials": 6, "rerun_rates": 2, "rerun_seeds": 1},
+        "confirm": {"seeds": 5},
+        "train": {"epochs": epochs, "global_batch_size": 64},
+        "resources": {"pack": pack, "concurrent": 2},
+    }
+    return Plan.from_spec(SweepSpec.parse(tree))
+
+
+def whole_sweeps(pack: int, train_size: float, epochs: int, rounds: int) -> dict[str, float]:
+    """Rounds of a sweep with packs and one without, in shuffled order; the first round, not kept, warms up."""
+    shuffle, order, ratios = random.Random(0), [1, pack], []
+    with tempfile.TemporaryDirectory() as folder:
+        resources = plan_of(Path(folder), 1, train_size, epochs).spec.resources
+        with Pool(resources, Path(folder) / "ray") as pool:
+            for number in range(rounds + 1):
+                shuffle.shuffle(order)
+                spent = {}
+                for size in order:
+                    plan = plan_of(Path(folder) / f"{number}-{size}", size, train_size, epochs)
+                    begun = time.perf_counter()
+                    if not run(plan, progress=False, pool=pool).complete:
+                        raise SystemExit(f"a trial of the sweep with pack = {size} failed")
+                    spent[size] = time.perf_counter() - begun
+                if number:
+                    ratios.append(spent[1] / spent[pack])
+                    print(f"  one by one {spent[1]:.0f} s, packed {spent[pack]:.0f} s", flush=True)
+    return summary(ratios)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="11 steps an epoch, 3 rounds")
@@ -111,6 +154,7 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL, help="a CLIP, such as local:DIR")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="trials of a pack")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--sweep", type=int, metavar="K", help="compare whole sweeps instead, pack = K against 1")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     options = parser.parse_args()
     restart_with(RETAIN)
@@ -123,6 +167,19 @@ def main() -> None:
         "batch": options.batch,
         "model": options.model,
     }
+    if options.sweep:
+        share = min(1.0, images / POOL)
+        ratio = found["sweep"] = whole_sweeps(options.sweep, share, options.epochs, rounds)
+        spread = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        print(f"sweeps per hour, pack = {options.sweep} / pack = 1: {ratio['median']:.2f}  {spread}", flush=True)
+    else:
+        trials(options, images, rounds, found)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def trials(options: argparse.Namespace, images: int, rounds: int, found: dict[str, Any]) -> None:
+    """All methods and sizes of the command line; adds to `found`."""
     sides = Sides()
     print(f"trials per hour, packed / one by one; batches of {options.batch}, kept rounds: {rounds}", flush=True)
     for method in options.methods:
@@ -133,8 +190,6 @@ def main() -> None:
             ratio = answer["ratio"]
             spread = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
             print(f"  {method:9} K = {size}   {ratio['median']:.2f}  {spread}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
