@@ -11,7 +11,8 @@ from trainables.data.registry import DATASETS
 from trainables.data.text import TextKind
 from trainables.data.text_registry import TEXT_DATASETS, text_kind, text_loader
 from trainables.families import Kind, parse_id
-from trainables.shapes import shape_config
+from trainables.sentences import positions_of
+from trainables.shapes import known_configs, shape_config
 
 IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
 """Kinds of models that read images; the others read texts."""
@@ -91,11 +92,23 @@ def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     if spec.data.skip_bad:
         rule = "is for images: a row of text that can't be read stops the sweep"
         problems.append(Problem("data.skip_bad", True, rule, "false"))
+    problems += _window_problems(spec)
     if kind != "causal-lm":
         generated = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
         names = [n for n in (*generated, *LANGUAGE_ONLY) if n not in COUNTED]
         problems += _set(spec, names, "is for language models; leave it out")
     return problems
+
+
+def _window_problems(spec: SweepSpec) -> list[Problem]:
+    asked, parsed = spec.train.max_tokens, parse_id(spec.model.id)
+    known = known_configs().get(parsed.name)
+    if asked is None or (parsed.folder is None and known is not None and "max_position_embeddings" not in known):
+        return []
+    positions = positions_of(shape_config(parsed, spec.model.id))
+    if positions is None or asked <= positions:
+        return []
+    return [Problem("train.max_tokens", asked, f"is more than the model's {positions} positions", str(positions))]
 
 
 def _set(spec: SweepSpec, names: Iterable[str], rule: str) -> list[Problem]:

@@ -23,12 +23,17 @@ _POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
 """Model types whose first position is the one behind the padding token's number."""
 
 
-def window_of(module: nn.Module, tokenizer: Any) -> int | None:
-    """Tokens that fit into the model at once; None where neither its config nor its tokenizer says."""
-    config: Any = getattr(module, "config", None)
+def positions_of(config: Any) -> int | None:
+    """Positions of a model by its config; None where that does not say."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is not None and getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
         positions -= (config.pad_token_id or 0) + 1
+    return positions
+
+
+def window_of(module: nn.Module, tokenizer: Any) -> int | None:
+    """Tokens that fit into the model at once; None where neither its config nor its tokenizer says."""
+    positions = positions_of(getattr(module, "config", None))
     stated = getattr(tokenizer, "model_max_length", None)
     known = [n for n in (positions, stated) if isinstance(n, int) and 0 < n < 10**6]  # "unlimited" is 10**30
     return min(known, default=None)

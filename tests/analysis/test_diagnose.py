@@ -18,7 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from analysis import StoreError, open_store
+from analysis import StoreError, open_store, spectrum
 from analysis.cka import _cka_or_none
 from analysis.cka import plan as cka_plan
 from analysis.diagnostic_files import diagnostic_sheets
@@ -55,7 +55,8 @@ def nothing(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[di
 
 
 @pytest.mark.slow
-def test_spectrum_of_trained_weights(tiny: Path) -> None:
+def test_spectrum_of_trained_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectrum, "WEIGHTS", 1)  # a fit takes seconds
     store = open_store(tiny)
     assert {k.row["method"] for k in kept_trials(store)} == {"lora", "randlora", "full"}
     table, paths, says = analyze(store, "spectrum")

@@ -99,6 +99,18 @@ def test_what_a_model_of_text_cannot_do_is_named(
         Plan.from_spec(SweepSpec.parse(tree(place, model, data, **given)))
 
 
+@pytest.mark.parametrize(("model", "data", "positions"), [("llama", "json:rows", 256), ("roberta", "glue:SST-2", 64)])
+def test_texts_longer_than_the_window_are_refused_beforehand(
+    place: Path, model: str, data: str, positions: int
+) -> None:
+    def planned(most: int) -> Plan:
+        return Plan.from_spec(SweepSpec.parse(tree(place, model, data, train={"epochs": 1, "max_tokens": most})))
+
+    assert planned(positions).n_trials
+    with pytest.raises(SpecError, match=rf"max_tokens = {positions + 1}.*model's {positions} positions"):
+        planned(positions + 1)
+
+
 def test_bad_rows_of_text_are_not_skipped(place: Path) -> None:
     with pytest.raises(SpecError, match=r"data\.skip_bad.*is for images"):
         Plan.from_spec(

@@ -14,7 +14,7 @@ from tests.sweeps.test_engine import assert_same_tables, go
 
 
 def test_a_tuner_outlasts_what_runs_at_once() -> None:
-    """At its end the lanes wait for the last trials: with as many trials as lanes that would be most of the time."""
+    """At its end the lanes wait for the last trials, and the next one starts its processes anew."""
     assert [engine.wave(at_once) for at_once in (1, 50, 51, 1000)] == [1000, 1000, 1020, 20_000]
 
 
@@ -24,9 +24,9 @@ def test_a_long_sweep_takes_several_tuners(tmp_path: Path, pool: Pool, monkeypat
     waves: list[int] = []
     real = engine._tune
 
-    def tune(dispatcher: Any, pool: Any) -> None:
+    def tune(dispatcher: Any, pool: Any, packed: int) -> None:
         before = dispatcher.left
-        real(dispatcher, pool)
+        real(dispatcher, pool, packed)
         waves.append(before - dispatcher.left)
 
     assert engine.WAVE == 1000

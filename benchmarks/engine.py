@@ -1,0 +1,117 @@
+"""What the engine costs: a trial that trains nothing, the quickstart, ten thousand trials, and their resumption.
+
+    python benchmarks/engine.py                       # all sections: about an hour on two cores
+    python benchmarks/engine.py --quick               # fewer trials and rounds: some ten minutes
+    python benchmarks/engine.py --only overhead many  # these sections; --json FILE keeps all numbers
+
+Sections: `overhead` (a trial against a TorchTrainer per Tune trial, and against Tune functions), `quickstart` (trials
+an hour against Ray Tune and PEFT, a process per trial), `many` (10,000 trials in 400 cells, interrupted halfway: rate,
+memory, files, resumption), `broker` (epochs a second by trials at once), `queries` (SQL over a million rows). Peers run
+in the same rounds, in shuffled order, each side as a process of its own; ratios are taken inside a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+
+def process(script: str, *arguments: object) -> dict[str, Any]:
+    """The JSON that a benchmark's process prints last. Its Ray knows nothing of other sessions of this machine."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
+    environment.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would leave its workers to whatever else runs
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def overhead(options: argparse.Namespace) -> dict[str, Any]:
+    from engine_overhead import QUICK, TRIALS, report
+
+    counts = {name: options.trials or n for name, n in (QUICK if options.quick else TRIALS).items()}
+    order, shuffle, rounds = list(counts), random.Random(0), []
+    for _ in range(options.rounds or (1 if options.quick else 3)):
+        shuffle.shuffle(order)
+        rounds.append({name: process("engine_overhead.py", name, counts[name])["seconds"] for name in order})
+    return report(rounds)
+
+
+def quickstart(options: argparse.Namespace) -> dict[str, Any]:
+    from engine_quickstart import SIDES, report
+
+    order, shuffle, rounds = list(SIDES), random.Random(0), []
+    for _ in range(options.rounds or (1 if options.quick else 3)):
+        shuffle.shuffle(order)
+        rounds.append({name: process("engine_quickstart.py", name, int(options.quick)) for name in order})
+    return report(rounds)
+
+
+def many(options: argparse.Namespace) -> dict[str, Any]:
+    from engine_many import report
+
+    trials = options.trials or (1_000 if options.quick else 10_000)
+    return report(process, cells=max(1, trials // 25), trials=trials)
+
+
+def broker(options: argparse.Namespace) -> dict[str, Any]:
+    from engine_broker import report
+
+    return report(options.quick)
+
+
+def queries(options: argparse.Namespace) -> dict[str, Any]:
+    from queries import queries as measure
+
+    found = measure(100_000 if options.quick else 1_000_000)
+    for name, value in found.items():
+        print(f"  {name}: {value:,.4g}")
+    return found
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "overhead": overhead,
+    "quickstart": quickstart,
+    "many": many,
+    "broker": broker,
+    "queries": queries,
+}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
+                        help=f"of {', '.join(SECTIONS)}")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="fewer trials, one round")
+    parser.add_argument("--rounds", type=int, help="rounds of the sections with a peer (3; 1 with --quick)")
+    parser.add_argument("--trials", type=int, help="trials of `many` and of each side of `overhead`")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    found: dict[str, Any] = {"cores": os.cpu_count()}
+    for name in dict.fromkeys(options.only):
+        print(f"{name}:", flush=True)
+        found[name] = SECTIONS[name](options)
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""A sweep of many trials that train nothing, interrupted halfway and resumed: the section `many` of `engine.py`.
+
+    python benchmarks/engine_many.py FOLDER CELLS TRIALS_PER_CELL [STOP_AFTER [EPOCHS]]
+
+runs one part of it and prints JSON: seconds from the start of the process, the driver's memory as trials finish, and
+processor time by kind of process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BEGUN = time.perf_counter()
+BEGUN_CPU = time.process_time()
+
+import psutil  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakePlan, FakeSearch, FakeTrain, fake_plan  # noqa: E402
+
+EARLY = 50
+"""Trials after which everything is up."""
+FURTHER = 10
+"""Epochs more in the sweep that tells what an epoch costs."""
+SETTLED = 8_000
+"""Trials whose halves take more than three Tuners each; before, memory grows for the Tuners' sake."""
+METHODS = ("lora", "randlora", "vera", "nola", "dora")
+KINDS = {"Proxy": "Tune proxies", "RayTrainWorker": "lane workers", "TrainController": "lane controllers",
+         "Broker": "broker", "gcs_server": "GCS", "raylet": "raylet"}  # fmt: skip
+
+
+def noop_plan(folder: Path, cells: int, per_cell: int, epochs: int = 1) -> FakePlan:
+    """So many cells of so many trials in which nothing is trained; a fifth of them are CONFIRM trials."""
+    confirm = max(1, per_cell // 5)
+    made = tuple(FakeCell(METHODS[k % len(METHODS)], 1000 * (1 + k // len(METHODS))) for k in range(cells))
+    search = FakeSearch(trials=per_cell - confirm, sampler="qmc")
+    seeds = FakeConfirm(tuple(range(confirm)))
+    return fake_plan(folder, made, search=search, confirm=seeds, train=FakeTrain(epochs=epochs))
+
+
+class Watch:
+    """A display that notes time and the driver's memory, and interrupts the sweep after `stop_after` trials."""
+
+    def __init__(self, stop_after: int | None = None, every: int = 100) -> None:
+        self.stop_after, self.every = stop_after, every
+        self.rebuilt: tuple[float, float] | None = None  # seconds, processor seconds
+        self.points: list[tuple[int, float, int]] = []  # trials of this run, seconds, bytes
+        self.cpu: list[tuple[int, dict[str, float]]] = []  # trials of this run, seconds by kind of process
+        self._before, self._next = 0, 1
+        self._process = psutil.Process()
+
+    def start(self, state: Any) -> None:
+        self.rebuilt = time.perf_counter() - BEGUN, time.process_time() - BEGUN_CPU
+        self._before = self._done(state)
+
+    def update(self, state: Any) -> None:
+        done = self._done(state) - self._before
+        if done >= self._next:
+            self._next = (done // self.every + 1) * self.every
+            self._count_memory(done)
+        if done >= (self.cpu[-1][0] + 2 * EARLY if self.cpu else EARLY):
+            self._count_cpu(done)
+        if self.stop_after is not None and done >= self.stop_after:
+            self.stop_after = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def stop(self, state: Any) -> None:
+        done = self._done(state) - self._before
+        if self.points and done > self.points[-1][0]:
+            self._count_memory(done)
+
+    def _count_memory(self, done: int) -> None:
+        self.points.append((done, time.perf_counter() - BEGUN, self._process.memory_info().rss))
+
+    def _count_cpu(self, done: int) -> None:
+        found = {"driver": time.process_time()}
+        for child in self._process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                title = " ".join(child.cmdline()[:1])
+                kind = next((name for key, name in KINDS.items() if key in title), "Ray's others")
+                times = child.cpu_times()
+                found[kind] = found.get(kind, 0.0) + times.user + times.system
+        self.cpu.append((done, found))
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    @staticmethod
+    def _done(state: Any) -> int:
+        return sum(len(cell.rows) for cell in state.cells.values())
+
+
+def part(folder: Path, cells: int, per_cell: int, stop_after: int | None, epochs: int) -> dict[str, Any]:
+    from sweeps.engine import run
+
+    watch = Watch(stop_after)
+    summary = run(noop_plan(folder, cells, per_cell, epochs), trial=TRIAL, progress=watch)
+    return {
+        "finished": summary.finished, "failed": summary.failed, "skipped": summary.skipped,
+        "seconds": time.perf_counter() - BEGUN, "cpu_seconds": time.process_time() - BEGUN_CPU,
+        "rebuilt": watch.rebuilt, "points": watch.points, "cpu": watch.cpu,
+    }  # fmt: skip
+
+
+def growth(points: list[tuple[int, float, int]]) -> float:
+    """Bytes of the driver's memory per finished trial, by least squares over the last two fifths of the trials."""
+    late = [(done, memory) for done, _, memory in points if done >= 0.6 * points[-1][0]]
+    return statistics.linear_regression([d for d, _ in late], [m for _, m in late]).slope
+
+
+def per_trial(one: dict[str, Any]) -> dict[str, float]:
+    """Processor seconds of a trial by kind of process, once everything is up; the largest first."""
+    (begun, before), *_, (ended, after) = one["cpu"]
+    found = {kind: (after[kind] - before.get(kind, 0.0)) / (ended - begun) for kind in after}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def report(process: Callable[..., dict[str, Any]], cells: int, trials: int) -> dict[str, Any]:
+    """Half of the sweep, the other half, and the finished sweep once more, each in its own process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "results"
+        parts = [process("engine_many.py", folder, cells, trials // cells, *stop) for stop in ((trials // 2,), (), ())]
+        first, second, third = parts
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        journal = (folder / "journal.jsonl").stat().st_size
+        few = min(cells, 20)
+        longer = process("engine_many.py", Path(name) / "longer", few, trials // cells, 0, FURTHER + 1)
+    if third["skipped"] != trials or any(one["failed"] for one in parts):
+        raise SystemExit(f"the sweep of {trials} trials is not whole: {[one['skipped'] for one in parts]}")
+    (begun, begun_at, _), (ended, ended_at, _) = first["points"][0], first["points"][-1]
+    (again, again_at, _), (last, last_at, _) = second["points"][0], second["points"][-1]
+    measured = ended - begun + last - again
+    seconds = ended_at - begun_at + last_at - again_at
+    cpu = per_trial(second)
+    further = {kind: (value - cpu.get(kind, 0.0)) / FURTHER for kind, value in per_trial(longer).items()}
+    found = {
+        "cells": cells,
+        "trials": trials,
+        "trials per second": measured / seconds,
+        "driver bytes per finished trial": [growth(one["points"]) for one in parts[:2]],
+        "files": len(files),
+        "store bytes per trial": (size - journal) / trials,
+        "journal bytes per trial": journal / trials,
+        "seconds to find it finished": (third["seconds"], third["cpu_seconds"]),
+        "seconds to rebuild the half": second["rebuilt"],
+        "seconds to the first trial of the rest": again_at,
+        "seconds to the first trial of all": begun_at,
+        "cpu seconds per trial": cpu,
+        "cpu seconds per further epoch": further,
+        "parts": parts,
+    }
+    show(found)
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"  {found['trials']:,} trials in {found['cells']} cells: {found['trials per second']:.1f} a second")
+    low, high = sorted(found["driver bytes per finished trial"])
+    if found["trials"] >= SETTLED:
+        print(f"  driver's memory: {low / 1e3:.1f} to {high / 1e3:.1f} kB a finished trial")
+    print(f"  {found['files']} files; journal {found['journal bytes per trial']:.0f} bytes a trial, "
+          f"tables {found['store bytes per trial']:.0f}")  # fmt: skip
+    wall, cpu = found["seconds to find it finished"]
+    print(f"  resumed when finished: {wall:.1f} s ({cpu:.1f} s of a processor)")
+    wall, cpu = found["seconds to rebuild the half"]
+    print(f"  resumed halfway: state rebuilt after {wall:.1f} s ({cpu:.1f} s of a processor), first trial finished "
+          f"after {found['seconds to the first trial of the rest']:.1f} s (of a new sweep: "
+          f"{found['seconds to the first trial of all']:.1f} s)")  # fmt: skip
+    for name in ("trial", "further epoch"):
+        each = ", ".join(f"{kind} {1000 * value:.1f}" for kind, value in found[f"cpu seconds per {name}"].items())
+        print(f"  processor time a {name}, ms: {each}")
+
+
+if __name__ == "__main__":
+    stop, epochs = (*map(int, sys.argv[4:]), *(0, 1)[len(sys.argv) - 4 :])
+    print(json.dumps(part(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), stop or None, epochs)))
