@@ -87,6 +87,7 @@ def render(
     )
     filters: dict[str, Any] = {
         "method": lambda v: style(v).name,
+        "colour": lambda v: style(v).colour if v else "transparent",  # of methods that have no variable
         "moment": lambda v: "" if v is None else f"{v:%Y-%m-%d %H:%M} UTC",
         "duration": duration,
         "size": size_text,

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from analysis import Store, conclusion, open_store, print_results_table, results_table, text_tables, write_report
+from analysis.methods import style
 from analysis.report import render
 from analysis.report_tables import sheets
 from analysis.result_sheets import results
@@ -123,6 +124,13 @@ def test_the_page_follows_light_and_dark_and_prints(page: str) -> None:
     assert "@media print" in page
     assert 'name="viewport"' in page
     assert "var(--m-randlora, #d55e00)" in page.lower()
+
+
+def test_a_method_without_a_style_of_its_own_has_its_figures_colour_in_tables(tmp_path: Path) -> None:
+    plan = {"mine": ("lora-1", "lora-2"), "lora": ("lora-1", "lora-2")}
+    page = render(open_store(make_results(tmp_path / "mine", plan=plan)))
+    assert f"background: var(--m-mine, {style('mine').colour})" in page
+    assert page.count(style("mine").colour.lower()) > 0  # the figure's
 
 
 def test_nothing_yet_is_said_clearly(empty: Store) -> None:
