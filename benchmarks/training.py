@@ -6,9 +6,9 @@
 Two models: the embedded CLIP's image tower on the embedded Fashion-MNIST, and a small Llama of random weights, made on
 the spot with its tokenizer, on made-up questions. Both sides train the same weights by LoRA of one rank, on the
 same batches in the same order, in float32, with clipped gradients, a cosine schedule and fused AdamW; that both compute
-the same loss on the first batch and train equally many parameters is checked first. The plain loop is as bare as it can
-be: its images are decoded and normalised beforehand, and its texts are in tokens. For the Llama, transformers' Trainer
-is a third side: on the same padded batches, its own time from the start of an epoch to its end.
+the same loss on the first batch and train equally many parameters is checked first. The plain loop is as bare as it
+can be: its images are decoded and in memory, its texts in tokens. For the Llama, transformers' Trainer is a third side:
+on the same padded batches, its own time from the start of an epoch to its end.
 
 What is printed is a median of ratios, each inside one round in which both sides train one epoch, in shuffled order, in
 process CPU time on one thread. The share of waiting is in wall time: the task's batches, weights and draws, and what
@@ -153,16 +153,19 @@ class Plain:
 
 
 def clip_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
-    """The image tower against fixed class embeddings, as the task has them; images normalised beforehand."""
+    """The image tower against fixed class embeddings, as the task has them; pixels in memory, normalised by batch."""
     rows = torch.cat(list(ours.task.batches(1)))
-    images, labels = ours.task.inputs(rows, None)
+    pixels, labels = ours.task._pixels.rows(rows), ours.task.inputs(rows, None)[1]
+    how = load_model(trial.model).preprocess
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (how.mean, how.std))
     place = {row: i for i, row in enumerate(rows.tolist())}
     head = ours.task.classifier.classify(torch.eye(128))
     model = with_peft(load_model(trial.model).module, trial)
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
         at = torch.tensor([place[row] for row in batch.tolist()])
-        return cross_entropy(normalize(model.base_model.model.encode_image(images[at]), dim=-1) @ head, labels[at])
+        images = (pixels[at] / 255.0 - mean) / std
+        return cross_entropy(normalize(model.base_model.model.encode_image(images), dim=-1) @ head, labels[at])
 
     return model, loss
 
