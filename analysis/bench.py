@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from analysis.errors import StoreError
-from analysis.kept import Kept, trained_state
-from analysis.units import Row
+from analysis.kept import ADAPTERS, Kept, trained_state
+from analysis.store import Store
+from analysis.units import Row, sweep_facts
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.encoders import HEAD_FILE
 from trainables.images import ImageTask
@@ -150,6 +151,20 @@ class Bench:
             for handle in handles:
                 handle.remove()
         return found
+
+
+def bench_of(store: Store, trial_id: str) -> Bench:
+    """The bench of a kept trial of a store, by its id.
+
+    Raises:
+        StoreError: no trial of that id kept its weights.
+    """
+    known = {row["trial_id"]: row for row in store.table("confirmed").to_pylist()}
+    folder = store.path / ADAPTERS / trial_id
+    if trial_id not in known or not folder.is_dir():
+        raise StoreError(f"{store.path} keeps no trained weights of trial {trial_id!r}; [keep] says which are kept")
+    kept = Kept(known[trial_id], folder)
+    return Bench(sweep_facts(store), kept.brief, {})
 
 
 class _Holding(nn.Module):

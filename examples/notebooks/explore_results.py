@@ -88,17 +88,18 @@ else:
     import torch
 
     import randlora
-    from analysis.kept import bench
+    from analysis.bench import bench_of
 
     best = max(trials, key=lambda r: r["val_score"] if r["val_score"] is not None else -1.0)
-    ready = bench(best, images=64)  # its base model, its task, images of its training pool
-    images, labels = ready.batches[0]
+    ready = bench_of(store, best["trial_id"])  # its base model, its task, and its training images
+    images, labels = ready.task.inputs(ready.examples(["train"], 64), None)
+    classifier = ready.task.classifier
     with torch.no_grad():
-        ready.task.before_evaluation()
-        before = (ready.task.predict(images) == labels).float().mean().item()
-        adapted = randlora.load(ready.loaded.module, folder / "adapters" / best["trial_id"])
-        ready.task.before_evaluation()
-        after = (ready.task.predict(images) == labels).float().mean().item()
+        classifier.before_evaluation()
+        before = (classifier.predict(images) == labels).float().mean().item()
+        adapted = randlora.load(ready.module, folder / "adapters" / best["trial_id"])
+        classifier.before_evaluation()
+        after = (classifier.predict(images) == labels).float().mean().item()
         adapted.detach()
     print(f"{best['method']} at {best['reference']}: {adapted.count():,} parameters")
     print(f"accuracy on {len(labels)} training images: {before:.2f} without the adapter, {after:.2f} with it")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from analysis import open_store
+from analysis.bench import bench_of
+from analysis.errors import StoreError
 from tests.analysis.tiny import tiny_results
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "notebooks" / "explore_results.py"
@@ -30,5 +33,8 @@ def test_on_trained_adapters(
     results = tiny_results(tmp_path / "tiny")
     monkeypatch.setattr("sys.argv", [str(NOTEBOOK), str(results)])
     runpy.run_path(str(NOTEBOOK))
-    assert "training images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "accuracy on 20 training images: 0." in said and "with it" in said
+    with pytest.raises(StoreError, match="no trained weights of trial 'nothing'"):
+        bench_of(open_store(results), "nothing")
     assert (results / "figures" / "notebook_curve.png").is_file()
