@@ -251,10 +251,10 @@ def print_files(paths: Mapping[str, Path]) -> None:
     folders: dict[Path, dict[str, list[str]]] = {}
     shown: dict[str, str] = {}
     for name, path in paths.items():
-        if name != path.name:
+        stem, _, suffix = name.partition(".")
+        if name != path.name or not suffix:
             shown[name] = str(path)
             continue
-        stem, _, suffix = name.partition(".")
         folders.setdefault(path.parent, {}).setdefault(stem, []).append(suffix)
     for folder, stems in folders.items():
         suffixes = dict.fromkeys(s for found in stems.values() for s in found)

@@ -13,6 +13,7 @@ from analysis.groups import groups, mean_ranks
 from analysis.planning import seeds_table
 from analysis.stats import power, seeds_needed
 from sweeps.cli import app
+from sweeps.show import print_files
 from tests.analysis.synthetic import make_results
 
 
@@ -88,3 +89,15 @@ def test_what_cannot_be_asked_is_named(folder: Path, words: tuple[str, ...], sai
 def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
     empty = make_results(tmp_path / "empty", trials=False)
     assert "nothing to compare yet" in sweeps("compare", empty).stdout
+
+
+def test_where_everything_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last lines of a run: folders by name, the files of a folder on one line."""
+    place = Path("results/one")
+    files = [place / "figures" / f"fits.{suffix}" for suffix in ("png", "svg")]
+    print_files({"tables": place / "tables", "report": place / "report.html", **{f.name: f for f in files}})
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["tables", "results/one/tables"],
+        ["figures", "results/one/figures", "(fits:", "png,", "svg)"],
+        ["report", "results/one/report.html"],
+    ]
