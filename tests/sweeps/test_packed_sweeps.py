@@ -85,9 +85,13 @@ def test_a_packed_sweep_has_the_tables_of_one_that_is_not(tmp_path: Path, pool: 
     assert begun[-1] == 0
     assert max(begun) <= (pool.trials + 1) * 3
     assert [e["pack"] for e in events(tmp_path / "r", "sweep")] == [3]
-    for trial in open_store(tmp_path / "r").table("trials").to_pylist():  # times are shares
-        wall = (trial["ended_at"] - trial["started_at"]).total_seconds()
-        assert trial["seconds_total"] == pytest.approx(wall / trial["packed"], rel=0.3, abs=0.05)
+    packs: dict[Any, list[dict[str, Any]]] = {}
+    for trial in open_store(tmp_path / "r").table("trials").to_pylist():
+        packs.setdefault((trial["cell_id"], trial["started_at"]), []).append(trial)
+    assert any(len(pack) > 1 for pack in packs.values())
+    for pack in packs.values():  # times are shares: together no more than has passed
+        passed = max(t["ended_at"] for t in pack) - pack[0]["started_at"]
+        assert 0 < sum(t["seconds_total"] for t in pack) <= passed.total_seconds() + 0.05
 
 
 def test_a_trial_that_fails_in_a_pack_leaves_the_others(tmp_path: Path, pool: Pool) -> None:
