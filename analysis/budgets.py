@@ -5,7 +5,6 @@ Every function returns an Arrow table. The cost is one of `AXES`; a cell's cost 
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from analysis import fits
 from analysis.errors import StoreError, nearest
+from analysis.fit_rows import AREA, BAND, CROSSING, FIT, NEED, band_rows, fit_rows
 from analysis.fits import FEWEST_POINTS, Curve, Kind
 from analysis.methods import size_key, style
 from analysis.scaling import BASELINE, FOCUS
@@ -51,58 +51,8 @@ NEAR_FULL = 0.99
 """The default target: this share of full fine-tuning's score."""
 
 _PLACE = [("sweep", pa.string()), ("model", pa.string()), ("dataset", pa.string()), ("train_size", pa.string())]
-_ESTIMATE = [("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()), ("share", pa.float64())]
-_ESTIMATE += [("note", pa.string())]
-
-FITS = pa.schema(
-    [
-        *_PLACE,
-        ("method", pa.string()),
-        ("x", pa.string()),
-        ("kind", pa.string()),
-        ("n_points", pa.int64()),
-        ("seeds", pa.int64()),
-        ("rmse", pa.float64()),
-        ("parameters", pa.string()),
-    ]
-)
-BANDS = pa.schema(
-    [
-        *_PLACE,
-        ("method", pa.string()),
-        ("x", pa.string()),
-        ("kind", pa.string()),
-        ("at", pa.float64()),
-        ("score", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-    ]
-)
-CROSSINGS = pa.schema(
-    [*_PLACE, ("method", pa.string()), ("baseline", pa.string()), ("x", pa.string()), ("seeds", pa.int64()), *_ESTIMATE]
-)
-NEEDED = pa.schema(
-    [
-        *_PLACE,
-        ("method", pa.string()),
-        ("x", pa.string()),
-        ("goal", pa.string()),
-        ("target", pa.float64()),
-        ("seeds", pa.int64()),
-        *_ESTIMATE,
-    ]
-)
-AREAS = pa.schema(
-    [
-        *_PLACE,
-        ("method", pa.string()),
-        ("x", pa.string()),
-        ("from_x", pa.float64()),
-        ("to_x", pa.float64()),
-        ("seeds", pa.int64()),
-        *_ESTIMATE,
-    ]
-)
+FITS, BANDS = pa.schema([*_PLACE, *FIT]), pa.schema([*_PLACE, *BAND])
+CROSSINGS, NEEDED, AREAS = (pa.schema([*_PLACE, *columns]) for columns in (CROSSING, NEED, AREA))
 
 
 def axis(x: str) -> Axis:
@@ -181,32 +131,21 @@ def _curve(points: list[list[Row]]) -> Measured | None:
 
 def fit_table(store: Store, x: str = "adapter_params", kinds: Sequence[Kind] = KINDS) -> pa.Table:
     """Fits of every method's curve; columns `FITS`. A form with too few points, or that does not settle, has no row."""
-    rows = []
-    for (place, method), one in measured(store, x).items():
-        for kind in kinds:
-            found = fits.fit(kind, one.curve.x, one.curve.mean)
-            if found is not None:
-                rows.append(
-                    _named(place)
-                    | {"method": method, "x": x, "kind": kind, "n_points": len(one.curve.x)}
-                    | {"seeds": one.curve.seeds, "rmse": found.rmse, "parameters": json.dumps(found.parameters)}
-                )
+    rows = [
+        _named(place) | {"method": method, "x": x} | row
+        for (place, method), one in measured(store, x).items()
+        for row in fit_rows(one.curve, kinds)
+    ]
     return pa.Table.from_pylist(rows, schema=FITS)
 
 
 def band_table(store: Store, x: str = "adapter_params", kind: Kind = "isotonic", points: int = 60) -> pa.Table:
     """The fitted curves on a grid of `points` costs, with bootstrap bands over seeds; columns `BANDS`."""
-    rows = []
-    for (place, method), one in measured(store, x).items():
-        found = fits.fit(kind, one.curve.x, one.curve.mean)
-        if found is None:
-            continue
-        at = np.geomspace(one.curve.x[0], one.curve.x[-1], points)
-        edges = fits.band(one.curve, kind, at)
-        for i, (where, score) in enumerate(zip(at, found.predict(at), strict=True)):
-            ends = {"low": None, "high": None} if edges is None else {"low": edges[0][i], "high": edges[1][i]}
-            row = {"method": method, "x": x, "kind": kind, "at": float(where), "score": float(score)}
-            rows.append(_named(place) | row | ends)
+    rows = [
+        _named(place) | {"method": method, "x": x} | row
+        for (place, method), one in measured(store, x).items()
+        for row in band_rows(one.curve, kind, points)
+    ]
     return pa.Table.from_pylist(rows, schema=BANDS)
 
 

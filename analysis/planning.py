@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.scaling import BASELINE, comparisons
+from analysis.scaling import BASELINE, COMPARISONS, comparisons
 from analysis.stats import T_TEST, power, seeds_needed
 from analysis.store import Store
 
@@ -18,13 +18,8 @@ DIFFERENCES = (0.005, 0.01, 0.02, 0.05)
 
 SEEDS = pa.schema(
     [
-        ("sweep", pa.string()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),  # null: all data sets together
-        ("train_size", pa.string()),
-        ("method", pa.string()),
-        ("baseline", pa.string()),
-        ("reference", pa.string()),  # null: all matched budgets together
+        *(COMPARISONS.field(name) for name in ("sweep", "model", "dataset", "train_size", "method", "baseline")),
+        COMPARISONS.field("reference"),
         ("n", pa.int64()),  # seeds it has
         ("sd", pa.float64()),  # of the paired differences
         ("choice_sd", pa.float64()),  # what the choice of rates adds to their mean; null where not known

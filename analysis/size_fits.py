@@ -7,7 +7,6 @@ curves of the mean over its data sets (`dataset` null), at the mean of their exa
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from analysis import fits
 from analysis.budgets import KINDS, Measured
+from analysis.fit_rows import AREA, BAND, CROSSING, FIT, NEED, band_rows, fit_rows
 from analysis.fits import FEWEST_POINTS, Curve, Kind
 from analysis.methods import style
 from analysis.scaling import BASELINE
@@ -31,36 +31,11 @@ X = "images"
 """The cost's name in the tables of this module."""
 
 _PLACE = [("sweep", pa.string()), ("model", pa.string()), ("dataset", pa.string()), ("reference", pa.string())]
-_ESTIMATE = [("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()), ("share", pa.float64())]
-_ESTIMATE += [("note", pa.string())]
-_METHOD = [*_PLACE, ("method", pa.string()), ("x", pa.string())]
-
 POINTS = pa.schema(
     [*_PLACE, ("method", pa.string()), ("train_size", pa.string()), ("cost", pa.float64()), ("score", pa.float64())]
 )
-FITS = pa.schema(
-    [
-        *_METHOD,
-        ("kind", pa.string()),
-        ("n_points", pa.int64()),
-        ("seeds", pa.int64()),
-        ("rmse", pa.float64()),
-        ("parameters", pa.string()),
-    ]
-)
-BANDS = pa.schema(
-    [
-        *_METHOD,
-        ("kind", pa.string()),
-        ("at", pa.float64()),
-        ("score", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-    ]
-)
-CROSSINGS = pa.schema([*_METHOD, ("baseline", pa.string()), ("seeds", pa.int64()), *_ESTIMATE])
-NEEDED = pa.schema([*_METHOD, ("goal", pa.string()), ("target", pa.float64()), ("seeds", pa.int64()), *_ESTIMATE])
-AREAS = pa.schema([*_METHOD, ("from_x", pa.float64()), ("to_x", pa.float64()), ("seeds", pa.int64()), *_ESTIMATE])
+FITS, BANDS = pa.schema([*_PLACE, *FIT]), pa.schema([*_PLACE, *BAND])
+CROSSINGS, NEEDED, AREAS = (pa.schema([*_PLACE, *columns]) for columns in (CROSSING, NEED, AREA))
 
 _RUNS = """
 select sweep, model, dataset, train_size, method, reference, data_seed, init_seed, basis_seed, test_score,
@@ -151,13 +126,11 @@ def point_table(store: Store) -> pa.Table:
 
 def fit_table(store: Store, kinds: Sequence[Kind] = KINDS) -> pa.Table:
     """Fits of every curve; columns `FITS`. A form with too few sizes, or that does not settle, has no row."""
-    rows = []
-    for (line, method), one in measured(store).items():
-        for kind in kinds:
-            found = fits.fit(kind, one.curve.x, one.curve.mean)
-            if found is not None:
-                row = {"kind": kind, "n_points": len(one.curve.x), "seeds": one.curve.seeds, "rmse": found.rmse}
-                rows.append(_named(line, method) | row | {"parameters": json.dumps(found.parameters)})
+    rows = [
+        _named(line, method) | row
+        for (line, method), one in measured(store).items()
+        for row in fit_rows(one.curve, kinds)
+    ]
     return pa.Table.from_pylist(rows, schema=FITS)
 
 
@@ -167,18 +140,12 @@ def band_table(store: Store, kind: Kind = "isotonic", points: int = 40, referenc
     Args:
         references: only these budgets and methods without one; none means all.
     """
-    rows = []
-    for (line, method), one in measured(store).items():
-        if references and line[3] is not None and line[3] not in references:
-            continue
-        found = fits.fit(kind, one.curve.x, one.curve.mean)
-        if found is None:
-            continue
-        at = np.geomspace(one.curve.x[0], one.curve.x[-1], points)
-        edges = fits.band(one.curve, kind, at)
-        for i, (x, score) in enumerate(zip(at, found.predict(at), strict=True)):
-            ends = {"low": None, "high": None} if edges is None else {"low": edges[0][i], "high": edges[1][i]}
-            rows.append(_named(line, method) | {"kind": kind, "at": float(x), "score": float(score)} | ends)
+    rows = [
+        _named(line, method) | row
+        for (line, method), one in measured(store).items()
+        if not references or line[3] is None or line[3] in references
+        for row in band_rows(one.curve, kind, points)
+    ]
     return pa.Table.from_pylist(rows, schema=BANDS)
 
 

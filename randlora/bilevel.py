@@ -35,7 +35,7 @@ def held_out_gradient(
         held_out: adds the gradients of the held-out loss to `.grad` of all tensors, by one or more backward passes.
         training: the same for the loss that the step was taken on. None: the first-order form.
         weights: D', trained and just stepped.
-        before: D, values of `weights` before that step.
+        before: D, values of `weights` before that step; not read in the first-order form.
         selections: s.
         lr: size of the step.
     """

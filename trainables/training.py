@@ -119,14 +119,15 @@ class Trainer:
                 add_over_workers([*self._parameters, *apart])
             return found
 
-        before = [p.detach().clone() for p in self._parameters]
+        second = self._hooks.order == 2 and len(train) > 0 and len(test) > 0
+        before = [p.detach().clone() for p in self._parameters] if second else []
         if len(train):
             loss_sum += self._backward(batch[train], None if plan is None else plan[train])
             self.update(epoch, index)
         if len(test):
             held_out_gradient(
                 lambda: loss_sum.add_(gradients(test)),
-                (lambda: gradients(train)) if self._hooks.order == 2 and len(train) else None,
+                (lambda: gradients(train)) if second else None,
                 weights=self._parameters,
                 before=before,
                 selections=apart,
