@@ -57,6 +57,7 @@ class Watch:
         self.rebuilt: tuple[float, float] | None = None  # seconds, processor seconds
         self.points: list[tuple[int, float, int]] = []  # trials of this run, seconds, bytes
         self.cpu: list[tuple[int, dict[str, float]]] = []  # trials of this run, seconds by kind of process
+        self.own: dict[str, int] = {}  # the largest process of a kind: bytes that it shares with none
         self._before, self._next = 0, 1
         self._process = psutil.Process()
 
@@ -91,6 +92,7 @@ class Watch:
                 kind = next((name for key, name in KINDS.items() if key in title), "Ray's others")
                 times = child.cpu_times()
                 found[kind] = found.get(kind, 0.0) + times.user + times.system
+                self.own[kind] = max(self.own.get(kind, 0), child.memory_full_info().uss)
         self.cpu.append((done, found))
 
     def note(self, text: str) -> None:
@@ -110,6 +112,7 @@ def part(folder: Path, cells: int, per_cell: int, stop_after: int | None, epochs
         "finished": summary.finished, "failed": summary.failed, "skipped": summary.skipped,
         "seconds": time.perf_counter() - BEGUN, "cpu_seconds": time.process_time() - BEGUN_CPU,
         "rebuilt": watch.rebuilt, "points": watch.points, "cpu": watch.cpu,
+        "own": watch.own,
     }  # fmt: skip
 
 
@@ -159,6 +162,7 @@ def report(process: Callable[..., dict[str, Any]], cells: int, trials: int) -> d
         "seconds to the first trial of all": begun_at,
         "cpu seconds per trial": cpu,
         "cpu seconds per further epoch": further,
+        "bytes of a process": second["own"],
         "parts": parts,
     }
     show(found)
@@ -181,6 +185,8 @@ def show(found: dict[str, Any]) -> None:
     for name in ("trial", "further epoch"):
         each = ", ".join(f"{kind} {1000 * value:.1f}" for kind, value in found[f"cpu seconds per {name}"].items())
         print(f"  processor time a {name}, ms: {each}")
+    each = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in found["bytes of a process"].items())
+    print(f"  memory of the largest process of a kind, shared pages left out, MB: {each}")
 
 
 if __name__ == "__main__":

@@ -43,16 +43,20 @@ def plan(folder: Path, quick: bool) -> Any:
     return Plan.from_spec(SweepSpec.load(file))
 
 
-def ours(folder: Path, quick: bool) -> list[float]:
+def ours(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
     from engine_many import Watch
 
+    from analysis import open_store
     from sweeps.engine import run
 
     watch = Watch(every=1)
     summary = run(plan(folder / "results", quick), progress=watch)
     if not summary.complete:
         raise SystemExit(f"ours: {summary.failed} trials failed")
-    return [seconds for _, seconds, _ in watch.points]
+    tuned = [
+        t["seconds_total"] for t in open_store(folder / "results").table("trials").to_pylist() if t["stage"] == "TUNE"
+    ]
+    return [seconds for _, seconds, _ in watch.points], {"a TUNE trial": statistics.median(tuned)}
 
 
 def usual_script(config: dict[str, Any]) -> None:
@@ -111,6 +115,7 @@ def usual_script(config: dict[str, Any]) -> None:
     def logits(images: Any) -> Any:
         return scale * normalize(model.base_model.model.encode_image(images), dim=-1) @ words.T
 
+    ready = time.process_time()  # of this process from its start
     for epoch in range(EPOCHS):
         model.train()
         for images, labels in train:
@@ -123,12 +128,11 @@ def usual_script(config: dict[str, Any]) -> None:
         model.eval()
         with torch.no_grad():
             right = sum(int((logits(images).argmax(1) == labels).sum()) for images, labels in validation)
-        tune.report(
-            {"score": right / len(rows.val_idx), "epoch": epoch + 1, "trained": sum(p.numel() for p in parameters)}
-        )
+        trained, spent = sum(p.numel() for p in parameters), {"ready": ready, "cpu": time.process_time()}
+        tune.report({"score": right / len(rows.val_idx), "epoch": epoch + 1, "trained": trained, **spent})
 
 
-def peft(folder: Path, quick: bool) -> list[float]:
+def peft(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
     """A Tune function whose every trial is a fresh process, which is what `reuse_actors=False`, the default, means."""
     from engine_overhead import start_ray, timed
     from ray import tune
@@ -142,7 +146,8 @@ def peft(folder: Path, quick: bool) -> list[float]:
             raise SystemExit(
                 f"peft: {result.metrics['trained']} trained parameters in place of {wanted}, or no learning"
             )
-    return ends
+    ready, whole = (statistics.median(r.metrics[key] for r in results) for key in ("ready", "cpu"))
+    return ends, {"before training": ready, "training and validation": whole - ready}
 
 
 def settings_count(rank: int) -> int:
@@ -153,10 +158,11 @@ def settings_count(rank: int) -> int:
 def side(name: str, quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        ends = (ours if name == "ours" else peft)(Path(folder), quick)
+        ends, spent = (ours if name == "ours" else peft)(Path(folder), quick)
         whole = time.perf_counter() - begun
     seconds = (ends[-1] - ends[SKIP - 1]) / (len(ends) - SKIP)
-    print(json.dumps({"side": name, "trials": len(ends), "seconds": seconds, "with start": whole / len(ends)}))
+    print(json.dumps({"side": name, "trials": len(ends), "seconds": seconds, "with start": whole / len(ends),
+                      "spent": spent}))  # fmt: skip
 
 
 def report(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -165,6 +171,9 @@ def report(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     for one in rounds:
         rates = {name: 3600 / one[name]["seconds"] for name in SIDES}
         print("  trials an hour: " + ", ".join(f"{name} {math.floor(rate)}" for name, rate in rates.items()))
+    ours_spent, peer = rounds[-1]["ours"]["spent"], rounds[-1]["peft"]["spent"]  # type: ignore[index]
+    print(f"  seconds of a lane for a TUNE trial of ours: {ours_spent['a TUNE trial']:.1f}")
+    print("  seconds of a processor for a trial of theirs: " + ", ".join(f"{k} {v:.1f}" for k, v in peer.items()))
     print(f"  trials an hour against Ray Tune and PEFT, a process a trial: {statistics.median(ratios):.2f}")
     return {"rounds": rounds, "ratio": statistics.median(ratios), "ratios": ratios}
 
