@@ -274,6 +274,7 @@ class FakeResources:
     trial_timeout: float | None = None
     attempts: int = 3
     order: str = "methods"
+    priority: tuple[str | float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from sweeps.leases import KILLED_FOR_MEMORY
 from sweeps.packing_words import packing_words
 from sweeps.packs import MOST, Packing, pack_size, unpackable
 from sweeps.plan import Plan
+from sweeps.resource_section import ResourceSection
 from sweeps.resources import LaneShape, Node
 from sweeps.share import Measured, gpu_share
-from sweeps.spec import ResourceSection, SweepSpec
+from sweeps.spec import SweepSpec
 from sweeps.stages import Slot, SweepState
 from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSearch, fake_plan
 from tests.sweeps.test_broker import W0, W1, lease, run, started
