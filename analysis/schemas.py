@@ -93,6 +93,12 @@ _TRIALS: Columns = (
         "Trials that shared its worker's base model, itself included; 1: it had it alone (resources.pack). Its times "
         "are then its share. Null in rows older than this column, and where it never started.",
     ),
+    ("workers", _INT, "Workers that trained it together (resources.workers). Null in rows older than this column."),
+    (
+        "processor",
+        _TEXT,
+        "Model of the machine's CPU; null in rows older than this column, and where it never ran.",
+    ),
     ("host", _TEXT, "Name of the machine."),
     ("versions", _TEXT, "JSON object: package versions."),
     ("git_commit", _TEXT, "Commit of the code that ran, '-dirty' appended where it had changes; null outside git."),

@@ -136,8 +136,8 @@ def run(
             for line in sealer.damaged:
                 display.note(f"damaged table file set aside: {line}")
             ledger = Ledger(state, journal, sealer, folder, spec.keep.adapters, earlier)
-            for slot in unfinished:
-                ledger.finish(slot, pruned(state, slot, None))
+            for slot, trained in unfinished:
+                ledger.finish(slot, pruned(state, slot, {"seconds_total": trained}))
             for cell_id in state.cells:
                 ledger.settle(cell_id)
             interrupted, limit = False, None

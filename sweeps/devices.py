@@ -1,0 +1,19 @@
+"""Kinds of devices that trials run on: which there are, and which a sweep has used."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+
+@functools.cache
+def processor() -> str:
+    """Model of this machine's CPU, as its kernel names it; the architecture where it does not."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
