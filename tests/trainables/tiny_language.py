@@ -108,7 +108,7 @@ def save_model(folder: Path, family: str, **more: Any) -> Path:
     elif family == "phi3":
         config = transformers.Phi3Config(**WIDTH, **ids, **window, num_key_value_heads=2, **more)
     else:
-        config = transformers.LlamaConfig(**WIDTH, **ids, **window, num_key_value_heads=2, **more)
+        config = transformers.LlamaConfig(**(WIDTH | ids | window | {"num_key_value_heads": 2} | more))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = transformers.AutoModelForCausalLM.from_config(config)
