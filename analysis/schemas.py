@@ -93,6 +93,12 @@ _TRIALS: Columns = (
         "Trials that shared its worker's base model, itself included; 1: it had it alone (resources.pack). Its times "
         "are then its share. Null in rows older than this column, and where it never started.",
     ),
+    ("workers", _INT, "Workers that trained it together (resources.workers). Null in rows older than this column."),
+    (
+        "processor",
+        _TEXT,
+        "Model of the machine's CPU; null in rows older than this column, and where it never ran.",
+    ),
     ("host", _TEXT, "Name of the machine."),
     ("versions", _TEXT, "JSON object: package versions."),
     ("git_commit", _TEXT, "Commit of the code that ran, '-dirty' appended where it had changes; null outside git."),
@@ -151,7 +157,13 @@ _CELLS: Columns = (
     ("lr_high", _REAL, "High end of the range."),
     ("lr_centre", _REAL, "Centre of the range: the published rate, unless the sweep file moves it."),
     ("space", _TEXT, "JSON object: range or values of each hyperparameter searched beside the rate; null for none."),
-    ("tune_trials", _INT, "The allowance: TUNE trials of the cell."),
+    (
+        "tune_trials",
+        _INT,
+        "The allowance: TUNE trials of the cell; of samples, as many as they are unpruned; of seconds, the fewest.",
+    ),
+    ("allowance_samples", _INT, "The allowance where it is in training examples; null where it is not."),
+    ("allowance_seconds", _REAL, "The allowance where it is in seconds of training on a device; null where it is not."),
     ("confirm_seeds", _INT, "CONFIRM trials of the cell."),
 )
 

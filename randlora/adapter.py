@@ -137,11 +137,9 @@ class Adapter(nn.Module, ABC):
 
     `derived` names buffers that depend on W0 and cannot be redrawn from a seed (a singular vector, a stored start):
     they are counted as stored bytes and kept in checkpoints. `schedule` is a `randlora.hooks.Schedule`, if any.
-    `packable`: several may share a forward, each with its slice of the batch (`randlora.packing`).
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
-    packable: ClassVar[bool] = True
     schedule: object | None = None
     held: Held | None = None
 

@@ -93,7 +93,8 @@ def project(owner: nn.Module, attr: str, x: Tensor, bias: Tensor | None) -> Tens
     if not parametrize.is_parametrized(owner, attr):
         return linear(x, getattr(owner, attr), bias)
     held: Any = owner.parametrizations
-    y: Tensor = held[attr][0].adapter.apply_to(x, held[attr].original, bias)
+    packed, stored = held[attr][0], held[attr].original
+    y: Tensor = packed.adapter.apply_to(x, stored.t() if packed.transposed else stored, bias)
     return y
 
 

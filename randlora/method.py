@@ -20,6 +20,7 @@ class Method:
     `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether more is built than counted, until a schedule has cut it down to the capacity (AdaLoRA).
+    `holds_out`: whether some rows of a batch train something else than the others (AutoLoRA's search of ranks).
     `experimental`: of nobody's paper, or of a paper's outlook alone: may change.
     """
 
@@ -36,6 +37,7 @@ class Method:
     min_capacity: int = 1
     mergeable: bool = True
     scheduled: bool = False
+    holds_out: bool = False
     experimental: bool = False
 
     @property

@@ -6,6 +6,9 @@
     pack.select(1)                             # the second member alone, for evaluation
     pack.remove()                              # the members are as they were, disabled
 
+Slices of texts are padded behind to one length, which `together` is told of. A frozen model with dropout runs inside
+`pack.drawing(...)`, and every slice gets the masks of a separate run.
+
 The frozen products are computed once for all rows. LoRA, DoRA, VeRA and RandLoRA have stacked products for the rest
 (`randlora.stacked`); any other method, and a layer for which the matrix form is cheaper, takes its slices one by one.
 No row meets another one's slice, so a member that diverges leaves the others alone. PLoRA (arXiv 2508.02932) packs
@@ -14,8 +17,8 @@ LoRA; the same holds for any adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -23,37 +26,20 @@ from torch import Tensor, nn
 
 from randlora.adapter import Adapter
 from randlora.attach import Adapted
-from randlora.attention import self_attention
+from randlora.attention import project, self_attention
 from randlora.bases import Bases
-from randlora.errors import AdapterError
-from randlora.sites import PackedWeight, Site, reader_of
+from randlora.dropouts import OwnDropout, draws_of
+from randlora.sites import PackedWeight, Site, is_conv1d, reader_of
 from randlora.stacked import stacked_linear
+from randlora.turns import PackingError, Streams, Turn
 
-
-class PackingError(AdapterError):
-    """These adapters cannot share a forward, or this model cannot run them together."""
-
-
-class _Turn:
-    """Whose slices the batch has now: positions among the members, in the order of the slices."""
-
-    def __init__(self, count: int) -> None:
-        self.active: tuple[int, ...] = tuple(range(count))
-
-    @contextmanager
-    def only(self, member: int) -> Iterator[None]:
-        """Inside, the batch is one member's."""
-        before, self.active = self.active, (member,)
-        try:
-            yield
-        finally:
-            self.active = before
+__all__ = ["Pack", "PackingError", "Together", "draws_of"]
 
 
 class Together(Adapter):
     """The members' adapters of one weight, in the place of one adapter. They are no submodules: each stays its own."""
 
-    def __init__(self, members: Sequence[Adapter], turn: _Turn) -> None:
+    def __init__(self, members: Sequence[Adapter], turn: Turn) -> None:
         super().__init__(members[0].shape)
         self._members, self._turn = tuple(members), turn
 
@@ -86,27 +72,33 @@ class Together(Adapter):
         return self.one.weight(base)
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        active = [self._members[k] for k in self._turn.active]
-        check_rows(x, len(active))
-        slices = zip(active, x.chunk(len(active)), y.chunk(len(active)), strict=True)
-        return torch.cat([member.beside(part, own, base, bias) for member, part, own in slices])
+        turn = self._turn
+        active, ys = self._active, turn.slices(y)
+        return turn.each(x, lambda k, part: active[k].beside(part, ys[k], base, bias), cut=False)
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        active = [self._members[k] for k in self._turn.active]
+        turn = self._turn
+        active = self._active
         if len(active) == 1:
-            return active[0].linear(x, base, bias)
-        check_rows(x, len(active))
-        y = stacked_linear(active, x, base, bias)
+            with turn.only(0):
+                return active[0].linear(x, base, bias)
+        turn.check(x)
+        y = stacked_linear(active, x, base, bias, self.drop)
         if y is not None:
             return y
-        parts = [member.linear(part, base, bias) for member, part in zip(active, x.chunk(len(active)), strict=True)]
-        return torch.cat(parts)
+        cut = any(member.dropping for member in active)
+        return turn.each(x, lambda k, part: active[k].linear(part, base, bias), cut=cut)
 
+    @property
+    def _active(self) -> list[Adapter]:
+        return [self._members[k] for k in self._turn.active]
 
-def check_rows(x: Tensor, count: int) -> None:
-    """Refuse a batch that `count` equal slices do not make up."""
-    if x.shape[0] % count:
-        raise PackingError(f"{x.shape[0]} rows are not {count} equal slices; pad the shorter ones")
+    def drop(self, x: Tensor) -> Tensor:
+        """Every member's own dropout on its slice, in the slice's own shape: the masks are those of a separate run."""
+        active = self._active
+        if not any(member.dropping for member in active):
+            return x
+        return self._turn.each(x, lambda k, part: active[k].drop(part), cut=True)
 
 
 class Pack:
@@ -120,7 +112,7 @@ class Pack:
     def __init__(self, members: Sequence[Adapted]) -> None:
         _check(members)
         self.members = tuple(members)
-        self._turn = _Turn(len(members))
+        self._turn = Turn(len(members))
         model = members[0].model
         for member in members:
             member.disable()
@@ -148,16 +140,53 @@ class Pack:
             if isinstance(module, Together):
                 yield name, module
 
-    def together(self, which: Sequence[int] | None = None) -> None:
-        """The batch has equal slices of these members from now on; None: of all, in order."""
+    def together(
+        self, which: Sequence[int] | None = None, *, rows: int | None = None, widths: Sequence[int] | None = None
+    ) -> None:
+        """The batch has equal slices of these members from now on; None: of all, in order.
+
+        Args:
+            rows: of one slice, where rows are texts.
+            widths: tokens of each slice's longest text; all texts are padded behind to the longest of all.
+        """
         chosen = tuple(range(len(self.members))) if which is None else tuple(which)
         if not chosen or any(not 0 <= k < len(self.members) for k in chosen) or len(set(chosen)) < len(chosen):
             raise PackingError(f"members {list(chosen)} of {len(self.members)}: name some of them, each once")
-        self._turn.active = chosen
+        self._turn.give(chosen, rows, widths)
 
     def select(self, member: int) -> None:
         """The batch is this member's alone from now on: any size, training or evaluation."""
         self.together([member])
+
+    def alone(self, position: int) -> AbstractContextManager[None]:
+        """Inside, random numbers are those of the member whose slice is at this position of the batch."""
+        return self._turn.only(position)
+
+    @contextmanager
+    def drawing(self, seeds: Mapping[int, int] | None, device: torch.device) -> Iterator[None]:
+        """Inside, dropout of the frozen model, and whatever runs in `alone`, follows seeds of the members' own.
+
+        A slice's masks are those of a run after `torch.manual_seed(seed)`. Not for checkpointed activations.
+
+        Args:
+            seeds: by member; None: nothing but the adapters draws (`draws_of`), whose masks have seeds anyway.
+
+        Raises:
+            PackingError: at the end, where the model has drawn numbers in a way that is not taken apart.
+        """
+        if seeds is None:
+            streams = Streams({}, device)
+            yield
+            if not any(member.dropping for _, layer in self.layers for member in layer.members):
+                streams.check()  # masks of adapters are labelled with values of the same generator
+            return
+        streams = self._turn.streams = Streams(seeds, device)
+        try:
+            with OwnDropout(self._turn):
+                yield
+        finally:
+            self._turn.streams = None
+        streams.check()
 
     def remove(self) -> nn.Module:
         """Take the adapters out of the model and return it; the members stay, disabled."""
@@ -183,9 +212,10 @@ def _check(members: Sequence[Adapted]) -> None:
             raise PackingError("the adapters of a pack differ in their weights or capacities")
         if member.merged:
             raise PackingError("a merged adapter cannot be packed: unmerge() first")
-    refused = next((a for a in first.adapters.values() if not a.packable or a.schedule is not None), None)
-    if refused is not None:
-        raise PackingError(f"{first.method.title} cannot be packed: its schedule follows one training")
+    if first.hooks.apart():
+        raise PackingError(
+            f"{first.method.title} cannot be packed: it holds some rows of each batch out, other numbers in every trial"
+        )
     for name, module in first.model.named_modules():
         if getattr(module, "batch_first", True) is False:
             raise PackingError(f"{name or 'the model'} keeps the sequence before the batch, so slices would mix")
@@ -209,7 +239,7 @@ def share_bases(members: Sequence[Adapted]) -> None:
 # -- modules that read their weights instead of letting an adapter meet the input --------------------------------------
 
 
-def split_forward(reader: nn.Module, turn: _Turn) -> None:
+def split_forward(reader: nn.Module, turn: Turn) -> None:
     """Give `reader` a forward that takes the slices of a batch apart; `del reader.forward` undoes it."""
     original: Callable[..., Any] = reader.forward
 
@@ -221,14 +251,17 @@ def split_forward(reader: nn.Module, turn: _Turn) -> None:
             attended = self_attention(reader, *args, **kwargs)
             if attended is not None:
                 return attended, None
+        if is_conv1d(reader):
+            x: Tensor = args[0] if args else kwargs["x"]
+            return project(reader, "weight", x, reader.get_parameter("bias"))
         total = _rows(args, kwargs)
         results = []
-        for position, member in enumerate(turn.active):
+        for position in range(count):
             for module in reader.modules():
                 if isinstance(module, PackedWeight):
                     module.forget()
             cut = _Cut(total, count, position)
-            with turn.only(member):
+            with turn.only(position):
                 results.append(original(*map(cut, args), **{k: cut(v, k) for k, v in kwargs.items()}))
         return _join(results)
 

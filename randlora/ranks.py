@@ -29,7 +29,6 @@ def initial_rank(initial: float, r: int) -> int:
 class Terms(Factored):
     """An adapter of `terms` rank-1 terms, of which r are paid for; `cost`: parameters of one."""
 
-    packable = False  # its ranks follow the schedule of one training
     cost: int
 
     def __init__(self, name: str, request: Request, dropout: float, initial: float) -> None:

@@ -203,6 +203,7 @@ register(
         published_lr_source="as LoRA; no CLIP rate was published",
         scale_rule="alpha / r, alpha = r by default, so 1",
         scheduled=True,
+        holds_out=True,
     )
 )
 register(

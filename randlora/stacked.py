@@ -21,31 +21,28 @@ from randlora.plans import choose_plan
 from randlora.rand import RandLora
 from randlora.vera import Vera
 
-Stacked = Callable[[Sequence[Adapter], Tensor, Tensor, Tensor | None], Tensor | None]
+Drop = Callable[[Tensor], Tensor]
+Stacked = Callable[[Sequence[Adapter], Tensor, Tensor, Tensor | None, Drop], Tensor | None]
 
 
-def stacked_linear(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
+def stacked_linear(
+    members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor | None:
     """F.linear of x (K b, ..., in), slice k by base + delta of member k; None where no stacked form pays.
 
-    `base` gets no gradient. Equal to the members' own products up to the order of sums.
+    `drop` is x after every member's own dropout, and is called at most once, if at all. `base` gets no gradient. Equal
+    to the members' own products up to the order of sums.
     """
     kinds = {type(member) for member in members}
     if len(kinds) > 1 or base.requires_grad:
         return None
     apply = STACKED.get(kinds.pop())
-    return None if apply is None else apply(members, x, base, bias)
+    return None if apply is None else apply(members, x, base, bias, drop)
 
 
 def _slices(x: Tensor, count: int) -> Tensor:
     """(K b, ..., in) as (K, n, in)."""
     return x.reshape(count, -1, x.shape[-1])
-
-
-def _drop(members: Sequence[Adapter], x: Tensor) -> Tensor:
-    """Every member's own dropout on its slice, in the slice's own shape: the masks are those of a separate run."""
-    if not any(member.dropping for member in members):
-        return x
-    return torch.cat([member.drop(part) for member, part in zip(members, x.chunk(len(members)), strict=True)])
 
 
 def _scales(values: Sequence[float], like: Tensor) -> float | Tensor:
@@ -55,7 +52,9 @@ def _scales(values: Sequence[float], like: Tensor) -> float | Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
-def _low_rank(members: Sequence[Lora | Dora], x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
+def _low_rank(
+    members: Sequence[Lora | Dora], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor | None:
     """linear(x, base, bias) + scale_k (dropped a_k) b_k^T as (K, n, out)."""
     if any(m.merges(part, base) for m, part in zip(members, x.chunk(len(members)), strict=True)):
         return None
@@ -64,20 +63,20 @@ def _low_rank(members: Sequence[Lora | Dora], x: Tensor, base: Tensor, bias: Ten
     a_KIR = torch.stack([m.a for m in members]).to(dtype)
     b_KRO = torch.stack([m.b.t() for m in members]).to(dtype)
     scale = _scales([m.scale for m in members], b_KRO)
-    h_KNR = _slices(_drop(members, x), len(members)).to(dtype) @ a_KIR
+    h_KNR = _slices(drop(x), len(members)).to(dtype) @ a_KIR
     return _slices(y, len(members)).baddbmm(h_KNR, b_KRO * scale)
 
 
-def lora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
+def lora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """(x A_k) B_k^T batched over k."""
-    y = _low_rank(cast(Sequence[Lora], members), x, base, bias)
+    y = _low_rank(cast(Sequence[Lora], members), x, base, bias, drop)
     return None if y is None else y.view(*x.shape[:-1], -1)
 
 
-def dora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
+def dora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """As LoRA, times the factor of every output row."""
     doras = cast(Sequence[Dora], members)
-    y = _low_rank(doras, x, base, None)
+    y = _low_rank(doras, x, base, None, drop)
     if y is None:
         return None
     factor = torch.stack([m.magnitude / m.norms(base) for m in doras]).to(y.dtype).unsqueeze(1)
@@ -85,7 +84,7 @@ def dora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tens
     return y if bias is None else y + bias.to(y.dtype)
 
 
-def vera_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
+def vera_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """x A^T and (...) B^T once for all rows, diag(d_k) and diag(b_k) by slice."""
     veras = cast(Sequence[Vera], members)
     first, dtype = veras[0], compute_dtype(x)
@@ -105,7 +104,9 @@ def vera_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tens
     return y_KNO.view(*x.shape[:-1], -1)
 
 
-def randlora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
+def randlora_stacked(
+    members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor | None:
     """(x M_k^T) B^T, or (x B) M_k for a wide weight: the product with B once for all rows."""
     layers = cast(Sequence[RandLora], members)
     first, dtype = layers[0], compute_dtype(x)

@@ -35,6 +35,7 @@ class Broker:
         self._queue: deque[str] = deque()
         self._tokens: dict[str, str] = {}
         self._handles: dict[str, Any] = {}
+        self._where: dict[str, dict[str, Any]] = {}
         self._doomed: set[str] = set()  # tokens of processes that are about to be ended
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
@@ -79,7 +80,10 @@ class Broker:
         await self._wake()
 
     async def take(self, key: str) -> dict[str, Any] | None:
-        """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown."""
+        """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown.
+
+        Of a trial whose worker did not end it, the time and place are what the broker saw.
+        """
         lease = self._leases.pop(key, None)
         if lease is None:
             return None
@@ -88,7 +92,7 @@ class Broker:
         await self._wake()
         events = [lease.events[e] for e in sorted(lease.events)]
         facts = {"attempt": max(1, lease.attempt), "packed": lease.packed or None, "unpacked": lease.unpacked}
-        return {"state": lease.state, **facts, "events": events, **lease.outcome}
+        return {"state": lease.state, **facts, "events": events, **lease.so_far, **lease.outcome}
 
     async def interrupt(self) -> None:
         """Stop what runs and hand out nothing more until `reset`."""
@@ -139,8 +143,22 @@ class Broker:
 
     # The lanes' side
 
-    async def hello(self, worker: str, token: str, pid: int, group: str | None, handle: Any = None) -> None:
-        """A lane worker starts, or starts again: what it held before is queued anew. `handle`: what `kill` takes."""
+    async def hello(
+        self,
+        worker: str,
+        token: str,
+        pid: int,
+        group: str | None,
+        handle: Any = None,
+        where: dict[str, Any] | None = None,
+    ) -> None:
+        """A lane worker starts, or starts again: what it held before is queued anew.
+
+        Args:
+            handle: what `kill` takes.
+            where: its machine (`sweeps.outcomes.place`).
+        """
+        self._where[worker] = where or {}
         self._tokens[worker] = token
         self._pids[worker] = pid
         self._handles[worker] = handle
@@ -198,6 +216,7 @@ class Broker:
             lease = self._held(worker, token, key)
             if lease is not None:
                 lease.apart(reason, cause)
+                lease.let_go()
                 lease.state, lease.worker, lease.attempt = "queued", None, lease.attempt - 1
                 self._queue.appendleft(key)
         await self._wake()
@@ -219,6 +238,7 @@ class Broker:
         for lease in self._leases.values():
             if lease.state == "running" and lost(lease):
                 lease.worker = None
+                lease.let_go()
                 lease.attempt -= lease.spared
                 if not lease.spared and not lease.single:  # who of a pack is to blame shows when each is by itself
                     lease.apart(lease.death or "its worker process died", "death")
@@ -297,6 +317,7 @@ class Broker:
         self._queue.remove(lease.key)
         lease.state, lease.worker, lease.attempt = "running", worker, lease.attempt + 1
         lease.heard, lease.left, lease.packed = time.monotonic(), set(), packed
+        lease.began, lease.where = lease.heard, self._where.get(worker, {})
         if lease.timeout is not None:
             self._watching = self._watching or self._later(self._watch())
         shrink, lease.shrink = lease.shrink, None

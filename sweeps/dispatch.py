@@ -54,6 +54,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         self._issued = 0
         self._losses: dict[str, int] = {}
         self._pruned: set[str] = set()
+        self._seconds: dict[str, dict[int, float]] = {}  # of the epochs reported, for trials that may be stopped
         self._packing = Packing(1, 1, {}) if packing is None else packing
         self._waiting: deque[str] = deque()  # keys of slots that are queued at the broker, and not yet with Tune
         self._packs: dict[str, set[str]] = {}  # what is not over, by the key of its first trial
@@ -135,6 +136,8 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             return False
         state = self.ledger.state
         epoch, score = int(result["epoch"]), result["score"]
+        took = self._seconds.setdefault(key, {})
+        took[epoch] = result["seconds"]
         if score is None or not state.report(slot.cell_id, slot.trial_id, epoch, score):
             return False
         stop = False
@@ -143,7 +146,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             peers = [curve for trial_id, curve in curves.items() if trial_id != slot.trial_id]
             stop = should_stop(state.spec.search.pruner, epoch, curves[slot.trial_id], peers)
         values = {"epoch": epoch, "train_loss": result["train_loss"], "val_score": score}
-        self.ledger.report(slot, values, stop=stop)
+        self.ledger.report(slot, values, stop=stop, seconds=sum(took.values()))
         if stop:
             self._pruned.add(key)
         return stop
@@ -160,6 +163,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         if key is None:
             return
         slot = self.slots.pop(key)
+        self._seconds.pop(key, None)
         self._packs = {first: left for first, keys in self._packs.items() if (left := keys - {key})}
         outcome = ray.get(self.broker.take.remote(key))
         if outcome is not None and outcome.get("unpacked") is not None:

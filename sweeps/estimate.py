@@ -19,10 +19,10 @@ from sweeps.kept import keep_bytes
 from sweeps.limits import accelerators
 from sweeps.packs import pack_size, unpackable
 from sweeps.plan import Cell, Plan
+from sweeps.resource_section import LimitsSection
 from sweeps.resources import plan_lanes
 from sweeps.session import local_node
 from sweeps.share import Measured
-from sweeps.spec import LimitsSection
 from trainables.config import TrainSettings, TrialConfig
 
 START_SECONDS = 15.0

@@ -18,7 +18,7 @@ import torch
 from sweeps.lane_packs import run_together
 from sweeps.leases import KILLED_FOR_MEMORY
 from sweeps.memory import MicroBatch, free_memory, out_of_memory
-from sweeps.outcomes import FORESEEN, facts, failed, keep, load_trial, reason
+from sweeps.outcomes import FORESEEN, facts, failed, keep, load_trial, place, reason
 from trainables.errors import TrialError
 
 NEXT_S = 5.0  # a group's other ranks wait in a collective meanwhile, so this stays far below its timeout
@@ -79,7 +79,7 @@ class _Worker:
             group = ray.util.get_current_placement_group()
             group_id = None if group is None else group.id.hex()
             me = ray.get_runtime_context().current_actor  # for the broker to end this process when it hangs
-            ray.get(self.broker.hello.remote(self.name, self.token, os.getpid(), group_id, me))
+            ray.get(self.broker.hello.remote(self.name, self.token, os.getpid(), group_id, me, place()))
 
     def next(self) -> Any:
         return ray.get(self.broker.next.remote(self.name, self.token, NEXT_S))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +29,12 @@ class Lease:
     seen: int = 0
     events: dict[int, Event] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
+    began: float | None = None
+    """When its worker got it, on the monotonic clock; None while it waits for one."""
+    spent: float = 0.0
+    """Seconds that workers had it which died or gave it back; of a pack its share."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """Its last worker's machine: `host`, `processor`, `device`."""
     heard: float = 0.0
     """When its worker last said something, on the monotonic clock; infinite while the worker waits for us."""
     death: str | None = None
@@ -65,6 +72,21 @@ class Lease:
     @property
     def attempts(self) -> int:
         return int(self.order.get("attempts", MAX_ATTEMPTS))
+
+    def let_go(self) -> None:
+        """No worker has it any more."""
+        if self.began is not None:
+            self.spent += (time.monotonic() - self.began) / max(1, self.packed)
+        self.began = None
+
+    @property
+    def so_far(self) -> dict[str, Any]:
+        """What a worker would tell at the end, of a trial whose worker can't: where it ran, until when, how long."""
+        if not self.packed:
+            return {}
+        running = 0.0 if self.began is None else (time.monotonic() - self.began) / self.packed
+        seconds, ended = self.spent + running, time.time()
+        return {**self.where, "started": ended - seconds, "ended": ended, "seconds_total": seconds}
 
     def apart(self, reason: str, cause: str) -> None:
         """Its pack is given up: from now on it goes by itself. No effect on a trial that was alone."""

@@ -18,6 +18,7 @@ from sweeps.stages import Slot, SweepState
 
 FULL_METHODS = ("full", "full-targets")  # their weights are the model's own size: one seed, and only when asked for
 NEVER_KEPT = (*FULL_METHODS, "zero-shot")
+_OF_A_WORKER = ("attempt", "host", "processor", "device", "started", "ended", "seconds_total")
 
 
 class Ledger:
@@ -47,16 +48,17 @@ class Ledger:
         self.state.start(slot, packed)
         self.observers.asked(self.state.cells[slot.cell_id].cell, slot)
 
-    def report(self, slot: Slot, values: dict[str, Any], *, stop: bool = False) -> None:
-        """One epoch of a running trial. A decision to stop it is on disk before it is obeyed."""
+    def report(self, slot: Slot, values: dict[str, Any], *, stop: bool = False, seconds: float = 0.0) -> None:
+        """One epoch of a running trial. A decision to stop it is on disk before it is obeyed, with `seconds` so far."""
         event = {"ev": "report", "trial_id": slot.trial_id, "epoch": values["epoch"], "values": finite(values)}
-        self.journal.write({**event, "stop": True} if stop else event, sync=stop)
+        self.journal.write({**event, "stop": True, "seconds": seconds} if stop else event, sync=stop)
         self.observers.reported(slot, values)
 
     def finish(self, slot: Slot, outcome: dict[str, Any]) -> None:
         """A trial's outcome: its rows, and the cell's choice when that was its last TUNE trial."""
         cell = self.state.cells[slot.cell_id].cell
         outcome = {**outcome, "attempt": outcome.get("attempt", 1) + self.earlier.get(slot.trial_id, 0)}
+        outcome["workers"] = self.state.spec.resources.workers
         row = finite(trial_row(self.name, cell, slot, outcome))
         event: dict[str, Any] = {
             "ev": "finish",
@@ -123,5 +125,5 @@ def pruned(state: SweepState, slot: Slot, outcome: dict[str, Any] | None) -> dic
     last = max(curve)
     full = {e["epoch"]: e for e in (outcome or {}).get("events") or ()}
     events = [full.get(epoch, {"epoch": epoch, "val_score": curve[epoch]}) for epoch in sorted(curve)]
-    kept = {k: v for k, v in (outcome or {}).items() if k in ("attempt", "host")}
+    kept = {k: v for k, v in (outcome or {}).items() if k in _OF_A_WORKER}
     return {**kept, "status": "pruned", "reason": f"stopped by the pruner at epoch {last}", "events": events}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from sweeps.errors import Problem, unknown
 from sweeps.interfaces import Cell
+
+if TYPE_CHECKING:
+    from sweeps.spec import SweepSpec
 
 Order = Literal["spread", "methods", "budgets"]
 
@@ -41,3 +46,35 @@ def ordered(cells: Iterable[Cell], order: str) -> list[str]:
     places: Sequence[int] = spread(len(budgets)) if order == "spread" else range(len(budgets))
     rank = {budgets[place]: number for number, place in enumerate(places)}
     return [c.cell_id for c in sorted(listed, key=lambda c: -1 if c.budget is None else rank[c.budget])]
+
+
+def tiers(cells: Iterable[Cell], priority: Sequence[str | float]) -> dict[str, int]:
+    """How early each cell is served, 0 first, by id.
+
+    Args:
+        cells: of the plan.
+        priority: names of methods, budgets, data sets or training sizes. Cells with the first name come first; among
+            them, and among the others, those with the second; and so on.
+    """
+    lacks = {cell.cell_id: tuple(not _is(cell, name) for name in priority) for cell in cells}
+    places = {missing: place for place, missing in enumerate(sorted(set(lacks.values())))}
+    return {cell_id: places[missing] for cell_id, missing in lacks.items()}
+
+
+def _is(cell: Cell, name: str | float) -> bool:
+    if not isinstance(name, str):
+        return cell.train_size == name
+    scheme, colon, path = name.partition(":")
+    absolute = f"{scheme}:{Path(path).resolve()}" if colon else name  # as a plan has data sets that are paths
+    return name in (cell.method, cell.reference, cell.dataset, cell.train_size) or absolute == cell.dataset
+
+
+def priority_problems(spec: SweepSpec) -> list[Problem]:
+    """Names in `resources.priority` that no cell of the sweep can have."""
+    names: list[str | float] = [*spec.methods, *spec.budgets.references(), *spec.data.datasets, *spec.data.train_size]
+    kinds = "method, budget, data set or training size"
+    return [
+        unknown("resources.priority", str(name), kinds, [str(n) for n in names])
+        for name in spec.resources.priority
+        if name not in names
+    ]

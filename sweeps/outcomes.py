@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import socket
 import time
@@ -10,8 +11,11 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from sweeps.devices import processor
 from sweeps.disk import storage_fault
 from trainables.errors import TrainablesError, TrialError
+from trainables.runtime import device_name
+from trainables.warm import pick_device
 
 FORESEEN = (TrialError, TrainablesError)
 """Errors that leave a worker as it was, and that all ranks of a group raise at the same point."""
@@ -37,7 +41,13 @@ def failed(error: BaseException) -> dict[str, Any]:
 
 def facts(started: float, seconds: float) -> dict[str, Any]:
     """Where and when: `started` in seconds since 1970, `seconds` of the worker's time that the trial took."""
-    return {"host": socket.gethostname(), "started": started, "ended": time.time(), "seconds_total": seconds}
+    return {**place(), "started": started, "ended": time.time(), "seconds_total": seconds}
+
+
+@functools.cache
+def place() -> dict[str, Any]:
+    """The machine of this worker: `host`, `processor` and `device`, 'cpu' or the accelerator's name."""
+    return {"host": socket.gethostname(), "processor": processor(), "device": device_name(pick_device())}
 
 
 def keep(order: dict[str, Any], directory: Path) -> None:

@@ -30,24 +30,36 @@ def prunable(spec: Spec, cell: CellState, slot: Slot) -> bool:
 
 
 @functools.cache
-def unpackable(method: str, model: str | None = None) -> str | None:
+def unpackable(method: str, model: str | None = None, checkpointing: bool = False) -> str | None:
     """Why trials of a method, a name of the registry or one without a budget, are not packed; None if they may be.
 
-    What only a loaded model shows, as dropout of its own, comes up when a pack starts: its trials then run one by one.
+    What only a loaded model shows comes up when a pack starts: its trials then run one by one.
+
+    Args:
+        model: a model id; None: any that can be packed.
+        checkpointing: `train.gradient_checkpointing`.
     """
-    from randlora.registry import METHODS  # loads torch
+    from randlora.dropouts import draws_of  # loads torch
+    from randlora.registry import METHODS
+    from randlora.turns import PackingError
     from trainables.families import ModelError
-    from trainables.shapes import model_kind
+    from trainables.shapes import meta_model
 
     if method not in METHODS:
         return "adds no adapter to the base model"
-    if METHODS[method].scheduled:
-        return "follows a schedule of its own"
+    if METHODS[method].holds_out:
+        return "holds some rows of each batch out, other numbers in every trial"
+    if model is None:
+        return None
     try:
-        kind = "clip" if model is None else model_kind(model)
+        drops = draws_of(meta_model(model))
     except ModelError:
         return None
-    return None if kind in ("clip", "hf-vision") else "is no image classifier"
+    except PackingError as error:
+        return f"cannot be: {error}"
+    if drops and checkpointing:
+        return "trains a model with dropout under train.gradient_checkpointing"
+    return None
 
 
 def pack_size(asked: int | Literal["auto"], measured: Measured | None, share: float = 1.0) -> int:
@@ -102,7 +114,9 @@ class Packing:
     def _may(self, spec: Spec, cell: CellState, slot: Slot) -> bool:
         if not slot.config or prunable(spec, cell, slot):
             return False
-        return unpackable(slot.config["method"], slot.config.get("model")) is None
+        settings = slot.config.get("train", {})
+        saving = bool(settings.get("gradient_checkpointing", False))
+        return unpackable(slot.config["method"], slot.config.get("model"), saving) is None
 
     def _prefix(self, state: SweepState, cell: CellState, most: int) -> list[Slot]:
         """The cell's next trials, up to the first that must wait for a result or differs too much."""

@@ -39,11 +39,12 @@ class Proxy(tune.Trainable):  # type: ignore[misc]  # Ray's classes carry no typ
                     "epoch": event["epoch"],
                     "train_loss": event.get("train_loss"),
                     "score": event.get("val_score"),
+                    "seconds": (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0),
                 }
                 return {**values, "done": bool(event.get("done")), "status": state}
             if state not in ("queued", "running"):
-                status = state if state in ("failed", "finished") else "stopped"
-                return {"epoch": self._seen, "train_loss": None, "score": None, "done": True, "status": status}
+                over = {"done": True, "status": state if state in ("failed", "finished") else "stopped"}
+                return {"epoch": self._seen, "train_loss": None, "score": None, "seconds": 0.0} | over
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}

@@ -17,14 +17,14 @@ def replay(
     events: Sequence[Mapping[str, Any]],
     rows: Mapping[str, Row],
     retry: dict[str, int] | None = None,
-) -> list[Slot]:
+) -> list[tuple[Slot, float | None]]:
     """Rebuild a sweep from its journal and from sealed rows, which stand in for a journal that was lost.
 
     With `retry`, failed trials count as asked and not as finished, and their attempts so far are put into it.
 
-    Returns slots that the pruner had stopped without their row being written.
+    Returns slots that the pruner had stopped without their row being written, and the seconds that each had trained.
     """
-    stopped: dict[str, Slot] = {}
+    stopped: dict[str, tuple[Slot, float | None]] = {}
     asked: dict[str, Slot] = {}
     for event in events:
         kind = event["ev"]
@@ -36,7 +36,7 @@ def replay(
             if known is not None and known.cell_id in state.cells:
                 state.report(known.cell_id, known.trial_id, event["epoch"], event["values"].get("val_score"))
                 if event.get("stop"):
-                    stopped[known.trial_id] = known
+                    stopped[known.trial_id] = known, event.get("seconds")
         elif kind == "finish":
             stopped.pop(event["trial_id"], None)
             sealer.add(event)

@@ -49,8 +49,8 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         cell: the trial's cell.
         slot: its place, seeds and learning rate.
         outcome: from the lane: `status`, `reason`, `result` (the worker's, or None), `events` (one an epoch),
-            `attempt`, `host`, `started`, `ended` (seconds since 1970), `seconds_total` (lease to finish),
-            `micro_batch_size` and `packed`.
+            `attempt`, `host`, `processor`, `device`, `started`, `ended` (seconds since 1970), `seconds_total` (lease to
+            finish), `micro_batch_size`, `packed` and `workers`.
     """
     result: Mapping[str, Any] = outcome.get("result") or {}
     events: Sequence[Mapping[str, Any]] = outcome.get("events") or ()
@@ -87,6 +87,10 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         row["samples"] = last.get("samples")
     if row["seconds_train"] is None and events:
         row["seconds_train"] = sum(float(e.get("seconds") or 0.0) for e in events)
+    if row["seconds_eval"] is None and events:
+        row["seconds_eval"] = sum(float(e.get("seconds_eval") or 0.0) for e in events)
+    if row["device"] is None:
+        row["device"] = outcome.get("device")
     speed = row["samples"] / row["seconds_train"] if row["samples"] and row["seconds_train"] else None
     versions, further = result.get("versions"), result.get("further")
     return row | {
@@ -97,6 +101,8 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         "samples_per_second": speed,
         "micro_batch_size": outcome.get("micro_batch_size"),
         "packed": outcome.get("packed"),
+        "workers": outcome.get("workers"),
+        "processor": outcome.get("processor"),
         "host": outcome.get("host"),
         "versions": None if versions is None else json.dumps(versions, sort_keys=True),
         "git_commit": git_commit(),

@@ -18,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.interfaces import TUNE_SEED
-from sweeps.order import Order
+from sweeps.order import priority_problems
+from sweeps.resource_section import LimitsSection, ResourceSection
 from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
+from sweeps.seconds import seconds_problems
 from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
@@ -165,66 +167,6 @@ class ConfirmSection(_Section):
         return value
 
 
-class ResourceSection(_Section):
-    """`[resources]`: what one trial takes and how many run at once."""
-
-    workers: int = Field(default=1, ge=1)
-    concurrent: int | Literal["auto"] = "auto"
-    cpus_per_worker: float = Field(default=1, gt=0)
-    gpus_per_worker: float | Literal["auto"] = "auto"
-    pack: int | Literal["auto"] = 1
-    """Trials of a cell that one worker may train at once on one copy of the base model; "auto": as many as pay."""
-    isolated: bool = False
-    """A fresh process for every trial: for code that can't be trusted to clean up; costs seconds a trial."""
-    trial_timeout: float | None = Field(default=None, gt=0)
-    """Seconds without a report (one an epoch) after which a trial's worker is killed and the trial started again."""
-    attempts: int = Field(default=3, ge=1)
-    """How often a trial is started whose worker dies or falls silent, before it is a failed trial."""
-    order: Order = "spread"
-    """Which cells come first: `sweeps.order.ordered`."""
-
-    @field_validator("concurrent")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("concurrent is 'auto' or at least 1")
-        return value
-
-    @field_validator("pack", mode="before")
-    @classmethod
-    def _whole(cls, value: object) -> object:
-        if value != "auto" and (type(value) is not int or value < 1):
-            raise ValueError("a number of trials, at least 1, or 'auto'")
-        return value
-
-    @model_validator(mode="after")
-    def _packs(self) -> Self:
-        if self.pack not in (1, "auto") and (self.workers > 1 or self.isolated):
-            other = "isolated = true" if self.isolated else f"workers = {self.workers}"
-            why = "a process of its own for every trial" if self.isolated else "one trial on several workers"
-            raise ValueError(f"pack = {self.pack} puts several trials on a worker, and {other} is {why}; leave one out")
-        return self
-
-
-class LimitsSection(_Section):
-    """`[limits]`: caps that end a run cleanly; the same command with a larger one goes on.
-
-    `max_hours` is wall time of one run; accelerator time and cost are of the whole sweep. An accelerator is a GPU,
-    or a worker where trials take no GPU; `price_per_hour` is its price, in whatever currency `max_cost` is.
-    """
-
-    max_hours: float | None = Field(default=None, gt=0)
-    max_accelerator_hours: float | None = Field(default=None, gt=0)
-    max_cost: float | None = Field(default=None, gt=0)
-    price_per_hour: float | None = Field(default=None, ge=0)
-
-    @model_validator(mode="after")
-    def _priced(self) -> Self:
-        if self.max_cost is not None and self.price_per_hour is None:
-            raise ValueError(f"max_cost = {self.max_cost:g} needs price_per_hour, the price of one accelerator-hour")
-        return self
-
-
 class KeepSection(_Section):
     """`[keep]`: which trained weights stay on disk. `full`: full fine-tuning's of the first seed, for diagnostics."""
 
@@ -311,6 +253,8 @@ class SweepSpec(_Section):
         except ValidationError as error:
             problems = [_problem(dict(e)) for e in error.errors(include_url=False) if not _echo(dict(e))]
         problems += method_problems(tree, spec)
+        if spec is not None:
+            problems += [*priority_problems(spec), *seconds_problems(spec)]
         if problems or spec is None:
             raise SpecError(problems)
         return spec

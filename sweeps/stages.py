@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sweeps.interfaces import TUNE_SEED, Cell, Row, Spec, Used
-from sweeps.order import ordered
+from sweeps.order import ordered, tiers
 from sweeps.points import Effort, neighbours, origin_of
 from sweeps.search import Tried
 from sweeps.space import Extra, Point, extra_from, extra_of
@@ -154,7 +154,7 @@ class CellState:
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
-        tune = len(self._points()) + self.spec.search.reruns if self._tunes else 0
+        tune = self.effort.in_all(self._first_seeds(), self.rows) + self.spec.search.reruns if self._tunes else 0
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
@@ -204,9 +204,12 @@ class CellState:
         """The points that the allowance holds, by slot number, and those past an edge; None where not asked yet."""
         if not self._tunes:
             return {}
+        return self.effort.points(self._first_seeds(), self.rows)
+
+    def _first_seeds(self) -> dict[int, Slot]:
+        """The points asked, by slot number; re-runs have other seeds."""
         first = self.seeds(TUNE_SEED)
-        asked = {s.slot: s for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first}
-        return self.effort.points(asked, self.rows)
+        return {s.slot: s for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first}
 
     def _next_tune(self) -> Slot | None:
         points = self._points()
@@ -298,7 +301,9 @@ class SweepState:
     def __init__(self, cells: Iterable[Cell], spec: Spec) -> None:
         self.spec = spec
         self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
-        self._order = ordered((state.cell for state in self.cells.values()), spec.resources.order)
+        listed = [state.cell for state in self.cells.values()]
+        self._tier = tiers(listed, spec.resources.priority)
+        self._order = sorted(ordered(listed, spec.resources.order), key=self._tier.__getitem__)
         self._dependents: dict[str, str] = {}  # the cell that starts from this one's choice
         for smaller, larger in neighbours(cell.cell for cell in self.cells.values()):
             self.cells[larger].neighbour = self.cells[smaller]
@@ -313,12 +318,12 @@ class SweepState:
         return [c for c in self._order if c not in self._resting]
 
     def next_slot(self) -> Slot | None:
-        """The next slot, from the cell with the fewest running trials, earlier cells first.
+        """The next slot, from the cell with the fewest running trials, earlier cells first, after those with priority.
 
         So every study runs as nearly one trial after another as the workers allow, which adaptive samplers want, and
         cells finish one by one instead of all at the end.
         """
-        for cell_id in sorted(self.awake(), key=lambda c: len(self.cells[c].running)):
+        for cell_id in sorted(self.awake(), key=lambda c: (self._tier[c], len(self.cells[c].running))):
             slot = self.cells[cell_id].next_slot()
             if slot is not None:
                 return slot

@@ -233,7 +233,8 @@ class FakeCell:
 
 @dataclass(frozen=True)
 class FakeSamples:
-    samples: int
+    samples: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,7 @@ class FakeResources:
     trial_timeout: float | None = None
     attempts: int = 3
     order: str = "methods"
+    priority: tuple[str | float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from randlora.adapter import Adapter
 from randlora.attach import Adapted, attach
@@ -20,6 +21,7 @@ from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConf
 from trainables.data.splits import derive_seed
 from trainables.encoders import is_unused
 from trainables.errors import TrialError
+from trainables.mapped import own_copy
 from trainables.sharded import whole
 
 VISUAL = "visual."
@@ -94,7 +96,7 @@ def _adapters(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
 def _base_weights(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
     chosen = set(base_weight_names(model, trial))
     parameters = {n: p for n, p in model.named_parameters() if n in chosen}
-    before = {n: p.detach().clone() for n, p in parameters.items()}
+    give_back = _put_aside(model, parameters)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
 
@@ -108,9 +110,35 @@ def _base_weights(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
     try:
         yield Trainables(parameters, sum(p.numel() for p in parameters.values()), 0, save)
     finally:
+        give_back()
+
+
+def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
+    """Let parameters go on with copies of their values; calling the result gives back what they held.
+
+    What they held is not written to: it may be memory that all workers of a machine share (`trainables.shared`). Where
+    a parameter's memory can't be exchanged, its values are kept and written back.
+    """
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor]
+    owners = Counter(t.untyped_storage().data_ptr() for t in tensors)
+    apart = {
+        name: own_copy(p)
+        for name, p in parameters.items()
+        if type(p.data) is Tensor and p.is_contiguous() and owners[p.untyped_storage().data_ptr()] == 1
+    }
+    values = {name: p.detach().clone() for name, p in parameters.items() if name not in apart}
+    held = {name: parameters[name].data for name in apart}
+    for name, copy in apart.items():
+        parameters[name].data = copy
+
+    def give_back() -> None:
+        for name, data in held.items():
+            parameters[name].data = data
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(before[name])
+            for name, value in values.items():
+                parameters[name].copy_(value)
+
+    return give_back
 
 
 def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:

@@ -31,7 +31,7 @@ from trainables.language import LanguageModel
 from trainables.lm_rows import CUT, answer_in, choices_of, gathered, limited, mean_of_groups, positions, summed
 from trainables.recompute import recomputing
 from trainables.scoring import Question, choice_scores
-from trainables.task import Parts, Scores, Split, Which
+from trainables.task import Alone, Parts, Scores, Split, Which
 from trainables.text_metrics import check_installed, score_texts
 
 LOG_LIKELIHOOD, GENERATION = "log-likelihood", "generation"
@@ -87,7 +87,19 @@ class CausalLMTask:
         return None
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
-        texts = [self._train[row] for row in rows.tolist()]
+        return self._loss_sums([rows])[0]
+
+    def width(self, rows: Tensor) -> int:
+        return max(len(self._train[row]) for row in rows.tolist()) - 1
+
+    def packed_losses(
+        self, tasks: Sequence[CausalLMTask], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
+    ) -> list[Tensor]:
+        return self._loss_sums(rows)  # the trials' texts are the same ones, whichever of them each trains on
+
+    def _loss_sums(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """The summed loss of each group of rows, by one forward pass of all."""
+        texts = [self._train[row] for rows in groups for row in rows.tolist()]
         whole = [torch.cat([t.prompt, t.response]) for t in texts]
         starts = [0 if self._trial.train.loss_on_prompt else len(t.prompt) - 1 for t in texts]
         at_rows, at_columns, targets = positions(whole, starts)
@@ -96,7 +108,9 @@ class CausalLMTask:
         with recomputing(self._model.module) if saving else contextlib.nullcontext():
             logits, _ = self._model.logits(ids, at_rows, at_columns)
         smoothing = self._trial.train.label_smoothing
-        return cross_entropy(logits, targets.to(logits.device), reduction="sum", label_smoothing=smoothing)
+        counts = [sum(self._targets(row) for row in rows.tolist()) for rows in groups]
+        pairs = zip(torch.split(logits, counts), torch.split(targets.to(logits.device), counts), strict=True)
+        return [cross_entropy(own, to, reduction="sum", label_smoothing=smoothing) for own, to in pairs]
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from trainables.data import Dataset, Splits, split
 from trainables.data.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches
 from trainables.data.pixels import Pixels, Recipe
 from trainables.errors import TrialError
-from trainables.evaluate import Classifier, accuracy, correctness
+from trainables.evaluate import Classifier, FeatureClassifier, accuracy, correctness
 from trainables.models import LoadedModel, Preprocess
-from trainables.task import Parts, Scores, Split, Which
+from trainables.task import Alone, Parts, Scores, Split, Which
 
 
 class ImageTask:
@@ -90,6 +90,20 @@ class ImageTask:
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         return self._classifier.loss_sum(*self.inputs(rows, plan))
+
+    def width(self, rows: Tensor) -> None:
+        """Images have no tokens to pad."""
+        return
+
+    def packed_losses(
+        self, tasks: Sequence[ImageTask], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
+    ) -> list[Tensor]:
+        heads = [task._classifier for task in tasks]
+        first = heads[0]
+        assert isinstance(first, FeatureClassifier)  # whatever else there is trains no adapter
+        inputs = [task.inputs(own, plan) for task, own, plan in zip(tasks, rows, plans, strict=True)]
+        images = torch.cat([images for images, _ in inputs])
+        return first.loss_sums(heads, images, [labels for _, labels in inputs])  # type: ignore[arg-type]
 
     def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
         if which == "test":

@@ -95,8 +95,11 @@ class LoadedModel:
     text_tokenizer: Any = None
 
 
-def load_model(model_id: str, *, trust_remote_code: bool = False) -> LoadedModel:
+def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool = True) -> LoadedModel:
     """Load a base model and its weights. Global random state is left as it was.
+
+    Args:
+        weights: False: read none, and leave every tensor on the meta device, for who has them already.
 
     Raises:
         ModelError: an unknown id, missing or malformed files, weights that are not safetensors, or no network.
@@ -105,16 +108,16 @@ def load_model(model_id: str, *, trust_remote_code: bool = False) -> LoadedModel
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
         torch.manual_seed(0)
         if parsed.scheme == "open_clip":
-            return _load_open_clip(parsed.name, parsed, model_id)
+            return _load_open_clip(parsed.name, parsed, model_id, weights)
         if parsed.folder is None:
-            return _load_hf(parsed, model_id, trust_remote_code)
+            return _load_hf(parsed, model_id, trust_remote_code, weights)
         if parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
             _refuse_pickles(parsed.folder, model_id)
-            return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id)
-        return _load_hf(parsed, model_id, trust_remote_code)
+            return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
+        return _load_hf(parsed, model_id, trust_remote_code, weights)
 
 
-def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
+def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
     import open_clip
 
     arguments: dict[str, Any] = {}
@@ -128,15 +131,18 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
         # OpenAI's weights were trained with QuickGELU, which the plain architecture names don't say
         tag = open_clip.get_pretrained_cfg(parsed.name, parsed.tag)
         arguments = {"pretrained": parsed.tag, "force_quick_gelu": bool(tag.get("quick_gelu", False))}
+    arguments |= {"device": "cpu"} if weights else {"device": "meta", "load_weights": False, "pretrained_text": False}
     try:
         with _quiet_root_logger():
-            module = open_clip.create_model(
-                name, precision="fp32", device="cpu", require_pretrained=True, weights_only=True, **arguments
-            )
+            with contextlib.nullcontext() if weights else torch.device("meta"):
+                module = open_clip.create_model(
+                    name, precision="fp32", require_pretrained=weights, weights_only=True, **arguments
+                )
             tokenizer = open_clip.get_tokenizer(name)
     except UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
-    check_finite(cast("nn.Module", module), model_id)
+    if weights:
+        check_finite(cast("nn.Module", module), model_id)
     settings = module.visual.preprocess_cfg
     return LoadedModel(
         module=cast("nn.Module", module).float().eval(),
@@ -165,10 +171,11 @@ def check_finite(module: nn.Module, model_id: str) -> None:
             )
 
 
-def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool) -> LoadedModel:
+def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: bool) -> LoadedModel:
     source = str(parsed.folder or parsed.name)
     config = hf_config(source, model_id, gguf=parsed.gguf, trust_remote_code=trust_remote_code)
     from_gguf: dict[str, Any] = dict(gguf_argument(parsed.gguf, model_id))
+    arguments: dict[str, Any] = from_gguf or {"use_safetensors": True}
     kind = kind_of(config)
     try:
         with _no_progress_bar():
@@ -178,10 +185,28 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool) -> LoadedM
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
-                **(from_gguf or {"use_safetensors": True}),
+                **(arguments if weights else arguments | {"device_map": "meta"}),
             )
     except UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
+    if weights:
+        _check_complete(module, info, model_id)
+        check_finite(cast("nn.Module", module), model_id)
+    vision = kind == "hf-vision"
+    text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, trust_remote_code, from_gguf)
+    # what was quantised in its file is not any more, which transformers' own float() does not know
+    return LoadedModel(
+        module=nn.Module.float(module).eval(),
+        kind=kind,
+        family=config.model_type,
+        model_id=model_id,
+        preprocess=_hf_preprocess(source, config, model_id) if vision else None,
+        tokenizer=None if text is None else _padding(text),
+        text_tokenizer=text,
+    )
+
+
+def _check_complete(module: Any, info: Any, model_id: str) -> None:
     # BERT-like checkpoints come without the pooler, which is neither used nor adapted; any other gap would be noise
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
@@ -195,19 +220,6 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool) -> LoadedM
             f"{model_id!r}: its files hold {len(extra)} tensors that the model does not have, {', '.join(extra[:3])}; "
             "config.json and the weights are of two models"
         )
-    check_finite(cast("nn.Module", module), model_id)
-    vision = kind == "hf-vision"
-    text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, trust_remote_code, from_gguf)
-    # what was quantised in its file is not any more, which transformers' own float() does not know
-    return LoadedModel(
-        module=nn.Module.float(module).eval(),
-        kind=kind,
-        family=config.model_type,
-        model_id=model_id,
-        preprocess=_hf_preprocess(source, config, model_id) if vision else None,
-        tokenizer=None if text is None else _padding(text),
-        text_tokenizer=text,
-    )
 
 
 def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
@@ -294,10 +306,17 @@ def _quiet_root_logger() -> Iterator[None]:
     handler = logging.NullHandler()
     root = logging.getLogger()
     root.addHandler(handler)
+    root.addFilter(_not_without_weights)
     try:
         yield
     finally:
+        root.removeFilter(_not_without_weights)
         root.removeHandler(handler)
+
+
+def _not_without_weights(record: logging.LogRecord) -> bool:
+    """All but the warning over a model that is meant to have no weights; where they are needed it is an error."""
+    return not record.getMessage().startswith("No pretrained weights loaded")
 
 
 @contextlib.contextmanager

@@ -20,19 +20,16 @@ from torch import Tensor, nn
 
 from randlora.adapter import Adapter
 from randlora.attach import Adapted
-from randlora.packing import Pack, PackingError
+from randlora.packing import Pack, PackingError, draws_of
 from trainables.adapting import adapted
 from trainables.alike import OWN, NotPackableError, UnevenTrialsError, alike
 from trainables.checkpoints import load_checkpoint, save_checkpoint
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig, identifying
 from trainables.data.splits import derive_seed
 from trainables.errors import TrainablesError, TrialError
-from trainables.evaluate import FeatureClassifier
-from trainables.images import ImageTask
 from trainables.memory import PeakMemory
-from trainables.probe import FrozenTask
 from trainables.runtime import choose_precision, device_name, float32_backend
-from trainables.task import Parts
+from trainables.task import PackedTask, Parts
 from trainables.tasks import make_task
 from trainables.training import Trainer
 from trainables.warm import Warm, freeze_statistics, pick_device
@@ -76,14 +73,13 @@ def run_pack(
     lane = Warm(warm, device)
     first = trials[0]
     loaded = lane.model(first.model)
-    check_base(loaded.module)
     precision, autocast = choose_precision(first.train.precision, device)
     facts: Report = {"device": device_name(device), "precision": precision}
     try:
         with contextlib.ExitStack() as stack:
             facts["backend"] = stack.enter_context(float32_backend(first.train.float32, device))
             tasks = [
-                _image_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
+                _packed_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
                 for trial in trials
             ]
             members: list[Adapted] = []
@@ -108,17 +104,20 @@ def run_pack(
                         facts=facts,
                     )
                 )
-            try:
-                pack = Pack(members)
-            except PackingError as error:
-                raise NotPackableError(str(error)) from error
+            drawing = _drawing(loaded.module, tasks, first.train.gradient_checkpointing)
+            _check_output_layer(members[0])
+            pack = Pack(members)
             stack.callback(pack.remove)
             trainers = [
                 Trainer(run.trial, module=run.module, task=run.task, trainables=run.trainables, device=device)
                 for run in runs
             ]
-            together = _Together(pack=pack, module=loaded.module, runs=runs, trainers=trainers, tasks=tasks)
+            together = _Together(
+                pack=pack, module=loaded.module, runs=runs, trainers=trainers, tasks=tasks, drawing=drawing
+            )
             yield from together.go(started, memory)
+    except PackingError as error:
+        raise NotPackableError(str(error)) from error
     finally:
         lane.check_model(first.model)
 
@@ -135,22 +134,30 @@ def check_alike(trials: Sequence[TrialConfig]) -> None:
         raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")
 
 
-def check_base(module: nn.Module) -> None:
-    """Refuse a base model with dropout of its own: its masks would be drawn for the whole pack at once."""
-    for name, part in module.named_modules():
-        found = {key: value for key, value in vars(part).items() if "drop" in key and isinstance(value, float)}
-        if isinstance(part, nn.modules.dropout._DropoutNd):
-            found["p"] = float(part.p)
-        for key, value in found.items():
-            if value > 0.0:
-                raise NotPackableError(f"the base model drops activations at random ({name}.{key} = {value:g})")
-
-
-def _image_task(parts: Parts) -> ImageTask:
+def _packed_task(parts: Parts) -> PackedTask:
     task = make_task(parts)
-    if not isinstance(task, ImageTask) or isinstance(task, FrozenTask):
-        raise NotPackableError(f"trials on {parts.trial.model!r} are not packed: image classification alone is")
+    if not isinstance(task, PackedTask):
+        raise NotPackableError(f"trials on {parts.trial.model!r} are not packed: its task has no form for it")
     return task
+
+
+def _drawing(module: nn.Module, tasks: Sequence[PackedTask], checkpointing: bool) -> bool:
+    """Whether the base model or the heads drop activations at random. Refuses what can't be told apart by trials."""
+    found = any([draws_of(module), *(draws_of(task.head) for task in tasks if task.head is not None)])
+    if found and checkpointing:
+        raise NotPackableError(
+            "train.gradient_checkpointing would repeat the base model's dropout with random numbers of another trial"
+        )
+    return found
+
+
+def _check_output_layer(member: Adapted) -> None:
+    """Refuse an adapter on a language model's output layer: it meets other numbers of tokens in every trial."""
+    find = getattr(member.model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    for name, site in member.sites.items():
+        if head is not None and site.owner is head:
+            raise NotPackableError(f"{name} is the output layer, which reads other numbers of tokens in every trial")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -161,7 +168,8 @@ class _Together:
     module: nn.Module
     runs: list[Run]
     trainers: list[Trainer]
-    tasks: list[ImageTask]
+    tasks: list[PackedTask]
+    drawing: bool
     active: list[int] = field(default_factory=list)
     failed: Reports = field(default_factory=dict)
 
@@ -238,9 +246,12 @@ class _Together:
             )
         steps = len(batches[self.active[0]])
         sums = {k: torch.zeros(steps, device=device) for k in self.active}
-        with torch.random.fork_rng(devices=[]):  # adapter dropout labels its masks with values of this generator
+        seeds = {k: derive_seed(self.runs[k].trial.init_seed, "base dropout", epoch) for k in self.active}
+        with (  # what an adapter draws of the global generator labels its masks (`randlora.masks`), and is no mask
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" and self.drawing else []),
+            self.pack.drawing(seeds if self.drawing else None, device),
+        ):
             for index in range(steps):
-                self.pack.together(self.active)
                 self._step({k: batches[k][index] for k in self.active}, draws, {k: sums[k][index] for k in self.active})
                 for k in list(self.active):
                     self.trainers[k].update(epoch, index)
@@ -258,13 +269,14 @@ class _Together:
         places = list(rows)
         plans = {k: self.tasks[k].draw(rows[k], draws[k]) for k in places}
         size = len(rows[places[0]])
+        first = self.tasks[places[0]]
         for part in torch.split(torch.arange(size), self.runs[0].trial.train.micro_batch_size or size):
-            inputs = [self.tasks[k].inputs(rows[k][part], _part(plans[k], part)) for k in places]
-            heads = [self.tasks[k].classifier for k in places]
-            first = heads[0]
-            assert isinstance(first, FeatureClassifier)
-            images = torch.cat([images for images, _ in inputs])
-            losses = first.loss_sums(heads, images, [labels for _, labels in inputs])  # type: ignore[arg-type]
+            own = [rows[k][part] for k in places]
+            found = [self.tasks[k].width(r) for k, r in zip(places, own, strict=True)]
+            widths = [width for width in found if width is not None]
+            self.pack.together(places, rows=len(part) if widths else None, widths=widths or None)
+            tasks, parts = [self.tasks[k] for k in places], [_part(plans[k], part) for k in places]
+            losses = first.packed_losses(tasks, own, parts, self.pack.alone)
             total = torch.stack(
                 [loss / self.tasks[k].weight(rows[k]) for k, loss in zip(places, losses, strict=True)]
             ).sum()

@@ -6,9 +6,10 @@ A task owns the model and the data of one trial; the loop owns the optimiser, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -124,5 +125,31 @@ class Task(Protocol):
 
         Raises:
             SplitError: "test" in stage TUNE.
+        """
+        ...
+
+
+Alone = Callable[[int], AbstractContextManager[None]]
+"""Makes the context in which random numbers are those of the trial at a place in a pack (`randlora.packing`)."""
+
+
+@runtime_checkable
+class PackedTask(Task, Protocol):
+    """A task whose trials may share a forward pass, each with its slice of the batch (`trainables.packed`)."""
+
+    def width(self, rows: Tensor) -> int | None:
+        """Tokens that `rows` are padded to in a forward pass of their own; None where rows are no texts."""
+        ...
+
+    def packed_losses(
+        self, tasks: Sequence[Any], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
+    ) -> list[Tensor]:
+        """`loss_sum` of every trial of a pack, by one pass through the model.
+
+        Args:
+            tasks: those of the trials, all of this one's kind; this one is among them.
+            rows: (b,) for each trial, equally many.
+            plans: for each trial.
+            alone: what surrounds a trial's own dropout outside the shared model.
         """
         ...

@@ -8,6 +8,7 @@ squared error. Batches hold sentences of like length.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from trainables.label_metrics import LABEL_METRICS, NUMBER_METRICS, label_scores
 from trainables.lm_rows import CUT, limited, summed
 from trainables.recompute import recomputing
 from trainables.sentences import SentenceEncoder, SentenceReader, SentenceRows
-from trainables.task import Parts, Scores, Split, Which
+from trainables.task import Alone, Parts, Scores, Split, Which
 
 EVAL_TOKENS = 32768
 """Padded tokens of one forward pass in evaluation."""
@@ -73,9 +74,30 @@ class TextTask:
         return None
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
-        saving = self._trial.train.gradient_checkpointing and not self._frozen
-        with recomputing(self._module) if saving else contextlib.nullcontext():
+        with self._saving():
             outputs = self._outputs(self._train, rows)
+        return self._loss(outputs, rows)
+
+    def _saving(self) -> contextlib.AbstractContextManager[None]:
+        saving = self._trial.train.gradient_checkpointing and not self._frozen
+        return recomputing(self._module) if saving else contextlib.nullcontext()
+
+    def width(self, rows: Tensor) -> int:
+        return max(len(self._train[row]) for row in rows.tolist())
+
+    def packed_losses(
+        self, tasks: Sequence[TextTask], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
+    ) -> list[Tensor]:
+        with self._saving():
+            vectors = self._read([self._train[row] for own in rows for row in own.tolist()]).chunk(len(rows))
+        losses = []
+        for place, (task, part, own) in enumerate(zip(tasks, vectors, rows, strict=True)):
+            with alone(place):
+                losses.append(task._loss(task._headed(part), own))
+        return losses
+
+    def _loss(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """The summed loss of outputs (b, C) of some training rows."""
         labels = self._train.labels(rows).to(outputs.device)
         if not self._classes:
             return mse_loss(outputs.squeeze(1), labels.float(), reduction="sum")
@@ -87,6 +109,9 @@ class TextTask:
             self._module.eval()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
             vectors = self._read([encoded[row] for row in rows.tolist()])
+        return self._headed(vectors)
+
+    def _headed(self, vectors: Tensor) -> Tensor:
         self.head.train(self._module.training)
         outputs: Tensor = self.head(vectors)
         return outputs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from randlora.accumulate import accumulating
 from randlora.bilevel import held_out_gradient, set_aside
-from randlora.hooks import hooks_in
+from randlora.hooks import Hooks
 from trainables.adapting import Trainables, reseed_dropout
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
 from trainables.data.splits import derive_seed, generator
@@ -47,7 +47,7 @@ class Trainer:
         self._device, self._rank, self._world = device, rank, world
         decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
         head_lr = trial.lr if trial.method == LINEAR_PROBE else settings.head_lr
-        self._hooks = hooks_in(module)
+        self._hooks = Hooks(()) if trainables.added is None else trainables.added.hooks
         self._named = trainables.parameters | head
         apart = {id(p) for p in self._hooks.apart()}
         own = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}

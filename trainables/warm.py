@@ -17,6 +17,7 @@ from trainables.data.registry import load_text_dataset
 from trainables.data.text import TextDataset
 from trainables.models import LoadedModel, load_model
 from trainables.runtime import Autocast
+from trainables.shared import shared_model
 
 T = TypeVar("T")
 
@@ -79,12 +80,12 @@ class Warm:
         return table
 
     def model(self, model_id: str) -> LoadedModel:
-        """The base model on this worker's device, loaded on first use."""
+        """The base model on this worker's device, loaded on first use; on the CPU one copy for a machine's workers."""
         models = self._table("models")
         if model_id not in models:
             for table in ("models", "marks", "words", "features"):
                 self._table(table).clear()
-            loaded = load_model(model_id)
+            loaded = shared_model(model_id) if self.device.type == "cpu" else load_model(model_id)
             loaded.module.to(self.device)
             models[model_id] = loaded
             self._table("marks")[model_id] = Marks(loaded.module)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from randlora import (
-    AdaLoraConfig,
     Adapted,
     AdapterConfig,
+    AutoLoraConfig,
     DoraConfig,
     LoraConfig,
     RandLoraConfig,
@@ -23,7 +23,7 @@ from randlora.sites import is_adapted
 from randlora.stacked import stacked_linear
 from tests.randlora.helpers import CONFIGS, TARGETS, Block, batch, block, config_id, targets_of
 
-PACKED = [c for c in CONFIGS if c.method not in ("adalora", "autolora")]
+PACKED = [c for c in CONFIGS if c.method != "autolora"]
 K = 3
 
 
@@ -169,7 +169,7 @@ def test_the_stacked_products_are_in_use(config: AdapterConfig) -> None:
         if bases is not None:
             layer.bases = bases
     x = batch(torch.float64, K)
-    y = stacked_linear(layers, x, model[0].weight.detach(), model[0].bias.detach())
+    y = stacked_linear(layers, x, model[0].weight.detach(), model[0].bias.detach(), lambda x: x)
     assert y is not None
     one = layers[1].linear(x[1:2], model[0].weight.detach(), model[0].bias.detach())
     torch.testing.assert_close(y[1:2], one, rtol=0, atol=1e-10)
@@ -245,8 +245,8 @@ def test_under_autocast(config: AdapterConfig) -> None:
 
 def test_what_cannot_be_packed_says_so() -> None:
     model = block()
-    with pytest.raises(PackingError, match="AdaLoRA cannot be packed"):
-        Pack(members_of(model, AdaLoraConfig(3)))
+    with pytest.raises(PackingError, match="AutoLoRA cannot be packed: it holds some rows"):
+        Pack(members_of(model, AutoLoraConfig(3)))
     mixed = [*members_of(model, LoraConfig(3))[:1], *members_of(model, DoraConfig(3))[:1]]
     with pytest.raises(PackingError, match="'lora' and 'dora'"):
         Pack(mixed)

@@ -12,6 +12,7 @@ import pytest
 
 from analysis.store import open_store
 from sweeps.cluster import Pool
+from sweeps.devices import processor
 from sweeps.engine import RunSummary, run
 from sweeps.locks import FolderLock, IdentityError, LockedError
 from sweeps.resources import ResourceError
@@ -150,6 +151,9 @@ def test_pruning_stops_bad_rates_in_tune_only(tmp_path: Path, pool: Pool) -> Non
     assert {t["stage"] for t in pruned} == {"TUNE"}
     assert {t["epochs"] for t in pruned} <= {1, 3}
     assert all("stopped by the pruner" in t["reason"] for t in pruned)
+    whole = open_store(tmp_path / "r").table("trials").to_pylist()
+    assert all(t["seconds_total"] > 0 and t["ended_at"] >= t["started_at"] and t["host"] for t in whole)
+    assert {(t["device"], t["workers"], t["processor"]) for t in whole} == {("cpu", 1, processor())}
     assert Counter(t["cell_id"] for t in trials if t["stage"] == "TUNE") == {"lora-1000": 9, "vera-1000": 9}
     metrics = Counter(m["trial_id"] for m in rows(tmp_path / "r", "metrics"))
     assert all(metrics[t["trial_id"]] == t["epochs"] for t in trials)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
 
 from sweeps.errors import SpecError
 from sweeps.limits import Meter, accelerators
-from sweeps.order import ordered, spread
 from sweeps.resources import LaneShape
 from sweeps.spec import SweepSpec
 from sweeps.stages import SweepState
@@ -90,20 +88,3 @@ def test_a_cost_needs_a_price() -> None:
     assert spec.limits.max_cost == 5
     assert "limits" not in spec.identity()
     assert "resources" not in spec.identity()
-
-
-def test_every_prefix_of_a_spread_covers_the_range() -> None:
-    for count in range(40):
-        order = spread(count)
-        assert sorted(order) == list(range(count))
-        for seen in range(2, count):
-            covered = sorted(order[:seen])
-            gaps = [b - a for a, b in itertools.pairwise(covered)]
-            assert max(gaps) <= 2 * (count - 1) / (seen - 1) + 1
-
-
-def test_the_order_of_cells() -> None:
-    cells = [FakeCell(m, b) for m in ("lora", "vera") for b in (100, 200, 400, 800)] + [FakeCell("full", None)]
-    assert ordered(cells, "methods") == [c.cell_id for c in cells]
-    assert ordered(cells, "budgets")[:5] == ["full-None", "lora-100", "vera-100", "lora-200", "vera-200"]
-    assert ordered(cells, "spread")[1:] == [f"{m}-{b}" for b in (100, 800, 200, 400) for m in ("lora", "vera")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from sweeps.leases import KILLED_FOR_MEMORY
 from sweeps.packing_words import packing_words
 from sweeps.packs import MOST, Packing, pack_size, unpackable
 from sweeps.plan import Plan
+from sweeps.resource_section import ResourceSection
 from sweeps.resources import LaneShape, Node
 from sweeps.share import Measured, gpu_share
-from sweeps.spec import ResourceSection, SweepSpec
+from sweeps.spec import SweepSpec
 from sweeps.stages import Slot, SweepState
 from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSearch, fake_plan
 from tests.sweeps.test_broker import W0, W1, lease, run, started
 from tests.sweeps.test_stages import Rows, keys, row_of, simulate
+from tests.trainables.tiny_sentences import save_encoder
 from trainables.alike import alike
 
 GIB = 2**30
@@ -104,21 +107,35 @@ def test_a_pack_that_did_not_do_makes_later_ones_smaller(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("method", "model", "words"),
+    ("method", "words"),
     [
-        ("lora", None, None),
-        ("randlora", "embedded:tiny-clip", None),
-        ("full", "embedded:tiny-clip", "adds no adapter"),
-        ("zero-shot", None, "adds no adapter"),
-        ("adalora", None, "schedule"),
-        ("lora", "hf:Qwen/Qwen2-0.5B-Instruct", "image classifier"),
-        ("lora", "hf:FacebookAI/roberta-base", "image classifier"),
-        ("lora", "hf:facebook/dinov2-small", None),
+        ("lora", None),
+        ("adalora", None),
+        ("full", "adds no adapter"),
+        ("zero-shot", "adds no adapter"),
+        ("autolora", "holds some rows of each batch out"),
     ],
 )
-def test_what_is_packed(method: str, model: str | None, words: str | None) -> None:
-    why = unpackable(method, model)
+def test_what_is_packed(method: str, words: str | None) -> None:
+    why = unpackable(method)
     assert (why is None) if words is None else (why is not None and words in why)
+
+
+def test_a_base_model_may_keep_its_trials_apart(tmp_path: Path) -> None:
+    """By its config alone: dropout is told apart, but not with checkpointing, and layers left out never."""
+    drops = f"local:{save_encoder(tmp_path / 'bert', 'bert', dropout=0.1)}"
+    plain = f"local:{save_encoder(tmp_path / 'plain', 'bert')}"
+    assert [unpackable("lora", model) for model in (drops, plain, "embedded:tiny-clip", "local:nowhere")] == [None] * 4
+    assert unpackable("lora", plain, True) is None
+    assert unpackable("lora", drops, True) == "trains a model with dropout under train.gradient_checkpointing"
+    config = {"model_type": "opt", "layerdrop": 0.1, "dropout": 0.0, "num_hidden_layers": 1, "architectures": []}
+    config |= {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 8, "num_attention_heads": 2}
+    config |= {"vocab_size": 20, "max_position_embeddings": 16, "architectures": ["OPTForCausalLM"]}
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    why = unpackable("lora", f"local:{tmp_path / 'opt'}")
+    assert why is not None
+    assert "leaves out parts of itself at random (model.decoder.layerdrop = 0.1)" in why
 
 
 def test_the_size_of_a_pack() -> None:

@@ -291,7 +291,7 @@ def test_data_is_read_and_decoded_once(make_trial: MakeTrial, tmp_path: Path, mo
         raise AssertionError("read again")
 
     monkeypatch.setattr("trainables.warm.load_dataset", refuse)
-    monkeypatch.setattr("trainables.warm.load_model", refuse)
+    monkeypatch.setattr("trainables.warm.shared_model", refuse)
     monkeypatch.setattr("trainables.warm.class_embeddings", refuse)
     monkeypatch.setattr("trainables.data.pixels.Pixels._decode", refuse)
     run(make_trial(data_seed=5), tmp_path / "b", warm)

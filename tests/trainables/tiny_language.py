@@ -101,14 +101,14 @@ def save_model(folder: Path, family: str, **more: Any) -> Path:
     if family == "gpt2":
         config = transformers.GPT2Config(
             **{k: v for k, v in (WIDTH | ids).items() if k != "intermediate_size"},
-            n_positions=256, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, **more,
+            n_positions=256, **({"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} | more),
         )  # fmt: skip
     elif family == "qwen2":
         config = transformers.Qwen2Config(**WIDTH, **ids, **window, num_key_value_heads=2, **more)
     elif family == "phi3":
         config = transformers.Phi3Config(**WIDTH, **ids, **window, num_key_value_heads=2, **more)
     else:
-        config = transformers.LlamaConfig(**WIDTH, **ids, **window, num_key_value_heads=2, **more)
+        config = transformers.LlamaConfig(**(WIDTH | ids | window | {"num_key_value_heads": 2} | more))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = transformers.AutoModelForCausalLM.from_config(config)

@@ -3,7 +3,8 @@
 One folder per (split of a data set, recipe), named by a hash of both; in it packs `*.arrow`, each with the rows that
 some trial needed and nobody had decoded before: `row`, `pixels` (3 * S * S bytes) and the pixels' `crc`. A pack is
 written beside its place and renamed, under a lock of its folder, so that a row is decoded once per machine. A pack that
-is cut short, or a row whose checksum differs, is removed and decoded again.
+is cut short, or a row whose checksum differs, is removed and decoded again. Base models have folders in the same cache
+(`trainables.shared`).
 """
 
 from __future__ import annotations
@@ -133,14 +134,14 @@ class Packs:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _lock(self.folder / ".lock"):
+            with in_turn(self.folder):
                 self.refresh()
                 missing = rows[~self.has(rows)]
                 if len(missing) and not make_room(self.folder.parent, len(missing) * self.width, keep=self.folder):
                     return False
                 if len(missing):
                     self._write(missing, decode)
-                (self.folder / _USED).touch()
+                mark_used(self.folder)
         except OSError:  # a read-only or full disk: the caller decodes into memory
             return False
         return True
@@ -198,8 +199,15 @@ def _last_used(folder: Path) -> float:
     return 0.0
 
 
+def mark_used(folder: Path) -> None:
+    """Say that a folder of the cache is in use now; what is unused for longest is removed first."""
+    with contextlib.suppress(OSError):  # of another user, or read-only
+        (folder / _USED).touch()
+
+
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w", encoding="utf-8") as file:
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process at the latest. Raises OSError where none can be had."""
+    with (folder / ".lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

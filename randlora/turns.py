@@ -1,0 +1,198 @@
+"""Whose slices a packed batch has, how far each reaches, and the random numbers that each draws.
+
+A batch of K members has K equal slices of rows. Where rows are texts, all are padded behind to the longest text of the
+whole batch, so a slice may be longer than it would be alone. What draws random numbers (dropout) must not notice: it
+works on a slice cut back to its own length, with the state that torch's generator would have in a separate run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from randlora.errors import AdapterError
+
+Apply = Callable[[int, Tensor], Tensor]
+"""What is done to the slice at a position among the active ones."""
+
+
+class PackingError(AdapterError):
+    """These adapters cannot share a forward, or this model cannot run them together."""
+
+
+class _State(NamedTuple):
+    """Torch's global generators: the CPU's, and that of the CUDA device in use."""
+
+    cpu: Tensor
+    cuda: Tensor | None
+
+
+class Streams:
+    """A state of torch's global generators for each member, as separate runs would have it."""
+
+    def __init__(self, seeds: Mapping[int, int], device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._now: int | None = None
+        self._states: dict[int, _State] = {}
+        outer = self._get()
+        for member, seed in seeds.items():
+            torch.manual_seed(seed)
+            self._states[member] = self._get()
+        self._put(outer)
+        self._outer = outer
+
+    @contextmanager
+    def of(self, member: int) -> Iterator[None]:
+        """Inside, the global generators are where this member left them."""
+        if self._now is not None:  # it is the member's turn already
+            yield
+            return
+        outer = self._get()
+        self._put(self._states[member])
+        self._now = member
+        try:
+            yield
+        finally:
+            self._now = None
+            self._states[member] = self._get()
+            self._put(outer)
+
+    def check(self) -> None:
+        """Refuse a model that drew random numbers outside of any member's turn."""
+        now = self._get()
+        same_cuda = now.cuda is None or self._outer.cuda is None or torch.equal(now.cuda, self._outer.cuda)
+        if not torch.equal(now.cpu, self._outer.cpu) or not same_cuda:
+            raise PackingError("the base model draws random numbers that are not dropout's, for all adapters at once")
+
+    def _get(self) -> _State:
+        return _State(torch.get_rng_state(), None if self._cuda is None else torch.cuda.get_rng_state(self._cuda))
+
+    def _put(self, state: _State) -> None:
+        torch.set_rng_state(state.cpu)
+        if self._cuda is not None and state.cuda is not None:
+            torch.cuda.set_rng_state(state.cuda, self._cuda)
+
+
+class Turn:
+    """Positions in `active` are those of the slices in the batch; `active` has the members' numbers.
+
+    Attributes:
+        rows: of one slice, where a batch of texts is known to have so many; None: whatever equal slices are.
+        widths: tokens of the longest text of each active member; None where rows are no texts.
+        width: tokens that all texts are padded to.
+        streams: the members' random numbers; None: nothing but adapters draws any, and these have streams of their own.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.active: tuple[int, ...] = tuple(range(count))
+        self.rows: int | None = None
+        self.widths: tuple[int, ...] | None = None
+        self.width = 0
+        self.streams: Streams | None = None
+        self.sliced = False
+
+    def give(self, active: Sequence[int], rows: int | None, widths: Sequence[int] | None) -> None:
+        """The next batches are made of these members' slices."""
+        self.active, self.rows = tuple(active), rows
+        self.widths = None if widths is None else tuple(widths)
+        self.width = max(self.widths or (0,))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether a slice is padded further than it would be alone."""
+        return self.widths is not None and any(width != self.width for width in self.widths)
+
+    @contextmanager
+    def only(self, position: int) -> Iterator[None]:
+        """Inside, the batch is one member's, and so are the random numbers."""
+        before = self.active, self.widths, self.sliced
+        member = self.active[position]
+        self.active, self.sliced = (member,), True
+        self.widths = None if self.widths is None else (self.widths[position],)
+        try:
+            if self.streams is None:
+                yield
+            else:
+                with self.streams.of(member):
+                    yield
+        finally:
+            self.active, self.widths, self.sliced = before
+
+    def slices(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The equal slices of x (K b, ...)."""
+        self.check(x)
+        return x.chunk(len(self.active))
+
+    def check(self, x: Tensor) -> None:
+        """Refuse rows that equal slices do not make up, or that are not the batch's rows or tokens."""
+        count = len(self.active)
+        if x.shape[0] % count:
+            raise PackingError(f"{x.shape[0]} rows are not {count} equal slices; pad the shorter ones")
+        if self.rows is not None and x.shape[0] // count not in (self.rows, self.rows * self.width):
+            raise PackingError(
+                f"{x.shape[0]} rows are neither the texts nor the tokens of {count} times {self.rows} texts, so it is "
+                "not known whose they are"
+            )
+
+    def each(self, x: Tensor, apply: Apply, *, cut: bool = False) -> Tensor:
+        """`apply` to every slice of x (K b, ...) in its member's turn, and the results put together.
+
+        Args:
+            cut: the slices are as long as they would be alone, in every dimension that runs over the tokens.
+        """
+        if not (cut and self.uneven):
+            parts = []
+            for position, part in enumerate(self.slices(x)):
+                with self.only(position):
+                    parts.append(apply(position, part))
+            return torch.cat(parts)
+        assert self.widths is not None
+        self.check(x)
+        count, rows = len(self.active), self.rows or x.shape[0] // len(self.active)
+        flat = x.shape[0] == count * rows * self.width and self.width > 1
+        if flat:  # tokens one after another
+            x = x.reshape(count * rows, self.width, *x.shape[1:])
+        dims = self.token_dims(x)
+        found = []
+        for position, (part, width) in enumerate(zip(x.chunk(count), self.widths, strict=True)):
+            own = narrowed(part, dims, width)
+            shape = own.shape
+            if flat:
+                own = own.flatten(0, 1)
+            with self.only(position):
+                y = apply(position, own.contiguous())
+            if flat:
+                y = y.view(*shape[:2], *y.shape[1:])
+            found.append(widened(y, dims, self.width))
+        y = torch.cat(found)
+        return y.flatten(0, 1) if flat else y
+
+    def token_dims(self, x: Tensor) -> tuple[int, ...]:
+        """Which dimensions of x run over tokens: of (b, T, D) one, of (b, H, T, T) two, of (b, D) none."""
+        if x.ndim == 2:
+            return ()
+        if x.ndim == 3 and x.shape[1] == self.width:
+            return (1,)
+        if x.ndim == 4 and x.shape[2] == x.shape[3] == self.width:
+            return (2, 3)
+        raise PackingError(f"in a tensor {tuple(x.shape)} it is not known where the {self.width} tokens are")
+
+
+def narrowed(x: Tensor, dims: Sequence[int], width: int) -> Tensor:
+    """The first `width` of these dimensions."""
+    for dim in dims:
+        x = x.narrow(dim, 0, width)
+    return x
+
+
+def widened(x: Tensor, dims: Sequence[int], width: int) -> Tensor:
+    """Zeros behind, up to `width` in these dimensions."""
+    more = [0, 0] * x.ndim
+    for dim in dims:
+        more[2 * (x.ndim - 1 - dim) + 1] = width - x.shape[dim]
+    return pad(x, more) if any(more) else x
