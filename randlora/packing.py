@@ -72,9 +72,9 @@ class Together(Adapter):
         return self.one.weight(base)
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        turn = self._turn
-        active, ys = self._active, turn.slices(y)
-        return turn.each(x, lambda k, part: active[k].beside(part, ys[k], base, bias), cut=False)
+        active = self._active
+        cut = any(member.dropping for member in active)
+        return self._turn.each(lambda k, part, own: active[k].beside(part, own, base, bias), x, y, cut=cut)
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         turn = self._turn
@@ -87,7 +87,7 @@ class Together(Adapter):
         if y is not None:
             return y
         cut = any(member.dropping for member in active)
-        return turn.each(x, lambda k, part: active[k].linear(part, base, bias), cut=cut)
+        return turn.each(lambda k, part: active[k].linear(part, base, bias), x, cut=cut)
 
     @property
     def _active(self) -> list[Adapter]:
@@ -98,7 +98,7 @@ class Together(Adapter):
         active = self._active
         if not any(member.dropping for member in active):
             return x
-        return self._turn.each(x, lambda k, part: active[k].drop(part), cut=True)
+        return self._turn.each(lambda k, part: active[k].drop(part), x, cut=True)
 
 
 class Pack:
