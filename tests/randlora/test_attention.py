@@ -129,3 +129,34 @@ def test_a_deep_copy_computes_with_its_own_weights() -> None:
     perturb(adapted, 0.3)
     torch.testing.assert_close(other(x, x, x, need_weights=False)[0], before)
     assert not torch.allclose(mha(x, x, x, need_weights=False)[0], before)
+
+
+def test_the_packed_weight_is_made_once_a_forward() -> None:
+    """torch's own attention reads it three times."""
+
+    def forward(width: int = 16) -> torch.Tensor:
+        x = batch(width=width)
+        y: torch.Tensor = model.attn(x, x, x, need_weights=True)[0]
+        return y
+
+    model = block()
+    adapted = attach(model, RandLoraConfig(4), ["attn.in_proj_weight"])
+    calls = 0
+    adapter = adapted.adapters["attn.in_proj_weight"]
+    original = adapter.weight
+
+    def counting(base: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(base)
+
+    adapter.weight = counting  # type: ignore[method-assign]
+    for _ in range(2):
+        forward().sum().backward()
+    assert calls == 2
+    with pytest.raises(AssertionError, match="expecting embedding dimension"):
+        forward(12)
+    with torch.no_grad():
+        adapter.lambdas.add_(0.1)  # type: ignore[operator, union-attr]
+    changed, model = forward(), block()
+    assert not torch.equal(changed, forward())
