@@ -123,6 +123,11 @@ class SearchSection(Section):
         """Distinct points tried per cell where the allowance is in trials: what the re-runs leave of it."""
         return self.trials - self.reruns
 
+    @property
+    def given(self) -> dict[str, float]:
+        """The allowance of a cell: `trials`, `samples` or `seconds`, with how many."""
+        return {"trials": self.trials} if self.allowance is None else self.allowance.model_dump(exclude_none=True)
+
     @model_validator(mode="after")
     def _room(self) -> Self:
         if len(set(self.warm_start)) != len(self.warm_start):

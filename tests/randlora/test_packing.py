@@ -248,7 +248,7 @@ def test_under_autocast(config: AdapterConfig) -> None:
     for grads, others in zip(want_grads, got_grads, strict=True):
         pairs += zip(grads, others, strict=True)
     for a, b in pairs:
-        assert (a - b).norm() <= 0.1 * a.norm()  # bfloat16 keeps 8 bits, and the sums go in another order
+        assert (a - b).norm() <= 0.15 * a.norm()  # bfloat16 keeps 8 bits, and the sums go in another order
 
 
 def test_what_cannot_be_packed_says_so() -> None:

@@ -12,6 +12,7 @@ from analysis.store import open_store
 from sweeps import devices
 from sweeps.cluster import Pool
 from sweeps.devices import DeviceError, Machine, check_devices, kind_of, kinds, machines, processor
+from sweeps.progress import progress_of
 from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSamples, FakeSearch, FakeSpec, fake_plan
 from tests.sweeps.test_engine import go
 
@@ -120,6 +121,8 @@ def test_a_sweep_in_seconds_and_what_becomes_of_it_elsewhere(
     monkeypatch.undo()
     assert go(in_seconds(folder), pool).complete  # a fake trial says that it trained 1.5 s
     assert stages(folder) == {"TUNE": 5 + 1, "CONFIRM": 2}
+    progress = progress_of(folder)
+    assert (progress["trials"], progress["finished"], progress["cells_confirmed"]) == (8, 8, 1)
     before = contents(folder)
     monkeypatch.setattr("sweeps.engine.machines", lambda address: [B])
     again = go(in_seconds(folder), None)  # nothing is left to run, so it may be looked at anywhere
