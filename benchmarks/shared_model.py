@@ -4,7 +4,7 @@
     python benchmarks/shared_model.py --quick    # smaller ones, 1 and 2 workers, 1 round
     python benchmarks/shared_model.py --model local:DIR --json FILE
 
-Weights are random: neither time nor memory depends on them. In every round the workers of each side (`SWEEPS_CACHE=off`,
+Weights are random: neither time nor memory depends on them. In every round the workers of each side (no cache,
 an empty cache, a cache that has the model) start together, in shuffled order of sides, load the model and run it once.
 Memory is what the operating system counts for them beyond what they had before loading, in units of the model: USS
 (pages that are one worker's alone, its heap included) of each, and PSS (pages shared by n count 1/n) of all together.
