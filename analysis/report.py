@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from analysis import evidence_sheets, pictures, report_tables, scaling, svg, text_tables
 from analysis.conclusions import conclude, conclude_gap
 from analysis.diagnostic_files import diagnostics
-from analysis.evidence_sheets import parity_rows
+from analysis.evidence_sheets import parity_rows, tuning_says
 from analysis.figure_conclusions import conclude_groups, conclude_ranks
 from analysis.groups import groups, mean_ranks
 from analysis.methods import place_text, size_text, style
@@ -159,7 +159,10 @@ def _setting(store: Store) -> list[Row]:
         """
         select sweep, string_agg(distinct model, ', ') as models, string_agg(distinct adapt, ', ') as adapt,
                string_agg(distinct dataset, ', ') as datasets, string_agg(distinct train_size, ', ') as sizes,
-               count(distinct method) as methods, count(distinct reference) as budgets, max(tune_trials) as tune_trials,
+               count(distinct method) as methods, count(distinct reference) as budgets,
+               coalesce(format('{:.15g} seconds of a device for tuning', max(allowance_seconds)),
+                        format('{:,} training examples for tuning', max(allowance_samples)),
+                        format('{} tuning trials', max(tune_trials))) as tuning,
                max(confirm_seeds) as seeds, count(*) filter (feasible) as cells
         from cells group by all order by sweep
     """,
@@ -186,16 +189,7 @@ def _parity_says(parity: list[Row]) -> list[str]:
         said.append(f"Counts: in all {len(built)} cells with a predicted count the built module has exactly that many.")
     tuned = [r for r in parity if r["allowance"]]
     if tuned:
-        given, used = sorted({r["allowance"] for r in tuned}), sorted({r["allowance_used"] for r in tuned})
-        full = sorted({r["tune_full_length"] for r in tuned})
-        equal = (
-            f"every tuned cell was given {given[0]} trials"
-            if len(given) == 1
-            else f"cells were given {given[0]} to {given[-1]} trials"
-        )
-        spent = str(used[0]) if len(used) == 1 else f"{used[0]} to {used[-1]}"
-        ran = str(full[0]) if len(full) == 1 else f"{full[0]} to {full[-1]}"
-        said.append(f"Tuning: {equal}; {spent} were used, {ran} of them finished at full length.")
+        said += tuning_says(tuned)
         widths = sorted({round(r["decades"], 2) for r in tuned if r["decades"] is not None})
         if widths:
             same = (

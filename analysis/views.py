@@ -152,7 +152,8 @@ _ALL = (
     View(
         "parity",
         "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
-        "given and used, warm starts among it, points past the range's edge; rates tried, range width in decades, the "
+        "given and used (trials; samples or device-seconds where it is in these), the kinds of devices of stage TUNE, "
+        "warm starts among it, points past the range's edge; rates tried, range width in decades, the "
         "choice, whether it is the range's edge, and why the cell may be under-tuned; epochs and samples trained.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
@@ -164,7 +165,8 @@ _ALL = (
                u.under_tuned, u.last_gain,
                coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
-               n.tune_samples, f.confirm_samples, f.epochs
+               c.allowance_samples, n.tune_samples, c.allowance_seconds, n.tune_seconds, n.devices,
+               f.confirm_samples, f.epochs
         from cells c left join chosen h using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join (
           select sweep, cell_id, max(adapter_params) as adapter_params, max(head_params) as head_params,
@@ -175,7 +177,13 @@ _ALL = (
                  count(distinct lr) filter (stage = 'TUNE') as rates,
                  count(*) filter (stage = 'TUNE' and origin in ('published', 'neighbour')) as warm_starts,
                  count(*) filter (stage = 'TUNE' and origin = 'widened') as widened,
-                 cast(sum(samples) filter (stage = 'TUNE') as bigint) as tune_samples
+                 cast(sum(samples) filter (stage = 'TUNE') as bigint) as tune_samples,
+                 sum(coalesce(workers, 1) * greatest(coalesce(seconds_total - coalesce(seconds_setup, 0), 0),
+                       coalesce(seconds_train, 0) + coalesce(seconds_eval, 0)))
+                   filter (stage = 'TUNE') as tune_seconds,
+                 string_agg(distinct coalesce(nullif(device, 'cpu'), processor, device),
+                            ', ' order by coalesce(nullif(device, 'cpu'), processor, device))
+                   filter (stage = 'TUNE') as devices
           from last_attempts group by all
         ) n using (sweep, cell_id)
         left join (

@@ -1,9 +1,11 @@
 """The quickstart's LoRA trials an hour: this engine against Ray Tune with PEFT, a process for each trial.
 
-`engine.py` runs each side as a process of its own: `python benchmarks/engine_quickstart.py ours|peft QUICK`. The peer
+`engine.py` runs each side as a process of its own: `python benchmarks/engine_quickstart.py SIDE QUICK`, with "ours",
+"packed" (four trials of a cell in a worker together) or "peft", the peer. That
 is the usual script as a Tune function: import, load the model and the data, embed the classes, train PEFT's LoRA on the
-same weights and as many images for as many steps, validate after every epoch. Both sides have two trials at a time,
-one thread each; the clock runs from the end of the first two. Ours confirms on test images too, the peer does not.
+same weights and as many images for as many steps, validate after every epoch, and evaluate the test images in as many
+trials as CONFIRM has. Each side has two trials (or packs) at a time, one thread each; the clock starts when the first
+of them end.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
-SIDES = ("ours", "peft")
-SKIP = 2
+SIDES = ("ours", "packed", "peft")
+PACK = 4
 MODEL, DATA, SHARE, EPOCHS, BATCH = "embedded:tiny-clip", "embedded:fashion-mnist-turned", 0.5, 4, 64
 RATES = (0.0025, 0.0063, 0.016, 0.04)
+SEEDS = 3
+"""CONFIRM trials of a cell."""
 
 
-def plan(folder: Path, quick: bool) -> Any:
+def plan(folder: Path, quick: bool, pack: int = 1) -> Any:
     """The quickstart with LoRA alone and fewer re-runs: 14 trials, or 28."""
     import tomllib
 
@@ -34,33 +38,41 @@ def plan(folder: Path, quick: bool) -> Any:
     from sweeps.spec import SweepSpec
 
     tree = tomllib.loads((ROOT / "examples" / "quickstart.toml").read_text(encoding="utf-8"))
-    tree |= {"methods": {"lora": tree["methods"]["lora"]}, "confirm": {"seeds": 3}, "output": str(folder)}
-    tree["search"] |= {"trials": 4, "rerun_rates": 0, "rerun_seeds": 0}
+    tree |= {"methods": {"lora": tree["methods"]["lora"]}, "confirm": {"seeds": SEEDS}, "output": str(folder)}
+    tree["search"] |= {"trials": len(RATES), "rerun_rates": 0, "rerun_seeds": 0}
     tree["budgets"]["lora_rank"] = [1, 8] if quick else [1, 4, 8, 16]
-    tree["resources"] = {"concurrent": 2}
+    tree["resources"] = {"concurrent": 2, "pack": pack}
     file = folder.with_suffix(".json")
     file.write_text(json.dumps(tree), encoding="utf-8")
     return Plan.from_spec(SweepSpec.load(file))
 
 
-def ours(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
+def ours(folder: Path, quick: bool, pack: int = 1) -> tuple[list[float], dict[str, float]]:
     from engine_many import Watch
 
     from analysis import open_store
     from sweeps.engine import run
 
     watch = Watch(every=1)
-    summary = run(plan(folder / "results", quick), progress=watch)
+    summary = run(plan(folder / "results", quick, pack), progress=watch)
     if not summary.complete:
         raise SystemExit(f"ours: {summary.failed} trials failed")
     tuned = [
         t["seconds_total"] for t in open_store(folder / "results").table("trials").to_pylist() if t["stage"] == "TUNE"
     ]
-    return [seconds for _, seconds, _ in watch.points], {"a TUNE trial": statistics.median(tuned)}
+    ends: list[float] = []
+    for done, seconds, _ in watch.points:
+        ends += [seconds] * (done - len(ends))  # those that were seen at once
+    return ends, {"a TUNE trial": statistics.median(tuned)}
+
+
+def packed(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
+    return ours(folder, quick, PACK)
 
 
 def usual_script(config: dict[str, Any]) -> None:
     """One trial, everything from the start, as it is commonly written."""
+    config = config["trial"]
     import torch
     from peft import LoraConfig, get_peft_model
     from ray import tune
@@ -74,8 +86,9 @@ def usual_script(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(config["seed"])
     loaded = load_model(MODEL)
-    data = load_dataset(DATA).at("TUNE")
-    rows = split(data, SHARE, config["seed"], "TUNE", "standard")
+    stage = "CONFIRM" if config["test"] else "TUNE"
+    data = load_dataset(DATA).at(stage)
+    rows = split(data, SHARE, config["seed"], stage, "standard")
     how = loaded.preprocess
     prepare = transforms.Compose(
         [
@@ -87,15 +100,15 @@ def usual_script(config: dict[str, Any]) -> None:
     )
 
     class Images(Dataset):  # type: ignore[type-arg]
-        def __init__(self, indices: Any) -> None:
-            self.indices = indices.tolist()
+        def __init__(self, part: Any, indices: Any) -> None:
+            self.part, self.indices = part, indices.tolist()
 
         def __len__(self) -> int:
             return len(self.indices)
 
         def __getitem__(self, k: int) -> tuple[Any, int]:
             row = self.indices[k]
-            return prepare(data.train.image(row)), int(data.train.labels[row])
+            return prepare(self.part.image(row)), int(self.part.labels[row])
 
     with torch.no_grad():
         texts = [t.format(c) for c in data.class_names for t in data.templates]
@@ -107,13 +120,19 @@ def usual_script(config: dict[str, Any]) -> None:
     adapter = LoraConfig(r=config["rank"], lora_alpha=config["rank"], target_modules=[], target_parameters=names)
     model = get_peft_model(loaded.module, adapter)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    train = DataLoader(Images(rows.train_idx), batch_size=BATCH, shuffle=True)
-    validation = DataLoader(Images(rows.val_idx), batch_size=512)
+    train = DataLoader(Images(data.train, rows.train_idx), batch_size=BATCH, shuffle=True)
+    validation = DataLoader(Images(data.train, rows.val_idx), batch_size=512)
     optimizer = torch.optim.AdamW(parameters, lr=config["lr"], weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(train), eta_min=0.01 * config["lr"])
 
     def logits(images: Any) -> Any:
         return scale * normalize(model.base_model.model.encode_image(images), dim=-1) @ words.T
+
+    def accuracy(loader: Any) -> float:
+        model.eval()
+        with torch.no_grad():
+            right = sum(int((logits(images).argmax(1) == labels).sum()) for images, labels in loader)
+        return right / len(loader.dataset)
 
     ready = time.process_time()  # of this process from its start
     for epoch in range(EPOCHS):
@@ -125,11 +144,11 @@ def usual_script(config: dict[str, Any]) -> None:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-        model.eval()
-        with torch.no_grad():
-            right = sum(int((logits(images).argmax(1) == labels).sum()) for images, labels in validation)
+        found = {"score": accuracy(validation), "epoch": epoch + 1}
+        if config["test"] and epoch + 1 == EPOCHS:
+            found["test"] = accuracy(DataLoader(Images(data.test, rows.test_idx), batch_size=512))
         trained, spent = sum(p.numel() for p in parameters), {"ready": ready, "cpu": time.process_time()}
-        tune.report({"score": right / len(rows.val_idx), "epoch": epoch + 1, "trained": trained, **spent})
+        tune.report({**found, "trained": trained, **spent})
 
 
 def peft(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
@@ -138,16 +157,19 @@ def peft(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
     from ray import tune
 
     start_ray()
-    settings = {"rank": tune.grid_search([1, 8] if quick else [1, 4, 8, 16]), "lr": tune.grid_search(list(RATES))}
-    ends, results = timed(usual_script, folder, {"cpu": 1}, {**settings, "seed": 1}, samples=1, reuse=False)
+    ranks = [1, 8] if quick else [1, 4, 8, 16]
+    tuned = [{"rank": rank, "lr": lr, "seed": 1, "test": False} for rank in ranks for lr in RATES]
+    confirmed = [{"rank": rank, "lr": RATES[1], "seed": 2 + k, "test": True} for rank in ranks for k in range(SEEDS)]
+    trials = {"trial": tune.grid_search([*tuned, *confirmed])}
+    ends, results = timed(usual_script, folder, {"cpu": 1}, trials, samples=1, reuse=False)
     for result in results:
-        wanted = settings_count(result.config["rank"])
+        wanted = settings_count(result.config["trial"]["rank"])
         if result.metrics["trained"] != wanted or result.metrics["score"] < 0.2:
             raise SystemExit(
                 f"peft: {result.metrics['trained']} trained parameters in place of {wanted}, or no learning"
             )
     ready, whole = (statistics.median(r.metrics[key] for r in results) for key in ("ready", "cpu"))
-    return ends, {"before training": ready, "training and validation": whole - ready}
+    return ends, {"before training": ready, "training and evaluation": whole - ready}
 
 
 def settings_count(rank: int) -> int:
@@ -158,24 +180,28 @@ def settings_count(rank: int) -> int:
 def side(name: str, quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        ends, spent = (ours if name == "ours" else peft)(Path(folder), quick)
+        ends, spent = {"ours": ours, "packed": packed, "peft": peft}[name](Path(folder), quick)
         whole = time.perf_counter() - begun
-    seconds = (ends[-1] - ends[SKIP - 1]) / (len(ends) - SKIP)
+    first = 2 if name == "peft" else ends.count(ends[0])
+    seconds = (ends[-1] - ends[first - 1]) / (len(ends) - first)
     print(json.dumps({"side": name, "trials": len(ends), "seconds": seconds, "with start": whole / len(ends),
                       "spent": spent}))  # fmt: skip
 
 
-def report(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Trials an hour of both sides, and ratios inside rounds."""
-    ratios = [one["peft"]["seconds"] / one["ours"]["seconds"] for one in rounds]
+def report(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Trials an hour of all sides, and ratios inside rounds."""
     for one in rounds:
         rates = {name: 3600 / one[name]["seconds"] for name in SIDES}
         print("  trials an hour: " + ", ".join(f"{name} {math.floor(rate)}" for name, rate in rates.items()))
-    ours_spent, peer = rounds[-1]["ours"]["spent"], rounds[-1]["peft"]["spent"]  # type: ignore[index]
-    print(f"  seconds of a lane for a TUNE trial of ours: {ours_spent['a TUNE trial']:.1f}")
+    for name in ("ours", "packed"):
+        spent = rounds[-1][name]["spent"]["a TUNE trial"]
+        print(f"  seconds of a lane for a TUNE trial, {name}: {spent:.1f}")
+    peer = rounds[-1]["peft"]["spent"]
     print("  seconds of a processor for a trial of theirs: " + ", ".join(f"{k} {v:.1f}" for k, v in peer.items()))
-    print(f"  trials an hour against Ray Tune and PEFT, a process a trial: {statistics.median(ratios):.2f}")
-    return {"rounds": rounds, "ratio": statistics.median(ratios), "ratios": ratios}
+    ratios = {name: [one["peft"]["seconds"] / one[name]["seconds"] for one in rounds] for name in ("ours", "packed")}
+    for name, found in ratios.items():
+        print(f"  trials an hour against Ray Tune and PEFT, a process a trial, {name}: {statistics.median(found):.2f}")
+    return {"rounds": rounds, "ratio": statistics.median(ratios["ours"]), "ratios": ratios}
 
 
 if __name__ == "__main__":

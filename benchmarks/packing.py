@@ -3,6 +3,7 @@
     python benchmarks/packing.py            # an epoch of 43 steps of 64 images, K = 2, 4, 8, 5 rounds
     python benchmarks/packing.py --quick    # 11 steps, 3 rounds
     python benchmarks/packing.py --sweep 4  # whole sweeps of two cells, resources.pack = 4 against 1
+    python benchmarks/packing.py --text llama --batch 8    # or gpt2, or bert, which has dropout: made on the spot
 
 The embedded CLIP and the quickstart's data, weights and budget (that of LoRA-8), a rate each. A trial is whole:
 set-up, training, validation; model, data and decoded images are warm on both sides, as they are in a lane. What is
@@ -10,30 +11,39 @@ printed is a median of ratios, each inside one round in which the same K trials 
 order; on the CPU in process time on one thread, on a GPU in wall time. The lanes, and the light Tune process that each
 trial in flight has, are outside these numbers; `--sweep` has them in, but for Ray's start: wall time of LoRA and
 RandLoRA with 6 (TUNE) + 5 (CONFIRM) trials each on two workers, which stay warm from sweep to sweep.
+
+With `--text` models of random weights learn made-up questions or sentences of 20 to 50 words. Trials differ in their
+data seeds too, so each has its own batches, padded to the longest of the pack; `padded` is how many more tokens a pack
+computes for that than separate trials do.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from adapters import RETAIN, restart_with, summary
+from small_texts import make_bert, make_gpt2, make_llama
 
 from sweeps import Plan, SweepSpec
 from sweeps.budget import Solution, reference_budget, solve
 from sweeps.cluster import Pool
 from sweeps.engine import run
-from trainables.config import TrainSettings, TrialConfig
+from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.packed import run_pack
-from trainables.shapes import target_shapes
-from trainables.warm import pick_device
+from trainables.shapes import default_targets, target_shapes
+from trainables.task import PackedTask, Parts
+from trainables.tasks import make_task
+from trainables.warm import Warm, pick_device
 from trainables.worker import run_trial
 
 MODEL, DATA, TARGETS = "embedded:tiny-clip", "embedded:fashion-mnist-turned", ("attn.in_proj_weight",)
@@ -42,18 +52,57 @@ SIZES = (2, 4, 8)
 POOL = 5_400  # training images of the set, validation images taken off
 
 
-def trials_of(model: str, method: str, count: int, images: int, batch: int, epochs: int) -> list[TrialConfig]:
-    """Trials that differ in the learning rate alone; VeRA, which does not reach the budget, at its nearest count."""
-    shapes = target_shapes(model, TARGETS, "vision")
-    answer = solve(method, shapes, reference_budget(shapes, 8), "auto", tolerance=None)
-    if not isinstance(answer, Solution):
-        raise SystemExit(f"{method}: {answer.reason}")
-    shared = TrialConfig(
-        stage="TUNE", cell_id="benchmark", model=model, adapt="vision", targets=TARGETS, dataset=DATA,
-        train_size=min(1.0, images / POOL), method=method, capacities=tuple(answer.capacities.items()), lr=1e-3,
-        data_seed=1, init_seed=2, basis_seed=3, train=TrainSettings(epochs=epochs, global_batch_size=batch),
-    )  # fmt: skip
-    return [shared.model_copy(update={"lr": 1e-3 * (1 + k)}) for k in range(count)]
+@dataclass(frozen=True)
+class Work:
+    """What is trained: a CLIP's image tower on images, or a model of text on `data`."""
+
+    model: str
+    data: str
+    share: float
+    batch: int
+    epochs: int
+    text: bool = False
+
+    def trials(self, method: str, count: int) -> list[TrialConfig]:
+        """Trials of other rates, and of other data where they are texts; VeRA, which does not reach the budget, at its
+        nearest count."""
+        adapt: Any = "all" if self.text else "vision"
+        targets = tuple(default_targets(self.model)) if self.text else TARGETS
+        shapes = target_shapes(self.model, targets, adapt)
+        answer = solve(method, shapes, reference_budget(shapes, 8), "auto", tolerance=None)
+        if not isinstance(answer, Solution):
+            raise SystemExit(f"{method}: {answer.reason}")
+        shared = TrialConfig(
+            stage="TUNE", cell_id="benchmark", model=self.model, adapt=adapt, targets=targets, dataset=self.data,
+            train_size=self.share, method=method, capacities=tuple(answer.capacities.items()), lr=1e-3,
+            data_seed=1, init_seed=2, basis_seed=3,
+            train=TrainSettings(epochs=self.epochs, global_batch_size=self.batch),
+            evaluate=EvaluateSettings(validation_rows=16) if self.text else EvaluateSettings(),
+        )  # fmt: skip
+        own = [{"lr": 1e-3 * (1 + k)} | ({"data_seed": 1 + k} if self.text else {}) for k in range(count)]
+        return [shared.model_copy(update=given) for given in own]
+
+    def padded(self, trials: list[TrialConfig]) -> float:
+        """Tokens that a pack computes, padding included, for each that separate trials do; 1 for images."""
+        if not self.text:
+            return 1.0
+        lane = Warm({}, pick_device())
+        loaded = lane.model(self.model)
+        tasks = [
+            make_task(Parts(trial=t, lane=lane, loaded=loaded, autocast=contextlib.nullcontext, precision="fp32"))
+            for t in trials
+        ]
+        widths = [[t.width(b) or 1 for b in t.batches(1)] for t in tasks if isinstance(t, PackedTask)]
+        return sum(max(step) * len(step) for step in zip(*widths, strict=True)) / sum(map(sum, widths))
+
+
+def work_of(options: argparse.Namespace, folder: Path, samples: int) -> Work:
+    """The work of the command line; a model of text is made in `folder`."""
+    if options.text is None:
+        return Work(options.model, DATA, min(1.0, samples / POOL), options.batch, options.epochs)
+    make = {"llama": make_llama, "gpt2": make_gpt2, "bert": make_bert}[options.text]
+    model, data = make(folder, options.width, options.layers, samples)
+    return Work(model, data, 0.9, options.batch, options.epochs, text=True)
 
 
 class Sides:
@@ -148,10 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="11 steps an epoch, 3 rounds")
     parser.add_argument("--rounds", type=int, help="kept rounds (5; 3 with --quick)")
-    parser.add_argument("--images", type=int, help="images an epoch (2,700; 700 with --quick)")
-    parser.add_argument("--batch", type=int, default=64, help="images of a step")
+    parser.add_argument("--images", type=int, help="images an epoch (2,700; 700 with --quick), or texts (128)")
+    parser.add_argument("--batch", type=int, default=64, help="images or texts of a step")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--model", default=MODEL, help="a CLIP, such as local:DIR")
+    parser.add_argument("--text", choices=("llama", "gpt2", "bert"), help="a model of text instead of a CLIP")
+    parser.add_argument("--width", type=int, default=128, help="of the model of text")
+    parser.add_argument("--layers", type=int, default=4, help="of the model of text")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="trials of a pack")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--sweep", type=int, metavar="K", help="compare whole sweeps instead, pack = K against 1")
@@ -160,36 +212,41 @@ def main() -> None:
     restart_with(RETAIN)
     torch.set_num_threads(1)
     rounds = options.rounds or (3 if options.quick else 5)
-    images = options.images or (700 if options.quick else 2700)
+    usual = (128, 128) if options.text else (700, 2700)
+    samples = options.images or usual[0 if options.quick else 1]
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "device": str(pick_device()),
         "batch": options.batch,
-        "model": options.model,
+        "model": options.text or options.model,
     }
     if options.sweep:
-        share = min(1.0, images / POOL)
+        if options.text:
+            parser.error("--sweep is of images alone")
+        share = min(1.0, samples / POOL)
         ratio = found["sweep"] = whole_sweeps(options.sweep, share, options.epochs, rounds)
         spread = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
         print(f"sweeps per hour, pack = {options.sweep} / pack = 1: {ratio['median']:.2f}  {spread}", flush=True)
     else:
-        trials(options, images, rounds, found)
+        with tempfile.TemporaryDirectory() as folder:
+            trials(options, work_of(options, Path(folder), samples), rounds, found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def trials(options: argparse.Namespace, images: int, rounds: int, found: dict[str, Any]) -> None:
+def trials(options: argparse.Namespace, work: Work, rounds: int, found: dict[str, Any]) -> None:
     """All methods and sizes of the command line; adds to `found`."""
     sides = Sides()
     print(f"trials per hour, packed / one by one; batches of {options.batch}, kept rounds: {rounds}", flush=True)
     for method in options.methods:
         for size in options.sizes:
-            given = (options.model, method, size, images, options.batch, options.epochs)
-            answer = compare(sides, trials_of(*given), rounds)
+            configs = work.trials(method, size)
+            answer = compare(sides, configs, rounds) | {"padded": work.padded(configs)}
             found.setdefault(method, {})[str(size)] = answer
             ratio = answer["ratio"]
             spread = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
-            print(f"  {method:9} K = {size}   {ratio['median']:.2f}  {spread}", flush=True)
+            more = f"   tokens {answer['padded']:.2f}" if work.text else ""
+            print(f"  {method:9} K = {size}   {ratio['median']:.2f}  {spread}{more}", flush=True)
 
 
 if __name__ == "__main__":

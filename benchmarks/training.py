@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from adapters import RETAIN, restart_with, summary
 from hf_trainer import HfTrainer
-from small_llama import make_llama
+from small_texts import make_llama
 from torch.nn.functional import cross_entropy, normalize
 
 from trainables.adapting import adapted

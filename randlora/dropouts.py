@@ -66,7 +66,7 @@ class OwnDropout(TorchFunctionMode):
     def _dropped(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0.0:
             return dropout(input, p, training, inplace)
-        return self._turn.each(input, lambda _, part: dropout(part, p), cut=True)
+        return self._turn.each(lambda _, part: dropout(part, p), input, cut=True)
 
     def _attended(
         self,

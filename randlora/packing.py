@@ -9,10 +9,10 @@
 Slices of texts are padded behind to one length, which `together` is told of. A frozen model with dropout runs inside
 `pack.drawing(...)`, and every slice gets the masks of a separate run.
 
-The frozen products are computed once for all rows. LoRA, DoRA, VeRA and RandLoRA have stacked products for the rest
-(`randlora.stacked`); any other method, and a layer for which the matrix form is cheaper, takes its slices one by one.
-No row meets another one's slice, so a member that diverges leaves the others alone. PLoRA (arXiv 2508.02932) packs
-LoRA; the same holds for any adapter.
+The frozen products are computed once for all rows. LoRA and what has its form, DoRA, VeRA and RandLoRA have stacked
+products for the rest (`randlora.stacked`); any other method, and a layer for which the matrix form is cheaper, takes
+its slices one by one. No row meets another one's slice, so a member that diverges leaves the others alone. PLoRA (arXiv
+2508.02932) packs LoRA; the same holds for any adapter.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
-from torch.nn.utils import parametrize
 
 from randlora.adapter import Adapter
 from randlora.attach import Adapted
+from randlora.attention import project, self_attention
 from randlora.bases import Bases
 from randlora.dropouts import OwnDropout, draws_of
 from randlora.sites import PackedWeight, Site, is_conv1d, reader_of
@@ -73,9 +72,9 @@ class Together(Adapter):
         return self.one.weight(base)
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        turn = self._turn
-        active, ys = self._active, turn.slices(y)
-        return turn.each(x, lambda k, part: active[k].beside(part, ys[k], base, bias), cut=False)
+        active = self._active
+        cut = any(member.dropping for member in active)
+        return self._turn.each(lambda k, part, own: active[k].beside(part, own, base, bias), x, y, cut=cut)
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         turn = self._turn
@@ -88,7 +87,7 @@ class Together(Adapter):
         if y is not None:
             return y
         cut = any(member.dropping for member in active)
-        return turn.each(x, lambda k, part: active[k].linear(part, base, bias), cut=cut)
+        return turn.each(lambda k, part: active[k].linear(part, base, bias), x, cut=cut)
 
     @property
     def _active(self) -> list[Adapter]:
@@ -99,7 +98,7 @@ class Together(Adapter):
         active = self._active
         if not any(member.dropping for member in active):
             return x
-        return self._turn.each(x, lambda k, part: active[k].drop(part), cut=True)
+        return self._turn.each(lambda k, part: active[k].drop(part), x, cut=True)
 
 
 class Pack:
@@ -249,12 +248,12 @@ def split_forward(reader: nn.Module, turn: Turn) -> None:
         if count == 1:
             return original(*args, **kwargs)
         if isinstance(reader, nn.MultiheadAttention):
-            attended = _self_attention(reader, turn, *args, **kwargs)
+            attended = self_attention(reader, *args, **kwargs)
             if attended is not None:
                 return attended, None
         if is_conv1d(reader):
             x: Tensor = args[0] if args else kwargs["x"]
-            return _project(reader, "weight", x, reader.get_parameter("bias"))
+            return project(reader, "weight", x, reader.get_parameter("bias"))
         total = _rows(args, kwargs)
         results = []
         for position in range(count):
@@ -301,48 +300,3 @@ def _join(results: list[Any]) -> Any:
     if isinstance(first, tuple):
         return tuple(_join(list(parts)) for parts in zip(*results, strict=True))
     raise PackingError(f"a module with packed weights returned {type(first).__name__}, which cannot be put together")
-
-
-def _self_attention(
-    mha: nn.MultiheadAttention,
-    turn: Turn,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> Tensor | None:
-    """`mha(x, x, x)` (N, L, D) with the slices' own projections and one attention for all; None where it can't be."""
-    plain = query is key is value and query.ndim == 3 and key_padding_mask is None and not need_weights
-    usual = mha._qkv_same_embed_dim and mha.bias_k is None and not mha.add_zero_attn and mha.batch_first
-    if not (plain and usual) or (is_causal and attn_mask is None):
-        return None
-    turn.check(query)
-    n, length, width = query.shape
-    heads = mha.num_heads
-    qkv = _project(mha, "in_proj_weight", query, mha.in_proj_bias)
-    q, k, v = qkv.view(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:  # True keeps out there, and in here
-            attn_mask = torch.zeros(attn_mask.shape, dtype=q.dtype, device=q.device).masked_fill(attn_mask, -torch.inf)
-        attn_mask = attn_mask.to(q.dtype)
-        if attn_mask.ndim == 3:
-            attn_mask = attn_mask.view(n, heads, length, length)
-    dropout = mha.dropout if mha.training else 0.0
-    y = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
-    y = y.transpose(1, 2).reshape(n, length, width)
-    return _project(mha.out_proj, "weight", y, mha.out_proj.bias)
-
-
-def _project(owner: nn.Module, attr: str, x: Tensor, bias: Tensor | None) -> Tensor:
-    """x by `owner.attr` and whatever adapter is on it, in the form that meets the input."""
-    if not parametrize.is_parametrized(owner, attr):
-        return linear(x, getattr(owner, attr), bias)
-    held: Any = owner.parametrizations
-    packed: PackedWeight = held[attr][0]
-    stored = held[attr].original
-    y: Tensor = packed.adapter.apply_to(x, stored.t() if packed.transposed else stored, bias)
-    return y

@@ -2,8 +2,9 @@
 
 Two ways, both undone without a trace: an `nn.Linear` changes class to `AdaptedLinear`, whose forward lets the adapter
 choose its contraction; any other 2-D parameter (the packed `in_proj_weight` of attention, a `Linear` that its parent
-reads without calling it, transformers' `Conv1D`) is parametrised, so whoever reads it sees W0 + delta. Parts of one
-weight share its place (`randlora.parts`).
+reads without calling it, transformers' `Conv1D`) is parametrised, so whoever reads it sees W0 + delta; the usual
+attention meets its adapters all the same (`randlora.attention`). Parts of one weight share its place
+(`randlora.parts`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from randlora.adapter import Adapter, Shape
+from randlora.attention import mount_attention, unmount_attention
 from randlora.parts import PartAdapters, Rows
 from randlora.quantised import dequantised, has_beside, is_quantised, put_beside, take_away
 
@@ -202,6 +204,7 @@ class Site:
         packed.train(self.owner.training)
         parametrize.register_parametrization(self.owner, self.attr, packed, unsafe=True)
         packed.mount(self.owner, order)
+        mount_attention(reader_of(self))
 
     def remove(self) -> None:
         """Undo `install`: the same parameter object under the same name, in the same order, in the same class."""
@@ -220,6 +223,7 @@ class Site:
         packed: PackedWeight = self._parametrizations()[self.attr][0]
         parametrize.remove_parametrizations(self.owner, self.attr, leave_parametrized=False)
         packed.unmount(self.owner)
+        unmount_attention(reader_of(self))
 
 
 def reader_of(site: Site) -> nn.Module:

@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 
 from randlora.errors import AdapterError
 
-Apply = Callable[[int, Tensor], Tensor]
-"""What is done to the slice at a position among the active ones."""
+Apply = Callable[..., Tensor]
+"""What is done to the slices of some tensors, given their position among the active ones."""
 
 
 class PackingError(AdapterError):
@@ -139,38 +139,35 @@ class Turn:
                 "not known whose they are"
             )
 
-    def each(self, x: Tensor, apply: Apply, *, cut: bool = False) -> Tensor:
-        """`apply` to every slice of x (K b, ...) in its member's turn, and the results put together.
+    def each(self, apply: Apply, *xs: Tensor, cut: bool = False) -> Tensor:
+        """`apply` to every slice of all x (K b, ...) in its member's turn, and the results put together.
 
         Args:
             cut: the slices are as long as they would be alone, in every dimension that runs over the tokens.
         """
-        if not (cut and self.uneven):
-            parts = []
-            for position, part in enumerate(self.slices(x)):
-                with self.only(position):
-                    parts.append(apply(position, part))
-            return torch.cat(parts)
-        assert self.widths is not None
-        self.check(x)
-        count, rows = len(self.active), self.rows or x.shape[0] // len(self.active)
-        flat = x.shape[0] == count * rows * self.width and self.width > 1
-        if flat:  # tokens one after another
-            x = x.reshape(count * rows, self.width, *x.shape[1:])
-        dims = self.token_dims(x)
+        cut = cut and self.uneven
+        flat = cut and self._flat(xs[0])
+        if flat:
+            xs = tuple(x.reshape(-1, self.width, *x.shape[1:]) for x in xs)
+        dims = self.token_dims(xs[0]) if cut else ()
         found = []
-        for position, (part, width) in enumerate(zip(x.chunk(count), self.widths, strict=True)):
-            own = narrowed(part, dims, width)
-            shape = own.shape
-            if flat:
-                own = own.flatten(0, 1)
+        for position, parts in enumerate(zip(*map(self.slices, xs), strict=True)):
             with self.only(position):
-                y = apply(position, own.contiguous())
-            if flat:
-                y = y.view(*shape[:2], *y.shape[1:])
-            found.append(widened(y, dims, self.width))
+                if not cut:
+                    found.append(apply(position, *parts))
+                    continue
+                assert self.widths is not None
+                own = [narrowed(part, dims, self.widths[0]).contiguous() for part in parts]
+                shape = own[0].shape
+                y = apply(position, *(part.flatten(0, 1) for part in own) if flat else own)
+                found.append(widened(y.view(*shape[:2], *y.shape[1:]) if flat else y, dims, self.width))
         y = torch.cat(found)
         return y.flatten(0, 1) if flat else y
+
+    def _flat(self, x: Tensor) -> bool:
+        """Whether the rows of x are tokens, of one text after another."""
+        self.check(x)
+        return self.rows is not None and self.width > 1 and x.shape[0] == len(self.active) * self.rows * self.width
 
     def token_dims(self, x: Tensor) -> tuple[int, ...]:
         """Which dimensions of x run over tokens: of (b, T, D) one, of (b, H, T, T) two, of (b, D) none."""

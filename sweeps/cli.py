@@ -118,7 +118,8 @@ def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json =
     _, planned = load(spec, overrides, scale)
     if as_json:
         packing = packing_of(planned)
-        show.print_json({"cells": planned.table().to_pylist(), "trials": planned.n_trials, "packing": packing})
+        counted = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
+        show.print_json({"cells": planned.table().to_pylist(), **counted, "packing": packing})
     else:
         show.print_plan(planned)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from analysis.remote import Location
 from sweeps.callbacks import Progress, make_progress
 from sweeps.cluster import Pool, host_facts
+from sweeps.devices import check_devices, in_seconds, machines
 from sweeps.interfaces import Plan, Row
 from sweeps.journal import Journal
 from sweeps.ledger import Ledger, pruned
@@ -109,7 +110,8 @@ def run(
         estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
 
     Raises:
-        SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process.
+        SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process, an
+            allowance in seconds would be spent on several kinds of devices; nothing was written then.
         EngineError: no lane can be kept up.
         OSError: the journal can't be written.
     """
@@ -120,15 +122,20 @@ def run(
     check_identity(folder, spec.identity())
     if location is not None:
         check_there(location, spec.identity())
+    timed = in_seconds(spec.search) is not None
+    if timed and not (folder / "journal.jsonl").exists():
+        check_devices(spec, (), machines(address))
     with FolderLock(folder):
         if location is not None:
             restore(folder, location)
-        write_identity(folder, spec.identity())
         sealer = Sealer(folder, None if location is None else EVERY_S)
         with Journal(folder / "journal.jsonl") as journal:
             state = SweepState(plan.feasible, spec)
             earlier: dict[str, int] = {}
             unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
+            if timed and (journal.events or sealer.rows) and any(not cell.finished for cell in state.cells.values()):
+                check_devices(spec, [r for cell in state.cells.values() for r in cell.rows.values()], machines(address))
+            write_identity(folder, spec.identity())
             sealer.write_cells(cell.row() for cell in plan.cells)
             skipped = sum(cell.counted() for cell in state.cells.values())
             display = make_progress(progress)

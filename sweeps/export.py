@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ def export_trial(folder: Path, trial: str, to: Path, form: str = "adapter") -> P
 def write_spec(spec: SweepSpec) -> Path:
     """Keep the whole sweep file beside its results, as `sweep.json`: what `sweeps run` takes to do it again."""
     path = spec.folder / "sweep.json"
-    text = spec.model_dump_json(indent=2, exclude_none=True)
+    tree = spec.model_dump(mode="json", exclude_none=True)
+    if spec.search.allowance is not None:
+        del tree["search"]["trials"]  # a file has one of the two
+    text = json.dumps(tree, indent=2)
     draft = path.with_suffix(".tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)

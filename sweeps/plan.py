@@ -48,6 +48,8 @@ class Cell:
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
+        allowance_samples, allowance_seconds: the allowance where it is in these; `tune_trials` is then what the samples
+            amount to, or the fewest trials that the seconds hold.
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
         base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
@@ -82,6 +84,8 @@ class Cell:
     dimensions: tuple[Dimension, ...] = field(default=(), kw_only=True)
     published: Extra = field(default=(), kw_only=True)
     epoch_samples: int | None = field(default=None, kw_only=True)
+    allowance_samples: int | None = field(default=None, kw_only=True)
+    allowance_seconds: float | None = field(default=None, kw_only=True)
     epochs: int | None = field(default=None, kw_only=True)
     skip_bad: bool = field(default=False, kw_only=True)
     evaluate: EvaluateSettings = field(default=EvaluateSettings(), kw_only=True)
@@ -175,7 +179,7 @@ class Plan:
 
     @property
     def n_trials(self) -> int:
-        """Trials of a complete run: the allowance and the CONFIRM seeds of every feasible cell."""
+        """Trials of a complete run: the allowance (of seconds: the fewest) and the CONFIRM seeds of feasible cells."""
         return sum(cell.tune_trials + cell.confirm_seeds for cell in self.feasible)
 
     def table(self) -> pa.Table:

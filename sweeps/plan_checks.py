@@ -74,10 +74,14 @@ def _corners(cell: Cell) -> list[Extra]:
 
 
 def counted(cell: Cell, spec: SweepSpec) -> Cell:
-    """The cell with the trials that its allowance of samples amounts to, none of them pruned."""
+    """The cell with the trials that its allowance is: of samples, all of them unpruned; of seconds, the fewest."""
     allowance = spec.search.allowance
     if allowance is None or not cell.feasible or not cell.tune_trials:
         return cell
+    least = spec.search.reruns + max(1, len(spec.search.warm_start) + 1, spec.search.rerun_rates)
+    if allowance.samples is None:
+        fewest = spec.search.reruns + len(spec.search.warm_start) + 1
+        return replace(cell, tune_trials=fewest, allowance_seconds=allowance.seconds)
     from sweeps.inputs import split_sizes
 
     n, _, _ = split_sizes(cell)
@@ -86,9 +90,8 @@ def counted(cell: Cell, spec: SweepSpec) -> Cell:
     samples = n if steps > train.min_batches_per_epoch else max(n, steps * train.global_batch_size)
     longest = max((int(v) for d in cell.dimensions if d.name == "epochs" for v in d.ends), default=train.epochs)
     trials = allowance.samples // (samples * longest)
-    least = spec.search.reruns + max(1, len(spec.search.warm_start) + 1, spec.search.rerun_rates)
     if trials < least:
         rule = f"is {trials} trial(s) of {samples * longest} samples for {cell.label}, and {least} are needed"
         nearest_choice = f"samples = {least * samples * longest}"
         raise SpecError([Problem("search.allowance.samples", allowance.samples, rule, nearest_choice)])
-    return replace(cell, tune_trials=trials, epoch_samples=samples)
+    return replace(cell, tune_trials=trials, epoch_samples=samples, allowance_samples=allowance.samples)

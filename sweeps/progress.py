@@ -21,12 +21,13 @@ def progress_of(folder: Path) -> dict[str, Any]:
 
     JSON-able. `per_minute` and `seconds_left` are of the run in progress or the last one, null before its first trial;
     `cost` is null where the run was not estimated with a price; `estimate` has the wall time estimated at the last
-    launch and, once that is over, the actual one.
+    launch and, once that is over, the actual one. Of an allowance in seconds `trials` are those known so far.
     """
     store = open_store(folder)
     running = holder(folder) is not None
     events = store.events()
     asked = {e["trial_id"] for e in events if e["ev"] == "ask"}
+    begun = Counter(e["cell_id"] for e in events if e["ev"] == "ask" and e["stage"] == "TUNE")
     cells = [c for c in store.table("cells").to_pylist() if c["feasible"]]
     rows = store.table("trials").to_pylist()
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
@@ -42,7 +43,7 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "sweep": cells[0]["sweep"] if cells else folder.name,
         "folder": str(folder),
         "running": running,
-        "trials": sum(c["tune_trials"] + c["confirm_seeds"] for c in cells),
+        "trials": sum(_tuning(c, begun[c["cell_id"]]) + c["confirm_seeds"] for c in cells),
         "finished": states["finished"] + states["pruned"],
         "failed": states["failed"],
         "unfinished": len(asked - set(trials)),
@@ -57,6 +58,11 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "failures": _failures(trials, events),
         "methods": [_method(name, cells, done, trials) for name in dict.fromkeys(c["method"] for c in cells)],
     }
+
+
+def _tuning(cell: Mapping[str, Any], begun: int) -> int:
+    """TUNE trials of a cell as far as is known: `tune_trials` are the fewest where the allowance is in seconds."""
+    return int(cell["tune_trials"] if cell["allowance_seconds"] is None else max(cell["tune_trials"], begun))
 
 
 def _phases(

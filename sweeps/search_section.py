@@ -70,16 +70,24 @@ def read_space(value: object) -> object:
 
 
 class Allowance(Section):
-    """`search.allowance`: tuning effort in training samples a cell, instead of `trials`."""
+    """`search.allowance`: tuning effort of a cell in training samples or seconds of training, instead of `trials`."""
 
-    samples: int = Field(ge=1)
+    samples: Annotated[int | None, Field(ge=1)] = None
+    seconds: Annotated[float | None, Field(gt=0)] = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.samples is None) == (self.seconds is None):
+            raise ValueError("give either samples or seconds")
+        return self
 
 
 class SearchSection(Section):
     """`[search]`: stage TUNE. The allowance is `trials` per cell, the re-runs on further seeds included.
 
     `allowance = { samples = N }` gives every cell N training samples instead: pruned trials count with what they
-    trained, so that pruning buys more points.
+    trained, so that pruning buys more points. `allowance = { seconds = S }` does the same in seconds of training, on
+    one kind of device (`sweeps.seconds`).
     """
 
     trials: int = Field(default=12, ge=1)
@@ -114,6 +122,11 @@ class SearchSection(Section):
     def rates(self) -> int:
         """Distinct points tried per cell where the allowance is in trials: what the re-runs leave of it."""
         return self.trials - self.reruns
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The allowance of a cell: `trials`, `samples` or `seconds`, with how many."""
+        return {"trials": self.trials} if self.allowance is None else self.allowance.model_dump(exclude_none=True)
 
     @model_validator(mode="after")
     def _room(self) -> Self:

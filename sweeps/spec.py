@@ -23,6 +23,7 @@ from sweeps.resource_section import LimitsSection, ResourceSection
 from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
+from sweeps.seconds import seconds_problems
 from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
@@ -253,7 +254,7 @@ class SweepSpec(_Section):
             problems = [_problem(dict(e)) for e in error.errors(include_url=False) if not _echo(dict(e))]
         problems += method_problems(tree, spec)
         if spec is not None:
-            problems += priority_problems(spec)
+            problems += [*priority_problems(spec), *seconds_problems(spec)]
         if problems or spec is None:
             raise SpecError(problems)
         return spec

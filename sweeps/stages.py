@@ -154,7 +154,7 @@ class CellState:
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
-        tune = len(self._points()) + self.spec.search.reruns if self._tunes else 0
+        tune = self.effort.in_all(self._first_seeds(), self.rows) + self.spec.search.reruns if self._tunes else 0
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
@@ -204,9 +204,12 @@ class CellState:
         """The points that the allowance holds, by slot number, and those past an edge; None where not asked yet."""
         if not self._tunes:
             return {}
+        return self.effort.points(self._first_seeds(), self.rows)
+
+    def _first_seeds(self) -> dict[int, Slot]:
+        """The points asked, by slot number; re-runs have other seeds."""
         first = self.seeds(TUNE_SEED)
-        asked = {s.slot: s for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first}
-        return self.effort.points(asked, self.rows)
+        return {s.slot: s for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first}
 
     def _next_tune(self) -> Slot | None:
         points = self._points()

@@ -233,7 +233,8 @@ class FakeCell:
 
 @dataclass(frozen=True)
 class FakeSamples:
-    samples: int
+    samples: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,16 @@ import torch
 import transformers
 
 
-def save_dinov2(folder: Path) -> Path:
+def save_dinov2(folder: Path, dropout: float = 0.0) -> Path:
     """A DINOv2 of 2 layers, 32 wide, patches of 8 pixels, made for images of 32 pixels."""
     config = transformers.Dinov2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from trainables.errors import TrialError
 from trainables.evaluate import FeatureClassifier
+from trainables.first_token import first_token_only
 from trainables.runtime import Autocast
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -34,7 +35,7 @@ def encode_texts(model: nn.Module, tokens: Tensor, autocast: Autocast, *, at_onc
 def encode_images(model: nn.Module, images: Tensor, autocast: Autocast) -> Tensor:
     """Unit-length image features (B, D), float32."""
     encode: Callable[[Tensor], Tensor] = model.encode_image  # type: ignore[assignment]
-    with autocast():
+    with autocast(), first_token_only(model.get_submodule("visual")):
         features = encode(images)
     return normalize(features.float(), dim=-1)
 

@@ -62,7 +62,7 @@ def run_pack(
         `samples_per_second` hence the samples of all of them a second.
 
     Raises:
-        NotPackableError: before anything was trained; the trials may run one by one.
+        NotPackableError: before an epoch was reported; the trials may run one by one.
         TrainablesError: bad data.
     """
     started = time.perf_counter()
@@ -106,6 +106,11 @@ def run_pack(
                 )
             drawing = _drawing(loaded.module, tasks, first.train.gradient_checkpointing)
             _check_output_layer(members[0])
+            dropping = drawing or any(adapter.dropout > 0.0 for adapter in members[0].adapters.values())
+            if first.adapt == "both" and dropping:
+                raise NotPackableError(
+                    "the text tower reads other numbers of classes in every trial, and dropout sees it"
+                )
             pack = Pack(members)
             stack.callback(pack.remove)
             trainers = [

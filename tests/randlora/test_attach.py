@@ -336,29 +336,6 @@ def test_dropout(config: AdapterConfig) -> None:
                 torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
 
 
-def test_the_packed_weight_is_made_once_a_forward() -> None:
-    model = block()
-    adapted = attach(model, RandLoraConfig(4), ["attn.in_proj_weight"])
-    calls = 0
-    adapter = adapted.adapters["attn.in_proj_weight"]
-    original = adapter.weight
-
-    def counting(base: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return original(base)
-
-    adapter.weight = counting  # type: ignore[method-assign]
-    for _ in range(2):
-        model(batch()).sum().backward()
-    assert calls == 2
-    with pytest.raises(RuntimeError):
-        model(batch(width=12))
-    with torch.no_grad():
-        adapter.lambdas.add_(0.1)  # type: ignore[operator, union-attr]
-    assert not torch.equal(model(batch()), block()(batch()))
-
-
 def test_encoder_layer_fast_path_sees_the_adapter() -> None:
     """torch's inference fast path reads the weights of linear1 and linear2 without calling them."""
     layer = nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True).eval()

@@ -124,8 +124,9 @@ def test_the_embedded_model_over_an_epoch(tmp_path: Path) -> None:
         check_weights(tmp_path, k, tmp_path / f"alone{k}", atol=1e-4)
 
 
-def test_an_image_encoder_with_a_head_of_its_own_for_every_trial(colours: Path, tmp_path: Path) -> None:
-    model = f"local:{save_dinov2(tmp_path / 'dinov2')}"
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_image_encoder_with_a_head_of_its_own_for_every_trial(colours: Path, tmp_path: Path, dropout: float) -> None:
+    model = f"local:{save_dinov2(tmp_path / 'dinov2', dropout)}"
     shared = {
         "stage": "CONFIRM", "cell_id": "cell", "model": model, "adapt": "all", "method": "randlora",
         "targets": tuple(default_targets(model)), "dataset": f"parquet:{colours}", "train_size": 1.0,
@@ -173,8 +174,9 @@ def test_a_stopped_trial_leaves_the_others(make_trial: MakeTrial, tmp_path: Path
         again.send({0, 1, 2})
 
 
-def test_an_abandoned_pack_goes_on_where_it_was(make_trial: MakeTrial, tmp_path: Path) -> None:
-    trials = [make_trial("randlora", **given) for given in SETS["seeds"]]
+@pytest.mark.parametrize("method", ["randlora", "adalora"])
+def test_an_abandoned_pack_goes_on_where_it_was(make_trial: MakeTrial, tmp_path: Path, method: str) -> None:
+    trials = [make_trial(method, **given) for given in SETS["seeds"]]
     configs, places = [t.model_dump() for t in trials], folders(tmp_path, 3)
     pack = run_pack(configs, warm={}, directories=places, keep=[False] * 3)
     first = next(pack)
@@ -202,11 +204,15 @@ def test_a_trial_of_a_pack_goes_on_alone(make_trial: MakeTrial, tmp_path: Path) 
 
 
 def test_what_is_not_packed_says_why(make_trial: MakeTrial, tmp_path: Path) -> None:
+    dropping = make_trial(adapt="both", targets=("mlp.c_fc",), options=(("dropout", 0.1),))
+    fit = tuple(c for c in dropping.capacities if "c_fc" in c[0])
+    dropping = dropping.model_copy(update={"capacities": fit})
     cases: list[tuple[list[TrialConfig], str]] = [
         ([make_trial("lora"), make_trial("dora")], "not in method"),
         ([make_trial(), make_trial(train={"epochs": 2})], "not in train"),
         ([make_trial("full")] * 2, "method 'full' adds no adapter"),
         ([make_trial("zero-shot")] * 2, "method 'zero-shot' adds no adapter"),
+        ([dropping] * 2, "other numbers of classes in every trial"),
         ([make_trial("autolora")] * 2, "AutoLoRA cannot be packed: it holds some rows of each batch out"),
     ]
     for trials, message in cases:
