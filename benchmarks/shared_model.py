@@ -3,6 +3,7 @@
     python benchmarks/shared_model.py            # a CLIP ViT-B/32 and a Llama in bfloat16, 1, 2 and 4 workers, 3 rounds
     python benchmarks/shared_model.py --quick    # smaller ones, 1 and 2 workers, 1 round
     python benchmarks/shared_model.py --model local:DIR --json FILE
+    python benchmarks/shared_model.py --offsets  # instead: products whose bits change with where weights lie in memory
 
 Weights are random: neither time nor memory depends on them. In every round the workers of each side (no cache,
 an empty cache, a cache that has the model) start together, in shuffled order of sides, load the model and run it once.
@@ -163,6 +164,30 @@ def steps(model: str, cache: str, rounds: int) -> list[float]:
     return found[1:]
 
 
+def offsets() -> str:
+    """How many products of a layer, of shapes and offsets as models have, differ from those of aligned weights."""
+    torch.set_num_threads(1)
+    draw, different, products = torch.Generator().manual_seed(0), 0, 0
+    for rows, width, out in (
+        (1, 576, 576),
+        (7, 384, 1536),
+        (50, 384, 384),
+        (128, 768, 3072),
+        (17, 100, 33),
+        (1, 64, 10),
+    ):
+        inputs, weight = torch.randn(rows, width, generator=draw), torch.randn(out, width, generator=draw)
+        room = torch.empty(weight.numel() + 32)
+        found = []
+        for offset in (0, 4, 8, 16, 32, 40):
+            start = (offset - room.data_ptr()) % 64 // 4
+            moved = room[start : start + weight.numel()].view(out, width).copy_(weight)
+            found.append(inputs @ moved.T)
+        different += sum(not torch.equal(found[0], other) for other in found[1:])
+        products += len(found) - 1
+    return f"{different} of {products} products differ in some bit from that of weights at a multiple of 64 bytes"
+
+
 def measure(model: str, counts: list[int], rounds: int) -> dict[str, Any]:
     """All of one model; memory in units of its weights."""
     size = sum(t.nbytes for t in named_tensors(load_model(model, weights=False).module).values())
@@ -212,10 +237,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--offsets", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         worker(given.worker)
+        return
+    if given.offsets:
+        print(offsets())
         return
     counts = given.workers or ([1, 2] if given.quick else [1, 2, 4])
     rounds = given.rounds or (1 if given.quick else 3)
