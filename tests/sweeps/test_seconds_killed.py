@@ -17,14 +17,17 @@ from tests.sweeps.test_failures import KILLED_AFTER, driver
 
 IN_SECONDS = (
     DRIVER.replace("FakeResources, ", "FakeResources, FakeSamples, FakeSearch, ")
-    .replace("resources=", "search=FakeSearch(sampler='qmc', allowance=FakeSamples(seconds=8.0)), resources=")
+    .replace(
+        "delay=delay)",
+        "delay=delay, seconds=20.0), search=FakeSearch(sampler='qmc', allowance=FakeSamples(seconds=320))",
+    )
     .replace("plan = ", KILLED_AFTER + "\nplan = ")
 )
 
 
 def plan_of(folder: Path, log: Path) -> FakePlan:
-    search = FakeSearch(sampler="qmc", allowance=FakeSamples(seconds=8.0))
-    return fake_plan(folder, logged(log), search=search, resources=FakeResources(concurrent=2))
+    search = FakeSearch(sampler="qmc", allowance=FakeSamples(seconds=320))
+    return fake_plan(folder, logged(log, seconds=20.0), search=search, resources=FakeResources(concurrent=2))
 
 
 @pytest.mark.slow
@@ -41,7 +44,7 @@ def test_kills_neither_add_trials_nor_take_any(tmp_path: Path, pool: Pool) -> No
     assert summary.skipped > 0
     assert summary.complete
     go(plan_of(tmp_path / "whole", tmp_path / "log2"), pool)
-    # each fake trial says that it trained 1.5 s: five points and a re-run of every cell
+    # each fake trial says that it trained 60 s: five points and a re-run of every cell
     assert Counter(e["stage"] for e in events(folder, "ask")) == {"TUNE": 4 * 6, "CONFIRM": 4 * 2}
     assert_same_tables(folder, tmp_path / "whole")
     for kind in ("ask", "finish"):
