@@ -9,10 +9,10 @@
 Slices of texts are padded behind to one length, which `together` is told of. A frozen model with dropout runs inside
 `pack.drawing(...)`, and every slice gets the masks of a separate run.
 
-The frozen products are computed once for all rows. LoRA, DoRA, VeRA and RandLoRA have stacked products for the rest
-(`randlora.stacked`); any other method, and a layer for which the matrix form is cheaper, takes its slices one by one.
-No row meets another one's slice, so a member that diverges leaves the others alone. PLoRA (arXiv 2508.02932) packs
-LoRA; the same holds for any adapter.
+The frozen products are computed once for all rows. LoRA and what has its form, DoRA, VeRA and RandLoRA have stacked
+products for the rest (`randlora.stacked`); any other method, and a layer for which the matrix form is cheaper, takes
+its slices one by one. No row meets another one's slice, so a member that diverges leaves the others alone. PLoRA (arXiv
+2508.02932) packs LoRA; the same holds for any adapter.
 """
 
 from __future__ import annotations

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from randlora.ablations import RandLoraA
+from randlora.adalora import AdaLora
 from randlora.adapter import Adapter
 from randlora.contract import compute_dtype, prefers_matrix
+from randlora.factored import Factored
 from randlora.lora import Dora, Lora
 from randlora.plans import choose_plan
 from randlora.rand import RandLora
+from randlora.spectral import LoraXs, Pissa
 from randlora.vera import Vera
 
 Drop = Callable[[Tensor], Tensor]
@@ -52,36 +56,59 @@ def _scales(values: Sequence[float], like: Tensor) -> float | Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
+Factors = Sequence[tuple[Tensor, Tensor]]
+"""(a, b) of every member, (in x r) and (out x r)."""
+
+
 def _low_rank(
-    members: Sequence[Lora | Dora], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
-) -> Tensor | None:
+    factors: Factors, scales: Sequence[float], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor:
     """linear(x, base, bias) + scale_k (dropped a_k) b_k^T as (K, n, out)."""
-    if any(m.merges(part, base) for m, part in zip(members, x.chunk(len(members)), strict=True)):
-        return None
-    dtype = compute_dtype(x)
+    dtype, count = compute_dtype(x), len(factors)
     y = linear(x, base, bias)
-    a_KIR = torch.stack([m.a for m in members]).to(dtype)
-    b_KRO = torch.stack([m.b.t() for m in members]).to(dtype)
-    scale = _scales([m.scale for m in members], b_KRO)
-    h_KNR = _slices(drop(x), len(members)).to(dtype) @ a_KIR
-    return _slices(y, len(members)).baddbmm(h_KNR, b_KRO * scale)
+    a_KIR = torch.stack([a for a, _ in factors]).to(dtype)
+    b_KRO = torch.stack([b.t() for _, b in factors]).to(dtype)
+    h_KNR = _slices(drop(x), count).to(dtype) @ a_KIR
+    return _slices(y, count).baddbmm(h_KNR, b_KRO * _scales(scales, b_KRO))
+
+
+def _merged(members: Sequence[Lora | Dora], x: Tensor, base: Tensor) -> bool:
+    return any(m.merges(part, base) for m, part in zip(members, x.chunk(len(members)), strict=True))
 
 
 def lora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """(x A_k) B_k^T batched over k."""
-    y = _low_rank(cast(Sequence[Lora], members), x, base, bias, drop)
-    return None if y is None else y.view(*x.shape[:-1], -1)
+    loras = cast(Sequence[Lora], members)
+    if _merged(loras, x, base):
+        return None
+    y = _low_rank([(m.a, m.b) for m in loras], [m.scale for m in loras], x, base, bias, drop)
+    return y.view(*x.shape[:-1], -1)
 
 
 def dora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """As LoRA, times the factor of every output row."""
     doras = cast(Sequence[Dora], members)
-    y = _low_rank(doras, x, base, None, drop)
-    if y is None:
+    if _merged(doras, x, base):
         return None
+    y = _low_rank([(m.a, m.b) for m in doras], [m.scale for m in doras], x, base, None, drop)
     factor = torch.stack([m.magnitude / m.norms(base) for m in doras]).to(y.dtype).unsqueeze(1)
     y = (y * factor).view(*x.shape[:-1], -1)
     return y if bias is None else y + bias.to(y.dtype)
+
+
+def factored_stacked(
+    members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor | None:
+    """As LoRA, of factors that each member makes from its trainables."""
+    layers = cast(Sequence[Factored], members)
+    factors = [m.factors() for m in layers]
+    a_IR = factors[0][0]
+    rows = x.numel() // x.shape[-1] // len(layers)
+    one_dtype = base.dtype == a_IR.dtype == compute_dtype(x)
+    if one_dtype and not any(m.dropping for m in layers) and prefers_matrix(rows, layers[0].shape, a_IR.shape[1]):
+        return None
+    y = _low_rank(factors, [m.scale for m in layers], x, base, bias, drop)
+    return y.view(*x.shape[:-1], -1)
 
 
 def vera_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
@@ -133,5 +160,9 @@ STACKED: dict[type[Adapter], Stacked] = {
     Dora: dora_stacked,
     Vera: vera_stacked,
     RandLora: randlora_stacked,
+    AdaLora: factored_stacked,
+    Pissa: factored_stacked,
+    LoraXs: factored_stacked,
+    RandLoraA: factored_stacked,
 }
 """By exact class: a subclass may compute something else."""

@@ -61,6 +61,7 @@ class Estimate:
         seconds: wall time, `concurrent` trials at a time, Ray's start included.
         accelerator_hours: what the trials hold: GPUs, or workers where they take none.
         memory_bytes: largest peak memory a probed trial had; on the CPU, of the whole process.
+        shared_bytes: of these, the base model's that the workers of a machine hold together; 0 on GPUs.
         table_bytes: journal and tables.
         kept_bytes: adapters that `[keep]` leaves.
         cost: `accelerator_hours` at `limits.price_per_hour`; None where that is not given.
@@ -84,6 +85,12 @@ class Estimate:
     pack: int = 1
     allowance_seconds: float | None = None
     short: tuple[str, ...] = ()
+    shared_bytes: int = 0
+
+    @property
+    def together_bytes(self) -> int:
+        """Peak memory of all trials at a time on this machine, if it comes to all of them at once; on the CPU."""
+        return self.shared_bytes + self.concurrent * max(0, self.memory_bytes - self.shared_bytes)
 
     @property
     def disk_bytes(self) -> int:
@@ -129,7 +136,8 @@ def estimate_plan(plan: Plan) -> Estimate:
     if not left:
         return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, 0.0)
     fewest = {c.cell.cell_id: c.cell.tune_trials for c in left}
-    left, methods, memory, pack = _probe(plan, left)
+    warm: dict[str, Any] = {}
+    left, methods, memory, pack = _probe(plan, left, warm)
     trials = sum(m.trials for m in methods)
     if not trials:
         return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, time.perf_counter() - started)
@@ -151,6 +159,7 @@ def estimate_plan(plan: Plan) -> Estimate:
         cost=cost,
         over=tuple(_over(limits, seconds / 3600, hours, cost)),
         pack=pack,
+        shared_bytes=_shared(warm),
         allowance_seconds=in_seconds(plan.spec.search),
         short=tuple(_short(left, methods, fewest)),
     )
@@ -196,13 +205,20 @@ def _left(plan: Plan) -> list[_Left]:
     return found
 
 
-def _probe(plan: Plan, left: Sequence[_Left]) -> tuple[Sequence[_Left], tuple[MethodEstimate, ...], int, int]:
+def _shared(warm: dict[str, Any]) -> int:
+    from trainables.shared import shared_bytes
+
+    return sum(shared_bytes(loaded.module) for loaded in warm.get("models", {}).values())
+
+
+def _probe(
+    plan: Plan, left: Sequence[_Left], warm: dict[str, Any]
+) -> tuple[Sequence[_Left], tuple[MethodEstimate, ...], int, int]:
     """What is left by the times that it takes, what of each method, the largest peak memory, trials of a pack."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
-    warm: dict[str, Any] = {}
     largest = {
         method: max((c.cell for c in left if c.cell.method == method), key=lambda cell: cell.count or 0)
         for method in dict.fromkeys(c.cell.method for c in left)

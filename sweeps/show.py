@@ -184,9 +184,17 @@ def print_estimate(estimate: Estimate) -> None:
     out.print(
         f"{estimate.accelerator_hours:.3g} accelerator-hours; disk about {estimate.disk_bytes / 2**20:.0f} MiB, "
         f"{estimate.kept_bytes / 2**20:.0f} MiB of them kept weights; "
-        f"peak memory of a trial about {estimate.memory_bytes / 2**20:.0f} MiB",
+        f"peak memory of a trial about {estimate.memory_bytes / 2**20:.0f} MiB" + _together(estimate),
         highlight=False,
     )
+
+
+def _together(estimate: Estimate) -> str:
+    """What workers on the CPU share, in words."""
+    if not estimate.shared_bytes:
+        return ""
+    shared, together = (n / 2**20 for n in (estimate.shared_bytes, estimate.together_bytes))
+    return f", {shared:.0f} MiB of them one base model for all workers; {together:.0f} MiB for {estimate.concurrent}"
 
 
 def print_estimate_line(estimate: Estimate) -> None:

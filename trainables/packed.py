@@ -62,7 +62,7 @@ def run_pack(
         `samples_per_second` hence the samples of all of them a second.
 
     Raises:
-        NotPackableError: before anything was trained; the trials may run one by one.
+        NotPackableError: before an epoch was reported; the trials may run one by one.
         TrainablesError: bad data.
     """
     started = time.perf_counter()

@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,7 +30,7 @@ from trainables.data.cache import cache_folder, in_turn, make_room, mark_used
 from trainables.families import ModelError, ModelId, parse_id
 from trainables.mapped import DamagedError, can_be_mapped, mapped_bytes, read, trim, write
 from trainables.models import LoadedModel, load_model
-from trainables.shapes import UNREADABLE, hf_config
+from trainables.shapes import UNREADABLE
 from trainables.skeleton import fill, fits, is_empty_form, named_tensors
 
 PREFIX = "base-"
@@ -147,9 +146,6 @@ def _keep(folder: Path, loaded: LoadedModel) -> None:
         if not make_room(folder.parent, sum(t.nbytes for t in plain.values()), keep=folder):
             _say(f"{folder.parent} has no room for {size / 2**20:.0f} MiB")
             return
-        for other in folder.parent.glob(f"{_model_part(folder.name)}*"):
-            if other != folder:  # what the model was before it changed
-                shutil.rmtree(other, ignore_errors=True)
         empty = len(plain) == len(tensors) and _can_be_empty(loaded)
         handle, name = tempfile.mkstemp(suffix=".part", dir=folder)
         os.close(handle)
@@ -188,23 +184,20 @@ def _can_be_empty(loaded: LoadedModel) -> bool:
 
 
 def _name(model_id: str) -> str | None:
-    """The folder's name: the model and the libraries, then its files; None where these can't be told."""
+    """The folder's name, by the model, the libraries and its files; None where these can't be told."""
     parsed = parse_id(model_id)
     try:
-        files = _files(parsed, model_id)
+        files = _files(parsed)
     except (*UNREADABLE, ModelError):
         return None  # loading says what is wrong
     if not files:
         return None
     source = [model_id if parsed.folder is None else str(parsed.folder.resolve()), parsed.gguf, _FORMAT]
-    return f"{PREFIX}{_digest([source, _versions()])}-{_digest(files)}"
+    parts = json.dumps([*source, _versions(), files], sort_keys=True)
+    return PREFIX + hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
-def _model_part(name: str) -> str:
-    return name.rpartition("-")[0] + "-"
-
-
-def _files(parsed: ModelId, model_id: str) -> list[Any]:
+def _files(parsed: ModelId) -> list[Any]:
     """What decides a model's weights: its local files' times and sizes, or the revision on the hub."""
     if parsed.folder is not None:
         wanted = [parsed.gguf, "*.json"] if parsed.gguf else ["*.safetensors", "*.json"]
@@ -216,8 +209,10 @@ def _files(parsed: ModelId, model_id: str) -> list[Any]:
             return []
         fetched = open_clip.download_pretrained(open_clip.get_pretrained_cfg(parsed.name, parsed.tag))
         return _stamps([Path(fetched)]) if fetched else []
-    commit = getattr(hf_config(parsed.name, model_id, gguf=parsed.gguf), "_commit_hash", None)
-    return [commit] if commit else []
+    from huggingface_hub import hf_hub_download
+
+    found = Path(hf_hub_download(parsed.name, parsed.gguf or "config.json"))  # .../snapshots/REVISION/NAME
+    return [found.parent.name] if found.parent.parent.name == "snapshots" else []
 
 
 def _stamps(paths: Iterable[Path]) -> list[Any]:
@@ -234,10 +229,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _say(why: str) -> None:

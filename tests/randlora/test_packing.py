@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from randlora import (
+    AdaLoraConfig,
     Adapted,
     AdapterConfig,
     AutoLoraConfig,
     DoraConfig,
     LoraConfig,
+    LoraXsConfig,
+    PissaConfig,
+    RandLoraAConfig,
     RandLoraConfig,
     VeraConfig,
     attach,
@@ -76,10 +80,10 @@ def check_equal(model: nn.Module, members: list[Adapted], parts: list[Tensor], a
     got, got_grads = packed(model, members, parts)
     pack.remove()
     for a, b in zip(want, got, strict=True):
-        torch.testing.assert_close(b, a, rtol=0, atol=atol)
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=atol)
     for grads, others in zip(want_grads, got_grads, strict=True):
         for a, b in zip(grads, others, strict=True):
-            torch.testing.assert_close(b, a, rtol=0, atol=atol)
+            torch.testing.assert_close(b, a, rtol=1e-12, atol=atol)
 
 
 @pytest.mark.parametrize("config", PACKED, ids=config_id)
@@ -100,6 +104,7 @@ def test_members_may_have_bases_of_their_own(config: AdapterConfig) -> None:
 
 DROPPING = [
     LoraConfig(3, dropout=0.4),
+    AdaLoraConfig(3, dropout=0.4),
     DoraConfig(3, dropout=0.4),
     RandLoraConfig(5, dropout=0.4),
     VeraConfig(7, dropout=0.4),
@@ -160,7 +165,10 @@ def test_attention_that_gives_its_weights_is_split_slice_by_slice() -> None:
         members[k].disable()
 
 
-@pytest.mark.parametrize("config", [LoraConfig(2), DoraConfig(2), VeraConfig(3), RandLoraConfig(5)], ids=config_id)
+STACKED = [LoraConfig(2), DoraConfig(2), VeraConfig(3), RandLoraConfig(5), AdaLoraConfig(2), PissaConfig(2)]
+
+
+@pytest.mark.parametrize("config", [*STACKED, LoraXsConfig(3), RandLoraAConfig(2)], ids=config_id)
 def test_the_stacked_products_are_in_use(config: AdapterConfig) -> None:
     model = nn.Sequential(nn.Linear(16, 24)).to(torch.float64)
     layers = [m.adapters["0.weight"] for m in members_of(model, config, targets=["0"])]

@@ -19,6 +19,7 @@ from sweeps.plan import Plan
 from sweeps.progress import progress_of
 from sweeps.spec import SweepSpec
 from tests.analysis.synthetic import START, make_results
+from trainables.models import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +40,11 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     assert found.cost == pytest.approx(36 * found.accelerator_hours)
     assert found.kept_bytes == keep_bytes(plan) > 0
     assert found.disk_bytes == found.kept_bytes + found.table_bytes
-    assert found.memory_bytes > 2**20
+    assert found.memory_bytes > found.shared_bytes + 2**20
+    model = load_model(plan.spec.model.id).module
+    assert found.shared_bytes == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    apart = found.concurrent * found.memory_bytes
+    assert found.together_bytes == apart - (found.concurrent - 1) * found.shared_bytes
     assert [line.split(" = ")[0] for line in found.over] == ["limits.max_hours"]
     assert found.as_dict()["disk_bytes"] == found.disk_bytes
 

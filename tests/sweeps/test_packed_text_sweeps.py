@@ -10,6 +10,7 @@ import pytest
 from analysis.store import open_store
 from sweeps.cluster import Pool
 from sweeps.engine import run
+from sweeps.estimate import estimate_plan
 from sweeps.packing_words import packing_words
 from sweeps.plan import Plan
 from sweeps.spec import SweepSpec
@@ -54,6 +55,13 @@ def test_a_plan_says_what_is_packed_of_text(place: Path, tmp_path: Path) -> None
     said = packing_words(planned(place, tmp_path, 3, "bert", f"glue:{place / 'SST-2'}", train=saving))
     assert said[0].endswith("no method of this sweep")
     assert "lora, which trains a model with dropout under train.gradient_checkpointing" in said[1]
+
+
+def test_the_estimate_probes_packs_of_text(place: Path, tmp_path: Path) -> None:
+    few = {"lora": {}, "autolora": {"unmatched": True}}
+    estimate = estimate_plan(planned(place, tmp_path, 3, "bert", f"glue:{place / 'SST-2'}", methods=few))
+    assert estimate.pack == 3
+    assert all(m.seconds_per_trial > 0 for m in estimate.methods)
 
 
 @pytest.mark.slow

@@ -14,8 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.slow
-def test_one_short_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [None, "llama", "gpt2", "bert"])
+def test_one_short_round(tmp_path: Path, text: str | None) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), "--rounds", "1", "--images", "64"]
+    if text is not None:
+        command += ["--text", text, "--width", "32", "--layers", "1", "--batch", "8"]
     options = ["--sizes", "2", "--methods", "lora", "randlora", "--json", str(tmp_path / "out.json")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *options], env=env, capture_output=True, text=True, check=False)
@@ -24,3 +27,4 @@ def test_one_short_round(tmp_path: Path) -> None:
     for method in ("lora", "randlora"):
         assert 0.2 < found[method]["2"]["ratio"]["median"] < 5
         assert found[method]["2"]["alone_per_hour"]["median"] > 0
+        assert (found[method]["2"]["padded"] > 1) == (text is not None)

@@ -174,8 +174,9 @@ def test_a_stopped_trial_leaves_the_others(make_trial: MakeTrial, tmp_path: Path
         again.send({0, 1, 2})
 
 
-def test_an_abandoned_pack_goes_on_where_it_was(make_trial: MakeTrial, tmp_path: Path) -> None:
-    trials = [make_trial("randlora", **given) for given in SETS["seeds"]]
+@pytest.mark.parametrize("method", ["randlora", "adalora"])
+def test_an_abandoned_pack_goes_on_where_it_was(make_trial: MakeTrial, tmp_path: Path, method: str) -> None:
+    trials = [make_trial(method, **given) for given in SETS["seeds"]]
     configs, places = [t.model_dump() for t in trials], folders(tmp_path, 3)
     pack = run_pack(configs, warm={}, directories=places, keep=[False] * 3)
     first = next(pack)

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import randlora
+from randlora import LoraConfig
 from tests.tiny_encoders import save_dinov2
 from tests.trainables.sharing import counted_loads, files, own_cache, same_bits, size
 from tests.trainables.test_gguf import write_gguf
@@ -201,6 +203,22 @@ def test_a_write_is_noticed_and_reaches_nobody_else(cache: Path) -> None:
     assert files(cache)[0].read_bytes() == content
     assert same_bits(lane.model(name).module, other)
     assert Marks(other).holds(other)
+
+
+def test_merging_changes_this_worker_alone(cache: Path) -> None:
+    lane = Warm({}, CPU)
+    name = "embedded:tiny-clip"
+    other = Warm({}, CPU).model(name).module
+    module = lane.model(name).module
+    adapted = randlora.attach(module, LoraConfig(r=2), ["attn.in_proj_weight", "mlp.c_fc"])
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.fill_(0.1)
+    adapted.merge()
+    assert not same_bits(module, other)
+    assert same_bits(other, load_model(name).module)
+    assert not lane.check_model(name)
+    assert same_bits(lane.model(name).module, other)
 
 
 def test_a_split_copy_takes_memory_of_its_own(cache: Path) -> None:

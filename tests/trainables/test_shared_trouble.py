@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import trainables.shared
 from tests.trainables.sharing import counted_loads, files, own_cache, same_bits, size
+from tests.trainables.test_shared import in_bf16
 from tests.trainables.test_worker import run
+from tests.trainables.tiny_language import save_model
 from trainables.config import TrialConfig
-from trainables.families import ModelError, parse_id
+from trainables.families import ModelError
 from trainables.models import LoadedModel, load_model
 from trainables.shared import shared_bytes, shared_model
 
@@ -110,7 +112,7 @@ def test_a_model_that_changes_is_another_one(tmp_path: Path, cache: Path, model_
     assert torch.equal(second.visual.proj, changed["visual.proj"])
     assert same_bits(second, load_model(model).module)
     assert not same_bits(first, second)
-    assert len(files(cache)) == 1  # the old one is gone
+    assert len(files(cache)) == 2  # the old one goes when room is needed; a worker may have it mapped
 
 
 def test_a_model_that_changes_while_it_is_read_is_not_kept(
@@ -151,26 +153,41 @@ def test_errors_are_those_of_loading(tmp_path: Path, cache: Path, model_dir: Pat
     assert not files(cache)
 
 
-def test_what_names_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Config:
-        _commit_hash: str | None = "abc"
+def test_a_model_of_the_hub_is_known_by_its_revision(
+    tmp_path: Path, cache: Path, loads: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub" / "models--org--tiny"
+    (hub / "refs").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub.parent))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = []
+    for number, revision in enumerate(("a" * 40, "b" * 40)):
+        folder = in_bf16(save_model(hub / "snapshots" / revision, "llama"))
+        if number:
+            (file,) = folder.glob("*.safetensors")
+            save_file({k: 2 * v for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+        (hub / "refs" / "main").write_text(revision)
+        for expected in ([True, False], [False]):
+            loads.clear()
+            found.append(shared_model("hf:org/tiny").module)
+            assert loads == expected
+            assert same_bits(found[-1], load_model("hf:org/tiny").module)
+    assert same_bits(found[0], found[1])
+    assert not same_bits(found[1], found[2])
+    assert len(files(cache)) == 2
 
-    monkeypatch.setattr("trainables.shared.hf_config", lambda *_, **__: Config())
-    of = trainables.shared._name
-    first = of("hf:org/name")
-    assert first is not None
-    Config._commit_hash = "def"
-    assert of("hf:org/name") not in (None, first)
-    Config._commit_hash = None
-    assert of("hf:org/name") is None  # a revision that is not told can't be recognised
-    fetched = tmp_path / "weights.bin"
+
+def test_a_model_of_open_clip_is_known_by_the_file_that_was_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, fetched = trainables.shared._name, tmp_path / "weights.bin"
     fetched.write_bytes(b"1")
     monkeypatch.setattr("open_clip.download_pretrained", lambda _: str(fetched))
     tagged = of("open_clip:ViT-B-32/openai")
     fetched.write_bytes(b"12")
     assert tagged is not None
     assert of("open_clip:ViT-B-32/openai") not in (None, tagged)
+    assert of("open_clip:ViT-B-32/laion2b_s34b_b79k") != of("open_clip:ViT-B-32/openai")
     monkeypatch.setattr("open_clip.download_pretrained", full_disk)
-    assert of("open_clip:ViT-B-32/openai") is None
-    assert parse_id("open_clip:ViT-B-32").tag is None
+    assert of("open_clip:ViT-B-32/openai") is None  # loading says why
     assert of("open_clip:ViT-B-32") is None
