@@ -13,8 +13,8 @@ trial in flight has, are outside these numbers; `--sweep` has them in, but for R
 RandLoRA with 6 (TUNE) + 5 (CONFIRM) trials each on two workers, which stay warm from sweep to sweep.
 
 With `--text` models of random weights learn made-up questions or sentences of 20 to 50 words. Trials differ in their
-data seeds too, so each has its own batches, padded to the longest of the pack; `padded` is how many more tokens a pack
-computes for that than separate trials do.
+data seeds too, as seeds of CONFIRM do, so each has its own batches, padded to the longest of the pack; `padded` is how
+many more tokens a pack computes for that than separate trials do. With `--same-data` only rates differ, as in TUNE.
 """
 
 from __future__ import annotations
@@ -62,10 +62,11 @@ class Work:
     batch: int
     epochs: int
     text: bool = False
+    own_data: bool = False
 
     def trials(self, method: str, count: int) -> list[TrialConfig]:
-        """Trials of other rates, and of other data where they are texts; VeRA, which does not reach the budget, at its
-        nearest count."""
+        """Trials of other rates, and of other data if asked; VeRA, which does not reach the budget, at its nearest
+        count."""
         adapt: Any = "all" if self.text else "vision"
         targets = tuple(default_targets(self.model)) if self.text else TARGETS
         shapes = target_shapes(self.model, targets, adapt)
@@ -79,7 +80,7 @@ class Work:
             train=TrainSettings(epochs=self.epochs, global_batch_size=self.batch),
             evaluate=EvaluateSettings(validation_rows=16) if self.text else EvaluateSettings(),
         )  # fmt: skip
-        own = [{"lr": 1e-3 * (1 + k)} | ({"data_seed": 1 + k} if self.text else {}) for k in range(count)]
+        own = [{"lr": 1e-3 * (1 + k)} | ({"data_seed": 1 + k} if self.own_data else {}) for k in range(count)]
         return [shared.model_copy(update=given) for given in own]
 
     def padded(self, trials: list[TrialConfig]) -> float:
@@ -102,7 +103,7 @@ def work_of(options: argparse.Namespace, folder: Path, samples: int) -> Work:
         return Work(options.model, DATA, min(1.0, samples / POOL), options.batch, options.epochs)
     make = {"llama": make_llama, "gpt2": make_gpt2, "bert": make_bert}[options.text]
     model, data = make(folder, options.width, options.layers, samples)
-    return Work(model, data, 0.9, options.batch, options.epochs, text=True)
+    return Work(model, data, 0.9, options.batch, options.epochs, text=True, own_data=not options.same_data)
 
 
 class Sides:
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--model", default=MODEL, help="a CLIP, such as local:DIR")
     parser.add_argument("--text", choices=("llama", "gpt2", "bert"), help="a model of text instead of a CLIP")
+    parser.add_argument("--same-data", action="store_true", help="trials of text share their data seed")
     parser.add_argument("--width", type=int, default=128, help="of the model of text")
     parser.add_argument("--layers", type=int, default=4, help="of the model of text")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="trials of a pack")
