@@ -108,7 +108,8 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
     blocks = dict.fromkeys((r["sweep"], r["dataset"], r["train_size"]) for r in rows)
     for sweep, dataset, size in blocks:
         mine = [r for r in rows if (r["sweep"], r["dataset"], r["train_size"]) == (sweep, dataset, size)]
-        print_whole(_block(f"{sweep}: test accuracy on {place_text(dataset, size)}", mine), console)
+        measured = scaling.score_name(store, dataset)
+        print_whole(_block(f"{sweep}: {measured} on {place_text(dataset, size)}", measured, mine), console)
     left_out = [r for r in rows if r["note"] and r["note"].startswith("infeasible")]
     for row in left_out:
         where = place_text(row["dataset"], row["train_size"])
@@ -142,11 +143,11 @@ def print_whole(table: Table, console: Console) -> None:
         console.width = width
 
 
-def _block(title: str, rows: list[Row]) -> Table:
+def _block(title: str, measured: str, rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
-    for name in ("parameters", "rate", "accuracy %", "n", "vs LoRA [95 %]"):
+    for name in ("parameters", "rate", f"{measured.removeprefix('test ')} %", "n", "vs LoRA [95 %]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     previous = None

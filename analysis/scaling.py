@@ -122,11 +122,16 @@ def curve(store: Store) -> pa.Table:
     return store.remember("curve", lambda: _curve(store))
 
 
-def score_name(store: Store) -> str:
-    """What test scores measure, in words: 'test accuracy', or the confirmed trials' one metric; else 'test score'."""
-    query = "select distinct coalesce(metric, 'accuracy') as metric from confirmed where test_score is not null"
-    found = store.remember("metrics", lambda: store.sql(query)).column("metric").to_pylist()
-    kinds = {name.partition(" (")[0] for name in found}
+def score_name(store: Store, dataset: str | None = None) -> str:
+    """What test scores measure, in words: 'test accuracy', or the confirmed trials' one metric; else 'test score'.
+
+    Of one data set, if it is given.
+    """
+    query = (
+        "select distinct dataset, coalesce(metric, 'accuracy') as metric from confirmed where test_score is not null"
+    )
+    found = store.remember("metrics", lambda: store.sql(query)).to_pylist()
+    kinds = {r["metric"].partition(" (")[0] for r in found if dataset in (None, r["dataset"])}
     return f"test {kinds.pop()}" if len(kinds) == 1 else "test score" if kinds else "test accuracy"
 
 

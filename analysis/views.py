@@ -152,7 +152,8 @@ _ALL = (
     View(
         "parity",
         "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
-        "given and used (trials; samples or device-seconds where it is in these), the kinds of devices of stage TUNE, "
+        "given (trials; of seconds the fewest) and used, samples or device-seconds where it is in these, the kinds of "
+        "devices of stage TUNE, "
         "warm starts among it, points past the range's edge; rates tried, range width in decades, the "
         "choice, whether it is the range's edge, and why the cell may be under-tuned; epochs and samples trained.",
         """
@@ -178,8 +179,11 @@ _ALL = (
                  count(*) filter (stage = 'TUNE' and origin in ('published', 'neighbour')) as warm_starts,
                  count(*) filter (stage = 'TUNE' and origin = 'widened') as widened,
                  cast(sum(samples) filter (stage = 'TUNE') as bigint) as tune_samples,
-                 sum(coalesce(workers, 1) * greatest(coalesce(seconds_total - coalesce(seconds_setup, 0), 0),
-                       coalesce(seconds_train, 0) + coalesce(seconds_eval, 0)))
+                 sum(coalesce(workers, 1)
+                     * case when seconds_setup is null and coalesce(seconds_train, 0) + coalesce(seconds_eval, 0) > 0
+                       then coalesce(seconds_train, 0) + coalesce(seconds_eval, 0)
+                       else greatest(coalesce(seconds_total - coalesce(seconds_setup, 0), 0),
+                                     coalesce(seconds_train, 0) + coalesce(seconds_eval, 0)) end)
                    filter (stage = 'TUNE') as tune_seconds,
                  string_agg(distinct coalesce(nullif(device, 'cpu'), processor, device),
                             ', ' order by coalesce(nullif(device, 'cpu'), processor, device))

@@ -243,7 +243,7 @@ def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
 
 
 def regime() -> dict[str, Any]:
-    """What the numbers depend on: processor, the float32 back end, and what a faster one would cost in accuracy."""
+    """What the numbers depend on: processor, the float32 back end, what a faster one would cost in accuracy, bf16."""
     import torch
 
     from randlora import kernels
@@ -264,6 +264,12 @@ def regime() -> dict[str, Any]:
         seconds = (time.process_time() - start) / 20
         error = float((product - exact).norm() / exact.norm())
         found[precision] = {"gflops": 2e-9 * 1600 * 768 * 768 / seconds, "relative_error": error}
+    low, other = a.bfloat16(), b.bfloat16()
+    low @ other
+    start = time.process_time()
+    for _ in range(20):
+        low @ other
+    found["bf16_gflops"] = 2e-9 * 1600 * 768 * 768 * 20 / (time.process_time() - start)
     fast, plain = found["medium"], found["highest"]
     found["fast_float32"] = fast["relative_error"] < 1e-5 and fast["gflops"] > 1.1 * plain["gflops"]
     torch.set_float32_matmul_precision("medium" if found["fast_float32"] else before)

@@ -74,24 +74,37 @@ def attach(
         examples: Annotated[int | None, typer.Option(help="cka, landscape: examples at most.")] = None,
         points: Annotated[int | None, typer.Option(help="landscape: points of a row and of an edge.")] = None,
         force: Annotated[bool, typer.Option("--force", help="Compute again what is there.")] = False,
+        upload: Annotated[
+            str | None, typer.Option(help="Copy the tables there at the end, beside the sweep's: s3://BUCKET/FOLDER.")
+        ] = None,
         as_json: Json = False,
-    ) -> None:
+    ) -> int | None:
         """Diagnostics of kept weights, as Ray tasks; needs [keep] adapters = "confirm" and full = true.
 
         Stopped, the same command goes on. The results are tables (`sweeps query`) and figures (`sweeps report`).
         """
         from analysis import open_store
         from analysis.diagnostics import analyze as run_diagnostic
+        from analysis.remote import Location
         from sweeps.diagnose import ray_tasks
+        from sweeps.upload import Upload, check_same
 
+        folder = folder_of(source, overrides)
+        location = None if upload is None else Location.of(upload)
+        if location is not None:
+            check_same(location, folder)
         execute = ray_tasks(address, cpus=cpus, progress=not as_json)
-        store = open_store(folder_of(source, overrides))
+        store = open_store(folder)
         table, paths, says = run_diagnostic(store, kind, execute=execute, force=force, examples=examples, points=points)
         if as_json:
             show.print_json({"says": says, "rows": table.num_rows, "paths": {k: str(v) for k, v in paths.items()}})
-            return
-        out.print(says, highlight=False, markup=False)
-        show.print_paths(paths)
+        else:
+            out.print(says, highlight=False, markup=False)
+            show.print_paths(paths)
+        missing = None if location is None else Upload(folder, location, note=lambda _: None).once()
+        if missing:
+            show.err.print(f"{missing}; the same command tries again", style="red", markup=False)
+        return 1 if missing else None
 
     @app.command("import")
     @verb

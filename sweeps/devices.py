@@ -46,19 +46,21 @@ def processor() -> str:
 
 
 def names_here() -> tuple[str, tuple[str, ...]]:
-    """This machine's CPU and its accelerators, those that this process was not given among them."""
+    """This machine's CPU and its accelerators: those that this process sees, or all where it was given none."""
     return processor(), _accelerators()
 
 
 def _accelerators() -> tuple[str, ...]:
-    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    import torch
+
+    if seen := torch.cuda.device_count():
+        return tuple(torch.cuda.get_device_name(k) for k in range(seen))
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]  # Ray hides them from a task that takes none
     try:
         done = subprocess.run(asked, capture_output=True, text=True, timeout=SMI_S, check=True)
-        return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
     except (OSError, subprocess.SubprocessError):
-        import torch
-
-        return tuple(torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count()))
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
 
 
 def in_seconds(search: Search) -> float | None:

@@ -27,15 +27,18 @@ SPARE = 1_000
 def spent(row: Row) -> float | None:
     """Device-seconds of a trial: training, evaluation and what comes between, times its workers; None if not known.
 
-    Set-up is left out: the first trial of a worker pays it for all that follow. Of a trial that went on from a
-    checkpoint, the training before that counts too.
+    Set-up is left out: the first trial of a worker pays it for all that follow. Where it is not known, as of a trial
+    that was pruned, what the epochs took counts alone. Of a trial that went on from a checkpoint, the training before
+    that counts too. The view `parity` counts the same.
     """
-    total = row.get("seconds_total")
+    total, setup = row.get("seconds_total"), row.get("seconds_setup")
     parts = [row[name] for name in ("seconds_train", "seconds_eval") if row.get(name) is not None]
     if total is None and not parts:
         return None
-    held = 0.0 if total is None else total - (row.get("seconds_setup") or 0.0)
-    return float(max(held, sum(parts)) * (row.get("workers") or 1))
+    trained = sum(parts)
+    if total is not None and (setup is not None or trained == 0):
+        trained = max(total - (setup or 0.0), trained)
+    return float(trained * (row.get("workers") or 1))
 
 
 @dataclass(frozen=True)

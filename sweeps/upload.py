@@ -16,13 +16,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis import diagnostic_schemas
 from analysis.remote import FACTS, Location
 from sweeps.errors import Problem, SpecError
-from sweeps.locks import refuse_other
+from sweeps.locks import refuse_other, stored_identity
 
 EVERY_S = 300.0
-TABLES = ("predictions", "metrics", "trials", "choices", "cells")
-"""In the order of sealing: a trial whose row is there has all its rows there."""
+TABLES = (*diagnostic_schemas.COLUMNS, "predictions", "metrics", "trials", "choices", "cells")
+"""Diagnostics, and the sweep's own in the order of sealing: a trial whose row is there has all its rows there."""
 _META = ("adapter.json", "weights.json")
 """The file of a kept folder that goes last: with it the folder is whole."""
 
@@ -50,6 +51,15 @@ def check_there(location: Location, identity: Mapping[str, Any]) -> None:
         stored = json.loads(location.read("spec.json")) if "spec.json" in location.files() else None
     if stored is not None:
         refuse_other(stored["identity"], identity, location.uri)
+
+
+def check_same(location: Location, folder: Path) -> None:
+    """Refuse a place that has another sweep than a results folder. Raises IdentityError or SpecError."""
+    stored = stored_identity(folder)
+    if stored is None:
+        rule = "has no spec.json, so what belongs to it can't be told; copy it by hand"
+        raise SpecError([Problem("--upload", str(folder), rule)])
+    check_there(location, stored)
 
 
 @contextlib.contextmanager
@@ -98,6 +108,10 @@ class Upload:
         """Copy the rest; why that was not possible, or None."""
         self._over.set()
         self._thread.join()
+        return self.once()
+
+    def once(self) -> str | None:
+        """Copy what is new now; why that was not possible, or None."""
         self._try()
         return self.error
 

@@ -1,9 +1,9 @@
 """A sweep that trains nothing: plans of fake cells, and a trial function with an analytic learning curve.
 
-The faults of a trial are set by its cell's options: `delay` (seconds an epoch), `fail_above`, `nan_above` (learning
-rates), `kill`, `hang`, `full_disk` ("once" or "always", in epoch 2: SIGKILL of the worker, sleep without end, ENOSPC),
-`oom_above` (micro-batch size), `fail_rank` (the rank that raises in epoch 2), `log` (a file that gets a line per epoch
-trained).
+The faults of a trial are set by its cell's options: `delay` (seconds an epoch), `seconds` (what it says of them),
+`fail_above`, `nan_above` (learning rates), `kill`, `hang`, `full_disk` ("once" or "always", in epoch 2: SIGKILL of the
+worker, sleep without end, ENOSPC), `oom_above` (micro-batch size), `fail_rank` (the rank that raises in epoch 2), `log`
+(a file that gets a line per epoch trained).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def analytic_trial(
             "done": False,
             "train_loss": 1.0 / epoch,
             "val_score": analytic_score(config, epoch),
-            "seconds": 0.5,
+            "seconds": options.get("seconds", 0.5),
             "seconds_eval": 0.0,
             "samples": 100 * epoch,
             "samples_per_second": None,

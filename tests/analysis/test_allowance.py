@@ -22,7 +22,8 @@ TIMES: list[Row] = [
     {"seconds_total": 5.0, "seconds_setup": 4.0, "seconds_train": 15.0, "seconds_eval": 2.0, "device": "cpu"},
     {"seconds_total": 7.0, "status": "pruned", "workers": 2, "device": "cpu"},
     {"seconds_total": 1.0, "status": "failed"},
-    {"seconds_total": None, "seconds_train": 3.0, "device": "cpu"},
+    {"seconds_total": None, "seconds_train": 2.0, "device": "cpu"},
+    {"seconds_total": 9.0, "seconds_train": 0.5, "seconds_eval": 0.5, "status": "pruned", "device": "cpu"},
 ]
 
 
@@ -46,9 +47,9 @@ def parity_of(times: Sequence[Row], **cell: Any) -> Row:
 
 def test_the_seconds_are_those_that_the_engine_counts() -> None:
     row = parity_of(TIMES, allowance_seconds=60.0)
-    assert row["tune_seconds"] == pytest.approx(20 + 17 + 14 + 1 + 3)
+    assert row["tune_seconds"] == pytest.approx(20 + 17 + 14 + 1 + 2 + 1)
     assert row["tune_seconds"] == pytest.approx(sum(spent(r) or 0.0 for r in TIMES))
-    assert (row["allowance_seconds"], row["allowance_used"], row["tune_failed"]) == (60.0, 5, 1)
+    assert (row["allowance_seconds"], row["allowance_used"], row["tune_failed"]) == (60.0, 6, 1)
     assert row["devices"] == "Xeon 6"  # CONFIRM may run anywhere
     assert row["under_tuned"] is not None  # the flags do without the allowance
 
@@ -64,28 +65,28 @@ def test_the_table_shows_what_was_given_and_spent() -> None:
         sheet = parity([parity_of(TIMES, **cell)])
         return {c.head: c.text(parity_of(TIMES, **cell)) for c in sheet.columns}
 
-    assert shown()["tuning used / given"] == "5 / 3 (1 failed)"
+    assert shown()["tuning used / given"] == "6 / 3 (1 failed)"
     assert "devices" not in shown()
     timed = shown(allowance_seconds=60.0)
-    assert timed["tuning used / given"] == "5 trials, 55 / 60 s (1 failed)"
+    assert timed["tuning used / given"] == "6 trials, 55 / 60 s (1 failed)"
     assert timed["devices"] == "Xeon 6"
-    assert shown(allowance_samples=2400)["tuning used / given"] == "5 trials, 2,000 / 2,400 examples (1 failed)"
+    assert shown(allowance_samples=2400)["tuning used / given"] == "6 trials, 2,400 / 2,400 examples (1 failed)"
 
 
 def test_sentences_say_whether_it_was_equal() -> None:
     plain = [{**parity_of(TIMES), "allowance": n} for n in (6, 6)]
     assert tuning_says(plain) == [
-        "Tuning: every tuned cell was given 6 trials; 5 were used, 3 of them finished at full length."
+        "Tuning: every tuned cell was given 6 trials; 6 were used, 3 of them finished at full length."
     ]
     timed = [parity_of(TIMES, allowance_seconds=60.0), parity_of(TIMES[:2], allowance_seconds=60.0)]
     said = tuning_says(timed)
     assert said[0].startswith(
-        "Tuning: every tuned cell was given 60 seconds of a device; 37 to 55 were used, in 2 to 5"
+        "Tuning: every tuned cell was given 60 seconds of a device; 37 to 55 were used, in 2 to 6"
     )
     assert said[1:] == ["Devices: the seconds are of Xeon 6 throughout."]
     elsewhere = [parity_of([{"device": "NVIDIA H100", "seconds_total": 5.0}], allowance_seconds=60.0)]
     assert tuning_says([*timed, *elsewhere])[1] == "Devices: the seconds are of NVIDIA H100 | Xeon 6: NOT equal."
     (said_of_samples,) = tuning_says([parity_of(TIMES, allowance_samples=n) for n in (2400, 4000)])
     assert said_of_samples.startswith(
-        "Tuning: cells were given 2,400 to 4,000 training examples; 2,000 were used, in 5"
+        "Tuning: cells were given 2,400 to 4,000 training examples; 2,400 were used, in 6"
     )

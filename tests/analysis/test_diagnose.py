@@ -25,11 +25,13 @@ from analysis.diagnostic_files import diagnostic_sheets
 from analysis.diagnostic_plots import draw_cka
 from analysis.diagnostics import analyze, cka_sentence, in_process, plan
 from analysis.kept import kept_trials
+from analysis.remote import Location
 from analysis.report import render
 from analysis.units import Unit, compute_missing, rows_of
 from sweeps.cli import app
 from sweeps.cluster import Pool
 from sweeps.diagnose import ray_tasks
+from sweeps.upload import Upload
 from tests.analysis.tiny import tiny_results
 
 FEW = {"examples": 16, "points": 3}
@@ -232,3 +234,28 @@ def test_a_killed_driver_loses_only_what_runs(made: Path, tiny: Path, tmp_path: 
     again, _, _ = analyze(store, "landscape", points=6, execute=nothing)
     for found, wanted in zip(numbers(again), numbers(whole), strict=True):
         assert found == {**wanted, "loss": pytest.approx(wanted["loss"], rel=1e-5), "barrier": found["barrier"]}
+
+
+def test_tables_are_copied_beside_the_sweep_s(tiny: Path, tmp_path: Path) -> None:
+    there = tmp_path / "elsewhere"
+    (tiny / "tables" / "cka").mkdir()
+    (tiny / "tables" / "cka" / "part-x.parquet").write_bytes(b"of a diagnostic")
+    Upload(tiny, Location.of(there.as_uri())).sync()
+    assert (there / "tables" / "cka" / "part-x.parquet").is_file() and list(there.glob("tables/trials/part-*"))
+    ask = ["analyze", "cka", str(tiny), "--upload"]
+    (there / "spec.json").write_text('{"identity": {"name": "other"}}')
+    refused = CliRunner().invoke(app, [*ask, there.as_uri()])
+    assert refused.exit_code == 2 and "belongs to another sweep" in refused.output
+    (tiny / "spec.json").unlink()
+    refused = CliRunner().invoke(app, [*ask, there.as_uri()])
+    assert refused.exit_code == 2 and "no spec.json" in refused.output
+
+
+@pytest.mark.slow
+def test_a_diagnostic_uploads_what_it_found(tiny: Path, tmp_path: Path) -> None:
+    there = tmp_path / "elsewhere"
+    done = CliRunner().invoke(
+        app, ["analyze", "cka", str(tiny), "--examples", "16", "--cpus", "0", "--upload", there.as_uri()]
+    )
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert open_store(there).table("cka").num_rows == open_store(tiny).table("cka").num_rows > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from rich.console import Console
 
-from analysis import Store, drawing, plots, rate_plots, scaling, svg, tuning
+from analysis import Store, drawing, plots, print_results_table, rate_plots, scaling, svg, tuning
 from analysis.methods import STYLES, in_order, style
 
 
@@ -143,6 +145,8 @@ def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path)
     journal.write_text("".join(json.dumps(e) + "\n" for e in events), encoding="utf-8")
     texts = open_store(folder)
     assert scaling.score_name(texts) == "test bleu"
+    print_results_table(texts, Console(file=(said := io.StringIO()), width=200))
+    assert "test bleu on" in said.getvalue() and "bleu %" in said.getvalue() and "accuracy" not in said.getvalue()
     for p in pictures(texts):
         said = [axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()]
         assert said == ["validation score (%)"] * 2 if p.kind == "rates" else said[0] == "test bleu (%)"

@@ -84,6 +84,7 @@ def test_a_driver_killed_twice_after_some_events(tmp_path: Path, pool: Pool) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_driver_killed_ten_times_after_random_numbers_of_events(tmp_path: Path, pool: Pool) -> None:
     killed_again_and_again(tmp_path, pool, 10, seed=random.randrange(10**6))
 

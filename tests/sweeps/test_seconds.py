@@ -65,6 +65,8 @@ def points(state: SweepState, cell_id: str = "lora-1000") -> list[float]:
         ({"seconds_total": 10.0, "seconds_setup": 4.0, "seconds_train": 5.0, "seconds_eval": 0.5}, 6.0),
         ({"seconds_total": 3.0, "seconds_setup": 1.0, "seconds_train": 5.0, "seconds_eval": 0.5}, 5.5),  # gone on with
         ({"seconds_total": 10.0, "seconds_setup": None, "workers": 4}, 40.0),
+        ({"seconds_total": 9.0, "seconds_train": 5.0, "seconds_eval": 0.5}, 5.5),  # pruned: its set-up is not known
+        ({"seconds_total": 9.0, "seconds_train": 0.0, "seconds_eval": 0.0}, 9.0),
         ({"seconds_total": None, "seconds_train": 5.0}, 5.0),
         ({"seconds_total": None}, None),
     ],

@@ -68,11 +68,12 @@ def save_encoder(folder: Path, family: str = "roberta", *, pad: bool = True, dro
                 elif parameter.ndim > 1 and "embeddings" not in name:
                     parameter.normal_(std=parameter[0].numel() ** -0.5)
     model.save_pretrained(folder)
-    _save_tokenizer(folder, family, pad)
+    save_sentence_tokenizer(folder, family, pad)
     return folder
 
 
-def _save_tokenizer(folder: Path, family: str, pad: bool) -> None:
+def save_sentence_tokenizer(folder: Path, family: str, pad: bool = True) -> None:
+    """A byte-level BPE trained on such sentences, with the special tokens of the family."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
