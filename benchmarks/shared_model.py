@@ -259,6 +259,7 @@ def main() -> None:
         for name, model in models.items():
             found[name] = measure(model, counts, rounds)
             show(name, found[name])
+            sys.stdout.flush()
     if given.json:
         given.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
 

@@ -48,7 +48,8 @@ class Snapshot:
     """Numbers of a sweep in progress.
 
     Attributes:
-        done, total: trials of the plan; `total` may fall when failures leave fewer rates to run again.
+        done, total: trials of the plan; `total` may fall when failures leave fewer rates to run again, and
+            changes with what an allowance in seconds is thought to hold.
         running: trials handed to the lanes.
         cells: cells by phase.
         best: every cell, in the plan's order.

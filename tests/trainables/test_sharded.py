@@ -80,6 +80,7 @@ def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path) -> Non
 
 
 def gradients(rank: int, world: int, model: str, folder: str) -> None:
+    from trainables.mapped import can_be_mapped
     from trainables.models import load_model
     from trainables.sharded import shard, whole
 
@@ -88,6 +89,8 @@ def gradients(rank: int, world: int, model: str, folder: str) -> None:
     base = load_model(model).module.double()
     ids = torch.arange(24).reshape(4, 6)
     split = shard(base, torch.device("cpu"))
+    assert all(can_be_mapped(p) for p in base.parameters())
+    assert not any(can_be_mapped(p) for p in split.parameters())
     split(input_ids=ids[rank::world]).logits.square().sum().backward()
     held = sum(p.to_local().numel() for p in split.parameters())  # type: ignore[attr-defined]
     assert held <= 0.6 * sum(p.numel() for p in base.parameters())

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -97,8 +97,11 @@ def test_bits_and_results_are_those_of_the_loaded_model(
             plain.tokenizer is None,
             plain.text_tokenizer is None,
         )
-    if kind in ("gpt2",):
-        module: Any = shared.module
+    module: Any = shared.module
+    if plain.kind == "causal-lm":
+        asked = {"input_ids": torch.arange(3, 9)[None], "max_new_tokens": 4, "do_sample": False, "pad_token_id": 2}
+        assert torch.equal(module.generate(**asked), cast("Any", plain.module).generate(**asked))
+    if kind == "gpt2":
         assert module.lm_head.weight is module.transformer.wte.weight
     assert len(files(cache)) == 1
     assert shared_bytes(plain.module) == 0
