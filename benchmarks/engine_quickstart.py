@@ -1,11 +1,11 @@
 """The quickstart's LoRA trials an hour: this engine against Ray Tune with PEFT, a process for each trial.
 
-`engine.py` runs each side as a process of its own: `python benchmarks/engine_quickstart.py SIDE QUICK`, with "ours",
-"packed" (four trials of a cell in a worker together) or "peft", the peer. That
-is the usual script as a Tune function: import, load the model and the data, embed the classes, train PEFT's LoRA on the
-same weights and as many images for as many steps, validate after every epoch, and evaluate the test images in as many
-trials as CONFIRM has. Each side has two trials (or packs) at a time, one thread each; the clock starts when the first
-of them end.
+`engine.py` runs each side as a process of its own: `python benchmarks/engine_quickstart.py SIDE QUICK`, SIDE being
+"ours", "packed" (four trials of a cell in a worker together) or "peft", the peer. That is the usual script as a Tune
+function: import, load the model and the data, embed the classes, train PEFT's LoRA on the same weights and as many
+images for as many steps, validate after every epoch, and evaluate the test images in as many trials as CONFIRM has.
+Each side has two trials (or packs) at a time, one thread each. The clock runs from the start of the first trial (the
+peer's: of its process) to the end of the last.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+Side = tuple[int, float, dict[str, float]]
+"""Trials, seconds from the start of the first to the end of the last, and seconds of one by what they went into."""
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
@@ -47,32 +50,26 @@ def plan(folder: Path, quick: bool, pack: int = 1) -> Any:
     return Plan.from_spec(SweepSpec.load(file))
 
 
-def ours(folder: Path, quick: bool, pack: int = 1) -> tuple[list[float], dict[str, float]]:
-    from engine_many import Watch
-
+def ours(folder: Path, quick: bool, pack: int = 1) -> Side:
     from analysis import open_store
     from sweeps.engine import run
 
-    watch = Watch(every=1)
-    summary = run(plan(folder / "results", quick, pack), progress=watch)
+    summary = run(plan(folder / "results", quick, pack), progress=False)
     if not summary.complete:
         raise SystemExit(f"ours: {summary.failed} trials failed")
-    tuned = [
-        t["seconds_total"] for t in open_store(folder / "results").table("trials").to_pylist() if t["stage"] == "TUNE"
-    ]
-    ends: list[float] = []
-    for done, seconds, _ in watch.points:
-        ends += [seconds] * (done - len(ends))  # those that were seen at once
-    return ends, {"a TUNE trial": statistics.median(tuned)}
+    rows = open_store(folder / "results").table("trials").to_pylist()
+    tuned = [row["seconds_total"] for row in rows if row["stage"] == "TUNE"]
+    window = max(row["ended_at"] for row in rows) - min(row["started_at"] for row in rows)
+    return len(rows), window.total_seconds(), {"a TUNE trial": statistics.median(tuned)}
 
 
-def packed(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
+def packed(folder: Path, quick: bool) -> Side:
     return ours(folder, quick, PACK)
 
 
 def usual_script(config: dict[str, Any]) -> None:
     """One trial, everything from the start, as it is commonly written."""
-    config = config["trial"]
+    import psutil
     import torch
     from peft import LoraConfig, get_peft_model
     from ray import tune
@@ -83,6 +80,7 @@ def usual_script(config: dict[str, Any]) -> None:
     from trainables.data import load_dataset, split
     from trainables.models import load_model
 
+    began, config = psutil.Process().create_time(), config["trial"]
     torch.set_num_threads(1)
     torch.manual_seed(config["seed"])
     loaded = load_model(MODEL)
@@ -148,10 +146,10 @@ def usual_script(config: dict[str, Any]) -> None:
         if config["test"] and epoch + 1 == EPOCHS:
             found["test"] = accuracy(DataLoader(Images(data.test, rows.test_idx), batch_size=512))
         trained, spent = sum(p.numel() for p in parameters), {"ready": ready, "cpu": time.process_time()}
-        tune.report({**found, "trained": trained, **spent})
+        tune.report({**found, "trained": trained, **spent, "began": began, "ended": time.time()})
 
 
-def peft(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
+def peft(folder: Path, quick: bool) -> Side:
     """A Tune function whose every trial is a fresh process, which is what `reuse_actors=False`, the default, means."""
     from engine_overhead import start_ray, timed
     from ray import tune
@@ -161,7 +159,7 @@ def peft(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
     tuned = [{"rank": rank, "lr": lr, "seed": 1, "test": False} for rank in ranks for lr in RATES]
     confirmed = [{"rank": rank, "lr": RATES[1], "seed": 2 + k, "test": True} for rank in ranks for k in range(SEEDS)]
     trials = {"trial": tune.grid_search([*tuned, *confirmed])}
-    ends, results = timed(usual_script, folder, {"cpu": 1}, trials, samples=1, reuse=False)
+    _, results = timed(usual_script, folder, {"cpu": 1}, trials, samples=1, reuse=False)
     for result in results:
         wanted = settings_count(result.config["trial"]["rank"])
         if result.metrics["trained"] != wanted or result.metrics["score"] < 0.2:
@@ -169,7 +167,9 @@ def peft(folder: Path, quick: bool) -> tuple[list[float], dict[str, float]]:
                 f"peft: {result.metrics['trained']} trained parameters in place of {wanted}, or no learning"
             )
     ready, whole = (statistics.median(r.metrics[key] for r in results) for key in ("ready", "cpu"))
-    return ends, {"before training": ready, "training and evaluation": whole - ready}
+    found = [r.metrics for r in results]
+    window = max(m["ended"] for m in found) - min(m["began"] for m in found)
+    return len(found), window, {"before training": ready, "training and evaluation": whole - ready}
 
 
 def settings_count(rank: int) -> int:
@@ -179,13 +179,8 @@ def settings_count(rank: int) -> int:
 
 def side(name: str, quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        ends, spent = {"ours": ours, "packed": packed, "peft": peft}[name](Path(folder), quick)
-        whole = time.perf_counter() - begun
-    first = 2 if name == "peft" else ends.count(ends[0])
-    seconds = (ends[-1] - ends[first - 1]) / (len(ends) - first)
-    print(json.dumps({"side": name, "trials": len(ends), "seconds": seconds, "with start": whole / len(ends),
-                      "spent": spent}))  # fmt: skip
+        count, window, spent = {"ours": ours, "packed": packed, "peft": peft}[name](Path(folder), quick)
+    print(json.dumps({"side": name, "trials": count, "seconds": window / count, "spent": spent}))
 
 
 def report(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
