@@ -103,14 +103,18 @@ _ALL = (
     View(
         "coverage",
         "One row per cell: trials planned and done in each stage, failed for good, and not run yet (`missing`); "
-        "infeasible cells with the reason.",
+        "infeasible cells with the reason. Of an allowance in seconds as many are planned as are known: the fewest, or "
+        "those that ran, which are all once a rate is chosen.",
         """
         select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
-               c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,
+               case when c.allowance_seconds is null then c.tune_trials
+                    when h.cell_id is null then greatest(c.tune_trials, coalesce(n.tune_done + n.tune_failed, 0))
+                    else coalesce(n.tune_done + n.tune_failed, 0) end as tune_planned,
+               coalesce(n.tune_done, 0) as tune_done,
                c.confirm_seeds as confirm_planned, coalesce(n.confirm_done, 0) as confirm_done,
                coalesce(n.tune_failed + n.confirm_failed, 0) as failed,
                case when c.feasible
-                 then greatest(c.tune_trials - coalesce(n.tune_done + n.tune_failed, 0), 0)
+                 then greatest(tune_planned - coalesce(n.tune_done + n.tune_failed, 0), 0)
                     + greatest(c.confirm_seeds - coalesce(n.confirm_done + n.confirm_failed, 0), 0)
                  else 0 end as missing
         from cells c left join (
@@ -121,6 +125,7 @@ _ALL = (
                  count(*) filter (t.stage = 'CONFIRM' and t.status = 'failed') as confirm_failed
           from last_attempts t left join confirmed f using (sweep, trial_id) group by all
         ) n using (sweep, cell_id)
+        left join (select distinct sweep, cell_id from choices) h using (sweep, cell_id)
         order by c.sweep, c.dataset, c.train_size, c.method, c.budget
         """,
     ),

@@ -43,7 +43,7 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "sweep": cells[0]["sweep"] if cells else folder.name,
         "folder": str(folder),
         "running": running,
-        "trials": sum(_tuning(c, begun[c["cell_id"]]) + c["confirm_seeds"] for c in cells),
+        "trials": sum(_tuning(c, begun[c["cell_id"]], c["cell_id"] in done) + c["confirm_seeds"] for c in cells),
         "finished": states["finished"] + states["pruned"],
         "failed": states["failed"],
         "unfinished": len(asked - set(trials)),
@@ -60,9 +60,14 @@ def progress_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def _tuning(cell: Mapping[str, Any], begun: int) -> int:
-    """TUNE trials of a cell as far as is known: `tune_trials` are the fewest where the allowance is in seconds."""
-    return int(cell["tune_trials"] if cell["allowance_seconds"] is None else max(cell["tune_trials"], begun))
+def _tuning(cell: Mapping[str, Any], begun: int, over: bool) -> int:
+    """TUNE trials of a cell as far as is known: `tune_trials` are the fewest where the allowance is in seconds.
+
+    Once it is `over` they are those that ran, which can be fewer: where few points were tried, few have re-runs.
+    """
+    if cell["allowance_seconds"] is None:
+        return int(cell["tune_trials"])
+    return begun if over else max(int(cell["tune_trials"]), begun)
 
 
 def _phases(

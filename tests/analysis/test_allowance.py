@@ -90,3 +90,19 @@ def test_sentences_say_whether_it_was_equal() -> None:
     assert said_of_samples.startswith(
         "Tuning: cells were given 2,400 to 4,000 training examples; 2,400 were used, in 6"
     )
+
+
+def test_nothing_is_missing_once_a_rate_is_chosen_in_time() -> None:
+    """The fewest trials are a guess: where few points were tried, few have re-runs."""
+
+    def coverage(chosen: bool, **cell: Any) -> Row:
+        found = tables(TIMES[:2], tune_trials=7, **cell)
+        if chosen:
+            choice = {"sweep": "s", "cell_id": "c", "chosen_at": "2026-01-01T00:00:00Z", "n_trials": 2, "lr": 1.0}
+            found = {**found, "choices": to_table("choices", [choice])}
+        (row,) = run_sql(found, "select tune_planned, tune_done, missing from coverage").to_pylist()
+        return dict(row)
+
+    assert coverage(False, allowance_seconds=60.0) == {"tune_planned": 7, "tune_done": 2, "missing": 5}
+    assert coverage(True, allowance_seconds=60.0) == {"tune_planned": 2, "tune_done": 2, "missing": 0}
+    assert coverage(True) == {"tune_planned": 7, "tune_done": 2, "missing": 5}
