@@ -8,7 +8,7 @@ the adapters, which choose their cheaper form, and torch's attention between the
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +21,19 @@ from randlora.parts import PartAdapters
 
 def mount_attention(mha: nn.Module) -> None:
     """Let the adapters of an attention meet its input, if it is of the usual kind; `unmount_attention` undoes it."""
-    usual = isinstance(mha, nn.MultiheadAttention) and type(mha).forward is nn.MultiheadAttention.forward
-    if usual and "forward" not in vars(mha):
+    if _is_torch_s(mha) and "forward" not in vars(mha):
         mha.forward = MethodType(_forward, mha)  # a bound method, so that a deep copy is bound to the copy
 
 
 def unmount_attention(mha: nn.Module) -> None:
     """Undo `mount_attention`, once no weight of `mha` is adapted any more."""
-    adapted = any(isinstance(module, Adapter | PartAdapters) for module in mha.modules())
-    if not adapted and getattr(vars(mha).get("forward"), "__func__", None) is _forward:
+    if not _is_adapted(mha) and getattr(vars(mha).get("forward"), "__func__", None) is _forward:
         del mha.forward
 
 
 def meets_input(mha: nn.Module) -> bool:
     """Whether `attend` computes what `mha` would: it has adapters, and is of the usual kind."""
-    return (
-        isinstance(mha, nn.MultiheadAttention)
-        and type(mha).forward is nn.MultiheadAttention.forward
-        and any(isinstance(module, Adapter | PartAdapters) for module in mha.modules())
-        and _is_usual(mha)
-    )
+    return _is_torch_s(mha) and _is_adapted(mha) and _is_usual(cast(nn.MultiheadAttention, mha))
 
 
 def attend(
@@ -96,6 +89,14 @@ def project(owner: nn.Module, attr: str, x: Tensor, bias: Tensor | None) -> Tens
     packed, stored = held[attr][0], held[attr].original
     y: Tensor = packed.adapter.apply_to(x, stored.t() if packed.transposed else stored, bias)
     return y
+
+
+def _is_torch_s(mha: nn.Module) -> bool:
+    return isinstance(mha, nn.MultiheadAttention) and type(mha).forward is nn.MultiheadAttention.forward
+
+
+def _is_adapted(mha: nn.Module) -> bool:
+    return any(isinstance(module, Adapter | PartAdapters) for module in mha.modules())
 
 
 def _is_usual(mha: nn.MultiheadAttention) -> bool:

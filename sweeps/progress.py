@@ -27,8 +27,10 @@ def progress_of(folder: Path) -> dict[str, Any]:
     running = holder(folder) is not None
     events = store.events()
     asked = {e["trial_id"] for e in events if e["ev"] == "ask"}
-    begun = Counter(e["cell_id"] for e in events if e["ev"] == "ask" and e["stage"] == "TUNE")
     cells = [c for c in store.table("cells").to_pylist() if c["feasible"]]
+    timed = {c["cell_id"] for c in cells if c["allowance_seconds"] is not None}
+    begun = Counter(e["cell_id"] for e in events if e["ev"] == "ask" and e["stage"] == "TUNE" and e["cell_id"] in timed)
+    coverage = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
     rows = store.table("trials").to_pylist()
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
     states = Counter(row["status"] for row in trials.values())
@@ -36,14 +38,14 @@ def progress_of(folder: Path) -> dict[str, Any]:
         row["cell_id"] for row in trials.values() if row["stage"] == "CONFIRM" and row["status"] == "finished"
     )
     done = {c["cell_id"] for c in cells if confirmed[c["cell_id"]] >= c["confirm_seeds"]}
-    missing = sum(row["missing"] for row in store.table("coverage").to_pylist())
+    missing = sum(row["missing"] for row in coverage)
     per_minute = _speed(rows, events, running)
     hours, cost = _used(rows, events)
     return {
         "sweep": cells[0]["sweep"] if cells else folder.name,
         "folder": str(folder),
         "running": running,
-        "trials": sum(_tuning(c, begun[c["cell_id"]], c["cell_id"] in done) + c["confirm_seeds"] for c in cells),
+        "trials": sum(max(r["tune_planned"], begun[r["cell_id"]]) + r["confirm_planned"] for r in coverage),
         "finished": states["finished"] + states["pruned"],
         "failed": states["failed"],
         "unfinished": len(asked - set(trials)),
@@ -58,16 +60,6 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "failures": _failures(trials, events),
         "methods": [_method(name, cells, done, trials) for name in dict.fromkeys(c["method"] for c in cells)],
     }
-
-
-def _tuning(cell: Mapping[str, Any], begun: int, over: bool) -> int:
-    """TUNE trials of a cell as far as is known: `tune_trials` are the fewest where the allowance is in seconds.
-
-    Once it is `over` they are those that ran, which can be fewer: where few points were tried, few have re-runs.
-    """
-    if cell["allowance_seconds"] is None:
-        return int(cell["tune_trials"])
-    return begun if over else max(int(cell["tune_trials"]), begun)
 
 
 def _phases(
