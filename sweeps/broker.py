@@ -41,6 +41,7 @@ class Broker:
         self._watching = False
         self._groups: dict[str, str] = {}
         self._pids: dict[str, int] = {}
+        self._controllers: dict[str, Any] = {}
         self._stopping = False
         self._dead: str | None = None
         self._change = asyncio.Condition()
@@ -115,6 +116,10 @@ class Broker:
         """Registered workers' process ids, placement groups of the lanes, and why no lane is left, if so."""
         return {"pids": dict(self._pids), "groups": dict(self._groups), "dead": self._dead}
 
+    async def controllers(self) -> dict[str, Any]:
+        """Handles of the controllers that run, by lane."""
+        return dict(self._controllers)
+
     # The proxies' side
 
     async def poll(self, key: str, seen: int, timeout: float) -> tuple[Event | None, str]:
@@ -166,6 +171,13 @@ class Broker:
             self._groups[worker.partition("/")[0]] = group
         self._requeue(lambda lease: lease.worker == worker)
         await self._wake()
+
+    async def controlled(self, lane: str, handle: Any | None) -> None:
+        """A lane's controller starts (its handle) or is done (None)."""
+        if handle is None:
+            self._controllers.pop(lane, None)
+        else:
+            self._controllers[lane] = handle
 
     async def died(self, lane: str, reasons: Mapping[str, str], *, memory: bool = False) -> None:
         """Ray's word on workers that died, by name. `memory`: the machine had run out of it.

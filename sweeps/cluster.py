@@ -154,14 +154,14 @@ class Pool:
         import ray
 
         try:
-            if ray.is_initialized() and self.broker is not None:
+            if ray.is_initialized() and self._lanes is not None:
                 self._lanes.ending()
                 ray.get(self.broker.shutdown.remote(), timeout=_STOP_S)
                 self._lanes.stop(_STOP_S)
                 if not self._session.owned:
                     ray.kill(self.broker)
         except (ray.exceptions.RayError, TimeoutError):
-            self._lanes.stop(0.0)  # the session is going down anyway
+            pass  # without a broker the lanes hear nothing; the session is going down anyway
         finally:
             self._session.__exit__(None, None, None)
 

@@ -21,6 +21,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Us
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from sweeps.lane_worker import lane_loop
@@ -33,6 +34,8 @@ PROVEN_S = 600.0
 """A lane that was up for so long can be kept up: its failures are counted anew."""
 RETRY_S = 60.0
 """Between tries of a lane that is down, as when its machine is lost and another may take its place."""
+_END_S = 5.0
+"""For the threads of lanes whose controllers were ended. Ray itself tells them within a tenth of that."""
 
 
 class _Independent(TorchConfig):  # type: ignore[misc]  # Ray's classes carry no types for us
@@ -73,6 +76,19 @@ class _Deaths(UserCallback):  # type: ignore[misc]
             ray.get(self.broker.died.remote(self.lane, reasons, memory=memory))
 
 
+class _Known(ControllerCallback):  # type: ignore[misc]
+    """Gives the broker the handle of the process that it runs in, a lane's controller: `fit` keeps it to itself."""
+
+    def __init__(self, broker: Any, lane: str) -> None:
+        self.broker, self.lane = broker, lane
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        ray.get(self.broker.controlled.remote(self.lane, ray.get_runtime_context().current_actor))
+
+    def after_controller_finish(self, result: Any) -> None:
+        ray.get(self.broker.controlled.remote(self.lane, None))
+
+
 def _killed_for_memory(cause: BaseException) -> bool:
     return isinstance(cause, ray.exceptions.OutOfMemoryError) or "out of memory" in str(cause).lower()
 
@@ -82,7 +98,10 @@ class _Lane:
     name: str
     shape: LaneShape
     thread: threading.Thread | None = None
-    error: BaseException | None = None
+
+    @property
+    def up(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
 
 
 class Lanes:
@@ -110,17 +129,15 @@ class Lanes:
         failures = 0
         for number in itertools.count():
             begun = time.monotonic()
+            ended: str | None = None  # no exception is kept: its frames would hold Ray's handles past the session
             try:
                 self._fit(lane, number)
-                if not lane.shape.isolated or self._stopping.is_set():
-                    return  # told to stop
-                ended = None  # one trial is done, and the next one gets processes of its own
+                if not lane.shape.isolated:
+                    return  # told to stop; an isolated one has done a trial, and the next gets processes of its own
             except SystemExit:  # so Ray ends a thread that still waits when the session goes down
                 return
             except Exception as error:  # noqa: BLE001  # Ray raises its own and its actors' errors here
-                if self._stopping.is_set():
-                    return
-                ended = error
+                ended = reason(error)
             with self._lock:
                 if ended is None or time.monotonic() - begun > PROVEN_S:
                     self._alive += failures >= LANE_TRIES
@@ -129,18 +146,20 @@ class Lanes:
                     failures += 1
                     self._alive -= failures == LANE_TRIES
                 none_left = self._alive == 0
-            if ended is None:
-                continue
-            lane.error = ended
-            try:
-                group = ray.get(self._broker.lane_lost.remote(lane.name, reason(lane.error), none_left))
-                if group is not None:
-                    ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
-            except Exception as error:  # noqa: BLE001  # the cluster is gone: so is the lane
-                lane.error = error
+            if ended is not None and not self._lost(lane, ended, none_left):
                 return
-            if none_left or (failures >= LANE_TRIES and self._stopping.wait(RETRY_S)):
+            if none_left or self._stopping.wait(RETRY_S if failures >= LANE_TRIES else 0.0):
                 return
+
+    def _lost(self, lane: _Lane, why: str, final: bool) -> bool:
+        """Tell the broker of a lane that ended by itself, and free its placement group; False: the cluster is gone."""
+        try:
+            group = ray.get(self._broker.lane_lost.remote(lane.name, why, final))
+            if group is not None:
+                ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+        except Exception:  # noqa: BLE001  # whatever Ray raises: so is the lane
+            return False
+        return True
 
     def _fit(self, lane: _Lane, number: int) -> None:
         shape = lane.shape
@@ -164,7 +183,7 @@ class Lanes:
             run_config=RunConfig(
                 name=f"{lane.name}-{self._run}-{number}",
                 storage_path=str(self._storage),
-                callbacks=[_Deaths(self._broker, lane.name, shape.group)],
+                callbacks=[_Deaths(self._broker, lane.name, shape.group), _Known(self._broker, lane.name)],
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -175,10 +194,27 @@ class Lanes:
         self._stopping.set()
 
     def stop(self, timeout: float) -> bool:
-        """Wait for the lanes, which the broker has told to return; False when some still train after `timeout` s."""
+        """Wait for the lanes, which the broker has told to return, and end those that don't within `timeout` seconds.
+
+        Those train, or wait for a machine that was lost. Their threads are in Ray, which ends the whole process if one
+        of them calls it while the session goes down, so all must have left before. False when some have not.
+        """
         self.ending()
+        self._join(timeout)
+        end = time.monotonic() + _END_S
+        while any(lane.up for lane in self._lanes) and time.monotonic() < end:  # one may just be starting
+            try:
+                controllers = ray.get(self._broker.controllers.remote(), timeout=_END_S)
+            except (ray.exceptions.RayError, TimeoutError):
+                return False  # without a broker nobody knows them
+            for name in [lane.name for lane in self._lanes if lane.up]:
+                if name in controllers:
+                    ray.kill(controllers[name])
+            self._join(0.5)
+        return not any(lane.up for lane in self._lanes)
+
+    def _join(self, timeout: float) -> None:
         end = time.monotonic() + timeout
         for lane in self._lanes:
             if lane.thread is not None:
                 lane.thread.join(max(0.05, end - time.monotonic()))
-        return not any(lane.thread is not None and lane.thread.is_alive() for lane in self._lanes)
