@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.scaling import BASELINE, COMPARISONS, comparisons
+from analysis.scaling import BASELINE, comparisons
+from analysis.scaling_schemas import COMPARISONS
 from analysis.stats import power_at, seeds_needed
 from analysis.store import Store
 
