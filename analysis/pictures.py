@@ -21,6 +21,7 @@ from analysis import (
     plots,
     rate_plots,
     scaling,
+    scaling_schemas,
     size_fits,
     sizes,
     svg,
@@ -318,7 +319,7 @@ def overlaid(store: Store, overlay: str) -> tuple[pa.Table, pa.Table, str]:
     rows = [r for r in curve.to_pylist() if panels and place_of(r) == panels[0]]
     model, dataset, size = panels[0][1:] if panels else (None, None, None)
     theirs, title = published_curve(overlay, model, dataset, size)
-    return pa.Table.from_pylist(rows, schema=scaling.CURVE), theirs, title
+    return pa.Table.from_pylist(rows, schema=scaling_schemas.CURVE), theirs, title
 
 
 def _of(table: pa.Table, first: tuple[str, str, str | None]) -> list[Row]:

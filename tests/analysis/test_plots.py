@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analysis import Store, drawing, plots, print_results_table, rate_plots, scaling, svg, tuning
+from analysis import Store, drawing, plots, print_results_table, rate_plots, scaling, scaling_schemas, svg, tuning
 from analysis.methods import STYLES, in_order, style
 
 
@@ -78,11 +78,11 @@ def test_one_cell_and_lines_alone_can_be_drawn(store: Store) -> None:
         [r for r in rows if r["kind"] == "line"],
         [r for r in rows if r["method"] == "zero-shot"],
     ):
-        figure = plots.draw_scaling(pa.Table.from_pylist(chosen, schema=scaling.CURVE))
+        figure = plots.draw_scaling(pa.Table.from_pylist(chosen, schema=scaling_schemas.CURVE))
         assert len(lines(figure)) >= 1
         figure.canvas.draw()
     with pytest.raises(ValueError, match="no row"):
-        plots.draw_scaling(scaling.CURVE.empty_table())
+        plots.draw_scaling(scaling_schemas.CURVE.empty_table())
 
 
 def test_rates_are_drawn_as_they_are(store: Store, wide: Store) -> None:
