@@ -19,6 +19,7 @@ from analysis import (
     fit_plots,
     pareto,
     plots,
+    rank_figure,
     rate_plots,
     scaling,
     scaling_schemas,
@@ -53,7 +54,13 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [*_scaling(store), *_overlay(store, overlay), *_fits(store, x), *_front(store, x)]
+    found = [
+        *_scaling(store),
+        *rank_figure.picture(store),
+        *_overlay(store, overlay),
+        *_fits(store, x),
+        *_front(store, x),
+    ]
     return [*found, *_sizes(store), *_size_fits(store), *_rates(store)]
 
 
