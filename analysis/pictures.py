@@ -5,7 +5,6 @@ A figure without enough budgets, sizes or numbers is left out. The numbers come 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
         paths |= drawing.save(picture.figure, folder / "figures", picture.stem)
         if picture.chart is not None:
             path = folder / "figures" / f"{picture.stem}.vl.json"
-            path.write_text(json.dumps(picture.chart, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            vega.save(picture.chart, path)
             paths[path.name] = path
     return paths
 

@@ -45,7 +45,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     ]
     write_part(folder, "cka", rows)
     figure = diagnostic_plots.draw_cka(to_table("cka", rows))
-    diagnostic_plots.write([("cka", figure, "Made-up numbers of a test.")], folder, "cka")
+    diagnostic_plots.write([diagnostic_plots.Drawing("cka", figure, "Made-up numbers of a test.")], folder, "cka")
     store = open_store(folder)
     drawn = pictures.pictures(store, overlay="fig1-clip")
     page = folder / "report.html"
