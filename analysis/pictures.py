@@ -19,6 +19,7 @@ from analysis import (
     fit_plots,
     pareto,
     plots,
+    rank_figure,
     rate_plots,
     scaling,
     scaling_schemas,
@@ -53,8 +54,8 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [*_scaling(store), *evidence_pictures.ranks(store), *_overlay(store, overlay), *_fits(store, x)]
-    found += [*_front(store, x), *_sizes(store), *_size_fits(store)]
+    found = [*_scaling(store), *rank_figure.picture(store), *evidence_pictures.ranks(store)]
+    found += [*_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store), *_size_fits(store)]
     return [*found, *_rates(store), *evidence_pictures.expected(store)]
 
 

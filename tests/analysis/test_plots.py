@@ -15,6 +15,7 @@ from rich.console import Console
 
 from analysis import Store, drawing, plots, print_results_table, rate_plots, scaling, scaling_schemas, svg, tuning
 from analysis.methods import STYLES, in_order, style
+from randlora import METHODS
 
 
 def lines(figure: Figure) -> dict[str, list[tuple[np.ndarray, np.ndarray, str]]]:
@@ -151,3 +152,8 @@ def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path)
         said = [axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()]
         assert said == ["validation score (%)"] * 2 if p.kind == "rates" else said[0] == "test bleu (%)"
         assert "accuracy" not in p.label + p.caption + str(p.chart)
+
+
+def test_methods_have_the_names_of_their_papers() -> None:
+    assert {name: style(name).name for name in METHODS} == {name: method.title for name, method in METHODS.items()}
+    assert style("randlora-a-16").name == "randlora-a-16"
