@@ -143,4 +143,7 @@ def _overall(rows: Sequence[Row]) -> str:
         return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({low} to {high} points)"
     row = rows[0]
     where = "budgets" if row["dataset"] is not None else "budgets and data sets"
-    return f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
+    text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
+    if row["verdict"] == "not distinguishable" and row.get("detectable") is not None:
+        text += f", where {points(row['detectable'], sign=False)} points would be found four times in five"
+    return text

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +12,36 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from analysis import drawing
+from analysis import drawing, vega
+from analysis.diagnostic_numbers import CORNERS, LEAST, PLACES, alignment, errors, spectra
 from analysis.drawing import COLUMN_INCHES, INK, MUTED, PAPER, STYLE, new_figure
-from analysis.methods import in_order, style
+from analysis.methods import style
 
 Row = dict[str, Any]
-
-CORNERS = ("lora", "randlora", "full")
-PLACES = ((0.0, 0.0), (1.0, 0.0), (0.5, 1.0))
 
 
 def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Figure:
     """Left: mean singular values over the largest, per method; right: errors for full fine-tuning's update."""
-    rows = table.to_pylist()
+    curves, points = spectra(table).to_pylist(), errors(approximation).to_pylist()
     with mpl.rc_context(STYLE):
-        wide = approximation.num_rows > 0
+        wide = bool(points)
         figure = new_figure(COLUMN_INCHES * (2 if wide else 1), 2.7)
         axes = figure.subplots(1, 2 if wide else 1, squeeze=False)[0]
-        for method in in_order({r["method"] for r in rows}):
-            curves = [_scaled(r["singular_values"]) for r in rows if r["method"] == method and r["spectral"] > 0]
-            if curves:
-                at = np.linspace(0, 1, 101)
-                mean = np.mean([np.interp(at, np.linspace(0, 1, len(c)), c) for c in curves], axis=0)
-                axes[0].plot(100 * at, np.maximum(mean, 1e-6), color=style(method).colour, label=style(method).name)
+        for method in dict.fromkeys(r["method"] for r in curves):
+            line = [r for r in curves if r["method"] == method]
+            values = [max(r["relative"], LEAST) for r in line]
+            axes[0].plot([100 * r["share"] for r in line], values, color=style(method).colour, label=style(method).name)
         axes[0].set_yscale("log")
         axes[0].set_ylim(1e-4, 1.5)
         axes[0].set_xlabel("singular value, % of all")
         axes[0].set_ylabel("relative to the largest")
         axes[0].legend(loc="lower left")
         if wide:
-            points: dict[tuple[str, int], list[Row]] = defaultdict(list)
-            for r in approximation.to_pylist():
-                points[r["form"], r["lora_rank"]].append(r)
-            for form in in_order({f for f, _ in points}):
-                ranks = sorted(rank for f, rank in points if f == form)
-                mean_error = [np.mean([r["error"] for r in points[form, rank]]) for rank in ranks]
-                look = style(form)
+            for form in dict.fromkeys(r["method"] for r in points):
+                line, look = [r for r in points if r["method"] == form], style(form)
+                ranks, found = [r["lora_rank"] for r in line], [r["error"] for r in line]
                 axes[1].plot(
-                    ranks, mean_error, color=look.colour, marker=look.marker, markeredgecolor=PAPER, label=look.name
+                    ranks, found, color=look.colour, marker=look.marker, markeredgecolor=PAPER, label=look.name
                 )
             axes[1].set_xscale("log", base=2)
             axes[1].set_ylim(0, 1.05)
@@ -62,24 +54,20 @@ def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Figure:
 
 def draw_cka(table: pa.Table) -> Figure:
     """CKA with full fine-tuning against depth, a line per method at its largest budget."""
-    rows = [r for r in table.to_pylist() if r["cka"] is not None]
+    rows = alignment(table).to_pylist()
     with mpl.rc_context(STYLE):
         figure = new_figure(COLUMN_INCHES, 2.7)
         axes = figure.add_axes((0.15, 0.16, 0.82, 0.78))
-        for method in in_order({r["method"] for r in rows}):
-            most = max(r["adapter_params"] or 0 for r in rows if r["method"] == method)
-            depth: dict[int, list[float]] = defaultdict(list)
-            for r in rows:
-                if r["method"] == method and (r["adapter_params"] or 0) == most:
-                    depth[r["depth"]].append(r["cka"])
-            look = style(method)
-            values = [float(np.mean(depth[d])) for d in sorted(depth)]
+        for method in dict.fromkeys(r["method"] for r in rows):
+            line, look = [r for r in rows if r["method"] == method], style(method)
+            at, values = [r["depth"] for r in line], [r["cka"] for r in line]
             dashes = "-" if look.marker else (0, (1.2, 1.6))
-            axes.plot(sorted(depth), values, color=look.colour, marker=look.marker, linestyle=dashes, label=look.name)
+            axes.plot(at, values, color=look.colour, marker=look.marker, linestyle=dashes, label=look.name)
         axes.set_xticks(sorted({r["depth"] for r in rows}))
         axes.set_xlabel("block")
         axes.set_ylabel("CKA with full fine-tuning")
-        axes.legend(loc="lower left")
+        if rows:
+            axes.legend(loc="lower left")
         return figure
 
 
@@ -156,27 +144,36 @@ def _heights(table: pa.Table) -> tuple[list[float], list[float], Any]:
 
 
 def _log(losses: Any) -> Any:
-    return np.log10(np.maximum(np.asarray(losses, dtype=float), 1e-6))
+    return np.log10(np.maximum(np.asarray(losses, dtype=float), LEAST))
 
 
-def write(figures: Sequence[tuple[str, Figure, str]], folder: Path, kind: str) -> dict[str, Path]:
-    """Save figures (stem, figure, sentence) into `diagnostics/` with what the report prints under each.
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a diagnostic: the stem of its files, what the report prints under it, and its Vega-Lite form."""
+
+    stem: str
+    figure: Figure
+    says: str
+    chart: vega.Spec | None = None
+
+
+def write(found: Sequence[Drawing], folder: Path, kind: str) -> dict[str, Path]:
+    """Save figures into `diagnostics/`: PNG, SVG, PDF, Vega-Lite, and the sentence; returns file name -> path.
 
     What an earlier run of the kind left there is taken away: it may have had more.
     """
     place = folder / "diagnostics"
     for old in place.glob(f"{kind}*"):
-        if old.suffix in (".png", ".svg", ".pdf", ".txt"):
+        if old.suffix in (".png", ".svg", ".pdf", ".txt", ".json"):
             old.unlink()
     paths: dict[str, Path] = {}
-    for stem, figure, says in figures:
-        paths |= drawing.save(figure, place, stem)
-        text = place / f"{stem}.txt"
-        text.write_text(says + "\n", encoding="utf-8")
+    for one in found:
+        paths |= drawing.save(one.figure, place, one.stem)
+        text = place / f"{one.stem}.txt"
+        text.write_text(one.says + "\n", encoding="utf-8")
         paths[text.name] = text
+        if one.chart is not None:
+            chart = place / f"{one.stem}.vl.json"
+            vega.save(one.chart, chart)
+            paths[chart.name] = chart
     return paths
-
-
-def _scaled(values: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    found = np.asarray(values, dtype=float)
-    return np.asarray(found / found.max())

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from analysis import cka, diagnostic_plots, landscape, spectrum
+from analysis.diagnostic_charts import cka_chart, landscape_chart, spectrum_chart
+from analysis.diagnostic_plots import Drawing
 from analysis.errors import StoreError, nearest
 from analysis.methods import in_order, place_text, style
 from analysis.store import Store
@@ -95,19 +97,19 @@ def analyze(
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
         says = spectrum_sentence(table, approximation)
-        figures = [("spectrum", diagnostic_plots.draw_spectrum(table, approximation), says)]
+        figure = diagnostic_plots.draw_spectrum(table, approximation)
+        figures = [Drawing("spectrum", figure, says, spectrum_chart(table, approximation, says))]
     elif kind == "cka":
         says = cka_sentence(table)
-        figures = [("cka", diagnostic_plots.draw_cka(table), says)]
+        figures = [Drawing("cka", diagnostic_plots.draw_cka(table), says, cka_chart(table, says))]
     else:
         says = landscape_sentence(table)
         figures = []
         for i, plane in enumerate(diagnostic_plots.planes(table)):
             said, after = landscape_sentence(plane), f"-{i + 1}" if i else ""
-            figures.append((f"landscape{after}", diagnostic_plots.draw_landscape(plane), said))
-            figures.append(
-                (f"landscape{after}-surface", diagnostic_plots.draw_surface(plane), "The same as a surface.")
-            )
+            flat, surface = diagnostic_plots.draw_landscape(plane), diagnostic_plots.draw_surface(plane)
+            figures.append(Drawing(f"landscape{after}", flat, said, landscape_chart(plane, said)))
+            figures.append(Drawing(f"landscape{after}-surface", surface, "The same as a surface."))
     return table, diagnostic_plots.write(figures, store.path, kind), says
 
 

@@ -38,6 +38,21 @@ STYLES: dict[str, Style] = {
     "zero-shot": Style("zero-shot", "#767676", "#9B9B9B", None, 92),
 }
 
+_NAMES = {
+    "randlora-a": "RandLoRA-a",
+    "randlora-b": "RandLoRA-b",
+    "randlora-svd": "RandLoRA-SVD",
+    "pissa": "PiSSA",
+    "lora-xs": "LoRA-XS",
+    "svft": "SVFT",
+    "adalora": "AdaLoRA",
+    "autolora": "AutoLoRA",
+    "hydralora": "HydraLoRA",
+    "hybrid": "LoRA + RandLoRA",
+    "linear-probe": "linear probe",
+}
+"""Of the methods without a style of their own; a variant keeps the name that its sweep file gives it."""
+
 _SPARE = (("#8C510A", "#D8A25E"), ("#542788", "#B79AE0"), ("#7F7F00", "#CFCF4A"), ("#A50026", "#F0708A"))
 _MARKERS = ("v", "P", "X", "h", "<", ">")
 
@@ -48,7 +63,7 @@ def style(method: str) -> Style:
         return STYLES[method]
     digest = zlib.crc32(method.encode())
     colour, dark = _SPARE[digest % len(_SPARE)]
-    return Style(method, colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50)
+    return Style(_NAMES.get(method, method), colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50)
 
 
 def size_text(train_size: str) -> str:
@@ -79,3 +94,8 @@ def place_text(dataset: str, train_size: str) -> str:
 def in_order(methods: set[str]) -> list[str]:
     """Methods in the order of tables and legends."""
     return sorted(methods, key=lambda m: (style(m).order, m))
+
+
+def budget_order(reference: str) -> tuple[int, str]:
+    """Sort key of budgets: by the number in their name."""
+    return int("".join(c for c in reference if c.isdigit()) or 0), reference

@@ -5,7 +5,6 @@ A figure without enough budgets, sizes or numbers is left out. The numbers come 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,14 @@ import pyarrow.compute as pc
 from analysis import (
     budgets,
     drawing,
+    evidence_pictures,
     fit_plots,
     pareto,
     plots,
+    rank_figure,
     rate_plots,
     scaling,
+    scaling_schemas,
     size_fits,
     sizes,
     svg,
@@ -52,8 +54,9 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [*_scaling(store), *_overlay(store, overlay), *_fits(store, x), *_front(store, x)]
-    return [*found, *_sizes(store), *_size_fits(store), *_rates(store)]
+    found = [*_scaling(store), *rank_figure.picture(store), *evidence_pictures.ranks(store)]
+    found += [*_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store), *_size_fits(store)]
+    return [*found, *_rates(store), *evidence_pictures.expected(store)]
 
 
 def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
@@ -63,7 +66,7 @@ def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
         paths |= drawing.save(picture.figure, folder / "figures", picture.stem)
         if picture.chart is not None:
             path = folder / "figures" / f"{picture.stem}.vl.json"
-            path.write_text(json.dumps(picture.chart, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            vega.save(picture.chart, path)
             paths[path.name] = path
     return paths
 
@@ -318,7 +321,7 @@ def overlaid(store: Store, overlay: str) -> tuple[pa.Table, pa.Table, str]:
     rows = [r for r in curve.to_pylist() if panels and place_of(r) == panels[0]]
     model, dataset, size = panels[0][1:] if panels else (None, None, None)
     theirs, title = published_curve(overlay, model, dataset, size)
-    return pa.Table.from_pylist(rows, schema=scaling.CURVE), theirs, title
+    return pa.Table.from_pylist(rows, schema=scaling_schemas.CURVE), theirs, title
 
 
 def _of(table: pa.Table, first: tuple[str, str, str | None]) -> list[Row]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.scaling import BASELINE, COMPARISONS, comparisons
-from analysis.stats import T_TEST, power, seeds_needed
+from analysis.scaling import BASELINE, comparisons
+from analysis.scaling_schemas import COMPARISONS
+from analysis.stats import power_at, seeds_needed
 from analysis.store import Store
 
 Row = dict[str, Any]
@@ -20,13 +21,14 @@ SEEDS = pa.schema(
     [
         *(COMPARISONS.field(name) for name in ("sweep", "model", "dataset", "train_size", "method", "baseline")),
         COMPARISONS.field("reference"),
-        ("n", pa.int64()),  # seeds it has
-        ("sd", pa.float64()),  # of the paired differences
+        *(COMPARISONS.field(name) for name in ("n", "datasets", "sd", "error", "freedom")),
         ("choice_sd", pa.float64()),  # what the choice of rates adds to their mean; null where not known
+        ("test", pa.string()),
         ("alpha", pa.float64()),  # level of one comparison, the family's 5 % shared out (Holm's first step)
         ("difference", pa.float64()),  # the true difference asked about
         ("power", pa.float64()),  # chance that the seeds it has find it
-        ("seeds_needed", pa.int64()),  # least seeds that find it 4 times in 5; null: not within 1000
+        ("detectable", pa.float64()),  # smallest true difference that they find 4 times in 5
+        ("seeds_needed", pa.int64()),  # least seeds (of each data set) that find it 4 times in 5; null: not within 1000
         ("seeds_needed_choice", pa.int64()),  # the same with the choice of rates, which more seeds do not lessen
     ]
 )
@@ -49,15 +51,19 @@ def seeds_table(store: Store, baseline: str = BASELINE, differences: Sequence[fl
     alpha = 0.05 / max(1, sum(r["p"] is not None for r in compared))
     rows = []
     for r in compared:
-        if r["sd"] is None or r["test"] != T_TEST:
+        if r["detectable"] is None:
             continue
         shared: Row = {k: r[k] for k in SEEDS.names if k in r} | {"alpha": alpha}
         for difference in differences:
-            added = r["choice_sd"]
-            with_choice = None if added is None else seeds_needed(r["sd"], difference, alpha, added=added)
+            added, sets = r["choice_sd"], r["datasets"]
+            plain = seeds_needed(r["sd"], difference, alpha, datasets=sets)
+            with_choice = (
+                None if added is None else seeds_needed(r["sd"], difference, alpha, added=added, datasets=sets)
+            )
+            found = power_at(r["error"], r["freedom"], difference, alpha)
             rows.append(
                 shared
-                | {"difference": difference, "power": power(r["n"], r["sd"], difference, alpha)}
-                | {"seeds_needed": seeds_needed(r["sd"], difference, alpha), "seeds_needed_choice": with_choice}
+                | {"difference": difference, "power": found}
+                | {"seeds_needed": plain, "seeds_needed_choice": with_choice}
             )
     return pa.Table.from_pylist(rows, schema=SEEDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from analysis import evidence_sheets, fit_sheets, result_sheets
+from analysis import evidence_sheets, fit_sheets, rank_figure, result_sheets
 from analysis.diagnostic_files import DIAGNOSTIC_SHEETS, diagnostic_sheets
 from analysis.errors import StoreError, nearest
 from analysis.pictures import overlaid
@@ -28,6 +28,7 @@ def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, 
         (("groups",), lambda: [result_sheets.grouped(store)]),
         (("ranks",), lambda: [result_sheets.ranks(store)]),
         (("seeds",), lambda: [result_sheets.seeds(store)]),
+        (("rank_effects",), lambda: [rank_figure.sheet(store)]),
         *beside,
         (("crossings", "budget_needed", "areas", "fits"), lambda: fit_sheets.fitted(store, x)),
         (("front",), lambda: [fit_sheets.front(store, x)]),

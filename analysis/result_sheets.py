@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.console import results_table
 from analysis.groups import groups, mean_ranks
-from analysis.methods import size_key, size_text, style
+from analysis.methods import budget_order, size_key, size_text, style
 from analysis.planning import DIFFERENCES, seeds_table
 from analysis.scaling import BASELINE, PLANTED, comparisons, curve
 from analysis.sheets import (
@@ -25,6 +25,7 @@ from analysis.sheets import (
     short,
     whole,
 )
+from analysis.stats import SIGN_FLIP
 from analysis.store import Store
 
 Row = dict[str, Any]
@@ -32,7 +33,14 @@ Row = dict[str, Any]
 LONG = 45
 """A table of more rows is closed in the page until asked for."""
 
+
+def _seeds(r: Row) -> str:
+    """Seeds per data set; their mean where data sets have unequally many."""
+    return f"{r['n'] / (r.get('datasets') or 1):.3g}"
+
+
 SEEDS = Column("seeds", lambda r: str(r["n"]), "number")
+PAIRS = Column("seeds", _seeds, "number")
 PARAMETERS = Column("parameters", lambda r: whole(r["adapter_params"]), "number")
 ACCURACY = Column("test score, % [95 %]", score, "number")
 
@@ -101,12 +109,14 @@ def compared(store: Store, baseline: str = BASELINE) -> Sheet:
     """Each method against a baseline, LoRA at the same budget unless said otherwise."""
     note = (
         "Power: the chance that this comparison, at this table's corrected level, finds a true difference of "
-        f"{100 * PLANTED:g} points; beside it the seeds that would find it four times in five. With the choice of "
+        f"{100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true difference that is "
+        "found, four times in five. With the choice of "
         "rates: the same test, widened by what another draw of stage TUNE might have chosen; without re-runs that is "
         "not known. Parameters, ratio: the method's over LoRA's. Effect: Hedges' g of the paired differences, their "
         "mean in their own standard deviations, with its 95 % interval."
     )
     rows = comparisons(store, baseline).to_pylist()
+    note += _permuted(rows)
     return Sheet(
         "comparisons",
         f"Each method against {style(baseline).name} at the same budget",
@@ -141,7 +151,7 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         Column("budget", lambda r: r["reference"] or "all budgets"),
         *([ratios] if ratio else []),
         Column("difference, points [95 %]", change, "number"),
-        SEEDS,
+        PAIRS,
         Column("p", lambda r: p_text(r["p"]), "number"),
         Column("p, Holm", lambda r: p_text(r["p_holm"]), "number"),
         Column("verdict", lambda r: r["verdict"], "verdict"),
@@ -153,6 +163,18 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         Column("effect [95 %]", _effect, "number"),
         Column("power", lambda r: "" if r["power"] is None else f"{100 * r['power']:.0f} %", "number"),
         Column("seeds for it", lambda r: whole(r["seeds_needed"]), "number"),
+        Column("detectable, points", lambda r: points(r["detectable"], sign=False), "number"),
+    )
+
+
+def _permuted(rows: Sequence[Row]) -> str:
+    """How a row that a permutation test decides is read."""
+    if all(r["test"] != SIGN_FLIP for r in rows):
+        return ""
+    return (
+        " Over many data sets: p by sign-flip permutation, each data set weighing the same; the effect's standard "
+        "deviation is pooled within data sets; power and what follows are those of the t test with as many degrees of "
+        "freedom, which by simulation is close, were the difference the same on every data set."
     )
 
 
@@ -187,7 +209,7 @@ def grouped(store: Store) -> Sheet:
 def ranks(store: Store) -> Sheet:
     """Mean ranks over data sets."""
     rows = [r | {"dataset": None} for r in mean_ranks(store).to_pylist()]
-    rows.sort(key=lambda r: (r["sweep"], size_key(r["train_size"]), _number(r["reference"]), r["mean_rank"]))
+    rows.sort(key=lambda r: (r["sweep"], size_key(r["train_size"]), budget_order(r["reference"]), r["mean_rank"]))
     return Sheet(
         "ranks",
         "Mean ranks over data sets",
@@ -203,10 +225,12 @@ def ranks(store: Store) -> Sheet:
             Column("of methods", lambda r: str(r["methods"]), "number"),
             Column("data sets", lambda r: str(r["datasets"]), "number"),
             Column("p, Friedman", lambda r: p_text(r["p_friedman"]), "number"),
+            Column("critical difference", lambda r: short(r["critical_difference"]), "number"),
         ],
         rows,
         "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
-        "all methods of a budget rank alike, uncorrected; it needs three of both.",
+        "all methods of a budget rank alike, uncorrected; it needs three of both. Two methods whose mean ranks are "
+        "further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the table) differ.",
         folded=_long(rows),
     )
 
@@ -230,12 +254,12 @@ def seeds(store: Store, baseline: str = BASELINE, differences: Sequence[float] =
         "seeds",
         f"Seeds needed to see a difference to {style(baseline).name}",
         columns_of(
-            rows, METHOD, Column("budget", lambda r: r["reference"] or "all budgets"), SEEDS, sd, *map(cell, asked)
+            rows, METHOD, Column("budget", lambda r: r["reference"] or "all budgets"), PAIRS, sd, *map(cell, asked)
         ),
         rows,
-        "Least number of paired seeds that finds a true difference of that size four times in five, at the level of "
-        "the first step of Holm's correction over the table of comparisons; in brackets with the doubt of the choice "
-        "of rates, which more seeds do not lessen. \N{EM DASH}: not within 1,000 seeds.",
+        "Least number of paired seeds (of each data set) that finds a true difference of that size four times in five, "
+        "at the level of the first step of Holm's correction over the table of comparisons; in brackets with the "
+        "doubt of the choice of rates, which more seeds do not lessen. \N{EM DASH}: not within 1,000 seeds.",
         strong=lambda r: r["reference"] is None,
         folded=True,
     )
@@ -246,10 +270,6 @@ def _needed(r: Row) -> str:
     if r["choice_sd"] is None:
         return plain
     return f"{plain} [{whole(r['seeds_needed_choice']) or chr(0x2014)}]"
-
-
-def _number(reference: str) -> int:
-    return int("".join(c for c in reference if c.isdigit()) or 0)
 
 
 def _long(rows: Sequence[Row]) -> bool:

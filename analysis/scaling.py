@@ -13,15 +13,16 @@ import pyarrow as pa
 
 from analysis.choice import CellKey, choice_variances
 from analysis.methods import style
+from analysis.scaling_schemas import COMPARISONS, CURVE
 from analysis.stats import (
-    T_TEST,
     Difference,
     blocked_difference,
+    detectable,
     effect_size,
     holm,
     mean_interval,
     paired_difference,
-    power,
+    power_at,
     seeds_needed,
     t_difference,
     verdict,
@@ -39,70 +40,6 @@ FOCUS, BASELINE = "randlora", "lora"
 
 PLANTED = 0.02
 """The true difference that `power` is given for: 2 points."""
-
-CURVE = pa.schema(
-    [
-        ("sweep", pa.string()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),  # null: the mean over `n_datasets` data sets
-        ("train_size", pa.string()),
-        ("method", pa.string()),
-        ("name", pa.string()),
-        ("kind", pa.string()),  # 'curve', or 'line' for a method without a budget
-        ("reference", pa.string()),
-        ("budget", pa.int64()),
-        ("adapter_params", pa.int64()),
-        ("lr", pa.float64()),
-        ("n", pa.int64()),
-        ("mean", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("sd", pa.float64()),
-        ("n_datasets", pa.int64()),
-    ]
-)
-
-COMPARISONS = pa.schema(
-    [
-        ("sweep", pa.string()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),  # null: all data sets together
-        ("train_size", pa.string()),
-        ("method", pa.string()),
-        ("baseline", pa.string()),
-        ("reference", pa.string()),  # null: all matched budgets together
-        ("budget", pa.int64()),
-        (
-            "params_ratio",
-            pa.float64(),
-        ),  # method's adapter parameters / baseline's; null for a baseline without a budget
-        ("n", pa.int64()),
-        ("difference", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("sd", pa.float64()),
-        ("p", pa.float64()),
-        ("p_holm", pa.float64()),
-        ("verdict", pa.string()),
-        ("choice_sd", pa.float64()),  # what the choice of both arms' rates adds (`choice`); null where not known
-        ("p_choice", pa.float64()),  # of the test that includes it; null where it is not known
-        ("p_choice_holm", pa.float64()),
-        ("verdict_choice", pa.string()),  # 'not testable' where it is not known
-        ("test", pa.string()),
-        (
-            "edge",
-            pa.string(),
-        ),  # which arms chose the end of their range of rates: 'method', 'baseline', 'both'; else null
-        (
-            "power",
-            pa.float64(),
-        ),  # chance to find a true difference of PLANTED in this family; null where not computable
-        ("seeds_needed", pa.int64()),  # least seeds that would find it 4 times in 5; null: not within 1000, or unknown
-        ("effect", pa.float64()),  # Hedges' g of the paired differences: their mean in standard deviations
-        ("effect_low", pa.float64()),
-        ("effect_high", pa.float64()),
-    ]
-)
 
 _RUNS = """
 select sweep, cell_id, model, dataset, train_size, method, reference, budget, adapter_params, lr,
@@ -247,13 +184,23 @@ def _comparisons(store: Store, baseline: str, focus: str) -> pa.Table:
     alpha = 0.05 / max(1, sum(p is not None for p in adjusted))
     for row, p in zip(rows, adjusted, strict=True):
         row["p_holm"], row["verdict"] = p, verdict(row["difference"], p)
-        simple = row["test"] == T_TEST and row["sd"] is not None
-        row["power"] = power(row["n"], row["sd"], PLANTED, alpha) if simple else None
-        row["seeds_needed"] = seeds_needed(row["sd"], PLANTED, alpha) if simple else None
+        row.update(_prospects(row, alpha))
     adjusted = holm([row["p_choice"] for row in rows])
     for row, p in zip(rows, adjusted, strict=True):
         row["p_choice_holm"], row["verdict_choice"] = p, verdict(row["difference"], p)
     return pa.Table.from_pylist(rows, schema=COMPARISONS)
+
+
+def _prospects(row: Row, alpha: float) -> Row:
+    """Power for PLANTED, the seeds for it, and the smallest detectable difference."""
+    error, freedom = row["error"], row["freedom"]
+    if error is None or row["p"] is None:
+        return {"power": None, "seeds_needed": None, "detectable": None}
+    return {
+        "power": power_at(error, freedom, PLANTED, alpha),
+        "seeds_needed": seeds_needed(row["sd"], PLANTED, alpha, datasets=row["datasets"]),
+        "detectable": detectable(error, freedom, alpha),
+    }
 
 
 def _mark_edges(
@@ -327,7 +274,9 @@ def _over_datasets(blocks: Mapping[str, Mapping[Seed, float]], family: int) -> D
     floor = 2.0 ** (1 - sum(len(b) for b in blocks.values()))
     if len(blocks) == 1 or (floor * family > 0.05 and len(shared) > 1):
         return t_difference([sum(b[s] for b in blocks.values()) / len(blocks) for s in shared])
-    return blocked_difference({dataset: list(values.values()) for dataset, values in blocks.items()})
+    # random flips can't show a p below 2 / resamples: enough of them that a large family does not hide everything
+    resamples = max(9999, 200 * family)
+    return blocked_difference({d: list(values.values()) for d, values in blocks.items()}, resamples=resamples)
 
 
 def _compared(
@@ -352,10 +301,13 @@ def _compared(
         "budget": cell["budget"],
         "params_ratio": ratio,
         "n": difference.n,
+        "datasets": difference.datasets,
         "difference": difference.mean,
         "low": difference.low,
         "high": difference.high,
         "sd": difference.sd,
+        "error": difference.error,
+        "freedom": difference.freedom,
         "choice_sd": None if added is None else added**0.5,
         "p": difference.p,
         "p_choice": None if added is None else widened_p(difference, added),

@@ -21,10 +21,14 @@ Verdict = Literal["higher", "lower", "not distinguishable", "not testable"]
 LEVEL = 0.95
 """Level of every interval; 1 - LEVEL is the family-wise error rate of a table."""
 
-T_TEST = "paired t"
+T_TEST, SIGN_FLIP = "paired t", "sign-flip permutation"
+WANTED = 0.8
+"""The power that a smallest detectable difference and a number of seeds are given for."""
 CHOICE_FREEDOM = 2
 """Degrees of freedom of the variance that a choice of rates adds: it is estimated from few runs, and far from normal.
 By simulation (`calibration`): 2 keeps 5 % over shapes of the response, 4 does not."""
+AT_ONCE = 10_000
+"""Permutations drawn at once, so that many of them do not fill the memory."""
 _NO_SPREAD = 1e-12  # below it a spread is rounding
 
 
@@ -56,10 +60,15 @@ class Difference:
     """A paired difference a - b.
 
     Attributes:
-        mean, low, high, sd: of the per-seed differences; see `Interval`.
+        mean, low, high: of the per-seed differences; see `Interval`.
+        sd: their standard deviation; over several data sets the pooled one within data sets. None where no data set has
+            two pairs.
         p: two-sided p value; None where it cannot be tested: fewer than two pairs, or no spread between them.
         n: number of pairs.
         test: the test's name.
+        datasets: number of data sets, where the pairs of each count by themselves.
+        error: standard error of the mean, from `sd`.
+        freedom: degrees of freedom of `sd`.
     """
 
     mean: float
@@ -69,6 +78,9 @@ class Difference:
     p: float | None
     n: int
     test: str
+    datasets: int = 1
+    error: float | None = None
+    freedom: int = 0
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
@@ -115,7 +127,9 @@ def t_difference(differences: Sequence[float], level: float = LEVEL) -> Differen
             p = float(stats.ttest_1samp(differences, 0.0).pvalue)
         elif abs(interval.mean) <= _NO_SPREAD:
             p = 1.0
-    return Difference(interval.mean, interval.low, interval.high, interval.sd, p, interval.n, T_TEST)
+    n, sd = interval.n, interval.sd
+    error = None if sd is None else sd / math.sqrt(n)
+    return Difference(interval.mean, interval.low, interval.high, sd, p, n, T_TEST, 1, error, n - 1)
 
 
 def widened_p(difference: Difference, variance: float) -> float | None:
@@ -158,10 +172,12 @@ def blocked_difference(
         raise ValueError("a blocked difference needs at least one data set with a paired seed, got none")
     values = np.concatenate(groups)
     weights = np.concatenate([np.full(len(g), 1 / (len(g) * len(groups))) for g in groups])
-    mean = float(values @ weights)
-    n, sd = len(values), float(np.std(values, ddof=1)) if len(values) > 1 else None
-    if n < 2 or min(len(g) for g in groups) < 2:
-        return Difference(mean, None, None, sd, None, n, "sign-flip permutation")
+    mean, n, sets = float(values @ weights), len(values), len(groups)
+    freedom = n - sets
+    sd = math.sqrt(sum(float(((g - g.mean()) ** 2).sum()) for g in groups) / freedom) if freedom else None
+    error = None if sd is None else sd * math.sqrt(float((weights**2).sum()))
+    if min(len(g) for g in groups) < 2:
+        return Difference(mean, None, None, sd, None, n, SIGN_FLIP, sets, error, freedom)
     rng = np.random.default_rng(seed)
     result = stats.permutation_test(
         (values, np.zeros(n)),
@@ -169,6 +185,7 @@ def blocked_difference(
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
+        batch=AT_ONCE,
         rng=rng,
     )
     # resampling n values shrinks their variance by (n - 1) / n, which matters at 3 seeds: stretch it back
@@ -177,8 +194,8 @@ def blocked_difference(
         * math.sqrt(len(g) / (len(g) - 1))
         for g in groups
     )
-    low, high = mean + np.quantile(shifts / len(groups), [(1 - level) / 2, (1 + level) / 2])
-    return Difference(mean, float(low), float(high), sd, float(result.pvalue), n, "sign-flip permutation")
+    low, high = mean + np.quantile(shifts / sets, [(1 - level) / 2, (1 + level) / 2])
+    return Difference(mean, float(low), float(high), sd, float(result.pvalue), n, SIGN_FLIP, sets, error, freedom)
 
 
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:
@@ -211,50 +228,90 @@ def power(n: int, sd: float, difference: float, alpha: float = 1 - LEVEL) -> flo
         n: pairs. sd: standard deviation of the per-seed differences. difference: the true mean difference.
         alpha: two-sided level; divide it by the number of comparisons for the power within a Holm family's first step.
     """
-    if n < 2 or sd <= _NO_SPREAD:
+    return None if n < 2 else power_at(sd / math.sqrt(n), n - 1, difference, alpha)
+
+
+def power_at(error: float, freedom: int, difference: float, alpha: float = 1 - LEVEL) -> float | None:
+    """`power` from the standard error of the mean difference and its degrees of freedom (noncentral t).
+
+    Of a sign-flip permutation test it is an approximation, were the difference the same on every data set: by
+    simulation within 0.1, mostly within 0.05 (`tests/analysis/test_blocked_power.py`).
+    """
+    if freedom < 1 or error <= _NO_SPREAD:
         return None
-    shift, critical = abs(difference) / (sd / math.sqrt(n)), stats.t.ppf(1 - alpha / 2, n - 1)
-    above, below = stats.nct.sf(critical, n - 1, shift), stats.nct.cdf(-critical, n - 1, shift)
+    shift, critical = abs(difference) / error, stats.t.ppf(1 - alpha / 2, freedom)
+    above, below = stats.nct.sf(critical, freedom, shift), stats.nct.cdf(-critical, freedom, shift)
     # the far tail underflows to NaN for a large shift
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
 
 
+def detectable(error: float, freedom: int, alpha: float = 1 - LEVEL, wanted: float = WANTED) -> float | None:
+    """The smallest true difference that is found with the wanted power (minimum detectable difference).
+
+    Args:
+        error, freedom, alpha: as of `power_at`. wanted: the power.
+
+    Returns:
+        None where `power_at` has none.
+    """
+    if freedom < 1 or error <= _NO_SPREAD:
+        return None
+
+    def beyond(shift: float) -> float:
+        return (power_at(1.0, freedom, shift, alpha) or 0.0) - wanted
+
+    high = 4.0
+    while beyond(high) < 0.0:
+        high *= 2.0
+    return error * float(optimize.brentq(beyond, 0.0, high))
+
+
 def seeds_needed(
-    sd: float, difference: float, alpha: float = 1 - LEVEL, wanted: float = 0.8, added: float = 0.0
+    sd: float,
+    difference: float,
+    alpha: float = 1 - LEVEL,
+    wanted: float = WANTED,
+    added: float = 0.0,
+    datasets: int = 1,
 ) -> int | None:
     """Least number of paired seeds that finds a difference with the wanted power; None beyond 1000.
 
     Args:
         sd, difference, alpha: as of `power`. wanted: the power.
         added: deviation that the choice of rates adds to the mean, which more seeds do not lessen.
+        datasets: data sets, each with so many seeds.
     """
     if sd <= _NO_SPREAD:
         return None
+
+    def enough(n: int) -> bool:
+        error = math.hypot(sd / math.sqrt(n * datasets), added)
+        return (power_at(error, datasets * (n - 1), difference, alpha) or 0.0) >= wanted
+
     low, high = 2, 1000
-    if (power(high, math.hypot(sd, added * math.sqrt(high)), difference, alpha) or 0.0) < wanted:
+    if not enough(high):
         return None
     while low < high:  # the power grows with the seeds
         n = (low + high) // 2
-        enough = (power(n, math.hypot(sd, added * math.sqrt(n)), difference, alpha) or 0.0) >= wanted
-        low, high = (low, n) if enough else (n + 1, high)
+        low, high = (low, n) if enough(n) else (n + 1, high)
     return low
 
 
 def effect_size(difference: Difference, level: float = LEVEL) -> Interval | None:
     """Hedges' g of paired differences: their mean in their own standard deviations, corrected for few seeds.
 
-    The interval inverts the noncentral t distribution. None where there is no spread, or another test than t.
+    Over several data sets the standard deviation is the pooled one within data sets. The interval inverts the
+    noncentral t distribution. None where there is no spread.
     """
-    sd, n = difference.sd, difference.n
-    if sd is None or sd <= _NO_SPREAD or difference.test != T_TEST:
+    sd, error, freedom = difference.sd, difference.error, difference.freedom
+    if sd is None or error is None or sd <= _NO_SPREAD or freedom < 1:
         return None
-    freedom, t = n - 1, difference.mean / sd * math.sqrt(n)
     correction = math.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / math.sqrt(freedom / 2)
     if freedom == 1:
         correction = 1.0  # not defined for two seeds
-    ends = [_noncentrality(t, freedom, tail) for tail in ((1 + level) / 2, (1 - level) / 2)]
-    low, high = (correction * shift / math.sqrt(n) for shift in ends)
-    return Interval(correction * difference.mean / sd, low, high, None, n)
+    shifts = [_noncentrality(difference.mean / error, freedom, tail) for tail in ((1 + level) / 2, (1 - level) / 2)]
+    low, high = (correction * shift * error / sd for shift in shifts)
+    return Interval(correction * difference.mean / sd, low, high, None, difference.n)
 
 
 def _noncentrality(t: float, freedom: int, share: float) -> float:

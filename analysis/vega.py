@@ -7,7 +7,8 @@ specification is plain JSON, so nothing is needed to write it; tests hold it aga
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from analysis.methods import in_order, style
@@ -17,6 +18,9 @@ Spec = dict[str, Any]
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 """Names the format; nothing reads the address."""
+PICK = "pick"
+PICKING: Spec = {"name": PICK, "select": {"type": "point", "fields": ["method"]}, "bind": "legend"}
+"""A legend that picks methods."""
 _SHAPES = {
     "o": "circle",
     "s": "square",
@@ -55,6 +59,7 @@ def chart(
     band: bool = True,
     dashes: str | None = None,
     columns: int = 2,
+    log: bool = True,
 ) -> Spec:
     """A chart of scores against a logarithmic cost; horizontal lines far below the curves are left out.
 
@@ -66,6 +71,7 @@ def chart(
         band: shade from low to high.
         dashes: the `line` that is drawn dashed.
         columns: panels in a row.
+        log: the cost is on a logarithmic axis; else it is a small whole number.
 
     Raises:
         ValueError: no row.
@@ -88,16 +94,16 @@ def chart(
         layers.append(
             _layer("line", "fit" if fits else "point", {"y": _y(y)} | ({"strokeDash": dashed} if dashes else {}))
         )
-    layers.append(_layer("point", "point", {"y": _y(y), "shape": _shape(keys)}, tooltip=True))
-    shared: Spec = {"color": _colour(keys)}
+    layers.append(_layer("point", "point", {"y": _y(y), "shape": shapes(keys)}, tooltip=True))
+    shared: Spec = {"color": colours(keys)}
     small = max((r["x"] for r in rows if "x" in r), default=1.0) <= 1.0  # learning rates, not counts
     ticks = {"format": ".0e" if small else "~s", "grid": False}
-    axis: Spec = {"field": "x", "type": "quantitative", "title": x, "axis": ticks}
-    axis["scale"] = {"type": "log", "nice": False, "padding": 12}
+    axis: Spec = {"field": "x", "type": "quantitative", "title": x, "axis": ticks if log else {"tickMinStep": 1}}
+    axis["scale"] = {"type": "log", "nice": False, "padding": 12} if log else {"zero": False, "padding": 12}
     for layer in layers:
         if layer["mark"]["type"] != "rule":
             layer["encoding"]["x"] = axis
-    picked: list[Spec] = [{"name": "pick", "select": {"type": "point", "fields": ["method"]}, "bind": "legend"}]
+    picked: list[Spec] = [PICKING]
     if len(panels) == 1:  # panels with scales of their own can't share a zoom
         picked.append({"name": "zoom", "select": "interval", "bind": "scales"})
     layers[-1]["params"] = picked
@@ -131,7 +137,7 @@ def _layer(
     }
     full = 0.15 if band else 1.0
     found: Spec = {"transform": [{"filter": _filter(role, band)}], "mark": looks[mark], "encoding": dict(encoding)}
-    found["encoding"]["opacity"] = {"condition": {"param": "pick", "value": full}, "value": full / 8}
+    found["encoding"]["opacity"] = {"condition": {"param": PICK, "value": full}, "value": full / 8}
     if mark in ("line", "area"):
         found["encoding"]["detail"] = [{"field": "line", "type": "nominal"}]
     if tooltip:
@@ -159,8 +165,14 @@ def _y(title: str, field: str = "score") -> Spec:
     return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False}}
 
 
-def _colour(keys: Sequence[str]) -> Spec:
-    looks = [style(k) for k in keys]
+def save(spec: Spec, path: Path) -> None:
+    """Write a chart as a file of its own."""
+    path.write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def colours(keys: Iterable[str]) -> Spec:
+    """The colour channel, with the legend, of these methods."""
+    looks = [style(k) for k in in_order(set(keys))]
     scale = {"domain": [s.name for s in looks], "range": [s.colour for s in looks]}
     return {
         "field": "method",
@@ -171,7 +183,13 @@ def _colour(keys: Sequence[str]) -> Spec:
     }
 
 
-def _shape(keys: Sequence[str]) -> Spec:
-    names = [style(k).name for k in keys]
-    shapes = [_SHAPES.get(style(k).marker or "", "cross") for k in keys]
-    return {"field": "method", "type": "nominal", "legend": None, "scale": {"domain": names, "range": shapes}}
+def shapes(keys: Iterable[str]) -> Spec:
+    """The shape channel of these methods."""
+    found = in_order(set(keys))
+    scale = {"domain": [style(k).name for k in found], "range": [shape(k) for k in found]}
+    return {"field": "method", "type": "nominal", "legend": None, "scale": scale}
+
+
+def shape(method: str) -> str:
+    """A method's marker."""
+    return _SHAPES.get(style(method).marker or "", "cross")

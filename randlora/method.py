@@ -17,6 +17,8 @@ class Method:
     `count(shape, capacity, **options)`: trainable parameters of one weight, exactly what `attach` builds.
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
+    `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
+    None where it is no matrix, or nobody has said.
     `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether more is built than counted, until a schedule has cut it down to the capacity (AdaLoRA).
@@ -39,6 +41,7 @@ class Method:
     scheduled: bool = False
     holds_out: bool = False
     experimental: bool = False
+    update_rank: Callable[..., int] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -48,6 +51,10 @@ class Method:
     def total(self, shapes: Sequence[Shape], capacity: int, **options: Any) -> int:
         """Trainable parameters of all `shapes` at one capacity."""
         return sum(self.count(shape, capacity, **options) for shape in shapes)
+
+    def rank(self, shape: Shape, capacity: int, **options: Any) -> int | None:
+        """The largest rank that the update of a weight of this shape can have; None where that is not known."""
+        return None if self.update_rank is None else self.update_rank(shape, capacity, **{**self.options, **options})
 
 
 METHODS: dict[str, Method] = {}

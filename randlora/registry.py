@@ -29,7 +29,7 @@ hydralora  1              alpha / r, alpha = r unless given           A, router 
 
 from __future__ import annotations
 
-from randlora import ablations, adalora, autolora, hydra, lora, nola, outlook, rand, spectral, vera
+from randlora import ablations, adalora, autolora, hydra, lora, nola, outlook, rand, spectral, update_ranks, vera
 from randlora.method import METHODS, Method, get_method, register
 
 __all__ = ["METHODS", "Method", "get_method", "register"]
@@ -46,6 +46,7 @@ register(
         published_lr=1e-3,
         published_lr_source="RandLoRA paper, Table 8 (CLIP)",
         scale_rule="alpha / r, alpha = r by default, so 1 at every rank; rank-stabilised: alpha / sqrt(r), alpha = 4",
+        update_rank=update_ranks.capacity_rank,
     )
 )
 register(
@@ -60,6 +61,7 @@ register(
         published_lr=1e-3,
         published_lr_source="as LoRA; no CLIP rate was published",
         scale_rule="as LoRA",
+        update_rank=update_ranks.full_rank,
     )
 )
 register(
@@ -74,6 +76,7 @@ register(
         published_lr=1e-2,
         published_lr_source="RandLoRA paper, Table 8 (CLIP)",
         scale_rule="none: 1, the bases carry it (Kaiming uniform, gain sqrt 2)",
+        update_rank=update_ranks.capacity_rank,
     )
 )
 register(
@@ -89,6 +92,7 @@ register(
         published_lr_source="NoLA's ViT and GPT-2 runs",
         scale_rule="alpha / r with alpha = r by default, so 1; the sums of bases are divided by sqrt(k)",
         min_capacity=2,
+        update_rank=update_ranks.option_rank,
     )
 )
 register(
@@ -103,6 +107,7 @@ register(
         published_lr=1e-3,
         published_lr_source="RandLoRA paper, Table 8 (CLIP)",
         scale_rule=f"alpha / r; by default {rand.DEFAULT_SCALE:g} at every rank",
+        update_rank=update_ranks.spread_rank,
     )
 )
 register(
@@ -117,6 +122,7 @@ register(
         published_lr=1e-3,
         published_lr_source="as RandLoRA",
         scale_rule=f"alpha / r; by default {ablations.RANK_R_SCALE:g}; divided by n",
+        update_rank=update_ranks.option_rank,
     )
 )
 register(
@@ -131,6 +137,7 @@ register(
         published_lr=1e-3,
         published_lr_source="as RandLoRA",
         scale_rule="as RandLoRA",
+        update_rank=update_ranks.half_rank,
     )
 )
 register(
@@ -145,6 +152,7 @@ register(
         published_lr=1e-3,
         published_lr_source="as LoRA, which its authors compare at one rate; no CLIP rate was published",
         scale_rule="alpha / r, alpha = r by default, so 1",
+        update_rank=update_ranks.twice_rank,
     )
 )
 register(
@@ -159,6 +167,7 @@ register(
         published_lr=1e-3,
         published_lr_source="as LoRA; no CLIP rate was published",
         scale_rule="alpha / r, alpha = r by default, so 1",
+        update_rank=update_ranks.capacity_rank,
     )
 )
 register(
@@ -173,6 +182,7 @@ register(
         published_lr=5e-3,
         published_lr_source="ours: no CLIP rate was published; a step of M's entries moves the delta less than LoRA's",
         scale_rule="scale, 1 by default",
+        update_rank=update_ranks.full_rank,
     )
 )
 register(
@@ -188,6 +198,7 @@ register(
         published_lr_source="as LoRA; no CLIP rate was published",
         scale_rule=f"alpha / the initial rank; by default {adalora.DEFAULT_SCALE:g}",
         scheduled=True,
+        update_rank=update_ranks.capacity_rank,
     )
 )
 register(
@@ -204,6 +215,7 @@ register(
         scale_rule="alpha / r, alpha = r by default, so 1",
         scheduled=True,
         holds_out=True,
+        update_rank=update_ranks.capacity_rank,
     )
 )
 register(
@@ -234,6 +246,7 @@ register(
         published_lr_source="as its two parts",
         scale_rule=f"lora_scale, 1 by default, and scale, {rand.DEFAULT_SCALE:g} by default",
         experimental=True,
+        update_rank=update_ranks.full_rank,
     )
 )
 register(
@@ -249,5 +262,6 @@ register(
         published_lr_source="as RandLoRA",
         scale_rule="as RandLoRA",
         experimental=True,
+        update_rank=update_ranks.spread_rank,
     )
 )

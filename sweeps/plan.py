@@ -19,7 +19,7 @@ from sweeps.methods import has_budget, published_lr
 from sweeps.plan_checks import check_adapters, counted
 from sweeps.search import check_sampler
 from sweeps.search_space import dimensions, published, split_extra
-from sweeps.solving import Shapes, Solved, rank_problems, solutions
+from sweeps.solving import Shapes, Solved, rank_problems, solutions, update_rank
 from sweeps.space import Dimension, Extra, Space
 from sweeps.spec import MethodSection, SweepSpec
 from sweeps.task_checks import task_problems, with_towers
@@ -43,6 +43,8 @@ class Cell:
         capacity: the one capacity of a uniform allocation (r; k for NoLA); None where layers differ.
         capacities: capacity of every target weight, by qualified name.
         count: trainable adapter parameters of the solution; residual: count - budget.
+        update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
+            is none, or nobody has said.
         below, above: nearest reachable counts around the budget, with their capacity.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
@@ -89,6 +91,7 @@ class Cell:
     epochs: int | None = field(default=None, kw_only=True)
     skip_bad: bool = field(default=False, kw_only=True)
     evaluate: EvaluateSettings = field(default=EvaluateSettings(), kw_only=True)
+    update_rank: float | None = field(default=None, kw_only=True)
     base: str = field(kw_only=True)
 
     @property
@@ -151,7 +154,7 @@ class Cell:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
         hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
-        for name in (*hidden, "image_size", "evaluate", "base"):
+        for name in (*hidden, "image_size", "evaluate"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
@@ -253,7 +256,7 @@ def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Ce
         for solved in solutions(name, section, spec, shapes):
             for dataset in spec.data.datasets:
                 for size in spec.data.train_size:
-                    cells.append(_cell(spec, targets, name, section, dataset, size, solved))
+                    cells.append(_cell(spec, (targets, shapes), name, section, dataset, size, solved))
     return cells
 
 
@@ -265,13 +268,14 @@ def _absolute(name: str) -> str:
 
 def _cell(
     spec: SweepSpec,
-    targets: tuple[str, ...],
+    adapted: tuple[tuple[str, ...], Shapes],
     name: str,
     section: MethodSection,
     dataset: str,
     size: str | float,
     solved: Solved,
 ) -> Cell:
+    targets, shapes = adapted
     answer = solved.answer
     solution = answer if isinstance(answer, Solution) else None
     around = answer if answer is not None else None
@@ -329,6 +333,7 @@ def _cell(
         published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,
+        update_rank=update_rank(spec.base(name), shapes, solution.capacities if solution else {}, section.options),
         base=spec.base(name),
     )
 

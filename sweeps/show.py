@@ -114,6 +114,7 @@ def print_plan(plan: Plan) -> None:
                 _count(cell.budget),
                 _capacity(cell.capacity, cell.capacities),
                 cell.allocation or "",
+                "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
                 _count(cell.count),
                 residual,
                 rates,
@@ -122,7 +123,19 @@ def print_plan(plan: Plan) -> None:
                 else "left out",
             ]
         )
-    header = ["method", "reference", "data", "size", "budget", "capacity", "allocation", "count", "residual", "lr"]
+    header = [
+        "method",
+        "reference",
+        "data",
+        "size",
+        "budget",
+        "capacity",
+        "allocation",
+        "rank",
+        "count",
+        "residual",
+        "lr",
+    ]
     print_rows([*header, "trials"], rows, f"{plan.spec.name}: {len(plan.feasible)} cells, {_trials(plan)}")
     for cell in plan.cells:
         if not cell.feasible:

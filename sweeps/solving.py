@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
+from randlora.registry import METHODS
 from sweeps.budget import Infeasible, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem
-from sweeps.methods import has_budget
+from sweeps.methods import full_rank, has_budget
 from sweeps.spec import MethodSection, SweepSpec
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -51,6 +54,22 @@ def solutions(name: str, section: MethodSection, spec: SweepSpec, shapes: Shapes
     if section.capacity is not None:
         return [min(solved, key=lambda s: abs(s.answer.residual) if isinstance(s.answer, Solution) else 0)]
     return solved
+
+
+def update_rank(method: str, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> float | None:
+    """The largest rank that the update of a target weight can have, mean over the target weights.
+
+    Args:
+        capacities: of every target weight; empty for a method without a budget.
+
+    Returns:
+        None where nothing of the target weights trains, or where the update is no matrix.
+    """
+    if full_rank(method):
+        return fmean(min(shape) for shape in shapes.values())
+    ranks = [METHODS[method].rank(shapes[name], capacity, **options) for name, capacity in capacities.items()]
+    known = [rank for rank in ranks if rank is not None]
+    return fmean(known) if known else None
 
 
 def _reason(answer: Infeasible) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from analysis.errors import StoreError, nearest
 from analysis.methods import place_text, style
-from analysis.scaling import CURVE
+from analysis.scaling_schemas import CURVE
 
 Row = dict[str, Any]
 

@@ -45,12 +45,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     ]
     write_part(folder, "cka", rows)
     figure = diagnostic_plots.draw_cka(to_table("cka", rows))
-    diagnostic_plots.write([("cka", figure, "Made-up numbers of a test.")], folder, "cka")
+    diagnostic_plots.write([diagnostic_plots.Drawing("cka", figure, "Made-up numbers of a test.")], folder, "cka")
     store = open_store(folder)
     drawn = pictures.pictures(store, overlay="fig1-clip")
     page = folder / "report.html"
     page.write_text(render(store, overlay="fig1-clip", drawn=drawn), encoding="utf-8")
-    assert {p.kind for p in drawn} == {"scaling", "overlay", "fits", "pareto", "sizes", "rates"}
+    assert {p.kind for p in drawn} == {"scaling", "overlay", "fits", "pareto", "sizes", "rates", "expected"}
     return page, len(drawn) + 1
 
 

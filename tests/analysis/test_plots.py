@@ -13,8 +13,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analysis import Store, drawing, plots, print_results_table, rate_plots, scaling, svg, tuning
+from analysis import Store, drawing, plots, print_results_table, rate_plots, scaling, scaling_schemas, svg, tuning
 from analysis.methods import STYLES, in_order, style
+from randlora import METHODS
 
 
 def lines(figure: Figure) -> dict[str, list[tuple[np.ndarray, np.ndarray, str]]]:
@@ -78,11 +79,11 @@ def test_one_cell_and_lines_alone_can_be_drawn(store: Store) -> None:
         [r for r in rows if r["kind"] == "line"],
         [r for r in rows if r["method"] == "zero-shot"],
     ):
-        figure = plots.draw_scaling(pa.Table.from_pylist(chosen, schema=scaling.CURVE))
+        figure = plots.draw_scaling(pa.Table.from_pylist(chosen, schema=scaling_schemas.CURVE))
         assert len(lines(figure)) >= 1
         figure.canvas.draw()
     with pytest.raises(ValueError, match="no row"):
-        plots.draw_scaling(scaling.CURVE.empty_table())
+        plots.draw_scaling(scaling_schemas.CURVE.empty_table())
 
 
 def test_rates_are_drawn_as_they_are(store: Store, wide: Store) -> None:
@@ -151,3 +152,8 @@ def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path)
         said = [axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()]
         assert said == ["validation score (%)"] * 2 if p.kind == "rates" else said[0] == "test bleu (%)"
         assert "accuracy" not in p.label + p.caption + str(p.chart)
+
+
+def test_methods_have_the_names_of_their_papers() -> None:
+    assert {name: style(name).name for name in METHODS} == {name: method.title for name, method in METHODS.items()}
+    assert style("randlora-a-16").name == "randlora-a-16"

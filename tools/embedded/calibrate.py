@@ -47,9 +47,15 @@ class Outcome:
     count: int
 
 
+def parts(cell: str) -> tuple[str, str]:
+    """Method and LoRA rank of a cell: ``randlora-a-4`` is RandLoRA-a at LoRA-4's count; the rank may be empty."""
+    method, _, rank = cell.rpartition("-")
+    return (method, rank) if rank.isdecimal() else (cell, "")
+
+
 def configure(cell: str, lr: float, seed: int, arguments: argparse.Namespace) -> TrialConfig:
     """The trial of one cell, rate and seed."""
-    method, _, rank = cell.partition("-")
+    method, rank = parts(cell)
     capacities: tuple[tuple[str, int], ...] = ()
     budget = None
     if rank:
@@ -134,7 +140,7 @@ def main() -> None:
     configs = [
         configure(cell, lr, FIRST_SEED + seed, arguments)
         for cell in arguments.cells
-        for lr in rates.get(cell, rates.get(cell.partition("-")[0], []))
+        for lr in rates.get(cell, rates.get(parts(cell)[0], []))
         for seed in range(arguments.seeds)
     ]
     with ProcessPoolExecutor(arguments.jobs) as pool:
