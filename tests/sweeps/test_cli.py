@@ -156,3 +156,19 @@ def test_doctor_passes_here() -> None:
     result = sweeps("doctor", "--json")
     checks = json.loads(result.stdout)
     assert all(c["ok"] for c in checks if c["name"].startswith("package "))
+
+
+def test_run_takes_a_results_folder(results: Path) -> None:
+    """It is the file's `output`; one that holds another sweep is refused, and left as it is."""
+    before = sorted(results.rglob("*"))
+    refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
+    assert refused.exit_code == 2
+    assert "belongs to another sweep" in refused.output
+    assert sorted(results.rglob("*")) == before
+
+
+def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:
+    (results / "spec.json").unlink()
+    refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
+    assert refused.exit_code == 2
+    assert "holds tables, and no spec.json that says whose" in refused.output
