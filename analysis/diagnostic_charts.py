@@ -14,13 +14,11 @@ import pyarrow as pa
 from analysis import vega
 from analysis.diagnostic_numbers import CORNERS, LEAST, PLACES, alignment, errors, spectra
 from analysis.methods import style
-from analysis.vega import Spec
+from analysis.vega import PICK, PICKING, Spec
 
 Row = dict[str, Any]
 
 _SPLITS = {"train": "training", "val": "validation"}
-PICK = "pick"
-_PICKING: Spec = {"name": PICK, "select": {"type": "point", "fields": ["method"]}, "bind": "legend"}
 
 
 def spectrum_chart(table: pa.Table, approximation: pa.Table, says: str) -> Spec:
@@ -43,7 +41,7 @@ def spectrum_chart(table: pa.Table, approximation: pa.Table, says: str) -> Spec:
         error = _axis("error", "relative error", scale={"domainMin": 0})
         tips = (("lora_rank", "LoRA rank", "d"), ("error", "error", ".3f"), ("n", "weights", "d"))
         panels.append(_lines(right, keys, rank, error, tips))
-    panels[0]["layer"][0]["params"] = [_PICKING]
+    panels[0]["layer"][0]["params"] = [PICKING]
     return _whole("Spectra of the updates, and what they can approximate", says, panels)
 
 
@@ -58,7 +56,7 @@ def cka_chart(table: pa.Table, says: str) -> Spec:
     tips = (("depth", "block", "d"), ("cka", "CKA", ".3f"), ("n", "cells", "d"))
     panel = _lines(rows, [r["key"] for r in rows], depth, _axis("cka", "CKA with full fine-tuning"), tips)
     panel["layer"][-1]["params"] = [
-        _PICKING,
+        PICKING,
         {"name": "zoom", "select": {"type": "interval"}, "bind": "scales"},
     ]
     return _whole("CKA with full fine-tuning", says, [panel])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from analysis.budgets import AXES, crossing_sentence
 from analysis.methods import in_order, place_text, size_key, size_text, style
 from analysis.scaling import BASELINE, FOCUS
 from analysis.sheets import points
+from analysis.views import RISING
 
 Row = dict[str, Any]
 
@@ -185,10 +187,59 @@ def conclude_ranks(rows: Sequence[Row]) -> str | None:
             "tested (Friedman)."
         )
     found = sum(p * len(known) <= 0.05 for p in known)  # Bonferroni over the budgets
-    return (
+    text = (
         f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
-        "Bonferroni-corrected at 5 %); it does not say which differ."
+        "Bonferroni-corrected at 5 %)"
     )
+    pairs = _apart(rows)
+    if not pairs:
+        return f"{text}; no two are further apart than Nemenyi's critical difference at that level."
+    named = [f"{style(a).name} before {style(b).name} at {n}" for (a, b), n in pairs.most_common(_MOST)]
+    more = f" and {len(pairs) - _MOST} more pairs" if len(pairs) > _MOST else ""
+    return f"{text}; further apart than Nemenyi's critical difference at that level: {', '.join(named)}{more}."
+
+
+def _apart(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
+    """(before, behind) -> number of budgets at which their mean ranks are a critical difference apart."""
+    found: Counter[tuple[str, str]] = Counter()
+    keys = ("sweep", "model", "train_size", "reference")
+    for key in dict.fromkeys(tuple(r[k] for k in keys) for r in rows):
+        mine = [r for r in rows if tuple(r[k] for k in keys) == key]
+        for a, b in permutations(mine, 2):
+            reach = a["critical_difference"]
+            if reach is not None and b["mean_rank"] - a["mean_rank"] > reach:
+                found[a["method"], b["method"]] += 1
+    return found
+
+
+def conclude_expected(rows: Sequence[Row], focus: str = FOCUS, baseline: str = BASELINE) -> str:
+    """Whether another allowance would have ordered the question's two methods otherwise, and whose curve still rises.
+
+    Args:
+        rows: of `tuning.best_of_n`, of one data set and training size.
+    """
+    a, b = style(focus).name, style(baseline).name
+    curves: dict[tuple[str, str | None], dict[int, float]] = {}
+    for r in rows:
+        curves.setdefault((r["method"], r["reference"]), {})[r["n"]] = r["expected"]
+    both = [r for m, r in curves if m == focus and (baseline, r) in curves]
+    parts = []
+    if both:
+        least = min(len(curves[m, r]) for m in (focus, baseline) for r in both)
+        ahead = [sum(curves[focus, r][n] > curves[baseline, r][n] for r in both) for n in (1, least)]
+        parts.append(
+            f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
+            f"{ahead[0]} of {len(both)} budgets; with {least}, at {ahead[1]}"
+        )
+    gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}
+    rising = Counter(m for (m, _), gain in gains.items() if gain > RISING)
+    named = ", ".join(f"{style(m).name} in {rising[m]}" for m in in_order(set(rising)))
+    parts.append(
+        f"the last rate still brought more than half a point in {rising.total()} of {len(gains)} cells"
+        f"{f' ({named})' if named else ''}"
+    )
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}: a description of stage TUNE, nothing is tested."
 
 
 def _one(alone: Counter[str]) -> str:

@@ -68,7 +68,7 @@ def draw_fits(
             axes.set_title(_title(place), loc="left", fontweight="bold")
             if index % columns == 0:
                 axes.set_ylabel(f"{score} (%)")
-        _legend(figure, in_order({r["method"] for r in rows}))
+        legend(figure, in_order({r["method"] for r in rows}))
         return figure
 
 
@@ -96,7 +96,7 @@ def draw_front(front: pa.Table, *, columns: int = 2, tips: Tips | None = None, s
             axes.set_title(_title(place), loc="left", fontweight="bold")
             if index % columns == 0:
                 axes.set_ylabel(f"{score} (%)")
-        _legend(figure, in_order({r["method"] for r in rows}))
+        legend(figure, in_order({r["method"] for r in rows}))
         return figure
 
 
@@ -155,7 +155,7 @@ def draw_sizes(table: pa.Table, *, tips: Tips | None = None, score: str = SCORE)
         axes.set_xlabel("training examples")
         axes.set_ylabel(f"{score} (%)")
         axes.set_title(_title((rows[0]["sweep"], rows[0]["model"], rows[0]["dataset"], "")), loc="left", weight="bold")
-        _legend(figure, in_order({r["method"] for r in shown}))
+        legend(figure, in_order({r["method"] for r in shown}))
         return figure
 
 
@@ -206,7 +206,7 @@ def draw_overlay(
         axes.set_ylabel(f"{score} (%)")
         kinds = [Line2D([], [], color=MUTED), Line2D([], [], color=MUTED, linestyle=(0, (4, 2)), linewidth=1.0)]
         axes.legend(kinds, ["this sweep", source], loc="lower right", fontsize=6.5)
-        _legend(figure, in_order(methods))
+        legend(figure, in_order(methods))
         return figure
 
 
@@ -293,7 +293,8 @@ def axis_label(x: str | None) -> str:
     return AXES[x].label.split(" (")[0] if x in AXES else "training examples"
 
 
-def _legend(figure: Figure, methods: Sequence[str]) -> None:
+def legend(figure: Figure, methods: Sequence[str]) -> None:
+    """Methods over the panels, in their colours; those without a budget dashed."""
     handles = [
         Line2D(
             [],

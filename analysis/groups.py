@@ -6,9 +6,11 @@ paired by seed and include what the choice of rates adds where it is known (`cho
 
 from __future__ import annotations
 
+import math
 import string
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -48,6 +50,8 @@ RANKS = pa.schema(
         ("methods", pa.int64()),
         ("datasets", pa.int64()),
         ("p_friedman", pa.float64()),  # that all methods rank alike, data sets being the blocks; null under 3 of either
+        # Nemenyi's: mean ranks further apart differ, at 5 % over all budgets of the table; null where `p_friedman` is
+        ("critical_difference", pa.float64()),
     ]
 )
 
@@ -119,12 +123,30 @@ def mean_ranks(store: Store) -> pa.Table:
         whole = sorted((m for m, found in methods.items() if len(found) == len(datasets)), key=lambda m: style(m).order)
         if len(datasets) < 2 or len(whole) < 2:
             continue
-        scores = np.array([[methods[m][d] for d in datasets] for m in whole])
+        scores = np.array([[methods[m][d] for d in datasets] for m in whole]).round(12)  # sums end in rounding
         ranks = scipy_stats.rankdata(-scores, axis=0).mean(axis=1)
         named: Row = dict(zip(("sweep", "model", "train_size", "reference"), key, strict=True))
         named |= {"methods": len(whole), "datasets": len(datasets), "p_friedman": _friedman(scores)}
         rows += [named | {"method": m, "mean_rank": float(r)} for m, r in zip(whole, ranks, strict=True)]
+    tested = len({tuple(r[k] for k in RANKS.names[:4]) for r in rows if r["p_friedman"] is not None})
+    for r in rows:
+        known = r["p_friedman"] is not None
+        r["critical_difference"] = critical_difference(r["methods"], r["datasets"], 0.05 / tested) if known else None
     return pa.Table.from_pylist(rows, schema=RANKS)
+
+
+def critical_difference(methods: int, datasets: int, alpha: float = 0.05) -> float:
+    """Nemenyi's critical difference of mean ranks (Demsar, JMLR 7, 2006): two further apart differ at level alpha.
+
+    Args:
+        methods: all that are ranked, two or more. datasets: the blocks. alpha: for all pairs of these methods.
+    """
+    return _studentized_range(methods, alpha) * math.sqrt(methods * (methods + 1) / (12 * datasets))
+
+
+@lru_cache(maxsize=64)
+def _studentized_range(methods: int, alpha: float) -> float:
+    return float(scipy_stats.studentized_range.isf(alpha, methods, np.inf))  # a tenth of a second
 
 
 def _friedman(scores: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:

@@ -94,3 +94,8 @@ def place_text(dataset: str, train_size: str) -> str:
 def in_order(methods: set[str]) -> list[str]:
     """Methods in the order of tables and legends."""
     return sorted(methods, key=lambda m: (style(m).order, m))
+
+
+def budget_order(reference: str) -> tuple[int, str]:
+    """Sort key of budgets: by the number in their name."""
+    return int("".join(c for c in reference if c.isdigit()) or 0), reference

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from analysis import (
     budgets,
     drawing,
+    evidence_pictures,
     fit_plots,
     pareto,
     plots,
@@ -53,14 +54,9 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [
-        *_scaling(store),
-        *rank_figure.picture(store),
-        *_overlay(store, overlay),
-        *_fits(store, x),
-        *_front(store, x),
-    ]
-    return [*found, *_sizes(store), *_size_fits(store), *_rates(store)]
+    found = [*_scaling(store), *rank_figure.picture(store), *evidence_pictures.ranks(store)]
+    found += [*_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store), *_size_fits(store)]
+    return [*found, *_rates(store), *evidence_pictures.expected(store)]
 
 
 def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:

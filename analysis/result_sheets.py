@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.console import results_table
 from analysis.groups import groups, mean_ranks
-from analysis.methods import size_key, size_text, style
+from analysis.methods import budget_order, size_key, size_text, style
 from analysis.planning import DIFFERENCES, seeds_table
 from analysis.scaling import BASELINE, PLANTED, comparisons, curve
 from analysis.sheets import (
@@ -209,7 +209,7 @@ def grouped(store: Store) -> Sheet:
 def ranks(store: Store) -> Sheet:
     """Mean ranks over data sets."""
     rows = [r | {"dataset": None} for r in mean_ranks(store).to_pylist()]
-    rows.sort(key=lambda r: (r["sweep"], size_key(r["train_size"]), _number(r["reference"]), r["mean_rank"]))
+    rows.sort(key=lambda r: (r["sweep"], size_key(r["train_size"]), budget_order(r["reference"]), r["mean_rank"]))
     return Sheet(
         "ranks",
         "Mean ranks over data sets",
@@ -225,10 +225,12 @@ def ranks(store: Store) -> Sheet:
             Column("of methods", lambda r: str(r["methods"]), "number"),
             Column("data sets", lambda r: str(r["datasets"]), "number"),
             Column("p, Friedman", lambda r: p_text(r["p_friedman"]), "number"),
+            Column("critical difference", lambda r: short(r["critical_difference"]), "number"),
         ],
         rows,
         "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
-        "all methods of a budget rank alike, uncorrected; it needs three of both.",
+        "all methods of a budget rank alike, uncorrected; it needs three of both. Two methods whose mean ranks are "
+        "further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the table) differ.",
         folded=_long(rows),
     )
 
@@ -268,10 +270,6 @@ def _needed(r: Row) -> str:
     if r["choice_sd"] is None:
         return plain
     return f"{plain} [{whole(r['seeds_needed_choice']) or chr(0x2014)}]"
-
-
-def _number(reference: str) -> int:
-    return int("".join(c for c in reference if c.isdigit()) or 0)
 
 
 def _long(rows: Sequence[Row]) -> bool:

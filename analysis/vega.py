@@ -18,6 +18,9 @@ Spec = dict[str, Any]
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 """Names the format; nothing reads the address."""
+PICK = "pick"
+PICKING: Spec = {"name": PICK, "select": {"type": "point", "fields": ["method"]}, "bind": "legend"}
+"""A legend that picks methods."""
 _SHAPES = {
     "o": "circle",
     "s": "square",
@@ -56,6 +59,7 @@ def chart(
     band: bool = True,
     dashes: str | None = None,
     columns: int = 2,
+    log: bool = True,
 ) -> Spec:
     """A chart of scores against a logarithmic cost; horizontal lines far below the curves are left out.
 
@@ -67,6 +71,7 @@ def chart(
         band: shade from low to high.
         dashes: the `line` that is drawn dashed.
         columns: panels in a row.
+        log: the cost is on a logarithmic axis; else it is a small whole number.
 
     Raises:
         ValueError: no row.
@@ -93,12 +98,12 @@ def chart(
     shared: Spec = {"color": colours(keys)}
     small = max((r["x"] for r in rows if "x" in r), default=1.0) <= 1.0  # learning rates, not counts
     ticks = {"format": ".0e" if small else "~s", "grid": False}
-    axis: Spec = {"field": "x", "type": "quantitative", "title": x, "axis": ticks}
-    axis["scale"] = {"type": "log", "nice": False, "padding": 12}
+    axis: Spec = {"field": "x", "type": "quantitative", "title": x, "axis": ticks if log else {"tickMinStep": 1}}
+    axis["scale"] = {"type": "log", "nice": False, "padding": 12} if log else {"zero": False, "padding": 12}
     for layer in layers:
         if layer["mark"]["type"] != "rule":
             layer["encoding"]["x"] = axis
-    picked: list[Spec] = [{"name": "pick", "select": {"type": "point", "fields": ["method"]}, "bind": "legend"}]
+    picked: list[Spec] = [PICKING]
     if len(panels) == 1:  # panels with scales of their own can't share a zoom
         picked.append({"name": "zoom", "select": "interval", "bind": "scales"})
     layers[-1]["params"] = picked
@@ -132,7 +137,7 @@ def _layer(
     }
     full = 0.15 if band else 1.0
     found: Spec = {"transform": [{"filter": _filter(role, band)}], "mark": looks[mark], "encoding": dict(encoding)}
-    found["encoding"]["opacity"] = {"condition": {"param": "pick", "value": full}, "value": full / 8}
+    found["encoding"]["opacity"] = {"condition": {"param": PICK, "value": full}, "value": full / 8}
     if mark in ("line", "area"):
         found["encoding"]["detail"] = [{"field": "line", "type": "nominal"}]
     if tooltip:

@@ -51,8 +51,11 @@ class Holder:
         if self.host != socket.gethostname():
             return time.time() - self.heartbeat < STALE_S
         try:
-            start = psutil.Process(self.pid).create_time()
+            process = psutil.Process(self.pid)
+            start, over = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
+            return False
+        if over:  # killed, and its parent has not looked after it: in a container there may be nobody to
             return False
         return bool(abs(start - self.process_start) < 2.0)  # else the pid has been given to another process
 

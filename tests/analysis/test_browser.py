@@ -50,7 +50,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     drawn = pictures.pictures(store, overlay="fig1-clip")
     page = folder / "report.html"
     page.write_text(render(store, overlay="fig1-clip", drawn=drawn), encoding="utf-8")
-    assert {p.kind for p in drawn} == {"scaling", "overlay", "fits", "pareto", "sizes", "rates"}
+    assert {p.kind for p in drawn} == {"scaling", "overlay", "fits", "pareto", "sizes", "rates", "expected"}
     return page, len(drawn) + 1
 
 

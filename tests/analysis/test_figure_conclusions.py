@@ -103,15 +103,18 @@ def test_groups_and_ranks() -> None:
     assert "nothing to group" in say.conclude_groups([])
 
     assert say.conclude_ranks([]) is None
-    rows = [place(method="lora", p_friedman=None)]
+    rows = [place(method="lora", p_friedman=None, critical_difference=None)]
     assert "can't be tested" in str(say.conclude_ranks(rows))
-    rows = [place(reference=f"lora-{k}", p_friedman=p) for k, p in ((1, 0.001), (2, 0.04), (4, 0.9))]
+    rows = [
+        place(reference=f"lora-{k}", p_friedman=p, critical_difference=None)
+        for k, p in ((1, 0.001), (2, 0.04), (4, 0.9))
+    ]
     assert "At 1 of 3 budgets" in str(say.conclude_ranks(rows))  # 0.04 does not survive three looks
 
 
 def test_every_figure_of_the_report_has_one(store: Store) -> None:
     found = pictures.pictures(store, overlay="fig1-clip")
-    assert [p.stem for p in found] == ["scaling_curve", "overlay", "fits", "pareto", "learning_rates"]
+    assert [p.stem for p in found] == ["scaling_curve", "overlay", "fits", "pareto", "learning_rates", "expected_best"]
     for p in found:
         assert p.says.endswith(".") and "\n" not in p.says
         assert p.says in unescape(p.svg) and p.chart is not None and p.chart["description"] == p.says

@@ -42,8 +42,15 @@ def test_colours_hover_and_legend(drawn: dict[str, Picture]) -> None:
         tips = [t["field"] for layer in layers for t in layer["encoding"].get("tooltip", ())]
         assert {"method", "score", "x"} <= set(tips), stem
         assert any(q.get("bind") == "legend" for layer in layers for q in layer.get("params", ()))
-        assert all(layer["encoding"]["x"]["scale"]["type"] == "log" for layer in layers if "x" in layer["encoding"])
-        assert "facet" in p.chart if stem in ("learning_rates", "wide_scaling_curve", "wide_fits") else True
+        kind = {"type": "log"} if stem != "expected_best" else {"zero": False}
+        assert all(
+            kind.items() <= layer["encoding"]["x"]["scale"].items() for layer in layers if "x" in layer["encoding"]
+        )
+        assert (
+            "facet" in p.chart
+            if stem in ("learning_rates", "expected_best", "wide_scaling_curve", "wide_fits")
+            else True
+        )
         assert '"url"' not in whole  # all data inside
 
 
