@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis import evidence_plots, tuning, vega
 from analysis import figure_conclusions as say
-from analysis import rank_plots, tuning, vega
 from analysis.drawing import INK, Tips
 from analysis.groups import mean_ranks
 from analysis.methods import budget_order, in_order, place_text, style
@@ -27,10 +27,10 @@ def ranks(store: Store) -> list[Picture]:
     says = say.conclude_ranks(table.to_pylist())
     if says is None:
         return []
-    kept = rank_plots.rank_places(table.to_pylist())[:MOST_PANELS]
+    kept = evidence_plots.rank_places(table.to_pylist())[:MOST_PANELS]
     rows = [r for r in table.to_pylist() if (r["sweep"], r["model"], r["train_size"]) in kept]
     tips = Tips()
-    figure = rank_plots.draw_ranks(pa.Table.from_pylist(rows, schema=table.schema), tips=tips)
+    figure = evidence_plots.draw_ranks(pa.Table.from_pylist(rows, schema=table.schema), tips=tips)
     caption = (
         "Mean ranks by test score over data sets, a row per budget; methods confirmed on every data set. The bar "
         "reaches from the first one as far as Nemenyi's critical difference: what lies in it is not distinguishable "
@@ -41,8 +41,8 @@ def ranks(store: Store) -> list[Picture]:
     return [Picture("mean_ranks", "ranks", figure, label, caption, says, tips, _ranks_chart(rows, kept, says), width)]
 
 
-def _ranks_chart(rows: list[Row], places: list[rank_plots.Place], says: str) -> vega.Spec:
-    titles = {place: rank_plots.rank_title(place, places) for place in places}
+def _ranks_chart(rows: list[Row], places: list[evidence_plots.Place], says: str) -> vega.Spec:
+    titles = {place: evidence_plots.rank_title(place, places) for place in places}
     keys = in_order({r["method"] for r in rows})
     budgets = sorted({r["reference"] for r in rows}, key=budget_order)
     best: dict[tuple[str, str], float] = {}
@@ -52,7 +52,7 @@ def _ranks_chart(rows: list[Row], places: list[rank_plots.Place], says: str) -> 
         best[panel, r["reference"]] = min(best.get((panel, r["reference"]), r["mean_rank"]), r["mean_rank"])
         names = ("reference", "mean_rank", "methods", "datasets", "p_friedman", "critical_difference")
         row = budgets.index(r["reference"])
-        level = row + rank_plots.APART * (keys.index(r["method"]) - (len(keys) - 1) / 2)
+        level = row + evidence_plots.APART * (keys.index(r["method"]) - (len(keys) - 1) / 2)
         values.append({"panel": panel, "method": style(r["method"]).name, "row": row, "level": level})
         values[-1] |= {k: r[k] for k in names}
     for value in values:
@@ -114,10 +114,10 @@ def expected(store: Store) -> list[Picture]:
         mine = [r for r in rows if (r["sweep"], r["dataset"], r["train_size"]) == key]
         if max(r["n"] for r in mine) < 2 or len(found) == MOST_EXPECTED:
             continue
-        panels = rank_plots.budgets_of(mine)[:MOST_PANELS]
+        panels = evidence_plots.budgets_of(mine)[:MOST_PANELS]
         shown = [r for r in mine if r["reference"] in (*panels, None)]
         tips, where, says = Tips(), place_text(key[1], key[2]), say.conclude_expected(mine)
-        figure = rank_plots.draw_expected(pa.Table.from_pylist(shown, schema=table.schema), tips=tips)
+        figure = evidence_plots.draw_expected(pa.Table.from_pylist(shown, schema=table.schema), tips=tips)
         points = [
             vega.point(panel or "", r["method"], r["n"], r["expected"], reference=r["reference"])
             for panel in panels

@@ -39,9 +39,7 @@ class Broker:
         self._doomed: set[str] = set()  # tokens of processes that are about to be ended
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
-        self._groups: dict[str, str] = {}
         self._pids: dict[str, int] = {}
-        self._controllers: dict[str, Any] = {}
         self._stopping = False
         self._dead: str | None = None
         self._change = asyncio.Condition()
@@ -113,12 +111,8 @@ class Broker:
         await self._wake()
 
     async def status(self) -> dict[str, Any]:
-        """Registered workers' process ids, placement groups of the lanes, and why no lane is left, if so."""
-        return {"pids": dict(self._pids), "groups": dict(self._groups), "dead": self._dead}
-
-    async def controllers(self) -> dict[str, Any]:
-        """Handles of the controllers that run, by lane."""
-        return dict(self._controllers)
+        """Registered workers' process ids, and why no lane is left, if so."""
+        return {"pids": dict(self._pids), "dead": self._dead}
 
     # The proxies' side
 
@@ -153,7 +147,6 @@ class Broker:
         worker: str,
         token: str,
         pid: int,
-        group: str | None,
         handle: Any = None,
         where: dict[str, Any] | None = None,
     ) -> None:
@@ -167,17 +160,8 @@ class Broker:
         self._tokens[worker] = token
         self._pids[worker] = pid
         self._handles[worker] = handle
-        if group is not None:
-            self._groups[worker.partition("/")[0]] = group
         self._requeue(lambda lease: lease.worker == worker)
         await self._wake()
-
-    async def controlled(self, lane: str, handle: Any | None) -> None:
-        """A lane's controller starts (its handle) or is done (None)."""
-        if handle is None:
-            self._controllers.pop(lane, None)
-        else:
-            self._controllers[lane] = handle
 
     async def died(self, lane: str, reasons: Mapping[str, str], *, memory: bool = False) -> None:
         """Ray's word on workers that died, by name. `memory`: the machine had run out of it.
@@ -368,8 +352,8 @@ class Broker:
             lease.state = "failed" if outcome["status"] == "failed" else "finished"
         await self._wake()
 
-    async def lane_lost(self, lane: str, reason: str, final: bool) -> str | None:
-        """A lane's training run ended by itself; returns its placement group. `final`: it won't come back.
+    async def lane_lost(self, lane: str, reason: str, final: bool) -> None:
+        """A lane's training run ended by itself. `final`: it won't come back.
 
         When no lane is left, proxies hear "stopped" and the driver asks `status` why.
         """
@@ -379,7 +363,6 @@ class Broker:
         if final:
             self._dead = reason
         await self._wake()
-        return self._groups.pop(lane, None)
 
 
 def _ray_kill(handle: Any) -> None:

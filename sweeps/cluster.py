@@ -19,6 +19,7 @@ from sweeps.packs import pack_size
 from sweeps.resources import LaneShape, Node, plan_lanes
 from sweeps.session import Session, local_node
 from sweeps.share import MOST, Measure, Measured, gpu_share
+from sweeps.signals import held
 
 PROXY_RESOURCE = "sweeps_proxy"
 HEAD = "node:__internal_head__"
@@ -153,17 +154,25 @@ class Pool:
         """Stop lanes and broker; end the Ray session if it is ours."""
         import ray
 
+        with held():
+            try:
+                if ray.is_initialized() and self._lanes is not None:
+                    self._lanes.ending()
+                    self._lanes.stop(_STOP_S if self._told() else 0.0)
+                    if not self._session.owned:
+                        ray.kill(self.broker)
+            finally:
+                self._session.__exit__(None, None, None)
+
+    def _told(self) -> bool:
+        """Tell the lanes to return; False where the broker, which they ask, is gone or hangs."""
+        import ray
+
         try:
-            if ray.is_initialized() and self._lanes is not None:
-                self._lanes.ending()
-                ray.get(self.broker.shutdown.remote(), timeout=_STOP_S)
-                self._lanes.stop(_STOP_S)
-                if not self._session.owned:
-                    ray.kill(self.broker)
+            ray.get(self.broker.shutdown.remote(), timeout=_STOP_S)
         except (ray.exceptions.RayError, TimeoutError):
-            pass  # without a broker the lanes hear nothing; the session is going down anyway
-        finally:
-            self._session.__exit__(None, None, None)
+            return False
+        return True
 
 
 def _import_ahead() -> None:

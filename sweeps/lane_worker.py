@@ -76,10 +76,8 @@ class _Worker:
 
     def hello(self) -> None:
         if self.rank == 0:
-            group = ray.util.get_current_placement_group()
-            group_id = None if group is None else group.id.hex()
             me = ray.get_runtime_context().current_actor  # for the broker to end this process when it hangs
-            ray.get(self.broker.hello.remote(self.name, self.token, os.getpid(), group_id, me, place()))
+            ray.get(self.broker.hello.remote(self.name, self.token, os.getpid(), me, place()))
 
     def next(self) -> Any:
         return ray.get(self.broker.next.remote(self.name, self.token, NEXT_S))

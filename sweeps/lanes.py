@@ -17,11 +17,15 @@ from typing import Any
 
 import ray
 import ray.train
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as _WARNS
+from ray._private.state import state as cluster_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from sweeps.lane_worker import lane_loop
@@ -51,7 +55,23 @@ class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
 
     Ray starts a process per lane for data sets (a lane has none) and one that frees placement groups, which works only
     beside a dashboard; `Lanes` frees them itself. Leaving them out halves the start-up on two cores.
+
+    Attributes:
+        controller: handle of the process that runs the lane, which `fit` keeps to itself; None before there is one.
     """
+
+    controller: Any = None
+
+    def _initialize_and_run_controller(self, **how: Any) -> Any:
+        here = ray.get_runtime_context().get_node_id()
+        actor = ray.remote(
+            num_cpus=0,
+            label_selector={ray._raylet.RAY_NODE_ID_KEY: here},
+            runtime_env={"env_vars": {_WARNS: "0"} | get_env_vars_to_propagate()},
+        )(TrainController)
+        self.controller = actor.remote(**how)
+        ray.get(self.controller.run.remote())
+        return ray.get(self.controller.get_result.remote())
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
@@ -76,19 +96,6 @@ class _Deaths(UserCallback):  # type: ignore[misc]
             ray.get(self.broker.died.remote(self.lane, reasons, memory=memory))
 
 
-class _Known(ControllerCallback):  # type: ignore[misc]
-    """Gives the broker the handle of the process that it runs in, a lane's controller: `fit` keeps it to itself."""
-
-    def __init__(self, broker: Any, lane: str) -> None:
-        self.broker, self.lane = broker, lane
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        ray.get(self.broker.controlled.remote(self.lane, ray.get_runtime_context().current_actor))
-
-    def after_controller_finish(self, result: Any) -> None:
-        ray.get(self.broker.controlled.remote(self.lane, None))
-
-
 def _killed_for_memory(cause: BaseException) -> bool:
     return isinstance(cause, ray.exceptions.OutOfMemoryError) or "out of memory" in str(cause).lower()
 
@@ -98,6 +105,11 @@ class _Lane:
     name: str
     shape: LaneShape
     thread: threading.Thread | None = None
+    trainer: _LaneTrainer | None = None
+
+    @property
+    def controller(self) -> Any:
+        return None if self.trainer is None else self.trainer.controller
 
     @property
     def up(self) -> bool:
@@ -152,19 +164,22 @@ class Lanes:
                 return
 
     def _lost(self, lane: _Lane, why: str, final: bool) -> bool:
-        """Tell the broker of a lane that ended by itself, and free its placement group; False: the cluster is gone."""
+        """Free what a lane held that ended by itself, and tell the broker; False: the cluster is gone, or we stop."""
         try:
-            group = ray.get(self._broker.lane_lost.remote(lane.name, why, final))
-            if group is not None:
-                ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+            _free(lane.controller)
+            told = self._broker.lane_lost.remote(lane.name, why, final)
+            while not self._stopping.is_set():  # a broker that starts again, or hangs, is not waited for at the end
+                if ray.wait([told], timeout=0.5)[0]:
+                    ray.get(told)
+                    return True
         except Exception:  # noqa: BLE001  # whatever Ray raises: so is the lane
             return False
-        return True
+        return False
 
     def _fit(self, lane: _Lane, number: int) -> None:
         shape = lane.shape
         torch_config = TorchConfig(timeout_s=600) if shape.group else _Independent()
-        _LaneTrainer(
+        lane.trainer = _LaneTrainer(
             lane_loop,
             train_loop_config={
                 "broker": self._broker,
@@ -183,11 +198,12 @@ class Lanes:
             run_config=RunConfig(
                 name=f"{lane.name}-{self._run}-{number}",
                 storage_path=str(self._storage),
-                callbacks=[_Deaths(self._broker, lane.name, shape.group), _Known(self._broker, lane.name)],
+                callbacks=[_Deaths(self._broker, lane.name, shape.group)],
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
-        ).fit()
+        )
+        lane.trainer.fit()
 
     def ending(self) -> None:
         """The broker is about to tell the lanes to return: none is started again."""
@@ -202,19 +218,33 @@ class Lanes:
         self.ending()
         self._join(timeout)
         end = time.monotonic() + _END_S
-        while any(lane.up for lane in self._lanes) and time.monotonic() < end:  # one may just be starting
-            try:
-                controllers = ray.get(self._broker.controllers.remote(), timeout=_END_S)
-            except (ray.exceptions.RayError, TimeoutError):
-                return False  # without a broker nobody knows them
-            for name in [lane.name for lane in self._lanes if lane.up]:
-                if name in controllers:
-                    ray.kill(controllers[name])
+        while (left := self._up()) and time.monotonic() < end:  # one may just be starting
+            for lane in left:
+                if lane.controller is not None:
+                    ray.kill(lane.controller)
             self._join(0.5)
-        return not any(lane.up for lane in self._lanes)
+        return not left
+
+    def _up(self) -> list[_Lane]:
+        return [lane for lane in self._lanes if lane.up]
 
     def _join(self, timeout: float) -> None:
         end = time.monotonic() + timeout
         for lane in self._lanes:
             if lane.thread is not None:
                 lane.thread.join(max(0.05, end - time.monotonic()))
+
+
+def _free(controller: Any) -> None:
+    """Remove the placement groups of a controller that died, or nothing else gets their room.
+
+    Ray asks for the job's death too. A controller that dies early has told nobody of its group, so Ray's own table is
+    looked through.
+    """
+    if controller is None:
+        return
+    for data in cluster_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        mine = group.creator_actor_id == controller._actor_id.binary()
+        if mine and group.state != PlacementGroupTableData.REMOVED:
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))

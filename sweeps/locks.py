@@ -51,8 +51,11 @@ class Holder:
         if self.host != socket.gethostname():
             return time.time() - self.heartbeat < STALE_S
         try:
-            start = psutil.Process(self.pid).create_time()
+            process = psutil.Process(self.pid)
+            start, over = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
+            return False
+        if over:  # killed, and its parent has not looked after it: in a container there may be nobody to
             return False
         return bool(abs(start - self.process_start) < 2.0)  # else the pid has been given to another process
 
@@ -152,7 +155,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse a results folder that belongs to a sweep which differs in what must not change.
 
     Args:
-        folder: the results folder; one without `spec.json` belongs to nobody.
+        folder: the results folder; one without `spec.json` belongs to nobody, and has no results.
         identity: `SweepSpec.identity()`. Sections of single methods may come and go; what stands in both must agree.
 
     Raises:
@@ -161,6 +164,9 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     stored = stored_identity(folder)
     if stored is not None:
         refuse_other(stored, identity, str(folder))
+    elif any((folder / "tables").glob("*/*.parquet")):
+        rule = "holds tables, and no spec.json that says whose; restore it, or choose another name or output"
+        raise IdentityError([Problem("results", str(folder), rule)])
 
 
 def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:

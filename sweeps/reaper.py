@@ -6,9 +6,11 @@ is gone (`publish_error_to_driver` in Ray waits 60 s, and no setting changes tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import psutil
 
@@ -33,19 +35,31 @@ for pid, start in seen.items():
 """
 
 
-class Reaper:
-    """Watches over the processes that this process has started by now. Linux only; elsewhere it does nothing."""
+def ray_processes() -> list[int]:
+    """Process ids of the local session that this process has started: Ray's own ones, and what those have started."""
+    import ray
 
-    def __init__(self) -> None:
+    node = ray._private.worker._global_node
+    own = [info.process.pid for infos in node.all_processes.values() for info in infos] if node is not None else []
+    found = list(own)
+    for pid in own:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return found
+
+
+class Reaper:
+    """Watches over processes, by their ids. Linux only; elsewhere it does nothing."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         if not sys.platform.startswith("linux"):
             return
-        children = [child.pid for child in psutil.Process().children(recursive=True)]
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WAIT], stdin=subprocess.PIPE, start_new_session=True
         )
         if self._process.stdin is not None:
-            self._process.stdin.write(json.dumps(children).encode() + b"\n")
+            self._process.stdin.write(json.dumps(list(pids)).encode() + b"\n")
             self._process.stdin.flush()
 
     def close(self) -> None:

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 from sweeps.errors import Problem
 from sweeps.nodes import job_variables, own_paths
-from sweeps.reaper import Reaper
+from sweeps.reaper import Reaper, ray_processes
 from sweeps.resources import Node, ResourceError
+from sweeps.signals import held
 
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
 _KNOCK_S = 2.5
@@ -114,20 +115,22 @@ class Session:
                 _knock(self.address)
                 variables = {"PYTHONPATH": own_paths(paths), **_ALWAYS}
                 given = job_variables()
-                ray.init(
-                    address=self.address,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
-                )
+                with held(), _own_handlers():
+                    ray.init(
+                        address=self.address,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
+                    )
+                    self.owned = True
             except (OSError, ray.exceptions.AuthenticationError) as error:
                 rule = f"no Ray cluster answers there ({str(error).splitlines()[0]})"
                 raise ResourceError(
                     [Problem("--address", self.address, rule, "leave it out to run locally")]
                 ) from error
         else:
-            with _environment_set("PYTHONPATH", paths):
-                node = local_node()
+            node = local_node()
+            with held(), _own_handlers(), _environment_set("PYTHONPATH", paths):
                 ray.init(
                     address="local",  # whatever RAY_ADDRESS says
                     include_dashboard=False,
@@ -138,8 +141,8 @@ class Session:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-            self._reaper = Reaper()
-        self.owned = True
+                self.owned = True
+                self._reaper = Reaper(ray_processes())
         _silence_ray()
 
 
@@ -161,6 +164,20 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "://" not in address:
         socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keep `ray.init` from its own SIGTERM handler, which ends the process wherever it is, with exit code 15."""
+    from ray._private import utils
+
+    theirs = getattr(utils, "set_sigterm_handler", None)
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        if theirs is not None:
+            utils.set_sigterm_handler = theirs
 
 
 def _silence_ray() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from sweeps.dispatch import Dispatcher
 
 _EVERY_S = 0.5
+_PATIENCE_S = 20.0
+"""How long `held` keeps a signal waiting: what it guards takes less, unless it hangs."""
 
 
 class Stop:
@@ -61,15 +64,41 @@ def watch(stop: Stop, dispatcher: Dispatcher) -> Iterator[None]:
 @contextlib.contextmanager
 def signals(stop: threading.Event | None) -> Iterator[None]:
     """SIGINT and SIGTERM set `stop`, for a clean end; without it, or the second time, they end the run at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop is None or stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
+    with _handled(handle):
+        yield
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """SIGINT and SIGTERM wait for the end of the block, which is a KeyboardInterrupt then.
+
+    For what must not be left half done: a process ends with an error when Ray's session goes down around its threads.
+    """
+    begun = time.monotonic()
+    came = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - begun > _PATIENCE_S:
+            raise KeyboardInterrupt
+        came.set()
+
+    with _handled(handle):
+        yield
+    if came.is_set():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

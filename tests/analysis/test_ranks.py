@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import Store, evidence_pictures, open_store, rank_plots, tuning
+from analysis import Store, evidence_pictures, evidence_plots, open_store, tuning
 from analysis import figure_conclusions as say
 from analysis.groups import critical_difference, mean_ranks
 from analysis.methods import style
@@ -93,7 +93,7 @@ def test_the_figure_of_ranks(many: Store, wide: Store, store: Store) -> None:
     assert not few.figure.axes[0].patches and "can't be tested" in few.says
     assert evidence_pictures.ranks(store) == []  # one data set
     with pytest.raises(ValueError, match="no row"):
-        rank_plots.draw_ranks(mean_ranks(store))
+        evidence_plots.draw_ranks(mean_ranks(store))
 
 
 def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
@@ -111,7 +111,7 @@ def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
     charted = [v["score"] for v in values if (v["panel"], v["method"]) == ("lora-8", "LoRA")]
     assert charted == curve and {v["panel"] for v in values} == {a.get_title("left") for a in seen}
     with pytest.raises(ValueError, match="exactly one"):
-        rank_plots.draw_expected(tuning.best_of_n(many))
+        evidence_plots.draw_expected(tuning.best_of_n(many))
 
 
 def test_what_another_allowance_would_have_said() -> None:

@@ -21,7 +21,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 async def started(*keys: str, window: int | None = None) -> Broker:
     broker = Broker()
     for worker in (W0, W1):
-        await broker.hello(worker, "t", 1, "group")
+        await broker.hello(worker, "t", 1)
     for key in keys:
         await broker.submit(key, {"config": key}, window)
     return broker
@@ -68,7 +68,7 @@ def test_a_worker_that_starts_again_gets_its_trial_back() -> None:
     async def scenario() -> None:
         broker = await started("a", "b")
         await broker.next(W0, "t", 1)
-        await broker.hello(W0, "new", 2, "group")
+        await broker.hello(W0, "new", 2)
         assert await broker.report(W0, "t", "a", {"epoch": 1}) == "stop"  # the old process is fenced off
         assert await broker.next(W0, "t", 1) == "stop"
         order = await broker.next(W0, "new", 1)
@@ -94,7 +94,7 @@ def test_a_trial_that_keeps_killing_its_worker_fails_itself_only() -> None:
             else:
                 await broker.submit("other", {}, None)
                 assert await broker.next(W1, "t", 0.05) is None  # the last attempt runs alone, so it blames no one else
-            await broker.hello(W0, f"{attempt + 1}", 3, "group")
+            await broker.hello(W0, f"{attempt + 1}", 3)
         event, state = await broker.poll("poison", 0, 1)
         assert (event, state) == (None, "failed")
         taken = await broker.take("poison")
@@ -128,9 +128,9 @@ def test_losing_the_last_lane_is_said_with_its_reason() -> None:
     async def scenario() -> None:
         broker = await started("a")
         await broker.next(W0, "t", 1)
-        assert await broker.lane_lost("lane0", "gone", False) == "group"
+        await broker.lane_lost("lane0", "gone", False)
         assert (await broker.poll("a", 0, 0.05))[1] == "queued"
-        assert await broker.lane_lost("lane0", "gone for good", True) is None
+        await broker.lane_lost("lane0", "gone for good", True)
         assert (await broker.poll("a", 0, 1))[1] == "stopped"
         assert (await broker.status())["dead"] == "gone for good"
 
@@ -147,8 +147,8 @@ def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() 
     async def scenario() -> None:
         killed: list[str] = []
         broker = Broker(kill=killed.append)
-        await broker.hello(W0, "t", 1, "group", "handle 0")
-        await broker.hello(W1, "t1", 2, "group", "handle 1")
+        await broker.hello(W0, "t", 1, "handle 0")
+        await broker.hello(W1, "t1", 2, "handle 1")
         await broker.submit("hangs", {"timeout": 0.2, "attempts": 2}, None)
         await broker.submit("good", {}, None)
         assert (await lease(broker, W0))["key"] == "hangs"
@@ -160,8 +160,8 @@ def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() 
         assert killed == ["handle 0"]
         assert await broker.report(W0, "t", "hangs", {"epoch": 2}) == "stop"
         assert await broker.next(W1, "t1", 0.05) is None  # that process is about to be ended too
-        await broker.hello(W0, "t2", 3, "group", "handle 2")
-        await broker.hello(W1, "t3", 4, "group", "handle 3")
+        await broker.hello(W0, "t2", 3, "handle 2")
+        await broker.hello(W1, "t3", 4, "handle 3")
         orders = [await lease(broker, W0, "t2"), await lease(broker, W1, "t3")]
         assert sorted((o["key"], o["attempt"]) for o in orders) == [("good", 1), ("hangs", 2)]
         await asyncio.sleep(0.5)
@@ -177,7 +177,7 @@ def test_waiting_for_the_driver_is_not_silence() -> None:
     async def scenario() -> None:
         killed: list[str] = []
         broker = Broker(kill=killed.append)
-        await broker.hello(W0, "t", 1, "group", "handle")
+        await broker.hello(W0, "t", 1, "handle")
         await broker.submit("a", {"timeout": 0.1}, 0)
         await lease(broker, W0)
         held = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 1}))
@@ -201,7 +201,7 @@ def test_a_death_is_charged_to_the_trial_that_died_with_its_reason() -> None:
         taken = await broker.take("poison")
         assert taken is not None
         assert taken["reason"] == "its worker process died 1 times while running it: ActorDiedError: gone"
-        await broker.hello(W1, "new", 5, "group")
+        await broker.hello(W1, "new", 5)
         assert (await lease(broker, W1, "new"))["attempt"] == 1
 
     run(scenario())
@@ -212,7 +212,7 @@ def test_trials_of_a_lane_that_does_not_come_back_go_to_others(monkeypatch: pyte
 
     async def scenario() -> None:
         broker = await started("a", "b")
-        await broker.hello("lane1/0", "u", 9, "other")
+        await broker.hello("lane1/0", "u", 9)
         await lease(broker, W0)
         await lease(broker, W1)
         await broker.died("lane0", {W0: "its node has died"})  # and W1 with it, which nobody says
@@ -244,11 +244,11 @@ def test_a_group_out_of_memory_starts_again_with_less_and_the_attempt_does_not_c
         await lease(broker, W0)
         await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
         assert await broker.next(W0, "t", 0.05) is None
-        await broker.hello(W0, "new", 5, "group")
+        await broker.hello(W0, "new", 5)
         order = await lease(broker, W0, "new")
         assert (order["attempt"], order["shrink"]) == (1, "OutOfMemoryError: 3 GiB")
         await broker.died("lane0", {W0: "killed"}, memory=True)
-        await broker.hello(W0, "newer", 5, "group")
+        await broker.hello(W0, "newer", 5)
         order = await lease(broker, W0, "newer")
         assert (order["attempt"], order["shrink"]) == (2, KILLED_FOR_MEMORY)
 
@@ -260,7 +260,7 @@ def test_a_restarted_broker_asks_workers_to_say_hello() -> None:
         broker = Broker()
         await broker.submit("a", {}, None)
         assert await broker.next(W0, "t", 0.05) == "hello"
-        await broker.hello(W0, "t", 1, None)
+        await broker.hello(W0, "t", 1)
         assert (await lease(broker, W0))["key"] == "a"
 
     run(scenario())

@@ -177,3 +177,19 @@ def test_an_interrupt_while_the_program_loads_is_no_traceback(tmp_path: Path) ->
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_run_takes_a_results_folder(results: Path) -> None:
+    """It is the file's `output`; one that holds another sweep is refused, and left as it is."""
+    before = sorted(results.rglob("*"))
+    refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
+    assert refused.exit_code == 2
+    assert "belongs to another sweep" in refused.output
+    assert sorted(results.rglob("*")) == before
+
+
+def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:
+    (results / "spec.json").unlink()
+    refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
+    assert refused.exit_code == 2
+    assert "holds tables, and no spec.json that says whose" in refused.output

@@ -154,6 +154,36 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, pool: Pool)
     assert_same_tables(tmp_path / "r", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_comes_up_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
+    running = start_driver(tmp_path / "r", tmp_path / "log", 1.0)
+    driver = psutil.Process(running.pid)
+    wait_for(lambda: any("gcs_server" in p.name() for p in driver.children(recursive=True)), "Ray's first process")
+    running.send_signal(number)
+    seen: set[psutil.Process] = set()
+    while running.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            seen.update(driver.children(recursive=True))
+        time.sleep(0.05)
+    assert (running.returncode, running.communicate()[0].split()[-1]) == (0, "True")
+    wait_for(lambda: gone(list(seen)), "its processes to end", 5)
+    assert not (tmp_path / "r" / "lock.json").exists()
+
+
+def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool) -> None:
+    """They are in the middle of an epoch, longer than anything waits for: Ray must not go down around their threads."""
+    log = tmp_path / "log"
+    running = start_driver(tmp_path / "r", log, 15.0)
+    wait_for(log.exists, "an epoch", 200)
+    time.sleep(1.0)
+    for _ in range(4):
+        running.send_signal(signal.SIGINT)
+        time.sleep(1.2)
+    assert running.communicate(timeout=60)[0].split()[-1] == "True"
+    assert running.returncode == 0
+    assert not (tmp_path / "r" / "lock.json").exists()
+
+
 FIRST: dict[str, Any] = {"confirm": FakeConfirm((0, 1)), "search": FakeSearch(trials=4, sampler="qmc")}
 LONGER: dict[str, Callable[[Path], dict[str, Any]]] = {
     "budgets": lambda log: {"cells": (*logged(log), FakeCell("lora", 16_000, options=(("log", str(log)),)))},

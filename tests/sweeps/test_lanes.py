@@ -1,11 +1,12 @@
-"""Lanes end, whatever they are in the middle of, before their session does."""
+"""Lanes end, whatever they are in the middle of, before their session does, and leave no room taken."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -16,6 +17,8 @@ from sweeps.broker import Broker
 from sweeps.cluster import Pool
 from sweeps.lanes import Lanes
 from sweeps.resources import LaneShape
+
+pytestmark = pytest.mark.timeout(120)
 
 
 def wait_for(ready: Callable[[], object], timeout: float = 30.0) -> None:
@@ -29,21 +32,59 @@ def waiting_groups() -> set[str]:
     return {group for group, facts in placement_group_table().items() if facts["state"] == "PENDING"}
 
 
-@pytest.mark.timeout(120)
-def test_a_lane_that_waits_for_room_is_ended(tmp_path: Path, pool: Pool) -> None:
-    """As after the loss of its machine: its thread is in Ray, which ends a process that calls it too late."""
-    others, threads = waiting_groups(), set(threading.enumerate())
-    broker = ray.remote(num_cpus=0)(Broker).remote()
+class Waiting:
+    """A lane that waits for room, as after the loss of its machine: the pool's lane has all CPUs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.others, self.threads = waiting_groups(), set(threading.enumerate())
+        self.broker = ray.remote(num_cpus=0)(Broker).remote()
+        self.lanes = Lanes(self.broker, [LaneShape(2, False, {"CPU": 1.0})], folder)
+        wait_for(self.groups)
+
+    def groups(self) -> set[str]:
+        return waiting_groups() - self.others
+
+    @property
+    def controller(self) -> Any:
+        return self.lanes._lanes[0].controller
+
+    def ended(self) -> bool:
+        """Its thread is in Ray, which ends a process that calls it too late."""
+        return "lane0" not in {thread.name for thread in set(threading.enumerate()) - self.threads}
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, pool: Pool) -> Iterator[Waiting]:
+    made = Waiting(tmp_path)
     try:
-        lanes = Lanes(broker, [LaneShape(2, False, {"CPU": 1.0})], tmp_path)  # the pool's lane has all CPUs
-        wait_for(lambda: waiting_groups() - others)
-        controller = ray.get(broker.controllers.remote())["lane0"]
-        ray.get(broker.shutdown.remote())
-        assert lanes.stop(0.2)
-        assert "lane0" not in {thread.name for thread in set(threading.enumerate()) - threads}
-        with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(controller.get_result.remote(), timeout=10)
+        yield made
     finally:
-        ray.kill(broker)
-        for group in waiting_groups() - others:
+        ray.kill(made.broker)
+        made.lanes.stop(0.0)
+        for group in made.groups():
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+
+
+def test_a_lane_that_waits_for_room_is_ended(waiting: Waiting) -> None:
+    controller = waiting.controller
+    ray.get(waiting.broker.shutdown.remote())
+    assert waiting.lanes.stop(0.2)
+    assert waiting.ended()
+    wait_for(lambda: not waiting.groups())
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(controller.get_result.remote(), timeout=10)
+
+
+def test_lanes_end_without_their_broker(waiting: Waiting) -> None:
+    ray.kill(waiting.broker)
+    assert waiting.lanes.stop(0.2)
+    assert waiting.ended()
+
+
+def test_a_controller_that_dies_early_leaves_no_room_taken(waiting: Waiting) -> None:
+    """Before its workers have told anybody that they are there: the next one would wait for their room for ever."""
+    before = waiting.groups()
+    ray.kill(waiting.controller)
+    wait_for(lambda: waiting.groups() - before)
+    wait_for(lambda: not waiting.groups() & before)
+    assert waiting.lanes.stop(0.2)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sweeps.locks import (
@@ -48,6 +49,17 @@ def test_a_dead_process_loses_its_lock(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
     with FolderLock(tmp_path):
         assert holder(tmp_path) is not None
+
+
+def test_a_killed_process_that_nobody_waited_for_loses_its_lock(tmp_path: Path) -> None:
+    """As in a container whose first process looks after no others: it stays in the list of processes."""
+    code = "import os, sys; from pathlib import Path; from sweeps.locks import FolderLock\n"
+    code += "FolderLock(Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), 9)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as driver:
+        while psutil.Process(driver.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.02)
+        with FolderLock(tmp_path):
+            assert holder(tmp_path) is not None
 
 
 def test_a_reused_pid_does_not_count_as_alive(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ HERE = {"host": "here", "processor": "a CPU", "device": "cpu"}
 
 async def broker(*keys: str, pack: bool = False) -> Broker:
     made = Broker()
-    await made.hello(W0, "t", 1, None, where=HERE)
+    await made.hello(W0, "t", 1, where=HERE)
     if pack:
         await made.submit_pack({key: {} for key in keys})
     else:
