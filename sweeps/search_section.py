@@ -108,6 +108,17 @@ class SearchSection(Section):
     def _space(cls, value: object) -> object:
         return read_space(value)
 
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _width(cls, value: object) -> object:
+        ends = isinstance(value, Mapping) and value.keys() & LrRange.model_fields.keys()
+        if ends or not isinstance(value, Mapping | LrSearch):
+            raise ValueError(
+                "the width of every method's range: lr = { decades = 3 }; where a method's lies is its own key, "
+                "[methods.NAME] lr = 1e-3, or lr = { low = 1e-4, high = 1e-2 }"
+            )
+        return value
+
     @field_validator("warm_start", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:

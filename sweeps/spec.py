@@ -24,6 +24,7 @@ from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
 from sweeps.seconds import seconds_problems
+from sweeps.wording import is_echo, problem
 from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
@@ -135,7 +136,11 @@ class MethodSection(BaseModel):
     @field_validator("lr", mode="before")
     @classmethod
     def _centre(cls, value: object) -> object:
-        return {"centre": value} if isinstance(value, int | float) else value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"centre": value}
+        if not isinstance(value, Mapping | LrRange):
+            raise ValueError("give a number, the range's centre: lr = 1e-3; or ends: lr = { low = 1e-4, high = 1e-2 }")
+        return value
 
     @field_validator("space", mode="before")
     @classmethod
@@ -157,7 +162,11 @@ class ConfirmSection(_Section):
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, value: object) -> object:
-        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value < 1:
+            raise ValueError("a number of seeds, at least 1, or a list of seeds")
+        return tuple(range(value))
 
     @field_validator("seeds")
     @classmethod
@@ -251,7 +260,7 @@ class SweepSpec(_Section):
         try:
             spec = cls.model_validate(tree)
         except ValidationError as error:
-            problems = [_problem(dict(e)) for e in error.errors(include_url=False) if not _echo(dict(e))]
+            problems = [problem(dict(e), cls) for e in error.errors(include_url=False) if not is_echo(dict(e))]
         problems += method_problems(tree, spec)
         if spec is not None:
             problems += [*priority_problems(spec), *seconds_problems(spec)]
@@ -285,53 +294,3 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise SpecError(problems)
     return tree
-
-
-_RULES = {
-    "missing": "is required",
-    "extra_forbidden": "unknown key",
-    "float_type": "must be a number",
-    "int_type": "must be a whole number",
-    "string_type": "must be text",
-}
-
-
-def _echo(error: dict[str, Any]) -> bool:
-    """Pydantic also calls a list too short whose items are bad; the items' own errors say it."""
-    given = error["input"]
-    return error["type"] == "too_short" and len(given) >= int(error["ctx"]["min_length"])
-
-
-def _problem(error: dict[str, Any]) -> Problem:
-    """Turn one pydantic error into a `Problem`, with the known keys where a key is unknown."""
-    skip = {"int", "float", "str", "tuple"}  # union branches that pydantic puts into the path
-    loc = [
-        p for p in error["loc"] if not (isinstance(p, str) and (p in skip or p.startswith(("literal[", "constrained"))))
-    ]
-    field = ".".join(str(p) for p in loc) or "file"
-    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        known = _known_keys([p for p in loc[:-1] if isinstance(p, str)])
-        return Problem(field, error["input"], f"unknown key; known: {', '.join(known)}", nearest(str(loc[-1]), known))
-    value = None if kind == "missing" or isinstance(error["input"], dict | BaseModel) else error["input"]
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']+)'", error["ctx"]["expected"])
-        return Problem(field, value, f"must be one of {', '.join(choices)}", nearest(str(value), choices))
-    if kind == "too_short":
-        return Problem(field, value, f"must hold at least {error['ctx']['min_length']} item(s)")
-    return Problem(field, value, _RULES.get(kind, message))
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    model: Any = SweepSpec
-    named = False  # the part is a name that the user gives, not a field
-    for part in path:
-        if named:
-            named = False
-            continue
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        model = field.annotation if field is not None else None
-        named = getattr(model, "__origin__", None) is dict
-        args = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-        model = args[0] if args else model
-    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
