@@ -52,11 +52,13 @@ def conclusion(store: Store) -> str:
 def results_table(store: Store) -> pa.Table:
     """One row per cell of the plan: chosen rate, mean test score with interval, and the paired difference to LoRA.
 
-    Cells without a score have `n` 0 and a `note`: infeasible with the reason, or not confirmed yet. Columns: `RESULTS`.
+    Cells without a score have `n` 0 and a `note`: infeasible with the reason, not confirmed yet, or confirmed without a
+    score. Columns: `RESULTS`.
     """
     compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
+    unscored = _unscored(store)
     rows = []
     for cell in store.table("cells").to_pylist():
         score, difference = scored.get(_key(cell)), compared.get(_key(cell))
@@ -72,7 +74,7 @@ def results_table(store: Store) -> pa.Table:
         elif not cell["feasible"]:
             row["note"] = f"infeasible: {cell['reason']}"
         else:
-            row["note"] = "not confirmed yet"
+            row["note"] = unscored.get((cell["sweep"], cell["cell_id"]), "not confirmed yet")
         if difference:
             row |= {"difference": difference["difference"], "difference_low": difference["low"]}
             row |= {
@@ -92,6 +94,16 @@ def results_table(store: Store) -> pa.Table:
         )
     )
     return pa.Table.from_pylist(rows, schema=RESULTS)
+
+
+def _unscored(store: Store) -> dict[tuple[str, str], str]:
+    """(sweep, cell) -> why its CONFIRM runs gave no score, of cells that have run some."""
+    query = """
+        select sweep, cell_id, count(*) filter (status = 'finished') as finished from last_attempts
+        where stage = 'CONFIRM' group by all having count(test_score) = 0
+    """
+    said = {True: "no score: it was not a number", False: "every confirming run failed"}
+    return {(r["sweep"], r["cell_id"]): said[r["finished"] > 0] for r in store.sql(query).to_pylist()}
 
 
 def _key(row: Row) -> tuple[str, str, str, str, str | None]:

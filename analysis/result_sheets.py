@@ -196,7 +196,7 @@ def grouped(store: Store) -> Sheet:
             METHOD,
             Column("mean score, %", lambda r: percent(r["mean"]), "number"),
             SEEDS,
-            Column("group", lambda r: r["group"]),
+            Column("group", lambda r: r["group"] if r["tested"] else f"{r['group']} (untested)"),
         ),
         rows,
         "At one budget, two methods that share a letter are not distinguishable; 'a' is the best group. Paired tests "

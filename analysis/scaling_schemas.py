@@ -40,6 +40,7 @@ COMPARISONS = pa.schema(
         ("params_ratio", pa.float64()),
         ("n", pa.int64()),  # pairs; of a permutation test those of all its data sets
         ("datasets", pa.int64()),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
+        ("n_datasets", pa.int64()),  # that the row is of
         ("difference", pa.float64()),
         ("low", pa.float64()),
         ("high", pa.float64()),
