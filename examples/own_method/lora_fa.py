@@ -63,6 +63,11 @@ class LoraFa(Adapter):
         return linear(x, base, bias) + self.scale * linear(linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
 
 
+def update_rank(shape: Shape, capacity: int, **options: Any) -> int:
+    """The largest rank that the update can have. Without it the report has no rank to hold against parameters."""
+    return min(capacity, *shape)
+
+
 def build(request: Request) -> dict[str, Adapter]:
     """One adapter per weight, with a seed of its own from `init_seed`."""
     config = request.config
@@ -85,5 +90,6 @@ register(
         published_lr=1e-3,
         published_lr_source="as LoRA: the centre of its range, unless the sweep file gives another",
         scale_rule="constant, 1 by default",
+        update_rank=update_rank,
     )
 )
