@@ -15,8 +15,10 @@ from analysis.choice import CellKey, choice_variances
 from analysis.methods import style
 from analysis.scaling_schemas import COMPARISONS, CURVE
 from analysis.stats import (
+    SIGN_FLIP,
     Difference,
     blocked_difference,
+    common_seed_p,
     detectable,
     effect_size,
     holm,
@@ -114,6 +116,7 @@ def _point(place: Place, group: Sequence[Row], scores: Sequence[float]) -> Row:
         "high": interval.high,
         "sd": interval.sd,
         "n_datasets": 1,
+        "p_seeds": None,
     }
 
 
@@ -268,7 +271,8 @@ def _overall(
             added = sum(known) / len(parts) ** 2 if len(known) == len(parts) else None
             place = (sweep, model, next(iter(blocks)), size)
             row = _compared(place, focus, baseline, {"reference": None, "budget": None}, None, difference, added)
-            found.append(row | {"n_datasets": len(blocks)} | ({} if one else {"dataset": None}))
+            row |= {"n_datasets": len(blocks), "p_seeds": _common_seeds(blocks) if row["test"] == SIGN_FLIP else None}
+            found.append(row | ({} if one else {"dataset": None}))
     return found
 
 
@@ -287,6 +291,11 @@ def _over_datasets(blocks: Mapping[str, Mapping[Seed, float]], family: int) -> D
     # random flips can't show a p below 2 / resamples: enough of them that a large family does not hide everything
     resamples = max(9999, 200 * family)
     return blocked_difference({d: list(values.values()) for d, values in blocks.items()}, resamples=resamples)
+
+
+def _common_seeds(blocks: Mapping[str, Mapping[Seed, float]]) -> float | None:
+    shared = set.intersection(*(set(b) for b in blocks.values()))
+    return common_seed_p([[b[s] for s in sorted(shared)] for b in blocks.values()]) if shared else None
 
 
 def _compared(
@@ -313,6 +322,7 @@ def _compared(
         "n": difference.n,
         "datasets": difference.datasets,
         "n_datasets": 1,
+        "p_seeds": None,
         "difference": difference.mean,
         "low": difference.low,
         "high": difference.high,

@@ -48,6 +48,8 @@ COMPARISONS = pa.schema(
         ("error", pa.float64()),  # standard error of the mean difference, from `sd`
         ("freedom", pa.int64()),  # degrees of freedom of `sd`
         ("p", pa.float64()),
+        # of a permutation test: F test that a seed moves the difference on all data sets alike; small: `p` is too small
+        ("p_seeds", pa.float64()),
         ("p_holm", pa.float64()),
         ("verdict", pa.string()),
         ("choice_sd", pa.float64()),  # what the choice of both arms' rates adds (`choice`); null where not known

@@ -16,6 +16,7 @@ NOT_A_NUMBER = "nan"
 """In place of a score: the run finished without one."""
 Key = tuple[str, str | None, str]
 Scores = Mapping[int, float | str | None]
+Cells = dict[Key, Scores]
 
 
 def odd_results(

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from analysis import conclusion, open_store, pareto, stats
+from analysis import conclusion, open_store, pareto, scaling, stats
 from analysis.figure_conclusions import conclude_front, conclude_groups
 from analysis.groups import groups
 from analysis.result_sheets import grouped, results
 from sweeps.cli import app
-from tests.analysis.odd import NOT_A_NUMBER, Key, Scores, odd_results
+from tests.analysis.odd import NOT_A_NUMBER, Cells, odd_results
 
 LORA, RAND = ("lora", "lora-1", "a"), ("randlora", "lora-1", "a")
 FULL, ZERO = ("full", None, "a"), ("zero-shot", None, "a")
 GOOD, LESS = {0: 0.81, 1: 0.83, 2: 0.8}, {0: 0.7, 1: 0.71, 2: 0.7}
 SETS = [f"set-{i}" for i in range(8)]
-Cells = dict[Key, Scores]
 
 SWEEPS: dict[str, Cells] = {
     "one-seed": {LORA: {0: 0.7}, RAND: {0: 0.8}, FULL: {0: 0.9}, ZERO: {0: 0.2}},
@@ -99,19 +98,26 @@ def test_a_cell_without_a_score_says_why(tmp_path: Path) -> None:
         assert notes["RandLoRA"] == why and notes["LoRA"] != why
 
 
-def test_one_seed_on_many_data_sets_is_tested_over_the_data_sets(tmp_path: Path) -> None:
+def test_one_seed_on_many_data_sets_is_no_test(tmp_path: Path) -> None:
+    """What that one seed does to a method everywhere (its bases, say) would pass for a difference."""
     cells: Cells = {("lora", "lora-1", d): {0: 0.7 + 0.01 * i} for i, d in enumerate(SETS)}
     cells |= {("randlora", "lora-1", d): {0: 0.72 + 0.011 * i} for i, d in enumerate(SETS)}
     folder = odd_results(tmp_path / "many", cells, seeds=1)
     row = json.loads(sweeps("compare", folder, "--json").stdout)["comparisons"][-1]
-    assert (row["test"], row["n"], row["n_datasets"], row["verdict"]) == (stats.SIGN_FLIP, 8, 8, "higher")
-    assert row["p"] == pytest.approx(2 / 2**8)  # all of one sign
-    assert (row["low"], row["effect"], row["power"]) == (None, None, None)  # no spread between seeds is known
-    said = conclusion(open_store(folder))
-    assert "no single comparison of RandLoRA and LoRA can be tested" in said and "paired over 1 seed," in said
-    assert "averaged over budgets and 8 data sets the difference is +2.3 points: higher" in said
-    level = stats.blocked_difference({d: [(-1) ** i * 0.01] for i, d in enumerate(SETS)})
-    assert level.p == 1.0 and stats.widened_p(level, 1e-6) is None
+    assert (row["n_datasets"], row["p"], row["verdict"]) == (8, None, "not testable")
+    assert "only one seed" in conclusion(open_store(folder))
+
+
+def test_single_seeds_beside_more_are_tested_together(tmp_path: Path) -> None:
+    cells: Cells = {}
+    for i, d in enumerate(SETS):
+        cells["lora", "lora-1", d] = {0: 0.7 + 0.01 * i, **({1: 0.71} if i == 7 else {})}
+        cells["randlora", "lora-1", d] = {0: 0.72 + 0.01 * i, **({1: 0.728} if i == 7 else {})}
+    store = open_store(odd_results(tmp_path / "some", cells))
+    row = scaling.comparisons(store).to_pylist()[-1]
+    assert (row["test"], row["n"], row["n_datasets"], row["verdict"]) == (stats.SIGN_FLIP, 9, 8, "higher")
+    assert row["low"] < row["difference"] < row["high"]
+    assert "8 data sets the difference is +2.0 points" in (said := conclusion(store)) and said.count("tested") == 1
 
 
 def test_data_sets_of_unequally_many_seeds(tmp_path: Path) -> None:
