@@ -27,6 +27,7 @@ RESULTS = pa.schema(
         ("reference", pa.string()),
         ("budget", pa.int64()),
         ("adapter_params", pa.int64()),
+        ("off_budget", pa.float64()),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
         ("lr", pa.float64()),
         ("edge", pa.string()),
         ("under_tuned", pa.string()),  # why more tuning might help: the view `tuned`
@@ -59,6 +60,7 @@ def results_table(store: Store) -> pa.Table:
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
     unscored = _unscored(store)
+    tolerance = _tolerance(store)
     rows = []
     for cell in store.table("cells").to_pylist():
         score, difference = scored.get(_key(cell)), compared.get(_key(cell))
@@ -68,6 +70,8 @@ def results_table(store: Store) -> pa.Table:
             "n": 0,
             "note": None,
         }
+        off = cell["residual_fraction"]
+        row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
         if score:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
@@ -106,6 +110,13 @@ def _unscored(store: Store) -> dict[tuple[str, str], str]:
     return {(r["sweep"], r["cell_id"]): said[r["finished"] > 0] for r in store.sql(query).to_pylist()}
 
 
+def _tolerance(store: Store) -> float | None:
+    """`budgets.tolerance` of the sweep; None where the folder does not say."""
+    spec = store.spec() or {}
+    budgets = spec.get("identity", spec).get("budgets")
+    return budgets.get("tolerance") if isinstance(budgets, dict) else None
+
+
 def _key(row: Row) -> tuple[str, str, str, str, str | None]:
     return row["sweep"], row["dataset"], row["train_size"], row["method"], row["reference"]
 
@@ -136,6 +147,9 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
     )
     if any(r["edge"] for r in rows):
         console.print("  * the chosen rate is the end of its range: perhaps under-tuned", style="dim", highlight=False)
+    if any(r["off_budget"] for r in rows):
+        said = "  \N{DAGGER} off its budget by more than the tolerance: not a comparison at equal parameters"
+        console.print(said, style="dim", highlight=False, markup=False)
     few = [f"{r['name']} {r['reference'] or ''}".strip() for r in rows if "few" in (r["under_tuned"] or "")]
     if few:
         said = f"  perhaps under-tuned, few of their learning rates having finished: {', '.join(few)}"
@@ -172,7 +186,7 @@ def _block(title: str, measured: str, rows: list[Row]) -> Table:
         table.add_row(
             shown,
             row["reference"] or "",
-            _whole(row["adapter_params"]),
+            _whole(row["adapter_params"]) + "\N{DAGGER}" * bool(row["off_budget"]),
             _rate(row),
             _score(row),
             str(row["n"]),

@@ -53,7 +53,7 @@ def results(store: Store) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        PARAMETERS,
+        Column("parameters", lambda r: whole(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
         Column("learning rate", lambda r: short(r["lr"]) + "*" * bool(r["edge"]), "number"),
         ACCURACY,
         SEEDS,
@@ -70,6 +70,8 @@ def results(store: Store) -> Sheet:
         "Holm-corrected over the whole table of comparisons below: at most one such table in twenty has a false "
         '"higher" or "lower", given the chosen learning rates. "Not distinguishable" does not mean equal: see the '
         "power column. * the chosen rate is the end of its range."
+        + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
+        * any(r["off_budget"] for r in rows)
     )
     return Sheet(
         "results", "Test score of every cell", columns, rows, note, faint=lambda r: bool(r["note"]), folded=_long(rows)
