@@ -35,11 +35,12 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
     overall = [r for r in rows if r["reference"] is None]
     if not cells:
         return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
-    if all(r["verdict"] == "not testable" for r in cells):
+    if all(r["verdict"] == "not testable" for r in [*cells, *overall]):
         why = "only one seed" if max(r["n"] for r in cells) < 2 else "no spread between seeds"
         return f"No conclusion about {a} and {b}: {why}, so no difference can be tested (observed {_range(cells)})."
     higher, lower = ([r for r in cells if r["verdict"] == v] for v in ("higher", "lower"))
-    open_ = len(cells) - len(higher) - len(lower)
+    untested = sum(r["verdict"] == "not testable" for r in cells)
+    open_ = len(cells) - len(higher) - len(lower) - untested
     total, what = len(cells), _places(cells)
     if higher and not lower:
         text = f"At equal trainable parameters {a} scores higher than {b} at {_count(higher, total, what)}"
@@ -53,19 +54,25 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
         text += _count(lower, total, what)
         text += f", and is not distinguishable at the other {open_}" if open_ else ""
     else:
-        where = f"at any of the {total} {what}" if total > 1 else f"at the one {what[:-1]} compared"
+        tested = total - untested
+        one = f"at the one {what[:-1]} {'tested' if untested else 'compared'}"
+        where = f"at any of the {tested} {what}" if tested > 1 else one
         settled = any(r["verdict"] in ("higher", "lower") for r in overall)
         start = "No single comparison decides" if settled else f"{a} does not win here"
         text = (
             f"{start}: at equal trainable parameters {a if settled else 'it'} is not distinguishable from {b} {where}"
+            if tested
+            else f"At equal trainable parameters no single comparison of {a} and {b} can be tested"
         )
         text += f" (differences {_range(cells)}{_power(cells)})"
+    if untested and untested < total:
+        text += f"; at {untested} nothing can be tested (one seed, or no spread between seeds)"
     text += _overall(overall)
     n = sorted({r["n"] for r in cells})
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
     unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
-    given = f"paired over {seeds} seeds, Holm-corrected at 5 %, given the chosen learning rates"
+    given = f"paired over {seeds} seed{'s' * (seeds != '1')}, Holm-corrected at 5 %, given the chosen learning rates"
     return f"{text} ({given}{unequal}{_edges(cells, a, b)})."
 
 
@@ -142,8 +149,10 @@ def _overall(rows: Sequence[Row]) -> str:
         low, high = (points(end(r["difference"] for r in rows)) for end in (min, max))
         return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({low} to {high} points)"
     row = rows[0]
-    where = "budgets" if row["dataset"] is not None else "budgets and data sets"
+    where = "budgets" if row["dataset"] is not None else f"budgets and {row['n_datasets']} data sets"
     text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
     if row["verdict"] == "not distinguishable" and row.get("detectable") is not None:
         text += f", where {points(row['detectable'], sign=False)} points would be found four times in five"
+    if (row.get("p_seeds") or 1.0) <= 0.05:
+        text += "; but a seed moves all data sets alike here, so that test is too sure of itself"
     return text

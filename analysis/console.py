@@ -27,6 +27,7 @@ RESULTS = pa.schema(
         ("reference", pa.string()),
         ("budget", pa.int64()),
         ("adapter_params", pa.int64()),
+        ("off_budget", pa.float64()),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
         ("lr", pa.float64()),
         ("edge", pa.string()),
         ("under_tuned", pa.string()),  # why more tuning might help: the view `tuned`
@@ -52,11 +53,14 @@ def conclusion(store: Store) -> str:
 def results_table(store: Store) -> pa.Table:
     """One row per cell of the plan: chosen rate, mean test score with interval, and the paired difference to LoRA.
 
-    Cells without a score have `n` 0 and a `note`: infeasible with the reason, or not confirmed yet. Columns: `RESULTS`.
+    Cells without a score have `n` 0 and a `note`: infeasible with the reason, not confirmed yet, or confirmed without a
+    score. Columns: `RESULTS`.
     """
     compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
+    unscored = _unscored(store)
+    tolerance = _tolerance(store)
     rows = []
     for cell in store.table("cells").to_pylist():
         score, difference = scored.get(_key(cell)), compared.get(_key(cell))
@@ -66,13 +70,15 @@ def results_table(store: Store) -> pa.Table:
             "n": 0,
             "note": None,
         }
+        off = cell["residual_fraction"]
+        row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
         if score:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
         elif not cell["feasible"]:
             row["note"] = f"infeasible: {cell['reason']}"
         else:
-            row["note"] = "not confirmed yet"
+            row["note"] = unscored.get((cell["sweep"], cell["cell_id"]), "not confirmed yet")
         if difference:
             row |= {"difference": difference["difference"], "difference_low": difference["low"]}
             row |= {
@@ -92,6 +98,23 @@ def results_table(store: Store) -> pa.Table:
         )
     )
     return pa.Table.from_pylist(rows, schema=RESULTS)
+
+
+def _unscored(store: Store) -> dict[tuple[str, str], str]:
+    """(sweep, cell) -> why its CONFIRM runs gave no score, of cells that have run some."""
+    query = """
+        select sweep, cell_id, count(*) filter (status = 'finished') as finished from last_attempts
+        where stage = 'CONFIRM' group by all having count(test_score) = 0
+    """
+    said = {True: "no score: it was not a number", False: "every confirming run failed"}
+    return {(r["sweep"], r["cell_id"]): said[r["finished"] > 0] for r in store.sql(query).to_pylist()}
+
+
+def _tolerance(store: Store) -> float | None:
+    """`budgets.tolerance` of the sweep; None where the folder does not say."""
+    spec = store.spec() or {}
+    budgets = spec.get("identity", spec).get("budgets")
+    return budgets.get("tolerance") if isinstance(budgets, dict) else None
 
 
 def _key(row: Row) -> tuple[str, str, str, str, str | None]:
@@ -124,6 +147,9 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
     )
     if any(r["edge"] for r in rows):
         console.print("  * the chosen rate is the end of its range: perhaps under-tuned", style="dim", highlight=False)
+    if any(r["off_budget"] for r in rows):
+        said = "  \N{DAGGER} off its budget by more than the tolerance: not a comparison at equal parameters"
+        console.print(said, style="dim", highlight=False, markup=False)
     few = [f"{r['name']} {r['reference'] or ''}".strip() for r in rows if "few" in (r["under_tuned"] or "")]
     if few:
         said = f"  perhaps under-tuned, few of their learning rates having finished: {', '.join(few)}"
@@ -160,7 +186,7 @@ def _block(title: str, measured: str, rows: list[Row]) -> Table:
         table.add_row(
             shown,
             row["reference"] or "",
-            _whole(row["adapter_params"]),
+            _whole(row["adapter_params"]) + "\N{DAGGER}" * bool(row["off_budget"]),
             _rate(row),
             _score(row),
             str(row["n"]),

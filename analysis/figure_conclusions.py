@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.budgets import AXES, crossing_sentence
 from analysis.methods import in_order, place_text, size_key, size_text, style
-from analysis.scaling import BASELINE, FOCUS
+from analysis.scaling import BASELINE, FOCUS, UNTRAINED
 from analysis.sheets import points
 from analysis.views import RISING
 
@@ -64,18 +64,20 @@ def conclude_front(rows: Sequence[Row]) -> str:
     if not on:
         return "No confirmed cell has this cost."
     cost = AXES[on[0]["x"]].label.split(" (")[0]
-    if any(r["front_share"] is None for r in on):
+    if all(r["front_share"] is None or r["method"] == UNTRAINED for r in on):
         counts = Counter(r["method"] for r in on)
         said = ", ".join(f"{style(m).name} {counts[m]}" for m in in_order(set(counts)))
         return (
             f"On the front of score against {cost} (cells): {said}; with one seed there is no saying how sure that is."
         )
-    sure = [r for r in on if r["front_share"] >= SURE]
-    unsure = [r for r in on if r["front_share"] < SURE]
+    single = [r for r in on if r["front_share"] is None]
+    sure = [r for r in on if r not in single and r["front_share"] >= SURE]
+    unsure = [r for r in on if r not in single and r["front_share"] < SURE]
     text = (
         f"On the front of score against {cost} in at least {100 * SURE:.0f} % of resamples: {_cells(sure) or 'no cell'}"
     )
-    return text + (f"; on it, but not settled: {_cells(unsure, share=True)}." if unsure else ".")
+    text += f"; on it, but not settled: {_cells(unsure, share=True)}" if unsure else ""
+    return text + (f"; on it with one seed, so there is no saying how sure: {_cells(single)}." if single else ".")
 
 
 def conclude_sizes(rows: Sequence[Row], focus: str = FOCUS, baseline: str = BASELINE) -> str:
@@ -118,10 +120,9 @@ def conclude_rates(rows: Sequence[Row]) -> str:
         )
     named = [f"{_cell(r)} ({r['under_tuned']})" for r in poor[:_MOST]]
     more = f" and {len(poor) - _MOST} more" if len(poor) > _MOST else ""
-    return (
-        f"In {len(poor)} of {len(tuned)} tuned cells more tuning might have helped: {', '.join(named)}{more}; the "
-        "others show no sign of it; nothing is tested."
-    )
+    rest = "; the others show no sign of it" if len(poor) < len(tuned) else ""
+    said = f"In {len(poor)} of {len(tuned)} tuned cells more tuning might have helped: {', '.join(named)}{more}"
+    return f"{said}{rest}; nothing is tested."
 
 
 def conclude_overlay(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
@@ -156,15 +157,19 @@ def conclude_groups(rows: Sequence[Row]) -> str:
         blocks.setdefault((r["sweep"], r["model"], r["dataset"], r["train_size"], r["reference"]), []).append(r)
     if not blocks:
         return "No budget has two confirmed methods, so there is nothing to group."
-    if all(r["n"] < 2 for r in rows):
-        return "With one seed no two methods can be told apart: every group is a single 'a' for want of a test."
+    if all(r["tested"] == 0 for r in rows):
+        why = "With one seed" if all(r["n"] < 2 for r in rows) else "Without common seeds, or spread between them,"
+        return f"{why} no two methods can be told apart: every group is a single 'a' for want of a test."
     alone = Counter(b[0]["method"] for b in blocks.values() if [r for r in b if "a" in r["group"]] == b[:1])
-    shared = len(blocks) - alone.total()
+    blind = sum(all(r["tested"] == 0 for r in b) for b in blocks.values())
+    shared = len(blocks) - alone.total() - blind
     parts = [
         f"{style(m).name} is above every other method at {_of_all(alone[m], blocks)}" for m in in_order(set(alone))
     ]
     if shared:
         parts.append(f"the best methods are not distinguishable at {_of_all(shared, blocks)}")
+    if blind:
+        parts.append(f"nothing can be tested at {_of_all(blind, blocks)}")
     places = len({k[:4] for k in blocks})
     what = "budgets" if places == 1 else "budgets, data sets and sizes"
     if len(blocks) == 1:
@@ -183,8 +188,8 @@ def conclude_ranks(rows: Sequence[Row]) -> str | None:
     known = [p for p in tests.values() if p is not None]
     if not known:
         return (
-            "Mean ranks over data sets are a description: with fewer than three methods or data sets they can't be "
-            "tested (Friedman)."
+            "Mean ranks over data sets are a description: with fewer than three methods or data sets, or with all "
+            "scores equal, they can't be tested (Friedman)."
         )
     found = sum(p * len(known) <= 0.05 for p in known)  # Bonferroni over the budgets
     text = (

@@ -36,6 +36,7 @@ GROUPS = pa.schema(
         ("method", pa.string()),
         ("mean", pa.float64()),
         ("n", pa.int64()),
+        ("tested", pa.int64()),  # other methods of the place and budget that it could be tested against
         ("group", pa.string()),  # letters; methods of one place and budget that share one are not distinguishable
     ]
 )
@@ -78,6 +79,10 @@ def _groups(store: Store) -> pa.Table:
                 added = sum(choice.get((key[0], cell["cell_id"]), 0.0) for cell in (a, b))
                 tests.append((key, i, j, difference.mean, widened_p(difference, added)))
     adjusted = holm([p for *_, p in tests])
+    tested: dict[tuple[Any, ...], int] = defaultdict(int)
+    for key, i, j, _, p in tests:
+        for k in (i, j):
+            tested[key, k] += p is not None
     apart: dict[tuple[Any, ...], set[tuple[int, int]]] = defaultdict(set)
     for (key, i, j, mean, _), p in zip(tests, adjusted, strict=True):
         if verdict(mean, p) in ("higher", "lower"):
@@ -85,8 +90,10 @@ def _groups(store: Store) -> pa.Table:
     rows = []
     for key, found in blocks.items():
         named = dict(zip(("sweep", "model", "dataset", "train_size", "reference"), key, strict=True))
-        for (method, cell), letters in zip(found, letter_groups(len(found), apart[key]), strict=True):
-            rows.append(named | {"method": method, "mean": cell["mean"], "n": len(cell["scores"]), "group": letters})
+        for k, letters in enumerate(letter_groups(len(found), apart[key])):
+            method, cell = found[k]
+            row = named | {"method": method, "mean": cell["mean"], "n": len(cell["scores"]), "group": letters}
+            rows.append(row | {"tested": tested[key, k]})
     return pa.Table.from_pylist(rows, schema=GROUPS)
 
 

@@ -42,7 +42,9 @@ def import_published(folder: Path, wanted: Sequence[str] = ()) -> Path:
             trials.append(trial)
     source = "; ".join(dict.fromkeys(one.source for one in chosen))
     note = " ".join(dict.fromkeys(f"{one.title}: {one.precision}. {one.note}".strip() for one in chosen))
-    return _write(folder, cells, trials, {"source": source, "note": note, "names": [one.name for one in chosen]})
+    return write_imported(
+        folder, cells, trials, {"source": source, "note": note, "names": [one.name for one in chosen]}
+    )
 
 
 def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
@@ -73,7 +75,7 @@ def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
     source = "PEFT method_comparison (github.com/huggingface/peft)"
     note = "One seed per experiment, learning rates not tuned by an equal allowance, parameters not matched."
     about = {"source": source, "note": note, "names": ["peft"]}
-    return _write(folder, [c for c, _ in rows], [t for _, t in rows], about), left_out
+    return write_imported(folder, [c for c, _ in rows], [t for _, t in rows], about), left_out
 
 
 def _published(one: Publication, point: Row) -> tuple[Row, Row]:
@@ -95,7 +97,7 @@ def _published(one: Publication, point: Row) -> tuple[Row, Row]:
         "stored_bytes": _beyond(point.get("file_bytes"), count),
         "versions": {"source": point["source"]},
     }
-    return _cell(named | place | budget, count), _trial(trial)
+    return cell_row(named | place | budget, count), trial_row(trial)
 
 
 def _peft(name: str, path: Path, result: Row) -> tuple[Row, Row]:
@@ -138,7 +140,7 @@ def _peft(name: str, path: Path, result: Row) -> tuple[Row, Row]:
         "started_at": info.get("created_at"),
         "versions": {**versions, "source": path.name},
     }
-    return _cell(named | place | budget | {"capacity": capacity}, count), _trial(trial)
+    return cell_row(named | place | budget | {"capacity": capacity}, count), trial_row(trial)
 
 
 def _read_json(path: Path) -> Row:
@@ -167,13 +169,15 @@ def _beyond(file_bytes: int | None, count: int | None) -> int | None:
     return max(0, file_bytes - 4 * count)
 
 
-def _cell(values: Row, count: int | None) -> Row:
+def cell_row(values: Row, count: int | None) -> Row:
+    """A row of `cells` for one imported number."""
     words = [values["method"], values["reference"] or "", values["dataset"], values["train_size"]]
     fixed = {"label": " ".join(w for w in words if w), "feasible": True, "tune_trials": 0, "confirm_seeds": 1}
     return {**values, **fixed, "count": count, "residual": 0 if values["budget"] is not None else None}
 
 
-def _trial(values: Row) -> Row:
+def trial_row(values: Row) -> Row:
+    """Its row of `trials`: one attempt without seeds."""
     identity = json.dumps([values["sweep"], values["cell_id"]])
     fixed = {
         "trial_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
@@ -184,7 +188,8 @@ def _trial(values: Row) -> Row:
     return {"status": "finished", **fixed, **values}
 
 
-def _write(folder: Path, cells: list[Row], trials: list[Row], about: Row) -> Path:
+def write_imported(folder: Path, cells: list[Row], trials: list[Row], about: Row) -> Path:
+    """Write the folder; `about` is its source, a note, and names. Raises StoreError for one that exists."""
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} exists; give a new folder: imported results are sweeps of their own")
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 from analysis.budgets import AXES, Place, axis, confirmed_runs, place_of
 from analysis.fits import RESAMPLES, Array
 from analysis.methods import size_key, style
+from analysis.scaling import UNTRAINED
 from analysis.store import Store
 
 Row = dict[str, Any]
@@ -46,7 +48,7 @@ def front(store: Store, x: str = "adapter_params", *, seed: int = 0, resamples: 
     """Every confirmed cell with its cost and mean score, and whether it is on the front of its place; columns `FRONT`.
 
     Methods without adapter (full fine-tuning) take part with their own cost; one whose cost is null does not.
-    `front_share` resamples each cell's seeds by itself.
+    `front_share` resamples each cell's seeds by itself; of a trained cell with one seed there is none.
 
     Raises:
         StoreError: unknown axis.
@@ -68,6 +70,7 @@ def _front(store: Store, x: str, seed: int, resamples: int) -> pa.Table:
         scores = [np.array([r["test_score"] for r in groups[i]]) for i in ids]
         mean = np.array([float(s.mean()) for s in scores])
         on = efficient(cost, mean)
+        alone = [len(s) < 2 and groups[i][0]["method"] != UNTRAINED for s, i in zip(scores, ids, strict=True)]
         share = _share(cost, scores, seed, resamples)
         for k, cell in enumerate(ids):
             beats = [j for j in range(len(ids)) if j != k and cost[j] <= cost[k] and mean[j] >= mean[k]]
@@ -75,7 +78,7 @@ def _front(store: Store, x: str, seed: int, resamples: int) -> pa.Table:
                 dict(zip(("sweep", "model", "dataset", "train_size"), place, strict=True))
                 | {"method": groups[cell][0]["method"], "reference": references.get((place[0], cell))}
                 | {"cell_id": cell, "x": x, "cost": float(cost[k]), "score": float(mean[k]), "n": len(scores[k])}
-                | {"on_front": bool(on[k]), "front_share": None if share is None else float(share[k])}
+                | {"on_front": bool(on[k]), "front_share": None if share is None or alone[k] else float(share[k])}
                 | {"beaten_by": None if on[k] else ids[max(beats, key=lambda j: mean[j])]}
             )
     rows.sort(
@@ -95,7 +98,11 @@ def _share(cost: Array, scores: list[Array], seed: int, resamples: int) -> Array
     if max(len(s) for s in scores) < 2:
         return None
     rng = np.random.default_rng(seed)
-    drawn = [s[rng.integers(0, len(s), size=(resamples, len(s)))].mean(axis=1) for s in scores]
+    drawn = []
+    for s in scores:
+        means = s[rng.integers(0, len(s), size=(resamples, len(s)))].mean(axis=1)
+        # resampling n values shrinks their variance by (n - 1) / n: stretch it back
+        drawn.append(s.mean() + (means - s.mean()) * math.sqrt(len(s) / max(len(s) - 1, 1)))
     return np.asarray(np.mean([efficient(cost, one) for one in np.stack(drawn, axis=1)], axis=0), dtype=float)
 
 

@@ -21,7 +21,7 @@ SEEDS = pa.schema(
     [
         *(COMPARISONS.field(name) for name in ("sweep", "model", "dataset", "train_size", "method", "baseline")),
         COMPARISONS.field("reference"),
-        *(COMPARISONS.field(name) for name in ("n", "datasets", "sd", "error", "freedom")),
+        *(COMPARISONS.field(name) for name in ("n", "datasets", "n_datasets", "sd", "error", "freedom")),
         ("choice_sd", pa.float64()),  # what the choice of rates adds to their mean; null where not known
         ("test", pa.string()),
         ("alpha", pa.float64()),  # level of one comparison, the family's 5 % shared out (Holm's first step)

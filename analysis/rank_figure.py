@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from analysis import scaling, vega
 from analysis.drawing import COLUMN_INCHES, INK, PAPER, STYLE, Tips, new_figure
 from analysis.methods import in_order, place_text, style
 from analysis.picture import Picture, few_panels, panel_of, place_of, width_of
+from analysis.plots import TITLE_WIDTH
 from analysis.rank_effects import PARAMETERS, RANK, effects, points
 from analysis.sheets import Column, Sheet, change, columns_of, p_text, percent, quantity, ranged
 from analysis.store import Store
@@ -112,11 +114,17 @@ def draw_ranks(table: pa.Table, *, columns: int = 2, tips: Tips | None = None, s
                 axes.set_visible(False)
                 continue
             _panel(axes, [r for r in rows if place_of(r) == places[index]], tips)
-            axes.set_title(place_text(places[index][2] or "", places[index][3]), loc="left", fontweight="bold")
+            axes.set_title(_title(places[index]), loc="left", fontweight="bold")
             if index % across == 0:
                 axes.set_ylabel(f"{score} (%)")
         _legend(figure, bases, 4 * across)
         return figure
+
+
+def _title(place: tuple[str, str, str | None, str]) -> str:
+    """The data set's name alone: sources and folders are in the tables."""
+    short = (place[2] or "").rpartition("/")[2].rpartition(":")[2]
+    return textwrap.shorten(place_text(short, place[3]), TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
 
 
 def _panel(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
@@ -127,7 +135,7 @@ def _panel(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("largest rank of the update")
     ranks = [r["update_rank"] for r in rows]
-    axes.set_xlim(min(ranks) / 1.35, max(ranks) * 1.35)
+    axes.set_xlim(min(ranks) / 2.1, max(ranks) * 1.35)  # room for the budgets' names
     references = list(dict.fromkeys(r["reference"] for r in sorted(rows, key=lambda r: r["budget"])))
     for k, reference in enumerate(references):
         alpha = 0.35 + 0.65 * (k + 1) / len(references)
@@ -143,6 +151,17 @@ def _line(axes: Any, rows: Sequence[Row], alpha: float, tips: Tips) -> None:
     if len(rows) > 1:
         x, y = [r["update_rank"] for r in rows], [100 * r["mean"] for r in rows]
         axes.plot(x, y, color=look.colour, alpha=alpha, linewidth=1.2)
+        axes.annotate(
+            rows[0]["reference"],
+            (x[0], y[0]),
+            xytext=(-4, 0),
+            textcoords="offset points",
+            fontsize=6,
+            color=look.colour,
+            alpha=alpha,
+            ha="right",
+            va="center",
+        )
     for r in rows:
         x, y = r["update_rank"], 100 * r["mean"]
         if r["low"] is not None:

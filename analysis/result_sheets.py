@@ -53,7 +53,7 @@ def results(store: Store) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        PARAMETERS,
+        Column("parameters", lambda r: whole(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
         Column("learning rate", lambda r: short(r["lr"]) + "*" * bool(r["edge"]), "number"),
         ACCURACY,
         SEEDS,
@@ -65,10 +65,13 @@ def results(store: Store) -> Sheet:
         Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
     )
     note = (
-        "Intervals are 95 % t intervals over seeds, each for itself. Differences are paired by seed. Verdicts are "
+        "Intervals are 95 % t intervals over seeds, each for itself. Differences are paired by seed, over "
+        "those that both have. Verdicts are "
         "Holm-corrected over the whole table of comparisons below: at most one such table in twenty has a false "
         '"higher" or "lower", given the chosen learning rates. "Not distinguishable" does not mean equal: see the '
         "power column. * the chosen rate is the end of its range."
+        + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
+        * any(r["off_budget"] for r in rows)
     )
     return Sheet(
         "results", "Test score of every cell", columns, rows, note, faint=lambda r: bool(r["note"]), folded=_long(rows)
@@ -174,7 +177,9 @@ def _permuted(rows: Sequence[Row]) -> str:
     return (
         " Over many data sets: p by sign-flip permutation, each data set weighing the same; the effect's standard "
         "deviation is pooled within data sets; power and what follows are those of the t test with as many degrees of "
-        "freedom, which by simulation is close, were the difference the same on every data set."
+        "freedom, which by simulation is close, were the difference the same on every data set. The test takes it that "
+        "what a seed does on one data set says nothing of another"
+        + ("; here it does, so its p is too small." if any((r["p_seeds"] or 1.0) <= 0.05 for r in rows) else ".")
     )
 
 
@@ -196,12 +201,13 @@ def grouped(store: Store) -> Sheet:
             METHOD,
             Column("mean score, %", lambda r: percent(r["mean"]), "number"),
             SEEDS,
-            Column("group", lambda r: r["group"]),
+            Column("group", lambda r: r["group"] if r["tested"] else f"{r['group']} (untested)"),
         ),
         rows,
         "At one budget, two methods that share a letter are not distinguishable; 'a' is the best group. Paired tests "
         "over seeds, the choice of rates included where it is known, Holm-corrected over all pairs of this table: a "
-        "family of its own, stricter than the table against LoRA.",
+        "family of its own, stricter than the table against LoRA. Untested: no seed in common with another, or no "
+        "spread between seeds.",
         folded=_long(rows),
     )
 

@@ -15,8 +15,10 @@ from analysis.choice import CellKey, choice_variances
 from analysis.methods import style
 from analysis.scaling_schemas import COMPARISONS, CURVE
 from analysis.stats import (
+    SIGN_FLIP,
     Difference,
     blocked_difference,
+    common_seed_p,
     detectable,
     effect_size,
     holm,
@@ -37,6 +39,8 @@ Place = tuple[str, str, str, str]
 
 FOCUS, BASELINE = "randlora", "lora"
 """The question's two methods: full rank and low rank at the same count."""
+
+UNTRAINED = "zero-shot"
 
 PLANTED = 0.02
 """The true difference that `power` is given for: 2 points."""
@@ -112,6 +116,7 @@ def _point(place: Place, group: Sequence[Row], scores: Sequence[float]) -> Row:
         "high": interval.high,
         "sd": interval.sd,
         "n_datasets": 1,
+        "p_seeds": None,
     }
 
 
@@ -170,7 +175,7 @@ def _comparisons(store: Store, baseline: str, focus: str) -> pa.Table:
         if method == baseline or group[0]["budget"] is None:
             continue
         other = by_cell.get((place, baseline, reference)) or by_cell.get((place, baseline, None))
-        difference = paired_difference(_by_seed(group), _by_seed(other)) if other else None
+        difference = _paired(group, other) if other else None
         if other and difference:
             count, base = group[0]["adapter_params"], other[0]["adapter_params"]
             matched = other[0]["budget"] is not None and count is not None and base
@@ -189,6 +194,14 @@ def _comparisons(store: Store, baseline: str, focus: str) -> pa.Table:
     for row, p in zip(rows, adjusted, strict=True):
         row["p_choice_holm"], row["verdict_choice"] = p, verdict(row["difference"], p)
     return pa.Table.from_pylist(rows, schema=COMPARISONS)
+
+
+def _paired(group: Sequence[Row], other: Sequence[Row]) -> Difference | None:
+    """The difference over common seeds; a baseline that trains nothing has one score, whatever the seed."""
+    mine, theirs = _by_seed(group), _by_seed(other)
+    if other[0]["method"] == UNTRAINED and len(theirs) == 1:
+        theirs = dict.fromkeys(mine, next(iter(theirs.values())))
+    return paired_difference(mine, theirs)
 
 
 def _prospects(row: Row, alpha: float) -> Row:
@@ -252,12 +265,13 @@ def _overall(
                 cells = [(by_cell[place, focus, r], by_cell[place, baseline, r]) for r in references]
                 parts.append(_added(choice, cells))
         if blocks:
-            one = len(datasets) == 1
+            one = len(blocks) == 1
             difference = _over_datasets(blocks, len(rows) + 1)
             known = [p for p in parts if p is not None]
             added = sum(known) / len(parts) ** 2 if len(known) == len(parts) else None
-            place = (sweep, model, next(iter(datasets)), size)
+            place = (sweep, model, next(iter(blocks)), size)
             row = _compared(place, focus, baseline, {"reference": None, "budget": None}, None, difference, added)
+            row |= {"n_datasets": len(blocks), "p_seeds": _common_seeds(blocks) if row["test"] == SIGN_FLIP else None}
             found.append(row | ({} if one else {"dataset": None}))
     return found
 
@@ -277,6 +291,11 @@ def _over_datasets(blocks: Mapping[str, Mapping[Seed, float]], family: int) -> D
     # random flips can't show a p below 2 / resamples: enough of them that a large family does not hide everything
     resamples = max(9999, 200 * family)
     return blocked_difference({d: list(values.values()) for d, values in blocks.items()}, resamples=resamples)
+
+
+def _common_seeds(blocks: Mapping[str, Mapping[Seed, float]]) -> float | None:
+    shared = set.intersection(*(set(b) for b in blocks.values()))
+    return common_seed_p([[b[s] for s in sorted(shared)] for b in blocks.values()]) if shared else None
 
 
 def _compared(
@@ -302,6 +321,8 @@ def _compared(
         "params_ratio": ratio,
         "n": difference.n,
         "datasets": difference.datasets,
+        "n_datasets": 1,
+        "p_seeds": None,
         "difference": difference.mean,
         "low": difference.low,
         "high": difference.high,

@@ -40,6 +40,7 @@ COMPARISONS = pa.schema(
         ("params_ratio", pa.float64()),
         ("n", pa.int64()),  # pairs; of a permutation test those of all its data sets
         ("datasets", pa.int64()),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
+        ("n_datasets", pa.int64()),  # that the row is of
         ("difference", pa.float64()),
         ("low", pa.float64()),
         ("high", pa.float64()),
@@ -47,6 +48,8 @@ COMPARISONS = pa.schema(
         ("error", pa.float64()),  # standard error of the mean difference, from `sd`
         ("freedom", pa.int64()),  # degrees of freedom of `sd`
         ("p", pa.float64()),
+        # of a permutation test: F test that a seed moves the difference on all data sets alike; small: `p` is too small
+        ("p_seeds", pa.float64()),
         ("p_holm", pa.float64()),
         ("verdict", pa.string()),
         ("choice_sd", pa.float64()),  # what the choice of both arms' rates adds (`choice`); null where not known

@@ -137,17 +137,19 @@ def widened_p(difference: Difference, variance: float) -> float | None:
 
     A t test's standard error grows; its degrees of freedom are Satterthwaite's, the choice's part counting for
     CHOICE_FREEDOM. A permutation test's p is widened by the same ratio on the normal scale, its standard error being
-    that of its bootstrap interval.
+    that of its interval.
     """
-    if difference.p is None or variance <= 0.0 or difference.sd is None:
+    if difference.p is None or variance <= 0.0:
         return difference.p
     if difference.test == T_TEST:
+        if difference.sd is None:
+            return difference.p
         seeds = difference.sd**2 / difference.n
         freedom = (seeds + variance) ** 2 / (seeds**2 / (difference.n - 1) + variance**2 / CHOICE_FREEDOM)
         widened = float(2 * stats.t.sf(abs(difference.mean) / math.sqrt(seeds + variance), freedom))
         return max(difference.p, widened)  # more degrees of freedom must not make a claim stronger
     if difference.low is None or difference.high is None:
-        return difference.p
+        return None
     error = (difference.high - difference.low) / (2 * stats.norm.isf((1 - LEVEL) / 2))
     z = stats.norm.isf(difference.p / 2) * error / math.sqrt(error**2 + variance)
     return float(2 * stats.norm.sf(z))
@@ -162,7 +164,8 @@ def blocked_difference(
         blocks: per data set its per-seed differences; each data set weighs the same.
         seed: of the resampling.
         resamples: random permutations and bootstrap samples; where all sign flips are fewer, they are enumerated.
-        level: of the interval (bootstrap: seeds resampled within each data set, spread corrected for their number).
+        level: of the interval (bootstrap: seeds resampled within each data set, spread corrected for their number;
+            where a data set has one seed, the t interval of the deviation pooled within the others).
 
     Raises:
         ValueError: no difference at all.
@@ -176,7 +179,7 @@ def blocked_difference(
     freedom = n - sets
     sd = math.sqrt(sum(float(((g - g.mean()) ** 2).sum()) for g in groups) / freedom) if freedom else None
     error = None if sd is None else sd * math.sqrt(float((weights**2).sum()))
-    if min(len(g) for g in groups) < 2:
+    if freedom == 0:  # one seed: what it does to a method on all data sets alike would pass for a difference
         return Difference(mean, None, None, sd, None, n, SIGN_FLIP, sets, error, freedom)
     rng = np.random.default_rng(seed)
     result = stats.permutation_test(
@@ -188,6 +191,10 @@ def blocked_difference(
         batch=AT_ONCE,
         rng=rng,
     )
+    p = float(result.pvalue)
+    if min(len(g) for g in groups) < 2:  # nothing to resample there: the pooled deviation's t interval, if there is one
+        half = float(stats.t.isf((1 - level) / 2, freedom)) * (error or 0.0)
+        return Difference(mean, mean - half, mean + half, sd, p, n, SIGN_FLIP, sets, error, freedom)
     # resampling n values shrinks their variance by (n - 1) / n, which matters at 3 seeds: stretch it back
     shifts = sum(
         (rng.choice(g, size=(resamples, len(g)), replace=True).mean(axis=1) - g.mean())
@@ -195,7 +202,27 @@ def blocked_difference(
         for g in groups
     )
     low, high = mean + np.quantile(shifts / sets, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(mean, float(low), float(high), sd, float(result.pvalue), n, SIGN_FLIP, sets, error, freedom)
+    return Difference(mean, float(low), float(high), sd, p, n, SIGN_FLIP, sets, error, freedom)
+
+
+def common_seed_p(differences: Sequence[Sequence[float]]) -> float | None:
+    """F test that a seed moves the difference on all data sets alike; `differences` by data set and seed.
+
+    A sign-flip test over data set x seed takes it that none does; where one does, its p is too small. None with fewer
+    than two of either, or without spread.
+    """
+    x = np.asarray(differences, dtype=float)
+    sets, seeds = x.shape
+    if sets < 2 or seeds < 2:
+        return None
+    by_seed = x.mean(axis=0) - x.mean()
+    rest = x - x.mean(axis=1, keepdims=True) - by_seed
+    error = float((rest**2).sum()) / ((sets - 1) * (seeds - 1))
+    if error <= _NO_SPREAD**2:
+        return None
+    return float(
+        stats.f.sf(sets * float((by_seed**2).sum()) / (seeds - 1) / error, seeds - 1, (sets - 1) * (seeds - 1))
+    )
 
 
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:

@@ -28,6 +28,7 @@ from randlora.nola import NolaConfig
 from randlora.outlook import HybridConfig, RandLoraSvdConfig
 from randlora.peft_export import export_peft
 from randlora.peft_import import load_peft
+from randlora.plugins import load_plugins
 from randlora.rand import RandLoraConfig
 from randlora.registry import METHODS, Method, get_method, register
 from randlora.several import AdapterSet
@@ -80,3 +81,5 @@ __all__ = [
     "resolve_targets",
     "save",
 ]
+
+load_plugins()

@@ -33,6 +33,23 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"sweeps {version('randlora-sweeps')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Compare parameter-efficient fine-tuning methods at equal parameters and equal tuning."""
+
+
 def _verb(function: Callable[P, int | None]) -> Callable[P, None]:
     """Run a verb; say everything that is wrong with its input, and leave with code 2."""
 
@@ -69,6 +86,8 @@ def _folder(source: Path, overrides: list[str] | None = None) -> Path:
     """The results folder that a sweep file or a folder names; an error where there is nothing yet."""
     from sweeps.spec import SweepSpec
 
+    if not source.exists() and source.suffix == "":
+        raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
     folder = source if source.is_dir() else SweepSpec.load(source, overrides or ()).folder
     if not (folder / "journal.jsonl").exists() and not (folder / "tables").is_dir():
         parent = folder.parent
@@ -84,6 +103,15 @@ def _folder(source: Path, overrides: list[str] | None = None) -> Path:
             ]
         )
     return folder
+
+
+def _nearby(source: Path) -> str | None:
+    """Results that a name may stand for: those of that name in results/, or the closest one beside it."""
+    if (Path("results") / source / "journal.jsonl").exists():
+        return str(Path("results") / source)
+    beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+    near = nearest(source.name, beside)
+    return None if near is None else str(source.parent / near)
 
 
 def _store(source: Path, overrides: list[str] | None = None) -> Store:

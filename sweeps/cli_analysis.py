@@ -110,13 +110,20 @@ def attach(
     @verb
     def import_results(
         source: Annotated[
-            str, typer.Argument(help="paper (numbers published with RandLoRA), or peft (its comparison).")
+            str, typer.Argument(help="paper (numbers published with RandLoRA), peft (its comparison), or csv.")
         ],
-        names: Annotated[list[str] | None, typer.Argument(help="paper: which, default all; peft: JSON files.")] = None,
+        names: Annotated[
+            list[str] | None, typer.Argument(help="paper: which, default all; peft: JSON files; csv: files.")
+        ] = None,
         to: Annotated[Path, typer.Option("--to", help="Results folder to make.")] = Path("results/imported"),
         as_json: Json = False,
     ) -> None:
-        """Make a results folder of numbers from elsewhere, to query and draw beside ours."""
+        """Make a results folder of numbers from elsewhere, to query and draw beside ours.
+
+        A CSV file has a header: method, and score (a fraction) or percent; and what is known of model, dataset,
+        train_size, reference (lora-8), parameters, lr, source.
+        """
+        from analysis.import_csv import import_csv
         from analysis.importing import import_peft, import_published
 
         left_out: list[str] = []
@@ -124,8 +131,10 @@ def attach(
             import_published(to, names or ())
         elif source == "peft":
             _, left_out = import_peft(to, [Path(name) for name in names or ()])
+        elif source == "csv":
+            import_csv(to, [Path(name) for name in names or ()])
         else:
-            raise SpecError([unknown("source", source, "source", ("paper", "peft"))])
+            raise SpecError([unknown("source", source, "source", ("paper", "peft", "csv"))])
         if as_json:
             show.print_json({"path": str(to), "left_out": left_out})
             return

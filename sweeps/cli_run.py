@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,9 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         spec: Spec,
         overrides: Set = None,
         scale: Scale = None,
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", help="Results folder; default: the file's, or results/NAME.")
+        ] = None,
         address: Annotated[
             str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
         ] = None,
@@ -81,6 +85,8 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         from sweeps.upload import check_there, put_fact, restore
 
         more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
+        more += [] if output is None else [f"output={json.dumps(str(output))}"]
+        again = f"sweeps run {spec}{'' if output is None else f' --output {output}'}"
         loaded, planned = load(spec, [*(overrides or ()), *more], scale)
         if upload is not None:  # what is there says which data its trials saw
             location = Location.of(upload)
@@ -107,10 +113,10 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
         if missing:
             err.print(f"{missing}; the same command tries again", style="red", markup=False)
         if summary.interrupted:
-            err.print(f"interrupted; finished trials are kept: `sweeps run {spec}` goes on from here", highlight=False)
+            err.print(f"interrupted; finished trials are kept: `{again}` goes on from here", markup=False)
             return INTERRUPTED
         if summary.stopped_by:
-            goes_on = f"`sweeps run {spec}` with a larger one goes on"
+            goes_on = f"`{again}` with a larger one goes on"
             err.print(f"stopped by {summary.stopped_by}; finished trials are kept: {goes_on}", markup=False)
             if as_json:
                 show.print_json(show.summary_dict(summary))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sweeps.errors import Problem, SpecError
+from sweeps.locks import check_identity
 from sweeps.plan import Cell, Plan
 from trainables.data import Dataset, load_dataset, split
 from trainables.data.registry import load_text_dataset
@@ -27,13 +28,14 @@ def check_inputs(plan: Plan) -> None:
     """Read what the sweep will read, so that bad input stops it before anything starts.
 
     Raises:
-        SpecError: a model id that names no weights; a results folder that can't be written, or whose finished trials
-            saw other data under the same name.
+        SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
+            whose finished trials saw other data under the same name.
         DataError: missing or damaged files, fewer images per class than shots, an image that does not open.
     """
     parsed = parse_id(plan.spec.model.id)
     if parsed.scheme == "open_clip" and parsed.tag is None:
         raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
+    check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before a file of ours is in it
     for cell in plan.feasible:
         split_sizes(cell)
         if not cell.skip_bad:

@@ -155,7 +155,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse a results folder that belongs to a sweep which differs in what must not change.
 
     Args:
-        folder: the results folder; one without `spec.json` belongs to nobody.
+        folder: the results folder; one without `spec.json` belongs to nobody, and has no results.
         identity: `SweepSpec.identity()`. Sections of single methods may come and go; what stands in both must agree.
 
     Raises:
@@ -164,6 +164,9 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     stored = stored_identity(folder)
     if stored is not None:
         refuse_other(stored, identity, str(folder))
+    elif any((folder / "tables").glob("*/*.parquet")):
+        rule = "holds tables, and no spec.json that says whose; restore it, or choose another name or output"
+        raise IdentityError([Problem("results", str(folder), rule)])
 
 
 def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:

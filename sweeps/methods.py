@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from randlora.registry import METHODS
 from sweeps.errors import Problem, nearest, unknown
 from sweeps.search_space import option_names, space_problems
+from sweeps.wording import meant, rule_of
 
 if TYPE_CHECKING:
     from sweeps.spec import MethodSection, SweepSpec
@@ -103,16 +104,10 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
     field, problems = f"methods.{name}", []
     if base in METHODS:
         method = METHODS[base]
-        if method.capacity_field in options:
-            value = options.pop(method.capacity_field)
-            problems.append(
-                Problem(
-                    f"{field}.{method.capacity_field}",
-                    value,
-                    "is decided by the budget; to pin it, write capacity",
-                    f"capacity = {value}",
-                )
-            )
+        for key in {method.capacity_field, "rank"} & options.keys():
+            value = options.pop(key)
+            rule = "is decided by the budget; to pin it, write capacity"
+            problems.append(Problem(f"{field}.{key}", value, rule, f"capacity = {value}"))
     known = option_names(base)
     for key in [k for k in options if k not in known]:
         everything = sorted({*_SHARED_KEYS, *known})
@@ -121,7 +116,7 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
                 f"{field}.{key}",
                 options.pop(key),
                 f"unknown key; known: {', '.join(everything)}",
-                nearest(key, everything),
+                meant(key, everything),
             )
         )
     if base in METHODS:
@@ -132,7 +127,7 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
             for e in error.errors(include_url=False):
                 where = ".".join((field, *(str(p) for p in e["loc"])))
                 value = e["input"] if e["loc"] else None
-                problems.append(Problem(where, value, e["msg"].removeprefix("Value error, ")))
+                problems.append(Problem(where, value, rule_of(dict(e))))
     return problems
 
 

@@ -14,9 +14,13 @@ class ResourceSection(Section):
     """`[resources]`: what one trial takes and how many run at once."""
 
     workers: int = Field(default=1, ge=1)
+    """Workers of one trial (data-parallel)."""
     concurrent: int | Literal["auto"] = "auto"
+    """Trials at a time; auto: as many as fit."""
     cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs of a worker."""
     gpus_per_worker: float | Literal["auto"] = "auto"
+    """GPUs of a worker, also a part of one; auto: by measured memory (docs/running.md)."""
     pack: int | Literal["auto"] = 1
     """Trials of a cell that one worker may train at once on one copy of the base model; "auto": as many as pay."""
     isolated: bool = False
@@ -73,9 +77,13 @@ class LimitsSection(Section):
     """
 
     max_hours: float | None = Field(default=None, gt=0)
+    """Wall time of one run."""
     max_accelerator_hours: float | None = Field(default=None, gt=0)
+    """Accelerator-hours of the whole sweep."""
     max_cost: float | None = Field(default=None, gt=0)
+    """Cost of the whole sweep."""
     price_per_hour: float | None = Field(default=None, ge=0)
+    """Price of one accelerator-hour."""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

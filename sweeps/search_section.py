@@ -21,8 +21,11 @@ class LrRange(Section):
     """A learning-rate range: a centre and a width in decades, or its two ends."""
 
     centre: float | None = Field(default=None, gt=0)
+    """Centre of the range, `search.lr.decades` wide."""
     low: float | None = Field(default=None, gt=0)
+    """Low end, with `high`."""
     high: float | None = Field(default=None, gt=0)
+    """High end."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -38,15 +41,20 @@ class LrSearch(Section):
     """`search.lr`: width of every method's range, in decades, centred on the method's published rate."""
 
     decades: float = Field(default=3.0, gt=0, le=12)
+    """Width of every method's range in powers of ten."""
 
 
 class SpaceEntry(Section):
     """One line of `[search.space]`: `{ low = 1, high = 64, log = true }`, or a list of values."""
 
     low: float | None = None
+    """Low end of a range, with `high`."""
     high: float | None = None
+    """High end."""
     log: bool = False
+    """Draw evenly in the logarithm."""
     values: tuple[Value, ...] = ()
+    """Values to choose from; a plain list is the same."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -73,7 +81,9 @@ class Allowance(Section):
     """`search.allowance`: tuning effort of a cell in training samples or seconds of training, instead of `trials`."""
 
     samples: Annotated[int | None, Field(ge=1)] = None
+    """Training samples of a cell."""
     seconds: Annotated[float | None, Field(gt=0)] = None
+    """Seconds of a device of a cell."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -91,22 +101,43 @@ class SearchSection(Section):
     """
 
     trials: int = Field(default=12, ge=1)
+    """Trials of stage TUNE of every cell: different rates, and re-runs."""
     allowance: Annotated[Allowance | None, LATER] = None
+    """Instead of `trials`: samples or seconds (docs/fairness.md)."""
     sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
+    """grid: evenly over the range; qmc, random: without learning; tpe, gp, cmaes: learn from the trials so far."""
     lr: LrSearch = LrSearch()
+    """How wide every method's range is; where it lies is the method's own `lr`."""
     space: Annotated[dict[str, SpaceEntry], LATER] = {}
+    """What is searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64, log = true }`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], LATER] = ()
+    """Points tried first: the published rate, or the choice at the neighbouring budget."""
     rerun_rates: int = Field(default=2, ge=0)
+    """So many of the best rates are run again ..."""
     rerun_seeds: int = Field(default=2, ge=0)
+    """... on so many further seeds each; the best mean is chosen."""
     widen: Annotated[int, Field(ge=0), LATER] = 0
     """Points past the edge of a range that a cell may add, one at a time, while its best rate is the outermost one."""
     pruner: Literal["none", "asha", "median"] = "none"
+    """Stops bad TUNE trials early; off by default."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the samplers that draw."""
 
     @field_validator("space", mode="before")
     @classmethod
     def _space(cls, value: object) -> object:
         return read_space(value)
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _width(cls, value: object) -> object:
+        ends = isinstance(value, Mapping) and value.keys() & LrRange.model_fields.keys()
+        if ends or not isinstance(value, Mapping | LrSearch):
+            raise ValueError(
+                "the width of every method's range: lr = { decades = 3 }; where a method's lies is its own key, "
+                "[methods.NAME] lr = 1e-3, or lr = { low = 1e-4, high = 1e-2 }"
+            )
+        return value
 
     @field_validator("warm_start", mode="before")
     @classmethod

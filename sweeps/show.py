@@ -57,7 +57,7 @@ def print_csv(table: pa.Table) -> None:
 
 def _csv(table: pa.Table) -> str:
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")  # as shells read it
     writer.writerow(table.column_names)
     writer.writerows(_plain(list(row.values())) for row in table.to_pylist())
     return text.getvalue()

@@ -24,6 +24,7 @@ from sweeps.scale import at_scale
 from sweeps.search_section import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.search_section import Section as _Section
 from sweeps.seconds import seconds_problems
+from sweeps.wording import is_echo, problem
 from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
@@ -34,9 +35,11 @@ class ModelSection(_Section):
     """`[model]`: the base model and what of it is adapted."""
 
     id: str
+    """The base model: `embedded:tiny-clip`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, `local:DIR` (docs/models.md)."""
     adapt: Literal["vision", "both", "all"] | None = None
     """None: "both" towers of a CLIP model, "all" of a model with one tower."""
     targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Weights to adapt, by the end of their names; none given: the family's."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
     """Side of the input in pixels, for image encoders whose positions interpolate; None: the model's own."""
 
@@ -45,7 +48,9 @@ class DataSection(_Section):
     """`[data]`: data sets and training sizes; a size is a fraction in (0, 1] or 'K-shot'."""
 
     datasets: tuple[str, ...] = Field(min_length=1)
+    """Data sets by name or place, `folder:DIR`, `json:DIR` (docs/data.md); paths start where the command is run."""
     train_size: tuple[str | float, ...] = Field(default=(1.0,), min_length=1)
+    """A fraction in (0, 1] or `"K-shot"`; one, or a list."""
     skip_bad: Annotated[bool, LATER] = False
     """Leave images that can't be read out, counted in the results, instead of stopping."""
     epochs: Annotated[Literal["paper"] | dict[str, Annotated[int, Field(ge=1)]] | None, LATER] = None
@@ -98,10 +103,15 @@ class BudgetSection(_Section):
     """`[budgets]`: exactly one of LoRA ranks, parameter counts, or percentages of the adapted weights."""
 
     lora_rank: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    """Budgets as the count that LoRA has at these ranks; this, `params` or `percent`."""
     params: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    """Budgets as numbers of trained parameters."""
     percent: tuple[Annotated[float, Field(gt=0, le=100)], ...] | None = Field(default=None, min_length=1)
+    """Budgets in percent of the adapted weights."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
+    """A cell whose nearest count is farther from its budget, as a share, is left out and listed."""
     allocation: Allocation = "auto"
+    """How the capacity is spread over layers; auto: uniform where it is near enough, else fill (docs/fairness.md)."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -126,16 +136,26 @@ class MethodSection(BaseModel):
     method: Annotated[str | None, LATER] = None
     """The method that this section is a variant of, so that one sweep can have two settings of a method."""
     lr: LrRange | None = None
+    """Its learning rates: the range's centre as a number, or `{ low = 1e-4, high = 1e-2 }`; none: the published."""
     space: Annotated[dict[str, SpaceEntry] | None, LATER] = None
+    """What is searched beside the rate for this method alone, as in `search.space`."""
     budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Only these budgets, by label: `["lora-8"]`; none: all."""
     allocation: Allocation | None = None
+    """Instead of `budgets.allocation`."""
     capacity: int | None = Field(default=None, ge=1)
+    """Pins the capacity (the rank) instead of solving for it; the cell goes to the budget nearest to its count."""
     unmatched: bool = False
+    """Run the nearest setting even where it is outside the tolerance."""
 
     @field_validator("lr", mode="before")
     @classmethod
     def _centre(cls, value: object) -> object:
-        return {"centre": value} if isinstance(value, int | float) else value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"centre": value}
+        if not isinstance(value, Mapping | LrRange):
+            raise ValueError("give a number, the range's centre: lr = 1e-3; or ends: lr = { low = 1e-4, high = 1e-2 }")
+        return value
 
     @field_validator("space", mode="before")
     @classmethod
@@ -152,12 +172,18 @@ class ConfirmSection(_Section):
     """`[confirm]`: stage CONFIRM. `seeds` is a count or a list; `hold` fixes a kind of seed for all trials."""
 
     seeds: tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+    """Seeds of stage CONFIRM: a number (3 means 0, 1, 2) or a list."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
+    """Kinds of seed that stay fixed over all trials: `data_seed`, `init_seed`, `basis_seed`."""
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, value: object) -> object:
-        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value < 1:
+            raise ValueError("a number of seeds, at least 1, or a list of seeds")
+        return tuple(range(value))
 
     @field_validator("seeds")
     @classmethod
@@ -171,16 +197,22 @@ class KeepSection(_Section):
     """`[keep]`: which trained weights stay on disk. `full`: full fine-tuning's of the first seed, for diagnostics."""
 
     adapters: Literal["none", "best", "confirm", "all"] = "none"
+    """Adapters to keep, for `sweeps export`: of a cell's best CONFIRM trial, of all of them, of every trial."""
     full: bool = False
+    """Full fine-tuning's weights too, of the first seed, for `sweeps analyze`."""
 
 
 class SweepSpec(_Section):
     """A whole sweep file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits, '.', '_', '-'. With another model, training or protocol under the same name a run is refused."""
     description: str = ""
+    """For people; printed in the report."""
     output: Path | None = None
+    """Results folder; none: `results/NAME` where the command is run."""
     protocol: Literal["standard", "paper"] = "standard"
+    """paper: fixed rates, no tuning, training on train and validation together."""
     model: ModelSection
     data: DataSection
     budgets: BudgetSection
@@ -251,7 +283,7 @@ class SweepSpec(_Section):
         try:
             spec = cls.model_validate(tree)
         except ValidationError as error:
-            problems = [_problem(dict(e)) for e in error.errors(include_url=False) if not _echo(dict(e))]
+            problems = [problem(dict(e), cls) for e in error.errors(include_url=False) if not is_echo(dict(e))]
         problems += method_problems(tree, spec)
         if spec is not None:
             problems += [*priority_problems(spec), *seconds_problems(spec)]
@@ -285,53 +317,3 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise SpecError(problems)
     return tree
-
-
-_RULES = {
-    "missing": "is required",
-    "extra_forbidden": "unknown key",
-    "float_type": "must be a number",
-    "int_type": "must be a whole number",
-    "string_type": "must be text",
-}
-
-
-def _echo(error: dict[str, Any]) -> bool:
-    """Pydantic also calls a list too short whose items are bad; the items' own errors say it."""
-    given = error["input"]
-    return error["type"] == "too_short" and len(given) >= int(error["ctx"]["min_length"])
-
-
-def _problem(error: dict[str, Any]) -> Problem:
-    """Turn one pydantic error into a `Problem`, with the known keys where a key is unknown."""
-    skip = {"int", "float", "str", "tuple"}  # union branches that pydantic puts into the path
-    loc = [
-        p for p in error["loc"] if not (isinstance(p, str) and (p in skip or p.startswith(("literal[", "constrained"))))
-    ]
-    field = ".".join(str(p) for p in loc) or "file"
-    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        known = _known_keys([p for p in loc[:-1] if isinstance(p, str)])
-        return Problem(field, error["input"], f"unknown key; known: {', '.join(known)}", nearest(str(loc[-1]), known))
-    value = None if kind == "missing" or isinstance(error["input"], dict | BaseModel) else error["input"]
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']+)'", error["ctx"]["expected"])
-        return Problem(field, value, f"must be one of {', '.join(choices)}", nearest(str(value), choices))
-    if kind == "too_short":
-        return Problem(field, value, f"must hold at least {error['ctx']['min_length']} item(s)")
-    return Problem(field, value, _RULES.get(kind, message))
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    model: Any = SweepSpec
-    named = False  # the part is a name that the user gives, not a field
-    for part in path:
-        if named:
-            named = False
-            continue
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        model = field.annotation if field is not None else None
-        named = getattr(model, "__origin__", None) is dict
-        args = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-        model = args[0] if args else model
-    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -1,6 +1,6 @@
-"""Writes `docs/recipes.md` from the headers of `examples/paper`, and `docs/data.md` from the data registry.
+"""Writes pages of `docs/`: recipes from the headers of `examples/paper`, data from the registry, keys of sweep files.
 
-python -m tools.pages             # write both
+python -m tools.pages             # write them
 python -m tools.pages --check     # exit 1 where one is out of date
 """
 
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tools.spec_page import sections
 from trainables.data.registry import DATASETS
 from trainables.data.text_registry import TEXT_DATASETS
 from trainables.data.text_tables import GLUE
@@ -95,7 +96,20 @@ def data_page() -> str:
     return text.replace("@IMAGES@", images()).replace("@TEXTS@", texts())
 
 
-PAGES = {"docs/recipes.md": recipes_page, "docs/data.md": data_page}
+# -- sweep files ------------------------------------------------------------------------------------------------------
+
+
+def sweep_file_page() -> str:
+    """docs/sweep-file.md."""
+    parts = []
+    for name, rows in sections():
+        title = f"`[{name}]`" if name else "Above all sections"
+        parts.append(f"## {title}\n\n{table(('key', 'type', 'default', 'meaning'), rows)}\n")
+    text = (TEXTS / "sweep_file.md").read_text(encoding="utf-8")
+    return text.replace("@SECTIONS@", "\n".join(parts))
+
+
+PAGES = {"docs/recipes.md": recipes_page, "docs/data.md": data_page, "docs/sweep-file.md": sweep_file_page}
 
 
 def main() -> None:

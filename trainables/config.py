@@ -76,11 +76,13 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=10, ge=1)
+    """Passes over the training examples."""
     global_batch_size: int = Field(default=128, ge=1)
     """Images of one optimiser step, over all workers and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Images of one forward pass of one worker; None: the worker's whole share of the global batch."""
     eval_batch_size: int = Field(default=512, ge=1)
+    """Examples of a forward pass in evaluation."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's decay of adapter parameters."""
     full_weight_decay: float = Field(default=0.1, ge=0.0)
@@ -88,9 +90,11 @@ class TrainSettings(BaseModel):
     grad_clip: float = Field(default=1.0, gt=0.0)
     """Largest norm of the whole gradient."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    """How the learning rate falls."""
     min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
     """The cosine, or the line, ends at this share of the learning rate."""
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the steps in which the rate rises from 0."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"

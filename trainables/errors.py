@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class TrainablesError(ValueError):
@@ -32,3 +33,13 @@ def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
         return "none is known"
     shown = ", ".join(repr(n) for n in names[:40])
     return f"known: {shown}" + (", ..." if len(names) > 40 else "")
+
+
+def no_folder(name: str, folder: Path) -> DataError:
+    """The error for a data set whose folder is not there: where it was looked for, and what is beside it."""
+    if folder.is_file():
+        return DataError(f"data set {name!r}: {folder} is a file; give the folder that it is in")
+    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    looked = "" if folder.is_absolute() else f" in {Path.cwd()}, where this was started"
+    near = f"; {nearest(folder.name, beside)}" if beside else ""
+    return DataError(f"data set {name!r}: no folder {folder}{looked}{near}")

@@ -92,7 +92,7 @@ def test_many_data_sets_say_effect_power_and_what_could_be_seen(tmp_path: Path) 
     assert stats.power_at(row["error"], 10, row["detectable"], 0.05 / 6) == pytest.approx(0.8)
     sheet = compared(store)
     cells = dict(zip(sheet.header, sheet.cells[-1], strict=True))
-    assert cells["data"] == "all data sets" and cells["seeds"] == "3" and "[" in cells["effect [95 %]"]
+    assert cells["data"] == "mean of 5 data sets" and cells["seeds"] == "3" and "[" in cells["effect [95 %]"]
     assert cells["power"].endswith("%") and float(cells["detectable, points"]) > 0
     assert "sign-flip permutation" in sheet.note
 

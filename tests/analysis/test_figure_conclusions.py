@@ -91,7 +91,7 @@ def test_overlays() -> None:
 
 def test_groups_and_ranks() -> None:
     def line(method: str, group: str, mean: float, n: int = 5, reference: str = "lora-1") -> Row:
-        return place(method=method, group=group, mean=mean, n=n, reference=reference)
+        return place(method=method, group=group, mean=mean, n=n, reference=reference, tested=int(n > 1))
 
     clear = [line("randlora", "a", 0.9), line("lora", "b", 0.8)]
     level = [line("randlora", "a", 0.9, reference="lora-4"), line("lora", "a", 0.89, reference="lora-4")]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +159,37 @@ def test_doctor_passes_here() -> None:
     result = sweeps("doctor", "--json")
     checks = json.loads(result.stdout)
     assert all(c["ok"] for c in checks if c["name"].startswith("package "))
+
+
+def test_the_version_and_names_that_are_no_results(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweeps("--version").output.startswith("sweeps 0.")
+    monkeypatch.chdir(results.parents[1])
+    for given in ("made", "results/mde"):
+        answer = sweeps("status", given)
+        assert answer.exit_code == 2
+        assert "no such results folder or sweep file. Nearest: results/made." in answer.output.replace("\n", " ")
+
+
+def test_an_interrupt_while_the_program_loads_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "scipy").mkdir()
+    (tmp_path / "scipy" / "__init__.py").write_text("raise KeyboardInterrupt\n")  # as where Ctrl-C meets its import
+    command = [sys.executable, "-c", "from sweeps.program import main; main()", "doctor"]
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_run_takes_a_results_folder(results: Path) -> None:
+    """It is the file's `output`; one that holds another sweep is refused, and left as it is."""
+    before = sorted(results.rglob("*"))
+    refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
+    assert refused.exit_code == 2
+    assert "belongs to another sweep" in refused.output
+    assert sorted(results.rglob("*")) == before
+
+
+def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:
+    (results / "spec.json").unlink()
+    refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
+    assert refused.exit_code == 2
+    assert "holds tables, and no spec.json that says whose" in refused.output

@@ -48,6 +48,7 @@ def test_all_formats_hold_the_same_rows(folders: tuple[Path, Path], tmp_path: Pa
     with pa.memory_map(str(tmp_path / "a.arrow")) as file:
         assert pa.ipc.open_file(file).read_all().to_pylist() == wanted
     assert json.loads((tmp_path / "a.json").read_text()) == wanted
+    assert b"\r" not in (tmp_path / "a.csv").read_bytes()
     assert (tmp_path / "a.csv").read_text().splitlines()[0] == "sweep,method,n,score"
     assert len(query(folders[0], SQL).stdout.splitlines()) == 2 + len(wanted)
 

@@ -273,7 +273,7 @@ def test_what_does_not_go_with_seconds_is_refused_all_at_once() -> None:
     for allowance, message in (
         ({"seconds": 1, "samples": 1}, "give either samples or seconds"),
         ({}, "give either samples or seconds"),
-        ({"seconds": 0}, "greater than 0"),
+        ({"seconds": 0}, "above 0"),
         ({"second": 5}, "known: samples, seconds.*Nearest: seconds"),
     ):
         with pytest.raises(SpecError, match=message):

@@ -71,12 +71,12 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (GOOD.replace("lora_rank = [1, 4]", ""), "budgets", "exactly one of"),
         (GOOD.replace("lora_rank = [1, 4]", "lora_rank = [1]\nparams = [2]"), "budgets", "exactly one of"),
         (GOOD + "[confirm]\nseeds = [1, 1]", "confirm.seeds", "once"),
-        (GOOD + f"[confirm]\nseeds = [{TUNE_SEED}]", "confirm.seeds", "less than"),
+        (GOOD + f"[confirm]\nseeds = [{TUNE_SEED}]", "confirm.seeds", "below 1000000"),
         (GOOD + "[confirm]\nseeds = 0", "confirm.seeds", "at least 1"),
         (GOOD + "[search]\ntrials = 4", "search", "least that works is trials = 6"),
-        (GOOD + "[train]\nepochs = 0", "train.epochs", "greater than or equal to 1"),
+        (GOOD + "[train]\nepochs = 0", "train.epochs", "at least 1"),
         (GOOD + "[train]\nepoch = 3", "train.epoch", "unknown key"),
-        (GOOD + "[methods.vera]\nd_initial = 'x'", "methods.vera.d_initial", "valid number"),
+        (GOOD + "[methods.vera]\nd_initial = 'x'", "methods.vera.d_initial", "must be a number"),
         (GOOD + "[methods.vera]\nd_intial = 1.0", "methods.vera.d_intial", "Nearest: d_initial"),
         (GOOD + "[methods.vera]\nr = 8", "methods.vera.r", "capacity = 8"),
         (GOOD + "[methods.vera]\nbudgets = ['lora-2']", "methods.vera.budgets", "unknown budget"),
@@ -86,7 +86,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (GOOD + "[methods.full]\nlr = { low = 1.0 }", "methods.full.lr", "both low and high"),
         (GOOD.replace('["embedded:fashion-mnist"]', '["x"]\ntrain_size = ["4-shots"]'), "data.train_size", "16-shot"),
         (GOOD.replace('["embedded:fashion-mnist"]', '["x"]\ntrain_size = [2.0]'), "data.train_size", "(0, 1]"),
-        (GOOD.replace('name = "t"', 'name = "a/b"'), "name", "pattern"),
+        (GOOD.replace('name = "t"', 'name = "a/b"'), "name", "letters, digits"),
     ],
 )
 def test_bad_values(tmp_path: Path, text: str, field: str, rule: str) -> None:
@@ -153,3 +153,27 @@ def test_epochs_by_data_set() -> None:
         parse(datasets=["fashion-mnist"], epochs="paper")
     with pytest.raises(SpecError, match="names 'dtt', which is not among"):
         parse(datasets=["dtd"], epochs={"dtt": 3})
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("methods.lora.lr='1e-3'", "methods.lora.lr = '1e-3': give a number, the range's centre: lr = 1e-3; or ends"),
+        ("search.lr=1e-3", "search.lr = 0.001: the width of every method's range: lr = { decades = 3 }"),
+        ("search.lr={low = 1e-4, high = 1e-2}", "lr = { low = 1e-4, high = 1e-2 }"),
+        ("search=3", "search = 3: must be a table."),
+        ("train.epochs=three", "train.epochs = 'three': must be a whole number."),
+        ("search.trials=0", "search.trials = 0: must be at least 1."),
+        ("confirm.seeds=-1", "confirm.seeds = -1: a number of seeds, at least 1"),
+        ("data.datasets=x", "data.datasets = 'x': must be a list, in [ ]."),
+        ("name=chiffres à la main", "Nearest: chiffres-a-la-main."),
+        ("train.batch_size=32", "Nearest: global_batch_size."),
+        ("methods.lora.rank=4", "is decided by the budget; to pin it, write capacity. Nearest: capacity = 4."),
+        ("methods.lora.learning_rate=1", "Nearest: lr."),
+        ("methods.lora.alpha=abc", "methods.lora.alpha = 'abc': must be a number."),
+    ],
+)
+def test_a_wrong_value_is_told_its_rule_in_words(tmp_path: Path, line: str, says: str) -> None:
+    found = problems(tmp_path, GOOD, (line,))
+    assert any(says in problem for problem in found), found
+    assert not any("Input should" in problem or "instance of" in problem for problem in found)

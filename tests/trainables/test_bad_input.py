@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainables.conftest import COLOURS, colour_tables, noisy
 from trainables.config import TrialConfig
 from trainables.data import DataError, load_dataset, split
+from trainables.data.registry import load_text_dataset
 from trainables.errors import TrialError
 from trainables.families import ModelError
 from trainables.models import load_model
@@ -164,6 +165,23 @@ def test_nan_in_a_transformers_checkpoint(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 of 32 numbers of layernorm\.weight are NaN"):
         load_model(f"local:{folder}")
+
+
+def test_a_folder_of_another_shape(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"needs train/CLASS/IMAGE and test/CLASS/IMAGE.*; it holds '\w+', "):
+        load_dataset(f"folder:{images / 'train'}")
+    monkeypatch.chdir(images.parent)
+    with pytest.raises(DataError) as caught:
+        load_dataset("folder:imges")
+    assert f"no folder imges in {images.parent}, where this was started; " in str(caught.value)
+    assert images.name in str(caught.value)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one and one?", "completion": "two"}\n')
+    with pytest.raises(DataError, match="is a file; give the folder that it is in"):
+        load_text_dataset(f"json:{tmp_path / 'rows.jsonl'}")
+    for which in ("train", "test"):
+        shutil.copy(tmp_path / "rows.jsonl", tmp_path / f"{which}.jsonl")
+    with pytest.raises(DataError, match=r"row 0: no instruction.*'output'.* this has \['completion', 'prompt'\]"):
+        load_text_dataset(f"json:{tmp_path}")
 
 
 _ASK = """

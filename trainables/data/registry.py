@@ -25,7 +25,7 @@ from trainables.data.sources import from_arrow, from_folder, from_hub, from_parq
 from trainables.data.splits import split
 from trainables.data.text import TextDataset
 from trainables.data.text_registry import TEXT_DATASETS, TEXT_FORMS, TextInfo, text_loader
-from trainables.errors import DataError, nearest
+from trainables.errors import DataError, nearest, no_folder
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 
@@ -128,8 +128,7 @@ def _loader(name: str) -> Callable[[], Dataset]:
     if form in _FROM_PATH and rest:
         folder = Path(rest).expanduser()
         if not folder.is_dir():
-            beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-            raise DataError(f"data set {name!r}: no folder {folder}; {nearest(folder.name, beside)}")
+            raise no_folder(name, folder)
         return lambda: _FROM_PATH[form](name, folder)
     if form == "hf" and rest:
         return lambda: from_hub(name, rest)

@@ -30,7 +30,7 @@ from trainables.data.dataset import (
     check_labels,
     check_templates,
 )
-from trainables.errors import DataError, nearest
+from trainables.errors import DataError, nearest, no_folder
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -147,7 +147,13 @@ def from_folder(name: str, folder: Path) -> Dataset:
     """`FOLDER/{train,test}/CLASS/IMAGE`; underscores in a class folder's name are spaces in its prompts."""
     _must_be_folder(name, folder)
     splits = {s: folder / s for s in ("train", "test", *_VALIDATION) if (folder / s).is_dir()}
-    _must_have(name, folder, splits, "folders")
+    if not {"train", "test"} <= splits.keys():
+        inside = sorted(p.name for p in folder.iterdir())
+        shown = ", ".join(map(repr, inside[:6])) + (f" and {len(inside) - 6} more" if len(inside) > 6 else "")
+        raise DataError(
+            f"data set {name!r}: {folder} needs train/CLASS/IMAGE and test/CLASS/IMAGE, and perhaps val/CLASS/IMAGE; "
+            f"it holds {shown or 'nothing'}"
+        )
     folders = sorted(p.name for p in splits["train"].iterdir() if p.is_dir())
 
     def read(which: str) -> ImageSplit:
@@ -157,8 +163,8 @@ def from_folder(name: str, folder: Path) -> Dataset:
             raise DataError(f"{name}: class folder {extra[0]!r} of {which} is not in train; {hint}")
         paths, labels = [], []
         for index, each in enumerate(folders):
-            inside = sorted((splits[which] / each).glob("*")) if each in found else []
-            images = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
+            files = sorted((splits[which] / each).glob("*")) if each in found else []
+            images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
             if not images and each in found:
                 raise DataError(
                     f"{name}: class folder {splits[which] / each} holds no image ("
@@ -340,10 +346,8 @@ def joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
 
 
 def _must_be_folder(name: str, folder: Path) -> None:
-    if folder.is_dir():
-        return
-    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-    raise DataError(f"data set {name!r}: no folder {folder}; {nearest(folder.name, beside)}")
+    if not folder.is_dir():
+        raise no_folder(name, folder)
 
 
 def _must_have(name: str, folder: Path, splits: Mapping[str, object], what: str) -> None:

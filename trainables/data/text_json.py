@@ -119,7 +119,7 @@ def _checked(row: object, where: str) -> Mapping[str, Any]:
         if value is not None and not isinstance(value, kind):
             raise DataError(f"{where}: {key!r} must be {'text' if kind is str else 'a list of texts'}, not {value!r}")
     if not (row.get("instruction") or "").strip():
-        raise DataError(f"{where}: no instruction, or an empty one")
+        raise DataError(f"{where}: no instruction, or an empty one{_instead(row, 'instruction')}")
     choices = row.get("choices")
     if choices is not None:
         if len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
@@ -127,8 +127,15 @@ def _checked(row: object, where: str) -> Mapping[str, Any]:
         if row.get("answer") not in choices:
             raise DataError(f"{where}: answer {row.get('answer')!r} is not among the choices {choices}")
     elif not (row.get("output") or "").strip():
-        raise DataError(f"{where}: no output, or an empty one: there is nothing to train on")
+        raise DataError(f"{where}: no output, or an empty one: there is nothing to train on{_instead(row, 'output')}")
     return row
+
+
+def _instead(row: Mapping[str, Any], key: str) -> str:
+    """What a row has instead of a key that it lacks."""
+    if key in row:
+        return ""
+    return f"; a row has 'instruction' and 'output', and may have 'input', 'answer', 'choices'; this has {sorted(row)}"
 
 
 def _instruction(row: Mapping[str, Any], where: str) -> Exchange:

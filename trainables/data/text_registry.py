@@ -23,7 +23,7 @@ from trainables.data.text import TextDataset, TextKind
 from trainables.data.text_json import Form, assemble, from_json
 from trainables.data.text_tables import GLUE, Cells, e2e_dataset, from_e2e_folder, from_glue_folder, glue_dataset
 from trainables.data.vision import FOLDER_VARIABLE, data_folder
-from trainables.errors import DataError, nearest
+from trainables.errors import DataError, no_folder
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 """Where the commonsense files are, laid out as in the download folder."""
@@ -258,8 +258,7 @@ def text_loader(name: str) -> Callable[[], TextDataset] | None:
         return None
     folder = Path(rest).expanduser()
     if not folder.is_dir():
-        beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-        raise DataError(f"data set {name!r}: no folder {folder}; {nearest(folder.name, beside)}")
+        raise no_folder(name, folder)
     return functools.partial(TEXT_FORMS[form], name, folder)
 
 

@@ -1,0 +1,92 @@
+"""Tables of every key of a sweep file, from the models that read it: type, default, and the docstring of the field."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import textwrap
+import types
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from sweeps.spec import SweepSpec
+
+SECTIONS = (
+    *("model", "data", "budgets", "methods", "search", "confirm"),
+    *("train", "evaluate", "resources", "limits", "keep"),
+)
+
+
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Field -> the text that stands beneath it in the source, base classes included."""
+    found: dict[str, str] = {}
+    for cls in reversed([c for c in model.__mro__ if issubclass(c, BaseModel) and c is not BaseModel]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(tree, ast.ClassDef)
+        for line, below in zip(tree.body, tree.body[1:], strict=False):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(line, ast.AnnAssign) and isinstance(text, ast.Constant):
+                found[ast.unparse(line.target)] = " ".join(str(text.value).split())
+    return found
+
+
+def inside(annotation: Any) -> list[type[BaseModel]]:
+    """Models in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in get_args(annotation) for m in inside(part)]
+
+
+def kind(annotation: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
+    if annotation is type(None) or annotation is Ellipsis:
+        return ""
+    if str(origin) == "typing.Literal":
+        return ", ".join(f"`{json.dumps(a)}`" for a in args)
+    if origin is tuple:
+        return f"list of {kind(args[0])}"
+    if origin is dict:
+        return f"table of {kind(args[1])}"
+    if str(origin) == "typing.Annotated" or hasattr(annotation, "__metadata__"):
+        return kind(args[0])
+    if origin is types.UnionType or str(origin) == "typing.Union":
+        return " or ".join(dict.fromkeys(k for k in map(kind, args) if k))
+    return {"int": "whole number", "float": "number", "str": "text", "bool": "true, false", "Path": "path"}.get(
+        getattr(annotation, "__name__", ""), "value"
+    )
+
+
+def default(field: Any) -> str:
+    """A field's default as TOML writes it."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None or isinstance(value, BaseModel) or value in ((), {}):
+        return ""
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
+
+
+def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(key, type, default, meaning) of every key of a model; a table's keys follow it."""
+    said = docstrings(model)
+    for name, field in model.model_fields.items():
+        yield f"`{prefix}{name}`", kind(field.annotation), default(field), said.get(name, "")
+        for each in inside(field.annotation):
+            yield from rows(each, f"{prefix}{name}.")
+
+
+def sections() -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
+    """Every section with its rows; "" for the keys above them."""
+    said = docstrings(SweepSpec)
+    fields = SweepSpec.model_fields
+    above = {n: f for n, f in fields.items() if n not in SECTIONS}
+    yield "", [(f"`{n}`", kind(f.annotation), default(f), said.get(n, "")) for n, f in above.items()]
+    for name in SECTIONS:
+        (model,) = inside(fields[name].annotation)
+        yield ("methods.NAME" if name == "methods" else name), list(rows(model))
