@@ -83,6 +83,7 @@ def test_lanes_end_without_their_broker(waiting: Waiting) -> None:
     assert waiting.ended()
 
 
+@pytest.mark.slow
 def test_a_lane_whose_controller_hangs_leaves_ray(waiting: Waiting) -> None:
     """As when Ray's own processes died, and nobody hears of anything any more."""
     process = psutil.Process(ray.get(waiting.controller.__ray_call__.remote(lambda _: os.getpid())))
@@ -95,6 +96,7 @@ def test_a_lane_whose_controller_hangs_leaves_ray(waiting: Waiting) -> None:
         ray.kill(waiting.controller)
 
 
+@pytest.mark.slow
 def test_a_controller_that_dies_early_leaves_no_room_taken(waiting: Waiting) -> None:
     """Before its workers have told anybody that they are there: the next one would wait for their room for ever."""
     before = waiting.groups()
