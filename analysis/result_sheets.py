@@ -65,7 +65,8 @@ def results(store: Store) -> Sheet:
         Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
     )
     note = (
-        "Intervals are 95 % t intervals over seeds, each for itself. Differences are paired by seed. Verdicts are "
+        "Intervals are 95 % t intervals over seeds, each for itself. Differences are paired by seed, over "
+        "those that both have. Verdicts are "
         "Holm-corrected over the whole table of comparisons below: at most one such table in twenty has a false "
         '"higher" or "lower", given the chosen learning rates. "Not distinguishable" does not mean equal: see the '
         "power column. * the chosen rate is the end of its range."
@@ -205,7 +206,8 @@ def grouped(store: Store) -> Sheet:
         rows,
         "At one budget, two methods that share a letter are not distinguishable; 'a' is the best group. Paired tests "
         "over seeds, the choice of rates included where it is known, Holm-corrected over all pairs of this table: a "
-        "family of its own, stricter than the table against LoRA.",
+        "family of its own, stricter than the table against LoRA. Untested: no seed in common with another, or no "
+        "spread between seeds.",
         folded=_long(rows),
     )
 

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -60,6 +61,15 @@ class Pool:
         """Trials that run at once."""
         return sum(shape.trials for shape in self.shapes)
 
+    @property
+    def lost(self) -> str | None:
+        """Which of Ray's own processes died, in words, if one has."""
+        return self._session.look()
+
+    def minded(self) -> AbstractContextManager[None]:
+        """Whatever is raised in the block for want of them is a `RayLostError`."""
+        return self._session.minded()
+
     def pack(self, asked: Resources) -> int:
         """Trials that a worker trains at once at most; 1 where trials have several workers, or one each."""
         if asked.workers > 1 or asked.isolated:
@@ -78,7 +88,8 @@ class Pool:
     def __enter__(self) -> Self:
         self._session.__enter__()
         try:
-            self._start()
+            with self.minded():
+                self._start()
         except BaseException:
             self.close()
             raise
@@ -158,7 +169,10 @@ class Pool:
             try:
                 if ray.is_initialized() and self._lanes is not None:
                     self._lanes.ending()
-                    self._lanes.stop(_STOP_S if self._told() else 0.0)
+                    if self.lost is None:
+                        self._lanes.stop(_STOP_S if self._told() else 0.0)
+                    else:
+                        self._lanes.leave()
                     if not self._session.owned:
                         ray.kill(self.broker)
             finally:

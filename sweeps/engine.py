@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ from sweeps.packs import TOGETHER, Packing
 from sweeps.replay import replay
 from sweeps.rows import git_commit, utc
 from sweeps.sealing import Sealer
+from sweeps.session import RayLostError
 from sweeps.share import probe
 from sweeps.signals import Stop, signals, watch
 from sweeps.stages import SweepState
@@ -113,6 +115,7 @@ def run(
         SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process, an
             allowance in seconds would be spent on several kinds of devices; nothing was written then.
         EngineError: no lane can be kept up.
+        RayLostError: Ray's own processes died; the same command goes on.
         OSError: the journal can't be written.
     """
     begun = time.monotonic()
@@ -198,7 +201,7 @@ def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], 
 
     from sweeps.dispatch import Dispatcher
 
-    with signals(stop.signalled):
+    with _lost_unless(stop.signalled), signals(stop.signalled, lambda: pool.lost), pool.minded():
         ray.get(pool.broker.reset.remote())
         packing = Packing(packed, pool.trials, {})
         while not stop:
@@ -212,6 +215,17 @@ def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], 
                 raise EngineError(f"no lane could be kept up: {dispatcher.dead}")
             if all(cell.finished for cell in ledger.state.cells.values()):
                 return
+
+
+@contextlib.contextmanager
+def _lost_unless(signalled: threading.Event) -> Iterator[None]:
+    """Ray may have had the signal that ends a sweep, too: then the sweep is interrupted, and Ray's end no error."""
+    try:
+        yield
+    except RayLostError:
+        if signalled.is_set():
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _tune(dispatcher: Dispatcher, pool: Pool, packed: int) -> None:

@@ -38,6 +38,7 @@ PROVEN_S = 600.0
 """A lane that was up for so long can be kept up: its failures are counted anew."""
 RETRY_S = 60.0
 """Between tries of a lane that is down, as when its machine is lost and another may take its place."""
+_LEAVE_S = 2.0
 _END_S = 5.0
 """For the threads of lanes whose controllers were ended. Ray itself tells them within a tenth of that."""
 
@@ -50,6 +51,10 @@ class _Independent(TorchConfig):  # type: ignore[misc]  # Ray's classes carry no
         return Backend  # type: ignore[no-any-return]
 
 
+class _LeftError(Exception):
+    """A lane's thread has left Ray to itself: there it would end the whole process as soon as the session is down."""
+
+
 class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
     """A TorchTrainer without the helpers that a lane has no use for.
 
@@ -58,9 +63,11 @@ class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
 
     Attributes:
         controller: handle of the process that runs the lane, which `fit` keeps to itself; None before there is one.
+        leave: once set, `fit` ends by `_LeftError`, whatever the controller does.
     """
 
     controller: Any = None
+    leave: threading.Event
 
     def _initialize_and_run_controller(self, **how: Any) -> Any:
         here = ray.get_runtime_context().get_node_id()
@@ -70,8 +77,14 @@ class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
             runtime_env={"env_vars": {_WARNS: "0"} | get_env_vars_to_propagate()},
         )(TrainController)
         self.controller = actor.remote(**how)
-        ray.get(self.controller.run.remote())
-        return ray.get(self.controller.get_result.remote())
+        self._get(self.controller.run.remote())
+        return self._get(self.controller.get_result.remote())
+
+    def _get(self, reference: Any) -> Any:
+        while not ray.wait([reference], timeout=0.5)[0]:
+            if self.leave.is_set():
+                raise _LeftError
+        return ray.get(reference)
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
@@ -128,7 +141,7 @@ class Lanes:
     def __init__(self, broker: Any, shapes: Sequence[LaneShape], storage: Path) -> None:
         self._broker, self._storage = broker, storage
         self._run = uuid.uuid4().hex[:8]
-        self._stopping = threading.Event()
+        self._stopping, self._leaving = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._lanes = [_Lane(f"lane{k}", shape) for k, shape in enumerate(shapes)]
         self._alive = len(self._lanes)
@@ -164,7 +177,12 @@ class Lanes:
                 return
 
     def _lost(self, lane: _Lane, why: str, final: bool) -> bool:
-        """Free what a lane held that ended by itself, and tell the broker; False: the cluster is gone, or we stop."""
+        """Free what a lane held that ended by itself, and tell the broker; False: the cluster is gone, or we stop.
+
+        Then Ray is not called any more: without its session it would end the process.
+        """
+        if self._stopping.is_set():
+            return False
         try:
             _free(lane.controller)
             told = self._broker.lane_lost.remote(lane.name, why, final)
@@ -203,6 +221,7 @@ class Lanes:
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
+        lane.trainer.leave = self._leaving
         lane.trainer.fit()
 
     def ending(self) -> None:
@@ -218,12 +237,23 @@ class Lanes:
         self.ending()
         self._join(timeout)
         end = time.monotonic() + _END_S
+        killed = {}
         while (left := self._up()) and time.monotonic() < end:  # one may just be starting
             for lane in left:
                 if lane.controller is not None:
                     ray.kill(lane.controller)
+                    killed[lane.name] = lane.controller
             self._join(0.5)
-        return not left
+        for controller in killed.values():
+            _free(controller)
+        return self.leave()
+
+    def leave(self) -> bool:
+        """Let the lanes' threads leave Ray, where nobody else is left to hear; False when some have not."""
+        self.ending()
+        self._leaving.set()
+        self._join(_LEAVE_S)
+        return not self._up()
 
     def _up(self) -> list[_Lane]:
         return [lane for lane in self._lanes if lane.up]

@@ -35,17 +35,31 @@ for pid, start in seen.items():
 """
 
 
-def ray_processes() -> list[int]:
-    """Process ids of the local session that this process has started: Ray's own ones, and what those have started."""
+def own_processes() -> dict[str, int]:
+    """Process ids of Ray's own processes of the local session that this process has started, by their names."""
     import ray
 
     node = ray._private.worker._global_node
-    own = [info.process.pid for infos in node.all_processes.values() for info in infos] if node is not None else []
-    found = list(own)
+    if node is None:
+        return {}
+    return {name: info.process.pid for name, infos in node.all_processes.items() for info in infos}
+
+
+def ray_processes() -> list[int]:
+    """Those, and what they have started."""
+    found = own = list(own_processes().values())
     for pid in own:
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+            found = found + [child.pid for child in psutil.Process(pid).children(recursive=True)]
     return found
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; one that nobody waited for has."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Reaper:

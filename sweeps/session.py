@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from sweeps.errors import Problem
 from sweeps.nodes import job_variables, own_paths
-from sweeps.reaper import Reaper, ray_processes
+from sweeps.reaper import Reaper, own_processes, ray_processes, runs
 from sweeps.resources import Node, ResourceError
-from sweeps.signals import held
+from sweeps.signals import handled, held, signalled
 
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
 _KNOCK_S = 2.5
+_LOOK_S = 1.0
+_LEAVE_S = 15.0
+"""For the main thread to end a session that is lost: Ray's own shut-down takes half of that."""
+_KEPT = "finished trials are kept, and the same command goes on"
+_VITAL = ("raylet", "gcs_server")
 
 _LOCAL = {
     "RAY_AUTH_MODE": "disabled",  # loopback only
@@ -66,6 +75,10 @@ def _import_paths() -> str:
     return os.pathsep.join(dict.fromkeys([*mine, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
 
 
+class RayLostError(RuntimeError):
+    """Ray's own processes died under a sweep. What is finished stays; the same command goes on from there."""
+
+
 class Session:
     """The Ray session of a driver, from `connect` to the end of the `with`; its environment holds in the whole of it.
 
@@ -75,6 +88,10 @@ class Session:
         address: the cluster to join; None starts a local one.
         local: Ray's custom resources of a local session.
 
+    Attributes:
+        lost: which of a local session's own processes died, in words. Nothing goes on without them, and Ray would end
+            this process a minute later, with exit code 1; so its main thread is interrupted.
+
     Raises:
         ResourceError: no cluster answers at the address.
     """
@@ -83,7 +100,10 @@ class Session:
         self.address = address
         self.local: dict[str, float] = dict(local or {})
         self.owned = False
+        self.lost: str | None = None
         self._reaper: Reaper | None = None
+        self._own: dict[str, psutil.Process] = {}
+        self._over, self._ended = threading.Event(), threading.Event()
         self._variables = _environment(_ALWAYS | ({} if address else _LOCAL))
 
     def __enter__(self) -> Self:
@@ -95,18 +115,58 @@ class Session:
     ) -> None:
         import ray
 
+        self.look()
+        self._over.set()
         if self.owned:
             ray.shutdown()
         if self._reaper is not None:
             self._reaper.close()
+        self._ended.set()
         self._variables.__exit__(None, None, None)
+
+    def look(self) -> str | None:
+        """Look after Ray's own processes; returns `lost`."""
+        if self.lost is None and not self._over.is_set():
+            died = [f"{name} (process {p.pid})" for name, p in self._own.items() if not runs(p)]
+            self.lost = f"Ray's {' and '.join(died)} died" if died else None
+        return self.lost
+
+    @contextmanager
+    def minded(self) -> Iterator[None]:
+        """Whatever is raised in the block for want of Ray's own processes is a `RayLostError`."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            if self.look() is None:
+                raise
+            raise RayLostError(f"{self.lost}; {_KEPT}") from error
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK_S):
+            if self.look() is not None:
+                if handled():
+                    self._leave()
+                return
+
+    def _leave(self) -> None:
+        """Interrupt the main thread; and where that is in a call of Ray's which nothing ends, leave without it.
+
+        Every step of the sweep is on disk, and the reaper sees to the processes.
+        """
+        code = 130 if signalled() else 2
+        os.kill(os.getpid(), signal.SIGINT)
+        if not self._ended.wait(_LEAVE_S) and handled():
+            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live display has hidden it
+            print(f"{cursor}error: {self.lost}; {_KEPT}", file=sys.stderr, flush=True)
+            os._exit(code)
 
     def connect(self) -> None:
         """Start, or join; nothing where this process has a session."""
         import ray
 
-        for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        for name in ("ray", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it shows a traceback for each process that is killed
         if ray.is_initialized():
             return
         paths = _import_paths()
@@ -143,6 +203,8 @@ class Session:
                 )
                 self.owned = True
                 self._reaper = Reaper(ray_processes())
+                self._own = {name: psutil.Process(pid) for name, pid in own_processes().items() if name in _VITAL}
+                threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
         _silence_ray()
 
 

@@ -62,11 +62,14 @@ def watch(stop: Stop, dispatcher: Dispatcher) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signals(stop: threading.Event | None) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stop`, for a clean end; without it, or the second time, they end the run at once."""
+def signals(stop: threading.Event | None, lost: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop`, for a clean end; without it, or the second time, they end the run at once.
+
+    So do they where nothing can be ended cleanly, since Ray is `lost`.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop is None or stop.is_set():
+        if stop is None or stop.is_set() or lost():
             raise KeyboardInterrupt
         stop.set()
 
@@ -94,14 +97,37 @@ def held() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+_depth: list[None] = []
+_came = threading.Event()
+
+
+def handled() -> bool:
+    """Whether signals are handled here now."""
+    return bool(_depth)
+
+
+def signalled() -> bool:
+    """Whether one has come since they are."""
+    return _came.is_set()
+
+
 @contextlib.contextmanager
 def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        _came.set()
+        handle(number, frame)
+
+    if not _depth:
+        _came.clear()
+    before = {number: signal.signal(number, noted) for number in (signal.SIGINT, signal.SIGTERM)}
+    _depth.append(None)
     try:
         yield
     finally:
+        _depth.pop()
         for number, handler in before.items():
             signal.signal(number, handler)

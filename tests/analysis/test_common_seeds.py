@@ -21,9 +21,9 @@ def tables(common: float, count: int) -> np.ndarray:
     return np.asarray(np.sqrt(1 - common) * own + np.sqrt(common) * shared)
 
 
-@pytest.mark.parametrize(("common", "least", "most"), [(0.0, 0.03, 0.07), (0.2, 0.16, 0.25)])
+@pytest.mark.parametrize(("common", "least", "most"), [(0.0, 0.03, 0.07), (0.2, 0.16, 0.25), (0.5, 0.35, 0.46)])
 def test_how_often_a_method_differs_from_itself(common: float, least: float, most: float) -> None:
-    """The numbers of docs/fairness.md."""
+    """The numbers of docs/fairness.md and docs/log.md."""
     drawn = tables(common, 1500)
     flat = drawn.reshape(len(drawn), -1)
     flips = np.random.default_rng(1).choice((1, -1), size=(2000, flat.shape[1]))
@@ -32,7 +32,7 @@ def test_how_often_a_method_differs_from_itself(common: float, least: float, mos
     by_seed = [stats.t_difference(list(one.mean(axis=0))).p for one in drawn]
     assert 0.03 < np.mean([q is not None and q <= 0.05 for q in by_seed]) < 0.07
     seen = np.mean([(stats.common_seed_p(one) or 1.0) <= 0.05 for one in drawn])
-    assert (0.03 < seen < 0.07) if common == 0 else (0.22 < seen < 0.37)
+    assert (0.03 < seen < 0.07) if common == 0 else (0.22 < seen < 0.75)
 
 
 def test_the_f_test_of_nothing() -> None:

@@ -184,6 +184,42 @@ def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool) -> N
     assert not (tmp_path / "r" / "lock.json").exists()
 
 
+UNTIL_LOST = DRIVER.replace(
+    "print(run(plan, trial=TRIAL, progress=False).interrupted)",
+    """
+from sweeps.session import RayLostError
+try:
+    print(run(plan, trial=TRIAL, progress=False).interrupted)
+except RayLostError as error:
+    print("lost:", error)
+""",
+)
+
+
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet", "everything"])
+def test_ray_itself_is_killed(tmp_path: Path, pool: Pool, victim: str) -> None:
+    """Nothing goes on then; Ray would end the driver a minute later. systemd and Slurm send SIGTERM to everything."""
+    log = tmp_path / "log"
+    running = start_driver(tmp_path / "r", log, 1.0, UNTIL_LOST)
+    wait_for(log.exists, "an epoch", 200)
+    family = psutil.Process(running.pid).children(recursive=True)
+    if victim == "everything":
+        for process in [psutil.Process(running.pid), *family]:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+    else:
+        next(p for p in family if p.name() == victim).kill()
+    said = running.communicate(timeout=60)[0].strip().splitlines()
+    if victim == "everything":  # by itself, or from the main thread, which may be in a call of Ray's that nothing ends
+        assert said == ["True"] if running.returncode == 0 else running.returncode == 130
+    else:
+        assert running.returncode == 2 or said[-1].startswith(f"lost: Ray's {victim} (process")
+    wait_for(lambda: gone(family), "its processes to end", 20)
+    go(fake_plan(tmp_path / "r", logged(log)), pool)
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
 FIRST: dict[str, Any] = {"confirm": FakeConfirm((0, 1)), "search": FakeSearch(trials=4, sampler="qmc")}
 LONGER: dict[str, Callable[[Path], dict[str, Any]]] = {
     "budgets": lambda log: {"cells": (*logged(log), FakeCell("lora", 16_000, options=(("log", str(log)),)))},

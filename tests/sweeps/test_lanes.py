@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.util import placement_group_table, remove_placement_group
@@ -18,10 +20,10 @@ from sweeps.cluster import Pool
 from sweeps.lanes import Lanes
 from sweeps.resources import LaneShape
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
-def wait_for(ready: Callable[[], object], timeout: float = 30.0) -> None:
+def wait_for(ready: Callable[[], object], timeout: float = 90.0) -> None:
     end = time.monotonic() + timeout
     while not ready():
         assert time.monotonic() < end
@@ -39,7 +41,6 @@ class Waiting:
         self.others, self.threads = waiting_groups(), set(threading.enumerate())
         self.broker = ray.remote(num_cpus=0)(Broker).remote()
         self.lanes = Lanes(self.broker, [LaneShape(2, False, {"CPU": 1.0})], folder)
-        wait_for(self.groups)
 
     def groups(self) -> set[str]:
         return waiting_groups() - self.others
@@ -57,10 +58,11 @@ class Waiting:
 def waiting(tmp_path: Path, pool: Pool) -> Iterator[Waiting]:
     made = Waiting(tmp_path)
     try:
+        wait_for(made.groups)
         yield made
     finally:
-        ray.kill(made.broker)
         made.lanes.stop(0.0)
+        ray.kill(made.broker)
         for group in made.groups():
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
@@ -79,6 +81,18 @@ def test_lanes_end_without_their_broker(waiting: Waiting) -> None:
     ray.kill(waiting.broker)
     assert waiting.lanes.stop(0.2)
     assert waiting.ended()
+
+
+def test_a_lane_whose_controller_hangs_leaves_ray(waiting: Waiting) -> None:
+    """As when Ray's own processes died, and nobody hears of anything any more."""
+    process = psutil.Process(ray.get(waiting.controller.__ray_call__.remote(lambda _: os.getpid())))
+    process.suspend()
+    try:
+        assert waiting.lanes.leave()
+        assert waiting.ended()
+    finally:
+        process.resume()
+        ray.kill(waiting.controller)
 
 
 def test_a_controller_that_dies_early_leaves_no_room_taken(waiting: Waiting) -> None:
