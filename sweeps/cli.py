@@ -254,6 +254,31 @@ def export(
 
 @app.command()
 @_verb
+def again(
+    source: Source,
+    trial: Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")],
+    as_json: Json = False,
+) -> int:
+    """Train one finished trial again, here, and hold its scores against those in the tables; writes nothing."""
+    from dataclasses import asdict
+
+    from sweeps.again import again as once_more
+
+    answer = once_more(_folder(source), trial)
+    if as_json:
+        show.print_json({**asdict(answer), "same": answer.same})
+    else:
+        for name, then, now in (
+            ("validation", answer.val_score, answer.val_again),
+            ("test", answer.test_score, answer.test_again),
+        ):
+            out.print(f"{name:<10}  in the tables {then}  again {now}", highlight=False)
+        out.print("the same" if answer.same else "NOT the same", highlight=False)
+    return 0 if answer.same else FAILED_TRIALS
+
+
+@app.command()
+@_verb
 def budget(
     model: Annotated[str, typer.Option(help="Model id: open_clip:ARCH, local:DIR, hf:ORG/NAME, embedded:NAME.")],
     lora_rank: Annotated[int, typer.Option(help="The LoRA rank whose count is the budget.", min=1)],

@@ -22,7 +22,7 @@ def export_trial(folder: Path, trial: str, to: Path, form: str = "adapter") -> P
         trial: trial id, or an unambiguous beginning of one.
         to: folder to write; must not exist yet.
         form: 'adapter' (randlora's own: trained tensors, seeds, digest), 'peft' (loadable by PEFT), or 'merged'
-            (the whole base model with the delta added, as safetensors).
+            (the whole base model with the delta added, as safetensors; of transformers' models a folder that loads).
 
     Raises:
         SpecError: unknown form or trial, an adapter that was not kept, a target that exists, or a method and form that
@@ -54,11 +54,41 @@ def export_trial(folder: Path, trial: str, to: Path, form: str = "adapter") -> P
             to.rmdir()
             reason = f"PEFT can't hold this adapter ({str(error).partition(';')[0]})"
             raise SpecError([Problem("--form", form, reason, "--form merged")]) from error
+        _name_base(to / "adapter_config.json", module, row["model"])
         return to
     adapted.merge()
     state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
     save_file(state, to / "model.safetensors", metadata={"format": "pt"})
+    _complete(to, module, row["model"])
     return to
+
+
+def _base(model: str) -> str | None:
+    """What transformers and PEFT call a base model: its folder or its name on the hub; None for other ids."""
+    scheme, _, rest = model.partition(":")
+    if scheme == "local" and Path(rest).expanduser().is_dir():
+        return str(Path(rest).expanduser().absolute())
+    return rest if scheme == "hf" and not rest.endswith(".gguf") else None
+
+
+def _name_base(path: Path, module: Any, model: str) -> None:
+    """Say in PEFT's file which model the adapter is for, so that its `Auto...` classes find it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = _base(model)
+    if type(module).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        config["task_type"] = "CAUSAL_LM"
+    path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _complete(to: Path, module: Any, model: str) -> None:
+    """Make merged weights of a transformers model a folder that loads: its config, and a local model's tokenizer."""
+    config, base = getattr(module, "config", None), _base(model)
+    if config is None or not hasattr(config, "save_pretrained"):
+        return
+    config.save_pretrained(to)
+    for pattern in ("token*", "special_tokens_map.json", "vocab*", "merges.txt", "preprocessor_config.json"):
+        for path in Path(base).glob(pattern) if base and model.startswith("local:") else ():
+            shutil.copy(path, to)
 
 
 def write_spec(spec: SweepSpec) -> Path:

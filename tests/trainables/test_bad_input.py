@@ -182,6 +182,9 @@ def test_a_folder_of_another_shape(images: Path, tmp_path: Path, monkeypatch: py
         shutil.copy(tmp_path / "rows.jsonl", tmp_path / f"{which}.jsonl")
     with pytest.raises(DataError, match=r"row 0: no instruction.*'output'.* this has \['completion', 'prompt'\]"):
         load_text_dataset(f"json:{tmp_path}")
+    (tmp_path / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n\n{"instruction": "a"\n')
+    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read as JSON \(line 3, column \d+: "):
+        load_text_dataset(f"json:{tmp_path}")
 
 
 _ASK = """

@@ -102,13 +102,21 @@ def _objects(path: Path) -> Sequence[object]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [_object(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         found = json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again, or mend it") from error
     if not isinstance(found, list):
         raise DataError(f"{path}: must hold a JSON list of rows, not {type(found).__name__}")
     return found
+
+
+def _object(text: str, where: str) -> object:
+    """One line of a .jsonl file; its error names the line of the file, not of the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}, column {error.colno}: {error.msg}") from error
 
 
 def _checked(row: object, where: str) -> Mapping[str, Any]:
