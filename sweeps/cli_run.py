@@ -114,6 +114,8 @@ def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callabl
             err.print(f"{missing}; the same command tries again", style="red", markup=False)
         if summary.interrupted:
             err.print(f"interrupted; finished trials are kept: `{again}` goes on from here", markup=False)
+            if as_json:
+                show.print_json(show.summary_dict(summary))
             return INTERRUPTED
         if summary.stopped_by:
             goes_on = f"`{again}` with a larger one goes on"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -82,7 +84,8 @@ class FolderLock:
     """Holds `lock.json` of a results folder while in its `with` block, and renews its heartbeat.
 
     Raises:
-        LockedError: on entry, when a living driver holds the folder. A dead driver's lock is taken over.
+        LockedError: on entry, when a living driver holds the folder. A dead driver's lock is taken over. A driver that
+            stood still until another took its folder over interrupts itself when it notices.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -144,6 +147,13 @@ class FolderLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
+            other = _read(self._path)
+            if (
+                other is not None and other.token != self._holder.token
+            ):  # this process, or its disk, stood still so long
+                logging.getLogger("sweeps").error("%s was taken over by %s: this run stops", self.folder, other)
+                os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: Ray is ended, and finished trials are kept
+                return
             beat = Holder(**{**asdict(self._holder), "heartbeat": time.time()})
             try:
                 write_atomically(self._path, json.dumps(asdict(beat)))

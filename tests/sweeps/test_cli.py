@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from sweeps import engine
 from sweeps.cli import app
+from sweeps.engine import RunSummary
+from sweeps.plan import Plan
 from tests.analysis.synthetic import make_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,3 +196,15 @@ def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:
     refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
     assert refused.exit_code == 2
     assert "holds tables, and no spec.json that says whose" in refused.output
+
+
+def test_an_interrupted_run_answers_in_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(plan: Plan, **_: object) -> RunSummary:
+        return RunSummary(plan.spec.folder, 3, 0, 0, 0, 1.0, interrupted=True)
+
+    monkeypatch.setattr(engine, "run", interrupted)
+    ended = sweeps("run", QUICKSTART, "--output", str(tmp_path / "r"), "--quiet", "--json")
+    assert ended.exit_code == 130
+    answer = json.loads(ended.stdout)
+    assert (answer["interrupted"], answer["finished"]) == (True, 3)
+    assert f"--output {tmp_path / 'r'}" in ended.stderr.replace("\n", "")

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sweeps import locks
 from sweeps.locks import (
     STALE_S,
     FolderLock,
@@ -83,6 +84,15 @@ def test_an_unreadable_lock_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "lock.json").write_text("{")
     with FolderLock(tmp_path):
         assert holder(tmp_path) is not None
+
+
+def test_a_driver_that_lost_its_folder_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host that was suspended until another took the folder over: it must not write on, nor take it back."""
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)
+    with pytest.raises(KeyboardInterrupt), FolderLock(tmp_path):
+        rewrite(tmp_path, token="theirs", host="elsewhere")
+        time.sleep(10)
+    assert json.loads((tmp_path / "lock.json").read_text())["token"] == "theirs"
 
 
 def test_identity_refusal_shows_each_difference(tmp_path: Path) -> None:
