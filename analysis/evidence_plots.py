@@ -138,7 +138,7 @@ def draw_expected(expected: pa.Table, *, columns: int = 3, tips: Tips | None = N
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("learning rates tried")
             if i % across == 0:
-                axes.set_ylabel("expected best (%)")
+                axes.set_ylabel("expected best validation (%)")
         legend(figure, in_order({r["method"] for r in rows}))
         return figure
 
