@@ -126,7 +126,13 @@ def expected(store: Store) -> list[Picture]:
         ]
         title = f"Expected best of n learning rates: {where}"
         chart = vega.chart(
-            points, title=title, description=says, x="learning rates tried", y="expected best (%)", columns=3, log=False
+            points,
+            title=title,
+            description=says,
+            x="learning rates tried",
+            y="expected best validation (%)",
+            columns=3,
+            log=False,
         )
         caption = (
             f"Stage TUNE on {where}: the validation score that the best of n learning rates is expected to have "

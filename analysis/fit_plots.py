@@ -293,8 +293,8 @@ def axis_label(x: str | None) -> str:
     return AXES[x].label.split(" (")[0] if x in AXES else "training examples"
 
 
-def legend(figure: Figure, methods: Sequence[str]) -> None:
-    """Methods over the panels, in their colours; those without a budget dashed."""
+def legend(figure: Figure, methods: Sequence[str], columns: int = 6) -> None:
+    """Methods over the panels, in their colours, at most `columns` in a row; those without a budget dashed."""
     handles = [
         Line2D(
             [],
@@ -308,6 +308,6 @@ def legend(figure: Figure, methods: Sequence[str]) -> None:
     ]
     names = [style(m).name for m in methods]
     many = len(methods) > 4
-    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.0), "ncols": min(len(methods), 6)}
+    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.0), "ncols": min(len(methods), columns)}
     place |= {"fontsize": 5.8 if many else 7.5, "handlelength": 1.2 if many else 1.6}
     figure.legend(handles, names, columnspacing=0.8, handletextpad=0.4, borderaxespad=0.3, **place)

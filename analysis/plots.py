@@ -82,7 +82,12 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True, score
 def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) -> str:
     _, _, dataset, size = panel
     where = f"mean of {group[0]['n_datasets']} data sets" if dataset is None else dataset
-    short = where.rpartition("/")[2].rpartition(":")[2]  # the name alone: sources and folders are in the tables
+    return place_title(where, size)
+
+
+def place_title(dataset: str, size: str) -> str:
+    """The title of a panel: the data set by its name alone (its source is in the tables), and the training size."""
+    short = dataset.rpartition("/")[2].rpartition(":")[2]
     return textwrap.shorten(place_text(short, size), TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
 
 

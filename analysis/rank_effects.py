@@ -5,7 +5,8 @@ Both are slopes of the test score per doubling, fitted for each seed with fixed 
 one budget, every budget having a level of its own; of parameters, over the budgets of a method whose rank is the same
 at all of them, every method having a level of its own. Their spread over seeds gives the interval and the test.
 Methods differ in more than rank, so the slope over all of them says what goes along with rank; the slope over variants
-of one method that differ in nothing else (RandLoRA-a, whose rank is an option) says what rank does in that method.
+of one method (RandLoRA-a, whose rank is an option) says what rank does in that method, whose number of bases makes up
+for the parameters.
 """
 
 from __future__ import annotations

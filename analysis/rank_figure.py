@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis import scaling, vega
-from analysis.drawing import COLUMN_INCHES, INK, PAPER, STYLE, Tips, new_figure
+from analysis.drawing import COLUMN_INCHES, PAPER, STYLE, Tips, new_figure
+from analysis.fit_plots import legend
 from analysis.methods import in_order, place_text, style
 from analysis.picture import Picture, few_panels, panel_of, place_of, width_of
-from analysis.plots import TITLE_WIDTH
+from analysis.plots import place_title
 from analysis.rank_effects import PARAMETERS, RANK, effects, points
 from analysis.sheets import Column, Sheet, change, columns_of, p_text, percent, quantity, ranged
 from analysis.store import Store
@@ -96,16 +95,16 @@ def draw_ranks(table: pa.Table, *, columns: int = 2, tips: Tips | None = None, s
     across = min(columns, len(places))
     down = -(-len(places) // across)
     bases = in_order({r["base"] for r in rows})
-    legend = 0.17 * -(-len(bases) // (4 * across))
+    named = 0.17 * -(-len(bases) // (4 * across))  # inches of the legend
     with mpl.rc_context(STYLE):
-        width, height = COLUMN_INCHES * across, 2.3 * down + legend + 0.25
+        width, height = COLUMN_INCHES * across, 2.3 * down + named + 0.25
         figure = new_figure(width, height)
         grid = figure.subplots(down, across, squeeze=False)
         figure.subplots_adjust(
             left=0.5 / width,
             right=1 - 0.12 / width,
             bottom=0.42 / height,
-            top=1 - (legend + 0.35) / height,
+            top=1 - (named + 0.35) / height,
             wspace=0.2,
             hspace=0.5,
         )
@@ -114,17 +113,11 @@ def draw_ranks(table: pa.Table, *, columns: int = 2, tips: Tips | None = None, s
                 axes.set_visible(False)
                 continue
             _panel(axes, [r for r in rows if place_of(r) == places[index]], tips)
-            axes.set_title(_title(places[index]), loc="left", fontweight="bold")
+            axes.set_title(place_title(places[index][2] or "", places[index][3]), loc="left", fontweight="bold")
             if index % across == 0:
                 axes.set_ylabel(f"{score} (%)")
-        _legend(figure, bases, 4 * across)
+        legend(figure, bases, 4 * across)
         return figure
-
-
-def _title(place: tuple[str, str, str | None, str]) -> str:
-    """The data set's name alone: sources and folders are in the tables."""
-    short = (place[2] or "").rpartition("/")[2].rpartition(":")[2]
-    return textwrap.shorten(place_text(short, place[3]), TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
 
 
 def _panel(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
@@ -183,24 +176,6 @@ def _line(axes: Any, rows: Sequence[Row], alpha: float, tips: Tips) -> None:
             zorder=3,
             gid=tips.add(said),
         )
-
-
-def _legend(figure: Figure, bases: Sequence[str], columns: int) -> None:
-    handles = [
-        Line2D([], [], color=style(b).colour, marker=style(b).marker or "o", markeredgecolor=PAPER, linestyle="none")
-        for b in bases
-    ]
-    figure.legend(
-        handles,
-        [style(b).name for b in bases],
-        loc="upper left",
-        bbox_to_anchor=(0.0, 1.0),
-        ncols=columns,
-        labelcolor=INK,
-        columnspacing=1.1,
-        handletextpad=0.2,
-        borderaxespad=0.2,
-    )
 
 
 def conclude(rows: Sequence[Row]) -> str:
