@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.console import conclusion, print_results_table, results_table
     from analysis.errors import DamagedPart, QueryError, StoreError
-    from analysis.report import write_report
-    from analysis.scaling import comparisons, curve
-    from analysis.store import Store, open_store
+    from analysis.report.page import write_report
+    from analysis.statistics.scaling import comparisons, curve
+    from analysis.store.store import Store, open_store
+    from analysis.tables.console import conclusion, print_results_table, results_table
 
 __all__ = [
     "DamagedPart",
@@ -36,15 +36,15 @@ __all__ = [
 _HOMES = {
     "DamagedPart": "analysis.errors",
     "QueryError": "analysis.errors",
-    "Store": "analysis.store",
+    "Store": "analysis.store.store",
     "StoreError": "analysis.errors",
-    "comparisons": "analysis.scaling",
-    "conclusion": "analysis.console",
-    "curve": "analysis.scaling",
-    "open_store": "analysis.store",
-    "print_results_table": "analysis.console",
-    "results_table": "analysis.console",
-    "write_report": "analysis.report",
+    "comparisons": "analysis.statistics.scaling",
+    "conclusion": "analysis.tables.console",
+    "curve": "analysis.statistics.scaling",
+    "open_store": "analysis.store.store",
+    "print_results_table": "analysis.tables.console",
+    "results_table": "analysis.tables.console",
+    "write_report": "analysis.report.page",
 }
 
 

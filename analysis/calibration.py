@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.choice import Runs, chosen_variance, own_noise
-from analysis.stats import holm, proportion_interval, t_difference, widened_p
+from analysis.statistics.choice import Runs, chosen_variance, own_noise
+from analysis.statistics.inference import holm, proportion_interval, t_difference, widened_p
 
 Real = NDArray[np.float64]
 

@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # lanes import this fi
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis import open_store
-from analysis.scaling import comparisons
-from analysis.stats import proportion_interval
-from sweeps.cluster import Pool
-from sweeps.engine import run
-from sweeps.plan import Plan
-from sweeps.spec import SweepSpec
-from trainables.worker import run_trial
+from analysis.statistics.inference import proportion_interval
+from analysis.statistics.scaling import comparisons
+from sweeps.engine.run import run
+from sweeps.lanes.pool import Pool
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from trainables.training.worker import run_trial
 
 Row = dict[str, Any]
 

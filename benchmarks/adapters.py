@@ -127,7 +127,7 @@ class Contender:
     def loss(self, images: Any, labels: Any) -> Any:
         import torch
 
-        from randlora.plans import keep_merged
+        from randlora.arithmetic.plans import keep_merged
 
         with keep_merged(self.name == "randlora-kept"):
             return torch.nn.functional.cross_entropy(self.model(images), labels)
@@ -246,7 +246,7 @@ def regime() -> dict[str, Any]:
     """What the numbers depend on: processor, the float32 back end, what a faster one would cost in accuracy, bf16."""
     import torch
 
-    from randlora import kernels
+    from randlora.arithmetic import kernels
 
     generator = torch.Generator().manual_seed(2)
     a, b = torch.randn(1600, 768, generator=generator), torch.randn(768, 768, generator=generator)

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sweeps.broker import Broker
+from sweeps.lanes.broker import Broker
 
 EPOCHS = 5
 PER_LANE = 8

@@ -104,7 +104,7 @@ class Watch:
 
 
 def part(folder: Path, cells: int, per_cell: int, stop_after: int | None, epochs: int) -> dict[str, Any]:
-    from sweeps.engine import run
+    from sweeps.engine.run import run
 
     watch = Watch(stop_after)
     summary = run(noop_plan(folder, cells, per_cell, epochs), trial=TRIAL, progress=watch)

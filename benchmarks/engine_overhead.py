@@ -28,7 +28,7 @@ def lanes(trials: int, folder: Path) -> list[float]:
     """The engine with its journal, tables and search: the ends of its trials."""
     from engine_many import Watch, noop_plan
 
-    from sweeps.engine import run
+    from sweeps.engine.run import run
     from tests.fakes import TRIAL
 
     watch = Watch(every=1)

@@ -37,8 +37,8 @@ def plan(folder: Path, quick: bool, pack: int = 1) -> Any:
     """The quickstart with LoRA alone and fewer re-runs: 14 trials, or 28."""
     import tomllib
 
-    from sweeps.plan import Plan
-    from sweeps.spec import SweepSpec
+    from sweeps.plan.plan import Plan
+    from sweeps.spec.spec import SweepSpec
 
     tree = tomllib.loads((ROOT / "examples" / "quickstart.toml").read_text(encoding="utf-8"))
     tree |= {"methods": {"lora": tree["methods"]["lora"]}, "confirm": {"seeds": SEEDS}, "output": str(folder)}
@@ -52,7 +52,7 @@ def plan(folder: Path, quick: bool, pack: int = 1) -> Any:
 
 def ours(folder: Path, quick: bool, pack: int = 1) -> Side:
     from analysis import open_store
-    from sweeps.engine import run
+    from sweeps.engine.run import run
 
     summary = run(plan(folder / "results", quick, pack), progress=False)
     if not summary.complete:
@@ -77,8 +77,9 @@ def usual_script(config: dict[str, Any]) -> None:
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    from trainables.data import load_dataset, split
-    from trainables.models import load_model
+    from trainables.data.registry import load_dataset
+    from trainables.data.splits import split
+    from trainables.models.loading import load_model
 
     began, config = psutil.Process().create_time(), config["trial"]
     torch.set_num_threads(1)

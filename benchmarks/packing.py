@@ -35,16 +35,16 @@ from adapters import RETAIN, restart_with, summary
 from small_texts import make_bert, make_gpt2, make_llama
 
 from sweeps import Plan, SweepSpec
-from sweeps.budget import Solution, reference_budget, solve
-from sweeps.cluster import Pool
-from sweeps.engine import run
+from sweeps.budget.solver import Solution, reference_budget, solve
+from sweeps.engine.run import run
+from sweeps.lanes.pool import Pool
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
-from trainables.packed import run_pack
-from trainables.shapes import default_targets, target_shapes
-from trainables.task import PackedTask, Parts
-from trainables.tasks import make_task
-from trainables.warm import Warm, pick_device
-from trainables.worker import run_trial
+from trainables.models.shapes import default_targets, target_shapes
+from trainables.tasks.lane_cache import Warm, pick_device
+from trainables.tasks.make import make_task
+from trainables.tasks.task import PackedTask, Parts
+from trainables.training.packed import run_pack
+from trainables.training.worker import run_trial
 
 MODEL, DATA, TARGETS = "embedded:tiny-clip", "embedded:fashion-mnist-turned", ("attn.in_proj_weight",)
 METHODS = ("lora", "randlora", "vera")

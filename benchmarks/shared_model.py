@@ -1,4 +1,4 @@
-"""What one base model for all CPU workers of a machine saves, as ratios to a copy each (`trainables/shared.py`).
+"""What one base model for all CPU workers of a machine saves, as ratios to a copy each.
 
     python benchmarks/shared_model.py            # a CLIP ViT-B/32 and a Llama in bfloat16, 1, 2 and 4 workers, 3 rounds
     python benchmarks/shared_model.py --quick    # smaller ones, 1 and 2 workers, 1 round
@@ -31,10 +31,10 @@ import psutil
 import torch
 from adapters import summary
 
-from trainables.data.cache import FOLDER_VARIABLE
-from trainables.models import load_model
-from trainables.skeleton import named_tensors
-from trainables.warm import Warm
+from trainables.cache import FOLDER_VARIABLE
+from trainables.models.loading import load_model
+from trainables.models.sharing.skeleton import named_tensors
+from trainables.tasks.lane_cache import Warm
 
 CPU = torch.device("cpu")
 SIDES = ("a copy each", "first", "later")
@@ -48,7 +48,7 @@ def make_clip(folder: Path, name: str) -> str:
     import open_clip
     from safetensors.torch import save_file
 
-    from trainables.families import EMBEDDED
+    from trainables.models.families import EMBEDDED
 
     folder.mkdir()
     config = open_clip.get_model_config(name)

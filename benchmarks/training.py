@@ -37,16 +37,16 @@ from hf_trainer import HfTrainer
 from small_texts import make_llama
 from torch.nn.functional import cross_entropy, normalize
 
-from trainables.adapting import adapted
 from trainables.config import TrainSettings, TrialConfig
-from trainables.data.text_batches import padded
-from trainables.models import load_model
+from trainables.data.text.batches import padded
+from trainables.models.loading import load_model
+from trainables.models.shapes import target_shapes
 from trainables.runtime import choose_precision
-from trainables.shapes import target_shapes
-from trainables.task import Parts
-from trainables.tasks import make_task
-from trainables.training import Trainer
-from trainables.warm import Warm
+from trainables.tasks.lane_cache import Warm
+from trainables.tasks.make import make_task
+from trainables.tasks.task import Parts
+from trainables.training.adapting import adapted
+from trainables.training.trainer import Trainer
 
 RANK, RATE = 8, 1e-3
 CPU = torch.device("cpu")

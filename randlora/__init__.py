@@ -5,13 +5,12 @@
 Imports torch and safetensors alone.
 """
 
-from randlora.ablations import RandLoraAConfig, RandLoraBConfig
-from randlora.accumulate import accumulating
-from randlora.adalora import AdaLoraConfig
+from randlora.adapted.accumulate import accumulating
+from randlora.adapted.adapted import Adapted
+from randlora.adapted.adapter_set import AdapterSet
+from randlora.adapted.attach import attach
+from randlora.adapted.load import load, load_peft
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
-from randlora.attach import Adapted, attach, resolve_targets
-from randlora.autolora import AutoLoraConfig
-from randlora.checkpoint import export_deltas, export_merged, load, save
 from randlora.errors import (
     AdapterError,
     CheckpointError,
@@ -20,20 +19,23 @@ from randlora.errors import (
     TargetError,
     UnknownMethodError,
 )
-from randlora.families import default_targets
-from randlora.hooks import Hooks, Schedule, hooks_in
-from randlora.hydra import HydraLoraConfig
-from randlora.lora import DoraConfig, LoraConfig
-from randlora.nola import NolaConfig
-from randlora.outlook import HybridConfig, RandLoraSvdConfig
-from randlora.peft_export import export_peft
-from randlora.peft_import import load_peft
+from randlora.files.checkpoint import export_deltas, export_merged, save
+from randlora.files.peft_export import export_peft
+from randlora.methods.experimental import HybridConfig, RandLoraSvdConfig
+from randlora.methods.lowrank.hydra import HydraLoraConfig
+from randlora.methods.lowrank.lora import DoraConfig, LoraConfig
+from randlora.methods.lowrank.spectral import LoraXsConfig, PissaConfig, SvftConfig
+from randlora.methods.random.ablations import RandLoraAConfig, RandLoraBConfig
+from randlora.methods.random.nola import NolaConfig
+from randlora.methods.random.randlora import RandLoraConfig
+from randlora.methods.random.vera import VeraConfig
+from randlora.methods.registry import METHODS, Method, get_method, register
+from randlora.methods.scheduled.adalora import AdaLoraConfig
+from randlora.methods.scheduled.autolora import AutoLoraConfig
+from randlora.methods.scheduled.hooks import Hooks, Schedule, hooks_in
+from randlora.model.families import default_targets
+from randlora.model.targets import resolve_targets
 from randlora.plugins import load_plugins
-from randlora.rand import RandLoraConfig
-from randlora.registry import METHODS, Method, get_method, register
-from randlora.several import AdapterSet
-from randlora.spectral import LoraXsConfig, PissaConfig, SvftConfig
-from randlora.vera import VeraConfig
 
 __all__ = [
     "METHODS",

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from randlora.dropout import Masks
 from randlora.errors import ConfigError, nearest
-from randlora.masks import Masks
 
 Shape = tuple[int, int]
 """(out, in) of a weight as `nn.Linear` keeps it."""
@@ -118,7 +118,7 @@ class Request:
 
 
 class Held(Protocol):
-    """A weight kept for the length of an optimiser step; see `randlora.accumulate`."""
+    """A weight kept for the length of an optimiser step; see `randlora.adapted.accumulate`."""
 
     def matrix(self, base: Tensor) -> Tensor | None:
         """W0 + delta (out x in), or None for the ordinary way."""
@@ -136,7 +136,7 @@ class Adapter(nn.Module, ABC):
     Arguments of the constructor: `shape` is (out, in); `dropout` is applied to the adapter's input, in training only.
 
     `derived` names buffers that depend on W0 and cannot be redrawn from a seed (a singular vector, a stored start):
-    they are counted as stored bytes and kept in checkpoints. `schedule` is a `randlora.hooks.Schedule`, if any.
+    they are counted as stored bytes and kept in checkpoints. `schedule` is a `Schedule` (`scheduled.hooks`), if any.
     """
 
     derived: ClassVar[tuple[str, ...]] = ()

@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis import Store
-    from sweeps.budget import Infeasible, Solution, solve
+    from sweeps.budget.solver import Infeasible, Solution, solve
     from sweeps.errors import Problem, SpecError
-    from sweeps.plan import Cell, Plan
-    from sweeps.spec import SweepSpec
+    from sweeps.plan.plan import Plan
+    from sweeps.spec.cell import Cell
+    from sweeps.spec.spec import SweepSpec
 
 __all__ = ["Cell", "Infeasible", "Plan", "Problem", "Solution", "SpecError", "SweepSpec", "run", "solve"]
 
 _HOMES = {
-    "Cell": "sweeps.plan",
-    "Infeasible": "sweeps.budget",
-    "Plan": "sweeps.plan",
+    "Cell": "sweeps.plan.plan",
+    "Infeasible": "sweeps.budget.solver",
+    "Plan": "sweeps.plan.plan",
     "Problem": "sweeps.errors",
-    "Solution": "sweeps.budget",
+    "Solution": "sweeps.budget.solver",
     "SpecError": "sweeps.errors",
-    "SweepSpec": "sweeps.spec",
-    "solve": "sweeps.budget",
+    "SweepSpec": "sweeps.spec.spec",
+    "solve": "sweeps.budget.solver",
 }
 
 
@@ -44,7 +45,7 @@ def run(plan: Plan, *, address: str | None = None, progress: bool = True) -> Sto
         ValueError: a results folder of another sweep, one in use, or resources that the cluster lacks.
     """
     from analysis import open_store
-    from sweeps.engine import run as run_engine
+    from sweeps.engine.run import run as run_engine
 
     return open_store(run_engine(plan, address=address, progress=progress).folder)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps.own_ray import OwnRay
+from tests.sweeps.cluster.own_ray import OwnRay
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the user's
@@ -21,8 +21,8 @@ if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the 
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """Two independent workers on a local Ray session (`sweeps.cluster.Pool`)."""
-    from sweeps.cluster import Pool
+    """Two independent workers on a local Ray session (`sweeps.lanes.pool.Pool`)."""
+    from sweeps.lanes.pool import Pool
     from tests.fakes import FakeResources
 
     with Pool(FakeResources(concurrent=2), tmp_path_factory.mktemp("ray")) as started:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 
-from sweeps.space import Dimension, Extra, Space
+from sweeps.spec.space import Dimension, Extra, Space
 from trainables.errors import TrialError
 
 TRIAL = "tests.fakes:analytic_trial"
@@ -54,7 +54,7 @@ def analytic_trial(
     world: int = 1,
     micro_batch_size: int | None = None,
 ) -> Generator[dict[str, Any], None, None]:
-    """The contract of `trainables.worker.run_trial`, without a model."""
+    """The contract of `trainables.training.worker.run_trial`, without a model."""
     options = dict(config["options"])
     micro = micro_batch_size or math.ceil(config["train"]["global_batch_size"] / world)
     lr, epochs = config["lr"], config["train"]["epochs"]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tools.spec_page import sections
 from trainables.data.registry import DATASETS
-from trainables.data.text_registry import TEXT_DATASETS
-from trainables.data.text_tables import GLUE
+from trainables.data.text.registry import TEXT_DATASETS
+from trainables.data.text.tables import GLUE
 
 ROOT = Path(__file__).parents[1]
 TEXTS = Path(__file__).parent / "page_texts"

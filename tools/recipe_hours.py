@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sweeps.plan import Cell, Plan
-from sweeps.spec import SweepSpec
+from sweeps.plan.plan import Plan
+from sweeps.spec.cell import Cell
+from sweeps.spec.spec import SweepSpec
 from trainables.config import shots
 from trainables.data.registry import DATASETS
-from trainables.data.text_registry import TEXT_DATASETS
-from trainables.shapes import meta_model, model_kind
+from trainables.data.text.registry import TEXT_DATASETS
+from trainables.models.shapes import meta_model, model_kind
 
 FOLDER = Path(__file__).parents[1] / "examples" / "paper"
 

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from sweeps.spec import SweepSpec
+from sweeps.spec.spec import SweepSpec
 
 SECTIONS = (
     *("model", "data", "budgets", "methods", "search", "confirm"),

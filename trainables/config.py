@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trainables.errors import TrialError
+
 Stage = Literal["TUNE", "CONFIRM"]
 Adapt = Literal["vision", "both", "all"]
 Protocol = Literal["standard", "paper"]
@@ -100,7 +102,7 @@ class TrainSettings(BaseModel):
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
     """fast: on CPUs oneDNN's float32 products, where they are as accurate; see `trainables.runtime`."""
     hold_weights: Annotated[bool, LATER] = False
-    """With micro-batches, adapters make W0 + delta once per optimiser step; see `randlora.accumulate`. Costs memory."""
+    """With micro-batches, adapters make W0 + delta once per optimiser step; `randlora.accumulating`. Costs memory."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
     head_lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False), LATER] = 1e-3
@@ -124,7 +126,7 @@ class TrainSettings(BaseModel):
 
 
 class EvaluateSettings(BaseModel):
-    """How language models are judged; see `trainables.causal_lm`. Of text encoders the numbers of rows apply, of image
+    """How language models are judged; see `tasks.text.causal_lm`. Of text encoders the numbers of rows apply, of image
     classifiers nothing: they have one way, top-1 accuracy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -212,3 +214,22 @@ class TrialConfig(BaseModel):
         """16 hexadecimal digits: the start of the SHA-256 of the configuration's canonical JSON (`identifying`)."""
         text = json.dumps(identifying(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+OWN = ("lr", "data_seed", "init_seed", "basis_seed")
+OWN_TRAIN = ("weight_decay", "full_weight_decay")
+"""What the trials of a pack may differ in."""
+
+
+class NotPackableError(TrialError):
+    """These trials can't share a model; each by itself may run."""
+
+
+class UnevenTrialsError(NotPackableError):
+    """These trials are out of step, as after an interruption; others of their kind may share a model."""
+
+
+def alike(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a trial's configuration that it shares with every trial it may be packed with."""
+    shared = {name: value for name, value in config.items() if name not in OWN}
+    return shared | {"train": {n: v for n, v in config["train"].items() if n not in OWN_TRAIN}}

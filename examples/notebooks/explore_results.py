@@ -57,7 +57,7 @@ for row in comparisons(store).select(["method", "reference", "difference", "low"
 # three budgets or more. `x` may be `seconds_train`, `peak_memory_bytes`, ... (docs/analysis.md).
 
 # %%
-from analysis.budgets import crossing_sentence, crossing_table, needed_table  # noqa: E402
+from analysis.curves.budgets import crossing_sentence, crossing_table, needed_table  # noqa: E402
 
 for row in needed_table(store, x="adapter_params").to_pylist():
     print(row["method"], row["goal"], row["value"], (row["low"], row["high"]), row["note"])
@@ -69,8 +69,8 @@ for row in crossing_table(store).to_pylist():
 
 # %%
 from analysis import curve  # noqa: E402
-from analysis.drawing import save  # noqa: E402
-from analysis.plots import draw_scaling  # noqa: E402
+from analysis.figures.drawing import save  # noqa: E402
+from analysis.figures.scaling import draw_scaling  # noqa: E402
 
 figure = draw_scaling(curve(store))
 print(save(figure, folder / "figures", "notebook_curve", formats=("png",)))
@@ -88,7 +88,7 @@ else:
     import torch
 
     import randlora
-    from analysis.bench import bench_of
+    from analysis.diagnostics.bench import bench_of
 
     best = max(trials, key=lambda r: r["val_score"] if r["val_score"] is not None else -1.0)
     ready = bench_of(store, best["trial_id"])  # its base model, its task, and its training images

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.tables import write_part
+from analysis.store.tables import write_part
 
 Row = dict[str, Any]
 
@@ -332,7 +332,7 @@ def make_results(
             "git_commit": "0123abc",
             "at": START.isoformat(),
             "host": "laptop",
-            "trial": "trainables.worker:run_trial",
+            "trial": "trainables.training.worker:run_trial",
             "python": "3.11.7",
             "cpus": 2,
             "gpus": [],

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from analysis import open_store
-from analysis.bench import bench_of
+from analysis.diagnostics.bench import bench_of
 from analysis.errors import StoreError
-from tests.analysis.tiny import tiny_results
+from tests.analysis.diagnostics.tiny import tiny_results
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "notebooks" / "explore_results.py"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrainSettings, TrialConfig
-from trainables.shapes import default_targets, target_shapes
+from trainables.models.shapes import default_targets, target_shapes
 
 
 def one_tower_trial(

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.models import LoadedModel, load_model
-from trainables.shared import FILE, PREFIX
-from trainables.skeleton import named_tensors
+from trainables.models.loading import LoadedModel, load_model
+from trainables.models.sharing.shared import FILE, PREFIX
+from trainables.models.sharing.skeleton import named_tensors
 
 
 def own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own, of which nothing has been said yet."""
     monkeypatch.setenv("SWEEPS_CACHE", str(folder))
-    monkeypatch.setattr("trainables.shared._said", set())
+    monkeypatch.setattr("trainables.models.sharing.shared._said", set())
     return folder
 
 
@@ -28,7 +28,7 @@ def counted_loads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         made.append(weights)
         return load_model(model_id, weights=weights)
 
-    monkeypatch.setattr("trainables.shared.load_model", counted)
+    monkeypatch.setattr("trainables.models.sharing.shared.load_model", counted)
     return made
 
 

@@ -12,7 +12,7 @@ import torch
 from trainables import runtime
 from trainables.config import TrialConfig
 from trainables.runtime import float32_backend
-from trainables.worker import run_trial
+from trainables.training.worker import run_trial
 
 CPU = torch.device("cpu")
 

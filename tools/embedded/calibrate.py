@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from sweeps.budget import Solution, reference_budget, solve
+from sweeps.budget.solver import Solution, reference_budget, solve
 from trainables.config import TrainSettings, TrialConfig
-from trainables.shapes import target_shapes
-from trainables.worker import run_trial
+from trainables.models.shapes import target_shapes
+from trainables.training.worker import run_trial
 
 FIRST_SEED = 2_000_000  # neither TUNE's nor CONFIRM's seeds
 _WARM: dict[str, Any] = {}

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from trainables.config import Protocol, Stage, TrainSize, shots
 from trainables.data.dataset import Dataset
-from trainables.data.info import DatasetInfo
-from trainables.data.paper_sets import FURTHER_SETS, PAPER_SETS
-from trainables.data.sources import from_arrow, from_folder, from_hub, from_parquet
+from trainables.data.images.info import DatasetInfo
+from trainables.data.images.paper_sets import FURTHER_SETS, PAPER_SETS
+from trainables.data.images.sources import from_arrow, from_folder, from_hub, from_parquet
 from trainables.data.splits import split
-from trainables.data.text import TextDataset
-from trainables.data.text_registry import TEXT_DATASETS, TEXT_FORMS, TextInfo, text_loader
+from trainables.data.text.dataset import TextDataset
+from trainables.data.text.registry import TEXT_DATASETS, TEXT_FORMS, TextInfo, text_loader
 from trainables.errors import DataError, nearest, no_folder
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"

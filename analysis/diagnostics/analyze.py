@@ -1,0 +1,187 @@
+"""`sweeps analyze`: the units of a diagnostic, those that are missing computed, drawn, and a sentence on what it shows.
+
+Rows are kept in the store unit by unit as they are done, so a run that was stopped goes on where it was. Who runs the
+units is the caller's choice: this process, or Ray (`sweeps.engine.analyze`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.diagnostics import cka, landscape, spectrum
+from analysis.diagnostics.units import Execute, Row, Unit, compute_missing, rows_of
+from analysis.errors import StoreError, nearest
+from analysis.figures import diagnostic_plots
+from analysis.figures.diagnostic_charts import cka_chart, landscape_chart, spectrum_chart
+from analysis.figures.diagnostic_plots import Drawing
+from analysis.store.store import Store
+from analysis.styles import in_order, place_text, style
+
+KINDS = ("spectrum", "cka", "landscape")
+
+
+def plan(store: Store, kind: str, *, examples: int | None = None, points: int | None = None) -> list[Unit]:
+    """The units of a diagnostic; `analyze` says what the arguments are.
+
+    Raises:
+        StoreError: unknown kind, a number that the kind does not take or that is too small, no trained weights kept, or
+            no full fine-tuning where one is needed.
+    """
+    least = {"examples": cka.LEAST if kind == "cka" else 1, "points": 3}
+    given = {k: v for k, v in (("examples", examples), ("points", points)) if v is not None}
+    for name, value in given.items():
+        if value < least[name]:
+            raise StoreError(f"{name} = {value} is too few; at least {least[name]}")
+    takes = {"spectrum": (), "cka": ("examples",), "landscape": ("examples", "points")}
+    if kind not in takes:
+        raise StoreError(f"unknown diagnostic {kind!r}; {nearest(kind, KINDS)}")
+    if strange := [name for name in given if name not in takes[kind]]:
+        raise StoreError(f"{kind} takes no {strange[0]}; leave it out")
+    if kind == "cka":
+        return cka.plan(store, **given)
+    return landscape.plan(store, **given) if kind == "landscape" else spectrum.plan(store)
+
+
+def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+    """The rows of one unit.
+
+    Args:
+        folder: the results, whose `adapters/` are read.
+        warm: kept from unit to unit of a process, for the model and its data; empty at first.
+
+    Raises:
+        StoreError, TrialError, TrainablesError: what stands in the way, naming the unit.
+    """
+    rows = {"cka": cka.rows, "landscape": landscape.rows}.get(unit.table, spectrum.rows)
+    return rows(folder, unit, warm)
+
+
+def in_process(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
+    """Run units one after another, here."""
+    warm: dict[str, Any] = {}
+    for unit in units:
+        yield unit, compute(folder, unit, warm)
+
+
+def analyze(
+    store: Store,
+    kind: str,
+    *,
+    execute: Execute = in_process,
+    force: bool = False,
+    examples: int | None = None,
+    points: int | None = None,
+) -> tuple[pa.Table, dict[str, Path], str]:
+    """Compute what is missing, keep it as tables of the store, and draw it into `diagnostics/`.
+
+    Args:
+        kind: 'spectrum', 'cka' or 'landscape'.
+        execute: who runs the units; `in_process`, or `sweeps.engine.analyze.ray_tasks`.
+        force: compute all units anew; of rows with one key the later count.
+        examples: of cka and landscape, how many at most (of each split).
+        points: of landscape, of a row of the grid and of an edge.
+
+    Returns:
+        The table's rows of this diagnostic, the files by name, and the sentence.
+
+    Raises:
+        StoreError: as `plan` and `compute`.
+    """
+    units = plan(store, kind, examples=examples, points=points)
+    compute_missing(store, units, execute, force=force)
+    table = rows_of(store, units, kind)
+    if kind == "spectrum":
+        approximation = rows_of(store, units, "approximation")
+        says = spectrum_sentence(table, approximation)
+        figure = diagnostic_plots.draw_spectrum(table, approximation)
+        figures = [Drawing("spectrum", figure, says, spectrum_chart(table, approximation, says))]
+    elif kind == "cka":
+        says = cka_sentence(table)
+        figures = [Drawing("cka", diagnostic_plots.draw_cka(table), says, cka_chart(table, says))]
+    else:
+        says = landscape_sentence(table)
+        figures = []
+        for i, plane in enumerate(diagnostic_plots.planes(table)):
+            said, after = landscape_sentence(plane), f"-{i + 1}" if i else ""
+            flat, surface = diagnostic_plots.draw_landscape(plane), diagnostic_plots.draw_surface(plane)
+            figures.append(Drawing(f"landscape{after}", flat, said, landscape_chart(plane, said)))
+            figures.append(Drawing(f"landscape{after}-surface", surface, "The same as a surface."))
+    return table, diagnostic_plots.write(figures, store.path, kind), says
+
+
+def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
+    """Mean effective rank per method, and the two forms' errors at the largest count that was fitted."""
+    ranks: dict[str, list[float]] = defaultdict(list)
+    for r in table.to_pylist():
+        ranks[r["method"]].append(r["effective_rank"])
+    parts = [f"{style(m).name} {_mean(ranks[m]):.1f}" for m in in_order(set(ranks))]
+    text = f"Effective rank of the updates, mean over target weights and budgets: {', '.join(parts)}."
+    rows = approximation.to_pylist()
+    if rows:
+        top = max(r["lora_rank"] for r in rows)
+        errors = {
+            f: _mean(r["error"] for r in rows if r["form"] == f and r["lora_rank"] == top) for f in ("lora", "randlora")
+        }
+        text += (
+            f" Approximating full fine-tuning's update with the parameters of LoRA rank {top}: least relative error "
+            f"{errors['lora']:.2f} for rank {top} (exact), {errors['randlora']:.2f} for RandLoRA's form (a fit, so an "
+            "upper bound). One seed per cell: a description, not a test."
+        )
+    return text
+
+
+def cka_sentence(table: pa.Table) -> str:
+    """CKA of the last block, per method at its largest budget."""
+    rows = [r for r in table.to_pylist() if r["cka"] is not None]
+    if not rows:
+        return "No layer's activations vary between examples, so there is no CKA."
+    last = max(r["depth"] for r in rows)
+    parts = []
+    for method in in_order({r["method"] for r in rows}):
+        most = max(r["adapter_params"] or 0 for r in rows if r["method"] == method)
+        mine = [
+            r["cka"] for r in rows if (r["method"], r["depth"]) == (method, last) and (r["adapter_params"] or 0) == most
+        ]
+        if mine:
+            parts.append(f"{style(method).name} {_mean(mine):.3f}")
+    return (
+        f"CKA with full fine-tuning in the last block, at each method's largest budget: {', '.join(parts)}. "
+        "One seed per cell: a description, not a test."
+    )
+
+
+def landscape_sentence(table: pa.Table) -> str:
+    """Barrier heights of the three edges, on training and on validation examples; the mean over places."""
+    names = [style(m).name for m in ("lora", "randlora", "full")]
+    edges: dict[tuple[str, int, int], dict[str, float | None]] = defaultdict(dict)
+    rows = table.to_pylist()
+    for r in rows:
+        if r["kind"] == "edge":
+            edges[r["split"], r["a"], r["b"]][r["unit"]] = r["barrier"]
+    parts = []
+    for a, b in sorted({(a, b) for _, a, b in edges}):
+        found = [edges[which, a, b].values() for which in landscape.SPLITS if (which, a, b) in edges]
+        parts.append(f"{names[a]} to {names[b]} {' and '.join(_height(values) for values in found)}")
+    places = list(dict.fromkeys((r["dataset"], r["train_size"]) for r in rows))
+    where = place_text(*places[0]) if len(places) == 1 else f"{len(places)} data sets, the mean"
+    seen = "training and validation" if any(w == "val" for w, _, _ in edges) else "training"
+    return (
+        f"Loss over the plane through the three models ({where}); barrier heights on {seen} examples: "
+        f"{', '.join(parts)}. "
+        "0 means that the straight path rises nowhere above the line between its ends. One seed: a description."
+    )
+
+
+def _height(barriers: Iterable[float | None]) -> str:
+    known = [b for b in barriers if b is not None]
+    return f"{_mean(known):.3f}" if known else "(not finite)"
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)

@@ -1,0 +1,131 @@
+"""The trained weights of a results folder, for diagnostics: which trials kept theirs, and their updates."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import randlora
+from analysis.errors import StoreError
+from analysis.store.store import Store
+from analysis.styles import style
+from randlora.files.checkpoint import META, read_meta
+from randlora.model.sites import find_sites
+from randlora.model.targets import select
+
+Row = dict[str, Any]
+FULL_WEIGHTS = "weights.safetensors"
+ADAPTERS = "adapters"
+BRIEF = (
+    *("sweep", "trial_id", "model", "adapt", "dataset", "train_size", "method", "reference", "budget"),
+    *("adapter_params", "data_seed", "init_seed", "basis_seed"),
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A confirmed trial whose trained weights are on disk. `row`: its row in `trials`; `folder`: the weights."""
+
+    row: Row
+    folder: Path
+
+    @property
+    def full(self) -> bool:
+        """Whether it is full fine-tuning: whole weights, not an adapter."""
+        return not (self.folder / META).is_file()
+
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        """(sweep, model, data set, training size)."""
+        return self.row["sweep"], self.row["model"], self.row["dataset"], self.row["train_size"]
+
+    @property
+    def brief(self) -> Row:
+        """What a diagnostic needs of the trial, JSON-able."""
+        return {k: self.row[k] for k in BRIEF}
+
+    @property
+    def named(self) -> Row:
+        """The columns that say which trial a diagnostic's row is about, besides its place."""
+        return {k: self.row[k] for k in ("method", "reference", "adapter_params", "trial_id")}
+
+    @classmethod
+    def of(cls, brief: Row, folder: Path) -> Kept:
+        """The inverse of `brief`; `folder`: the results."""
+        return cls(brief, folder / ADAPTERS / brief["trial_id"])
+
+
+def kept_trials(store: Store) -> list[Kept]:
+    """One kept trial per confirmed cell, by place, method and budget; of several, the lowest seed (shared by methods).
+
+    Raises:
+        StoreError: none is kept, with what to set.
+    """
+    cells: dict[tuple[str, str], list[Kept]] = defaultdict(list)
+    for row in store.table("confirmed").to_pylist():
+        folder = store.path / ADAPTERS / row["trial_id"]
+        if (folder / META).is_file() or (folder / FULL_WEIGHTS).is_file():
+            cells[row["sweep"], row["cell_id"]].append(Kept(row, folder))
+    if not cells:
+        raise StoreError(
+            f'{store.path} keeps no trained weights; set [keep] adapters = "confirm" and full = true before it runs'
+        )
+    chosen = [min(group, key=lambda k: k.row["slot"]) for group in cells.values()]
+    return sorted(chosen, key=lambda k: (*k.place, style(k.row["method"]).order, k.row["adapter_params"] or 0))
+
+
+def full_of(trials: Sequence[Kept], one: Kept) -> Kept | None:
+    """Full fine-tuning in the place of `one`; None where it was not kept."""
+    found = [k for k in trials if k.full and k.place == one.place]
+    return next((k for k in found if k.row["method"] == "full"), found[0] if found else None)
+
+
+def need_full(trials: Sequence[Kept]) -> None:
+    """Raises StoreError where no full fine-tuning is kept."""
+    if not any(k.full for k in trials):
+        raise StoreError(
+            "this diagnostic compares with full fine-tuning, whose weights are not kept here; "
+            "add [methods.full] and set [keep] full = true before the sweep runs"
+        )
+
+
+def target_names(trials: Sequence[Kept], one: Kept) -> list[str]:
+    """Weights that the adapters kept in the place of `one` change, sorted; parts of weights as they are named."""
+    return sorted({n for k in trials if not k.full and k.place == one.place for n in read_meta(k.folder)["capacities"]})
+
+
+def deltas(module: nn.Module, kept: Kept, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Weight name -> update (out, in), float32. The module stays as it was.
+
+    For full fine-tuning the weights `names`, as an adapter's are named (parts too); None: every 2-D weight.
+    """
+    if kept.full:
+        trained = load_file(kept.folder / FULL_WEIGHTS)
+        sites = find_sites(module) if names is None else select(module, names)
+        found = {n: s for n, s in sites.items() if s.stored_name in trained}
+        return {
+            n: s.view(trained[s.stored_name].float() - s.parameter.detach().float().cpu()) for n, s in found.items()
+        }
+    adapted = randlora.load(module, kept.folder)
+    try:
+        return {name: delta.detach().float().cpu().clone() for name, delta in adapted.deltas().items()}
+    finally:
+        adapted.detach()
+
+
+def trained_state(module: nn.Module, kept: Kept) -> dict[str, Tensor]:
+    """Parameters that training changed, by name, as trained (merged)."""
+    if kept.full:
+        return dict(load_file(kept.folder / FULL_WEIGHTS))
+    adapted = randlora.load(module, kept.folder)
+    try:
+        with adapted.merging():
+            return {s.stored_name: s.parameter.detach().clone() for s in adapted.sites.values()}
+    finally:
+        adapted.detach()

@@ -1,0 +1,283 @@
+"""Figures. Each `draw_*` takes the Arrow table that another function computed and only draws it.
+
+Log parameter axis, 95 % bands, one colour and marker per method everywhere (`methods.STYLES`, colour-blind safe),
+readable at the width of a paper's column.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pyarrow as pa
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from analysis.figures.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, log_ticks, new_figure
+from analysis.styles import in_order, place_text, places, style
+
+Row = dict[str, Any]
+
+
+TITLE_WIDTH = 42  # characters that fit over one panel
+
+
+def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True, score: str = "test accuracy") -> Figure:
+    """Score against trainable parameters: one panel per data set and training size.
+
+    Args:
+        curve: from `scaling.curve`; not empty.
+        columns: most panels in a row.
+        title: name the data set and size over each panel.
+        score: what is measured, in words.
+
+    Lines carry the id 'PANEL:METHOD' and the numbers of the table in percent; points the id 'point:PANEL:METHOD:INDEX'.
+
+    Raises:
+        ValueError: no row.
+    """
+    if curve.num_rows == 0:
+        raise ValueError("no curve to draw: the table has no row")
+    panels = places(curve)
+    rows = curve.to_pylist()
+    across = min(columns, len(panels))
+    down = math.ceil(len(panels) / across)
+    groups = [[r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == p] for p in panels]
+    with mpl.rc_context(STYLE):
+        width, height = COLUMN_INCHES * across, 2.55 * down + 0.2
+        figure = new_figure(width, height)
+        grid = figure.add_gridspec(
+            down,
+            across,
+            hspace=0.5,
+            wspace=0.24,
+            left=0.56 / width,
+            right=1 - 0.12 / width,
+            bottom=0.42 / height,
+            top=1 - 0.6 / height,
+        )
+        for index, (panel, group) in enumerate(zip(panels, groups, strict=True)):
+            spot = grid[index // across, index % across]
+            _panel(
+                figure,
+                spot,
+                index,
+                group,
+                _panel_title(panel, group) if title else None,
+                score if index % across == 0 else None,
+            )
+        _legend(figure, rows)
+        return figure
+
+
+def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) -> str:
+    _, _, dataset, size = panel
+    where = f"mean of {group[0]['n_datasets']} data sets" if dataset is None else dataset
+    return place_title(where, size)
+
+
+def place_title(dataset: str, size: str) -> str:
+    """The title of a panel: the data set by its name alone (its source is in the tables), and the training size."""
+    short = dataset.rpartition("/")[2].rpartition(":")[2]
+    return textwrap.shorten(place_text(short, size), TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
+
+
+def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: str | None, score: str | None) -> None:
+    lines = [r for r in rows if r["kind"] == "line"]
+    curves = [r for r in rows if r["kind"] == "curve"]
+    low, high = _range(curves + [r for r in lines if r["method"] != "zero-shot"] or lines)
+    far = [r for r in lines if 100 * r["mean"] < low - 0.45 * (high - low)]
+    pad = max(0.06 * (high - low), 0.3)
+    if far and len(far) < len(rows):  # a line far below would flatten the curves: break the axis
+        upper, lower = spot.subgridspec(2, 1, height_ratios=(7, 1), hspace=0.09)
+        axes, foot = figure.add_subplot(upper), figure.add_subplot(lower)
+        _foot(axes, foot, far)
+        shown = [r for r in lines if r not in far]
+    else:
+        axes, foot, shown = figure.add_subplot(spot), None, lines
+        low = min([low, *(100 * r["mean"] for r in shown)])
+    axes.set_ylim(low - pad, high + 1.6 * pad)
+    base = foot or axes
+    for ax in filter(None, (axes, foot)):
+        ax.set_xscale("log")
+        ax.set_xlim(*_span(curves))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.grid(axis="x", visible=False)
+    log_ticks(base.xaxis, *_span(curves))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    base.set_xlabel("trainable adapter parameters")
+    if score:
+        axes.set_ylabel(f"{score} (%)")
+    for row in shown:
+        _line(axes, index, row, _clear_side(row, curves))
+    for row in far:
+        _line(foot, index, row, "left")
+    for method in reversed(in_order({r["method"] for r in curves})):  # the first method ends on top
+        _curve(axes, index, method, [r for r in curves if r["method"] == method])
+    _ranks(axes, curves)
+    if title:
+        axes.set_title(
+            textwrap.fill(title, TITLE_WIDTH), loc="left", pad=16 if _lora_ranks(curves) else 6, fontweight="bold"
+        )
+
+
+def _range(rows: Sequence[Row]) -> tuple[float, float]:
+    """Least and largest value to show, in percent; an interval wider than the picture may run out of it."""
+    means = [100 * r["mean"] for r in rows]
+    reach = 1.5 * max(max(means) - min(means), 2.0)
+    ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None]
+    low = max(min([*means, *ends]), min(means) - reach)
+    high = min(max([*means, *ends]), max(means) + reach)
+    low, high = max(low, 0.0), min(high, 100.0)
+    return (low, high) if high > low else (low - 1, high + 1)
+
+
+def _span(curves: Sequence[Row]) -> tuple[float, float]:
+    counts = [r["adapter_params"] for r in curves if r["adapter_params"]]
+    if not counts:
+        return 1.0, 10.0
+    edge = (max(counts) / min(counts)) ** 0.06 if max(counts) > min(counts) else 2.0
+    return min(counts) / edge, max(counts) * edge
+
+
+def _foot(axes: Any, foot: Any, far: Sequence[Row]) -> None:
+    """The small part of a broken axis, around the lines far below."""
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
+    values = [100 * r["mean"] for r in far]
+    foot.set_ylim(min(values) - 3, max(values) + 3)
+    foot.yaxis.set_major_locator(FixedLocator(values))
+    foot.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
+    foot.grid(visible=False)
+    marks = {
+        "marker": [(-1, -0.6), (1, 0.6)],
+        "markersize": 6,
+        "linestyle": "none",
+        "color": MUTED,
+        "clip_on": False,
+        "mew": 0.8,
+    }
+    axes.plot([0], [0], transform=axes.transAxes, **marks)
+    foot.plot([0], [1], transform=foot.transAxes, **marks)
+
+
+def _clear_side(line: Row, curves: Sequence[Row]) -> str:
+    """The end of a horizontal line where no curve comes near its name."""
+    if not curves:
+        return "left"
+    counts = [r["adapter_params"] for r in curves]
+    gaps = {}
+    for side, end in (("left", min(counts)), ("right", max(counts))):
+        near = [r for r in curves if end / 2 <= r["adapter_params"] <= end * 2]
+        gaps[side] = min(abs(r["mean"] - line["mean"]) for r in near)
+    return max(gaps, key=lambda side: gaps[side])
+
+
+def _line(axes: Any, index: int, row: Row, side: str) -> None:
+    """A method without a budget: a dashed line at its score, named on the line."""
+    look = style(row["method"])
+    level = 100 * row["mean"]
+    dashes = (0, (1.2, 1.6)) if row["method"] == "zero-shot" else (0, (5, 2))
+    if row["low"] is not None:
+        axes.axhspan(100 * row["low"], 100 * row["high"], color=look.colour, alpha=0.08, linewidth=0)
+    axes.axhline(level, color=look.colour, linewidth=1.1, linestyle=dashes, gid=f"{index}:{row['method']}")
+    axes.annotate(
+        f"{look.name} {level:.1f}",
+        (0.01 if side == "left" else 0.99, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        color=look.colour,
+        fontsize=6.8,
+        va="bottom",
+        ha=side,
+    )
+
+
+def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
+    look = style(method)
+    rows = sorted(rows, key=lambda r: r["adapter_params"])
+    x = [r["adapter_params"] for r in rows]
+    y = [100 * r["mean"] for r in rows]
+    banded = [r for r in rows if r["low"] is not None]
+    if len(banded) > 1:
+        axes.fill_between(
+            [r["adapter_params"] for r in banded],
+            [100 * r["low"] for r in banded],
+            [100 * r["high"] for r in banded],
+            color=look.colour,
+            alpha=0.16,
+            linewidth=0,
+        )
+    elif banded:
+        only = banded[0]
+        axes.vlines(
+            only["adapter_params"], 100 * only["low"], 100 * only["high"], color=look.colour, linewidth=1.1, alpha=0.7
+        )
+    axes.plot(x, y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
+    for i in range(len(rows)):  # one artist a point, so that each can say its numbers
+        axes.plot(
+            x[i : i + 1],
+            y[i : i + 1],
+            marker=look.marker or "o",
+            color=look.colour,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.6,
+            linestyle="none",
+            gid=f"point:{index}:{method}:{i}",
+            zorder=3,
+        )
+
+
+def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:
+    """Rank label -> budget, where budgets are LoRA ranks; empty where any is not."""
+    found = {r["reference"]: r["budget"] for r in curves}
+    if not all(name and name.startswith("lora-") for name in found):
+        return {}
+    return {name.removeprefix("lora-"): budget for name, budget in found.items()}
+
+
+def _ranks(axes: Any, curves: Sequence[Row]) -> None:
+    """A second axis on top: the LoRA ranks that define the budgets."""
+    ranks = _lora_ranks(curves)
+    if not ranks:
+        return
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(list(ranks.values()), labels=list(ranks))
+    top.xaxis.set_minor_locator(NullLocator())
+    top.spines["top"].set_visible(False)
+    top.tick_params(length=2, pad=1, labelcolor=MUTED, labelsize=6.5)
+    axes.annotate(
+        "LoRA rank",
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(-3, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=6.5,
+        color=MUTED,
+    )
+
+
+def _legend(figure: Figure, rows: Sequence[Row]) -> None:
+    from matplotlib.lines import Line2D
+
+    methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
+    handles = [
+        Line2D([], [], color=style(m).colour, marker=style(m).marker or "o", markeredgecolor=PAPER, markeredgewidth=0.6)
+        for m in methods
+    ]
+    figure.legend(
+        handles,
+        [style(m).name for m in methods],
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=len(methods),
+        columnspacing=1.1,
+        handlelength=1.6,
+        handletextpad=0.4,
+        borderaxespad=0.3,
+    )

@@ -1,0 +1,77 @@
+"""All tables of the report by name, in the order of the page; `sweeps tables` prints them, the report shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from analysis.errors import StoreError, nearest
+from analysis.statistics.overlay import overlaid
+from analysis.store.store import Store
+from analysis.tables import evidence, ranks
+from analysis.tables import fits as fit_sheets
+from analysis.tables import results as result_sheets
+from analysis.tables.diagnostics import DIAGNOSTIC_SHEETS, diagnostic_sheets
+from analysis.tables.sheet import Sheet
+
+
+def _overlay(store: Store, overlay: str) -> Sheet:
+    ours, theirs, title = overlaid(store, overlay)
+    return fit_sheets.overlay(ours.to_pylist(), theirs.to_pylist(), title)
+
+
+def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, ...], Callable[[], list[Sheet]]]]:
+    """Names, and what makes the tables of those names; in the order of the page."""
+    beside = [(("overlay",), lambda: [_overlay(store, overlay)])] if overlay is not None else []
+    return [
+        (("results",), lambda: [result_sheets.results(store)]),
+        (("averages",), lambda: [result_sheets.averages(store)]),
+        (("comparisons",), lambda: [result_sheets.compared(store)]),
+        (("full_fine_tuning",), lambda: [result_sheets.gaps(store)]),
+        (("groups",), lambda: [result_sheets.grouped(store)]),
+        (("ranks",), lambda: [result_sheets.ranks(store)]),
+        (("seeds",), lambda: [result_sheets.seeds(store)]),
+        (("rank_effects",), lambda: [ranks.sheet(store)]),
+        *beside,
+        (("crossings", "budget_needed", "areas", "fits"), lambda: fit_sheets.fitted(store, x)),
+        (("front",), lambda: [fit_sheets.front(store, x)]),
+        (fit_sheets.SIZES, lambda: fit_sheets.sizes(store)),
+        (DIAGNOSTIC_SHEETS, lambda: diagnostic_sheets(store)),
+        (("parity",), lambda: [evidence.parity(evidence.parity_rows(store))]),
+        (("learning_rates",), lambda: [evidence.learning_rates(store)]),
+        (("expected_best",), lambda: [evidence.expected(store)]),
+        (("cost",), lambda: [evidence.cost(store)]),
+        (("estimate",), lambda: [evidence.estimate(store)]),
+        (("failures",), lambda: [evidence.failures(store)]),
+        (("infeasible",), lambda: [evidence.infeasible(store)]),
+    ]
+
+
+def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) -> dict[str, Sheet]:
+    """Every table that has a row.
+
+    Args:
+        store: the results. x: the cost of the fits and of the front. overlay: a published curve beside ours.
+
+    Raises:
+        StoreError: an unknown cost or published curve.
+    """
+    found = [sheet for _, make in _makers(store, x, overlay) for sheet in make()]
+    return {sheet.name: sheet for sheet in found if sheet.rows}
+
+
+def pick(store: Store, names: Sequence[str], x: str = "adapter_params") -> list[Sheet]:
+    """Tables by name; only these are computed.
+
+    Raises:
+        StoreError: an unknown table, with the known ones, or one that has no row in this folder.
+    """
+    makers = _makers(store, x, None)
+    known = [name for group, _ in makers for name in group]
+    for name in names:
+        if name not in known:
+            raise StoreError(f"no table {name!r} in this report; {nearest(name, known)}")
+    found = {s.name: s for group, make in makers if set(group) & set(names) for s in make() if s.rows}
+    empty = [name for name in names if name not in found]
+    if empty:
+        raise StoreError(f"table {empty[0]!r} has no row here; `sweeps tables {store.path}` lists those that have")
+    return [found[name] for name in names]

@@ -1,0 +1,226 @@
+"""What the choice of a learning rate adds to the uncertainty of a comparison.
+
+CONFIRM runs every seed at the one rate that stage TUNE chose, so the spread over CONFIRM's seeds does not show that
+another draw of TUNE's noise would have chosen another rate, with another expected score. That spread is estimated from
+TUNE itself: its noise from the re-runs (rates x seeds, what a seed does to all rates taken out, pooled over the cells
+of one place), its response curve by a local quadratic in log rate; then TUNE is drawn again many times and the variance
+of the expected score at the rate it chooses is what the choice adds (a parametric bootstrap). `calibration` shows that
+tests widened so keep their 5 % over tables in which both arms are tuned.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.store.store import Store
+
+Array = NDArray[np.float64]
+Row = dict[str, Any]
+CellKey = tuple[str, str]
+Point = tuple[float, str | None]
+Seed = tuple[int, int, int]
+
+DRAWS = 400
+AT_ONCE = 2**20
+"""Numbers drawn at once."""
+WIDTH = 2.0
+"""Width of the local fit's kernel, in steps of the grid of rates."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Validation scores of stage TUNE, of one cell or of many alike (leading axes).
+
+    Attributes:
+        first: (..., K) of every point on the first seed.
+        again: (..., k, 1 + S) of the k re-run points, the first seed's included; k or S may be 0.
+        at: (..., k) which points those are.
+    """
+
+    first: Array
+    again: Array
+    at: NDArray[np.int64]
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom that the re-runs give to the noise, per cell."""
+        return int(max(0, self.again.shape[-2] - 1) * max(0, self.again.shape[-1] - 1))
+
+
+def own_noise(runs: Array) -> Array:
+    """Variance of one run, what a seed does to all rates taken out; runs (..., rates, seeds) -> (...).
+
+    Raises:
+        ValueError: fewer than two rates or seeds.
+    """
+    rates, seeds = runs.shape[-2:]
+    if rates < 2 or seeds < 2:
+        raise ValueError(f"the noise of a run needs two rates on two seeds, got {rates} on {seeds}")
+    mean_rate, mean_seed = runs.mean(axis=-1, keepdims=True), runs.mean(axis=-2, keepdims=True)
+    residual = runs - mean_rate - mean_seed + runs.mean(axis=(-1, -2), keepdims=True)
+    return np.asarray((residual**2).sum(axis=(-1, -2)) / ((rates - 1) * (seeds - 1)), dtype=float)
+
+
+def levels(runs: Runs) -> tuple[Array, Array]:
+    """Expected scores by point, relative to the first seed, and how many runs each rests on; both (..., K)."""
+    weight = np.ones_like(runs.first)
+    if runs.again.shape[-1] < 2 or runs.again.shape[-2] < 1:
+        return runs.first, weight
+    shift = (runs.again - runs.again[..., :1]).mean(axis=-2, keepdims=True)  # what each seed does to all rates
+    level = runs.first.copy()
+    np.put_along_axis(level, runs.at, (runs.again - shift).mean(axis=-1), axis=-1)
+    np.put_along_axis(weight, runs.at, float(runs.again.shape[-1]), axis=-1)
+    return level, weight
+
+
+def smoothed(log_rates: Array, level: Array, weight: Array, chosen: NDArray[np.int64]) -> Array:
+    """(..., K) a quadratic in log rate, fitted by least squares that weigh most what is near the chosen rate.
+
+    Args:
+        log_rates: (K,). level, weight: (..., K). chosen: (...).
+    """
+    step = (log_rates[-1] - log_rates[0]) / (len(log_rates) - 1)
+    apart = (log_rates - log_rates[chosen][..., None]) / (WIDTH * step)
+    root = np.sqrt(weight * np.exp(-0.5 * apart**2))
+    powers = np.stack([np.ones_like(apart), apart, apart**2], axis=-1)
+    found = np.linalg.pinv(root[..., None] * powers) @ (root * level)[..., None]
+    return np.asarray((powers @ found)[..., 0], dtype=float)
+
+
+def choice_variance(
+    expected: Array, noise: ArrayLike, reruns: tuple[int, int], rng: np.random.Generator, draws: int = DRAWS
+) -> Array:
+    """Variance of the expected score at the rate that TUNE chooses, over its noise; (...).
+
+    Args:
+        expected: (..., K) score by rate.
+        noise: variance of one run's score, broadcast against (...).
+        reruns: how many rates are run again, on how many seeds each; (0, 0): the first seed chooses.
+    """
+    rates, seeds = reruns
+    sd = np.sqrt(np.asarray(noise, dtype=float))[..., None]
+    total, squares = np.zeros(expected.shape[:-1]), np.zeros(expected.shape[:-1])
+    left, at_once = draws, max(1, AT_ONCE // expected.size)
+    while left > 0:
+        shape = (min(left, at_once), *expected.shape)
+        left -= shape[0]
+        first = expected + sd * rng.normal(size=shape)
+        best = np.argsort(-first, axis=-1)[..., : max(1, rates)]
+        seen = np.take_along_axis(first, best, axis=-1)
+        true = np.take_along_axis(np.broadcast_to(expected, shape), best, axis=-1)
+        if seeds:
+            more = true + sd / np.sqrt(seeds) * rng.normal(size=true.shape)
+            seen = (seen + seeds * more) / (1 + seeds)
+        got = np.take_along_axis(true, seen.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        total += got.sum(axis=0)
+        squares += (got**2).sum(axis=0)
+    return np.asarray(np.maximum(squares / draws - (total / draws) ** 2, 0.0), dtype=float)
+
+
+def chosen_variance(
+    log_rates: Array | None,
+    runs: Runs,
+    chosen: NDArray[np.int64],
+    noise: ArrayLike,
+    reruns: tuple[int, int],
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+) -> Array:
+    """What the choice adds, (...): `choice_variance` of the scores as seen and, over rates alone, of them smoothed.
+
+    The larger of the two counts: seen scores miss what noise hides, a smooth curve misses kinks.
+
+    Args:
+        log_rates: (K,) log10 of the rates; None where other hyperparameters were searched with them.
+        chosen: (...) the point that was chosen.
+        noise, reruns, rng, draws: as of `choice_variance`.
+    """
+    level, weight = levels(runs)
+    seen = choice_variance(level, noise, reruns, rng, draws)
+    if log_rates is None:
+        return seen
+    curve = smoothed(log_rates, level, weight, chosen)
+    return np.asarray(np.maximum(seen, choice_variance(curve, noise, reruns, rng, draws)), dtype=float)
+
+
+def choice_variances(store: Store) -> dict[CellKey, float]:
+    """(sweep, cell) -> variance that the choice adds to the cell's expected score.
+
+    0 where nothing was chosen: fixed rates, or one point. A cell whose place has no re-runs is left out: its noise is
+    not known.
+    """
+    return store.remember("choice variances", lambda: _choice_variances(store))
+
+
+def _choice_variances(store: Store) -> dict[CellKey, float]:
+    cells = store.table("cells").to_pylist()
+    tuned = _tuned(store)
+    noise = _noise(cells, tuned)
+    found: dict[CellKey, float] = {}
+    for cell in cells:
+        key = (cell["sweep"], cell["cell_id"])
+        one, place = tuned.get(key), _place(cell)
+        if one is None or len(one[1].first) < 2:
+            found[key] = 0.0
+        elif place in noise:
+            rates, runs = one
+            rng = np.random.default_rng(zlib.crc32("/".join(key).encode()))
+            best = int(runs.at[runs.again.mean(axis=1).argmax()] if len(runs.at) else runs.first.argmax())
+            reruns = (runs.again.shape[0], max(0, runs.again.shape[1] - 1))
+            found[key] = float(chosen_variance(rates, runs, np.array(best), noise[place], reruns, rng))
+    return found
+
+
+def _noise(cells: Sequence[Row], tuned: dict[CellKey, tuple[Array | None, Runs]]) -> dict[tuple[str, ...], float]:
+    """Variance of one TUNE run by place, pooled over its cells."""
+    sums: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for cell in cells:
+        one = tuned.get((cell["sweep"], cell["cell_id"]))
+        if one is not None and one[1].freedom:
+            sums[_place(cell)][0] += float(own_noise(one[1].again)) * one[1].freedom
+            sums[_place(cell)][1] += one[1].freedom
+    return {place: squares / freedom for place, (squares, freedom) in sums.items()}
+
+
+def _place(cell: Row) -> tuple[str, ...]:
+    return cell["sweep"], cell["model"], cell["dataset"], cell["train_size"]
+
+
+def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
+    rows = store.sql(
+        """
+        select sweep, cell_id, lr, hyperparameters, data_seed, init_seed, basis_seed, val_score from last_attempts
+        where stage = 'TUNE' and status = 'finished' and val_score is not null and lr is not null
+        order by sweep, cell_id, lr, hyperparameters nulls first, slot
+    """
+    ).to_pylist()
+    cells: dict[CellKey, dict[Point, dict[Seed, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        seed = (row["data_seed"], row["init_seed"], row["basis_seed"])
+        cells[row["sweep"], row["cell_id"]][row["lr"], row["hyperparameters"]][seed] = row["val_score"]
+    return {key: _of_points(points) for key, points in cells.items()}
+
+
+def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Runs]:
+    """Points that the first seed scored; the re-run ones on the seeds that all of them have."""
+    start = min(seed for runs in points.values() for seed in runs)
+    kept = {point: runs for point, runs in points.items() if start in runs}
+    rerun = [i for i, runs in enumerate(kept.values()) if len(runs) > 1]
+    every = list(kept.values())
+    shared = sorted(set.intersection(*(set(every[i]) for i in rerun))) if rerun else []
+    again = np.array([[every[i][seed] for seed in shared] for i in rerun], dtype=float)
+    rates = np.log10([lr for lr, _ in kept])
+    alone = all(extra is None for _, extra in kept) and len(set(rates.tolist())) == len(kept)
+    runs = Runs(
+        np.array([each[start] for each in every], dtype=float),
+        again.reshape(len(rerun), len(shared)),
+        np.array(rerun, dtype=np.int64),
+    )
+    return (rates if alone and len(kept) > 1 else None), runs

@@ -1,0 +1,94 @@
+"""What a sweep was estimated to take against what it took.
+
+The estimate is in the journal (event `estimate`), written when a run starts; the rest is in `trials` and on disk.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.store.store import Store
+
+SCHEMA = pa.schema(
+    [
+        ("quantity", pa.string()),
+        ("method", pa.string()),
+        ("unit", pa.string()),
+        ("estimated", pa.float64()),
+        ("actual", pa.float64()),
+        ("ratio", pa.float64()),
+    ]
+)
+Line = tuple[str, str | None, str, float | None, float | None]
+
+
+def foresight(store: Store) -> pa.Table:
+    """Estimate against actual of the last run that was estimated and finished a trial.
+
+    Columns: quantity ('trials', 'seconds per trial', 'wall time', 'accelerator time', 'cost', 'peak memory', 'disk'),
+    method (null for the sweep), unit, estimated, actual, ratio (actual / estimated). Wall time is null where the run
+    has not finished all that it was estimated to run. The actual seconds hold the set-up of workers, the estimate's
+    do not.
+    Empty where no run was estimated.
+    """
+    rows = store.table("trials").to_pylist()
+    for event in reversed(store.events("estimate")):
+        since = datetime.fromisoformat(event["at"])
+        mine = [r for r in rows if r["started_at"] is not None and r["started_at"] >= since]
+        if mine and event["estimate"]["trials_left"]:
+            lines = list(_lines(event["estimate"], mine, since, _bytes(store)))
+            return pa.Table.from_pylist([_row(line) for line in lines], schema=SCHEMA)
+    return SCHEMA.empty_table()
+
+
+def _lines(estimate: dict[str, Any], rows: list[dict[str, Any]], since: datetime, size: int) -> Iterator[Line]:
+    hours = sum(r["seconds_total"] or 0.0 for r in rows) / 3600
+    each = estimate["accelerators"]
+    whole = len(rows) >= estimate["trials_left"]
+    wall = (max(r["ended_at"] for r in rows) - since).total_seconds() if whole else None
+    price = estimate["cost"] / estimate["accelerator_hours"] if estimate["cost"] else None
+    peak = max((r["peak_memory_bytes"] for r in rows if r["peak_memory_bytes"]), default=None)
+    yield "trials", None, "", estimate["trials_left"], len(rows)
+    yield "wall time", None, "s", estimate["seconds"], wall
+    yield "accelerator time", None, "h", estimate["accelerator_hours"], hours * each
+    if price is not None:
+        yield "cost", None, "", estimate["cost"], hours * each * price
+    yield "peak memory", None, "MiB", _mib(estimate["memory_bytes"]), _mib(peak)
+    yield "disk", None, "MiB", _mib(estimate["disk_bytes"]), _mib(size)
+    for method in estimate["methods"]:
+        took = [r["seconds_total"] for r in rows if r["method"] == method["method"] and r["seconds_total"] is not None]
+        actual = statistics.fmean(took) if took else None
+        yield "seconds per trial", method["method"], "s", method["seconds_per_trial"], actual
+
+
+def _row(line: Line) -> dict[str, Any]:
+    quantity, method, unit, estimated, actual = line
+    ratio = actual / estimated if actual is not None and estimated else None
+    return {
+        "quantity": quantity,
+        "method": method,
+        "unit": unit,
+        "estimated": estimated,
+        "actual": actual,
+        "ratio": ratio,
+    }
+
+
+def _mib(size: float | None) -> float | None:
+    return None if size is None else size / 2**20
+
+
+def _bytes(store: Store) -> int:
+    """Journal, tables and kept adapters of the folders; figures and reports are not the sweep's."""
+    return sum(
+        path.stat().st_size
+        for folder in store.paths
+        for part in ("journal.jsonl", "tables/**/*", "adapters/**/*")
+        for path in folder.glob(part)
+        if path.is_file()
+    )

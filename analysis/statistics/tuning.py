@@ -1,0 +1,46 @@
+"""Evidence on tuning: validation score against learning rate per cell, and what more trials would have brought."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.statistics.inference import expected_best
+from analysis.store.store import Store
+from analysis.styles import style
+
+RATES_SQL = """
+select c.sweep, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.cell_id, t.lr,
+       count(*) filter (t.status = 'finished') as n, count(*) filter (t.status = 'failed') as failed,
+       avg(t.val_score) filter (t.status = 'finished') as mean_val,
+       min(t.val_score) filter (t.status = 'finished') as min_val,
+       max(t.val_score) filter (t.status = 'finished') as max_val,
+       bool_or(abs(t.lr - h.lr) <= 1e-9 * t.lr) as chosen
+from last_attempts t join cells c using (sweep, cell_id) left join chosen h using (sweep, cell_id)
+where t.stage = 'TUNE' and t.lr is not null
+group by all order by c.sweep, c.dataset, c.train_size, c.method, c.budget nulls last, t.lr
+"""
+
+
+def rates(store: Store) -> pa.Table:
+    """Stage TUNE: per cell and learning rate the mean validation score, range, trials, and whether it was chosen."""
+    return store.remember("rates", lambda: store.sql(RATES_SQL))
+
+
+def best_of_n(store: Store) -> pa.Table:
+    """Expected best validation score of n rates, n = 1 .. all, per cell: columns of the cell, `n`, `expected`.
+
+    Re-runs of a rate count once, by their mean: the curve is about how many rates were tried.
+    """
+    rows: list[dict[str, Any]] = []
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    keys = ("sweep", "dataset", "train_size", "method", "reference", "budget", "cell_id")
+    for row in rates(store).to_pylist():
+        if row["mean_val"] is not None:
+            groups.setdefault(tuple(row[k] for k in keys), []).append(row["mean_val"])
+    for key, scores in groups.items():
+        named = dict(zip(keys, key, strict=True)) | {"name": style(key[3]).name}
+        rows += [named | {"n": n, "expected": score} for n, score in enumerate(expected_best(scores), start=1)]
+    fields = [(k, pa.int64() if k == "budget" else pa.string()) for k in (*keys, "name")]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*fields, ("n", pa.int64()), ("expected", pa.float64())]))

@@ -1,0 +1,134 @@
+"""Read-only SQL over the results tables: DuckDB on registered Arrow tables, external access off, configuration locked.
+
+A query can read the tables and views and compute; it cannot touch files, the network, extensions or settings, nor
+Python's variables, and what it makes is gone when it ends.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from scipy import stats
+
+from analysis.errors import QueryError, nearest
+from analysis.store.views import VIEWS
+
+_LOCKS = (
+    "SET threads = 1",  # else sums over several threads differ in their last digits from run to run
+    "SET TimeZone = 'UTC'",
+    "SET python_enable_replacements = false",  # else a query reads the caller's local variables
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET allow_community_extensions = false",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+_READS = ("SELECT", "EXPLAIN")
+
+
+def t95_table(largest: int = 2000) -> pa.Table:
+    """Critical values of the two-sided 95 % t interval: columns df (1 .. largest) and t."""
+    df = list(range(1, largest + 1))
+    return pa.table({"df": pa.array(df, pa.int64()), "t": pa.array(stats.t.ppf(0.975, df), pa.float64())})
+
+
+def connect(tables: Mapping[str, pa.Table], views: Iterable[str] = VIEWS) -> duckdb.DuckDBPyConnection:
+    """A locked in-memory connection with the tables and views of `views.VIEWS`; those named, or all."""
+    connection = duckdb.connect(":memory:")
+    for name, table in {**tables, "t95": t95_table()}.items():
+        connection.register(name, table)
+    for name in views:
+        connection.execute(f"create view {name} as {VIEWS[name].sql}")
+    for lock in _LOCKS:
+        connection.execute(lock)
+    return connection
+
+
+def _named_in(query: str) -> list[str]:
+    """Views that a query may read: making all costs more than most queries. All, where it asks what there is."""
+    if re.search(
+        r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
+    ):
+        return list(VIEWS)
+    words = set(re.findall(r"\w+", query.lower()))
+    for view in reversed(VIEWS.values()):  # each comes after those it reads
+        if view.name in words:
+            words |= set(re.findall(r"\w+", view.sql.lower()))
+    return [name for name in VIEWS if name in words]
+
+
+def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
+    """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) over the tables and views.
+
+    Whole-number sums come back as int64 and other decimals as float64, so that they print and serialise as numbers.
+
+    Raises:
+        QueryError: SQL that is wrong, more than one statement, or one that does more than read. An unknown table or
+            column is answered with the known ones.
+    """
+    connection = connect(tables, _named_in(query))
+    try:
+        statements = connection.extract_statements(query)
+        kinds = [statement.type.name for statement in statements]
+        if len(kinds) != 1 or kinds[0] not in _READS:
+            found = "no statement" if not kinds else " and ".join(kinds)
+            raise QueryError(
+                f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {query!r}"
+            )
+        return _plain(connection.sql(statements[0].query).to_arrow_table())
+    except duckdb.Error as error:
+        raise QueryError(_explain(columns(tables), query, str(error))) from error
+    finally:
+        connection.close()
+
+
+def columns(tables: Mapping[str, pa.Table]) -> dict[str, tuple[str, ...]]:
+    """Column names of every table and view, as SQL sees them."""
+    connection = connect(tables)
+    try:
+        return _columns(connection)
+    finally:
+        connection.close()
+
+
+def _columns(connection: Any) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    rows = connection.execute("select table_name, column_name from duckdb_columns() where not internal").fetchall()
+    for table, column in rows:
+        if table != "t95":
+            found.setdefault(table, []).append(column)
+    return {table: tuple(names) for table, names in found.items()}
+
+
+def _explain(known: Mapping[str, tuple[str, ...]], query: str, message: str) -> str:
+    """DuckDB's message in one line, with the names that would have worked."""
+    first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
+    first = " ".join(first.split()).rstrip(".!")
+    table = re.search(r"Table with name \"?([^\s\"!]+)", message)
+    column = re.search(r"column \"([^\"]+)\"|does not have a column named \"([^\"]+)\"", message)
+    if table:
+        return f"{first}; {nearest(table.group(1), known)}. Tables and views: {', '.join(sorted(known))}"
+    if column:
+        words = set(re.findall(r"\w+", query.lower()))
+        read = {t: names for t, names in known.items() if t in words} or known
+        listed = "; ".join(f"{t} has {', '.join(names)}" for t, names in list(read.items())[:3])
+        close = difflib.get_close_matches(column.group(1) or column.group(2), {c for n in read.values() for c in n})
+        hint = f"nearest: {', '.join(close)}. " if close else ""
+        return f"{first}; {hint}{listed}"
+    return first
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    for i, field in enumerate(table.schema):
+        if pa.types.is_decimal(field.type):
+            kind = pa.int64() if field.type.scale == 0 else pa.float64()
+            try:
+                table = table.set_column(i, field.name, table.column(i).cast(kind))
+            except pa.ArrowInvalid:  # beyond 64 bits: leave it exact
+                continue
+    return table

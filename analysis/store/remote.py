@@ -1,0 +1,146 @@
+"""Results on any file system that pyarrow reaches (s3://, gs://, hdfs://, file://): every file is whole, or not there.
+
+A results folder there holds `tables/NAME/part-*.parquet` and the small JSON files of a local one, not its journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from analysis.errors import StoreError
+from analysis.store.schemas import SCHEMAS
+
+FACTS = ("spec.json", "sweep.json", "data.json")
+"""Small files of a results folder that may change; all others are immutable."""
+STAGING = ".uploading"
+CACHE_VARIABLE = "SWEEPS_CACHE"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder on a file system, and how it was asked for."""
+
+    filesystem: pafs.FileSystem
+    base: str
+    uri: str
+
+    @classmethod
+    def of(cls, uri: str) -> Location:
+        """From a URI such as s3://bucket/results/fig1; options as pyarrow reads them (`?region=...`).
+
+        Raises:
+            StoreError: a scheme or form that pyarrow does not know, or credentials it can't find.
+        """
+        try:
+            filesystem, base = pafs.FileSystem.from_uri(uri)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(f"{uri!r} is no place for results: {error}; nearest: s3://BUCKET/FOLDER") from error
+        return cls(filesystem, base.rstrip("/"), uri)
+
+    def files(self) -> dict[str, int]:
+        """Names relative to the folder, and sizes in bytes, of what is whole there.
+
+        Raises:
+            OSError: the file system does not answer.
+        """
+        selector = pafs.FileSelector(self.base, recursive=True, allow_not_found=True)
+        found = {}
+        for info in self.filesystem.get_file_info(selector):
+            name = str(PurePosixPath(info.path).relative_to(self.base))
+            if info.type == pafs.FileType.File and not name.startswith(STAGING):
+                found[name] = info.size
+        return found
+
+    def read(self, name: str) -> bytes:
+        """One file. Raises OSError."""
+        with self.filesystem.open_input_stream(f"{self.base}/{name}") as stream:
+            return bytes(stream.read())
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file there: written under another name, its size compared, then moved.
+
+        Raises:
+            OSError: it could not be written; nothing stands under its name then, or what stood there before.
+        """
+        draft, final = f"{self.base}/{STAGING}/{uuid.uuid4().hex}", f"{self.base}/{name}"
+        for place in (draft, final):
+            self.filesystem.create_dir(str(PurePosixPath(place).parent), recursive=True)
+        try:
+            with source.open("rb") as file, self.filesystem.open_output_stream(draft) as stream:
+                shutil.copyfileobj(file, stream, 1 << 20)
+            written = self.filesystem.get_file_info(draft).size
+            if written != source.stat().st_size:
+                raise OSError(f"{written} of {source.stat().st_size} bytes of {name} arrived at {self.uri}")
+            self.filesystem.move(draft, final)
+        except (pa.ArrowException, OSError) as error:
+            with contextlib.suppress(pa.ArrowException, OSError):
+                self.filesystem.delete_file(draft)
+            raise OSError(
+                getattr(error, "errno", None), f"{name} could not be stored at {self.uri}: {error}"
+            ) from error
+
+    def remove(self, folder: str) -> None:
+        """Delete a folder there, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(f"{self.base}/{folder}")
+
+    def fetch(self, folder: Path) -> int:
+        """Copy tables and facts that a local folder lacks into it; how many files came.
+
+        Raises:
+            OSError: the file system does not answer, or the disk is full.
+        """
+        count = 0
+        for name in sorted(self.files()):
+            table = PurePosixPath(name).parts[:1] == ("tables",)
+            if not table and name not in FACTS:
+                continue
+            target = folder / name
+            if table and target.exists():
+                continue
+            data = self.read(name)
+            if not target.exists() or target.read_bytes() != data:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+                draft.write_bytes(data)
+                draft.replace(target)
+                count += 1
+        return count
+
+
+def is_uri(path: str | Path) -> bool:
+    """Whether a results folder is named by a URI."""
+    return isinstance(path, str) and "://" in path
+
+
+def local_copy(uri: str) -> Path:
+    """A local folder with what a URI's results folder holds now; parts that came before do not come again.
+
+    Raises:
+        StoreError: no place for results, no results there, or no answer.
+    """
+    location = Location.of(uri)
+    root = Path(os.environ.get(CACHE_VARIABLE) or Path(tempfile.gettempdir()) / f"sweeps-{os.getuid()}")
+    folder = root / "stores" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    try:
+        (folder / "tables").mkdir(parents=True, exist_ok=True)
+        there = location.files()
+        if not any(name.startswith(tuple(f"tables/{table}/" for table in SCHEMAS)) for name in there):
+            raise StoreError(f"{uri} holds no sweep (no tables/)")
+        for part in folder.glob("tables/*/part-*.parquet"):
+            if str(part.relative_to(folder).as_posix()) not in there:
+                part.unlink()
+        location.fetch(folder)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{uri} can't be read: {error}") from error
+    return folder

@@ -1,0 +1,168 @@
+"""A results folder, opened: its tables whole (sealed parts and the journal's newer rows), and SQL over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from analysis.errors import DamagedPart, StoreError, nearest
+from analysis.store import queries
+from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
+from analysis.store.remote import is_uri, local_copy
+from analysis.store.schemas import SCHEMAS
+from analysis.store.tables import latest, part_paths, scan_parts, to_table
+from analysis.store.views import VIEWS
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Snapshot:
+    state: object
+    tables: dict[str, pa.Table]
+    events: list[Event]
+    damaged: list[DamagedPart]
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Store:
+    """One results folder or several, read as they are now; safe while a sweep writes to them.
+
+    Attributes:
+        paths: the results folders.
+    """
+
+    paths: tuple[Path, ...]
+    _cache: _Snapshot | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """The (first) results folder."""
+        return self.paths[0]
+
+    def table(self, name: str) -> pa.Table:
+        """A whole table (docs/tables.md), or a view.
+
+        Raises:
+            StoreError: unknown name, with the known ones; a journal damaged before its end.
+        """
+        if name in SCHEMAS:
+            return self._snapshot().tables[name]
+        if name in VIEWS:
+            return self.remember(("view", name), lambda: self.sql(f"select * from {name}"))  # noqa: S608  ours
+        raise StoreError(f"unknown table {name!r}; {nearest(name, {*SCHEMAS, *VIEWS})}")
+
+    def sql(self, query: str) -> pa.Table:
+        """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
+        return queries.run_sql(self._snapshot().tables, query)
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for the folder as it is now: for tables that a report reads again and again.
+
+        Args:
+            key: names the value; the same key gives the same value until the folder changes.
+            make: computes it; nobody may change what it returns.
+        """
+        kept = self._snapshot().kept
+        if key not in kept:
+            kept[key] = make()
+        found: T = kept[key]
+        return found
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """The journal's events in order, all or of one kind ('sweep', 'ask', 'report', 'finish', 'choose')."""
+        return [e for e in self._snapshot().events if kind is None or e["ev"] == kind]
+
+    @property
+    def damaged(self) -> tuple[DamagedPart, ...]:
+        """Part files that cannot be read; what the journal still holds of their rows is in the tables."""
+        return tuple(self._snapshot().damaged)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sweeps in the store; the folder's name where it says none."""
+        found = [e.get("name") or e.get("sweep") for e in self.events("sweep")]
+        found += self.table("cells").column("sweep").unique().to_pylist()
+        named = tuple(dict.fromkeys(str(name) for name in found if isinstance(name, str)))
+        return named or tuple(path.name for path in self.paths)
+
+    def spec(self) -> dict[str, Any] | None:
+        """The (first) sweep's specification as its folder records it; None where it does not."""
+        found = [p for p in (self.path / "sweep.json", self.path / "spec.json") if p.is_file()]
+        if not found:
+            return None
+        path = found[0]
+        try:
+            spec = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{path}: not a JSON file ({error})") from error
+        return spec if isinstance(spec, dict) else None
+
+    @property
+    def protocol(self) -> str:
+        """'standard', or 'paper': fixed published rates, no tuning, training on validation images too."""
+        spec = self.spec() or {}
+        identity = spec.get("identity")
+        found = (identity if isinstance(identity, dict) else spec).get("protocol", "standard")
+        return str(found)
+
+    def _snapshot(self) -> _Snapshot:
+        state = [_state(path) for path in self.paths]
+        if self._cache is None or self._cache.state != state:
+            self._cache = self._read(state)
+        return self._cache
+
+    def _read(self, state: object) -> _Snapshot:
+        parts: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
+        damaged: list[DamagedPart] = []
+        everything: list[Event] = []
+        for path in self.paths:
+            # the journal first: a row sealed between the two readings is then seen twice, not missed
+            events = read_journal(path / JOURNAL).events
+            newer = rows_of(events)
+            everything += events
+            for name in SCHEMAS:
+                sealed, bad = scan_parts(path, name)
+                parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
+                damaged += bad
+        return _Snapshot(state, {name: latest(name, found) for name, found in parts.items()}, everything, damaged)
+
+
+def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) -> list[dict[str, Any]]:
+    """Rows with their sweep's name, where the journal left it out."""
+    if all("sweep" in row for row in rows):
+        return rows
+    name = next((e["name"] for e in events if e["ev"] == "sweep" and isinstance(e.get("name"), str)), path.name)
+    return [{"sweep": name, **row} for row in rows]
+
+
+def _state(path: Path) -> tuple[Mapping[str, float] | tuple[int, int] | None, list[str]]:
+    journal = path / JOURNAL
+    stat = journal.stat() if journal.exists() else None
+    parts = [p.name for name in SCHEMAS for p in part_paths(path, name)]
+    return ((stat.st_size, stat.st_mtime_ns) if stat else None), parts
+
+
+def open_store(path: str | Path, *more: str | Path) -> Store:
+    """Open a results folder, or several as one: their rows are told apart by the column `sweep`.
+
+    A folder may be a URI that pyarrow reaches (`sweeps run --upload`): what is new there is copied into a cache first.
+
+    Raises:
+        StoreError: a folder that does not exist or holds no sweep, with the nearest that does.
+    """
+    paths = tuple(local_copy(str(p)) if is_uri(p) else Path(p) for p in (path, *more))
+    for folder in paths:
+        if (folder / JOURNAL).is_file() or (folder / "tables").is_dir():
+            continue
+        siblings = folder.parent.iterdir() if folder.parent.is_dir() else iter(())
+        known = [str(p) for p in siblings if (p / JOURNAL).is_file()]
+        what = "holds no sweep (neither journal.jsonl nor tables/)" if folder.is_dir() else "does not exist"
+        raise StoreError(f"results folder {folder} {what}; {nearest(str(folder), known)}")
+    return Store(paths)

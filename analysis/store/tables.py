@@ -1,0 +1,239 @@
+"""The results tables on disk: immutable Parquet parts, written to a temporary name and renamed; damaged ones are named.
+
+A results folder holds `journal.jsonl` (the truth) and `tables/NAME/part-UUID.parquet`. Nothing is ever rewritten: a row
+that supersedes another has the same key (`schemas.KEYS`) and is written later.
+
+`python -m analysis.store.tables` prints docs/tables.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.errors import DamagedPart, StoreError, nearest
+from analysis.store.schemas import DOCS, KEYS, SCHEMA_VERSION, SCHEMAS, doc, schema
+from analysis.store.views import VIEWS
+
+Row = dict[str, Any]
+
+__all__ = [
+    "DOCS",
+    "KEYS",
+    "SCHEMAS",
+    "SCHEMA_VERSION",
+    "DamagedPart",
+    "StoreError",
+    "cells_table",
+    "conform",
+    "latest",
+    "scan_parts",
+    "schema",
+    "schema_markdown",
+    "set_aside",
+    "to_table",
+    "write_part",
+]
+
+
+def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table of the named schema.
+
+    Missing keys become null. Values may be as JSON has them: ISO 8601 text for instants (UTC where no zone is given),
+    base64 text for bits; mappings and lists in a text column become JSON. A number that is not finite becomes null.
+
+    Raises:
+        StoreError: unknown table, unknown column (with the nearest known ones), or a value of the wrong type.
+    """
+    wanted = schema(name)
+    columns: dict[str, list[Any]] = {field.name: [] for field in wanted}
+    for row in rows:
+        unknown = [key for key in row if key not in columns]
+        if unknown:
+            raise StoreError(f"table {name!r} has no column {unknown[0]!r}; {nearest(unknown[0], columns)}")
+        for field in wanted:
+            columns[field.name].append(_value(name, field, row.get(field.name)))
+    return pa.table(columns, schema=wanted)
+
+
+def cells_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows of the plan as the `cells` table."""
+    return to_table("cells", rows)
+
+
+def _value(table: str, field: pa.Field, value: Any) -> Any:
+    kind = field.type
+    if value is None:
+        return None
+    try:
+        if pa.types.is_timestamp(kind):
+            instant = datetime.fromisoformat(value) if isinstance(value, str) else value
+            if isinstance(instant, int | float):
+                return datetime.fromtimestamp(instant, UTC)
+            return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+        if pa.types.is_binary(kind):
+            return base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
+        if pa.types.is_string(kind):
+            return json.dumps(value, sort_keys=True) if isinstance(value, dict | list | tuple) else str(value)
+        if pa.types.is_boolean(kind):
+            if not isinstance(value, bool):
+                raise TypeError("not a boolean")
+            return value
+        if pa.types.is_list(kind):
+            return [_value(table, field.with_type(kind.value_type), each) for each in value]
+        number = float(value)
+        if not math.isfinite(number):
+            return None
+        if pa.types.is_integer(kind):
+            if number != int(number):
+                raise TypeError("not a whole number")
+            return int(value)
+        return number
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"table {table!r}, column {field.name!r}: {value!r} does not fit type {kind} ({error}); {doc(field)}"
+        ) from error
+
+
+def conform(table: pa.Table, name: str, source: str) -> pa.Table:
+    """A table read from disk in today's schema: columns it lacks are null, columns no longer known are dropped.
+
+    Raises:
+        StoreError: written by a newer version of this package.
+    """
+    wanted = schema(name)
+    written = int((table.schema.metadata or {}).get(b"schema_version", b"1"))
+    if written > SCHEMA_VERSION:
+        raise StoreError(
+            f"{source}: schema version {written} is newer than this package's {SCHEMA_VERSION}; upgrade the package"
+        )
+    arrays = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in wanted
+    ]
+    return pa.table(arrays, schema=wanted)
+
+
+def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables one after another, of the rows with one key only the last, in order of first appearance."""
+    whole = pa.concat_tables([schema(name).empty_table(), *tables])
+    keys = zip(*(whole.column(key).to_pylist() for key in KEYS[name]), strict=True)
+    rows = {key: index for index, key in enumerate(keys)}
+    return whole if len(rows) == whole.num_rows else whole.take(pa.array(rows.values(), pa.int64()))
+
+
+def write_part(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Seal rows into one immutable part of a results folder; it is whole on disk under its name, or not there.
+
+    Args:
+        folder: the results folder.
+        name: the table.
+        rows: at least one row, by column name; see `to_table`.
+
+    Raises:
+        StoreError: rows that do not fit, or none.
+    """
+    table = to_table(name, rows)
+    if table.num_rows == 0:
+        raise StoreError(f"a part of table {name!r} needs at least one row")
+    place = Path(folder) / "tables" / name
+    place.mkdir(parents=True, exist_ok=True)
+    # the leading time keeps the parts in the order they were written: a later part's rows win
+    path = place / f"part-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    directory = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # else the rename may be lost with the power
+    finally:
+        os.close(directory)
+    return path
+
+
+def part_paths(folder: Path, name: str) -> list[Path]:
+    """The parts of a table in the order they were written."""
+    schema(name)
+    return sorted((Path(folder) / "tables" / name).glob("part-*.parquet"))
+
+
+def scan_parts(folder: Path, name: str) -> tuple[pa.Table, list[DamagedPart]]:
+    """All rows of a table's parts, one per key, and the parts that cannot be read (truncated, or a checksum is off).
+
+    Raises:
+        StoreError: unknown table, or a part of a newer version.
+    """
+    tables, damaged = [], []
+    for path in part_paths(folder, name):
+        try:
+            with path.open("rb") as file:
+                table = pq.read_table(pa.BufferReader(file.read()), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            damaged.append(DamagedPart(path, name, reason))
+            continue
+        tables.append(conform(table, name, str(path)))
+    return latest(name, tables), damaged
+
+
+def set_aside(part: DamagedPart) -> Path:
+    """Rename a damaged part to `*.damaged`, so that it is kept but no longer read; returns the new path."""
+    aside = part.path.with_suffix(".parquet.damaged")
+    part.path.rename(aside)
+    return aside
+
+
+def schema_markdown() -> str:
+    """The page docs/tables.md: every table, column and view."""
+    lines = [
+        "# The results tables",
+        "",
+        "A results folder holds `journal.jsonl`, the append-only truth, and `tables/NAME/part-*.parquet`, the same "
+        "rows in immutable Parquet parts that anything reads. `open_store(folder).table(name)` gives one table whole, "
+        'rows not yet sealed into a part included; `sweeps query FOLDER "SELECT ..."` runs read-only SQL (DuckDB).',
+        "",
+        f"Schema version {SCHEMA_VERSION}; it stands in the metadata of every part, and older parts stay readable. "
+        'Scores are fractions in [0, 1], times seconds, sizes bytes, instants UTC. Null means "does not apply" or '
+        '"not known".',
+    ]
+    for name, table in SCHEMAS.items():
+        lines += ["", f"## `{name}`", "", f"{DOCS[name]} Key: {', '.join(f'`{k}`' for k in KEYS[name])}.", ""]
+        lines += ["| column | type | meaning |", "|---|---|---|"]
+        lines += [f"| `{f.name}` | {_type_name(f.type)} | {doc(f)} |" for f in table]
+    lines += [
+        "",
+        "## Views",
+        "",
+        "Views exist in SQL and in `store.table(name)`.",
+        "",
+        "| view | what it holds |",
+        "|---|---|",
+    ]
+    lines += [f"| `{view.name}` | {view.doc} |" for view in VIEWS.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _type_name(kind: pa.DataType) -> str:
+    names = {"string": "text", "int64": "integer", "double": "real", "bool": "boolean", "binary": "bytes"}
+    if pa.types.is_list(kind):
+        return f"list of {_type_name(kind.value_type)}s"
+    return names.get(str(kind), "timestamp, UTC" if pa.types.is_timestamp(kind) else str(kind))
+
+
+if __name__ == "__main__":
+    print(schema_markdown(), end="")

@@ -1,0 +1,227 @@
+"""The results table at the end of a run: as an Arrow table, and drawn on the terminal with rich."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from analysis.format import points
+from analysis.statistics import scaling
+from analysis.store.store import Store
+from analysis.styles import place_text, style
+from analysis.words import conclusions
+
+Row = dict[str, Any]
+
+RESULTS = pa.schema(
+    [
+        ("sweep", pa.string()),
+        ("dataset", pa.string()),
+        ("train_size", pa.string()),
+        ("method", pa.string()),
+        ("name", pa.string()),
+        ("reference", pa.string()),
+        ("budget", pa.int64()),
+        ("adapter_params", pa.int64()),
+        ("off_budget", pa.float64()),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
+        ("lr", pa.float64()),
+        ("edge", pa.string()),
+        ("under_tuned", pa.string()),  # why more tuning might help: the view `tuned`
+        ("mean", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("n", pa.int64()),
+        ("difference", pa.float64()),  # to LoRA at the same budget
+        ("difference_low", pa.float64()),
+        ("difference_high", pa.float64()),
+        ("p_holm", pa.float64()),
+        ("verdict", pa.string()),  # null where there is nothing to compare with
+        ("note", pa.string()),  # why a row has no score
+    ]
+)
+
+
+def conclusion(store: Store) -> str:
+    """The sweep's answer in one sentence, no stronger than its tests allow."""
+    return conclusions.conclude(scaling.comparisons(store))
+
+
+def results_table(store: Store) -> pa.Table:
+    """One row per cell of the plan: chosen rate, mean test score with interval, and the paired difference to LoRA.
+
+    Cells without a score have `n` 0 and a `note`: infeasible with the reason, not confirmed yet, or confirmed without a
+    score. Columns: `RESULTS`.
+    """
+    compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
+    scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
+    tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
+    unscored = _unscored(store)
+    tolerance = _tolerance(store)
+    rows = []
+    for cell in store.table("cells").to_pylist():
+        score, difference = scored.get(_key(cell)), compared.get(_key(cell))
+        row: Row = {name: cell.get(name) for name in RESULTS.names} | {"name": style(cell["method"]).name}
+        row |= {
+            "adapter_params": cell["count"],
+            "n": 0,
+            "note": None,
+        }
+        off = cell["residual_fraction"]
+        row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
+        row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
+        if score:
+            row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
+        elif not cell["feasible"]:
+            row["note"] = f"infeasible: {cell['reason']}"
+        else:
+            row["note"] = unscored.get((cell["sweep"], cell["cell_id"]), "not confirmed yet")
+        if difference:
+            row |= {"difference": difference["difference"], "difference_low": difference["low"]}
+            row |= {
+                "difference_high": difference["high"],
+                "p_holm": difference["p_holm"],
+                "verdict": difference["verdict"],
+            }
+        rows.append(row)
+    rows.sort(
+        key=lambda r: (
+            r["sweep"],
+            r["dataset"],
+            r["train_size"],
+            style(r["method"]).order,
+            r["method"],
+            r["budget"] or 0,
+        )
+    )
+    return pa.Table.from_pylist(rows, schema=RESULTS)
+
+
+def _unscored(store: Store) -> dict[tuple[str, str], str]:
+    """(sweep, cell) -> why its CONFIRM runs gave no score, of cells that have run some."""
+    query = """
+        select sweep, cell_id, count(*) filter (status = 'finished') as finished from last_attempts
+        where stage = 'CONFIRM' group by all having count(test_score) = 0
+    """
+    said = {True: "no score: it was not a number", False: "every confirming run failed"}
+    return {(r["sweep"], r["cell_id"]): said[r["finished"] > 0] for r in store.sql(query).to_pylist()}
+
+
+def _tolerance(store: Store) -> float | None:
+    """`budgets.tolerance` of the sweep; None where the folder does not say."""
+    spec = store.spec() or {}
+    budgets = spec.get("identity", spec).get("budgets")
+    return budgets.get("tolerance") if isinstance(budgets, dict) else None
+
+
+def _key(row: Row) -> tuple[str, str, str, str, str | None]:
+    return row["sweep"], row["dataset"], row["train_size"], row["method"], row["reference"]
+
+
+def print_results_table(store: Store, console: Console | None = None) -> None:
+    """Draw `results_table`: one block per data set and training size, infeasible cells listed beneath."""
+    console = console or Console()
+    rows = results_table(store).to_pylist()
+    if not rows:
+        console.print("no results yet: the store has no cells", highlight=False)
+        return
+    blocks = dict.fromkeys((r["sweep"], r["dataset"], r["train_size"]) for r in rows)
+    for sweep, dataset, size in blocks:
+        mine = [r for r in rows if (r["sweep"], r["dataset"], r["train_size"]) == (sweep, dataset, size)]
+        measured = scaling.score_name(store, dataset)
+        print_whole(_block(f"{sweep}: {measured} on {place_text(dataset, size)}", measured, mine), console)
+    left_out = [r for r in rows if r["note"] and r["note"].startswith("infeasible")]
+    for row in left_out:
+        where = place_text(row["dataset"], row["train_size"])
+        said = f"  left out: {row['name']} at {row['reference']} on {where}, {row['note']}"
+        console.print(said, highlight=False, markup=False)
+    console.print(
+        "  \N{PLUS-MINUS SIGN} and [ ]: 95 % t intervals over seeds, each for itself; differences in points, paired "
+        "by seed; verdicts are Holm-corrected over the whole table",
+        style="dim",
+        highlight=False,
+        markup=False,
+    )
+    if any(r["edge"] for r in rows):
+        console.print("  * the chosen rate is the end of its range: perhaps under-tuned", style="dim", highlight=False)
+    if any(r["off_budget"] for r in rows):
+        said = "  \N{DAGGER} off its budget by more than the tolerance: not a comparison at equal parameters"
+        console.print(said, style="dim", highlight=False, markup=False)
+    few = [f"{r['name']} {r['reference'] or ''}".strip() for r in rows if "few" in (r["under_tuned"] or "")]
+    if few:
+        said = f"  perhaps under-tuned, few of their learning rates having finished: {', '.join(few)}"
+        console.print(said, style="dim", highlight=False, markup=False)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table with no cell cut: a terminal that is too narrow wraps its lines, which loses nothing."""
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    if needed <= console.width:
+        console.print(table)
+        return
+    width, console.width = console.width, needed
+    try:
+        console.print(table)
+    finally:
+        console.width = width
+
+
+def _block(title: str, measured: str, rows: list[Row]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    table.add_column("method", no_wrap=True)
+    table.add_column("budget", no_wrap=True)
+    for name in ("parameters", "rate", f"{measured.removeprefix('test ')} %", "n", "vs LoRA [95 %]"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    previous = None
+    for row in rows:
+        if row["note"] and row["note"].startswith("infeasible"):
+            continue
+        look = style(row["method"])
+        shown = Text(look.name if row["method"] != previous else "", style=look.dark if look.order < 90 else "")
+        previous = row["method"]
+        table.add_row(
+            shown,
+            row["reference"] or "",
+            _whole(row["adapter_params"]) + "\N{DAGGER}" * bool(row["off_budget"]),
+            _rate(row),
+            _score(row),
+            str(row["n"]),
+            _difference(row),
+            _verdict(row),
+        )
+    return table
+
+
+def _whole(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _rate(row: Row) -> str:
+    return "" if row["lr"] is None else f"{row['lr']:.2g}{'*' if row['edge'] else ' '}"
+
+
+def _score(row: Row) -> str:
+    if row["mean"] is None:
+        return ""
+    half = "" if row["high"] is None else f" \N{PLUS-MINUS SIGN} {points(row['high'] - row['mean'], sign=False):>4}"
+    return f"{points(row['mean'], sign=False)}{half}"
+
+
+def _difference(row: Row) -> str:
+    if row["difference"] is None:
+        return ""
+    if row["difference_low"] is None:
+        return points(row["difference"])
+    return f"{points(row['difference'])} [{points(row['difference_low'])}, {points(row['difference_high'])}]"
+
+
+def _verdict(row: Row) -> Text:
+    if row["note"]:
+        return Text(row["note"], style="dim")
+    colour = {"higher": "bold green", "lower": "bold red"}.get(row["verdict"] or "", "dim")
+    return Text(row["verdict"] or "", style=colour)

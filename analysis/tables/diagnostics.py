@@ -1,0 +1,102 @@
+"""What `sweeps analyze` left in a results folder, for the report: figures, their sentences, tables of their numbers.
+
+Reads files only, so the report needs neither torch nor the weights. A figure is `diagnostics/STEM.svg` with `STEM.txt`;
+the numbers are the store's tables of the diagnostic's name. Sheets are of the settings that were computed last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from analysis.format import short, whole
+from analysis.store.store import Store
+from analysis.styles import style
+from analysis.tables.sheet import BUDGET, METHOD, Column, Row, Sheet, columns_of
+
+FOLDER = "diagnostics"
+WIDE = ("spectrum",)
+SHEETS = {"spectrum": ("spectrum", "approximation"), "cka": ("cka",), "landscape": ("landscape",)}
+"""Sheets under a figure, by its stem."""
+_CORNERS = ("lora", "randlora", "full")
+
+
+def diagnostic_sheets(store: Store) -> list[Sheet]:
+    """A table per diagnostic that the store has rows of."""
+    found = []
+    for name, (title, query, columns) in _SHEETS.items():
+        rows = store.sql(query).to_pylist() if store.table(name).num_rows else []
+        if rows and "method" in rows[0]:
+            rows.sort(key=lambda r: (style(r["method"]).order, r["method"], r["adapter_params"] or 0, r["dataset"]))
+        if rows:
+            found.append(Sheet(f"diagnostic_{name}", title, columns_of(rows, *columns), rows))
+    return found
+
+
+def _number(name: str, head: str | None = None) -> Column:
+    return Column(head or name.replace("_", " "), lambda r: short(r[name]), "number")
+
+
+def _method_of(key: str) -> Callable[[Row], str]:
+    return lambda r: style(_CORNERS[r[key]]).name
+
+
+_PLACE = "sweep, dataset, train_size"
+_SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
+    "spectrum": (
+        "Updates' spectra: means over target weights",
+        f"""
+        select {_PLACE}, method, reference, adapter_params, avg(stable_rank) as stable_rank,
+               avg(effective_rank) as effective_rank, avg(frobenius) as frobenius_norm, avg(overlap) as overlap
+        from spectrum group by all
+        """,  # noqa: S608  a name of ours
+        (METHOD, BUDGET, *map(_number, ("stable_rank", "effective_rank", "frobenius_norm", "overlap"))),
+    ),
+    "approximation": (
+        "Full fine-tuning's update approximated: relative error, mean over the weights looked at",
+        f"""
+        select {_PLACE}, form as method, 'lora-' || lora_rank as reference, sum(parameters) as adapter_params,
+               avg(error) as error, max(error) as largest, count(*) as weights
+        from approximation group by {_PLACE}, form, lora_rank
+        """,  # noqa: S608  a name of ours
+        (
+            METHOD,
+            BUDGET,
+            Column("parameters", lambda r: whole(int(r["adapter_params"])), "number"),
+            *map(_number, ("error", "largest", "weights")),
+        ),
+    ),
+    "cka": (
+        "CKA with full fine-tuning",
+        f"""
+        with newest as (
+          select * from cka qualify examples = first_value(examples) over (
+            partition by {_PLACE} order by computed_at desc)
+        )
+        select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_block,
+               avg(cka) as mean_over_blocks, arg_max(cka, depth) as last_block
+        from newest group by {_PLACE}, method, reference, adapter_params
+        """,  # noqa: S608  a name of ours
+        (METHOD, BUDGET, *map(_number, ("first_block", "mean_over_blocks", "last_block"))),
+    ),
+    "landscape": (
+        "Barriers on the straight path between two models",
+        f"""
+        with newest as (
+          select * from landscape where kind = 'edge'
+          qualify unit = first_value(unit) over (partition by {_PLACE}, a, b order by computed_at desc)
+        )
+        select {_PLACE}, split, a, b, max(barrier) as barrier, arg_min(loss, t) as loss_at_start,
+               arg_max(loss, t) as loss_at_end, max(examples) as examples
+        from newest group by {_PLACE}, split, a, b order by {_PLACE}, split, a, b
+        """,  # noqa: S608  a name of ours
+        (
+            Column("from", _method_of("a")),
+            Column("to", _method_of("b")),
+            Column("examples of", lambda r: {"train": "training", "val": "validation"}[r["split"]]),
+            *map(_number, ("barrier", "loss_at_start", "loss_at_end", "examples")),
+        ),
+    ),
+}
+
+DIAGNOSTIC_SHEETS = tuple(f"diagnostic_{name}" for name in _SHEETS)
+"""Names of the sheets there may be."""

@@ -1,0 +1,65 @@
+"""A table of the report as Markdown and LaTeX, for papers and README files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from analysis.errors import StoreError, nearest
+from analysis.tables.sheet import Sheet
+
+_TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+_TEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "\N{MINUS SIGN}": "$-$", "<": "$<$", ">": "$>$"}
+
+FOLDER = "report_tables"
+"""Where a results folder keeps them; `tables/` holds the Parquet parts."""
+
+
+def markdown(sheet: Sheet) -> str:
+    """A Markdown table."""
+    rule = ["---:" if c.kind == "number" else "---" for c in sheet.columns]
+    lines = [sheet.header, rule, *sheet.cells]
+    return "".join(f"| {' | '.join(_one_line(c).replace('|', chr(92) + '|') for c in line)} |\n" for line in lines)
+
+
+def latex(sheet: Sheet) -> str:
+    """A LaTeX tabular with booktabs rules, its title in a comment."""
+    spec = "".join("r" if c.kind == "number" else "l" for c in sheet.columns)
+    lines = [f"% {sheet.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    lines += [" & ".join(map(_tex, sheet.header)) + r" \\", r"\midrule"]
+    # a row that begins with a bracket would be read as an option of the line break before it
+    lines += [" & ".join(map(_tex, row)) + r" \\" for row in sheet.cells]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+FORMS: dict[str, tuple[str, Callable[[Sheet], str]]] = {"markdown": (".md", markdown), "latex": (".tex", latex)}
+"""Form -> (suffix, writer)."""
+
+
+def save(sheets: Iterable[Sheet], folder: Path) -> dict[str, Path]:
+    """Write every sheet in every form into a results folder's `report_tables/`; returns 'NAME.SUFFIX' -> path."""
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for sheet in sheets:
+        for suffix, form in FORMS.values():
+            path = place / f"{sheet.name}{suffix}"
+            path.write_text(form(sheet), encoding="utf-8")
+            paths[path.name] = path
+    return paths
+
+
+def form_of(name: str) -> Callable[[Sheet], str]:
+    """A form by name. Raises StoreError for an unknown one, with the known ones."""
+    if name not in FORMS:
+        raise StoreError(f"unknown form {name!r} of a table; {nearest(name, FORMS)}")
+    return FORMS[name][1]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _tex(text: str) -> str:
+    shown = "".join(_TEX.get(character, character) for character in _one_line(text))
+    return f"{{{shown}}}" if shown.startswith("[") else shown

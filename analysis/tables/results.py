@@ -1,0 +1,269 @@
+"""The report's tables of scores and comparisons, as `Sheet`s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.format import change, p_text, percent, points, ranged, score, short, whole
+from analysis.statistics.groups import groups, mean_ranks
+from analysis.statistics.inference import SIGN_FLIP
+from analysis.statistics.planning import DIFFERENCES, seeds_table
+from analysis.statistics.scaling import BASELINE, PLANTED, comparisons, curve
+from analysis.store.store import Store
+from analysis.styles import budget_order, size_key, size_text, style
+from analysis.tables.console import results_table
+from analysis.tables.sheet import BUDGET, METHOD, Column, Sheet, columns_of
+
+Row = dict[str, Any]
+
+LONG = 45
+"""A table of more rows is closed in the page until asked for."""
+
+
+def _seeds(r: Row) -> str:
+    """Seeds per data set; their mean where data sets have unequally many."""
+    return f"{r['n'] / (r.get('datasets') or 1):.3g}"
+
+
+SEEDS = Column("seeds", lambda r: str(r["n"]), "number")
+PAIRS = Column("seeds", _seeds, "number")
+PARAMETERS = Column("parameters", lambda r: whole(r["adapter_params"]), "number")
+ACCURACY = Column("test score, % [95 %]", score, "number")
+
+
+def results(store: Store) -> Sheet:
+    """Every feasible cell: setting, score, and the difference to LoRA at the same budget."""
+    rows = [r for r in results_table(store).to_pylist() if not (r["note"] or "").startswith("infeasible")]
+    rows.sort(key=lambda r: (r["sweep"], r["dataset"], size_key(r["train_size"])))
+    columns = columns_of(
+        rows,
+        METHOD,
+        BUDGET,
+        Column("parameters", lambda r: whole(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
+        Column("learning rate", lambda r: short(r["lr"]) + "*" * bool(r["edge"]), "number"),
+        ACCURACY,
+        SEEDS,
+        Column(
+            "vs LoRA, points [95 %]",
+            lambda r: change(r, "difference", "difference_low", "difference_high"),
+            "number",
+        ),
+        Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
+    )
+    note = (
+        "Intervals are 95 % t intervals over seeds, each for itself. Differences are paired by seed, over "
+        "those that both have. Verdicts are "
+        "Holm-corrected over the whole table of comparisons below: at most one such table in twenty has a false "
+        '"higher" or "lower", given the chosen learning rates. "Not distinguishable" does not mean equal: see the '
+        "power column. * the chosen rate is the end of its range."
+        + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
+        * any(r["off_budget"] for r in rows)
+    )
+    return Sheet(
+        "results", "Test score of every cell", columns, rows, note, faint=lambda r: bool(r["note"]), folded=_long(rows)
+    )
+
+
+def averages(store: Store) -> Sheet:
+    """Mean over data sets by method and budget, a column per training size: the form of the paper's Tables 11 to 14."""
+    rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
+    sizes = sorted({r["train_size"] for r in rows}, key=size_key)
+    lines: dict[tuple[str, str, str | None], Row] = {}
+    for r in rows:
+        line = lines.setdefault((r["sweep"], r["method"], r["reference"]), {**r, "by_size": {}})
+        line["by_size"][r["train_size"]] = r
+
+    def cell(size: str) -> Column:
+        return Column(
+            f"{size_text(size)}, % [95 %]",
+            lambda r: score(r["by_size"][size]) if size in r["by_size"] else "",
+            "number",
+        )
+
+    sets = Column("data sets", lambda r: str(r["n_datasets"]), "number")
+    found = list(lines.values())
+    sweeps = [Column("sweep", lambda r: r["sweep"])] if len({r["sweep"] for r in found}) > 1 else []
+    return Sheet(
+        "averages",
+        "Mean test score over data sets",
+        [*sweeps, METHOD, BUDGET, PARAMETERS, *map(cell, sizes), sets, SEEDS],
+        found,
+        "Every data set weighs the same; intervals are t intervals over seeds, each seed averaged over the data sets "
+        "first, so they speak of these data sets only. Methods and budgets confirmed on every data set.",
+        folded=_long(found),
+    )
+
+
+def compared(store: Store, baseline: str = BASELINE) -> Sheet:
+    """Each method against a baseline, LoRA at the same budget unless said otherwise."""
+    note = (
+        "Power: the chance that this comparison, at this table's corrected level, finds a true difference of "
+        f"{100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true difference that is "
+        "found, four times in five. With the choice of "
+        "rates: the same test, widened by what another draw of stage TUNE might have chosen; without re-runs that is "
+        "not known. Parameters, ratio: the method's over LoRA's. Effect: Hedges' g of the paired differences, their "
+        "mean in their own standard deviations, with its 95 % interval."
+    )
+    rows = comparisons(store, baseline).to_pylist()
+    note += _permuted(rows)
+    return Sheet(
+        "comparisons",
+        f"Each method against {style(baseline).name} at the same budget",
+        _difference_columns(rows, ratio=True),
+        rows,
+        note,
+        strong=lambda r: r["reference"] is None,
+        folded=_long(rows),
+    )
+
+
+def gaps(store: Store) -> Sheet:
+    """Each method with a budget against full fine-tuning."""
+    rows = comparisons(store, baseline="full").to_pylist()
+    return Sheet(
+        "full_fine_tuning",
+        "Each method against full fine-tuning",
+        _difference_columns(rows, ratio=False),
+        rows,
+        "A family of its own: corrected over this table.",
+        folded=_long(rows),
+    )
+
+
+def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
+    ratios = Column(
+        "parameters, ratio", lambda r: "" if r["params_ratio"] is None else f"{r['params_ratio']:.3f}", "number"
+    )
+    return columns_of(
+        rows,
+        METHOD,
+        Column("budget", lambda r: r["reference"] or "all budgets"),
+        *([ratios] if ratio else []),
+        Column("difference, points [95 %]", change, "number"),
+        PAIRS,
+        Column("p", lambda r: p_text(r["p"]), "number"),
+        Column("p, Holm", lambda r: p_text(r["p_holm"]), "number"),
+        Column("verdict", lambda r: r["verdict"], "verdict"),
+        Column(
+            "with the choice of rates",
+            lambda r: r["verdict_choice"] if r["choice_sd"] is not None else "not known",
+            "verdict",
+        ),
+        Column("effect [95 %]", _effect, "number"),
+        Column("power", lambda r: "" if r["power"] is None else f"{100 * r['power']:.0f} %", "number"),
+        Column("seeds for it", lambda r: whole(r["seeds_needed"]), "number"),
+        Column("detectable, points", lambda r: points(r["detectable"], sign=False), "number"),
+    )
+
+
+def _permuted(rows: Sequence[Row]) -> str:
+    """How a row that a permutation test decides is read."""
+    if all(r["test"] != SIGN_FLIP for r in rows):
+        return ""
+    return (
+        " Over many data sets: p by sign-flip permutation, each data set weighing the same; the effect's standard "
+        "deviation is pooled within data sets; power and what follows are those of the t test with as many degrees of "
+        "freedom, which by simulation is close, were the difference the same on every data set. The test takes it that "
+        "what a seed does on one data set says nothing of another"
+        + ("; here it does, so its p is too small." if any((r["p_seeds"] or 1.0) <= 0.05 for r in rows) else ".")
+    )
+
+
+def _effect(r: Row) -> str:
+    if r["effect"] is None:
+        return ""
+    return ranged(*(f"{r[k]:.1f}".replace("-", "\N{MINUS SIGN}") for k in ("effect", "effect_low", "effect_high")))
+
+
+def grouped(store: Store) -> Sheet:
+    """Groups of methods, at each budget, that the tests do not tell apart."""
+    rows = groups(store).to_pylist()
+    return Sheet(
+        "groups",
+        "Groups that are not distinguishable",
+        columns_of(
+            rows,
+            BUDGET,
+            METHOD,
+            Column("mean score, %", lambda r: percent(r["mean"]), "number"),
+            SEEDS,
+            Column("group", lambda r: r["group"] if r["tested"] else f"{r['group']} (untested)"),
+        ),
+        rows,
+        "At one budget, two methods that share a letter are not distinguishable; 'a' is the best group. Paired tests "
+        "over seeds, the choice of rates included where it is known, Holm-corrected over all pairs of this table: a "
+        "family of its own, stricter than the table against LoRA. Untested: no seed in common with another, or no "
+        "spread between seeds.",
+        folded=_long(rows),
+    )
+
+
+def ranks(store: Store) -> Sheet:
+    """Mean ranks over data sets."""
+    rows = [r | {"dataset": None} for r in mean_ranks(store).to_pylist()]
+    rows.sort(key=lambda r: (r["sweep"], size_key(r["train_size"]), budget_order(r["reference"]), r["mean_rank"]))
+    return Sheet(
+        "ranks",
+        "Mean ranks over data sets",
+        [
+            *(
+                [Column("size", lambda r: size_text(r["train_size"]))]
+                if len({r["train_size"] for r in rows}) > 1
+                else []
+            ),
+            BUDGET,
+            METHOD,
+            Column("mean rank", lambda r: f"{r['mean_rank']:.2f}", "number"),
+            Column("of methods", lambda r: str(r["methods"]), "number"),
+            Column("data sets", lambda r: str(r["datasets"]), "number"),
+            Column("p, Friedman", lambda r: p_text(r["p_friedman"]), "number"),
+            Column("critical difference", lambda r: short(r["critical_difference"]), "number"),
+        ],
+        rows,
+        "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
+        "all methods of a budget rank alike, uncorrected; it needs three of both. Two methods whose mean ranks are "
+        "further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the table) differ.",
+        folded=_long(rows),
+    )
+
+
+def seeds(store: Store, baseline: str = BASELINE, differences: Sequence[float] = DIFFERENCES) -> Sheet:
+    """Seeds that would see a difference, for each comparison with the baseline."""
+    lines: dict[tuple[Any, ...], Row] = {}
+    asked: list[float] = []
+    for r in seeds_table(store, baseline, differences).to_pylist():
+        key = tuple(r[k] for k in ("sweep", "model", "dataset", "train_size", "method", "reference"))
+        line = lines.setdefault(key, {**r, "by": {}})
+        line["by"][r["difference"]] = r
+        asked += [r["difference"]] * (r["difference"] not in asked)
+
+    def cell(difference: float) -> Column:
+        return Column(f"seeds for {100 * difference:g} points", lambda r: _needed(r["by"][difference]), "number")
+
+    rows = list(lines.values())
+    sd = Column("sd of paired differences, points", lambda r: points(r["sd"], sign=False), "number")
+    return Sheet(
+        "seeds",
+        f"Seeds needed to see a difference to {style(baseline).name}",
+        columns_of(
+            rows, METHOD, Column("budget", lambda r: r["reference"] or "all budgets"), PAIRS, sd, *map(cell, asked)
+        ),
+        rows,
+        "Least number of paired seeds (of each data set) that finds a true difference of that size four times in five, "
+        "at the level of the first step of Holm's correction over the table of comparisons; in brackets with the "
+        "doubt of the choice of rates, which more seeds do not lessen. \N{EM DASH}: not within 1,000 seeds.",
+        strong=lambda r: r["reference"] is None,
+        folded=True,
+    )
+
+
+def _needed(r: Row) -> str:
+    plain = whole(r["seeds_needed"]) or "\N{EM DASH}"
+    if r["choice_sd"] is None:
+        return plain
+    return f"{plain} [{whole(r['seeds_needed_choice']) or chr(0x2014)}]"
+
+
+def _long(rows: Sequence[Row]) -> bool:
+    return len(rows) > LONG

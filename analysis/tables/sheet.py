@@ -1,0 +1,92 @@
+"""A table as people read it: columns with headings and cell texts, the same in HTML, Markdown and LaTeX.
+
+The numbers come from a function that returns an Arrow table; a `Sheet` only says how its rows are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from analysis.styles import place_text, style
+
+Row = dict[str, Any]
+Kind = Literal["text", "number", "method", "verdict", "long", "code"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Attributes:
+        head: its heading.
+        text: a row's cell.
+        kind: 'number' is set right; 'method' has the method's colour beside it; 'verdict' is coloured by its words;
+            'long' may wrap; 'code' is set in a fixed width.
+    """
+
+    head: str
+    text: Callable[[Row], str]
+    kind: Kind = "text"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of the report.
+
+    Attributes:
+        name: of its files. title: what it is. columns, rows: what it shows. note: how to read it, under the table.
+        strong, faint: rows to set off.
+        folded: closed until asked for, in the page.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    note: str = ""
+    strong: Callable[[Row], bool] = lambda _: False
+    faint: Callable[[Row], bool] = lambda _: False
+    folded: bool = False
+
+    @property
+    def header(self) -> list[str]:
+        """The headings."""
+        return [c.head for c in self.columns]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Every row's texts."""
+        return [[c.text(row) for c in self.columns] for row in self.rows]
+
+    def shown(self) -> list[tuple[str, list[tuple[Column, str, str]]]]:
+        """For the page: per row its class, and per cell column, text and (for a method) the method's key."""
+        found = []
+        for row in self.rows:
+            look = "total" if self.strong(row) else "faint" if self.faint(row) else ""
+            found.append((look, [(c, c.text(row), str(row.get("method") or "")) for c in self.columns]))
+        return found
+
+
+def where(row: Mapping[str, Any]) -> str:
+    """A row's data set and training size in words; the mean over data sets where it names none."""
+    count = row.get("n_datasets")
+    several = f"mean of {count} data sets" if count and count > 1 else "all data sets"
+    return place_text(row["dataset"] or several, row["train_size"])
+
+
+def name(row: Mapping[str, Any]) -> str:
+    """A row's method in words."""
+    return style(row["method"]).name if row["method"] else ""
+
+
+PLACE = Column("data", where)
+METHOD = Column("method", name, "method")
+BUDGET = Column("budget", lambda r: r["reference"] or "")
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]], *columns: Column) -> list[Column]:
+    """The columns, led by the place where the rows are of more than one."""
+    several = len({(r.get("sweep"), r["dataset"], r["train_size"]) for r in rows}) > 1
+    return [PLACE, *columns] if several else list(columns)

@@ -1,0 +1,158 @@
+"""Sentences made from test results, never stronger than the corrected tests allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.format import points
+from analysis.statistics.scaling import BASELINE, FOCUS
+from analysis.styles import place_text, style
+
+Row = dict[str, Any]
+
+MATCHED = 0.05
+"""Counts further apart than this are pointed out in the sentence."""
+
+
+def interval_text(row: Row) -> str:
+    """'+1.3 points [0.2, 2.4]'; without the bracket where one seed gives no interval."""
+    text = f"{points(row['difference'])} points"
+    return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
+
+
+def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -> str:
+    """One sentence on `focus` against `baseline` at equal budgets, from `scaling.comparisons`.
+
+    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where `focus`
+    does not win.
+    """
+    a, b = style(focus).name, style(baseline).name
+    rows = [r for r in compared.to_pylist() if r["method"] == focus and r["baseline"] == baseline]
+    cells = [r for r in rows if r["reference"] is not None]
+    overall = [r for r in rows if r["reference"] is None]
+    if not cells:
+        return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
+    if all(r["verdict"] == "not testable" for r in [*cells, *overall]):
+        why = "only one seed" if max(r["n"] for r in cells) < 2 else "no spread between seeds"
+        return f"No conclusion about {a} and {b}: {why}, so no difference can be tested (observed {_range(cells)})."
+    higher, lower = ([r for r in cells if r["verdict"] == v] for v in ("higher", "lower"))
+    untested = sum(r["verdict"] == "not testable" for r in cells)
+    open_ = len(cells) - len(higher) - len(lower) - untested
+    total, what = len(cells), _places(cells)
+    if higher and not lower:
+        text = f"At equal trainable parameters {a} scores higher than {b} at {_count(higher, total, what)}"
+        text += f", and is not distinguishable from it at the other {open_}" if open_ else ""
+    elif higher:
+        text = f"There is no one answer here: at equal trainable parameters {a} scores higher than {b} at "
+        text += f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower)})"
+        text += f", and is not distinguishable at the other {open_}" if open_ else ""
+    elif lower:
+        text = f"{a} does not win here: at equal trainable parameters it scores lower than {b} at "
+        text += _count(lower, total, what)
+        text += f", and is not distinguishable at the other {open_}" if open_ else ""
+    else:
+        tested = total - untested
+        one = f"at the one {what[:-1]} {'tested' if untested else 'compared'}"
+        where = f"at any of the {tested} {what}" if tested > 1 else one
+        settled = any(r["verdict"] in ("higher", "lower") for r in overall)
+        start = "No single comparison decides" if settled else f"{a} does not win here"
+        text = (
+            f"{start}: at equal trainable parameters {a if settled else 'it'} is not distinguishable from {b} {where}"
+            if tested
+            else f"At equal trainable parameters no single comparison of {a} and {b} can be tested"
+        )
+        text += f" (differences {_range(cells)}{_power(cells)})"
+    if untested and untested < total:
+        text += f"; at {untested} nothing can be tested (one seed, or no spread between seeds)"
+    text += _overall(overall)
+    n = sorted({r["n"] for r in cells})
+    seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
+    unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
+    given = f"paired over {seeds} seed{'s' * (seeds != '1')}, Holm-corrected at 5 %, given the chosen learning rates"
+    return f"{text} ({given}{unequal}{_edges(cells, a, b)})."
+
+
+def conclude_gap(compared: pa.Table) -> str | None:
+    """One sentence on LoRA's and RandLoRA's distance from full fine-tuning at their largest budgets; None without it.
+
+    Args:
+        compared: `scaling.comparisons(store, baseline="full")`.
+    """
+    rows = [r for r in compared.to_pylist() if r["budget"] is not None]
+    places = {(r["sweep"], r["dataset"], r["train_size"]) for r in rows}
+    parts = []
+    for method in (BASELINE, FOCUS):
+        mine = [r for r in rows if r["method"] == method]
+        if not mine or len(places) != 1:
+            continue
+        top = max(mine, key=lambda r: r["budget"])
+        parts.append(f"{style(method).name} ({top['reference']}) {interval_text(top)}, {top['verdict']}")
+    if not parts:
+        return None
+    return f"Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
+
+
+def _count(rows: Sequence[Row], total: int, what: str) -> str:
+    if total == 1:
+        return f"the one {what[:-1]} compared ({_listed(rows)})"
+    if len(rows) == total:
+        return f"all {total} {what} ({_range(rows)})"
+    return f"{len(rows)} of {total} {what} ({_listed(rows)})"
+
+
+def _listed(rows: Sequence[Row], most: int = 3) -> str:
+    """The rows' budgets with their differences; many are only counted."""
+    if len(rows) > most:
+        return _range(rows)
+    several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
+    names = [
+        f"{r['reference']} on {place_text(r['dataset'], r['train_size'])}" if several else r["reference"] for r in rows
+    ]
+    return "; ".join(f"{name}: {interval_text(r)}" for name, r in zip(names, rows, strict=True))
+
+
+def _places(rows: Sequence[Row]) -> str:
+    return "budgets" if len({(r["dataset"], r["train_size"]) for r in rows}) == 1 else "budgets and data sets"
+
+
+def _range(rows: Sequence[Row]) -> str:
+    low, high = (points(end(r["difference"] for r in rows)) for end in (min, max))
+    return f"{low} points" if low == high else f"{low} to {high} points"
+
+
+def _power(rows: Sequence[Row]) -> str:
+    known = [r["power"] for r in rows if r["power"] is not None]
+    if not known:
+        return ""
+    low, high = (f"{100 * end(known):.0f}" for end in (min, max))
+    share = low if low == high else f"{low} to {high}"
+    return f"; a true 2-point difference would be found {share} % of the time"
+
+
+def _edges(rows: Sequence[Row], a: str, b: str) -> str:
+    """A warning where a rate was chosen at the end of its range: that method may be under-tuned."""
+    counts = [(name, sum(r["edge"] in (arm, "both") for r in rows)) for name, arm in ((a, "method"), (b, "baseline"))]
+    said = [f"{name} at {count} of {len(rows)}" for name, count in counts if count]
+    return f"; perhaps under-tuned, its rate being the end of the range: {', '.join(said)}" if said else ""
+
+
+def _overall(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    if len(rows) > 1:
+        counts = [(v, sum(r["verdict"] == v for r in rows)) for v in ("higher", "lower", "not distinguishable")]
+        said = ", ".join(f"{verdict} at {n}" for verdict, n in counts if n) or "not testable"
+        low, high = (points(end(r["difference"] for r in rows)) for end in (min, max))
+        return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({low} to {high} points)"
+    row = rows[0]
+    where = "budgets" if row["dataset"] is not None else f"budgets and {row['n_datasets']} data sets"
+    text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
+    if row["verdict"] == "not distinguishable" and row.get("detectable") is not None:
+        text += f", where {points(row['detectable'], sign=False)} points would be found four times in five"
+    if (row.get("p_seeds") or 1.0) <= 0.05:
+        text += "; but a seed moves all data sets alike here, so that test is too sure of itself"
+    return text

@@ -1,0 +1,281 @@
+"""One sentence per figure of the report, made from the numbers it shows, never stronger than what was tested.
+
+The main curve's sentence is `conclusions.conclude`. Where nothing was tested, the sentence says that it describes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from analysis.curves.budgets import AXES, crossing_sentence
+from analysis.format import points
+from analysis.statistics.scaling import BASELINE, FOCUS, UNTRAINED
+from analysis.store.views import RISING
+from analysis.styles import in_order, place_text, size_key, size_text, style
+
+Row = dict[str, Any]
+
+SURE = 0.95
+"""Share of the resamples from which a cell's place on a front is called settled."""
+_MOST = 4  # cells named in a sentence; more are counted
+
+
+def conclude_crossings(rows: Sequence[Row], axis: str, focus: str = FOCUS, baseline: str = BASELINE) -> str:
+    """Where the fitted curves of the question's two methods cross.
+
+    Args:
+        rows: of `budgets.crossing_table` or `size_fits.crossing_table`. axis: the cost in words.
+    """
+    a, b = style(focus).name, style(baseline).name
+    mine = [r for r in rows if r["method"] == focus and r["baseline"] == baseline]
+    if not mine:
+        return f"No conclusion on a crossing of {a} and {b}: they do not both have three points of different cost."
+    if len(mine) == 1:
+        return crossing_sentence(mine[0])
+    settled = sum(r["value"] is not None and r["low"] is not None and r["high"] is not None for r in mine)
+    seen = sum(r["value"] is not None for r in mine) - settled
+    none = [r for r in mine if r["value"] is None]
+    parts = []
+    if settled:
+        parts.append(f"cross in range in {settled} of {len(mine)} panels, the 95 % interval inside it")
+    if seen:
+        parts.append(f"may cross in {seen}, which is not settled")
+    if none:
+        above = sum("above throughout" in r["note"] for r in none)
+        below = sum("below throughout" in r["note"] for r in none)
+        sides = [f"{a} above throughout in {above}"] if above else []
+        sides += [f"below throughout in {below}"] if below else []
+        parts.append(f"show no lasting crossing in {len(none)}{' (' + ', '.join(sides) + ')' if sides else ''}")
+    return f"The isotonic fits of {a} and {b} against {axis} {'; '.join(parts)}: a description, not a test."
+
+
+def conclude_front(rows: Sequence[Row]) -> str:
+    """Which cells no other beats in score and cost, and how sure that is.
+
+    Args:
+        rows: of `pareto.front`.
+    """
+    on = [r for r in rows if r["on_front"]]
+    if not on:
+        return "No confirmed cell has this cost."
+    cost = AXES[on[0]["x"]].label.split(" (")[0]
+    if all(r["front_share"] is None or r["method"] == UNTRAINED for r in on):
+        counts = Counter(r["method"] for r in on)
+        said = ", ".join(f"{style(m).name} {counts[m]}" for m in in_order(set(counts)))
+        return (
+            f"On the front of score against {cost} (cells): {said}; with one seed there is no saying how sure that is."
+        )
+    single = [r for r in on if r["front_share"] is None]
+    sure = [r for r in on if r not in single and r["front_share"] >= SURE]
+    unsure = [r for r in on if r not in single and r["front_share"] < SURE]
+    text = (
+        f"On the front of score against {cost} in at least {100 * SURE:.0f} % of resamples: {_cells(sure) or 'no cell'}"
+    )
+    text += f"; on it, but not settled: {_cells(unsure, share=True)}" if unsure else ""
+    return text + (f"; on it with one seed, so there is no saying how sure: {_cells(single)}." if single else ".")
+
+
+def conclude_sizes(rows: Sequence[Row], focus: str = FOCUS, baseline: str = BASELINE) -> str:
+    """`focus` against `baseline` at equal parameters, by training size.
+
+    Args:
+        rows: of `scaling.comparisons`, of the sweep and data sets that the figure shows.
+    """
+    a, b = style(focus).name, style(baseline).name
+    mine = [r for r in rows if r["method"] == focus and r["baseline"] == baseline and r["reference"] and r["dataset"]]
+    if not mine:
+        return f"No conclusion about {a} and {b} by training size: nowhere are both confirmed with a common seed."
+    what = "budgets" if len({r["dataset"] for r in mine}) == 1 else "budgets and data sets"
+    parts = []
+    for size in sorted({r["train_size"] for r in mine}, key=size_key):
+        verdicts = Counter(r["verdict"] for r in mine if r["train_size"] == size)
+        words = [
+            f"{v} at {verdicts[v]}" for v in ("higher", "lower", "not distinguishable", "not testable") if verdicts[v]
+        ]
+        parts.append(f"{size_text(size)}: {', '.join(words)} of {verdicts.total()}")
+    return (
+        f"{a} against {b} at equal trainable parameters, {what} by training size: {'; '.join(parts)} "
+        "(Holm-corrected at 5 % over all comparisons, given the chosen learning rates)."
+    )
+
+
+def conclude_rates(rows: Sequence[Row]) -> str:
+    """Whether anything says that a cell of this place would have gained from more tuning.
+
+    Args:
+        rows: of the view `parity`, of one sweep, data set and training size.
+    """
+    tuned = [r for r in rows if r["allowance"]]
+    if not tuned:
+        return "No cell was tuned here."
+    poor = sorted((r for r in tuned if r["under_tuned"]), key=lambda r: style(r["method"]).order)
+    if not poor:
+        return (
+            f"In none of the {len(tuned)} tuned cells does anything say that more tuning would help; nothing is tested."
+        )
+    named = [f"{_cell(r)} ({r['under_tuned']})" for r in poor[:_MOST]]
+    more = f" and {len(poor) - _MOST} more" if len(poor) > _MOST else ""
+    rest = "; the others show no sign of it" if len(poor) < len(tuned) else ""
+    said = f"In {len(poor)} of {len(tuned)} tuned cells more tuning might have helped: {', '.join(named)}{more}"
+    return f"{said}{rest}; nothing is tested."
+
+
+def conclude_overlay(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
+    """How far the published curves lie from ours where their counts overlap; never a test.
+
+    Args:
+        ours, theirs: rows like `scaling.curve`'s, each of one place.
+    """
+    parts = []
+    for method in in_order({r["method"] for r in ours} & {r["method"] for r in theirs}):
+        mine, published = (_line(rows, method) for rows in (ours, theirs))
+        if not mine or not published:
+            continue
+        inside = {x: y for x, y in mine.items() if min(published) <= x <= max(published)}
+        if not inside:
+            continue
+        at = np.interp(np.log(list(inside)), np.log(list(published)), list(published.values()))
+        gaps = np.asarray(list(inside.values())) - at
+        low, high = points(float(gaps.min())), points(float(gaps.max()))
+        parts.append(f"{style(method).name} {low if low == high else f'{low} to {high}'} points")
+    same = {(r["model"], r["dataset"]) for r in ours} & {(r["model"], r["dataset"]) for r in theirs}
+    other = "" if same else "; model or data differ, so heights do not compare, shapes at most"
+    if not parts:
+        return f"The published counts and ours do not overlap, so no distance is given{other}; nothing is tested."
+    return f"Ours less the published score, where counts overlap: {'; '.join(parts)}{other}; nothing is tested."
+
+
+def conclude_groups(rows: Sequence[Row]) -> str:
+    """How often each method is in the first group, from rows of `groups.groups`."""
+    blocks: dict[tuple[Any, ...], list[Row]] = {}
+    for r in rows:
+        blocks.setdefault((r["sweep"], r["model"], r["dataset"], r["train_size"], r["reference"]), []).append(r)
+    if not blocks:
+        return "No budget has two confirmed methods, so there is nothing to group."
+    if all(r["tested"] == 0 for r in rows):
+        why = "With one seed" if all(r["n"] < 2 for r in rows) else "Without common seeds, or spread between them,"
+        return f"{why} no two methods can be told apart: every group is a single 'a' for want of a test."
+    alone = Counter(b[0]["method"] for b in blocks.values() if [r for r in b if "a" in r["group"]] == b[:1])
+    blind = sum(all(r["tested"] == 0 for r in b) for b in blocks.values())
+    shared = len(blocks) - alone.total() - blind
+    parts = [
+        f"{style(m).name} is above every other method at {_of_all(alone[m], blocks)}" for m in in_order(set(alone))
+    ]
+    if shared:
+        parts.append(f"the best methods are not distinguishable at {_of_all(shared, blocks)}")
+    if blind:
+        parts.append(f"nothing can be tested at {_of_all(blind, blocks)}")
+    places = len({k[:4] for k in blocks})
+    what = "budgets" if places == 1 else "budgets, data sets and sizes"
+    if len(blocks) == 1:
+        return f"At the one budget with two or more methods {_one(alone)} (Holm-corrected over all its pairs)."
+    return (
+        f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} (Holm-corrected over all pairs of the "
+        "table)."
+    )
+
+
+def conclude_ranks(rows: Sequence[Row]) -> str | None:
+    """Mean ranks in words, from rows of `groups.mean_ranks`; None without rows."""
+    if not rows:
+        return None
+    tests = {(r["sweep"], r["model"], r["train_size"], r["reference"]): r["p_friedman"] for r in rows}
+    known = [p for p in tests.values() if p is not None]
+    if not known:
+        return (
+            "Mean ranks over data sets are a description: with fewer than three methods or data sets, or with all "
+            "scores equal, they can't be tested (Friedman)."
+        )
+    found = sum(p * len(known) <= 0.05 for p in known)  # Bonferroni over the budgets
+    text = (
+        f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
+        "Bonferroni-corrected at 5 %)"
+    )
+    pairs = _apart(rows)
+    if not pairs:
+        return f"{text}; no two are further apart than Nemenyi's critical difference at that level."
+    named = [f"{style(a).name} before {style(b).name} at {n}" for (a, b), n in pairs.most_common(_MOST)]
+    more = f" and {len(pairs) - _MOST} more pairs" if len(pairs) > _MOST else ""
+    return f"{text}; further apart than Nemenyi's critical difference at that level: {', '.join(named)}{more}."
+
+
+def _apart(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
+    """(before, behind) -> number of budgets at which their mean ranks are a critical difference apart."""
+    found: Counter[tuple[str, str]] = Counter()
+    keys = ("sweep", "model", "train_size", "reference")
+    for key in dict.fromkeys(tuple(r[k] for k in keys) for r in rows):
+        mine = [r for r in rows if tuple(r[k] for k in keys) == key]
+        for a, b in permutations(mine, 2):
+            reach = a["critical_difference"]
+            if reach is not None and b["mean_rank"] - a["mean_rank"] > reach:
+                found[a["method"], b["method"]] += 1
+    return found
+
+
+def conclude_expected(rows: Sequence[Row], focus: str = FOCUS, baseline: str = BASELINE) -> str:
+    """Whether another allowance would have ordered the question's two methods otherwise, and whose curve still rises.
+
+    Args:
+        rows: of `tuning.best_of_n`, of one data set and training size.
+    """
+    a, b = style(focus).name, style(baseline).name
+    curves: dict[tuple[str, str | None], dict[int, float]] = {}
+    for r in rows:
+        curves.setdefault((r["method"], r["reference"]), {})[r["n"]] = r["expected"]
+    both = [r for m, r in curves if m == focus and (baseline, r) in curves]
+    parts = []
+    if both:
+        least = min(len(curves[m, r]) for m in (focus, baseline) for r in both)
+        ahead = [sum(curves[focus, r][n] > curves[baseline, r][n] for r in both) for n in (1, least)]
+        parts.append(
+            f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
+            f"{ahead[0]} of {len(both)} budgets; with {least}, at {ahead[1]}"
+        )
+    gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}
+    rising = Counter(m for (m, _), gain in gains.items() if gain > RISING)
+    named = ", ".join(f"{style(m).name} in {rising[m]}" for m in in_order(set(rising)))
+    parts.append(
+        f"the last rate still brought more than half a point in {rising.total()} of {len(gains)} cells"
+        f"{f' ({named})' if named else ''}"
+    )
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}: a description of stage TUNE, nothing is tested."
+
+
+def _one(alone: Counter[str]) -> str:
+    names = [f"{style(m).name} is above every other" for m in alone]
+    return names[0] if names else "the best are not distinguishable"
+
+
+def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:
+    return f"all {count}" if count == len(blocks) > 1 else str(count)
+
+
+def _cells(rows: Sequence[Row], share: bool = False) -> str:
+    if len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) > 1 or len(rows) > 2 * _MOST:
+        counts = Counter(r["method"] for r in rows)
+        return ", ".join(f"{style(m).name} ({counts[m]} cell{'s' * (counts[m] > 1)})" for m in in_order(set(counts)))
+    return ", ".join(_cell(r) + (f" ({100 * r['front_share']:.0f} %)" if share else "") for r in rows)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    return f"{style(row['method']).name}{' at ' + row['reference'] if row['reference'] else ''}"
+
+
+def _line(rows: Sequence[Row], method: str) -> dict[int, float]:
+    found = {
+        r["adapter_params"]: r["mean"]
+        for r in rows
+        if r["method"] == method and r["kind"] == "curve" and r["adapter_params"] and r["mean"] is not None
+    }
+    return dict(sorted(found.items()))
+
+
+def place_caption(row: Mapping[str, Any]) -> str:
+    """A figure's place in words."""
+    return place_text(row["dataset"] or "the mean over data sets", row["train_size"])

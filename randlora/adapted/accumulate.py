@@ -1,0 +1,125 @@
+"""Gradient accumulation that makes W0 + delta once per optimiser step, and goes back through it once.
+
+    with accumulating(model, micro_batches=4):     # or adapted.accumulating(4)
+        for part in parts:
+            loss(model(part)).backward()           # no gradient in the adapters yet
+    optimiser.step()                               # there it is
+
+Inside, a layer for which it pays (by the costs of `arithmetic.plans`) multiplies by one W0 + delta, made at its first
+forward. The gradients of that weight are summed, and taken back to the trainables at the end of the block.
+The numbers are those of plain accumulation up to rounding; the price is the memory of two more copies of the adapted
+weights. RandLoRA's part of a step with k micro-batches of N rows falls to k N D d + 2 D q d multiply-adds.
+
+What is held is made again as soon as a trainable or the base weight has changed, by torch's version counters; changing
+one while gradients wait is an error. Layers that drop their input, base weights in bf16 or fp16, and code inside
+`torch.compile` go the ordinary way. Not for DDP and FSDP2, whose hooks expect every backward to reach the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from randlora.adapter import Adapter
+from randlora.errors import AdapterError
+
+
+class HeldWeight:
+    """One adapter's W0 + delta for the length of an optimiser step."""
+
+    def __init__(self, adapter: Adapter, micro_batches: int) -> None:
+        self._adapter = adapter
+        self._micro_batches = micro_batches
+        self._versions: tuple[int, ...] = ()
+        self._base: Tensor | None = None
+        self._leaf: Tensor | None = None
+        self._pays: bool | None = None
+
+    def matrix(self, base: Tensor) -> Tensor | None:
+        """W0 + delta (out x in), whose gradient is kept back; None where the ordinary way must be taken."""
+        if torch.compiler.is_compiling() or base.requires_grad or base.dtype in (torch.bfloat16, torch.float16):
+            return None
+        versions = self._versions_with(base)
+        if self._leaf is None or versions != self._versions:
+            self._check_nothing_waits()
+            with torch.no_grad():  # and so nothing that gradient checkpointing would have to save again
+                made = self._adapter.weight(base)
+            self._base, self._versions = base, versions
+            self._leaf = made.requires_grad_(any(p.requires_grad for p in self._adapter.parameters()))
+        return self._leaf
+
+    def _versions_with(self, base: Tensor) -> tuple[int, ...]:
+        return (base._version, *(p._version for p in self._adapter.parameters()))
+
+    def _check_nothing_waits(self) -> None:
+        if self._leaf is not None and self._leaf.grad is not None:
+            raise AdapterError(
+                "a trainable or a base weight changed while accumulated gradients wait: end the accumulating() "
+                "block before optimiser.step()"
+            )
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
+        """F.linear(x, W0 + delta, bias); None where the ordinary way must be taken or is cheaper."""
+        if self._adapter.dropping:
+            return None
+        if self._pays is None:
+            self._pays = self._adapter.pays_to_accumulate(x.numel() // x.shape[-1], self._micro_batches)
+        weight = self.matrix(base) if self._pays else None
+        return None if weight is None else linear(x, weight, bias)
+
+    def project(self) -> None:
+        """Take the gradient summed so far back to the trainables."""
+        if self._base is None or self._leaf is None or self._leaf.grad is None:
+            return
+        if self._versions_with(self._base) != self._versions:
+            self._check_nothing_waits()
+        self._adapter.project(self._base, self._leaf.grad)
+        self._leaf.grad = None
+
+
+@contextmanager
+def accumulating(model: nn.Module, micro_batches: int) -> Iterator[None]:
+    """Sum the gradients of `micro_batches` backward passes at W0 + delta; at the end they are in the adapters' `.grad`.
+
+    Args:
+        model: a model with adapters of this package, of any method.
+        micro_batches: how many passes follow, by which a layer decides whether holding its weight pays. One means none.
+
+    Raises:
+        AdapterError: nested blocks, parameters sharded by FSDP2, or a parameter changed while gradients wait.
+            After an error of any kind the gradients that waited are dropped.
+    """
+    if micro_batches < 1:
+        raise AdapterError(f"micro_batches must be at least 1 but got {micro_batches!r}")
+    # an adapter that only passes on to others (a pack) has no parameters to hold for
+    adapters = [m for m in model.modules() if isinstance(m, Adapter) and any(True for _ in m.parameters())]
+    if micro_batches == 1:
+        yield
+        return
+    for adapter in adapters:
+        if adapter.held is not None:
+            raise AdapterError("accumulating() inside accumulating(): one block per optimiser step")
+        if any(_is_sharded(p) for p in adapter.parameters()):
+            raise AdapterError("accumulating() does not work on parameters sharded by FSDP2; accumulate without it")
+    for adapter in adapters:
+        adapter.held = HeldWeight(adapter, micro_batches)
+    try:
+        yield
+        for adapter in adapters:
+            if adapter.held is not None:
+                adapter.held.project()
+    finally:
+        for adapter in adapters:
+            adapter.held = None
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(parameter, DTensor)

@@ -1,0 +1,287 @@
+"""A model with its adapters: count, merge, disable, detach, save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapted.accumulate import accumulating
+from randlora.adapter import Adapter, AdapterConfig, Request, Shape
+from randlora.arithmetic.bases import Bases
+from randlora.errors import AdapterError, CheckpointError
+from randlora.methods.method import Method
+from randlora.methods.scheduled.hooks import Hooks
+from randlora.model.sites import Site, is_adapted, shared_names
+from randlora.seeds import derive_seed
+
+
+def check_can_merge(model: nn.Module, sites: Mapping[str, Site]) -> None:
+    """Refuse to merge into a tensor that another module uses as well, or into one of a few bits."""
+    for name, site in sites.items():
+        if site.quantised:
+            raise AdapterError(
+                f"cannot merge {name}: its weight is quantised, and rounding W0 + delta would lose the delta; keep the "
+                "adapter, export_deltas(), or merge into the model in full precision"
+            )
+        if len(names := shared_names(model, site.parameter)) > 1:
+            raise AdapterError(f"cannot merge {name}: its tensor is tied to {names}; untie it, or keep the adapter")
+
+
+class Adapted:
+    """A model with its adapters, as `attach` returns it.
+
+    `capacities` has every target's capacity; `adapters` is keyed by weight name. Tensors are called
+    "<weight name>.<tensor>", as in "mlp.c_fc.weight.lambdas".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        request: Request,
+        sites: Mapping[str, Site],
+        adapters: Mapping[str, Adapter],
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.config: AdapterConfig = request.config
+        self.capacities = dict(request.capacities)
+        self.sites = dict(sites)
+        self.adapters = dict(adapters)
+        self.init_seed, self.basis_seed = request.init_seed, request.basis_seed
+        self.shapes: dict[str, Shape] = {name: site.shape for name, site in sites.items()}
+        self._requires_grad: list[tuple[nn.Parameter, bool]] = []
+        self._before_merge: dict[str, Tensor] | None = None
+        self._attached = self._detached = False
+
+    # -- trainables ---------------------------------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every trainable tensor, in the order of the targets."""
+        for name, adapter in self.adapters.items():
+            for key, parameter in adapter.named_parameters():
+                yield f"{name}.{key}", parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trainable tensors, for an optimiser."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def count(self) -> int:
+        """Trainable parameters, summed over the tensors that exist; under a rank schedule, those that remain."""
+        return sum(adapter.count() for adapter in self.adapters.values())
+
+    @property
+    def hooks(self) -> Hooks:
+        """`on_step` and `regulariser`, which a training loop calls for methods with a schedule."""
+        return Hooks(self.adapters.values())
+
+    def derived(self) -> dict[str, Tensor]:
+        """Frozen tensors made from the base weights; a checkpoint keeps them, since no seed gives them back."""
+        return {f"{n}.{key}": t for n, a in self.adapters.items() for key, t in a.derived_tensors().items()}
+
+    def bases(self) -> Bases | None:
+        """The frozen matrices that the adapters share; None for a method without."""
+        for adapter in self.adapters.values():
+            for module in adapter.modules():
+                if isinstance(module, Bases):
+                    return module
+        return None
+
+    def stored_bytes(self) -> int:
+        """Bytes of frozen tensors that the adapters keep in memory (shared bases counted once)."""
+        seen = {id(b): b for adapter in self.adapters.values() for b in adapter.buffers()}
+        return sum(b.numel() * b.element_size() for b in seen.values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trainable tensors alone, detached but not copied."""
+        return {name: p.detach() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy values in; names and shapes must be exactly those of `state_dict()`."""
+        own = dict(self.named_parameters())
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or extra:
+            raise CheckpointError(f"adapter tensors differ from the model's: missing {missing[:5]}, extra {extra[:5]}")
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise CheckpointError(
+                    f"{name} has shape {tuple(state[name].shape)} in the state, {tuple(parameter.shape)} in the model"
+                )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def reseed_dropout(self, step: int) -> None:
+        """Restart dropout masks from (init_seed, weight, step): a resumed run then draws what it would have drawn."""
+        for name, adapter in self.adapters.items():
+            adapter.reseed_dropout(derive_seed("dropout", self.init_seed, name, step))
+
+    def accumulating(self, micro_batches: int) -> AbstractContextManager[None]:
+        """Gradient accumulation with one W0 + delta per optimiser step; see `adapted.accumulate`."""
+        return accumulating(self.model, micro_batches)
+
+    # -- deltas, merging, detaching -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def deltas(self) -> dict[str, Tensor]:
+        """Weight name -> delta (out x in), in the adapters' precision."""
+        before = self._before_merge or {}
+        return {name: self.adapters[name].delta(self._base(name, before)) for name in self.adapters}
+
+    def _base(self, name: str, before: Mapping[str, Tensor]) -> Tensor:
+        stored = before.get(name)
+        return self.sites[name].base.detach() if stored is None else stored
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapters are in the forward."""
+        return self._attached
+
+    def disable(self) -> nn.Module:
+        """Take the adapters out of the forward, without forgetting them; `enable()` puts them back."""
+        if self.merged:
+            raise AdapterError("cannot disable merged adapters: unmerge() first")
+        if self._attached:
+            self._remove()
+        return self.model
+
+    def enable(self) -> nn.Module:
+        """Put disabled adapters back, on the device and in the mode (train or eval) that the model is in now."""
+        if self._detached:
+            raise AdapterError("cannot enable: the adapters are detached from the model; attach again or load()")
+        if not self._attached and not self.merged:
+            if is_adapted(self.model):
+                raise AdapterError("cannot enable: other adapters are in the model; disable them first")
+            for name, site in self.sites.items():
+                self.adapters[name].to(site.parameter.device).train(site.owner.training)
+            self.install()
+        return self.model
+
+    @contextmanager
+    def disabled(self) -> Iterator[nn.Module]:
+        """`with adapted.disabled():` runs the base model."""
+        was = self._attached
+        self.disable()
+        try:
+            yield self.model
+        finally:
+            if was:
+                self.enable()
+
+    def install(self) -> None:
+        """Put every adapter at its site; `attach` calls it."""
+        for name, site in self.sites.items():
+            site.install(self.adapters[name])
+        self._attached = True
+
+    def _remove(self) -> None:
+        for site in reversed(list(self.sites.values())):
+            site.remove()
+        self._attached = False
+
+    @property
+    def merged(self) -> bool:
+        """Whether the deltas are written into the weights now."""
+        return self._before_merge is not None
+
+    def merge(self) -> nn.Module:
+        """Write W0 + delta into the model's weights and take the adapters out of the forward; returns the model.
+
+        The old weights are kept, so that `unmerge()` and `detach()` give them back bit for bit.
+        Tied weights are refused: the other user of the tensor would change as well.
+        """
+        if self.merged:
+            return self.model
+        self._check_attached("merge")
+        check_can_merge(self.model, self.sites)
+        with torch.no_grad():
+            new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
+            self._before_merge = {name: site.base.detach().clone() for name, site in self.sites.items()}
+            self._remove()
+            for name, site in self.sites.items():
+                site.base.copy_(new[name])
+        return self.model
+
+    def unmerge(self) -> nn.Module:
+        """Undo `merge()`: the weights of before, bit for bit, with the adapters in place."""
+        if self._before_merge is not None:
+            self._restore()
+            self.install()
+        return self.model
+
+    @contextmanager
+    def merging(self) -> Iterator[nn.Module]:
+        """`with adapted.merging():` evaluates with the deltas merged, once, and unmerges at the end."""
+        was = self.merged
+        self.merge()
+        try:
+            yield self.model
+        finally:
+            if not was:
+                self.unmerge()
+
+    def detach(self, keep_merged: bool = False) -> nn.Module:
+        """Take the adapters off and return the plain model, its weights and `requires_grad` flags as before `attach`.
+
+        `keep_merged=True` leaves W0 + delta in the weights instead. Detaching twice does nothing.
+        """
+        if keep_merged:
+            self.merge()
+            self._before_merge = None
+        elif self._before_merge is not None:
+            self._restore()
+        elif self._attached:
+            self._remove()
+        for parameter, flag in self._requires_grad:
+            parameter.requires_grad_(flag)
+        self._requires_grad = []
+        self._detached = True
+        return self.model
+
+    def _restore(self) -> None:
+        assert self._before_merge is not None
+        with torch.no_grad():
+            for name, old in self._before_merge.items():
+                self.sites[name].base.copy_(old)
+        self._before_merge = None
+
+    def _check_attached(self, verb: str) -> None:
+        if self._detached:
+            raise AdapterError(f"cannot {verb}: the adapters are detached from the model; attach again or load()")
+        if not self._attached:
+            raise AdapterError(f"cannot {verb}: the adapters are disabled; enable() them first")
+
+    def forget_flags(self) -> None:
+        """Leave `requires_grad` of the base weights alone at detach: whoever holds several adapters restores it."""
+        self._requires_grad = []
+
+    def freeze(self) -> None:
+        """Freeze the base model and remember its `requires_grad` flags for `detach()`; `attach` calls it."""
+        self._requires_grad = [(p, p.requires_grad) for p in self.model.parameters()]
+        for parameter, _ in self._requires_grad:
+            parameter.requires_grad_(False)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path, *, bases: bool = False) -> Path:
+        """Write `adapter.safetensors` (trainables) and `adapter.json`; see `randlora.files.checkpoint.save`."""
+        from randlora.files import checkpoint
+
+        return checkpoint.save(self, directory, bases=bases)
+
+    def export_peft(self, directory: str | Path) -> Path:
+        """Write PEFT's adapter format; see `randlora.files.peft_export.export_peft`."""
+        from randlora.files import peft_export
+
+        return peft_export.export_peft(self, directory)
+
+    def export_deltas(self, directory: str | Path) -> Path:
+        """Write every delta as a dense matrix; see `randlora.files.checkpoint.export_deltas`."""
+        from randlora.files import checkpoint
+
+        return checkpoint.export_deltas(self, directory)

@@ -1,0 +1,81 @@
+"""Attach adapters to weights chosen by name, and freeze the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from randlora.adapted.adapted import Adapted
+from randlora.adapter import AdapterConfig, Request
+from randlora.errors import ConfigError, TargetError, nearest
+from randlora.methods.registry import get_method
+from randlora.model.sites import Site
+from randlora.model.targets import select
+
+
+class _Weights(Mapping[str, Tensor]):
+    """The frozen weights, each read when it is asked for: a quantised one is whole for no longer than needed."""
+
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        self._sites = sites
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._sites[name].base.detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+
+def attach(
+    model: nn.Module,
+    config: AdapterConfig,
+    targets: Sequence[str],
+    *,
+    capacities: Mapping[str, int] | None = None,
+    init_seed: int = 0,
+    basis_seed: int = 0,
+) -> Adapted:
+    """Attach `config`'s method to the targets, in place, and freeze every other parameter.
+
+    The model computes what it computed. `capacities` overrides the configuration's capacity (r; NoLA's k) for named
+    weights, the names being those of `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed`
+    the frozen bases. Raises `TargetError` or `ConfigError` and leaves the model untouched.
+    """
+    method = get_method(config.method)
+    sites = select(model, targets)
+    sizes = dict.fromkeys(sites, config.capacity)
+    for name, value in (capacities or {}).items():
+        if name not in sites:
+            raise TargetError(f"capacities names {name!r}, which is not among the targets{nearest(name, sites)}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < method.min_capacity:
+            raise ConfigError(
+                f"{method.name}: {method.capacity_field} of {name} must be an integer of at least "
+                f"{method.min_capacity} but got {value!r}"
+            )
+        sizes[name] = value
+    packed = [name for name, site in sites.items() if not site.by_activation]
+    if packed and not method.mergeable:
+        raise ConfigError(
+            f"{method.title}'s update depends on the input and needs a called nn.Linear, but {packed[0]} is read as a "
+            "matrix; leave the weight out of targets, or take another method"
+        )
+    if packed and float(config.options().get("dropout", 0.0)) > 0.0:
+        raise ConfigError(
+            f"dropout on the adapter's input needs a called nn.Linear, but {packed[0]} is read as a matrix; "
+            "use dropout=0.0, or leave the weight out of targets"
+        )
+    if unread := [name for name, site in sites.items() if site.quantised and not site.by_activation]:
+        raise TargetError(f"{unread[0]} is quantised and read by the module around it: it cannot be adapted")
+    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed)
+    adapters = method.build(request)
+    for name, adapter in adapters.items():
+        adapter.train(sites[name].owner.training)
+    adapted = Adapted(model, method, request, sites, adapters)
+    adapted.freeze()
+    adapted.install()
+    adapted.reseed_dropout(0)
+    return adapted

@@ -1,0 +1,110 @@
+"""Attach an adapter that was saved: as `save` wrote it, or as Hugging Face PEFT did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapted.adapted import Adapted
+from randlora.adapted.attach import attach
+from randlora.arithmetic.bases import GENERATOR_VERSION
+from randlora.errors import AdapterError, CheckpointError
+from randlora.files.checkpoint import BASES, DERIVED, TENSORS, digest_of, read_meta, read_tensors
+from randlora.files.peft_import import read_peft
+from randlora.files.stored import use_stored_bases
+from randlora.methods.registry import get_method
+
+
+def load(model: nn.Module, directory: str | Path) -> Adapted:
+    """Attach a saved adapter to `model`, in place.
+
+    Raises `CheckpointError` where a weight is missing or has another shape, or where the bases drawn from the seed are
+    not the bases the adapter was trained with. The model is then left as it was.
+    """
+    folder = Path(directory)
+    meta = read_meta(folder)
+    basis = meta["basis"]
+    if basis is not None and basis["generator_version"] != GENERATOR_VERSION:
+        raise CheckpointError(
+            f"the bases are of generator version {basis['generator_version']}, this package has {GENERATOR_VERSION}; "
+            "load with the version that saved it"
+        )
+    method = get_method(meta["method"])
+    config = method.config.from_options(meta["capacity"], meta["options"])
+    seed = 0 if basis is None else basis["seed"]
+    try:
+        adapted = attach(
+            model,
+            config,
+            list(meta["shapes"]),
+            capacities=meta["capacities"],
+            init_seed=meta["init_seed"],
+            basis_seed=seed,
+        )
+    except AdapterError as error:
+        raise CheckpointError(f"the adapter in {folder} does not fit this model: {error}") from error
+    try:
+        _fill(adapted, meta, folder)
+    except CheckpointError:
+        adapted.detach()
+        raise
+    return adapted
+
+
+def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
+    for name, shape in meta["shapes"].items():
+        if list(adapted.shapes[name]) != shape:
+            raise CheckpointError(f"{name} is {tuple(shape)} in the adapter but {adapted.shapes[name]} in the model")
+    frozen = adapted.bases()
+    if frozen is not None and meta["basis"].get("stored", False):
+        frozen = use_stored_bases(adapted, read_tensors(folder / BASES))
+        if frozen.digest() != meta["basis"]["digest"]:
+            raise CheckpointError(f"{folder / BASES} is not what the adapter was trained with: its digest differs")
+    elif frozen is not None:
+        digest, wanted = frozen.digest(), meta["basis"]["digest"]
+        if digest != wanted:
+            raise CheckpointError(
+                f"the bases drawn from seed {meta['basis']['seed']} have digest {digest[:16]}..., the adapter was "
+                f"trained with {wanted[:16]}...; the file was changed or belongs to another generator"
+            )
+    if own := adapted.derived():
+        _fill_derived(own, meta.get("derived"), folder / DERIVED)
+    adapted.load_state_dict(read_tensors(folder / TENSORS))
+
+
+def _fill_derived(own: Mapping[str, Tensor], wanted: object, path: Path) -> None:
+    saved = read_tensors(path)
+    digest = digest_of(saved)
+    if digest != wanted:
+        raise CheckpointError(f"{path} has digest {digest[:16]}..., the adapter was saved with {str(wanted)[:16]}...")
+    if saved.keys() != own.keys() or any(saved[n].shape != t.shape for n, t in own.items()):
+        raise CheckpointError(f"{path} does not hold the tensors that this adapter derives from its weights")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def load_peft(model: nn.Module, directory: str | Path) -> Adapted:
+    """Attach the adapter in PEFT's `directory` to `model`, in place, as one of this package.
+
+    `directory` holds `adapter_config.json` and `adapter_model.safetensors`. Raises `CheckpointError` for a type of
+    adapter, or an option of it, that this package lacks, and where names or shapes do not fit; the model is then left
+    as it was.
+    """
+    found = read_peft(model, Path(directory))
+    try:
+        adapted = attach(model, found.config, list(found.weights), capacities=found.capacities)
+    except AdapterError as error:
+        raise CheckpointError(f"the PEFT adapter in {directory} does not fit this model: {error}") from error
+    try:
+        if found.bases is not None:
+            use_stored_bases(adapted, found.bases)
+        adapted.load_state_dict(found.state)
+    except AdapterError:
+        adapted.detach()
+        raise
+    return adapted

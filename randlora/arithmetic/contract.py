@@ -1,0 +1,269 @@
+"""How a delta meets an input, exactly: low-rank products, and RandLoRA's in the cheapest order (`plans`)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from randlora.arithmetic import ternary
+from randlora.arithmetic.plans import Plan, choose_plan, keeping, steps
+
+
+def prefers_matrix(rows: int, shape: tuple[int, int], rank: int, passes: int = 3) -> bool:
+    """Whether a trained product (out x rank)(rank x in) is cheaper as one matrix than applied factor by factor.
+
+    Factors: 3 N r (out + in), or 2 where they get no gradient of their own (`passes`). Matrix: N out in more for the
+    weight's gradient, and 3 r out in to make it and go back.
+    """
+    out, width = shape
+    return rows * out * width + 3 * rank * out * width < passes * rows * rank * (out + width)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that `F.linear` would compute in: autocast's where it is on, else x's."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def low_rank_weight(base: Tensor, a_IR: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+    """base + scale * b a^T, in one product; the result keeps base's dtype."""
+    if base.dtype == a_IR.dtype:
+        return torch.addmm(base, b_OR, a_IR.t(), alpha=scale)
+    return (base + (b_OR * scale) @ a_IR.t()).to(base.dtype)
+
+
+def low_rank_linear(
+    inputs: tuple[Tensor, Tensor], base: Tensor, bias: Tensor | None, factors: tuple[Tensor, Tensor], scale: float
+) -> Tensor:
+    """F.linear(x, base, bias) + scale * (dropped a) b^T.
+
+    `inputs` is (x, dropped), both (..., in), one tensor without dropout; `factors` is (a, b), (in x r) and (out x r).
+    """
+    x, x_drop = inputs
+    a_IR, b_OR = factors
+    dtype = compute_dtype(x)
+    lead = x.shape[:-1]
+    rows = x.reshape(-1, x.shape[-1])
+    dropped = rows if x_drop is x else x_drop.reshape(-1, x.shape[-1])
+    y = linear(rows, base, bias)
+    h = dropped.to(dtype) @ a_IR.to(dtype)
+    y = y.addmm_(h, b_OR.to(dtype).t(), alpha=scale)
+    return y.view(*lead, y.shape[-1])
+
+
+def low_rank_beside(x: Tensor, y: Tensor, factors: tuple[Tensor, Tensor], scale: float) -> Tensor:
+    """y + scale * (x a) b^T for x (..., in), y (..., out), in the dtype of y; `factors` as in `low_rank_linear`."""
+    a_IR, b_OR = factors
+    h = x.reshape(-1, x.shape[-1]).to(y.dtype) @ a_IR.to(y.dtype)
+    rows = y.reshape(-1, y.shape[-1])
+    return torch.addmm(rows, h, b_OR.to(y.dtype).t(), alpha=scale).view(y.shape)
+
+
+class Spread(NamedTuple):
+    """The frozen part of one weight's delta: B M if `tall` (out >= in), else (B M)^T. `a` is (r x m), `b` (D x n r).
+
+    `found` is b as lists where it is ternary and the compiled part is there.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    tall: bool
+    found: ternary.Lists | None = None
+
+
+def spread(lambda_RJ: Tensor, gamma_JM: Tensor, a_RM: Tensor, scale: float) -> Tensor:
+    """M (r n x m): row k n + j is scale * lambda[k, j] * A[k] * gamma[j]."""
+    product = (lambda_RJ * scale).unsqueeze(2) * a_RM.unsqueeze(1)
+    return product.mul_(gamma_JM).flatten(0, 1)
+
+
+def _spread_grads(
+    grad_QM: Tensor, lambda_RJ: Tensor, gamma_JM: Tensor, a_RM: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of lambda and gamma from M's: dl[k,j] = s sum_i U A G, dg[j,i] = s sum_k U A L. Overwrites grad_QM."""
+    r, n = lambda_RJ.shape
+    u = grad_QM.view(r, n, -1).mul_(a_RM.unsqueeze(1))
+    d_lambda = (u * gamma_JM).sum(2).mul_(scale)
+    d_gamma = u.mul_((lambda_RJ * scale).unsqueeze(2)).sum(0)
+    return d_lambda, d_gamma
+
+
+def _merge(base: Tensor | None, m_QM: Tensor, part: Spread) -> Tensor:
+    """base + delta (out x in); in base's precision where the bases are in a lower one."""
+    b = part.b
+    if part.found is not None and (base is None or base.dtype == torch.float32):
+        return ternary.merge(base, m_QM, part.found, part.tall)
+    left, right = (b, m_QM.to(b.dtype)) if part.tall else (m_QM.to(b.dtype).t(), b.t())
+    if base is None:
+        return left @ right
+    if base.dtype == b.dtype:
+        return torch.addmm(base, left, right)
+    return base + left @ right
+
+
+def _times_b(x_ND: Tensor, part: Spread, gathers: bool) -> Tensor:
+    """(x B)^T (q x N); a view of x B where the product is dense."""
+    if gathers:
+        assert part.found is not None
+        return ternary.times_b(x_ND, part.found)
+    return (x_ND @ part.b).t()
+
+
+class _SpreadLinear(torch.autograd.Function):
+    """linear(x, base + delta, bias) for x (N x in); base None leaves out the frozen product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        base: Tensor | None,
+        bias: Tensor | None,
+        lambda_RJ: Tensor,
+        gamma_JM: Tensor,
+        part: Spread,
+        plan: Plan,
+    ) -> Tensor:
+        dtype, tall = part.b.dtype, part.tall
+        todo = steps(plan, x.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1], tall)
+        m = spread(lambda_RJ, gamma_JM, part.a, part.scale)
+        weight = small_QN = None
+        trains = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        if not tall and (not todo.merged_forward or (todo.rows_for_m and trains)):
+            small_QN = _times_b(x, part, todo.gathers)
+        if todo.merged_forward:
+            weight = _merge(base, m, part).to(dtype)
+            y = linear(x, weight, bias)
+        else:
+            m = m.to(dtype)
+            left, right = (x @ m.t(), part.b.t()) if small_QN is None else (small_QN.t(), m)
+            y = left @ right if base is None else linear(x, base.to(dtype), bias).addmm_(left, right)
+        ctx.save_for_backward(
+            x if small_QN is None else small_QN,
+            None if todo.keeps_weight else base,
+            lambda_RJ,
+            gamma_JM,
+            weight if todo.keeps_weight else None,
+        )
+        ctx.part, ctx.todo = part, todo
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        kept, base, lambda_RJ, gamma_JM, weight = ctx.saved_tensors
+        part: Spread = ctx.part
+        b, tall, todo = part.b, part.tall, ctx.todo
+        need_x, _, need_bias, need_lambda, need_gamma = ctx.needs_input_grad[:5]
+        need_m = need_lambda or need_gamma
+        grad_y = grad_y.to(b.dtype)
+        grad_x = grad_m = grad_QN = None
+        m = spread(lambda_RJ, gamma_JM, part.a, part.scale) if need_x and weight is None else None
+        # tall: the small product is x M^T and its gradient dY B; wide: it is x B, kept, and its gradient is dY M^T
+        if tall and ((todo.rows_for_m and need_m) or (need_x and not todo.merged_grad_x)):
+            grad_QN = _times_b(grad_y, part, todo.gathers)
+        if need_m and todo.rows_for_m:
+            grad_m = kept @ grad_y if grad_QN is None else grad_QN @ kept
+        elif need_m:
+            grad_w = grad_y.t() @ kept
+            grad_m = b.t() @ (grad_w if tall else grad_w.t())
+        if need_x and todo.merged_grad_x:
+            grad_x = grad_y @ (weight if m is None else _merge(base, m, part).to(b.dtype))
+        elif m is not None:
+            m = m.to(b.dtype)
+            left, right = (grad_y @ m.t(), b.t()) if grad_QN is None else (grad_QN.t(), m)
+            grad_x = left @ right if base is None else (grad_y @ base.to(b.dtype)).addmm_(left, right)
+        d_lambda = d_gamma = None
+        if grad_m is not None:
+            grad_m = grad_m.to(lambda_RJ.dtype)
+            d_lambda, d_gamma = _spread_grads(grad_m, lambda_RJ, gamma_JM, part.a, part.scale)
+        d_bias = grad_y.sum(0) if need_bias else None
+        return grad_x, None, d_bias, d_lambda, d_gamma, None, None
+
+
+def _grads_of_weight(grad_w: Tensor, lambda_RJ: Tensor, gamma_JM: Tensor, part: Spread) -> tuple[Tensor, Tensor]:
+    """Gradients of lambda and gamma from that of base + delta (out x in)."""
+    b = part.b
+    g = grad_w.to(b.dtype)
+    side = g if part.tall else g.t()
+    grad_m = (b.t() @ side if part.found is None else ternary.times_b(side.t(), part.found)).to(lambda_RJ.dtype)
+    return _spread_grads(grad_m, lambda_RJ, gamma_JM, part.a, part.scale)
+
+
+@torch.no_grad()
+def spread_project(trained: tuple[nn.Parameter, nn.Parameter], part: Spread, grad_w: Tensor) -> None:
+    """Add to lambda's and gamma's `.grad` what the gradient of base + delta (out x in) means for them."""
+    for parameter, grad in zip(trained, _grads_of_weight(grad_w, *trained, part), strict=True):
+        if parameter.requires_grad:
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+
+
+class _SpreadWeight(torch.autograd.Function):
+    """base + delta (out x in), keeping lambda and gamma only; base None gives the delta."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor | None, lambda_RJ: Tensor, gamma_JM: Tensor, part: Spread) -> Tensor:
+        weight = _merge(base, spread(lambda_RJ, gamma_JM, part.a, part.scale), part)
+        ctx.save_for_backward(lambda_RJ, gamma_JM)
+        ctx.part = part
+        return weight if base is None else weight.to(base.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_w: Tensor) -> tuple[Tensor | None, ...]:
+        lambda_RJ, gamma_JM = ctx.saved_tensors
+        d_lambda = d_gamma = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            d_lambda, d_gamma = _grads_of_weight(grad_w, lambda_RJ, gamma_JM, ctx.part)
+        return grad_w if ctx.needs_input_grad[0] else None, d_lambda, d_gamma, None
+
+
+def apply_plain(function: type[torch.autograd.Function], device: torch.device, *arguments: Any) -> Tensor:
+    """`function.apply` with autocast off: these functions choose their dtypes themselves."""
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False):
+            return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+    return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+def spread_linear(
+    x: Tensor,
+    base: Tensor | None,
+    bias: Tensor | None,
+    trained: tuple[Tensor, Tensor],
+    part: Spread,
+    *,
+    plan: Plan | None = None,
+) -> Tensor:
+    """F.linear(x, base + delta, bias) for x (..., in), exactly, by the cheapest plan (or the one given).
+
+    `trained` is (lambda, gamma). `part.b` must be in the dtype of the computation (`compute_dtype(x)`). A low-precision
+    base is never merged, since rounding base + delta to it would lose a small delta.
+    """
+    dtype = part.b.dtype
+    rows = x.reshape(-1, x.shape[-1])
+    if plan is None:
+        if base is not None and base.dtype in (torch.bfloat16, torch.float16):
+            plan = "activation"
+        else:
+            training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)
+            density = None if part.found is None else part.found.density
+            sizes = (rows.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1])
+            plan = choose_plan(*sizes, training, density=density, keep=keeping())
+    if rows.dtype != dtype:
+        rows = rows.to(dtype)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.to(dtype)
+    y = apply_plain(_SpreadLinear, x.device, rows, base, bias, *trained, part, plan)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def spread_weight(base: Tensor | None, trained: tuple[Tensor, Tensor], part: Spread) -> Tensor:
+    """base + delta, or the delta alone, as one (out x in) matrix."""
+    return apply_plain(_SpreadWeight, trained[0].device, base, *trained, part)

@@ -1,0 +1,131 @@
+"""Adapters on disk: safetensors of the trained vectors, and a JSON file that says how the frozen bases are drawn.
+
+A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for, or if the bases were
+imported and no seed gives them. Loading draws the bases from the seed, or reads the imported ones, and refuses a
+generator version or a digest that differs: wrong bases would be a wrong model.
+What a method derives from the base weights (PiSSA's start, singular vectors) no seed gives back bit for bit: it is in
+`derived.safetensors`, with its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from randlora.arithmetic.bases import GENERATOR_VERSION
+from randlora.errors import CheckpointError
+from randlora.files.protocol import Adapted
+from randlora.files.stored import StoredBases
+
+FORMAT = 1
+TENSORS, BASES, META, DELTAS = "adapter.safetensors", "bases.safetensors", "adapter.json", "deltas.safetensors"
+DERIVED = "derived.safetensors"
+
+
+def write_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors under a temporary name, then rename: a killed process leaves the old file or none."""
+    part = path.with_name(path.name + ".part")
+    ready = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
+    save_file(ready, os.fspath(part), metadata=metadata)
+    part.replace(path)
+
+
+def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Path:
+    """Write the adapter to `directory` (made if missing) and return it. `bases=True` adds the frozen matrices.
+
+    Imported bases are always written, since no seed gives them.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    frozen = adapted.bases()
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "method": adapted.method.name,
+        "capacity": adapted.config.capacity,
+        "options": adapted.config.options(),
+        "capacities": adapted.capacities,
+        "shapes": {name: list(shape) for name, shape in adapted.shapes.items()},
+        "init_seed": adapted.init_seed,
+        "basis": None
+        if frozen is None
+        else {
+            "seed": adapted.basis_seed,
+            "stored": isinstance(frozen, StoredBases),
+            "generator_version": GENERATOR_VERSION,
+            "digest": frozen.digest(),
+            "draws": frozen.spec(),
+        },
+        "derived": digest_of(derived) if (derived := adapted.derived()) else None,
+    }
+    write_tensors(folder / TENSORS, adapted.state_dict())
+    if derived:
+        write_tensors(folder / DERIVED, derived)
+    if frozen is not None and (bases or isinstance(frozen, StoredBases)):
+        write_tensors(folder / BASES, dict(frozen.named_buffers()))
+    write_text(folder / META, json.dumps(meta, indent=1) + "\n")
+    return folder
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bits."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().to("cpu").contiguous()
+        total.update(f"{name}:{tuple(flat.shape)}:{flat.dtype}:".encode())
+        total.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors. Raises `CheckpointError` where the file is missing or damaged."""
+    try:
+        return load_file(os.fspath(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def read_meta(directory: str | Path) -> dict[str, Any]:
+    """The parsed `adapter.json`. Raises `CheckpointError` where it is missing, damaged or of another format."""
+    path = Path(directory) / META
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no saved adapter in {directory}: {META} is missing") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise CheckpointError(f"{path} has format {found!r}, this version reads {FORMAT}")
+    return meta
+
+
+def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
+    """Write `deltas.safetensors`: weight name -> dense delta (out x in). Every method and weight has this form."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / DELTAS, adapted.deltas(), {"format": "pt", "method": adapted.method.name})
+    return folder
+
+
+def export_merged(adapted: Adapted, path: str | Path) -> Path:
+    """Write the model's state dict with the deltas merged, as one safetensors file; the model stays as it was."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with adapted.merging() as model:
+        write_tensors(target, model.state_dict(), {"format": "pt"})
+    return target

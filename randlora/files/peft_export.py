@@ -1,0 +1,169 @@
+"""Export to Hugging Face PEFT's adapter directory, where that is lossless; `randlora.files.peft_import` reads such.
+
+LoRA and DoRA with any ranks, VeRA and RandLoRA with one, as themselves, on `nn.Linear` and `Conv1D`; LoRA also on the
+packed input projection of `nn.MultiheadAttention`. There PEFT adapts the output projection as well, which gets factors
+of zero; an adapter on it is not exported, since PEFT 0.21.2 adds its delta twice. VeRA and RandLoRA carry their shared
+bases once, in PEFT's global tensors; PEFT up to 0.21 warns about missing per-layer copies of RandLoRA's, and is right
+without them.
+
+As the LoRA that computes the same (`randlora.files.peft_lora`): PiSSA (of rank 2 r), LoRA-XS, AdaLoRA and AutoLoRA (the
+terms that are left), NoLA, RandLoRA-a, and VeRA with several ranks; LoRA and DoRA on parts of fused weights. A
+README.md in the directory says so. The other methods have no such form: dense deltas or merged weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from randlora.adapter import Adapter
+from randlora.errors import ExportError
+from randlora.files.checkpoint import write_tensors, write_text
+from randlora.files.peft_lora import INSTEAD, PREFIX, Tensors, attention, called, write_lora
+from randlora.files.protocol import Adapted
+from randlora.methods.random.randlora import RandLora, RandLoraConfig
+from randlora.methods.random.vera import Vera, VeraConfig
+
+
+def export_peft(adapted: Adapted, directory: str | Path) -> Path:
+    """Write `adapter_config.json`, `adapter_model.safetensors` and a `README.md` that says what they are.
+
+    Raises `ExportError`, which names the alternative, where PEFT has no exact form: weights that PEFT cannot reach,
+    RandLoRA with several ranks or on parts, and methods without a low-rank delta.
+    """
+    method = adapted.method
+    if not method.mergeable:
+        raise ExportError(f"PEFT has no {method.title}, and its update is no matrix; save() keeps the adapter itself")
+    native = method.name in ("lora", "dora")
+    write: _Write = write_lora
+    one_rank = len(set(adapted.capacities.values())) == 1
+    parted = [name for name, site in adapted.sites.items() if site.part is not None]
+    if method.name in _WRITERS and one_rank and not parted:
+        write, native = _WRITERS[method.name], True
+    elif method.name not in _AS_LORA:
+        raise ExportError(_why_not(adapted, parted))
+    for name, site in adapted.sites.items():
+        if not called(site) and (write is not write_lora or method.name == "dora" or attention(site) is None):
+            raise ExportError(
+                f"{name} is not the weight of a called nn.Linear or Conv1D, which PEFT's "
+                f"{method.title if native else 'LoRA'} needs; {INSTEAD}"
+            )
+    config, tensors = write(adapted)
+    modules = dict.fromkeys(site.module_name for site in adapted.sites.values())
+    config |= {
+        "target_modules": _target_modules(adapted.model, list(modules)),
+        "fan_in_fan_out": any(site.transposed for site in adapted.sites.values()),
+        "bias": "none",
+        "inference_mode": True,
+        "task_type": None,
+        "base_model_name_or_path": None,
+    }
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")
+    write_text(folder / "README.md", _card(adapted, native and not parted))
+    return folder
+
+
+def _why_not(adapted: Adapted, parted: list[str]) -> str:
+    title = adapted.method.title
+    if adapted.method.name not in _WRITERS:
+        return f"PEFT has no {title}, and its delta has no low-rank form; {INSTEAD}"
+    if parted:
+        return f"{parted[0]} is a part of a fused weight, which PEFT's {title} cannot adapt alone; {INSTEAD}"
+    ranks = sorted(set(adapted.capacities.values()))
+    return f"the layers have different ranks {ranks}, PEFT's {title} holds one; {INSTEAD}"
+
+
+def _target_modules(model: nn.Module, modules: list[str]) -> list[str] | str:
+    """The names, or one regular expression where PEFT, which compares endings, would take other modules too."""
+    chosen = set(modules)
+    caught = [n for n, _ in model.named_modules() if n not in chosen and any(n.endswith(f".{m}") for m in modules)]
+    return "|".join(m.replace(".", r"\.") for m in modules) if caught else modules
+
+
+def _card(adapted: Adapted, native: bool) -> str:
+    """A model card: what was exported, and in which form."""
+    title = adapted.method.title
+    what = (
+        f"A {title} adapter."
+        if native
+        else f"A {title} adapter, written as the LoRA that computes the same delta (to rounding): PEFT can run, merge "
+        f"and train it on as a LoRA, but not as {title}."
+    )
+    weights = "\n".join(f"- `{name}`: {shape[0]} x {shape[1]}" for name, shape in adapted.shapes.items())
+    return f"---\nlibrary_name: peft\n---\n\n{what}\n\nIt changes these weights (out x in):\n\n{weights}\n"
+
+
+def _rank(adapted: Adapted) -> int:
+    return next(iter(adapted.capacities.values()))
+
+
+def _layers(adapted: Adapted) -> list[tuple[str, Adapter]]:
+    return [(PREFIX + adapted.sites[name].module_name, adapter) for name, adapter in adapted.adapters.items()]
+
+
+def _vera(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
+    config = adapted.config
+    assert isinstance(config, VeraConfig)
+    tensors: Tensors = {}
+    for layer, adapter in _layers(adapted):
+        assert isinstance(adapter, Vera)
+        tensors[f"{layer}.vera_lambda_d"] = adapter.d
+        tensors[f"{layer}.vera_lambda_b"] = adapter.b
+    bases = adapted.bases()
+    assert bases is not None
+    tensors["base_model.vera_A"] = bases.get("A")
+    tensors["base_model.vera_B"] = bases.get("B")
+    values = {
+        "peft_type": "VERA",
+        "r": _rank(adapted),
+        "vera_dropout": config.dropout,
+        "d_initial": config.d_initial,
+        "projection_prng_key": adapted.basis_seed,
+        "save_projection": True,
+    }
+    return values, tensors
+
+
+def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
+    config = adapted.config
+    assert isinstance(config, RandLoraConfig)
+    tensors: Tensors = {}
+    for layer, adapter in _layers(adapted):
+        assert isinstance(adapter, RandLora)
+        tensors[f"{layer}.randlora_lambda"] = adapter.lambdas
+        tensors[f"{layer}.randlora_gamma"] = adapter.gammas
+    bases = adapted.bases()
+    assert bases is not None
+    rank = _rank(adapted)
+    # PEFT sizes its bases by the largest and the smallest side over all layers taken together
+    outs, ins = max(s[0] for s in adapted.shapes.values()), max(s[1] for s in adapted.shapes.values())
+    large, small = max(outs, ins), min(outs, ins)
+    n = -(-small // rank)
+    # imported bases may be larger than this
+    a, b = bases.get("A")[:rank, :small], bases.get("B")[:large, : n * rank]
+    a_all, b_all = a.new_zeros(rank, 1, small), b.new_zeros(large, n * rank)
+    a_all[:, 0, : a.shape[1]] = a
+    b_all[: b.shape[0], : b.shape[1]] = b
+    tensors["base_model.randlora_A"] = a_all
+    tensors["base_model.randlora_B"] = b_all.view(large, n, rank)
+    values = {
+        "peft_type": "RANDLORA",
+        "r": rank,
+        "randlora_alpha": config.scale * rank,
+        "randlora_dropout": config.dropout,
+        "projection_prng_key": adapted.basis_seed,
+        "save_projection": True,
+    }
+    return values, tensors
+
+
+_Write = Callable[[Adapted], tuple[dict[str, Any], Tensors]]
+_WRITERS: dict[str, _Write] = {"lora": write_lora, "dora": write_lora, "vera": _vera, "randlora": _randlora}
+_AS_LORA = ("lora", "dora", "vera", "pissa", "lora-xs", "adalora", "autolora", "nola", "randlora-a")

@@ -1,0 +1,219 @@
+"""Import from Hugging Face PEFT's adapter directory: LoRA, rank-stabilised LoRA, DoRA, VeRA and RandLoRA.
+
+The trained tensors and the frozen bases are taken over bit for bit in float32; only where a LoRA has several scales
+(`alpha_pattern`) is B multiplied, since a model has one scale here. Ranks may differ (`rank_pattern`). Bases have to be
+in the file (`save_projection=True`, PEFT's default): the ones that PEFT would draw again depend on its version and the
+machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from randlora.adapter import AdapterConfig
+from randlora.errors import CheckpointError
+from randlora.files.checkpoint import read_tensors
+from randlora.methods.lowrank.lora import DoraConfig, LoraConfig
+from randlora.methods.random.randlora import RandLoraConfig
+from randlora.methods.random.vera import VeraConfig
+
+_PREFIX = "base_model.model."
+_BASES = ("randlora_A", "randlora_B", "vera_A", "vera_B")
+_KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` under which PEFT leaves the base weights as they are."""
+
+Found = dict[str, dict[str, Tensor]]
+"""Module name -> tensor name -> values."""
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """An adapter as PEFT stored it, in this package's terms: weight names, tensors by our names, given bases."""
+
+    config: AdapterConfig
+    weights: tuple[str, ...]
+    state: dict[str, Tensor]
+    bases: dict[str, Tensor] | None
+
+    @property
+    def capacities(self) -> dict[str, int]:
+        """The rank of every weight of a LoRA or DoRA, which may have several; none named for the other methods."""
+        if not isinstance(self.config, LoraConfig | DoraConfig):
+            return {}
+        return {name.removesuffix(".b"): b.shape[1] for name, b in self.state.items() if name.endswith(".b")}
+
+
+def read_peft(model: nn.Module, directory: Path) -> PeftAdapter:
+    """Read PEFT's `directory` for `model`, which stays as it is. Raises `CheckpointError`; see `load_peft`."""
+    config = _read_config(directory)
+    reader = _READERS.get(str(config.get("peft_type")))
+    if reader is None:
+        raise CheckpointError(f"peft_type {config.get('peft_type')!r} is not read here; {sorted(_READERS)} are")
+    _refuse(config, {"bias": ("none", None), "modules_to_save": (None, []), "exclude_modules": None})
+    layers, bases = _sort(read_tensors(directory / "adapter_model.safetensors"))
+    _drop_silent(layers)
+    if not layers:
+        raise CheckpointError(f"{directory} holds no adapter tensors")
+    ours, state, frozen = reader(config, {_weight(model, name): found for name, found in layers.items()}, bases)
+    return PeftAdapter(ours, tuple(_weight(model, name) for name in layers), state, frozen)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no PEFT adapter in {folder}: {path.name} is missing") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object")
+    return config
+
+
+def _refuse(config: Mapping[str, Any], allowed: Mapping[str, object]) -> None:
+    """Refuse options whose value is not among the allowed ones; a missing or empty option passes."""
+    for key, values in allowed.items():
+        value = config.get(key)
+        choices = values if isinstance(values, tuple) else (values,)
+        if value and value not in choices:
+            raise CheckpointError(f"the PEFT adapter has {key}={value!r}, which has no counterpart here")
+
+
+def _sort(tensors: Mapping[str, Tensor]) -> tuple[Found, dict[str, Tensor]]:
+    """Trained tensors by module, and the shared bases (PEFT up to 0.21 repeats RandLoRA's under every layer)."""
+    layers: Found = {}
+    bases: dict[str, Tensor] = {}
+    for key, values in tensors.items():
+        path = key.removesuffix(".weight")
+        owner, _, last = path.rpartition(".")
+        if last in _BASES:
+            if last not in bases or owner == "base_model":
+                bases[last] = values
+            continue
+        if last in ("lora_A", "lora_B", "lora_magnitude_vector", "vera_lambda_b", "vera_lambda_d") or last in (
+            "randlora_lambda",
+            "randlora_gamma",
+        ):
+            layers.setdefault(owner.removeprefix(_PREFIX), {})[last] = values
+            continue
+        raise CheckpointError(f"the PEFT adapter holds {key!r}, which has no counterpart here")
+    return layers, bases
+
+
+def _drop_silent(layers: Found) -> None:
+    """Leave out attentions' output projections of zero, and refuse others: what they mean depends on PEFT's version."""
+    for name in [n for n in layers if n.endswith(".base_layer.out_proj")]:
+        if bool((layers[name]["lora_B"] != 0).any()):
+            raise CheckpointError(
+                f"the PEFT adapter changes {name}: PEFT 0.21.2 adds the delta of an nn.MultiheadAttention's output "
+                "projection twice, so what the numbers in the file mean depends on the version of PEFT"
+            )
+        del layers[name]
+
+
+def _weight(model: nn.Module, layer: str) -> str:
+    """The weight name of PEFT's layer name; an attention module stands for its packed input projection."""
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError as error:
+        raise CheckpointError(f"the PEFT adapter is for {layer!r}, which this model has not") from error
+    return f"{layer}.in_proj_weight" if isinstance(module, nn.MultiheadAttention) else f"{layer}.weight"
+
+
+def _state(layers: Found, names: Mapping[str, str], transposed: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Our state dict: `names` maps PEFT's tensor names to ours."""
+    state = {}
+    for weight, found in layers.items():
+        if missing := names.keys() - found.keys():
+            raise CheckpointError(f"the PEFT adapter lacks {sorted(missing)} of {weight}")
+        for theirs, ours in names.items():
+            state[f"{weight}.{ours}"] = found[theirs].t() if theirs in transposed else found[theirs]
+    return state
+
+
+Read = tuple[AdapterConfig, dict[str, Tensor], dict[str, Tensor] | None]
+
+
+def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
+    _refuse(config, {"lora_bias": False, "use_qalora": False})
+    if config.get("init_lora_weights", True) not in _KEEP_BASE:
+        raise CheckpointError(
+            f"the PEFT adapter was started with init_lora_weights={config['init_lora_weights']!r}, which changes the "
+            "base weights; convert it to plain LoRA in PEFT first (save_pretrained(..., path_initial_model_for_weight_"
+            "conversion=...))"
+        )
+    dora = bool(config.get("use_dora"))
+    kind = DoraConfig if dora else LoraConfig
+    ours = kind(
+        r=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        dropout=float(config.get("lora_dropout") or 0.0),
+        rank_stabilised=bool(config.get("use_rslora")),
+    )
+    names = {"lora_A": "a", "lora_B": "b"} | ({"lora_magnitude_vector": "magnitude"} if dora else {})
+    state = _state(layers, names, transposed=["lora_A"])
+    for weight in layers:
+        module = weight.rpartition(".")[0]
+        alpha = _of_pattern(config.get("alpha_pattern"), module, ours.alpha)
+        rank = state[f"{weight}.a"].shape[1]
+        scale = alpha / (math.sqrt(rank) if ours.rank_stabilised else rank)
+        if scale != ours.scale:  # here a model has one scale: the rest goes into B
+            state[f"{weight}.b"] = state[f"{weight}.b"] * (scale / ours.scale)
+    return ours, state, None
+
+
+def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: float | None) -> float:
+    """PEFT's rule: the first key that is the end of the name, from any dot on, as a regular expression."""
+    for key, value in (patterns or {}).items():
+        try:
+            match = re.match(rf"(.*\.)?({key})$", module)
+        except re.error as error:
+            raise CheckpointError(f"the PEFT adapter's alpha_pattern has the key {key!r}: {error}") from error
+        if match:
+            return float(value)
+    assert default is not None
+    return default
+
+
+def _basis(bases: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in bases:
+        raise CheckpointError(
+            f"the PEFT adapter does not hold its frozen {name}; save it again with save_projection=True"
+        )
+    return bases[name]
+
+
+def _vera(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
+    ours = VeraConfig(
+        r=int(config["r"]),
+        d_initial=float(config.get("d_initial", 0.1)),
+        dropout=float(config.get("vera_dropout") or 0.0),
+    )
+    frozen = {"A": _basis(bases, "vera_A"), "B": _basis(bases, "vera_B")}
+    return ours, _state(layers, {"vera_lambda_d": "d", "vera_lambda_b": "b"}), frozen
+
+
+def _randlora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
+    ours = RandLoraConfig(
+        r=int(config["r"]),
+        alpha=float(config["randlora_alpha"]),
+        dropout=float(config.get("randlora_dropout") or 0.0),
+    )
+    frozen = {"A": _basis(bases, "randlora_A").squeeze(1), "B": _basis(bases, "randlora_B").flatten(1)}
+    return ours, _state(layers, {"randlora_lambda": "lambdas", "randlora_gamma": "gammas"}), frozen
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], Found, Mapping[str, Tensor]], Read]] = {
+    "LORA": _lora,
+    "VERA": _vera,
+    "RANDLORA": _randlora,
+}

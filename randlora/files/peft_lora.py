@@ -1,0 +1,164 @@
+"""PEFT's LoRA form of whatever is a product of two thin matrices.
+
+That is LoRA and DoRA themselves, with a rank per weight and on parts of fused weights, and the methods whose delta has
+this form, as the LoRA that computes the same.
+
+Two factors stand for a weight: A (r x in) and B (out x r). Parts of one weight lie side by side in them, each with
+zeros in the rows of B that are not its own: still one LoRA, of the sum of the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapter import Adapter
+from randlora.errors import ExportError
+from randlora.files.protocol import Adapted
+from randlora.methods.factored import Factored
+from randlora.methods.lowrank.lora import Dora, Lora
+from randlora.methods.random.nola import Nola
+from randlora.methods.random.vera import Vera
+from randlora.methods.scheduled.adalora import AdaLora
+from randlora.methods.scheduled.autolora import AutoLora
+from randlora.model.sites import Site
+
+PREFIX = "base_model.model."
+INSTEAD = "export_deltas() writes dense deltas and randlora.files.checkpoint.export_merged() the merged weights instead"
+
+Tensors = dict[str, Tensor]
+
+
+class LowRank(NamedTuple):
+    """delta = scale * b a^T; a is (in x r), b (out x r)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+def low_rank(adapter: Adapter) -> LowRank | None:
+    """The delta as a product of two factors, exactly; None for a method of another form (also DoRA's)."""
+    if isinstance(adapter, Lora):
+        return LowRank(adapter.a.detach(), adapter.b.detach(), adapter.scale)
+    if not isinstance(adapter, Factored | Nola | Vera):
+        return None
+    with torch.no_grad():
+        a, b = adapter.factors()
+    if isinstance(adapter, AdaLora):
+        kept = adapter.e != 0
+        a, b = a[:, kept], b[:, kept]
+    elif isinstance(adapter, AutoLora):  # read from a checkpoint it has its dropped terms still, as zeros
+        kept = (b != 0).any(0)
+        a, b = a[:, kept], b[:, kept]
+    return LowRank(a, b, 1.0 if isinstance(adapter, Vera) else adapter.scale)
+
+
+def attention(site: Site) -> str | None:
+    """The name of the `nn.MultiheadAttention` whose packed input projection this is; else None."""
+    packed = isinstance(site.owner, nn.MultiheadAttention) and site.attr == "in_proj_weight"
+    return site.module_name if packed else None
+
+
+def called(site: Site) -> bool:
+    """Whether PEFT can take the module: it is called, and its weight has the usual name."""
+    return site.attr == "weight" and (site.by_activation or site.transposed)
+
+
+def _by_module(adapted: Adapted) -> Iterator[tuple[str, list[tuple[Site, Adapter]]]]:
+    """Module name -> its weight's adapter, or those of its parts."""
+    modules: dict[str, list[tuple[Site, Adapter]]] = {}
+    for name, site in adapted.sites.items():
+        modules.setdefault(site.module_name, []).append((site, adapted.adapters[name]))
+    yield from modules.items()
+
+
+def _rows(site: Site) -> int:
+    """Rows of the whole weight."""
+    return site.whole.shape[0]
+
+
+def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
+    """One pair of factors for a whole weight."""
+    found = []
+    for site, adapter in members:
+        factors = LowRank(adapter.a, adapter.b, adapter.scale) if isinstance(adapter, Dora) else low_rank(adapter)
+        if factors is None:
+            raise ExportError(f"the delta of {site.name} is no product of two thin matrices; {INSTEAD}")
+        found.append((site, factors))
+    a = torch.cat([f.a.detach() for _, f in found], 1)
+    b = torch.zeros(_rows(found[0][0]), a.shape[1], dtype=a.dtype, device=a.device)
+    at = 0
+    for site, f in found:
+        rank = f.b.shape[1]
+        b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = f.b.detach()
+        at += rank
+    if a.shape[1] == 0:  # AdaLoRA and AutoLoRA may leave a weight nothing
+        a, b = a.new_zeros(a.shape[0], 1), b.new_zeros(b.shape[0], 1)
+    return LowRank(a, b, found[0][1].scale)
+
+
+def _magnitude(members: Sequence[tuple[Site, Adapter]]) -> Tensor | None:
+    """DoRA's magnitude of a whole weight: W0's row norms where no part is adapted, so that nothing changes there."""
+    site, adapter = members[0]
+    if not isinstance(adapter, Dora):
+        return None
+    if site.rows is None:
+        return adapter.magnitude.detach()
+    norms: Tensor = torch.linalg.vector_norm(site.whole.base.detach(), dim=1)
+    whole = norms.to(adapter.magnitude.dtype)
+    for part, dora in members:
+        assert isinstance(dora, Dora) and part.rows is not None
+        whole[slice(*part.rows)] = dora.magnitude.detach()
+    return whole
+
+
+def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
+    """PEFT's configuration and tensors of a LoRA (or DoRA) with these deltas.
+
+    Raises `ExportError` for a method of another form, and where the factors would be no smaller than the dense delta.
+    """
+    tensors: Tensors = {}
+    ranks: dict[str, int] = {}
+    scale, dora = 1.0, False
+    for module, members in _by_module(adapted):
+        a, b, scale = _joined(members)
+        rank = a.shape[1]
+        size = a.shape[0] * b.shape[0]
+        if adapted.method.name not in ("lora", "dora") and rank * (a.shape[0] + b.shape[0]) >= size:
+            raise ExportError(
+                f"the delta of {module} has rank {rank} in PEFT's LoRA form, which is no smaller than the dense one; "
+                f"{INSTEAD}"
+            )
+        layer = PREFIX + module
+        ranks[module] = rank
+        tensors[f"{layer}.lora_A.weight"] = a.t()
+        tensors[f"{layer}.lora_B.weight"] = b
+        if (magnitude := _magnitude(members)) is not None:
+            dora = True
+            tensors[f"{layer}.lora_magnitude_vector"] = magnitude
+        if attention(members[0][0]) is not None:  # PEFT adapts the output projection as well: factors of zero
+            width = members[0][0].shape[1]
+            tensors[f"{layer}.base_layer.out_proj.lora_A.weight"] = torch.zeros(rank, width)
+            tensors[f"{layer}.base_layer.out_proj.lora_B.weight"] = torch.zeros(width, rank)
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    others = {module: rank for module, rank in ranks.items() if rank != common}
+    config = {
+        "peft_type": "LORA",
+        "r": common,
+        "lora_alpha": scale * common,
+        "lora_dropout": adapted.config.options().get("dropout", 0.0),
+        "use_dora": dora,
+        "use_rslora": False,  # the scale is in lora_alpha
+        # PEFT reads the keys as regular expressions that may start at any dot
+        "rank_pattern": {_pattern(module): rank for module, rank in others.items()},
+        "alpha_pattern": {_pattern(module): scale * rank for module, rank in others.items()},
+    }
+    return config, tensors
+
+
+def _pattern(module: str) -> str:
+    return "^" + module.replace(".", r"\.")

@@ -1,0 +1,71 @@
+"""Methods whose delta is one product of two thin matrices, each made from the trainables in its own way."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from randlora.adapter import Adapter, Request
+from randlora.arithmetic.bases import Draw, draw
+from randlora.arithmetic.contract import (
+    compute_dtype,
+    low_rank_beside,
+    low_rank_linear,
+    low_rank_weight,
+    prefers_matrix,
+)
+from randlora.seeds import derive_seed
+
+
+class Factored(Adapter):
+    """delta = scale * b a^T. Subclasses make a (in x rank) and b (out x rank) in `factors`."""
+
+    scale: float = 1.0
+
+    @abstractmethod
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(a, b), differentiable in the trainables."""
+
+    def delta(self, base: Tensor) -> Tensor:
+        a_IR, b_OR = self.factors()
+        return (b_OR * self.scale) @ a_IR.t()
+
+    def weight(self, base: Tensor) -> Tensor:
+        return low_rank_weight(base, *self.factors(), self.scale)
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        a_IR, b_OR = self.factors()
+        one_dtype = base.dtype == a_IR.dtype == compute_dtype(x)
+        if one_dtype and not self.dropping and prefers_matrix(x.numel() // x.shape[-1], self.shape, a_IR.shape[1]):
+            return linear(x, low_rank_weight(base, a_IR, b_OR, self.scale), bias)
+        return low_rank_linear((x, self.drop(x)), base, bias, (a_IR, b_OR), self.scale)
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return low_rank_beside(self.drop(x), y, self.factors(), self.scale)
+
+
+def drawn(name: str, stream: str, request: Request, spec: Draw) -> Tensor:
+    """A trainable's start (rows x cols) by `init_seed`, the weight's name and the stream; empty on the meta device."""
+    if request.weights[name].device.type == "meta":
+        return torch.empty(spec.rows, spec.cols, device="meta")
+    return draw(derive_seed("lora", request.init_seed, name), stream, spec)
+
+
+def singular(base: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out x m), S (m) and V (in x m) of W0 in `dtype`, m = min(out, in), largest first; empty on the meta device.
+
+    Signs are fixed (the entry of U that is largest in size is positive), but the last bits depend on the machine's
+    LAPACK: what is made of them belongs into a checkpoint.
+    """
+    out, width = base.shape
+    m = min(out, width)
+    if base.device.type == "meta":
+        return tuple(torch.empty(*size, device="meta", dtype=dtype) for size in ((out, m), (m,), (width, m)))  # type: ignore[return-value]
+    u, s, vh = torch.linalg.svd(base.detach().to(dtype), full_matrices=False)
+    signs = torch.sign(u.gather(0, u.abs().argmax(0, keepdim=True)))
+    signs = torch.where(signs == 0, torch.ones_like(signs), signs)
+    return u * signs, s, (vh * signs.t()).t()

@@ -1,0 +1,232 @@
+"""Methods that start from the singular value decomposition W0 = U diag(S) V^T of the weight they change.
+
+PiSSA (Meng et al. 2024, arXiv 2404.02948): LoRA whose factors start at the r largest singular values,
+B_0 = U_r sqrt(S_r / scale), A_0 = sqrt(S_r / scale) V_r^T; PEFT moves the product out of W0. Here W0 stays as it is
+and delta = scale (B A - B_0 A_0), which is the same model: it is 0 at the start and W0 comes back at detach.
+
+LoRA-XS (Balazy et al. 2024, arXiv 2405.17604): delta = scale U_r diag(S_r) R V_r^T, R (r x r) alone trained. R starts
+at 0 (the authors': at 1e-5 times a normal draw), which is no stationary point.
+
+SVFT (Lingam et al. 2024, arXiv 2405.19597): delta = scale U M V^T with whole U and V; M (m x m) is trained on some
+diagonals and zero elsewhere. The capacity is their number k: the main one, then +1, -1, +2, ... (the authors' "plain"
+is k = 1, their "banded" with d off-diagonals is k = 2 d + 1). M starts at 0.
+
+U, V and starts differ in sign and last bits between machines, so that they are kept in checkpoints. SVFT's are twice
+the size of the weights, as they are in memory: the price of the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapter import (
+    Adapter,
+    AdapterConfig,
+    Request,
+    Shape,
+    check_capacity,
+    check_dropout,
+    check_positive,
+    trainable,
+)
+from randlora.arithmetic.bases import Draw
+from randlora.methods.factored import Factored, drawn, singular
+
+
+@dataclass(frozen=True)
+class _SpectralConfig(AdapterConfig):
+    r: int
+    alpha: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_capacity(self.method, "r", self.r)
+        check_positive(self.method, "alpha", self.alpha)
+        check_dropout(self.method, self.dropout)
+
+    @property
+    def scale(self) -> float:
+        """alpha / r, 1 by default; one number for all layers."""
+        return 1.0 if self.alpha is None else self.alpha / self.r
+
+
+@dataclass(frozen=True)
+class PissaConfig(_SpectralConfig):
+    """`r`: rank of the trained factors."""
+
+    method: ClassVar[str] = "pissa"
+
+
+@dataclass(frozen=True)
+class LoraXsConfig(_SpectralConfig):
+    """`r`: side of the trained square matrix; at most min(out, in) of a weight is used."""
+
+    method: ClassVar[str] = "lora-xs"
+
+
+@dataclass(frozen=True)
+class SvftConfig(AdapterConfig):
+    """`k`: trained diagonals of M. `scale` multiplies the delta; the paper has none."""
+
+    method: ClassVar[str] = "svft"
+    capacity_field: ClassVar[str] = "k"
+
+    k: int
+    scale: float = 1.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_capacity(self.method, "k", self.k)
+        check_positive(self.method, "scale", self.scale)
+        check_dropout(self.method, self.dropout)
+
+
+def pissa_count(shape: Shape, capacity: int, **options: Any) -> int:
+    """r (out + in), as LoRA."""
+    return capacity * (shape[0] + shape[1])
+
+
+def lora_xs_count(shape: Shape, capacity: int, **options: Any) -> int:
+    """min(r, out, in) squared."""
+    return min(capacity, *shape) ** 2
+
+
+def rank_reach(shapes: Sequence[Shape], **options: Any) -> int:
+    """The largest min(out, in): full rank."""
+    return max(min(shape) for shape in shapes)
+
+
+def diagonals(m: int, k: int) -> tuple[int, int]:
+    """How many diagonals lie above and below the main one: k - 1 in turn, at most m - 1 each."""
+    return min(k // 2, m - 1), min((k - 1) // 2, m - 1)
+
+
+def svft_count(shape: Shape, capacity: int, **options: Any) -> int:
+    """m on the main diagonal and m - i on the i-th beside it."""
+    m = min(shape)
+    above, below = diagonals(m, capacity)
+    return m * (1 + above + below) - above * (above + 1) // 2 - below * (below + 1) // 2
+
+
+def svft_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
+    """2 m - 1, all diagonals of the largest M."""
+    return 2 * max(min(shape) for shape in shapes) - 1
+
+
+class Pissa(Factored):
+    """A transposed (in x r) and B (out x r), with their starts as buffers."""
+
+    derived: ClassVar[tuple[str, ...]] = ("a_start", "b_start")
+    a: nn.Parameter
+    b: nn.Parameter
+    a_start: Tensor
+    b_start: Tensor
+
+    def __init__(self, name: str, config: PissaConfig, request: Request) -> None:
+        base, r = request.weights[name], request.capacities[name]
+        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        self.scale = config.scale
+        u, s, v = singular(base, request.dtype)
+        root = torch.sqrt(s[:r] / self.scale)
+        a, b = v[:, :r] * root, u[:, :r] * root
+        if extra := r - root.numel():  # a rank above this weight's own: LoRA's start for the rest
+            width = self.shape[1]
+            more = drawn(name, "a", request, Draw(width, extra, std=(3.0 * width) ** -0.5))
+            a = torch.cat([a, more.to(a)], 1)
+            b = torch.cat([b, b.new_zeros(self.shape[0], extra)], 1)
+        self.a = trainable(a.contiguous(), request, base.device)
+        self.b = trainable(b.contiguous(), request, base.device)
+        self.register_buffer("a_start", self.a.detach().clone(), persistent=False)
+        self.register_buffer("b_start", self.b.detach().clone(), persistent=False)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B A - B_0 A_0 = (B - B_0) A + B_0 (A - A_0) as one product of rank 2 r, without cancellation."""
+        a = torch.cat([self.a, self.a - self.a_start], 1)
+        b = torch.cat([self.b - self.b_start, self.b_start], 1)
+        return a, b
+
+
+class LoraXs(Factored):
+    """The r x r matrix between frozen singular vectors; `left` = U_r diag(S_r), `right` = V_r."""
+
+    derived: ClassVar[tuple[str, ...]] = ("left", "right")
+    core: nn.Parameter
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, name: str, config: LoraXsConfig, request: Request) -> None:
+        base = request.weights[name]
+        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        self.scale = config.scale
+        r = min(request.capacities[name], *self.shape)
+        u, s, v = singular(base, request.dtype)
+        self.register_buffer("left", u[:, :r] * s[:r], persistent=False)
+        self.register_buffer("right", v[:, :r].contiguous(), persistent=False)
+        self.core = trainable(torch.zeros(r, r), request, base.device)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.right, self.left @ self.core
+
+
+class Svft(Factored):
+    """The entries of M's diagonals in one vector, between whole singular bases."""
+
+    derived: ClassVar[tuple[str, ...]] = ("left", "right")
+    entries: nn.Parameter
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, name: str, config: SvftConfig, request: Request) -> None:
+        base = request.weights[name]
+        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        self.scale = config.scale
+        m, k = min(self.shape), request.capacities[name]
+        above, below = diagonals(m, k)
+        self.offsets = [0, *range(1, above + 1), *range(-1, -below - 1, -1)]
+        self._places: Tensor | None = None
+        u, _, v = singular(base, request.dtype)
+        self.register_buffer("left", u.contiguous(), persistent=False)
+        self.register_buffer("right", v.contiguous(), persistent=False)
+        self.entries = trainable(torch.zeros(svft_count(self.shape, k)), request, base.device)
+
+    def places(self) -> Tensor:
+        """Where the entries lie in M, row by row: the o-th diagonal above starts at o, the o-th below at o m."""
+        if self._places is None or self._places.device != self.entries.device:
+            m = min(self.shape)
+            runs = [torch.arange(m - abs(o)) * (m + 1) + (o if o >= 0 else -o * m) for o in self.offsets]
+            self._places = torch.cat(runs).to(self.entries.device)
+        return self._places
+
+    def middle(self) -> Tensor:
+        """M (m x m)."""
+        m = min(self.shape)
+        return self.entries.new_zeros(m * m).index_put((self.places(),), self.entries).view(m, m)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.right, self.left @ self.middle()
+
+
+def build_pissa(request: Request) -> dict[str, Adapter]:
+    """One decomposition per weight."""
+    config = request.config
+    assert isinstance(config, PissaConfig)
+    return {name: Pissa(name, config, request) for name in request.weights}
+
+
+def build_lora_xs(request: Request) -> dict[str, Adapter]:
+    """One decomposition per weight."""
+    config = request.config
+    assert isinstance(config, LoraXsConfig)
+    return {name: LoraXs(name, config, request) for name in request.weights}
+
+
+def build_svft(request: Request) -> dict[str, Adapter]:
+    """One decomposition per weight."""
+    config = request.config
+    assert isinstance(config, SvftConfig)
+    return {name: Svft(name, config, request) for name in request.weights}

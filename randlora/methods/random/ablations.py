@@ -1,0 +1,146 @@
+"""RandLoRA's rank ablations at equal parameters (arXiv 2502.00987, section 6.3): is it the rank, or the parameters?
+
+RandLoRA-a, rank r: delta = (scale / N) (sum_i B_i diag(lambda_i)) (sum_i A_i diag(gamma_i)), i = 1..N, with distinct
+A_i, since with one A the gammas would collapse into one. The capacity is N, at a fixed r (32, the LoRA rank that the
+paper matches): N = 124 has 124 (32 + 768) = 99,200 parameters on a 768-wide weight, RandLoRA-6 has 99,072.
+
+RandLoRA-b, half the rank: RandLoRA with N = ceil(m / 2 r) bases, m = min(out, in), so rank ceil(m / 2). The capacity is
+r: r = 3 has 128 (3 + 768) = 98,688.
+
+Neither is in any released code. As in RandLoRA, lambda starts at 0 and gamma at 1 / m. Every basis has unit variance;
+the division by N keeps a step's size the same over N, and a default scale of 10 makes it RandLoRA's on 768-wide weights
+(10 sqrt(32) / 768 against 2 / sqrt(768), RMS per step of lambda).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapter import (
+    Adapter,
+    AdapterConfig,
+    Request,
+    Shape,
+    check_capacity,
+    check_dropout,
+    check_positive,
+    trainable,
+)
+from randlora.arithmetic.bases import Bases, Draw
+from randlora.methods.factored import Factored
+from randlora.methods.random.randlora import RandLoraConfig, build_with, check_sparsity, resolve_sparsity
+
+RANK_R_SCALE = 10.0
+
+
+@dataclass(frozen=True)
+class RandLoraAConfig(AdapterConfig):
+    """`n` bases are summed into each factor of a rank-`r` update; the bases as in `RandLoraConfig`."""
+
+    method: ClassVar[str] = "randlora-a"
+    capacity_field: ClassVar[str] = "n"
+    words = RandLoraConfig.words
+
+    n: int
+    r: int = 32
+    alpha: float | None = None
+    dropout: float = 0.0
+    distribution: str = "uniform"
+    sparsity: float | Literal["sqrt"] = 6.0
+
+    def __post_init__(self) -> None:
+        check_capacity(self.method, "n", self.n)
+        check_capacity(self.method, "r", self.r)
+        check_positive(self.method, "alpha", self.alpha)
+        check_dropout(self.method, self.dropout)
+        check_sparsity(self.distribution, self.sparsity)
+
+    @property
+    def scale(self) -> float:
+        """alpha / r where alpha is given, else `RANK_R_SCALE`; the delta is divided by n besides."""
+        return RANK_R_SCALE if self.alpha is None else self.alpha / self.r
+
+
+@dataclass(frozen=True)
+class RandLoraBConfig(RandLoraConfig):
+    """As `RandLoraConfig`, with half as many bases at each r."""
+
+    method: ClassVar[str] = "randlora-b"
+
+
+def randlora_a_count(shape: Shape, capacity: int, *, r: int = 32, **options: Any) -> int:
+    """N (r + m)."""
+    return capacity * (r + min(shape))
+
+
+def randlora_a_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
+    """N up to the largest min(out, in), as many bases as RandLoRA ever has."""
+    return max(min(shape) for shape in shapes)
+
+
+def half_bases(shape: Shape, r: int) -> int:
+    """n = ceil(m / (2 r))."""
+    return -(-min(shape) // (2 * r))
+
+
+def randlora_b_count(shape: Shape, capacity: int, **options: Any) -> int:
+    """n (r + m), n = ceil(m / (2 r))."""
+    return half_bases(shape, capacity) * (capacity + min(shape))
+
+
+def randlora_b_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
+    """Half of the largest min(out, in): one basis of half the rank."""
+    return max(-(-min(shape) // 2) for shape in shapes)
+
+
+class RandLoraA(Factored):
+    """One weight's lambda (r x n) and gamma (n x m)."""
+
+    lambdas: nn.Parameter
+    gammas: nn.Parameter
+
+    def __init__(self, shape: Shape, n: int, config: RandLoraAConfig, bases: Bases, request: Request) -> None:
+        super().__init__(shape, config.dropout)
+        m, device = min(shape), bases.get("A").device
+        self.n, self.r, self.scale = n, config.r, config.scale / n
+        self.bases = bases
+        self.lambdas = trainable(torch.zeros(self.r, n), request, device)
+        self.gammas = trainable(torch.full((n, m), 1.0 / m, dtype=torch.float64), request, device)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The two sums; B's belongs to the longer side.
+
+        A (n r x m) holds basis after basis, B (D x r n) has RandLoRA's pairing: the k-th column of B_j is k n + j.
+        """
+        large, small, rows = max(self.shape), min(self.shape), self.n * self.r
+        b_RDN = self.bases.get("B")[:large, :rows].view(large, self.r, self.n).transpose(0, 1)
+        a_NRM = self.bases.get("A")[:rows, :small].view(self.n, self.r, small)
+        long = torch.bmm(b_RDN, self.lambdas.unsqueeze(2)).squeeze(2).t()
+        short = (a_NRM * self.gammas.unsqueeze(1)).sum(0).t()
+        return (short, long) if self.shape[0] >= self.shape[1] else (long, short)
+
+
+def build_randlora_a(request: Request) -> dict[str, Adapter]:
+    """Bases for the largest target and N, shared and sliced."""
+    config = request.config
+    assert isinstance(config, RandLoraAConfig)
+    shapes: dict[str, Shape] = {name: (w.shape[0], w.shape[1]) for name, w in request.weights.items()}
+    sparsity = resolve_sparsity(config.sparsity, shapes.values())
+    rows = max(request.capacities.values()) * config.r
+    a_kind = "binary" if config.distribution == "ternary" else config.distribution
+    draws = {
+        "A": Draw(rows, max(min(s) for s in shapes.values()), a_kind, sparsity=sparsity),
+        "B": Draw(max(max(s) for s in shapes.values()), rows, config.distribution, sparsity=sparsity),
+    }
+    bases = Bases(request.basis_seed, draws, request.device, request.dtype)
+    return {name: RandLoraA(shape, request.capacities[name], config, bases, request) for name, shape in shapes.items()}
+
+
+def build_randlora_b(request: Request) -> dict[str, Adapter]:
+    """RandLoRA with half the bases."""
+    return build_with(request, half_bases)

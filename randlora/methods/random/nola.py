@@ -1,0 +1,147 @@
+"""NoLA (Koohpayegani et al. 2024, arXiv 2310.02556): LoRA's factors as trained sums of frozen random matrices.
+
+A = A_0 + sum_i a_i A_i (r x in), B = sum_i b_i B_i (out x r), delta = (alpha / r) B A. The trainables are the k_A + k_B
+coefficients of a weight, whatever its shape and r. Here k = k_A + k_B, k_A = ceil(k / 2), k_B = k - k_A.
+
+Start, after the authors' language-model code: A_0 is a frozen LoRA initialisation (uniform on +-1 / sqrt(in)), all
+coefficients are 0, so the delta is exactly 0 and b gets the gradient (a gets one as soon as b moved). Their vision code
+starts at b = 1 / k_B with a delta that is not 0. The bases have variance 1 / k_A and 1 / k_B (their LLaMA variant), so
+that a step e of every coefficient moves a factor's entries by e, as in LoRA, however many bases there are.
+
+The bases are drawn from the seed at attach, shared by all layers (as the RandLoRA paper's NoLA), and never saved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from randlora.adapter import (
+    Adapter,
+    AdapterConfig,
+    Request,
+    Shape,
+    check_capacity,
+    check_dropout,
+    check_positive,
+    trainable,
+)
+from randlora.arithmetic.bases import Bases, Draw
+from randlora.arithmetic.contract import (
+    compute_dtype,
+    low_rank_beside,
+    low_rank_linear,
+    low_rank_weight,
+    prefers_matrix,
+)
+from randlora.errors import ConfigError
+
+MAX_BASES = 4096
+"""Cap on k: a forward reads k r (in + out) / 2 numbers to make the factors of one weight."""
+
+
+@dataclass(frozen=True)
+class NolaConfig(AdapterConfig):
+    """`k` = k_A + k_B coefficients per weight; `r` is the rank of the factors and costs no parameters."""
+
+    method: ClassVar[str] = "nola"
+    capacity_field: ClassVar[str] = "k"
+
+    k: int
+    r: int = 1
+    alpha: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_capacity("nola", "k", self.k, least=2)
+        check_capacity("nola", "r", self.r)
+        check_positive("nola", "alpha", self.alpha)
+        check_dropout("nola", self.dropout)
+
+    @property
+    def scale(self) -> float:
+        """alpha / r, 1 by default."""
+        return 1.0 if self.alpha is None else self.alpha / self.r
+
+
+def split_bases(k: int) -> tuple[int, int]:
+    """(k_A, k_B)."""
+    return k - k // 2, k // 2
+
+
+def nola_count(shape: Shape, capacity: int, **options: Any) -> int:
+    """k, whatever the shape."""
+    return capacity
+
+
+def nola_max_capacity(shapes: Sequence[Shape], *, r: int = 1, **options: Any) -> int:
+    """k_A <= r in and k_B <= r out on every weight (more coefficients than entries add nothing), and `MAX_BASES`."""
+    return min(MAX_BASES, *(min(2 * r * width, 2 * r * out + 1) for out, width in shapes))
+
+
+class Nola(Adapter):
+    """One weight's coefficients a (k_A) and b (k_B)."""
+
+    a: nn.Parameter
+    b: nn.Parameter
+
+    def __init__(self, shape: Shape, config: NolaConfig, k: int, bases: Bases, request: Request) -> None:
+        super().__init__(shape, config.dropout)
+        self.scale, self.r = config.scale, config.r
+        self.bases = bases
+        self.k_a, self.k_b = split_bases(k)
+        device = bases.get("A").device
+        self.a = trainable(torch.zeros(self.k_a), request, device)
+        self.b = trainable(torch.zeros(self.k_b), request, device)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A transposed (in x r) and B (out x r): one matrix-vector product each, saving no copy of the bases."""
+        out, width = self.shape
+        rows_a, rows_b = width * self.r, out * self.r
+        start = self.bases.get("A0")[:rows_a, 0] * (1.0 / math.sqrt(3.0 * width))
+        basis_a, basis_b = self.bases.get("A")[:rows_a, : self.k_a], self.bases.get("B")[:rows_b, : self.k_b]
+        a = torch.addmv(start, basis_a, self.a, alpha=1.0 / math.sqrt(self.k_a))
+        b = torch.mv(basis_b, self.b * (1.0 / math.sqrt(self.k_b)))
+        return a.view(width, self.r), b.view(out, self.r)
+
+    def delta(self, base: Tensor) -> Tensor:
+        a_IR, b_OR = self.factors()
+        return (b_OR * self.scale) @ a_IR.t()
+
+    def weight(self, base: Tensor) -> Tensor:
+        return low_rank_weight(base, *self.factors(), self.scale)
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        merging = base.dtype == self.a.dtype == compute_dtype(x)
+        if merging and not self.dropping and prefers_matrix(rows, self.shape, self.r):
+            return linear(x, self.weight(base), bias)
+        return low_rank_linear((x, self.drop(x)), base, bias, self.factors(), self.scale)
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return low_rank_beside(self.drop(x), y, self.factors(), self.scale)
+
+
+def build_nola(request: Request) -> dict[str, Adapter]:
+    """Shared bases, one column a basis: rows are the entries of a (max in x r) or (max out x r) factor."""
+    config = request.config
+    assert isinstance(config, NolaConfig)
+    shapes: dict[str, Shape] = {name: (w.shape[0], w.shape[1]) for name, w in request.weights.items()}
+    for name, shape in shapes.items():
+        reach = nola_max_capacity([shape], r=config.r)
+        if request.capacities[name] > reach:
+            raise ConfigError(
+                f"nola: k = {request.capacities[name]} is more than {name} {shape} can use at r = {config.r}; "
+                f"the largest is {reach}, or raise r"
+            )
+    wide, tall = max(s[1] for s in shapes.values()), max(s[0] for s in shapes.values())
+    k_a, k_b = split_bases(max(request.capacities.values()))
+    draws = {"A0": Draw(wide * config.r, 1), "A": Draw(wide * config.r, k_a), "B": Draw(tall * config.r, k_b)}
+    bases = Bases(request.basis_seed, draws, request.device, request.dtype)
+    return {name: Nola(shape, config, request.capacities[name], bases, request) for name, shape in shapes.items()}

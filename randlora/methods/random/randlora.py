@@ -1,0 +1,194 @@
+"""RandLoRA (arXiv 2502.00987): full-rank updates from frozen random bases and trained diagonals.
+
+delta = scale * sum_{j=1..n} B_j diag(lambda_j) A diag(gamma_j) (equation 4), n = ceil(m / r), m = min(out, in).
+lambda_j has r entries and gamma_j has m; gamma acts on the smaller dimension (the input's when square), and for
+in > out the delta is the transpose. One B (flat, max out-or-in x max n r) and one A (max r x max m) serve all layers; a
+layer reads B's first n r columns, and column k n + j is the k-th column of B_j: PEFT's pairing, whatever the layer's n.
+
+Start: lambda = 0 and gamma = 1 / m, so the delta is 0 and lambda gets the gradient (as PEFT and the released LLM code).
+Scale: alpha / r where alpha is given, else `DEFAULT_SCALE` at every rank. Published codes differ: 1 / r and 10 / r
+(paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). A constant keeps the size of a step equal over ranks: with
+n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS), whatever r is.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from randlora.adapter import (
+    Adapter,
+    AdapterConfig,
+    Request,
+    Shape,
+    check_capacity,
+    check_dropout,
+    check_positive,
+    trainable,
+)
+from randlora.arithmetic import ternary
+from randlora.arithmetic.bases import Bases, Draw, check_distribution
+from randlora.arithmetic.contract import Spread, compute_dtype, spread_linear, spread_project, spread_weight
+from randlora.arithmetic.plans import pays_to_accumulate
+from randlora.errors import ConfigError
+
+DEFAULT_SCALE = 2.0
+"""The lower end of what RandLoRA's first author recommends (alpha from 2 r to 20 r); works at rates of 1e-3 to 1e-2."""
+
+
+@dataclass(frozen=True)
+class RandLoraConfig(AdapterConfig):
+    """`r`: rank of one basis (smaller r, more bases, more parameters).
+
+    `sparsity` is the s of a ternary basis, whose entries are 0 with probability 1 - 2 / s: a number from 2, or "sqrt"
+    for sqrt(D), D the largest min(out, in) of the targets. The paper's s = 2, 6, sqrt(D), 100, 200 leave 0, 66, 93, 98
+    and 99 % zeros at D = 768 (section 6.4). B is sparse; A stays +-1 unless `sparse_a`.
+    """
+
+    method: ClassVar[str] = "randlora"
+    words: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({"sparsity": ("sqrt",)})
+
+    r: int
+    alpha: float | None = None
+    dropout: float = 0.0
+    distribution: str = "uniform"
+    sparsity: float | Literal["sqrt"] = 6.0
+    sparse_a: bool = False
+
+    def __post_init__(self) -> None:
+        check_capacity(self.method, "r", self.r)
+        check_positive(self.method, "alpha", self.alpha)
+        check_dropout(self.method, self.dropout)
+        check_sparsity(self.distribution, self.sparsity)
+        if self.sparse_a:
+            warnings.warn(
+                "sparse_a=True: a sparse A of few rows has all-zero columns and the delta loses rank; "
+                "sparse_a=False keeps A at +-1 at the same cost",
+                stacklevel=3,
+            )
+
+    @property
+    def scale(self) -> float:
+        """One number for all layers of a model, also where capacities differ."""
+        return DEFAULT_SCALE if self.alpha is None else self.alpha / self.r
+
+
+def check_sparsity(distribution: str, sparsity: float | str) -> None:
+    """Refuse an unknown distribution, or a sparsity that is neither "sqrt" nor at least 2."""
+    if isinstance(sparsity, str) and sparsity != "sqrt":
+        raise ConfigError(f"sparsity must be a number from 2 or 'sqrt' but got {sparsity!r}")
+    check_distribution(distribution, 2.0 if isinstance(sparsity, str) else sparsity)
+
+
+def resolve_sparsity(sparsity: float | str, shapes: Iterable[Shape]) -> float:
+    """s as a number: "sqrt" is the root of the largest min(out, in), and at least 2."""
+    if isinstance(sparsity, str):
+        return max(2.0, math.sqrt(max(min(shape) for shape in shapes)))
+    return float(sparsity)
+
+
+def num_bases(shape: Shape, r: int) -> int:
+    """n = ceil(min(out, in) / r)."""
+    return -(-min(shape) // r)
+
+
+def randlora_count(shape: Shape, capacity: int, **options: Any) -> int:
+    """n (r + m): lambda (r x n) and gamma (n x m)."""
+    return num_bases(shape, capacity) * (capacity + min(shape))
+
+
+def randlora_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
+    """The largest min(out, in): one basis of full rank."""
+    return max(min(shape) for shape in shapes)
+
+
+class RandLora(Adapter):
+    """One weight's lambda (r x n) and gamma (n x m)."""
+
+    lambdas: nn.Parameter
+    gammas: nn.Parameter
+
+    def __init__(self, shape: Shape, r: int, n: int, config: RandLoraConfig, bases: Bases, request: Request) -> None:
+        super().__init__(shape, config.dropout)
+        m = min(shape)
+        device = bases.get("A").device
+        self.r, self.n, self.scale = r, n, config.scale
+        self.tall = shape[0] >= shape[1]
+        self.ternary = config.distribution == "ternary"
+        self.bases = bases
+        self.lambdas = trainable(torch.zeros(r, n), request, device)
+        self.gammas = trainable(torch.full((n, m), 1.0 / m, dtype=torch.float64), request, device)
+
+    def part(self, dtype: torch.dtype | None = None) -> Spread:
+        """This layer's slices of the shared bases; B in `dtype`."""
+        whole = self.bases.get("B", dtype)
+        large, inner = max(self.shape), self.n * self.r
+        found = ternary.lists(self.bases, whole, large, inner) if self.ternary else None
+        a = self.bases.get("A")[: self.r, : min(self.shape)]
+        return Spread(a, whole[:large, :inner], self.scale, self.tall, found)
+
+    def delta(self, base: Tensor) -> Tensor:
+        return spread_weight(None, (self.lambdas, self.gammas), self.part())
+
+    def weight(self, base: Tensor) -> Tensor:
+        dtype = compute_dtype(base)
+        part = self.part(dtype if dtype != base.dtype else None)
+        return spread_weight(base, (self.lambdas, self.gammas), part)
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        part = self.part(compute_dtype(x))
+        if self.dropping:
+            return linear(x, base, bias) + self.only(self.drop(x))
+        if base.requires_grad:
+            return linear(x, self.weight(base), bias)
+        return spread_linear(x, base, bias, (self.lambdas, self.gammas), part)
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        return y + self.only(self.drop(x)).to(y.dtype)
+
+    def project(self, base: Tensor, grad: Tensor) -> None:
+        spread_project((self.lambdas, self.gammas), self.part(), grad)
+
+    def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
+        sizes = (rows, max(self.shape), min(self.shape), self.n * self.r)
+        found = self.part().found
+        return pays_to_accumulate(*sizes, micro_batches, density=None if found is None else found.density)
+
+    def only(self, x: Tensor) -> Tensor:
+        """The delta's share of the output, x delta^T."""
+        return spread_linear(x, None, None, (self.lambdas, self.gammas), self.part(compute_dtype(x)))
+
+
+def build_randlora(request: Request) -> dict[str, Adapter]:
+    """One A and one B sized to the largest target, then lambda and gamma per weight."""
+    return build_with(request, num_bases)
+
+
+def build_with(request: Request, bases_of: Callable[[Shape, int], int]) -> dict[str, Adapter]:
+    """As `build_randlora`, with n = bases_of(shape, r)."""
+    config = request.config
+    assert isinstance(config, RandLoraConfig)
+    shapes: dict[str, Shape] = {name: (w.shape[0], w.shape[1]) for name, w in request.weights.items()}
+    ranks = request.capacities
+    sizes = {name: bases_of(shape, ranks[name]) for name, shape in shapes.items()}
+    sparsity = resolve_sparsity(config.sparsity, shapes.values())
+    a_kind = config.distribution if config.distribution != "ternary" or config.sparse_a else "binary"
+    draws = {
+        "A": Draw(max(ranks.values()), max(min(s) for s in shapes.values()), a_kind, sparsity=sparsity),
+        "B": Draw(
+            max(max(s) for s in shapes.values()),
+            max(n * ranks[name] for name, n in sizes.items()),
+            config.distribution,
+            sparsity=sparsity,
+        ),
+    }
+    bases = Bases(request.basis_seed, draws, request.device, request.dtype)
+    return {name: RandLora(shape, ranks[name], sizes[name], config, bases, request) for name, shape in shapes.items()}

@@ -1,0 +1,204 @@
+"""AdaLoRA (Zhang et al. 2023, arXiv 2303.10512): LoRA triplets under a budget that moves to where it matters.
+
+delta = scale * B diag(e) A. Training starts with more triplets than the budget pays for (`initial` times r on every
+weight), follows how much each one matters (smoothed |parameter * gradient| times its variability, section 3.2), and
+sets e to 0 for the least important ones of the whole model, more and more of them between the steps `start * total` and
+`stop * total` by a cubic schedule (section 3.3); then the pattern stays. A penalty keeps A and B near orthonormal.
+Semantics as PEFT's, step for step, with two differences: the schedule is given in fractions of the training, and
+`allocate = "parameters"` (default) fills the final budget by the parameters that a triplet costs (out + in + 1), so
+that the count is met whatever weights win; "ranks" counts triplets alone, as PEFT, where a model of unequal weights
+ends above or below its budget. (PEFT 0.21.2 also leaves the divisor of the scale, `ranknum`, to the optimiser, and
+adds the penalty only where the model's own output has a `loss` and is called through `base_model`.)
+
+The capacity r is the final rank, averaged over the weights: that is the budget and what `count()` gives. Until the
+schedule is through, `initial` times as much is built and trained. The schedule needs the training loop's hooks
+(`Adapted.hooks`); without them nothing is cut.
+
+Start: A and B normal with standard deviation 0.02, e = 0. Scale: alpha / init_r, whatever is cut later; by default
+`DEFAULT_SCALE`, since at 1 a step of e moves the delta by next to nothing (0.02 squared per triplet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapter import (
+    Adapter,
+    AdapterConfig,
+    Request,
+    Shape,
+    check_capacity,
+    check_dropout,
+    check_positive,
+    trainable,
+)
+from randlora.arithmetic.bases import Draw
+from randlora.errors import ConfigError, nearest
+from randlora.methods.factored import drawn
+from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial, initial_rank
+
+ALLOCATE = ("parameters", "ranks")
+DEFAULT_SCALE = 32.0
+"""A first step then moves the delta about as much as LoRA's: 32 * 0.02^2 sqrt(1.5) against 1 / sqrt(3 * 768)."""
+
+
+@dataclass(frozen=True)
+class AdaLoraConfig(AdapterConfig):
+    """`r`: average final rank. `interval`: steps between two cuts. `orthogonal`: weight of the penalty."""
+
+    method: ClassVar[str] = "adalora"
+
+    r: int
+    alpha: float | None = None
+    dropout: float = 0.0
+    initial: float = 1.5
+    start: float = 0.1
+    stop: float = 0.5
+    interval: int = 10
+    beta_importance: float = 0.85
+    beta_uncertainty: float = 0.85
+    orthogonal: float = 0.5
+    allocate: str = "parameters"
+
+    def __post_init__(self) -> None:
+        check_capacity("adalora", "r", self.r)
+        check_capacity("adalora", "interval", self.interval)
+        check_positive("adalora", "alpha", self.alpha)
+        check_dropout("adalora", self.dropout)
+        check_initial(self, self.initial)
+        if not 0.0 <= self.start < self.stop <= 1.0:
+            raise ConfigError(
+                f"adalora: 0 <= start < stop <= 1 must hold (fractions of the training) but got start = {self.start!r} "
+                f"and stop = {self.stop!r}"
+            )
+        for key in ("beta_importance", "beta_uncertainty"):
+            if not 0.0 < getattr(self, key) < 1.0:
+                raise ConfigError(f"adalora: {key} must lie between 0 and 1 but got {getattr(self, key)!r}")
+        if not self.orthogonal >= 0.0:
+            raise ConfigError(f"adalora: orthogonal must not be negative but got {self.orthogonal!r}")
+        if self.allocate not in ALLOCATE:
+            raise ConfigError(
+                f"adalora: allocate must be one of {list(ALLOCATE)} but got {self.allocate!r}"
+                f"{nearest(self.allocate, ALLOCATE)}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """alpha / init_r where alpha is given; one number for all layers."""
+        return DEFAULT_SCALE if self.alpha is None else self.alpha / initial_rank(self.initial, self.r)
+
+
+def adalora_count(shape: Shape, capacity: int, **options: Any) -> int:
+    """r (out + in + 1) at the final rank."""
+    return capacity * (shape[0] + shape[1] + 1)
+
+
+class AdaLora(Terms):
+    """A transposed (in x init_r), B (out x init_r) and e (init_r)."""
+
+    a: nn.Parameter
+    b: nn.Parameter
+    e: nn.Parameter
+
+    def __init__(self, name: str, config: AdaLoraConfig, request: Request) -> None:
+        super().__init__(name, request, config.dropout, config.initial)
+        self.scale = config.scale
+        (out, width), device = self.shape, request.weights[name].device
+        self.cost = out + width + 1
+        self.a = trainable(drawn(name, "a", request, Draw(width, self.terms, "normal", 0.02)), request, device)
+        self.b = trainable(drawn(name, "b", request, Draw(out, self.terms, "normal", 0.02)), request, device)
+        self.e = trainable(torch.zeros(self.terms), request, device)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.a * self.e, self.b
+
+
+class Allocator(Ranks[AdaLora]):
+    """Importance of every triplet of a model, and which of them are kept."""
+
+    def __init__(self, adapters: Sequence[AdaLora], config: AdaLoraConfig) -> None:
+        super().__init__(adapters)
+        self.config = config
+        self._smooth: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def on_step(self, step: int, total: int) -> None:
+        begin, end = round(self.config.start * total), max(1, round(self.config.stop * total))
+        if self._kept is not None:
+            self._cut(self._kept)
+            return
+        if step < end or not self._smooth:
+            self._follow()
+        if step >= end:
+            self._kept = self._choose(0.0)
+            self._smooth = {}
+            self._cut(self._kept)
+        elif step > begin and step % self.config.interval == 0:
+            self._cut(self._choose((1.0 - (step - begin) / (end - begin)) ** 3))
+
+    def regulariser(self) -> Tensor | None:
+        """orthogonal * mean over all A and B of ||P^T P - 1||_F."""
+        if self.config.orthogonal == 0.0:
+            return None
+        parts = [torch.linalg.matrix_norm(p.t() @ p - _eye(p)) for a in self.adapters for p in (a.a, a.b)]
+        return torch.stack(parts).mean() * self.config.orthogonal
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self._smooth, **self.kept_state()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        device = self.adapters[0].e.device
+        self.load_kept(state, device)
+        self._smooth = {name: t.to(device).clone() for name, t in state.items() if name != "kept"}
+
+    def _follow(self) -> None:
+        """Smoothed sensitivity |p g| and its variability, per parameter."""
+        c = self.config
+        for i, adapter in enumerate(self.adapters):
+            for key, p in (("a", adapter.a), ("b", adapter.b), ("e", adapter.e)):
+                now = torch.zeros_like(p) if p.grad is None else (p * p.grad).abs()
+                mean = self._smooth.setdefault(f"{i}.{key}.importance", torch.zeros_like(p))
+                spread = self._smooth.setdefault(f"{i}.{key}.uncertainty", torch.zeros_like(p))
+                mean.mul_(c.beta_importance).add_(now, alpha=1.0 - c.beta_importance)
+                spread.mul_(c.beta_uncertainty).add_((now - mean).abs_(), alpha=1.0 - c.beta_uncertainty)
+
+    def _scores(self) -> Tensor:
+        """One score per triplet: e's, and the means over A's row and B's column."""
+
+        def score(i: int, key: str) -> Tensor:
+            return self._smooth[f"{i}.{key}.importance"] * self._smooth[f"{i}.{key}.uncertainty"]
+
+        n = range(len(self.adapters))
+        return torch.cat([score(i, "e") + score(i, "a").mean(0) + score(i, "b").mean(0) for i in n])
+
+    def _choose(self, remaining: float) -> Tensor:
+        """The triplets to keep when `remaining` of the way from the initial to the final budget is left."""
+        by_cost = self.config.allocate == "parameters"
+        costs = [a.cost if by_cost else 1 for a in self.adapters]
+        first = sum(c * a.terms for c, a in zip(costs, self.adapters, strict=True))
+        last = sum(c * a.r for c, a in zip(costs, self.adapters, strict=True))
+        return self.best(self._scores(), costs, int((first - last) * remaining + last))
+
+    def _cut(self, kept: Tensor) -> None:
+        for adapter, part in zip(self.adapters, torch.split(kept, self.sizes), strict=True):
+            adapter.e.masked_fill_(~part, 0.0)
+
+
+def _eye(p: Tensor) -> Tensor:
+    return torch.eye(p.shape[1], device=p.device, dtype=p.dtype)
+
+
+def build_adalora(request: Request) -> dict[str, Adapter]:
+    """Triplets per weight, and one allocator for all of them."""
+    config = request.config
+    assert isinstance(config, AdaLoraConfig)
+    adapters = {name: AdaLora(name, config, request) for name in request.weights}
+    allocator = Allocator(list(adapters.values()), config)
+    for adapter in adapters.values():
+        adapter.schedule = allocator
+    return dict(adapters)

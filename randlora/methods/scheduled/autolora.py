@@ -1,0 +1,211 @@
+"""AutoLoRA (Zhang et al. 2024, arXiv 2403.09113): a LoRA whose rank at every weight is found by meta learning.
+
+While it searches, a weight has more rank-1 terms than the budget pays for (`initial` times r), and each term carries a
+selection variable: delta = scale * sum_j w_j b_j a_j^T with w = k softmax(selection), k terms, so w = 1 at the start.
+Most of the training rows train the terms; the rest, held out for the whole search, train the selection variables, by
+the gradient of the held-out loss after a step of the terms (`bilevel`; `order = 2` follows the terms' step by
+finite differences, as the paper does, `order = 1` leaves that out). After the share `search` of the training the terms
+with the largest w are kept, the others dropped, and what is left is trained anew as a plain LoRA on all rows, from a
+new start. This needs the training loop's hooks (`Adapted.hooks`); without them the selection variables are ordinary
+trainables and nothing is dropped.
+
+Where the paper keeps the terms of w >= 1 (its threshold 1 / k) and so lets the count fall where it may, this keeps the
+largest ones of the whole model that the budget pays for: a comparison at equal counts needs the count beforehand. The
+capacity r is the average rank at the end, and `count()` is that of LoRA at r.
+
+From the authors' code: Adam of rate 3e-4 and betas (0.5, 0.999) for the selection, 30 % of the rows held out, 8 terms
+where about 4 are left. It retrains for as many epochs as a run without a search; here the search is part of the
+training, so that no method sees more samples. Start: as LoRA's. Scale: alpha / r; alpha = r by default, so 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapter import (
+    Adapter,
+    AdapterConfig,
+    Request,
+    Shape,
+    check_capacity,
+    check_dropout,
+    check_positive,
+    trainable,
+)
+from randlora.arithmetic.bases import Draw, draw
+from randlora.errors import ConfigError
+from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial
+from randlora.seeds import derive_seed
+
+BETAS = (0.5, 0.999)
+
+
+@dataclass(frozen=True)
+class AutoLoraConfig(AdapterConfig):
+    """`r`: average final rank. `search`: share of the training that looks for the ranks. `held_out`: share of the rows
+    that train the selection variables meanwhile, with Adam of rate `selection_lr`.
+    """
+
+    method: ClassVar[str] = "autolora"
+
+    r: int
+    alpha: float | None = None
+    dropout: float = 0.0
+    initial: float = 2.0
+    search: float = 0.5
+    held_out: float = 0.3
+    selection_lr: float = 3e-4
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        check_capacity("autolora", "r", self.r)
+        check_positive("autolora", "alpha", self.alpha)
+        check_positive("autolora", "selection_lr", self.selection_lr)
+        check_dropout("autolora", self.dropout)
+        check_initial(self, self.initial)
+        for key in ("search", "held_out"):
+            if not 0.0 < getattr(self, key) < 1.0:
+                raise ConfigError(f"autolora: {key} must lie between 0 and 1 but got {getattr(self, key)!r}")
+        if self.order not in (1, 2):
+            raise ConfigError(f"autolora: order must be 1 or 2 (derivatives) but got {self.order!r}")
+
+    @property
+    def scale(self) -> float:
+        """alpha / r, one number for all layers."""
+        return 1.0 if self.alpha is None else self.alpha / self.r
+
+
+def autolora_count(shape: Shape, capacity: int, **options: Any) -> int:
+    """r (out + in), at the end."""
+    return capacity * (shape[0] + shape[1])
+
+
+class AutoLora(Terms):
+    """A transposed (in x k), B (out x k) and the selection variables (k)."""
+
+    a: nn.Parameter
+    b: nn.Parameter
+    selection: nn.Parameter
+
+    def __init__(self, name: str, config: AutoLoraConfig, request: Request) -> None:
+        super().__init__(name, request, config.dropout, config.initial)
+        self.scale = config.scale
+        (out, width), device = self.shape, request.weights[name].device
+        self.cost = out + width
+        self._seed = None if device.type == "meta" else derive_seed("lora", request.init_seed, name)
+        self.a = trainable(self._start("a"), request, device)
+        self.b = trainable(torch.zeros(out, self.terms), request, device)
+        self.selection = trainable(torch.zeros(self.terms), request, device)
+
+    def _start(self, stream: str) -> Tensor:
+        width = self.shape[1]
+        if self._seed is None:
+            return torch.empty(width, self.terms, device="meta")
+        return draw(self._seed, stream, Draw(width, self.terms, std=1.0 / math.sqrt(3.0 * width)))
+
+    def weights(self) -> Tensor:
+        """w (k): what the terms are weighted with while the search runs; their mean is 1."""
+        return torch.softmax(self.selection, 0) * self.terms
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        kept = self.kept()
+        if kept is None:
+            return self.a * self.weights(), self.b
+        return self.a[:, kept], self.b[:, kept]
+
+    @torch.no_grad()
+    def begin_anew(self) -> None:
+        """A new start of the terms, and weights of 1."""
+        self.a.copy_(self._start("a after the search"))
+        self.b.zero_()
+        self.selection.zero_()
+
+
+class Selector(Ranks[AutoLora]):
+    """The search of one model: the selection variables' optimiser, and which terms are kept."""
+
+    def __init__(self, adapters: Sequence[AutoLora], config: AutoLoraConfig) -> None:
+        super().__init__(adapters)
+        self.config = config
+        self._adam = torch.optim.Adam(self.apart(), lr=config.selection_lr, betas=BETAS)
+
+    @property
+    def order(self) -> int:
+        return self.config.order
+
+    def _end(self, total: int) -> int:
+        return min(max(1, round(self.config.search * total)), total)
+
+    def apart(self) -> list[nn.Parameter]:
+        return [a.selection for a in self.adapters]
+
+    def held_out(self, step: int, total: int) -> float:
+        # after the last step of the search the terms start anew: nothing is learnt of them
+        return 0.0 if self.finished or step + 1 >= self._end(total) else self.config.held_out
+
+    def phase(self, step: int, total: int) -> tuple[int, int]:
+        end = self._end(total)
+        return (0, end) if step < end else (end, total - end)
+
+    def on_held_out(self) -> None:
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+
+    def on_step(self, step: int, total: int) -> None:
+        for selection in self.apart():  # of the rows that train the terms
+            selection.grad = None
+        if not self.finished and step >= self._end(total):
+            self._kept = self._choose()
+            for adapter in self.adapters:
+                adapter.begin_anew()
+            self._adam.state.clear()
+
+    def restarts(self, step: int, total: int) -> bool:
+        return step == self._end(total) < total
+
+    def regulariser(self) -> Tensor | None:
+        return None
+
+    @torch.no_grad()
+    def _choose(self) -> Tensor:
+        """The terms with the largest weights that the budget pays for."""
+        weights = torch.cat([a.weights() for a in self.adapters])
+        costs = [a.cost for a in self.adapters]
+        return self.best(weights, costs, sum(a.cost * a.r for a in self.adapters))
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = self.kept_state()
+        for i, selection in enumerate(self.apart()):
+            for key, value in self._adam.state.get(selection, {}).items():
+                tensors[f"{i}.{key}"] = value
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        device = self.adapters[0].selection.device
+        self.load_kept(state, device)
+        self._adam.state.clear()
+        for i, selection in enumerate(self.apart()):
+            own = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{i}.")}
+            if own:
+                step = own.pop("step")  # torch keeps it on the CPU
+                self._adam.state[selection] = {
+                    "step": step.cpu().clone(),
+                    **{k: v.to(device).clone() for k, v in own.items()},
+                }
+
+
+def build_autolora(request: Request) -> dict[str, Adapter]:
+    """Terms per weight, and one search for all of them."""
+    config = request.config
+    assert isinstance(config, AutoLoraConfig)
+    adapters = {name: AutoLora(name, config, request) for name in request.weights}
+    selector = Selector(list(adapters.values()), config)
+    for adapter in adapters.values():
+        adapter.schedule = selector
+    return dict(adapters)

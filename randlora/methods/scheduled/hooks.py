@@ -1,0 +1,129 @@
+"""What a training loop does for adapters that need more than gradients: a step count, and a penalty on the loss.
+
+hooks = hooks_in(model)                      # or adapted.hooks
+penalty = hooks.regulariser()                # None for most methods
+... backward, optimizer.step() ...
+hooks.on_step(step, total)                   # step counts finished steps from 1; gradients must still be there
+
+A schedule that learns from held-out rows (AutoLoRA's search of ranks) asks for more: see `Schedule.held_out`, `apart`,
+`on_held_out`, `phase` and `restarts`, which say nothing for all others, and `randlora.methods.scheduled.bilevel`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from randlora.adapter import Adapter
+
+
+class Schedule(ABC):
+    """Something that the adapters of one model share and that follows the training (AdaLoRA's rank allocation)."""
+
+    @abstractmethod
+    def on_step(self, step: int, total: int) -> None:
+        """After optimiser step `step` of `total` (from 1), before the gradients are cleared."""
+
+    @property
+    def order(self) -> int:
+        """Of the derivatives that the held-out loss is followed by: 1 or 2 (`randlora.methods.scheduled.bilevel`)."""
+        return 1
+
+    def apart(self) -> list[nn.Parameter]:
+        """Trainables that the schedule trains itself, on held-out rows: they do not belong in the optimiser."""
+        return []
+
+    def held_out(self, step: int, total: int) -> float:
+        """Share of the training rows that at `step` (from 0) of `total` train what is `apart` and nothing else."""
+        return 0.0
+
+    def on_held_out(self) -> None:
+        """The gradients of what is `apart` are there, from held-out rows: take a step with them."""
+        return
+
+    def phase(self, step: int, total: int) -> tuple[int, int]:
+        """First step and length of the part of the training that `step` (from 0) lies in: rates are scheduled by it."""
+        return 0, total
+
+    def restarts(self, step: int, total: int) -> bool:
+        """Whether after `step` (from 1) training begins anew: the optimiser forgets its moments."""
+        return False
+
+    @abstractmethod
+    def regulariser(self) -> Tensor | None:
+        """A scalar to add to the loss of a step, once whatever the number of micro-batches; None for none."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """What the next step depends on besides the trainables, for a checkpoint."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+
+
+class Hooks:
+    """The schedules of a set of adapters, each once; does nothing for methods without."""
+
+    def __init__(self, adapters: Iterable[Adapter]) -> None:
+        found = [a.schedule for a in adapters if isinstance(a.schedule, Schedule)]
+        self.schedules: tuple[Schedule, ...] = tuple({id(s): s for s in found}.values())
+
+    def on_step(self, step: int, total: int) -> None:
+        """See `Schedule.on_step`."""
+        for schedule in self.schedules:
+            schedule.on_step(step, total)
+
+    def regulariser(self) -> Tensor | None:
+        """The sum of the penalties; None where there are none."""
+        parts = [p for p in (s.regulariser() for s in self.schedules) if p is not None]
+        if not parts:
+            return None
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    @property
+    def order(self) -> int:
+        """See `Schedule.order`; the largest."""
+        return max((s.order for s in self.schedules), default=1)
+
+    def apart(self) -> list[nn.Parameter]:
+        """See `Schedule.apart`; of all."""
+        return [p for s in self.schedules for p in s.apart()]
+
+    def held_out(self, step: int, total: int) -> float:
+        """See `Schedule.held_out`; the largest."""
+        return max((s.held_out(step, total) for s in self.schedules), default=0.0)
+
+    def on_held_out(self) -> None:
+        """See `Schedule.on_held_out`."""
+        for schedule in self.schedules:
+            schedule.on_held_out()
+
+    def phase(self, step: int, total: int) -> tuple[int, int]:
+        """See `Schedule.phase`; the shortest."""
+        return min((s.phase(step, total) for s in self.schedules), key=lambda p: p[1], default=(0, total))
+
+    def restarts(self, step: int, total: int) -> bool:
+        """See `Schedule.restarts`; any."""
+        return any(s.restarts(step, total) for s in self.schedules)
+
+    def state(self) -> dict[str, Tensor]:
+        """All states in one flat table, keys "schedule.INDEX.NAME"."""
+        tables = [s.state() for s in self.schedules]
+        return {f"schedule.{i}.{name}": t for i, table in enumerate(tables) for name, t in table.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`; other keys are left alone."""
+        for i, schedule in enumerate(self.schedules):
+            prefix = f"schedule.{i}."
+            schedule.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def hooks_in(model: nn.Module) -> Hooks:
+    """The hooks of whatever adapters are installed in `model`."""
+    return Hooks(m for m in model.modules() if isinstance(m, Adapter))

@@ -1,0 +1,96 @@
+"""What methods share that build more rank-1 terms than the budget pays for and keep the best: AdaLoRA and AutoLoRA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from randlora.adapter import AdapterConfig, Request
+from randlora.errors import ConfigError
+from randlora.methods.factored import Factored
+from randlora.methods.scheduled.hooks import Schedule
+
+
+def check_initial(config: AdapterConfig, initial: float) -> None:
+    """Refuse fewer terms at the start than are left at the end."""
+    if not initial >= 1.0:
+        raise ConfigError(f"{config.method}: initial must be at least 1 (times the final rank) but got {initial!r}")
+
+
+def initial_rank(initial: float, r: int) -> int:
+    """Terms that a weight of final rank r starts with."""
+    return math.ceil(initial * r)
+
+
+class Terms(Factored):
+    """An adapter of `terms` rank-1 terms, of which r are paid for; `cost`: parameters of one."""
+
+    cost: int
+
+    def __init__(self, name: str, request: Request, dropout: float, initial: float) -> None:
+        base = request.weights[name]
+        super().__init__((base.shape[0], base.shape[1]), dropout)
+        self.r = request.capacities[name]
+        self.terms = initial_rank(initial, self.r)
+
+    def kept(self) -> Tensor | None:
+        """Which terms are left (bool, terms); None until the schedule is through."""
+        assert isinstance(self.schedule, Ranks)
+        found: Tensor | None = self.schedule.kept_of(self)
+        return found
+
+    def count(self) -> int:
+        """The budget's share until the schedule is through, then the terms that are left."""
+        kept = self.kept()
+        return (self.r if kept is None else int(kept.sum())) * self.cost
+
+
+A = TypeVar("A", bound=Terms)
+
+
+class Ranks(Schedule, Generic[A]):
+    """Decides which terms of a model's weights are left."""
+
+    def __init__(self, adapters: Sequence[A]) -> None:
+        self.adapters = list(adapters)
+        self.sizes = [a.terms for a in self.adapters]
+        self._kept: Tensor | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the ranks are final."""
+        return self._kept is not None
+
+    def kept_of(self, adapter: Terms) -> Tensor | None:
+        """Which terms of one weight are kept (bool, terms); None while the schedule runs."""
+        if self._kept is None:
+            return None
+        index = next(i for i, a in enumerate(self.adapters) if a is adapter)
+        return torch.split(self._kept, self.sizes)[index]
+
+    def best(self, scores: Tensor, costs: Sequence[int], budget: int) -> Tensor:
+        """The terms of the highest scores that fit into `budget`, bool as `scores` (all terms, one after another).
+
+        A term that no longer fits is passed over for a cheaper one. `costs`: of one term, by weight.
+        """
+        order = torch.argsort(scores, descending=True, stable=True)
+        each = [c for c, size in zip(costs, self.sizes, strict=True) for _ in range(size)]
+        kept = torch.zeros(len(each), dtype=torch.bool)
+        for index in order.tolist():
+            if each[index] <= budget:
+                kept[index] = True
+                budget -= each[index]
+        return kept.to(scores.device)
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """The decision, for a checkpoint; empty while there is none."""
+        return {} if self._kept is None else {"kept": self._kept.to(torch.uint8)}
+
+    def load_kept(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """The inverse of `kept_state`."""
+        kept = state.get("kept")
+        self._kept = None if kept is None else kept.to(device).bool()

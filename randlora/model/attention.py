@@ -1,0 +1,109 @@
+"""`nn.MultiheadAttention` whose adapters meet the input, in place of a weight that is put together first.
+
+torch's attention reads its weights as matrices. An adapter there can only offer W0 + delta, whose gradient is a product
+as large as that of full fine-tuning. Self-attention of the usual kind is computed here instead: projections through
+the adapters, which choose their cheaper form, and torch's attention between them. Any other call is torch's own.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.utils import parametrize
+
+from randlora.adapter import Adapter
+from randlora.model.parts import PartAdapters
+
+
+def mount_attention(mha: nn.Module) -> None:
+    """Let the adapters of an attention meet its input, if it is of the usual kind; `unmount_attention` undoes it."""
+    if _is_torch_s(mha) and "forward" not in vars(mha):
+        mha.forward = MethodType(_forward, mha)  # a bound method, so that a deep copy is bound to the copy
+
+
+def unmount_attention(mha: nn.Module) -> None:
+    """Undo `mount_attention`, once no weight of `mha` is adapted any more."""
+    if not _is_adapted(mha) and getattr(vars(mha).get("forward"), "__func__", None) is _forward:
+        del mha.forward
+
+
+def meets_input(mha: nn.Module) -> bool:
+    """Whether `attend` computes what `mha` would: it has adapters, and is of the usual kind."""
+    return _is_torch_s(mha) and _is_adapted(mha) and _is_usual(cast(nn.MultiheadAttention, mha))
+
+
+def attend(
+    mha: nn.MultiheadAttention, x: Tensor, attn_mask: Tensor | None = None, queries: int | None = None
+) -> Tensor:
+    """Self-attention of x (N, L, D) by `mha`'s weights and adapters: (N, L, D), or (N, queries, D) of the first tokens.
+
+    Args:
+        attn_mask: as `nn.MultiheadAttention` takes it, (L, L) or (N * heads, L, L): True or -inf keeps out.
+        queries: compute the first so many tokens alone, which see all the others as before.
+    """
+    n, length, width = x.shape
+    qkv = project(mha, "in_proj_weight", x, mha.in_proj_bias)
+    q, k, v = qkv.view(n, length, 3, mha.num_heads, -1).permute(2, 0, 3, 1, 4)
+    if queries is not None:
+        q = q[:, :, :queries]
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:  # True keeps out there, and in here
+            attn_mask = torch.zeros(attn_mask.shape, dtype=q.dtype, device=q.device).masked_fill(attn_mask, -torch.inf)
+        attn_mask = attn_mask.to(q.dtype)
+        if attn_mask.ndim == 3:
+            attn_mask = attn_mask.view(n, mha.num_heads, length, length)
+        attn_mask = attn_mask[..., : q.shape[2], :]
+    dropout = mha.dropout if mha.training else 0.0
+    y = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
+    y = y.transpose(1, 2).reshape(n, q.shape[2], width)
+    return project(mha.out_proj, "weight", y, mha.out_proj.bias)
+
+
+def self_attention(
+    mha: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Tensor | None:
+    """`mha(x, x, x)` (N, L, D) by `attend`, with the arguments of its forward; None where it can't be."""
+    plain = query is key is value and query.ndim == 3 and key_padding_mask is None and not need_weights
+    if not plain or not _is_usual(mha) or (is_causal and attn_mask is None):
+        return None
+    return attend(mha, query, attn_mask)
+
+
+def project(owner: nn.Module, attr: str, x: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., in) by `owner.attr` and whatever adapter is on it, in the form that meets the input: (..., out)."""
+    if not parametrize.is_parametrized(owner, attr):
+        return linear(x, getattr(owner, attr), bias)
+    held: Any = owner.parametrizations
+    packed, stored = held[attr][0], held[attr].original
+    y: Tensor = packed.adapter.apply_to(x, stored.t() if packed.transposed else stored, bias)
+    return y
+
+
+def _is_torch_s(mha: nn.Module) -> bool:
+    return isinstance(mha, nn.MultiheadAttention) and type(mha).forward is nn.MultiheadAttention.forward
+
+
+def _is_adapted(mha: nn.Module) -> bool:
+    return any(isinstance(module, Adapter | PartAdapters) for module in mha.modules())
+
+
+def _is_usual(mha: nn.MultiheadAttention) -> bool:
+    return mha._qkv_same_embed_dim and mha.bias_k is None and not mha.add_zero_attn and mha.batch_first
+
+
+def _forward(mha: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """The forward of an attention with adapters; arguments and results as torch's."""
+    found = self_attention(mha, *args, **kwargs)
+    return nn.MultiheadAttention.forward(mha, *args, **kwargs) if found is None else (found, None)

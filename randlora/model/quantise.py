@@ -1,0 +1,62 @@
+"""Turn target weights into bitsandbytes layers of 4 or 8 bits (extra `quantised`), before adapters are attached.
+
+quantise(model, ["q_proj", "v_proj"], bits=4)       # or a model that transformers loaded quantised
+adapted = attach(model, LoraConfig(r=16), ["q_proj", "v_proj"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from torch import nn
+
+from randlora.errors import ConfigError, TargetError
+from randlora.model.quantised import bitsandbytes_library
+from randlora.model.targets import select
+
+
+def quantise(model: nn.Module, targets: Sequence[str], bits: Literal[4, 8] = 4, **options: Any) -> list[str]:
+    """Turn the targets, all of them called `nn.Linear`s, into bitsandbytes layers of `bits` bits, in place.
+
+    Args:
+        model: a model on the device it will run on. Everything else in it stays as it is.
+        targets: as in `attach`.
+        bits: 4 (NF4 unless `options` has another `quant_type`) or 8.
+        options: passed on to `bitsandbytes.nn.Linear4bit` or `Linear8bitLt`.
+
+    Returns:
+        The names of the weights.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or `bits` is neither 4 nor 8.
+        TargetError: a target matches nothing, or a weight that is not a called `nn.Linear`'s.
+    """
+    if bits not in (4, 8):
+        raise ConfigError(f"bits must be 4 or 8 but got {bits!r}")
+    library = bitsandbytes_library()
+    sites = select(model, targets)
+    for name, site in sites.items():
+        if type(site.owner) is not nn.Linear or not site.by_activation or site.part is not None:
+            raise TargetError(f"{name} cannot be quantised: only whole weights of called nn.Linear layers are")
+    for site in sites.values():
+        old = cast(nn.Linear, site.owner)
+        if bits == 4:
+            new = library.nn.Linear4bit(*_sizes(old), **{"quant_type": "nf4", **options})
+        else:
+            new = library.nn.Linear8bitLt(*_sizes(old), **{"has_fp16_weights": False, **options})
+        new.weight.data = old.weight.detach().clone()
+        new.bias = old.bias
+        new.train(old.training)
+        _replace(model, site.module_name, new.to(old.weight.device))  # the move quantises
+    return list(sites)
+
+
+def _sizes(layer: nn.Linear) -> tuple[int, int, bool]:
+    return layer.in_features, layer.out_features, layer.bias is not None
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    owner = model.get_submodule(parent) if parent else model
+    owner.register_module(last, module)

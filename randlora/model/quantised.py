@@ -1,0 +1,94 @@
+"""Base weights in 4 or 8 bits, by bitsandbytes (extra `quantised`): layers that keep their own product.
+
+A quantised layer has no matrix to multiply by or to merge into. Its output stays what its own forward makes, and the
+adapter adds its share beside it (`Adapter.beside`). Shapes and counts are those of the weight as it was, (out x in).
+Where a method needs W0 itself (DoRA's norms, singular vectors, deltas) it is read back in full precision for a moment.
+
+Rounding W0 + delta to so few bits would lose most of the delta, so merging is refused; PEFT rounds with a warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from randlora.adapter import Adapter
+from randlora.errors import AdapterError, ConfigError
+from randlora.model.parts import PartAdapters
+
+_LAYERS = ("Linear4bit", "Linear8bitLt")
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether `module` is one of bitsandbytes' linear layers. Told by name: this package does not import it."""
+    return any(c.__name__ in _LAYERS and c.__module__.startswith("bitsandbytes.") for c in type(module).__mro__)
+
+
+def dequantised(module: nn.Module) -> Tensor:
+    """The weight (out x in) that a bitsandbytes layer stands for, in the precision it was quantised from or float32."""
+    weight = cast(Tensor, module.weight)
+    if weight.is_floating_point():  # not quantised yet: that happens when the layer is first moved to its device
+        return weight
+    functional = bitsandbytes_library().functional
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        return cast(Tensor, functional.dequantize_4bit(weight.data, state))
+    scales = getattr(weight, "SCB", None)
+    if scales is None:  # the first forward moves them
+        scales = cast(Any, module.state).SCB
+    if scales is None:
+        raise AdapterError("an 8-bit layer without its scales cannot be read: load its state before attaching")
+    return cast(Tensor, functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device)))
+
+
+class _Beside(nn.Module):
+    """Mixed into a quantised layer's class while an adapter is on it."""
+
+    adapter: Adapter | PartAdapters
+    plain: ClassVar[Any]
+    """The class of before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        y: Tensor = super().forward(x)
+        return self.adapter.beside(x, y, lambda: dequantised(self), cast("Tensor | None", self.bias))
+
+
+@functools.cache
+def _beside_class(kind: Any) -> Any:
+    return type(f"Adapted{kind.__name__}", (_Beside, kind), {"plain": kind})
+
+
+def put_beside(layer: nn.Module, adapter: Adapter | PartAdapters) -> None:
+    """Put an adapter beside the product of a quantised layer, which takes on a class of its own for that."""
+    layer.add_module("adapter", adapter)
+    kind: Any = type(layer)
+    layer.__class__ = _beside_class(kind)
+
+
+def has_beside(module: nn.Module) -> bool:
+    """Whether an adapter is on a quantised layer."""
+    return isinstance(module, _Beside)
+
+
+def take_away(layer: nn.Module) -> None:
+    """Undo `put_beside`."""
+    assert isinstance(layer, _Beside)
+    del layer._modules["adapter"]
+    layer.__class__ = layer.plain
+
+
+def bitsandbytes_library() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # its import uses torch's old names
+            import bitsandbytes
+            import bitsandbytes.functional
+    except ImportError as error:
+        raise ConfigError(
+            "4-bit and 8-bit weights need bitsandbytes, which is missing: pip install 'randlora-sweeps[quantised]'"
+        ) from error
+    return bitsandbytes

@@ -1,0 +1,259 @@
+"""Where a weight lives, and how an adapter gets between it and the model's arithmetic.
+
+Two ways, both undone without a trace: an `nn.Linear` changes class to `AdaptedLinear`, whose forward lets the adapter
+choose its contraction; any other 2-D parameter (the packed `in_proj_weight` of attention, a `Linear` that its parent
+reads without calling it, transformers' `Conv1D`) is parametrised, so whoever reads it sees W0 + delta; the usual
+attention meets its adapters all the same (`randlora.model.attention`). Parts of one weight share its place
+(`randlora.model.parts`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from randlora.adapter import Adapter, Shape
+from randlora.model.attention import mount_attention, unmount_attention
+from randlora.model.parts import PartAdapters, Rows
+from randlora.model.quantised import dequantised, has_beside, is_quantised, put_beside, take_away
+
+# Modules that compute with their children's weights instead of calling the children, at least on a fast path.
+_READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+class AdaptedLinear(nn.Linear):
+    """An `nn.Linear` with an adapter; never built, only taken on as a class by an existing layer."""
+
+    adapter: Adapter | PartAdapters
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return self.adapter.apply_to(input, self.weight, self.bias)
+
+
+class PackedWeight(nn.Module):
+    """Parametrisation: the stored weight in, weight plus delta out; transposed for layouts of (in x out).
+
+    `nn.MultiheadAttention` reads its weight three times a forward. Between the owner's forward hooks the first result
+    is kept, and dropped at the end, so that each forward has its own graph.
+    """
+
+    def __init__(self, adapter: Adapter | PartAdapters, transposed: bool) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.transposed = transposed
+        self._holding = False
+        self._held: Tensor | None = None
+
+    def forward(self, base: Tensor) -> Tensor:
+        """Shape as stored, in and out."""
+        if self._held is not None:
+            return self._held
+        weight = self.adapter.matrix(base.t()).t() if self.transposed else self.adapter.matrix(base)
+        if self._holding:
+            self._held = weight
+        return weight
+
+    def forget(self) -> None:
+        """Drop the result that is kept: the adapter's turn has changed."""
+        self._held = None
+
+    def mount(self, owner: nn.Module, order: list[str]) -> None:
+        """Hold between the forward hooks of `owner`, whose parameters were in this order before."""
+        self._order = order
+        self._hooks = (
+            owner.register_forward_pre_hook(self.hold),
+            owner.register_forward_hook(self.release, always_call=True),
+        )
+
+    def unmount(self, owner: nn.Module) -> None:
+        """Undo `mount`, once the parametrisation is gone."""
+        for hook in self._hooks:
+            hook.remove()
+        table = owner._parameters
+        ordered = {name: table[name] for name in self._order}
+        table.clear()
+        table.update(ordered)
+
+    def hold(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of the owner."""
+        self._holding, self._held = True, None
+
+    def release(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the owner; called after an error as well."""
+        self._holding, self._held = False, None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """transformers' Conv1D keeps (in x out). Told by name: this package does not import transformers."""
+    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__)
+
+
+@dataclass
+class Site:
+    """One 2-D weight: `owner.attr` under the qualified `name`, or the `rows` of it that are its `part`."""
+
+    name: str
+    owner: nn.Module
+    attr: str
+    parent: nn.Module | None
+    part: str | None = None
+    rows: Rows | None = None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is kept as (in x out)."""
+        return self.attr == "weight" and is_conv1d(self.owner)
+
+    @property
+    def by_activation(self) -> bool:
+        """Whether the adapter meets the input (an exact `nn.Linear` that is really called, or a quantised one)."""
+        called = type(self.owner) in (nn.Linear, AdaptedLinear) or self.quantised
+        return called and not isinstance(self.parent, _READS_CHILDREN)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weight is kept in 4 or 8 bits, and cannot be read as a matrix."""
+        return self.attr == "weight" and is_quantised(self.owner)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The frozen weight as stored, whole, whether or not an adapter is installed."""
+        if parametrize.is_parametrized(self.owner, self.attr):
+            value = self._parametrizations()[self.attr].original
+        else:
+            value = getattr(self.owner, self.attr)
+        assert isinstance(value, nn.Parameter)
+        return value
+
+    @property
+    def base(self) -> Tensor:
+        """The frozen weight as (out x in), a view of what is stored; a quantised one is read back into a new tensor."""
+        if self.quantised:
+            whole = dequantised(self.owner)
+            return whole if self.rows is None else whole[slice(*self.rows)]
+        return self.view(self.parameter)
+
+    def view(self, stored: Tensor) -> Tensor:
+        """Of a tensor shaped as the stored weight, the part that is this one, as (out x in)."""
+        whole = stored.t() if self.transposed else stored
+        return whole if self.rows is None else whole[slice(*self.rows)]
+
+    @property
+    def shape(self) -> Shape:
+        """(out, in)."""
+        if self.quantised:  # what is stored has another shape
+            out, width = _size(self.owner)
+        else:
+            out, width = reversed(self.parameter.shape) if self.transposed else self.parameter.shape
+        return (out, width) if self.rows is None else (self.rows[1] - self.rows[0], width)
+
+    @property
+    def whole(self) -> Site:
+        """The site of the whole weight, of which this one may be a part."""
+        return replace(self, name=self.stored_name, part=None, rows=None)
+
+    @property
+    def stored_name(self) -> str:
+        """The qualified name of the whole weight."""
+        return self.name if self.part is None else self.name.removesuffix(f"[{self.part}]")
+
+    @property
+    def module_name(self) -> str:
+        """The owner's qualified name."""
+        return self.stored_name.rpartition(".")[0]
+
+    def _parametrizations(self) -> Any:
+        return self.owner.parametrizations
+
+    def _group(self) -> PartAdapters | None:
+        """The adapters of the weight's parts that are in place now."""
+        if type(self.owner) is AdaptedLinear or has_beside(self.owner):
+            installed = cast(nn.Module, self.owner.adapter)
+        elif parametrize.is_parametrized(self.owner, self.attr):
+            installed = self._parametrizations()[self.attr][0].adapter
+        else:
+            return None
+        return installed if isinstance(installed, PartAdapters) else None
+
+    def install(self, adapter: Adapter) -> None:
+        """Put the adapter in place."""
+        if self.part is None or self.rows is None:
+            self._put(adapter)
+            return
+        group = self._group()
+        if group is None:
+            group = PartAdapters(self.whole.shape[0])
+            group.train(self.owner.training)
+            self._put(group)
+        group.add(self.part, self.rows, adapter)
+
+    def _put(self, adapter: Adapter | PartAdapters) -> None:
+        if self.quantised:
+            put_beside(self.owner, adapter)
+            return
+        if self.by_activation:
+            self.owner.add_module("adapter", adapter)
+            self.owner.__class__ = AdaptedLinear
+            return
+        order = list(self.owner._parameters)
+        packed = PackedWeight(adapter, self.transposed)
+        packed.train(self.owner.training)
+        parametrize.register_parametrization(self.owner, self.attr, packed, unsafe=True)
+        packed.mount(self.owner, order)
+        mount_attention(reader_of(self))
+
+    def remove(self) -> None:
+        """Undo `install`: the same parameter object under the same name, in the same order, in the same class."""
+        group = self._group()
+        if group is not None and self.part is not None:
+            group.drop(self.part)
+            if len(group):
+                return
+        if type(self.owner) is AdaptedLinear:
+            del self.owner._modules["adapter"]
+            self.owner.__class__ = nn.Linear  # type: ignore[assignment]  # mypy narrowed it
+            return
+        if has_beside(self.owner):
+            take_away(self.owner)
+            return
+        packed: PackedWeight = self._parametrizations()[self.attr][0]
+        parametrize.remove_parametrizations(self.owner, self.attr, leave_parametrized=False)
+        packed.unmount(self.owner)
+        unmount_attention(reader_of(self))
+
+
+def reader_of(site: Site) -> nn.Module:
+    """The module whose forward reads the weight: its owner, or a parent that computes with its children's weights."""
+    reads = site.parent is not None and isinstance(site.parent, _READS_CHILDREN)
+    return site.parent if reads and site.parent is not None else site.owner
+
+
+def _size(layer: Any) -> Shape:
+    return layer.out_features, layer.in_features
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether an adapter of this package is installed anywhere in the model."""
+    return any(isinstance(m, Adapter) for m in model.modules())
+
+
+def find_sites(model: nn.Module) -> dict[str, Site]:
+    """Every floating 2-D parameter by qualified name, in the model's order, each tensor once."""
+    modules = dict(model.named_modules())
+    sites: dict[str, Site] = {}
+    for name, parameter in model.named_parameters():
+        owner_name, _, attr = name.rpartition(".")
+        quantised = attr == "weight" and is_quantised(modules[owner_name])
+        if quantised or (parameter.ndim == 2 and parameter.is_floating_point()):
+            parent = modules.get(owner_name.rpartition(".")[0]) if owner_name else None
+            sites[name] = Site(name, modules[owner_name], attr, parent)
+    return sites
+
+
+def shared_names(model: nn.Module, parameter: Tensor) -> list[str]:
+    """All names under which `parameter` appears: more than one means tied weights."""
+    return [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]

@@ -1,0 +1,92 @@
+"""Choose target weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from randlora.adapter import Shape
+from randlora.errors import TargetError, nearest
+from randlora.model.parts import layout, split_selector
+from randlora.model.sites import Site, find_sites, is_adapted
+
+
+def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    """Names that a pattern picks: itself, as a suffix at a dot, or as a glob; `.weight` may be left out."""
+    forms = (pattern, pattern + ".weight")
+    if any(c in pattern for c in "*?["):
+        return [n for n in names if any(fnmatchcase(n, f) for f in forms)]
+    exact = [n for n in names if n in forms]
+    return exact or [n for n in names if any(n.endswith("." + f) for f in forms)]
+
+
+def select(model: nn.Module, targets: Sequence[str]) -> dict[str, Site]:
+    """The sites that `targets` name, in the model's order; see `resolve_targets`."""
+    if isinstance(targets, str):
+        raise TargetError(f"targets must be a list of names but got the string {targets!r}; write [{targets!r}]")
+    if not targets:
+        raise TargetError("no targets given: name at least one 2-D weight, such as 'mlp.c_fc'")
+    if is_adapted(model):
+        raise TargetError("the model has adapters already; detach() them first")
+    sites = find_sites(model)
+    names = list(sites)
+    chosen: dict[str, set[str]] = {}
+    """Weight -> parts; none for the whole weight."""
+    for target in targets:
+        pattern, parts = split_selector(target)
+        found = _matches(pattern, names)
+        if not found:
+            raise _no_match(target, pattern, model, names)
+        for name in found:
+            if name in chosen and bool(chosen[name]) != bool(parts):
+                raise TargetError(f"target {target!r}: {name} is named whole and in parts; name it one way")
+            chosen.setdefault(name, set()).update(parts)
+    picked: dict[str, Site] = {}
+    for name, site in sites.items():
+        for one in _divided(site, chosen[name]) if name in chosen else ():
+            picked[one.name] = one
+    return picked
+
+
+def _no_match(target: str, pattern: str, model: nn.Module, names: Sequence[str]) -> TargetError:
+    other = _matches(pattern, [n for n, _ in model.named_parameters()])
+    if other:
+        shape = tuple(model.get_parameter(other[0]).shape)
+        return TargetError(
+            f"target {target!r} matches {other[0]!r} of shape {shape}: only floating 2-D weights are adapted"
+        )
+    endings = {".".join(n.removesuffix(".weight").split(".")[-2:]) for n in names} | set(names)
+    return TargetError(f"target {target!r} matches no 2-D weight of the model{nearest(pattern, endings)}")
+
+
+def _divided(site: Site, parts: set[str]) -> list[Site]:
+    """The site itself, or one per part in the order of the rows."""
+    if not parts:
+        return [site]
+    known = layout(site.name, site.parent, *site.shape)
+    if unknown := sorted(parts - known.keys()):
+        raise TargetError(f"{site.name} has no part {unknown[0]!r}: it has {', '.join(known)}")
+    return [
+        replace(site, name=f"{site.name}[{part}]", part=part, rows=rows)
+        for part, rows in known.items()
+        if part in parts
+    ]
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str]) -> dict[str, Shape]:
+    """Qualified weight name -> (out, in), in the model's order.
+
+    A target is a qualified name, a suffix of one ("attn.in_proj_weight"), or a glob ("visual.*.mlp.c_fc"); a final
+    ".weight" may be left out. Parts of a fused weight are picked by a list in brackets, "attn.in_proj_weight[q,v]"
+    (`model.parts` has the layouts): each is a weight of its own, "....attn.in_proj_weight[q]". Works on the meta
+    device. Raises `TargetError` for a target that matches no 2-D weight.
+    """
+    return {name: site.shape for name, site in select(model, targets).items()}
+
+
+def stored_names(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The parameters that hold the targets, in the model's order, each once; a part stands for its whole weight."""
+    return list(dict.fromkeys(site.stored_name for site in select(model, targets).values()))

@@ -1,0 +1,302 @@
+"""Several adapters of one kind in one forward: slice k of the batch goes through adapter k, all share the frozen model.
+
+    members = [attach(...), attach(...)]       # same method, weights and capacities; each disabled after it is attached
+    pack = Pack(members)
+    pack.together()                            # a batch (K b, ...): rows 0..b-1 are the first member's, and so on
+    pack.select(1)                             # the second member alone, for evaluation
+    pack.remove()                              # the members are as they were, disabled
+
+Slices of texts are padded behind to one length, which `together` is told of. A frozen model with dropout runs inside
+`pack.drawing(...)`, and every slice gets the masks of a separate run.
+
+The frozen products are computed once for all rows. LoRA and what has its form, DoRA, VeRA and RandLoRA have stacked
+products for the rest (`stacked`); any other method, and a layer for which the matrix form is cheaper, takes
+its slices one by one. No row meets another one's slice, so a member that diverges leaves the others alone. PLoRA (arXiv
+2508.02932) packs LoRA; the same holds for any adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapted.adapted import Adapted
+from randlora.adapter import Adapter
+from randlora.arithmetic.bases import Bases
+from randlora.model.attention import project, self_attention
+from randlora.model.sites import PackedWeight, Site, is_conv1d, reader_of
+from randlora.packing.dropouts import OwnDropout, draws_of
+from randlora.packing.stacked import stacked_linear
+from randlora.packing.turns import PackingError, Streams, Turn
+
+__all__ = ["Pack", "PackingError", "Together", "draws_of"]
+
+
+class Together(Adapter):
+    """The members' adapters of one weight, in the place of one adapter. They are no submodules: each stays its own."""
+
+    def __init__(self, members: Sequence[Adapter], turn: Turn) -> None:
+        super().__init__(members[0].shape)
+        self._members, self._turn = tuple(members), turn
+
+    @property
+    def members(self) -> tuple[Adapter, ...]:
+        """One a member of the pack."""
+        return self._members
+
+    def train(self, mode: bool = True) -> Together:
+        """Members follow."""
+        for member in self._members:
+            member.train(mode)
+        super().train(mode)
+        return self
+
+    @property
+    def one(self) -> Adapter:
+        """The adapter whose turn it is alone."""
+        if len(self._turn.active) != 1:
+            raise PackingError(
+                f"a weight was read as a matrix while {len(self._turn.active)} adapters share the batch: "
+                "its reader is not a module that this package splits; run the adapters one by one"
+            )
+        return self._members[self._turn.active[0]]
+
+    def delta(self, base: Tensor) -> Tensor:
+        return self.one.delta(base)
+
+    def weight(self, base: Tensor) -> Tensor:
+        return self.one.weight(base)
+
+    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        active = self._active
+        cut = any(member.dropping for member in active)
+        return self._turn.each(lambda k, part, own: active[k].beside(part, own, base, bias), x, y, cut=cut)
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        turn = self._turn
+        active = self._active
+        if len(active) == 1:
+            with turn.only(0):
+                return active[0].linear(x, base, bias)
+        turn.check(x)
+        y = stacked_linear(active, x, base, bias, self.drop)
+        if y is not None:
+            return y
+        cut = any(member.dropping for member in active)
+        return turn.each(lambda k, part: active[k].linear(part, base, bias), x, cut=cut)
+
+    @property
+    def _active(self) -> list[Adapter]:
+        return [self._members[k] for k in self._turn.active]
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Every member's own dropout on its slice, in the slice's own shape: the masks are those of a separate run."""
+        active = self._active
+        if not any(member.dropping for member in active):
+            return x
+        return self._turn.each(lambda k, part: active[k].drop(part), x, cut=True)
+
+
+class Pack:
+    """`members`, which it disables, in one forward; see the module. It starts with all members together.
+
+    Raises:
+        PackingError: they differ in model, method, weights, capacities or options of a shape, a method has a schedule,
+            or a module of the model does not keep the batch first.
+    """
+
+    def __init__(self, members: Sequence[Adapted]) -> None:
+        _check(members)
+        self.members = tuple(members)
+        self._turn = Turn(len(members))
+        model = members[0].model
+        for member in members:
+            member.disable()
+        share_bases(members)
+        self._sites: list[Site] = []
+        self._readers: dict[int, nn.Module] = {}
+        for name, site in members[0].sites.items():
+            layer = Together([member.adapters[name] for member in members], self._turn)
+            layer.train(site.owner.training)
+            for adapter in layer.members:
+                adapter.to(site.parameter.device)
+            site.install(layer)
+            self._sites.append(site)
+            if not site.by_activation:
+                reader = reader_of(site)
+                self._readers[id(reader)] = reader
+        self.model = model
+        for reader in self._readers.values():
+            split_forward(reader, self._turn)
+
+    @property
+    def layers(self) -> Iterator[tuple[str, Together]]:
+        """The places of the adapters, by the qualified names of their modules."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, Together):
+                yield name, module
+
+    def together(
+        self, which: Sequence[int] | None = None, *, rows: int | None = None, widths: Sequence[int] | None = None
+    ) -> None:
+        """The batch has equal slices of these members from now on; None: of all, in order.
+
+        Args:
+            rows: of one slice, where rows are texts.
+            widths: tokens of each slice's longest text; all texts are padded behind to the longest of all.
+        """
+        chosen = tuple(range(len(self.members))) if which is None else tuple(which)
+        if not chosen or any(not 0 <= k < len(self.members) for k in chosen) or len(set(chosen)) < len(chosen):
+            raise PackingError(f"members {list(chosen)} of {len(self.members)}: name some of them, each once")
+        self._turn.give(chosen, rows, widths)
+
+    def select(self, member: int) -> None:
+        """The batch is this member's alone from now on: any size, training or evaluation."""
+        self.together([member])
+
+    def alone(self, position: int) -> AbstractContextManager[None]:
+        """Inside, random numbers are those of the member whose slice is at this position of the batch."""
+        return self._turn.only(position)
+
+    @contextmanager
+    def drawing(self, seeds: Mapping[int, int] | None, device: torch.device) -> Iterator[None]:
+        """Inside, dropout of the frozen model, and whatever runs in `alone`, follows seeds of the members' own.
+
+        A slice's masks are those of a run after `torch.manual_seed(seed)`. Not for checkpointed activations.
+
+        Args:
+            seeds: by member; None: nothing but the adapters draws (`draws_of`), whose masks have seeds anyway.
+
+        Raises:
+            PackingError: at the end, where the model has drawn numbers in a way that is not taken apart.
+        """
+        if seeds is None:
+            streams = Streams({}, device)
+            yield
+            if not any(member.dropping for _, layer in self.layers for member in layer.members):
+                streams.check()  # masks of adapters are labelled with values of the same generator
+            return
+        streams = self._turn.streams = Streams(seeds, device)
+        try:
+            with OwnDropout(self._turn):
+                yield
+        finally:
+            self._turn.streams = None
+        streams.check()
+
+    def remove(self) -> nn.Module:
+        """Take the adapters out of the model and return it; the members stay, disabled."""
+        for reader in self._readers.values():
+            del reader.forward
+        self._readers.clear()
+        for site in reversed(self._sites):
+            site.remove()
+        self._sites.clear()
+        return self.model
+
+
+def _check(members: Sequence[Adapted]) -> None:
+    if not members:
+        raise PackingError("a pack needs at least one adapter")
+    first = members[0]
+    for member in members:
+        if member.model is not first.model:
+            raise PackingError("the adapters of a pack are attached to different models")
+        if member.method.name != first.method.name:
+            raise PackingError(f"a pack has one method, got {first.method.name!r} and {member.method.name!r}")
+        if member.capacities != first.capacities:
+            raise PackingError("the adapters of a pack differ in their weights or capacities")
+        if member.merged:
+            raise PackingError("a merged adapter cannot be packed: unmerge() first")
+    if first.hooks.apart():
+        raise PackingError(
+            f"{first.method.title} cannot be packed: it holds some rows of each batch out, other numbers in every trial"
+        )
+    for name, module in first.model.named_modules():
+        if getattr(module, "batch_first", True) is False:
+            raise PackingError(f"{name or 'the model'} keeps the sequence before the batch, so slices would mix")
+
+
+def share_bases(members: Sequence[Adapted]) -> None:
+    """Let members whose frozen matrices have the same seed and sizes use the same ones: one copy, one product."""
+    kept: list[Bases] = []
+    for member in members:
+        for adapter in member.adapters.values():
+            own = getattr(adapter, "bases", None)
+            if type(own) is not Bases or adapter.derived:
+                continue
+            same = next((b for b in kept if b.seed == own.seed and b.draws == own.draws), None)
+            if same is None:
+                kept.append(own)
+            else:
+                adapter.bases = same
+
+
+# -- modules that read their weights instead of letting an adapter meet the input --------------------------------------
+
+
+def split_forward(reader: nn.Module, turn: Turn) -> None:
+    """Give `reader` a forward that takes the slices of a batch apart; `del reader.forward` undoes it."""
+    original: Callable[..., Any] = reader.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        count = len(turn.active)
+        if count == 1:
+            return original(*args, **kwargs)
+        if isinstance(reader, nn.MultiheadAttention):
+            attended = self_attention(reader, *args, **kwargs)
+            if attended is not None:
+                return attended, None
+        if is_conv1d(reader):
+            x: Tensor = args[0] if args else kwargs["x"]
+            return project(reader, "weight", x, reader.get_parameter("bias"))
+        total = _rows(args, kwargs)
+        results = []
+        for position in range(count):
+            for module in reader.modules():
+                if isinstance(module, PackedWeight):
+                    module.forget()
+            cut = _Cut(total, count, position)
+            with turn.only(position):
+                results.append(original(*map(cut, args), **{k: cut(v, k) for k, v in kwargs.items()}))
+        return _join(results)
+
+    reader.forward = forward
+
+
+def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value.shape[0]
+    raise PackingError("a module with packed weights was called without a tensor, so there is no batch to split")
+
+
+class _Cut:
+    """One slice of whatever has the batch first; masks over positions, which have two dimensions, stay whole."""
+
+    def __init__(self, total: int, count: int, position: int) -> None:
+        if total % count:
+            raise PackingError(f"{total} rows are not {count} equal slices; pad the shorter ones")
+        self._total, self._count, self._position = total, count, position
+
+    def __call__(self, value: Any, name: str = "") -> Any:
+        if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] % self._total:
+            return value
+        if value.ndim == 2 and name in ("attn_mask", "mask", "src_mask"):
+            return value
+        return value.chunk(self._count)[self._position]
+
+
+def _join(results: list[Any]) -> Any:
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.cat(results)
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return tuple(_join(list(parts)) for parts in zip(*results, strict=True))
+    raise PackingError(f"a module with packed weights returned {type(first).__name__}, which cannot be put together")

@@ -1,0 +1,168 @@
+"""The products of `randlora.packing.packing` for methods that have a stacked form: one batched product for K adapters.
+
+Shapes: K adapters, n rows each, N = K n rows in all. Frozen factors that all members share meet all N rows at once.
+Where an adapter alone would build its matrix (cheaper for many rows), there is nothing to gain from stacking its
+factors, and the answer is None: the slices go one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from randlora.adapter import Adapter
+from randlora.arithmetic.contract import compute_dtype, prefers_matrix
+from randlora.arithmetic.plans import choose_plan
+from randlora.methods.factored import Factored
+from randlora.methods.lowrank.lora import Dora, Lora
+from randlora.methods.lowrank.spectral import LoraXs, Pissa
+from randlora.methods.random.ablations import RandLoraA
+from randlora.methods.random.randlora import RandLora
+from randlora.methods.random.vera import Vera
+from randlora.methods.scheduled.adalora import AdaLora
+
+Drop = Callable[[Tensor], Tensor]
+Stacked = Callable[[Sequence[Adapter], Tensor, Tensor, Tensor | None, Drop], Tensor | None]
+
+
+def stacked_linear(
+    members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor | None:
+    """F.linear of x (K b, ..., in), slice k by base + delta of member k; None where no stacked form pays.
+
+    `drop` is x after every member's own dropout, and is called at most once, if at all. `base` gets no gradient. Equal
+    to the members' own products up to the order of sums.
+    """
+    kinds = {type(member) for member in members}
+    if len(kinds) > 1 or base.requires_grad:
+        return None
+    apply = STACKED.get(kinds.pop())
+    return None if apply is None else apply(members, x, base, bias, drop)
+
+
+def _slices(x: Tensor, count: int) -> Tensor:
+    """(K b, ..., in) as (K, n, in)."""
+    return x.reshape(count, -1, x.shape[-1])
+
+
+def _scales(values: Sequence[float], like: Tensor) -> float | Tensor:
+    """One number where all agree, else (K, 1, 1)."""
+    if len(set(values)) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+Factors = Sequence[tuple[Tensor, Tensor]]
+"""(a, b) of every member, (in x r) and (out x r)."""
+
+
+def _low_rank(
+    factors: Factors, scales: Sequence[float], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor:
+    """linear(x, base, bias) + scale_k (dropped a_k) b_k^T as (K, n, out)."""
+    dtype, count = compute_dtype(x), len(factors)
+    y = linear(x, base, bias)
+    a_KIR = torch.stack([a for a, _ in factors]).to(dtype)
+    b_KRO = torch.stack([b.t() for _, b in factors]).to(dtype)
+    h_KNR = _slices(drop(x), count).to(dtype) @ a_KIR
+    return _slices(y, count).baddbmm(h_KNR, b_KRO * _scales(scales, b_KRO))
+
+
+def _merged(members: Sequence[Lora | Dora], x: Tensor, base: Tensor) -> bool:
+    return any(m.merges(part, base) for m, part in zip(members, x.chunk(len(members)), strict=True))
+
+
+def lora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
+    """(x A_k) B_k^T batched over k."""
+    loras = cast(Sequence[Lora], members)
+    if _merged(loras, x, base):
+        return None
+    y = _low_rank([(m.a, m.b) for m in loras], [m.scale for m in loras], x, base, bias, drop)
+    return y.view(*x.shape[:-1], -1)
+
+
+def dora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
+    """As LoRA, times the factor of every output row."""
+    doras = cast(Sequence[Dora], members)
+    if _merged(doras, x, base):
+        return None
+    y = _low_rank([(m.a, m.b) for m in doras], [m.scale for m in doras], x, base, None, drop)
+    factor = torch.stack([m.magnitude / m.norms(base) for m in doras]).to(y.dtype).unsqueeze(1)
+    y = (y * factor).view(*x.shape[:-1], -1)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def factored_stacked(
+    members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor | None:
+    """As LoRA, of factors that each member makes from its trainables."""
+    layers = cast(Sequence[Factored], members)
+    factors = [m.factors() for m in layers]
+    a_IR = factors[0][0]
+    rows = x.numel() // x.shape[-1] // len(layers)
+    one_dtype = base.dtype == a_IR.dtype == compute_dtype(x)
+    if one_dtype and not any(m.dropping for m in layers) and prefers_matrix(rows, layers[0].shape, a_IR.shape[1]):
+        return None
+    y = _low_rank(factors, [m.scale for m in layers], x, base, bias, drop)
+    return y.view(*x.shape[:-1], -1)
+
+
+def vera_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
+    """x A^T and (...) B^T once for all rows, diag(d_k) and diag(b_k) by slice."""
+    veras = cast(Sequence[Vera], members)
+    first, dtype = veras[0], compute_dtype(x)
+    rows = x.numel() // x.shape[-1] // len(veras)
+    if any(m.bases is not first.bases or m.dropping for m in veras):
+        return None
+    if base.dtype == first.d.dtype == dtype and prefers_matrix(rows, first.shape, first.r, passes=2):
+        return None
+    a_RI = first.bases.get("A", dtype)[: first.r, : first.shape[1]]
+    b_OR = first.bases.get("B", dtype)[: first.shape[0], : first.r]
+    h_KNR = _slices(linear(x, a_RI), len(veras))
+    z_KNR = h_KNR * torch.stack([m.d for m in veras]).to(dtype).unsqueeze(1)
+    u_KNO = linear(z_KNR, b_OR)
+    y_KNO = torch.addcmul(
+        _slices(linear(x, base, bias), len(veras)), u_KNO, torch.stack([m.b for m in veras]).to(dtype).unsqueeze(1)
+    )
+    return y_KNO.view(*x.shape[:-1], -1)
+
+
+def randlora_stacked(
+    members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
+) -> Tensor | None:
+    """(x M_k^T) B^T, or (x B) M_k for a wide weight: the product with B once for all rows."""
+    layers = cast(Sequence[RandLora], members)
+    first, dtype = layers[0], compute_dtype(x)
+    if any(m.bases is not first.bases or m.dropping for m in layers):
+        return None
+    part = first.part(dtype)
+    rows = x.numel() // x.shape[-1] // len(layers)
+    sizes = (rows, part.b.shape[0], part.a.shape[1], part.b.shape[1])
+    rounds = base.dtype in (torch.bfloat16, torch.float16)  # such a base is never merged
+    if part.found is not None or (choose_plan(*sizes, torch.is_grad_enabled()) != "activation" and not rounds):
+        return None
+    lambda_KRJ = torch.stack([m.lambdas * m.scale for m in layers])
+    gamma_KJM = torch.stack([m.gammas for m in layers])
+    m_KRJM = lambda_KRJ.unsqueeze(-1) * part.a.unsqueeze(1) * gamma_KJM.unsqueeze(1)
+    m_KQM = m_KRJM.flatten(1, 2).to(dtype)
+    x_KNI = _slices(x, len(layers)).to(dtype)
+    delta = linear(x_KNI @ m_KQM.mT, part.b) if part.tall else (x_KNI @ part.b) @ m_KQM
+    y = linear(x, base, bias)
+    return y + delta.view(*x.shape[:-1], -1)
+
+
+STACKED: dict[type[Adapter], Stacked] = {
+    Lora: lora_stacked,
+    Dora: dora_stacked,
+    Vera: vera_stacked,
+    RandLora: randlora_stacked,
+    AdaLora: factored_stacked,
+    Pissa: factored_stacked,
+    LoraXs: factored_stacked,
+    RandLoraA: factored_stacked,
+}
+"""By exact class: a subclass may compute something else."""

@@ -1,0 +1,244 @@
+"""The budget solver: which capacity gives a method as many trainable parameters as a budget allows, exactly.
+
+A method's capacity is one integer per target weight: the rank r, or k for NoLA. Every capacity within the method's
+reach is counted, in integers, and the nearest taken; of two equally near, the smaller. Nothing is inverted in closed
+form: RandLoRA's count falls with its rank only on the whole, since n = ceil(m / r) makes it a sawtooth.
+
+Allocations:
+    uniform: one capacity for all target weights, as papers take it.
+    per-layer: each weight matched to its own reference, its share of the budget under LoRA: (out + in) / sum(out + in).
+    fill: two capacities whose uniform totals are neighbours on either side of the budget, mixed. The weights of one
+        shape form a group; the same fraction of every group, rounded up or down, takes the upper one, the roundings
+        chosen for the total nearest to the budget. Within a group they are spread evenly in model order. The total lies
+        within half of one weight's step.
+    auto: uniform where it lies within the tolerance, else fill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from randlora.methods.registry import METHODS
+from sweeps.budget.reach import Neighbour, Reach, Shapes
+
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "Infeasible",
+    "Neighbour",
+    "Solution",
+    "budget_table",
+    "reach",
+    "reference_budget",
+    "solve",
+    "solve_pinned",
+]
+
+Allocation = Literal["uniform", "per-layer", "fill", "auto"]
+ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "per-layer", "fill", "auto")
+TOLERANCE = 0.05
+"""How far from its budget a count may lie by default, as a fraction of the budget."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a method takes at a budget.
+
+    Attributes:
+        allocation: "uniform", "per-layer" or "fill"; never "auto", but what it chose.
+        capacity: the one capacity where all weights share it; None where they differ.
+        capacities: the capacity of every target weight, in model order.
+        count: trainable adapter parameters; residual: count - budget.
+        below, above: nearest counts of a uniform capacity strictly below and above `count`; None where the reach ends.
+    """
+
+    method: str
+    allocation: str
+    capacity: int | None
+    capacities: dict[str, int]
+    count: int
+    budget: int
+    residual: int
+    below: Neighbour | None
+    above: Neighbour | None
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """No capacity comes within the tolerance of the budget.
+
+    Attributes:
+        reason: what can't be reached, with the numbers.
+        below, above: the nearest counts of a uniform capacity on either side of the budget; None beyond the reach.
+        lever: what to change so that it can be reached.
+    """
+
+    method: str
+    budget: int
+    reason: str
+    below: Neighbour | None
+    above: Neighbour | None
+    lever: str
+
+
+def reference_budget(shapes: Shapes, lora_rank: int) -> int:
+    """Trainable parameters of LoRA at one rank: lora_rank * sum(out + in) over the target weights."""
+    if lora_rank < 1:
+        raise ValueError(f"a LoRA rank is at least 1, got {lora_rank}")
+    if not shapes:
+        raise ValueError("no target weights: nothing to match a budget on")
+    return lora_rank * sum(rows + columns for rows, columns in shapes.values())
+
+
+def solve(
+    method: str,
+    shapes: Shapes,
+    budget: int,
+    allocation: str = "auto",
+    *,
+    tolerance: float | None = TOLERANCE,
+    options: Mapping[str, Any] | None = None,
+) -> Solution | Infeasible:
+    """The capacities that bring a method nearest to a budget.
+
+    Arguments:
+        method: a name in `randlora.methods.registry.METHODS`.
+        shapes: (out, in) of every target weight by qualified name, in model order.
+        budget: trainable adapter parameters aimed at.
+        allocation: see the module's head.
+        tolerance: |count - budget| / budget allowed; None allows any, so that the nearest is always a solution.
+        options: the method's own options that its count depends on; others do no harm.
+
+    Returns:
+        A `Solution`, or `Infeasible` where the nearest count lies beyond the tolerance.
+
+    Raises:
+        ValueError: an unknown method or allocation, no shapes, a budget below 1 or a negative tolerance.
+    """
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"unknown allocation {allocation!r}; known: {', '.join(ALLOCATIONS)}")
+    if budget < 1:
+        raise ValueError(f"a budget is at least 1 parameter, got {budget}")
+    if tolerance is not None and tolerance < 0:
+        raise ValueError(f"a tolerance is a fraction of the budget, at least 0, got {tolerance}")
+    counts = Reach(method, shapes, options)
+    # without a tolerance any uniform count would do, and auto never come to fill: there the default decides
+    limit = Fraction(str(TOLERANCE if tolerance is None else tolerance)) * budget
+    if allocation == "per-layer":
+        solution = _solution(counts, "per-layer", counts.per_layer(budget), budget)
+    elif allocation == "fill":
+        solution = _solution(counts, "fill", counts.fill(budget), budget)
+    else:
+        solution = _solution(counts, "uniform", counts.uniform(budget), budget)
+        if allocation == "auto" and abs(solution.residual) > limit:
+            solution = _solution(counts, "fill", counts.fill(budget), budget)
+    if tolerance is None or abs(solution.residual) <= limit:
+        return solution
+    return _infeasible(counts, solution, tolerance)
+
+
+def solve_pinned(
+    method: str, shapes: Shapes, capacity: int, budget: int, *, options: Mapping[str, Any] | None = None
+) -> Solution:
+    """A capacity that the user chose, with its count and its residual to a budget, however large.
+
+    It may lie beyond the reach, as the NoLA paper's k does on narrow layers: the count is then larger than what the
+    method can make use of, but it is the count.
+
+    Raises:
+        ValueError: a capacity below the method's smallest.
+    """
+    counts = Reach(method, shapes, options)
+    if capacity < counts.least:
+        raise ValueError(f"a capacity of {method} is at least {counts.least}, got {capacity}")
+    return _solution(counts, "uniform", counts.same(capacity), budget)
+
+
+def reach(method: str, shapes: Shapes, *, options: Mapping[str, Any] | None = None) -> tuple[int, int]:
+    """The smallest and the largest count that a uniform capacity of the method takes on these shapes."""
+    totals = Reach(method, shapes, options).totals
+    return int(totals.min()), int(totals.max())
+
+
+def budget_table(shapes: Shapes, lora_rank: int, *, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """Every method and allocation at the count of one LoRA rank, ready for JSON.
+
+    Returns:
+        `{reference, budget, methods: [...]}`. An entry has `method`, `allocation`, `ranks` (one number where all
+        weights share it, else one per weight by name), `count`, `residual`, `below` and `above` (null, or `capacity`,
+        `count`, `residual`): the nearest there is, within the tolerance or not. `feasible` says which; if not,
+        `below` and `above` enclose the budget instead of the count, and `reason` and `lever` say why. `chosen` is the
+        allocation that "auto" took.
+    """
+    budget = reference_budget(shapes, lora_rank)
+    rows = []
+    for method, allocation in itertools.product(METHODS, ALLOCATIONS):
+        nearest = solve(method, shapes, budget, allocation, tolerance=None)
+        answer = solve(method, shapes, budget, allocation, tolerance=tolerance)
+        assert isinstance(nearest, Solution)
+        shown = answer if isinstance(answer, Solution) else nearest
+        row: dict[str, Any] = {
+            "method": method,
+            "allocation": allocation,
+            "chosen": shown.allocation,
+            "ranks": shown.capacities if shown.capacity is None else shown.capacity,
+            "count": shown.count,
+            "residual": shown.residual,
+            "below": _as_dict(answer.below),
+            "above": _as_dict(answer.above),
+            "feasible": isinstance(answer, Solution),
+            "reason": answer.reason if isinstance(answer, Infeasible) else None,
+            "lever": answer.lever if isinstance(answer, Infeasible) else None,
+        }
+        rows.append(row)
+    return {"reference": f"lora-{lora_rank}", "budget": budget, "methods": rows}
+
+
+def _solution(counts: Reach, allocation: str, capacities: dict[str, int], budget: int) -> Solution:
+    count = counts.total(capacities)
+    distinct = set(capacities.values())
+    below, above = counts.beside(count, budget)
+    return Solution(
+        method=counts.entry.name,
+        allocation=allocation,
+        capacity=distinct.pop() if len(distinct) == 1 else None,
+        capacities=capacities,
+        count=count,
+        budget=budget,
+        residual=count - budget,
+        below=below,
+        above=above,
+    )
+
+
+def _infeasible(counts: Reach, nearest: Solution, tolerance: float) -> Infeasible:
+    budget, method = nearest.budget, counts.entry.name
+    below, above = counts.around(budget)
+    if above is None and below is not None:
+        named, what = below.count, f"the largest count of {method} on these targets"
+        wider = "".join(f", or raise methods.{method}.{option}" for option in counts.widening())
+        lever = f"lower the budget to {below.count:,}, or adapt more weights{wider}"
+    elif below is None and above is not None:
+        named, what = above.count, f"the smallest count of {method} on these targets"
+        lever = f"raise the budget to {above.count:,}, or adapt fewer weights"
+    else:
+        assert below is not None
+        assert above is not None
+        named, what = nearest.count, f"the nearest {nearest.allocation} count of {method}"
+        mixed = _solution(counts, "fill", counts.fill(budget), budget)
+        if abs(mixed.residual) <= Fraction(str(tolerance)) * budget:
+            lever = f"allocation = 'fill' reaches {mixed.count:,} ({mixed.residual / budget:+.2%})"
+        else:
+            lever = f"move the budget to {below.count:,} or {above.count:,}, or raise the tolerance"
+    off = (named - budget) / budget
+    reason = f"{what} is {named:,}, {off:+.1%} from the budget {budget:,} (tolerance {tolerance:.0%})"
+    return Infeasible(method, budget, reason, below, above, lever)
+
+
+def _as_dict(neighbour: Neighbour | None) -> dict[str, int] | None:
+    return None if neighbour is None else dataclasses.asdict(neighbour)

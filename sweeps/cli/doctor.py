@@ -1,0 +1,110 @@
+"""Checks of a machine before a sweep: what is there, and what to do where something is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+DISTRIBUTION = "randlora-sweeps"
+RAY_MINOR = "2.60"
+PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: what was looked at, whether it is well, what was found, and how to mend it."""
+
+    name: str
+    ok: bool
+    found: str
+    mend: str
+
+
+def examine() -> list[Check]:
+    """Run every check; none starts Ray or touches an accelerator's settings."""
+    return [_python(), *_names(), *_versions(), _ray(), _devices(), _memory(), _disk(), _hub()]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed")
+
+
+def _names() -> list[Check]:
+    """The wheel installs four generic top-level names; another package may have overwritten one of them."""
+    home = Path(__file__).resolve().parents[2]
+    checks = []
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+        ours = origin is not None and origin.parent.parent == home
+        mend = f"another package provides `{name}` (wandb[sweeps] installs one): use a virtual environment of its own"
+        checks.append(Check(f"package {name}", ours, str(origin), mend))
+    return checks
+
+
+def _versions() -> list[Check]:
+    checks = []
+    for name in ("ray", "torch", "open_clip_torch", "transformers", "optuna", "pyarrow", "duckdb"):
+        try:
+            checks.append(Check(name, True, importlib.metadata.version(name), ""))
+        except importlib.metadata.PackageNotFoundError:
+            checks.append(Check(name, False, "not installed", f"pip install {name}"))
+    return checks
+
+
+def _ray() -> Check:
+    """Sweeps lean on names that Ray's minor releases move, and Ray keeps its sessions and spilled objects in /tmp."""
+    try:
+        import ray.train
+        import ray.tune
+    except ImportError as error:
+        return Check("ray parts", False, str(error).splitlines()[0], "pip install 'ray[tune,train]'")
+    minor = ".".join(ray.__version__.split(".")[:2])
+    place = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(place).free / 2**30
+    known = minor == RAY_MINOR
+    mend = f"pip install 'ray[tune,train]=={RAY_MINOR}.*'" if not known else f"make room in {place}, or set RAY_TMPDIR"
+    return Check("ray parts", known and free > 1, f"tune and train of {minor}; {free:.1f} GiB free in {place}", mend)
+
+
+def _hub() -> Check:
+    """Where hub models and data sets are cached; none is fetched here."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    at = next(p for p in (cache, *cache.parents) if p.exists())  # made when first used
+    cached = len([p for p in cache.iterdir() if "--" in p.name]) if cache.is_dir() else 0
+    free = shutil.disk_usage(at).free / 2**30
+    found = f"{cached} models and data sets in {cache}, {free:.1f} GiB free{offline}"
+    return Check("hub cache", os.access(at, os.W_OK), found, "set HF_HOME to a folder that you can write to")
+
+
+def _devices() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check(
+            "accelerators", True, f"none; trials run on {psutil.cpu_count(logical=False) or 1} CPU core(s)", ""
+        )
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Check("accelerators", True, ", ".join(names), "")
+
+
+def _memory() -> Check:
+    free = psutil.virtual_memory().available / 2**30
+    return Check("memory", free > 3, f"{free:.1f} GiB free", "Ray and two workers take about 3 GiB: close something")
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return Check("disk", free > 1, f"{free:.1f} GiB free here", "give `output` a folder on a disk with more room")

@@ -1,0 +1,127 @@
+"""How far a sweep is, from its results folder alone: works while another process runs it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from analysis import Store, open_store
+from analysis.statistics.estimates import foresight
+from sweeps.records.locks import holder
+from sweeps.watch.snapshot import PHASES, where_raised
+
+_FAILURES = 3
+
+
+def progress_of(folder: Path) -> dict[str, Any]:
+    """Counts of trials and cells by state; speed, time left and what it took; why trials failed; best scores so far.
+
+    JSON-able. `per_minute` and `seconds_left` are of the run in progress or the last one, null before its first trial;
+    `cost` is null where the run was not estimated with a price; `estimate` has the wall time estimated at the last
+    launch and, once that is over, the actual one. Of an allowance in seconds `trials` are those known so far.
+    """
+    store = open_store(folder)
+    running = holder(folder) is not None
+    events = store.events()
+    asked = {e["trial_id"] for e in events if e["ev"] == "ask"}
+    cells = [c for c in store.table("cells").to_pylist() if c["feasible"]]
+    timed = {c["cell_id"] for c in cells if c["allowance_seconds"] is not None}
+    begun = Counter(e["cell_id"] for e in events if e["ev"] == "ask" and e["stage"] == "TUNE" and e["cell_id"] in timed)
+    coverage = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
+    rows = store.table("trials").to_pylist()
+    trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
+    states = Counter(row["status"] for row in trials.values())
+    confirmed = Counter(
+        row["cell_id"] for row in trials.values() if row["stage"] == "CONFIRM" and row["status"] == "finished"
+    )
+    done = {c["cell_id"] for c in cells if confirmed[c["cell_id"]] >= c["confirm_seeds"]}
+    missing = sum(row["missing"] for row in coverage)
+    per_minute = _speed(rows, events, running)
+    hours, cost = _used(rows, events)
+    return {
+        "sweep": cells[0]["sweep"] if cells else folder.name,
+        "folder": str(folder),
+        "running": running,
+        "trials": sum(max(r["tune_planned"], begun[r["cell_id"]]) + r["confirm_planned"] for r in coverage),
+        "finished": states["finished"] + states["pruned"],
+        "failed": states["failed"],
+        "unfinished": len(asked - set(trials)),
+        "cells": len(cells),
+        "cells_confirmed": len(done),
+        "phases": _phases(cells, store, done, asked, events),
+        "per_minute": per_minute,
+        "seconds_left": 60 * missing / per_minute if per_minute and running else None,
+        "accelerator_hours": hours,
+        "cost": cost,
+        "estimate": _estimate(store),
+        "failures": _failures(trials, events),
+        "methods": [_method(name, cells, done, trials) for name in dict.fromkeys(c["method"] for c in cells)],
+    }
+
+
+def _phases(
+    cells: Sequence[Mapping[str, Any]], store: Store, done: set[str], asked: set[str], events: Sequence[Any]
+) -> dict[str, int]:
+    """Cells by phase, as the live view counts them: a cell is `stuck` when none of its rates finished."""
+    begun = {e["cell_id"] for e in events if e["ev"] == "ask"}
+    chosen = set(store.table("choices").column("cell_id").to_pylist())
+    over = {row["cell_id"]: row["tune_done"] == 0 for row in store.table("coverage").to_pylist() if not row["missing"]}
+    found: Counter[str] = Counter()
+    for cell in cells:
+        name = cell["cell_id"]
+        tuned = name in chosen or not cell["tune_trials"]
+        stuck = not tuned and over.get(name, False)
+        phase = "done" if name in done else "stuck" if stuck else "confirming" if tuned else "tuning"
+        found["waiting" if name not in begun and phase != "done" else phase] += 1
+    return {phase: found[phase] for phase in PHASES if found[phase]}
+
+
+def _speed(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], running: bool) -> float | None:
+    """Trials a minute since the last run began."""
+    begun = [datetime.fromisoformat(e["at"]) for e in events if e["ev"] == "sweep" and "at" in e]
+    ended = [row["ended_at"] for row in rows if row["ended_at"] is not None and begun and row["ended_at"] >= begun[-1]]
+    if not ended:
+        return None
+    until = datetime.now(UTC) if running else max(ended)
+    seconds = (until - begun[-1]).total_seconds()
+    return 60 * len(ended) / seconds if seconds > 0 else None
+
+
+def _used(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
+    """Accelerator-hours of all trials, and their price."""
+    last: Mapping[str, Any] = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
+    hours = sum(row["seconds_total"] or 0.0 for row in rows) / 3600 * last.get("accelerators", 1.0)
+    priced = last.get("cost") and last["accelerator_hours"]
+    return hours, hours * last["cost"] / last["accelerator_hours"] if priced else None
+
+
+def _estimate(store: Store) -> dict[str, float | None] | None:
+    for row in foresight(store).to_pylist():
+        if row["quantity"] == "wall time":
+            return {"estimated": row["estimated"], "actual": row["actual"]}
+    return None
+
+
+def _failures(trials: Mapping[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The commonest reasons of failed trials, with where one of them was raised."""
+    raised = {e["trial_id"]: where_raised(e["traceback"]) for e in events if e.get("traceback")}
+    failed = [(row["reason"], raised.get(name)) for name, row in trials.items() if row["status"] == "failed"]
+    where = {reason: place for reason, place in failed if place is not None}
+    common = Counter(reason for reason, _ in failed).most_common(_FAILURES)
+    return [{"reason": reason, "count": count, "where": where.get(reason)} for reason, count in common]
+
+
+def _method(
+    name: str, cells: Sequence[Mapping[str, Any]], done: set[str], trials: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    mine = [c["cell_id"] for c in cells if c["method"] == name]
+    scores = [t["val_score"] for t in trials.values() if t["cell_id"] in mine and t["val_score"] is not None]
+    return {
+        "method": name,
+        "cells": len(mine),
+        "confirmed": sum(c in done for c in mine),
+        "best_val_score": max(scores, default=None),
+    }

@@ -1,0 +1,119 @@
+"""What a sweep asks of the machines, checked against what they have, and cut into lanes. Pure arithmetic, no Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sweeps.errors import Problem, SpecError
+from sweeps.spec.interfaces import Resources
+
+
+class ResourceError(SpecError):
+    """The sweep asks for more than the machines hold."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """CPUs and GPUs of one machine."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class LaneShape:
+    """One lane.
+
+    Attributes:
+        workers: its processes.
+        group: they share one trial, data-parallel; otherwise each runs its own.
+        per_worker: Ray resources of a worker.
+        isolated: it is started anew for every trial.
+    """
+
+    workers: int
+    group: bool
+    per_worker: dict[str, float] = field(default_factory=dict)
+    isolated: bool = False
+
+    @property
+    def trials(self) -> int:
+        """Trials that it runs at once."""
+        return 1 if self.group else self.workers
+
+
+def plan_lanes(asked: Resources, nodes: Sequence[Node], share: float = 1.0) -> list[LaneShape]:
+    """Lanes for a request: one a machine with independent workers, or one a data-parallel group or isolated trial.
+
+    Args:
+        asked: `[resources]`. "auto": `share` of a GPU a worker where there are any, and as many trials at once as fit.
+        nodes: the machines.
+        share: of a GPU, as `sweeps.lanes.gpu_share` measured; a data-parallel group takes whole ones.
+
+    Raises:
+        ResourceError: naming what was asked, what there is, and the nearest choice that fits.
+    """
+    gpus = sum(node.gpus for node in nodes)
+    gpu = asked.gpus_per_worker
+    if gpu == "auto":
+        gpu = 0.0 if gpus < 1 else 1.0 if asked.workers > 1 else share
+    cpu = asked.cpus_per_worker
+    where = "this machine has" if len(nodes) == 1 else f"the largest of {len(nodes)} machines has"
+    problems = []
+    most_cpus = max((node.cpus for node in nodes), default=0)
+    most_gpus = max((node.gpus for node in nodes), default=0)
+    if cpu > most_cpus:
+        rule = f"{where} {most_cpus:g} CPU(s)"
+        problems.append(Problem("resources.cpus_per_worker", cpu, rule, f"cpus_per_worker = {most_cpus:g}"))
+    if gpu > most_gpus:
+        rule = f"{where} {most_gpus:g} GPU(s)"
+        problems.append(Problem("resources.gpus_per_worker", gpu, rule, f"gpus_per_worker = {most_gpus:g}"))
+    if gpu > 1 and gpu != int(gpu):
+        rule = "more than one GPU must be a whole number of them"
+        problems.append(Problem("resources.gpus_per_worker", gpu, rule, f"gpus_per_worker = {math.floor(gpu)}"))
+    if asked.workers > 1 and 0 < gpu < 1:
+        rule = "a data-parallel group (workers > 1) takes whole GPUs"
+        problems.append(Problem("resources.gpus_per_worker", gpu, rule, "workers = 1, or gpus_per_worker = 1"))
+    if problems:
+        raise ResourceError(problems)
+    fits = [_fit(node, cpu, gpu) for node in nodes]
+    total = sum(fits)
+    each = f"{cpu:g} CPU(s)" + (f" and {gpu:g} GPU(s)" if gpu else "")
+    if asked.workers > total:
+        rule = f"{total} worker(s) of {each} fit on {len(nodes)} machine(s)"
+        raise ResourceError([Problem("resources.workers", asked.workers, rule, f"workers = {total}")])
+    most = total // asked.workers
+    if asked.concurrent != "auto" and asked.concurrent > most:
+        rule = f"{most} trial(s) of {asked.workers} worker(s) with {each} fit at once on {len(nodes)} machine(s)"
+        raise ResourceError([Problem("resources.concurrent", asked.concurrent, rule, f"concurrent = {most}")])
+    count = most if asked.concurrent == "auto" else asked.concurrent
+    per_worker = {"CPU": float(cpu)} | ({"GPU": float(gpu)} if gpu else {})
+    if asked.workers > 1 or asked.isolated:  # an isolated trial is a lane of its own: it comes and goes alone
+        return [LaneShape(asked.workers, asked.workers > 1, per_worker, asked.isolated) for _ in range(count)]
+    lanes = []
+    for fit in sorted(fits, reverse=True):
+        here = min(fit, count)
+        if here:
+            lanes.append(LaneShape(here, False, per_worker))
+        count -= here
+    return lanes
+
+
+def _fit(node: Node, cpu: float, gpu: float) -> int:
+    by_cpu = math.floor(node.cpus / cpu + 1e-9)
+    if not gpu:
+        return by_cpu
+    per_gpu = math.floor(1 / gpu + 1e-9) if gpu < 1 else 0
+    by_gpu = math.floor(node.gpus) * per_gpu if gpu < 1 else math.floor(node.gpus / gpu + 1e-9)
+    return min(by_cpu, by_gpu)
+
+
+def accelerators(shapes: Sequence[LaneShape]) -> float:
+    """Accelerators that one trial holds: its GPUs, or its workers where they take none."""
+    if not shapes:
+        return 1.0
+    shape = shapes[0]
+    workers = shape.workers if shape.group else 1
+    return workers * (shape.per_worker.get("GPU", 0.0) or 1.0)

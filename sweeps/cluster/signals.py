@@ -1,0 +1,85 @@
+"""SIGINT and SIGTERM: a clean end, or one that waits while a Ray session starts or ends."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+_PATIENCE_S = 20.0
+"""How long `held` keeps a signal waiting: what it guards takes less, unless it hangs."""
+
+
+@contextlib.contextmanager
+def signals(stop: threading.Event | None, lost: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop`, for a clean end; without it, or the second time, they end the run at once.
+
+    So do they where nothing can be ended cleanly, since Ray is `lost`.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop is None or stop.is_set() or lost():
+            raise KeyboardInterrupt
+        stop.set()
+
+    with _handled(handle):
+        yield
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """SIGINT and SIGTERM wait for the end of the block, which is a KeyboardInterrupt then.
+
+    For what must not be left half done: a process ends with an error when Ray's session goes down around its threads.
+    """
+    begun = time.monotonic()
+    came = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - begun > _PATIENCE_S:
+            raise KeyboardInterrupt
+        came.set()
+
+    with _handled(handle):
+        yield
+    if came.is_set():
+        raise KeyboardInterrupt
+
+
+_depth: list[None] = []
+_came = threading.Event()
+
+
+def handled() -> bool:
+    """Whether signals are handled here now."""
+    return bool(_depth)
+
+
+def signalled() -> bool:
+    """Whether one has come since they are."""
+    return _came.is_set()
+
+
+@contextlib.contextmanager
+def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        _came.set()
+        handle(number, frame)
+
+    if not _depth:
+        _came.clear()
+    before = {number: signal.signal(number, noted) for number in (signal.SIGINT, signal.SIGTERM)}
+    _depth.append(None)
+    try:
+        yield
+    finally:
+        _depth.pop()
+        for number, handler in before.items():
+            signal.signal(number, handler)

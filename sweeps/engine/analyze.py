@@ -1,0 +1,96 @@
+"""Diagnostics as Ray tasks: one per unit, each given back as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sweeps.cluster.resources import ResourceError
+from sweeps.cluster.session import Session
+from sweeps.errors import Problem
+
+if TYPE_CHECKING:
+    from analysis.diagnostics.units import Execute, Unit
+
+Row = dict[str, Any]
+
+RETRIES = 2
+"""Times that a task is started again whose process dies."""
+ON_CPU = ("spectrum", "approximation")
+"""Tables whose tasks take no GPU: they are linear algebra in double precision."""
+
+_warm: dict[str, Any] = {}  # of a Ray worker: the model and its data, from task to task
+
+
+def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool = True) -> Execute:
+    """Who runs units in `diagnostics.analyze`: a task per unit, in a session of Ray's as `sweeps run` has it.
+
+    Args:
+        address: the cluster to join; None starts a local one, or takes the session that this process has.
+        cpus: of a task.
+        progress: a bar on standard error.
+    """
+
+    def execute(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
+        with Session(address) as session:
+            session.connect()
+            if address is not None:
+                from sweeps.cluster.nodes import check_nodes
+
+                check_nodes(folder.absolute() / "work" / "ray")
+            done = run_units(folder.absolute(), units, cpus)
+            yield from _shown(done, units) if progress else done
+
+    return execute
+
+
+def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tuple[Unit, list[Row]]]:
+    """Submit all units; each with its rows as its task ends. What still runs when the caller stops is cancelled.
+
+    Raises:
+        ResourceError: no machine has the CPUs that a task takes.
+        StoreError, TrialError, TrainablesError: of a unit.
+    """
+    import ray
+
+    most = max((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]), default=0.0)
+    if cpus > most:
+        raise ResourceError([Problem("--cpus", cpus, f"the largest machine has {most:g}", f"{most:g}")])
+    gpu = ray.cluster_resources().get("GPU", 0.0) >= 1
+    task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_compute)
+    on_gpu = task.options(num_gpus=1) if gpu else task
+    waiting = {(task if unit.table in ON_CPU else on_gpu).remote(str(folder), unit.as_dict()): unit for unit in units}
+    try:
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            unit = waiting.pop(done)
+            try:
+                rows: list[Row] = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause or error) from None
+            yield unit, rows
+    finally:
+        for left in waiting:
+            ray.cancel(left, force=True)
+
+
+def _compute(folder: str, unit: Row) -> list[Row]:
+    from analysis.diagnostics.analyze import compute
+    from analysis.diagnostics.units import Unit
+
+    return compute(Path(folder), Unit(**{**unit, "trials": tuple(unit["trials"])}), _warm)
+
+
+def _shown(done: Iterator[tuple[Unit, list[Row]]], units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
+    """The same with a bar on standard error; in a log, a line at the end."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        line = bar.add_task(units[0].table, total=len(units))
+        for unit, rows in done:
+            yield unit, rows
+            bar.update(line, advance=1, description=unit.table)

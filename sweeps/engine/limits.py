@@ -1,0 +1,80 @@
+"""Caps of a sweep, `[limits]`: how long it may run, how much accelerator time it may take, and what it may cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from sweeps.cluster.resources import LaneShape, accelerators
+from sweeps.search.stages import SweepState
+from sweeps.spec.interfaces import Limits, Row
+
+
+def hours_of(rows: Iterable[Row]) -> float:
+    """Hours that finished trials took, from lease to outcome."""
+    return sum(row.get("seconds_total") or 0.0 for row in rows) / 3600
+
+
+class Meter:
+    """What a sweep has used so far, against its limits.
+
+    Accelerator time is what trials hold: from a trial's start on a worker to its outcome, all runs of the sweep
+    together. Ray's start and idle workers are not in it. Wall time is that of this run.
+
+    Args:
+        limits: `[limits]`.
+        state: the sweep.
+        shapes: the lanes.
+        begun: when this run began, by `clock`.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        state: SweepState,
+        shapes: Sequence[LaneShape],
+        begun: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits, self._state, self._begun, self._clock = limits, state, begun, clock
+        self._each = accelerators(shapes)
+        self._at_once = sum(shape.trials for shape in shapes)
+        rows = [row for cell in state.cells.values() for row in cell.rows.values()]
+        self._hours = hours_of(rows)  # of one trial's share, summed over trials
+        self._last = clock()
+
+    def tick(self) -> None:
+        """Count the time since the last call; to be called every second or so."""
+        now = self._clock()
+        busy = min(self._state.busy, self._at_once)
+        self._hours += busy * (now - self._last) / 3600
+        self._last = now
+
+    @property
+    def hours(self) -> float:
+        """Wall time of this run."""
+        return (self._clock() - self._begun) / 3600
+
+    @property
+    def accelerator_hours(self) -> float:
+        """Accelerator time of the sweep."""
+        return self._hours * self._each
+
+    @property
+    def cost(self) -> float | None:
+        """Its price; None where `price_per_hour` is not given."""
+        price = self._limits.price_per_hour
+        return None if price is None else self.accelerator_hours * price
+
+    def reached(self) -> str | None:
+        """The limit that is reached, in words; None when none is."""
+        limits = self._limits
+        if limits.max_hours is not None and self.hours >= limits.max_hours:
+            return f"limits.max_hours = {limits.max_hours:g}"
+        most = limits.max_accelerator_hours
+        if most is not None and self.accelerator_hours >= most:
+            return f"limits.max_accelerator_hours = {most:g} ({self.accelerator_hours:.3g} used)"
+        cost = self.cost
+        if limits.max_cost is not None and cost is not None and cost >= limits.max_cost:
+            return f"limits.max_cost = {limits.max_cost:g} ({cost:.3g} spent)"
+        return None

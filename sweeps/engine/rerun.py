@@ -1,0 +1,81 @@
+"""One trial once more, in this process, from the configuration that the journal has: does it give the same number?"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis import open_store
+from sweeps.errors import Problem, SpecError, nearest
+
+
+@dataclass(frozen=True)
+class Again:
+    """What a trial scored in the sweep, and now. Scores are fractions; None where there is none."""
+
+    trial_id: str
+    val_score: float | None
+    val_again: float | None
+    test_score: float | None
+    test_again: float | None
+
+    @property
+    def same(self) -> bool:
+        """To the last bit."""
+        return (self.val_score, self.test_score) == (self.val_again, self.test_again)
+
+
+def again(folder: Path, trial: str) -> Again:
+    """Train and evaluate one finished trial of a results folder again; nothing is written to the folder.
+
+    Args:
+        folder: the results folder, with its journal.
+        trial: trial id, or an unambiguous beginning of one.
+
+    Raises:
+        SpecError: no such trial, one that did not finish, or a folder without the trial's configuration.
+    """
+    import torch
+
+    from trainables.training.worker import run_trial
+
+    rows = [r for r in open_store(folder).table("last_attempts").to_pylist() if r["status"] == "finished"]
+    found = [r for r in rows if trial and r["trial_id"].startswith(trial)]
+    if len(found) != 1:
+        rule = f"matches {len(found)} finished trials; one is needed" if found else "no such finished trial"
+        raise SpecError([Problem("trial", trial, rule, nearest(trial, [r["trial_id"] for r in found or rows]))])
+    (row,) = found
+    config, cpus = _asked(folder, row["trial_id"])
+    before = torch.get_num_threads()
+    torch.set_num_threads(cpus)  # as its worker had: sums depend on it
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            given = {"warm": {}, "directory": Path(place), "micro_batch_size": row["micro_batch_size"]}
+            *_, last = run_trial(config, **given)
+    finally:
+        torch.set_num_threads(before)
+    now = last["result"]
+    return Again(row["trial_id"], row["val_score"], now["val_score"], row["test_score"], now.get("test_score"))
+
+
+def _asked(folder: Path, trial_id: str) -> tuple[dict[str, Any], int]:
+    """The configuration of a trial and the CPUs of a worker, as the journal has them."""
+    path = folder / "journal.jsonl"
+    config, cpus = None, 1
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # the torn last line of a killed driver
+        if event["ev"] == "sweep" and event.get("lanes"):
+            cpus = max(1, int(event["lanes"][0]["per_worker"].get("CPU", 1)))
+        if event["ev"] == "ask" and event.get("trial_id") == trial_id:
+            config = event["config"]
+    if config is None:
+        raise SpecError(
+            [Problem("trial", trial_id, f"its configuration is not in {path}; numbers from elsewhere have none")]
+        )
+    return config, cpus

@@ -1,0 +1,371 @@
+"""The broker: an actor through which the driver hands trials to lane workers, and their reports come back.
+
+It holds soft state only. When it dies it comes back empty: proxies then see their lease unknown, the driver issues it
+again, and the trial goes on from its own checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Literal
+
+from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, gave_up
+
+Verdict = Literal["go", "stop"]
+
+ENDED_S = 10.0
+"""Ray Train ends the workers of a lane within this after one of them died."""
+MAX_SHRINKS = 20
+
+
+class Broker:
+    """Leases by key. Every method is a coroutine of one asyncio actor, so no two of them run at once between awaits.
+
+    Args:
+        kill: ends a worker's process, given the handle that it said hello with. None: Ray's own `kill`.
+    """
+
+    def __init__(self, kill: Callable[[Any], None] | None = None) -> None:
+        self._kill = _ray_kill if kill is None else kill
+        self._leases: dict[str, Lease] = {}
+        self._queue: deque[str] = deque()
+        self._tokens: dict[str, str] = {}
+        self._handles: dict[str, Any] = {}
+        self._where: dict[str, dict[str, Any]] = {}
+        self._doomed: set[str] = set()  # tokens of processes that are about to be ended
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching = False
+        self._pids: dict[str, int] = {}
+        self._stopping = False
+        self._dead: str | None = None
+        self._change = asyncio.Condition()
+
+    async def _wake(self) -> None:
+        async with self._change:
+            self._change.notify_all()
+
+    async def _wait(self, ready: Callable[[], object], timeout: float) -> None:
+        async with self._change:
+            try:
+                await asyncio.wait_for(self._change.wait_for(lambda: bool(ready())), timeout)
+            except TimeoutError:
+                return
+
+    # The driver's side
+
+    async def submit(self, key: str, order: dict[str, Any], window: int | None) -> None:
+        """Queue a trial.
+
+        Args:
+            key: names this lease.
+            order: what the worker needs. `timeout`: seconds of silence after which its worker is killed and the trial
+                issued again (None: never); `attempts`: how often it is started before it is a failed trial.
+            window: epochs that a lane may run ahead of what the driver has seen; None: any number.
+        """
+        self._leases[key] = Lease(key, order, window=window)
+        self._queue.append(key)
+        await self._wake()
+
+    async def submit_pack(self, orders: Mapping[str, dict[str, Any]]) -> None:
+        """Queue trials, by their keys, that one worker may train together; nobody judges them by epoch."""
+        first = next(iter(orders))
+        for key, order in orders.items():
+            self._leases[key] = Lease(key, order, pack=first)
+            self._queue.append(key)
+        await self._wake()
+
+    async def take(self, key: str) -> dict[str, Any] | None:
+        """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown.
+
+        Of a trial whose worker did not end it, the time and place are what the broker saw.
+        """
+        lease = self._leases.pop(key, None)
+        if lease is None:
+            return None
+        if key in self._queue:
+            self._queue.remove(key)
+        await self._wake()
+        events = [lease.events[e] for e in sorted(lease.events)]
+        facts = {"attempt": max(1, lease.attempt), "packed": lease.packed or None, "unpacked": lease.unpacked}
+        return {"state": lease.state, **facts, "events": events, **lease.so_far, **lease.outcome}
+
+    async def interrupt(self) -> None:
+        """Stop what runs and hand out nothing more until `reset`."""
+        self._stopping = True
+        await self._wake()
+
+    async def reset(self) -> None:
+        """Forget all leases: a new sweep begins."""
+        self._leases.clear()
+        self._queue.clear()
+        self._stopping = False
+        await self._wake()
+
+    async def shutdown(self) -> None:
+        """Tell all lanes to return."""
+        self._dead = "shut down"
+        await self._wake()
+
+    async def status(self) -> dict[str, Any]:
+        """Registered workers' process ids, and why no lane is left, if so."""
+        return {"pids": dict(self._pids), "dead": self._dead}
+
+    # The proxies' side
+
+    async def poll(self, key: str, seen: int, timeout: float) -> tuple[Event | None, str]:
+        """The first report after epoch `seen` and the lease's state; waits for news."""
+        lease = self._leases.get(key)
+        if lease is None:
+            return None, "unknown"
+        if seen > lease.seen:
+            lease.seen = seen
+            await self._wake()
+
+        def following() -> int | None:
+            return min((e for e in lease.events if e > seen), default=None)
+
+        def news() -> bool:
+            over = lease.state not in ("queued", "running") or self._stopping or self._dead is not None
+            return following() is not None or over or self._leases.get(key) is not lease
+
+        await self._wait(news, timeout)
+        epoch = following()
+        if epoch is not None:
+            return lease.events[epoch], lease.state
+        if self._stopping or self._dead is not None:
+            return None, "stopped"
+        return None, lease.state if self._leases.get(key) is lease else "unknown"
+
+    # The lanes' side
+
+    async def hello(
+        self,
+        worker: str,
+        token: str,
+        pid: int,
+        handle: Any = None,
+        where: dict[str, Any] | None = None,
+    ) -> None:
+        """A lane worker starts, or starts again: what it held before is queued anew.
+
+        Args:
+            handle: what `kill` takes.
+            where: its machine (`sweeps.lanes.reports.place`).
+        """
+        self._where[worker] = where or {}
+        self._tokens[worker] = token
+        self._pids[worker] = pid
+        self._handles[worker] = handle
+        self._requeue(lambda lease: lease.worker == worker)
+        await self._wake()
+
+    async def died(self, lane: str, reasons: Mapping[str, str], *, memory: bool = False) -> None:
+        """Ray's word on workers that died, by name. `memory`: the machine had run out of it.
+
+        Their trials are issued again at once. Ray ends the other workers of the lane as well, to start it as a whole:
+        their trials follow when that has happened, and their attempts do not count.
+        """
+        self._doomed |= {token for name, token in self._tokens.items() if name.partition("/")[0] == lane}
+        for lease in self._on(lane):
+            if str(lease.worker) in reasons:
+                lease.death = lease.death or reasons[str(lease.worker)]
+                if memory and lease.packed > 1:
+                    lease.apart(KILLED_FOR_MEMORY, "memory")
+                elif memory:
+                    lease.shrink = KILLED_FOR_MEMORY
+            else:
+                lease.spared = lease.death is None
+                self._later(self._orphaned(lease, lease.worker, self._tokens.get(str(lease.worker))))
+        self._requeue(lambda lease: str(lease.worker) in reasons)
+        await self._wake()
+
+    async def _orphaned(self, lease: Lease, worker: str | None, token: str | None) -> None:
+        """Issue a trial again whose worker is gone and does not come back, as when its node is lost."""
+        await asyncio.sleep(ENDED_S)
+        if lease.worker == worker and self._tokens.get(str(worker)) == token:
+            self._requeue(lambda other: other is lease)
+            await self._wake()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> bool:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # asyncio itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def again(self, worker: str, token: str, key: str, reason: str) -> None:
+        """A group gives a trial back that ran out of memory, to start it with less; the attempt does not count."""
+        lease = self._held(worker, token, key)
+        if lease is not None:
+            lease.shrink, lease.shrinks = reason, lease.shrinks + 1
+            lease.spared = lease.shrinks <= MAX_SHRINKS
+            self._doomed.add(token)
+            self._requeue(lambda other: other is lease)
+        await self._wake()
+
+    async def unpack(self, worker: str, token: str, keys: Sequence[str], reason: str, cause: str) -> None:
+        """A worker gives trials of its pack back, to be run one by one; the attempt does not count."""
+        for key in reversed(keys):
+            lease = self._held(worker, token, key)
+            if lease is not None:
+                lease.apart(reason, cause)
+                lease.let_go()
+                lease.state, lease.worker, lease.attempt = "queued", None, lease.attempt - 1
+                self._queue.appendleft(key)
+        await self._wake()
+
+    async def together(self, worker: str, token: str, key: str, rank: int, world: int, timeout: float) -> bool:
+        """One rank of a data-parallel group leaves a trial on an error; whether all do within `timeout` seconds."""
+        lease = self._held(worker, token, key)
+        if lease is None:
+            return False
+        lease.left.add(rank)
+        await self._wake()
+        await self._wait(lambda: len(lease.left) == world, timeout)
+        return len(lease.left) == world
+
+    def _on(self, lane: str) -> list[Lease]:
+        return [lease for lease in self._leases.values() if lease.state == "running" and lease.lane == lane]
+
+    def _requeue(self, lost: Callable[[Lease], bool]) -> None:
+        for lease in self._leases.values():
+            if lease.state == "running" and lost(lease):
+                lease.worker = None
+                lease.let_go()
+                lease.attempt -= lease.spared
+                if not lease.spared and not lease.single:  # who of a pack is to blame shows when each is by itself
+                    lease.apart(lease.death or "its worker process died", "death")
+                if lease.attempt >= lease.attempts:
+                    lease.state = "failed"
+                    lease.outcome = {"reason": gave_up(lease)}
+                else:
+                    lease.state = "queued"
+                    self._queue.appendleft(lease.key)
+                lease.death, lease.spared = None, False
+
+    async def _watch(self) -> None:
+        """End the workers of trials that have been silent for too long, as long as there are leases."""
+        while timeouts := [lease.timeout for lease in self._leases.values() if lease.timeout is not None]:
+            await asyncio.sleep(min(1.0, min(timeouts) / 4))
+            now = time.monotonic()
+            for lease in list(self._leases.values()):
+                silent = lease.timeout is not None and now - lease.heard > lease.timeout
+                if lease.state == "running" and silent:
+                    await self._end(lease)
+        self._watching = False
+
+    async def _end(self, lease: Lease) -> None:
+        """Kill the worker of a trial, which takes the other workers of its lane along."""
+        worker = str(lease.worker)
+        await self.died(lease.lane, {worker: f"{SILENT} for {lease.timeout:g} s (resources.trial_timeout)"})
+        handle = self._handles.get(worker)
+        if handle is not None:
+            self._kill(handle)
+
+    def _next_for(self, worker: str) -> Lease | None:
+        busy = self._on(worker.partition("/")[0])
+        if any(lease.alone for lease in busy):
+            return None
+        for key in self._queue:
+            if not self._leases[key].alone or not busy:
+                return self._leases[key]
+        return None
+
+    async def next(
+        self, worker: str, token: str, timeout: float
+    ) -> dict[str, Any] | list[dict[str, Any]] | Literal["stop", "hello"] | None:
+        """The next trial for a worker: its order, key and attempt; several in a list where they go together.
+
+        None when there is none yet, "stop" at the end; "hello" when the broker was restarted and does not know the
+        worker.
+        """
+
+        def current() -> bool:
+            return self._tokens.get(worker) == token and self._dead is None
+
+        if worker not in self._tokens:
+            return "hello"
+
+        def found() -> Lease | None:
+            return None if self._stopping or token in self._doomed else self._next_for(worker)
+
+        await self._wait(lambda: not current() or found(), timeout)
+        if not current():
+            return "stop"
+        lease = found()
+        if lease is None:
+            return None
+        mates = self._mates(lease)
+        orders = [self._start(mate, worker, len(mates)) for mate in mates]
+        return orders if len(orders) > 1 else orders[0]
+
+    def _mates(self, lease: Lease) -> list[Lease]:
+        """The queued leases that a lease goes with, itself among them."""
+        if lease.pack is None or lease.single:
+            return [lease]
+        queued = [self._leases[key] for key in self._queue]
+        return [other for other in queued if other.pack == lease.pack and not other.single]
+
+    def _start(self, lease: Lease, worker: str, packed: int) -> dict[str, Any]:
+        self._queue.remove(lease.key)
+        lease.state, lease.worker, lease.attempt = "running", worker, lease.attempt + 1
+        lease.heard, lease.left, lease.packed = time.monotonic(), set(), packed
+        lease.began, lease.where = lease.heard, self._where.get(worker, {})
+        if lease.timeout is not None:
+            self._watching = self._watching or self._later(self._watch())
+        shrink, lease.shrink = lease.shrink, None
+        now = {"key": lease.key, "attempt": lease.attempt, "ahead": lease.window is None, "shrink": shrink}
+        return {**lease.order, **now}
+
+    def _held(self, worker: str, token: str, key: str) -> Lease | None:
+        lease = self._leases.get(key)
+        mine = lease is not None and lease.state == "running" and lease.worker == worker
+        return lease if mine and self._tokens.get(worker) == token and not self._stopping else None
+
+    async def report(self, worker: str, token: str, key: str, event: Event) -> Verdict:
+        """Take one epoch's report (a repeated one is ignored); returns whether the trial goes on."""
+        lease = self._held(worker, token, key)
+        if lease is None:
+            return "stop"
+        lease.events.setdefault(int(event["epoch"]), event)
+        lease.heard = math.inf
+        await self._wake()
+
+        def unseen() -> bool:
+            return lease.window is not None and event["epoch"] - lease.seen > lease.window
+
+        while self._held(worker, token, key) is lease and unseen():
+            await self._wait(lambda: self._held(worker, token, key) is not lease or not unseen(), 5.0)
+        lease.heard = time.monotonic()
+        return "go" if self._held(worker, token, key) is lease else "stop"
+
+    async def finish(self, worker: str, token: str, key: str, event: Event | None, outcome: dict[str, Any]) -> None:
+        """The trial is over: its last report, if any, and its outcome with `status` and, if failed, `reason`."""
+        lease = self._held(worker, token, key)
+        if lease is not None:
+            if event is not None:
+                lease.events[int(event["epoch"])] = event
+            lease.outcome = outcome
+            lease.state = "failed" if outcome["status"] == "failed" else "finished"
+        await self._wake()
+
+    async def lane_lost(self, lane: str, reason: str, final: bool) -> None:
+        """A lane's training run ended by itself. `final`: it won't come back.
+
+        When no lane is left, proxies hear "stopped" and the driver asks `status` why.
+        """
+        for worker in [w for w in self._tokens if w.partition("/")[0] == lane]:
+            self._tokens[worker] = ""
+        self._requeue(lambda lease: lease.lane == lane)
+        if final:
+            self._dead = reason
+        await self._wake()
+
+
+def _ray_kill(handle: Any) -> None:
+    import ray
+
+    ray.kill(handle)

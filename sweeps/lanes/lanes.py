@@ -1,0 +1,280 @@
+"""Lanes: long-lived Ray Train runs whose workers pull trial after trial from the broker, and so stay warm.
+
+A lane is either a number of independent workers, each with its own trial, or one data-parallel group that shares a
+trial. What a worker does is in `sweeps.lanes.worker`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as _WARNS
+from ray._private.state import state as cluster_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.util.placement_group import PlacementGroup, PlacementGroupID
+
+from sweeps.cluster.resources import LaneShape
+from sweeps.lanes.reports import reason
+from sweeps.lanes.worker import lane_loop
+
+LANE_TRIES = 3
+"""Failures in a row after which a lane counts as down; when all are, the sweep ends."""
+PROVEN_S = 600.0
+"""A lane that was up for so long can be kept up: its failures are counted anew."""
+RETRY_S = 60.0
+"""Between tries of a lane that is down, as when its machine is lost and another may take its place."""
+_LEAVE_S = 2.0
+_END_S = 5.0
+"""For the threads of lanes whose controllers were ended. Ray itself tells them within a tenth of that."""
+
+
+class _Independent(TorchConfig):  # type: ignore[misc]  # Ray's classes carry no types for us
+    """Torch workers without a process group between them: each runs its own trials."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return Backend  # type: ignore[no-any-return]
+
+
+class _LeftError(Exception):
+    """A lane's thread has left Ray to itself: there it would end the whole process as soon as the session is down."""
+
+
+class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer without the helpers that a lane has no use for.
+
+    Ray starts a process per lane for data sets (a lane has none) and one that frees placement groups, which works only
+    beside a dashboard; `Lanes` frees them itself. Leaving them out halves the start-up on two cores.
+
+    Attributes:
+        controller: handle of the process that runs the lane, which `fit` keeps to itself; None before there is one.
+        leave: once set, `fit` ends by `_LeftError`, whatever the controller does.
+    """
+
+    controller: Any = None
+    leave: threading.Event
+
+    def _initialize_and_run_controller(self, **how: Any) -> Any:
+        here = ray.get_runtime_context().get_node_id()
+        actor = ray.remote(
+            num_cpus=0,
+            label_selector={ray._raylet.RAY_NODE_ID_KEY: here},
+            runtime_env={"env_vars": {_WARNS: "0"} | get_env_vars_to_propagate()},
+        )(TrainController)
+        self.controller = actor.remote(**how)
+        self._get(self.controller.run.remote())
+        return self._get(self.controller.get_result.remote())
+
+    def _get(self, reference: Any) -> Any:
+        while not ray.wait([reference], timeout=0.5)[0]:
+            if self.leave.is_set():
+                raise _LeftError
+        return ray.get(reference)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
+
+
+class _Deaths(UserCallback):  # type: ignore[misc]
+    """Tells the broker which workers died and why, before Ray Train starts their lane again. Runs in its controller."""
+
+    def __init__(self, broker: Any, lane: str, group: bool) -> None:
+        self.broker, self.lane, self.group = broker, lane, group
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        causes: dict[int, Exception] = {
+            rank: error.health_check_failure
+            for rank, error in worker_exceptions.items()
+            if isinstance(error, WorkerHealthCheckFailedError)  # what a trial raises is told by its worker
+        }
+        if causes:
+            reasons = {f"{self.lane}/{0 if self.group else rank}": reason(cause) for rank, cause in causes.items()}
+            memory = any(_killed_for_memory(cause) for cause in causes.values())
+            ray.get(self.broker.died.remote(self.lane, reasons, memory=memory))
+
+
+def _killed_for_memory(cause: BaseException) -> bool:
+    return isinstance(cause, ray.exceptions.OutOfMemoryError) or "out of memory" in str(cause).lower()
+
+
+@dataclass
+class _Lane:
+    name: str
+    shape: LaneShape
+    thread: threading.Thread | None = None
+    trainer: _LaneTrainer | None = None
+
+    @property
+    def controller(self) -> Any:
+        return None if self.trainer is None else self.trainer.controller
+
+    @property
+    def up(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+
+class Lanes:
+    """Starts the lanes, each in a thread of the driver, and starts a lane again whose controller died.
+
+    Args:
+        broker: handle of the broker actor.
+        shapes: one a lane.
+        storage: Ray Train's own folder, which all nodes see.
+    """
+
+    def __init__(self, broker: Any, shapes: Sequence[LaneShape], storage: Path) -> None:
+        self._broker, self._storage = broker, storage
+        self._run = uuid.uuid4().hex[:8]
+        self._stopping, self._leaving = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._lanes = [_Lane(f"lane{k}", shape) for k, shape in enumerate(shapes)]
+        self._alive = len(self._lanes)
+        for lane in self._lanes:
+            lane.thread = threading.Thread(target=self._keep_up, args=(lane,), name=lane.name, daemon=True)
+            lane.thread.start()
+
+    def _keep_up(self, lane: _Lane) -> None:
+        """Start a lane again and again. One that fails right away is tried less often, as long as others work."""
+        failures = 0
+        for number in itertools.count():
+            begun = time.monotonic()
+            ended: str | None = None  # no exception is kept: its frames would hold Ray's handles past the session
+            try:
+                self._fit(lane, number)
+                if not lane.shape.isolated:
+                    return  # told to stop; an isolated one has done a trial, and the next gets processes of its own
+            except SystemExit:  # so Ray ends a thread that still waits when the session goes down
+                return
+            except Exception as error:  # noqa: BLE001  # Ray raises its own and its actors' errors here
+                ended = reason(error)
+            with self._lock:
+                if ended is None or time.monotonic() - begun > PROVEN_S:
+                    self._alive += failures >= LANE_TRIES
+                    failures = 0
+                if ended is not None:
+                    failures += 1
+                    self._alive -= failures == LANE_TRIES
+                none_left = self._alive == 0
+            if ended is not None and not self._lost(lane, ended, none_left):
+                return
+            if none_left or self._stopping.wait(RETRY_S if failures >= LANE_TRIES else 0.0):
+                return
+
+    def _lost(self, lane: _Lane, why: str, final: bool) -> bool:
+        """Free what a lane held that ended by itself, and tell the broker; False: the cluster is gone, or we stop.
+
+        Then Ray is not called any more: without its session it would end the process.
+        """
+        if self._stopping.is_set():
+            return False
+        try:
+            _free(lane.controller)
+            told = self._broker.lane_lost.remote(lane.name, why, final)
+            while not self._stopping.is_set():  # a broker that starts again, or hangs, is not waited for at the end
+                if ray.wait([told], timeout=0.5)[0]:
+                    ray.get(told)
+                    return True
+        except Exception:  # noqa: BLE001  # whatever Ray raises: so is the lane
+            return False
+        return False
+
+    def _fit(self, lane: _Lane, number: int) -> None:
+        shape = lane.shape
+        torch_config = TorchConfig(timeout_s=600) if shape.group else _Independent()
+        lane.trainer = _LaneTrainer(
+            lane_loop,
+            train_loop_config={
+                "broker": self._broker,
+                "lane": lane.name,
+                "group": shape.group,
+                "isolated": shape.isolated,
+                "threads": max(1, int(shape.per_worker.get("CPU", 1))),
+            },
+            torch_config=torch_config,
+            scaling_config=ScalingConfig(
+                num_workers=shape.workers,
+                use_gpu=shape.per_worker.get("GPU", 0) > 0,
+                resources_per_worker=shape.per_worker,
+                placement_strategy="PACK" if shape.group else "STRICT_PACK",
+            ),
+            run_config=RunConfig(
+                name=f"{lane.name}-{self._run}-{number}",
+                storage_path=str(self._storage),
+                callbacks=[_Deaths(self._broker, lane.name, shape.group)],
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        lane.trainer.leave = self._leaving
+        lane.trainer.fit()
+
+    def ending(self) -> None:
+        """The broker is about to tell the lanes to return: none is started again."""
+        self._stopping.set()
+
+    def stop(self, timeout: float) -> bool:
+        """Wait for the lanes, which the broker has told to return, and end those that don't within `timeout` seconds.
+
+        Those train, or wait for a machine that was lost. Their threads are in Ray, which ends the whole process if one
+        of them calls it while the session goes down, so all must have left before. False when some have not.
+        """
+        self.ending()
+        self._join(timeout)
+        end = time.monotonic() + _END_S
+        killed = {}
+        while (left := self._up()) and time.monotonic() < end:  # one may just be starting
+            for lane in left:
+                if lane.controller is not None:
+                    ray.kill(lane.controller)
+                    killed[lane.name] = lane.controller
+            self._join(0.5)
+        for controller in killed.values():
+            _free(controller)
+        return self.leave()
+
+    def leave(self) -> bool:
+        """Let the lanes' threads leave Ray, where nobody else is left to hear; False when some have not."""
+        self.ending()
+        self._leaving.set()
+        self._join(_LEAVE_S)
+        return not self._up()
+
+    def _up(self) -> list[_Lane]:
+        return [lane for lane in self._lanes if lane.up]
+
+    def _join(self, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        for lane in self._lanes:
+            if lane.thread is not None:
+                lane.thread.join(max(0.05, end - time.monotonic()))
+
+
+def _free(controller: Any) -> None:
+    """Remove the placement groups of a controller that died, or nothing else gets their room.
+
+    Ray asks for the job's death too. A controller that dies early has told nobody of its group, so Ray's own table is
+    looked through.
+    """
+    if controller is None:
+        return
+    for data in cluster_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        mine = group.creator_actor_id == controller._actor_id.binary()
+        if mine and group.state != PlacementGroupTableData.REMOVED:
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))

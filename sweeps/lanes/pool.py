@@ -1,0 +1,208 @@
+"""The Ray session of a sweep: started on loopback, or joined; with its broker and lanes; shut down without a trace."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sweeps.cluster.nodes import check_nodes
+from sweeps.cluster.resources import LaneShape, Node, plan_lanes
+from sweeps.cluster.session import Session, local_node
+from sweeps.cluster.signals import held
+from sweeps.lanes.gpu_share import MOST, Measure, Measured, gpu_share
+from sweeps.lanes.packs import pack_size
+from sweeps.spec.interfaces import Resources
+
+PROXY_RESOURCE = "sweeps_proxy"
+HEAD = "node:__internal_head__"
+_PRECISION = 10_000  # Ray's of a resource
+_STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
+
+
+class Pool:
+    """Broker and lanes of a Ray session. One pool can run one sweep after another and keeps its workers warm.
+
+    Args:
+        resources: `[resources]` of the sweep: what a trial takes and how many run at once.
+        storage: a folder for Ray's own files, seen by all machines.
+        address: the cluster to join; None starts a local one, unless this process has a session already, which is used
+            and left running.
+        measure: run on a GPU for `gpus_per_worker = "auto"`, so that trials share GPUs by the memory they take; None:
+            a GPU each.
+
+    Raises:
+        ResourceError: the machines can't hold what is asked; nothing was started for a local session.
+    """
+
+    def __init__(
+        self, resources: Resources, storage: Path, *, address: str | None = None, measure: Measure | None = None
+    ) -> None:
+        self.resources, self.storage, self.address = resources, storage, address
+        self.measured: Measured | None = None
+        self._measure = measure
+        self.shapes: list[LaneShape] = []
+        self.broker: Any = None
+        self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
+        self._room = 0.0  # of the resource that proxies share
+        self._lanes: Any = None
+        self._session = Session(address)
+
+    @property
+    def trials(self) -> int:
+        """Trials that run at once."""
+        return sum(shape.trials for shape in self.shapes)
+
+    @property
+    def lost(self) -> str | None:
+        """Which of Ray's own processes died, in words, if one has."""
+        return self._session.look()
+
+    def minded(self) -> AbstractContextManager[None]:
+        """Whatever is raised in the block for want of them is a `RayLostError`."""
+        return self._session.minded()
+
+    def pack(self, asked: Resources) -> int:
+        """Trials that a worker trains at once at most; 1 where trials have several workers, or one each."""
+        if asked.workers > 1 or asked.isolated:
+            return 1
+        gpu = self.shapes[0].per_worker.get("GPU", 0.0) if self.shapes else 0.0
+        return pack_size(asked.pack, self.measured if gpu else None, min(1.0, gpu))
+
+    def proxy_resources(self, packed: int) -> dict[str, float]:
+        """What one proxy takes. It is shared out whole: one proxy more than there are trials would not fit."""
+        proxies = self.trials * packed
+        if self._room >= self.trials:
+            return {PROXY_RESOURCE: math.floor(self._room / proxies * _PRECISION) / _PRECISION}
+        # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
+        return {HEAD: 0.9 / proxies}
+
+    def __enter__(self) -> Self:
+        self._session.__enter__()
+        try:
+            with self.minded():
+                self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        import ray
+
+        if not ray.is_initialized() and self.address is None:
+            node = local_node()
+            self.shapes = plan_lanes(self.resources, [node])
+            self._session.local[PROXY_RESOURCE] = float(self.trials * (MOST if node.gpus else 1))
+        imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
+        imports.start()  # while Ray's processes come up
+        self._session.connect()
+        if self.address is not None:
+            check_nodes(self.storage)
+        found = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        nodes = [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in found]
+        self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
+        self._room = ray.cluster_resources().get(PROXY_RESOURCE, 0.0)
+        imports.join()
+        from sweeps.lanes.broker import Broker
+        from sweeps.lanes.lanes import Lanes
+
+        # on the head, which all depends on anyway: other machines may be lost
+        options = {
+            "num_cpus": 0,
+            "resources": {HEAD: 0.001},
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "max_concurrency": 1000,
+        }
+        self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
+        self._lanes = Lanes(self.broker, self.shapes, self.storage)
+
+    def _share(self, nodes: list[Node]) -> float:
+        """The part of a GPU that a worker gets where that is left to us."""
+        asked = self.resources
+        with_gpus = [node for node in nodes if node.gpus >= 1]
+        shared = asked.gpus_per_worker == "auto" and asked.workers == 1
+        packed = asked.pack == "auto" and asked.gpus_per_worker != 0 and not asked.isolated
+        if not with_gpus or asked.workers > 1 or self._measure is None or not (shared or packed):
+            return 1.0
+        self.measured = self._measured(self._measure)
+        if self.measured is None or not shared:
+            return 1.0
+        pack = 1 if asked.isolated else pack_size(asked.pack, self.measured)
+        return gpu_share(self.measured, min(n.cpus / n.gpus for n in with_gpus), asked.cpus_per_worker, pack)
+
+    def _measured(self, measure: Measure) -> Measured | None:
+        import ray
+
+        def on_a_gpu() -> Measured:  # Ray takes nothing but functions
+            return measure()
+
+        # max_calls: its process ends, and with it what it holds on the GPU
+        cpus = self.resources.cpus_per_worker
+        task = ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1, max_retries=0)(on_a_gpu)
+        try:
+            found: Measured = ray.get(task.remote())
+        except ray.exceptions.RayError as error:  # trials will tell what is wrong with them
+            logging.getLogger("sweeps").warning("a GPU for every trial: the probe failed (%s)", error)
+            return None
+        return found
+
+    def close(self) -> None:
+        """Stop lanes and broker; end the Ray session if it is ours."""
+        import ray
+
+        with held():
+            try:
+                if ray.is_initialized() and self._lanes is not None:
+                    self._lanes.ending()
+                    if self.lost is None:
+                        self._lanes.stop(_STOP_S if self._told() else 0.0)
+                    else:
+                        self._lanes.leave()
+                    if not self._session.owned:
+                        ray.kill(self.broker)
+            finally:
+                self._session.__exit__(None, None, None)
+
+    def _told(self) -> bool:
+        """Tell the lanes to return; False where the broker, which they ask, is gone or hangs."""
+        import ray
+
+        try:
+            ray.get(self.broker.shutdown.remote(), timeout=_STOP_S)
+        except (ray.exceptions.RayError, TimeoutError):
+            return False
+        return True
+
+
+def _import_ahead() -> None:
+    import sweeps.lanes.dispatch
+    import sweeps.lanes.lanes  # noqa: F401
+
+
+def host_facts() -> dict[str, Any]:
+    """Provenance of a run: host, process, start and versions."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for name in ("ray", "optuna", "torch", "randlora-sweeps"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "versions": versions}

@@ -1,0 +1,200 @@
+"""What runs on the workers of a lane: lease a trial, train it, report, until told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+import uuid
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+
+from sweeps.lanes.lane_packs import run_together
+from sweeps.lanes.leases import KILLED_FOR_MEMORY
+from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
+from sweeps.lanes.reports import FORESEEN, facts, failed, keep, load_trial, place, reason
+from trainables.errors import TrialError
+
+NEXT_S = 5.0  # a group's other ranks wait in a collective meanwhile, so this stays far below its timeout
+PEER_DEATH_S = 3.0
+"""An error in a group may be the echo of a peer's death: Ray Train then ends this process before it tells a failure."""
+
+
+class _StartAgainError(RuntimeError):
+    """Ends a data-parallel group whose trial is to be started again."""
+
+
+def lane_loop(config: dict[str, Any]) -> int:
+    """Runs on every worker of a lane: lease, train, report, until told to stop. Returns the number of trials.
+
+    With `isolated` it returns after one trial, so that the next one gets a fresh process.
+    """
+    context = ray.train.get_context()
+    rank, world = (context.get_world_rank(), context.get_world_size()) if config["group"] else (0, 1)
+    torch.set_num_threads(config["threads"])
+    number = 0 if config["group"] else context.get_world_rank()
+    worker = _Worker(config["broker"], f"{config['lane']}/{number}", rank, world)
+    worker.hello()
+    done = 0
+    while True:
+        order = worker.everyone(worker.next)
+        if order == "stop":
+            return done
+        if order == "hello":
+            worker.hello()
+        elif isinstance(order, list):
+            run_together(worker, order)
+            done += len(order)
+        elif order is not None:
+            worker.run(order)
+            done += 1
+            if config["isolated"]:
+                return done
+
+
+class _Worker:
+    """One process of a lane. In a group only rank 0 talks to the broker, and tells the others."""
+
+    def __init__(self, broker: Any, name: str, rank: int, world: int) -> None:
+        self.broker, self.name = broker, name
+        self.rank, self.world = rank, world
+        self.token = self.everyone(lambda: uuid.uuid4().hex)
+        self.warm: dict[str, Any] = {}
+
+    def everyone(self, decide: Callable[[], Any]) -> Any:
+        """Rank 0's decision, heard by all ranks."""
+        box = [decide() if self.rank == 0 else None]
+        if self.world > 1:
+            torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def hello(self) -> None:
+        if self.rank == 0:
+            me = ray.get_runtime_context().current_actor  # for the broker to end this process when it hangs
+            ray.get(self.broker.hello.remote(self.name, self.token, os.getpid(), me, place()))
+
+    def next(self) -> Any:
+        return ray.get(self.broker.next.remote(self.name, self.token, NEXT_S))
+
+    def run(self, order: dict[str, Any]) -> None:
+        """One trial, from lease to outcome."""
+        started, clock = time.time(), time.perf_counter()
+        directory = Path(order["directory"])
+        last: dict[str, Any] | None = None
+        outcome: dict[str, Any] = {"status": "finished"}
+        failure: Exception | None = None
+        micro: MicroBatch | None = None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            micro = self._micro_batch(order, directory)
+            last = self._train(order, directory, micro)
+            if last is None:
+                return  # told to stop, or given back
+            outcome["result"] = last.pop("result")
+            if self.rank == 0:
+                keep(order, directory)
+        except _StartAgainError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever a trial raises is that trial's row
+            failure = error
+            last = None
+            outcome = failed(error)
+            if not isinstance(error, FORESEEN):
+                self.warm.clear()  # nothing that such a trial touched is trusted
+        outcome |= facts(started, time.perf_counter() - clock)
+        if micro is not None:
+            outcome |= {"micro_batch_size": micro.size, "memory": micro.events}
+        together = failure is None or self._together(order, failure)
+        if self.rank == 0 or not together:  # an error on one rank alone is told by that rank
+            ray.get(self.broker.finish.remote(self.name, self.token, order["key"], last, outcome))
+        if not together:
+            # the other ranks may sit in a collective: Ray Train starts the group anew
+            raise RuntimeError(f"trial {order['key']} failed in a data-parallel group") from failure
+
+    def _micro_batch(self, order: dict[str, Any], directory: Path) -> MicroBatch:
+        """The micro-batch to train with, the same on all ranks."""
+
+        def decide() -> tuple[list[dict[str, Any]], str | None]:
+            micro = MicroBatch(directory, order["config"], self.world)
+            try:
+                if order["shrink"] is not None:
+                    micro.shrink(order["shrink"])
+            except TrialError as error:
+                # a worker that Ray ended may have been another's victim: a trial that can't do with less just tries
+                return micro.events, None if order["shrink"] == KILLED_FOR_MEMORY else str(error)
+            return micro.events, None
+
+        events, problem = self.everyone(decide)
+        if problem is not None:
+            raise TrialError(problem)
+        return MicroBatch(directory, order["config"], self.world, events)
+
+    def _together(self, order: dict[str, Any], failure: Exception) -> bool:
+        """Whether every rank leaves the trial with a foreseen error, so that the group can stay as it is."""
+        if self.world == 1:
+            return True
+        if isinstance(failure, FORESEEN):
+            answer = self.broker.together.remote(
+                self.name, self.token, order["key"], self.rank, self.world, PEER_DEATH_S
+            )
+            return bool(ray.get(answer))
+        time.sleep(PEER_DEATH_S)
+        return False
+
+    def _train(self, order: dict[str, Any], directory: Path, micro: MicroBatch) -> dict[str, Any] | None:
+        """The trial's last report; None when it was told to stop. With less memory than it needs it starts again."""
+        run_trial = load_trial(order["trial"])
+        while True:
+            more = {} if micro.smaller is None else {"micro_batch_size": micro.smaller}
+            try:
+                trial = run_trial(
+                    order["config"],
+                    warm=self.warm,
+                    directory=directory,
+                    keep=order["keep"] is not None,
+                    rank=self.rank,
+                    world=self.world,
+                    **more,
+                )
+                with contextlib.closing(trial):
+                    return self._follow(order, trial)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                why = reason(error)
+            # out of the handler: the exception's frames hold tensors
+            self.warm.clear()
+            free_memory()
+            if self.world > 1:  # the other ranks may sit in a collective: Ray Train starts the group anew
+                ray.get(self.broker.again.remote(self.name, self.token, order["key"], why))
+                raise _StartAgainError(f"trial {order['key']} ran out of memory: {why}")
+            micro.shrink(why)
+
+    def _follow(self, order: dict[str, Any], trial: Generator[dict[str, Any], None, None]) -> dict[str, Any] | None:
+        """Send reports until the trial is done (returns its last report) or is to stop (returns None)."""
+        before: Any = None
+        for event in trial:
+            if event.get("done"):
+                # async actors may run calls out of order, so the report before must have arrived
+                return None if before is not None and ray.get(before) == "stop" else dict(event)
+            if self.world == 1 and order["ahead"]:
+                # nobody judges this trial by epoch, so the answer to the report before is soon enough
+                verdict = None if before is None else ray.get(before)
+                before = self._report(order, event)
+            else:
+                verdict = self.everyone(functools.partial(self._verdict, order, event))
+            if verdict == "stop":
+                return None
+        raise RuntimeError("the trial function returned without a report that has done = True")
+
+    def _report(self, order: dict[str, Any], event: dict[str, Any]) -> Any:
+        return self.broker.report.remote(self.name, self.token, order["key"], event)
+
+    def _verdict(self, order: dict[str, Any], event: dict[str, Any]) -> Any:
+        return ray.get(self._report(order, event))

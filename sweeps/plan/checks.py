@@ -1,0 +1,97 @@
+"""What a plan is checked for beyond the sweep file: adapters that attach, and an allowance that holds some trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from randlora import attach
+from randlora.errors import AdapterError
+from randlora.methods.registry import METHODS
+from sweeps.errors import Problem, SpecError
+from sweeps.spec.methods import has_budget
+from sweeps.spec.search_space import split_extra
+from sweeps.spec.space import Extra, extra_of
+from trainables.data.images.batches import steps_per_epoch
+from trainables.models.loading import meta_model
+
+if TYPE_CHECKING:
+    from sweeps.spec.cell import Cell
+    from sweeps.spec.spec import SweepSpec
+
+
+def check_adapters(model: str, cells: Sequence[Cell]) -> None:
+    """Attach every method, on the meta device, so that what a method refuses stops the sweep here.
+
+    Of each method the largest cell is built, without a search and at each end of what it searches.
+
+    Args:
+        model: model id.
+        cells: the feasible cells.
+
+    Raises:
+        SpecError: targets or options that a method cannot take; a search that changes the number of parameters.
+    """
+    module = meta_model(model)
+    problems = []
+    for name in dict.fromkeys(cell.method for cell in cells if has_budget(cell.base)):
+        cell = max((c for c in cells if c.method == name), key=lambda c: c.count or 0)
+        try:
+            built = {_count(module, cell, point) for point in _corners(cell)}
+        except AdapterError as error:
+            problems.append(Problem(f"methods.{name}", None, str(error)))
+            continue
+        if len(built) > 1:
+            names = ", ".join(d.name for d in cell.dimensions)
+            rule = f"searching {names} changes the number of parameters: {', '.join(map(str, sorted(built)))}"
+            problems.append(Problem(f"methods.{name}.space", None, rule))
+        elif built != {cell.count}:
+            raise AssertionError(f"{cell.label}: predicted {cell.count} parameters, built {built}; please report this")
+    if problems:
+        raise SpecError(problems)
+
+
+def _count(module: nn.Module, cell: Cell, point: Extra) -> int:
+    """Parameters of the adapter that a cell builds with these options."""
+    capacities = dict(cell.capacities)
+    options = {**dict(cell.options), **split_extra(cell.method, point)[0]}
+    config = METHODS[cell.base].config.from_options(max(capacities.values()), options)
+    adapted = attach(module, config, list(capacities), capacities=capacities)
+    built = adapted.count()
+    adapted.detach()
+    return built
+
+
+def _corners(cell: Cell) -> list[Extra]:
+    """The cell without a search, and each searched option at each end of its range."""
+    points: list[Extra] = [cell.published]
+    for d in cell.dimensions:
+        points += [extra_of({**dict(cell.published), d.name: value}) for value in d.ends]
+    return list(dict.fromkeys(points))
+
+
+def counted(cell: Cell, spec: SweepSpec) -> Cell:
+    """The cell with the trials that its allowance is: of samples, all of them unpruned; of seconds, the fewest."""
+    allowance = spec.search.allowance
+    if allowance is None or not cell.feasible or not cell.tune_trials:
+        return cell
+    least = spec.search.reruns + max(1, len(spec.search.warm_start) + 1, spec.search.rerun_rates)
+    if allowance.samples is None:
+        fewest = spec.search.reruns + len(spec.search.warm_start) + 1
+        return replace(cell, tune_trials=fewest, allowance_seconds=allowance.seconds)
+    from sweeps.plan.split_sizes import split_sizes
+
+    n, _, _ = split_sizes(cell)
+    train = spec.train
+    steps = steps_per_epoch(n, train.global_batch_size, train.min_batches_per_epoch)
+    samples = n if steps > train.min_batches_per_epoch else max(n, steps * train.global_batch_size)
+    longest = max((int(v) for d in cell.dimensions if d.name == "epochs" for v in d.ends), default=train.epochs)
+    trials = allowance.samples // (samples * longest)
+    if trials < least:
+        rule = f"is {trials} trial(s) of {samples * longest} samples for {cell.label}, and {least} are needed"
+        nearest_choice = f"samples = {least * samples * longest}"
+        raise SpecError([Problem("search.allowance.samples", allowance.samples, rule, nearest_choice)])
+    return replace(cell, tune_trials=trials, epoch_samples=samples, allowance_samples=allowance.samples)

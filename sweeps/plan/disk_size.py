@@ -1,0 +1,58 @@
+"""What `[keep]` leaves on disk, in bytes, before anything runs. Reads no weights: shapes are on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sweeps.plan.plan import Plan
+from sweeps.plan.split_sizes import class_count
+from sweeps.records.ledger import FULL_METHODS, NEVER_KEPT
+from sweeps.spec.cell import Cell
+from trainables.models.encoders import hidden_size
+from trainables.models.shapes import meta_model, model_kind
+from trainables.training.adapting import base_weight_names
+
+_FLOAT = 4
+"""Bytes of one trained number: adapters, heads and the base weights of full fine-tuning train in float32."""
+_ABOUT = 6_000
+"""Bytes of one kept folder that are not numbers: names, options and shapes."""
+
+
+def keep_bytes(plan: Plan, cells: Sequence[Cell] | None = None) -> int:
+    """Bytes of the weights that a complete run leaves in `adapters/`.
+
+    Frozen bases are not kept (a seed gives them), nor are checkpoints: those of the trials that run are in `work/`.
+    With `adapters = "best"` every CONFIRM seed of a cell is on disk until the cell is done; the sum here is what stays.
+
+    Args:
+        cells: of `plan`; None: all that will run.
+    """
+    return sum(_cell_bytes(cell, plan) for cell in (plan.feasible if cells is None else cells))
+
+
+def _cell_bytes(cell: Cell, plan: Plan) -> int:
+    keep = plan.spec.keep
+    if cell.method in FULL_METHODS:
+        return _ABOUT + _FLOAT * (_base_weights(cell, plan) + _head(cell)) if keep.full else 0
+    if cell.method in NEVER_KEPT:
+        return 0
+    trials = {
+        "none": 0,
+        "best": 1,
+        "confirm": cell.confirm_seeds,
+        "all": cell.tune_trials + cell.confirm_seeds,
+    }[keep.adapters]
+    return trials * (_ABOUT + _FLOAT * ((cell.count or 0) + _head(cell))) if trials else 0
+
+
+def _base_weights(cell: Cell, plan: Plan) -> int:
+    module = meta_model(cell.model)
+    names = set(base_weight_names(module, cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), plan.spec.train)))
+    return sum(p.numel() for name, p in module.named_parameters() if name in names)
+
+
+def _head(cell: Cell) -> int:
+    """Numbers of a task's own head: encoders of one tower have a linear one without bias."""
+    if model_kind(cell.model) not in ("hf-vision", "text-encoder"):
+        return 0
+    return hidden_size(meta_model(cell.model), cell.model) * class_count(cell.dataset)

@@ -1,0 +1,79 @@
+"""What a sweep reads, looked at before it starts: data sets that load, sizes that can be drawn, images that open."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from sweeps.errors import Problem, SpecError
+from sweeps.plan.plan import Plan
+from sweeps.plan.split_sizes import loaded, split_sizes
+from sweeps.records.locks import check_identity
+from trainables.data.dataset import Dataset
+from trainables.data.text.dataset import TextDataset
+from trainables.models.families import parse_id
+
+OPENED = 4000
+"""Images of a data set's training pool that are opened beforehand; of a larger pool, evenly spaced ones."""
+FILE = "data.json"
+
+
+def check_inputs(plan: Plan) -> None:
+    """Read what the sweep will read, so that bad input stops it before anything starts.
+
+    Raises:
+        SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
+            whose finished trials saw other data under the same name.
+        DataError: missing or damaged files, fewer images per class than shots, an image that does not open.
+    """
+    parsed = parse_id(plan.spec.model.id)
+    if parsed.scheme == "open_clip" and parsed.tag is None:
+        raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
+    check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before a file of ours is in it
+    for cell in plan.feasible:
+        split_sizes(cell)
+        if not cell.skip_bad:
+            _open_images(cell.dataset)
+    _check_data(plan.spec.folder, dict.fromkeys(cell.dataset for cell in plan.feasible))
+
+
+@functools.cache
+def _open_images(name: str) -> None:
+    dataset = loaded(name)
+    if isinstance(dataset, TextDataset):
+        return  # read whole already
+    step = max(1, len(dataset.train) // OPENED)
+    for row in range(0, len(dataset.train), step):
+        dataset.train.image(row)
+
+
+def fingerprint(dataset: Dataset | TextDataset) -> str:
+    """A digest of a data set's class names and of the labels or texts of both splits, in order; not of pixels."""
+    parts = [json.dumps(dataset.class_names)]
+    parts += [part.examples_hash(torch.arange(len(part))) for part in (dataset.train, dataset.test)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _check_data(folder: Path, names: dict[str, None]) -> None:
+    """Compare each data set with the one that the folder's trials saw; note those that are new."""
+    path = folder / FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        seen: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except OSError as error:
+        rule = f"can't be made or read ({error.strerror}); choose another output"
+        raise SpecError([Problem("output", str(folder), rule)]) from error
+    now = {name: fingerprint(loaded(name)) for name in names}
+    changed = [name for name in now if seen.get(name, now[name]) != now[name]]
+    if changed:
+        rule = f"is not the data that the trials in {folder} saw (images were added, removed or relabelled)"
+        remedy = "restore it, or give the sweep another name"
+        raise SpecError([Problem("data.datasets", name, f"{rule}; {remedy}") for name in changed])
+    if now.items() - seen.items():
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(seen | now, indent=1) + "\n", encoding="utf-8")
+        draft.replace(path)

@@ -1,0 +1,49 @@
+"""What a plan says of packing: which methods' trials share a worker, how many of them, and why others do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeps.lanes.packs import MOST, pack_size, unpackable
+from sweeps.plan.plan import Plan
+from sweeps.search.points import FIXED_SAMPLERS
+
+
+def packing_of(plan: Plan) -> dict[str, Any]:
+    """JSON-able: `pack` as asked, `cpu` and `gpu`, trials of a pack at most there, and methods with why not, or null.
+
+    `tune` says why the points of the search are not packed, or null where they are; re-runs and CONFIRM always may be.
+    """
+    spec = plan.spec
+    asked = spec.resources.pack
+    several = spec.resources.workers > 1 or spec.resources.isolated
+    saving = spec.train.gradient_checkpointing
+    tune = None
+    if spec.search.sampler not in FIXED_SAMPLERS:
+        tune = f"search.sampler = {spec.search.sampler!r} proposes each from the results of those before it"
+    elif spec.search.pruner != "none":
+        tune = f"search.pruner = {spec.search.pruner!r} may stop them"
+    return {
+        "pack": asked,
+        "cpu": 1 if several else pack_size(asked, None),
+        "gpu": 1 if several else MOST if asked == "auto" else asked,
+        "methods": {cell.method: unpackable(cell.base, cell.model, saving) for cell in plan.feasible},
+        "tune": tune,
+    }
+
+
+def packing_words(plan: Plan) -> list[str]:
+    """Lines for the terminal; none where nothing is packed."""
+    facts = packing_of(plan)
+    if facts["pack"] == 1:
+        return []
+    many = f"up to {facts['cpu']} trials of a cell share a worker"
+    if facts["pack"] == "auto":
+        cpu = f"up to {facts['cpu']} trials of a cell" if facts["cpu"] > 1 else "none"
+        many = f"auto: on CPUs {cpu}, on GPUs up to {facts['gpu']}, as many as the memory holds by a probe"
+    together = [name for name, why in facts["methods"].items() if why is None]
+    lines = [f"packing   {many}: {', '.join(together) or 'no method of this sweep'}"]
+    lines += [f"          one by one: {name}, which {why}" for name, why in facts["methods"].items() if why is not None]
+    if facts["tune"] is not None and together:
+        lines.append(f"          one by one: the points of TUNE, since {facts['tune']}")
+    return lines

@@ -1,0 +1,44 @@
+"""How many examples a cell trains, validates and tests on: its data set is loaded once a process, and split."""
+
+from __future__ import annotations
+
+import functools
+
+from sweeps.spec.cell import Cell
+from trainables.data.dataset import Dataset
+from trainables.data.registry import load_dataset, load_text_dataset
+from trainables.data.splits import split
+from trainables.data.text.dataset import TextDataset
+from trainables.data.text.registry import text_loader
+from trainables.tasks.text.lm_rows import limited
+
+
+def split_sizes(cell: Cell) -> tuple[int, int, int]:
+    """Examples to train, validate and test on."""
+    most = (cell.evaluate.validation_rows, cell.evaluate.test_rows)
+    return _split_sizes(cell.dataset, cell.train_size, cell.protocol, most)
+
+
+def class_count(name: str) -> int:
+    """Classes of a data set."""
+    return len(loaded(name).class_names)
+
+
+@functools.cache
+def loaded(name: str) -> Dataset | TextDataset:
+    """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not."""
+    if text_loader(name) is not None:
+        return load_text_dataset(name, stage="CONFIRM")
+    return load_dataset(name, stage="CONFIRM")
+
+
+@functools.cache
+def _split_sizes(
+    name: str, train_size: str | float, protocol: str, most: tuple[int | None, int | None]
+) -> tuple[int, int, int]:
+    data = loaded(name)
+    rows = split(data, train_size, 0, "CONFIRM", "paper" if protocol == "paper" else "standard")
+    val, test = rows.val_idx, rows.test_idx
+    if isinstance(data, TextDataset):
+        val, test = limited(data.train, val, most[0], "val"), limited(data.test, test, most[1], "test")
+    return len(rows.train_idx), len(val), len(test)

@@ -1,0 +1,129 @@
+"""The books of a running sweep: journal first, then the state in memory, then the tables. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sweeps.records.journal import Journal
+from sweeps.records.rows import choice_row, finite, metric_rows, prediction_row, trial_row
+from sweeps.records.sealing import Sealer
+from sweeps.search.stages import Slot, SweepState
+from sweeps.spec.interfaces import Row
+from sweeps.watch.observers import Observers
+from sweeps.watch.snapshot import where_raised
+
+FULL_METHODS = ("full", "full-targets")  # their weights are the model's own size: one seed, and only when asked for
+NEVER_KEPT = (*FULL_METHODS, "zero-shot")
+_OF_A_WORKER = ("attempt", "host", "processor", "device", "started", "ended", "seconds_total")
+
+
+class Ledger:
+    """Writes down what happens to a sweep. `earlier`: attempts of trials that failed before and are tried again."""
+
+    def __init__(
+        self,
+        state: SweepState,
+        journal: Journal,
+        sealer: Sealer,
+        folder: Path,
+        keep: str,
+        earlier: Mapping[str, int] | None = None,
+    ) -> None:
+        self.earlier = dict(earlier or {})
+        self.state, self.journal, self.sealer, self.folder = state, journal, sealer, folder
+        self.name = state.spec.name
+        self.keep = keep
+        self.finished: list[Row] = []
+        self.observers = Observers()
+
+    def ask(self, slot: Slot, packed: int = 1) -> None:
+        """A slot is about to run, in a pack of so many; a new one is on disk before it does."""
+        if slot.trial_id not in self.state.cells[slot.cell_id].asked:
+            names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
+            self.journal.write({"ev": "ask", **names, "config": dict(slot.config)})
+        self.state.start(slot, packed)
+        self.observers.asked(self.state.cells[slot.cell_id].cell, slot)
+
+    def report(self, slot: Slot, values: dict[str, Any], *, stop: bool = False, seconds: float = 0.0) -> None:
+        """One epoch of a running trial. A decision to stop it is on disk before it is obeyed, with `seconds` so far."""
+        event = {"ev": "report", "trial_id": slot.trial_id, "epoch": values["epoch"], "values": finite(values)}
+        self.journal.write({**event, "stop": True, "seconds": seconds} if stop else event, sync=stop)
+        self.observers.reported(slot, values)
+
+    def finish(self, slot: Slot, outcome: dict[str, Any]) -> None:
+        """A trial's outcome: its rows, and the cell's choice when that was its last TUNE trial."""
+        cell = self.state.cells[slot.cell_id].cell
+        outcome = {**outcome, "attempt": outcome.get("attempt", 1) + self.earlier.get(slot.trial_id, 0)}
+        outcome["workers"] = self.state.spec.resources.workers
+        row = finite(trial_row(self.name, cell, slot, outcome))
+        event: dict[str, Any] = {
+            "ev": "finish",
+            "trial_id": slot.trial_id,
+            "attempt": row["attempt"],
+            "row": row,
+            "metrics": finite(metric_rows(self.name, slot, outcome)),
+            "prediction": prediction_row(self.name, slot, outcome),
+        }
+        if outcome.get("traceback"):
+            event["traceback"] = outcome["traceback"]
+            if (where := where_raised(outcome["traceback"])) is not None:
+                self.state.cells[slot.cell_id].raised[slot.trial_id] = where
+        for smaller in outcome.get("memory") or ():
+            self.journal.write({"ev": "memory", "trial_id": slot.trial_id, **smaller}, sync=False)
+        if outcome.get("unpacked") is not None:
+            self.journal.write({"ev": "unpack", "trial_id": slot.trial_id, **outcome["unpacked"]}, sync=False)
+        self.journal.write(event)
+        self.state.finish(row)
+        self.sealer.add(event)
+        self.finished.append(row)
+        self.observers.finished(slot, row)
+        shutil.rmtree(self.trial_folder(slot), ignore_errors=True)
+        self.settle(slot.cell_id)
+
+    def settle(self, cell_id: str) -> None:
+        """Write a cell's choice down, when it has a new one."""
+        cell = self.state.cells[cell_id]
+        choice = cell.settle()
+        if choice is not None:
+            row = choice_row(self.name, cell_id, choice, time.time())
+            names = {"cell_id": cell_id, "lr": choice.lr, "mean_val": choice.mean_val, "trials": choice.n_trials}
+            event = {"ev": "choose", **names, "row": row}
+            self.journal.write(event)
+            self.sealer.add(event)
+            cell.choice = choice
+        if self.keep == "best" and cell.phase == "done" and cell.cell.method not in NEVER_KEPT:
+            self._keep_best(cell_id)
+
+    def _keep_best(self, cell_id: str) -> None:
+        rows = [r for r in self.state.cells[cell_id].rows.values() if r["stage"] == "CONFIRM"]
+        done = [r for r in rows if r["status"] == "finished" and r["val_score"] is not None]
+        best = max(done, key=lambda r: (r["val_score"], -r["slot"]), default=None)
+        for row in rows:
+            if best is not None and row["trial_id"] != best["trial_id"]:
+                shutil.rmtree(self.folder / "adapters" / row["trial_id"], ignore_errors=True)
+
+    def trial_folder(self, slot: Slot) -> Path:
+        """Where a trial keeps its checkpoints until it is finished."""
+        return self.folder / "work" / "trials" / slot.trial_id
+
+    def kept_folder(self, slot: Slot) -> Path | None:
+        """Where a trial's trained weights go; None when they aren't kept."""
+        method = self.state.cells[slot.cell_id].cell.method
+        if method in FULL_METHODS and self.state.spec.keep.full and (slot.stage, slot.slot) == ("CONFIRM", 0):
+            return self.folder / "adapters" / slot.trial_id
+        wanted = self.keep == "all" or (self.keep in ("best", "confirm") and slot.stage == "CONFIRM")
+        return self.folder / "adapters" / slot.trial_id if wanted and method not in NEVER_KEPT else None
+
+
+def pruned(state: SweepState, slot: Slot, outcome: dict[str, Any] | None) -> dict[str, Any]:
+    """The outcome of a trial that the scheduler stopped: what it reported up to that decision, and nothing after."""
+    curve = state.cells[slot.cell_id].curves[slot.trial_id]
+    last = max(curve)
+    full = {e["epoch"]: e for e in (outcome or {}).get("events") or ()}
+    events = [full.get(epoch, {"epoch": epoch, "val_score": curve[epoch]}) for epoch in sorted(curve)]
+    kept = {k: v for k, v in (outcome or {}).items() if k in _OF_A_WORKER}
+    return {**kept, "status": "pruned", "reason": f"stopped by the pruner at epoch {last}", "events": events}

@@ -1,0 +1,235 @@
+"""One driver per results folder, and one sweep per name: the lock file and the identity check."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from sweeps.errors import Problem, SpecError
+from sweeps.records.journal import write_atomically
+
+HEARTBEAT_S = 5.0
+STALE_S = 60.0
+"""A lock held on another host is dead when its heartbeat is older than this."""
+
+
+class LockedError(SpecError):
+    """Another driver runs this results folder."""
+
+
+class IdentityError(SpecError):
+    """The results folder belongs to a sweep that differs in what must not change."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a results folder: host, process, its start and last heartbeat in seconds since 1970."""
+
+    host: str
+    pid: int
+    process_start: float
+    started: float
+    heartbeat: float
+    token: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs: by its process on this host, by its heartbeat elsewhere."""
+        if self.host != socket.gethostname():
+            return time.time() - self.heartbeat < STALE_S
+        try:
+            process = psutil.Process(self.pid)
+            start, over = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+        if over:  # killed, and its parent has not looked after it: in a container there may be nobody to
+            return False
+        return bool(abs(start - self.process_start) < 2.0)  # else the pid has been given to another process
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.started, UTC).isoformat(sep=" ", timespec="seconds")
+        return f"process {self.pid} on host {self.host}, running since {since}"
+
+
+def holder(folder: Path) -> Holder | None:
+    """The driver that runs a results folder now; None when none does, or its lock is stale."""
+    found = _read(folder / "lock.json")
+    return found if found is not None and found.alive else None
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Holder(**values)
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+
+
+class FolderLock:
+    """Holds `lock.json` of a results folder while in its `with` block, and renews its heartbeat.
+
+    Raises:
+        LockedError: on entry, when a living driver holds the folder. A dead driver's lock is taken over. A driver that
+            stood still until another took its folder over interrupts itself when it notices.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "lock.json"
+        now = time.time()
+        self._holder = Holder(
+            socket.gethostname(), os.getpid(), psutil.Process().create_time(), now, now, uuid.uuid4().hex
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(10):
+            if self._create():
+                self._thread.start()
+                return self
+            other = _read(self._path)
+            if other is not None and other.alive:
+                rule = f"is being run by {other}; wait for it, stop it, or give this sweep another folder"
+                raise LockedError([Problem("results", str(self.folder), rule)])
+            self._clear(other)
+        raise LockedError([Problem("results", str(self.folder), "its lock.json keeps changing hands; try again")])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        found = _read(self._path)
+        if found is not None and found.token == self._holder.token:
+            self._path.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        """Make the lock file with its content in one step; False when there is one."""
+        own = self._path.with_name(f".lock.{self._holder.token}")
+        own.write_text(json.dumps(asdict(self._holder)), encoding="utf-8")
+        try:
+            os.link(own, self._path)
+        except FileExistsError:
+            return False
+        finally:
+            own.unlink()
+        return True
+
+    def _clear(self, stale: Holder | None) -> None:
+        """Move a dead lock away; put it back when another driver took the folder in between."""
+        aside = self._path.with_name(f".lock.stale.{self._holder.token}")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return
+        moved = _read(aside)
+        if moved is not None and moved.alive and (stale is None or moved.token != stale.token):
+            with contextlib.suppress(FileExistsError):  # a third driver holds it by now; the next round says so
+                os.link(aside, self._path)
+        aside.unlink()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            other = _read(self._path)
+            if (
+                other is not None and other.token != self._holder.token
+            ):  # this process, or its disk, stood still so long
+                logging.getLogger("sweeps").error("%s was taken over by %s: this run stops", self.folder, other)
+                os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: Ray is ended, and finished trials are kept
+                return
+            beat = Holder(**{**asdict(self._holder), "heartbeat": time.time()})
+            try:
+                write_atomically(self._path, json.dumps(asdict(beat)))
+            except OSError:  # a full disk: the journal will say so, and the process itself still proves the lock
+                continue
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a results folder that belongs to a sweep which differs in what must not change.
+
+    Args:
+        folder: the results folder; one without `spec.json` belongs to nobody, and has no results.
+        identity: `SweepSpec.identity()`. Sections of single methods may come and go; what stands in both must agree.
+
+    Raises:
+        IdentityError: one problem per difference, with the value there and the value asked.
+    """
+    stored = stored_identity(folder)
+    if stored is not None:
+        refuse_other(stored, identity, str(folder))
+    elif any((folder / "tables").glob("*/*.parquet")):
+        rule = "holds tables, and no spec.json that says whose; restore it, or choose another name or output"
+        raise IdentityError([Problem("results", str(folder), rule)])
+
+
+def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:
+    """Raise `IdentityError` when what stands at `where` was made by a sweep that differs from `identity`."""
+    found = differences(dict(stored), json.loads(json.dumps(identity)))
+    if found:
+        problems = [
+            Problem(name, new, f"the results in {where} were made with {_shown(old)}", _remedy(name, old))
+            for name, old, new in found
+        ]
+        head = Problem("results", where, "belongs to another sweep; choose another name or output, or undo:")
+        raise IdentityError([head, *problems])
+
+
+def stored_identity(folder: Path) -> dict[str, Any] | None:
+    """The identity written into a results folder; None when there is none yet."""
+    path = folder / "spec.json"
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        rule = "can't be read as a sweep's identity; restore it, or choose another output"
+        raise IdentityError([Problem("results", str(path), rule)]) from error
+    return dict(stored)
+
+
+def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write `spec.json`; sections of methods that earlier runs had stay in it."""
+    merged = dict(identity)
+    stored = stored_identity(folder)
+    if stored is not None and isinstance(stored.get("methods"), dict):
+        merged["methods"] = {**stored["methods"], **merged.get("methods", {})}
+    if merged != stored:
+        write_atomically(folder / "spec.json", json.dumps({"identity": merged}, indent=1) + "\n")
+
+
+def differences(stored: Any, asked: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted field, stored value, asked value) of every leaf that differs; absent is None."""
+    if not isinstance(stored, dict) or not isinstance(asked, dict):
+        return [] if stored == asked else [(path, stored, asked)]
+    names = list(stored) + [name for name in asked if name not in stored]
+    if path == "methods":
+        names = [name for name in stored if name in asked]
+    found = []
+    for name in names:
+        found += differences(stored.get(name), asked.get(name), f"{path}.{name}" if path else name)
+    return found
+
+
+def _shown(value: object) -> str:
+    return "nothing there" if value is None else repr(value)
+
+
+def _remedy(name: str, old: object) -> str:
+    return f"leave {name} out" if old is None else f"{name} = {json.dumps(old)}"

@@ -1,0 +1,93 @@
+"""Finished trials from the journal into immutable Parquet parts, and the check of the parts at the start of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from analysis.store.tables import cells_table, scan_parts, set_aside, write_part
+from sweeps.spec.interfaces import Row
+
+SEAL_EVERY = 256
+_TABLES = ("predictions", "metrics", "trials")  # trials last: a trial whose row is sealed has all its rows sealed
+
+
+class Sealer:
+    """Writes the tables of one results folder.
+
+    Args:
+        folder: the results folder. Damaged parts are set aside (their names in `damaged`); rows of theirs that the
+            journal has are written again.
+        every: seconds after which a row that waits is sealed with the next one, however few there are; None: no limit.
+    """
+
+    def __init__(self, folder: Path, every: float | None = None) -> None:
+        self._folder = folder
+        self._every, self._oldest = every, 0.0
+        self.damaged: list[str] = []
+        self._sealed: dict[str, set[Any]] = {}
+        self._waiting: dict[str, list[Row]] = {name: [] for name in (*_TABLES, "choices")}
+        self.rows: dict[str, Row] = {}
+        self.choices: dict[str, Row] = {}  # the last one of each cell
+        for name in (*_TABLES, "choices", "cells"):
+            table, damaged = scan_parts(folder, name)
+            for part in damaged:
+                set_aside(part)
+                self.damaged.append(str(part))
+            if name == "trials":
+                self.rows = {row["trial_id"]: row for row in table.to_pylist()}
+            if name == "choices":
+                self.choices = {row["cell_id"]: row for row in sorted(table.to_pylist(), key=lambda r: r["chosen_at"])}
+            if name == "cells":
+                self._cells = {row["cell_id"]: row for row in table.to_pylist()}
+            else:
+                self._sealed[name] = {_key(name, row) for row in table.to_pylist()}
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take a `finish` or `choose` event; its rows are written with the next part, unless they have been."""
+        if event["ev"] == "choose":
+            self._put("choices", [event["row"]])
+            return
+        prediction = event.get("prediction")
+        self._put("predictions", [] if prediction is None else [prediction])
+        self._put("metrics", event.get("metrics") or [])
+        self._put("trials", [event["row"]])
+        waiting = len(self._waiting["trials"])
+        if waiting == 1:
+            self._oldest = time.monotonic()
+        late = self._every is not None and waiting and time.monotonic() - self._oldest >= self._every
+        if waiting >= SEAL_EVERY or late:
+            self.seal()
+
+    def seal(self) -> None:
+        """Write all waiting rows, one part a table."""
+        for name in (*_TABLES, "choices"):
+            rows = self._waiting[name]
+            if rows:
+                write_part(self._folder, name, rows)
+                self._sealed[name].update(_key(name, row) for row in rows)
+                rows.clear()
+
+    def write_cells(self, rows: Iterable[Row]) -> None:
+        """Write rows of the `cells` table, a function of the plan, that are not there as they should be."""
+        wanted = cells_table(rows).to_pylist()
+        changed = [row for row in wanted if self._cells.get(row["cell_id"]) != row]
+        if changed:
+            write_part(self._folder, "cells", changed)
+            self._cells.update({row["cell_id"]: row for row in changed})
+
+    def _put(self, name: str, rows: Iterable[Row]) -> None:
+        sealed = self._sealed[name]
+        self._waiting[name] += [row for row in rows if _key(name, row) not in sealed]
+
+
+def _key(name: str, row: Mapping[str, Any]) -> Any:
+    if name == "choices":
+        chosen = row["chosen_at"]
+        return row["cell_id"], datetime.fromisoformat(chosen) if isinstance(chosen, str) else chosen, row["n_trials"]
+    if name == "metrics":
+        return row["trial_id"], row["attempt"], row["epoch"]
+    return row["trial_id"] if name == "predictions" else (row["trial_id"], row["attempt"])

@@ -1,0 +1,164 @@
+"""A copy of a results folder elsewhere, kept up while the sweep runs: sealed parts and kept adapters, each whole.
+
+What is not sealed yet is not there: `every` seconds, the longest that a finished trial waits, are what is lost when the
+driver's machine is. A run on another machine fetches what is there and goes on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.store import diagnostic_schemas
+from analysis.store.remote import FACTS, Location
+from sweeps.errors import Problem, SpecError
+from sweeps.records.locks import refuse_other, stored_identity
+
+EVERY_S = 300.0
+TABLES = (*diagnostic_schemas.COLUMNS, "predictions", "metrics", "trials", "choices", "cells")
+"""Diagnostics, and the sweep's own in the order of sealing: a trial whose row is there has all its rows there."""
+_META = ("adapter.json", "weights.json")
+"""The file of a kept folder that goes last: with it the folder is whole."""
+
+
+def restore(folder: Path, location: Location) -> int:
+    """Fetch what is there into a results folder that has nothing yet; the number of files.
+
+    Raises:
+        SpecError: no answer.
+    """
+    if (folder / "journal.jsonl").exists() or (folder / "tables").is_dir():
+        return 0
+    with _answering(location):
+        return location.fetch(folder)
+
+
+def check_there(location: Location, identity: Mapping[str, Any]) -> None:
+    """Refuse to mix with another sweep's results.
+
+    Raises:
+        IdentityError: what is there was made by a sweep that differs.
+        SpecError: no answer.
+    """
+    with _answering(location):
+        stored = json.loads(location.read("spec.json")) if "spec.json" in location.files() else None
+    if stored is not None:
+        refuse_other(stored["identity"], identity, location.uri)
+
+
+def check_same(location: Location, folder: Path) -> None:
+    """Refuse a place that has another sweep than a results folder. Raises IdentityError or SpecError."""
+    stored = stored_identity(folder)
+    if stored is None:
+        rule = "has no spec.json, so what belongs to it can't be told; copy it by hand"
+        raise SpecError([Problem("--upload", str(folder), rule)])
+    check_there(location, stored)
+
+
+@contextlib.contextmanager
+def _answering(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SpecError([Problem("--upload", location.uri, f"does not answer ({first})")]) from error
+
+
+def put_fact(location: Location, path: Path) -> str | None:
+    """Copy one small file of a results folder there; why that was not possible, or None."""
+    try:
+        location.put(path, path.name)
+    except OSError as error:
+        return f"not uploaded: {error}"
+    return None
+
+
+class Upload:
+    """Copies what is new every `every` seconds, in a thread, and once more at the end.
+
+    Args:
+        folder: the results folder.
+        location: where to.
+        every: seconds between two copies.
+        note: told about a copy that failed; it is tried again, and the sweep goes on.
+    """
+
+    def __init__(
+        self, folder: Path, location: Location, *, every: float = EVERY_S, note: Callable[[str], None] = print
+    ) -> None:
+        self.folder, self.location, self.every, self._note = folder, location, every, note
+        self.error: str | None = None
+        self._over = threading.Event()
+        self._facts: dict[str, str] = {}
+        self._adapters: set[str] = set()
+        self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def finish(self) -> str | None:
+        """Copy the rest; why that was not possible, or None."""
+        self._over.set()
+        self._thread.join()
+        return self.once()
+
+    def once(self) -> str | None:
+        """Copy what is new now; why that was not possible, or None."""
+        self._try()
+        return self.error
+
+    def _work(self) -> None:
+        while not self._over.wait(self.every):
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self.sync()
+        except (pa.ArrowException, OSError) as error:
+            text = f"not uploaded: {error}"
+            if self.error != text:
+                self._note(text)
+            self.error = text
+        else:
+            self.error = None
+
+    def sync(self) -> None:
+        """Copy everything that is sealed here and not there.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        there = self.location.files()
+        for table in TABLES:
+            for part in sorted((self.folder / "tables" / table).glob("part-*.parquet")):
+                name = f"tables/{table}/{part.name}"
+                if name not in there:
+                    self.location.put(part, name)
+        for name in FACTS:
+            path = self.folder / name
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+            if digest is not None and self._facts.get(name) != digest:
+                self.location.put(path, name)
+                self._facts[name] = digest
+        self._sync_adapters(there)
+
+    def _sync_adapters(self, there: Mapping[str, int]) -> None:
+        root = self.folder / "adapters"
+        kept = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
+        for trial in sorted(kept):
+            files = [path for path in (root / trial).rglob("*") if path.is_file()]
+            for path in sorted(files, key=lambda p: (p.name in _META, p.name)):
+                name = path.relative_to(self.folder).as_posix()
+                if name not in there:
+                    self.location.put(path, name)
+        for trial in self._adapters - kept:  # only the best of a cell stays
+            self.location.remove(f"adapters/{trial}")
+        self._adapters = kept

@@ -1,0 +1,62 @@
+"""The order in which cells are served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sweeps.spec.interfaces import Cell
+
+
+def spread(count: int) -> list[int]:
+    """Numbers 0 to count - 1 so that every prefix covers the range evenly: the ends, the middle, the quarters, ..."""
+    if count < 3:
+        return list(range(count))
+    order = [0, count - 1]
+    gaps = [(0, count - 1)]
+    while gaps:
+        low, high = gaps.pop(0)
+        middle = (low + high) // 2
+        if low < middle < high:
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return order
+
+
+def ordered(cells: Iterable[Cell], order: str) -> list[str]:
+    """Ids of the cells in the order to serve them.
+
+    Args:
+        cells: in the plan's order: by method, then budget, data set, training size.
+        order: "methods": as in the plan. "budgets": the smallest budgets first, all methods of one. "spread": the
+            smallest budget first, then the largest, then those between, all methods, data sets and sizes of each: so
+            every figure has all its curves early, and they grow finer together. Cells without a budget come first.
+    """
+    listed = list(cells)
+    if order == "methods":
+        return [cell.cell_id for cell in listed]
+    budgets = sorted({cell.budget for cell in listed if cell.budget is not None})
+    places: Sequence[int] = spread(len(budgets)) if order == "spread" else range(len(budgets))
+    rank = {budgets[place]: number for number, place in enumerate(places)}
+    return [c.cell_id for c in sorted(listed, key=lambda c: -1 if c.budget is None else rank[c.budget])]
+
+
+def tiers(cells: Iterable[Cell], priority: Sequence[str | float]) -> dict[str, int]:
+    """How early each cell is served, 0 first, by id.
+
+    Args:
+        cells: of the plan.
+        priority: names of methods, budgets, data sets or training sizes. Cells with the first name come first; among
+            them, and among the others, those with the second; and so on.
+    """
+    lacks = {cell.cell_id: tuple(not _is(cell, name) for name in priority) for cell in cells}
+    places = {missing: place for place, missing in enumerate(sorted(set(lacks.values())))}
+    return {cell_id: places[missing] for cell_id, missing in lacks.items()}
+
+
+def _is(cell: Cell, name: str | float) -> bool:
+    if not isinstance(name, str):
+        return cell.train_size == name
+    scheme, colon, path = name.partition(":")
+    absolute = f"{scheme}:{Path(path).resolve()}" if colon else name  # as a plan has data sets that are paths
+    return name in (cell.method, cell.reference, cell.dataset, cell.train_size) or absolute == cell.dataset

@@ -1,0 +1,204 @@
+"""The points of one study, and the pruning rules that compare the trials of one cell.
+
+Nothing here lives across restarts: a proposal is a function of the search seed, the cell, the slot and the trials of
+the cell that are known, so a search rebuilt from the journal goes on as if it had never stopped, and never repeats a
+point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from sweeps.errors import Problem, SpecError
+from sweeps.search.samplers import Tried, ask, has_cmaes, sobol
+from sweeps.spec.space import Dimension, Extra, Point, Space, Value, extra_of
+
+__all__ = [
+    "FIXED_SAMPLERS",
+    "Tried",
+    "ask_seed",
+    "beyond",
+    "check_sampler",
+    "grid",
+    "grid_points",
+    "propose",
+    "should_stop",
+    "step_of",
+]
+
+FIXED_SAMPLERS = ("grid", "qmc", "random")
+"""Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
+
+_RETRIES = 16
+_REDUCTION = 3  # ASHA keeps one trial in three at each rung (Li et al. 2020, arXiv 1810.05934)
+_MEDIAN_PEERS = 3
+
+
+def check_sampler(name: str, spaces: Iterable[tuple[str, Space, int]] = ()) -> None:
+    """Refuse a sampler that can't search what the cells search.
+
+    Args:
+        name: `search.sampler`.
+        spaces: label, space and number of points of every cell that is tuned.
+
+    Raises:
+        SpecError: "cmaes" over fewer than two ordered hyperparameters, or without its package; a grid whose lists
+            alone have more combinations than there are points.
+    """
+    if name == "cmaes":
+        narrow = [label for label, space, _ in spaces if space.ordered < 2]
+        if narrow or not spaces:
+            where = f" in {narrow[0]}" if narrow else ""
+            rule = f"CMA-ES needs two or more ordered hyperparameters, and{where} the learning rate is the only one"
+            raise SpecError([Problem("search.sampler", name, rule, "tpe, or a [search.space] with a range")])
+        if not has_cmaes():
+            rule = "needs the package cmaes: pip install 'randlora-sweeps[cmaes]'"
+            raise SpecError([Problem("search.sampler", name, rule, "tpe")])
+    if name == "grid":
+        for label, space, points in spaces:
+            lists = math.prod(len(d.values) for d in space.dimensions if d.values)
+            if lists > points:
+                rule = f"the lists of {label} make {lists} combinations, and the allowance leaves {points} points"
+                raise SpecError([Problem("search.sampler", name, rule, "qmc, or a larger search.trials")])
+
+
+def ask_seed(search_seed: int, cell_id: str, slot: int, retry: int = 0) -> int:
+    """Seed of one ask, 31 bits of SHA-256 over (search seed, cell, slot, retry)."""
+    digest = hashlib.sha256(f"{search_seed}|{cell_id}|{slot}|{retry}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def propose(
+    sampler: str, search_seed: int, cell_id: str, slot: int, points: int, space: Space, tried: Sequence[Tried]
+) -> Point:
+    """The point of a slot, never one that the cell has tried already.
+
+    Args:
+        sampler: "grid" (the product of equal steps, ends included), "qmc" (scrambled Sobol points), "random", "tpe",
+            "gp" or "cmaes" (Optuna's samplers).
+        search_seed: the sweep's `search.seed`.
+        cell_id: the study.
+        slot: position among the sampler's points, from 0.
+        points: number of points that the sampler is to give in all.
+        space: what is searched.
+        tried: the cell's points so far. The fixed samplers read them to avoid repeats only; a grid whose allowance has
+            grown since then halves the widest gaps of the rate, or goes on with Sobol points where more is searched.
+
+    Returns:
+        A point of the space, its numbers rounded to 6 significant digits (so that ids do not hang on a last bit).
+    """
+    taken = {t.point for t in tried}
+    if sampler == "grid":
+        planned = grid(points, space)
+        earlier = {t.slot: t.point for t in tried if t.slot < slot and not t.warm}
+        kept = all(planned[k] == point for k, point in earlier.items() if k < len(planned))
+        if kept and slot < len(planned) and planned[slot] not in taken:
+            return planned[slot]
+        if not space.dimensions:
+            return Point(_widest_gap(space, taken, ()))
+        sampler = "qmc"
+    for retry in range(_RETRIES):
+        seed = ask_seed(search_seed, cell_id, slot, retry)
+        if sampler == "qmc":  # one sequence a cell; a point of it that is taken has no second try
+            found = sobol(space, ask_seed(search_seed, cell_id, 0), slot)
+        else:
+            found = ask(sampler, space, seed, tried)
+        point = Point(min(max(_rounded(found.lr), space.low), space.high), found.extra)
+        if point not in taken:
+            return point
+        if sampler == "qmc":
+            break
+    return Point(_widest_gap(space, taken, point.extra), point.extra)
+
+
+def grid(points: int, space: Space) -> list[Point]:
+    """The product of all lists and of equal steps of all ranges, as many as `points` leaves room for.
+
+    Every range, the learning rate's too, gets the same number of values, the largest whose product fits. What is left
+    of `points` is not a grid's: `propose` fills it with Sobol points.
+    """
+    lists = math.prod(len(d.values) for d in space.dimensions if d.values)
+    ranges = 1 + sum(not d.values for d in space.dimensions)
+    steps = max(1, math.floor((points / lists) ** (1 / ranges) + 1e-9))
+    rates = grid_points(steps, space.low, space.high)
+    axes = [[(d.name, value) for value in (d.values or _levels(d, steps))] for d in space.dimensions]
+    return [Point(lr, extra_of(dict(chosen))) for chosen in itertools.product(*axes) for lr in rates]
+
+
+def _levels(d: Dimension, steps: int) -> list[Value]:
+    """Equal steps of one range, ends included; whole numbers once each."""
+    if d.low is None or d.high is None:
+        raise AssertionError(f"{d.name} is no range")
+    low, high = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)
+    shares = [0.5] if steps == 1 else [k / (steps - 1) for k in range(steps)]
+    raw = [low + share * (high - low) for share in shares]
+    return list(dict.fromkeys(d.nearest(math.exp(v) if d.log else v) for v in raw))
+
+
+def grid_points(rates: int, low: float, high: float) -> list[float]:
+    """`rates` learning rates at equal steps of the logarithm, both ends included; the middle for a single one."""
+    if rates == 1:
+        return [_rounded(math.sqrt(low * high))]
+    step = (math.log(high) - math.log(low)) / (rates - 1)
+    inner = [_rounded(math.exp(math.log(low) + step * k)) for k in range(1, rates - 1)]
+    return [_rounded(low), *inner, _rounded(high)]
+
+
+def step_of(space: Space, rates: Iterable[float]) -> float:
+    """Factor between neighbouring rates at the density that a cell was searched with: its range over its rates."""
+    inside = {lr for lr in rates if space.low <= lr <= space.high}
+    return float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
+
+
+def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Point:
+    """One step past the end of the rates tried, everything else as in the best point."""
+    rates = [t.lr for t in tried]
+    step = step_of(space, rates)
+    return Point(_rounded(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
+
+
+def _rounded(lr: float) -> float:
+    return float(f"{lr:.6g}")
+
+
+def _widest_gap(space: Space, taken: set[Point], extra: Extra) -> float:
+    """Middle, on the log scale, of the widest stretch of the range without a rate tried at these other values."""
+    rates = {point.lr for point in taken if point.extra == extra}
+    marks = sorted({space.low, space.high, *(lr for lr in rates if space.low <= lr <= space.high)})
+    for left, right in sorted(itertools.pairwise(marks), key=lambda ends: ends[0] / ends[1]):
+        middle = _rounded(math.sqrt(left * right))
+        if middle not in rates:
+            return middle
+    return _rounded(space.low)  # low == high: the range holds one rate
+
+
+def should_stop(rule: str, epoch: int, curve: Mapping[int, float], peers: Sequence[Mapping[int, float]]) -> bool:
+    """Whether a TUNE trial is stopped after an epoch, judged against the other trials of its cell alone.
+
+    Args:
+        rule: "none", "asha" (rungs at epochs 1, 3, 9, ...; the best third so far goes on) or "median" (the best score
+        so
+            far must reach the median of the peers' running means; from epoch 2 and three peers on).
+        epoch: epochs trained, from 1.
+        curve: validation score by epoch of this trial.
+        peers: the same of the cell's other trials, finished, stopped or running.
+    """
+    if rule == "asha":
+        rung = 1
+        while rung < epoch:
+            rung *= _REDUCTION
+        others = [peer[epoch] for peer in peers if epoch in peer]
+        if rung != epoch or not others:
+            return False
+        ranked = sorted([*others, curve[epoch]], reverse=True)
+        return curve[epoch] < ranked[math.ceil(len(ranked) / _REDUCTION) - 1]
+    if rule == "median":
+        means = [statistics.fmean(v for e, v in peer.items() if e <= epoch) for peer in peers if epoch in peer]
+        if epoch < 2 or len(means) < _MEDIAN_PEERS:
+            return False
+        return max(v for e, v in curve.items() if e <= epoch) < statistics.median(means)
+    return False

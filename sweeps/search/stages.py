@@ -1,0 +1,383 @@
+"""The slots of a cell: learning rates, re-runs of the best ones on further seeds, the choice, then CONFIRM.
+
+A slot's configuration is fixed when it is asked, and its trial id is the hash of that configuration. Everything here
+is a function of the plan and of the trials known so far, so the same code serves a first run, a resumed one, and a
+sweep whose lists have grown.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from sweeps.search.effort import Effort, neighbours, origin_of
+from sweeps.search.order import ordered, tiers
+from sweeps.search.points import Tried
+from sweeps.spec.interfaces import TUNE_SEED, Cell, Row, Spec, Used
+from sweeps.spec.space import Extra, Point, extra_from, extra_of
+from trainables.config import FULL_METHODS
+
+CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
+Seeds = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One trial of a cell.
+
+    Attributes:
+        config: the trial's configuration as JSON values.
+        seeds: (data, init, basis).
+        extra: searched hyperparameters beside the rate.
+        origin: what proposed it where that is not the sampler: "published", "neighbour" or "widened".
+    """
+
+    cell_id: str
+    stage: str
+    slot: int
+    trial_id: str
+    config: Mapping[str, Any] = field(repr=False)
+    lr: float | None
+    seeds: Seeds
+    extra: Extra = ()
+    origin: str | None = None
+
+    @property
+    def point(self) -> Point:
+        """Its hyperparameters; of a trial with a learning rate."""
+        if self.lr is None:
+            raise AssertionError(f"trial {self.trial_id} has no learning rate")
+        return Point(self.lr, self.extra)
+
+    @classmethod
+    def from_row(cls, row: Row) -> Slot:
+        """Rebuild the slot of a finished trial from its row, where the journal is lost."""
+        seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
+        extra = extra_from(row.get("hyperparameters"))
+        return cls(row["cell_id"], row["stage"], row["slot"], row["trial_id"], {}, row["lr"], seeds, extra)
+
+    @classmethod
+    def from_config(cls, cell_id: str, stage: str, slot: int, trial_id: str, config: Mapping[str, Any]) -> Slot:
+        """Rebuild a slot from a journaled configuration."""
+        seeds = (config["data_seed"], config["init_seed"], config["basis_seed"])
+        return cls(cell_id, stage, slot, trial_id, config, config["lr"], seeds)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The learning rate that a cell's TUNE trials pick, with the evidence for it.
+
+    Attributes:
+        lr: the chosen rate.
+        mean_val: its mean validation score over its seeds; None where nothing was tuned.
+        n_trials: trials that the choice rests on: the rates tried and the re-runs.
+        n_rerun_seeds: further seeds on which the chosen rate was run.
+        edge: "low" or "high" when it is the end of the rates tried, which suggests a wider range.
+        extra: the other chosen hyperparameters: a point is chosen as a whole.
+    """
+
+    lr: float
+    mean_val: float | None
+    n_trials: int
+    n_rerun_seeds: int
+    edge: Literal["low", "high"] | None
+    extra: Extra = ()
+
+    @property
+    def point(self) -> Point:
+        """The chosen hyperparameters."""
+        return Point(self.lr, self.extra)
+
+
+class CellState:
+    """What is known of one cell, and what it needs next."""
+
+    def __init__(self, cell: Cell, spec: Spec) -> None:
+        self.cell = cell
+        self.spec = spec
+        self.asked: dict[str, Slot] = {}
+        self.rows: dict[str, Row] = {}
+        self.running: set[str] = set()
+        self.curves: dict[str, dict[int, float]] = {}
+        self.raised: dict[str, str] = {}  # where failed trials of this run failed, for the display
+        self.version = 0  # raised by every change of what is counted
+        self.choice: Choice | None = None  # the last one journaled
+        self.neighbour: CellState | None = None  # of the same method and data, at the next smaller budget
+        self.effort = Effort(cell, spec.search)
+        self._made: dict[tuple[str, int, Point | None, Seeds], Slot] = {}
+
+    def seeds(self, seed: int) -> Seeds:
+        """(data, init, basis) seeds of a named seed, those that the spec holds fixed put in."""
+        hold = self.spec.confirm.hold
+        data, init, basis = (int(hold.get(name, seed)) for name in ("data_seed", "init_seed", "basis_seed"))
+        return data, init, basis
+
+    def next_slot(self) -> Slot | None:
+        """The next trial to run: an asked one that never finished, or a new one; None while waiting, or at the end."""
+        if self._tunes:
+            wanted = self._next_tune()
+            if wanted is not None or not self._tuned:
+                return wanted
+        for slot in self._confirm_slots():
+            if self._open(slot.trial_id):
+                return self.asked.get(slot.trial_id, slot)
+        return None
+
+    def settle(self) -> Choice | None:
+        """The choice, when the TUNE trials are complete and it differs from the last one journaled."""
+        choice = self._compute_choice()
+        return choice if choice is not None and choice != self.choice else None
+
+    @property
+    def phase(self) -> CellPhase:
+        """Where the cell stands."""
+        if not self.asked:
+            return "waiting"
+        if self._tunes and not self._tuned:
+            return "tuning"
+        if self._tunes and self._compute_choice() is None:
+            return "stuck"
+        return "done" if all(s.trial_id in self.rows for s in self._confirm_slots()) else "confirming"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to run; a cell none of whose rates finished is over as well."""
+        return not self.running and self.next_slot() is None
+
+    @property
+    def best(self) -> float | None:
+        """Best validation score of the cell's finished trials."""
+        scores = [row["val_score"] for row in self.rows.values() if row.get("val_score") is not None]
+        return max(scores, default=None)
+
+    def planned(self) -> int:
+        """Trials of a complete run of this cell."""
+        tune = self.effort.in_all(self._first_seeds(), self.rows) + self.spec.search.reruns if self._tunes else 0
+        return tune + self.cell.confirm_seeds
+
+    def counted(self) -> int:
+        """How many of them are done. Leftovers of a changed choice or a shortened list don't count."""
+        wanted = [s.trial_id for s in self._points().values() if s is not None]
+        wanted += [s.trial_id for s in self._reruns()] if self._points_done else []
+        wanted += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
+        return sum(trial_id in self.rows for trial_id in dict.fromkeys(wanted))
+
+    def known(self, slot: Slot) -> Slot:
+        """A slot out of the journal, with what its number and its configuration say of it."""
+        extra = slot.extra
+        space = self.cell.space
+        if slot.config and space is not None and space.dimensions:
+            have = {**slot.config["train"], **dict(slot.config["options"])}
+            full = have.get("full_weight_decay") if self.cell.method in FULL_METHODS else have.get("weight_decay")
+            have["weight_decay"] = full
+            extra = extra_of({d.name: have[d.name] for d in space.dimensions})
+        first = slot.stage == "TUNE" and slot.seeds == self.seeds(TUNE_SEED)
+        return replace(slot, extra=extra, origin=origin_of(slot.slot, self.spec.search) if first else None)
+
+    @property
+    def _tunes(self) -> bool:
+        return self.cell.tune_trials > 0
+
+    @property
+    def _points_done(self) -> bool:
+        return all(s is not None and s.trial_id in self.rows for s in self._points().values())
+
+    @property
+    def _tuned(self) -> bool:
+        return not self._tunes or (self._points_done and all(s.trial_id in self.rows for s in self._reruns()))
+
+    def _open(self, trial_id: str) -> bool:
+        return trial_id not in self.rows and trial_id not in self.running
+
+    def _make(self, stage: str, slot: int, point: Point | None, seeds: Seeds, origin: str | None = None) -> Slot:
+        key = (stage, slot, point, seeds)
+        if key not in self._made:  # hashing a configuration costs a millisecond, and progress asks often
+            lr, extra = (None, ()) if point is None else point
+            trial = self.cell.trial(stage, lr, seeds, self.spec.train, extra)
+            config = trial.model_dump(mode="json")
+            self._made[key] = Slot(self.cell.cell_id, stage, slot, trial.trial_id, config, lr, seeds, extra, origin)
+        return self._made[key]
+
+    def _points(self) -> dict[int, Slot | None]:
+        """The points that the allowance holds, by slot number, and those past an edge; None where not asked yet."""
+        if not self._tunes:
+            return {}
+        return self.effort.points(self._first_seeds(), self.rows)
+
+    def _first_seeds(self) -> dict[int, Slot]:
+        """The points asked, by slot number; re-runs have other seeds."""
+        first = self.seeds(TUNE_SEED)
+        return {s.slot: s for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first}
+
+    def _next_tune(self) -> Slot | None:
+        points = self._points()
+        for number, slot in points.items():
+            if slot is None:
+                made = self._propose(number, points)
+                if made is not None:
+                    return made
+            elif self._open(slot.trial_id):
+                return slot
+        if not self._points_done:
+            return None
+        return next((self.asked.get(s.trial_id, s) for s in self._reruns() if self._open(s.trial_id)), None)
+
+    def _propose(self, number: int, points: Mapping[int, Slot | None]) -> Slot | None:
+        """A new slot; None while it waits for the neighbouring budget."""
+        origin = origin_of(number, self.spec.search)
+        start: Point | None = None
+        if origin == "neighbour" and self.neighbour is not None:
+            if not self.neighbour._tuned:
+                return None
+            choice = self.neighbour._compute_choice()
+            start = None if choice is None else choice.point
+        tried = [self._tried(s) for _, s in sorted(points.items()) if s is not None]
+        point, origin = self.effort.propose(number, tried, start)
+        return self._make("TUNE", number, point, self.seeds(TUNE_SEED), origin)
+
+    def _tried(self, slot: Slot) -> Tried:
+        return self.effort.tried(slot, self.rows.get(slot.trial_id))
+
+    def _ranked(self) -> list[Slot]:
+        """The points that finished, best validation score first, the earlier slot where equal."""
+        return self.effort.ranked(self._points().values(), self.rows)
+
+    def _reruns(self) -> list[Slot]:
+        """The best points on the seeds after TUNE's first; empty until every point is done."""
+        search = self.spec.search
+        if not self._tunes or not self._points_done:
+            return []
+        base = self.effort.within(self._points())
+        slots = []
+        for i, rate in enumerate(self._ranked()[: search.rerun_rates]):
+            for j in range(search.rerun_seeds):
+                number = base + i * search.rerun_seeds + j
+                slots.append(self._make("TUNE", number, rate.point, self.seeds(TUNE_SEED + 1 + j)))
+        return slots
+
+    def _compute_choice(self) -> Choice | None:
+        if not self._tunes:
+            centre = self.cell.lr_centre
+            return None if centre is None else Choice(centre, None, 0, 0, None)
+        if not self._tuned:
+            return None
+        search, reruns = self.spec.search, self._reruns()
+        ranked = self._ranked()
+        again = search.reruns > 0
+        candidates = ranked[: search.rerun_rates] if again else ranked[:1]
+        if not candidates:
+            return None
+        best: tuple[int, float, int] | None = None
+        chosen = candidates[0]
+        for rate in candidates:
+            # dict: with every seed held fixed a re-run is its rate's own trial
+            trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.point == rate.point)])
+            scores = [self.rows[t]["val_score"] for t in trials if self.rows[t]["status"] == "finished"]
+            key = (len(scores) - len(trials), statistics.fmean(scores), -rate.slot)  # a rate that fails on a seed loses
+            if best is None or key > best:
+                best, chosen = key, rate
+        if best is None:
+            raise AssertionError("a candidate was just found")
+        points = [s for s in self._points().values() if s is not None]
+        n_trials = len({s.trial_id for s in [*points, *reruns]})
+        edge = self.effort.edge(chosen, points)
+        seeds = search.rerun_seeds if again else 0
+        return Choice(chosen.point.lr, best[1], n_trials, seeds, edge, chosen.extra)
+
+    def _confirm_slots(self) -> list[Slot]:
+        if self.cell.lr_centre is None:  # nothing trains, so nothing varies with the seed
+            return [self._make("CONFIRM", 0, None, self.seeds(0))]
+        choice = self._compute_choice()
+        if choice is None:
+            return []
+        return [self._make("CONFIRM", k, choice.point, self.seeds(s)) for k, s in enumerate(self.spec.confirm.seeds)]
+
+
+class SweepState:
+    """All cells of a sweep, and the order in which their slots are served."""
+
+    def __init__(self, cells: Iterable[Cell], spec: Spec) -> None:
+        self.spec = spec
+        self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
+        listed = [state.cell for state in self.cells.values()]
+        self._tier = tiers(listed, spec.resources.priority)
+        self._order = sorted(ordered(listed, spec.resources.order), key=self._tier.__getitem__)
+        self._dependents: dict[str, str] = {}  # the cell that starts from this one's choice
+        for smaller, larger in neighbours(cell.cell for cell in self.cells.values()):
+            self.cells[larger].neighbour = self.cells[smaller]
+            self._dependents[smaller] = larger
+        self._resting: set[str] = set()  # cells without an open slot until one of their trials ends
+        self.workers = 1  # trials that the lanes run at once
+        self.used: Used | None = None  # measured while it runs
+        self._shared: dict[str, int] = {}  # trials in the pack of a running one
+
+    def awake(self) -> list[str]:
+        """Ids of the cells that may have an open slot, in the order to serve them."""
+        return [c for c in self._order if c not in self._resting]
+
+    def next_slot(self) -> Slot | None:
+        """The next slot, from the cell with the fewest running trials, earlier cells first, after those with priority.
+
+        So every study runs as nearly one trial after another as the workers allow, which adaptive samplers want, and
+        cells finish one by one instead of all at the end.
+        """
+        for cell_id in sorted(self.awake(), key=lambda c: (self._tier[c], len(self.cells[c].running))):
+            slot = self.cells[cell_id].next_slot()
+            if slot is not None:
+                return slot
+            self._resting.add(cell_id)
+        return None
+
+    def start(self, slot: Slot, packed: int = 1) -> None:
+        """Mark a slot as asked and running, in a pack of so many."""
+        self._shared[slot.trial_id] = packed
+        cell = self.cells[slot.cell_id]
+        cell.asked[slot.trial_id] = slot
+        cell.running.add(slot.trial_id)
+        cell.version += 1
+
+    def restore(self, slot: Slot) -> Slot:
+        """Mark a slot as asked by an earlier run, and return it with what its cell knows of it.
+
+        Slots of cells that the plan no longer has are left out.
+        """
+        cell = self.cells.get(slot.cell_id)
+        if cell is None:
+            return slot
+        cell.version += 1
+        return cell.asked.setdefault(slot.trial_id, cell.known(slot))
+
+    def report(self, cell_id: str, trial_id: str, epoch: int, score: float | None) -> bool:
+        """Note a validation score; returns whether it is new."""
+        curve = self.cells[cell_id].curves.setdefault(trial_id, {}) if cell_id in self.cells else {}
+        if epoch in curve or score is None:
+            return False
+        curve[epoch] = score
+        return True
+
+    def finish(self, row: Row) -> None:
+        """Note a trial's row."""
+        cell = self.cells.get(row["cell_id"])
+        if cell is not None:
+            cell.rows[row["trial_id"]] = row
+            self.release(row["cell_id"], row["trial_id"])
+
+    def release(self, cell_id: str, trial_id: str) -> None:
+        """A trial no longer runs; without a row it will be issued again."""
+        self.cells[cell_id].running.discard(trial_id)
+        self._shared.pop(trial_id, None)
+        self.cells[cell_id].version += 1
+        self._resting.discard(cell_id)
+        self._resting.discard(self._dependents.get(cell_id, ""))
+
+    @property
+    def running(self) -> int:
+        """Trials that run now."""
+        return sum(len(cell.running) for cell in self.cells.values())
+
+    @property
+    def busy(self) -> float:
+        """Workers that they take: a pack takes one."""
+        return sum(1 / packed for packed in self._shared.values())

@@ -1,0 +1,146 @@
+"""A cell: one study of learning rates, then one set of CONFIRM seeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sweeps.spec.search_space import split_extra
+from sweeps.spec.space import Dimension, Extra, Space
+from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, data set, training size, method and budget: one study of learning rates, then one set of seeds.
+
+    Attributes:
+        reference: what defines the budget, 'lora-8'; None for a method without one.
+        budget: trainable adapter parameters aimed at; None for a method without one.
+        capacity: the one capacity of a uniform allocation (r; k for NoLA); None where layers differ.
+        capacities: capacity of every target weight, by qualified name.
+        count: trainable adapter parameters of the solution; residual: count - budget.
+        update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
+            is none, or nobody has said.
+        below, above: nearest reachable counts around the budget, with their capacity.
+        lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
+        dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
+        epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
+        epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
+        allowance_samples, allowance_seconds: the allowance where it is in these; `tune_trials` is then what the samples
+            amount to, or the fewest trials that the seconds hold.
+        skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
+        base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
+    """
+
+    cell_id: str
+    sweep: str
+    model: str
+    adapt: str
+    targets: tuple[str, ...]
+    dataset: str
+    train_size: str | float
+    method: str
+    options: tuple[tuple[str, str | float | int | bool], ...]
+    reference: str | None
+    budget: int | None
+    allocation: str | None
+    capacity: int | None
+    capacities: tuple[tuple[str, int], ...]
+    count: int | None
+    residual: int | None
+    feasible: bool
+    reason: str | None
+    below: dict[str, int] | None
+    above: dict[str, int] | None
+    lr_low: float | None
+    lr_high: float | None
+    lr_centre: float | None
+    tune_trials: int
+    confirm_seeds: int
+    protocol: str = field(default="standard", kw_only=True)
+    image_size: int | None = field(default=None, kw_only=True)
+    dimensions: tuple[Dimension, ...] = field(default=(), kw_only=True)
+    published: Extra = field(default=(), kw_only=True)
+    epoch_samples: int | None = field(default=None, kw_only=True)
+    allowance_samples: int | None = field(default=None, kw_only=True)
+    allowance_seconds: float | None = field(default=None, kw_only=True)
+    epochs: int | None = field(default=None, kw_only=True)
+    skip_bad: bool = field(default=False, kw_only=True)
+    evaluate: EvaluateSettings = field(default=EvaluateSettings(), kw_only=True)
+    update_rank: float | None = field(default=None, kw_only=True)
+    base: str = field(kw_only=True)
+
+    @property
+    def space(self) -> Space | None:
+        """What the cell's study searches; None where nothing trains."""
+        if self.lr_low is None or self.lr_high is None:
+            return None
+        return Space(self.lr_low, self.lr_high, self.dimensions)
+
+    @property
+    def label(self) -> str:
+        """The cell in words, for tables and messages."""
+        parts = [self.method, self.reference or "", self.dataset, str(self.train_size)]
+        return " ".join(p for p in parts if p)
+
+    def trial(
+        self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: TrainSettings, extra: Extra = ()
+    ) -> TrialConfig:
+        """The configuration of one trial of this cell.
+
+        Args:
+            seeds: (data_seed, init_seed, basis_seed).
+            extra: searched hyperparameters beside the rate; they replace the sweep file's options and settings.
+        """
+        data_seed, init_seed, basis_seed = seeds
+        options, settings = split_extra(self.method, extra)
+        train = self.settings(train)
+        if settings:
+            train = TrainSettings.model_validate({**train.model_dump(), **settings})
+        return TrialConfig.model_validate(
+            {
+                "stage": stage,
+                "cell_id": self.cell_id,
+                "model": self.model,
+                "adapt": self.adapt,
+                "targets": self.targets,
+                "dataset": self.dataset,
+                "train_size": self.train_size,
+                "method": self.base,
+                "capacities": self.capacities,
+                "options": tuple(sorted({**dict(self.options), **options}.items())),
+                "budget": self.budget,
+                "lr": lr,
+                "data_seed": data_seed,
+                "init_seed": init_seed,
+                "basis_seed": basis_seed,
+                "train": train,
+                "protocol": self.protocol,
+                "image_size": self.image_size,
+                "skip_bad": self.skip_bad,
+                "evaluate": self.evaluate,
+            }
+        )
+
+    def settings(self, train: TrainSettings) -> TrainSettings:
+        """A sweep's training settings as they hold for this cell."""
+        return train if self.epochs is None else train.model_copy(update={"epochs": self.epochs})
+
+    def row(self) -> dict[str, Any]:
+        """This cell as a row of the `cells` table."""
+        row = asdict(self)
+        hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
+        for name in (*hidden, "image_size", "evaluate"):
+            del row[name]
+        fraction = self.residual / self.budget if self.residual is not None and self.budget else None
+        return row | {
+            "label": self.label,
+            "train_size": str(self.train_size),
+            "capacities": json.dumps(dict(self.capacities)),
+            "space": json.dumps({d.name: d.as_dict() for d in self.dimensions}) if self.dimensions else None,
+            "residual_fraction": fraction,
+            "below": None if self.below is None else json.dumps(self.below),
+            "above": None if self.above is None else json.dumps(self.above),
+        }

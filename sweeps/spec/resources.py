@@ -1,0 +1,93 @@
+"""`[resources]` and `[limits]` of a sweep file: what trials take, which come first, and when a run ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from sweeps.spec.search import Section
+
+Order = Literal["spread", "methods", "budgets"]
+
+
+class ResourceSection(Section):
+    """`[resources]`: what one trial takes and how many run at once."""
+
+    workers: int = Field(default=1, ge=1)
+    """Workers of one trial (data-parallel)."""
+    concurrent: int | Literal["auto"] = "auto"
+    """Trials at a time; auto: as many as fit."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs of a worker."""
+    gpus_per_worker: float | Literal["auto"] = "auto"
+    """GPUs of a worker, also a part of one; auto: by measured memory (docs/running.md)."""
+    pack: int | Literal["auto"] = 1
+    """Trials of a cell that one worker may train at once on one copy of the base model; "auto": as many as pay."""
+    isolated: bool = False
+    """A fresh process for every trial: for code that can't be trusted to clean up; costs seconds a trial."""
+    trial_timeout: float | None = Field(default=None, gt=0)
+    """Seconds without a report (one an epoch) after which a trial's worker is killed and the trial started again."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a trial is started whose worker dies or falls silent, before it is a failed trial."""
+    order: Order = "spread"
+    """Which cells come first: `sweeps.search.order.ordered`."""
+    priority: tuple[Annotated[str | float, Field(union_mode="left_to_right")], ...] = ()
+    """Methods, budgets, data sets or training sizes whose cells are served before all others."""
+
+    @field_validator("concurrent")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("concurrent is 'auto' or at least 1")
+        return value
+
+    @field_validator("priority", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("priority")
+    @classmethod
+    def _distinct(cls, value: tuple[str | float, ...]) -> tuple[str | float, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each name may stand once")
+        return value
+
+    @field_validator("pack", mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError("a number of trials, at least 1, or 'auto'")
+        return value
+
+    @model_validator(mode="after")
+    def _packs(self) -> Self:
+        if self.pack not in (1, "auto") and (self.workers > 1 or self.isolated):
+            other = "isolated = true" if self.isolated else f"workers = {self.workers}"
+            why = "a process of its own for every trial" if self.isolated else "one trial on several workers"
+            raise ValueError(f"pack = {self.pack} puts several trials on a worker, and {other} is {why}; leave one out")
+        return self
+
+
+class LimitsSection(Section):
+    """`[limits]`: caps that end a run cleanly; the same command with a larger one goes on.
+
+    `max_hours` is wall time of one run; accelerator time and cost are of the whole sweep. An accelerator is a GPU,
+    or a worker where trials take no GPU; `price_per_hour` is its price, in whatever currency `max_cost` is.
+    """
+
+    max_hours: float | None = Field(default=None, gt=0)
+    """Wall time of one run."""
+    max_accelerator_hours: float | None = Field(default=None, gt=0)
+    """Accelerator-hours of the whole sweep."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Cost of the whole sweep."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Price of one accelerator-hour."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.max_cost is not None and self.price_per_hour is None:
+            raise ValueError(f"max_cost = {self.max_cost:g} needs price_per_hour, the price of one accelerator-hour")
+        return self

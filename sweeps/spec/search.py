@@ -1,0 +1,182 @@
+"""`[search]` of a sweep file: samplers, the space, the allowance, warm starts, and what may change under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sweeps.spec.space import Value
+from trainables.config import LATER
+
+
+class Section(BaseModel):
+    """A part of a sweep file: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LrRange(Section):
+    """A learning-rate range: a centre and a width in decades, or its two ends."""
+
+    centre: float | None = Field(default=None, gt=0)
+    """Centre of the range, `search.lr.decades` wide."""
+    low: float | None = Field(default=None, gt=0)
+    """Low end, with `high`."""
+    high: float | None = Field(default=None, gt=0)
+    """High end."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        ends = self.low is not None and self.high is not None
+        if ends == (self.centre is not None) or (self.low is None) != (self.high is None):
+            raise ValueError("give either centre, or both low and high")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low must lie below high, got low {self.low:g}, high {self.high:g}")
+        return self
+
+
+class LrSearch(Section):
+    """`search.lr`: width of every method's range, in decades, centred on the method's published rate."""
+
+    decades: float = Field(default=3.0, gt=0, le=12)
+    """Width of every method's range in powers of ten."""
+
+
+class SpaceEntry(Section):
+    """One line of `[search.space]`: `{ low = 1, high = 64, log = true }`, or a list of values."""
+
+    low: float | None = None
+    """Low end of a range, with `high`."""
+    high: float | None = None
+    """High end."""
+    log: bool = False
+    """Draw evenly in the logarithm."""
+    values: tuple[Value, ...] = ()
+    """Values to choose from; a plain list is the same."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if bool(self.values) == (self.low is not None) or (self.low is None) != (self.high is None):
+            raise ValueError("give either a list of values, or both low and high")
+        if self.low is not None and self.high is not None:
+            if self.low >= self.high:
+                raise ValueError(f"low must lie below high, got low {self.low:g}, high {self.high:g}")
+            if self.log and self.low <= 0:
+                raise ValueError(f"a range with log = true starts above 0, got low {self.low:g}")
+        elif len(set(map(repr, self.values))) != len(self.values):
+            raise ValueError("each value may stand once")
+        return self
+
+
+def read_space(value: object) -> object:
+    """Lists of a space as `SpaceEntry` has them; anything else as it is, for the validator to judge."""
+    if not isinstance(value, Mapping):
+        return value
+    return {k: {"values": v} if isinstance(v, list | tuple) else v for k, v in value.items()}
+
+
+class Allowance(Section):
+    """`search.allowance`: tuning effort of a cell in training samples or seconds of training, instead of `trials`."""
+
+    samples: Annotated[int | None, Field(ge=1)] = None
+    """Training samples of a cell."""
+    seconds: Annotated[float | None, Field(gt=0)] = None
+    """Seconds of a device of a cell."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.samples is None) == (self.seconds is None):
+            raise ValueError("give either samples or seconds")
+        return self
+
+
+class SearchSection(Section):
+    """`[search]`: stage TUNE. The allowance is `trials` per cell, the re-runs on further seeds included.
+
+    `allowance = { samples = N }` gives every cell N training samples instead: pruned trials count with what they
+    trained, so that pruning buys more points. `allowance = { seconds = S }` does the same in seconds of training, on
+    one kind of device (`sweeps.search.seconds`).
+    """
+
+    trials: int = Field(default=12, ge=1)
+    """Trials of stage TUNE of every cell: different rates, and re-runs."""
+    allowance: Annotated[Allowance | None, LATER] = None
+    """Instead of `trials`: samples or seconds (docs/fairness.md)."""
+    sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
+    """grid: evenly over the range; qmc, random: without learning; tpe, gp, cmaes: learn from the trials so far."""
+    lr: LrSearch = LrSearch()
+    """How wide every method's range is; where it lies is the method's own `lr`."""
+    space: Annotated[dict[str, SpaceEntry], LATER] = {}
+    """What is searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64, log = true }`."""
+    warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], LATER] = ()
+    """Points tried first: the published rate, or the choice at the neighbouring budget."""
+    rerun_rates: int = Field(default=2, ge=0)
+    """So many of the best rates are run again ..."""
+    rerun_seeds: int = Field(default=2, ge=0)
+    """... on so many further seeds each; the best mean is chosen."""
+    widen: Annotated[int, Field(ge=0), LATER] = 0
+    """Points past the edge of a range that a cell may add, one at a time, while its best rate is the outermost one."""
+    pruner: Literal["none", "asha", "median"] = "none"
+    """Stops bad TUNE trials early; off by default."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the samplers that draw."""
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _space(cls, value: object) -> object:
+        return read_space(value)
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _width(cls, value: object) -> object:
+        ends = isinstance(value, Mapping) and value.keys() & LrRange.model_fields.keys()
+        if ends or not isinstance(value, Mapping | LrSearch):
+            raise ValueError(
+                "the width of every method's range: lr = { decades = 3 }; where a method's lies is its own key, "
+                "[methods.NAME] lr = 1e-3, or lr = { low = 1e-4, high = 1e-2 }"
+            )
+        return value
+
+    @field_validator("warm_start", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def reruns(self) -> int:
+        """Trials of the allowance that repeat the best points on further seeds."""
+        return self.rerun_rates * self.rerun_seeds
+
+    @property
+    def rates(self) -> int:
+        """Distinct points tried per cell where the allowance is in trials: what the re-runs leave of it."""
+        return self.trials - self.reruns
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The allowance of a cell: `trials`, `samples` or `seconds`, with how many."""
+        return {"trials": self.trials} if self.allowance is None else self.allowance.model_dump(exclude_none=True)
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if len(set(self.warm_start)) != len(self.warm_start):
+            raise ValueError("warm_start may name each start once")
+        if self.allowance is not None:
+            if "trials" in self.model_fields_set:
+                raise ValueError("give trials or allowance, not both")
+            return self
+        needed = max(1, self.rerun_rates) if self.rerun_seeds else 1
+        needed = max(needed, len(self.warm_start) + 1)
+        if self.rates < needed:
+            raise ValueError(
+                f"trials = {self.trials} leaves {self.rates} learning rates after rerun_rates x rerun_seeds = "
+                f"{self.rerun_rates} x {self.rerun_seeds} re-runs, and {needed} are needed; "
+                f"the least that works is trials = {self.rerun_rates * self.rerun_seeds + needed}"
+            )
+        return self
+
+
+MAY_CHANGE = ("trials", "allowance", "widen")
+"""Keys that may change under one sweep's name: a larger allowance and widening only add trials."""

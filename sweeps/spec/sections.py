@@ -1,0 +1,239 @@
+"""The sections of a sweep file as pydantic models: types, defaults, and what each key means."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sweeps.spec.interfaces import TUNE_SEED
+from sweeps.spec.resources import LimitsSection, ResourceSection
+from sweeps.spec.search import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
+from sweeps.spec.search import Section as _Section
+from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
+
+Allocation = Literal["auto", "uniform", "per-layer", "fill"]
+TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
+
+
+class ModelSection(_Section):
+    """`[model]`: the base model and what of it is adapted."""
+
+    id: str
+    """The base model: `embedded:tiny-clip`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, `local:DIR` (docs/models.md)."""
+    adapt: Literal["vision", "both", "all"] | None = None
+    """None: "both" towers of a CLIP model, "all" of a model with one tower."""
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Weights to adapt, by the end of their names; none given: the family's."""
+    image_size: Annotated[int | None, Field(ge=1), LATER] = None
+    """Side of the input in pixels, for image encoders whose positions interpolate; None: the model's own."""
+
+
+class DataSection(_Section):
+    """`[data]`: data sets and training sizes; a size is a fraction in (0, 1] or 'K-shot'."""
+
+    datasets: tuple[str, ...] = Field(min_length=1)
+    """Data sets by name or place, `folder:DIR`, `json:DIR` (docs/data.md); paths start where the command is run."""
+    train_size: tuple[str | float, ...] = Field(default=(1.0,), min_length=1)
+    """A fraction in (0, 1] or `"K-shot"`; one, or a list."""
+    skip_bad: Annotated[bool, LATER] = False
+    """Leave images that can't be read out, counted in the results, instead of stopping."""
+    epochs: Annotated[Literal["paper"] | dict[str, Annotated[int, Field(ge=1)]] | None, LATER] = None
+    """Epochs by data set instead of `train.epochs`; "paper": 10 for few shots, else the paper's Table 7."""
+
+    def epochs_of(self, dataset: str, size: str | float) -> int | None:
+        """Epochs of one data set at one size; None where `train.epochs` holds."""
+        if self.epochs == "paper":
+            return _paper_epochs(dataset, size)
+        return (self.epochs or {}).get(dataset)
+
+    @model_validator(mode="after")
+    def _epochs_known(self) -> Self:
+        if isinstance(self.epochs, dict):
+            if strange := [name for name in self.epochs if name not in self.datasets]:
+                raise ValueError(
+                    f"epochs names {strange[0]!r}, which is not among datasets: {', '.join(self.datasets)}"
+                )
+        elif self.epochs == "paper":
+            for name in self.datasets:
+                if any(_paper_epochs(name, size) is None for size in self.train_size):
+                    raise ValueError(
+                        f"epochs = 'paper', and the paper's Table 7 does not have {name!r}; "
+                        f"write data.epochs = {{ {json.dumps(name)} = 10 }}"
+                    )
+        return self
+
+    @field_validator("train_size", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("train_size")
+    @classmethod
+    def _sizes(cls, value: tuple[str | float, ...]) -> tuple[str | float, ...]:
+        for size in value:
+            shots = isinstance(size, str) and re.fullmatch(r"[1-9]\d*-shot", size)
+            if not shots and (isinstance(size, str) or not 0 < size <= 1):
+                raise ValueError(f"a size is a fraction in (0, 1] or 'K-shot' such as '16-shot', got {size!r}")
+        return value
+
+
+def _paper_epochs(dataset: str, size: str | float) -> int | None:
+    from trainables.data.registry import paper_epochs  # loads torch
+
+    return paper_epochs(dataset, size)
+
+
+class BudgetSection(_Section):
+    """`[budgets]`: exactly one of LoRA ranks, parameter counts, or percentages of the adapted weights."""
+
+    lora_rank: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    """Budgets as the count that LoRA has at these ranks; this, `params` or `percent`."""
+    params: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    """Budgets as numbers of trained parameters."""
+    percent: tuple[Annotated[float, Field(gt=0, le=100)], ...] | None = Field(default=None, min_length=1)
+    """Budgets in percent of the adapted weights."""
+    tolerance: float = Field(default=0.05, ge=0, le=1)
+    """A cell whose nearest count is farther from its budget, as a share, is left out and listed."""
+    allocation: Allocation = "auto"
+    """How the capacity is spread over layers; auto: uniform where it is near enough, else fill (docs/fairness.md)."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [name for name in ("lora_rank", "params", "percent") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of lora_rank, params, percent; got {', '.join(given) or 'none'}")
+        return self
+
+    def references(self) -> tuple[str, ...]:
+        """Labels of the budgets in file order: 'lora-8', 'params-250000' or 'percent-0.1'."""
+        for prefix, values in (("lora", self.lora_rank), ("params", self.params), ("percent", self.percent)):
+            if values is not None:
+                return tuple(f"{prefix}-{v:g}" if isinstance(v, float) else f"{prefix}-{v}" for v in values)
+        raise AssertionError("validated: one kind is set")
+
+
+class MethodSection(BaseModel):
+    """`[methods.NAME]`: what every method takes; the method's own options are checked against its registry entry."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    method: Annotated[str | None, LATER] = None
+    """The method that this section is a variant of, so that one sweep can have two settings of a method."""
+    lr: LrRange | None = None
+    """Its learning rates: the range's centre as a number, or `{ low = 1e-4, high = 1e-2 }`; none: the published."""
+    space: Annotated[dict[str, SpaceEntry] | None, LATER] = None
+    """What is searched beside the rate for this method alone, as in `search.space`."""
+    budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Only these budgets, by label: `["lora-8"]`; none: all."""
+    allocation: Allocation | None = None
+    """Instead of `budgets.allocation`."""
+    capacity: int | None = Field(default=None, ge=1)
+    """Pins the capacity (the rank) instead of solving for it; the cell goes to the budget nearest to its count."""
+    unmatched: bool = False
+    """Run the nearest setting even where it is outside the tolerance."""
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _centre(cls, value: object) -> object:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"centre": value}
+        if not isinstance(value, Mapping | LrRange):
+            raise ValueError("give a number, the range's centre: lr = 1e-3; or ends: lr = { low = 1e-4, high = 1e-2 }")
+        return value
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _space(cls, value: object) -> object:
+        return read_space(value)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, as written."""
+        return dict(self.model_extra or {})
+
+
+class ConfirmSection(_Section):
+    """`[confirm]`: stage CONFIRM. `seeds` is a count or a list; `hold` fixes a kind of seed for all trials."""
+
+    seeds: tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+    """Seeds of stage CONFIRM: a number (3 means 0, 1, 2) or a list."""
+    hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
+    """Kinds of seed that stay fixed over all trials: `data_seed`, `init_seed`, `basis_seed`."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count(cls, value: object) -> object:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value < 1:
+            raise ValueError("a number of seeds, at least 1, or a list of seeds")
+        return tuple(range(value))
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each seed may stand once")
+        return value
+
+
+class KeepSection(_Section):
+    """`[keep]`: which trained weights stay on disk. `full`: full fine-tuning's of the first seed, for diagnostics."""
+
+    adapters: Literal["none", "best", "confirm", "all"] = "none"
+    """Adapters to keep, for `sweeps export`: of a cell's best CONFIRM trial, of all of them, of every trial."""
+    full: bool = False
+    """Full fine-tuning's weights too, of the first seed, for `sweeps analyze`."""
+
+
+class Sections(_Section):
+    """A whole sweep file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits, '.', '_', '-'. With another model, training or protocol under the same name a run is refused."""
+    description: str = ""
+    """For people; printed in the report."""
+    output: Path | None = None
+    """Results folder; none: `results/NAME` where the command is run."""
+    protocol: Literal["standard", "paper"] = "standard"
+    """paper: fixed rates, no tuning, training on train and validation together."""
+    model: ModelSection
+    data: DataSection
+    budgets: BudgetSection
+    methods: dict[str, MethodSection] = Field(min_length=1)
+    search: SearchSection = SearchSection()
+    confirm: ConfirmSection = ConfirmSection()
+    train: TrainSettings = TrainSettings()
+    evaluate: Annotated[EvaluateSettings, LATER] = EvaluateSettings()
+    resources: ResourceSection = ResourceSection()
+    limits: LimitsSection = LimitsSection()
+    keep: KeepSection = KeepSection()
+
+    @property
+    def folder(self) -> Path:
+        """The results folder: `output`, or `results/NAME` under the working directory."""
+        return self.output if self.output is not None else Path("results") / self.name
+
+    def base(self, name: str) -> str:
+        """The method behind a name of `[methods]`: itself, or what it is a variant of."""
+        return self.methods[name].method or name
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
+        whole = identifying(self)
+        search = {k: v for k, v in whole["search"].items() if k not in MAY_CHANGE}
+        methods = {
+            name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
+        }
+        budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
+        kept: dict[str, Any] = {k: whole[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in whole}
+        if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
+            kept["model"] = whole["model"] | {"adapt": "both"}
+        if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:
+            kept["data"] = data
+        return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}

@@ -1,0 +1,94 @@
+"""The sweep file: typed and strict, every problem reported at once.
+
+A sweep file is TOML, or YAML or JSON with the same keys. `SweepSpec.load` reads it, applies `--set a.b=c` overrides,
+and either returns a complete specification or raises `SpecError` with all that is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sweeps.errors import Problem, SpecError, nearest
+from sweeps.spec.checks import priority_problems, seconds_problems
+from sweeps.spec.messages import is_echo, problem
+from sweeps.spec.methods import method_problems
+from sweeps.spec.scale import at_scale
+from sweeps.spec.sections import Sections
+
+
+class SweepSpec(Sections):
+    """A whole sweep file, read and checked."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:
+        """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
+
+        `scale` "small" applies the file's `[small]` table first (`sweeps.spec.scale`).
+
+        Raises:
+            SpecError: every problem of the file and the overrides at once.
+        """
+        path = Path(path)
+        if not path.is_file():
+            folder = path.parent if path.parent.is_dir() else Path()
+            near = nearest(path.name, [p.name for p in folder.iterdir() if p.suffix in (".toml", *_READERS)])
+            raise SpecError([Problem("file", str(path), "no such sweep file", near)])
+        try:
+            text = path.read_text(encoding="utf-8")
+            read: Callable[[str], Any] = _READERS.get(path.suffix, tomllib.loads)
+            tree = read(text)
+        except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
+        if not isinstance(tree, dict):
+            raise SpecError([Problem("file", str(path), "must be a table of sections")])
+        return cls.parse(_override(at_scale(tree, scale), overrides))
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> SweepSpec:
+        """Build a specification from nested mappings; raises `SpecError` with every problem found."""
+        problems: list[Problem] = []
+        spec: SweepSpec | None = None
+        try:
+            spec = cls.model_validate(tree)
+        except ValidationError as error:
+            problems = [problem(dict(e), cls) for e in error.errors(include_url=False) if not is_echo(dict(e))]
+        problems += method_problems(tree, spec)
+        if spec is not None:
+            problems += [*priority_problems(spec), *seconds_problems(spec)]
+        if problems or spec is None:
+            raise SpecError(problems)
+        return spec
+
+
+_READERS: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+
+
+def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    problems = []
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            problems.append(Problem("--set", text, "must be KEY=VALUE, such as --set search.trials=6"))
+            continue
+        try:
+            parsed = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            parsed = value.strip()
+        *path, last = key.strip().split(".")
+        node: Any = tree
+        for part in path:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            problems.append(Problem("--set", text, f"{'.'.join(path)} is not a section"))
+            continue
+        node[last] = parsed
+    if problems:
+        raise SpecError(problems)
+    return tree

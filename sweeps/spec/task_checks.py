@@ -1,0 +1,136 @@
+"""What a kind of model can be asked to do: checked on the sweep file, before anything is read or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sweeps.errors import Problem, nearest
+from sweeps.spec.spec import SweepSpec
+from trainables.config import LINEAR_PROBE, NO_TRAINING
+from trainables.data.registry import DATASETS
+from trainables.data.text.dataset import TextKind
+from trainables.data.text.registry import TEXT_DATASETS, text_kind, text_loader
+from trainables.models.families import Kind, parse_id
+from trainables.models.shapes import known_configs, shape_config
+from trainables.tasks.text.sentences import positions_of
+
+IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
+"""Kinds of models that read images; the others read texts."""
+HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
+"""Kinds that classify by a new head."""
+
+TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
+"""Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too."""
+LANGUAGE_ONLY = ("train.loss_on_prompt",)
+"""Settings of `[train]` that language models alone take; of `[evaluate]` those are all but `COUNTED`."""
+COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")
+"""How many rows are evaluated: for text encoders too."""
+
+READS: dict[Kind, tuple[TextKind, ...]] = {
+    "causal-lm": ("instructions", "questions", "meanings"),
+    "text-encoder": ("sentences",),
+}
+"""The kinds of rows that models of text learn from."""
+
+
+def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
+    """The specification with `model.adapt` filled in: both towers of a CLIP model, all of any other."""
+    if spec.model.adapt is not None:
+        return spec
+    model = spec.model.model_copy(update={"adapt": "both" if kind == "clip" else "all"})
+    return spec.model_copy(update={"model": model})
+
+
+def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """Settings that contradict the model's kind. `spec` comes from `with_towers`."""
+    found = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
+    return found + _data_problems(spec, kind) + _language_problems(spec, kind)
+
+
+def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    adapt = spec.model.adapt
+    if kind == "clip" and adapt == "all":
+        return [Problem("model.adapt", adapt, "a CLIP model has two towers: vision or both", "both")]
+    if kind != "clip" and adapt != "all":
+        return [Problem("model.adapt", adapt, "this model has one tower; leave adapt out, or write all", "all")]
+    return []
+
+
+def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    if kind in HEADLESS and NO_TRAINING in spec.methods:
+        rule = "the model has no head that could classify untrained"
+        return [Problem(f"methods.{NO_TRAINING}", None, rule, f"methods.{LINEAR_PROBE}")]
+    if kind == "causal-lm" and LINEAR_PROBE in spec.methods:
+        rule = "trains a classifier's head, and a language model has none"
+        return [Problem(f"methods.{LINEAR_PROBE}", None, rule, f"methods.{NO_TRAINING}")]
+    return []
+
+
+def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """Text for a model of images, or the other way round, or texts of another kind."""
+    texts = kind not in IMAGES
+    rule = f"is a set of {'images' if texts else 'texts'}, and the model reads {'texts' if texts else 'images'}"
+    fitting = [n for n, info in TEXT_DATASETS.items() if info.kind in READS[kind]] if texts else list(DATASETS)
+    problems = []
+    for name in spec.data.datasets:
+        if (text_loader(name) is not None) != texts:
+            problems.append(Problem("data.datasets", name, rule, nearest(name, sorted(fitting))))
+        elif texts and (rows := text_kind(name)) not in READS[kind]:
+            other = f"holds {rows}, and a {kind} learns from {' or '.join(READS[kind])}"
+            problems.append(Problem("data.datasets", name, other, nearest(name, sorted(fitting))))
+    return problems
+
+
+def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """Settings of models of text on any other, of language models on classifiers, and settings for images on text."""
+    if kind in IMAGES:
+        evaluate = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        return _set(spec, (*evaluate, *LANGUAGE_ONLY, *TEXT_ONLY), "is for models of text; leave it out")
+    problems = []
+    if spec.train.augment != "none":
+        problems.append(Problem("train.augment", spec.train.augment, "is for images", "none"))
+    if spec.data.skip_bad:
+        rule = "is for images: a row of text that can't be read stops the sweep"
+        problems.append(Problem("data.skip_bad", True, rule, "false"))
+    problems += _window_problems(spec)
+    if kind != "causal-lm":
+        generated = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        names = [n for n in (*generated, *LANGUAGE_ONLY) if n not in COUNTED]
+        problems += _set(spec, names, "is for language models; leave it out")
+    return problems
+
+
+def _window_problems(spec: SweepSpec) -> list[Problem]:
+    asked, parsed = spec.train.max_tokens, parse_id(spec.model.id)
+    known = known_configs().get(parsed.name)
+    if asked is None or (parsed.folder is None and known is not None and "max_position_embeddings" not in known):
+        return []
+    positions = positions_of(shape_config(parsed, spec.model.id))
+    if positions is None or asked <= positions:
+        return []
+    return [Problem("train.max_tokens", asked, f"is more than the model's {positions} positions", str(positions))]
+
+
+def _set(spec: SweepSpec, names: Iterable[str], rule: str) -> list[Problem]:
+    """A problem for every one of these settings that has not its default."""
+    problems = []
+    for name in names:
+        section, _, field = name.partition(".")
+        found = getattr(spec, section)
+        if (value := getattr(found, field)) != getattr(type(found)(), field):
+            problems.append(Problem(name, value, rule))
+    return problems
+
+
+def _image_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    size = spec.model.image_size
+    if size is None:
+        return []
+    if kind != "hf-vision":
+        return [Problem("model.image_size", size, "the positions of this model do not interpolate; leave it out")]
+    parsed = parse_id(spec.model.id)
+    patch = getattr(shape_config(parsed, spec.model.id), "patch_size", None)
+    if isinstance(patch, int) and size % patch:
+        rule = f"is not a multiple of the model's patch size, {patch}"
+        return [Problem("model.image_size", size, rule, str(max(1, round(size / patch)) * patch))]
+    return []

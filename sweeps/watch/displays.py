@@ -1,0 +1,229 @@
+"""Live progress of a sweep: a display that redraws on terminals, lines in logs and notebooks, JSON, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import Any, Literal, Protocol, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.search.stages import SweepState
+from sweeps.watch.snapshot import Best, Counting, Snapshot
+
+_REFRESH_S = 0.5
+_LINES_S = 10.0
+_FAILURES = 3
+_ROWS = 16
+
+
+class Progress(Protocol):
+    """A display. All methods are called from the driver's threads; an exception in one ends the sweep."""
+
+    def start(self, state: SweepState) -> None: ...
+    def update(self, state: SweepState) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self, state: SweepState) -> None: ...
+
+
+def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
+    """The display for a run: live on a terminal, lines otherwise, JSON lines for "json", silent for False."""
+    if progress == "json":
+        return JsonProgress(sys.stderr)
+    if not isinstance(progress, bool | str):
+        return progress
+    if not progress:
+        return Silent()
+    console = Console(stderr=True)
+    return LiveProgress(console) if console.is_terminal else LineProgress(console)
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, state: SweepState) -> None:
+        return None
+
+    def update(self, state: SweepState) -> None:
+        return None
+
+    def note(self, text: str) -> None:
+        return None
+
+    def stop(self, state: SweepState) -> None:
+        return None
+
+
+class _Timed:
+    """Counts from the start of a run, and limits how often it is counted."""
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._began = self._last = time.monotonic()
+        self._counting: Counting | None = None
+        self._failures = 0
+
+    def start(self, state: SweepState) -> None:
+        self._began = time.monotonic()
+        self._counting = Counting(state)
+        self._counting.begin()
+        shot = self._snapshot()
+        self._failures = len(shot.failures)
+        self._draw(shot, "start")
+
+    def update(self, state: SweepState) -> None:
+        if time.monotonic() - self._last >= self._every:
+            self._draw(self._snapshot(), "progress")
+
+    def stop(self, state: SweepState) -> None:
+        self._draw(self._snapshot(), "stop")
+
+    def _snapshot(self) -> Snapshot:
+        if self._counting is None:
+            raise AssertionError("a display is started before it is updated")
+        self._last = time.monotonic()
+        return self._counting.snapshot(self._last - self._began)
+
+    def _draw(self, shot: Snapshot, when: str) -> None:
+        raise NotImplementedError
+
+
+class LineProgress(_Timed):
+    """One line every ten seconds, and one for each failure: for logs and notebooks."""
+
+    def __init__(self, console: Console, every: float = _LINES_S) -> None:
+        super().__init__(every)
+        self._console = console
+
+    def note(self, text: str) -> None:
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self, shot: Snapshot, when: str) -> None:
+        for failure in shot.failures[self._failures :]:
+            self._console.print(f"failed: {failure}", markup=False, highlight=False, soft_wrap=True)
+        self._failures = len(shot.failures)
+        self._console.print(headline(shot), markup=False, highlight=False, soft_wrap=True)
+
+
+class JsonProgress(_Timed):
+    """One JSON object a line: `start`, `progress` every ten seconds, `failure`, `note`, `stop`; for programs."""
+
+    def __init__(self, stream: TextIO, every: float = _LINES_S) -> None:
+        super().__init__(every)
+        self._stream = stream
+
+    def note(self, text: str) -> None:
+        self._write({"event": "note", "text": text})
+
+    def _draw(self, shot: Snapshot, when: str) -> None:
+        for failure in shot.failures[self._failures :]:
+            self._write({"event": "failure", **asdict(failure)})
+        self._failures = len(shot.failures)
+        self._write({"event": when, **shot.as_dict()})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(event) + "\n")
+        self._stream.flush()
+
+
+class LiveProgress(_Timed):
+    """A table that redraws in place: cells by phase, best so far by method and budget, speed, time left, failures."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(_REFRESH_S)
+        self._console = console
+        self._shot: Snapshot | None = None
+        # drawn every second, from the last snapshot: a display that stands still looks like a sweep that hangs
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=1, transient=True)
+
+    def start(self, state: SweepState) -> None:
+        super().start(state)
+        self._live.start()
+
+    def note(self, text: str) -> None:
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self, state: SweepState) -> None:
+        super().stop(state)
+        self._live.stop()
+        self._console.print(headline(self._snapshot()), markup=False, highlight=False)
+
+    def _draw(self, shot: Snapshot, when: str) -> None:
+        self._shot = shot
+        if when != "start":
+            self._live.refresh()
+
+    def _render(self) -> RenderableType:
+        if self._shot is None:
+            return Text("")
+        return render(replace(self._shot, seconds=time.monotonic() - self._began))
+
+
+def render(shot: Snapshot) -> RenderableType:
+    """The live display of a snapshot."""
+    parts: list[RenderableType] = [Text(headline(shot)), ProgressBar(total=max(1, shot.total), completed=shot.done)]
+    if any(best.score is not None for best in shot.best):
+        parts.append(best_table(shot.best))
+    for failure in shot.failures[-_FAILURES:]:
+        parts.append(Text(f"failed: {failure}", style="red", overflow="ellipsis", no_wrap=True))
+    return Group(*parts)
+
+
+def best_table(best: tuple[Best, ...], rows: int = _ROWS) -> RenderableType:
+    """Best validation scores so far in percent: methods (and data) down, budgets across; finished cells in bold."""
+    references = list(dict.fromkeys(b.reference for b in best))
+    groups = list(dict.fromkeys((b.data, b.method) for b in best))
+    several = len({data for data, _ in groups}) > 1
+    cells = {(b.data, b.method, b.reference): b for b in best}
+    left_out = max(0, len(groups) - rows)
+    says = f"best validation score so far, %{f' (first {rows} of {len(groups)} rows)' if left_out else ''}"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in (*(("data",) if several else ()), "method"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for reference in references:
+        table.add_column(reference or "no budget", justify="right", no_wrap=True)
+    for data, method in groups[:rows]:
+        shown = [_score(cells.get((data, method, reference))) for reference in references]
+        table.add_row(*((data,) if several else ()), method, *shown)
+    return Group(Text(says, style="dim"), table)
+
+
+def _score(best: Best | None) -> Text:
+    if best is None:
+        return Text("")
+    if best.score is None:
+        return Text("stuck" if best.phase == "stuck" else "·", style="dim")
+    return Text(f"{100 * best.score:.1f}", style="bold" if best.phase == "done" else "")
+
+
+def headline(shot: Snapshot) -> str:
+    """The one line that says how far it is."""
+    words = [f"{shot.done}/{shot.total} trials", ", ".join(f"{n} {phase}" for phase, n in shot.cells.items())]
+    if shot.per_minute is not None:
+        words.append(f"{shot.per_minute:.1f}/min")
+    if shot.seconds_left is not None and shot.done < shot.total:
+        words.append(f"{duration(shot.seconds_left)} left")
+    elif shot.per_minute is None and shot.running == 0 and shot.done < shot.total:
+        words.append("starting workers")
+    if shot.failures:
+        words.append(f"{len(shot.failures)} failed")
+    words.append(f"{duration(shot.seconds)} so far")
+    if shot.cost is not None:
+        words.append(f"cost {shot.cost:.2f}")
+    elif shot.accelerator_hours is not None and shot.accelerator_hours >= 0.1:
+        words.append(f"{shot.accelerator_hours:.1f} accelerator-hours")
+    return " · ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "45 s", "12 min" or "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,186 @@
+"""A copy of every cell's study in an Optuna storage, so that optuna-dashboard shows a sweep while it runs.
+
+It is written, and never read for a decision: the studies that decide are rebuilt from the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.errors import Problem, SpecError
+from sweeps.search.stages import Slot
+from sweeps.spec.interfaces import Cell, Row
+from sweeps.spec.space import Space
+from sweeps.watch.observers import Seen
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class StudyMirror:
+    """One study a cell, named `SWEEP/CELL`, with the TUNE trials, their scores by epoch, and their states.
+
+    Args:
+        where: a database URL as Optuna takes it ("sqlite:///studies.db"), or the path of a journal file.
+        sweep: name of the sweep.
+
+    Raises:
+        SpecError: a storage that can't be opened.
+    """
+
+    name = "the Optuna mirror"
+
+    def __init__(self, where: str, sweep: str) -> None:
+        self._sweep = sweep
+        self._storage = open_storage(where)
+        self._studies: dict[str, optuna.Study] = {}
+        self._trials: dict[str, optuna.Trial] = {}  # that run now, by trial id
+        self._reported: dict[str, set[int]] = {}
+
+    def start(self, seen: Sequence[Seen]) -> None:
+        """Make the studies, and put in what earlier runs did and the storage lacks."""
+        from optuna.trial import TrialState
+
+        for one in seen:
+            if one.slot.stage != "TUNE" or one.row is None:
+                continue
+            known = self._known(one.cell).get(one.slot.trial_id)
+            if known is None or not known.state.is_finished():
+                self.asked(one.cell, one.slot)
+                for epoch, score in sorted(one.curve.items()):
+                    self.reported(one.slot, {"epoch": epoch, "val_score": score})
+                self.finished(one.slot, one.row)
+            elif known.state == TrialState.FAIL and one.row["status"] != "failed":
+                self._study(one.cell).add_trial(self._frozen(one))  # tried again, in a run without the mirror
+
+    def asked(self, cell: Cell, slot: Slot) -> None:
+        """Show a trial as running."""
+        import optuna
+
+        if slot.stage != "TUNE" or cell.space is None:
+            return
+        study = self._study(cell)
+        known = self._known(cell).get(slot.trial_id) if slot.trial_id not in self._trials else None
+        if known is not None and not known.state.is_finished():  # begun by an earlier run
+            self._trials[slot.trial_id] = optuna.Trial(study, known._trial_id)
+            self._reported[slot.trial_id] = set(known.intermediate_values)
+            return
+        study.enqueue_trial(_params(slot), user_attrs=_attrs(slot))
+        self._trials[slot.trial_id] = study.ask(_distributions(cell.space, slot))
+        self._reported[slot.trial_id] = set()
+
+    def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:
+        """Add one epoch's validation score."""
+        trial = self._trials.get(slot.trial_id)
+        epoch, score = int(values["epoch"]), values.get("val_score")
+        if trial is not None and score is not None and epoch not in self._reported[slot.trial_id]:
+            self._reported[slot.trial_id].add(epoch)
+            trial.report(float(score), epoch)
+
+    def finished(self, slot: Slot, row: Row) -> None:
+        """Show a trial as complete, pruned or failed."""
+        from optuna.trial import TrialState
+
+        trial = self._trials.pop(slot.trial_id, None)
+        self._reported.pop(slot.trial_id, None)
+        if trial is None:
+            return
+        state = _state(row)
+        if row.get("reason"):
+            trial.set_user_attr("reason", str(row["reason"]))
+        value = float(row["val_score"]) if state == TrialState.COMPLETE else None
+        trial.study.tell(trial, value, state=state)
+
+    def close(self) -> None:
+        """Trials that still run stay as they are: the next run goes on with them."""
+
+    def _study(self, cell: Cell) -> optuna.Study:
+        import optuna
+
+        if cell.cell_id not in self._studies:
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            self._studies[cell.cell_id] = optuna.create_study(
+                storage=self._storage,
+                study_name=f"{self._sweep}/{cell.cell_id}",
+                sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: every trial comes with its parameters
+                direction="maximize",
+                load_if_exists=True,
+            )
+        return self._studies[cell.cell_id]
+
+    def _known(self, cell: Cell) -> dict[str, optuna.trial.FrozenTrial]:
+        trials = self._study(cell).get_trials(deepcopy=False)
+        return {t.user_attrs["trial_id"]: t for t in trials if "trial_id" in t.user_attrs}
+
+    def _frozen(self, one: Seen) -> optuna.trial.FrozenTrial:
+        import optuna
+
+        if one.row is None or one.cell.space is None:
+            raise AssertionError("a finished TUNE trial has a row and a space")
+        state = _state(one.row)
+        return optuna.trial.create_trial(
+            state=state,
+            params=_params(one.slot),
+            distributions=_distributions(one.cell.space, one.slot),
+            user_attrs=_attrs(one.slot),
+            value=one.row["val_score"] if state == optuna.trial.TrialState.COMPLETE else None,
+        )
+
+
+def open_storage(where: str) -> optuna.storages.BaseStorage:
+    """Open a database by URL, or a journal file by path; made when absent.
+
+    Raises:
+        SpecError: with what Optuna or the database says.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        if "://" in where:
+            return optuna.storages.get_storage(where)
+        path = Path(where)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except Exception as error:  # SQLAlchemy, its drivers and the file system raise what they like
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        rule = f"can't be opened as an Optuna storage ({first})"
+        raise SpecError([Problem("--optuna-storage", where, rule, "sqlite:///studies.db, or a file")]) from error
+
+
+def _state(row: Row) -> optuna.trial.TrialState:
+    from optuna.trial import TrialState
+
+    if row["status"] == "pruned":
+        return TrialState.PRUNED
+    return TrialState.COMPLETE if row["status"] == "finished" and row["val_score"] is not None else TrialState.FAIL
+
+
+def _params(slot: Slot) -> dict[str, Any]:
+    return {"lr": slot.lr, **dict(slot.extra)}
+
+
+def _attrs(slot: Slot) -> dict[str, Any]:
+    data, init, basis = slot.seeds
+    attrs = {"trial_id": slot.trial_id, "slot": slot.slot, "data_seed": data, "init_seed": init, "basis_seed": basis}
+    return attrs | ({"origin": slot.origin} if slot.origin else {})
+
+
+def _distributions(space: Space, slot: Slot) -> dict[str, optuna.distributions.BaseDistribution]:
+    """The cell's space; its rates reach as far as this trial's, which may lie past the edge."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    lr = slot.point.lr
+    made: dict[str, Any] = {"lr": FloatDistribution(min(space.low, lr), max(space.high, lr), log=True)}
+    for d in space.dimensions:
+        if d.values:
+            made[d.name] = CategoricalDistribution(d.values)
+        elif d.integer and d.low is not None and d.high is not None:
+            made[d.name] = IntDistribution(int(d.low), int(d.high), log=d.log)
+        else:
+            made[d.name] = FloatDistribution(d.low, d.high, log=d.log)
+    return made

@@ -1,0 +1,305 @@
+"""Experiment trackers as observers: every trial is a run of TensorBoard, MLflow, Weights & Biases or Trackio.
+
+A run has the trial's hyperparameters, its scores by epoch and its outcome. It carries the trial's id, so a trial that
+a later run of the sweep goes on with stays one run. The results folder remains the truth: trackers are written, never
+read for a decision. Where they write is theirs to say (MLFLOW_TRACKING_URI, WANDB_MODE, TRACKIO_DIR, ...); without
+that, TensorBoard and MLflow write into the results folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+import io
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import Problem, SpecError, unknown
+from sweeps.search.stages import Slot
+from sweeps.spec.interfaces import Cell, Row
+from sweeps.watch.observers import Observer, Seen
+
+OPTION = "--track"
+
+
+class RunTracker:
+    """What all trackers share: one run a trial. Subclasses open a run, log to it, end it, or leave it open."""
+
+    name = ""
+    package = ""
+    """What is imported."""
+
+    def __init__(self, sweep: str, folder: Path) -> None:
+        self.sweep, self.folder = sweep, folder
+        self.tracker = _import(self.name, self.package)
+        self._runs: dict[str, Any] = {}
+
+    def start(self, seen: Sequence[Seen]) -> None:
+        """Put in what earlier runs of the sweep finished and the tracker can say that it lacks."""
+        for one in seen:
+            if one.row is not None and self.lacks(one.slot.trial_id):
+                self.asked(one.cell, one.slot)
+                for epoch, score in sorted(one.curve.items()):
+                    self.reported(one.slot, {"epoch": epoch, "val_score": score})
+                self.finished(one.slot, one.row)
+
+    def asked(self, cell: Cell, slot: Slot) -> None:
+        """Open the trial's run, unless it is open."""
+        if slot.trial_id not in self._runs:
+            self._runs[slot.trial_id] = self.open(cell, slot)
+
+    def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:
+        """Log one epoch."""
+        run = self._runs.get(slot.trial_id)
+        if run is not None:
+            numbers = {k: float(v) for k, v in values.items() if k != "epoch" and v is not None}
+            self.log(run, int(values["epoch"]), numbers)
+
+    def finished(self, slot: Slot, row: Row) -> None:
+        """Log the outcome and end the run."""
+        run = self._runs.pop(slot.trial_id, None)
+        if run is not None:
+            self.end(run, row, summary_of(row))
+
+    def close(self) -> None:
+        """Leave the runs of unfinished trials to the next run of the sweep."""
+        for run in self._runs.values():
+            self.leave(run)
+        self._runs.clear()
+
+    def lacks(self, trial_id: str) -> bool:
+        """Whether the tracker is known not to have a trial of an earlier run."""
+        return False
+
+    def open(self, cell: Cell, slot: Slot) -> Any:
+        raise NotImplementedError
+
+    def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
+        raise NotImplementedError
+
+    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
+        raise NotImplementedError
+
+    def leave(self, run: Any) -> None:
+        raise NotImplementedError
+
+
+class TensorBoard(RunTracker):
+    """Event files in `FOLDER/tensorboard/CELL/STAGE-SLOT-TRIAL`; read them with `tensorboard --logdir FOLDER`."""
+
+    name = "tensorboard"
+    package = "tensorboardX"
+
+    def lacks(self, trial_id: str) -> bool:
+        return not any((self.folder / "tensorboard").glob(f"*/*-{trial_id}"))
+
+    def open(self, cell: Cell, slot: Slot) -> Any:
+        place = self.folder / "tensorboard" / cell.cell_id / f"{slot.stage}-{slot.slot}-{slot.trial_id}"
+        # files are named by the second: a trial gone on with at once would overwrite its own
+        writer = self.tracker.SummaryWriter(str(place), flush_secs=10, filename_suffix=f".{uuid.uuid4().hex[:8]}")
+        rows = "".join(f"\n| {k} | {v} |" for k, v in config_of(cell, slot).items())
+        writer.add_text("configuration", f"| | |\n|---|---|{rows}")
+        return writer
+
+    def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
+        for key, value in numbers.items():
+            run.add_scalar(key, value, epoch)
+
+    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
+        for key, value in summary.items():
+            run.add_scalar(f"outcome/{key}", value, int(row.get("epochs") or 0))
+        run.add_text("status", " ".join(filter(None, [row["status"], row.get("reason")])))
+        run.close()
+
+    def leave(self, run: Any) -> None:
+        run.close()
+
+
+class MLflow(RunTracker):
+    """Runs of the experiment SWEEP at MLFLOW_TRACKING_URI; without that in the database `FOLDER/mlflow.db`."""
+
+    name = "mlflow"
+    package = "mlflow"
+
+    def __init__(self, sweep: str, folder: Path) -> None:
+        super().__init__(sweep, folder)
+        where = os.environ.get("MLFLOW_TRACKING_URI")
+        if not where:
+            folder.mkdir(parents=True, exist_ok=True)
+            where = f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+        self._where = where
+        self._client: Any = None
+        self._experiment = ""
+
+    def start(self, seen: Sequence[Seen]) -> None:
+        self._client = self.tracker.MlflowClient(tracking_uri=self._where)
+        known = self._client.get_experiment_by_name(self.sweep)
+        self._experiment = self._client.create_experiment(self.sweep) if known is None else known.experiment_id
+        super().start(seen)
+
+    def _find(self, trial_id: str) -> Any:
+        found = self._client.search_runs([self._experiment], f"tags.trial_id = '{trial_id}'", max_results=1)
+        return found[0] if found else None
+
+    def lacks(self, trial_id: str) -> bool:
+        found = self._find(trial_id)
+        return found is None or found.info.status == "RUNNING"
+
+    def open(self, cell: Cell, slot: Slot) -> Any:
+        known = self._find(slot.trial_id)
+        if known is not None:
+            self._client.update_run(known.info.run_id, status="RUNNING")
+            return known.info.run_id
+        tags = {"trial_id": slot.trial_id, "cell_id": cell.cell_id, "stage": slot.stage}
+        run = self._client.create_run(self._experiment, run_name=title_of(cell, slot), tags=tags)
+        for key, value in config_of(cell, slot).items():
+            self._client.log_param(run.info.run_id, key, value)
+        return run.info.run_id
+
+    def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
+        for key, value in numbers.items():
+            self._client.log_metric(run, key, value, step=epoch)
+
+    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
+        for key, value in summary.items():
+            self._client.log_metric(run, f"outcome_{key}", value)
+        if row.get("reason"):
+            self._client.set_tag(run, "reason", row["reason"])
+        status = {"finished": "FINISHED", "pruned": "KILLED"}.get(row["status"], "FAILED")
+        self._client.set_terminated(run, status)
+
+    def leave(self, run: Any) -> None:
+        self._client.set_terminated(run, "KILLED")
+
+
+class WeightsAndBiases(RunTracker):
+    """Runs of the project SWEEP, grouped by cell. WANDB_MODE=offline keeps them on this machine."""
+
+    name = "wandb"
+    package = "wandb"
+
+    def __init__(self, sweep: str, folder: Path) -> None:
+        super().__init__(sweep, folder)
+        if os.environ.get("WANDB_MODE", "online") != "online":
+            return
+        try:
+            known = bool(self.tracker.login())  # here, on the main thread: it may ask for a key on a terminal
+        except self.tracker.Error:
+            known = False
+        if not known:
+            rule = "is not logged in: `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline"
+            raise SpecError([Problem(OPTION, self.name, rule)])
+
+    def open(self, cell: Cell, slot: Slot) -> Any:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.tracker.init(
+            project=self.sweep,
+            id=slot.trial_id,
+            name=title_of(cell, slot),
+            group=cell.cell_id,
+            job_type=slot.stage,
+            config=config_of(cell, slot),
+            dir=str(self.folder),
+            reinit="create_new",  # many runs at once
+            resume="allow",
+            settings=self.tracker.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+
+    def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
+        run.log(dict(numbers), step=epoch)
+
+    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
+        run.summary.update({**summary, "status": row["status"], "reason": row.get("reason")})
+        run.finish(exit_code=int(row["status"] == "failed"))
+
+    def leave(self, run: Any) -> None:
+        run.finish()
+
+
+class Trackio(RunTracker):
+    """Runs of the project SWEEP, grouped by cell; local (`trackio show`), or where TRACKIO_SPACE_ID says."""
+
+    name = "trackio"
+    package = "trackio"
+
+    def open(self, cell: Cell, slot: Slot) -> Any:
+        def begin() -> Any:
+            return self.tracker.init(
+                project=self.sweep,
+                name=f"{title_of(cell, slot)} {slot.trial_id}",
+                group=cell.cell_id,
+                config=config_of(cell, slot),
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+
+        with _silence():  # Trackio ends the context's current run with each new one: every trial has a context
+            return contextvars.Context().run(begin)
+
+    def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
+        run.log(dict(numbers), step=epoch)
+
+    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
+        run.log({f"outcome/{k}": v for k, v in summary.items()} | {"status": row["status"]})
+        self.leave(run)
+
+    def leave(self, run: Any) -> None:
+        with _silence():
+            run.finish()
+
+
+TRACKERS: dict[str, type[RunTracker]] = {t.name: t for t in (TensorBoard, MLflow, WeightsAndBiases, Trackio)}
+
+
+def make_tracker(name: str, sweep: str, folder: Path) -> Observer:
+    """A tracker by name.
+
+    Raises:
+        SpecError: an unknown name, a package that is not installed, an account that is missing.
+    """
+    if name not in TRACKERS:
+        raise SpecError([unknown(OPTION, name, "tracker", TRACKERS)])
+    return TRACKERS[name](sweep, folder)
+
+
+def title_of(cell: Cell, slot: Slot) -> str:
+    """A trial in words: its cell, stage, number, and rate."""
+    rate = "" if slot.lr is None else f" lr {slot.lr:.3g}"
+    return f"{cell.label} {slot.stage} {slot.slot}{rate}"
+
+
+def config_of(cell: Cell, slot: Slot) -> dict[str, Any]:
+    """What a tracker shows of a trial's configuration; what does not apply is left out."""
+    data, init, basis = slot.seeds
+    names = ("model", "adapt", "dataset", "train_size", "method", "reference", "budget", "allocation", "capacity")
+    values = {name: getattr(cell, name) for name in names}
+    values |= {"stage": slot.stage, "slot": slot.slot, "lr": slot.lr, **dict(slot.extra), "origin": slot.origin}
+    values |= {"data_seed": data, "init_seed": init, "basis_seed": basis}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def summary_of(row: Row) -> dict[str, float]:
+    """The numbers of a trial's outcome."""
+    names = ("val_score", "test_score", "adapter_params", "seconds_total", "samples_per_second", "peak_memory_bytes")
+    return {name: float(row[name]) for name in names if row.get(name) is not None}
+
+
+def _import(name: str, package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        rule = f"needs the package {package}: pip install 'randlora-sweeps[{name}]'"
+        raise SpecError([Problem(OPTION, name, rule)]) from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Trackio prints; standard output belongs to `--json`."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,153 @@
+"""Fits, Pareto fronts and data-size curves of a results folder, and their part of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import Store, StoreError, open_store
+from analysis.curves import budgets, pareto, sizes
+from analysis.figures import fits, pictures
+from analysis.report.page import render
+from analysis.styles import style
+from tests.analysis.synthetic import make_results
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    place = tmp_path_factory.mktemp("results") / "shots"
+    return open_store(make_results(place, sizes=("1.0", "16-shot", "4-shot"), seeds=2, seed=5))
+
+
+def test_curves_need_three_budgets(store: Store) -> None:
+    methods = {method for _, method in budgets.measured(store)}
+    assert methods == {"randlora", "lora"}  # NoLA has two budgets, VeRA one
+    table = budgets.fit_table(store)
+    assert set(table["kind"].to_pylist()) <= set(budgets.KINDS)
+    assert {(r["method"], r["kind"]) for r in table.to_pylist()} >= {("lora", "isotonic"), ("randlora", "isotonic")}
+
+
+def test_bands_hold_the_fit(store: Store) -> None:
+    for row in budgets.band_table(store, points=12).to_pylist():
+        assert row["low"] - 1e-9 <= row["score"] <= row["high"] + 1e-9
+
+
+def test_crossings_needed_areas(store: Store) -> None:
+    (row,) = budgets.crossing_table(store).to_pylist()
+    assert (row["method"], row["baseline"], row["seeds"]) == ("randlora", "lora", 3)
+    assert "RandLoRA" in budgets.crossing_sentence(row)
+    goals = {(r["method"], r["goal"]) for r in budgets.needed_table(store).to_pylist()}
+    assert ("randlora", "LoRA's best score") in goals
+    assert ("lora", "99 % of full fine-tuning's score") in goals
+    (target,) = {r["target"] for r in budgets.needed_table(store, target=0.8).to_pylist()}
+    assert target == 0.8
+    by_method = {r["method"]: r["value"] for r in budgets.area_table(store).to_pylist()}
+    assert by_method["randlora"] > by_method["lora"]
+
+
+def test_a_crossing_is_claimed_only_with_both_ends_in_range() -> None:
+    row = {
+        "method": "randlora",
+        "baseline": "lora",
+        "x": "adapter_params",
+        "value": 27_700.0,
+        "share": 0.78,
+        "note": "",
+    }
+    assert "is not settled" in budgets.crossing_sentence(row | {"low": 22_100.0, "high": None})
+    said = budgets.crossing_sentence(row | {"low": 22_100.0, "high": 31_000.0, "share": 1.0})
+    assert said.startswith("RandLoRA's curve crosses LoRA's at 27,700 trainable") and "22,100 to 31,000" in said
+    assert "one seed" in budgets.crossing_sentence(row | {"low": None, "high": None, "share": None})
+
+
+def test_an_axis_that_does_not_move_has_no_fit(store: Store) -> None:
+    assert budgets.fit_table(store, "peak_memory_bytes").num_rows == 0
+    with pytest.raises(StoreError, match="seconds_train"):
+        budgets.fit_table(store, "second_train")
+
+
+def test_efficient_points() -> None:
+    cost, score = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0.5, 0.6, 0.6, 0.55, 0.7])
+    assert pareto.efficient(cost, score).tolist() == [True, True, True, False, True]
+
+
+def test_front(store: Store) -> None:
+    rows = pareto.front(store).to_pylist()
+    front = [r for r in rows if r["on_front"]]
+    scores = [r["score"] for r in front]
+    assert scores == sorted(scores)
+    assert all((r["beaten_by"] is None) == r["on_front"] for r in rows)
+    assert all(0.0 <= r["front_share"] <= 1.0 for r in rows)
+    assert "RandLoRA" in pareto.front_sentence(pareto.front(store))
+
+
+def test_data_size_curves_in_order_of_size(shots: Store, store: Store) -> None:
+    table = sizes.size_curves(shots)
+    assert sizes.size_labels(table) == ["4-shot", "16-shot", "all data"]
+    assert sizes.size_curves(store).num_rows == 0
+
+
+def test_the_report_has_the_sections(store: Store, shots: Store, empty: Store) -> None:
+    page = render(store, x="adapter_params", overlay="fig1-clip")
+    for heading in ("Fits: what a budget buys", "Score against cost", "Beside the published curve"):
+        assert heading in page
+    assert "Score against training size" in render(shots)
+    assert "Fits: what a budget buys" not in render(empty)
+
+
+def test_figures_are_written(shots: Store, tmp_path: Path) -> None:
+    drawn = [p for p in pictures.pictures(shots, "device_hours") if p.kind in ("pareto", "sizes")]
+    paths = pictures.save(drawn, tmp_path)
+    assert {"pareto.png", "data_size.svg", "data_size.vl.json"} <= set(paths)
+    assert all(p.stat().st_size > 1000 for p in paths.values())
+
+
+def test_the_overlay_is_the_published_curve_on_ours(store: Store) -> None:
+    """Both curves stand at their own numbers on one axis, ours solid, theirs dashed, in one colour per method."""
+    from analysis.statistics.overlay import overlaid
+    from analysis.statistics.published import publication
+
+    ours, theirs, title = overlaid(store, "fig1-clip")
+    figure = fits.draw_overlay(ours, theirs, title)
+    lines = {line.get_gid(): line for line in figure.axes[0].lines if ":" in (line.get_gid() or "")}
+    for method in ("lora", "randlora"):
+        mine, published = lines[f"ours:{method}"], lines[f"published:{method}"]
+        points = [p for p in publication("fig1-clip").points if p["method"] == method and p["adapter_params"]]
+        points.sort(key=lambda p: p["adapter_params"])
+        assert list(published.get_xdata()) == [p["adapter_params"] for p in points]
+        assert np.allclose(published.get_ydata(), [100 * p["score"] for p in points])
+        rows = sorted((r for r in ours.to_pylist() if r["method"] == method), key=lambda r: r["adapter_params"])
+        assert np.allclose(mine.get_ydata(), [100 * r["mean"] for r in rows])
+        assert mine.get_color() == published.get_color() == style(method).colour
+        assert mine.get_linestyle() == "-" != published.get_linestyle()
+    assert figure.axes[0].get_xscale() == "log"
+    [picture] = [p for p in pictures.pictures(store, overlay="fig1-clip") if p.kind == "overlay"]
+    assert "nothing is tested" in picture.says and title in str(picture.chart)
+
+
+def test_of_several_published_places_the_nearest_is_taken() -> None:
+    from analysis.statistics.published import published_curve
+
+    model = "open_clip:ViT-B-32/openai"
+    table, title = published_curve("clip-per-dataset", model, "hub:cars", "16-shot")
+    assert {(r["dataset"], r["train_size"]) for r in table.to_pylist()} == {("cars", "16-shot")}
+    assert title.endswith("cars, 16-shot")
+    table, _ = published_curve("shots", "hf:facebook/dinov2-base", None, "4-shot")
+    assert {(r["model"], r["train_size"]) for r in table.to_pylist()} == {("hf:facebook/dinov2-base", "4-shot")}
+    table, _ = published_curve("shots")
+    assert len({(r["model"], r["dataset"], r["train_size"]) for r in table.to_pylist()}) == 1
+
+
+def test_a_short_axis_has_ticks_that_differ() -> None:
+    from analysis.figures.drawing import log_ticks, new_figure
+
+    for low, high in ((3_301_320, 3_317_760), (0.31, 0.36), (12_000, 13_000), (1e3, 1e6)):
+        axes = new_figure(3, 2).add_subplot()
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        log_ticks(axes.xaxis, low, high)
+        axes.figure.canvas.draw()
+        shown = [t.get_text() for t in axes.get_xticklabels() if t.get_text()]
+        assert len(shown) >= 2 and len(set(shown)) == len(shown), (low, shown)

@@ -1,0 +1,113 @@
+"""Fits, crossings and what is read off them: known answers, and silence where the data do not allow one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.curves import fits
+from analysis.curves.fits import Curve
+
+X = np.array([1e3, 4e3, 1.6e4, 6.4e4, 2.56e5])
+
+
+def curve(mean: np.ndarray, noise: float = 0.0, seeds: int = 4, seed: int = 0) -> Curve:
+    rng = np.random.default_rng(seed)
+    return Curve(X, mean[:, None] + rng.normal(0, noise, (len(X), seeds)))
+
+
+def test_power_law_finds_its_own_parameters() -> None:
+    y = 0.9 - 0.2 * (X / X[0]) ** -0.4
+    found = fits.power_law(X, y)
+    assert found is not None
+    assert found.parameters == pytest.approx({"ceiling": 0.9, "gap": 0.2, "exponent": 0.4}, rel=1e-3)
+    assert found.rmse < 1e-6
+    assert found.predict(X) == pytest.approx(y, abs=1e-6)
+
+
+def test_sigmoid_finds_its_own_parameters() -> None:
+    y = 0.5 + 0.3 / (1 + np.exp(-4 * (np.log10(X) - 4.2)))
+    found = fits.sigmoid(X, y)
+    assert found is not None
+    assert found.parameters == pytest.approx({"floor": 0.5, "rise": 0.3, "slope": 4.0, "middle": 4.2}, rel=1e-2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0.0, 1.0), min_size=3, max_size=5))
+def test_isotonic_never_falls_and_keeps_the_mean(values: list[float]) -> None:
+    x, y = X[: len(values)], np.array(values)
+    found = fits.isotonic(x, y)
+    level = found.predict(x)
+    assert (np.diff(level) >= -1e-12).all()
+    assert level.mean() == pytest.approx(y.mean(), abs=1e-9)
+
+
+def test_too_few_points_give_no_fit() -> None:
+    assert fits.fit("sigmoid", X[:4], np.linspace(0.5, 0.7, 4)) is None
+    assert fits.fit("isotonic", X[:2], np.array([0.5, 0.6])) is None
+
+
+def test_crossing_of_two_lines_is_where_they_meet() -> None:
+    u = np.log(X)
+    flat, steep = np.full(len(X), 0.6), 0.6 + 0.02 * (u - math.log(2e4))
+    found = fits.crossing(curve(steep), curve(flat))
+    assert found.value == pytest.approx(2e4, rel=1e-6)
+    assert found.low == found.high == pytest.approx(2e4, rel=1e-6)  # no noise, no width
+    assert found.share == 1.0
+
+
+def test_crossing_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    u = np.log(X)
+    hits = 0
+    for seed in range(60):
+        steep = curve(0.6 + 0.02 * (u - math.log(2e4)), noise=0.01, seeds=5, seed=seed)
+        flat = curve(np.full(len(X), 0.6), noise=0.01, seeds=5, seed=1000 + seed)
+        found = fits.crossing(steep, flat, resamples=120)
+        low, high = found.low or 0.0, found.high or math.inf
+        hits += found.value is not None and low <= 2e4 <= high
+    assert hits >= 48  # nominal 57 of 60; few seeds make a bootstrap a little short
+
+
+def test_crossing_says_so_where_there_is_none() -> None:
+    above, below = curve(np.linspace(0.7, 0.8, 5)), curve(np.linspace(0.6, 0.7, 5))
+    found = fits.crossing(above, below)
+    assert found.value is None
+    assert found.note == "no crossing in range: above throughout"
+    apart = Curve(X * 1e4, above.scores)
+    assert fits.crossing(apart, below).note == "no common range"
+    with pytest.raises(ValueError, match="paired by seed"):
+        fits.crossing(above, curve(below.mean, seeds=3))
+
+
+def test_one_seed_has_no_interval() -> None:
+    u = np.log(X)
+    steep, flat = 0.6 + 0.02 * (u - math.log(2e4)), np.full(len(X), 0.6)
+    found = fits.crossing(curve(steep, seeds=1), curve(flat, seeds=1))
+    assert found.value is not None and found.low is None and found.share is None
+    assert fits.band(curve(steep, seeds=1), "isotonic", X) is None
+
+
+def test_budget_needed_and_area() -> None:
+    one = curve(np.array([0.5, 0.6, 0.7, 0.8, 0.9]))
+    assert fits.needed(one, 0.65).value == pytest.approx(8e3, rel=1e-6)  # half-way in log x
+    assert fits.needed(one, 0.95).note == "not reached in range"
+    assert fits.needed(one, 0.4).note == "reached at the smallest x already"
+    assert fits.area(one, X[0], X[-1]).value == pytest.approx(0.7)
+    assert fits.area(one, 10.0, X[-1]).value is None
+
+
+def test_a_noisy_target_leaves_the_range_open() -> None:
+    one = curve(np.array([0.5, 0.6, 0.7, 0.74, 0.75]), noise=0.02, seeds=3, seed=1)
+    found = fits.needed(one, float(one.mean[-1]) - 1e-4)
+    assert found.high is None and "above" in found.note
+
+
+def test_curve_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="strictly increasing"):
+        Curve(np.array([1.0, 1.0, 2.0]), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="needs x"):
+        Curve(X, np.zeros((3, 2)))

@@ -1,0 +1,113 @@
+"""Data-size curves: the numbers of the fits, crossings that were planted, means over data sets, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import Store, open_store
+from analysis.curves import size_fits
+from analysis.curves.budgets import crossing_sentence
+from analysis.curves.sizes import size_curves
+from analysis.figures import pictures
+from analysis.figures.fits import draw_sizes
+from analysis.report import tables as report_tables
+from analysis.statistics.scaling import curve
+from tests.analysis.synthetic import make_results
+
+PLAN = {"randlora": ("lora-1", "lora-4"), "lora": ("lora-1", "lora-4"), "full": (None,), "zero-shot": (None,)}
+SIZES = ("4-shot", "16-shot", "0.25", "1.0")
+EXAMPLES = [40.0, 160.0, 500.0, 2000.0]
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """RandLoRA needs more data than LoRA, so that their curves cross."""
+    place = tmp_path_factory.mktemp("sizes") / "shots"
+    sets = ("embedded:fashion", "embedded:digits")
+    hunger = {"randlora": 0.06, "lora": 0.01}
+    return open_store(make_results(place, sizes=SIZES, datasets=sets, plan=PLAN, seeds=4, noise=0.002, hunger=hunger))
+
+
+def test_curves_stand_at_their_examples(shots: Store) -> None:
+    found = size_fits.measured(shots)
+    lines = {line for line, _ in found}
+    assert {line[2] for line in lines} == {None, "embedded:fashion", "embedded:digits"}
+    assert {line[3] for line in lines} == {
+        None,
+        "lora-1",
+        "lora-4",
+    }  # None: full fine-tuning; zero-shot trains on nothing
+    means = {(r["dataset"], r["method"], r["reference"], r["train_size"]): r["mean"] for r in curve(shots).to_pylist()}
+    for (line, method), one in found.items():
+        assert one.curve.x.tolist() == EXAMPLES and len(one.seeds) == 4
+        wanted = [means[line[2], method, line[3], size] for size in SIZES]
+        assert np.allclose(one.curve.mean, wanted)
+
+
+def test_a_planted_crossing_is_found(shots: Store) -> None:
+    rows = size_fits.crossing_table(shots).to_pylist()
+    assert {(r["method"], r["baseline"]) for r in rows} == {("randlora", "lora")} and len(rows) == 6
+    at = {(r["method"], r["reference"], r["train_size"]): r["score"] for r in size_fits.point_table(shots).to_pylist()
+          if r["dataset"] is None}  # fmt: skip
+    for r in (r for r in rows if r["dataset"] is None):
+        gaps = [at["randlora", r["reference"], s] - at["lora", r["reference"], s] for s in SIZES]
+        assert gaps[0] < 0 < gaps[-1]
+        k = next(i for i, gap in enumerate(gaps) if gap > 0)
+        assert EXAMPLES[k - 1] <= r["value"] <= EXAMPLES[k]
+        assert r["low"] <= r["value"] <= r["high"] and r["share"] == 1.0
+        assert "training examples, 95 % interval" in crossing_sentence(r)
+
+
+def test_fits_needs_and_areas(shots: Store) -> None:
+    fits = size_fits.fit_table(shots).to_pylist()
+    assert {r["kind"] for r in fits} >= {"isotonic", "power law"}
+    assert all(0.0 <= r["rmse"] < 0.05 and r["n_points"] == 4 for r in fits)
+    bands = size_fits.band_table(shots, references=["lora-1"]).to_pylist()
+    assert {r["reference"] for r in bands} == {"lora-1", None}
+    assert all(r["low"] <= r["high"] and 40.0 <= r["at"] <= 2000.0 for r in bands)
+    for r in size_fits.needed_table(shots).to_pylist():
+        assert r["method"] == "randlora" and r["goal"] == "LoRA's best score"
+        assert r["value"] is None or 40.0 < r["value"] < 2000.0
+    [one] = [
+        r for r in size_fits.needed_table(shots, 0.5).to_pylist() if r["method"] == "full" and r["dataset"] is None
+    ]
+    assert one["note"] == "reached at the smallest x already"
+    for r in size_fits.area_table(shots).to_pylist():
+        assert r["low"] <= r["value"] <= r["high"] and (r["from_x"], r["to_x"]) == (40.0, 2000.0)
+
+
+def test_two_sizes_are_not_fitted(store: Store, tmp_path: Path) -> None:
+    assert size_fits.measured(store) == {}
+    two = open_store(make_results(tmp_path / "two", sizes=("4-shot", "1.0"), plan=PLAN))
+    assert size_fits.fit_table(two).num_rows == size_fits.crossing_table(two).num_rows == 0
+    assert size_curves(two).num_rows > 0
+    assert [p.stem for p in pictures.pictures(two) if p.kind == "sizes"] == ["data_size"]
+
+
+def test_figures_and_tables_of_the_report(shots: Store) -> None:
+    found = {p.stem: p for p in pictures.pictures(shots) if p.kind == "sizes"}
+    assert list(found) == ["data_size", "data_size_2", "data_size_3", "data_size_fits"]
+    assert "4-shot: lower at" in found["data_size"].says and "training examples" in found["data_size_fits"].says
+    sheets = report_tables.sheets(shots)
+    assert {"data_sizes", "size_crossings", "size_needed", "size_areas", "size_fits", "averages"} <= set(sheets)
+    assert sheets["data_sizes"].header[3:] == [
+        f"{s}, % [95 %]" for s in ("4-shot", "16-shot", "25 % of the data", "all data")
+    ]
+    assert sheets["averages"].header[3:7] == sheets["data_sizes"].header[3:]
+
+
+def test_the_axis_is_the_logarithm_of_the_examples_where_they_are_known(shots: Store) -> None:
+    import pyarrow as pa
+
+    table = size_curves(shots)
+    rows = [r for r in table.to_pylist() if r["dataset"] is None]
+    mine = pa.Table.from_pylist(rows, schema=table.schema)
+    axes = draw_sizes(mine).axes[0]
+    assert axes.get_xscale() == "log" and [t.get_text().split("\n")[1] for t in axes.get_xticklabels()] == [
+        "40", "160", "500", "2,000"
+    ]  # fmt: skip
+    unknown = pa.Table.from_pylist([r | {"images": None} for r in rows], schema=table.schema)
+    assert draw_sizes(unknown).axes[0].get_xscale() == "linear"

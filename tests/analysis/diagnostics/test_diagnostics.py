@@ -1,0 +1,214 @@
+"""Diagnostics: identities of the measures, and every verb on tiny trained weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from analysis import StoreError, open_store
+from analysis.diagnostics.analyze import analyze
+from analysis.diagnostics.cka import linear_cka, minibatch_cka, unbiased_cka, unbiased_hsic
+from analysis.diagnostics.landscape import CORNERS, barrier, barycentric, mixed
+from analysis.diagnostics.spectrum import (
+    effective_rank,
+    lora_errors,
+    numerical_rank,
+    randlora_error,
+    stable_rank,
+    subspace_overlap,
+    vera_error,
+)
+from randlora import RandLoraConfig
+from sweeps.cli.main import app
+from sweeps.records.ledger import Ledger
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -- spectrum
+
+
+def test_ranks_of_known_matrices() -> None:
+    flat, one = torch.ones(7), torch.tensor([3.0, 0.0, 0.0])
+    assert stable_rank(flat) == pytest.approx(7) and effective_rank(flat) == pytest.approx(7)
+    assert stable_rank(one) == pytest.approx(1) and effective_rank(one) == pytest.approx(1)
+    assert stable_rank(torch.zeros(4)) == effective_rank(torch.zeros(4)) == 0.0
+    low = draw(20, 3) @ draw(3, 15, seed=1)
+    assert numerical_rank(torch.linalg.svdvals(low), (20, 15)) == 3
+
+
+def test_lora_errors_are_those_of_the_truncated_svd() -> None:
+    matrix = draw(12, 9)
+    errors = lora_errors(torch.linalg.svdvals(matrix))
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    for r in range(10):
+        best = (u[:, :r] * s[:r]) @ vh[:r]
+        assert errors[r] == pytest.approx(float((matrix - best).norm() / matrix.norm()), abs=1e-6)
+    assert errors[0] == pytest.approx(1.0) and errors[9] == 0.0
+
+
+def test_overlap_of_a_subspace_with_itself_and_with_its_complement() -> None:
+    q, _ = torch.linalg.qr(draw(16, 16))
+    a, b = q[:, :8] @ draw(8, 12, seed=1), q[:, 8:] @ draw(8, 12, seed=2)
+    assert subspace_overlap(a, 3 * a, k=8) == pytest.approx(1.0)
+    assert subspace_overlap(a, b, k=8) == pytest.approx(0.0, abs=1e-9)
+    assert subspace_overlap(a[:, :2], b, k=8) is None
+
+
+def test_a_fit_recovers_what_its_form_can_hold() -> None:
+    from torch import nn
+
+    import randlora
+
+    for shape in ((16, 12), (12, 16)):  # tall, and transposed
+        host = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False))
+        adapted = randlora.attach(host, RandLoraConfig(r=4), ["0.weight"], basis_seed=0)
+        with torch.no_grad():
+            for i, p in enumerate(adapted.parameters()):
+                p.copy_(draw(*p.shape, seed=i))
+        made = adapted.deltas()["0.weight"].detach()
+        count, error = randlora_error(made, 4, sweeps=400, settle=1e-9)
+        assert count == adapted.count() and error < 0.05
+
+
+def test_a_vera_is_recovered_and_noise_is_not() -> None:
+    from torch import nn
+
+    import randlora
+
+    for shape in ((16, 12), (12, 16)):
+        host = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False))
+        adapted = randlora.attach(host, randlora.VeraConfig(r=shape[1]), ["0.weight"], basis_seed=0)
+        with torch.no_grad():
+            for i, p in enumerate(adapted.parameters()):
+                p.copy_(draw(*p.shape, seed=i))
+        made = adapted.deltas()["0.weight"].detach()
+        count, error = vera_error(made, shape[1], sweeps=400, settle=1e-9)
+        assert count == adapted.count() == sum(shape) and error < 0.05
+        noise = vera_error(draw(*shape, seed=7), shape[1])[1]
+        assert (1 - count / made.numel()) ** 0.5 - 0.15 < noise < 1  # so many of its dimensions, about
+    assert vera_error(torch.zeros(4, 4), 4) == (0, 0.0)
+
+
+def test_a_fit_of_noise_is_as_good_as_its_dimensions_allow() -> None:
+    """Rank 1 spans 12 random directions of 24: half of a random matrix's squares are out of reach."""
+    noise = draw(24, 12, seed=3)
+    count, error = randlora_error(noise, 1)
+    assert count == 12 * 13 and error == pytest.approx(0.5**0.5, abs=0.08)
+    assert randlora_error(torch.zeros(4, 4), 1) == (0, 0.0)
+    errors = [randlora_error(noise, r)[1] for r in (12, 6, 3)]
+    assert errors == sorted(errors, reverse=True)  # more parameters, less error
+
+
+# -- CKA
+
+
+def test_cka_identities() -> None:
+    x, y = draw(60, 5), draw(60, 7, seed=1)
+    rotation, _ = torch.linalg.qr(draw(5, 5, seed=2))
+    for measure in (linear_cka, unbiased_cka):
+        assert measure(x, x) == pytest.approx(1.0)
+        assert measure(x, 3 * x @ rotation + 2) == pytest.approx(1.0, abs=1e-5)  # rotation, scale, shift
+        assert measure(x, y) == pytest.approx(measure(y, x))
+
+
+def test_linear_cka_is_hsic_of_centred_kernels() -> None:
+    """tr(K H L H) / sqrt(tr(K H K H) tr(L H L H)), with K = X X^T, L = Y Y^T and H = 1 - 11^T / n."""
+    x, y = draw(30, 5).double(), draw(30, 7, seed=1).double()
+    k, l, h = x @ x.T, y @ y.T, torch.eye(30, dtype=torch.double) - 1 / 30  # noqa: E741
+    cross, mine, theirs = (float(torch.trace(a @ h @ b @ h)) for a, b in ((k, l), (k, k), (l, l)))
+    assert linear_cka(x, y) == pytest.approx(cross / (mine * theirs) ** 0.5, rel=1e-9)
+
+
+def test_unbiased_cka_of_unrelated_features_is_about_zero_where_the_biased_is_not() -> None:
+    pairs = [(draw(20, 100, seed=2 * i), draw(20, 100, seed=2 * i + 1)) for i in range(20)]
+    assert sum(linear_cka(x, y) for x, y in pairs) / 20 > 0.5
+    assert abs(minibatch_cka(pairs)) < 0.05
+
+
+def test_unbiased_hsic_against_the_definition_by_permutations() -> None:
+    """HSIC_1 is the mean over all ordered 4-tuples of distinct rows of k_ij (l_ij + l_qr - 2 l_iq)."""
+    x, y = draw(5, 3), draw(5, 2, seed=4)
+    k, l = x @ x.T, y @ y.T  # noqa: E741
+    from itertools import permutations
+
+    tuples = list(permutations(range(5), 4))
+    wanted = sum(float(k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q])) for i, j, q, r in tuples) / len(tuples)
+    assert float(unbiased_hsic(k, l)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_minibatches_agree_with_the_whole() -> None:
+    x = draw(400, 6)
+    y = x + 0.5 * draw(400, 6, seed=9)
+    whole = unbiased_cka(x, y)
+    parts = minibatch_cka(zip(x.split(40), y.split(40), strict=True))
+    assert parts == pytest.approx(whole, abs=0.02)
+
+
+def test_cka_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="same examples"):
+        linear_cka(draw(5, 2), draw(6, 2))
+    with pytest.raises(ValueError, match="constant"):
+        linear_cka(torch.ones(5, 2), draw(5, 2))
+    with pytest.raises(ValueError, match="at least 4"):
+        unbiased_cka(draw(3, 2), draw(3, 2))
+
+
+# -- landscape
+
+
+def test_corners_are_the_models() -> None:
+    for i, (x, y) in enumerate(CORNERS):
+        assert barycentric(x, y) == pytest.approx(tuple(float(k == i) for k in range(3)))
+    assert sum(barycentric(0.3, 1.7)) == pytest.approx(1.0)
+    base = {"w": draw(3, 3), "b": draw(3)}
+    states = [{"w": draw(3, 3, seed=i)} for i in (1, 2)] + [{"w": draw(3, 3, seed=3), "b": draw(3, seed=4)}]
+    at = mixed(states, base, (1.0, 0.0, 0.0))
+    assert torch.equal(at["w"], states[0]["w"]) and torch.equal(at["b"], base["b"])
+    half = mixed(states, base, (0.0, 0.5, 0.5))
+    assert torch.allclose(half["b"], 0.5 * (base["b"] + states[2]["b"]))
+
+
+def test_barrier_heights() -> None:
+    assert barrier([1.0, 0.9, 0.8]) == pytest.approx(0.0, abs=1e-12)
+    assert barrier([1.0, 3.0, 2.0]) == pytest.approx(1.5)
+    assert barrier([2.0, 0.0, 2.0]) == 0.0
+
+
+# -- what is kept
+
+
+@pytest.mark.parametrize(
+    ("method", "keep", "full", "slot", "kept"),
+    [
+        ("full", "none", True, 0, True),
+        ("full", "all", True, 1, False),
+        ("full", "all", False, 0, False),
+        ("full-targets", "best", True, 0, True),
+        ("zero-shot", "all", True, 0, False),
+        ("lora", "confirm", True, 1, True),
+        ("lora", "none", True, 0, False),
+    ],
+)
+def test_full_weights_are_kept_for_one_seed_when_asked(
+    method: str, keep: str, full: bool, slot: int, kept: bool, tmp_path: Any
+) -> None:
+    spec = SimpleNamespace(name="s", keep=SimpleNamespace(adapters=keep, full=full))
+    state: Any = SimpleNamespace(spec=spec, cells={"c": SimpleNamespace(cell=SimpleNamespace(method=method))})
+    nothing: Any = None
+    ledger = Ledger(state, nothing, nothing, tmp_path, keep)
+    one: Any = SimpleNamespace(cell_id="c", stage="CONFIRM", slot=slot, trial_id="t")
+    assert (ledger.kept_folder(one) is not None) == kept
+
+
+def test_without_kept_weights_the_verbs_say_what_to_set(folder: Any) -> None:
+    with pytest.raises(StoreError, match="full = true"):
+        analyze(open_store(folder), "spectrum")
+    done = CliRunner().invoke(app, ["analyze", "spectre", str(folder)])
+    assert done.exit_code == 2 and "spectrum" in done.output + (done.stderr or "")

@@ -1,0 +1,165 @@
+"""What is drawn equals what was computed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from analysis import Store, print_results_table
+from analysis.figures import drawing, svg
+from analysis.figures import rates as rate_plots
+from analysis.figures import scaling as plots
+from analysis.statistics import scaling, tuning
+from analysis.store import scaling_schemas
+from analysis.styles import STYLES, in_order, places, style
+from randlora import METHODS
+
+
+def lines(figure: Figure) -> dict[str, list[tuple[np.ndarray, np.ndarray, str]]]:
+    """Drawn lines by id: x, y, colour."""
+    found: dict[str, list[tuple[np.ndarray, np.ndarray, str]]] = {}
+    for axes in figure.axes:
+        for line in axes.lines:
+            if line.get_gid():
+                values = (np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), to_hex(line.get_color()))
+                found.setdefault(line.get_gid(), []).append(values)
+    return found
+
+
+def test_every_line_has_the_tables_numbers(store: Store, wide: Store) -> None:
+    for one in (store, wide):
+        curve = scaling.curve(one)
+        rows = curve.to_pylist()
+        drawn = lines(plots.draw_scaling(curve))
+        wanted = set()
+        for index, panel in enumerate(places(curve)):
+            mine = [r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == panel]
+            for method in {r["method"] for r in mine}:
+                points = sorted((r for r in mine if r["method"] == method), key=lambda r: r["adapter_params"])
+                gid = f"{index}:{method}"
+                wanted.add(gid)
+                [(x, y, colour)] = drawn[gid]
+                assert colour == style(method).colour.lower()
+                if points[0]["kind"] == "line":
+                    assert set(y) == {100 * points[0]["mean"]}
+                else:
+                    assert list(x) == [p["adapter_params"] for p in points]
+                    assert list(y) == [100 * p["mean"] for p in points]
+                    wanted |= {f"point:{index}:{method}:{i}" for i in range(len(points))}
+        assert set(drawn) == wanted
+        assert set(svg.scaling_tips(curve)) == {gid for gid in wanted if gid.startswith("point")}
+
+
+def test_bands_are_the_intervals(store: Store) -> None:
+    curve = scaling.curve(store)
+    figure = plots.draw_scaling(curve)
+    filled = [c for c in figure.axes[0].collections if len(c.get_facecolor())]
+    bands = [c for c in filled if to_hex(c.get_facecolor()[0]) == STYLES["lora"].colour.lower()]
+    rows = [r for r in curve.to_pylist() if r["method"] == "lora"]
+    heights = bands[0].get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(min(100 * r["low"] for r in rows))
+    assert heights.max() == pytest.approx(max(100 * r["high"] for r in rows))
+
+
+def test_the_parameter_axis_is_logarithmic_and_a_far_line_breaks_the_other(store: Store) -> None:
+    upper, foot = plots.draw_scaling(scaling.curve(store)).axes[:2]
+    assert upper.get_xscale() == foot.get_xscale() == "log"
+    assert upper.get_xlim() == foot.get_xlim()
+    assert upper.get_ylim()[0] > 60  # the curves are not flattened by zero-shot at 38 %
+    assert foot.get_ylim()[1] < 60
+
+
+def test_one_cell_and_lines_alone_can_be_drawn(store: Store) -> None:
+    rows = scaling.curve(store).to_pylist()
+    for chosen in (
+        [rows[0]],
+        [r for r in rows if r["kind"] == "line"],
+        [r for r in rows if r["method"] == "zero-shot"],
+    ):
+        figure = plots.draw_scaling(pa.Table.from_pylist(chosen, schema=scaling_schemas.CURVE))
+        assert len(lines(figure)) >= 1
+        figure.canvas.draw()
+    with pytest.raises(ValueError, match="no row"):
+        plots.draw_scaling(scaling_schemas.CURVE.empty_table())
+
+
+def test_rates_are_drawn_as_they_are(store: Store, wide: Store) -> None:
+    table = tuning.rates(store)
+    drawn = lines(rate_plots.draw_rates(table))
+    for cell in {r["cell_id"] for r in table.to_pylist()}:
+        rows = [r for r in table.to_pylist() if r["cell_id"] == cell and r["mean_val"] is not None]
+        [(x, y, _)] = drawn[f"rates:{cell}"]
+        assert list(x) == [r["lr"] for r in rows]
+        assert list(y) == [100 * r["mean_val"] for r in rows]
+    with pytest.raises(ValueError, match="exactly one data set"):
+        rate_plots.draw_rates(tuning.rates(wide))
+
+
+def test_files_depend_on_the_numbers_only(store: Store, tmp_path: Path) -> None:
+    curve = scaling.curve(store)
+    first = drawing.save(plots.draw_scaling(curve), tmp_path / "a", "scaling_curve")
+    second = drawing.save(plots.draw_scaling(curve), tmp_path / "b", "scaling_curve")
+    assert list(first) == ["scaling_curve.png", "scaling_curve.svg", "scaling_curve.pdf"]
+    for name, path in first.items():
+        assert path.read_bytes() == second[name].read_bytes(), name
+
+
+def test_every_method_has_one_look() -> None:
+    looks = [(s.colour, s.marker) for s in STYLES.values()]
+    assert len(set(looks)) == len(looks)
+    assert len({s.colour for s in STYLES.values()}) == len(STYLES)
+    assert style("mine") == style("mine")
+    assert style("mine").name == "mine"
+    assert in_order({"zero-shot", "mine", "lora", "randlora", "full"}) == [
+        "randlora",
+        "lora",
+        "mine",
+        "full",
+        "zero-shot",
+    ]
+
+
+def test_counts_on_the_axis() -> None:
+    assert [drawing.count_text(v) for v in (500, 12_288, 250_000, 1_500_000, 2e9)] == [
+        "500",
+        "12.3k",
+        "250k",
+        "1.5M",
+        "2G",
+    ]
+
+
+def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path) -> None:
+    from analysis import open_store
+    from analysis.figures.pictures import pictures
+    from tests.analysis.synthetic import make_results
+
+    assert scaling.score_name(store) == "test accuracy"
+    folder = make_results(tmp_path / "texts", seal=0.0)
+    journal = folder / "journal.jsonl"
+    events = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    for event in (e for e in events if e["ev"] == "finish"):
+        event["row"]["metric"] = "bleu"
+    journal.write_text("".join(json.dumps(e) + "\n" for e in events), encoding="utf-8")
+    texts = open_store(folder)
+    assert scaling.score_name(texts) == "test bleu"
+    print_results_table(texts, Console(file=(said := io.StringIO()), width=200))
+    assert "test bleu on" in said.getvalue() and "bleu %" in said.getvalue() and "accuracy" not in said.getvalue()
+    for p in pictures(texts):
+        named = {axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()}
+        tuned = {"rates": "validation score (%)", "expected": "expected best validation (%)"}  # of every metric
+        assert named == {tuned.get(p.kind, "test bleu (%)")}, p.stem
+        assert "accuracy" not in p.label + p.caption + str(p.chart)
+
+
+def test_methods_have_the_names_of_their_papers() -> None:
+    assert {name: style(name).name for name in METHODS} == {name: method.title for name, method in METHODS.items()}
+    assert style("randlora-a-16").name == "randlora-a-16"

@@ -1,0 +1,76 @@
+"""A CSV table of published numbers becomes a folder to query beside a sweep; what is wrong is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from analysis import StoreError, conclusion, open_store
+from analysis.imports.csv_table import import_csv
+from sweeps.cli.main import app
+
+TABLE = """method,reference,parameters,percent,dataset,source
+lora,lora-32,6881280,83.7,22 data sets,"Figure 1, read off"
+my-method,lora-32,6900000,84.25,22 data sets,
+
+full,,,85.0,22 data sets,Figure 1
+"""
+
+
+def test_the_table_is_queried_like_a_sweep(tmp_path: Path) -> None:
+    file = tmp_path / "published.csv"
+    file.write_text("\ufeff" + TABLE.replace("\n", "\r\n"), encoding="utf-8")  # as a spreadsheet leaves it
+    to = tmp_path / "results"
+    done = CliRunner().invoke(app, ["import", "csv", str(file), "--to", str(to)])
+    assert done.exit_code == 0, done.output
+    store = open_store(to)
+    rows = store.sql(
+        "select sweep, method, reference, adapter_params, mean, low from scaling order by method"
+    ).to_pylist()
+    assert [(r["method"], r["reference"], r["adapter_params"]) for r in rows] == [
+        ("full", None, None),
+        ("lora", "lora-32", 6_881_280),
+        ("my-method", "lora-32", 6_900_000),
+    ]
+    assert [r["mean"] for r in rows] == pytest.approx([0.85, 0.837, 0.8425])
+    assert all(r["low"] is None and r["sweep"] == "published" for r in rows)
+    assert "No conclusion" in conclusion(store)
+    reported = CliRunner().invoke(app, ["report", str(to)])
+    assert reported.exit_code == 0, reported.output
+    assert "Imported numbers" in (to / "report.html").read_text(encoding="utf-8")
+
+
+def test_all_problems_of_a_table_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("method,score,lr\nlora,83.7,1e-3\n,0.5,\nvera,,x\nnola,0.5\ndora,0.5,\ndora,0.6,\n")
+    with pytest.raises(StoreError) as caught:
+        import_csv(tmp_path / "to", [file, tmp_path / "none.csv"])
+    said = str(caught.value)
+    for expected in (
+        "line 2: score = '83.7': must be a fraction in [0, 1]; for percent call the column percent",
+        "line 3: no method",
+        "line 4: no score",
+        "line 4: lr = 'x'",
+        "line 5: not 3 values",
+        "line 7: the same cell as line 6",
+        "none.csv: can't be read",
+    ):
+        assert expected in said
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("methd,score", "unknown column 'methd'.*nearest: method"),
+        ("method,score,percent", "one of score and percent"),
+        ("method", "it has method"),
+    ],
+)
+def test_wrong_headers(tmp_path: Path, header: str, says: str) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text(f"{header}\n")
+    with pytest.raises(StoreError, match=says):
+        import_csv(tmp_path / "to", [file])

@@ -1,0 +1,141 @@
+"""Numbers from elsewhere: shipped ones are whole and sourced, and imported folders never pretend to have seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from analysis import StoreError, conclusion, open_store
+from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_published
+from analysis.report.page import render
+from analysis.statistics.published import names, publication, published_curve
+from sweeps.cli.main import app
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_publication_is_sourced(name: str) -> None:
+    found = publication(name)
+    assert found.points and found.title and found.precision
+    for point in found.points:
+        assert point["source"] and 0.0 <= point["score"] <= 1.0
+        assert point["adapter_params"] is None or point["adapter_params"] >= 0
+    keys = [tuple(p.get(k) for k in ("model", "dataset", "train_size", "method", "setting")) for p in found.points]
+    assert len(set(keys)) == len(keys)
+
+
+def test_known_numbers() -> None:
+    points = {(p["method"], p["setting"]): p for p in publication("fig1-clip").points}
+    assert points["lora", "32"]["adapter_params"] == 6_881_280
+    assert points["lora", "32"]["score"] == pytest.approx(0.8374)
+    assert points["randlora", "3"]["score"] == pytest.approx(0.8505)
+    averages = [p for p in publication("shots").points if p["train_size"] == "1.0" and "B-32" in p["model"]]
+    assert {p["method"]: p["score"] for p in averages} == pytest.approx(
+        {"nola": 0.803, "vera": 0.746, "lora": 0.822, "randlora": 0.844, "full": 0.845}
+    )
+
+
+def test_the_mean_of_the_data_sets_is_the_printed_average() -> None:
+    rows = [p for p in publication("clip-per-dataset").points if p["train_size"] == "1.0"]
+    for method, printed in {"lora": 82.2, "randlora": 84.4, "full": 84.5}.items():
+        scores = [100 * p["score"] for p in rows if p["method"] == method]
+        assert len(scores) == 22
+        assert sum(scores) / 22 == pytest.approx(printed, abs=0.15)
+
+
+def test_unknown_publication_lists_the_known() -> None:
+    with pytest.raises(StoreError, match="fig1-clip"):
+        publication("fig1-clap")
+
+
+def test_published_curve_has_no_interval() -> None:
+    table, title = published_curve("fig1-clip")
+    assert "Figure 1" in title
+    assert table["low"].null_count == table.num_rows == 11
+
+
+def test_import_the_paper(tmp_path: Path) -> None:
+    folder = import_published(tmp_path / "paper", ["fig1-clip", "commonsense"])
+    store = open_store(folder)
+    assert store.protocol == "imported"
+    confirmed = store.table("confirmed")
+    assert confirmed.num_rows == 11 + len(publication("commonsense").points)
+    assert confirmed["data_seed"].null_count == confirmed.num_rows
+    scaling = store.table("scaling")
+    assert scaling["low"].null_count == scaling.num_rows
+    assert "No conclusion" in conclusion(store)
+    page = render(store)
+    assert "Imported numbers" in page and "2502.00987" in page
+    with pytest.raises(StoreError, match="exists"):
+        import_published(folder)
+
+
+def peft_result(name: str, at: str = "2025-06-19T19:15:35+00:00", **changes: Any) -> dict[str, Any]:
+    config = {"peft_type": "LORA", "r": 32, "use_dora": False}
+    return {
+        "run_info": {
+            "created_at": at,
+            "total_time": 1993.5,
+            "experiment_name": name,
+            "train_config": {"model_id": "org/llm", "dtype": "bfloat16", "seed": 0, "optimizer_kwargs": {"lr": 1e-4}},
+            "peft_config": changes.pop("config", config),
+            "error_msg": changes.pop("error", ""),
+        },
+        "train_info": {
+            "accelerator_memory_max": 22_273_851_392,
+            "train_time": 1796.2,
+            "file_size": 36_715_216,
+            "num_trainable_params": 9_175_040,
+            "status": "success",
+            "metrics": [
+                {"step": 250, "valid accuracy": 0.34, "train loss": 0.98},
+                {"step": 5000, "valid accuracy": 0.5, "train loss": 0.61, "train samples": 20000},
+                {"step": 5000, "test accuracy": 0.482, "train loss": 0.607},
+            ],
+            **changes,
+        },
+        "meta_info": {"package_info": {"torch-version": "2.7.1"}, "system_info": {"gpu": "NVIDIA L40S"}},
+    }
+
+
+def test_import_peft(tmp_path: Path) -> None:
+    place = tmp_path / "MetaMathQA" / "results"
+    place.mkdir(parents=True)
+    files = {
+        "a": peft_result("lora/rank32"),
+        "b": peft_result("lora/rank32", at="2025-07-01T00:00:00+00:00", num_trainable_params=9_175_041),
+        "c": peft_result("lora/dora", config={"peft_type": "LORA", "r": 32, "use_dora": True}),
+        "d": peft_result("full/lr1e-5", config=None, file_size=PLACEHOLDER_BYTES),
+        "e": peft_result("boft/x", config={"peft_type": "BOFT"}, status="failed", error="out of memory", metrics=[]),
+    }
+    for stem, result in files.items():
+        (place / f"{stem}.json").write_text(json.dumps(result))
+    folder, left_out = import_peft(tmp_path / "peft", [place])
+    assert len(left_out) == 1 and "a.json" in left_out[0]
+    rows = {r["cell_id"]: r for r in open_store(folder).table("trials").to_pylist()}
+    assert rows["lora_rank32"]["adapter_params"] == 9_175_041
+    assert rows["lora_rank32"]["test_score"] == pytest.approx(0.482)
+    assert rows["lora_rank32"]["val_score"] == pytest.approx(0.5)
+    assert rows["lora_rank32"]["dataset"] == "metamathqa"
+    assert rows["lora_dora"]["method"] == "dora"
+    assert rows["full_lr1e-5"]["budget"] is None and rows["full_lr1e-5"]["stored_bytes"] is None
+    assert rows["boft_x"]["status"] == "failed" and rows["boft_x"]["reason"] == "out of memory"
+    assert "Imported numbers" in render(open_store(folder))
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(StoreError, match="method_comparison"):
+        import_peft(tmp_path / "out", [tmp_path / "x.json"])
+    with pytest.raises(StoreError, match="no JSON file"):
+        import_peft(tmp_path / "out", [])
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["import", "paper", "fig1-llama3", "--to", str(tmp_path / "p"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert open_store(tmp_path / "p").table("confirmed").num_rows == 6
+    assert CliRunner().invoke(app, ["import", "papre"]).exit_code == 2

@@ -1,0 +1,259 @@
+"""The page and the printed table: complete, self-contained, and clear when there is nothing yet."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+import shutil
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from analysis import Store, conclusion, open_store, print_results_table, results_table, write_report
+from analysis.report.page import render
+from analysis.report.tables import sheets
+from analysis.styles import style
+from analysis.tables import export
+from analysis.tables.export import latex, markdown
+from analysis.tables.results import results
+from analysis.tables.sheet import Column, Sheet
+from tests.analysis.synthetic import make_results
+
+LOADS = {"src", "href", "srcset", "xlink:href", "action", "data", "poster"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, collects ids, links and text."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.stack, self.stack
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.append(value)
+            if name in LOADS and value:
+                self.links.append(value)
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.stack and self.stack[-1] not in {"style", "script"}:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def page(store: Store) -> str:
+    return render(store)
+
+
+def test_the_page_loads_nothing(page: str, wide: Store) -> None:
+    for text in (page, render(wide)):
+        parsed = Page(text)
+        assert all(link.startswith(("#", "data:")) for link in parsed.links), parsed.links
+        assert text.count("<script>") == 1 and text.count("<script") == 1  # inline, and the policy names its hash
+        script = text.partition("<script>")[2].partition("</script>")[0]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'" in text
+        assert not re.search(r"fetch|XMLHttp|import\(|WebSocket|sendBeacon|EventSource", script)
+        assert "@import" not in text
+        assert all(u.startswith("#") for u in re.findall(r"url\(([^)]*)\)", text))
+        outside = set(re.findall(r"https?://[^\s\"'<>]+", text))
+        assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # XML names, never fetched
+        assert len(set(parsed.ids)) == len(parsed.ids)
+        assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+
+
+def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> None:
+    text = Page(page).text
+    assert "is it the number of trainable parameters or the rank" in text
+    assert conclusion(store) in text
+    for said in (
+        "Each method against LoRA at the same budget",
+        "Each method against full fine-tuning",
+        "Of 5 budgets with two or more methods",
+        "Seeds needed to see a difference to LoRA",
+        "every tuned cell was given 6 trials",
+        "3 decades wide for every method",
+        "largest distance of a count from its budget is 2.45 %",
+        "the built module has exactly that many",
+        "1 of these at a learning rate that a later choice superseded",
+        "Under-tuned, perhaps: ",
+        "loss became nan at step 12",
+        "finished on a later attempt",
+        "not recovered",
+        "vera reaches at most 13,440 parameters",
+        "0123abc",
+        "torch 2.9.0",
+        "CONFIRM seeds 0, 1, 2",
+        "sweeps run sweep.json",
+        "1 trial(s) failed for good",
+    ):
+        assert said in text, said
+    assert page.count("<svg") == 5  # scaling, fits, front, rates, expected bests
+    assert 'class="tip"><title>RandLoRA at lora-1: 12,385 parameters' in page
+
+
+def test_the_page_follows_light_and_dark_and_prints(page: str) -> None:
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert 'name="viewport"' in page
+    assert "var(--m-randlora, #d55e00)" in page.lower()
+
+
+def test_a_method_without_a_style_of_its_own_has_its_figures_colour_in_tables(tmp_path: Path) -> None:
+    plan = {"mine": ("lora-1", "lora-2"), "lora": ("lora-1", "lora-2")}
+    page = render(open_store(make_results(tmp_path / "mine", plan=plan)))
+    assert f"background: var(--m-mine, {style('mine').colour})" in page
+    assert page.count(style("mine").colour.lower()) > 0  # the figure's
+
+
+def test_nothing_yet_is_said_clearly(empty: Store) -> None:
+    text = Page(render(empty)).text
+    assert "Nothing to report yet. 127 trials are planned and none has finished." in text
+    assert "No conclusion" in text
+
+
+def test_a_journal_alone_makes_a_page(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"ev":"sweep","name":"bare"}\n', encoding="utf-8")
+    paths = write_report(tmp_path)
+    assert list(paths) == ["report"]
+    assert "The store has no cells and no trials." in Page(paths["report"].read_text(encoding="utf-8")).text
+
+
+def test_half_a_sweep_is_marked_preliminary(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "half")
+    lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(lines[: len(lines) // 2]), encoding="utf-8")
+    shutil.rmtree(folder / "tables" / "trials")
+    text = Page(render(open_store(folder))).text
+    assert "Preliminary:" in text
+    assert "not confirmed yet" in text
+
+
+def test_hostile_text_is_text(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "x", sweep="<b onload=alert(1)>", plan={"lora": ("lora-1",), "full": (None,)})
+    page = render(open_store(folder))
+    assert "<b onload" not in page
+    assert "&lt;b onload" in page
+
+
+def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "made")
+    paths = write_report(folder)
+    stems = ("scaling_curve", "fits", "pareto", "learning_rates", "expected_best")
+    drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf", "vl.json")]
+    tables = [f"{name}.{kind}" for name in sheets(open_store(folder)) for kind in ("md", "tex")]
+    assert list(paths) == [*drawn, *tables, "report"]
+    assert all(p.is_file() and p.stat().st_size > 100 for p in paths.values())
+    assert paths["scaling_curve.png"] == folder / "figures" / "scaling_curve.png"
+    assert paths["results.tex"] == folder / "report_tables" / "results.tex"
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_damaged_parts_are_named_in_the_page(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "made")
+    part = next((folder / "tables" / "metrics").iterdir())
+    part.write_bytes(b"PAR1")
+    assert part.name in render(open_store(folder))
+
+
+def test_results_table_has_every_cell(store: Store, empty: Store) -> None:
+    rows = results_table(store).to_pylist()
+    assert len(rows) == store.table("cells").num_rows == 16
+    by = {(r["method"], r["reference"]): r for r in rows}
+    assert by["vera", "lora-16"]["note"].startswith("infeasible: vera reaches")
+    assert by["lora", "lora-1"]["difference"] is None
+    assert by["randlora", "lora-1"]["verdict"] == "higher"
+    assert by["lora", "lora-4"]["edge"] == "high"
+    assert by["full", None]["adapter_params"] == 1_900_000
+    assert [r["n"] for r in rows if r["note"] is None] == [3] * 14 + [1]
+    assert {r["note"] for r in results_table(empty).to_pylist()} == {"not confirmed yet", by["vera", "lora-16"]["note"]}
+
+
+def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
+    text = markdown(results(store))
+    lines = text.splitlines()
+    assert len(lines) == 2 + 15  # the infeasible cell is left out
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| RandLoRA | lora-1 | 12,385 | 0.0316 | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher |" in text
+    assert markdown(results(wide)).startswith("| data |")
+    tex = latex(results(store))
+    assert tex.count(r"\\") == 16
+    assert r"\begin{tabular}{llrrrrrl}" in tex
+    assert "LoRA & lora-4 & 49,152 & 0.00316* & 81.1 [79.9, 82.2] & 3 &  & " in tex
+    assert latex(results(wide)).count(" & ") % 8 == 0
+    odd = Sheet("odd", "", [Column("100 %", lambda r: r["text"])], [{"text": "50%_a&b|c"}, {"text": "[0, 1]"}])
+    assert r"50\%\_a\&b|c" in latex(odd) and "{[0, 1]}" in latex(odd)  # a bare bracket would belong to the line break
+    assert "50%_a&b\\|c" in markdown(odd)
+
+
+def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> None:
+    """Markdown and LaTeX hold what the page shows, cell by cell."""
+    found = sheets(wide, overlay="fig1-clip")
+    paths = export.save(found.values(), tmp_path)
+    assert set(paths) == {f"{name}.{kind}" for name in found for kind in ("md", "tex")}
+    page = render(wide, overlay="fig1-clip", sheets=found)
+    assert set(re.findall(r'<table id="table-([^"]+)"', page)) == set(found) and page.count("<table") == len(found)
+    for name, sheet in found.items():
+        assert all(len(row) == len(sheet.header) for row in sheet.cells)
+        body = page[page.index(f'<table id="table-{name}"') :].partition("</table>")[0]
+        shown = [unescape(re.sub(r"<[^>]+>", "", c)) for c in re.findall(r"<td[^>]*>(.*?)</td>", body, re.S)]
+        assert shown == [cell for row in sheet.cells for cell in row], name
+        text = paths[f"{name}.md"].read_text(encoding="utf-8").splitlines()
+        assert len(text) == 2 + len(sheet.rows)
+        tex = paths[f"{name}.tex"].read_text(encoding="utf-8")
+        assert tex.count(" \\\\\n") == 1 + len(sheet.rows) and tex.startswith(f"% {sheet.title}")
+    wanted = {
+        "results",
+        "averages",
+        "comparisons",
+        "full_fine_tuning",
+        "groups",
+        "ranks",
+        "seeds",
+        "overlay",
+        "crossings",
+    }
+    wanted |= {"budget_needed", "areas", "fits", "front", "parity", "learning_rates", "expected_best", "cost"}
+    assert set(found) == wanted | {"failures", "infeasible"}
+
+
+def test_printed_table(store: Store, wide: Store, empty: Store) -> None:
+    for one, blocks in ((store, 1), (wide, 2), (empty, 1)):
+        buffer = io.StringIO()
+        print_results_table(one, Console(file=buffer, width=130))
+        text = buffer.getvalue()
+        assert text.count("test accuracy on") == blocks
+        assert "left out: VeRA at lora-16" in text
+        assert max(len(line.rstrip()) for line in text.splitlines() if "left out" not in line) <= 130
+    buffer = io.StringIO()
+    print_results_table(store, Console(file=buffer, width=130))
+    assert "81.5 ±  1.5" in buffer.getvalue()
+    assert "0.0032*" in buffer.getvalue()

@@ -1,0 +1,94 @@
+"""The flag of cells that may be under-tuned, each of its three reasons alone and none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from analysis import open_store, results_table
+from analysis.report.page import render
+from analysis.statistics.inference import expected_best
+from analysis.statistics.tuning import best_of_n
+from analysis.store.queries import run_sql
+from analysis.store.schemas import SCHEMAS
+from analysis.store.tables import to_table
+from tests.analysis.synthetic import make_results
+
+
+def tables(
+    scores: Sequence[float | None], edge: str | None = None, status: str = "failed", reruns: Sequence[float] = ()
+) -> Mapping[str, pa.Table]:
+    """One cell whose TUNE points have these validation scores; the first rate has re-runs too."""
+    names = {"sweep": "s", "cell_id": "c", "stage": "TUNE", "attempt": 1, "method": "lora"}
+    trials: list[dict[str, Any]] = [
+        {**names, "trial_id": f"t{i}", "lr": 10.0**-i, "val_score": v, "status": status if v is None else "finished"}
+        for i, v in enumerate(scores)
+    ]
+    trials += [
+        {**names, "trial_id": f"r{i}", "lr": 1.0, "val_score": v, "status": "finished"} for i, v in enumerate(reruns)
+    ]
+    found = {name: to_table(name, []) for name in SCHEMAS}
+    cell = {"sweep": "s", "cell_id": "c", "feasible": True, "tune_trials": len(trials), "method": "lora"}
+    chosen = {"sweep": "s", "cell_id": "c", "lr": 1.0, "edge": edge, "n_trials": len(trials)}
+    return {
+        **found,
+        "trials": to_table("trials", trials),
+        "cells": to_table("cells", [cell]),
+        "choices": to_table("choices", [chosen]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "edge", "says"),
+    [
+        ((0.70, 0.69, 0.65, 0.5), None, None),
+        ((0.70, 0.69, 0.65, 0.5), "high", "edge high"),
+        ((0.70, 0.695), None, "few finished"),
+        ((0.70, 0.69, 0.65, None, None), None, "few finished"),
+        ((0.70, 0.69, 0.65, 0.64, None), None, None),
+        ((0.70, 0.60, 0.59, 0.5), None, "still rising"),
+        ((0.70, 0.50, None, None), "low", "edge low; few finished; still rising"),
+        ((None, None, None), None, "few finished"),
+    ],
+)
+def test_why_a_cell_may_be_under_tuned(scores: Sequence[float | None], edge: str | None, says: str | None) -> None:
+    for view in ("tuned", "parity"):
+        rows = run_sql(tables(scores, edge), f"select * from {view}").to_pylist()
+        assert [r["under_tuned"] for r in rows] == [says], view
+    row = run_sql(tables(scores, edge), "select * from tuned").to_pylist()[0]
+    assert row["points_tried"] == len(scores)
+    known = [s for s in scores if s is not None]
+    assert row["points_finished"] == len(known)
+    if len(known) > 1:
+        curve = expected_best(known)
+        assert row["last_gain"] == pytest.approx(curve[-1] - curve[-2])
+
+
+def test_reruns_of_a_rate_are_one_point_and_pruned_trials_have_no_full_score() -> None:
+    row = run_sql(tables((0.70, 0.69, 0.65), reruns=(0.66, 0.71)), "select * from tuned").to_pylist()[0]
+    assert row["points_tried"] == 3
+    assert row["best_val"] == pytest.approx(0.69)
+    assert row["last_gain"] == pytest.approx(0.0, abs=1e-12)  # the second rate is as good
+    pruned = run_sql(tables((0.70, None, None), status="pruned"), "select * from tuned").to_pylist()[0]
+    assert pruned["under_tuned"] == "few finished"
+
+
+def test_the_flag_stands_in_the_results_the_report_and_agrees_with_the_curve(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    make_results(folder)
+    store = open_store(folder)
+    flagged = {r["cell_id"]: r for r in store.table("tuned").to_pylist()}
+    curves: dict[str, list[float]] = {}
+    for row in best_of_n(store).to_pylist():
+        curves.setdefault(row["cell_id"], []).append(row["expected"])
+    for cell_id, curve in curves.items():
+        assert flagged[cell_id]["last_gain"] == pytest.approx(curve[-1] - curve[-2])
+    said = {(r["method"], r["reference"]): r["under_tuned"] for r in results_table(store).to_pylist()}
+    assert "edge high" in said["lora", "lora-4"]
+    page = render(store)
+    assert "edge high" in page
+    assert "Under-tuned, perhaps" in page

@@ -1,0 +1,198 @@
+"""Read-only SQL: views, types, messages, and that a query reaches nothing but the tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+
+from analysis import QueryError, Store, open_store
+from analysis.store.queries import connect
+from analysis.store.schemas import SCHEMAS
+from analysis.store.views import VIEWS
+from tests.analysis.synthetic import make_results
+
+OUTSIDE = [
+    "copy trials to '{0}/out.csv'",
+    "copy (select 1) to '{0}/out.parquet'",
+    "select * from read_csv('{0}/secret.csv')",
+    "select * from read_parquet('{0}/*.parquet')",
+    "select * from read_text('{0}/secret.csv')",
+    "select * from glob('{0}/*')",
+    "select * from '{0}/secret.csv'",
+    "attach '{0}/other.db'",
+    "install httpfs",
+    "load httpfs",
+    "set enable_external_access = true",
+    "set threads = 1",
+    "reset lock_configuration",
+    "export database '{0}/db'",
+    "import database '{0}/db'",
+]
+
+
+@pytest.mark.parametrize("statement", OUTSIDE)
+def test_sql_reaches_nothing_outside(store: Store, tmp_path: Path, statement: str) -> None:
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    query = statement.format(tmp_path)
+    with pytest.raises(QueryError):
+        store.sql(query)
+    # the lock alone holds too, without the check of the statement's kind
+    connection = connect({name: schema.empty_table() for name, schema in SCHEMAS.items()})
+    with pytest.raises(duckdb.Error):
+        connection.execute(query)
+    connection.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["secret.csv"]
+
+
+@pytest.mark.parametrize(
+    "statement", ["select 1; drop table trials", "create table x as select 1", "drop view best", "", "vacuum"]
+)
+def test_a_query_is_one_select(store: Store, statement: str) -> None:
+    with pytest.raises(QueryError, match="one SELECT"):
+        store.sql(statement)
+
+
+def test_python_variables_stay_private(store: Store) -> None:
+    private = pa.table({"a": [1]})
+    with pytest.raises(QueryError, match="private"):
+        store.sql("select * from private")
+    assert private.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "statement", ["show tables", "describe trials", "summarize cells", "explain select 1", "from best"]
+)
+def test_reading_statements_work(store: Store, statement: str) -> None:
+    assert store.sql(statement).num_rows > 0
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("select test_scor from trials", "nearest: test_score"),
+        ("select t.test_scor from trials t", "nearest: test_score"),
+        ("select * from trails", "nearest: trials"),
+        ("select * from trails", "Tables and views: approximation, best, cells"),
+        ("select wibble from choices", "choices has sweep, cell_id, lr"),
+        ("selec 1", "syntax error"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_known_ones(store: Store, query: str, said: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        store.sql(query)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+def test_numbers_come_back_as_numbers(store: Store) -> None:
+    table = store.sql("select sum(samples) as s, avg(lr) as a, count(*) as n, max(ended_at) as at from trials")
+    assert [str(t) for t in table.schema.types] == ["int64", "double", "int64", "timestamp[us, tz=UTC]"]
+
+
+def test_confirmed_leaves_out_superseded_failed_and_tuning(store: Store) -> None:
+    rows = store.table("confirmed").to_pylist()
+    assert {r["stage"] for r in rows} == {"CONFIRM"}
+    assert {r["status"] for r in rows} == {"finished"}
+    assert len({r["trial_id"] for r in rows}) == len(rows)
+    chosen = {r["cell_id"]: r["lr"] for r in store.table("chosen").to_pylist()}
+    assert all(r["lr"] is None or r["lr"] == chosen[r["cell_id"]] for r in rows)
+    superseded = store.table("superseded").to_pylist()
+    assert len(superseded) == 1
+    assert superseded[0]["trial_id"] not in {r["trial_id"] for r in rows}
+    assert sum(r["method"] == "zero-shot" for r in rows) == 1
+
+
+def test_a_retry_counts_once_with_its_last_attempt(store: Store) -> None:
+    retried = store.sql("select * from trials where attempt = 2 and status = 'finished'").to_pylist()
+    assert len(retried) == 1
+    last = store.sql(f"select * from last_attempts where trial_id = '{retried[0]['trial_id']}'").to_pylist()
+    assert [r["attempt"] for r in last] == [2]
+
+
+def test_failures_say_whether_they_were_recovered(store: Store) -> None:
+    rows = store.table("failures").to_pylist()
+    assert sorted(r["recovered"] for r in rows) == [False, True]
+    assert all("nan" in r["reason"] for r in rows)
+
+
+def test_scaling_agrees_with_scipy(store: Store) -> None:
+    rows = [r for r in store.table("scaling").to_pylist() if r["n"] > 1]
+    assert len(rows) == 14
+    for r in rows:
+        query = f"select test_score from confirmed where cell_id = '{r['cell_id']}'"
+        scores = store.sql(query).column(0).to_pylist()
+        low, high = stats.t.interval(0.95, len(scores) - 1, loc=np.mean(scores), scale=stats.sem(scores))
+        assert (r["mean"], r["low"], r["high"]) == pytest.approx((np.mean(scores), low, high))
+    alone = next(r for r in store.table("scaling").to_pylist() if r["method"] == "zero-shot")
+    assert alone["n"] == 1
+    assert alone["low"] is None
+
+
+def test_parity_has_the_evidence(store: Store) -> None:
+    rows = {(r["method"], r["reference"]): r for r in store.table("parity").to_pylist()}
+    assert ("vera", "lora-16") not in rows  # infeasible
+    for (method, _), r in rows.items():
+        assert r["count_holds"]
+        if method != "zero-shot":
+            assert (r["allowance"], r["allowance_used"], r["rates_tried"]) == (6, 6, 4)
+            assert r["decades"] == pytest.approx(3.0)
+    assert sum(r["tune_failed"] for r in rows.values()) == 1
+    assert sum(r["superseded"] for r in rows.values()) == 1
+    assert [r["edge"] for r in rows.values() if r["edge"]] == ["high"]
+    assert rows["randlora", "lora-8"]["residual_fraction"] == pytest.approx(97 / 12_288)
+
+
+def test_coverage_counts_what_is_missing(store: Store, empty: Store) -> None:
+    rows = store.table("coverage").to_pylist()
+    assert sum(r["missing"] for r in rows) == 0
+    assert sum(r["failed"] for r in rows) == 1
+    left_out = [r for r in rows if not r["feasible"]]
+    assert len(left_out) == 1
+    assert "smaller budget" in left_out[0]["reason"]
+    assert sum(r["missing"] for r in empty.table("coverage").to_pylist()) == 14 * 9 + 1
+
+
+def test_best_ranks_by_validation_not_by_test(store: Store) -> None:
+    rows = [r for r in store.table("best").to_pylist() if r["reference"] == "lora-1"]
+    assert [r["rank_by_val"] for r in rows] == [1, 2, 3, 4]
+    assert [r["mean_val"] for r in rows] == sorted((r["mean_val"] for r in rows), reverse=True)
+    ids = set(store.table("confirmed").column("trial_id").to_pylist())
+    assert all(r["best_trial"] in ids for r in rows)
+
+
+def test_cost_adds_up(store: Store) -> None:
+    hours = store.sql("select sum(hours) * 3600 from cost").column(0).to_pylist()[0]
+    assert hours == pytest.approx(store.sql("select sum(seconds_total) from trials").column(0).to_pylist()[0])
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_of_an_empty_store_are_empty_or_planned(empty: Store, view: str) -> None:
+    table = empty.table(view)
+    assert table.num_rows == {"coverage": 16, "parity": 15}.get(view, 0)
+
+
+def test_several_sweeps_in_one_query(store: Store, tmp_path: Path) -> None:
+    other = make_results(tmp_path / "other", seed=9)
+    both = open_store(store.path, other)
+    counts = both.sql("select sweep, count(*) as n from confirmed group by all order by all").to_pylist()
+    assert counts == [{"sweep": "made", "n": 43}, {"sweep": "other", "n": 43}]
+    assert both.table("scaling").num_rows == 30
+    assert set(both.names) == {"made", "other"}
+
+
+def test_a_query_gets_the_views_it_reads_and_those_they_read() -> None:
+    from analysis.store import queries
+
+    assert queries._named_in("select * from trials") == []
+    assert set(queries._named_in('SELECT * FROM "Scaling"')) >= {"chosen", "confirmed", "scaling"}
+    for question in ("show tables", "select table_name from information_schema.tables", "describe trials"):
+        assert queries._named_in(question) == list(VIEWS)
+    tables = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
+    for name in VIEWS:
+        assert queries.run_sql(tables, f"select * from {name}").num_rows == 0

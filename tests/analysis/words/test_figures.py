@@ -1,0 +1,138 @@
+"""Every figure's sentence: what the numbers allow, and 'can't tell' where they allow nothing."""
+
+from __future__ import annotations
+
+from html import unescape
+from typing import Any
+
+import pytest
+
+from analysis import Store
+from analysis.figures import pictures
+from analysis.words import figures as say
+
+Row = dict[str, Any]
+STRONG = ("higher than", "lower than", "is above every", "better", "wins", "outperforms")
+
+
+def place(**more: Any) -> Row:
+    return {"sweep": "s", "model": "m", "dataset": "d", "train_size": "1.0", "reference": "lora-1", **more}
+
+
+def crossing(value: float | None, low: float | None, high: float | None, share: float | None, note: str = "") -> Row:
+    estimate = {"value": value, "low": low, "high": high, "share": share, "note": note}
+    return place(method="randlora", baseline="lora", x="adapter_params", **estimate)
+
+
+def test_crossings() -> None:
+    sure, unsure = crossing(5e4, 4e4, 6e4, 1.0), crossing(5e4, None, 6e4, 0.7)
+    above = crossing(None, None, None, None, "no crossing in range: above throughout")
+    below = crossing(None, None, None, None, "no crossing in range: below throughout")
+    assert "No conclusion on a crossing" in say.conclude_crossings([], "parameters")
+    assert "crosses LoRA's at 50,000" in say.conclude_crossings([sure], "parameters")
+    assert "is not settled" in say.conclude_crossings([unsure], "parameters")
+    assert "on one seed, so without an interval" in say.conclude_crossings([crossing(5e4, None, None, None)], "x")
+    none = say.conclude_crossings([above], "parameters")
+    assert "RandLoRA's lies above throughout" in none and "a description, not a test" in none
+    many = say.conclude_crossings([sure, unsure, above, below], "parameters")
+    assert "cross in range in 1 of 4 panels" in many and "may cross in 1, which is not settled" in many
+    assert "no lasting crossing in 2 (RandLoRA above throughout in 1, below throughout in 1)" in many
+    assert many.endswith("a description, not a test.")
+
+
+def test_fronts() -> None:
+    def cell(method: str, share: float | None, on: bool = True) -> Row:
+        return place(method=method, front_share=share, on_front=on, x="adapter_params")
+
+    assert say.conclude_front([cell("lora", 0.2, on=False)]) == "No confirmed cell has this cost."
+    text = say.conclude_front([cell("lora", 1.0), cell("randlora", 0.6), cell("vera", 0.1, on=False)])
+    assert "at least 95 % of resamples: LoRA at lora-1; on it, but not settled: RandLoRA at lora-1 (60 %)." in text
+    assert "no cell; on it, but not settled" in say.conclude_front([cell("lora", 0.9)])
+    assert "no saying how sure" in say.conclude_front([cell("lora", None)])
+
+
+def compared(verdict: str, size: str, **more: Any) -> Row:
+    return place() | {"method": "randlora", "baseline": "lora", "verdict": verdict, "train_size": size} | more
+
+
+def test_training_sizes() -> None:
+    rows = [compared("higher", "1.0"), compared("not distinguishable", "4-shot"), compared("lower", "4-shot")]
+    rows += [compared("higher", "1.0", reference=None), compared("higher", "1.0", method="vera")]
+    text = say.conclude_sizes(rows)
+    assert "4-shot: lower at 1, not distinguishable at 1 of 2; all data: higher at 1 of 1" in text
+    assert "Holm-corrected at 5 %" in text and "given the chosen learning rates" in text
+    cannot = say.conclude_sizes([compared("not testable", "4-shot"), compared("not testable", "1.0")])
+    assert "higher" not in cannot and cannot.count("not testable at 1 of 1") == 2
+    assert "No conclusion" in say.conclude_sizes([])
+
+
+def test_learning_rates() -> None:
+    def cell(why: str | None, allowance: int = 6) -> Row:
+        return place(method="lora", allowance=allowance, under_tuned=why)
+
+    assert say.conclude_rates([cell(None, 0)]) == "No cell was tuned here."
+    fine = say.conclude_rates([cell(None), cell(None)])
+    assert fine.startswith("In none of the 2 tuned cells") and fine.endswith("nothing is tested.")
+    poor = say.conclude_rates([cell("edge low"), *[cell("still rising")] * 5, cell(None)])
+    assert poor.startswith("In 6 of 7 tuned cells") and "LoRA at lora-1 (edge low)" in poor and "and 2 more" in poor
+
+
+def test_overlays() -> None:
+    def curve(points: dict[int, float], dataset: str = "d") -> list[Row]:
+        return [
+            place(method="lora", kind="curve", adapter_params=x, mean=y, dataset=dataset) for x, y in points.items()
+        ]
+
+    ours = curve({100: 0.50, 1000: 0.60, 10_000: 0.65})
+    text = say.conclude_overlay(ours, curve({100: 0.48, 10_000: 0.68}))
+    assert "LoRA −3.0 to +2.0 points" in text and text.endswith("nothing is tested.") and "differ" not in text
+    away = say.conclude_overlay(ours, curve({10**6: 0.7, 10**7: 0.8}, "other"))
+    assert "do not overlap" in away and "model or data differ" in away and "points" not in away
+
+
+def test_groups_and_ranks() -> None:
+    def line(method: str, group: str, mean: float, n: int = 5, reference: str = "lora-1") -> Row:
+        return place(method=method, group=group, mean=mean, n=n, reference=reference, tested=int(n > 1))
+
+    clear = [line("randlora", "a", 0.9), line("lora", "b", 0.8)]
+    level = [line("randlora", "a", 0.9, reference="lora-4"), line("lora", "a", 0.89, reference="lora-4")]
+    overlap = [line("vera", "a", 0.9, reference="lora-8"), line("lora", "ab", 0.89, reference="lora-8")]
+    assert "RandLoRA is above every other method at 1;" in say.conclude_groups(clear + level)
+    assert "the best methods are not distinguishable at all 2 (" in say.conclude_groups(level + overlap)
+    assert "above" not in say.conclude_groups(level)
+    assert "for want of a test" in say.conclude_groups([line("randlora", "a", 0.9, 1), line("lora", "a", 0.5, 1)])
+    assert "nothing to group" in say.conclude_groups([])
+
+    assert say.conclude_ranks([]) is None
+    rows = [place(method="lora", p_friedman=None, critical_difference=None)]
+    assert "can't be tested" in str(say.conclude_ranks(rows))
+    rows = [
+        place(reference=f"lora-{k}", p_friedman=p, critical_difference=None)
+        for k, p in ((1, 0.001), (2, 0.04), (4, 0.9))
+    ]
+    assert "At 1 of 3 budgets" in str(say.conclude_ranks(rows))  # 0.04 does not survive three looks
+
+
+def test_every_figure_of_the_report_has_one(store: Store) -> None:
+    found = pictures.pictures(store, overlay="fig1-clip")
+    assert [p.stem for p in found] == ["scaling_curve", "overlay", "fits", "pareto", "learning_rates", "expected_best"]
+    for p in found:
+        assert p.says.endswith(".") and "\n" not in p.says
+        assert p.says in unescape(p.svg) and p.chart is not None and p.chart["description"] == p.says
+        if p.kind != "scaling":  # the one that is a test
+            assert not any(word in p.says for word in STRONG), p.says
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_flat_and_single_seeds_are_not_called_apart(seeds: int, tmp_path: Any) -> None:
+    """No lead planted and few seeds: no sentence may say that there is one."""
+    from analysis import open_store
+    from tests.analysis.synthetic import make_results
+
+    plan = {"randlora": ("lora-1", "lora-2", "lora-4"), "twin": ("lora-1",), "full": (None,)}
+    plan |= {"lora": ("lora-1", "lora-2", "lora-4")}
+    made = make_results(tmp_path / "flat", seeds=seeds, noise=0.2, plan=plan, sizes=("4-shot", "1.0"))
+    for p in pictures.pictures(open_store(made)):
+        if p.kind in ("scaling", "sizes") and p.stem != "data_size_fits":
+            assert "No conclusion" in p.says or "not distinguishable" in p.says or "not testable" in p.says, p.says
+            assert "higher than" not in p.says

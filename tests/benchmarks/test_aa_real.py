@@ -1,0 +1,77 @@
+"""The benchmark of a method against itself: whose seeds are whose, what is counted, and that it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.plan.plan import Plan
+from sweeps.spec.interfaces import TUNE_SEED
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "benchmarks" / "aa_real.py"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the file adds to it
+    spec = importlib.util.spec_from_file_location("aa_real", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_arms_share_data_and_no_start_and_tables_share_nothing(bench: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    seen: list[dict[str, int]] = []
+    monkeypatch.setattr(bench, "run_trial", lambda config, **_: iter([seen.append(config)]))
+    names = ("data_seed", "init_seed", "basis_seed")
+    for table in (0, 1):
+        plan = Plan.from_spec(bench.table_spec(table, tmp_path, quick=True))
+        assert len(plan.feasible) == 2 and len({c.count for c in plan.feasible}) == 1
+        for cell in plan.feasible:
+            for seed in (0, 4, TUNE_SEED, TUNE_SEED + 2):
+                config = cell.trial("CONFIRM", 1e-2, (seed,) * 3, plan.spec.train).model_dump(mode="json")
+                list(bench.shifted(config, warm={}))
+    found = [tuple(c[n] for n in names) for c in seen]
+    arms = [found[i : i + 4] for i in range(0, 16, 4)]
+    assert [s[0] for s in arms[0]] == [s[0] for s in arms[1]] and [s[0] for s in arms[2]] == [s[0] for s in arms[3]]
+    starts = [s for arm in arms for row in arm for s in row[1:]]
+    assert len(set(starts)) == 16  # 4 arms of 4 seeds, the basis at the start's
+    assert not {s[0] for s in arms[0]} & {s[0] for s in arms[2]}
+    with pytest.raises(ValueError, match="not of an A/A table"):
+        next(bench.shifted({"cell_id": "lora_lora-1"}))
+
+
+def test_what_is_counted(bench: Any) -> None:
+    def row(verdict: str, choice: str, rates: tuple[float, float]) -> dict[str, Any]:
+        return {"verdict": verdict, "verdict_choice": choice, "rates": rates, "difference": 0.0, "means": [0.5, 0.5]}
+
+    same, other = (0.1, 0.1), (0.1, 0.2)
+    rows = [row("not distinguishable", "not distinguishable", same)] * 7
+    rows += [row("lower", "lower", same), row("higher", "not distinguishable", other)]
+    rows += [row("not distinguishable", "not testable", other)]
+    found = bench.summary(rows)
+    assert found["verdict"]["false"] == 2 and found["verdict"]["share"] == 0.2
+    assert found["verdict"]["same_rate"] == [1, 8] and found["verdict"]["other_rate"] == [1, 2]
+    low, high = found["verdict"]["interval"]  # Clopper and Pearson's, from tables
+    assert (low, high) == pytest.approx((0.0252, 0.5561), abs=1e-4)
+    assert found["verdict_choice"]["false"] == 1 and found["not_testable"] == 1
+    assert "20.0 % [2.5, 55.6]" in bench.report(found)
+
+
+@pytest.mark.slow
+def test_two_short_tables(tmp_path: Path) -> None:
+    command = [sys.executable, str(FILE), "--quick", "--json", str(tmp_path / "out.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["tables"] == 2 and found["sd_of_difference"] > 0  # the arms are no copies of each other

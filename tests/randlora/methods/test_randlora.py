@@ -1,0 +1,73 @@
+"""RandLoRA's own claims: full rank, the transposed case, the padded case, sparse bases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from randlora import Adapted, RandLoraConfig, attach
+from randlora.methods.random.randlora import DEFAULT_SCALE, RandLora
+from tests.randlora.arithmetic.test_contract import equation_4
+from tests.randlora.support import perturb
+
+
+def one_layer(shape: tuple[int, int], config: RandLoraConfig) -> tuple[Adapted, RandLora]:
+    adapted = attach(nn.Linear(shape[1], shape[0]).double(), config, ["weight"], basis_seed=3)
+    adapter = adapted.adapters["weight"]
+    assert isinstance(adapter, RandLora)
+    return adapted, adapter
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (128, 96), (96, 128), (97, 53)])
+@pytest.mark.parametrize("r", [1, 5, 32, 96])
+def test_full_rank(shape: tuple[int, int], r: int) -> None:
+    adapted, _ = one_layer(shape, RandLoraConfig(r))
+    perturb(adapted, 1.0)
+    assert torch.linalg.matrix_rank(adapted.deltas()["weight"]) == min(shape)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "binary", "ternary"])
+def test_full_rank_of_other_distributions(distribution: str) -> None:
+    adapted, _ = one_layer((128, 96), RandLoraConfig(6, distribution=distribution, sparsity=96**0.5))
+    perturb(adapted, 1.0)
+    assert torch.linalg.matrix_rank(adapted.deltas()["weight"]) == 96
+
+
+def test_a_stays_dense_unless_asked() -> None:
+    _, adapter = one_layer((64, 48), RandLoraConfig(4, distribution="ternary", sparsity=12.0))
+    assert set(adapter.bases.get("A").unique().tolist()) == {-1.0, 1.0}
+    with pytest.warns(UserWarning, match="loses rank"):
+        config = RandLoraConfig(4, distribution="ternary", sparsity=12.0, sparse_a=True)
+    _, adapter = one_layer((64, 48), config)
+    assert (adapter.bases.get("A") == 0).double().mean() > 0.7
+
+
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (12, 12)])
+@pytest.mark.parametrize("r", [1, 4, 5, 12, 15])
+def test_equation_4_with_the_pairing(shape: tuple[int, int], r: int) -> None:
+    adapted, adapter = one_layer(shape, RandLoraConfig(r, alpha=3.0))
+    perturb(adapted, 1.0)
+    a = adapter.bases.get("A")[:r, : min(shape)]
+    b = adapter.bases.get("B")[: max(shape), : adapter.n * r]
+    expected = equation_4(shape, adapter.lambdas.detach(), adapter.gammas.detach(), a, b, 3.0 / r)
+    torch.testing.assert_close(adapted.deltas()["weight"], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_start_and_scale() -> None:
+    _, adapter = one_layer((20, 12), RandLoraConfig(5))
+    assert adapter.scale == DEFAULT_SCALE
+    assert adapter.lambdas.shape == (5, 3) and adapter.gammas.shape == (3, 12)
+    assert (adapter.lambdas == 0).all()
+    torch.testing.assert_close(adapter.gammas.detach(), torch.full((3, 12), 1 / 12, dtype=torch.float64))
+    assert RandLoraConfig(5, alpha=10.0).scale == 2.0
+
+
+def test_layers_of_any_rank_read_the_same_first_columns() -> None:
+    layers = nn.ModuleList([nn.Linear(16, 16), nn.Linear(24, 40)])
+    adapted = attach(layers, RandLoraConfig(4), ["*"], capacities={"0.weight": 5, "1.weight": 3})
+    small, large = adapted.adapters.values()
+    assert isinstance(small, RandLora) and isinstance(large, RandLora)
+    assert small.bases is large.bases
+    assert small.bases.get("B").shape == (40, 24)
+    assert small.part().b.data_ptr() == large.part().b.data_ptr() == small.bases.get("B").data_ptr()

@@ -1,0 +1,54 @@
+"""The sweep files of `examples/real/` plan with the models' configurations; weights and data are the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tests.trainables.conftest import colour_tables
+from tests.trainables.tiny_language import write_rows
+from tools.real.fetch import VIT
+
+REAL = Path(__file__).resolve().parents[2] / "examples" / "real"
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `tools.real.fetch` and the user leave it, configurations instead of weights."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("real")
+    transformers.Dinov2Config(architectures=["Dinov2Model"], **VIT).save_pretrained(folder / "models" / "vit-s14")
+    llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
+    llama.save_pretrained(folder / "models" / "smollm2-135m")
+    for name in ("gtsrb", "dtd10"):
+        (folder / "data" / name).mkdir(parents=True)
+        for which, table in colour_tables().items():
+            pq.write_table(table, folder / "data" / name / f"{which}.parquet")
+    write_rows(folder / "data" / "ARC-Easy")
+    return folder
+
+
+@pytest.mark.parametrize("name", [p.stem for p in sorted(REAL.glob("*.toml"))])
+def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    plan = Plan.from_spec(SweepSpec.load(REAL / f"{name}.toml"))
+    assert plan.cells == plan.feasible
+    counts = {(c.method, c.reference): c.count for c in plan.cells}
+    if name == "arc-easy":
+        assert (counts["lora", "lora-16"], counts["randlora", "lora-16"]) == (3_317_760, 3_301_320)
+    else:
+        assert counts["lora", "lora-4"] == 4 * 12 * (3 * (384 + 384) + 2 * (1536 + 384))

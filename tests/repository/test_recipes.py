@@ -1,0 +1,168 @@
+"""The recipes of `examples/paper`: each validates and plans at both scales without a network, with exact counts."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from analysis.statistics.published import names
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tools.pages import PAGES, header
+from tools.recipe_hours import length, trial_seconds
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "paper"
+NAMES = sorted(p.stem for p in FOLDER.glob("*.toml"))
+QUICK = (
+    *("cost-clip-b32", "e2e", "fig1-clip", "fig1-dinov2", "glue-base", "table1-qwen2", "table3-ranks"),
+    "table4-bases",
+)
+"""One of every model family and every kind of method section."""
+ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+PAPER_RANKS = [  # recipe, what the paper pinned, (LoRA's rank, its count), RandLoRA's count: reference counts, exact
+    ("fig1-clip", 6, (32, 6_881_280), 5_170_320),
+    ("fig2-clip-b32", 6, (32, 4_128_768), 3_566_592),
+    ("fig2-clip-l14", 8, (32, 11_010_048), 9_510_912),
+    ("fig3-clip-b32", 6, (32, 6_881_280), 5_170_320),
+    ("fig3-clip-l14", 8, (32, 15_138_816), 12_192_768),
+    ("fig3-clip-h14", 10, (32, 29_360_128), 23_519_664),
+    ("table1-qwen2", 10, (16, 5_898_240), 5_956_992),
+    ("table1-qwen2", 5, (32, 11_796_480), 11_842_944),
+    ("table1-phi3", 40, (16, 22_020_096), 23_003_904),
+    ("table1-phi3", 20, (32, 44_040_192), 45_712_128),
+    ("table1-llama3", 60, (16, 28_311_552), 28_778_112),
+    ("table1-llama3", 30, (32, 56_623_104), 56_626_112),
+    ("fig1-llama3", 15, (64, 113_246_208), 112_723_968),
+    ("glue-base", 64, (4, 663_552), 718_848),
+    ("glue-large", 100, (4, 1_769_472), 1_780_416),
+]
+OWN_COUNTS = {  # VeRA's and NoLA's pinned cells, as the paper counts them
+    ("fig3-clip-b32", "vera"): 141_312,
+    ("fig3-clip-b32", "nola"): 147_456,
+    ("glue-base", "vera"): 156_672,
+    ("glue-large", "vera"): 258_048,
+    ("table1-qwen2", "nola"): 245_760,
+    ("table1-phi3", "nola"): 196_608,
+    ("table1-llama3", "nola"): 327_680,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("a recipe asked the network while it was planned")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def plan_of(name: str, *overrides: str, scale: str | None = None) -> Plan:
+    return Plan.from_spec(SweepSpec.load(FOLDER / f"{name}.toml", overrides, scale))
+
+
+@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize("name", ALL)
+def test_every_recipe_plans(name: str, scale: str) -> None:
+    plan = plan_of(name, scale=scale)  # builds every method on the meta device, and holds its count to the prediction
+    assert plan.spec.name == (name if scale == "full" else f"{name}-small")
+    assert [cell.label for cell in plan.cells if not cell.feasible] == []
+    for cell in plan.cells:
+        pinned = plan.spec.methods[cell.method].capacity is not None
+        if cell.budget is not None and not pinned:
+            assert cell.count is not None and abs(cell.count - cell.budget) <= 0.05 * cell.budget
+    if scale == "small":
+        assert plan.n_trials <= 60
+        assert plan.spec.train.epochs <= 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_headers_say_what_a_user_needs(name: str) -> None:
+    text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    head = "\n".join(line for line in text.split("\nname = ")[0].splitlines())
+    assert f"sweeps run examples/paper/{name}.toml\n" in head
+    assert f"sweeps run examples/paper/{name}.toml --scale small" in head
+    for word in ("hardware", "length", "expected"):
+        assert re.search(rf"^#   {word}   +\S", head, re.MULTILINE), word
+    assert re.search(r"length +[\d,]+ trials, about [\d.,]+ GPU-hours", head)
+    spec = SweepSpec.load(FOLDER / f"{name}.toml")
+    assert spec.protocol == "paper" or spec.search.warm_start == ("published",)
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "lora", "count"),
+    [pytest.param(*row, marks=() if row[0] in QUICK else pytest.mark.slow) for row in PAPER_RANKS],
+)
+def test_the_papers_ranks_give_the_papers_counts(name: str, rank: int, lora: tuple[int, int], count: int) -> None:
+    dataset = "cifar100" if "clip" in name else "glue-rte" if "glue" in name else "commonsense-15k"
+    only = f'data.datasets=["{dataset}"]'
+    plan = plan_of(name, f"methods.randlora.capacity={rank}", f"budgets.lora_rank=[1, {lora[0]}]", only, *_free(name))
+    (pinned,) = {cell.count for cell in plan.cells if cell.method == "randlora"}
+    assert pinned == count
+    (found,) = {cell.count for cell in plan.cells if (cell.method, cell.reference) == ("lora", f"lora-{lora[0]}")}
+    assert found == lora[1]
+
+
+def _free(name: str) -> list[str]:
+    """VeRA and NoLA name a budget of the file's own list; here they take the smallest."""
+    spec = SweepSpec.load(FOLDER / f"{name}.toml")
+    return [f'methods.{m}.budgets=["lora-1"]' for m, s in spec.methods.items() if s.budgets and m != "lora"]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "count"),
+    [pytest.param(*k, n, marks=() if k[0] in QUICK else pytest.mark.slow) for k, n in OWN_COUNTS.items()],
+)
+def test_the_papers_own_counts_of_vera_and_nola(name: str, method: str, count: int) -> None:
+    assert {cell.count for cell in plan_of(name).cells if cell.method == method} == {count}
+
+
+def test_first_trials_are_the_papers_hyperparameters() -> None:
+    plan = plan_of("fig1-clip", 'data.datasets=["cifar100"]')
+    first = {cell.method: (cell.lr_centre, dict(cell.published)) for cell in plan.cells}
+    assert first["lora"] == (pytest.approx(1e-3), {"alpha": 1.0})  # 1 / r
+    assert first["randlora"] == (pytest.approx(1e-3), {"alpha": 10.0})  # 10 / r
+    assert first["vera"] == (pytest.approx(1e-2), {})
+    assert first["full"] == (pytest.approx(1e-5), {})
+    train = plan.cells[0].settings(plan.spec.train)
+    assert (train.epochs, train.global_batch_size, train.weight_decay, train.augment) == (6, 128, 0.1, "crop-flip")
+
+
+@pytest.mark.parametrize("name", ["fig1-clip", pytest.param("table1-qwen2", marks=pytest.mark.slow)])
+def test_the_papers_protocol_is_one_setting_away(name: str) -> None:
+    plan = plan_of(name, "protocol=paper")
+    assert {cell.tune_trials for cell in plan.cells} == {0}
+    (lora,) = {dict(cell.options)["alpha"] for cell in plan.cells if cell.method == "lora"}
+    assert lora == (1 if name == "fig1-clip" else 64)
+
+
+def test_the_pages_are_in_step_with_headers_and_registry() -> None:
+    for name, make in PAGES.items():
+        page = (FOLDER.parents[1] / name).read_text(encoding="utf-8")
+        assert page == make(), f"run: python -m tools.pages ({name})"
+
+
+def test_every_published_name_in_a_header_is_there() -> None:
+    for name in NAMES:
+        said = header(FOLDER / f"{name}.toml").get("published", "")
+        if "import paper" in said or "--overlay" in said:
+            (found,) = re.findall(r"(?:import paper|--overlay) (\S+)", said)
+            assert found in names(), name
+        elif said:
+            rows = json.loads((FOLDER.parents[1] / said).read_text(encoding="utf-8"))["rows"]
+            assert [row for row in rows if row["recipe"] == name]
+
+
+def test_hours_are_computed_from_the_plan() -> None:
+    plan = plan_of("cost-clip-b32")
+    words = header(FOLDER / "cost-clip-b32.toml")["length"]
+    assert words == length(FOLDER / "cost-clip-b32.toml"), "run: python -m tools.recipe_hours --write"
+    seconds = {c.method: trial_seconds(c, plan.spec, "CONFIRM", 100e12) for c in plan.cells}
+    assert seconds["lora"] < seconds["full"] < seconds["randlora"] < seconds["dora"]
+    twice = plan_of("cost-clip-b32", "train.epochs=6")
+    more = {c.method: trial_seconds(c, twice.spec, "CONFIRM", 100e12) for c in twice.cells}
+    assert all(seconds[m] < more[m] < 2 * seconds[m] for m in seconds)

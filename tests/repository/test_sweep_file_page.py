@@ -1,0 +1,33 @@
+"""docs/sweep-file.md: every key of a sweep file has a meaning, and the example is one that plans."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from sweeps.spec.spec import SweepSpec
+from tools.pages import sweep_file_page
+from tools.spec_page import sections
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "sweep-file.md"
+
+
+def test_every_key_has_a_meaning() -> None:
+    found = dict(sections())
+    assert {"", "model", "methods.NAME", "search", "keep"} <= found.keys()
+    keys = {row[0] for row in found["methods.NAME"]}
+    assert {"`lr`", "`lr.low`", "`unmatched`", "`capacity`"} <= keys
+    for name, rows in found.items():
+        assert rows
+        for key, kind, _, meaning in rows:
+            assert kind and kind != "value" and meaning, f"[{name}] {key} of {kind!r} has no docstring"
+
+
+def test_the_page_is_up_to_date_and_its_example_is_read() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == sweep_file_page(), "run: python -m tools.pages"
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    spec = SweepSpec.parse(tomllib.loads(example))
+    assert spec.methods["vera"].unmatched
+    assert spec.search.rates == 6

@@ -1,0 +1,257 @@
+"""The solver against known answers, its allocations, and what it says when a budget can't be met."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+
+import pytest
+
+from randlora.methods.registry import METHODS
+from sweeps.budget.solver import (
+    ALLOCATIONS,
+    Infeasible,
+    Solution,
+    budget_table,
+    reach,
+    reference_budget,
+    solve,
+    solve_pinned,
+)
+from tests.sweeps.budget.shapes import clip_b32, clip_tower, llama3_8b
+
+
+def solved(*args: object, **kwargs: object) -> Solution:
+    answer = solve(*args, **kwargs)  # type: ignore[arg-type]
+    assert isinstance(answer, Solution), answer
+    return answer
+
+
+def refused(*args: object, **kwargs: object) -> Infeasible:
+    answer = solve(*args, **kwargs)  # type: ignore[arg-type]
+    assert isinstance(answer, Infeasible), answer
+    return answer
+
+
+@pytest.mark.parametrize(("layers", "width", "rank"), [(12, 768, 6), (24, 1024, 8), (32, 1280, 10)])
+def test_the_papers_clip_ranks_match_the_vision_towers_packed_qkv(layers: int, width: int, rank: int) -> None:
+    shapes = clip_tower("visual.", layers, width, "qkv")
+    answer = solved("randlora", shapes, reference_budget(shapes, 32))
+    assert (answer.capacity, answer.allocation) == (rank, "uniform")
+    assert answer.residual / answer.budget == pytest.approx(0.0078, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lora_rank", "rank", "count"), [(16, 61, 28_317_376), (32, 30, 56_626_112), (64, 15, 112_723_968)]
+)
+def test_llama3_8b(lora_rank: int, rank: int, count: int) -> None:
+    shapes = llama3_8b()
+    answer = solved("randlora", shapes, reference_budget(shapes, lora_rank), "uniform")
+    assert (answer.capacity, answer.count) == (rank, count)
+    assert set(answer.capacities) == set(shapes)
+
+
+def test_llama3_8b_solves_quickly_with_cold_caches() -> None:
+    from sweeps.budget.reach import _curves
+
+    shapes = llama3_8b()
+    _curves.cache_clear()
+    start = time.process_time()
+    for method in METHODS:
+        for allocation in ALLOCATIONS:
+            solve(method, shapes, reference_budget(shapes, 32), allocation)
+    assert time.process_time() - start < 0.5
+
+
+def test_clip_b32_misses_with_one_rank_and_fill_closes_the_gap() -> None:
+    shapes = clip_b32()
+    budget = reference_budget(shapes, 32)
+    assert budget == 6_881_280
+    nearest = solved("randlora", shapes, budget, "uniform", tolerance=None)
+    assert (nearest.capacity, nearest.count, nearest.residual) == (5, 6_202_548, 6_202_548 - budget)
+
+    one_rank = refused("randlora", shapes, budget, "uniform")
+    assert one_rank.below is not None
+    assert one_rank.above is not None
+    assert (one_rank.below.capacity, one_rank.above.capacity) == (5, 4)
+    assert one_rank.above.residual == one_rank.above.count - budget
+    assert "6,202,548" in one_rank.reason
+    assert "-9.9%" in one_rank.reason
+    assert "fill" in one_rank.lever
+
+    mixed = solved("randlora", shapes, budget, "fill")
+    assert mixed.capacity is None
+    assert set(mixed.capacities.values()) == {4, 5}
+    assert abs(mixed.residual) < 6000  # the smallest weight's step is about 13,000
+    assert solved("randlora", shapes, budget, "auto") == mixed
+
+
+def test_auto_keeps_one_rank_where_it_is_within_the_tolerance() -> None:
+    shapes = clip_b32()
+    budget = reference_budget(shapes, 8)
+    answer = solved("randlora", shapes, budget)
+    assert (answer.allocation, answer.capacity) == ("uniform", 19)
+    assert solved("randlora", shapes, budget, tolerance=0.01).allocation == "fill"
+    assert solved("randlora", shapes, budget, tolerance=None) == answer
+
+
+def test_a_solution_names_the_counts_on_either_side() -> None:
+    shapes = llama3_8b()
+    answer = solved("randlora", shapes, reference_budget(shapes, 16))
+    assert answer.below is not None
+    assert answer.above is not None
+    assert (answer.above.capacity, answer.above.count) == (60, 28_778_112)
+    assert answer.below.count < answer.count < answer.above.count
+    assert answer.above.residual == answer.above.count - answer.budget
+
+
+@pytest.mark.parametrize("lora_rank", [1, 4, 8, 16, 32, 64])
+def test_lora_meets_its_own_budget_in_every_allocation(lora_rank: int) -> None:
+    shapes = clip_b32()
+    for allocation in ALLOCATIONS:
+        answer = solved("lora", shapes, reference_budget(shapes, lora_rank), allocation)
+        assert (answer.capacity, answer.residual) == (lora_rank, 0)
+        assert answer.count == 215_040 * lora_rank
+
+
+def test_per_layer_matches_every_weight_to_its_own_reference() -> None:
+    shapes = clip_b32()
+    answer = solved("randlora", shapes, reference_budget(shapes, 32), "per-layer")
+    count = METHODS["randlora"].count
+    for name, shape in shapes.items():
+        own = 32 * sum(shape)
+        off = abs(count(shape, answer.capacities[name]) - own)
+        assert all(abs(count(shape, r) - own) >= off for r in range(1, min(shape) + 1)), name
+    assert answer.capacities["visual.0.qkv"] == 6  # the paper's own match for this weight
+    assert answer.count == sum(count(shapes[n], r) for n, r in answer.capacities.items())
+
+
+def test_fill_spreads_the_upper_rank_evenly_over_each_shape() -> None:
+    shapes = {f"layer{i}": (64, 64) for i in range(12)}
+    step = 128
+    for extra in range(13):
+        answer = solved("lora", shapes, 12 * step * 2 + extra * step, "fill")
+        upper = [i for i in range(12) if answer.capacities[f"layer{i}"] == 3]
+        assert answer.residual == 0
+        assert len(upper) == extra
+        gaps = {b - a for a, b in itertools.pairwise(upper)}
+        assert not gaps or max(gaps) - min(gaps) <= 1
+    assert [i for i in range(12) if solved("lora", shapes, 25 * step, "fill").capacities[f"layer{i}"] == 3] == [5]
+
+
+def test_fill_gives_every_tower_its_share() -> None:
+    shapes = clip_b32()
+    answer = solved("randlora", shapes, reference_budget(shapes, 32), "fill")
+    upper: dict[tuple[int, int], int] = {}
+    for name, shape in shapes.items():
+        upper[shape] = upper.get(shape, 0) + (answer.capacities[name] == 4)
+    assert max(upper.values()) - min(upper.values()) <= 1
+
+
+def test_vera_and_nola_move_in_single_parameters_per_weight() -> None:
+    shapes = clip_b32()
+    vera = solved("vera", shapes, 150_001, "fill")
+    assert vera.residual == 0
+    nola = solved("nola", shapes, 20_001, "fill")
+    assert nola.residual == 0
+    assert max(nola.capacities.values()) - min(nola.capacities.values()) == 1
+
+
+def test_beyond_the_reach_the_answer_says_what_would_help() -> None:
+    shapes = clip_b32()
+    low, high = reach("vera", shapes)
+    too_much = refused("vera", shapes, 3_440_640)
+    assert too_much.above is None
+    assert too_much.below is not None
+    assert too_much.below.count == high
+    assert f"{high:,}" in too_much.reason
+    assert "more weights" in too_much.lever
+
+    too_little = refused("vera", shapes, 10_000)
+    assert too_little.below is None
+    assert too_little.above is not None
+    assert too_little.above.count == low
+    assert "fewer weights" in too_little.lever
+
+    assert "methods.nola.r" in refused("nola", shapes, 10**9).lever
+    assert "methods" not in refused("vera", shapes, 10**9).lever
+    huge = refused("randlora", shapes, 10**30)
+    assert huge.below is not None
+    assert huge.below.residual == huge.below.count - 10**30
+
+
+def test_a_step_wider_than_the_tolerance_asks_for_another_budget() -> None:
+    shapes = {"only": (64, 64)}
+    answer = refused("lora", shapes, 192, "auto")
+    assert answer.below is not None
+    assert answer.above is not None
+    assert (answer.below.count, answer.above.count) == (128, 256)
+    assert "128" in answer.lever
+    assert "256" in answer.lever
+
+
+def test_ties_go_to_the_smaller_rank() -> None:
+    assert solved("lora", {"only": (64, 64)}, 192, "uniform", tolerance=None).capacity == 1
+
+
+def test_a_pinned_rank_is_counted_as_it_is() -> None:
+    shapes = clip_b32()
+    answer = solve_pinned("randlora", shapes, 6, reference_budget(shapes, 32))
+    assert (answer.capacity, answer.count) == (6, 5_170_320)
+    assert answer.residual / answer.budget == pytest.approx(-0.249, abs=5e-4)
+    assert set(answer.capacities.values()) == {6}
+    beyond = solve_pinned("nola", shapes, 2048, 1000)  # the paper's k: more than the text tower's width can use
+    assert beyond.count == 147_456
+    assert beyond.above is None
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        solve_pinned("nola", shapes, 1, 1000)
+
+
+def test_options_reach_the_count() -> None:
+    small = {"only": (8, 8)}
+    least, most = reach("nola", small)
+    assert reach("nola", small, options={"r": 4})[1] > most
+    assert least >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("randlro", {"a": (4, 4)}, 10), r"randlro.*nearest.*randlora"),
+        (("lora", {"a": (4, 4)}, 10, "even"), r"'even'.*uniform"),
+        (("lora", {"a": (4, 4)}, 0), "at least 1"),
+        (("lora", {}, 10), "no target weights"),
+    ],
+)
+def test_bad_input_is_named(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve(*arguments)  # type: ignore[arg-type]
+
+
+def test_bad_tolerance_and_reference_are_named() -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        solve("lora", {"a": (4, 4)}, 10, tolerance=-0.1)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        reference_budget({"a": (4, 4)}, 0)
+    with pytest.raises(ValueError, match="no target weights"):
+        reference_budget({}, 1)
+
+
+def test_the_table_lists_every_method_and_allocation() -> None:
+    shapes = clip_b32()
+    table = json.loads(json.dumps(budget_table(shapes, 32)))
+    assert table["reference"] == "lora-32"
+    assert table["budget"] == 6_881_280
+    rows = {(row["method"], row["allocation"]): row for row in table["methods"]}
+    assert set(rows) == {(method, allocation) for method in METHODS for allocation in ALLOCATIONS}
+    uniform = rows["randlora", "uniform"]
+    assert (uniform["ranks"], uniform["count"], uniform["feasible"]) == (5, 6_202_548, False)
+    assert uniform["residual"] == uniform["count"] - table["budget"]
+    assert (uniform["below"]["capacity"], uniform["above"]["capacity"]) == (5, 4)
+    auto = rows["randlora", "auto"]
+    assert (auto["chosen"], auto["feasible"], auto["reason"]) == ("fill", True, None)
+    assert set(auto["ranks"]) == set(shapes)
+    assert rows["lora", "auto"]["ranks"] == 32
+    assert rows["vera", "auto"]["above"] is None
+    assert "largest count" in rows["vera", "auto"]["reason"]

@@ -1,0 +1,103 @@
+"""`sweeps compare` and `sweeps tables`: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from analysis import comparisons, open_store
+from analysis.statistics.groups import groups, mean_ranks
+from analysis.statistics.inference import power, seeds_needed
+from analysis.statistics.planning import seeds_table
+from sweeps.cli.main import app
+from sweeps.cli.printing import print_files
+from tests.analysis.synthetic import make_results
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("compare") / "two"
+    return make_results(place, datasets=("embedded:fashion", "embedded:digits"), seed=3)
+
+
+def sweeps(*words: object, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, [str(w) for w in words])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_compare_has_all_that_is_asked_of_statistics(folder: Path) -> None:
+    store, text = open_store(folder), sweeps("compare", folder).stdout
+    for said in ("not distinguishable", "Mean ranks over data sets", "Mean test score over data sets", "effect [95 %]"):
+        assert said in text
+    assert "seeds for 0.5 points" in text and "Of 10 budgets, data sets and sizes" in text
+    answer = json.loads(sweeps("compare", folder, "--json").stdout)
+    assert answer["comparisons"] == comparisons(store).to_pylist()
+    assert answer["groups"] == groups(store).to_pylist()
+    assert answer["mean_ranks"] == mean_ranks(store).to_pylist()
+    assert {r["dataset"] for r in answer["averages"]} == {None} and len(answer["says"]) == 2
+
+
+def test_seeds_for_a_difference_of_ones_choice(folder: Path) -> None:
+    answer = json.loads(sweeps("compare", folder, "--points", 1.5, "--baseline", "full", "--json").stdout)
+    rows = answer["seeds_needed"]
+    assert {r["difference"] for r in rows} == {0.015} and {r["baseline"] for r in rows} == {"full"}
+    family = len(comparisons(open_store(folder), "full"))
+    for r in rows:
+        assert r["alpha"] == pytest.approx(0.05 / family)
+        assert r["seeds_needed"] == seeds_needed(r["sd"], 0.015, r["alpha"])
+        assert r["power"] == power(r["n"], r["sd"], 0.015, r["alpha"])
+        assert r["seeds_needed_choice"] is None or r["seeds_needed_choice"] >= r["seeds_needed"]
+
+
+def test_more_seeds_for_less(folder: Path) -> None:
+    by: dict[tuple[str, ...], list[int]] = {}
+    for r in seeds_table(open_store(folder)).to_pylist():
+        by.setdefault((r["dataset"], r["method"], r["reference"]), []).append(r["seeds_needed"] or 1001)
+    assert by and all(seeds == sorted(seeds, reverse=True) for seeds in by.values())
+
+
+def test_tables_of_the_report(folder: Path, tmp_path: Path) -> None:
+    listed = sweeps("tables", folder).stdout
+    assert "results" in listed and "groups" in listed
+    text = sweeps("tables", folder, "groups", "ranks").stdout
+    assert "| data | budget | method |" in text and "| budget | method | mean rank |" in text
+    tex = sweeps("tables", folder, "averages", "--format", "latex").stdout
+    assert tex.startswith("% Mean test score over data sets\n\\begin{tabular}")
+    whole = json.loads(sweeps("tables", folder, "averages", "--json").stdout)
+    assert whole[0]["name"] == "averages" and len(whole[0]["rows"][0]) == len(whole[0]["header"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tables", "result"), "results"),
+        (("tables", "--format", "html"), "markdown"),
+        (("compare", "--points", "0"), "above 0"),
+        (("compare", "--points", "200"), "below 100"),
+        (("compare", "--baseline", "loar"), "lora"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(folder: Path, words: tuple[str, ...], said: str) -> None:
+    done = sweeps(words[0], folder, *words[1:], code=2)
+    assert said in done.output
+
+
+def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
+    empty = make_results(tmp_path / "empty", trials=False)
+    assert "nothing to compare yet" in sweeps("compare", empty).stdout
+
+
+def test_where_everything_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last lines of a run: folders by name, the files of a folder on one line."""
+    place = Path("results/one")
+    files = [place / "figures" / f"fits.{suffix}" for suffix in ("png", "svg")]
+    print_files({"tables": place / "tables", "report": place / "report.html", **{f.name: f for f in files}})
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["tables", "results/one/tables"],
+        ["figures", "results/one/figures", "(fits:", "png,", "svg)"],
+        ["report", "results/one/report.html"],
+    ]

@@ -1,0 +1,74 @@
+"""`sweeps status` as a process of its own, from another terminal, while a sweep runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.lanes.pool import Pool
+from tests.fakes import fake_plan
+from tests.sweeps.engine.test_engine_faults import ROOT, events
+from tests.sweeps.engine.test_run import go, logged
+
+
+def status(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "sweeps.cli.main", "status", str(folder), *arguments]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
+
+
+class Terminal(threading.Thread):
+    """Asks again and again, from the first finished trial until the sweep is over."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder, self.over = folder, threading.Event()
+        self.told: list[dict[str, Any]] = []
+        self.text = ""
+
+    def run(self) -> None:
+        while not self.over.wait(0.05):
+            if not events(self.folder, "finish"):
+                continue
+            if not self.text:
+                self.text = status(self.folder)
+            self.told.append(json.loads(status(self.folder, "--json")))
+
+
+@pytest.mark.slow
+def test_another_terminal_sees_the_numbers_grow(tmp_path: Path, pool: Pool) -> None:
+    folder = tmp_path / "r"
+    terminal = Terminal(folder)
+    terminal.start()
+    try:
+        summary = go(fake_plan(folder, logged(tmp_path / "log", delay=0.4)), pool)
+    finally:
+        terminal.over.set()
+        terminal.join()
+    assert (summary.finished, summary.failed) == (32, 0)
+    assert "of 32 trials finished, 0 failed" in terminal.text
+    assert "trials/min" in terminal.text
+    assert "; running" in terminal.text
+
+    during = [told for told in terminal.told if told["running"]]
+    finished = [told["finished"] for told in during]
+    assert len(during) >= 3
+    assert finished == sorted(finished)
+    assert 1 <= finished[0] < finished[-1]
+    assert all(told["trials"] == 32 and told["failed"] == 0 for told in during)
+    assert all(told["per_minute"] > 0 and told["seconds_left"] is not None for told in during)
+    hours = [told["accelerator_hours"] for told in during]
+    assert hours == sorted(hours)
+    assert hours[0] < hours[-1]
+    assert all(sum(told["phases"].values()) == told["cells"] == 4 for told in during)
+    assert any(told["unfinished"] for told in during)
+
+    after = json.loads(status(folder, "--json"))
+    assert (after["running"], after["finished"], after["unfinished"]) == (False, 32, 0)
+    assert (after["cells_confirmed"], after["seconds_left"]) == (4, None)
+    assert "; not running" in status(folder)

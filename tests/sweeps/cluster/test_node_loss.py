@@ -1,0 +1,48 @@
+"""A whole machine is lost in the middle of its trials: two raylets on loopback, one of them killed with all it runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.lanes.pool import Pool
+from tests.fakes import fake_plan
+from tests.sweeps.cluster.own_ray import OwnRay
+from tests.sweeps.engine.test_engine_faults import ROOT
+from tests.sweeps.engine.test_run import assert_same_tables, go, logged
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("after", ["", "back"], ids=["none-comes-back", "another-takes-its-place"])
+def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, after: str) -> None:
+    log = tmp_path / "log"
+    delay = "1" if after else "0.3"  # a worker on the other machine takes a while to start
+    command = [
+        sys.executable,
+        "-m",
+        "tests.sweeps.cluster.two_raylets",
+        str(tmp_path / "r"),
+        str(log),
+        delay,
+        *after.split(),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=own_ray.environment, timeout=600, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["finished"], found["failed"]) == (32, 0)
+    lines = [line.split() for line in log.read_text().splitlines()]
+    lost = {trial for trial, _, pid in lines if int(pid) in found["lost"]}
+    moved = {trial for trial, _, pid in lines if trial in lost and int(pid) not in found["lost"]}
+    assert moved, "no trial of the lost machine was in the middle"
+    epochs = [int(epoch) for trial, epoch, pid in lines if trial in moved and int(pid) not in found["lost"]]
+    assert 1 not in epochs, "a trial did not go on from its checkpoint"
+    workers = {int(pid) for _, _, pid in lines}
+    assert len(workers) == (3 if after else 2)
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")

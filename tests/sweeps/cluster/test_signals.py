@@ -1,0 +1,31 @@
+"""Signals that wait until Ray's session is down."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from sweeps.cluster import signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_held_signals_are_heard_at_the_end(number: int) -> None:
+    reached = []
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), signals.held():
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        reached.append("the end")
+    assert reached == ["the end"]
+    assert signal.getsignal(number) is before
+    with signals.held():
+        reached.append("nothing came")
+
+
+def test_what_hangs_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_PATIENCE_S", 0.0)
+    with pytest.raises(KeyboardInterrupt), signals.held():
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the signal was not heard")

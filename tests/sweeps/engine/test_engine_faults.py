@@ -1,0 +1,224 @@
+"""Sweeps that are killed, or whose workers are: nothing finished is lost or repeated, and the tables are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sweeps.engine.run import EngineError, run
+from sweeps.lanes.broker import Broker
+from sweeps.lanes.pool import Pool
+from sweeps.records.journal import Journal
+from sweeps.records.locks import LockedError
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
+from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows, trained
+
+ROOT = Path(__file__).resolve().parents[3]
+DRIVER = """
+import sys
+from pathlib import Path
+from sweeps.engine.run import run
+from tests.fakes import TRIAL, FakeResources, fake_plan
+from tests.sweeps.engine.test_run import logged
+
+folder, log, delay = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+plan = fake_plan(folder, logged(log, delay=delay), resources=FakeResources(concurrent=2))
+print(run(plan, trial=TRIAL, progress=False).interrupted)
+"""
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    path = folder / "journal.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [event for event in found if event["ev"] == kind]
+
+
+def start_driver(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Any, what: str, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(tmp_path: Path, pool: Pool) -> None:
+    log = tmp_path / "log"
+    driver = start_driver(tmp_path / "r", log, 0.1)
+    wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 7, "seven finished trials")
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    wait_for(lambda: gone(family), "the killed driver's processes to end", 60)
+    before = {e["trial_id"] for e in events(tmp_path / "r", "finish")}
+    asked = {e["trial_id"] for e in events(tmp_path / "r", "ask")}
+    seen = len(log.read_text().splitlines())
+    assert before < asked  # some were in flight
+    with (tmp_path / "r" / "journal.jsonl").open("ab") as file:
+        file.write(b'{"ev":"ask","trial_id":"torn')
+    summary = go(fake_plan(tmp_path / "r", logged(log)), pool)
+    assert (summary.skipped, summary.finished, summary.failed) == (len(before), 32 - len(before), 0)
+    later = {line.split()[0] for line in log.read_text().splitlines()[seen:]}
+    assert not later & before
+    assert asked <= {t["trial_id"] for t in rows(tmp_path / "r", "trials")}
+    finishes = [e["trial_id"] for e in events(tmp_path / "r", "finish")]
+    asks = [e["trial_id"] for e in events(tmp_path / "r", "ask")]
+    assert len(finishes) == len(set(finishes)) == len(asks) == len(set(asks)) == 32
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole", ("trials", "predictions"))
+    assert all(count <= 2 for count in trained(log).values())  # only an epoch that was under way
+
+
+def test_an_interrupt_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path, pool: Pool) -> None:
+    log = tmp_path / "log"
+    driver = start_driver(tmp_path / "r", log, 0.3)
+    wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 2, "two finished trials")
+    with pytest.raises(LockedError, match=f"is being run by process {driver.pid} on host"):
+        go(fake_plan(tmp_path / "r", logged(log)), pool)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGINT)
+    assert driver.communicate(timeout=30)[0].split()[-1] == "True"
+    assert driver.returncode == 0
+    assert gone(family)
+    assert not (tmp_path / "r" / "lock.json").exists()
+    before = {e["trial_id"] for e in events(tmp_path / "r", "finish")}
+    assert before == {t["trial_id"] for t in rows(tmp_path / "r", "trials")}
+    summary = go(fake_plan(tmp_path / "r", logged(log)), pool)
+    assert (summary.skipped, summary.finished) == (len(before), 32 - len(before))
+    assert set(trained(log).values()) <= {1, 2}
+    assert not (tmp_path / "r" / "work").exists()
+
+
+def test_a_killed_worker_costs_an_attempt_not_the_trial(tmp_path: Path, pool: Pool) -> None:
+    cells = (FakeCell("lora", options=(("kill", "once"),)), FakeCell("vera"))
+    search = FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0)
+    summary = go(fake_plan(tmp_path / "r", cells, search=search, confirm=FakeConfirm((0,))), pool)
+    assert (summary.finished, summary.failed) == (4, 0)
+    finishes = {e["row"]["cell_id"]: [] for e in events(tmp_path / "r", "finish")}
+    for event in events(tmp_path / "r", "finish"):
+        finishes[event["row"]["cell_id"]].append(event["attempt"])
+    assert all(attempt in (2, 3) for attempt in finishes["lora-1000"])  # 3: its neighbour's death took it along
+    healthy = (FakeCell("lora"), FakeCell("vera"))
+    clean = fake_plan(tmp_path / "whole", healthy, search=search, confirm=FakeConfirm((0,)))
+    go(clean, pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_trial_that_always_kills_its_worker_fails_and_the_others_do_not(tmp_path: Path, pool: Pool) -> None:
+    cells = (FakeCell("lora", options=(("kill", "always"),)), FakeCell("vera", options=(("delay", 0.5),)))
+    search = FakeSearch(trials=2, rerun_rates=0, rerun_seeds=0)
+    summary = go(fake_plan(tmp_path / "r", cells, search=search, confirm=FakeConfirm((0,))), pool)
+    failed = [t for t in rows(tmp_path / "r", "trials") if t["status"] == "failed"]
+    assert (summary.finished, summary.failed) == (3, 2)
+    assert {t["method"] for t in failed} == {"lora"}
+    assert all(t["reason"].startswith("its worker process died 3 times while running it: Actor") for t in failed)
+
+
+def test_a_killed_proxy_is_replaced(tmp_path: Path, pool: Pool) -> None:
+    killed = []
+
+    class KillProxies:
+        """Kills every proxy process once, when the third trial has finished."""
+
+        def start(self, state: Any) -> None: ...
+        def note(self, text: str) -> None: ...
+        def stop(self, state: Any) -> None: ...
+
+        def update(self, state: Any) -> None:
+            if not killed and sum(len(cell.rows) for cell in state.cells.values()) >= 3:
+                for process in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.Error):  # children come and go
+                        if "Proxy" in " ".join(process.cmdline()):
+                            process.kill()
+                            killed.append(process.pid)
+
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera")))
+    summary = run(plan, trial=TRIAL, progress=KillProxies(), pool=pool)
+    assert killed
+    assert (summary.finished, summary.failed) == (16, 0)
+    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole", ("predictions",))
+
+
+def test_lanes_that_cannot_start_are_an_error_that_says_why(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    broken = ray.remote(num_cpus=0)(Broker).options(name="broken").remote()
+    try:
+        ray.get(broken.lane_lost.remote("lane0", "RuntimeError: no room", True))
+        monkeypatch.setattr(pool, "broker", broken)
+        monkeypatch.setattr(pool, "broker_name", "broken")
+        with pytest.raises(EngineError, match="RuntimeError: no room"):
+            go(fake_plan(tmp_path / "r", (FakeCell("lora"),)), pool)
+    finally:
+        ray.kill(broken)
+
+
+@pytest.mark.slow
+def test_a_data_parallel_group_trains_one_trial_at_a_time(tmp_path: Path) -> None:
+    """In its own process: this one's Ray session has its CPUs in the shared lanes."""
+    cells = '(FakeCell("lora", options=(("fail_above", 1e-2),)), FakeCell("vera", options=(("kill", "once"),)))'
+    search = "search=FakeSearch(trials=2, rerun_rates=0, rerun_seeds=0), confirm=FakeConfirm((0,))"
+    code = DRIVER.replace("concurrent=2", "workers=2").replace("logged(log, delay=delay)", f"{cells}, {search}")
+    code = code.replace("import TRIAL", "import TRIAL, FakeCell, FakeConfirm, FakeSearch")
+    command = [sys.executable, "-c", code, str(tmp_path / "r"), str(tmp_path / "log"), "0"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
+    assert done.stdout.split()[-1] == "False"
+    trials = rows(tmp_path / "r", "trials")
+    assert {t["reason"] for t in trials if t["status"] == "failed"} == {"ValueError: lr 0.1 is too much"}
+    assert [t["status"] for t in trials].count("finished") == 5
+    assert FakeResources().workers == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora"), FakeCell("vera")))
+    real, written = Journal.write, []
+
+    def write(self: Journal, event: dict[str, Any], *, sync: bool = True) -> None:
+        written.append(event)
+        if len(written) > 20:
+            raise OSError(code, os.strerror(code))
+        real(self, event, sync=sync)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", write)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            go(plan, pool)
+    assert go(plan, pool).finished > 0
+    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+def test_a_full_disk_under_a_trial_is_not_the_trials_fault(tmp_path: Path, pool: Pool) -> None:
+    cells = (FakeCell("lora", options=(("full_disk", "once"),)), FakeCell("vera"))
+    with pytest.raises(OSError, match=r"No space left on device.*on host"):
+        go(fake_plan(tmp_path / "r", cells), pool)
+    healthy = (FakeCell("lora"), FakeCell("vera"))
+    assert go(fake_plan(tmp_path / "r", healthy), pool).complete
+    go(fake_plan(tmp_path / "whole", healthy), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")

@@ -1,0 +1,252 @@
+"""What the journal promises: whatever is killed, and whenever, the final tables are an undisturbed run's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from analysis.store.store import open_store
+from sweeps.engine.run import run
+from sweeps.lanes.pool import Pool
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
+from tests.sweeps.engine.test_engine_faults import DRIVER, ROOT, events, gone, start_driver, wait_for
+from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows, trained
+
+pytestmark = pytest.mark.slow  # every test starts and kills drivers
+
+KILLED_AFTER = """
+import os, signal
+from sweeps.records.journal import Journal
+left, real = int(sys.argv[4]), Journal.write
+
+def write(self, event, *, sync=True):
+    global left
+    real(self, event, sync=sync)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.write = write
+"""
+SMALL_FILES = """
+import resource
+from sweeps.lanes.pool import Pool
+with Pool(plan.spec.resources, folder.with_name("ray")) as pool:  # Ray's own processes keep their limits
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), usual[1]))
+    try:
+        run(plan, trial=TRIAL, progress=False, pool=pool)
+    except OSError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        print("stopped by", error.errno)
+"""
+
+
+def driver(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run driver code to its end."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=200)
+
+
+def killed_again_and_again(tmp_path: Path, pool: Pool, kills: int, seed: int) -> None:
+    folder, log, draw = tmp_path / "r", tmp_path / "log", random.Random(seed)
+    code = DRIVER.replace("plan = ", KILLED_AFTER + "\nplan = ")
+    for _ in range(kills):
+        after = draw.randint(1, 16)
+        before = {e["trial_id"] for e in events(folder, "finish")}
+        seen = len(log.read_text().splitlines()) if log.exists() else 0
+        done = driver(code, folder, log, 0, after)
+        assert done.returncode == -signal.SIGKILL, f"seed {seed}: the sweep was over before its kill"
+        later = {line.split()[0] for line in log.read_text().splitlines()[seen:]} if log.exists() else set()
+        assert not later & before, f"seed {seed}: a finished trial was trained again"
+    summary = go(fake_plan(folder, logged(log)), pool)
+    assert (summary.finished + summary.skipped, summary.failed) == (32, 0)
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(folder, tmp_path / "whole")
+    for kind in ("ask", "finish"):
+        assert set(Counter(e["trial_id"] for e in events(folder, kind)).values()) == {1}, f"seed {seed}: {kind}"
+
+
+def test_a_driver_killed_twice_after_some_events(tmp_path: Path, pool: Pool) -> None:
+    killed_again_and_again(tmp_path, pool, 2, seed=random.randrange(10**6))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_driver_killed_ten_times_after_random_numbers_of_events(tmp_path: Path, pool: Pool) -> None:
+    killed_again_and_again(tmp_path, pool, 10, seed=random.randrange(10**6))
+
+
+class KillOnce:
+    """A display that kills all of Ray's processes with a title in it, once, when some trials have finished."""
+
+    def __init__(self, title: str, after: int = 3) -> None:
+        self.title, self.after = title, after
+        self.killed: list[int] = []
+
+    def start(self, state: Any) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self, state: Any) -> None: ...
+
+    def update(self, state: Any) -> None:
+        if not self.killed and sum(len(cell.rows) for cell in state.cells.values()) >= self.after:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # children come and go
+                    if self.title in " ".join(process.cmdline()):
+                        process.kill()
+                        self.killed.append(process.pid)
+
+
+@pytest.mark.parametrize(
+    "title", ["Proxy", "TrainController", "RayTrainWorker", pytest.param("Broker", marks=pytest.mark.slow)]
+)
+def test_a_killed_actor_changes_nothing(tmp_path: Path, pool: Pool, title: str) -> None:
+    """The Tune process, the lane's controller, the workers in the middle of an epoch, and our own broker."""
+    kill = KillOnce(title)
+    cells = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera", options=(("delay", 0.05),)))
+    summary = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=kill, pool=pool)
+    assert kill.killed
+    assert (summary.finished, summary.failed) == (16, 0)
+    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_full_disk(tmp_path: Path, pool: Pool) -> None:
+    """The kernel refuses to let the journal grow, from one byte of it to the next."""
+    code = DRIVER.rpartition("print(")[0] + SMALL_FILES
+    done = driver(code, tmp_path / "r", tmp_path / "log", 0, 30_000)
+    assert done.stdout.split() == ["stopped", "by", str(errno.EFBIG)]
+    before = {e["trial_id"] for e in events(tmp_path / "r", "finish")}
+    assert 0 < len(before) < 32
+    assert (tmp_path / "r" / "journal.jsonl").read_bytes().endswith(b"\n")
+    summary = go(fake_plan(tmp_path / "r", logged(tmp_path / "log")), pool)
+    assert (summary.skipped, summary.finished) == (len(before), 32 - len(before))
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, pool: Pool) -> None:
+    running = start_driver(tmp_path / "r", tmp_path / "log", 1.0)
+    wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 2, "two finished trials")
+    family = psutil.Process(running.pid).children(recursive=True)
+    for _ in range(2):
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert running.communicate(timeout=30)[0].split()[-1] == "True"
+    wait_for(lambda: gone(family), "its processes to end", 60)
+    assert not (tmp_path / "r" / "lock.json").exists()
+    go(fake_plan(tmp_path / "r", logged(tmp_path / "log")), pool)
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_comes_up_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
+    running = start_driver(tmp_path / "r", tmp_path / "log", 1.0)
+    driver = psutil.Process(running.pid)
+    wait_for(lambda: any("gcs_server" in p.name() for p in driver.children(recursive=True)), "Ray's first process")
+    running.send_signal(number)
+    seen: set[psutil.Process] = set()
+    while running.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            seen.update(driver.children(recursive=True))
+        time.sleep(0.05)
+    assert (running.returncode, running.communicate()[0].split()[-1]) == (0, "True")
+    wait_for(lambda: gone(list(seen)), "its processes to end", 5)
+    assert not (tmp_path / "r" / "lock.json").exists()
+
+
+def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool) -> None:
+    """They are in the middle of an epoch, longer than anything waits for: Ray must not go down around their threads."""
+    log = tmp_path / "log"
+    running = start_driver(tmp_path / "r", log, 15.0)
+    wait_for(log.exists, "an epoch", 200)
+    time.sleep(1.0)
+    for _ in range(4):
+        running.send_signal(signal.SIGINT)
+        time.sleep(1.2)
+    assert running.communicate(timeout=60)[0].split()[-1] == "True"
+    assert running.returncode == 0
+    assert not (tmp_path / "r" / "lock.json").exists()
+
+
+UNTIL_LOST = DRIVER.replace(
+    "print(run(plan, trial=TRIAL, progress=False).interrupted)",
+    """
+from sweeps.cluster.session import RayLostError
+try:
+    print(run(plan, trial=TRIAL, progress=False).interrupted)
+except RayLostError as error:
+    print("lost:", error)
+""",
+)
+
+
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet", "everything"])
+def test_ray_itself_is_killed(tmp_path: Path, pool: Pool, victim: str) -> None:
+    """Nothing goes on then; Ray would end the driver a minute later. systemd and Slurm send SIGTERM to everything."""
+    log = tmp_path / "log"
+    running = start_driver(tmp_path / "r", log, 1.0, UNTIL_LOST)
+    wait_for(log.exists, "an epoch", 200)
+    family = psutil.Process(running.pid).children(recursive=True)
+    if victim == "everything":
+        for process in [psutil.Process(running.pid), *family]:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+    else:
+        next(p for p in family if p.name() == victim).kill()
+    said = running.communicate(timeout=60)[0].strip().splitlines()
+    if victim == "everything":  # by itself, or from the main thread, which may be in a call of Ray's that nothing ends
+        assert said == ["True"] if running.returncode == 0 else running.returncode == 130
+    else:
+        assert running.returncode == 2 or said[-1].startswith(f"lost: Ray's {victim} (process")
+    wait_for(lambda: gone(family), "its processes to end", 20)
+    go(fake_plan(tmp_path / "r", logged(log)), pool)
+    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+FIRST: dict[str, Any] = {"confirm": FakeConfirm((0, 1)), "search": FakeSearch(trials=4, sampler="qmc")}
+LONGER: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "budgets": lambda log: {"cells": (*logged(log), FakeCell("lora", 16_000, options=(("log", str(log)),)))},
+    "methods": lambda log: {"cells": (*logged(log), FakeCell("nola", options=(("log", str(log)),)))},
+    "seeds": lambda log: {"confirm": FakeConfirm((0, 1, 2, 7))},
+    "allowance": lambda log: {"search": FakeSearch(trials=7, sampler="qmc")},
+}
+
+
+@pytest.mark.parametrize("longer", LONGER)
+def test_of_an_extended_sweep_only_the_difference_runs(tmp_path: Path, pool: Pool, longer: str) -> None:
+    log = tmp_path / "log"
+    go(fake_plan(tmp_path / "r", logged(log), **FIRST), pool)
+    before = {t["trial_id"] for t in rows(tmp_path / "r", "trials")}
+    more = {"cells": logged(log), **FIRST, **LONGER[longer](log)}
+    summary = go(fake_plan(tmp_path / "r", **more), pool)
+    assert set(trained(log).values()) == {1}, "a trial was trained again"
+    go(fake_plan(tmp_path / "whole", **{**more, **LONGER[longer](tmp_path / "log2")}), pool)
+    whole = {t["trial_id"] for t in rows(tmp_path / "whole", "trials")}
+    assert summary.finished == len(whole - before) > 0
+    if longer != "allowance":
+        assert_same_tables(tmp_path / "r", tmp_path / "whole")
+        return
+    # a longer search may choose another rate: the old one's CONFIRM rows stay, superseded, and count no more
+    kept = {t["trial_id"] for t in rows(tmp_path / "r", "trials")} - whole
+    confirmed = [
+        open_store(tmp_path / name).table("confirmed").column("trial_id").to_pylist() for name in ("r", "whole")
+    ]
+    assert sorted(confirmed[0]) == sorted(confirmed[1])
+    assert not kept & set(confirmed[0])

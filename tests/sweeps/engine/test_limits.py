@@ -1,0 +1,90 @@
+"""Limits and the order of cells, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.cluster.resources import LaneShape, accelerators
+from sweeps.engine.limits import Meter
+from sweeps.errors import SpecError
+from sweeps.search.stages import SweepState
+from sweeps.spec.spec import SweepSpec
+from tests.fakes import FakeCell, FakeLimits, fake_plan
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def metered(tmp_path: Path, clock: Clock, shapes: list[LaneShape], **limits: float) -> tuple[Meter, SweepState]:
+    plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")))
+    state = SweepState(plan.feasible, plan.spec)
+    return Meter(FakeLimits(**limits), state, shapes, 0.0, clock), state
+
+
+def test_accelerator_time_is_what_trials_hold(tmp_path: Path) -> None:
+    clock = Clock()
+    shapes = [LaneShape(2, False, {"CPU": 1, "GPU": 0.5})]
+    meter, state = metered(tmp_path, clock, shapes, max_cost=3.0, price_per_hour=2.0)
+    clock.now = 3600
+    meter.tick()
+    assert meter.accelerator_hours == 0  # nothing ran
+    for _ in range(3):  # one of them waits for a lane
+        slot = state.next_slot()
+        assert slot is not None
+        state.start(slot)
+    clock.now += 1800
+    meter.tick()
+    assert meter.accelerator_hours == pytest.approx(2 * 0.5 * 0.5)
+    assert meter.reached() is None
+    clock.now += 3600
+    meter.tick()
+    assert meter.cost == pytest.approx(3.0)
+    assert meter.reached() == "limits.max_cost = 3 (3 spent)"
+
+
+def test_earlier_runs_count_for_accelerator_time_and_not_for_wall_time(tmp_path: Path) -> None:
+    clock = Clock()
+    meter, state = metered(tmp_path, clock, [], max_accelerator_hours=1.0, max_hours=2.0)
+    state.cells["lora-1000"].rows["x"] = {"seconds_total": 3600.0}
+    again = Meter(FakeLimits(max_accelerator_hours=1.0), state, [LaneShape(1, False, {"CPU": 1})], 0.0, clock)
+    assert again.reached() == "limits.max_accelerator_hours = 1 (1 used)"
+    assert meter.reached() is None
+    clock.now = 7200
+    assert meter.reached() == "limits.max_hours = 2"
+
+
+@pytest.mark.parametrize(
+    ("shape", "each"),
+    [
+        (LaneShape(4, False, {"CPU": 1}), 1),
+        (LaneShape(4, False, {"CPU": 1, "GPU": 0.25}), 0.25),
+        (LaneShape(4, True, {"CPU": 1, "GPU": 1}), 4),
+        (LaneShape(4, True, {"CPU": 1}), 4),
+    ],
+)
+def test_accelerators_of_one_trial(shape: LaneShape, each: float) -> None:
+    assert accelerators([shape]) == each
+
+
+def test_a_cost_needs_a_price() -> None:
+    tree = {
+        "name": "x",
+        "model": {"id": "embedded:tiny-clip"},
+        "data": {"datasets": ["digits"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}},
+        "limits": {"max_cost": 5},
+    }
+    with pytest.raises(SpecError, match="max_cost = 5 needs price_per_hour"):
+        SweepSpec.parse(tree)
+    tree["limits"] = {"max_cost": 5, "price_per_hour": 1.5}
+    spec = SweepSpec.parse(tree)
+    assert spec.limits.max_cost == 5
+    assert "limits" not in spec.identity()
+    assert "resources" not in spec.identity()

@@ -1,0 +1,70 @@
+"""`sweeps again`: one trial once more from the journal's configuration, held against the tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from analysis.store.tables import write_part
+from sweeps.cli.main import app
+from trainables.config import TrialConfig
+from trainables.training.worker import run_trial
+
+TRIAL = TrialConfig.model_validate(
+    {
+        "stage": "TUNE",
+        "cell_id": "c",
+        "model": "embedded:tiny-clip",
+        "adapt": "vision",
+        "targets": ["mlp.c_fc"],
+        "dataset": "embedded:fashion-mnist",
+        "train_size": "1-shot",
+        "method": "full-targets",
+        "lr": 1e-3,
+        "data_seed": 3,
+        "init_seed": 3,
+        "basis_seed": 3,
+        "train": {"epochs": 1, "global_batch_size": 4},
+    }
+)
+
+
+def sweeps(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def folder(place: Path, score: float) -> Path:
+    row: dict[str, Any] = {"sweep": "s", "trial_id": TRIAL.trial_id, "cell_id": "c", "attempt": 1, "stage": "TUNE"}
+    row |= {"slot": 0, "method": TRIAL.method, "status": "finished", "val_score": score}
+    write_part(place, "trials", [row])
+    lanes = [{"per_worker": {"CPU": 1.0}}]
+    ask = {"ev": "ask", "trial_id": TRIAL.trial_id, "config": TRIAL.model_dump(mode="json")}
+    lines = [json.dumps({"ev": "sweep", "name": "s", "lanes": lanes}), json.dumps(ask)]
+    (place / "journal.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return place
+
+
+def test_a_trial_again_is_held_against_the_tables(tmp_path: Path) -> None:
+    *_, last = run_trial(TRIAL.model_dump(), warm={}, directory=tmp_path / "first")
+    score = last["result"]["val_score"]
+    assert 0 <= score <= 1
+    good = folder(tmp_path / "good", score)
+    before = sorted(good.rglob("*"))
+    done = sweeps("again", str(good), TRIAL.trial_id[:6])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "the same"), done.output
+    assert sorted(good.rglob("*")) == before
+    other = sweeps("again", str(folder(tmp_path / "other", score + 0.5)), TRIAL.trial_id, "--json")
+    assert other.exit_code == 1
+    assert json.loads(other.output)["val_again"] == score
+
+
+def test_a_trial_that_cannot_be_repeated(tmp_path: Path) -> None:
+    place = folder(tmp_path, 0.5)
+    assert "no such finished trial" in sweeps("again", str(place), "zzz").output
+    (place / "journal.jsonl").write_text('{"ev": "sweep", "name": "s"}\n{"ev": "as')  # a torn line
+    refused = sweeps("again", str(place), TRIAL.trial_id)
+    assert refused.exit_code == 2
+    assert "its configuration is not in" in refused.output

@@ -1,0 +1,119 @@
+"""A text encoder through the whole engine, and what a sweep file may not ask of models of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.store.store import open_store
+from sweeps.engine.run import run
+from sweeps.errors import SpecError
+from sweeps.lanes.pool import Pool
+from sweeps.plan.inputs import check_inputs
+from sweeps.plan.plan import Plan
+from sweeps.plan.split_sizes import split_sizes
+from sweeps.spec.spec import SweepSpec
+from tests.trainables.tiny_language import instruction_rows, save_model, write_e2e, write_rows
+from tests.trainables.tiny_sentences import save_encoder, write_sst2
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama in `llama/`, a tiny RoBERTa in `roberta/`, and data for both."""
+    folder = tmp_path_factory.mktemp("text-sweep")
+    save_model(folder / "llama", "llama")
+    save_encoder(folder / "roberta")
+    write_rows(folder / "rows")
+    write_sst2(folder / "SST-2")
+    write_e2e(folder / "restaurants")
+    return folder
+
+
+def tree(place: Path, model: str = "llama", data: str = "json:rows", **given: Any) -> dict[str, Any]:
+    form, _, name = data.partition(":")
+    return {
+        "name": f"tiny-{model}",
+        "output": str(place / f"results-{model}"),
+        "model": {"id": f"local:{place / model}"},
+        "data": {"datasets": [f"{form}:{place / name}"]},
+        "budgets": {"lora_rank": [2]},
+        "methods": {"lora": {}, "randlora": {}},
+        "search": {"trials": 2, "rerun_rates": 0, "rerun_seeds": 0},
+        "confirm": {"seeds": 1},
+        "train": {"epochs": 1, "global_batch_size": 16},
+        "keep": {"adapters": "confirm"},
+    } | given
+
+
+def test_a_text_encoder_sweep_end_to_end(place: Path, pool: Pool) -> None:
+    methods: dict[str, Any] = {"lora": {}, "linear-probe": {}}
+    plan = Plan.from_spec(SweepSpec.parse(tree(place, "roberta", "glue:SST-2", methods=methods)))
+    summary = run(plan, progress=False, pool=pool)
+    assert (summary.finished, summary.failed) == (2 * (2 + 1), 0)
+    trials = open_store(place / "results-roberta").table("trials").to_pylist()
+    heads = {t["method"]: t["head_params"] for t in trials}
+    assert heads == {"lora": 32 * 32 + 32 + 2 * 32 + 2, "linear-probe": 2 * 32}
+    assert {t["metric"] for t in trials} == {"accuracy"}
+
+
+def test_rows_to_evaluate_are_counted(place: Path) -> None:
+    plan = Plan.from_spec(SweepSpec.parse(tree(place, evaluate={"test_rows": 10})))
+    assert [split_sizes(cell) for cell in plan.cells] == [(36, 4, 10)] * 2
+
+
+def test_changed_texts_are_noticed(place: Path, tmp_path: Path) -> None:
+    from sweeps.plan import inputs
+
+    folder = write_rows(tmp_path / "rows")
+    whole = tree(place, output=str(tmp_path / "results")) | {"data": {"datasets": [f"json:{folder}"]}}
+    check_inputs(Plan.from_spec(SweepSpec.parse(whole)))
+    (folder / "test.json").write_text(str(instruction_rows(12, seed=5)).replace("'", '"'), encoding="utf-8")
+    inputs._load.cache_clear()
+    with pytest.raises(SpecError, match="not the data that the trials"):
+        check_inputs(Plan.from_spec(SweepSpec.parse(whole)))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "given", "words"),
+    [
+        ("llama", "glue:SST-2", {}, r"data\.datasets.*holds sentences.*causal-lm learns from instructions or"),
+        ("roberta", "json:rows", {}, r"data\.datasets.*holds instructions.*text-encoder learns from sentences"),
+        ("roberta", "e2e:restaurants", {}, r"data\.datasets.*holds meanings"),
+        ("llama", "json:rows", {"methods": {"lora": {}, "linear-probe": {}}}, r"methods\.linear-probe.*has none"),
+        ("roberta", "glue:SST-2", {"methods": {"lora": {}, "zero-shot": {}}}, r"methods\.zero-shot.*linear-probe"),
+        ("llama", "json:rows", {"train": {"augment": "crop-flip"}}, r"train\.augment.*is for images"),
+        (
+            "roberta",
+            "glue:SST-2",
+            {"evaluate": {"protocol": "generation"}},
+            r"evaluate\.protocol.*is for language models",
+        ),
+        ("llama", "json:rows", {"evaluate": {"beams": 2}}, r"evaluate\.beams.*known: .*num_beams"),
+    ],
+)
+def test_what_a_model_of_text_cannot_do_is_named(
+    place: Path, model: str, data: str, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        Plan.from_spec(SweepSpec.parse(tree(place, model, data, **given)))
+
+
+@pytest.mark.parametrize(("model", "data", "positions"), [("llama", "json:rows", 256), ("roberta", "glue:SST-2", 64)])
+def test_texts_longer_than_the_window_are_refused_beforehand(
+    place: Path, model: str, data: str, positions: int
+) -> None:
+    def planned(most: int) -> Plan:
+        return Plan.from_spec(SweepSpec.parse(tree(place, model, data, train={"epochs": 1, "max_tokens": most})))
+
+    assert planned(positions).n_trials
+    with pytest.raises(SpecError, match=rf"max_tokens = {positions + 1}.*model's {positions} positions"):
+        planned(positions + 1)
+
+
+def test_bad_rows_of_text_are_not_skipped(place: Path) -> None:
+    with pytest.raises(SpecError, match=r"data\.skip_bad.*is for images"):
+        Plan.from_spec(
+            SweepSpec.parse(tree(place) | {"data": {"datasets": [f"json:{place / 'rows'}"], "skip_bad": True}})
+        )

@@ -1,0 +1,101 @@
+"""An image encoder through the whole engine: plan, TUNE, CONFIRM, kept adapters; and what a sweep file may not ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.store.store import open_store
+from randlora import load
+from sweeps.engine.run import run
+from sweeps.errors import SpecError
+from sweeps.lanes.pool import Pool
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tests.trainables.conftest import colour_tables
+from tests.trainables.tiny_encoders import save_dinov2
+from trainables.models.encoders import load_head
+from trainables.models.loading import load_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny DINOv2 in `dinov2/` and the colour set in `colours/`."""
+    folder = tmp_path_factory.mktemp("vision-sweep")
+    save_dinov2(folder / "dinov2")
+    (folder / "colours").mkdir()
+    for which, table in colour_tables().items():
+        pq.write_table(table, folder / "colours" / f"{which}.parquet")
+    return folder
+
+
+def tree(place: Path, **given: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny-vision",
+        "output": str(place / "results"),
+        "model": {"id": f"local:{place / 'dinov2'}", "image_size": 16},
+        "data": {"datasets": [f"parquet:{place / 'colours'}"]},
+        "budgets": {"lora_rank": [2]},
+        "methods": {"lora": {}, "randlora": {}, "full": {"lr": 1e-3}, "linear-probe": {}},
+        "search": {"trials": 2, "rerun_rates": 0, "rerun_seeds": 0},
+        "confirm": {"seeds": 2},
+        "train": {"epochs": 2, "global_batch_size": 16},
+        "keep": {"adapters": "confirm"},
+    } | given
+
+
+def test_a_vision_sweep_end_to_end(place: Path, pool: Pool) -> None:
+    plan = Plan.from_spec(SweepSpec.parse(tree(place)))
+    assert {cell.method: cell.adapt for cell in plan.cells} == dict.fromkeys(
+        ("lora", "randlora", "full", "linear-probe"), "all"
+    )
+    summary = run(plan, progress=False, pool=pool)
+    assert (summary.finished, summary.failed) == (4 * (2 + 2), 0)
+    trials = open_store(place / "results").table("trials").to_pylist()
+    assert {t["metric"] for t in trials} == {"accuracy"}
+    assert {t["head_params"] for t in trials} == {4 * 32}
+    assert all((t["test_score"] is None) == (t["stage"] == "TUNE") for t in trials)
+    count = {t["method"]: t["adapter_params"] for t in trials}
+    lora = 2 * sum(a + b for a, b in [(32, 32)] * 6 + [(32, 128)] * 4)
+    assert (count["lora"], count["linear-probe"]) == (lora, 0)
+    assert count["randlora"] == pytest.approx(lora, rel=0.05)
+    one = next(t for t in trials if t["method"] == "randlora" and t["stage"] == "CONFIRM")
+    folder = place / "results" / "adapters" / one["trial_id"]
+    model = load_model(f"local:{place / 'dinov2'}").module
+    assert load(model, folder).count() == count["randlora"]
+    assert load_head(folder).weight.shape == (4, 32)
+
+
+def test_identity_and_cells_depend_on_the_image_size_and_not_on_spelling_the_default(place: Path) -> None:
+    plain = SweepSpec.parse(tree(place))
+    model = {"id": plain.model.id, "image_size": 16, "adapt": "all"}
+    spelt = SweepSpec.parse(tree(place, model=model))
+    assert spelt.identity() == plain.identity() == Plan.from_spec(plain).spec.identity()
+    bigger = SweepSpec.parse(tree(place, model={"id": plain.model.id, "image_size": 24}))
+    assert bigger.identity() != plain.identity()
+    first, other = (Plan.from_spec(s).cells[0] for s in (plain, bigger))
+    assert first.cell_id != other.cell_id
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"methods": {"lora": {}, "zero-shot": {}}}, r"methods\.zero-shot.*no head.*methods\.linear-probe"),
+        ({"model": {"adapt": "vision"}}, r"model\.adapt.*'vision'.*one tower.*all"),
+        ({"model": {"image_size": 20}}, r"model\.image_size.*20.*patch size, 8.*(16|24)"),
+    ],
+)
+def test_what_an_encoder_cannot_do_is_named(place: Path, given: dict[str, Any], words: str) -> None:
+    whole = tree(place)
+    for name, section in given.items():
+        whole[name] = (whole[name] | section) if name == "model" else section
+    with pytest.raises(SpecError, match=words):
+        Plan.from_spec(SweepSpec.parse(whole))
+
+
+def test_clip_takes_no_image_size(place: Path) -> None:
+    with pytest.raises(SpecError, match=r"model\.image_size.*do not interpolate"):
+        Plan.from_spec(SweepSpec.parse(tree(place, model={"id": "embedded:tiny-clip", "image_size": 32})))

@@ -1,0 +1,266 @@
+"""The broker without Ray: its coroutines on a plain event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from sweeps.lanes.broker import Broker
+from sweeps.lanes.leases import KILLED_FOR_MEMORY, MAX_ATTEMPTS
+
+W0, W1 = "lane0/0", "lane0/1"
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 10))
+
+
+async def started(*keys: str, window: int | None = None) -> Broker:
+    broker = Broker()
+    for worker in (W0, W1):
+        await broker.hello(worker, "t", 1)
+    for key in keys:
+        await broker.submit(key, {"config": key}, window)
+    return broker
+
+
+def test_a_trial_goes_to_a_worker_and_its_reports_to_the_proxy() -> None:
+    async def scenario() -> None:
+        broker = await started("a")
+        order = await broker.next(W0, "t", 1)
+        assert order == {"config": "a", "key": "a", "attempt": 1, "ahead": True, "shrink": None}
+        assert await broker.report(W0, "t", "a", {"epoch": 1, "val_score": 0.5}) == "go"
+        assert await broker.poll("a", 0, 1) == ({"epoch": 1, "val_score": 0.5}, "running")
+        waiting = asyncio.create_task(broker.poll("a", 1, 5))
+        await broker.finish(W0, "t", "a", {"epoch": 2, "done": True}, {"status": "finished", "result": {"x": 1}})
+        assert await waiting == ({"epoch": 2, "done": True}, "finished")
+        taken = await broker.take("a")
+        assert taken is not None
+        assert (taken["state"], taken["result"], len(taken["events"])) == ("finished", {"x": 1}, 2)
+        assert await broker.take("a") is None
+        assert await broker.poll("a", 2, 1) == (None, "unknown")
+
+    run(scenario())
+
+
+def test_a_window_holds_the_lane_back_until_the_driver_has_seen() -> None:
+    async def scenario() -> None:
+        broker = await started("a", window=1)
+        await broker.next(W0, "t", 1)
+        assert await broker.report(W0, "t", "a", {"epoch": 1}) == "go"
+        second = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 2}))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        await broker.poll("a", 1, 1)
+        assert await second == "go"
+        third = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 3}))
+        await asyncio.sleep(0.05)
+        await broker.take("a")  # the pruner has decided
+        assert await third == "stop"
+
+    run(scenario())
+
+
+def test_a_worker_that_starts_again_gets_its_trial_back() -> None:
+    async def scenario() -> None:
+        broker = await started("a", "b")
+        await broker.next(W0, "t", 1)
+        await broker.hello(W0, "new", 2)
+        assert await broker.report(W0, "t", "a", {"epoch": 1}) == "stop"  # the old process is fenced off
+        assert await broker.next(W0, "t", 1) == "stop"
+        order = await broker.next(W0, "new", 1)
+        assert order is not None
+        assert order != "stop"
+        assert (order["key"], order["attempt"]) == ("a", 2)
+
+    run(scenario())
+
+
+def test_a_trial_that_keeps_killing_its_worker_fails_itself_only() -> None:
+    async def scenario() -> None:
+        broker = await started("poison", "good")
+        for attempt in range(MAX_ATTEMPTS):
+            order = await broker.next(W0, f"{attempt}" if attempt else "t", 1)
+            assert order is not None
+            assert order != "stop"
+            assert (order["key"], order["attempt"]) == ("poison", attempt + 1)
+            if attempt < MAX_ATTEMPTS - 1:
+                if attempt == 0:
+                    assert (await broker.next(W1, "t", 1))["key"] == "good"  # type: ignore[index, call-overload]
+                    await broker.finish(W1, "t", "good", None, {"status": "finished"})
+            else:
+                await broker.submit("other", {}, None)
+                assert await broker.next(W1, "t", 0.05) is None  # the last attempt runs alone, so it blames no one else
+            await broker.hello(W0, f"{attempt + 1}", 3)
+        event, state = await broker.poll("poison", 0, 1)
+        assert (event, state) == (None, "failed")
+        taken = await broker.take("poison")
+        assert taken is not None
+        assert "died 3 times" in taken["reason"]
+        assert (await broker.next(W1, "t", 1))["key"] == "other"  # type: ignore[index, call-overload]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("ending", ["interrupt", "shutdown"])
+def test_an_end_reaches_lanes_and_proxies(ending: str) -> None:
+    async def scenario() -> None:
+        broker = await started("a", "b")
+        await broker.next(W0, "t", 1)
+        waiting = asyncio.create_task(broker.poll("a", 0, 5))
+        await asyncio.sleep(0)
+        await getattr(broker, ending)()
+        assert await waiting == (None, "stopped")
+        assert await broker.next(W1, "t", 0.05) == (None if ending == "interrupt" else "stop")
+        if ending == "interrupt":
+            assert await broker.report(W0, "t", "a", {"epoch": 1}) == "stop"
+            await broker.reset()
+            await broker.submit("c", {}, None)
+            assert (await broker.next(W0, "t", 1))["key"] == "c"  # type: ignore[index, call-overload]
+
+    run(scenario())
+
+
+def test_losing_the_last_lane_is_said_with_its_reason() -> None:
+    async def scenario() -> None:
+        broker = await started("a")
+        await broker.next(W0, "t", 1)
+        await broker.lane_lost("lane0", "gone", False)
+        assert (await broker.poll("a", 0, 0.05))[1] == "queued"
+        await broker.lane_lost("lane0", "gone for good", True)
+        assert (await broker.poll("a", 0, 1))[1] == "stopped"
+        assert (await broker.status())["dead"] == "gone for good"
+
+    run(scenario())
+
+
+async def lease(broker: Broker, worker: str, token: str = "t") -> dict[str, Any]:
+    order = await broker.next(worker, token, 0.2)
+    assert isinstance(order, dict), order
+    return order
+
+
+def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() -> None:
+    async def scenario() -> None:
+        killed: list[str] = []
+        broker = Broker(kill=killed.append)
+        await broker.hello(W0, "t", 1, "handle 0")
+        await broker.hello(W1, "t1", 2, "handle 1")
+        await broker.submit("hangs", {"timeout": 0.2, "attempts": 2}, None)
+        await broker.submit("good", {}, None)
+        assert (await lease(broker, W0))["key"] == "hangs"
+        assert (await lease(broker, W1, "t1"))["key"] == "good"
+        for _ in range(5):  # reports keep it alive
+            await asyncio.sleep(0.08)
+            assert await broker.report(W0, "t", "hangs", {"epoch": 1}) == "go"
+        await asyncio.sleep(0.5)
+        assert killed == ["handle 0"]
+        assert await broker.report(W0, "t", "hangs", {"epoch": 2}) == "stop"
+        assert await broker.next(W1, "t1", 0.05) is None  # that process is about to be ended too
+        await broker.hello(W0, "t2", 3, "handle 2")
+        await broker.hello(W1, "t3", 4, "handle 3")
+        orders = [await lease(broker, W0, "t2"), await lease(broker, W1, "t3")]
+        assert sorted((o["key"], o["attempt"]) for o in orders) == [("good", 1), ("hangs", 2)]
+        await asyncio.sleep(0.5)
+        assert killed[1:] == ["handle 2" if orders[0]["key"] == "hangs" else "handle 3"]
+        taken = await broker.take("hangs")
+        assert taken is not None
+        assert taken["reason"] == "no report for 0.2 s (resources.trial_timeout); started 2 times"
+
+    run(scenario())
+
+
+def test_waiting_for_the_driver_is_not_silence() -> None:
+    async def scenario() -> None:
+        killed: list[str] = []
+        broker = Broker(kill=killed.append)
+        await broker.hello(W0, "t", 1, "handle")
+        await broker.submit("a", {"timeout": 0.1}, 0)
+        await lease(broker, W0)
+        held = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 1}))
+        await asyncio.sleep(0.4)
+        assert not held.done()
+        assert not killed
+        await broker.poll("a", 1, 0.01)
+        assert await held == "go"
+
+    run(scenario())
+
+
+def test_a_death_is_charged_to_the_trial_that_died_with_its_reason() -> None:
+    async def scenario() -> None:
+        broker = await started()
+        await broker.submit("poison", {"attempts": 1}, None)
+        await broker.submit("good", {}, None)
+        await lease(broker, W0)
+        await lease(broker, W1)
+        await broker.died("lane0", {W0: "ActorDiedError: gone"})
+        taken = await broker.take("poison")
+        assert taken is not None
+        assert taken["reason"] == "its worker process died 1 times while running it: ActorDiedError: gone"
+        await broker.hello(W1, "new", 5)
+        assert (await lease(broker, W1, "new"))["attempt"] == 1
+
+    run(scenario())
+
+
+def test_trials_of_a_lane_that_does_not_come_back_go_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.lanes.broker.ENDED_S", 0.1)
+
+    async def scenario() -> None:
+        broker = await started("a", "b")
+        await broker.hello("lane1/0", "u", 9)
+        await lease(broker, W0)
+        await lease(broker, W1)
+        await broker.died("lane0", {W0: "its node has died"})  # and W1 with it, which nobody says
+        assert (await lease(broker, "lane1/0", "u"))["key"] == "a"
+        await broker.finish("lane1/0", "u", "a", None, {"status": "finished"})
+        await asyncio.sleep(0.2)
+        order = await lease(broker, "lane1/0", "u")
+        assert (order["key"], order["attempt"]) == ("b", 1)
+
+    run(scenario())
+
+
+def test_ranks_that_leave_together_say_so_and_one_alone_does_not() -> None:
+    async def scenario() -> None:
+        broker = await started("a", "b")
+        await lease(broker, W0)
+        both = [asyncio.create_task(broker.together(W0, "t", "a", rank, 2, 1.0)) for rank in range(2)]
+        assert await asyncio.gather(*both) == [True, True]
+        await broker.finish(W0, "t", "a", None, {"status": "failed"})
+        await lease(broker, W0)
+        assert not await broker.together(W0, "t", "b", 1, 2, 0.05)
+
+    run(scenario())
+
+
+def test_a_group_out_of_memory_starts_again_with_less_and_the_attempt_does_not_count() -> None:
+    async def scenario() -> None:
+        broker = await started("a")
+        await lease(broker, W0)
+        await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
+        assert await broker.next(W0, "t", 0.05) is None
+        await broker.hello(W0, "new", 5)
+        order = await lease(broker, W0, "new")
+        assert (order["attempt"], order["shrink"]) == (1, "OutOfMemoryError: 3 GiB")
+        await broker.died("lane0", {W0: "killed"}, memory=True)
+        await broker.hello(W0, "newer", 5)
+        order = await lease(broker, W0, "newer")
+        assert (order["attempt"], order["shrink"]) == (2, KILLED_FOR_MEMORY)
+
+    run(scenario())
+
+
+def test_a_restarted_broker_asks_workers_to_say_hello() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        await broker.submit("a", {}, None)
+        assert await broker.next(W0, "t", 0.05) == "hello"
+        await broker.hello(W0, "t", 1)
+        assert (await lease(broker, W0))["key"] == "a"
+
+    run(scenario())

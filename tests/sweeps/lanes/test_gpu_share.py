@@ -1,0 +1,58 @@
+"""How many trials share a GPU. There is none here: its memory is told, and Ray is told that it has some."""
+
+from __future__ import annotations
+
+import pytest
+
+from sweeps.cluster.resources import LaneShape, Node, plan_lanes
+from sweeps.lanes.gpu_share import CONTEXT_BYTES, Measured, gpu_share
+from sweeps.plan.estimate import probe_gpu
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tests.fakes import FakeResources
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("peak", "cpus_per_gpu", "cpus", "share"),
+    [
+        (60 * GIB, 8, 1, 1.0),
+        (30 * GIB, 8, 1, 1 / 2),
+        (GIB, 16, 1, 1 / 8),  # the most that pays
+        (GIB, 4, 1, 1 / 4),  # no CPUs for more
+        (GIB, 4, 2, 1 / 2),
+        (GIB, 0.5, 1, 1.0),
+        (200 * GIB, 8, 1, 1.0),  # it will say so itself
+    ],
+)
+def test_memory_and_cpus_decide(peak: int, cpus_per_gpu: float, cpus: float, share: float) -> None:
+    assert gpu_share(Measured(peak, 80 * GIB), cpus_per_gpu, cpus) == share
+
+
+def test_trials_that_share_fit() -> None:
+    for peak in range(GIB, 80 * GIB, GIB):
+        share = gpu_share(Measured(peak, 80 * GIB), 64, 1)
+        assert share == 1 or (peak + CONTEXT_BYTES) / share <= 80 * GIB
+
+
+def test_lanes_take_the_share_and_groups_whole_gpus() -> None:
+    auto = FakeResources(gpus_per_worker="auto")
+    assert plan_lanes(auto, [Node(16, 2)], 0.25) == [LaneShape(8, False, {"CPU": 1.0, "GPU": 0.25})]
+    assert plan_lanes(auto, [Node(16, 0)], 0.25) == [LaneShape(16, False, {"CPU": 1.0})]
+    groups = FakeResources(gpus_per_worker="auto", workers=2)
+    assert plan_lanes(groups, [Node(16, 2)], 0.25) == [LaneShape(2, True, {"CPU": 1.0, "GPU": 1.0})]
+
+
+def test_the_probe_measures_every_method() -> None:
+    tree = {
+        "name": "probed",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},
+        "data": {"datasets": ["embedded:fashion-mnist-turned"], "train_size": ["1-shot"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}, "zero-shot": {}},
+        "train": {"global_batch_size": 16},
+    }
+    measured = probe_gpu(Plan.from_spec(SweepSpec.parse(tree)))
+    assert measured.peak > 50 * 2**20
+    assert measured.device >= 0

@@ -1,0 +1,141 @@
+"""The micro-batch of a trial that ran out of memory, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sweeps.lanes.memory import MicroBatch, out_of_memory
+from trainables.errors import TrialError
+
+
+def config(adapt: str = "vision", **train: Any) -> dict[str, Any]:
+    return {"adapt": adapt, "train": {"global_batch_size": 10, "micro_batch_size": None, **train}}
+
+
+def test_it_halves_down_to_one_and_a_new_process_goes_on_with_what_fitted(tmp_path: Path) -> None:
+    micro = MicroBatch(tmp_path, config(), world=2)
+    assert (micro.asked, micro.size, micro.smaller) == (5, 5, None)
+    micro.shrink("first")
+    micro.shrink("second")
+    assert (micro.asked, micro.size, micro.smaller) == (5, 1, 1)
+    assert MicroBatch(tmp_path, config(), world=2).events == [
+        {"micro_batch_size": 2, "reason": "first"},
+        {"micro_batch_size": 1, "reason": "second"},
+    ]
+    with pytest.raises(TrialError, match=r"single example at once.*third"):
+        micro.shrink("third")
+
+
+def test_a_configured_micro_batch_is_where_it_starts(tmp_path: Path) -> None:
+    assert MicroBatch(tmp_path, config(micro_batch_size=4), world=1).size == 4
+    assert MicroBatch(tmp_path, config(micro_batch_size=64), world=1).size == 10
+
+
+def test_a_contrastive_batch_is_never_split(tmp_path: Path) -> None:
+    micro = MicroBatch(tmp_path, config("both"), world=1)
+    with pytest.raises(TrialError, match=r"out of memory with 10 images.*adapt = 'both'.*global_batch_size.*no room"):
+        micro.shrink("no room")
+    assert micro.smaller is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("DefaultCPUAllocator"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, answer: bool) -> None:
+    assert out_of_memory(error) is answer
+
+
+def test_torch_says_so_when_the_cpu_has_no_room() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("adapt", ["vision", "both"])
+def test_the_real_worker_trains_on_when_the_allocator_refuses_large_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapt: str
+) -> None:
+    from sweeps.lanes.worker import _Worker
+    from trainables.config import TrialConfig
+    from trainables.models.loading import target_shapes
+    from trainables.tasks.images.clip import BothTask, VisionTask
+
+    seen: list[int] = []
+
+    def limited(real: Any) -> Any:
+        def loss_sum(self: Any, rows: torch.Tensor, plan: Any) -> torch.Tensor:
+            seen.append(len(rows))
+            if len(rows) > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+            out: torch.Tensor = real(self, rows, plan)
+            return out
+
+        return loss_sum
+
+    for task in (VisionTask, BothTask):
+        monkeypatch.setattr(task, "loss_sum", limited(task.loss_sum))
+    model, targets = "embedded:tiny-clip", ("attn.in_proj_weight",)
+    trial = TrialConfig(
+        stage="TUNE",
+        cell_id="c",
+        model=model,
+        adapt=adapt,
+        targets=targets,
+        dataset="embedded:fashion-mnist-turned",
+        train_size="4-shot",
+        method="lora",
+        capacities=tuple((name, 1) for name in target_shapes(model, list(targets), adapt)),
+        lr=1e-3,
+        data_seed=0,
+        init_seed=0,
+        basis_seed=0,
+        train={"epochs": 1, "global_batch_size": 32},  # type: ignore[arg-type]
+    )
+    finished: list[Any] = []
+
+    class Remote:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def remote(self, *arguments: Any) -> Any:
+            if self.name == "finish":
+                finished.append(arguments[3:])
+            return "go"
+
+    class FakeBroker:
+        def __getattr__(self, name: str) -> Remote:
+            return Remote(name)
+
+    monkeypatch.setattr("sweeps.lanes.worker.ray.get", lambda answer: answer)
+    worker = _Worker(FakeBroker(), "lane0/0", 0, 1)
+    config = trial.model_dump(mode="json")
+    order = {
+        "key": "k",
+        "trial": "trainables.training.worker:run_trial",
+        "config": config,
+        "directory": str(tmp_path / "t"),
+    }
+    worker.run({**order, "keep": None, "ahead": True, "shrink": None})
+    ((last, outcome),) = finished
+    if adapt == "both":
+        assert outcome["status"] == "failed"
+        assert "can't be split" in outcome["reason"]
+        return
+    assert outcome["status"] == "finished"
+    assert last["done"]
+    assert outcome["micro_batch_size"] == 8
+    assert [e["micro_batch_size"] for e in outcome["memory"]] == [16, 8]
+    assert outcome["memory"][0]["reason"].startswith("OutOfMemoryError: CUDA out of memory")
+    assert {n for n in seen if n <= 10} == {8}

@@ -1,0 +1,328 @@
+"""Which trials go to a worker together, by the driver's rules and at the broker; no Ray, nothing trained."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.cluster.resources import LaneShape, Node
+from sweeps.errors import SpecError
+from sweeps.lanes.broker import Broker
+from sweeps.lanes.gpu_share import Measured, gpu_share
+from sweeps.lanes.leases import KILLED_FOR_MEMORY
+from sweeps.lanes.packs import MOST, Packing, pack_size, unpackable
+from sweeps.lanes.pool import HEAD, PROXY_RESOURCE, Pool
+from sweeps.plan.packing import packing_words
+from sweeps.plan.plan import Plan
+from sweeps.search.stages import Slot, SweepState
+from sweeps.spec.resources import ResourceSection
+from sweeps.spec.spec import SweepSpec
+from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSearch, fake_plan
+from tests.sweeps.lanes.test_broker import W0, W1, lease, run, started
+from tests.sweeps.search.test_stages import Rows, keys, row_of, simulate
+from tests.trainables.tiny_sentences import save_encoder
+from trainables.config import alike
+
+GIB = 2**30
+
+
+def packed_run(plan: FakePlan, packing: Packing, rows: Rows) -> list[list[Slot]]:
+    """Run a plan by packs, one of at most `workers` ending at a time; the packs in the order handed out."""
+    state, packs, running = SweepState(plan.feasible, plan.spec), [], []
+    while True:
+        while len(running) < packing.workers and (pack := packing.next(state, len(running), 1000)):
+            for slot in pack:
+                assert slot.trial_id not in rows
+                state.start(slot, len(pack))
+            packs.append(pack)
+            running.append(pack)
+        if not running:
+            assert state.busy == 0
+            return packs
+        assert state.busy == pytest.approx(len(running))
+        for slot in running.pop(0):
+            rows[slot.trial_id] = row_of(slot)
+            state.finish(rows[slot.trial_id])
+
+
+@pytest.mark.parametrize("sampler", ["grid", "qmc", "random"])
+@pytest.mark.parametrize(("most", "workers"), [(2, 1), (4, 1), (4, 2), (8, 3)])
+def test_packs_run_the_same_trials(tmp_path: Path, sampler: str, most: int, workers: int) -> None:
+    plan = fake_plan(tmp_path, search=FakeSearch(trials=8, sampler=sampler, rerun_rates=2, rerun_seeds=2))
+    whole: Rows = {}
+    simulate(plan, whole)
+    rows: Rows = {}
+    packs = packed_run(plan, Packing(most, workers, {}), rows)
+    assert keys(rows) == keys(whole)
+    assert {len(pack) for pack in packs} <= set(range(1, most + 1))
+    assert max(len(pack) for pack in packs) > 1
+    for pack in packs:
+        assert len({str(alike(dict(slot.config))) for slot in pack}) == 1
+        if pack[0].cell_id in ("full-None", "zero-shot-None"):
+            assert len(pack) == 1
+
+
+def test_a_cell_is_packed_as_far_as_no_worker_is_without_a_trial(tmp_path: Path) -> None:
+    search = FakeSearch(trials=8, rerun_rates=0, rerun_seeds=0)
+    sizes = {}
+    for cells in (1, 2, 3):
+        given = tuple(FakeCell("lora", 1000 * k) for k in range(1, cells + 1))
+        state = SweepState((plan := fake_plan(tmp_path, given, search=search)).feasible, plan.spec)
+        sizes[cells] = [len(Packing(8, 3, {}).next(state, packs, 100)) for packs in (0, 1, 2, 3)]
+    assert sizes == {1: [3, 4, 8, 8], 2: [4, 8, 8, 8], 3: [8, 8, 8, 8]}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_search_that_learns_is_asked_one_by_one_and_its_seeds_are_packed(tmp_path: Path, sampler: str) -> None:
+    search = FakeSearch(trials=8, sampler=sampler, rerun_rates=2, rerun_seeds=1)
+    plan = fake_plan(tmp_path, (FakeCell("lora"),), search=search)
+    whole: Rows = {}
+    simulate(plan, whole)
+    rows: Rows = {}
+    packs = packed_run(plan, Packing(4, 1, {}), rows)
+    assert keys(rows) == keys(whole)
+    assert [len(pack) for pack in packs] == [1] * 6 + [2, 2]
+
+
+def test_trials_that_may_be_pruned_are_not_packed(tmp_path: Path) -> None:
+    search = FakeSearch(trials=6, pruner="asha", rerun_rates=2, rerun_seeds=1)
+    packs = packed_run(fake_plan(tmp_path, (FakeCell("lora"),), search=search), Packing(4, 1, {}), {})
+    assert [len(pack) for pack in packs] == [1] * 4 + [2, 2]
+
+
+def test_a_pack_that_did_not_do_makes_later_ones_smaller(tmp_path: Path) -> None:
+    packing = Packing(8, 1, {})
+    packing.learn("lora-1000", {"cause": "uneven", "packed": 8})
+    assert packing.limits == {}
+    packing.learn("lora-1000", {"cause": "memory", "packed": 8})
+    packing.learn("vera-1000", {"cause": "refused", "packed": 8})
+    search = FakeSearch(trials=8, rerun_rates=0, rerun_seeds=0)
+    plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")), search=search)
+    assert Counter(len(pack) for pack in packed_run(plan, packing, {})) == {4: 2, 2: 1, 1: 10}
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("lora", None),
+        ("adalora", None),
+        ("full", "adds no adapter"),
+        ("zero-shot", "adds no adapter"),
+        ("autolora", "holds some rows of each batch out"),
+    ],
+)
+def test_what_is_packed(method: str, words: str | None) -> None:
+    why = unpackable(method)
+    assert (why is None) if words is None else (why is not None and words in why)
+
+
+def test_a_base_model_may_keep_its_trials_apart(tmp_path: Path) -> None:
+    """By its config alone: dropout is told apart, but not with checkpointing, and layers left out never."""
+    drops = f"local:{save_encoder(tmp_path / 'bert', 'bert', dropout=0.1)}"
+    plain = f"local:{save_encoder(tmp_path / 'plain', 'bert')}"
+    assert [unpackable("lora", model) for model in (drops, plain, "embedded:tiny-clip", "local:nowhere")] == [None] * 4
+    assert unpackable("lora", plain, True) is None
+    assert unpackable("lora", drops, True) == "trains a model with dropout under train.gradient_checkpointing"
+    config = {"model_type": "opt", "layerdrop": 0.1, "dropout": 0.0, "num_hidden_layers": 1, "architectures": []}
+    config |= {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 8, "num_attention_heads": 2}
+    config |= {"vocab_size": 20, "max_position_embeddings": 16, "architectures": ["OPTForCausalLM"]}
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    why = unpackable("lora", f"local:{tmp_path / 'opt'}")
+    assert why is not None
+    assert "leaves out parts of itself at random (model.decoder.layerdrop = 0.1)" in why
+
+
+def test_the_size_of_a_pack() -> None:
+    assert pack_size(3, None) == 3
+    assert pack_size("auto", None) == 1
+    assert pack_size("auto", Measured(peak=1 * GIB, device=80 * GIB)) == MOST
+    assert pack_size("auto", Measured(peak=20 * GIB, device=80 * GIB)) == 3
+    assert pack_size("auto", Measured(peak=20 * GIB, device=80 * GIB), share=0.5) == 1
+    assert gpu_share(Measured(peak=4 * GIB, device=80 * GIB), 16, 1) == 1 / 8
+    assert gpu_share(Measured(peak=4 * GIB, device=80 * GIB), 16, 1, packed=8) == 1 / 2
+
+
+def test_a_pool_knows_how_many_trials_fit_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is here, and none of this starts Ray: a made-up probe, and lanes set by hand."""
+    found = Measured(peak=12 * GIB, device=80 * GIB)
+    monkeypatch.setattr(Pool, "_measured", lambda self, measure: found)
+
+    def pool_of(**given: Any) -> Pool:
+        return Pool(FakeResources(gpus_per_worker="auto", **given), tmp_path, measure=lambda: found)
+
+    auto, nodes = pool_of(pack="auto"), [Node(16, 2)]
+    share = auto._share(nodes)
+    auto.shapes = [LaneShape(2, False, {"CPU": 1.0, "GPU": share})]
+    assert (share, auto.pack(auto.resources)) == (1.0, 5)  # five times 12 GiB, and a context, in 90 % of 80
+    half = pool_of(pack=2)
+    half.shapes = [LaneShape(4, False, {"CPU": 1.0, "GPU": half._share(nodes)})]
+    assert half.shapes[0].per_worker["GPU"] == 1 / 2
+    assert half.pack(half.resources) == 2
+    assert pool_of()._share(nodes) == 1 / 5
+    fixed = Pool(FakeResources(gpus_per_worker=0.5, pack="auto"), tmp_path, measure=lambda: found)
+    fixed._share(nodes)
+    fixed.shapes = [LaneShape(4, False, {"CPU": 1.0, "GPU": 0.5})]
+    assert fixed.pack(fixed.resources) == 2
+    cpus = Pool(FakeResources(pack="auto"), tmp_path, measure=lambda: found)
+    cpus._share([Node(4, 0)])
+    cpus.shapes = [LaneShape(4, False, {"CPU": 1.0})]
+    assert cpus.pack(cpus.resources) == 1
+    for given in ({"workers": 2}, {"isolated": True}):
+        assert auto.pack(FakeResources(pack="auto", **given)) == 1
+    auto._room = 2.0
+    assert auto.proxy_resources(1) == {PROXY_RESOURCE: 1.0}
+    assert auto.proxy_resources(5) == {PROXY_RESOURCE: 0.2}
+    auto._room = 0.0
+    assert auto.proxy_resources(3) == {HEAD: pytest.approx(0.15)}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"pack": 0}, r"resources\.pack = 0: a number of trials, at least 1, or 'auto'"),
+        ({"pack": "all"}, r"resources\.pack = 'all': a number of trials"),
+        ({"pack": 4, "workers": 2}, r"resources.*pack = 4 puts several trials on a worker, and workers = 2"),
+        ({"pack": 4, "isolated": True}, r"pack = 4 .* isolated = true is a process of its own for every trial"),
+    ],
+)
+def test_what_a_sweep_file_may_not_ask(given: dict[str, Any], words: str) -> None:
+    tree = {
+        "name": "s",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
+        "data": {"datasets": ["embedded:fashion-mnist"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}},
+        "resources": given,
+    }
+    with pytest.raises(SpecError, match=words):
+        SweepSpec.parse(tree)
+    assert ResourceSection(pack="auto", workers=2).pack == "auto"
+    assert ResourceSection().pack == 1
+
+
+def test_a_plan_says_what_is_packed_and_why_not() -> None:
+    tree: dict[str, Any] = {
+        "name": "s",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
+        "data": {"datasets": ["embedded:fashion-mnist"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}, "zero-shot": {}},
+    }
+
+    def said(pack: int | str, **search: Any) -> list[str]:
+        spec = SweepSpec.parse(tree | {"resources": {"pack": pack}, "search": search})
+        return packing_words(Plan.from_spec(spec))
+
+    assert said(1) == []
+    assert said(4) == [
+        "packing   up to 4 trials of a cell share a worker: lora",
+        "          one by one: zero-shot, which adds no adapter to the base model",
+    ]
+    assert said("auto")[0].startswith("packing   auto: on CPUs none, on GPUs up to 8, as many as the memory holds")
+    assert "search.sampler = 'tpe'" in said(4, sampler="tpe")[-1]
+    assert "search.pruner = 'asha'" in said(4, pruner="asha")[-1]
+
+
+# -- at the broker
+
+
+async def packed(*names: str, **order: Any) -> Broker:
+    broker = await started()
+    await broker.submit_pack({name: {"config": name, **order} for name in names})
+    return broker
+
+
+def names_of(orders: Any) -> list[str]:
+    return [order["key"] for order in orders]
+
+
+def test_a_pack_goes_to_one_worker_whole() -> None:
+    async def scenario() -> None:
+        broker = await packed("a", "b", "c")
+        await broker.submit("d", {}, None)
+        orders = await broker.next(W0, "t", 1)
+        assert names_of(orders) == ["a", "b", "c"]
+        assert all(order["ahead"] and order["attempt"] == 1 for order in orders)  # type: ignore[index, union-attr]
+        assert (await lease(broker, W1))["key"] == "d"
+        await broker.finish(W0, "t", "b", {"epoch": 1}, {"status": "finished"})
+        taken = await broker.take("b")
+        assert taken is not None
+        assert (taken["packed"], taken["unpacked"], taken["attempt"]) == (3, None, 1)
+        await broker.take("a")  # given up by the driver
+        assert await broker.report(W0, "t", "a", {"epoch": 1}) == "stop"
+        assert await broker.report(W0, "t", "c", {"epoch": 1}) == "go"
+
+    run(scenario())
+
+
+def test_what_is_given_back_goes_out_one_by_one_and_costs_no_attempt() -> None:
+    async def scenario() -> None:
+        broker = await packed("a", "b", "c")
+        await broker.next(W0, "t", 1)
+        await broker.finish(W0, "t", "a", None, {"status": "failed"})
+        await broker.unpack(W0, "t", ["b", "c"], "OutOfMemoryError: 3 GiB", "memory")
+        orders = [await lease(broker, W0), await lease(broker, W1)]
+        assert [(o["key"], o["attempt"], o["shrink"]) for o in orders] == [("b", 1, None), ("c", 1, None)]
+        await broker.finish(W1, "t", "c", None, {"status": "finished"})
+        taken = await broker.take("c")
+        assert taken is not None
+        assert taken["unpacked"] == {"reason": "OutOfMemoryError: 3 GiB", "cause": "memory", "packed": 3}
+        assert taken["packed"] == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_after_a_death_each_goes_by_itself(memory: bool) -> None:
+    async def scenario() -> None:
+        broker = await packed("a", "b")
+        await broker.next(W0, "t", 1)
+        await broker.died("lane0", {W0: "ActorDiedError: gone"}, memory=memory)
+        await broker.hello(W0, "u", 1)
+        orders = []
+        for _ in "ab":
+            orders.append(await lease(broker, W0, "u"))
+            await broker.finish(W0, "u", orders[-1]["key"], None, {"status": "finished"})
+        assert sorted((o["key"], o["attempt"], o["shrink"]) for o in orders) == [("a", 2, None), ("b", 2, None)]
+        taken = await broker.take("a")
+        assert taken is not None
+        why = (KILLED_FOR_MEMORY, "memory") if memory else ("ActorDiedError: gone", "death")
+        assert (taken["unpacked"]["reason"], taken["unpacked"]["cause"]) == why
+
+    run(scenario())
+
+
+def test_a_pack_that_goes_down_with_a_neighbour_stays_a_pack() -> None:
+    async def scenario() -> None:
+        broker = await started("poison")
+        await lease(broker, W0)
+        await broker.submit_pack({"a": {}, "b": {}})
+        assert names_of(await broker.next(W1, "t", 1)) == ["a", "b"]
+        await broker.died("lane0", {W0: "killed"})
+        await broker.hello(W1, "u", 1)
+        await broker.take("poison")
+        orders = await broker.next(W1, "u", 1)
+        assert sorted((o["key"], o["attempt"]) for o in orders) == [("a", 1), ("b", 1)]  # type: ignore[index, union-attr]
+
+    run(scenario())
+
+
+def test_a_pack_may_be_silent_for_as_long_as_its_trials_together() -> None:
+    async def scenario() -> None:
+        killed: list[str] = []
+        broker = Broker(kill=killed.append)
+        await broker.hello(W0, "t", 1, "handle")
+        await broker.submit_pack({name: {"timeout": 0.2} for name in "abcd"})
+        await broker.next(W0, "t", 1)
+        await asyncio.sleep(0.5)
+        assert not killed
+        await asyncio.sleep(0.8)
+        assert killed == ["handle"]
+
+    run(scenario())

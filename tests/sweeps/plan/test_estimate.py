@@ -1,0 +1,131 @@
+"""What a sweep will take, and what it took."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from analysis import open_store
+from analysis.statistics.estimates import foresight
+from sweeps.cli.main import app
+from sweeps.cli.status import progress_of
+from sweeps.plan.disk_size import keep_bytes
+from sweeps.plan.estimate import START_SECONDS, Estimate, estimate_plan
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tests.analysis.synthetic import START, make_results
+from trainables.models.loading import load_model
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
+    words = ["methods={lora={}, zero-shot={}}", "budgets.lora_rank=[4]", "data.train_size=[0.05]", "train.epochs=2"]
+    limits = ["limits.max_hours=1e-6", "limits.price_per_hour=36", "limits.max_cost=1000", 'keep.adapters="all"']
+    spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [*words, *limits, f'output="{tmp_path / "r"}"'])
+    plan = Plan.from_spec(spec)
+    found = estimate_plan(plan)
+    lora, nothing = found.methods
+    assert (lora.method, nothing.method) == ("lora", "zero-shot")
+    assert (lora.trials, nothing.trials) == (spec.search.trials + len(spec.confirm.seeds), 1)
+    assert found.trials_left == lora.trials + 1
+    busy = lora.seconds_total + nothing.seconds_total
+    assert found.seconds == pytest.approx(START_SECONDS + busy / found.concurrent)
+    assert found.accelerator_hours == pytest.approx(busy / 3600)  # a worker each, no GPU
+    assert found.cost == pytest.approx(36 * found.accelerator_hours)
+    assert found.kept_bytes == keep_bytes(plan) > 0
+    assert found.disk_bytes == found.kept_bytes + found.table_bytes
+    assert found.memory_bytes > found.shared_bytes + 2**20
+    model = load_model(plan.spec.model.id).module
+    assert found.shared_bytes == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    apart = found.concurrent * found.memory_bytes
+    assert found.together_bytes == apart - (found.concurrent - 1) * found.shared_bytes
+    assert [line.split(" = ")[0] for line in found.over] == ["limits.max_hours"]
+    assert found.as_dict()["disk_bytes"] == found.disk_bytes
+
+
+def test_an_allowance_in_seconds_is_said_in_trials_as_the_probe_has_them(tmp_path: Path) -> None:
+    tree = tomllib.loads((ROOT / "examples" / "quickstart.toml").read_text(encoding="utf-8"))
+    tree |= {"methods": {"lora": {}, "zero-shot": {}}, "budgets": {"lora_rank": [4]}, "output": str(tmp_path / "r")}
+    tree["data"]["train_size"], tree["train"]["epochs"] = [0.05], 2
+    del tree["search"]["trials"]
+
+    def estimated(seconds: float) -> Estimate:
+        search = {**tree["search"], "sampler": "qmc", "allowance": {"seconds": seconds}}
+        return estimate_plan(Plan.from_spec(SweepSpec.parse({**tree, "search": search})))
+
+    found = estimated(100)
+    lora, nothing = found.methods
+    assert (found.allowance_seconds, found.short, nothing.tune_trials) == (100, (), None)
+    assert lora.tune_trials is not None
+    assert lora.trials == lora.tune_trials + 5 > 10
+    assert 100 / lora.seconds_per_trial <= lora.tune_trials  # a CONFIRM trial takes longer: it reads the test split too
+    assert lora.seconds_total >= 100
+    (words_of_little,) = estimated(0.001).short
+    assert words_of_little.startswith("search.allowance.seconds = 0.001 is too little for lora: ")
+
+
+def foreseen(folder: Path, trials_left: int) -> dict[str, float]:
+    """Put an estimate at the beginning of a made-up sweep's journal."""
+    estimate = {
+        "methods": [{"method": "lora", "trials": 60, "seconds_per_trial": 50.0, "seconds_total": 3000.0}],
+        "trials_left": trials_left,
+        "seconds": 3600.0,
+        "accelerator_hours": 2.0,
+        "accelerators": 0.5,
+        "memory_bytes": 2**30,
+        "disk_bytes": 2**20,
+        "cost": 8.0,
+    }
+    event = {"ev": "estimate", "at": (START - timedelta(seconds=5)).isoformat(), "estimate": estimate}
+    journal = folder / "journal.jsonl"
+    journal.write_text(json.dumps(event) + "\n" + journal.read_text())
+    return estimate
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
+    folder = tmp_path / "results" / "made"
+    make_results(folder)
+    assert foresight(open_store(folder)).num_rows == 0
+    trials = open_store(folder).table("trials").to_pylist()
+    foreseen(folder, len(trials) if whole else len(trials) + 1)
+    lines = {(r["quantity"], r["method"]): r for r in foresight(open_store(folder)).to_pylist()}
+    hours = sum(t["seconds_total"] for t in trials) / 3600 * 0.5
+    assert lines["trials", None]["actual"] == len(trials)
+    assert lines["accelerator time", None]["actual"] == pytest.approx(hours)
+    assert lines["accelerator time", None]["ratio"] == pytest.approx(hours / 2)
+    assert lines["cost", None]["actual"] == pytest.approx(hours * 4)
+    mine = [t["seconds_total"] for t in trials if t["method"] == "lora"]
+    assert lines["seconds per trial", "lora"]["actual"] == pytest.approx(sum(mine) / len(mine))
+    wall = (max(t["ended_at"] for t in trials) - START).total_seconds() + 5
+    assert lines["wall time", None]["actual"] == (pytest.approx(wall) if whole else None)
+    on_disk = sum(p.stat().st_size for p in (folder / "tables").rglob("*.parquet"))
+    on_disk += (folder / "journal.jsonl").stat().st_size
+    assert lines["disk", None]["actual"] == pytest.approx(on_disk / 2**20)
+    progress = progress_of(folder)
+    assert progress["cost"] == pytest.approx(hours * 4)
+    assert progress["estimate"] == {"estimated": 3600.0, "actual": pytest.approx(wall) if whole else None}
+    shown = CliRunner().invoke(app, ["estimate", str(folder), "--compare", "--json"])
+    assert {r["quantity"] for r in json.loads(shown.stdout)} == {quantity for quantity, _ in lines}
+    assert "wall time" in CliRunner().invoke(app, ["estimate", str(folder), "--compare"]).stdout
+    said = CliRunner().invoke(app, ["status", str(folder)]).stdout
+    assert "estimated 60.0 min" in said
+    assert "failed: " in said
+
+
+def test_no_estimate_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "made"
+    make_results(folder)
+    assert (
+        "no run of this sweep was estimated" in CliRunner().invoke(app, ["estimate", str(folder), "--compare"]).stdout
+    )
+    progress = progress_of(folder)
+    assert progress["estimate"] is None
+    assert progress["cost"] is None
+    assert sum(progress["phases"].values()) == progress["cells"]

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.store.store import open_store
+from analysis.store.tables import part_paths
+from sweeps.records import sealing
+from sweeps.records.journal import Journal
+from sweeps.records.ledger import Ledger
+from sweeps.records.rows import choice_row, finite, metric_rows, prediction_row, trial_row
+from sweeps.records.sealing import Sealer
+from sweeps.search.stages import Choice, Slot, SweepState
+from tests.fakes import FakeCell, FakeTrain, analytic_trial, fake_plan
+
+
+def finish_event(seed: int, folder: Path) -> dict[str, Any]:
+    """What the engine journals for one CONFIRM trial."""
+    cell = FakeCell("lora")
+    trial = cell.trial("CONFIRM", 1e-3, (seed, seed, seed), FakeTrain())
+    slot = Slot.from_config(cell.cell_id, "CONFIRM", seed, trial.trial_id, trial.model_dump())
+    events = list(analytic_trial(trial.model_dump(), warm={}, directory=folder / trial.trial_id))
+    result = events[-1].pop("result")
+    times = {"started": 1.7e9 + seed, "ended": 1.7e9 + seed + 2, "seconds_total": 2.0, "host": "here"}
+    outcome = {"status": "finished", "result": result, "events": events, **times}
+    return {
+        "ev": "finish",
+        "row": finite(trial_row("fake", cell, slot, outcome)),
+        "metrics": finite(metric_rows("fake", slot, outcome)),
+        "prediction": prediction_row("fake", slot, outcome),
+    }
+
+
+def events(tmp_path: Path, count: int) -> list[dict[str, Any]]:
+    for seed in range(count):
+        trial = FakeCell("lora").trial("CONFIRM", 1e-3, (seed, seed, seed), FakeTrain())
+        (tmp_path / "work" / trial.trial_id).mkdir(parents=True)
+    return [finish_event(seed, tmp_path / "work") for seed in range(count)]
+
+
+def test_rows_are_sealed_in_parts_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "SEAL_EVERY", 4)
+    folder, made = tmp_path / "r", events(tmp_path, 10)
+    (folder / "tables").mkdir(parents=True)
+    sealer = Sealer(folder)
+    for event in made:
+        sealer.add(event)
+    assert len(part_paths(folder, "trials")) == 2
+    sealer.seal()
+    sealer.seal()
+    assert len(part_paths(folder, "trials")) == 3
+    again = Sealer(folder)
+    for event in made:  # the journal is replayed at every start
+        again.add(event)
+    again.seal()
+    assert len(part_paths(folder, "trials")) == 3
+    assert set(again.rows) == {event["row"]["trial_id"] for event in made}
+    store = open_store(folder)
+    assert [store.table(name).num_rows for name in ("trials", "metrics", "predictions")] == [10, 30, 10]
+    first = store.table("trials").to_pylist()[0]
+    assert first["seconds_total"] == 2.0
+    assert first["started_at"].timestamp() == 1.7e9
+    assert first["samples_per_second"] == pytest.approx(200)
+    assert first["versions"] == '{"python": "3"}'
+
+
+def test_a_crash_between_two_tables_repeats_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, made = tmp_path / "r", events(tmp_path, 3)
+    real = sealing.write_part
+
+    def crash(where: Path, name: str, rows: Any) -> Path:
+        if name == "trials":
+            raise OSError("No space left on device")
+        return real(where, name, rows)
+
+    sealer = Sealer(folder)
+    for event in made:
+        sealer.add(event)
+    monkeypatch.setattr(sealing, "write_part", crash)
+    with pytest.raises(OSError, match="No space"):
+        sealer.seal()
+    monkeypatch.setattr(sealing, "write_part", real)
+    sealer = Sealer(folder)
+    for event in made:
+        sealer.add(event)
+    sealer.seal()
+    assert [len(part_paths(folder, name)) for name in ("trials", "metrics", "predictions")] == [1, 1, 1]
+
+
+def test_cells_are_written_when_they_change(tmp_path: Path) -> None:
+    cells = [FakeCell("lora"), FakeCell("vera")]
+    Sealer(tmp_path).write_cells(cell.row() for cell in cells)
+    Sealer(tmp_path).write_cells(cell.row() for cell in cells)
+    assert len(part_paths(tmp_path, "cells")) == 1
+    Sealer(tmp_path).write_cells([FakeCell("lora", tune_trials=9).row(), cells[1].row(), FakeCell("nola").row()])
+    table = open_store(tmp_path).table("cells").to_pylist()
+    assert {row["method"]: row["tune_trials"] for row in table} == {"lora": 9, "vera": 0, "nola": 0}
+
+
+def test_choices_are_sealed_once_each(tmp_path: Path) -> None:
+    rows = [choice_row("fake", "lora-1000", Choice(lr, 0.5, n, 1, None), 1.7e9) for lr, n in ((1e-3, 4), (1e-4, 8))]
+    for _ in range(2):
+        sealer = Sealer(tmp_path)
+        for row in rows:
+            sealer.add({"ev": "choose", "row": row})
+        sealer.seal()
+    assert len(part_paths(tmp_path, "choices")) == 1
+    assert open_store(tmp_path).table("choices").num_rows == 2
+
+
+@pytest.mark.parametrize(("keep", "stages"), [("none", ""), ("best", "C"), ("confirm", "C"), ("all", "TC")])
+def test_what_is_kept_goes_by_stage_and_method(tmp_path: Path, keep: str, stages: str) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("full", None)))
+    state = SweepState(plan.feasible, plan.spec)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        ledger = Ledger(state, journal, Sealer(tmp_path), tmp_path, keep)
+    kept = ""
+    for cell in plan.cells:
+        for stage in ("TUNE", "CONFIRM"):
+            trial = cell.trial(stage, 1e-3, (0, 0, 0), FakeTrain())
+            slot = Slot.from_config(cell.cell_id, stage, 0, trial.trial_id, trial.model_dump())
+            kept += stage[0] if ledger.kept_folder(slot) == tmp_path / "adapters" / trial.trial_id else ""
+    assert kept == stages
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    values = {"a": float("nan"), "b": [1.0, float("inf")], "c": ("x", None)}
+    assert finite(values) == {"a": None, "b": [1.0, None], "c": ["x", None]}

@@ -1,0 +1,160 @@
+"""A copy of the results on another file system: whole files only, gone on from elsewhere, and no harm when it fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from analysis import open_store
+from analysis.errors import StoreError
+from analysis.store.remote import Location
+from analysis.store.tables import part_paths
+from sweeps.engine.run import run
+from sweeps.errors import SpecError
+from sweeps.lanes.pool import Pool
+from sweeps.records import sealing
+from sweeps.records.locks import IdentityError
+from sweeps.records.sealing import Sealer
+from sweeps.records.upload import Upload, check_there, put_fact, restore
+from tests.fakes import TRIAL, FakeCell, FakeKeep, FakePlan, FakeTrain, fake_plan
+from tests.sweeps.engine.test_run import assert_same_tables, go
+from tests.sweeps.records.test_sealing import events
+
+
+class Flaky(LocalFileSystem):  # type: ignore[misc]
+    """A disk that takes `room` bytes of a file and then is full."""
+
+    room: int | None = None
+    cachable = False
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **how: Any) -> Any:
+        file = super()._open(path, mode, block_size, **how)
+        if "w" in mode and self.room is not None:
+            real, room = file.write, self.room
+
+            def write(data: bytes) -> int:
+                real(bytes(data)[:room])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            file.write = write
+        return file
+
+
+def subtree(folder: Path) -> Location:
+    folder.mkdir(exist_ok=True)
+    return Location(pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem()), "results/a", "test://results/a")
+
+
+def sealed(folder: Path, count: int, tmp_path: Path) -> None:
+    sealer = Sealer(folder)
+    for event in events(tmp_path, count):
+        sealer.add(event)
+    sealer.seal()
+    (folder / "spec.json").write_text('{"identity": {}}')
+    (folder / "adapters" / "x").mkdir(parents=True)
+    (folder / "adapters" / "x" / "adapter.json").write_text("{}")
+
+
+def test_parts_arrive_once_and_come_back(tmp_path: Path) -> None:
+    sealed(tmp_path / "r", 3, tmp_path)
+    there = subtree(tmp_path / "bucket")
+    upload = Upload(tmp_path / "r", there)
+    upload.sync()
+    names = there.files()
+    assert sorted({name.split("/")[0] for name in names}) == ["adapters", "spec.json", "tables"]
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "bucket").rglob("*") if p.is_file()}
+    upload.sync()
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "bucket").rglob("*") if p.is_file()}
+    assert restore(tmp_path / "new", there) == 4  # three tables of trials, and spec.json
+    assert open_store(tmp_path / "new").table("trials").equals(open_store(tmp_path / "r").table("trials"))
+    assert restore(tmp_path / "new", there) == 0
+    shutil.rmtree(tmp_path / "r" / "adapters" / "x")  # not the best of its cell, it turned out
+    upload.sync()
+    assert not [name for name in there.files() if name.startswith("adapters/")]
+
+
+def test_a_store_is_opened_by_its_uri(tmp_path: Path) -> None:
+    sealed(tmp_path / "r", 2, tmp_path)
+    uri = (tmp_path / "bucket").as_uri()
+    Upload(tmp_path / "r", Location.of(uri)).sync()
+    assert open_store(uri).table("trials").num_rows == 2
+    assert open_store(uri).sql("select count(*) as n from metrics")["n"].to_pylist() == [6]
+    with pytest.raises(StoreError, match="holds no sweep"):
+        open_store((tmp_path / "elsewhere").as_uri())
+    with pytest.raises(StoreError, match=r"'nfs://x/y' is no place for results.*nearest: s3://BUCKET/FOLDER"):
+        open_store("nfs://x/y")
+
+
+def test_half_a_file_is_never_seen(tmp_path: Path) -> None:
+    sealed(tmp_path / "r", 2, tmp_path)
+    disk = Flaky()
+    there = Location(pafs.PyFileSystem(pafs.FSSpecHandler(disk)), str(tmp_path / "bucket"), "test://full")
+    notes: list[str] = []
+    upload = Upload(tmp_path / "r", there, note=notes.append)
+    disk.room = 100
+    upload._try()
+    upload._try()
+    assert len(notes) == 1  # said once, not every five minutes
+    assert "No space left" in notes[0]
+    assert there.files() == {}
+    disk.room = None
+    upload.start()
+    assert upload.finish() is None
+    parts = [p for name in ("trials", "metrics", "predictions") for p in part_paths(tmp_path / "r", name)]
+    for part in parts:
+        assert (tmp_path / "bucket" / part.relative_to(tmp_path / "r")).read_bytes() == part.read_bytes()
+    assert not list((tmp_path / "bucket" / ".uploading").iterdir())
+
+
+def test_a_place_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
+    class Deaf(Flaky):
+        def find(self, *_: Any, **__: Any) -> Any:
+            raise OSError("connection refused")
+
+        info = ls = find
+
+    there = Location(pafs.PyFileSystem(pafs.FSSpecHandler(Deaf())), str(tmp_path), "test://deaf")
+    for ask in (lambda: check_there(there, {}), lambda: restore(tmp_path / "r", there)):
+        with pytest.raises(SpecError, match=r"--upload = 'test://deaf': does not answer \(connection refused"):
+            ask()
+    assert "connection refused" in str(put_fact(there, Path(__file__)))
+
+
+def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(sealing.time, "monotonic", lambda: clock[0])
+    sealer, made = Sealer(tmp_path / "r", every=60.0), events(tmp_path, 3)
+    sealer.add(made[0])
+    clock[0] += 59
+    sealer.add(made[1])
+    assert part_paths(tmp_path / "r", "trials") == []
+    clock[0] += 1
+    sealer.add(made[2])
+    assert len(part_paths(tmp_path / "r", "trials")) == 1
+
+
+def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool) -> None:
+    there = subtree(tmp_path / "bucket")
+    cells = (FakeCell("lora"), FakeCell("vera"))
+    small = fake_plan(tmp_path / "r", cells[:1], keep=FakeKeep("best"))
+    summary = run(small, trial=TRIAL, progress=False, pool=pool, upload=there)
+    assert summary.not_uploaded is None
+    assert len([name for name in there.files() if name.endswith("adapter.json")]) == 1
+    shutil.rmtree(tmp_path / "r")  # the machine is lost
+    again = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=False, pool=pool, upload=there)
+    assert (again.skipped, again.finished) == (8, 8)
+    go(fake_plan(tmp_path / "whole", cells), pool)
+    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    restore(tmp_path / "copy", there)
+    assert_same_tables(tmp_path / "copy", tmp_path / "whole")
+    other = FakePlan(replace(small.spec, folder=tmp_path / "other", train=FakeTrain(9)), small.cells)
+    with pytest.raises(IdentityError, match=r"train\.epochs = 9: the results in test://results/a were made with 3"):
+        run(other, trial=TRIAL, progress=False, upload=there)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from sweeps.errors import SpecError
+from sweeps.search.points import Tried, ask_seed, check_sampler, grid, grid_points, propose, should_stop
+from sweeps.spec.space import Dimension, Point, Space
+
+LOW, HIGH = 1e-5, 1e-2
+SPACE = Space(LOW, HIGH)
+MORE = Space(
+    LOW,
+    HIGH,
+    (
+        Dimension("alpha", 1.0, 64.0, log=True),
+        Dimension("dropout", values=(0.0, 0.05, 0.1)),
+        Dimension("epochs", 2, 10, integer=True),
+    ),
+)
+SAMPLERS = ("grid", "qmc", "random", "tpe", "gp")
+
+
+def rate(sampler: str, seed: int, cell: str, slot: int, points: int, tried: list[Tried]) -> float:
+    point = propose(sampler, seed, cell, slot, points, SPACE, tried)
+    assert point.extra == ()
+    return point.lr
+
+
+def fixed(sampler: str, count: int, cell: str = "cell", seed: int = 0) -> list[float]:
+    """The rates of a cell whose trials never report anything."""
+    tried: list[Tried] = []
+    for slot in range(count):
+        lr = rate(sampler, seed, cell, slot, count, tried)
+        tried.append(Tried(slot, lr, None, "running"))
+    return [t.lr for t in tried]
+
+
+def test_grid_is_even_on_the_log_range_with_both_ends() -> None:
+    points = fixed("grid", 7)
+    assert points == grid_points(7, LOW, HIGH)
+    assert (points[0], points[-1]) == (LOW, HIGH)
+    steps = [math.log(b / a) for a, b in itertools.pairwise(points)]
+    assert steps == pytest.approx([steps[0]] * 6, rel=1e-5)
+    assert grid_points(1, LOW, HIGH) == [pytest.approx(math.sqrt(LOW * HIGH), rel=1e-5)]
+
+
+@pytest.mark.parametrize("sampler", ["grid", "qmc", "random"])
+def test_fixed_samplers_are_functions_of_seed_cell_and_slot(sampler: str) -> None:
+    rates = fixed(sampler, 8)
+    told = [Tried(k, lr, 0.1 * k, "finished") for k, lr in enumerate(rates)]
+    for slot, lr in enumerate(rates):  # neither the order of asks nor what the others scored matters
+        assert rate(sampler, 0, "cell", slot, 8, told[:slot]) == lr
+        if sampler != "grid":
+            assert rate(sampler, 0, "cell", slot, 8, []) == lr
+            assert rate(sampler, 1, "cell", slot, 8, []) != lr
+            assert rate(sampler, 0, "other", slot, 8, []) != lr
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_rate_repeats_after_a_kill_before_the_first_tell(sampler: str) -> None:
+    asked: list[Tried] = []
+    for slot in range(6):  # every ask is made by a driver that knows only what the journal says
+        lr = rate(sampler, 0, "cell", slot, 6, asked)
+        assert LOW <= lr <= HIGH
+        assert lr not in {t.lr for t in asked}
+        asked.append(Tried(slot, lr, None, "running"))
+
+
+def test_sobol_points_fill_the_range_evenly() -> None:
+    rates = fixed("qmc", 8)
+    eighths = [math.floor(8 * math.log(lr / LOW) / math.log(HIGH / LOW)) for lr in rates]
+    assert sorted(eighths) == list(range(8))
+
+
+def test_adaptive_samplers_use_results() -> None:
+    def next_rate(best: float) -> float:
+        points = grid_points(8, LOW, HIGH)
+        tried = [Tried(k, lr, -abs(math.log10(lr / best)), "finished") for k, lr in enumerate(points)]
+        return rate("tpe", 0, "cell", 8, 20, tried)
+
+    assert next_rate(2e-5) < next_rate(5e-3)
+
+
+def test_a_grown_grid_keeps_its_rates_and_halves_the_widest_gaps() -> None:
+    old = grid_points(4, LOW, HIGH)
+    tried = [Tried(k, lr, 0.5, "finished") for k, lr in enumerate(old)]
+    added = []
+    for slot in range(4, 7):
+        lr = rate("grid", 0, "cell", slot, 7, tried)
+        tried.append(Tried(slot, lr, 0.5, "finished"))
+        added.append(lr)
+    assert sorted(t.lr for t in tried) == pytest.approx(grid_points(7, LOW, HIGH), rel=1e-4)
+    assert not set(added) & set(old)
+
+
+def test_seeds_differ_by_slot_and_cell() -> None:
+    seeds = {ask_seed(0, cell, slot, retry) for cell in ("a", "b") for slot in range(20) for retry in range(2)}
+    assert len(seeds) == 80
+    assert all(0 <= s < 2**31 for s in seeds)
+
+
+def test_old_rates_are_what_they_were() -> None:
+    """Ids of stored trials hang on these digits."""
+    assert fixed("qmc", 4) == [0.00647577, 7.76902e-05, 3.87031e-05, 0.000575984]
+    assert fixed("random", 3) == [1.32761e-05, 0.00182305, 0.000696894]
+    told = [Tried(k, lr, -abs(math.log10(lr) + 3), "finished") for k, lr in enumerate(grid_points(5, LOW, HIGH))]
+    assert rate("tpe", 0, "cell", 5, 8, told) == 0.0066282
+
+
+def test_cmaes_is_refused_over_one_hyperparameter_with_the_reason() -> None:
+    with pytest.raises(SpecError, match=r"search.sampler.*two or more.*in lora.*tpe"):
+        check_sampler("cmaes", [("lora", SPACE, 8)])
+    check_sampler("cmaes", [("lora", MORE, 8)])
+    for sampler in SAMPLERS:
+        check_sampler(sampler, [("lora", SPACE, 8)])
+
+
+def test_a_grid_of_lists_larger_than_the_allowance_is_refused() -> None:
+    with pytest.raises(SpecError, match="lists of lora make 3 combinations, and the allowance leaves 2"):
+        check_sampler("grid", [("lora", MORE, 2)])
+
+
+def points(sampler: str, count: int, *, score: bool = False, seed: int = 0) -> list[Point]:
+    """Points of a cell in four dimensions; with scores, best at alpha 8."""
+    tried: list[Tried] = []
+    for slot in range(count):
+        point = propose(sampler, seed, "cell", slot, count, MORE, tried)
+        value = -abs(math.log(float(dict(point.extra)["alpha"]) / 8)) if score else None
+        tried.append(Tried(slot, point.lr, value, "finished" if score else "running", point.extra))
+    return [t.point for t in tried]
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "cmaes"])
+def test_every_sampler_searches_more_than_the_rate(sampler: str) -> None:
+    found = points(sampler, 14, score=True)
+    assert len(set(found)) == 14
+    assert found == points(sampler, 14, score=True)  # a function of the seed and of what is known
+    for lr, extra in found:
+        values = dict(extra)
+        assert list(values) == ["alpha", "dropout", "epochs"]
+        assert LOW <= lr <= HIGH
+        assert 1 <= float(values["alpha"]) <= 64
+        assert values["dropout"] in (0.0, 0.05, 0.1)
+        assert isinstance(values["epochs"], int)
+        assert 2 <= values["epochs"] <= 10
+    assert len({p.lr for p in found}) > 1
+    assert len({dict(p.extra)["dropout"] for p in found}) > 1
+
+
+def test_a_grid_is_the_product_and_the_rest_of_the_allowance_is_not_wasted() -> None:
+    space = Space(LOW, HIGH, (Dimension("dropout", values=(0.0, 0.1)), Dimension("alpha", 1.0, 4.0)))
+    product = grid(20, space)
+    assert len(product) == 18  # 2 values x 3 x 3 equal steps
+    assert {p.lr for p in product} == set(grid_points(3, LOW, HIGH))
+    assert {dict(p.extra)["alpha"] for p in product} == {1.0, 2.5, 4.0}
+    tried: list[Tried] = []
+    for slot in range(20):
+        point = propose("grid", 0, "cell", slot, 20, space, tried)
+        tried.append(Tried(slot, point.lr, None, "running", point.extra))
+    assert [t.point for t in tried[:18]] == product
+    assert len({t.point for t in tried}) == 20
+
+
+def test_sobol_fills_lists_evenly() -> None:
+    space = Space(LOW, HIGH, (Dimension("init", values=("a", "b")),))
+    tried: list[Tried] = []
+    for slot in range(8):
+        point = propose("qmc", 0, "cell", slot, 8, space, tried)
+        tried.append(Tried(slot, point.lr, None, "running", point.extra))
+    assert [dict(t.extra)["init"] for t in tried].count("a") == 4
+
+
+def test_cmaes_moves_towards_what_is_good() -> None:
+    space = Space(LOW, HIGH, (Dimension("alpha", 1.0, 64.0, log=True),))
+    tried: list[Tried] = []
+    for slot in range(30):
+        point = propose("cmaes", 0, "cell", slot, 30, space, tried)
+        alpha = float(dict(point.extra)["alpha"])
+        score = -abs(math.log10(point.lr / 1e-4)) - abs(math.log(alpha / 32))
+        tried.append(Tried(slot, point.lr, score, "finished", point.extra))
+    early = sum(t.score or 0.0 for t in tried[:12]) / 12
+    late = sum(t.score or 0.0 for t in tried[-6:]) / 6
+    assert late > early + 0.3
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "cmaes"])
+def test_no_point_repeats_after_a_kill_before_the_first_tell_in_more_dimensions(sampler: str) -> None:
+    assert len(set(points(sampler, 8))) == 8
+
+
+def test_asha_keeps_the_best_third_at_its_rungs() -> None:
+    peers = [{1: 0.5, 2: 0.6}, {1: 0.4}]
+    assert not should_stop("asha", 1, {1: 0.1}, [])  # the first to get there has no one to lose to
+    assert should_stop("asha", 1, {1: 0.3}, peers)
+    assert not should_stop("asha", 1, {1: 0.6}, peers)
+    assert not should_stop("asha", 2, {1: 0.3, 2: 0.1}, peers)  # not a rung
+    assert should_stop("asha", 3, {3: 0.3}, [{3: 0.5}])
+
+
+def test_median_needs_peers_and_a_warm_up() -> None:
+    peers = [{1: 0.5, 2: 0.6}, {1: 0.4, 2: 0.5}, {1: 0.3, 2: 0.4}]
+    assert should_stop("median", 2, {1: 0.1, 2: 0.2}, peers)
+    assert not should_stop("median", 2, {1: 0.1, 2: 0.46}, peers)
+    assert not should_stop("median", 1, {1: 0.1}, peers)
+    assert not should_stop("median", 2, {1: 0.1, 2: 0.2}, peers[:2])
+    assert not should_stop("none", 2, {1: 0.1, 2: 0.2}, peers)

@@ -1,0 +1,226 @@
+"""The slots of a sweep, run by a loop instead of an engine."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.search.stages import Slot, SweepState
+from sweeps.spec.interfaces import TUNE_SEED
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, analytic_score, fake_plan
+
+Rows = dict[str, dict[str, Any]]
+
+
+def row_of(slot: Slot, status: str = "finished") -> dict[str, Any]:
+    score = analytic_score(dict(slot.config), 3) if status == "finished" else None
+    names = {"cell_id": slot.cell_id, "trial_id": slot.trial_id, "stage": slot.stage, "slot": slot.slot, "lr": slot.lr}
+    return {**names, "status": status, "val_score": score, "seeds": slot.seeds}
+
+
+def simulate(plan: FakePlan, rows: Rows, *, fails: Any = None, parallel: int = 1, limit: int = 10**6) -> SweepState:
+    """Run a plan with `parallel` workers, ending trials in random order, up to `limit` more; `rows` is the journal."""
+    order = random.Random(parallel + limit)
+    state = SweepState(plan.feasible, plan.spec)
+    for row in rows.values():
+        state.restore(slot_of(row, plan))
+        state.finish(row)
+    running: list[Slot] = []
+    while True:
+        while len(running) < parallel and (slot := state.next_slot()) is not None:
+            assert slot.trial_id not in rows, "a finished trial was issued again"
+            state.start(slot)
+            running.append(slot)
+        if not running or limit == 0:
+            return state
+        slot = running.pop(order.randrange(len(running)))
+        rows[slot.trial_id] = row_of(slot, "failed" if fails and fails(slot) else "finished")
+        state.finish(rows[slot.trial_id])
+        cell = state.cells[slot.cell_id]
+        cell.choice = cell.settle() or cell.choice
+        limit -= 1
+
+
+def slot_of(row: dict[str, Any], plan: FakePlan) -> Slot:
+    cell = next(c for c in plan.cells if c.cell_id == row["cell_id"])
+    trial = cell.trial(row["stage"], row["lr"], row["seeds"], plan.spec.train)
+    return Slot.from_config(row["cell_id"], row["stage"], row["slot"], row["trial_id"], trial.model_dump())
+
+
+def keys(rows: Rows) -> set[tuple[Any, ...]]:
+    return {(r["trial_id"], r["slot"], r["val_score"]) for r in rows.values()}
+
+
+@pytest.mark.parametrize("sampler", ["grid", "qmc", "random", "tpe"])
+def test_every_cell_gets_its_exact_allowance(tmp_path: Path, sampler: str) -> None:
+    plan = fake_plan(tmp_path, search=FakeSearch(trials=8, sampler=sampler, rerun_rates=2, rerun_seeds=2))
+    rows: Rows = {}
+    state = simulate(plan, rows, parallel=3)
+    tune = Counter(r["cell_id"] for r in rows.values() if r["stage"] == "TUNE")
+    confirm = Counter(r["cell_id"] for r in rows.values() if r["stage"] == "CONFIRM")
+    trained = {c.cell_id for c in plan.cells if c.lr_centre is not None}
+    assert tune == dict.fromkeys(trained, 8)
+    assert confirm == {**dict.fromkeys(trained, 2), "zero-shot-None": 1}
+    assert all(cell.phase == "done" and cell.finished for cell in state.cells.values())
+    assert sum(c.counted() for c in state.cells.values()) == len(rows) == sum(c.planned() for c in state.cells.values())
+    for cell_id in trained:
+        mine = [r for r in rows.values() if r["cell_id"] == cell_id and r["stage"] == "TUNE"]
+        assert sorted(r["slot"] for r in mine) == list(range(8))
+        rates = {r["lr"] for r in mine if r["seeds"][0] == TUNE_SEED}
+        reruns = Counter(r["lr"] for r in mine if r["seeds"][0] > TUNE_SEED)
+        assert len(rates) == 4
+        assert sorted(reruns.values()) == [2, 2]
+        assert set(reruns) <= rates
+
+
+def test_choice_is_the_best_mean_over_seeds_of_the_rates_run_again(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=9, rerun_rates=2, rerun_seeds=2))
+    rows: Rows = {}
+    choice = simulate(plan, rows).cells["lora-1000"].choice
+    tune = [r for r in rows.values() if r["stage"] == "TUNE"]
+    again = {r["lr"] for r in tune if r["seeds"][0] != TUNE_SEED}
+    means = {lr: sum(r["val_score"] for r in tune if r["lr"] == lr) / 3 for lr in again}
+    assert choice is not None
+    assert choice.lr == max(means, key=lambda lr: means[lr])
+    assert choice.mean_val == pytest.approx(means[choice.lr])
+    assert (choice.n_trials, choice.n_rerun_seeds, choice.edge) == (9, 2, None)
+    assert {r["lr"] for r in rows.values() if r["stage"] == "CONFIRM"} == {choice.lr}
+
+
+@pytest.mark.parametrize(("low", "high", "edge"), [(1e-3, 1e-1, "low"), (1e-5, 1e-3, "high"), (1e-5, 1e-1, None)])
+def test_a_best_rate_at_the_edge_is_flagged(tmp_path: Path, low: float, high: float, edge: str | None) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora", lr_low=low, lr_high=high),), search=FakeSearch(trials=6))
+    choice = simulate(plan, {}).cells["lora-1000"].choice
+    assert choice is not None
+    assert choice.edge == edge
+
+
+@pytest.mark.parametrize("sampler", ["grid", "qmc", "random"])
+@pytest.mark.parametrize("stop_after", [0, 1, 5, 9, 17, 26, 33])
+def test_an_interrupted_sweep_equals_an_undisturbed_one(tmp_path: Path, sampler: str, stop_after: int) -> None:
+    plan = fake_plan(tmp_path, search=FakeSearch(sampler=sampler))
+    whole: Rows = {}
+    simulate(plan, whole)
+    parts: Rows = {}
+    for limit in (stop_after, 4, 10**6):
+        simulate(plan, parts, parallel=3, limit=limit)
+    assert keys(parts) == keys(whole)
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "grid", "tpe"])
+def test_a_longer_allowance_only_adds(tmp_path: Path, sampler: str) -> None:
+    cells = (FakeCell("lora"), FakeCell("vera"))
+    rows: Rows = {}
+    simulate(fake_plan(tmp_path, cells, search=FakeSearch(trials=5, sampler=sampler)), rows)
+    before = keys(rows)
+    state = simulate(fake_plan(tmp_path, cells, search=FakeSearch(trials=9, sampler=sampler)), rows)
+    assert before <= keys(rows)
+    for cell in state.cells.values():
+        assert cell.choice is not None
+        assert cell.choice.n_trials == 9
+        confirmed = [r for r in cell.rows.values() if r["stage"] == "CONFIRM" and r["lr"] == cell.choice.lr]
+        assert len(confirmed) == 2  # CONFIRM is run again when the choice has changed
+    if sampler == "qmc":  # whose points do not hang on the allowance: what counts equals a sweep begun with it
+        fresh = simulate(fake_plan(tmp_path, cells, search=FakeSearch(trials=9, sampler="qmc")), {})
+        assert [c.choice for c in fresh.cells.values()] == [c.choice for c in state.cells.values()]
+
+
+def test_more_seeds_only_add_confirm_trials(tmp_path: Path) -> None:
+    rows: Rows = {}
+    simulate(fake_plan(tmp_path, confirm=FakeConfirm((0, 1))), rows)
+    before = keys(rows)
+    simulate(fake_plan(tmp_path, confirm=FakeConfirm((0, 1, 2))), rows)
+    added = [r for r in rows.values() if (r["trial_id"], r["slot"], r["val_score"]) not in before]
+    assert before <= keys(rows)
+    assert {(r["stage"], r["seeds"]) for r in added} == {("CONFIRM", (2, 2, 2))}
+    assert len(added) == 5
+
+
+def test_a_failed_rate_counts_and_the_cell_goes_on(tmp_path: Path) -> None:
+    rows: Rows = {}
+    plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=6))
+    state = simulate(plan, rows, fails=lambda slot: slot.lr is not None and slot.lr > 1e-3)
+    assert Counter(r["status"] for r in rows.values() if r["stage"] == "TUNE") == {"finished": 4, "failed": 2}
+    assert state.cells["lora-1000"].phase == "done"
+
+
+def test_a_rate_that_fails_on_a_further_seed_loses(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=7, rerun_rates=2, rerun_seeds=1))
+    unharmed = simulate(plan, {}).cells["lora-1000"].choice
+    assert unharmed is not None
+    rows: Rows = {}
+    state = simulate(plan, rows, fails=lambda slot: slot.lr == unharmed.lr and slot.seeds[0] == TUNE_SEED + 1)
+    choice = state.cells["lora-1000"].choice
+    assert choice is not None
+    assert choice.lr != unharmed.lr
+
+
+def test_a_cell_without_a_finished_rate_is_stuck_and_the_others_go_on(tmp_path: Path) -> None:
+    rows: Rows = {}
+    plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")))
+    state = simulate(plan, rows, fails=lambda slot: slot.cell_id.startswith("lora"))
+    assert [cell.phase for cell in state.cells.values()] == ["stuck", "done"]
+    assert all(cell.finished for cell in state.cells.values())
+    assert state.cells["lora-1000"].choice is None
+
+
+def test_held_seeds_are_held_in_both_stages(tmp_path: Path) -> None:
+    rows: Rows = {}
+    hold = {"data_seed": 7, "init_seed": 8}
+    simulate(fake_plan(tmp_path, (FakeCell("lora"),), confirm=FakeConfirm((0, 1), hold)), rows)
+    assert {r["seeds"][:2] for r in rows.values()} == {(7, 8)}
+    everything = {**hold, "basis_seed": 9}
+    rows = {}
+    state = simulate(fake_plan(tmp_path, (FakeCell("lora"),), confirm=FakeConfirm((0, 1), everything)), rows)
+    assert state.cells["lora-1000"].phase == "done"  # re-runs and further seeds are the same trial
+    assert Counter(r["stage"] for r in rows.values()) == {"TUNE": 5, "CONFIRM": 1}
+
+
+def test_without_tuning_the_centre_is_confirmed(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"),))
+    cell = FakeCell("lora", confirm_seeds=2)
+    rows: Rows = {}
+    state = simulate(FakePlan(plan.spec, (cell,)), rows)
+    assert {(r["stage"], r["lr"]) for r in rows.values()} == {("CONFIRM", 1e-3)}
+    assert state.cells["lora-1000"].settle() is None or state.cells["lora-1000"].choice is not None
+
+
+def test_cells_are_served_so_that_each_runs_nearly_one_trial_after_another(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+    state = SweepState(plan.feasible, plan.spec)
+    first = []
+    for _ in range(3):
+        slot = state.next_slot()
+        assert slot is not None
+        state.start(slot)
+        first.append(slot.cell_id)
+    assert first == ["lora-1000", "randlora-1000", "lora-8000"]
+    state.release("randlora-1000", next(iter(state.cells["randlora-1000"].running)))
+    again = state.next_slot()
+    assert again is not None
+    assert (again.cell_id, again.slot) == ("randlora-1000", 0)  # unfinished, so issued again unchanged
+
+
+def test_a_cell_is_confirmed_while_others_are_still_tuned(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")))
+    state = SweepState(plan.feasible, plan.spec)
+    rows: Rows = {}
+    held = None  # vera's first trial never ends
+    stages = []
+    while (slot := state.next_slot()) is not None and len(stages) < 40:
+        state.start(slot)
+        if slot.cell_id.startswith("vera"):
+            held = held or slot
+            if slot is held or len(state.cells[slot.cell_id].running) > 1:
+                continue
+        rows[slot.trial_id] = row_of(slot)
+        state.finish(rows[slot.trial_id])
+        stages.append((slot.cell_id, slot.stage))
+    assert held is not None
+    assert state.cells["vera-1000"].phase == "tuning"
+    assert state.cells["lora-1000"].phase == "done"
+    assert stages.count(("lora-1000", "CONFIRM")) == len(plan.spec.confirm.seeds)

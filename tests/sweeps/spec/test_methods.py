@@ -1,0 +1,69 @@
+"""Every method of the registry, and its options, from a sweep file to an attached adapter."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from randlora import attach
+from randlora.methods.registry import METHODS
+from sweeps.errors import SpecError
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tests.sweeps.spec.test_spec import GOOD
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "randlora": {"distribution": "ternary", "sparsity": "sqrt"},
+    "randlora-a": {"r": 16, "distribution": "ternary", "sparsity": 6},
+    "randlora-b": {"sparsity": 100},
+    "svft": {"scale": 2},
+    "adalora": {"initial": 2.0, "stop": 0.75, "allocate": "ranks"},
+    "autolora": {"search": 0.25, "held_out": 0.5, "order": 1},
+    "hydralora": {"heads": 2},
+    "hybrid": {"share": 0.25},
+    "pissa": {"alpha": 8},
+}
+
+
+def tree(methods: dict[str, dict[str, object]]) -> dict[str, object]:
+    import tomllib
+
+    model = {"id": "embedded:tiny-clip", "targets": ["mlp.c_fc", "mlp.c_proj"]}  # HydraLoRA takes no packed weights
+    return {**tomllib.loads(GOOD), "model": model, "methods": methods}
+
+
+def test_every_method_is_planned_with_its_options_and_built() -> None:
+    spec = SweepSpec.parse(tree({name: {**OPTIONS.get(name, {}), "unmatched": True} for name in METHODS}))
+    plan = Plan.from_spec(spec)
+    seen = set()
+    for cell in plan.cells:
+        seen.add(cell.method)
+        method, options = METHODS[cell.method], dict(cell.options)
+        assert {k: options[k] for k in OPTIONS.get(cell.method, {})} == OPTIONS.get(cell.method, {})
+        if not cell.feasible:
+            continue
+        capacities = dict(cell.capacities)
+        config = method.config.from_options(max(capacities.values()), options)
+        layers = nn.ModuleList([nn.Linear(192, 576), nn.Linear(768, 192)])
+        adapted = attach(layers, config, ["*"])
+        assert adapted.count() == method.total([(576, 192), (192, 768)], config.capacity, **options)
+    assert seen == set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("randlora", {"sparsity": "root"}, "sqrt"),
+        ("hybrid", {"share": 1.5}, "share must lie between 0 and 1"),
+        ("adalora", {"allocate": "rank"}, "nearest: 'ranks'"),
+        ("adalora", {"start": 0.6}, "start < stop"),
+        ("autolora", {"search": 1.0}, "search must lie between 0 and 1"),
+        ("autolora", {"order": 3}, "order must be 1 or 2"),
+        ("hydralora", {"head": 2}, "heads"),
+        ("randlora-c", {}, "randlora-"),
+    ],
+)
+def test_bad_options_are_named(method: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        SweepSpec.parse(tree({method: options}))
+    assert message in str(caught.value)

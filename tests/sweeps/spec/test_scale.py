@@ -1,0 +1,98 @@
+"""One file at two scales, and the verb that lists data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sweeps.cli.main import app
+from sweeps.errors import SpecError
+from sweeps.spec.spec import SweepSpec
+
+FILE = """
+name = "t"
+[model]
+id = "embedded:tiny-clip"
+adapt = "both"
+[data]
+datasets = ["cars", "dtd"]
+epochs = "paper"
+[budgets]
+lora_rank = [16, 32]
+[methods.lora]
+alpha = 16
+[methods.vera]
+[train]
+epochs = 10
+[small]
+drop = ["methods.vera", "budgets.lora_rank", "data.epochs"]
+model.adapt = "vision"
+data.datasets = ["embedded:fashion-mnist"]
+budgets.params = [8064]
+methods.lora.lr = 1e-2
+train = { epochs = 1, augment = "none" }
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "t.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_both_scales_of_a_file(file: Path) -> None:
+    full, small = SweepSpec.load(file), SweepSpec.load(file, scale="small")
+    assert SweepSpec.load(file, scale="full") == full
+    assert (full.name, small.name) == ("t", "t-small")
+    assert (full.model.adapt, small.model.adapt) == ("both", "vision")
+    assert small.data.datasets == ("embedded:fashion-mnist",)
+    assert small.data.epochs is None
+    assert small.budgets.params == (8064,)
+    assert list(small.methods) == ["lora"]
+    assert small.methods["lora"].options == {"alpha": 16}
+    assert small.train.epochs == 1
+    assert SweepSpec.load(file, ("train.epochs=2", "name=other"), "small").train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "scale", "message"),
+    [
+        (("", ""), "tiny", "unknown scale; known: full, small"),
+        (("[small]", "[smaller]"), "small", r"needs a table \[small\]"),
+        (('"methods.vera"', '"methods.veras"'), "small", r"small\.drop = 'methods\.veras'.*Nearest: methods\.vera"),
+        (("train = { epochs = 1,", "train = { epoch = 1,"), "small", r"train\.epoch = 1: unknown key"),
+    ],
+)
+def test_bad_scales(file: Path, change: tuple[str, str], scale: str, message: str) -> None:
+    file.write_text(FILE.replace(*change))
+    with pytest.raises(SpecError, match=message):
+        SweepSpec.load(file, scale=scale)
+
+
+def test_plan_takes_a_scale(file: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", str(file), "--scale", "small", "--json"])
+    assert done.exit_code == 0, done.output
+    (cell,) = json.loads(done.output)["cells"]
+    assert (cell["method"], cell["count"], cell["sweep"]) == ("lora", 8064, "t-small")
+    assert CliRunner().invoke(app, ["plan", str(file), "--scale", "tiny"]).exit_code == 2
+
+
+def test_data_lists_and_describes() -> None:
+    done = CliRunner().invoke(app, ["data"])
+    assert done.exit_code == 0, done.output
+    assert "oxford-pets" in done.output
+    assert "commonsense-170k" in done.output
+    listed = json.loads(CliRunner().invoke(app, ["data", "--json"]).output)
+    assert len({each["name"] for each in listed}) == len(listed) > 40
+    cars = json.loads(CliRunner().invoke(app, ["data", "cars", "--json"]).output)
+    assert cars["sizes"] == {"train": 7330, "val": 814, "test": 8041}
+    assert cars["prompt"] == "An image of {}"
+    shown = CliRunner().invoke(app, ["data", "imagenet"]).output
+    assert "accept the terms" in shown
+    assert CliRunner().invoke(app, ["data", "embedded:fashion-mnist"]).exit_code == 0
+    wrong = CliRunner().invoke(app, ["data", "carz"])
+    assert wrong.exit_code == 2

@@ -1,0 +1,98 @@
+"""Variants: one method twice in a sweep file, under names of their own; and hub models whose shapes are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.store.store import open_store
+from sweeps.engine.run import run
+from sweeps.errors import SpecError
+from sweeps.lanes.pool import Pool
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from trainables.models.shapes import known_configs, meta_model
+
+
+def tree(**methods: Any) -> dict[str, Any]:
+    return {
+        "name": "variants",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["mlp.c_fc"]},
+        "data": {"datasets": ["embedded:fashion-mnist"], "train_size": ["1-shot"]},
+        "budgets": {"lora_rank": [8]},
+        "methods": methods,
+        "search": {"trials": 1, "rerun_rates": 0, "rerun_seeds": 0},
+        "confirm": {"seeds": 1},
+        "train": {"epochs": 1},
+    }
+
+
+STABLE = {"method": "lora", "rank_stabilised": True, "lr": 2e-3}
+
+
+def test_two_variants_of_a_method_run_side_by_side(tmp_path: Path, pool: Pool) -> None:
+    whole = tree(lora={}, **{"lora-stable": STABLE}) | {"output": str(tmp_path / "r")}
+    plan = Plan.from_spec(SweepSpec.parse(whole))
+    plain, stable = plan.cells
+    assert (plain.method, plain.base, stable.method, stable.base) == ("lora", "lora", "lora-stable", "lora")
+    assert plain.count == stable.count == plain.budget
+    assert stable.lr_centre == pytest.approx(2e-3)
+    one, other = (cell.trial("CONFIRM", 1e-3, (0, 0, 0), plan.spec.train) for cell in plan.cells)
+    assert (one.method, other.method) == ("lora", "lora")
+    assert (dict(one.options), dict(other.options)) == ({}, {"rank_stabilised": True})
+    assert one.trial_id != other.trial_id
+    summary = run(plan, progress=False, pool=pool)
+    assert (summary.finished, summary.failed) == (4, 0)
+    found = open_store(tmp_path / "r").sql("select distinct method, adapter_params from trials order by 1").to_pylist()
+    assert found == [{"method": m, "adapter_params": plain.count} for m in ("lora", "lora-stable")]
+
+
+def test_a_variant_can_be_searched_by_its_methods_own_options() -> None:
+    whole = tree(lora={}, wide={"method": "randlora", "space": {"distribution": ["uniform", "normal"]}})
+    whole["search"] |= {"trials": 2}
+    (_, wide) = Plan.from_spec(SweepSpec.parse(whole)).cells
+    assert [d.name for d in wide.dimensions] == ["distribution"]
+
+
+def test_a_sweep_without_variants_keeps_its_identity() -> None:
+    assert "method" not in SweepSpec.parse(tree(lora={})).identity()["methods"]["lora"]
+    first, second = (SweepSpec.parse(tree(mine={"method": m})) for m in ("lora", "dora"))
+    assert first.identity() != second.identity()
+    assert Plan.from_spec(first).cells[0].cell_id != Plan.from_spec(second).cells[0].cell_id
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "words"),
+    [
+        ("lora-x", {}, r"methods\.lora-x.*unknown method.*method = NAME in \[methods\.lora-x\]"),
+        ("mine", {"method": "full"}, r"methods\.mine\.method = 'full'.*takes a budget"),
+        ("mine", {"method": "lore"}, r"methods\.mine\.method = 'lore'.*Nearest: lora"),
+        ("vera", {"method": "lora"}, r"methods\.vera\.method.*another name"),
+        ("My LoRA", {"method": "lora"}, r"small letters"),
+        ("mine", {"method": "lora", "n": 3}, r"methods\.mine\.n = 3: unknown key"),
+        ("mine", {"method": "lora", "space": {"n": [3]}}, r"methods\.mine\.space\.n.*hyperparameter of mine"),
+    ],
+)
+def test_what_a_variant_may_not_be(name: str, section: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        SweepSpec.parse(tree(**{name: section}))
+
+
+def test_hub_models_of_the_recipes_have_their_published_sizes_without_a_network() -> None:
+    published = {
+        "facebook/dinov2-base": 86_580_480,
+        "Qwen/Qwen2-0.5B-Instruct": 494_032_768,
+        "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
+        "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+        "FacebookAI/roberta-base": 124_645_632,
+        "FacebookAI/roberta-large": 355_359_744,
+        "openai-community/gpt2-medium": 354_823_168,
+        "facebook/dinov2-small": 22_056_576,
+        "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+        "openai-community/gpt2": 124_439_808,
+    }
+    assert published.keys() == known_configs().keys()
+    for name, count in published.items():
+        assert sum(p.numel() for p in meta_model(f"hf:{name}").parameters()) == count

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sweeps.search.stages import CellState, SweepState
+from sweeps.watch.displays import (
+    JsonProgress,
+    LineProgress,
+    LiveProgress,
+    Silent,
+    best_table,
+    duration,
+    make_progress,
+    render,
+)
+from sweeps.watch.snapshot import Best, Counting, Snapshot, where_raised
+from tests.fakes import fake_plan
+from tests.sweeps.search.test_stages import simulate
+
+
+def half_way(tmp_path: Path) -> SweepState:
+    state = simulate(fake_plan(tmp_path), {}, fails=lambda slot: slot.lr == 1e-1, limit=12)
+    for cell in state.cells.values():
+        for row in cell.rows.values():
+            row |= {"seconds_total": 2.0, "reason": "TrialError: loss became nan at step 3"}
+            cell.raised[row["trial_id"]] = "training.py:88 in train"
+    return state
+
+
+def shot_of(state: SweepState, seconds: float = 60.0) -> Snapshot:
+    return Counting(state).snapshot(seconds)
+
+
+def test_snapshot_counts_and_estimates(tmp_path: Path) -> None:
+    state = half_way(tmp_path)
+    shot = shot_of(state)
+    assert (shot.done, shot.total) == (12, 41)
+    assert sum(shot.cells.values()) == 6
+    assert shot.per_minute == 12
+    assert shot.seconds_left == 2.0 * 29
+    scores = {(b.method, b.reference): b.score for b in shot.best}
+    assert len(scores) == 6
+    assert {method for (method, _), score in scores.items() if score is not None} == {"lora", "randlora"}
+    for b in shot.best:
+        mine = [r for c in state.cells.values() for r in c.rows.values() if c.cell.method == b.method]
+        known = [r["val_score"] for r in mine if r["val_score"] is not None]
+        assert b.score is None or b.score in known
+    assert {f.reason for f in shot.failures} == {"TrialError: loss became nan at step 3"}
+    assert (shot.accelerator_hours, shot.cost) == (None, None)
+
+
+def test_cells_are_counted_again_only_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    real = CellState.counted
+    monkeypatch.setattr(CellState, "counted", lambda self: counted.append(self.cell.cell_id) or real(self))
+    state = half_way(tmp_path)
+    counting = Counting(state)
+    counting.begin()
+    assert len(counted) == 6
+    assert counting.snapshot(1.0).done == counting.done_before == 12
+    assert len(counted) == 6
+    slot = state.next_slot()
+    assert slot is not None
+    state.start(slot)
+    assert counting.snapshot(2.0).running == state.running == 2  # one was running when the simulation stopped
+    state.finish({"trial_id": slot.trial_id, "cell_id": slot.cell_id, "status": "finished", "val_score": 0.5})
+    shot = counting.snapshot(60.0)
+    assert (shot.done, shot.running, shot.per_minute) == (13, 1, 1.0)
+    assert counted[6:] == [slot.cell_id] * 2
+    assert shot == replace(shot_of(state), per_minute=1.0)  # as counted afresh, with 12 done before
+
+
+def test_displays(tmp_path: Path) -> None:
+    state = half_way(tmp_path)
+    state.used = Taken()
+    for live in (False, True):
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=live, width=100)
+        display = LiveProgress(console) if live else LineProgress(console, every=0.0)
+        display.start(state)
+        display.note("damaged table file set aside: x")
+        display.update(state)
+        display.stop(state)
+        assert "12/41 trials" in text.getvalue()
+        assert "set aside" in text.getvalue()
+    console = Console(file=io.StringIO(), width=120, record=True)
+    console.print(render(shot_of(state)))
+    shown = console.export_text()
+    for words in ("12/41 trials", "randlora", "loss became nan", "12.0/min", "58 s left", "cost 3.50"):
+        assert words in shown
+    assert "params-1000" in shown
+    assert "params-8000" in shown
+    assert "(training.py:88 in train)" in shown
+
+
+class Taken:
+    accelerator_hours = 1.75
+    cost = 3.5
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    state = half_way(tmp_path)
+    state.used = Taken()
+    stream = io.StringIO()
+    display = JsonProgress(stream, every=0.0)
+    display.start(state)
+    slot = state.next_slot()
+    assert slot is not None
+    state.start(slot)
+    cell = state.cells[slot.cell_id]
+    cell.raised[slot.trial_id] = "clip.py:5 in forward"
+    row = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "status": "failed", "reason": "ValueError: no"}
+    state.finish({**row, "val_score": None})
+    display.note("a note")
+    display.update(state)
+    display.stop(state)
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [t["event"] for t in told] == ["start", "note", "failure", "progress", "stop"]
+    assert told[2]["reason"] == "ValueError: no"
+    assert told[2]["where"] == "clip.py:5 in forward"
+    assert (told[0]["done"], told[3]["done"], told[3]["cost"]) == (12, 13, 3.5)
+    assert all(b["score"] is not None for b in told[3]["best"])
+
+
+def test_many_rows_are_cut_and_say_so() -> None:
+    best = tuple(Best(f"data {i}", "lora", "lora-8", i / 100, "done") for i in range(40))
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(best_table(best, rows=5))
+    shown = console.export_text()
+    assert "first 5 of 40 rows" in shown
+    assert "data 4" in shown
+    assert "data 5" not in shown
+
+
+def test_where_a_trial_raised() -> None:
+    trace = 'Traceback (most recent call last):\n  File "/a/b/lane.py", line 3, in run\n    x()\n'
+    trace += '  File "/a/b/clip.py", line 88, in evaluate\n    raise ValueError("no")\nValueError: no\n'
+    assert where_raised(trace) == "clip.py:88 in evaluate"
+    assert where_raised("killed") is None
+    assert where_raised(None) is None
+
+
+def test_progress_may_be_none_or_ones_own() -> None:
+    own = Silent()
+    assert make_progress(own) is own
+    assert isinstance(make_progress(False), Silent)
+    assert isinstance(make_progress("json"), JsonProgress)
+    assert isinstance(make_progress(True), LineProgress)  # under pytest there is no terminal
+
+
+def test_durations_are_short() -> None:
+    assert [duration(s) for s in (5, 100, 4000, 7500)] == ["5 s", "2 min", "67 min", "2 h 05 min"]

@@ -1,0 +1,171 @@
+"""What watches a sweep: the Optuna mirror through a kill, and an observer that fails or is slow."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+
+from sweeps.engine.run import run
+from sweeps.errors import SpecError
+from sweeps.lanes.pool import Pool
+from sweeps.search.stages import Slot, SweepState
+from sweeps.spec.interfaces import Cell, Row
+from sweeps.watch.mirror import StudyMirror, open_storage
+from sweeps.watch.observers import Observers, Seen
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
+from tests.sweeps.engine.test_engine_faults import ROOT, events, gone, wait_for
+from tests.sweeps.engine.test_run import rows
+
+DRIVER = """
+import sys
+from pathlib import Path
+from sweeps.engine.run import run
+from sweeps.watch.mirror import StudyMirror
+from tests.fakes import TRIAL
+from tests.sweeps.watch.test_observers import searched
+
+plan = searched(Path(sys.argv[1]), delay=0.8)
+run(plan, trial=TRIAL, progress=False, observers=[StudyMirror(sys.argv[2], "fake")])
+"""
+
+
+def searched(folder: Path, delay: float = 0.0, **more: Any) -> FakePlan:
+    cells = tuple(FakeCell(method, options=(("delay", delay),)) for method in ("lora", "vera"))
+    search = FakeSearch(trials=5, sampler="tpe", rerun_rates=0, rerun_seeds=0, **more)
+    resources = FakeResources(concurrent=2)
+    return fake_plan(folder, cells, search=search, confirm=FakeConfirm((0,)), resources=resources)
+
+
+def mirrored(where: str, cell_id: str) -> optuna.Study:
+    return optuna.load_study(study_name=f"fake/{cell_id}", storage=open_storage(where))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_driver_killed_before_the_first_tell_repeats_no_rate_and_the_mirror_agrees(
+    tmp_path: Path, pool: Pool
+) -> None:
+    folder, where = tmp_path / "r", str(tmp_path / "studies.log")
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), where], cwd=ROOT)
+    try:
+        wait_for(lambda: len(events(folder, "report")) >= 2, "the first reports", 400)
+        family = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    wait_for(lambda: gone(family), "the killed driver's processes to end", 60)
+    asked = {e["trial_id"]: e["config"]["lr"] for e in events(folder, "ask")}
+    assert len(asked) >= 2
+    assert not events(folder, "finish")
+    summary = run(searched(folder), trial=TRIAL, progress=False, pool=pool, observers=[StudyMirror(where, "fake")])
+    assert (summary.finished, summary.failed) == (12, 0)
+    tuned = [t for t in rows(folder, "trials") if t["stage"] == "TUNE"]
+    for cell_id in ("lora-1000", "vera-1000"):
+        mine = {t["trial_id"]: t for t in tuned if t["cell_id"] == cell_id}
+        assert len({t["lr"] for t in mine.values()}) == len(mine) == 5
+        study = mirrored(where, cell_id)
+        assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+        shown = {t.user_attrs["trial_id"]: t for t in study.trials}
+        assert shown.keys() == mine.keys()
+        assert len(study.trials) == 5
+        for trial_id, trial in shown.items():
+            assert trial.state == optuna.trial.TrialState.COMPLETE
+            assert trial.params == {"lr": mine[trial_id]["lr"]}
+            assert trial.value == mine[trial_id]["val_score"]
+            assert set(trial.intermediate_values) == {1, 2, 3}
+        assert study.best_trial.user_attrs["trial_id"] in mine
+    assert asked.items() <= {t["trial_id"]: t["lr"] for t in tuned}.items()  # what was begun is what was finished
+
+
+def test_pruned_and_failed_trials_and_a_sweep_mirrored_late(tmp_path: Path, pool: Pool) -> None:
+    """The mirror starts after the sweep has ended: all of it is put in, and CONFIRM is not."""
+    cells = (FakeCell("lora", options=(("fail_above", 1e-2),)), FakeCell("vera"))
+    search = FakeSearch(trials=8, pruner="asha", rerun_rates=0, rerun_seeds=0)
+    plan = fake_plan(tmp_path / "r", cells, search=search, confirm=FakeConfirm((0,)))
+    run(plan, trial=TRIAL, progress=False, pool=pool)
+    where = f"sqlite:///{tmp_path / 'studies.db'}"
+    for _ in range(2):  # the second time finds everything there
+        run(plan, trial=TRIAL, progress=False, pool=None, observers=[StudyMirror(where, "fake")])
+    wanted = Counter((t["cell_id"], t["status"]) for t in rows(tmp_path / "r", "trials") if t["stage"] == "TUNE")
+    names = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    for cell_id in ("lora-1000", "vera-1000"):
+        shown = Counter(t.state.name for t in mirrored(where, cell_id).trials)
+        assert shown == {names[s]: n for (c, s), n in wanted.items() if c == cell_id}
+    assert {s for _, s in wanted} == set(names)
+
+
+def test_a_storage_that_cannot_be_opened_is_bad_input(tmp_path: Path) -> None:
+    for where in ("nosuchdatabase://x", str(tmp_path)):
+        with pytest.raises(SpecError, match=r"--optuna-storage.*can't be opened"):
+            StudyMirror(where, "fake")
+
+
+class Recorder:
+    """Writes down what it is told; raises at its `fails`-th event."""
+
+    name = "the recorder"
+
+    def __init__(self, fails: int | None = None) -> None:
+        self.fails, self.told = fails, []
+
+    def _tell(self, what: str) -> None:
+        if self.fails is not None and len(self.told) >= self.fails:
+            raise ConnectionError("the server is gone\nand more")
+        self.told.append(what)
+
+    def start(self, seen: Sequence[Seen]) -> None:
+        self._tell(f"start {len(seen)}")
+
+    def asked(self, cell: Cell, slot: Slot) -> None:
+        self._tell(f"asked {slot.trial_id}")
+
+    def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:
+        self._tell(f"reported {slot.trial_id} {values['epoch']}")
+
+    def finished(self, slot: Slot, row: Row) -> None:
+        self._tell(f"finished {slot.trial_id}")
+
+    def close(self) -> None:
+        self._tell("close")
+
+
+def test_observers_are_told_everything_in_order_and_a_broken_one_is_left_out(tmp_path: Path, pool: Pool) -> None:
+    notes: list[str] = []
+
+    class Notes:
+        def start(self, state: Any) -> None: ...
+        def update(self, state: Any) -> None: ...
+        def stop(self, state: Any) -> None: ...
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    good, bad = Recorder(), Recorder(fails=5)
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora"),), confirm=FakeConfirm((0,)))
+    summary = run(plan, trial=TRIAL, progress=Notes(), pool=pool, observers=[bad, good])
+    assert summary.complete
+    assert (good.told[0], good.told[-1]) == ("start 0", "close")
+    assert Counter(line.split()[0] for line in good.told[1:-1]) == {"asked": 7, "reported": 7 * 3, "finished": 7}
+    for line in good.told:
+        if line.startswith("finished"):
+            trial_id = line.split()[1]
+            mine = [other.split()[0] for other in good.told if trial_id in other]
+            assert (mine[0], mine[-1]) == ("asked", "finished")
+    assert len(bad.told) == 5
+    assert notes == ["the recorder is left out from here on (ConnectionError: the server is gone); the sweep goes on"]
+
+
+def test_no_observers_no_thread(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+    observers = Observers()
+    observers.start(SweepState(plan.feasible, plan.spec))
+    observers.close()
+    assert observers._thread is None

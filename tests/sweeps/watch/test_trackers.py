@@ -1,0 +1,193 @@
+"""Trackers: real TensorBoard event files, the others where they are installed, and what is said where they are not."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import types
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.cli.run import watchers
+from sweeps.errors import SpecError
+from sweeps.search.stages import Slot, SweepState
+from sweeps.watch.observers import Observer, seen_in
+from sweeps.watch.trackers import TRACKERS, make_tracker
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
+
+Told = dict[str, dict[str, Any]]
+
+
+def tiny(folder: Path) -> FakePlan:
+    search = FakeSearch(trials=2, rerun_rates=0, rerun_seeds=0)
+    return fake_plan(folder, (FakeCell("lora"), FakeCell("vera")), search=search, confirm=FakeConfirm((0,)))
+
+
+def row_of(slot: Slot, status: str = "finished") -> dict[str, Any]:
+    confirm = slot.stage == "CONFIRM"
+    scores = {"val_score": 0.5 + slot.slot / 10, "test_score": 0.4 if confirm else None}
+    row = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "lr": slot.lr, "status": status}
+    reason = None if status == "finished" else "ValueError: too much"
+    return {**row, **scores, "adapter_params": 1000, "epochs": 3, "reason": reason}
+
+
+def drive(plan: FakePlan, observer: Observer, *, pause_after: int = 1) -> SweepState:
+    """A whole sweep, told to an observer that is closed and opened again in the middle of a trial."""
+    state = SweepState(plan.feasible, plan.spec)
+    observer.start(seen_in(state))
+    number = 0
+    while (slot := state.next_slot()) is not None:
+        cell = state.cells[slot.cell_id]
+        state.start(slot)
+        observer.asked(cell.cell, slot)
+        for epoch in (1, 2, 3):
+            state.report(slot.cell_id, slot.trial_id, epoch, 0.1 * epoch)
+            observer.reported(slot, {"epoch": epoch, "train_loss": 1.0 / epoch, "val_score": 0.1 * epoch})
+            if number == pause_after and epoch == 2:
+                observer.close()
+                observer.start(seen_in(state))
+                observer.asked(cell.cell, slot)
+        row = row_of(slot, "failed" if number == 0 else "finished")
+        state.finish(row)
+        observer.finished(slot, row)
+        cell.choice = cell.settle() or cell.choice
+        number += 1
+    observer.close()
+    return state
+
+
+def rows_in(state: SweepState) -> dict[str, dict[str, Any]]:
+    return {trial_id: row for cell in state.cells.values() for trial_id, row in cell.rows.items()}
+
+
+def test_tensorboard_event_files(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    state = drive(plan, make_tracker("tensorboard", "fake", tmp_path))
+    late = tmp_path / "late"
+    tracker = make_tracker("tensorboard", "fake", late)
+    tracker.start(seen_in(state))  # nothing is there yet: everything is put in
+    tracker.close()
+    for folder in (tmp_path, late):
+        found = tensorboard_scalars(folder / "tensorboard")
+        assert found.keys() == rows_in(state).keys()
+        for trial_id, row in rows_in(state).items():
+            assert found[trial_id]["val_score"] == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3})
+            assert found[trial_id]["outcome/val_score"] == pytest.approx({3: row["val_score"]})
+            assert ("outcome/test_score" in found[trial_id]) == (row["stage"] == "CONFIRM")
+            assert ("train_loss" in found[trial_id]) == (folder == tmp_path)
+
+
+def tensorboard_scalars(folder: Path) -> dict[str, dict[str, dict[int, float]]]:
+    """Trial id to tag to step to value, from TensorBoard's record files: length, checksum, event, checksum."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for path in folder.glob("*/*/events.*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+            at += length + 16
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found[path.parent.name.rpartition("-")[2]][value.tag][event.step] = value.simple_value
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")  # SQLAlchemy's, about MLflow's code
+def test_mlflow_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed (extra: mlflow)")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    state = drive(tiny(tmp_path), make_tracker("mlflow", "fake", tmp_path))
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("fake").experiment_id])
+    assert len(runs) == len(rows_in(state)) == 6
+    for run in runs:
+        row = rows_in(state)[run.data.tags["trial_id"]]
+        assert run.info.status == ("FAILED" if row["status"] == "failed" else "FINISHED")
+        assert run.data.metrics["outcome_val_score"] == row["val_score"]
+        assert float(run.data.params["lr"]) == row["lr"]
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "val_score")] == [1, 2, 3]
+
+
+def test_trackio_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    trackio = pytest.importorskip("trackio", reason="trackio is not installed (extra: trackio)")
+    state = drive(tiny(tmp_path), make_tracker("trackio", "fake", tmp_path))
+    runs = {run.name.rpartition(" ")[2]: run for run in trackio.Api().runs("fake")}
+    assert runs.keys() == rows_in(state).keys()
+    for trial_id, row in rows_in(state).items():
+        assert runs[trial_id].config["lr"] == row["lr"]
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed (extra: wandb)")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    state = drive(tiny(tmp_path), make_tracker("wandb", "fake", tmp_path))
+    ids = {path.stem.removeprefix("run-") for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")}
+    assert ids == rows_in(state).keys()
+
+
+class FakeWandb(types.ModuleType):
+    """W&B's calls that we use, kept in memory."""
+
+    class Error(Exception):
+        """As W&B's."""
+
+    def __init__(self, key: bool = True) -> None:
+        super().__init__("wandb")
+        self.key, self.told = key, Told()
+
+    def login(self) -> bool:
+        return self.key
+
+    def Settings(self, **values: Any) -> dict[str, Any]:
+        return values
+
+    def init(self, **values: Any) -> Any:
+        kept = self.told.setdefault(values["id"], {"log": {}, "summary": {}, "exit": []})
+        kept["config"] = values["config"]
+        return types.SimpleNamespace(
+            log=lambda numbers, step: kept["log"].setdefault(step, {}).update(numbers),
+            summary=kept["summary"],
+            finish=lambda exit_code=0: kept["exit"].append(exit_code),
+        )
+
+
+def test_wandb_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    state = drive(tiny(tmp_path), make_tracker("wandb", "fake", tmp_path))
+    assert library.told.keys() == rows_in(state).keys()
+    for trial_id, row in rows_in(state).items():
+        told = library.told[trial_id]
+        assert set(told["log"]) == {1, 2, 3}
+        assert told["config"]["lr"] == row["lr"]
+        assert told["summary"]["val_score"] == row["val_score"]
+        assert told["exit"][-1] == int(row["status"] == "failed")
+    assert sum(len(t["exit"]) for t in library.told.values()) == 6 + 1  # one was left open and taken up again
+
+
+def test_wandb_without_an_account_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(key=False))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(SpecError, match="wandb login"):
+        make_tracker("wandb", "fake", tmp_path)
+
+
+def test_what_is_missing_or_unknown_is_said_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("mlflow", "trackio"):
+        monkeypatch.setitem(sys.modules, package, None)  # importing it raises ImportError
+    names = ["mlflow", "tensorbord", "trackio"]
+    with pytest.raises(SpecError) as caught:
+        watchers(fake_plan(tmp_path).spec, "nosuchdatabase://x", names)
+    said = [str(problem) for problem in caught.value.problems]
+    assert len(said) == 4
+    assert "pip install 'randlora-sweeps[mlflow]'" in said[0]
+    assert "Nearest: tensorboard" in said[1]
+    assert "pip install 'randlora-sweeps[trackio]'" in said[2]
+    assert "--optuna-storage" in said[3]
+    assert set(TRACKERS) == {"tensorboard", "mlflow", "wandb", "trackio"}

@@ -1,0 +1,84 @@
+"""Batches and augmentation: complete, seeded, and of the stated law."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches, steps_per_epoch
+
+
+def test_an_epoch_has_every_row_once() -> None:
+    rows = torch.arange(100, 150)
+    batches = epoch_batches(rows, 16, 0, data_seed=3, epoch=1)
+    assert [len(b) for b in batches] == [16, 16, 16, 2]
+    assert sorted(torch.cat(batches).tolist()) == rows.tolist()
+
+
+def test_order_follows_seed_and_epoch_alone() -> None:
+    rows = torch.arange(50)
+    order = {(s, e): torch.cat(epoch_batches(rows, 16, 0, s, e)) for s in (1, 2) for e in (1, 2)}
+    torch.manual_seed(99)
+    assert torch.equal(order[1, 2], torch.cat(epoch_batches(rows, 16, 0, 1, 2)))
+    assert len({tuple(o.tolist()) for o in order.values()}) == 4
+
+
+def test_small_sets_are_repeated() -> None:
+    batches = epoch_batches(torch.arange(5), 4, 10, data_seed=0, epoch=1)
+    assert [len(b) for b in batches] == [4] * 10
+    counts = torch.bincount(torch.cat(batches))
+    assert counts.tolist() == [8] * 5
+    assert steps_per_epoch(5, 4, 10) == 10
+    assert steps_per_epoch(100, 4, 10) == 25
+
+
+def test_crops_have_the_stated_law() -> None:
+    plan = crop_flip_plan(4000, torch.Generator().manual_seed(0))
+    width, height = plan[:, 0, 0].abs(), plan[:, 1, 1]
+    assert (width <= 1).all()
+    assert (height <= 1).all()
+    area, aspect = width * height, width / height
+    assert area.min() >= 0.5 - 1e-6
+    assert area.max() <= 1 + 1e-6
+    assert aspect.min() >= 3 / 4 - 1e-6
+    assert aspect.max() <= 4 / 3 + 1e-6
+    assert (plan[:, 0, 2].abs() <= 1 - width + 1e-6).all()
+    assert abs(float((plan[:, 0, 0] < 0).float().mean()) - 0.5) < 0.05
+    torch.manual_seed(0)  # torchvision draws from the global generator
+    theirs = [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(100, (0.5, 1.0)), [torch.zeros(3, 100, 100)])
+              for _ in range(1500)]  # fmt: skip
+    their_area = torch.tensor([p["height"] * p["width"] / 1e4 for p in theirs]).mean()
+    assert abs(float(area.mean() - their_area)) < 0.02
+
+
+def test_whole_image_and_mirror() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    plan = torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]], [[-1.0, 0, 0], [0, 1.0, 0]]])
+    out = apply_plan(images, plan)
+    assert torch.allclose(out[0], images[0].float(), atol=1e-3)
+    assert torch.allclose(out[1], images[1].flip(-1).float(), atol=1e-3)
+
+
+def test_normalise_is_torchvisions() -> None:
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (0.48, 0.45, 0.4), (0.26, 0.27, 0.28)
+    ours = Normalise(mean, std, torch.device("cpu"))(images)
+    torch.testing.assert_close(ours, v2.functional.normalize(images.float() / 255, list(mean), list(std)))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_plan_is_a_function_of_its_generator(epoch: int) -> None:
+    a, b = (crop_flip_plan(3, torch.Generator().manual_seed(epoch)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_sampling_with_replacement() -> None:
+    rows = torch.arange(100, 164)
+    batches = epoch_batches(rows, 16, 10, data_seed=0, epoch=1, replacement=True)
+    assert [len(b) for b in batches] == [16] * 10
+    drawn = torch.cat(epoch_batches(rows, 16, 0, data_seed=0, epoch=1, replacement=True))
+    assert len(drawn) == 64
+    assert 30 < len(drawn.unique()) < 55  # 64 (1 - 1/e) = 40 of 64 are expected
+    assert ((drawn >= 100) & (drawn < 164)).all()
+    assert not torch.equal(drawn, torch.cat(epoch_batches(rows, 16, 0, data_seed=0, epoch=2, replacement=True)))

@@ -1,0 +1,178 @@
+"""The cache of decoded images: same bits, decoded once per machine, remade when damaged, bounded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.trainables.conftest import COLOURS, SIDE, noisy
+from trainables.cache import make_room
+from trainables.data.dataset import Dataset, ImageSplit
+from trainables.data.images.pixels import Pixels, Recipe, key
+from trainables.data.registry import load_dataset
+from trainables.errors import DataError
+
+RECIPE = Recipe(SIDE)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SWEEPS_CACHE", str(folder))
+    return folder
+
+
+def counted(split: ImageSplit, reads: list[int]) -> ImageSplit:
+    def read(row: int) -> Image.Image:
+        reads.append(row)
+        return split.read(row)
+
+    return dataclasses.replace(split, read=read)
+
+
+def packs(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*/*.arrow"))
+
+
+def test_cached_bits_are_the_decoded_bits(colours: Path, cache: Path) -> None:
+    split = load_dataset(f"parquet:{colours}").train
+    rows = torch.tensor([5, 0, 63, 5, 17])
+    expected = Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(rows)
+    assert not cache.exists()
+    for _ in range(2):
+        pixels = Pixels(split, RECIPE)
+        assert torch.equal(pixels.rows(rows), expected)
+        assert pixels.kept_bytes == 0
+    assert len(packs(cache)) == 1
+
+
+def test_a_row_is_decoded_once_for_all_who_need_it(colours: Path, cache: Path) -> None:
+    split = load_dataset(f"parquet:{colours}").train
+    reads: list[int] = []
+    first, second = Pixels(counted(split, reads), RECIPE), Pixels(counted(split, reads), RECIPE)
+    first.prepare(torch.arange(8))
+    second.prepare(torch.arange(4, 16))  # it was made before the first one wrote
+    assert sorted(reads) == list(range(16))
+    first.rows(torch.arange(16))
+    assert len(reads) == 16
+    assert len(packs(cache)) == 2
+
+
+def test_another_recipe_and_changed_files_are_kept_apart(tmp_path: Path, cache: Path) -> None:
+    rng = np.random.default_rng(0)
+    for which in ("train", "test"):
+        for name in ("red", "blue"):
+            (tmp_path / which / name).mkdir(parents=True)
+            for i in range(2):
+                noisy(rng, COLOURS[name]).save(tmp_path / which / name / f"{i}.png")
+
+    def load() -> ImageSplit:
+        return load_dataset(f"folder:{tmp_path}").train
+
+    before = Pixels(load(), RECIPE).rows(torch.arange(4))
+    assert key(load(), RECIPE) != key(load(), Recipe(SIDE, "bilinear"))
+    Image.new("RGB", (SIDE, SIDE), (1, 2, 3)).save(tmp_path / "train" / "red" / "0.png")
+    after = Pixels(load(), RECIPE).rows(torch.arange(4))
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped", "foreign"])
+def test_a_damaged_pack_is_made_again(colours: Path, cache: Path, damage: str) -> None:
+    split = load_dataset(f"parquet:{colours}").train
+    rows = torch.arange(64)
+    expected = Pixels(split, RECIPE).rows(rows)
+    (path,) = packs(cache)
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":  # in the last image, well before the file's footer
+        at = content.rindex(expected[63].numpy().tobytes()) + 100
+        content[at] ^= 0xFF
+    path.unlink()  # the file that is mapped stays as it is
+    path.write_bytes({"short": content[:-100], "flipped": content, "foreign": b"not Arrow at all"}[damage])
+    reads: list[int] = []
+    assert torch.equal(Pixels(counted(split, reads), RECIPE).rows(rows), expected)
+    assert sorted(reads) == list(range(64))
+    reads.clear()
+    assert torch.equal(Pixels(counted(split, reads), RECIPE).rows(rows), expected)
+    assert not reads
+
+
+def test_processes_share_one_copy(colours: Path, cache: Path) -> None:
+    code = (
+        "import torch; from trainables.data.registry import load_dataset\n"
+        "from trainables.data.images.pixels import Pixels, Recipe\n"
+        f"split = load_dataset('parquet:{colours}').train\n"
+        f"print(int(Pixels(split, Recipe({SIDE})).rows(torch.arange(64)).sum()))"
+    )
+    environment = {**os.environ, "SWEEPS_CACHE": str(cache)}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    answers = {run.communicate(timeout=120)[0].strip() for run in runs}
+    split = load_dataset(f"parquet:{colours}").train
+    assert answers == {str(int(Pixels(split, RECIPE).rows(torch.arange(64)).sum()))}
+    assert len(packs(cache)) == 1
+    assert not list(cache.glob("*/*.part"))
+
+
+def test_no_room_and_no_disk_fall_back_to_memory(colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = load_dataset(f"parquet:{colours}").train
+    rows = torch.tensor([3, 1])
+    expected = Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(rows)
+    with monkeypatch.context() as m:
+        m.setenv("SWEEPS_CACHE_GB", "0")
+        pixels = Pixels(split, RECIPE)
+        assert torch.equal(pixels.rows(rows), expected)
+        assert pixels.kept_bytes == pixels.nbytes
+        assert torch.equal(Pixels(split, RECIPE, keep_bytes=0).rows(rows), expected)
+    cache.parent.joinpath("file").write_text("in the way")
+    monkeypatch.setenv("SWEEPS_CACHE", str(cache.parent / "file"))
+    assert torch.equal(Pixels(split, RECIPE).rows(rows), expected)
+    monkeypatch.setenv("SWEEPS_CACHE", "off")
+    assert torch.equal(Pixels(split, RECIPE).rows(rows), expected)
+    assert not packs(cache)
+
+
+def test_longest_unused_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    for age, name in enumerate(("new", "older", "oldest")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.arrow").write_bytes(b"x" * 1000)
+        (tmp_path / name / "used").touch()
+        os.utime(tmp_path / name / "used", (now - age, now - age))
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("SWEEPS_CACHE_GB", str(2500 / 2**30))
+    assert make_room(tmp_path, 1000, tmp_path / "mine")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "new"]
+    assert not make_room(tmp_path, 3000, tmp_path / "mine")
+    assert (tmp_path / "new").exists()  # nothing is removed for what can't fit anyway
+
+
+def test_skipping_bad_images(tmp_path: Path, cache: Path) -> None:
+    rng = np.random.default_rng(0)
+    for which in ("train", "test"):
+        for name in ("red", "blue"):
+            (tmp_path / which / name).mkdir(parents=True)
+            for i in range(3):
+                noisy(rng, COLOURS[name]).save(tmp_path / which / name / f"{i}.png")
+    bad = tmp_path / "train" / "red" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    data: Dataset = load_dataset(f"folder:{tmp_path}")
+    rows = torch.tensor([5, 4, 3, 0])  # blue 0..2, then red 0..2
+    for stamp in (data.train.stamp, ""):
+        pixels = Pixels(dataclasses.replace(data.train, stamp=stamp), RECIPE)
+        assert pixels.prepare(rows, skip_bad=True).tolist() == [5, 3, 0]
+        assert len(pixels.rows(torch.tensor([5, 3, 0]))) == 3
+        with pytest.raises(DataError, match=r"train row 4 \(.*red/1\.png\): not a readable image.*data\.skip_bad"):
+            pixels.prepare(rows)
+    with pytest.raises(DataError, match="row 4"):
+        Pixels(data.train, RECIPE, keep_bytes=0).prepare(torch.tensor([4]))

@@ -1,0 +1,263 @@
+"""Data sets by name: sources, bad input, and images as open_clip would prepare them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision
+from open_clip.transform import image_transform
+from PIL import Image
+
+from tests.trainables.conftest import COLOURS, SIDE, colour_tables, image_table, noisy, png
+from trainables.data.dataset import Dataset
+from trainables.data.images.info import DataWarning
+from trainables.data.images.pixels import Pixels, Recipe
+from trainables.data.registry import (
+    DATASETS,
+    DatasetInfo,
+    check_dataset,
+    embedded_datasets,
+    known_datasets,
+    load_dataset,
+    register,
+)
+from trainables.errors import DataError, SplitError
+
+
+def test_unknown_name_lists_the_nearest() -> None:
+    with pytest.raises(
+        DataError, match=r"unknown data set 'cifar1000'; nearest: 'cifar100'.*forms: NAME, NAME@SOURCE, embedded"
+    ):
+        load_dataset("cifar1000")
+    name = embedded_datasets()[0]
+    with pytest.raises(DataError, match=f"nearest: '{name}'"):
+        check_dataset(name[:-1])
+
+
+def test_sizes_are_checked_without_decoding(colours: Path) -> None:
+    name = f"parquet:{colours}"
+    check_dataset(name, ["1-shot", "12-shot", 0.5, 1.0])
+    with pytest.raises(DataError, match="largest that works is '12-shot'"):
+        check_dataset(name, ["1-shot", "13-shot"])
+    check_dataset(name, ["16-shot"], "paper")
+    check_dataset("cifar100", ["10000-shot"])  # not on this disk: nothing is downloaded to plan
+
+
+def test_missing_folder_lists_its_neighbours(colours: Path) -> None:
+    with pytest.raises(DataError, match=rf"no folder .*nearest: '{colours.name}'"):
+        check_dataset(f"parquet:{colours}x")
+
+
+def test_known_names_can_be_meant() -> None:
+    for name in known_datasets():
+        check_dataset(name)
+
+
+def test_parquet(colours: Path) -> None:
+    data = load_dataset(f"parquet:{colours}")
+    assert data.class_names == tuple(COLOURS)
+    assert len(data.train) == 64
+    assert torch.bincount(data.train.labels).tolist() == [16] * 4
+    assert data.train.image(0).size == (SIDE, SIDE)
+    assert all(t.count("{}") == 1 for t in data.templates)
+
+
+def test_test_split_is_closed_in_tune(colours: Path) -> None:
+    data = load_dataset(f"parquet:{colours}")
+    with pytest.raises(SplitError, match="closed in stage TUNE"):
+        _ = data.test
+    assert len(data.at("CONFIRM").test) == 32
+    with pytest.raises(SplitError):
+        _ = data.at("CONFIRM").at("TUNE").test
+
+
+def test_tune_does_not_touch_the_test_file(tmp_path: Path) -> None:
+    tables = colour_tables()
+    pq.write_table(tables["train"], tmp_path / "train.parquet")
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 cut short")
+    data = load_dataset(f"parquet:{tmp_path}")
+    with pytest.raises(DataError, match=r"test\.parquet .*damaged"):
+        _ = data.at("CONFIRM").test
+
+
+def same(a: Dataset, b: Dataset) -> None:
+    assert a.class_names == b.class_names
+    for x, y in ((a.train, b.train), (a.at("CONFIRM").test, b.at("CONFIRM").test)):
+        assert torch.equal(x.labels, y.labels)
+        everything = torch.arange(len(x))
+        assert torch.equal(Pixels(x, Recipe(SIDE)).rows(everything), Pixels(y, Recipe(SIDE)).rows(everything))
+
+
+def test_arrow_files_streams_and_hub_give_the_same(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = colour_tables()
+    expected = load_dataset(f"parquet:{colours}")
+    (tmp_path / "test").mkdir()
+    with pa.ipc.new_file(str(tmp_path / "train.arrow"), tables["train"].schema) as writer:
+        writer.write_table(tables["train"])
+    with pa.ipc.new_stream(str(tmp_path / "test" / "data-0.arrow"), tables["test"].schema) as stream:
+        stream.write_table(tables["test"])
+    same(load_dataset(f"arrow:{tmp_path}"), expected)
+
+    hub = datasets.DatasetDict({k: datasets.Dataset(v) for k, v in tables.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"org/set": hub}[name])
+    same(load_dataset("hf:org/set"), expected)
+    with pytest.raises(DataError, match=r"the hub gave no 'org/other' \(KeyError"):
+        load_dataset("hf:org/other")
+
+
+def test_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for which, n in (("train", 3), ("test", 2)):
+        for name in ("red_thing", "blue_thing"):
+            (tmp_path / which / name).mkdir(parents=True)
+            for i in range(n):
+                noisy(rng, COLOURS["red"]).save(tmp_path / which / name / f"{i}.png")
+    (tmp_path / "train" / "red_thing" / "notes.txt").write_text("no image")
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.class_names == ("blue thing", "red thing")
+    assert (len(data.train), len(data.at("CONFIRM").test)) == (6, 4)
+    (tmp_path / "test" / "read_thing").mkdir()
+    again = load_dataset(f"folder:{tmp_path}", stage="CONFIRM")
+    with pytest.raises(DataError, match="'read_thing' of test is not in train; nearest: 'red_thing'"):
+        _ = again.test
+
+
+def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        classes = ("ice_cream", "pizza")
+
+        def __init__(self, root: str, *, split: str, download: bool) -> None:
+            assert root == str(tmp_path)
+            if split == "test":
+                raise RuntimeError("no connection")
+            self._labels = [0, 1, 1]
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+            return Image.new("L", (9, 9), row), self._labels[row]
+
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets, "Food101", Fake)
+    with pytest.warns(DataWarning, match="2 classes, and 101"), pytest.warns(DataWarning, match="3 training images"):
+        data = load_dataset("food101", stage="CONFIRM")
+    assert data.class_names == ("ice cream", "pizza")
+    assert data.train.labels.tolist() == [0, 1, 1]
+    assert data.train.image(2).getpixel((0, 0)) == (2, 2, 2)
+    with pytest.raises(DataError, match=r"could not read or download .*SWEEPS_DATA"):
+        _ = data.test
+
+
+def test_corrupt_image_names_the_row(tmp_path: Path) -> None:
+    good = png(noisy(np.random.default_rng(0), (9, 9, 9)))
+    table = image_table([good, good[:40], b"", good], [0, 1, 0, 1], ["a", "b"])
+    for which in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{which}.parquet")
+    pixels = Pixels(load_dataset(f"parquet:{tmp_path}").train, Recipe(SIDE))
+    assert len(pixels.rows(torch.tensor([0, 3, 0]))) == 3
+    for row in (1, 2):
+        with pytest.raises(DataError, match=rf"train row {row}: not a readable image"):
+            pixels.rows(torch.tensor([0, row]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "words", "message"),
+    [
+        ([0, 1], None, {}, "numbers without names"),
+        ([0, -1], ["a", "b"], {}, r"row 1: label -1 is not in 0\.\.1"),
+        ([0, 2], ["a", "b"], {}, r"row 1: label 2 is not in 0\.\.1"),
+        ([0, 0], ["a"], {}, "needs two or more"),
+        ([0, 1], ["a", "b"], {"class_names": ["x"]}, "1 class"),
+        ([0, 1], ["a", "b"], {"templates": ["no place"]}, "exactly once"),
+        ([0, 1], ["a", "b"], {"templates": "a {}"}, "list of strings"),
+        ([0, None], ["a", "b"], {}, "1 rows have no 'label'"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, labels: Any, names: Any, words: dict[str, Any], message: str) -> None:
+    table = image_table([b"", b""], labels, names)
+    for which in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{which}.parquet")
+    (tmp_path / "dataset.json").write_text(json.dumps(words), encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_missing_split_and_columns(tmp_path: Path) -> None:
+    table = image_table([b"", b""], [0, 1], ["a", "b"])
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"no parquet files for split 'test' \(found: train\)"):
+        load_dataset(f"parquet:{tmp_path}")
+    pq.write_table(table, tmp_path / "test.parquet")
+    pq.write_table(table.rename_columns(["picture_file", "label"]), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="no image column among"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_words_of_a_folder(tmp_path: Path) -> None:
+    table = image_table([b"", b""], [0, 1], None)
+    for which in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{which}.parquet")
+    words = {"class_names": ["x", "y"], "templates": ["the {}"], "prompt": "one {}", "licence": "MIT"}
+    (tmp_path / "dataset.json").write_text(json.dumps(words), encoding="utf-8")
+    data = load_dataset(f"parquet:{tmp_path}")
+    assert (data.class_names, data.templates, data.prompt) == (("x", "y"), ("the {}",), "one {}")
+
+
+def test_string_labels(tmp_path: Path) -> None:
+    table = image_table([b""] * 3, [0, 1, 0], None)
+    named = table.set_column(1, "label", pa.array(["pear", "fig", "pear"]))
+    for which in ("train", "test"):
+        pq.write_table(named, tmp_path / f"{which}.parquet")
+    data = load_dataset(f"parquet:{tmp_path}", stage="CONFIRM")
+    assert data.class_names == ("fig", "pear")
+    assert data.test.labels.tolist() == [1, 0, 1]
+
+
+def test_register(monkeypatch: pytest.MonkeyPatch, colours: Path) -> None:
+    registry = dict(DATASETS)
+    register("mine", DatasetInfo(lambda name, words: load_dataset(f"parquet:{colours}")), registry=registry)
+    assert "mine" in registry
+    with pytest.raises(DataError, match="is taken"):
+        register("cifar10", DATASETS["cifar10"], registry=registry)
+    with pytest.raises(DataError, match="exactly once"):
+        DatasetInfo(DATASETS["cifar10"].load, ("no place",))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(16, 16), (40, 30), (31, 47), (9, 12)])
+def test_recipe_is_open_clips_transform(mode: Any, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    ours = np.asarray(Recipe(16, resize_mode=mode).apply(image))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+    theirs = image_transform(16, is_train=False, mean=mean, std=std, resize_mode=mode)(image)
+    back = (theirs * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)) * 255
+    assert np.abs(ours.transpose(2, 0, 1) - back.numpy()).max() < 0.01
+
+
+def test_pixels_decode_each_row_once_and_agree_when_not_kept(colours: Path) -> None:
+    split = load_dataset(f"parquet:{colours}").train
+    reads: list[int] = []
+
+    def read(row: int) -> Image.Image:
+        reads.append(row)
+        return split.read(row)
+
+    counted = type(split)(split.source, split.name, split.labels, read)
+    kept, not_kept = Pixels(counted, Recipe(SIDE)), Pixels(split, Recipe(SIDE), keep_bytes=0)
+    rows = torch.tensor([3, 1, 3, 60])
+    assert torch.equal(kept.rows(rows), not_kept.rows(rows))
+    assert torch.equal(kept.rows(rows), not_kept.rows(rows))
+    assert sorted(reads) == [1, 3, 60]
+    assert (kept.kept_bytes, not_kept.kept_bytes) == (64 * 3 * SIDE**2, 0)

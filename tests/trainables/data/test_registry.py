@@ -1,0 +1,245 @@
+"""The registered data sets: what is known of the paper's 22, and the loaders of those that split or cut here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from tests.trainables.conftest import colour_tables
+from trainables.data.images.info import DatasetInfo, DataWarning, Sizes, class_words, clean, differ
+from trainables.data.images.paper_sets import PAPER_SETS
+from trainables.data.images.torchvision import per_class_rows, share_rows
+from trainables.data.registry import DATASETS, check_dataset, load_dataset
+from trainables.data.splits import VAL_FRACTION, VAL_MOST, split
+from trainables.errors import DataError
+
+TABLE_7 = {  # classes, train, val, test, epochs of arXiv 2502.00987
+    "cars": (196, 7330, 814, 8041, 35), "dtd": (47, 3384, 376, 1880, 76), "eurosat": (10, 21600, 2700, 2700, 12),
+    "gtsrb": (43, 23976, 2664, 12630, 11), "mnist": (10, 55000, 5000, 10000, 5),
+    "resisc45": (45, 17010, 1890, 6300, 15), "sun397": (397, 17865, 1985, 19850, 14),
+    "svhn": (10, 68257, 5000, 26032, 4), "cifar10": (10, 45000, 5000, 10000, 5),
+    "cifar100": (100, 45000, 5000, 10000, 6),
+    "imagenet": (1000, 1276167, 5000, 50000, 10), "stl10": (10, 4500, 500, 8000, 4),
+    "food101": (101, 70750, 5000, 25250, 15), "caltech101": (101, 6941, 694, 1736, 10),
+    "caltech256": (257, 22037, 2448, 6122, 8), "fgvc-aircraft": (100, 3334, 3333, 3333, 60),
+    "flowers102": (102, 1020, 1020, 6149, 40), "oxford-pets": (37, 3312, 368, 3669, 5),
+    "cub200": (200, 5395, 599, 5794, 20), "voc2007": (20, 7844, 7818, 14976, 10),
+    "country211": (211, 31650, 10550, 21100, 15), "ucf101": (101, 7639, 1898, 3783, 20),
+}  # fmt: skip
+
+
+def test_the_papers_22_sets() -> None:
+    assert PAPER_SETS.keys() == TABLE_7.keys()
+    for name, (classes, train, val, test, epochs) in TABLE_7.items():
+        info = DATASETS[name]
+        assert info.sizes is not None
+        assert (info.classes, info.epochs) == (classes, epochs)
+        assert (info.sizes.val, info.sizes.test) == (val, test)
+        # the paper counts Caltech-101's validation images among its training images
+        assert info.sizes.train == (train - val if name == "caltech101" else train)
+        assert info.source
+        assert info.licence
+        assert info.get
+        check_dataset(name, ["16-shot", 1.0])
+
+
+@pytest.mark.parametrize("name", [n for n, i in PAPER_SETS.items() if "10 %" in i.rule])
+def test_validation_is_carved_as_the_table_says(name: str) -> None:
+    sizes = PAPER_SETS[name].sizes
+    assert sizes is not None
+    assert sizes.val == min(int(VAL_FRACTION * sizes.pool), VAL_MOST)
+
+
+def test_another_size_warns_or_is_refused() -> None:
+    differ("x", "images", 3, 3, verified=True)
+    with pytest.warns(DataWarning, match=r"'x' has 1,000 images, and 3 were expected; scores are not comparable"):
+        differ("x", "images", 1000, 3, verified=False)
+    with pytest.raises(DataError, match="incomplete or of another version"):
+        differ("x", "images", 2, 3, verified=True)
+
+
+def test_the_test_split_is_counted_when_it_is_opened(colours: Path) -> None:
+    info = DatasetInfo(lambda name, words: load_dataset(f"parquet:{colours}"), sizes=Sizes(58, 6, 31, verified=True))
+    data = info.open("mine")
+    with pytest.raises(DataError, match="32 test images, and 31"):
+        _ = data.at("CONFIRM").test
+    with pytest.raises(DataError, match="64 training images, and 65"):
+        DatasetInfo(info.load, sizes=Sizes(59, 6, 32, verified=True)).open("mine")
+
+
+def test_another_source(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def hub(*words: str) -> Any:
+        asked.append(words)
+        return datasets.DatasetDict({k: datasets.Dataset(v) for k, v in colour_tables().items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    with pytest.warns(DataWarning):
+        data = load_dataset("svhn@hub")
+    assert data.templates == PAPER_SETS["svhn"].templates
+    assert asked == [("ufldl-stanford/svhn", "cropped_digits")]
+    with pytest.raises(DataError, match=r"has no source 'hup'; further sources: svhn@hub"):
+        load_dataset("svhn@hup")
+
+
+def test_class_names_read_as_words() -> None:
+    found = {
+        n: clean(n) for n in ("001.Black_footed_Albatross", "/b/bar/indoor", "airplanes-101", "SeaLake", "F-16A/B")
+    }
+    assert list(found.values()) == ["Black footed Albatross", "bar indoor", "airplanes", "Sea Lake", "F-16A/B"]
+    assert (clean("iPod"), clean("DHC-8-100"), clean("AD", {"AD": "Andorra"})) == ("iPod", "DHC-8-100", "Andorra")
+    assert len(class_words("gtsrb")) == 43
+    assert len(class_words("country211")) >= 211
+
+
+def test_per_class_and_share_splits() -> None:
+    labels = torch.arange(3).repeat(20)
+    train, val, test = per_class_rows(labels, "x", each=4)
+    assert torch.bincount(labels[val]).tolist() == torch.bincount(labels[test]).tolist() == [4, 4, 4]
+    assert torch.equal(torch.cat([train, val, test]).sort().values, torch.arange(60))
+    assert torch.equal(test, per_class_rows(labels, "x", each=4)[2])
+    with pytest.raises(DataError, match="class 0 has 20 images, and more than 20 are needed"):
+        per_class_rows(labels, "x", each=10)
+    train, val, test = share_rows(8677)
+    assert (len(train), len(val), len(test)) == (6941, 0, 1736)
+    assert len(share_rows(30607)[2]) == 6122
+    assert torch.equal(torch.cat([train, test]).sort().values, torch.arange(8677))
+
+
+def test_pooled_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        classes = ("AnnualCrop", "SeaLake")
+
+        def __init__(self, root: str, *, download: bool) -> None:
+            self.targets = [i % 2 for i in range(1200)]
+
+        def __len__(self) -> int:
+            return 1200
+
+        def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+            return Image.new("RGB", (4, 4), (row % 256, row // 256, 0)), self.targets[row]
+
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets, "EuroSAT", Fake)
+    with pytest.warns(DataWarning):
+        data = load_dataset("eurosat", stage="CONFIRM")
+        test = data.test
+    assert data.class_names == ("annual crop land", "sea or lake")
+    rows = split(data, 1.0, 0, "CONFIRM")
+    assert (len(rows.train_idx), len(rows.val_idx), len(test)) == (120, 540, 540)
+
+    def identities(of: Any, index: range | torch.Tensor) -> set[tuple[int, int]]:
+        return {of.image(int(i)).getpixel((0, 0))[:2] for i in index}
+
+    seen = identities(test, range(540)), identities(data.train, rows.train_idx), identities(data.train, rows.val_idx)
+    assert [len(s) for s in seen] == [540, 120, 540]
+    assert len(set.union(*seen)) == 1200
+    assert all(
+        test.labels[i] == (sum(p * 256**j for j, p in enumerate(test.image(i).getpixel((0, 0))[:2])) % 2)
+        for i in range(9)
+    )
+
+
+def test_objects_of_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
+    objects = [("dog", (1, 1, 2, 3)), ("tvmonitor", (3, 2, 4, 2))]
+    body = "".join(f"<object><name>{n}</name><difficult>1</difficult>{box.format(*b)}</object>" for n, b in objects)
+
+    class Fake:
+        parse_voc_xml = staticmethod(torchvision.datasets.VOCDetection.parse_voc_xml)
+
+        def __init__(self, root: str, year: str, which: str, *, download: bool) -> None:
+            assert year == "2007"
+            self.images, self.annotations = [], []
+            for i in range({"train": 2, "val": 1, "test": 3}[which]):
+                picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+                Image.fromarray(picture).save(tmp_path / f"{which}{i}.png")
+                (tmp_path / f"{which}{i}.xml").write_text(f"<annotation>{body}</annotation>")
+                self.images.append(str(tmp_path / f"{which}{i}.png"))
+                self.annotations.append(str(tmp_path / f"{which}{i}.xml"))
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+    monkeypatch.setattr(torchvision.datasets, "VOCDetection", Fake)
+    with pytest.warns(DataWarning):
+        data = load_dataset("voc2007", stage="CONFIRM")
+        assert len(data.test) == 6
+    assert data.class_names[11] == "dog"
+    assert data.class_names[19] == "television or monitor"
+    assert data.train.labels.tolist() == [11, 19] * 3
+    assert data.val_rows is not None
+    assert data.val_rows.tolist() == [4, 5]
+    assert data.train.image(0).size == (2, 3)
+    assert data.train.image(1).size == (2, 1)
+    assert data.train.image(1).getpixel((0, 0)) == (18, 19, 20)  # second line, third pixel
+
+
+def test_cub_by_its_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    root = tmp_path / "CUB_200_2011"
+    (root / "images" / "a").mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(root / "images" / "a" / f"{i}.png")
+    (root / "images.txt").write_text("".join(f"{i + 1} a/{i}.png\n" for i in range(4)))
+    (root / "classes.txt").write_text("1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n")
+    (root / "image_class_labels.txt").write_text("1 1\n2 2\n3 1\n4 2\n")
+    (root / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n4 1\n")
+    with pytest.warns(DataWarning):
+        data = load_dataset("cub200", stage="CONFIRM")
+        assert data.test.labels.tolist() == [1]
+    assert data.class_names == ("Black footed Albatross", "Laysan Albatross")
+    assert data.train.labels.tolist() == [0, 0, 1]
+    (root / "images" / "a" / "3.png").unlink()
+    with pytest.raises(DataError, match=r"3\.png is not there; remove .*CUB_200_2011"):
+        load_dataset("cub200")
+    (root / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"classes\.txt can't be read"):
+        load_dataset("cub200")
+
+
+def test_ucf_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"UCF-101-midframes .*split_zhou_UCF101\.json must be there.*SWEEPS_DATA"):
+        load_dataset("ucf101")
+    frames = tmp_path / "ucf101" / "UCF-101-midframes"
+    frames.mkdir(parents=True)
+    rows = {"train": [["a.jpg", 0, "Apply_Eye_Makeup"], ["b.jpg", 1, "Yo_Yo"]], "val": [["c.jpg", 1, "Yo_Yo"]]}
+    lists = tmp_path / "ucf101" / "split_zhou_UCF101.json"
+    lists.write_text(json.dumps(rows))
+    for name in "abcd":
+        Image.new("RGB", (4, 4)).save(frames / f"{name}.jpg")
+    with pytest.raises(DataError, match=r"can't be read \(KeyError: 'test'\)"):
+        load_dataset("ucf101")
+    lists.write_text(json.dumps({**rows, "test": [["d.jpg", 0, "Apply_Eye_Makeup"]]}))
+    with pytest.warns(DataWarning):
+        data = load_dataset("ucf101", stage="CONFIRM")
+        assert len(data.test) == 1
+    assert data.class_names == ("Apply Eye Makeup", "Yo Yo")
+    assert data.val_rows is not None
+    assert data.val_rows.tolist() == [2]
+
+
+def test_an_absent_set_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", _refused)
+    with pytest.raises(DataError, match=r"could not be had from https.*put the unpacked folder CUB_200_2011 into"):
+        load_dataset("cub200")
+    monkeypatch.setattr(datasets, "load_dataset", _refused)
+    with pytest.raises(DataError, match="gated: accept its terms on the hub"):
+        load_dataset("imagenet")
+    with pytest.raises(DataError, match=r"'imagenet@torchvision'.*SWEEPS_DATA"):
+        load_dataset("imagenet@torchvision")
+
+
+def _refused(*_: object, **__: object) -> Any:
+    raise OSError("no connection")

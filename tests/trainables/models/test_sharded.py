@@ -1,0 +1,110 @@
+"""Full fine-tuning of a language model split over two workers (FSDP2, gloo) against one worker that holds it whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from safetensors.torch import load_file
+
+from tests.trainables.tiny_language import save_model, write_rows
+from trainables.config import TrialConfig
+from trainables.training.worker import run_trial
+
+
+def config(tmp_path: Path, **train: Any) -> dict[str, Any]:
+    return TrialConfig(
+        stage="CONFIRM",
+        cell_id="c",
+        model=f"local:{save_model(tmp_path / 'llama', 'llama')}",
+        adapt="all",
+        targets=("q_proj",),
+        dataset=f"json:{write_rows(tmp_path / 'rows', train=11, test=5)}",
+        train_size=1.0,
+        method="full",
+        lr=1e-3,
+        data_seed=0,
+        init_seed=0,
+        basis_seed=0,
+        train={"global_batch_size": 5, "epochs": 3, "parallel": "fsdp", **train},
+    ).model_dump()
+
+
+def work(rank: int, world: int, config: dict[str, Any], folder: str, stop_after: int | None) -> None:
+    torch.set_num_threads(1)
+    meet = f"file://{folder}/meet{stop_after}"
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
+    directory = Path(folder) / "trial"
+    warm: dict[str, Any] = {}
+    trial = run_trial(config, warm=warm, directory=directory, keep=True, rank=rank, world=world)
+    reports: list[Any] = []
+    for report in trial:
+        reports.append(report)
+        if len(reports) == stop_after:
+            break
+    trial.close()
+    if stop_after is None:
+        (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # batches of 5: shares of 3 and 2 in micro-batches of 2, so one worker has a pass less to make
+    trial = config(tmp_path, micro_batch_size=2)
+    alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
+    for stop_after in (2, None):  # stopped after two epochs, and gone on from the checkpoint
+        torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path), stop_after), nprocs=2)
+    both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
+    for reports in both:
+        assert [r["epoch"] for r in reports] == [1, 2, 3]
+        assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
+        result = reports[-1]["result"]
+        assert result["adapter_params"] == alone[-1]["result"]["adapter_params"]
+        assert result["n_examples"] == 5
+    assert both[0][-1]["result"]["correct"] == both[1][-1]["result"]["correct"]
+    a, b = (load_file(str(tmp_path / d / "adapter" / "weights.safetensors")) for d in ("alone", "trial"))
+    assert a.keys() == b.keys()
+    assert all(a[k].shape == b[k].shape for k in a)
+    # Adam divides by the gradient's own size, which turns rounding in near-zero gradients into visible steps
+    assert all((a[k] - b[k]).abs().mean() < 2e-4 for k in a)
+
+
+def gradients(rank: int, world: int, model: str, folder: str) -> None:
+    from trainables.models.loading import load_model
+    from trainables.models.sharded import shard, whole
+    from trainables.models.sharing.mapped import can_be_mapped
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/g", rank=rank, world_size=world)
+    base = load_model(model).module.double()
+    ids = torch.arange(24).reshape(4, 6)
+    split = shard(base, torch.device("cpu"))
+    assert all(can_be_mapped(p) for p in base.parameters())
+    assert not any(can_be_mapped(p) for p in split.parameters())
+    split(input_ids=ids[rank::world]).logits.square().sum().backward()
+    held = sum(p.to_local().numel() for p in split.parameters())  # type: ignore[attr-defined]
+    assert held <= 0.6 * sum(p.numel() for p in base.parameters())
+    base(input_ids=ids).logits.square().sum().backward()
+    for (name, mine), theirs in zip(split.named_parameters(), base.parameters(), strict=True):
+        assert mine.grad is not None
+        torch.testing.assert_close(whole(mine.grad), theirs.grad, rtol=1e-10, atol=1e-10, msg=name)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_gradients_are_the_sum_over_workers(tmp_path: Path) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    model = f"local:{save_model(tmp_path / 'llama', 'llama')}"
+    torch.multiprocessing.spawn(gradients, args=(2, model, str(tmp_path)), nprocs=2)

@@ -1,0 +1,174 @@
+"""Language models: likelihoods against plain forwards, gradients by tokens, both protocols, what is cut and refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainables.making import one_tower_trial
+from tests.trainables.tiny_language import instruction_rows, save_model, save_tokenizer, write_rows
+from trainables.config import EvaluateSettings, TrialConfig
+from trainables.data.registry import load_text_dataset
+from trainables.data.text.dataset import Exchange
+from trainables.data.text.prompts import extract_answer
+from trainables.errors import DataError, TrialError
+from trainables.models.language import LanguageModel
+from trainables.models.loading import load_model
+from trainables.tasks.text.encoding import EncodedRows, Encoder
+from trainables.tasks.text.scoring import Question, choice_scores
+from trainables.training.worker import run_trial
+
+MakeTrial = Callable[..., TrialConfig]
+FAMILIES = ("llama", "qwen2", "phi3", "gpt2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("language")
+    for family in FAMILIES:
+        save_model(place / family, family)
+    write_rows(place / "rows")
+    return place
+
+
+@pytest.fixture
+def make(folder: Path) -> MakeTrial:
+    def trial(method: str = "lora", *, train: dict[str, Any] | None = None, **given: Any) -> TrialConfig:
+        settings = {"epochs": 2, "global_batch_size": 12} | (train or {})
+        given = {"model": folder / "llama", "dataset": f"json:{folder / 'rows'}"} | given
+        if method != "zero-shot":
+            given = {"lr": 1e-2} | given
+        return one_tower_trial(method, train=settings, **given)
+
+    return trial
+
+
+def run(trial: TrialConfig, directory: Path, warm: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    return list(run_trial(trial.model_dump(), warm={} if warm is None else warm, directory=directory))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_choices_score_as_in_a_plain_forward_of_each(folder: Path, family: str) -> None:
+    module = load_model(f"local:{folder / family}").module.eval()
+    model = LanguageModel(module, contextlib.nullcontext)
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(n: int) -> torch.Tensor:
+        return torch.randint(3, 400, (n,), generator=draw)
+
+    shared = tokens(2)
+    questions = [
+        Question(tokens(5), (tokens(1), tokens(3), tokens(2))),
+        Question(tokens(9), tuple(torch.cat([shared, tokens(k)]) for k in (1, 2))),
+        Question(tokens(3), (tokens(1), tokens(1))),
+    ]
+    found = choice_scores(model, questions, batch_size=8, pad=2)
+    for question, scores in zip(questions, found, strict=True):
+        for choice, score in zip(question.choices, scores, strict=True):
+            ids = torch.cat([question.prompt, choice])
+            with torch.no_grad():
+                logp = module(ids.unsqueeze(0)).logits[0].log_softmax(-1)
+            at = torch.arange(len(question.prompt) - 1, len(ids) - 1)
+            assert float(score) == pytest.approx(float(logp[at, choice].sum()), abs=1e-4)
+
+
+def test_micro_batches_divide_by_the_tokens_of_the_whole_batch(make: MakeTrial, tmp_path: Path) -> None:
+    """Rows differ in length, so an average of micro-batches' averages would differ."""
+    whole = run(make(), tmp_path / "whole")
+    parts = run(make(train={"micro_batch_size": 5}), tmp_path / "parts")
+    assert [r["train_loss"] for r in parts] == pytest.approx([r["train_loss"] for r in whole], rel=1e-5)
+    further = [json.loads(json.dumps(r[-1]["result"]["further"])) for r in (whole, parts)]
+    assert further[1]["test"]["loss"] == pytest.approx(further[0]["test"]["loss"], rel=1e-4)
+
+
+def test_checkpointed_activations_change_nothing(make: MakeTrial, tmp_path: Path) -> None:
+    plain = run(make(), tmp_path / "plain")
+    saving = run(make(train={"gradient_checkpointing": True}), tmp_path / "saving")
+    assert [r["train_loss"] for r in saving] == pytest.approx([r["train_loss"] for r in plain], rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lora", "randlora", "full"])
+def test_it_learns_the_rows_it_trains_on(make: MakeTrial, tmp_path: Path, method: str) -> None:
+    rate = 3e-3 if method == "full" else 2e-2
+    reports = run(make(method, lr=rate, train={"epochs": 6}), tmp_path)
+    losses = [r["train_loss"] for r in reports]
+    assert losses[-1] < losses[0] - 0.3
+    result = reports[-1]["result"]
+    assert (result["metric"], result["unit"]) == ("accuracy (log-likelihood)", "texts")
+
+
+def test_the_loss_may_cover_the_prompt(make: MakeTrial, tmp_path: Path) -> None:
+    response = run(make(train={"epochs": 1}), tmp_path / "response")[-1]["train_loss"]
+    both = run(make(train={"epochs": 1, "loss_on_prompt": True}), tmp_path / "both")[-1]["train_loss"]
+    assert response != pytest.approx(both, rel=1e-3)
+
+
+def test_generation_is_read_by_the_rules_of_llm_adapters(make: MakeTrial, tmp_path: Path) -> None:
+    evaluate = EvaluateSettings(protocol="generation", max_new_tokens=4, num_beams=2, test_rows=5)
+    result = run(make(evaluate=evaluate), tmp_path)[-1]["result"]
+    assert result["metric"] == "accuracy (generation)"
+    assert result["n_examples"] == 5
+    assert {"without-answer", "loss"} <= set(result["further"]["test"])
+    labels = ("answer1", "answer2", "answer3")
+    assert extract_answer("the correct answer is answer2 and not answer1", labels) == "answer2"
+    assert extract_answer("I do not know", labels) is None
+
+
+def test_zero_shot_is_the_model_as_it_is(make: MakeTrial, tmp_path: Path) -> None:
+    result = run(make("zero-shot"), tmp_path)[-1]["result"]
+    assert result["adapter_params"] == 0
+    assert 0 <= result["test_score"] <= 1
+
+
+def row(prompt: str, response: str = "the correct answer is answer1") -> Exchange:
+    return Exchange(prompt=prompt, response=response)
+
+
+def test_a_long_text_loses_the_start_of_its_prompt_and_says_so(folder: Path) -> None:
+    tokenizer = load_model(f"local:{folder / 'llama'}").text_tokenizer
+    short, long = Encoder(tokenizer, 24, 256, "m"), Encoder(tokenizer, 256, 256, "m")
+    text = " ".join(r["instruction"] for r in instruction_rows(2))
+    cut, whole = short.exchanges([row(text)])[0], long.exchanges([row(text)])[0]
+    assert (cut.cut, len(cut), whole.cut) == (True, 24, False)
+    assert torch.equal(cut.response, whole.response) and int(cut.response[-1]) == tokenizer.eos_token_id
+    kept = len(cut.prompt) - 1  # without a leading BOS, or its place
+    assert torch.equal(cut.prompt[-kept:], whole.prompt[-kept:])
+
+
+def test_the_share_of_texts_that_are_cut_is_told(make: MakeTrial, folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_model(f"local:{folder / 'llama'}").text_tokenizer
+    train = load_text_dataset(f"json:{folder / 'rows'}").train
+    rows = EncodedRows(train, Encoder(tokenizer, 256, 256, "m"))
+    lengths = sorted(len(rows[i]) for i in range(len(train)))
+    for limit, share in ((lengths[-1], 0.0), (lengths[0] - 1, 1.0)):
+        result = run(make(train={"max_tokens": limit}), tmp_path / str(limit))[-1]["result"]
+        assert result["further"]["test"]["cut-train-texts"] == share
+
+
+def test_a_tokenizer_without_pad_or_eos(folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_model(f"local:{folder / 'llama'}").text_tokenizer
+    assert tokenizer.pad_token_id is None
+    assert Encoder(tokenizer, 32, 256, "m").pad == tokenizer.eos_token_id
+    save_tokenizer(tmp_path, eos=False)
+    import transformers
+
+    endless = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    with pytest.raises(TrialError, match="no EOS token"):
+        Encoder(endless, 32, 256, "m")
+    with pytest.raises(TrialError, match="the largest that works is 256"):
+        Encoder(tokenizer, 300, 256, "m")
+
+
+def test_rows_that_cannot_be_judged_are_named(make: MakeTrial, folder: Path, tmp_path: Path) -> None:
+    broken = instruction_rows(12)
+    broken[3].pop("output")
+    for which in ("train", "test"):
+        (tmp_path / f"{which}.json").write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises((DataError, TrialError), match=r"train\.json.*(row|:)\D*3"):
+        run(make(dataset=f"json:{tmp_path}"), tmp_path / "run")

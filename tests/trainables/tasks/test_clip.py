@@ -1,0 +1,105 @@
+"""The CLIP task: class embeddings and both losses, against their definitions."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from trainables.data.images.pixels import Pixels, Recipe
+from trainables.data.registry import load_dataset
+from trainables.errors import TrialError
+from trainables.models.clip_towers import class_embeddings, logit_scale
+from trainables.models.loading import LoadedModel, load_model
+from trainables.tasks.images.clip import BothTask, VisionTask
+
+CLASSES = ["cat", "dog", "ship"]
+
+
+@pytest.fixture(scope="module")
+def loaded(model_dir: Path) -> LoadedModel:
+    return load_model(f"local:{model_dir}")
+
+
+@pytest.fixture(scope="module")
+def images(colours: Path) -> Tensor:
+    pixels = Pixels(load_dataset(f"parquet:{colours}").train, Recipe(16))
+    return pixels.rows(torch.arange(6)).float() / 128 - 1
+
+
+def tokens(loaded: LoadedModel, texts: list[str]) -> Tensor:
+    assert loaded.tokenizer is not None
+    return loaded.tokenizer(texts)
+
+
+def test_logit_scale_is_exponentiated(loaded: LoadedModel) -> None:
+    assert math.isclose(float(logit_scale(loaded.module)), 1 / 0.07, rel_tol=1e-5)
+    assert not logit_scale(loaded.module).requires_grad
+
+
+def test_class_embeddings_are_the_unit_mean_of_unit_prompts(loaded: LoadedModel) -> None:
+    templates = ["a photo of a {}.", "the {}"]
+    got = class_embeddings(
+        loaded.module,
+        lambda texts: tokens(loaded, texts),
+        CLASSES,
+        templates,
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext,
+    )
+    for row, name in zip(got, CLASSES, strict=True):
+        with torch.no_grad():
+            each = torch.cat([loaded.module.encode_text(tokens(loaded, [t.format(name)])) for t in templates])
+        expected = normalize(normalize(each, dim=-1).mean(0), dim=0)
+        torch.testing.assert_close(row, expected)
+    assert not got.requires_grad
+
+
+def test_vision_loss(loaded: LoadedModel, images: Tensor) -> None:
+    classes = normalize(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    task = VisionTask(loaded.module, classes, contextlib.nullcontext)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    cosine = normalize(loaded.module.encode_image(images), dim=-1) @ classes.T
+    expected = cross_entropy(cosine / 0.07, labels, reduction="sum")
+    torch.testing.assert_close(task.loss_sum(images, labels), expected)
+    assert torch.equal(task.predict(images), cosine.argmax(1))
+
+
+def published_loss(model: nn.Module, tokens_CL: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """In words: one prompt per image, made from its class; the target is the first image of the same class."""
+    texts = normalize(model.encode_text(tokens_CL[labels]), dim=-1)
+    logits = normalize(model.encode_image(images), dim=-1) @ texts.T / 0.07
+    first = torch.tensor([labels.tolist().index(label) for label in labels.tolist()])
+    return cross_entropy(logits, first, reduction="sum")
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 2], [2, 2, 2, 0, 2, 2], [1, 1, 1, 1, 1, 1]])
+def test_contrastive_loss_and_gradient_are_the_published(
+    loaded: LoadedModel, images: Tensor, labels: list[int]
+) -> None:
+    model = loaded.module
+    tokens_CL = tokens(loaded, [f"An image of {c}" for c in CLASSES])
+    task = BothTask(model, tokens_CL, contextlib.nullcontext)
+    weights = [model.get_parameter("visual.proj"), model.get_parameter("text_projection")]
+    target = torch.tensor(labels)
+    ours, theirs = task.loss_sum(images, target), published_loss(model, tokens_CL, images, target)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(torch.autograd.grad(ours, weights), torch.autograd.grad(theirs, weights), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_both_predicts_over_all_classes_with_the_current_text_tower(loaded: LoadedModel, images: Tensor) -> None:
+    tokens_CL = tokens(loaded, [f"An image of {c}" for c in CLASSES])
+    task = BothTask(loaded.module, tokens_CL, contextlib.nullcontext)
+    with pytest.raises(TrialError, match="before_evaluation"):
+        task.predict(images)
+    task.before_evaluation()
+    with torch.no_grad():
+        texts = normalize(loaded.module.encode_text(tokens_CL), dim=-1)
+        expected = (normalize(loaded.module.encode_image(images), dim=-1) @ texts.T).argmax(1)
+        assert torch.equal(task.predict(images), expected)

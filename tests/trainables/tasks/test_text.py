@@ -1,0 +1,204 @@
+"""Text encoders on labelled sentences: every method, GLUE's metrics, pairs, resuming, what is too long, real files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+import trainables.training.worker
+from randlora import load
+from tests.trainables.making import one_tower_trial
+from tests.trainables.tasks.test_vision import outcome, run
+from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
+from trainables.config import TrialConfig
+from trainables.data.registry import load_text_dataset
+from trainables.errors import TrialError
+from trainables.metrics.labels import label_scores, number_scores
+from trainables.models.encoders import ClassifierHead, load_head
+from trainables.models.loading import load_model
+from trainables.models.shapes import target_shapes
+from trainables.tasks.text.sentences import SentenceEncoder, SentenceReader, window_of
+from trainables.training.worker import run_trial
+
+MakeTrial = Callable[..., TrialConfig]
+WIDTH = 32
+HEAD = WIDTH * WIDTH + WIDTH
+
+
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("tiny-roberta"))
+
+
+@pytest.fixture(scope="session")
+def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("glue") / "SST-2")
+
+
+@pytest.fixture
+def text_trial(roberta: Path, sst2: Path) -> MakeTrial:
+    """Makes a TrialConfig on the tiny RoBERTa and the small sentiment set."""
+
+    def make(method: str = "lora", *, train: dict[str, Any] | None = None, **given: Any) -> TrialConfig:
+        settings = {"epochs": 3, "global_batch_size": 16, "head_lr": 1e-2} | (train or {})
+        return one_tower_trial(method, train=settings, **({"model": roberta, "dataset": f"glue:{sst2}"} | given))
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["lora", "randlora", "full", "full-targets", "linear-probe"])
+def test_every_method_learns_and_gives_the_encoder_back(text_trial: MakeTrial, tmp_path: Path, method: str) -> None:
+    probe = method == "linear-probe"
+    trial = text_trial(method, train={"epochs": 6}, **({"lr": 0.03} if probe else {}))
+    warm: dict[str, Any] = {}
+    reports = run(trial, tmp_path, warm, keep=True)
+    result = reports[-1]["result"]
+    assert result["head_params"] == (0 if probe else HEAD + 2) + 2 * WIDTH
+    assert (result["metric"], result["unit"], result["n_examples"]) == ("accuracy", "texts", 24)
+    assert reports[-1]["train_loss"] < reports[0]["train_loss"]
+    assert result["test_score"] > 0.7  # chance is 0.5
+    assert {"f1", "matthews", "loss"} <= set(result["further"]["test"])
+    fresh = load_model(trial.model).module
+    module = warm["models"][trial.model].module
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in module.state_dict().items())
+    head = load_head(tmp_path / "adapter")
+    assert isinstance(head, torch.nn.Linear if probe else ClassifierHead)
+
+
+def test_the_kept_adapter_and_head_classify_as_the_trial_did(text_trial: MakeTrial, sst2: Path, tmp_path: Path) -> None:
+    trial = text_trial("randlora")
+    result = run(trial, tmp_path, keep=True)[-1]["result"]
+    loaded = load_model(trial.model)
+    load(loaded.module, tmp_path / "adapter")
+    encoder = SentenceEncoder(loaded.text_tokenizer, None, loaded.module, trial.model)
+    test = load_text_dataset(f"glue:{sst2}", stage="CONFIRM").test
+    with torch.no_grad():
+        vectors = SentenceReader(loaded.module, torch.no_grad, encoder.pad)(encoder(list(test.rows)))
+        predicted = load_head(tmp_path / "adapter")(vectors).argmax(dim=1)
+    assert float((predicted == test.labels).float().mean()) == result["test_score"]
+
+
+def test_the_default_targets_are_the_papers_six(roberta: Path) -> None:
+    names = list(target_shapes(f"local:{roberta}"))
+    assert len(names) == 6 * 2
+    assert not [n for n in names if "pooler" in n]
+
+
+@pytest.mark.parametrize("method", ["lora", "linear-probe"])
+def test_resuming_is_exact(text_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(trainables.training.worker, "CHECKPOINT_SHARE", 1e9)  # after every epoch
+    model = f"local:{save_encoder(tmp_path / 'dropout', dropout=0.1)}"  # the base's own dropout, and the head's
+    trial = text_trial(method, model=model, train={"schedule": "linear", "warmup_fraction": 0.1})
+    whole = run(trial, tmp_path / "whole")
+    generator = run_trial(trial.model_dump(), warm={}, directory=tmp_path / "cut")
+    next(generator), next(generator)
+    generator.close()
+    assert outcome(run(trial, tmp_path / "cut")) == outcome(whole)
+
+
+def test_micro_batches_do_not_change_the_result(text_trial: MakeTrial, tmp_path: Path) -> None:
+    plain = run(text_trial(), tmp_path / "a")
+    micro = run(text_trial(train={"micro_batch_size": 5, "gradient_checkpointing": True}), tmp_path / "b")
+    assert [r["train_loss"] for r in micro] == pytest.approx([r["train_loss"] for r in plain], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["roberta", "bert"])
+def test_numbers_of_pairs(text_trial: MakeTrial, tmp_path: Path, family: str) -> None:
+    data = write_stsb(tmp_path / "STS-B")
+    model = f"local:{save_encoder(tmp_path / family, family)}"
+    trial = text_trial(model=model, dataset=f"glue:{data}", train={"epochs": 12})
+    result = run(trial, tmp_path / "run")[-1]["result"]
+    assert (result["metric"], result["correct"]) == ("pearson", None)
+    assert result["test_score"] > 0.5
+    assert set(result["further"]["test"]) == {"spearman", "loss", "cut-train-texts"}
+    assert result["head_params"] == HEAD + WIDTH + 1
+
+
+def test_segments_reach_a_bert(tmp_path: Path, sst2: Path) -> None:
+    data = load_text_dataset(f"glue:{write_stsb(tmp_path / 'STS-B')}")
+    rows = list(data.train.rows[:4])
+    bert = load_model(f"local:{save_encoder(tmp_path / 'bert', 'bert')}")
+    encoder = SentenceEncoder(bert.text_tokenizer, None, bert.module, "bert")
+    found = encoder(rows)
+    assert all(s.types is not None and set(s.types.tolist()) == {0, 1} for s in found)
+    with torch.no_grad():
+        ours = SentenceReader(bert.module, torch.no_grad, encoder.pad)(found)
+        pairs = [list(column) for column in zip(*(r.sentences for r in rows), strict=True)]
+        theirs = bert.module(**bert.text_tokenizer(*pairs, padding=True, return_tensors="pt")).last_hidden_state[:, 0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_matthews_on_cola(text_trial: MakeTrial, tmp_path: Path) -> None:
+    trial = text_trial(dataset=f"glue:{write_sst2(tmp_path / 'CoLA')}", train={"epochs": 6})
+    result = run(trial, tmp_path / "run")[-1]["result"]
+    assert (result["metric"], result["correct"]) == ("matthews", None)
+    assert 0.3 < result["test_score"] <= 1.0
+
+
+def test_metrics_are_those_of_scikit_learn_and_scipy() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        predicted, labels = torch.randint(0, 2, (2, 17), generator=draw)
+        scores = label_scores(predicted, labels, 2)
+        assert scores["matthews"] == pytest.approx(matthews_corrcoef(labels, predicted))
+        assert scores["f1"] == pytest.approx(f1_score(labels, predicted))
+    constant = label_scores(torch.zeros(5, dtype=torch.int64), torch.tensor([0, 1, 0, 1, 1]), 2)
+    assert constant["matthews"] == 0.0
+    found = number_scores(torch.tensor([1.0, 2.0, 4.0, 3.0]), torch.tensor([1.0, 2.0, 3.0, 30.0]))
+    assert found["spearman"] == pytest.approx(0.8)
+    assert set(label_scores(labels, labels, 3)) == {"accuracy"}
+
+
+def test_what_is_too_long_is_cut_at_its_end(roberta: Path, tmp_path: Path) -> None:
+    loaded = load_model(f"local:{roberta}")
+    assert window_of(loaded.module, loaded.text_tokenizer) == 64  # 66 less the two positions up to the pad token
+    encoder = SentenceEncoder(loaded.text_tokenizer, None, loaded.module, "m")
+    data = load_text_dataset(f"glue:{write_stsb(tmp_path / 'STS-B')}").train.rows
+    long = type(data[0])(("the film is warm " * 40, "the plot is dull"), 1.0)
+    (found,) = encoder([long])
+    assert found.cut
+    assert len(found) == 64
+    text = loaded.text_tokenizer.decode(found.ids)
+    assert text.startswith("<s> the film is warm the")
+    assert text.endswith("</s></s> the plot is dull</s>")  # the shorter sentence is whole
+    with pytest.raises(TrialError, match=r"train\.max_tokens 65 .*64 positions.*largest that works is 64"):
+        SentenceEncoder(loaded.text_tokenizer, 65, loaded.module, "m")
+
+
+def test_padding_does_not_change_a_vector(tmp_path: Path, sst2: Path) -> None:
+    rows = list(load_text_dataset(f"glue:{sst2}").train.rows[:6])
+    loaded = load_model(f"local:{save_encoder(tmp_path / 'nopad', pad=False)}")  # a tokenizer without a pad token
+    encoder = SentenceEncoder(loaded.text_tokenizer, None, loaded.module, "m")
+    read = SentenceReader(loaded.module, torch.no_grad, encoder.pad)
+    sentences = encoder(rows)
+    assert len({len(s) for s in sentences}) > 1
+    with torch.no_grad():
+        torch.testing.assert_close(read(sentences), torch.cat([read([s]) for s in sentences]), rtol=1e-5, atol=1e-5)
+
+
+def test_what_an_encoder_cannot_do_is_named(text_trial: MakeTrial, tmp_path: Path) -> None:
+    from tests.trainables.tiny_language import write_rows
+
+    with pytest.raises(TrialError, match="no head to classify with; use 'linear-probe'"):
+        run(text_trial("zero-shot"), tmp_path)
+    with pytest.raises(TrialError, match="prompts and responses"):
+        run(text_trial(dataset=f"json:{write_rows(tmp_path / 'rows')}"), tmp_path)
+    with pytest.raises(TrialError, match="augment 'crop-flip' is for images"):
+        run(text_trial(train={"augment": "crop-flip"}), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "metric"), [("SST-2", "accuracy"), ("CoLA", "matthews")])
+def test_the_real_files(text_trial: MakeTrial, tmp_path: Path, name: str, metric: str) -> None:
+    if "SWEEPS_TEST_ASSETS" not in os.environ:
+        pytest.skip("SWEEPS_TEST_ASSETS is not set")
+    folder = Path(os.environ["SWEEPS_TEST_ASSETS"]) / "text" / "glue" / name
+    evaluate = {"validation_rows": 40, "test_rows": 60}
+    trial = text_trial(dataset=f"glue:{folder}", train_size=0.01, train={"epochs": 1}, evaluate=evaluate)
+    result = run(trial, tmp_path)[-1]["result"]
+    assert (result["metric"], result["n_examples"]) == (metric, 60)

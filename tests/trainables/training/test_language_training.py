@@ -1,0 +1,153 @@
+"""Causal language models: the loss against a plain one, generation, resuming, families, workers, unions, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch.nn.functional import cross_entropy
+
+import trainables.training.worker
+from tests.trainables.making import one_tower_trial
+from tests.trainables.tasks.test_vision import outcome, run
+from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
+from tests.trainables.training.test_parallel import work
+from trainables.config import TrialConfig
+from trainables.data.registry import load_text_dataset
+from trainables.data.text.dataset import Exchange
+from trainables.models.loading import load_model
+from trainables.tasks.lane_cache import Warm
+from trainables.tasks.make import make_task
+from trainables.tasks.task import Parts
+from trainables.tasks.text.causal_lm import CausalLMTask
+from trainables.tasks.text.encoding import Encoder
+from trainables.tasks.text.generation import generate
+from trainables.training.worker import run_trial
+
+MakeTrial = Callable[..., TrialConfig]
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("tiny-llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture
+def lm_trial(llama: Path, rows: Path) -> MakeTrial:
+    """Makes a TrialConfig on the tiny Llama and the colour questions."""
+
+    def make(method: str = "lora", *, train: dict[str, Any] | None = None, **given: Any) -> TrialConfig:
+        settings = {"epochs": 2, "global_batch_size": 16} | (train or {})
+        given = {"model": llama, "dataset": f"json:{rows}", "train_size": 0.5} | given
+        return one_tower_trial(method, train=settings, **given)
+
+    return make
+
+
+def task_of(trial: TrialConfig) -> tuple[CausalLMTask, Any]:
+    lane = Warm({}, torch.device("cpu"))
+    loaded = lane.model(trial.model)
+    task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
+    assert isinstance(task, CausalLMTask)
+    return task, loaded
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "phi3"])
+def test_the_families_train(lm_trial: MakeTrial, tmp_path: Path, family: str) -> None:
+    trial = lm_trial("randlora", model=f"local:{save_model(tmp_path / family, family)}", train={"epochs": 1})
+    result = run(trial, tmp_path / "run")[-1]["result"]
+    assert 0 <= result["test_score"] <= 1
+    assert result["adapter_params"] > 0
+
+
+def test_the_loss_is_the_responses_mean_cross_entropy(lm_trial: MakeTrial) -> None:
+    for on_prompt in (False, True):
+        task, loaded = task_of(lm_trial(train={"loss_on_prompt": on_prompt}))
+        batch = task.batches(1)[0]
+        ours = float(task.loss_sum(batch, None)) / task.weight(batch)
+        data = load_text_dataset(task._dataset.name)
+        total, count = 0.0, 0
+        for row in batch.tolist():  # one at a time, without padding
+            found = data.train.rows[row]
+            assert isinstance(found, Exchange)
+            prompt = loaded.text_tokenizer(found.prompt)["input_ids"]
+            whole = [*prompt, *loaded.text_tokenizer(found.response, add_special_tokens=False)["input_ids"], 1]
+            ids = torch.tensor(whole[-256:])
+            start = 1 if on_prompt else max(len(prompt) - (len(whole) - len(ids)), 1)
+            with torch.no_grad():
+                logits = loaded.module(input_ids=ids[None]).logits[0]
+            total += float(cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum"))
+            count += len(ids) - start
+        assert ours == pytest.approx(total / count, rel=1e-4)
+
+
+def test_generation_is_transformers_own_without_padding(llama: Path, rows: Path) -> None:
+    loaded = load_model(f"local:{llama}")
+    encoder = Encoder(loaded.text_tokenizer, 256, 256, "m")
+    from trainables.config import EvaluateSettings
+
+    settings = EvaluateSettings(num_beams=3, max_new_tokens=6)
+    prompts = encoder.prompts([Exchange("Which colour has sky?", ""), Exchange("Which?", "")])
+    ours = generate(loaded.module, prompts, encoder, settings, batch_size=8, autocast=torch.no_grad)
+    for prompt, text in zip(prompts, ours, strict=True):
+        alone = loaded.module.generate(
+            prompt[None], num_beams=3, max_new_tokens=6, do_sample=False, pad_token_id=2, eos_token_id=1,
+            attention_mask=torch.ones_like(prompt)[None],
+        )  # fmt: skip
+        assert loaded.text_tokenizer.decode(alone[0, len(prompt) :], skip_special_tokens=True) == text
+
+
+def test_resuming_is_exact(lm_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainables.training.worker, "CHECKPOINT_SHARE", 1e9)  # after every epoch
+    trial = lm_trial("randlora")
+    whole = run(trial, tmp_path / "whole")
+    generator = run_trial(trial.model_dump(), warm={}, directory=tmp_path / "cut")
+    next(generator)
+    generator.close()
+    assert outcome(run(trial, tmp_path / "cut")) == outcome(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_two_workers_equal_one(lm_trial: MakeTrial, tmp_path: Path) -> None:
+    trial = lm_trial("lora", train={"global_batch_size": 17})
+    alone = run(trial, tmp_path / "alone")
+    torch.multiprocessing.spawn(work, args=(2, trial.model_dump(), str(tmp_path)), nprocs=2)
+    both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
+    for reports in both:
+        assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
+    assert both[0][-1]["result"]["correct"] == both[1][-1]["result"]["correct"]
+
+
+def test_a_union_of_tasks_is_averaged_over_them(lm_trial: MakeTrial, tmp_path: Path) -> None:
+    folder = tmp_path / "union"
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps(instruction_rows(20)), encoding="utf-8")
+    for task, n in (("one", 9), ("two", 3)):
+        (folder / task).mkdir()
+        (folder / task / "test.json").write_text(json.dumps(instruction_rows(n, seed=n)), encoding="utf-8")
+    result = run(lm_trial(dataset=f"json:{folder}", train={"epochs": 1}), tmp_path / "run")[-1]["result"]
+    further = result["further"]["test"]
+    assert result["test_score"] == pytest.approx((further["accuracy: one"] + further["accuracy: two"]) / 2)
+
+
+@pytest.mark.parametrize("task", ["ARC-Easy", "openbookqa"])
+def test_the_real_files(lm_trial: MakeTrial, tmp_path: Path, task: str) -> None:
+    if "SWEEPS_TEST_ASSETS" not in os.environ:
+        pytest.skip("SWEEPS_TEST_ASSETS is not set")
+    folder = Path(os.environ["SWEEPS_TEST_ASSETS"]) / "text" / "commonsense" / task
+    evaluate = {"validation_rows": 8, "test_rows": 12}
+    trial = lm_trial(dataset=f"questions:{folder}", train_size=0.005, train={"epochs": 1}, evaluate=evaluate)
+    result = run(trial, tmp_path)[-1]["result"]
+    assert (result["metric"], result["n_examples"]) == ("accuracy (log-likelihood per byte)", 12)

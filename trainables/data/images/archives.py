@@ -1,0 +1,178 @@
+"""Image sets that no library loads: object crops of VOC2007, CUB-200-2011's archive, UCF101's middle frames."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from trainables.data.dataset import Dataset, ImageSplit, check_labels
+from trainables.data.images.info import class_words, clean
+from trainables.data.images.sources import Words, assemble, file_stamp, joined
+from trainables.data.images.torchvision import FOLDER_VARIABLE, data_folder
+from trainables.errors import DataError
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+_CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1"
+_CUB_MD5 = "97eceeb196236b17998738112f37df78"
+
+
+def from_paths(source: str, which: str, paths: Sequence[Path], labels: Sequence[int], n_classes: int) -> ImageSplit:
+    """A split whose images are files."""
+    checked = check_labels(torch.tensor(labels, dtype=torch.int64), n_classes, f"{source} ({which})")
+    return ImageSplit(
+        source, which, checked, lambda row: Image.open(paths[row]), file_stamp(paths), lambda row: str(paths[row])
+    )
+
+
+def load_voc(name: str, words: Words) -> Dataset:
+    """VOC2007 as a classification set: every annotated object, difficult ones too, cut out by its box.
+
+    Raises:
+        DataError: torchvision can't read or download it.
+    """
+    train = _voc_split(name, "train")
+    val = _voc_split(name, "val")
+    renames = class_words("voc")
+    assert not isinstance(renames, tuple)
+    return assemble(
+        name,
+        [clean(c, renames) for c in VOC_CLASSES],
+        joined(train, val),
+        lambda: _voc_split(name, "test"),
+        words,
+        val_rows=torch.arange(len(train), len(train) + len(val)),
+    )
+
+
+def _voc_split(name: str, which: str) -> ImageSplit:
+    import torchvision
+
+    folder = data_folder()
+    try:
+        found = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=True)
+        boxes = [box for row in range(len(found)) for box in _objects(found, row)]
+    except (OSError, RuntimeError, SyntaxError, KeyError, ValueError) as error:
+        raise DataError(
+            f"data set {name!r}: torchvision could not read or download VOC2007 in {folder} ({error}); set "
+            f"{FOLDER_VARIABLE} to the folder that holds VOCdevkit"
+        ) from error
+    labels = torch.tensor([label for _, label, _ in boxes], dtype=torch.int64)
+    checked = check_labels(labels, len(VOC_CLASSES), f"{name} ({which})")
+
+    def read(row: int) -> Image.Image:
+        path, _, box = boxes[row]
+        return Image.open(path).crop(box)
+
+    stamp = file_stamp([Path(p) for p in found.images])
+    split = "test" if which == "test" else "train"
+    return ImageSplit(name, split, checked, read, stamp, lambda row: str(boxes[row][0]))
+
+
+def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, int]]]:
+    """(file, class, box) of one picture's objects; boxes count pixels from 1 and include their ends."""
+    from torchvision.datasets.voc import ET_parse
+
+    tree = found.parse_voc_xml(ET_parse(found.annotations[row]).getroot())["annotation"]
+    objects = []
+    for each in tree["object"]:
+        box = each["bndbox"]
+        left, top, right, bottom = (int(float(box[k])) for k in ("xmin", "ymin", "xmax", "ymax"))
+        objects.append((str(found.images[row]), VOC_CLASSES.index(each["name"]), (left - 1, top - 1, right, bottom)))
+    return objects
+
+
+def load_cub(name: str, words: Words) -> Dataset:
+    """CUB-200-2011 by its own lists (`images.txt`, `image_class_labels.txt`, `train_test_split.txt`).
+
+    Raises:
+        DataError: the archive can't be downloaded, is damaged, or lacks a list.
+    """
+    root = data_folder() / "CUB_200_2011"
+    if not root.is_dir():
+        _fetch_cub(name, root.parent)
+    images, classes = _listed(name, root / "images.txt"), _listed(name, root / "classes.txt")
+    labels, training = _listed(name, root / "image_class_labels.txt"), _listed(name, root / "train_test_split.txt")
+    numbers = sorted(images, key=int)
+    names = [clean(classes[key]) for key in sorted(classes, key=int)]
+
+    def read(which: str) -> ImageSplit:
+        mine = [i for i in numbers if training[i] == ("1" if which == "train" else "0")]
+        paths = [root / "images" / images[i] for i in mine]
+        if missing := next((p for p in paths if not p.is_file()), None):
+            raise DataError(f"data set {name!r}: {missing} is not there; remove {root} and load it again")
+        return from_paths(name, which, paths, [int(labels[i]) - 1 for i in mine], len(names))
+
+    return assemble(name, names, read("train"), lambda: read("test"), words)
+
+
+def _listed(name: str, path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return dict(line.split(" ", 1) for line in lines if line.strip())
+    except (OSError, ValueError) as error:
+        raise DataError(f"data set {name!r}: {path} can't be read ({error})") from error
+
+
+def _fetch_cub(name: str, folder: Path) -> None:
+    from torchvision.datasets.utils import download_url
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        download_url(_CUB_URL, str(folder), "CUB_200_2011.tgz", _CUB_MD5)
+        with tarfile.open(folder / "CUB_200_2011.tgz") as archive:
+            archive.extractall(folder, filter="data")
+    except (OSError, RuntimeError, tarfile.TarError) as error:
+        raise DataError(
+            f"data set {name!r}: CUB_200_2011.tgz could not be had from {_CUB_URL} ({error}); put the unpacked folder "
+            f"CUB_200_2011 into {folder} (or set {FOLDER_VARIABLE}), or name cub200@hub"
+        ) from error
+
+
+def load_ucf(name: str, words: Words) -> Dataset:
+    """UCF101's middle frames by the lists of `split_zhou_UCF101.json`: [file, class number, class name] a row.
+
+    Raises:
+        DataError: the folder or its lists are not there.
+    """
+    root = data_folder() / "ucf101"
+    lists, frames = root / "split_zhou_UCF101.json", root / "UCF-101-midframes"
+    if not lists.is_file() or not frames.is_dir():
+        raise DataError(
+            f"data set {name!r}: {frames} and {lists} must be there: the middle frame of every video as JPEG and its "
+            f"lists, as CoOp's page of data sets describes; {FOLDER_VARIABLE} names the folder above"
+        )
+    try:
+        rows: dict[str, list[tuple[str, int, str]]] = {
+            which: [(str(file), int(label), str(word)) for file, label, word in found]
+            for which, found in json.loads(lists.read_text(encoding="utf-8")).items()
+        }
+        names = {label: word for each in rows.values() for _, label, word in each}
+        parts = {which: rows[which] for which in ("train", "val", "test")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"data set {name!r}: {lists} can't be read ({type(error).__name__}: {error})") from error
+
+    def read(which: str) -> ImageSplit:
+        paths = [frames / file for file, _, _ in parts[which]]
+        if missing := next((p for p in paths if not p.is_file()), None):
+            raise DataError(f"data set {name!r}: {missing} of {lists.name} is not there")
+        split = "test" if which == "test" else "train"
+        return from_paths(name, split, paths, [label for _, label, _ in parts[which]], len(names))
+
+    train, val = read("train"), read("val")
+    return assemble(
+        name,
+        [clean(names[i]) for i in sorted(names)],
+        joined(train, val),
+        lambda: read("test"),
+        words,
+        val_rows=torch.arange(len(train), len(train) + len(val)),
+    )

@@ -1,0 +1,137 @@
+"""What is known of a registered data set: where it comes from, how it splits, its words, its terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from trainables.data.dataset import Dataset, check_templates
+from trainables.data.images.sources import Words
+from trainables.errors import DataError
+
+UNKNOWN = "unknown"
+
+
+class DataWarning(UserWarning):
+    """A data set that is not quite what it should be, and is used as it is."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images of a data set's parts.
+
+    Attributes:
+        train, val, test: as they are after splitting; val is cut from what the source calls train unless the authors
+            set it apart.
+        verified: these numbers were checked against the data, so that another number is an error and no warning.
+    """
+
+    train: int
+    val: int
+    test: int
+    verified: bool = False
+
+    @property
+    def pool(self) -> int:
+        """Training and validation images together."""
+        return self.train + self.val
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A registered data set.
+
+    Attributes:
+        load: makes the Dataset, given its name and its words.
+        templates: prompts with one "{}"; () for the defaults.
+        epochs: full-data epochs of arXiv 2502.00987, Table 7; None for a set it does not use.
+        about: one line for people.
+        prompt: the single prompt of the contrastive loss; None for the first template.
+        metric: what its score is.
+        classes, sizes: what a loaded set is checked against.
+        rule: where validation and test come from, in words.
+        source: where `load` takes it from; others: further sources by name, chosen with "NAME@SOURCE".
+        licence: the terms its makers state; "unknown" where they state none.
+        get: how to get it when it is not there.
+    """
+
+    load: Callable[[str, Words], Dataset]
+    templates: tuple[str, ...] = ()
+    epochs: int | None = None
+    about: str = ""
+    prompt: str | None = field(default=None)
+    metric: str = "accuracy"
+    classes: int | None = None
+    sizes: Sizes | None = None
+    rule: str = ""
+    source: str = ""
+    others: Mapping[str, Callable[[str, Words], Dataset]] = field(default_factory=dict)
+    licence: str = UNKNOWN
+    get: str = ""
+
+    def __post_init__(self) -> None:
+        if self.templates:
+            check_templates(self.templates, self.about or "registered data set")
+
+    def open(self, name: str, source: str | None = None) -> Dataset:
+        """Load it, from one of its sources, and compare its size with what is known.
+
+        Raises:
+            DataError: missing or damaged files, or another size than was verified.
+        """
+        load = self.load if source is None else self.others[source]
+        dataset = load(name, Words(self.templates or None, self.prompt))
+        if self.classes is not None:
+            differ(name, "classes", len(dataset.class_names), self.classes, verified=False)
+        if self.sizes is not None:
+            differ(name, "training images", len(dataset.train), self.sizes.pool, verified=self.sizes.verified)
+            dataset = checking_test(dataset, self.sizes)
+        return dataset
+
+
+def checking_test(dataset: Dataset, sizes: Sizes) -> Dataset:
+    """The same data set, whose test split is counted when it is opened."""
+
+    def opened() -> Any:
+        test = dataset.open_test()
+        differ(dataset.name, "test images", len(test), sizes.test, verified=sizes.verified)
+        return test
+
+    return dataclasses.replace(dataset, open_test=functools.cache(opened))
+
+
+def differ(name: str, what: str, found: int, expected: int, *, verified: bool) -> None:
+    """Say that a count is not the expected one: an error where that one was verified, a warning elsewhere."""
+    if found == expected:
+        return
+    text = f"data set {name!r} has {found:,} {what}, and {expected:,} were expected"
+    if verified:
+        raise DataError(f"{text}: its files are incomplete or of another version; fetch them again")
+    warnings.warn(f"{text}; scores are not comparable with published ones", DataWarning, stacklevel=2)
+
+
+@functools.cache
+def class_words(name: str) -> Mapping[str, str] | tuple[str, ...]:
+    """Words for prompts that a data set's own class names do not give: a list, or a table of replacements."""
+    text = resources.files("trainables.data.images").joinpath("class_names.json").read_text(encoding="utf-8")
+    found = json.loads(text)[name]
+    return tuple(found) if isinstance(found, list) else found
+
+
+def clean(name: str, renames: Mapping[str, str] | None = None) -> str:
+    """A class name as a prompt says it: '001.Black_footed_Albatross', '/b/bar/indoor', 'airplanes-101', 'SeaLake'."""
+    if renames and name in renames:
+        return renames[name]
+    words = re.sub(r"^\d+\.", "", name)
+    words = re.sub(r"^/[a-z]/", "", words)
+    words = re.sub(r"-101$", "", words)
+    words = re.sub(r"(?<=[a-z][a-z])(?=[A-Z][a-z])", " ", words) if "_" not in words and " " not in words else words
+    words = re.sub(r"(?<=[a-z])/(?=[a-z])", " ", words)  # but not F-16A/B
+    return re.sub(r"[\s_]+", " ", words).strip()

@@ -1,0 +1,238 @@
+"""The 22 image sets of the RandLoRA paper (arXiv 2502.00987, Table 7), and Fashion-MNIST.
+
+Sizes and epochs are the paper's Table 7. The sizes were not checked against every source, so another size warns.
+Validation, unless the authors set one apart, is 10 % of the training images and 5,000 at most, drawn with seed 0
+(`splits`). Prompts of the frozen text tower are short ensembles of our own; the contrastive loss takes the paper's
+single prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+from trainables.data.dataset import DEFAULT_PROMPT, Dataset
+from trainables.data.images import archives
+from trainables.data.images import torchvision as vision
+from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
+from trainables.data.images.sources import Words, from_hub
+
+Load = Callable[[str, Words], Dataset]
+
+_PHOTO = ("a photo of a {}.", "a blurry photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.")
+_TEXTURE = ("a photo of a {} texture.", "a photo of a {} pattern.", "a photo of a {} thing.")
+_AERIAL = ("a satellite photo of {}.", "an aerial photograph of {}.", "a top-down view of {}.")
+_DIGIT = ('a photo of the number: "{}".', "a handwritten digit {}.")
+_SCENE = ("a photo of a {}.", "a photo of the {}.", "a scene of a {}.")
+_SIGN = ('a close-up photo of a "{}" traffic sign.', 'a blurry photo of a "{}" traffic sign.')
+_BIRD = ("a photo of a {}, a type of bird.", "a close-up photo of a {}, a type of bird.")
+
+_CARVED = "validation: 10 % of train, 5,000 at most, seed 0"
+_OWN = "validation: the authors' own"
+TRAIN_TEST = {"train": "train", "test": "test"}
+
+
+def hub(
+    repository: str,
+    *,
+    config: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    clean: Callable[[str], str] = clean,
+    class_names: tuple[str, ...] | None = None,
+    advice: str = "",
+) -> Load:
+    """A `DatasetInfo.load` for a repository of the hub: its train and test splits unless `splits` says otherwise."""
+
+    def load(name: str, words: Words) -> Dataset:
+        given = Words(words.templates, words.prompt, class_names)
+        split_names = TRAIN_TEST if splits is None else splits
+        return from_hub(name, repository, given, config=config, splits=split_names, clean=clean, advice=advice)
+
+    return load
+
+
+def _imagenet(load: Load) -> Load:
+    """ImageNet's words are open_clip's: names that were mended by hand, and OpenAI's 80 prompts."""
+
+    def loaded(name: str, words: Words) -> Dataset:
+        import open_clip
+
+        templates = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+        return load(name, Words(templates, words.prompt, tuple(open_clip.IMAGENET_CLASSNAMES)))
+
+    return loaded
+
+
+def _torchvision_imagenet(name: str, words: Words) -> Dataset:
+    return vision.load(name, "imagenet", words)
+
+
+def _hub_imagenet(name: str, words: Words) -> Dataset:
+    return hub(
+        "ILSVRC/imagenet-1k",
+        splits={"train": "train", "test": "validation"},
+        class_names=words.class_names,
+        advice="it is gated: accept its terms on the hub and log in with `hf auth login`",
+    )(name, words)
+
+
+def _tv(
+    key: str,
+    about: str,
+    classes: int,
+    sizes: tuple[int, int, int],
+    epochs: int | None,
+    templates: tuple[str, ...],
+    *,
+    rule: str = _CARVED,
+    licence: str = "unknown",
+    others: Mapping[str, Load] | None = None,
+) -> DatasetInfo:
+    return DatasetInfo(
+        vision.source(key),
+        templates,
+        epochs,
+        about,
+        prompt=DEFAULT_PROMPT,
+        classes=classes,
+        sizes=Sizes(*sizes),
+        rule=rule,
+        source=f"torchvision {vision.ENTRIES[key].cls}",
+        others=others or {},
+        licence=licence,
+        get="downloads itself",
+    )
+
+
+def _on_hub(
+    repository: str,
+    about: str,
+    classes: int,
+    sizes: tuple[int, int, int],
+    epochs: int | None,
+    templates: tuple[str, ...],
+    *,
+    licence: str = "unknown",
+) -> DatasetInfo:
+    return DatasetInfo(
+        hub(repository),
+        templates,
+        epochs,
+        about,
+        prompt=DEFAULT_PROMPT,
+        classes=classes,
+        sizes=Sizes(*sizes),
+        rule=_CARVED,
+        source=f"hub {repository}",
+        licence=licence,
+        get="downloads itself from the hub",
+    )
+
+
+_RESEARCH = "research use only"
+_eurosat_words = functools.partial(clean, renames=class_words("eurosat"))  # type: ignore[arg-type]
+
+PAPER_SETS: dict[str, DatasetInfo] = {
+    "cars": _on_hub(
+        "tanganke/stanford_cars", "Stanford Cars", 196, (7330, 814, 8041), 35,
+        ("a photo of a {}.", "a photo of my {}.", "a photo of the {}, a type of car."),
+    ),
+    "dtd": _tv(
+        "dtd", "describable textures, split 1, train + val", 47, (3384, 376, 1880), 76, _TEXTURE,
+        licence=_RESEARCH, others={"hub": hub("tanganke/dtd")},
+    ),
+    "eurosat": _tv(
+        "eurosat", "EuroSAT, satellite land use", 10, (21600, 2700, 2700), 12, _AERIAL,
+        rule="270 validation and 270 test images of every class, seed 0", licence="MIT",
+        others={"hub": hub("tanganke/eurosat", clean=_eurosat_words)},
+    ),
+    "gtsrb": _tv(
+        "gtsrb", "German traffic signs", 43, (23976, 2664, 12630), 11, _SIGN,
+        others={"hub": hub("tanganke/gtsrb")},
+    ),
+    "mnist": _tv(
+        "mnist", "MNIST, handwritten digits", 10, (55000, 5000, 10000), 5, _DIGIT,
+        others={"hub": hub("ylecun/mnist")},
+    ),
+    "resisc45": _on_hub(
+        "tanganke/resisc45", "RESISC45, aerial scenes", 45, (17010, 1890, 6300), 15, _AERIAL
+    ),
+    "sun397": _on_hub(
+        "tanganke/sun397", "SUN397, scenes, Training_01 and Testing_01", 397, (17865, 1985, 19850), 14, _SCENE
+    ),
+    "svhn": _tv(
+        "svhn", "house numbers, without the extra images", 10, (68257, 5000, 26032), 4,
+        ('a street sign of the number: "{}".',), licence="non-commercial use only",
+        others={"hub": hub("ufldl-stanford/svhn", config="cropped_digits")},
+    ),
+    "cifar10": _tv(
+        "cifar10", "CIFAR-10, 32 px photographs", 10, (45000, 5000, 10000), 5, _PHOTO,
+        others={"hub": hub("uoft-cs/cifar10")},
+    ),
+    "cifar100": _tv(
+        "cifar100", "CIFAR-100, 32 px photographs", 100, (45000, 5000, 10000), 6, _PHOTO,
+        others={"hub": hub("uoft-cs/cifar100")},
+    ),
+    "imagenet": DatasetInfo(
+        _imagenet(_hub_imagenet), _PHOTO, 10, "ImageNet-1k; its validation images are the test", prompt=DEFAULT_PROMPT,
+        classes=1000, sizes=Sizes(1276167, 5000, 50000), rule=_CARVED, source="hub ILSVRC/imagenet-1k (gated)",
+        others={"torchvision": _imagenet(_torchvision_imagenet)}, licence="non-commercial research, terms on the hub",
+        get="accept the terms on the hub and log in; or put the archives into imagenet/ and name imagenet@torchvision",
+    ),
+    "stl10": _tv(
+        "stl10", "STL-10, 96 px photographs", 10, (4500, 500, 8000), 4, _PHOTO, others={"hub": hub("tanganke/stl10")}
+    ),
+    "food101": _tv(
+        "food101", "Food-101", 101, (70750, 5000, 25250), 15, ("a photo of {}, a type of food.",),
+        others={"hub": hub("ethz/food101", splits={"train": "train", "test": "validation"})},
+    ),
+    "caltech101": _tv(
+        "caltech101", "Caltech-101 without its background class", 101, (6247, 694, 1736), 10, _PHOTO,
+        rule="test: 20 % at random, seed 0; " + _CARVED, licence="CC BY 4.0",
+    ),
+    "caltech256": _tv(
+        "caltech256", "Caltech-256 with its clutter class", 257, (22037, 2448, 6122), 8, _PHOTO,
+        rule="test: 20 % at random, seed 0; " + _CARVED, licence="CC BY 4.0",
+    ),
+    "fgvc-aircraft": _tv(
+        "fgvc-aircraft", "FGVC Aircraft, variants", 100, (3334, 3333, 3333), 60,
+        ("a photo of a {}, a type of aircraft.", "a photo of the {}, a type of aircraft."),
+        rule=_OWN, licence=_RESEARCH,
+    ),
+    "flowers102": _tv(
+        "flowers102", "Oxford Flowers 102", 102, (1020, 1020, 6149), 40, ("a photo of a {}, a type of flower.",),
+        rule=_OWN,
+    ),
+    "oxford-pets": _tv(
+        "oxford-pets", "Oxford-IIIT Pet, trainval", 37, (3312, 368, 3669), 5, ("a photo of a {}, a type of pet.",),
+        licence="CC BY-SA 4.0", others={"hub": hub("timm/oxford-iiit-pet")},
+    ),
+    "cub200": DatasetInfo(
+        archives.load_cub, _BIRD, 20, "Caltech-UCSD Birds 200, 2011", prompt=DEFAULT_PROMPT, classes=200,
+        sizes=Sizes(5395, 599, 5794), rule=_CARVED, source="the makers' archive",
+        others={"hub": hub("Donghyun99/CUB-200-2011")}, licence=_RESEARCH, get="downloads itself",
+    ),
+    "voc2007": DatasetInfo(
+        archives.load_voc, _PHOTO, 10, "PASCAL VOC 2007, a crop of every annotated object", prompt=DEFAULT_PROMPT,
+        classes=20, sizes=Sizes(7844, 7818, 14976), rule=_OWN, source="torchvision VOCDetection",
+        licence="Flickr's terms of use", get="downloads itself",
+    ),
+    "country211": _tv(
+        "country211", "Country211, photographs by country", 211, (31650, 10550, 21100), 15,
+        ("a photo i took in {}.", "a photo showing the country of {}.", "a photo taken in my home country of {}."),
+        rule=_OWN, licence="Creative Commons, by photograph",
+    ),
+    "ucf101": DatasetInfo(
+        archives.load_ucf, ("a photo of a person doing {}.", "a video frame of a person practicing {}."), 20,
+        "UCF101, the middle frame of every video", prompt=DEFAULT_PROMPT, classes=101, sizes=Sizes(7639, 1898, 3783),
+        rule=_OWN, source="a folder you make",
+        get="put UCF-101-midframes/ and split_zhou_UCF101.json into ucf101/ of the data folder (see CoOp's data page)",
+    ),
+}  # fmt: skip
+
+FURTHER_SETS: dict[str, DatasetInfo] = {
+    "fashion-mnist": _tv(
+        "fashion-mnist", "Fashion-MNIST, 28 px", 10, (55000, 5000, 10000), None, ("a photo of a {}.",), licence="MIT",
+        others={"hub": hub("zalando-datasets/fashion_mnist")},
+    ),
+}  # fmt: skip

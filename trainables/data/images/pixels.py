@@ -1,0 +1,159 @@
+"""Decoded images: resized once to the model's size, kept as uint8 on disk (`cache`) or in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainables.cache import Packs, cache_folder
+from trainables.data.dataset import ImageSplit
+from trainables.errors import DataError
+
+KEEP_BYTES = 4 * 2**30
+"""Where nothing is kept on disk: a split whose decoded images would take more is decoded again for every batch."""
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an image becomes the model's square: open_clip's evaluation transform without the normalisation.
+
+    "shortest" resizes the shorter side and crops the centre, "longest" resizes the longer side and pads,
+    "squash" ignores the aspect.
+    """
+
+    size: int
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The size x size image."""
+        size, (width, height) = self.size, image.size
+        if (width, height) == (size, size):
+            return image
+        how = _FILTERS[self.interpolation]
+        if self.resize_mode == "squash" or width == height:
+            return image.resize((size, size), how)
+        side = min(width, height) if self.resize_mode == "shortest" else max(width, height)
+        rounded = int if self.resize_mode == "shortest" else round  # torchvision's rule; open_clip's
+        width, height = max(1, rounded(size * width / side)), max(1, rounded(size * height / side))
+        image = image.resize((width, height), how)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        return image.crop((left, top, left + size, top + size))  # outside the image, crop pads with black
+
+
+class Pixels:
+    """The decoded images of one split at one size.
+
+    A split that knows its files (`ImageSplit.stamp`) has them in the machine's cache, memory-mapped; another one, or
+    one for which the disk has no room, in this process's memory. Rows are decoded as they are asked for, so a few-shot
+    trial decodes its few and no more.
+    """
+
+    def __init__(self, split: ImageSplit, recipe: Recipe, *, keep_bytes: int = KEEP_BYTES) -> None:
+        self.split = split
+        self.recipe = recipe
+        self._shape = (3, recipe.size, recipe.size)
+        width = int(np.prod(self._shape))
+        self.nbytes = len(split) * width
+        folder = cache_folder()
+        self._packs = Packs(folder / key(split, recipe), len(split), width) if split.stamp and folder else None
+        self._keep_bytes = keep_bytes
+        self._all: Tensor | None = None
+        self._done = torch.zeros(len(split), dtype=torch.bool)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of this process's memory that stay allocated; 0 for images that are mapped, or too many to keep."""
+        return 0 if self._packs is not None or self.nbytes > self._keep_bytes else self.nbytes
+
+    def prepare(self, index: Tensor, *, skip_bad: bool = False) -> Tensor:
+        """Decode the given rows now, all together; the rows that can be used, in the order given.
+
+        Raises:
+            DataError: an image that can't be decoded, naming it, unless `skip_bad`, which leaves it out.
+        """
+        bad: set[int] = set()
+        if self._packs is not None or self.kept_bytes:
+            self._fetch(torch.unique(index), bad if skip_bad else None)
+        elif skip_bad:
+            for part in torch.split(torch.unique(index), 1024):
+                self._decode(part, bad)
+        return index[torch.tensor([row not in bad for row in index.tolist()], dtype=torch.bool)] if bad else index
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Images of the given rows: (n, 3, size, size) uint8. Raises DataError naming one that can't be decoded."""
+        for _ in range(3):  # a damaged pack is decoded again; a disk that damages every one is not used
+            if (packs := self._packs) is None:
+                break
+            missing = torch.unique(index[~packs.has(index)])
+            if len(missing):
+                self._fetch(missing, None)
+            elif (found := packs.read(index)) is not None:
+                return found.view(-1, *self._shape)
+        self._packs = None
+        if self.nbytes > self._keep_bytes:
+            return self._decode(index, None)[1]
+        self._fetch(torch.unique(index), None)
+        assert self._all is not None
+        return self._all[index]
+
+    def _fetch(self, rows: Tensor, bad: set[int] | None) -> None:
+        """Have distinct rows on disk, or in memory where the disk takes no more."""
+        if self._packs is not None:
+            if self._packs.add(rows, lambda part: self._decode(part, bad)):
+                return
+            self._packs = None
+        if self.nbytes > self._keep_bytes:
+            return
+        if self._all is None:
+            self._all = torch.empty((len(self.split), *self._shape), dtype=torch.uint8)
+        good, images = self._decode(rows[~self._done[rows]], bad)
+        self._all[good] = images
+        self._done[good] = True
+
+    def _decode(self, index: Tensor, bad: set[int] | None) -> tuple[Tensor, Tensor]:
+        """The rows that can be decoded and their images; the others are put into `bad`, or raise where it is None."""
+        numbers = index.tolist()
+
+        def one(row: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
+            try:
+                return np.asarray(self.recipe.apply(self.split.image(row)), dtype=np.uint8)
+            except DataError:
+                if bad is None:
+                    raise
+                bad.add(row)
+                return None
+
+        if len(numbers) < 32 or torch.get_num_threads() == 1:
+            images = [one(i) for i in numbers]
+        else:  # Pillow lets go of the interpreter lock while it decodes
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                images = list(pool.map(one, numbers, chunksize=16))
+        good = [image for image in images if image is not None]
+        if not good:
+            return index[:0], torch.empty((0, *self._shape), dtype=torch.uint8)
+        kept = torch.tensor([image is not None for image in images], dtype=torch.bool)
+        return index[kept], torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2).contiguous()
+
+
+def key(split: ImageSplit, recipe: Recipe) -> str:
+    """The cache folder's name: what decides the decoded bits, hashed."""
+    parts = [
+        split.stamp,
+        split.examples_hash(torch.arange(len(split))),
+        dataclasses.asdict(recipe),
+        PIL.__version__,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,213 @@
+"""torchvision's data sets, downloaded once into one folder; sets without a split are split here, always alike."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trainables.data.dataset import Dataset, ImageSplit, check_labels
+from trainables.data.images.info import class_words, clean
+from trainables.data.images.sources import Words, assemble
+from trainables.data.splits import generator
+from trainables.errors import DataError
+
+FOLDER_VARIABLE = "SWEEPS_DATA"
+"""Environment variable naming the download folder; default ~/.cache/randlora-sweeps/data."""
+
+DIGITS = tuple(str(d) for d in range(10))
+SPLIT_SEED = 0
+PER_CLASS = 270
+"""EuroSAT: validation and test images of every class (arXiv 2502.00987's data sets)."""
+TEST_SHARE = 0.2
+"""Caltech-101 and -256: the test images' share."""
+
+Pooled = Literal["per-class", "share"]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    cls: str
+    train: Mapping[str, Any]
+    test: Mapping[str, Any]
+    val: Mapping[str, Any] | None = None  # a validation split of the authors'
+    classes: tuple[str, ...] | None = None  # where torchvision has no names
+    renames: str | None = None  # table of class_names.json
+    more: tuple[Mapping[str, Any], ...] = field(default=())  # further training splits, for DTD
+    pooled: Pooled | None = None  # one pool, split here
+    download: bool = True
+
+
+_FLAG = ({"train": True}, {"train": False})
+_SPLIT = ({"split": "train"}, {"split": "test"})
+
+ENTRIES: dict[str, _Entry] = {
+    "cifar10": _Entry("CIFAR10", *_FLAG),
+    "cifar100": _Entry("CIFAR100", *_FLAG),
+    "mnist": _Entry("MNIST", *_FLAG, classes=DIGITS),
+    "fashion-mnist": _Entry("FashionMNIST", *_FLAG),
+    "svhn": _Entry("SVHN", *_SPLIT, classes=DIGITS),
+    "stl10": _Entry("STL10", *_SPLIT),
+    "dtd": _Entry("DTD", *_SPLIT, more=({"split": "val"},)),
+    "food101": _Entry("Food101", *_SPLIT),
+    "fgvc-aircraft": _Entry("FGVCAircraft", *_SPLIT, val={"split": "val"}),
+    "flowers102": _Entry("Flowers102", *_SPLIT, val={"split": "val"}),
+    "oxford-pets": _Entry("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
+    "gtsrb": _Entry("GTSRB", *_SPLIT, classes=class_words("gtsrb")),  # type: ignore[arg-type]
+    "country211": _Entry("Country211", *_SPLIT, val={"split": "valid"}, renames="country211"),
+    "eurosat": _Entry("EuroSAT", {}, {}, renames="eurosat", pooled="per-class"),
+    "caltech101": _Entry("Caltech101", {}, {}, renames="caltech101", pooled="share"),
+    "caltech256": _Entry("Caltech256", {}, {}, pooled="share"),
+    "imagenet": _Entry("ImageNet", {"split": "train"}, {"split": "val"}, download=False),
+}
+
+
+def data_folder() -> Path:
+    """Where downloads go."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "randlora-sweeps" / "data"
+
+
+def load(name: str, key: str, words: Words) -> Dataset:
+    """One of ENTRIES as a Dataset. Raises DataError when it can't be downloaded or read."""
+    entry = ENTRIES[key]
+    first = _open(name, entry, entry.train)
+    if entry.pooled is not None:
+        return _from_pool(name, entry, first, words)
+    parts = [first, *(_open(name, entry, more) for more in entry.more)]
+    val_rows = None
+    if entry.val is not None:
+        held = _open(name, entry, entry.val)
+        start = sum(len(p) for p in parts)
+        val_rows = torch.arange(start, start + len(held))
+        parts.append(held)
+    classes = _classes(entry, first)
+    return assemble(
+        name,
+        classes,
+        _split(name, "train", parts, len(classes)),
+        lambda: _split(name, "test", [_open(name, entry, entry.test)], len(classes)),
+        words,
+        val_rows=val_rows,
+    )
+
+
+def _from_pool(name: str, entry: _Entry, found: Any, words: Words) -> Dataset:
+    classes = _classes(entry, found)
+    pool = _split(name, "train", [found], len(classes))
+    train, val, test = per_class_rows(pool.labels, name) if entry.pooled == "per-class" else share_rows(len(pool))
+    return assemble(
+        name,
+        classes,
+        subset(pool, "train", torch.cat([train, val])),
+        lambda: subset(pool, "test", test),
+        words,
+        val_rows=torch.arange(len(train), len(train) + len(val)) if len(val) else None,
+    )
+
+
+def per_class_rows(labels: Tensor, where: str, each: int = PER_CLASS) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test rows, `each` of every class in the last two, drawn with a fixed seed."""
+    parts: list[list[Tensor]] = [[], [], []]
+    for index in range(int(labels.max()) + 1):
+        rows = (labels == index).nonzero().flatten()
+        if len(rows) <= 2 * each:
+            raise DataError(f"{where}: class {index} has {len(rows)} images, and more than {2 * each} are needed")
+        order = rows[torch.randperm(len(rows), generator=generator(SPLIT_SEED, "pool", index))]
+        for part, some in zip(parts, (order[2 * each :], order[:each], order[each : 2 * each]), strict=True):
+            part.append(some)
+    train, val, test = (torch.cat(part).sort().values for part in parts)
+    return train, val, test
+
+
+def share_rows(n: int, share: float = TEST_SHARE) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, no validation, and test rows, the latter a share of all, drawn with a fixed seed."""
+    order = torch.randperm(n, generator=generator(SPLIT_SEED, "pool"))
+    n_train = int((1 - share) * n)
+    return order[:n_train].sort().values, order[:0], order[n_train:].sort().values
+
+
+def subset(pool: ImageSplit, which: str, rows: Tensor) -> ImageSplit:
+    """Some rows of a split as a split of their own."""
+    index = rows.tolist()
+    digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+    file = pool.file
+    return ImageSplit(
+        pool.source,
+        which,
+        pool.labels[rows],
+        lambda row: pool.read(index[row]),
+        f"{pool.stamp}/{digest}" if pool.stamp else "",
+        None if file is None else lambda row: file(index[row]),
+    )
+
+
+def _open(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> Any:
+    import torchvision
+
+    folder = data_folder()
+    root = folder if entry.download else folder / entry.cls.lower()
+    fetch = {"download": True} if entry.download else {}
+    try:
+        return getattr(torchvision.datasets, entry.cls)(str(root), **fetch, **arguments)
+    except (
+        OSError,
+        RuntimeError,
+        ModuleNotFoundError,
+    ) as error:  # URLError is an OSError; a failed check is a RuntimeError
+        raise DataError(
+            f"data set {name!r}: torchvision could not read or download it in {root} ({error}); set "
+            f"{FOLDER_VARIABLE} to the folder that holds it"
+        ) from error
+
+
+def _classes(entry: _Entry, found: Any) -> tuple[str, ...]:
+    if entry.classes is not None:
+        return entry.classes
+    raw = getattr(found, "classes", None) or found.categories
+    renames = class_words(entry.renames) if entry.renames else None
+    assert not isinstance(renames, tuple)
+    return tuple(clean(c[0] if isinstance(c, tuple) else str(c), renames) for c in raw)
+
+
+def _split(name: str, which: str, parts: list[Any], n_classes: int) -> ImageSplit:
+    labels = torch.cat([_labels(name, p) for p in parts])
+    where: list[tuple[Any, int]] = [(p, i) for p in parts for i in range(len(p))]
+    read: Callable[[int], Any] = lambda row: where[row][0][where[row][1]][0]  # noqa: E731
+    return ImageSplit(name, which, check_labels(labels, n_classes, f"{name} ({which})"), read, _stamp(parts, which))
+
+
+def _stamp(parts: list[Any], which: str) -> str:
+    """torchvision checks archives, so a set is known by its class, its folder and its version."""
+    import torchvision
+
+    words = [torchvision.__version__, which, str(data_folder().resolve())]
+    words += [f"{type(p).__name__}/{getattr(p, 'split', getattr(p, '_split', ''))}/{len(p)}" for p in parts]
+    return "torchvision/" + hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def _labels(name: str, data: Any) -> Tensor:
+    for attribute in ("targets", "labels", "_labels", "y"):  # torchvision's spellings
+        values = getattr(data, attribute, None)
+        if values is not None:
+            return torch.as_tensor(values).to(torch.int64)
+    samples = getattr(data, "_samples", None)
+    if samples is not None:
+        return torch.tensor([label for _, label in samples], dtype=torch.int64)
+    raise DataError(f"data set {name!r}: {type(data).__name__} of this torchvision keeps its labels elsewhere")
+
+
+def source(key: str) -> Callable[[str, Words], Dataset]:
+    """A `DatasetInfo.load` for one of ENTRIES."""
+    return functools.partial(_load_by_key, key)
+
+
+def _load_by_key(key: str, name: str, words: Words) -> Dataset:
+    return load(name, key, words)

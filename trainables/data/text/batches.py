@@ -1,0 +1,72 @@
+"""Batches of texts of like length: less padding, and still a function of (data_seed, epoch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from trainables.config import TrialConfig
+from trainables.data.images.batches import epoch_batches
+from trainables.data.splits import generator
+
+POOL_BATCHES = 32
+"""Rows are sorted by length within pools of so many batches: near-equal lengths, and other neighbours every epoch."""
+
+
+def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialConfig, epoch: int) -> list[Tensor]:
+    """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length.
+
+    The epoch's order is cut into pools, each pool sorted by length (longest first, ties in the order drawn) and cut
+    into batches, and the batches of all pools are shuffled. A last batch that is not full stays last.
+
+    Args:
+        rows: (N,) the training rows.
+        length: tokens of a row.
+        trial: its batch size, least number of batches, sampling and data_seed.
+        epoch: counted from 1.
+    """
+    settings, seed = trial.train, trial.data_seed
+    batch_size, least = settings.global_batch_size, settings.min_batches_per_epoch
+    again = settings.sampling == "replacement"
+    order = torch.cat(epoch_batches(rows, batch_size, least, seed, epoch, replacement=again))
+    draw = generator(seed, "buckets", epoch)
+    full = len(order) - len(order) % batch_size
+    batches: list[Tensor] = []
+    for pool in torch.split(order[:full], POOL_BATCHES * batch_size) if full else ():
+        by_length = sorted(pool.tolist(), key=lambda row: -length(row))  # stable: ties stay in the order drawn
+        batches += torch.split(torch.tensor(by_length, dtype=torch.int64), batch_size)
+    shuffled = [batches[i] for i in torch.randperm(len(batches), generator=draw).tolist()]
+    return shuffled if full == len(order) else [*shuffled, order[full:]]
+
+
+def length_batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
+    """Positions 0..n-1 in batches for evaluation: longest first, at most so many rows and padded tokens in each.
+
+    A single row may be longer than `most_tokens`; it is a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    while order:
+        size = max(1, min(most_rows, most_tokens // max(1, lengths[order[0]])))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
+def share_of(n: int, rank: int, world: int) -> list[int]:
+    """Every `world`-th of n positions, from `rank`: a worker's part of an evaluation."""
+    return list(range(rank, n, world)) if n > rank else []
+
+
+def padded(sequences: Sequence[Tensor], fill: int, *, left: bool = False) -> Tensor:
+    """Sequences (L_i,) as one (n, max L) int64 tensor, `fill` after them, or before them."""
+    width = max(map(len, sequences))
+    out = torch.full((len(sequences), width), fill, dtype=torch.int64)
+    for row, sequence in zip(out, sequences, strict=True):
+        if left:
+            row[width - len(sequence) :] = sequence
+        else:
+            row[: len(sequence)] = sequence
+    return out

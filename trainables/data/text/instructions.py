@@ -1,0 +1,171 @@
+"""Instruction sets from JSON files in the form of LLM-Adapters: a list of {instruction, input, output, answer}.
+
+A folder is one task, `{train,test}.json` (and perhaps `validation.json`), or a union of tasks: `train.json` with
+`TASK/test.json` beside it, or `TASK/{train,test}.json`. `.jsonl` with an object a line is read too. A row of one's own
+may name its choices in a list `choices`, the answer being one of them; `output` may then be left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from trainables.data.text import prompts
+from trainables.data.text.dataset import Exchange, TextDataset, TextSplit, text_split
+from trainables.errors import DataError
+
+Form = Literal["instructions", "questions"]
+Part = tuple[str, str, Path]
+"""(task, name of the file for messages, file)."""
+
+_SUFFIXES = (".json", ".jsonl")
+_VALIDATION = ("validation", "valid", "val", "dev")
+
+
+def from_json(name: str, folder: Path, form: Form) -> TextDataset:
+    """The data set of a folder.
+
+    Args:
+        form: "instructions" keeps the rows as they are, a label being the answer; "questions" asks the bare question
+            of each row and has the text of the right choice as response.
+
+    Raises:
+        DataError: missing or malformed files, naming file and row.
+    """
+    here = folder.name
+    train, test = _find(folder, "train"), _find(folder, "test")
+    held = next((found for which in _VALIDATION if (found := _find(folder, which))), None)
+    tasks = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
+    tests = {task: found for task, inside in tasks.items() if (found := _find(inside, "test"))}
+    trains = {task: found for task, inside in tasks.items() if (found := _find(inside, "train"))}
+    if (train is None and not trains) or (test is None and not tests):
+        present = [p.name for p in folder.iterdir()]
+        raise DataError(
+            f"data set {name!r}: {folder} needs train.json and test.json, or train.json and TASK/test.json, or "
+            f"TASK/train.json and TASK/test.json; it holds {', '.join(sorted(present)) or 'nothing'}"
+        )
+    return assemble(
+        name,
+        form,
+        train={here: train} if train is not None else trains,
+        test={here: test} if test is not None else tests,
+        validation=held,
+    )
+
+
+def assemble(
+    name: str, form: Form, *, train: Mapping[str, Path], test: Mapping[str, Path], validation: Path | None = None
+) -> TextDataset:
+    """The data set of given files by task; the test files are read when the test split is opened."""
+    parts = [(task, str(path), read(path, form)) for task, path in train.items()]
+    count = sum(len(rows) for _, _, rows in parts)
+    val_rows = None
+    if validation is not None:
+        held = read(validation, form)
+        val_rows = torch.arange(count, count + len(held))
+        parts.append((next(iter(train)), str(validation), held))
+
+    def open_test() -> TextSplit:
+        return text_split(name, "test", [(task, str(path), read(path, form)) for task, path in test.items()])
+
+    pool = text_split(name, "train", parts)
+    return TextDataset(
+        name=name,
+        kind=form,
+        class_names=pool.groups if len(pool.groups) > 1 else (),
+        metric="accuracy",
+        train=pool,
+        open_test=functools.cache(open_test),
+        val_rows=val_rows,
+    )
+
+
+def _find(folder: Path, which: str) -> Path | None:
+    return next((path for suffix in _SUFFIXES if (path := folder / f"{which}{suffix}").is_file()), None)
+
+
+def read(path: Path, form: Form) -> list[Exchange]:
+    """The rows of a file. Raises DataError naming file and row."""
+    make: Callable[[Mapping[str, Any], str], Exchange] = _instruction if form == "instructions" else _question
+    rows = [make(_checked(row, f"{path}, row {i}"), f"{path}, row {i}") for i, row in enumerate(_objects(path))]
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    return rows
+
+
+def _objects(path: Path) -> Sequence[object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return [_object(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        found = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again, or mend it") from error
+    if not isinstance(found, list):
+        raise DataError(f"{path}: must hold a JSON list of rows, not {type(found).__name__}")
+    return found
+
+
+def _object(text: str, where: str) -> object:
+    """One line of a .jsonl file; its error names the line of the file, not of the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}, column {error.colno}: {error.msg}") from error
+
+
+def _checked(row: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be an object with instruction and output, not {type(row).__name__}")
+    for key, kind in (("instruction", str), ("input", str), ("output", str), ("answer", str), ("choices", list)):
+        value = row.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise DataError(f"{where}: {key!r} must be {'text' if kind is str else 'a list of texts'}, not {value!r}")
+    if not (row.get("instruction") or "").strip():
+        raise DataError(f"{where}: no instruction, or an empty one{_instead(row, 'instruction')}")
+    choices = row.get("choices")
+    if choices is not None:
+        if len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+            raise DataError(f"{where}: 'choices' must hold two or more texts, not {choices!r}")
+        if row.get("answer") not in choices:
+            raise DataError(f"{where}: answer {row.get('answer')!r} is not among the choices {choices}")
+    elif not (row.get("output") or "").strip():
+        raise DataError(f"{where}: no output, or an empty one: there is nothing to train on{_instead(row, 'output')}")
+    return row
+
+
+def _instead(row: Mapping[str, Any], key: str) -> str:
+    """What a row has instead of a key that it lacks."""
+    if key in row:
+        return ""
+    return f"; a row has 'instruction' and 'output', and may have 'input', 'answer', 'choices'; this has {sorted(row)}"
+
+
+def _instruction(row: Mapping[str, Any], where: str) -> Exchange:
+    prompt = prompts.alpaca(row["instruction"], row.get("input") or "")
+    answer, output = row.get("answer"), row.get("output") or row.get("answer") or ""
+    if (given := row.get("choices")) is not None:
+        choices = prompts.relabelled(output, str(answer), given, where)
+        return Exchange(prompt, output, choices, tuple(given), answer)
+    labels = prompts.labels_of(row["instruction"])
+    # a set without choices can still be generated from; log-likelihoods say themselves what is missing
+    choices = prompts.relabelled(output, answer, labels, where) if len(labels) > 1 and answer is not None else ()
+    return Exchange(prompt, output, choices, labels or ((answer,) if answer else ()), answer)
+
+
+def _question(row: Mapping[str, Any], where: str) -> Exchange:
+    if (given := row.get("choices")) is not None:
+        text, options, right = row["instruction"], tuple(given), given.index(row["answer"])
+    else:
+        text, options = prompts.stem_and_options(row["instruction"], where)
+        labels = prompts.labels_of(row["instruction"])
+        if row.get("answer") not in labels:
+            raise DataError(f"{where}: answer {row.get('answer')!r} is not among {', '.join(labels) or 'no labels'}")
+        right = labels.index(row["answer"])
+    choices = tuple(f" {option}" for option in options)
+    return Exchange(prompts.question(text), choices[right], choices, options, options[right])

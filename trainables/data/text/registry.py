@@ -1,0 +1,286 @@
+"""Text sets by name: commonsense, GLUE and E2E, where they come from, and how large they are.
+
+| form | what |
+|---|---|
+| `arc-easy`, `commonsense-170k`, ... | commonsense rows of LLM-Adapters, answered by a label; downloaded on first use |
+| `arc-easy-questions`, ... | the same, the bare question answered by the text of a choice |
+| `glue-sst2`, ..., `e2e` | from the hub |
+| `json:FOLDER`, `questions:FOLDER` | `{train,test}.json` in LLM-Adapters' form, read in the one way or the other |
+| `glue:FOLDER`, `e2e:FOLDER` | the files of GLUE tasks and of E2E |
+"""
+
+from __future__ import annotations
+
+import functools
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainables.data.images.torchvision import FOLDER_VARIABLE, data_folder
+from trainables.data.text.dataset import TextDataset, TextKind
+from trainables.data.text.instructions import Form, assemble, from_json
+from trainables.data.text.tables import GLUE, Cells, e2e_dataset, from_e2e_folder, from_glue_folder, glue_dataset
+from trainables.errors import DataError, no_folder
+
+LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
+"""Where the commonsense files are, laid out as in the download folder."""
+
+TEXT_FORMS: dict[str, Callable[[str, Path], TextDataset]] = {
+    "json": lambda name, folder: from_json(name, folder, "instructions"),
+    "questions": lambda name, folder: from_json(name, folder, "questions"),
+    "glue": from_glue_folder,
+    "e2e": from_e2e_folder,
+}
+"""Forms of a text set's id that name a folder, `json:FOLDER`, with what reads them."""
+
+_KINDS: dict[str, TextKind] = {
+    "json": "instructions",
+    "questions": "questions",
+    "glue": "sentences",
+    "e2e": "meanings",
+}
+"""What the rows of these forms are."""
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    """A registered text set.
+
+    Attributes:
+        load: makes the data set, given its name.
+        about: one line for people.
+        source: where it comes from.
+        licence: of the data, in words; "unknown" where none is stated.
+        train, test: rows to be found; None for not known.
+        verified: whether these numbers were checked against the data. If so a difference is an error, else a warning.
+        epochs: epochs of arXiv 2502.00987; None for a set it does not use.
+        kind: what its rows are.
+    """
+
+    load: Callable[[str], TextDataset]
+    about: str
+    source: str
+    licence: str
+    train: int | None = None
+    test: int | None = None
+    verified: bool = False
+    epochs: int | None = None
+    kind: TextKind = "instructions"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A commonsense task: its folder at LLM-Adapters, row counts, licence, and whether its train file was counted."""
+
+    folder: str
+    train: int
+    test: int
+    licence: str = "unknown"
+    verified: bool = False
+    about: str = field(default="")
+
+
+COMMONSENSE: dict[str, _Task] = {
+    "boolq": _Task("boolq", 9427, 3270, "CC BY-SA 3.0", True, "yes/no questions on a passage's topic"),
+    "piqa": _Task("piqa", 16113, 1838, "unknown", False, "physical everyday reasoning, two solutions"),
+    "social-iqa": _Task("social_i_qa", 33410, 1954, "unknown", False, "social situations, three answers"),
+    "hellaswag": _Task("hellaswag", 39905, 10042, "MIT", False, "how a sentence goes on, four endings"),
+    "winogrande": _Task("winogrande", 63238, 1267, "unknown", False, "whom a pronoun means, two options"),
+    "arc-easy": _Task("ARC-Easy", 2251, 2376, "CC BY-SA 4.0", True, "grade-school science, the easier questions"),
+    "arc-challenge": _Task(
+        "ARC-Challenge", 1119, 1172, "CC BY-SA 4.0", True, "grade-school science, the harder questions"
+    ),
+    "openbookqa": _Task("openbookqa", 4957, 500, "Apache-2.0", True, "elementary science with a fact to recall"),
+}
+"""In the order of the paper's tables."""
+
+_GLUE_SIZES = {
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "cola": (8551, 1043),
+    "qnli": (104743, 5463),
+    "rte": (2490, 277),
+    "stsb": (5749, 1500),
+}
+
+
+def _fetch(path: str) -> Path:
+    """A file of LLM-Adapters in the download folder, downloaded when it is not there."""
+    target = data_folder() / "llm-adapters" / path
+    if target.is_file():
+        return target
+    url = f"{LLM_ADAPTERS}/{path}"
+    partial = target.with_suffix(".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 the scheme is https, from the constant
+            partial.write_bytes(answer.read())
+        partial.replace(target)
+    except (OSError, urllib.error.URLError) as error:
+        raise DataError(
+            f"{url} could not be downloaded ({error}); put the file at {target} yourself ({FOLDER_VARIABLE} names "
+            "another folder), or name a folder of your own with json:FOLDER or questions:FOLDER"
+        ) from error
+    return target
+
+
+def _commonsense(task: str, form: Form) -> Callable[[str], TextDataset]:
+    folder = COMMONSENSE[task].folder
+
+    def load(name: str) -> TextDataset:
+        files = {which: _fetch(f"dataset/{folder}/{which}.json") for which in ("train", "test")}
+        return assemble(name, form, train={task: files["train"]}, test={task: files["test"]})
+
+    return load
+
+
+def _union(file: str, form: Form) -> Callable[[str], TextDataset]:
+    def load(name: str) -> TextDataset:
+        train = _fetch(f"ft-training_set/{file}")
+        tests = {task: _fetch(f"dataset/{about.folder}/test.json") for task, about in COMMONSENSE.items()}
+        return assemble(name, form, train={name: train}, test=tests)
+
+    return load
+
+
+def _hub(dataset: str, repository: str, **where: str) -> Mapping[str, Callable[[], Cells]]:
+    import datasets
+
+    try:
+        found = datasets.load_dataset(repository, **where)
+    except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
+        raise DataError(
+            f"data set {dataset!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); check the "
+            "connection, or download its files and use glue:FOLDER or e2e:FOLDER"
+        ) from error
+    return {str(which): functools.partial(list, table) for which, table in found.items()}
+
+
+def _glue(task: str) -> Callable[[str], TextDataset]:
+    def load(name: str) -> TextDataset:
+        hub = _hub(name, "nyu-mll/glue", name=task)
+        # GLUE's test labels are not public: its validation split is reported on, and validation rows come from train
+        tables = {"train": hub["train"], "test": hub["validation"]}
+        places = {"train": f"nyu-mll/glue {task} (train)", "test": f"nyu-mll/glue {task} (validation)"}
+        return glue_dataset(name, GLUE[task], tables, places)
+
+    return load
+
+
+def _e2e(name: str) -> TextDataset:
+    # the main branch has a loading script, which is not run; the hub's own Parquet conversion is data
+    hub = _hub(name, "tuetschek/e2e_nlg", revision="refs/convert/parquet")
+    return e2e_dataset(name, hub, {which: f"tuetschek/e2e_nlg ({which})" for which in hub})
+
+
+def _entries() -> dict[str, TextInfo]:
+    found: dict[str, TextInfo] = {}
+    forms: tuple[tuple[Form, str, str], ...] = (
+        ("instructions", "", "answered by a label"),
+        ("questions", "-questions", "answered by the text of a choice"),
+    )
+    for form, suffix, how in forms:
+        for task, about in COMMONSENSE.items():
+            found[task + suffix] = TextInfo(
+                _commonsense(task, form),
+                f"{about.about}; {how}",
+                f"LLM-Adapters dataset/{about.folder}",
+                about.licence,
+                about.train,
+                about.test,
+                about.verified,
+                3,
+                form,
+            )
+        tests = sum(about.test for about in COMMONSENSE.values())
+        for size, rows in (("15k", None), ("170k", 170420)):
+            found[f"commonsense-{size}{suffix}"] = TextInfo(
+                _union(f"commonsense_{size}.json", form),
+                f"the eight commonsense tasks together, tested on each; {how}",
+                f"LLM-Adapters ft-training_set/commonsense_{size}.json",
+                "mixed: that of each task",
+                rows,
+                tests,
+                False,
+                3,
+                form,
+            )
+    for task, (train, test) in _GLUE_SIZES.items():
+        found[f"glue-{task}"] = TextInfo(
+            _glue(task),
+            f"GLUE {task}, reported on its validation split",
+            "hub nyu-mll/glue",
+            "mixed",
+            train,
+            test,
+            False,
+            10,
+            "sentences",
+        )
+    found["e2e"] = TextInfo(
+        _e2e,
+        "E2E, text from restaurant facts",
+        "hub tuetschek/e2e_nlg",
+        "CC BY-SA 4.0",
+        42061,
+        630,
+        False,
+        5,
+        "meanings",
+    )
+    return found
+
+
+TEXT_DATASETS: dict[str, TextInfo] = _entries()
+
+
+def text_kind(name: str) -> TextKind | None:
+    """What the rows of the text set of that id are, without reading it; None where the id is not one of a text set."""
+    if name in TEXT_DATASETS:
+        return TEXT_DATASETS[name].kind
+    form, colon, rest = name.partition(":")
+    return _KINDS.get(form) if colon and rest else None
+
+
+def text_loader(name: str) -> Callable[[], TextDataset] | None:
+    """What loads the text set of that id; None where the id is not one of a text set.
+
+    Raises:
+        DataError: a folder that is not there.
+    """
+    if name in TEXT_DATASETS:
+        return functools.partial(_load_registered, name, TEXT_DATASETS[name])
+    form, colon, rest = name.partition(":")
+    if not colon or form not in TEXT_FORMS or not rest:
+        return None
+    folder = Path(rest).expanduser()
+    if not folder.is_dir():
+        raise no_folder(name, folder)
+    return functools.partial(TEXT_FORMS[form], name, folder)
+
+
+def _load_registered(name: str, info: TextInfo) -> TextDataset:
+    data = info.load(name)
+    authors = 0 if data.val_rows is None else len(data.val_rows)
+    check_size(name, "train", len(data.train) - authors, info.train, info.verified)
+
+    @functools.cache
+    def open_test() -> object:
+        test = data.open_test()
+        check_size(name, "test", len(test), info.test, info.verified)
+        return test
+
+    return TextDataset(**{**data.__dict__, "open_test": open_test})
+
+
+def check_size(name: str, which: str, found: int, expected: int | None, verified: bool) -> None:
+    """Compare a split's rows with what is known of it. A difference is an error where `verified`, else a warning."""
+    if expected is None or found == expected:
+        return
+    message = f"data set {name!r}: {found} {which} rows where {expected} are known"
+    if verified:
+        raise DataError(f"{message}; the files are not the published ones, fetch them again or name them by folder")
+    warnings.warn(f"{message}; compare results with published ones with care", stacklevel=2)

@@ -1,0 +1,178 @@
+"""Names of base models: how an id is written, which family a model belongs to, and what is adapted in it by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from randlora.model.families import TARGETS
+from trainables.errors import TrainablesError, nearest
+
+Scheme = Literal["open_clip", "hf", "local", "embedded"]
+Kind = Literal["clip", "hf-vision", "causal-lm", "text-encoder"]
+
+FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME[/FILE.gguf], local:DIR[/FILE.gguf], embedded:tiny-clip"
+GGUF = ".gguf"
+"""The accepted forms of a model id, for messages."""
+
+EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "embedded" / "tiny_clip"}
+"""Models that come with the package, by name: directories in open_clip's `local-dir:` layout."""
+
+
+class ModelError(TrainablesError):
+    """A base model that can't be named, found, read or adapted as asked. The message says what to do instead."""
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """A model id, taken apart.
+
+    Attributes:
+        scheme: where the model comes from.
+        name: the architecture (open_clip), repository (hf), directory (local) or embedded name.
+        tag: open_clip's pretrained tag; None where the id has none, which is enough to count parameters.
+        folder: the directory of a local or embedded model; None otherwise.
+        gguf: the GGUF file in the directory or repository that holds all of the model; None for the usual files.
+    """
+
+    scheme: Scheme
+    name: str
+    tag: str | None = None
+    folder: Path | None = None
+    gguf: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is adapted by default in the models of one architecture.
+
+    Attributes:
+        kind: the task family that can train it.
+        targets: weight-name suffixes; those absent from a particular model are left out.
+        source: where the choice comes from.
+    """
+
+    kind: Kind
+    targets: tuple[str, ...]
+    source: str
+
+
+_PAPER_LLM = "RandLoRA paper, section 5.4 and its scripts: q, k, v, up and down; neither o_proj nor gate_proj"
+_LIKE_LLAMA = "same layer names as Llama; the paper's choice carried over"
+_PAPER_DINOV2 = "RandLoRA paper, DINOv2: q, k, v and the MLP (packed `attn.qkv` in the original code, apart here)"
+_PAPER_BERT = "RandLoRA paper, GLUE: the 6 matrices of each layer; neither pooler nor head"
+_PAPER_CLIP = "RandLoRA paper, CLIP: packed q, k, v and the MLP of every block of both towers, without attn.out_proj"
+_PAPER_PHI3 = "RandLoRA paper, Table 15: its percentages need the fused names; the script's own match down_proj alone"
+_CODE_GPT2 = "RandLoRA code, E2E: c_attn (there its q and v thirds alone) and the MLP"
+
+_KINDS: dict[str, tuple[Kind, str]] = {
+    "open_clip": ("clip", _PAPER_CLIP),
+    "dinov2": ("hf-vision", _PAPER_DINOV2),
+    "dinov2_with_registers": ("hf-vision", _PAPER_DINOV2),
+    "vit": ("hf-vision", "as DINOv2"),
+    "llama": ("causal-lm", _PAPER_LLM),
+    "qwen2": ("causal-lm", _PAPER_LLM),
+    "phi3": ("causal-lm", _PAPER_PHI3),
+    "mistral": ("causal-lm", _LIKE_LLAMA),
+    "qwen3": ("causal-lm", _LIKE_LLAMA),
+    "gpt2": ("causal-lm", _CODE_GPT2),
+    "roberta": ("text-encoder", _PAPER_BERT),
+    "bert": ("text-encoder", _PAPER_BERT),
+}
+
+FAMILIES: dict[str, Family] = {name: Family(kind, TARGETS[name], why) for name, (kind, why) in _KINDS.items()}
+"""Default targets (`randlora.model.families`) by family: open_clip, else the `model_type` of a transformers config."""
+
+
+def parse_id(model_id: str) -> ModelId:
+    """Take a model id apart and check what can be checked without reading weights or the network.
+
+    Raises:
+        ModelError: an unknown form, architecture, tag or embedded name, or a directory that isn't there.
+    """
+    scheme, colon, name = model_id.partition(":")
+    if not colon or scheme not in ("open_clip", "hf", "local", "embedded") or not name:
+        raise ModelError(f"unknown model id {model_id!r}: write one of {FORMS}; {_guess(model_id)}")
+    if scheme == "embedded":
+        if name not in EMBEDDED:
+            raise ModelError(f"unknown embedded model {model_id!r}; {nearest(model_id, _prefixed(EMBEDDED))}")
+        return ModelId("embedded", name, folder=EMBEDDED[name])
+    if scheme == "local":
+        folder = Path(name).expanduser()
+        if folder.suffix == GGUF:
+            return _gguf_id(model_id, folder)
+        if not folder.is_dir():
+            raise ModelError(f"{model_id!r}: {folder} is not a directory; {_sibling(folder)}")
+        return ModelId("local", name, folder=folder)
+    if scheme == "hf":
+        if name.endswith(GGUF) and name.count("/") == 2:
+            repository, _, file = name.rpartition("/")
+            return ModelId("hf", repository, gguf=file)
+        if name.count("/") > 1 or name.startswith("/") or name.endswith("/"):
+            raise ModelError(f"{model_id!r}: a hub id is ORG/NAME; for files on this machine write local:DIR")
+        return ModelId("hf", name)
+    return _open_clip_id(model_id, name)
+
+
+def family_named(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        ModelError: a family without default targets.
+    """
+    if name not in FAMILIES:
+        raise ModelError(
+            f"no default targets for models of type {name!r}: name the weights to adapt in model.targets; "
+            f"there are defaults for {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]
+
+
+def _gguf_id(model_id: str, path: Path) -> ModelId:
+    if not path.is_file():
+        beside = [p.name for p in path.parent.glob(f"*{GGUF}")] if path.parent.is_dir() else []
+        raise ModelError(f"{model_id!r}: there is no file {path}; {nearest(path.name, beside)}")
+    return ModelId("local", str(path.parent), folder=path.parent, gguf=path.name)
+
+
+def _open_clip_id(model_id: str, name: str) -> ModelId:
+    import open_clip
+
+    arch, _, tag = name.partition("/")
+    known = cast("list[str]", open_clip.list_models())
+    if arch not in known:
+        raise ModelError(f"{model_id!r}: open_clip has no architecture {arch!r}; {nearest(arch, known)}")
+    tags = cast("list[str]", open_clip.list_pretrained_tags_by_model(arch))
+    if tag and tag not in tags:
+        raise ModelError(f"{model_id!r}: open_clip has no weights {tag!r} for {arch}; {nearest(tag, tags)}")
+    return ModelId("open_clip", arch, tag=tag or None)
+
+
+def _guess(model_id: str) -> str:
+    if Path(model_id).expanduser().is_dir():
+        return f"nearest: 'local:{model_id}', a directory on this machine"
+    import open_clip
+
+    pairs = cast("list[tuple[str, str]]", open_clip.list_pretrained())
+    known = [*_prefixed(EMBEDDED), *(f"open_clip:{arch}/{tag}" for arch, tag in pairs)]
+    # a wrong or missing prefix must not hide a good name
+    bare = {name.partition(":")[2]: name for name in known}
+    wanted = model_id.rpartition(":")[2]
+    if wanted in bare:
+        return f"nearest: {bare[wanted]!r}"
+    phrase = nearest(model_id, known)
+    if phrase.startswith("nearest"):
+        return phrase
+    return f"nearest: 'hf:{model_id}'" if model_id.count("/") == 1 else f"nearest: {known[0]!r}"
+
+
+def _prefixed(names: Iterable[str]) -> list[str]:
+    return [f"embedded:{name}" for name in names]
+
+
+def _sibling(folder: Path) -> str:
+    if not folder.parent.is_dir():
+        return f"neither is {folder.parent}"
+    return nearest(folder.name, (p.name for p in folder.parent.iterdir() if p.is_dir()))

@@ -1,0 +1,333 @@
+"""Base models by id, with their weights: `open_clip:...`, `hf:...`, `local:...` and the embedded one.
+
+Everything loads in float32 on the CPU, in eval mode. Local weights are read from safetensors alone: pickled files can
+run code. Code that a checkpoint brings along runs only with `trust_remote_code=True`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainables.models.families import EMBEDDED, FAMILIES, FORMS, Family, Kind, ModelError, ModelId, parse_id
+from trainables.models.shapes import (
+    UNREADABLE,
+    advice,
+    default_targets,
+    first_line,
+    gguf_argument,
+    hf_class,
+    hf_config,
+    is_open_clip_folder,
+    kind_of,
+    meta_model,
+    target_shapes,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "FAMILIES",
+    "FORMS",
+    "Family",
+    "LoadedModel",
+    "ModelError",
+    "Preprocess",
+    "default_targets",
+    "load_model",
+    "meta_model",
+    "target_shapes",
+]
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model expects of its images.
+
+    Attributes:
+        image_size: side of the square input, in pixels.
+        mean, std: per-channel normalisation of RGB values in [0, 1].
+        interpolation: how images are resized, "bicubic" or "bilinear".
+        resize_mode: "shortest" resizes the shorter side and crops the centre, "longest" resizes the longer side and
+            pads, "squash" ignores the aspect.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model, ready to adapt.
+
+    Attributes:
+        module: the model, float32, on the CPU, in eval mode; every parameter still requires its gradient.
+        kind: the task family that can train it.
+        family: "open_clip", or the `model_type` of a transformers config.
+        model_id: the id it was loaded by.
+        preprocess: None for a model without images.
+        tokenizer: texts to token ids (n, context length), int64, padded; None for a model without text, and for a
+            local transformers directory without tokenizer files.
+        text_tokenizer: transformers' own tokenizer, for tasks on text; None wherever `tokenizer` is, and for open_clip.
+    """
+
+    module: nn.Module
+    kind: Kind
+    family: str
+    model_id: str
+    preprocess: Preprocess | None
+    tokenizer: Tokenizer | None
+    text_tokenizer: Any = None
+
+
+def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool = True) -> LoadedModel:
+    """Load a base model and its weights. Global random state is left as it was.
+
+    Args:
+        weights: False: read none, and leave every tensor on the meta device, for who has them already.
+
+    Raises:
+        ModelError: an unknown id, missing or malformed files, weights that are not safetensors, or no network.
+    """
+    parsed = parse_id(model_id)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
+        torch.manual_seed(0)
+        if parsed.scheme == "open_clip":
+            return _load_open_clip(parsed.name, parsed, model_id, weights)
+        if parsed.folder is None:
+            return _load_hf(parsed, model_id, trust_remote_code, weights)
+        if parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
+            _refuse_pickles(parsed.folder, model_id)
+            return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
+        return _load_hf(parsed, model_id, trust_remote_code, weights)
+
+
+def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
+    import open_clip
+
+    arguments: dict[str, Any] = {}
+    if parsed.scheme == "open_clip":
+        if parsed.tag is None:
+            tags = cast("list[str]", open_clip.list_pretrained_tags_by_model(parsed.name))
+            raise ModelError(
+                f"{model_id!r} names no weights, which is enough to count but not to train: "
+                f"write open_clip:{parsed.name}/TAG with one of {', '.join(tags) or '(open_clip lists none)'}"
+            )
+        # OpenAI's weights were trained with QuickGELU, which the plain architecture names don't say
+        tag = open_clip.get_pretrained_cfg(parsed.name, parsed.tag)
+        arguments = {"pretrained": parsed.tag, "force_quick_gelu": bool(tag.get("quick_gelu", False))}
+    arguments |= {"device": "cpu"} if weights else {"device": "meta", "load_weights": False, "pretrained_text": False}
+    try:
+        with _quiet_root_logger():
+            with contextlib.nullcontext() if weights else torch.device("meta"):
+                module = open_clip.create_model(
+                    name, precision="fp32", require_pretrained=weights, weights_only=True, **arguments
+                )
+            tokenizer = open_clip.get_tokenizer(name)
+    except UNREADABLE as error:
+        raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
+    if weights:
+        check_finite(cast("nn.Module", module), model_id)
+    settings = module.visual.preprocess_cfg
+    return LoadedModel(
+        module=cast("nn.Module", module).float().eval(),
+        kind="clip",
+        family="open_clip",
+        model_id=model_id,
+        preprocess=Preprocess(
+            image_size=_side(settings["size"], model_id),
+            mean=_triple(settings["mean"]),
+            std=_triple(settings["std"]),
+            interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+            resize_mode=settings.get("resize_mode") or "shortest",
+        ),
+        tokenizer=cast("Tokenizer", tokenizer),
+    )
+
+
+def check_finite(module: nn.Module, model_id: str) -> None:
+    """Raise ModelError naming the first weight that holds NaN or infinity."""
+    for name, weight in module.named_parameters():
+        if not bool(torch.isfinite(weight.sum())) and not bool(weight.isfinite().all()):  # a sum may overflow
+            bad = int((~weight.isfinite()).sum())
+            raise ModelError(
+                f"{model_id!r}: {bad:,} of {weight.numel():,} numbers of {name} are NaN or infinite; "
+                "the checkpoint is damaged, fetch or save it again"
+            )
+
+
+def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: bool) -> LoadedModel:
+    source = str(parsed.folder or parsed.name)
+    config = hf_config(source, model_id, gguf=parsed.gguf, trust_remote_code=trust_remote_code)
+    from_gguf: dict[str, Any] = dict(gguf_argument(parsed.gguf, model_id))
+    arguments: dict[str, Any] = from_gguf or {"use_safetensors": True}
+    kind = kind_of(config)
+    try:
+        with _no_progress_bar():
+            module, info = hf_class(config).from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **(arguments if weights else arguments | {"device_map": "meta"}),
+            )
+    except UNREADABLE as error:
+        raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
+    if weights:
+        _check_complete(module, info, model_id)
+        check_finite(cast("nn.Module", module), model_id)
+    vision = kind == "hf-vision"
+    text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, trust_remote_code, from_gguf)
+    # what was quantised in its file is not any more, which transformers' own float() does not know
+    return LoadedModel(
+        module=nn.Module.float(module).eval(),
+        kind=kind,
+        family=config.model_type,
+        model_id=model_id,
+        preprocess=_hf_preprocess(source, config, model_id) if vision else None,
+        tokenizer=None if text is None else _padding(text),
+        text_tokenizer=text,
+    )
+
+
+def _check_complete(module: Any, info: Any, model_id: str) -> None:
+    # BERT-like checkpoints come without the pooler, which is neither used nor adapted; any other gap would be noise
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ModelError(
+            f"{model_id!r}: its files lack {len(missing)} of the model's tensors, {', '.join(missing[:3])}"
+        )
+    blocks = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    extra = sorted(n for n in info["unexpected_keys"] if any(f".{b}." in f".{n}" for b in blocks))  # heads may differ
+    if extra:
+        raise ModelError(
+            f"{model_id!r}: its files hold {len(extra)} tensors that the model does not have, {', '.join(extra[:3])}; "
+            "config.json and the weights are of two models"
+        )
+
+
+def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
+    """From preprocessor_config.json; without one, the config's image size and ImageNet's mean and deviation.
+
+    A processor that crops resizes the shorter side to the crop, without the margin that some recipes cut off around it;
+    one that resizes to a fixed height and width squashes.
+    """
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except OSError:
+        settings = {}
+    size = settings.get("crop_size") or settings.get("size") or config.image_size
+    given = settings.get("size")
+    squash = isinstance(given, dict) and "height" in given and not settings.get("do_center_crop", False)
+    if isinstance(size, dict):
+        size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
+    bilinear = 2  # PIL's number for it; 3 is bicubic
+    return Preprocess(
+        image_size=_side(size, model_id),
+        mean=_triple(settings.get("image_mean") or IMAGENET_MEAN),
+        std=_triple(settings.get("image_std") or IMAGENET_STD),
+        interpolation="bilinear" if settings.get("resample") == bilinear else "bicubic",
+        resize_mode="squash" if squash else "shortest",
+    )
+
+
+def _hf_tokenizer(
+    source: str, folder: Path | None, model_id: str, trust_remote_code: bool, from_gguf: dict[str, Any]
+) -> Any:
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+    if folder is not None and not from_gguf and not any((folder / name).is_file() for name in files):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **from_gguf)
+    except UNREADABLE as error:
+        raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
+
+
+def _padding(tokenizer: Any) -> Tokenizer:
+    """Texts to one tensor; padded with the EOS where there is no pad token, as GPT-2 and Llama have none."""
+
+    def tokenize(texts: list[str]) -> Tensor:
+        ids = tokenizer(texts)["input_ids"]
+        fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        width = max(map(len, ids))
+        return torch.tensor([[*each, *[fill or 0] * (width - len(each))] for each in ids])
+
+    return tokenize
+
+
+def _refuse_pickles(folder: Path, model_id: str) -> None:
+    """open_clip takes whatever weights a directory has, so pickled ones must not be there at all."""
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{model_id!r}: no *.safetensors in {folder}; convert its weights with safetensors")
+    pickled = sorted(p.name for suffix in ("bin", "pth", "pt") for p in folder.glob(f"*.{suffix}"))
+    if pickled:
+        raise ModelError(
+            f"{model_id!r}: {folder} holds pickled weights ({', '.join(pickled)}) beside safetensors; "
+            "remove them, so that there is no doubt which are read"
+        )
+
+
+def _side(size: object, model_id: str) -> int:
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    side = sides.pop()
+    if sides or not isinstance(side, int):
+        raise ModelError(f"{model_id!r}: images must be square, got size {json.dumps(size, default=str)}")
+    return side
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue
+
+
+@contextlib.contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """open_clip logs through the root logger, whose first use installs a handler that prints everything after it."""
+    handler = logging.NullHandler()
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.addFilter(_not_without_weights)
+    try:
+        yield
+    finally:
+        root.removeFilter(_not_without_weights)
+        root.removeHandler(handler)
+
+
+def _not_without_weights(record: logging.LogRecord) -> bool:
+    """All but the warning over a model that is meant to have no weights; where they are needed it is an error."""
+    return not record.getMessage().startswith("No pretrained weights loaded")
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every load, into the middle of a sweep's own progress."""
+    from transformers.utils import logging as hf_logging
+
+    drawn = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            hf_logging.enable_progress_bar()

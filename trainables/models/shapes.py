@@ -1,0 +1,272 @@
+"""Shapes without weights: a base model on the meta device, and the (out, in) of the weights that will be adapted."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from randlora.model.families import matching
+from randlora.model.targets import resolve_targets
+from trainables.models.families import FAMILIES, GGUF, Family, Kind, ModelError, ModelId, family_named, parse_id
+
+UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.error, SafetensorError)
+"""What the libraries raise over files that are missing, damaged, or of another model."""
+
+Shape = tuple[int, int]
+Adapt = Literal["vision", "both", "all"]
+
+
+def meta_model(model_id: str) -> nn.Module:
+    """The model's modules with shapes and names but no data, on the meta device.
+
+    open_clip's architectures, local directories and the models of `known_configs` need no network; any other `hf:`
+    reads the hub's config.json.
+
+    Raises:
+        ModelError: an unknown id, or a config that can't be read.
+    """
+    return _build(parse_id(model_id), model_id)
+
+
+def model_kind(model_id: str) -> Kind:
+    """The task family that can train a model; reads its config at most.
+
+    Raises:
+        ModelError: an unknown id, or a config that can't be read.
+    """
+    parsed = parse_id(model_id)
+    if parsed.scheme == "open_clip":
+        return "clip"
+    if parsed.folder is not None and parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
+        return "clip"
+    return kind_of(shape_config(parsed, model_id))
+
+
+def default_targets(model: str | nn.Module) -> list[str]:
+    """Weight-name suffixes adapted by default in a model, given by id or as a module (`families.FAMILIES`).
+
+    Raises:
+        ModelError: a family without defaults.
+    """
+    module = meta_model(model) if isinstance(model, str) else model
+    family = family_of(module)
+    targets = matching(family.targets, (name for name, _ in module.named_parameters()))
+    if not targets:
+        raise ModelError(
+            f"none of the default targets {', '.join(family.targets)} is in this {type(module).__name__}: "
+            "name the weights to adapt in model.targets"
+        )
+    return targets
+
+
+def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: str = "both") -> dict[str, Shape]:
+    """Qualified names and (out, in) of the weights to adapt, in the model's order. Reads no weights.
+
+    Arguments:
+        targets: names, suffixes or patterns (`randlora.resolve_targets`); None takes the family's defaults.
+        adapt: for CLIP "vision" keeps the visual tower, "both" and "all" keep both. Other models have one tower, and
+            a language model has no vision tower to keep.
+
+    Raises:
+        ModelError: an unknown model, or nothing left to adapt.
+        TargetError: a target that matches no weight; lists the nearest names.
+    """
+    module = meta_model(model_id)
+    found = resolve_targets(module, list(targets) if targets is not None else default_targets(module))
+    return keep_adapted(module, found, adapt)
+
+
+def keep_adapted(module: nn.Module, shapes: Mapping[str, Shape], adapt: str) -> dict[str, Shape]:
+    """The part of `shapes` that `adapt` selects in `module`; see `target_shapes`."""
+    if adapt not in ("vision", "both", "all"):
+        raise ModelError(f"adapt must be one of vision, both, all; got {adapt!r}")
+    if adapt != "vision":
+        return dict(shapes)
+    name = family_name(module)
+    if name != "open_clip":
+        if name is not None and family_named(name).kind != "hf-vision":
+            raise ModelError(f"adapt = 'vision', but a {name} model has no vision tower; nearest: 'all'")
+        return dict(shapes)
+    kept = {name: shape for name, shape in shapes.items() if name.startswith("visual.")}
+    if not kept:
+        raise ModelError("adapt = 'vision', but no target lies in the visual tower; nearest: 'both'")
+    return kept
+
+
+def family_of(module: nn.Module) -> Family:
+    """The family of a module.
+
+    Raises:
+        ModelError: unknown, or without defaults.
+    """
+    name = family_name(module)
+    if name is None:
+        raise ModelError(
+            f"{type(module).__name__} is neither open_clip's nor transformers': name the weights to adapt "
+            "in model.targets"
+        )
+    return family_named(name)
+
+
+def family_name(module: nn.Module) -> str | None:
+    """The name "open_clip", or the `model_type` of a transformers model; None for any other module."""
+    if type(module).__module__.partition(".")[0] == "open_clip":
+        return "open_clip"
+    model_type = getattr(getattr(module, "config", None), "model_type", None)
+    return model_type if isinstance(model_type, str) else None
+
+
+def is_open_clip_folder(folder: Path, model_id: str) -> bool:
+    """Whether a directory holds an open_clip model (else a transformers one).
+
+    Raises:
+        ModelError: neither config is there.
+    """
+    if (folder / "open_clip_config.json").is_file():
+        return True
+    if (folder / "config.json").is_file():
+        return False
+    raise ModelError(
+        f"{model_id!r}: {folder} has neither open_clip_config.json (open_clip) nor config.json (transformers)"
+    )
+
+
+def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A transformers config from a directory or the hub, or from the GGUF file of that name in it.
+
+    Raises:
+        ModelError: not found, no network, malformed, or code of its own that isn't trusted.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **gguf_argument(gguf, model_id))
+    except UNREADABLE as error:
+        raise ModelError(f"{model_id!r}: its config can't be read ({first_line(error)}). {advice(model_id)}") from error
+
+
+@functools.cache
+def known_configs() -> Mapping[str, Mapping[str, Any]]:
+    """What decides the shapes of the hub models in `examples/paper`, so that these plan without a network.
+
+    By repository; facts of their published config.json. Weights are loaded by the hub's own file, never by these.
+    """
+    text = resources.files("trainables.models").joinpath("known_configs.json").read_text(encoding="utf-8")
+    found = json.loads(text)
+    return cast("dict[str, dict[str, Any]]", found)
+
+
+def shape_config(parsed: ModelId, model_id: str) -> Any:
+    """The config that shapes are taken from: of a directory, of `known_configs`, or of the hub.
+
+    Raises:
+        ModelError: as `hf_config`.
+    """
+    if parsed.folder is None and parsed.gguf is None and parsed.name in known_configs():
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**known_configs()[parsed.name])
+    return hf_config(str(parsed.folder or parsed.name), model_id, gguf=parsed.gguf)
+
+
+def gguf_argument(gguf: str | None, model_id: str) -> dict[str, str]:
+    """What tells transformers to read a GGUF file. Raises ModelError where the package that reads it is missing."""
+    if gguf is None:
+        return {}
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{model_id!r}: GGUF files need the package gguf: pip install 'randlora-sweeps[gguf]'")
+    return {"gguf_file": gguf}
+
+
+def advice(model_id: str) -> str:
+    """What to do when a model can't be reached or read."""
+    local = model_id.startswith("local:")
+    if model_id.endswith(GGUF):
+        read = "transformers' page on GGUF lists the architectures that it reads."
+        if local:
+            return f"Fetch the file again; {read}"
+        return f"Without a network, download the file elsewhere and write local:DIR/FILE.gguf; {read}"
+    if local:
+        return "Check config.json, or save the model again with save_pretrained."
+    return "Without a network, download the model elsewhere and write local:DIR, a directory with its files."
+
+
+def hf_class(config: Any) -> Any:
+    """transformers' auto class for a config: with a language-model head for causal models, else the bare encoder."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModelForCausalLM if kind_of(config) == "causal-lm" else AutoModel
+
+
+def kind_of(config: Any) -> Literal["hf-vision", "causal-lm", "text-encoder"]:
+    """The kind of a transformers model by its family, or else by its config."""
+    if config.model_type in FAMILIES:
+        return cast("Literal['hf-vision', 'causal-lm', 'text-encoder']", FAMILIES[config.model_type].kind)
+    architectures = config.architectures or []
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        return "causal-lm"
+    return "hf-vision" if hasattr(config, "image_size") else "text-encoder"
+
+
+def _build(parsed: ModelId, model_id: str) -> nn.Module:
+    if parsed.scheme == "open_clip":
+        import open_clip
+
+        return _open_clip_meta(open_clip.get_model_config(parsed.name), model_id)
+    if parsed.folder is not None and parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
+        return _open_clip_meta(_read_open_clip_config(parsed.folder, model_id), model_id)
+    config = shape_config(parsed, model_id)
+    with torch.device("meta"):
+        return cast("nn.Module", hf_class(config).from_config(config, trust_remote_code=False))
+
+
+def _read_open_clip_config(folder: Path, model_id: str) -> dict[str, Any]:
+    path = folder / "open_clip_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model_id!r}: {path} can't be read as JSON ({first_line(error)})") from error
+    inner = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(inner, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= inner.keys():
+        raise ModelError(f"{model_id!r}: {path} must have model_cfg with embed_dim, vision_cfg and text_cfg")
+    return inner
+
+
+def _open_clip_meta(config: dict[str, Any], model_id: str) -> nn.Module:
+    # The class is chosen as open_clip.create_model chooses it; that function itself logs on the root logger and moves
+    # modules between devices, which the meta device refuses.
+    import open_clip
+
+    config = copy.deepcopy(config)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+    custom_text = config.pop("custom_text", False) or "hf_model_name" in text
+    build = open_clip.CLIP
+    if custom_text:
+        build = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    try:
+        with torch.device("meta"):
+            return cast("nn.Module", build(**config))
+    except OSError as error:  # a text tower whose config lives on the hub
+        raise ModelError(f"{model_id!r}: its text tower's config can't be read. {advice(model_id)}") from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"{model_id!r}: open_clip can't build its config ({first_line(error)})") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, or its type when it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

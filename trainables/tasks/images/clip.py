@@ -1,0 +1,108 @@
+"""The CLIP task: classify images by the words of their classes, with one tower adapted or both.
+
+"vision": the text tower is frozen, so the class embeddings are constants, computed once per model and data set, and
+the loss is cross-entropy over exp(logit_scale) times the cosine similarities.
+"both": both towers train, with the in-batch image-to-text cross-entropy of arXiv 2502.00987 (section C): one prompt per
+image, made from its class; images of one class share the first one's prompt as target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from trainables.errors import TrialError
+from trainables.metrics.classification import FeatureClassifier
+from trainables.models.clip_towers import encode_images, encode_texts, logit_scale
+from trainables.runtime import Autocast
+
+
+class VisionTask(FeatureClassifier):
+    """Frozen text tower. `classes`: (C, D) unit class embeddings."""
+
+    def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
+        self._model, self._autocast = model, autocast
+        self._head = (logit_scale(model) * classes).T.contiguous()
+
+    def features(self, images: Tensor) -> Tensor:
+        return encode_images(self._model, images, self._autocast)
+
+    def classify(self, features: Tensor) -> Tensor:
+        return features @ self._head
+
+
+class LinearProbe(FeatureClassifier):
+    """Both towers frozen: a linear classifier on unit image features, which starts as the zero-shot classifier.
+
+    Logits are exp(logit_scale) times `head` of the features; the head's weights (C, D) start at the class embeddings.
+    """
+
+    def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
+        self._model, self._autocast = model, autocast
+        self._scale = logit_scale(model)
+        self.head = nn.Linear(classes.shape[1], classes.shape[0], bias=False, device="meta").to_empty(
+            device=classes.device
+        )
+        with torch.no_grad():
+            self.head.weight.copy_(classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        return encode_images(self._model, images, self._autocast)
+
+    def classify(self, features: Tensor) -> Tensor:
+        logits: Tensor = self._scale * self.head(features)
+        return logits
+
+
+class BothTask(FeatureClassifier):
+    """Both towers train. `tokens`: (C, context), the single prompt of every class."""
+
+    def __init__(self, model: nn.Module, tokens: Tensor, autocast: Autocast) -> None:
+        self._model, self._tokens, self._autocast = model, tokens, autocast
+        self._scale = logit_scale(model)
+        self._head: Tensor | None = None
+
+    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The contrastive loss of one whole batch, as a sum.
+
+        The published loss has a text column per image, equal for images of one class, and the first of them as
+        target. Encoding every present class once and adding the log of its count gives the same value:
+        -log(e^s_y / sum_c n_c e^s_c), with n_c the images of class c in the batch.
+        """
+        present, target, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+        texts = encode_texts(self._model, self._tokens[present], self._autocast)
+        return self._contrast(encode_images(self._model, images, self._autocast), texts, target, counts)
+
+    def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+        """See `FeatureClassifier.loss_sums`. A trial with fewer classes in its batch than another encodes one again."""
+        found = [torch.unique(own, return_inverse=True, return_counts=True) for own in labels]
+        most = max(len(present) for present, _, _ in found)
+        rows = torch.cat([nn.functional.pad(p, (0, most - len(p)), value=int(p[0])) for p, _, _ in found])
+        texts = encode_texts(self._model, self._tokens[rows], self._autocast, at_once=len(rows)).chunk(len(labels))
+        parts = encode_images(self._model, images, self._autocast).chunk(len(labels))
+        return [
+            self._contrast(part, text[: len(present)], target, counts)
+            for part, text, (present, target, counts) in zip(parts, texts, found, strict=True)
+        ]
+
+    def _contrast(self, images_BD: Tensor, texts: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+        repeats = counts.float().log()
+        logits = self._scale * images_BD @ texts.T + repeats
+        loss: Tensor = cross_entropy(logits, target, reduction="sum") + repeats[target].sum()
+        return loss
+
+    @torch.no_grad()
+    def before_evaluation(self) -> None:
+        """Embed the classes with the text tower as it is now."""
+        self._head = (self._scale * encode_texts(self._model, self._tokens, self._autocast)).T.contiguous()
+
+    def features(self, images: Tensor) -> Tensor:
+        return encode_images(self._model, images, self._autocast)
+
+    def classify(self, features: Tensor) -> Tensor:
+        if self._head is None:
+            raise TrialError("classify was called before before_evaluation: the class embeddings do not exist yet")
+        return features @ self._head

@@ -1,0 +1,155 @@
+"""What the training loop knows of any task: rows, a summed loss, a weight to divide it by, and scores.
+
+A task owns the model and the data of one trial; the loop owns the optimiser, the steps, checkpoints and reports.
+`trainables.tasks.make.make_task` makes the task of a model by its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from trainables.config import TrialConfig
+from trainables.models.loading import LoadedModel
+from trainables.runtime import Autocast
+from trainables.tasks.lane_cache import Warm
+
+Which = Literal["val", "test"]
+Split = Literal["train", "val"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scores:
+    """One evaluation.
+
+    Attributes:
+        score: the metric's value, higher is better.
+        metric: its name, "accuracy".
+        n_examples: rows evaluated.
+        examples_hash: hash of the list of example ids; two evaluations compare only where it agrees.
+        correct: (n_examples,) bool on the CPU, in the order of the rows; None for a metric that is no share of right
+            answers.
+        further: values of further metrics by name.
+        skipped: examples that the trial has left out so far, of any split, because they can't be read.
+    """
+
+    score: float
+    metric: str
+    n_examples: int
+    examples_hash: str
+    correct: Tensor | None
+    further: Mapping[str, float] = field(default_factory=dict)
+    skipped: int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Parts:
+    """What a task is made of.
+
+    Attributes:
+        lane: keeps models, data and features from trial to trial.
+        loaded: the base model, on the lane's device, as it was loaded.
+        autocast, precision: the mixed-precision context and its name, "fp32" or "bf16".
+        world: workers that share the trial.
+    """
+
+    trial: TrialConfig
+    lane: Warm
+    loaded: LoadedModel
+    autocast: Autocast
+    precision: str
+    world: int = 1
+
+
+class Task(Protocol):
+    """Model and data of one trial, as the loop sees them.
+
+    Rows are numbers of training examples, in int64 tensors on the CPU; what they number is the task's own affair.
+    """
+
+    @property
+    def metric(self) -> str:
+        """Name of the score."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What a row is, in the plural: "images", "texts"."""
+        ...
+
+    @property
+    def head(self) -> nn.Module | None:
+        """A task head, new in this trial: trained beside the adapter at a rate of its own, counted and saved apart."""
+        ...
+
+    def batches(self, epoch: int) -> Sequence[Tensor]:
+        """The rows (b,) of every optimiser step of an epoch (from 1), over all workers and micro-batches.
+
+        A function of the trial's `data_seed` and the epoch alone. Every epoch has equally many batches.
+        """
+        ...
+
+    def weight(self, batch: Tensor) -> float:
+        """What the summed loss of a whole batch is divided by: its images, or its target tokens.
+
+        Taken over the global batch, so that neither micro-batches nor workers change the gradient.
+        """
+        ...
+
+    def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Augmentation of the rows of a whole batch (b, ...), drawn on the CPU alike on every worker; None for none."""
+        ...
+
+    def rows(self, which: Split) -> Tensor:
+        """The trial's training or validation rows (n,): numbers that `weight` and `loss_sum` take."""
+        ...
+
+    def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
+        """Summed loss of some rows of a batch, a scalar with gradient on the device.
+
+        Args:
+            rows: (b,) at least one.
+            plan: the part of `draw`'s answer that belongs to them.
+        """
+        ...
+
+    def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
+        """Scores of the model as it is now, in eval mode; None where the split has no rows.
+
+        With several workers each takes a share, and all get the whole answer.
+
+        Raises:
+            SplitError: "test" in stage TUNE.
+        """
+        ...
+
+
+Alone = Callable[[int], AbstractContextManager[None]]
+"""Makes the context in which random numbers are those of the trial at a place in a pack."""
+
+
+@runtime_checkable
+class PackedTask(Task, Protocol):
+    """A task whose trials may share a forward pass, each with its slice of the batch (`trainables.training.packed`)."""
+
+    def width(self, rows: Tensor) -> int | None:
+        """Tokens that `rows` are padded to in a forward pass of their own; None where rows are no texts."""
+        ...
+
+    def packed_losses(
+        self, tasks: Sequence[Any], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
+    ) -> list[Tensor]:
+        """`loss_sum` of every trial of a pack, by one pass through the model.
+
+        Args:
+            tasks: those of the trials, all of this one's kind; this one is among them.
+            rows: (b,) for each trial, equally many.
+            plans: for each trial.
+            alone: what surrounds a trial's own dropout outside the shared model.
+        """
+        ...

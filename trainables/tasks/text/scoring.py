@@ -1,0 +1,127 @@
+"""Log-likelihood multiple choice: which continuation of a prompt a model finds most likely.
+
+The choices of a row share their prompt, and often the start of the continuation. That common part runs once; what
+differs runs on copies of its key-value cache, and not at all where it is a single token. Rows are sorted by length, and
+batches hold a fixed number of tokens, so that memory does not depend on the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainables.data.text.batches import length_batches, padded
+from trainables.models.language import LanguageModel, log_likelihood
+
+BATCH_TOKENS = 8192
+"""Padded tokens of one forward pass in evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt (L,) with its choices, each (K_i,) with at least one token."""
+
+    prompt: Tensor
+    choices: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """A question as head (what all choices share) and tails, each with at least one token."""
+
+    head: Tensor
+    shared: int
+    tails: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def choice_scores(model: LanguageModel, questions: Sequence[Question], *, batch_size: int, pad: int) -> list[Tensor]:
+    """Log-probability of every choice of every question, summed over its tokens: float64 (choices,) each, on the CPU.
+
+    Args:
+        batch_size: questions of one forward pass, at most.
+        pad: a token to pad with.
+    """
+    parts = [_split(question) for question in questions]
+    scores: list[Tensor] = [torch.zeros(len(p.tails), dtype=torch.float64) for p in parts]
+    for batch in length_batches([len(p.head) for p in parts], batch_size, BATCH_TOKENS):
+        found = _score_batch(model, [parts[i] for i in batch], pad)
+        for i, values in zip(batch, found, strict=True):
+            scores[i] = values
+    return scores
+
+
+def _split(question: Question) -> _Split:
+    choices = question.choices
+    most = min(map(len, choices)) - 1  # every choice keeps a token of its own
+    shared = 0
+    while shared < most and len({int(c[shared]) for c in choices}) == 1:
+        shared += 1
+    head = torch.cat([question.prompt, choices[0][:shared]])
+    return _Split(head, shared, tuple(c[shared:] for c in choices))
+
+
+def _score_batch(model: LanguageModel, parts: Sequence[_Split], pad: int) -> list[Tensor]:
+    rows, columns, targets = [], [], []
+    for row, part in enumerate(parts):
+        width = len(part.head)
+        for column in range(width - part.shared - 1, width - 1):  # the shared tokens, each predicted by the one before
+            rows.append(row)
+            columns.append(column)
+            targets.append(int(part.head[column + 1]))
+    # one row of logits for the first tokens of all tails
+    lasts = [len(part.head) - 1 for part in parts]
+    at = (torch.tensor(rows + list(range(len(parts)))), torch.tensor(columns + lasts))
+    longer = any(len(tail) > 1 for part in parts for tail in part.tails)
+    logits, cache = model.logits(padded([p.head for p in parts], pad), *at, use_cache=longer)
+    shared_logits, last_logits = logits[: len(rows)], logits[len(rows) :]
+    total = torch.zeros(len(parts), dtype=torch.float64)
+    if rows:
+        found = log_likelihood(shared_logits, torch.tensor(targets)).double().cpu()
+        total.index_add_(0, torch.tensor(rows), found)
+    owner = torch.tensor([i for i, part in enumerate(parts) for _ in part.tails])
+    firsts = torch.tensor([int(tail[0]) for part in parts for tail in part.tails])
+    normal = last_logits.logsumexp(dim=1)
+    first = (
+        (last_logits[owner.to(logits.device), firsts.to(logits.device)] - normal[owner.to(logits.device)])
+        .double()
+        .cpu()
+    )
+    scores = total[owner] + first
+    if longer:
+        scores += _score_tails(model, parts, owner, cache, pad)
+    return list(torch.split(scores, [len(part.tails) for part in parts]))
+
+
+def _score_tails(model: LanguageModel, parts: Sequence[_Split], owner: Tensor, cache: object, pad: int) -> Tensor:
+    """Log-probabilities (choices of all parts,) of the tails' tokens after their first."""
+    tails = [tail for part in parts for tail in part.tails]
+    chosen = [i for i, tail in enumerate(tails) if len(tail) > 1]
+    of = owner[chosen]
+    past = max(len(part.head) for part in parts)
+    widths = torch.tensor([len(part.head) for part in parts])[of]
+    ids = padded([tails[i][:-1] for i in chosen], pad)
+    now = ids.shape[1]
+    device = model.device
+    cache.batch_select_indices(of.to(device))  # type: ignore[attr-defined]
+    seen = (torch.arange(past) < widths.unsqueeze(1)).to(torch.int64)
+    mask = torch.cat([seen, torch.ones(len(chosen), now, dtype=torch.int64)], dim=1)
+    places = widths.unsqueeze(1) + torch.arange(now)
+    rows = [r for r, i in enumerate(chosen) for _ in tails[i][1:]]
+    columns = [c for i in chosen for c in range(len(tails[i]) - 1)]
+    targets = torch.cat([tails[i][1:] for i in chosen])
+    logits, _ = model.logits(
+        ids,
+        torch.tensor(rows),
+        torch.tensor(columns),
+        cache=cache,
+        attention_mask=mask.to(device),
+        position_ids=places.to(device),
+        use_cache=True,
+    )
+    found = log_likelihood(logits, targets).double().cpu()
+    scores = torch.zeros(len(tails), dtype=torch.float64)
+    return scores.index_add_(0, torch.tensor(chosen)[torch.tensor(rows)], found)

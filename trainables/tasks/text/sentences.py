@@ -1,0 +1,160 @@
+"""Labelled sentences in tokens, and a text encoder that reads them: what the classification of texts is made of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainables.data.text.batches import padded
+from trainables.data.text.dataset import Labelled, TextSplit
+from trainables.errors import TrialError
+from trainables.models.encoders import pooled
+from trainables.runtime import Autocast
+
+DEFAULT_MAX_TOKENS = 128
+"""Of a sentence or a pair (GLUE runs of LoRA and RandLoRA)."""
+
+_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
+"""Model types whose first position is the one behind the padding token's number."""
+
+
+def positions_of(config: Any) -> int | None:
+    """Positions of a model by its config; None where that does not say."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
+        positions -= (config.pad_token_id or 0) + 1
+    return positions
+
+
+def window_of(module: nn.Module, tokenizer: Any) -> int | None:
+    """Tokens that fit into the model at once; None where neither its config nor its tokenizer says."""
+    positions = positions_of(getattr(module, "config", None))
+    stated = getattr(tokenizer, "model_max_length", None)
+    known = [n for n in (positions, stated) if isinstance(n, int) and 0 < n < 10**6]  # "unlimited" is 10**30
+    return min(known, default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Sentence:
+    """One row in tokens: ids (L,), and which of the two sentences each belongs to, (L,), where the model asks for it.
+
+    `cut` tells whether something of it was left out.
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    cut: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class SentenceEncoder:
+    """A tokenizer with a longest text. What is too long loses tokens at its end, of a pair the longer sentence first.
+
+    The tokenizer's special tokens stay. A tokenizer without a pad token needs none: padding is masked.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int | None, module: nn.Module, model_id: str) -> None:
+        if tokenizer is None:
+            raise TrialError(f"model {model_id!r} has no tokenizer files; save its tokenizer into the same directory")
+        window = window_of(module, tokenizer)
+        if max_tokens is not None and window is not None and max_tokens > window:
+            raise TrialError(
+                f"train.max_tokens {max_tokens} is more than the {window} positions of {model_id!r}; the largest that "
+                f"works is {window}"
+            )
+        self.max_tokens = max_tokens or min(DEFAULT_MAX_TOKENS, window or DEFAULT_MAX_TOKENS)
+        config: Any = getattr(module, "config", None)
+        known = (tokenizer.pad_token_id, getattr(config, "pad_token_id", None), tokenizer.eos_token_id)
+        self.pad: int = next((token for token in known if token is not None), 0)
+        self._tokenizer = tokenizer
+        self._typed = "token_type_ids" in inspect.signature(module.forward).parameters
+
+    def __call__(self, rows: Sequence[Labelled]) -> list[Sentence]:
+        """The rows in tokens, at least one each."""
+        if not rows:
+            return []
+        pairs = len(rows[0].sentences) > 1
+        columns = [[row.sentences[i] for row in rows] for i in range(2 if pairs else 1)]
+        found = self._tokenizer(
+            *columns, truncation="longest_first" if pairs else True, max_length=self.max_tokens, padding=False
+        )
+        # a text that fills the window may have been cut; it was if the tokenizer makes more of it
+        full = [i for i, ids in enumerate(found["input_ids"]) if len(ids) >= self.max_tokens]
+        whole = self._tokenizer(*([c[i] for i in full] for c in columns), verbose=False)["input_ids"] if full else ()
+        cut = {i for i, ids in zip(full, whole, strict=True) if len(ids) > self.max_tokens}
+        types = found.get("token_type_ids") if self._typed else None
+        return [
+            Sentence(torch.tensor(ids), None if types is None else torch.tensor(types[i]), i in cut)
+            for i, ids in enumerate(found["input_ids"])
+        ]
+
+
+class SentenceRows:
+    """The rows of a split in tokens, encoded when they are first needed."""
+
+    def __init__(self, split: TextSplit, encoder: SentenceEncoder) -> None:
+        self._split, self._encoder = split, encoder
+        self._done: dict[int, Sentence] = {}
+
+    def prepare(self, rows: Sequence[int]) -> None:
+        """Encode these rows, all at once, as far as they are not yet.
+
+        Raises:
+            TrialError: a row of another kind, or one without a token.
+        """
+        missing = [row for row in rows if row not in self._done]
+        texts = []
+        for row in missing:
+            found = self._split.rows[row]
+            if not isinstance(found, Labelled):
+                raise TrialError(
+                    f"{self._split.place(row)}: a prompt with a response, and a text encoder classifies labelled "
+                    "sentences; use a causal language model"
+                )
+            texts.append(found)
+        for row, sentence in zip(missing, self._encoder(texts), strict=True):
+            if not len(sentence):
+                raise TrialError(f"{self._split.place(row)}: the tokenizer makes no token of it")
+            self._done[row] = sentence
+
+    def __getitem__(self, row: int) -> Sentence:
+        if row not in self._done:
+            self.prepare([row])
+        return self._done[row]
+
+    def cut_share(self, rows: Sequence[int]) -> float:
+        """Share of these rows that were too long."""
+        self.prepare(rows)
+        return sum(self._done[row].cut for row in rows) / max(1, len(rows))
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """(n,) int64 classes, or float32 numbers of a regression."""
+        found = [self._split.rows[row] for row in rows.tolist()]
+        return torch.tensor([row.label for row in found if isinstance(row, Labelled)])
+
+
+class SentenceReader:
+    """A text encoder that makes one vector of every sentence."""
+
+    def __init__(self, module: nn.Module, autocast: Autocast, pad: int) -> None:
+        self.module, self._autocast, self._pad = module, autocast, pad
+
+    def __call__(self, sentences: Sequence[Sentence]) -> Tensor:
+        """Vectors (B, D), float32, of B sentences."""
+        device = next(self.module.parameters()).device
+        ids = padded([s.ids for s in sentences], self._pad)
+        lengths = torch.tensor([len(s) for s in sentences])
+        mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).to(torch.int64)
+        more = {}
+        if all(s.types is not None for s in sentences):
+            more["token_type_ids"] = padded([s.types for s in sentences if s.types is not None], 0).to(device)
+        with self._autocast():
+            out = self.module(input_ids=ids.to(device), attention_mask=mask.to(device), **more)
+            return pooled(self.module, out)

@@ -1,0 +1,163 @@
+"""What trains in a trial, and how the base model is given back: adapters, base weights, or nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from randlora.adapted.adapted import Adapted
+from randlora.adapted.attach import attach
+from randlora.adapter import Adapter
+from randlora.methods.registry import get_method
+from randlora.model.targets import stored_names
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
+from trainables.data.splits import derive_seed
+from trainables.errors import TrialError
+from trainables.models.encoders import is_unused
+from trainables.models.sharded import whole
+from trainables.models.sharing.mapped import own_copy
+
+VISUAL = "visual."
+"""open_clip's prefix of the image tower's weights."""
+_TEMPERATURE = ("logit_scale", "logit_bias")
+
+
+@dataclass(frozen=True, eq=False)
+class Trainables:
+    """The tensors of a trial that train.
+
+    Attributes:
+        parameters: by name, in a fixed order.
+        adapter_params: their count, which is what a budget limits.
+        stored_bytes: frozen bases and stored starting points, kept beside the base model.
+        save: writes them into a folder.
+        added: the adapters; None where none are.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    adapter_params: int
+    stored_bytes: int
+    save: Callable[[Path], object]
+    added: Adapted | None = None
+
+
+@contextmanager
+def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
+    """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
+
+    "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
+    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen in every method.
+    """
+    required = {p: p.requires_grad for p in model.parameters()}
+    try:
+        model.requires_grad_(False)
+        if trial.method in (NO_TRAINING, LINEAR_PROBE):
+            yield Trainables({}, 0, 0, _nothing_to_save)
+        elif trial.method in FULL_METHODS:
+            with _base_weights(model, trial) as trainables:
+                yield trainables
+        else:
+            with _adapters(model, trial) as trainables:
+                yield trainables
+    finally:
+        for parameter, flag in required.items():
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _adapters(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
+    capacities = dict(trial.capacities)
+    if not capacities:
+        raise TrialError(f"method {trial.method!r} needs the capacity of every target weight; capacities is empty")
+    config = get_method(trial.method).config.from_options(max(capacities.values()), dict(trial.options))
+    added = attach(
+        model,
+        config,
+        list(capacities),
+        capacities=capacities,
+        init_seed=trial.init_seed,
+        basis_seed=trial.basis_seed,
+    )
+    try:
+        yield Trainables(dict(added.named_parameters()), added.count(), added.stored_bytes(), added.save, added)
+    finally:
+        added.detach()
+
+
+@contextmanager
+def _base_weights(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
+    chosen = set(base_weight_names(model, trial))
+    parameters = {n: p for n, p in model.named_parameters() if n in chosen}
+    give_back = _put_aside(model, parameters)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+
+    def save(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: whole(p.detach()).contiguous() for n, p in parameters.items()}
+        save_file(tensors, str(folder / "weights.safetensors"))
+        about = {"method": trial.method, "model": trial.model, "weights": "base weights after training"}
+        (folder / "weights.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+
+    try:
+        yield Trainables(parameters, sum(p.numel() for p in parameters.values()), 0, save)
+    finally:
+        give_back()
+
+
+def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
+    """Let parameters go on with copies of their values; calling the result gives back what they held.
+
+    What they held is not written to: it may be memory that all workers of a machine share (`models.shared`). Where
+    a parameter's memory can't be exchanged, its values are kept and written back.
+    """
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor]
+    owners = Counter(t.untyped_storage().data_ptr() for t in tensors)
+    apart = {
+        name: own_copy(p)
+        for name, p in parameters.items()
+        if type(p.data) is Tensor and p.is_contiguous() and owners[p.untyped_storage().data_ptr()] == 1
+    }
+    values = {name: p.detach().clone() for name, p in parameters.items() if name not in apart}
+    held = {name: parameters[name].data for name in apart}
+    for name, copy in apart.items():
+        parameters[name].data = copy
+
+    def give_back() -> None:
+        for name, data in held.items():
+            parameters[name].data = data
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
+
+    return give_back
+
+
+def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
+    """Names of the base weights that "full" or "full-targets" trains, in the model's order."""
+    vision_only = trial.adapt == "vision"
+    if trial.method == "full":
+        names = [n for n, _ in model.named_parameters() if n not in _TEMPERATURE and not is_unused(model, n)]
+    else:
+        names = stored_names(model, list(trial.targets))
+    return [n for n in names if n.startswith(VISUAL)] if vision_only else names
+
+
+def reseed_dropout(model: nn.Module, init_seed: int, epoch: int) -> None:
+    """Start every adapter's dropout stream anew for this epoch, so that a resumed trial draws the same masks."""
+    for name, module in model.named_modules():
+        if isinstance(module, Adapter):
+            module.reseed_dropout(derive_seed(init_seed, "dropout", name, epoch))
+
+
+def _nothing_to_save(folder: Path) -> None:
+    """Zero-shot has no trained weights, and a linear probe's head belongs to its task."""

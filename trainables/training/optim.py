@@ -1,0 +1,98 @@
+"""AdamW, the learning-rate schedule, and gradients that add up over workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from trainables.config import TrainSettings
+from trainables.models.sharded import like, whole
+
+
+def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
+    """Share of the peak rate at `step` of 0..total-1: linear warm-up, then half a cosine (or a line) to the least."""
+    warm = int(settings.warmup_fraction * total)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    progress = (step - warm) / max(1, total - warm)
+    least = settings.min_lr_ratio
+    if settings.schedule == "linear":
+        return least + (1.0 - least) * (1.0 - progress)
+    return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters by name that share a peak learning rate and a weight decay."""
+
+    parameters: Mapping[str, nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
+def make_adamw(groups: Sequence[Group]) -> torch.optim.AdamW:
+    """AdamW with torch's default betas and epsilon; one fused update where the device and type allow it."""
+    parameters = [p for group in groups for p in group.parameters.values()]
+    fusable = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return torch.optim.AdamW(
+        [
+            {"params": list(g.parameters.values()), "lr": g.lr, "peak_lr": g.lr, "weight_decay": g.weight_decay}
+            for g in groups
+        ],
+        fused=fusable or None,
+        foreach=None if fusable else True,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of every group of `make_adamw` to this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum gradients over the workers, in one message. A worker without images in this batch adds zeros."""
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    torch.distributed.all_reduce(flat)
+    for parameter, part in zip(parameters, torch.split(flat, [g.numel() for g in grads]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def state_tensors(optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Trainables and AdamW's moments as flat names: `p.NAME`, `m.NAME`, `v.NAME`, `t.NAME` (step count).
+
+    Where weights are split over workers, all must call this, and each gets them whole.
+    """
+    tensors = {}
+    for name, parameter in parameters.items():
+        tensors[f"p.{name}"] = whole(parameter.detach())
+        state = optimizer.state.get(parameter, {})
+        if state:  # a parameter that never had a gradient has no state
+            moments = {f"m.{name}": whole(state["exp_avg"]), f"v.{name}": whole(state["exp_avg_sq"])}
+            tensors |= moments | {f"t.{name}": whole(state["step"])}
+    return tensors
+
+
+@torch.no_grad()
+def load_state_tensors(
+    optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `state_tensors`. Raises KeyError or RuntimeError when names or shapes differ."""
+    for name, parameter in parameters.items():
+        parameter.copy_(like(tensors[f"p.{name}"], parameter))
+        if f"m.{name}" not in tensors:
+            continue
+        step = tensors[f"t.{name}"]
+        optimizer.state[parameter] = {
+            "step": step.to(parameter.device) if parameter.device.type == "cuda" else step.clone(),
+            "exp_avg": like(tensors[f"m.{name}"].to(parameter.device), parameter).clone(),
+            "exp_avg_sq": like(tensors[f"v.{name}"].to(parameter.device), parameter).clone(),
+        }

@@ -1,0 +1,311 @@
+"""Several trials of one cell on one copy of the base model: what a lane runs instead of one trial after another.
+
+The trials differ in learning rate, weight decay and seeds alone. Every one keeps its own data order, start, optimiser,
+gradient clip, checkpoints and reports; they share the frozen model's forward and backward passes (`randlora.packing`),
+so a step costs one pass over K batches instead of K passes over one. Results are those of separate trials up to the
+order of sums. A trial whose loss is not finite fails alone; one that is told to stop leaves the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapted.adapted import Adapted
+from randlora.adapter import Adapter
+from randlora.packing.packing import Pack, PackingError, draws_of
+from trainables.config import (
+    FULL_METHODS,
+    LINEAR_PROBE,
+    NO_TRAINING,
+    OWN,
+    NotPackableError,
+    TrialConfig,
+    UnevenTrialsError,
+    alike,
+    identifying,
+)
+from trainables.data.splits import derive_seed
+from trainables.errors import TrainablesError, TrialError
+from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend
+from trainables.tasks.lane_cache import Warm, freeze_statistics, pick_device
+from trainables.tasks.make import make_task
+from trainables.tasks.task import PackedTask, Parts
+from trainables.training.adapting import adapted
+from trainables.training.checkpoints import load_checkpoint, save_checkpoint
+from trainables.training.trainer import Trainer
+from trainables.training.worker import CHECKPOINT_SHARE, Report, Run
+
+Reports = dict[int, Report | TrialError | TrainablesError]
+"""What trials, by their place in the pack, have to say: an epoch's report, or why they failed."""
+
+
+def run_pack(
+    configs: Sequence[dict[str, Any]],
+    *,
+    warm: dict[str, Any],
+    directories: Sequence[Path],
+    keep: Sequence[bool],
+) -> Generator[Reports, set[int] | None, None]:
+    """Train and evaluate trials together, reporting after every epoch; see `trainables.training.worker.run_trial`.
+
+    Sending a set of places stops those trials. Closing the generator abandons all. However it ends, the base model in
+    `warm` is as it was before.
+
+    Args:
+        configs: `TrialConfig.model_dump()` of every trial; `alike` must agree.
+        warm: the lane's dict, kept from trial to trial.
+        directories: the trials' own folders. Checkpoints found there are resumed where all stand at one epoch.
+        keep: leave the trained weights in the trial's folder.
+
+    Yields:
+        By place, the reports of `run_trial`. A trial's `seconds` are its share of the time that the pack trained, its
+        `samples_per_second` hence the samples of all of them a second.
+
+    Raises:
+        NotPackableError: before an epoch was reported; the trials may run one by one.
+        TrainablesError: bad data.
+    """
+    started = time.perf_counter()
+    trials = [TrialConfig.model_validate(config) for config in configs]
+    check_alike(trials)
+    device = pick_device()
+    memory = PeakMemory(device)
+    lane = Warm(warm, device)
+    first = trials[0]
+    loaded = lane.model(first.model)
+    precision, autocast = choose_precision(first.train.precision, device)
+    facts: Report = {"device": device_name(device), "precision": precision}
+    try:
+        with contextlib.ExitStack() as stack:
+            facts["backend"] = stack.enter_context(float32_backend(first.train.float32, device))
+            tasks = [
+                _packed_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
+                for trial in trials
+            ]
+            members: list[Adapted] = []
+            runs: list[Run] = []
+            for place, (trial, task) in enumerate(zip(trials, tasks, strict=True)):
+                trainables = stack.enter_context(adapted(loaded.module, trial))
+                assert trainables.added is not None
+                trainables.added.disable()
+                members.append(trainables.added)
+                runs.append(
+                    Run(
+                        trial=trial,
+                        device=device,
+                        module=loaded.module,
+                        task=task,
+                        trainables=trainables,
+                        directory=Path(directories[place]),
+                        keep=keep[place],
+                        rank=0,
+                        world=1,
+                        micro_batch_size=None,
+                        facts=facts,
+                    )
+                )
+            drawing = _drawing(loaded.module, tasks, first.train.gradient_checkpointing)
+            _check_output_layer(members[0])
+            dropping = drawing or any(adapter.dropout > 0.0 for adapter in members[0].adapters.values())
+            if first.adapt == "both" and dropping:
+                raise NotPackableError(
+                    "the text tower reads other numbers of classes in every trial, and dropout sees it"
+                )
+            pack = Pack(members)
+            stack.callback(pack.remove)
+            trainers = [
+                Trainer(run.trial, module=run.module, task=run.task, trainables=run.trainables, device=device)
+                for run in runs
+            ]
+            together = _Together(
+                pack=pack, module=loaded.module, runs=runs, trainers=trainers, tasks=tasks, drawing=drawing
+            )
+            yield from together.go(started, memory)
+    except PackingError as error:
+        raise NotPackableError(str(error)) from error
+    finally:
+        lane.check_model(first.model)
+
+
+def check_alike(trials: Sequence[TrialConfig]) -> None:
+    """Refuse trials that differ in more than they may, or whose method trains no adapter."""
+    shared = [alike(identifying(trial)) for trial in trials]
+    for other in shared:
+        differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))
+        if differ:
+            raise NotPackableError(f"trials of a pack may differ in {', '.join(OWN)} alone, not in {', '.join(differ)}")
+    method = trials[0].method
+    if method in (*FULL_METHODS, LINEAR_PROBE, NO_TRAINING):
+        raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")
+
+
+def _packed_task(parts: Parts) -> PackedTask:
+    task = make_task(parts)
+    if not isinstance(task, PackedTask):
+        raise NotPackableError(f"trials on {parts.trial.model!r} are not packed: its task has no form for it")
+    return task
+
+
+def _drawing(module: nn.Module, tasks: Sequence[PackedTask], checkpointing: bool) -> bool:
+    """Whether the base model or the heads drop activations at random. Refuses what can't be told apart by trials."""
+    found = any([draws_of(module), *(draws_of(task.head) for task in tasks if task.head is not None)])
+    if found and checkpointing:
+        raise NotPackableError(
+            "train.gradient_checkpointing would repeat the base model's dropout with random numbers of another trial"
+        )
+    return found
+
+
+def _check_output_layer(member: Adapted) -> None:
+    """Refuse an adapter on a language model's output layer: it meets other numbers of tokens in every trial."""
+    find = getattr(member.model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    for name, site in member.sites.items():
+        if head is not None and site.owner is head:
+            raise NotPackableError(f"{name} is the output layer, which reads other numbers of tokens in every trial")
+
+
+@dataclass(kw_only=True, eq=False)
+class _Together:
+    """The parts of a pack in training. Lists are by place; `active` are the places that still train."""
+
+    pack: Pack
+    module: nn.Module
+    runs: list[Run]
+    trainers: list[Trainer]
+    tasks: list[PackedTask]
+    drawing: bool
+    active: list[int] = field(default_factory=list)
+    failed: Reports = field(default_factory=dict)
+
+    def go(self, started: float, memory: PeakMemory) -> Generator[Reports, set[int] | None, None]:
+        """Resume, train, evaluate, report."""
+        self.active = list(range(len(self.runs)))
+        histories, finished = self._resume()
+        setup = (time.perf_counter() - started) / len(self.runs)
+        for epoch in range(finished):
+            yield from self._heard({k: histories[k][epoch] for k in self.active})
+        last_saved, cost = time.perf_counter(), 0.0
+        epochs = self.runs[0].trial.train.epochs
+        for epoch in range(finished + 1, epochs + 1):
+            if not self.active:
+                return
+            count = len(self.active)
+            begun = time.perf_counter()
+            losses = self._epoch(epoch)
+            seconds = (time.perf_counter() - begun) / count
+            reports: Reports = {}
+            for k in list(self.active):
+                self.pack.select(k)
+                run = self.runs[k]
+                try:
+                    report = run.report(epoch, losses[k], seconds, self.trainers[k].samples_per_epoch, memory)
+                    histories[k].append(report)
+                    reports[k] = run.finish(histories[k], setup, memory) if epoch == epochs else report
+                except (TrialError, TrainablesError) as error:
+                    self._fail(k, error)
+            ended = time.perf_counter()
+            if epoch < epochs and (cost == 0.0 or ended - last_saved >= cost / CHECKPOINT_SHARE):
+                self._save(epoch, histories)
+                last_saved = time.perf_counter()
+                cost = last_saved - ended
+            reports |= self.failed
+            self.failed = {}
+            yield from self._heard(reports)
+
+    def _heard(self, reports: Reports) -> Generator[Reports, set[int] | None, None]:
+        stopped = (yield reports) or set()
+        self.active = [k for k in self.active if k not in stopped]
+
+    def _fail(self, place: int, error: TrialError | TrainablesError) -> None:
+        self.active.remove(place)
+        self.failed[place] = error
+
+    def _resume(self) -> tuple[list[list[Report]], int]:
+        """The trials' reports of finished epochs, and the number of these."""
+        found = [load_checkpoint(run.directory, run.trial.trial_id) for run in self.runs]
+        epochs = {0 if checkpoint is None else checkpoint.epoch for checkpoint in found}
+        if len(epochs) > 1:
+            raise UnevenTrialsError(f"the trials' checkpoints stand at different epochs: {sorted(epochs)}")
+        for trainer, checkpoint in zip(self.trainers, found, strict=True):
+            if checkpoint is not None:
+                trainer.load_state(checkpoint.tensors)
+        return [[] if c is None else list(c.history) for c in found], epochs.pop()
+
+    def _save(self, epoch: int, histories: Sequence[list[Report]]) -> None:
+        for k in self.active:
+            run = self.runs[k]
+            save_checkpoint(run.directory, run.trial.trial_id, epoch, histories[k], self.trainers[k].state())
+
+    def _epoch(self, epoch: int) -> dict[int, float]:
+        """Train one epoch; the loss of every trial that came through."""
+        self.module.train()
+        freeze_statistics(self.module)
+        self._reseed_dropout(epoch)
+        device = self.runs[0].device
+        draws = {k: self.trainers[k].draws(epoch) for k in self.active}
+        batches = {k: list(self.tasks[k].batches(epoch)) for k in self.active}
+        if len({tuple(len(batch) for batch in own) for own in batches.values()}) > 1:
+            raise UnevenTrialsError(
+                "the trials' batches differ in number or size, as where unreadable images are left out"
+            )
+        steps = len(batches[self.active[0]])
+        sums = {k: torch.zeros(steps, device=device) for k in self.active}
+        seeds = {k: derive_seed(self.runs[k].trial.init_seed, "base dropout", epoch) for k in self.active}
+        with (  # what an adapter draws of the global generator labels its masks (`randlora.dropout`), and is no mask
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" and self.drawing else []),
+            self.pack.drawing(seeds if self.drawing else None, device),
+        ):
+            for index in range(steps):
+                self._step({k: batches[k][index] for k in self.active}, draws, {k: sums[k][index] for k in self.active})
+                for k in list(self.active):
+                    self.trainers[k].update(epoch, index)
+                    if device.type == "cpu" or index % 25 == 24 or index == steps - 1:
+                        try:
+                            self.trainers[k].check(sums[k][: index + 1], epoch)
+                        except TrialError as error:
+                            self._fail(k, error)
+                if not self.active:
+                    break
+        return {k: self.trainers[k].mean_loss(sums[k], batches[k]) for k in self.active}
+
+    def _step(self, rows: dict[int, Tensor], draws: dict[int, torch.Generator], sums: dict[int, Tensor]) -> None:
+        """Leave every trial's gradient of its batch in its trainables, and its summed loss in `sums`."""
+        places = list(rows)
+        plans = {k: self.tasks[k].draw(rows[k], draws[k]) for k in places}
+        size = len(rows[places[0]])
+        first = self.tasks[places[0]]
+        for part in torch.split(torch.arange(size), self.runs[0].trial.train.micro_batch_size or size):
+            own = [rows[k][part] for k in places]
+            found = [self.tasks[k].width(r) for k, r in zip(places, own, strict=True)]
+            widths = [width for width in found if width is not None]
+            self.pack.together(places, rows=len(part) if widths else None, widths=widths or None)
+            tasks, parts = [self.tasks[k] for k in places], [_part(plans[k], part) for k in places]
+            losses = first.packed_losses(tasks, own, parts, self.pack.alone)
+            total = torch.stack(
+                [loss / self.tasks[k].weight(rows[k]) for k, loss in zip(places, losses, strict=True)]
+            ).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            for k, loss in zip(places, losses, strict=True):
+                sums[k].add_(loss.detach())
+
+    def _reseed_dropout(self, epoch: int) -> None:
+        """As `adapting.reseed_dropout` does for a trial alone: a mask follows its trial's own seed."""
+        for name, layer in self.pack.layers:
+            for run, member in zip(self.runs, layer.members, strict=True):
+                for below, module in member.named_modules():
+                    if isinstance(module, Adapter):
+                        whole = f"{name}.{below}" if below else name
+                        module.reseed_dropout(derive_seed(run.trial.init_seed, "dropout", whole, epoch))
+
+
+def _part(plan: Tensor | None, part: Tensor) -> Tensor | None:
+    return None if plan is None else plan[part]

@@ -1,0 +1,205 @@
+"""Epochs of optimiser steps: accumulation and data-parallel shares that give the gradient of the whole batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from randlora.adapted.accumulate import accumulating
+from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
+from randlora.methods.scheduled.hooks import Hooks
+from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
+from trainables.data.splits import derive_seed, generator
+from trainables.errors import TrialError
+from trainables.models.sharded import is_split
+from trainables.tasks.lane_cache import freeze_statistics
+from trainables.tasks.task import Task
+from trainables.training.adapting import Trainables, reseed_dropout
+from trainables.training.optim import (
+    Group,
+    add_over_workers,
+    load_state_tensors,
+    lr_factor,
+    make_adamw,
+    set_lr,
+    state_tensors,
+)
+
+
+class Trainer:
+    """The optimiser of one trial, and the steps it takes on the task's batches."""
+
+    def __init__(
+        self,
+        trial: TrialConfig,
+        *,
+        module: nn.Module,
+        task: Task,
+        trainables: Trainables,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        assert trial.lr is not None
+        self._micro = micro_batch_size if micro_batch_size is not None else trial.train.micro_batch_size
+        head = {} if task.head is None else {f"head.{n}": p for n, p in task.head.named_parameters()}
+        if not trainables.parameters and not head:
+            raise TrialError(f"method {trial.method!r} has nothing to train on these targets")
+        settings = trial.train
+        self._trial, self._module, self._task = trial, module, task
+        self._device, self._rank, self._world = device, rank, world
+        decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
+        head_lr = trial.lr if trial.method == LINEAR_PROBE else settings.head_lr
+        self._hooks = Hooks(()) if trainables.added is None else trainables.added.hooks
+        self._named = trainables.parameters | head
+        apart = {id(p) for p in self._hooks.apart()}
+        own = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
+        groups = (Group(own, trial.lr, decay), Group(head, head_lr, settings.weight_decay))
+        self._parameters = [p for group in groups for p in group.parameters.values()]
+        self._split = is_split(self._parameters)
+        self._optimizer = make_adamw([group for group in groups if group.parameters])
+        self._aside = torch.zeros(0, dtype=torch.bool)  # which rows a search of ranks holds out
+        first = task.batches(1)
+        self._steps = len(first)
+        self.samples_per_epoch = sum(len(b) for b in first)
+
+    def epoch(self, epoch: int) -> float:
+        """Train one epoch (counted from 1); its loss per unit of weight, from forward passes while it trained.
+
+        A function of the state, the seeds and the epoch's number alone, which is what makes resuming exact.
+
+        Raises:
+            TrialError: a loss that is not finite, naming the step.
+        """
+        self._module.train()
+        freeze_statistics(self._module)
+        reseed_dropout(self._module, self._trial.init_seed, epoch)
+        draw, batches, device = self.draws(epoch), self._task.batches(epoch), self._device
+        sums = torch.zeros(len(batches), device=device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            # a base model may hold dropout of its own, which draws from the global generator
+            torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch))
+            for index, batch in enumerate(batches):
+                sums[index] = self._step(batch, draw, epoch, index)
+                # reading a device's numbers stops it, so not at every step; workers must stop together, after the sum
+                if self._world == 1 and (device.type == "cpu" or index % 25 == 24):
+                    self.check(sums[: index + 1], epoch)
+        if self._world > 1:
+            torch.distributed.all_reduce(sums)
+        self.check(sums, epoch)
+        return self.mean_loss(sums, batches)
+
+    def draws(self, epoch: int) -> torch.Generator:
+        """The stream of an epoch's augmentation."""
+        return generator(self._trial.data_seed, "augment", epoch)
+
+    def mean_loss(self, sums: Tensor, batches: Sequence[Tensor]) -> float:
+        """An epoch's loss per unit of weight, from the summed loss of every step."""
+        return float(sums.double().sum()) / sum(self._task.weight(batch) for batch in batches)
+
+    def _step(self, batch: Tensor, draw: torch.Generator, epoch: int, index: int) -> Tensor:
+        """Optimiser step `index` of an epoch on the rows `batch`; the summed loss of this worker's share, a scalar."""
+        plan = self._task.draw(batch, draw)  # for all workers
+        held_out = self._hooks.held_out((epoch - 1) * self._steps + index, self._steps * self._trial.train.epochs)
+        if held_out:
+            return self._search_step(batch, plan, epoch, index, held_out)
+        loss_sum = self._backward(batch, plan)
+        self.update(epoch, index)
+        return loss_sum
+
+    def _search_step(self, batch: Tensor, plan: Tensor | None, epoch: int, index: int, held_out: float) -> Tensor:
+        """A step in which the share `held_out` of all rows, the same ones in every epoch, trains what is kept apart."""
+        if (rows := int(batch.max()) + 1) > len(self._aside):
+            self._aside = set_aside(rows, held_out, derive_seed(self._trial.data_seed, "held out"))
+        aside = self._aside[batch]
+        train, test = torch.nonzero(~aside).flatten(), torch.nonzero(aside).flatten()
+        loss_sum = torch.zeros((), device=self._device)
+        apart = self._hooks.apart()
+
+        def gradients(places: Tensor) -> Tensor:
+            found = self._backward(batch[places], None if plan is None else plan[places])
+            if self._world > 1:
+                add_over_workers([*self._parameters, *apart])
+            return found
+
+        second = self._hooks.order == 2 and len(train) > 0 and len(test) > 0
+        before = [p.detach().clone() for p in self._parameters] if second else []
+        if len(train):
+            loss_sum += self._backward(batch[train], None if plan is None else plan[train])
+            self.update(epoch, index)
+        if len(test):
+            held_out_gradient(
+                lambda: loss_sum.add_(gradients(test)),
+                (lambda: gradients(train)) if second else None,
+                weights=self._parameters,
+                before=before,
+                selections=apart,
+                lr=self._optimizer.param_groups[0]["lr"],
+            )
+            self._hooks.on_held_out()
+        return loss_sum
+
+    def _backward(self, batch: Tensor, plan: Tensor | None) -> Tensor:
+        """Add the gradient of the mean loss on these rows (this worker's part of it); the summed loss, a scalar."""
+        weight = self._task.weight(batch)
+        share = torch.arange(self._rank, len(batch), self._world)
+        micro = self._micro or len(batch)
+        loss_sum = torch.zeros((), device=self._device)
+        parts = list(torch.split(share, micro)) if len(share) else []
+        # with split weights all workers pass as often as the one with the largest share; what is added counts nothing
+        most = math.ceil(math.ceil(len(batch) / self._world) / micro) if self._split else len(parts)
+        scales = [1.0] * len(parts) + [0.0] * (most - len(parts))
+        parts += [torch.zeros(1, dtype=torch.long)] * (most - len(parts))
+        with accumulating(self._module, max(1, len(parts)) if self._trial.train.hold_weights else 1):
+            for part, scale in zip(parts, scales, strict=True):
+                loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])
+                if scale != 1.0:
+                    loss = loss * scale
+                (loss / weight).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach()
+        return loss_sum
+
+    def update(self, epoch: int, index: int) -> None:
+        """From the gradients of step `index` of an epoch to the next state.
+
+        A method's penalty joins after the gradients are summed, once; it is no part of the loss that is reported.
+        """
+        settings = self._trial.train
+        step, total = (epoch - 1) * self._steps + index, self._steps * settings.epochs
+        if self._world > 1 and not self._split:
+            add_over_workers(self._parameters)
+        if (penalty := self._hooks.regulariser()) is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
+        start, length = self._hooks.phase(step, total)
+        set_lr(self._optimizer, lr_factor(step - start, length, settings))
+        self._optimizer.step()
+        self._hooks.on_step(step + 1, total)
+        if self._hooks.restarts(step + 1, total):
+            self._optimizer.state.clear()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def check(self, sums: Tensor, epoch: int) -> None:
+        """Raise `TrialError` where the summed losses of an epoch's steps are not finite, naming the step."""
+        if not math.isfinite(float(sums.sum())):
+            index = int((~torch.isfinite(sums)).int().argmax())
+            step = (epoch - 1) * self._steps + index + 1
+            value = float(sums[index])
+            raise TrialError(
+                f"loss became {value} at step {step} of {self._steps * self._trial.train.epochs} (epoch {epoch}) with "
+                f"lr {self._trial.lr:g}; a lower rate may train"
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on besides its number."""
+        return state_tensors(self._optimizer, self._named) | self._hooks.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        load_state_tensors(self._optimizer, self._named, tensors)
+        self._hooks.load_state(tensors)
