@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
+import platform
 import re
 import socket
 import time
@@ -13,7 +14,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from sweeps.cluster.hardware import processor
 from trainables.errors import TrainablesError, TrialError, first_line
 from trainables.runtime import device_name
 from trainables.tasks.lane_cache import pick_device
@@ -51,6 +51,18 @@ def facts(started: float, seconds: float) -> dict[str, Any]:
 def place() -> dict[str, Any]:
     """The machine of this worker: `host`, `processor` and `device`, 'cpu' or the accelerator's name."""
     return {"host": socket.gethostname(), "processor": processor(), "device": device_name(pick_device())}
+
+
+@functools.cache
+def processor() -> str:
+    """Model of this machine's CPU, as its kernel names it; the architecture where it does not."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def keep(order: dict[str, Any], directory: Path) -> None:
