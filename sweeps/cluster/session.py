@@ -133,7 +133,7 @@ class Session:
 
     @contextmanager
     def minded(self) -> Iterator[None]:
-        """Whatever is raised in the block for want of Ray's own processes is a `RayLostError`."""
+        """Errors of the block are a `RayLostError` where Ray's own processes have died."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:

@@ -90,7 +90,7 @@ def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float, p
     Args:
         cpus_per_gpu: CPUs of the machine with the fewest for each of its GPUs.
         cpus_per_worker: CPUs that a worker takes.
-        packed: trials that it trains at once; together they take at most as often the memory of one.
+        packed: trials that it trains at once; together they take at most that many times the memory of one.
     """
     by_memory = math.floor(USABLE * measured.device / (packed * measured.peak + CONTEXT_BYTES))
     by_cpus = math.floor(cpus_per_gpu / cpus_per_worker + 1e-9)

@@ -41,7 +41,7 @@ class Ledger:
         self.observers = Observers()
 
     def ask(self, slot: Slot, packed: int = 1) -> None:
-        """A slot is about to run, in a pack of so many; a new one is on disk before it does."""
+        """Write a new slot down before it runs. `packed`: trials of its pack."""
         if slot.trial_id not in self.state.cells[slot.cell_id].asked:
             names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
             self.journal.write({"ev": "ask", **names, "config": dict(slot.config)})

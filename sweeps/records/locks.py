@@ -145,9 +145,7 @@ class FolderLock:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             other = _read(self._path)
-            if (
-                other is not None and other.token != self._holder.token
-            ):  # this process, or its disk, stood still so long
+            if other is not None and other.token != self._holder.token:  # this process, or its disk, had stood still
                 logging.getLogger("sweeps").error("%s was taken over by %s: this run stops", self.folder, other)
                 os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: Ray is ended, and finished trials are kept
                 return
