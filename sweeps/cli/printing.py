@@ -205,8 +205,6 @@ def print_estimate_line(estimate: Estimate) -> None:
         + f"(probed in {estimate.probe_seconds:.0f} s)",
         highlight=False,
     )
-    for words in estimate.short:
-        err.print(words, style="yellow", markup=False, highlight=False)
     for limit in estimate.over:
         err.print(f"it will stop before its end: {limit}", style="yellow", markup=False, highlight=False)
 
