@@ -23,6 +23,11 @@ class TrialError(RuntimeError):
     """One trial cannot go on (loss not finite, a combination that is not supported). The sweep can."""
 
 
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error's message; the error's type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """A phrase naming the known names closest to `name`, or all of them when few, or none when none is known."""
     names = sorted(set(known))

@@ -36,7 +36,7 @@ from sweeps.watch.displays import Progress, make_progress
 from sweeps.watch.observers import Observer, Observers
 
 if TYPE_CHECKING:
-    from sweeps.lanes.dispatch import Dispatcher
+    from sweeps.lanes.tune import Dispatcher
 
 TRIAL = "trainables.training.worker:run_trial"
 WAVE = 1000
@@ -196,7 +196,7 @@ def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], 
     """Tuner after Tuner until nothing is left, or `stop`."""
     import ray
 
-    from sweeps.lanes.dispatch import Dispatcher
+    from sweeps.lanes.tune import Dispatcher
 
     with _lost_unless(stop.signalled), signals(stop.signalled, lambda: pool.lost), pool.minded():
         ray.get(pool.broker.reset.remote())
@@ -228,8 +228,7 @@ def _lost_unless(signalled: threading.Event) -> Iterator[None]:
 def _tune(dispatcher: Dispatcher, pool: Pool, packed: int) -> None:
     from ray import tune
 
-    from sweeps.lanes.dispatch import PerCell
-    from sweeps.lanes.proxy import Proxy
+    from sweeps.lanes.tune import PerCell, Proxy
 
     storage = pool.storage / "tune"
     name = uuid.uuid4().hex[:8]

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from sweeps.engine.limits import Meter
-from sweeps.lanes.dispatch import Dispatcher
+from sweeps.lanes.tune import Dispatcher
 
 _EVERY_S = 0.5
 

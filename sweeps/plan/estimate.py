@@ -17,8 +17,7 @@ from typing import Any
 from analysis.store.store import open_store
 from sweeps.cluster.resources import accelerators, plan_lanes
 from sweeps.cluster.session import local_node
-from sweeps.lanes.gpu_share import Measured
-from sweeps.lanes.packs import pack_size, unpackable
+from sweeps.lanes.packs import Measured, pack_size, unpackable
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes

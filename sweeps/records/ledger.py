@@ -119,11 +119,10 @@ class Ledger:
         return self.folder / "adapters" / slot.trial_id if wanted and method not in NEVER_KEPT else None
 
 
-def pruned(state: SweepState, slot: Slot, outcome: dict[str, Any] | None) -> dict[str, Any]:
+def pruned(state: SweepState, slot: Slot, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """The outcome of a trial that the scheduler stopped: what it reported up to that decision, and nothing after."""
     curve = state.cells[slot.cell_id].curves[slot.trial_id]
-    last = max(curve)
-    full = {e["epoch"]: e for e in (outcome or {}).get("events") or ()}
+    full = {e["epoch"]: e for e in outcome.get("events") or ()}
     events = [full.get(epoch, {"epoch": epoch, "val_score": curve[epoch]}) for epoch in sorted(curve)]
-    kept = {k: v for k, v in (outcome or {}).items() if k in _OF_A_WORKER}
-    return {**kept, "status": "pruned", "reason": f"stopped by the pruner at epoch {last}", "events": events}
+    kept = {k: v for k, v in outcome.items() if k in _OF_A_WORKER}
+    return {**kept, "status": "pruned", "reason": f"stopped by the pruner at epoch {max(curve)}", "events": events}

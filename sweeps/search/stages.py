@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from analysis.format import Row
 from sweeps.search.effort import Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
-from sweeps.search.points import Tried
+from sweeps.search.points import FIXED_SAMPLERS, Tried
 from sweeps.spec.cell import Cell
 from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.space import Extra, Point, extra_from, extra_of
@@ -77,6 +77,9 @@ class Slot:
         return cls(cell_id, stage, slot, trial_id, config, config["lr"], seeds)
 
 
+_NOTHING: Mapping[str, Slot] = {}
+
+
 @dataclass(frozen=True)
 class Choice:
     """The learning rate that a cell's TUNE trials pick, with the evidence for it.
@@ -126,16 +129,35 @@ class CellState:
         data, init, basis = (int(hold.get(name, seed)) for name in ("data_seed", "init_seed", "basis_seed"))
         return data, init, basis
 
-    def next_slot(self) -> Slot | None:
-        """The next trial to run: an asked one that never finished, or a new one; None while waiting, or at the end."""
+    def next_slot(self, beside: Mapping[str, Slot] = _NOTHING) -> Slot | None:
+        """The next trial to run: an asked one that never finished, or a new one; None while waiting, or at the end.
+
+        Args:
+            beside: trials that count as running, by id.
+        """
         if self._tunes:
-            wanted = self._next_tune()
+            wanted = self._next_tune(beside)
             if wanted is not None or not self._tuned:
                 return wanted
-        for slot in self._confirm_slots():
-            if self._open(slot.trial_id):
-                return self.asked.get(slot.trial_id, slot)
-        return None
+        return self._first_open(self._confirm_slots(), beside)
+
+    def peek(self, most: int) -> list[Slot]:
+        """The next trials to run, up to `most`, none of which waits for a result of another."""
+        found: dict[str, Slot] = {}
+        while len(found) < most and (slot := self.next_slot(found)) is not None:
+            proposed = slot.trial_id not in self.asked and self._is_first(slot)
+            if found and proposed and self.spec.search.sampler not in FIXED_SAMPLERS:
+                break  # the sampler proposes it from the results before it
+            found[slot.trial_id] = slot
+        return list(found.values())
+
+    def prunable(self, slot: Slot) -> bool:
+        """Whether the pruner may stop it: the first trials of rates compare, re-runs and CONFIRM run to the end."""
+        return self.spec.search.pruner != "none" and self._is_first(slot)
+
+    def _is_first(self, slot: Slot) -> bool:
+        """Whether it is a point of the search, and no re-run."""
+        return slot.stage == "TUNE" and slot.seeds == self.seeds(TUNE_SEED)
 
     def settle(self) -> Choice | None:
         """The choice, when the TUNE trials are complete and it differs from the last one journaled."""
@@ -185,8 +207,8 @@ class CellState:
             full = have.get("full_weight_decay") if self.cell.method in FULL_METHODS else have.get("weight_decay")
             have["weight_decay"] = full
             extra = extra_of({d.name: have[d.name] for d in space.dimensions})
-        first = slot.stage == "TUNE" and slot.seeds == self.seeds(TUNE_SEED)
-        return replace(slot, extra=extra, origin=origin_of(slot.slot, self.spec.search) if first else None)
+        origin = origin_of(slot.slot, self.spec.search) if self._is_first(slot) else None
+        return replace(slot, extra=extra, origin=origin)
 
     @property
     def _tunes(self) -> bool:
@@ -200,8 +222,11 @@ class CellState:
     def _tuned(self) -> bool:
         return not self._tunes or (self._points_done and all(s.trial_id in self.rows for s in self._reruns()))
 
-    def _open(self, trial_id: str) -> bool:
-        return trial_id not in self.rows and trial_id not in self.running
+    def _open(self, slot: Slot, beside: Mapping[str, Slot]) -> bool:
+        return not any(slot.trial_id in known for known in (self.rows, self.running, beside))
+
+    def _first_open(self, slots: Iterable[Slot], beside: Mapping[str, Slot]) -> Slot | None:
+        return next((self.asked.get(s.trial_id, s) for s in slots if self._open(s, beside)), None)
 
     def _make(self, stage: str, slot: int, point: Point | None, seeds: Seeds, origin: str | None = None) -> Slot:
         key = (stage, slot, point, seeds)
@@ -212,29 +237,26 @@ class CellState:
             self._made[key] = Slot(self.cell.cell_id, stage, slot, trial.trial_id, config, lr, seeds, extra, origin)
         return self._made[key]
 
-    def _points(self) -> dict[int, Slot | None]:
+    def _points(self, beside: Mapping[str, Slot] = _NOTHING) -> dict[int, Slot | None]:
         """The points that the allowance holds, by slot number, and those past an edge; None where not asked yet."""
         if not self._tunes:
             return {}
-        return self.effort.points(self._first_seeds(), self.rows)
+        return self.effort.points(self._first_seeds(beside), self.rows)
 
-    def _first_seeds(self) -> dict[int, Slot]:
+    def _first_seeds(self, beside: Mapping[str, Slot] = _NOTHING) -> dict[int, Slot]:
         """The points asked, by slot number; re-runs have other seeds."""
-        first = self.seeds(TUNE_SEED)
-        return {s.slot: s for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first}
+        return {s.slot: s for s in (self.asked | dict(beside)).values() if self._is_first(s)}
 
-    def _next_tune(self) -> Slot | None:
-        points = self._points()
+    def _next_tune(self, beside: Mapping[str, Slot]) -> Slot | None:
+        points = self._points(beside)
         for number, slot in points.items():
             if slot is None:
                 made = self._propose(number, points)
                 if made is not None:
                     return made
-            elif self._open(slot.trial_id):
+            elif self._open(slot, beside):
                 return slot
-        if not self._points_done:
-            return None
-        return next((self.asked.get(s.trial_id, s) for s in self._reruns() if self._open(s.trial_id)), None)
+        return self._first_open(self._reruns(), beside) if self._points_done else None
 
     def _propose(self, number: int, points: Mapping[int, Slot | None]) -> Slot | None:
         """A new slot; None while it waits for the neighbouring budget."""
