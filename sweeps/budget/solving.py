@@ -47,9 +47,10 @@ class Solved:
     @classmethod
     def of(cls, reference: str, answer: Solution | Infeasible) -> Solved:
         """The solver's answer for one budget."""
-        around = {"below": _counts(answer.below), "above": _counts(answer.above)}
+        below, above = _counts(answer.below), _counts(answer.above)
         if isinstance(answer, Infeasible):
-            return cls(reference, answer.budget, reason=f"{answer.reason}; {answer.lever}", **around)
+            reason = f"{answer.reason}; {answer.lever}"
+            return cls(reference, answer.budget, below=below, above=above, reason=reason)
         return cls(
             reference,
             answer.budget,
@@ -58,7 +59,8 @@ class Solved:
             answer.capacities,
             answer.count,
             answer.residual,
-            **around,
+            below,
+            above,
         )
 
 
