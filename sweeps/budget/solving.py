@@ -8,12 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from randlora.methods.registry import METHODS
-from sweeps.budget.solver import Infeasible, Neighbour, Solution, reference_budget, solve, solve_pinned
+from sweeps.budget.reach import Neighbour, Shapes
+from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem
 from sweeps.spec.methods import full_rank, has_budget
 from sweeps.spec.spec import SweepSpec
-
-Shapes = Mapping[str, tuple[int, int]]
 
 
 def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from analysis.store.tables import cells_table
-from sweeps.budget.solving import Shapes, Solved, rank_problems, solutions, update_rank
+from sweeps.budget.reach import Shapes
+from sweeps.budget.solving import Solved, rank_problems, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.search.points import check_sampler
