@@ -73,7 +73,7 @@ def watch(stop: Stop, dispatcher: Dispatcher) -> Iterator[None]:
 
 
 def wave(at_once: int) -> int:
-    """Trials of one Tuner when so many run at once."""
+    """Trials of one Tuner when `at_once` of them run together."""
     return max(WAVE, ROUNDS * at_once)
 
 
@@ -97,7 +97,7 @@ def drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], s
 
 @contextlib.contextmanager
 def _lost_unless(signalled: threading.Event) -> Iterator[None]:
-    """Ray may have had the signal that ends a sweep, too: then the sweep is interrupted, and Ray's end no error."""
+    """A signal that ends the sweep may reach Ray too: then Ray's end is an interruption, and no error."""
     try:
         yield
     except RayLostError:

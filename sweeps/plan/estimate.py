@@ -205,7 +205,7 @@ def _largest(cells: Iterable[Cell]) -> dict[str, Cell]:
 
 
 def _pack(plan: Plan, peak: int) -> int:
-    """Trials of a pack at most on this machine, where trials take so much memory."""
+    """Most trials of a pack on this machine, where one takes `peak` bytes."""
     import torch
 
     resources = plan.spec.resources

@@ -293,7 +293,7 @@ class SweepState:
         return None
 
     def start(self, slot: Slot, packed: int = 1) -> None:
-        """Mark a slot as asked and running, in a pack of so many."""
+        """Mark a slot as asked and running, in a pack of `packed` trials."""
         self._shared[slot.trial_id] = packed
         cell = self.cells[slot.cell_id]
         cell.asked[slot.trial_id] = slot
