@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sweeps.search.stages import CellState, Slot, SweepState
+from sweeps.search.slots import Slot
+from sweeps.search.stages import CellState, SweepState
 from trainables.config import alike
 
 TOGETHER = {"trainables.training.worker:run_trial": "trainables.training.packed:run_pack"}

@@ -19,8 +19,8 @@ from ray.tune.search import Searcher
 
 from sweeps.lanes.packs import TOGETHER, Packing
 from sweeps.records.ledger import Ledger, pruned
-from sweeps.search.points import should_stop
-from sweeps.search.stages import Slot
+from sweeps.search.pruning import should_stop
+from sweeps.search.slots import Slot
 
 F = TypeVar("F", bound=Callable[..., Any])
 MAX_PROXY_LOSSES = 3

@@ -12,7 +12,8 @@ from analysis.format import Row
 from sweeps.records.journal import Journal
 from sweeps.records.rows import choice_row, finite, metric_rows, prediction_row, trial_row
 from sweeps.records.sealing import Sealer
-from sweeps.search.stages import Slot, SweepState
+from sweeps.search.slots import Slot
+from sweeps.search.stages import SweepState
 from sweeps.watch.observers import Observers
 from sweeps.watch.snapshot import where_raised
 

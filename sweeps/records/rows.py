@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.format import Row
-from sweeps.search.stages import Choice, Slot
+from sweeps.search.slots import Choice, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import extra_json
 

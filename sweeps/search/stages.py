@@ -1,29 +1,28 @@
-"""The slots of a cell: learning rates, re-runs of the best ones on further seeds, the choice, then CONFIRM.
+"""What a sweep's cells need next: learning rates, re-runs of the best on further seeds, the choice, then CONFIRM.
 
-A slot's configuration is fixed when it is asked, and its trial id is the hash of that configuration. Everything here
-is a function of the plan and of the trials known so far, so the same code serves a first run, a resumed one, and a
-sweep whose lists have grown.
+Everything here is a function of the plan and of the trials known so far, so the same code serves a first run, a resumed
+one, and a sweep whose lists have grown.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Literal, Protocol
 
 from analysis.format import Row
-from sweeps.search.effort import Effort, neighbours, origin_of
+from sweeps.search.effort import WIDENED, Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
-from sweeps.search.points import FIXED_SAMPLERS, Tried
+from sweeps.search.points import FIXED_SAMPLERS
+from sweeps.search.slots import Choice, Seeds, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.sections import TUNE_SEED
-from sweeps.spec.space import Extra, Point, extra_from, extra_of
+from sweeps.spec.space import Point, extra_of
 from sweeps.spec.spec import SweepSpec
 from trainables.config import FULL_METHODS
 
 CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
-Seeds = tuple[int, int, int]
 
 
 class Used(Protocol):
@@ -35,75 +34,7 @@ class Used(Protocol):
     def cost(self) -> float | None: ...
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One trial of a cell.
-
-    Attributes:
-        config: the trial's configuration as JSON values.
-        seeds: (data, init, basis).
-        extra: searched hyperparameters beside the rate.
-        origin: what proposed it where that is not the sampler: "published", "neighbour" or "widened".
-    """
-
-    cell_id: str
-    stage: str
-    slot: int
-    trial_id: str
-    config: Mapping[str, Any] = field(repr=False)
-    lr: float | None
-    seeds: Seeds
-    extra: Extra = ()
-    origin: str | None = None
-
-    @property
-    def point(self) -> Point:
-        """Its hyperparameters; of a trial with a learning rate."""
-        if self.lr is None:
-            raise AssertionError(f"trial {self.trial_id} has no learning rate")
-        return Point(self.lr, self.extra)
-
-    @classmethod
-    def from_row(cls, row: Row) -> Slot:
-        """Rebuild the slot of a finished trial from its row, where the journal is lost."""
-        seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
-        extra = extra_from(row.get("hyperparameters"))
-        return cls(row["cell_id"], row["stage"], row["slot"], row["trial_id"], {}, row["lr"], seeds, extra)
-
-    @classmethod
-    def from_config(cls, cell_id: str, stage: str, slot: int, trial_id: str, config: Mapping[str, Any]) -> Slot:
-        """Rebuild a slot from a journaled configuration."""
-        seeds = (config["data_seed"], config["init_seed"], config["basis_seed"])
-        return cls(cell_id, stage, slot, trial_id, config, config["lr"], seeds)
-
-
 _NOTHING: Mapping[str, Slot] = {}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The learning rate that a cell's TUNE trials pick, with the evidence for it.
-
-    Attributes:
-        lr: the chosen rate.
-        mean_val: its mean validation score over its seeds; None where nothing was tuned.
-        n_trials: trials that the choice rests on: the rates tried and the re-runs.
-        n_rerun_seeds: further seeds on which the chosen rate was run.
-        edge: "low" or "high" when it is the end of the rates tried, which suggests a wider range.
-        extra: the other chosen hyperparameters: a point is chosen as a whole.
-    """
-
-    lr: float
-    mean_val: float | None
-    n_trials: int
-    n_rerun_seeds: int
-    edge: Literal["low", "high"] | None
-    extra: Extra = ()
-
-    @property
-    def point(self) -> Point:
-        """The chosen hyperparameters."""
-        return Point(self.lr, self.extra)
 
 
 class CellState:
@@ -267,12 +198,9 @@ class CellState:
                 return None
             choice = self.neighbour._compute_choice()
             start = None if choice is None else choice.point
-        tried = [self._tried(s) for _, s in sorted(points.items()) if s is not None]
+        tried = [self.effort.tried(s, self.rows.get(s.trial_id)) for _, s in sorted(points.items()) if s is not None]
         point, origin = self.effort.propose(number, tried, start)
         return self._make("TUNE", number, point, self.seeds(TUNE_SEED), origin)
-
-    def _tried(self, slot: Slot) -> Tried:
-        return self.effort.tried(slot, self.rows.get(slot.trial_id))
 
     def _ranked(self) -> list[Slot]:
         """The points that finished, best validation score first, the earlier slot where equal."""
@@ -283,7 +211,7 @@ class CellState:
         search = self.spec.search
         if not self._tunes or not self._points_done:
             return []
-        base = self.effort.within(self._points())
+        base = sum(number < WIDENED for number in self._points())
         slots = []
         for i, rate in enumerate(self._ranked()[: search.rerun_rates]):
             for j in range(search.rerun_seeds):
@@ -365,7 +293,7 @@ class SweepState:
         return None
 
     def start(self, slot: Slot, packed: int = 1) -> None:
-        """Mark a slot as asked and running, in a pack of so many."""
+        """Mark a slot as asked and running, in a pack of `packed` trials."""
         self._shared[slot.trial_id] = packed
         cell = self.cells[slot.cell_id]
         cell.asked[slot.trial_id] = slot

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.format import Row
 from sweeps.errors import Problem, SpecError
-from sweeps.search.stages import Slot
+from sweeps.search.slots import Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import Space
 from sweeps.watch.observers import Seen, tell

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from analysis.format import Row
-from sweeps.search.stages import Slot, SweepState
+from sweeps.search.slots import Slot
+from sweeps.search.stages import SweepState
 from sweeps.spec.cell import Cell
 from trainables.errors import first_line
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from analysis.format import Row
 from sweeps.errors import Problem, SpecError, unknown
-from sweeps.search.stages import Slot
+from sweeps.search.slots import Slot
 from sweeps.spec.cell import Cell
 from sweeps.watch.observers import Observer, Seen, tell
 

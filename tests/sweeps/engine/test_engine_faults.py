@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps.engine.run import EngineError, run
+from sweeps.engine.drive import EngineError
+from sweeps.engine.run import run
 from sweeps.lanes.broker import Broker
 from sweeps.lanes.pool import Pool
 from sweeps.records.journal import Journal
