@@ -23,6 +23,14 @@ class TrialError(RuntimeError):
     """One trial cannot go on (loss not finite, a combination that is not supported). The sweep can."""
 
 
+def first_line(error: BaseException | str) -> str:
+    """The first line of a message; of an error that says nothing, the name of its type."""
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return "" if isinstance(error, str) else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """A phrase naming the known names closest to `name`, or all of them when few, or none when none is known."""
     names = sorted(set(known))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import json
 import platform
 import re
 import resource
@@ -22,6 +21,11 @@ from trainables.errors import TrialError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Makes the mixed-precision context that a base model runs in; losses are float32 outside it."""
+
+
+def pick_device() -> torch.device:
+    """The worker's accelerator: the current CUDA device, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
@@ -74,7 +78,7 @@ def _switch() -> Any:
 _FAST = "bf16"
 """oneDNN may round to bfloat16; without hardware for that it computes in float32, by its own kernels."""
 _LOSS = 4.0
-"""Accurate is a back end whose error is at most so many times the default's: other orders of sums, same precision."""
+"""A back end is accurate when its error is at most this multiple of the default's: other orders of sums differ too."""
 
 
 @functools.cache
@@ -90,9 +94,9 @@ def _why_not_fast() -> str | None:
         fast = _errors()
     finally:
         matmul.fp32_precision = before
-    name, error = max(((n, e) for n, e in fast.items()), key=lambda item: item[1] / plain[item[0]])
-    if error > _LOSS * plain[name]:
-        return f"fast refused: relative error of {name} {error:.1e}, of the default {plain[name]:.1e}"
+    name = max(fast, key=lambda product: fast[product] / plain[product])
+    if fast[name] > _LOSS * plain[name]:
+        return f"fast refused: relative error of {name} {fast[name]:.1e}, of the default {plain[name]:.1e}"
     return None
 
 
@@ -121,19 +125,18 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    return dict(_versions())
+
+
 @functools.cache
-def _versions() -> str:
+def _versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "transformers", "open_clip_torch", "randlora-sweeps", "numpy", "pillow")
     found = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return json.dumps(found)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    found: dict[str, str] = json.loads(_versions())
     return found
 
 

@@ -14,8 +14,7 @@ from typing import Any
 from sweeps.cluster.hardware import processor
 from sweeps.lanes.disk import storage_fault
 from trainables.errors import TrainablesError, TrialError
-from trainables.runtime import device_name
-from trainables.tasks.lane_cache import pick_device
+from trainables.runtime import device_name, pick_device
 
 FORESEEN = (TrialError, TrainablesError)
 """Errors that leave a worker as it was, and that all ranks of a group raise at the same point."""

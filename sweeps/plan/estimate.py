@@ -289,7 +289,7 @@ def probe_gpu(plan: Any) -> Measured:
     for method in dict.fromkeys(cell.method for cell in plan.feasible):
         cell = max((c for c in plan.feasible if c.method == method), key=lambda c: c.count or 0)
         with tempfile.TemporaryDirectory() as folder:
-            config = probe_config(cell, plan).model_dump()
+            config = probe_config(cell, plan)
             reports = list(run_trial(config, warm=warm, directory=Path(folder)))
         peak = max(peak, int(reports[-1]["peak_memory_bytes"] or 0))
     device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
@@ -311,7 +311,7 @@ class _Probe:
         _, val, _ = split_sizes(cell)
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
-            reports = list(run_trial(config.model_dump(), warm=warm, directory=Path(folder)))
+            reports = list(run_trial(config, warm=warm, directory=Path(folder)))
         return cls._from(reports, val)
 
     @classmethod
@@ -321,7 +321,7 @@ class _Probe:
         from trainables.training.packed import run_pack
 
         _, val, _ = split_sizes(cell)
-        config = probe_config(cell, plan).model_dump()
+        config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
             places = [Path(folder) / str(k) for k in range(count)]
             try:

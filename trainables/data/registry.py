@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from trainables.config import Protocol, Stage, TrainSize, shots
-from trainables.data.dataset import Dataset
+from trainables.data.images.dataset import Dataset
 from trainables.data.images.info import DatasetInfo
 from trainables.data.images.paper_sets import FURTHER_SETS, PAPER_SETS
 from trainables.data.images.sources import from_arrow, from_folder, from_hub, from_parquet

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from trainables.models.first_token import first_token_only
+from trainables.models.forward import first_token_only
 from trainables.runtime import Autocast
 
 Tokenizer = Callable[[list[str]], Tensor]

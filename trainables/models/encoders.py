@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trainables.data.splits import generator
 from trainables.errors import TrialError
+from trainables.seeds import generator
 
 FIRST_TOKEN = frozenset(
     {"dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "deit", "vit_msn", "bert", "roberta", "distilbert"}

@@ -17,34 +17,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from trainables.models.families import EMBEDDED, FAMILIES, FORMS, Family, Kind, ModelError, ModelId, parse_id
-from trainables.models.shapes import (
-    UNREADABLE,
-    advice,
-    default_targets,
-    first_line,
-    gguf_argument,
-    hf_class,
-    hf_config,
-    is_open_clip_folder,
-    kind_of,
-    meta_model,
-    target_shapes,
-)
-
-__all__ = [
-    "EMBEDDED",
-    "FAMILIES",
-    "FORMS",
-    "Family",
-    "LoadedModel",
-    "ModelError",
-    "Preprocess",
-    "default_targets",
-    "load_model",
-    "meta_model",
-    "target_shapes",
-]
+from trainables.errors import first_line
+from trainables.models.families import Kind, ModelError, ModelId, parse_id
+from trainables.models.shapes import UNREADABLE, advice, gguf_argument, hf_class, hf_config, is_open_clip, kind_of
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -81,9 +56,9 @@ class LoadedModel:
         family: "open_clip", or the `model_type` of a transformers config.
         model_id: the id it was loaded by.
         preprocess: None for a model without images.
-        tokenizer: texts to token ids (n, context length), int64, padded; None for a model without text, and for a
-            local transformers directory without tokenizer files.
-        text_tokenizer: transformers' own tokenizer, for tasks on text; None wherever `tokenizer` is, and for open_clip.
+        tokenizer: of a CLIP model: texts to token ids (n, context length), int64, padded; None for any other.
+        text_tokenizer: transformers' tokenizer of a text model; None for any other, and for a local directory without
+            tokenizer files.
     """
 
     module: nn.Module
@@ -107,14 +82,12 @@ def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool 
     parsed = parse_id(model_id)
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
         torch.manual_seed(0)
-        if parsed.scheme == "open_clip":
-            return _load_open_clip(parsed.name, parsed, model_id, weights)
-        if parsed.folder is None:
+        if not is_open_clip(parsed, model_id):
             return _load_hf(parsed, model_id, trust_remote_code, weights)
-        if parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
-            _refuse_pickles(parsed.folder, model_id)
-            return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
-        return _load_hf(parsed, model_id, trust_remote_code, weights)
+        if parsed.folder is None:
+            return _load_open_clip(parsed.name, parsed, model_id, weights)
+        _refuse_pickles(parsed.folder, model_id)
+        return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
 
 
 def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
@@ -201,7 +174,7 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: b
         family=config.model_type,
         model_id=model_id,
         preprocess=_hf_preprocess(source, config, model_id) if vision else None,
-        tokenizer=None if text is None else _padding(text),
+        tokenizer=None,
         text_tokenizer=text,
     )
 
@@ -261,18 +234,6 @@ def _hf_tokenizer(
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **from_gguf)
     except UNREADABLE as error:
         raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
-
-
-def _padding(tokenizer: Any) -> Tokenizer:
-    """Texts to one tensor; padded with the EOS where there is no pad token, as GPT-2 and Llama have none."""
-
-    def tokenize(texts: list[str]) -> Tensor:
-        ids = tokenizer(texts)["input_ids"]
-        fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        width = max(map(len, ids))
-        return torch.tensor([[*each, *[fill or 0] * (width - len(each))] for each in ids])
-
-    return tokenize
 
 
 def _refuse_pickles(folder: Path, model_id: str) -> None:

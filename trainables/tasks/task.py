@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from trainables.config import TrialConfig
@@ -153,3 +154,12 @@ class PackedTask(Task, Protocol):
             alone: what surrounds a trial's own dropout outside the shared model.
         """
         ...
+
+
+def summed(values: Tensor, world: int, device: torch.device) -> Tensor:
+    """The sum over workers, each of which has zeros where the others' rows are; `device` is where they meet."""
+    if world == 1:
+        return values
+    there = values.to(device)
+    torch.distributed.all_reduce(there)
+    return there.cpu()

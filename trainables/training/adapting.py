@@ -19,11 +19,11 @@ from randlora.adapter import Adapter
 from randlora.methods.registry import get_method
 from randlora.model.targets import stored_names
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
-from trainables.data.splits import derive_seed
 from trainables.errors import TrialError
 from trainables.models.encoders import is_unused
 from trainables.models.sharded import whole
 from trainables.models.sharing.mapped import own_copy
+from trainables.seeds import derive_seed
 
 VISUAL = "visual."
 """open_clip's prefix of the image tower's weights."""

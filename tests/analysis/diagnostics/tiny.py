@@ -45,7 +45,7 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
             config = cell.trial("CONFIRM", lr, (k, k, k), spec.train)
             slot = Slot(cell.cell_id, "CONFIRM", k, config.trial_id, config.model_dump(mode="json"), lr, (k, k, k))
             work = folder / "work" / config.trial_id
-            events = list(run_trial(dict(slot.config), warm=warm, directory=work, keep=True))
+            events = list(run_trial(config, warm=warm, directory=work, keep=True))
             outcome = {"status": "finished", "result": events[-1]["result"], "events": events, "seconds_total": 1.0}
             trials.append(trial_row(spec.name, cell, slot, outcome))
             found = prediction_row(spec.name, slot, outcome)

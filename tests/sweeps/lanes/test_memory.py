@@ -69,7 +69,7 @@ def test_the_real_worker_trains_on_when_the_allocator_refuses_large_batches(
 ) -> None:
     from sweeps.lanes.worker import _Worker
     from trainables.config import TrialConfig
-    from trainables.models.loading import target_shapes
+    from trainables.models.shapes import target_shapes
     from trainables.tasks.images.clip import BothTask, VisionTask
 
     seen: list[int] = []

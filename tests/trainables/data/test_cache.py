@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.trainables.conftest import COLOURS, SIDE, noisy
 from trainables.cache import make_room
-from trainables.data.dataset import Dataset, ImageSplit
+from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.images.pixels import Pixels, Recipe, key
 from trainables.data.registry import load_dataset
 from trainables.errors import DataError

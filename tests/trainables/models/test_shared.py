@@ -176,7 +176,7 @@ def test_trials_are_the_same_and_leave_the_shared_weights_alone(
     warm: dict[str, Any] = {}
     other = Warm({}, CPU).model(trial.model).module  # as another worker of the machine has it
     fresh = load_model(trial.model).module
-    going = run_trial(trial.model_dump(), warm=warm, directory=tmp_path / "t", keep=True)
+    going = run_trial(trial, warm=warm, directory=tmp_path / "t", keep=True)
     reports = [next(going)]
     assert same_bits(other, fresh)  # in the middle of the trial
     assert same_bits(Warm({}, CPU).model(trial.model).module, fresh)

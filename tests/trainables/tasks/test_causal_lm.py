@@ -50,7 +50,7 @@ def make(folder: Path) -> MakeTrial:
 
 
 def run(trial: TrialConfig, directory: Path, warm: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    return list(run_trial(trial.model_dump(), warm={} if warm is None else warm, directory=directory))
+    return list(run_trial(trial, warm={} if warm is None else warm, directory=directory))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import trainables.training.worker
+import trainables.training.checkpoints
 from randlora import load
 from tests.trainables.making import one_tower_trial
 from tests.trainables.tiny_encoders import save_dinov2
@@ -55,7 +55,7 @@ def vision_trial(dinov2: Path, colours: Path) -> MakeTrial:
 
 
 def run(trial: TrialConfig, directory: Path, warm: dict[str, Any] | None = None, **more: Any) -> list[dict[str, Any]]:
-    return list(run_trial(trial.model_dump(), warm={} if warm is None else warm, directory=directory, **more))
+    return list(run_trial(trial, warm={} if warm is None else warm, directory=directory, **more))
 
 
 def outcome(reports: list[dict[str, Any]]) -> list[Any]:
@@ -97,10 +97,10 @@ def test_every_weight_that_full_trains_gets_a_gradient(vision_trial: MakeTrial, 
 def test_resuming_is_exact(
     vision_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, augment: str
 ) -> None:
-    monkeypatch.setattr(trainables.training.worker, "CHECKPOINT_SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr(trainables.training.checkpoints, "CHECKPOINT_SHARE", 1e9)  # after every epoch
     trial = vision_trial(method, train={"augment": augment})
     whole = run(trial, tmp_path / "whole", keep=True)
-    generator = run_trial(trial.model_dump(), warm={}, directory=tmp_path / "cut", keep=True)
+    generator = run_trial(trial, warm={}, directory=tmp_path / "cut", keep=True)
     seen = [next(generator), next(generator)]
     generator.close()
     again = run(trial, tmp_path / "cut", keep=True)
@@ -242,8 +242,8 @@ def test_zero_shot_names_the_probe(vision_trial: MakeTrial, tmp_path: Path) -> N
 def test_two_workers_equal_one(vision_trial: MakeTrial, tmp_path: Path, method: str) -> None:
     # 58 images in batches of 19 leave one for the last batch: a worker without images
     trial = vision_trial(method, train={"global_batch_size": 19, "epochs": 2}, lr=1e-3)
-    alone = list(run_trial(trial.model_dump(), warm={}, directory=tmp_path / "alone", keep=True))
-    torch.multiprocessing.spawn(work, args=(2, trial.model_dump(), str(tmp_path)), nprocs=2)
+    alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
+    torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path)), nprocs=2)
     for rank in (0, 1):
         reports = json.loads((tmp_path / f"reports{rank}.json").read_text())
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)

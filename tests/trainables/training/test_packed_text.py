@@ -230,7 +230,7 @@ def test_a_trial_that_diverges_fails_alone(make: Make, tmp_path: Path) -> None:
 def test_an_abandoned_pack_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:
     trials = make("bert-drops", "glue:SST-2", train={"epochs": 2})
     places = [tmp_path / f"packed{k}" for k in range(2)]
-    pack = run_pack([t.model_dump() for t in trials], warm={}, directories=places, keep=[False] * 2)
+    pack = run_pack(trials, warm={}, directories=places, keep=[False] * 2)
     first = next(pack)
     pack.close()
     resumed, whole = together(trials, tmp_path), together(trials, tmp_path / "whole")

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from trainables.data.dataset import DEFAULT_PROMPT, Dataset
 from trainables.data.images import archives
 from trainables.data.images import torchvision as vision
-from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
-from trainables.data.images.sources import Words, from_hub
-
-Load = Callable[[str, Words], Dataset]
+from trainables.data.images.dataset import DEFAULT_PROMPT, Dataset, Words
+from trainables.data.images.info import DatasetInfo, Load, Sizes, class_words, clean
+from trainables.data.images.sources import from_hub
 
 _PHOTO = ("a photo of a {}.", "a blurry photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.")
 _TEXTURE = ("a photo of a {} texture.", "a photo of a {} pattern.", "a photo of a {} thing.")
@@ -38,17 +37,13 @@ def hub(
     config: str | None = None,
     splits: Mapping[str, str] | None = None,
     clean: Callable[[str], str] = clean,
-    class_names: tuple[str, ...] | None = None,
     advice: str = "",
 ) -> Load:
     """A `DatasetInfo.load` for a repository of the hub: its train and test splits unless `splits` says otherwise."""
-
-    def load(name: str, words: Words) -> Dataset:
-        given = Words(words.templates, words.prompt, class_names)
-        split_names = TRAIN_TEST if splits is None else splits
-        return from_hub(name, repository, given, config=config, splits=split_names, clean=clean, advice=advice)
-
-    return load
+    named = TRAIN_TEST if splits is None else splits
+    return lambda name, words: from_hub(
+        name, repository, words, config=config, splits=named, clean=clean, advice=advice
+    )
 
 
 def _imagenet(load: Load) -> Load:
@@ -63,21 +58,9 @@ def _imagenet(load: Load) -> Load:
     return loaded
 
 
-def _torchvision_imagenet(name: str, words: Words) -> Dataset:
-    return vision.load(name, "imagenet", words)
-
-
-def _hub_imagenet(name: str, words: Words) -> Dataset:
-    return hub(
-        "ILSVRC/imagenet-1k",
-        splits={"train": "train", "test": "validation"},
-        class_names=words.class_names,
-        advice="it is gated: accept its terms on the hub and log in with `hf auth login`",
-    )(name, words)
-
-
-def _tv(
-    key: str,
+def _info(
+    load: Load,
+    source: str,
     about: str,
     classes: int,
     sizes: tuple[int, int, int],
@@ -85,50 +68,26 @@ def _tv(
     templates: tuple[str, ...],
     *,
     rule: str = _CARVED,
-    licence: str = "unknown",
-    others: Mapping[str, Load] | None = None,
+    get: str = "downloads itself",
+    **more: Any,
 ) -> DatasetInfo:
-    return DatasetInfo(
-        vision.source(key),
-        templates,
-        epochs,
-        about,
-        prompt=DEFAULT_PROMPT,
-        classes=classes,
-        sizes=Sizes(*sizes),
-        rule=rule,
-        source=f"torchvision {vision.ENTRIES[key].cls}",
-        others=others or {},
-        licence=licence,
-        get="downloads itself",
-    )
+    known: dict[str, Any] = {"classes": classes, "sizes": Sizes(*sizes), "rule": rule, "source": source, "get": get}
+    return DatasetInfo(load, templates, epochs, about, prompt=DEFAULT_PROMPT, **known, **more)
 
 
-def _on_hub(
-    repository: str,
-    about: str,
-    classes: int,
-    sizes: tuple[int, int, int],
-    epochs: int | None,
-    templates: tuple[str, ...],
-    *,
-    licence: str = "unknown",
-) -> DatasetInfo:
-    return DatasetInfo(
-        hub(repository),
-        templates,
-        epochs,
-        about,
-        prompt=DEFAULT_PROMPT,
-        classes=classes,
-        sizes=Sizes(*sizes),
-        rule=_CARVED,
-        source=f"hub {repository}",
-        licence=licence,
-        get="downloads itself from the hub",
-    )
+def _tv(key: str, *facts: Any, **more: Any) -> DatasetInfo:
+    return _info(vision.source(key), f"torchvision {vision.ENTRIES[key].cls}", *facts, **more)
 
 
+def _on_hub(repository: str, *facts: Any) -> DatasetInfo:
+    return _info(hub(repository), f"hub {repository}", *facts, get="downloads itself from the hub")
+
+
+_HUB_IMAGENET = hub(
+    "ILSVRC/imagenet-1k",
+    splits={"train": "train", "test": "validation"},
+    advice="it is gated: accept its terms on the hub and log in with `hf auth login`",
+)
 _RESEARCH = "research use only"
 _eurosat_words = functools.partial(clean, renames=class_words("eurosat"))  # type: ignore[arg-type]
 
@@ -173,10 +132,11 @@ PAPER_SETS: dict[str, DatasetInfo] = {
         "cifar100", "CIFAR-100, 32 px photographs", 100, (45000, 5000, 10000), 6, _PHOTO,
         others={"hub": hub("uoft-cs/cifar100")},
     ),
-    "imagenet": DatasetInfo(
-        _imagenet(_hub_imagenet), _PHOTO, 10, "ImageNet-1k; its validation images are the test", prompt=DEFAULT_PROMPT,
-        classes=1000, sizes=Sizes(1276167, 5000, 50000), rule=_CARVED, source="hub ILSVRC/imagenet-1k (gated)",
-        others={"torchvision": _imagenet(_torchvision_imagenet)}, licence="non-commercial research, terms on the hub",
+    "imagenet": _info(
+        _imagenet(_HUB_IMAGENET), "hub ILSVRC/imagenet-1k (gated)", "ImageNet-1k; its validation images are the test",
+        1000, (1276167, 5000, 50000), 10, _PHOTO,
+        others={"torchvision": _imagenet(vision.source("imagenet"))},
+        licence="non-commercial research, terms on the hub",
         get="accept the terms on the hub and log in; or put the archives into imagenet/ and name imagenet@torchvision",
     ),
     "stl10": _tv(
@@ -207,25 +167,22 @@ PAPER_SETS: dict[str, DatasetInfo] = {
         "oxford-pets", "Oxford-IIIT Pet, trainval", 37, (3312, 368, 3669), 5, ("a photo of a {}, a type of pet.",),
         licence="CC BY-SA 4.0", others={"hub": hub("timm/oxford-iiit-pet")},
     ),
-    "cub200": DatasetInfo(
-        archives.load_cub, _BIRD, 20, "Caltech-UCSD Birds 200, 2011", prompt=DEFAULT_PROMPT, classes=200,
-        sizes=Sizes(5395, 599, 5794), rule=_CARVED, source="the makers' archive",
-        others={"hub": hub("Donghyun99/CUB-200-2011")}, licence=_RESEARCH, get="downloads itself",
+    "cub200": _info(
+        archives.load_cub, "the makers' archive", "Caltech-UCSD Birds 200, 2011", 200, (5395, 599, 5794), 20, _BIRD,
+        others={"hub": hub("Donghyun99/CUB-200-2011")}, licence=_RESEARCH,
     ),
-    "voc2007": DatasetInfo(
-        archives.load_voc, _PHOTO, 10, "PASCAL VOC 2007, a crop of every annotated object", prompt=DEFAULT_PROMPT,
-        classes=20, sizes=Sizes(7844, 7818, 14976), rule=_OWN, source="torchvision VOCDetection",
-        licence="Flickr's terms of use", get="downloads itself",
+    "voc2007": _info(
+        archives.load_voc, "torchvision VOCDetection", "PASCAL VOC 2007, a crop of every annotated object", 20,
+        (7844, 7818, 14976), 10, _PHOTO, rule=_OWN, licence="Flickr's terms of use",
     ),
     "country211": _tv(
         "country211", "Country211, photographs by country", 211, (31650, 10550, 21100), 15,
         ("a photo i took in {}.", "a photo showing the country of {}.", "a photo taken in my home country of {}."),
         rule=_OWN, licence="Creative Commons, by photograph",
     ),
-    "ucf101": DatasetInfo(
-        archives.load_ucf, ("a photo of a person doing {}.", "a video frame of a person practicing {}."), 20,
-        "UCF101, the middle frame of every video", prompt=DEFAULT_PROMPT, classes=101, sizes=Sizes(7639, 1898, 3783),
-        rule=_OWN, source="a folder you make",
+    "ucf101": _info(
+        archives.load_ucf, "a folder you make", "UCF101, the middle frame of every video", 101, (7639, 1898, 3783), 20,
+        ("a photo of a person doing {}.", "a video frame of a person practicing {}."), rule=_OWN,
         get="put UCF-101-midframes/ and split_zhou_UCF101.json into ucf101/ of the data folder (see CoOp's data page)",
     ),
 }  # fmt: skip

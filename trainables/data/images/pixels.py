@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.cache import Packs, cache_folder
-from trainables.data.dataset import ImageSplit
+from trainables.data.images.dataset import ImageSplit
 from trainables.errors import DataError
 
 KEEP_BYTES = 4 * 2**30

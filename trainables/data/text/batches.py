@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainables.config import TrialConfig
 from trainables.data.images.batches import epoch_batches
-from trainables.data.splits import generator
+from trainables.seeds import generator
 
 POOL_BATCHES = 32
 """Rows are sorted by length within pools of so many batches: near-equal lengths, and other neighbours every epoch."""
