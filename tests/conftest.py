@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps.cluster.own_ray import OwnRay
+from tests.sweeps.cluster.support import OwnRay
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the user's

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps.cluster.own_ray import OwnRay
-from tests.sweeps.engine.test_engine_faults import ROOT
+from tests.support import ROOT
+from tests.sweeps.cluster.support import OwnRay
 
 CODE = """
 import json, os, sys

@@ -14,7 +14,7 @@ from sweeps.cluster import hardware
 from sweeps.cluster.hardware import DeviceError, Machine, check_devices, kind_of, kinds, machines, processor
 from sweeps.lanes.pool import Pool
 from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSamples, FakeSearch, FakeSpec, fake_plan
-from tests.sweeps.engine.test_run import go
+from tests.sweeps.support import go
 
 A = Machine("a", 8, 0, "Xeon 6")
 B = Machine("b", 8, 0, "EPYC 9")

@@ -11,9 +11,9 @@ import pytest
 
 from sweeps.lanes.pool import Pool
 from tests.fakes import fake_plan
-from tests.sweeps.cluster.own_ray import OwnRay
-from tests.sweeps.engine.test_engine_faults import ROOT
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged
+from tests.support import ROOT
+from tests.sweeps.cluster.support import OwnRay
+from tests.sweeps.support import assert_same_tables, go, logged
 
 
 @pytest.mark.slow

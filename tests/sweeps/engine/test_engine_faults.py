@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +20,8 @@ from sweeps.lanes.pool import Pool
 from sweeps.records.journal import Journal
 from sweeps.records.locks import LockedError
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows, trained
-
-ROOT = Path(__file__).resolve().parents[3]
-DRIVER = """
-import sys
-from pathlib import Path
-from sweeps.engine.run import run
-from tests.fakes import TRIAL, FakeResources, fake_plan
-from tests.sweeps.engine.test_run import logged
-
-folder, log, delay = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-plan = fake_plan(folder, logged(log, delay=delay), resources=FakeResources(concurrent=2))
-print(run(plan, trial=TRIAL, progress=False).interrupted)
-"""
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    path = folder / "journal.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [event for event in found if event["ev"] == kind]
-
-
-def start_driver(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(condition: Any, what: str, seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+from tests.support import ROOT, gone, wait_for
+from tests.sweeps.support import DRIVER, assert_same_tables, events, go, logged, rows, start_driver, trained
 
 
 def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(tmp_path: Path, pool: Pool) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from sweeps.lanes.pool import Pool
 from tests.fakes import FakeCell, FakeConfirm, FakeLimits, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.engine.test_engine_faults import DRIVER, ROOT, events
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows
+from tests.support import ROOT
+from tests.sweeps.support import DRIVER, assert_same_tables, events, go, logged, rows
 
 FEW = {"search": FakeSearch(trials=2, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0,))}
 IMPORTS = "import TRIAL, FakeCell, FakeConfirm, FakeSearch, FakeTrain"

@@ -6,8 +6,6 @@ import contextlib
 import errno
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,25 +19,22 @@ from analysis.store.store import open_store
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
-from tests.sweeps.engine.test_engine_faults import DRIVER, ROOT, events, gone, start_driver, wait_for
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows, trained
+from tests.support import gone, wait_for
+from tests.sweeps.support import (
+    DRIVER,
+    KILLED_AFTER,
+    assert_same_tables,
+    driver,
+    events,
+    go,
+    logged,
+    rows,
+    start_driver,
+    trained,
+)
 
 pytestmark = pytest.mark.slow  # every test starts and kills drivers
 
-KILLED_AFTER = """
-import os, signal
-from sweeps.records.journal import Journal
-left, real = int(sys.argv[4]), Journal.write
-
-def write(self, event, *, sync=True):
-    global left
-    real(self, event, sync=sync)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Journal.write = write
-"""
 SMALL_FILES = """
 import resource
 from sweeps.lanes.pool import Pool
@@ -52,12 +47,6 @@ with Pool(plan.spec.resources, folder.with_name("ray")) as pool:  # Ray's own pr
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         print("stopped by", error.errno)
 """
-
-
-def driver(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run driver code to its end."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=200)
 
 
 def killed_again_and_again(tmp_path: Path, pool: Pool, kills: int, seed: int) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from analysis.store.store import open_store
 from sweeps.cluster.hardware import processor
 from sweeps.cluster.resources import ResourceError
-from sweeps.engine.run import RunSummary, run
+from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from sweeps.records.locks import FolderLock, IdentityError, LockedError
 from tests.fakes import (
-    TRIAL,
     FakeCell,
     FakeConfirm,
     FakeKeep,
@@ -27,34 +24,7 @@ from tests.fakes import (
     FakeTrain,
     fake_plan,
 )
-
-VARIES = {"attempt", "host", "started_at", "ended_at", "seconds_total", "seconds_setup", "chosen_at", "packed"}
-"""Columns that differ between two runs of one sweep."""
-
-
-def go(plan: FakePlan, pool: Pool | None = None) -> RunSummary:
-    return run(plan, trial=TRIAL, progress=False, pool=pool)
-
-
-def rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """A table without what varies, in a fixed order."""
-    keep = [{k: v for k, v in row.items() if k not in VARIES} for row in open_store(folder).table(name).to_pylist()]
-    return sorted(keep, key=lambda row: sorted((k, str(v)) for k, v in row.items()))
-
-
-def assert_same_tables(one: Path, other: Path, names: Iterable[str] = ("trials", "metrics", "predictions")) -> None:
-    for name in (*names, "cells", "choices"):
-        assert rows(one, name) == rows(other, name), name
-
-
-def trained(log: Path) -> Counter[tuple[str, int]]:
-    """How often each (trial, epoch) was trained."""
-    return Counter((line.split()[0], int(line.split()[1])) for line in log.read_text().splitlines())
-
-
-def logged(log: Path, **options: Any) -> tuple[FakeCell, ...]:
-    given = (("log", str(log)), *options.items())
-    return tuple(FakeCell(method, budget, options=given) for method in ("lora", "vera") for budget in (1000, 4000))
+from tests.sweeps.support import assert_same_tables, go, logged, rows, trained
 
 
 def test_a_sweep_end_to_end_and_again(tmp_path: Path, pool: Pool) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sweeps.engine import run
 from sweeps.lanes.pool import Pool
 from tests.fakes import FakeCell, fake_plan
-from tests.sweeps.engine.test_run import assert_same_tables, go
+from tests.sweeps.support import assert_same_tables, go
 
 
 def test_a_tuner_outlasts_what_runs_at_once() -> None:

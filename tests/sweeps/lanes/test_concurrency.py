@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sweeps.lanes.pool import Pool
 from tests.fakes import FakeCell, fake_plan
-from tests.sweeps.engine.test_run import go
+from tests.sweeps.support import go
 
 
 def test_trials_begun_and_not_over(tmp_path: Path, pool: Pool) -> None:

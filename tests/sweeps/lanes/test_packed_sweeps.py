@@ -18,8 +18,8 @@ from sweeps.lanes import packs
 from sweeps.lanes.pool import Pool
 from tests.fake_packs import TOGETHER
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.engine.test_engine_faults import DRIVER, events, gone, start_driver, wait_for
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows, trained
+from tests.support import gone, wait_for
+from tests.sweeps.support import DRIVER, assert_same_tables, events, go, logged, rows, start_driver, trained
 
 NOTHING: dict[str, Any] = {"lr_low": None, "lr_high": None, "lr_centre": None}
 FEW = {"search": FakeSearch(trials=4, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0, 1))}
@@ -150,7 +150,7 @@ def test_a_worker_that_dies_with_a_pack_costs_an_attempt_each(tmp_path: Path, po
 def test_a_killed_driver_goes_on_with_packs_and_repeats_nothing(tmp_path: Path, pool: Pool) -> None:
     log = tmp_path / "log"
     code = DRIVER.replace("concurrent=2", "concurrent=2, pack=3").replace(
-        "folder, log,", "from sweeps import packs\nfrom tests.fake_packs import TOGETHER\n"
+        "folder, log,", "from sweeps.lanes import packs\nfrom tests.fake_packs import TOGETHER\n"
         "packs.TOGETHER.update(TOGETHER)\nfolder, log,"
     )  # fmt: skip
     driver = start_driver(tmp_path / "r", log, 0.05, code)

@@ -25,8 +25,8 @@ from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import Upload, check_there, put_fact, restore
 from tests.fakes import TRIAL, FakeCell, FakeKeep, FakePlan, FakeTrain, fake_plan
-from tests.sweeps.engine.test_run import assert_same_tables, go
-from tests.sweeps.records.test_sealing import events
+from tests.sweeps.records.support import finish_events
+from tests.sweeps.support import assert_same_tables, go
 
 
 class Flaky(LocalFileSystem):  # type: ignore[misc]
@@ -55,7 +55,7 @@ def subtree(folder: Path) -> Location:
 
 def sealed(folder: Path, count: int, tmp_path: Path) -> None:
     sealer = Sealer(folder)
-    for event in events(tmp_path, count):
+    for event in finish_events(tmp_path, count):
         sealer.add(event)
     sealer.seal()
     (folder / "spec.json").write_text('{"identity": {}}')
@@ -131,7 +131,7 @@ def test_a_place_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
 def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(sealing.time, "monotonic", lambda: clock[0])
-    sealer, made = Sealer(tmp_path / "r", every=60.0), events(tmp_path, 3)
+    sealer, made = Sealer(tmp_path / "r", every=60.0), finish_events(tmp_path, 3)
     sealer.add(made[0])
     clock[0] += 59
     sealer.add(made[1])

@@ -18,7 +18,7 @@ from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.space import Dimension
 from sweeps.spec.spec import SweepSpec
 from tests.fakes import FakeCell, FakePlan, FakeSamples, fake_plan
-from tests.sweeps.search.test_effort import Bench, at, search, tune
+from tests.sweeps.search.support import Bench, at, search, tune
 
 Took = Callable[[Slot], float]
 

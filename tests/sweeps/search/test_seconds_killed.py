@@ -11,9 +11,7 @@ import pytest
 
 from sweeps.lanes.pool import Pool
 from tests.fakes import FakePlan, FakeResources, FakeSamples, FakeSearch, fake_plan
-from tests.sweeps.engine.test_engine_faults import DRIVER, events
-from tests.sweeps.engine.test_failures import KILLED_AFTER, driver
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged
+from tests.sweeps.support import DRIVER, KILLED_AFTER, assert_same_tables, driver, events, go, logged
 
 IN_SECONDS = (
     DRIVER.replace("FakeResources, ", "FakeResources, FakeSamples, FakeSearch, ")
