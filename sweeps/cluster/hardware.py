@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.format import Row
 from sweeps.errors import Problem, SpecError
-from sweeps.spec.interfaces import Resources, Row, Search, Spec
+from sweeps.spec.resources import ResourceSection
+from sweeps.spec.search import SearchSection
+from sweeps.spec.spec import SweepSpec
 
 SMI_S = 20.0
 
@@ -63,7 +66,7 @@ def _accelerators() -> tuple[str, ...]:
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
 
 
-def in_seconds(search: Search) -> float | None:
+def in_seconds(search: SearchSection) -> float | None:
     """The allowance in seconds; None where it is in something else."""
     return None if search.allowance is None else search.allowance.seconds
 
@@ -93,7 +96,7 @@ def _cluster() -> list[Machine]:
     ]
 
 
-def kinds(asked: Resources, found: Sequence[Machine]) -> dict[str, list[str]]:
+def kinds(asked: ResourceSection, found: Sequence[Machine]) -> dict[str, list[str]]:
     """Kinds of devices that a trial may get, each with the names of its machines."""
     gpu = asked.gpus_per_worker
     least = (1.0 if any(m.gpus >= 1 for m in found) else 0.0) if gpu == "auto" else gpu
@@ -113,7 +116,7 @@ def kind_of(row: Row) -> str | None:
     return row.get("processor") or device if device in (None, "cpu") else device
 
 
-def check_devices(spec: Spec, rows: Iterable[Row], found: Sequence[Machine]) -> None:
+def check_devices(spec: SweepSpec, rows: Iterable[Row], found: Sequence[Machine]) -> None:
     """Refuse an allowance in seconds whose trials would run on several kinds of devices.
 
     Args:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from analysis.format import Row
 from analysis.store.remote import Location
 from sweeps.cluster.hardware import check_devices, in_seconds, machines
 from sweeps.cluster.resources import accelerators
@@ -23,6 +24,7 @@ from sweeps.engine.stop import Stop, watch
 from sweeps.lanes.packs import TOGETHER, Packing
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
+from sweeps.plan.plan import Plan
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
 from sweeps.records.locks import FolderLock, check_identity, write_identity
@@ -31,7 +33,6 @@ from sweeps.records.rows import git_commit, utc
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import EVERY_S, Upload, check_there, restore
 from sweeps.search.stages import SweepState
-from sweeps.spec.interfaces import Plan, Row
 from sweeps.watch.displays import Progress, make_progress
 from sweeps.watch.observers import Observer, Observers
 

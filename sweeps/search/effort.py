@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeVar
 
+from analysis.format import Row
 from sweeps.search.points import Tried, beyond, propose
 from sweeps.search.samplers import State
 from sweeps.search.seconds import SPARE, Room, room
-from sweeps.spec.interfaces import Cell, Row, Search
+from sweeps.spec.cell import Cell
+from sweeps.spec.search import SearchSection
 from sweeps.spec.space import Extra, Point, Space
 
 WIDENED = 100_000
@@ -44,7 +46,7 @@ class Asked(Protocol):
 S = TypeVar("S", bound=Asked)
 
 
-def origin_of(number: int, search: Search) -> str | None:
+def origin_of(number: int, search: SearchSection) -> str | None:
     """What a TUNE slot of the first seeds is for: a warm start's name, "widened", or None for the sampler's."""
     if number >= WIDENED:
         return "widened"
@@ -67,7 +69,7 @@ def neighbours(cells: Iterable[Cell]) -> Iterator[tuple[str, str]]:
 class Effort:
     """The tuning effort of one cell. It knows the plan alone; what has been asked and found is given to it."""
 
-    def __init__(self, cell: Cell, search: Search) -> None:
+    def __init__(self, cell: Cell, search: SearchSection) -> None:
         self._cell, self._search = cell, search
 
     @property

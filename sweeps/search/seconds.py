@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sweeps.spec.interfaces import Row
+from analysis.format import Row
 
 HOPELESS = 8
 """A cell none of whose first so many points finished tries no more: trials that fail at once use up no time."""

@@ -11,7 +11,7 @@ import pytest
 from sweeps.search.effort import WIDENED
 from sweeps.search.stages import Slot
 from sweeps.spec.space import Dimension
-from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSamples, fake_plan
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSamples, FakeSearch, fake_plan
 from tests.sweeps.search.support import Bench, at, search, tune
 
 ALPHA = Dimension("alpha", values=(4, 8, 16))
@@ -161,10 +161,8 @@ def test_several_hyperparameters_are_chosen_as_a_whole(tmp_path: Path, sampler: 
 
 def in_samples(tmp_path: Path, samples: int, **values: Any) -> FakePlan:
     """Trials of 3 epochs of 100 samples."""
-    trials = samples // 300
     cell = FakeCell("lora", epoch_samples=100)
-    given = search(trials=trials, allowance=FakeSamples(samples), **values)
-    return fake_plan(tmp_path, (cell,), search=given)
+    return fake_plan(tmp_path, (cell,), search=FakeSearch(allowance=FakeSamples(samples), **values))
 
 
 @pytest.mark.parametrize("sampler", ["grid", "qmc", "tpe"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.search.stages import SweepState
-from sweeps.spec.interfaces import TUNE_SEED
+from sweeps.spec.sections import TUNE_SEED
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
 from tests.sweeps.search.support import Rows, keys, row_of, simulate
 

@@ -9,7 +9,7 @@ import pytest
 
 from sweeps.engine.export import write_spec
 from sweeps.errors import SpecError
-from sweeps.spec.interfaces import TUNE_SEED
+from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.spec.support import GOOD, problems, write
 
