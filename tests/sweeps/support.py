@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from analysis.store.store import open_store
 from sweeps.engine.run import RunSummary, run
 from sweeps.lanes.pool import Pool
-from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
+from tests.fakes import (
+    FAULTS,
+    FAULTS_OF_PACKS,
+    TRIAL,
+    FakeCell,
+    FakeConfirm,
+    FakePlan,
+    FakeResources,
+    FakeSearch,
+    fake_plan,
+)
 from tests.support import ROOT
 
 VARIES = {"attempt", "host", "started_at", "ended_at", "seconds_total", "seconds_setup", "chosen_at", "packed"}
 """Columns that differ between two runs of one sweep."""
 
+PAIR = (FakeCell("lora"), FakeCell("vera"))
+
+Undisturbed = Callable[..., Path]
+"""The fixture of that name: from cells and sections to the results of a sweep that ran without faults."""
+
 DRIVER = """
 import sys
 from pathlib import Path
 from sweeps.engine.run import run
-from tests.fakes import TRIAL, FakeResources, fake_plan
+from tests.fakes import FAULTS, FAULTS_OF_PACKS, TRIAL, FakeResources, fake_plan
 from tests.sweeps.support import logged
 
 folder, log, delay = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
@@ -47,6 +66,12 @@ def write(self, event, *, sync=True):
 Journal.write = write
 """
 """What a driver runs first that is to be killed after a number of events, its fourth argument."""
+
+
+def without_faults(cell: FakeCell) -> FakeCell:
+    """The cell of the same trials; faults and logs make no other ones."""
+    options = tuple(option for option in cell.options if option[0] not in (*FAULTS, *FAULTS_OF_PACKS))
+    return replace(cell, options=options)
 
 
 def go(plan: FakePlan, pool: Pool | None = None) -> RunSummary:
@@ -97,3 +122,23 @@ def searched(folder: Path, delay: float = 0.0, **more: Any) -> FakePlan:
     search = FakeSearch(trials=5, sampler="tpe", rerun_rates=0, rerun_seeds=0, **more)
     resources = FakeResources(concurrent=2)
     return fake_plan(folder, cells, search=search, confirm=FakeConfirm((0,)), resources=resources)
+
+
+class KillOnce:
+    """A display that kills all of Ray's processes with a title in it, once, when some trials have finished."""
+
+    def __init__(self, title: str, after: int = 3) -> None:
+        self.title, self.after = title, after
+        self.killed: list[int] = []
+
+    def start(self, state: Any) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self, state: Any) -> None: ...
+
+    def update(self, state: Any) -> None:
+        if not self.killed and sum(len(cell.rows) for cell in state.cells.values()) >= self.after:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # children come and go
+                    if self.title in " ".join(process.cmdline()):
+                        process.kill()
+                        self.killed.append(process.pid)

@@ -23,9 +23,9 @@ from sweeps.records import sealing
 from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import Upload, check_there, put_fact, restore
-from tests.fakes import TRIAL, FakeCell, FakeKeep, FakePlan, FakeTrain, fake_plan
+from tests.fakes import TRIAL, FakeKeep, FakePlan, FakeTrain, fake_plan
 from tests.sweeps.records.support import finish_events
-from tests.sweeps.support import assert_same_tables, go
+from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables
 
 
 class Flaky(LocalFileSystem):  # type: ignore[misc]
@@ -140,20 +140,19 @@ def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(part_paths(tmp_path / "r", "trials")) == 1
 
 
-def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool) -> None:
+def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
     there = subtree(tmp_path / "bucket")
-    cells = (FakeCell("lora"), FakeCell("vera"))
-    small = fake_plan(tmp_path / "r", cells[:1], keep=FakeKeep("best"))
+    small = fake_plan(tmp_path / "r", PAIR[:1], keep=FakeKeep("best"))
     summary = run(small, trial=TRIAL, progress=False, pool=pool, upload=there)
     assert summary.not_uploaded is None
     assert len([name for name in there.files() if name.endswith("adapter.json")]) == 1
     shutil.rmtree(tmp_path / "r")  # the machine is lost
-    again = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=False, pool=pool, upload=there)
+    again = run(fake_plan(tmp_path / "r", PAIR), trial=TRIAL, progress=False, pool=pool, upload=there)
     assert (again.skipped, again.finished) == (8, 8)
-    go(fake_plan(tmp_path / "whole", cells), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    whole = undisturbed(PAIR)
+    assert_same_tables(tmp_path / "r", whole)
     restore(tmp_path / "copy", there)
-    assert_same_tables(tmp_path / "copy", tmp_path / "whole")
+    assert_same_tables(tmp_path / "copy", whole)
     other = FakePlan(small.spec.model_copy(update={"output": tmp_path / "other", "train": FakeTrain(9)}), small.cells)
     with pytest.raises(IdentityError, match=r"train\.epochs = 9: the results in test://results/a were made with 3"):
         run(other, trial=TRIAL, progress=False, upload=there)
