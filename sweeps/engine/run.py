@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.format import Row
 from analysis.store.remote import Location
-from sweeps.cluster.hardware import check_devices, in_seconds, machines
 from sweeps.cluster.resources import accelerators
 from sweeps.cluster.session import RayLostError
 from sweeps.cluster.signals import signals
@@ -115,8 +114,8 @@ def run(
         estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
 
     Raises:
-        SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process, an
-            allowance in seconds would be spent on several kinds of devices; nothing was written then.
+        SpecError: the request can't be met (resources, sampler), or the folder belongs to another sweep or process;
+            nothing was written then.
         EngineError: no lane can be kept up.
         RayLostError: Ray's own processes died; the same command goes on.
         OSError: the journal can't be written.
@@ -128,9 +127,6 @@ def run(
     check_identity(folder, spec.identity())
     if location is not None:
         check_there(location, spec.identity())
-    timed = in_seconds(spec.search) is not None
-    if timed and not (folder / "journal.jsonl").exists():
-        check_devices(spec, (), machines(address))
     with FolderLock(folder):
         if location is not None:
             restore(folder, location)
@@ -139,8 +135,6 @@ def run(
             state = SweepState(plan.feasible, spec)
             earlier: dict[str, int] = {}
             unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
-            if timed and (journal.events or sealer.rows) and any(not cell.finished for cell in state.cells.values()):
-                check_devices(spec, [r for cell in state.cells.values() for r in cell.rows.values()], machines(address))
             write_identity(folder, spec.identity())
             sealer.write_cells(cell.row() for cell in plan.cells)
             skipped = sum(cell.counted() for cell in state.cells.values())

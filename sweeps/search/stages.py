@@ -166,7 +166,7 @@ class CellState:
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
-        tune = self.effort.in_all(self._first_seeds(), self.rows) + self.spec.search.reruns if self._tunes else 0
+        tune = len(self._points()) + self.spec.search.reruns if self._tunes else 0
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
