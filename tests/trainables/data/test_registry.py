@@ -13,7 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from tests.trainables.conftest import colour_tables
+from tests.trainables.tiny_images import colour_tables
 from trainables.data.downloads import DataWarning, differ
 from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
 from trainables.data.images.paper_sets import PAPER_SETS
