@@ -127,13 +127,14 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
-    return dict(_versions())
+    packages = ("torch", "torchvision", "transformers", "open_clip_torch", "randlora-sweeps", "numpy", "pillow")
+    return {"python": platform.python_version(), **installed(packages)}
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "transformers", "open_clip_torch", "randlora-sweeps", "numpy", "pillow")
-    found = {"python": platform.python_version()}
+def installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those of these packages that are installed."""
+    found = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
