@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 import torch
+from torch.nn.functional import linear
+from torch.nn.functional import scaled_dot_product_attention as attention
 
 from trainables.errors import TrialError
 
@@ -34,11 +36,7 @@ def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     if asked == "bf16" and device.type == "cuda" and not has_bf16:
         raise TrialError(f"train.precision 'bf16': {torch.cuda.get_device_name(device)} has none; use 'fp32' or 'auto'")
     if asked == "bf16" or (asked == "auto" and has_bf16):
-
-        def bf16() -> AbstractContextManager[Any]:
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-
-        return "bf16", bf16
+        return "bf16", functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
     return "fp32", contextlib.nullcontext
 
 
@@ -61,11 +59,15 @@ def float32_backend(asked: str, device: torch.device) -> Iterator[str]:
     if reason is not None:
         yield f"default ({reason})"
         return
-    matmul = _switch()
-    before = matmul.fp32_precision
-    matmul.fp32_precision = _FAST
-    try:
+    with _fast(_switch()):
         yield "fast"
+
+
+@contextlib.contextmanager
+def _fast(matmul: Any) -> Iterator[None]:
+    before, matmul.fp32_precision = matmul.fp32_precision, _FAST
+    try:
+        yield
     finally:
         matmul.fp32_precision = before
 
@@ -88,12 +90,9 @@ def _why_not_fast() -> str | None:
         return "fast refused: torch was built without oneDNN"
     if (matmul := _switch()) is None:
         return f"fast refused: torch {torch.__version__} has no switch for it"
-    plain, before = _errors(), matmul.fp32_precision
-    matmul.fp32_precision = _FAST
-    try:
+    plain = _errors()
+    with _fast(matmul):
         fast = _errors()
-    finally:
-        matmul.fp32_precision = before
     name = max(fast, key=lambda product: fast[product] / plain[product])
     if fast[name] > _LOSS * plain[name]:
         return f"fast refused: relative error of {name} {fast[name]:.1e}, of the default {plain[name]:.1e}"
@@ -106,16 +105,12 @@ def _errors() -> dict[str, float]:
     a, b = (torch.randn(256, 256, generator=draw) for _ in range(2))
     left, right = torch.randn(4, 64, 256, generator=draw), torch.randn(4, 256, 64, generator=draw)
     q = torch.randn(2, 4, 64, 32, generator=draw)
-    attend = torch.nn.functional.scaled_dot_product_attention
     pairs = {
         "mm": (a @ b, a.double() @ b.double()),
-        "linear": (
-            torch.nn.functional.linear(a, b, b[0]),
-            torch.nn.functional.linear(a.double(), b.double(), b[0].double()),
-        ),
+        "linear": (linear(a, b, b[0]), linear(a.double(), b.double(), b[0].double())),
         "addmm": (torch.addmm(a, a, b), torch.addmm(a.double(), a.double(), b.double())),
         "bmm": (torch.bmm(left, right), torch.bmm(left.double(), right.double())),
-        "attention": (attend(q, q, q), attend(q.double(), q.double(), q.double())),
+        "attention": (attention(q, q, q), attention(q.double(), q.double(), q.double())),
     }
     return {name: float((found - exact).norm() / exact.norm()) for name, (found, exact) in pairs.items()}
 

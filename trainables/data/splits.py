@@ -103,8 +103,7 @@ def split(
     nested in the same way; the validation split is the authors' own, or 10 % of the training rows and 5,000 at
     most, drawn once with seed 0. Protocol "paper" validates on nothing and draws from training and validation rows.
 
-    Raises:
-        DataError: fewer images of a class than asked for, naming the class and the largest size that works.
+    Raises DataError: fewer images of a class than asked for, naming the class and the largest size that works.
     """
     k = shots(train_size)
     if k is not None:

@@ -9,6 +9,5 @@ Uses `cache`, `runtime` and `seeds`, and randlora's targets; knows nothing of da
     sharing      one copy of the weights for a machine's CPU workers
     sharded      weights split over the workers of one trial (FSDP2)
     forward      forward passes that do less, or keep less
-    clip_towers  CLIP's towers as functions
     language     causal language models: logits where they are asked for
 """

@@ -76,8 +76,7 @@ def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool 
     Args:
         weights: False: read none, and leave every tensor on the meta device, for who has them already.
 
-    Raises:
-        ModelError: an unknown id, missing or malformed files, weights that are not safetensors, or no network.
+    Raises ModelError: an unknown id, missing or malformed files, weights that are not safetensors, or no network.
     """
     parsed = parse_id(model_id)
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
@@ -257,8 +256,7 @@ def _side(size: object, model_id: str) -> int:
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
+    return cast("tuple[float, float, float]", tuple(float(v) for v in values))
 
 
 @contextlib.contextmanager

@@ -34,8 +34,7 @@ def meta_model(model_id: str) -> nn.Module:
     open_clip's architectures, local directories and the models of `known_configs` need no network; any other `hf:`
     reads the hub's config.json.
 
-    Raises:
-        ModelError: an unknown id, or a config that can't be read.
+    Raises ModelError: an unknown id, or a config that can't be read.
     """
     parsed = parse_id(model_id)
     if is_open_clip(parsed, model_id):
@@ -51,8 +50,7 @@ def meta_model(model_id: str) -> nn.Module:
 def model_kind(model_id: str) -> Kind:
     """The task family that can train a model; reads its config at most.
 
-    Raises:
-        ModelError: an unknown id, or a config that can't be read.
+    Raises ModelError: an unknown id, or a config that can't be read.
     """
     parsed = parse_id(model_id)
     return "clip" if is_open_clip(parsed, model_id) else kind_of(shape_config(parsed, model_id))
@@ -61,8 +59,7 @@ def model_kind(model_id: str) -> Kind:
 def default_targets(model: str | nn.Module) -> list[str]:
     """Weight-name suffixes adapted by default in a model, given by id or as a module (`families.FAMILIES`).
 
-    Raises:
-        ModelError: a family without defaults.
+    Raises ModelError: a family without defaults.
     """
     module = meta_model(model) if isinstance(model, str) else model
     if (name := family_name(module)) is None:
@@ -124,8 +121,7 @@ def family_name(module: nn.Module) -> str | None:
 def is_open_clip(parsed: ModelId, model_id: str) -> bool:
     """Whether a model is open_clip's (else transformers').
 
-    Raises:
-        ModelError: a directory without the config of either.
+    Raises ModelError: a directory without the config of either.
     """
     folder = parsed.folder
     if folder is None or parsed.gguf is not None:
@@ -142,8 +138,7 @@ def is_open_clip(parsed: ModelId, model_id: str) -> bool:
 def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
     """A transformers config from a directory or the hub, or from the GGUF file of that name in it.
 
-    Raises:
-        ModelError: not found, no network, malformed, or code of its own that isn't trusted.
+    Raises ModelError: not found, no network, malformed, or code of its own that isn't trusted.
     """
     from transformers import AutoConfig
 
@@ -167,8 +162,7 @@ def known_configs() -> Mapping[str, Mapping[str, Any]]:
 def shape_config(parsed: ModelId, model_id: str) -> Any:
     """The config that shapes are taken from: of a directory, of `known_configs`, or of the hub.
 
-    Raises:
-        ModelError: as `hf_config`.
+    Raises ModelError: as `hf_config`.
     """
     if parsed.folder is None and parsed.gguf is None and parsed.name in known_configs():
         from transformers import AutoConfig

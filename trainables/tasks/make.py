@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from trainables.models.families import Kind
 from trainables.tasks.images.clip import clip_task
-from trainables.tasks.images.vision import vision_task
+from trainables.tasks.images.images import vision_task
 from trainables.tasks.task import Parts, Task
 from trainables.tasks.text.causal_lm import causal_lm_task
 from trainables.tasks.text.classifier import text_task

@@ -76,39 +76,32 @@ class Task(Protocol):
     @property
     def metric(self) -> str:
         """Name of the score."""
-        ...
 
     @property
     def unit(self) -> str:
         """What a row is, in the plural: "images", "texts"."""
-        ...
 
     @property
     def head(self) -> nn.Module | None:
         """A task head, new in this trial: trained beside the adapter at a rate of its own, counted and saved apart."""
-        ...
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """The rows (b,) of every optimiser step of an epoch (from 1), over all workers and micro-batches.
 
         A function of the trial's `data_seed` and the epoch alone. Every epoch has equally many batches.
         """
-        ...
 
     def weight(self, batch: Tensor) -> float:
         """What the summed loss of a whole batch is divided by: its images, or its target tokens.
 
         Taken over the global batch, so that neither micro-batches nor workers change the gradient.
         """
-        ...
 
     def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor | None:
         """Augmentation of the rows of a whole batch (b, ...), drawn on the CPU alike on every worker; None for none."""
-        ...
 
     def rows(self, which: Split) -> Tensor:
         """The trial's training or validation rows (n,): numbers that `weight` and `loss_sum` take."""
-        ...
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         """Summed loss of some rows of a batch, a scalar with gradient on the device.
@@ -117,17 +110,14 @@ class Task(Protocol):
             rows: (b,) at least one.
             plan: the part of `draw`'s answer that belongs to them.
         """
-        ...
 
     def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
         """Scores of the model as it is now, in eval mode; None where the split has no rows.
 
         With several workers each takes a share, and all get the whole answer.
 
-        Raises:
-            SplitError: "test" in stage TUNE.
+        Raises SplitError: "test" in stage TUNE.
         """
-        ...
 
 
 Alone = Callable[[int], AbstractContextManager[None]]
@@ -140,7 +130,6 @@ class PackedTask(Task, Protocol):
 
     def width(self, rows: Tensor) -> int | None:
         """Tokens that `rows` are padded to in a forward pass of their own; None where rows are no texts."""
-        ...
 
     def packed_losses(
         self, tasks: Sequence[Any], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
@@ -153,7 +142,6 @@ class PackedTask(Task, Protocol):
             plans: for each trial.
             alone: what surrounds a trial's own dropout outside the shared model.
         """
-        ...
 
 
 def summed(values: Tensor, world: int, device: torch.device) -> Tensor:

@@ -18,26 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora.adapter import Adapter
 from randlora.packing.packing import Pack, PackingError, draws_of
-from trainables.config import (
-    FULL_METHODS,
-    LINEAR_PROBE,
-    NO_TRAINING,
-    OWN,
-    NotPackableError,
-    TrialConfig,
-    UnevenTrialsError,
-    alike,
-    identifying,
-)
+from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
 from trainables.errors import TrainablesError, TrialError
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device
 from trainables.seeds import derive_seed
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
 from trainables.tasks.task import PackedTask, Parts
-from trainables.training.adapting import adapted
+from trainables.training.adapting import adapted, reseed_dropout
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.trainer import Trainer, Work, freeze_statistics
 from trainables.training.worker import Report, Run
@@ -101,18 +90,6 @@ def run_pack(
         raise NotPackableError(str(error)) from error
     finally:
         lane.check_model(first.model)
-
-
-def check_alike(trials: Sequence[TrialConfig]) -> None:
-    """Refuse trials that differ in more than they may, or whose method trains no adapter."""
-    shared = [alike(identifying(trial)) for trial in trials]
-    for other in shared:
-        differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))
-        if differ:
-            raise NotPackableError(f"trials of a pack may differ in {', '.join(OWN)} alone, not in {', '.join(differ)}")
-    method = trials[0].method
-    if method in (*FULL_METHODS, LINEAR_PROBE, NO_TRAINING):
-        raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")
 
 
 def _packed_task(parts: Parts) -> PackedTask:
@@ -213,7 +190,9 @@ class _Together:
         first = self.runs[0].work
         first.module.train()
         freeze_statistics(first.module)
-        self._reseed_dropout(epoch)
+        for name, layer in self.pack.layers:
+            for run, member in zip(self.runs, layer.members, strict=True):
+                reseed_dropout(member, run.work.trial.init_seed, epoch, prefix=name)
         device = first.device
         draws = {k: self.trainers[k].draws(epoch) for k in self.active}
         batches = {k: list(self.tasks[k].batches(epoch)) for k in self.active}
@@ -260,15 +239,6 @@ class _Together:
             total.backward()  # type: ignore[no-untyped-call]
             for k, loss in zip(places, losses, strict=True):
                 sums[k].add_(loss.detach())
-
-    def _reseed_dropout(self, epoch: int) -> None:
-        """As `adapting.reseed_dropout` does for a trial alone: a mask follows its trial's own seed."""
-        for name, layer in self.pack.layers:
-            for run, member in zip(self.runs, layer.members, strict=True):
-                for below, module in member.named_modules():
-                    if isinstance(module, Adapter):
-                        whole = f"{name}.{below}" if below else name
-                        module.reseed_dropout(derive_seed(run.work.trial.init_seed, "dropout", whole, epoch))
 
 
 def _part(plan: Tensor | None, part: Tensor) -> Tensor | None:

@@ -90,8 +90,7 @@ class Trainer:
 
         A function of the state, the seeds and the epoch's number alone, which is what makes resuming exact.
 
-        Raises:
-            TrialError: a loss that is not finite, naming the step.
+        Raises TrialError: a loss that is not finite, naming the step.
         """
         self._module.train()
         freeze_statistics(self._module)

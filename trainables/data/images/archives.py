@@ -26,8 +26,7 @@ _CUB_MD5 = "97eceeb196236b17998738112f37df78"
 def load_voc(name: str, words: Words) -> Dataset:
     """VOC2007 as a classification set: every annotated object, difficult ones too, cut out by its box.
 
-    Raises:
-        DataError: torchvision can't read or download it.
+    Raises DataError: torchvision can't read or download it.
     """
     renames = class_words("voc")
     assert not isinstance(renames, tuple)
@@ -76,8 +75,7 @@ def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, 
 def load_cub(name: str, words: Words) -> Dataset:
     """CUB-200-2011 by its own lists (`images.txt`, `image_class_labels.txt`, `train_test_split.txt`).
 
-    Raises:
-        DataError: the archive can't be downloaded, is damaged, or lacks a list.
+    Raises DataError: the archive can't be downloaded, is damaged, or lacks a list.
     """
     root = data_folder() / "CUB_200_2011"
     if not root.is_dir():
@@ -123,8 +121,7 @@ def _fetch_cub(name: str, folder: Path) -> None:
 def load_ucf(name: str, words: Words) -> Dataset:
     """UCF101's middle frames by the lists of `split_zhou_UCF101.json`: [file, class number, class name] a row.
 
-    Raises:
-        DataError: the folder or its lists are not there.
+    Raises DataError: the folder or its lists are not there.
     """
     root = data_folder() / "ucf101"
     lists, frames = root / "split_zhou_UCF101.json", root / "UCF-101-midframes"

@@ -76,8 +76,7 @@ class DatasetInfo:
     def open(self, name: str, source: str | None = None) -> Dataset:
         """Load it, from one of its sources, and compare its size with what is known.
 
-        Raises:
-            DataError: missing or damaged files, or another size than was verified.
+        Raises DataError: missing or damaged files, or another size than was verified.
         """
         load = self.load if source is None else self.others[source]
         dataset = load(name, Words(self.templates or None, self.prompt))

@@ -66,13 +66,17 @@ def _info(
     sizes: tuple[int, int, int],
     epochs: int | None,
     templates: tuple[str, ...],
+    on_hub: str | Load = "",
     *,
     rule: str = _CARVED,
     get: str = "downloads itself",
     **more: Any,
 ) -> DatasetInfo:
+    """An entry; `on_hub` is a repository that has the set too, named by NAME@hub."""
     known: dict[str, Any] = {"classes": classes, "sizes": Sizes(*sizes), "rule": rule, "source": source, "get": get}
-    return DatasetInfo(load, templates, epochs, about, prompt=DEFAULT_PROMPT, **known, **more)
+    if on_hub:
+        known["others"] = {"hub": hub(on_hub) if isinstance(on_hub, str) else on_hub}
+    return DatasetInfo(load, templates, epochs, about, prompt=DEFAULT_PROMPT, **known | more)
 
 
 def _tv(key: str, *facts: Any, **more: Any) -> DatasetInfo:
@@ -83,13 +87,12 @@ def _on_hub(repository: str, *facts: Any) -> DatasetInfo:
     return _info(hub(repository), f"hub {repository}", *facts, get="downloads itself from the hub")
 
 
-_HUB_IMAGENET = hub(
-    "ILSVRC/imagenet-1k",
-    splits={"train": "train", "test": "validation"},
-    advice="it is gated: accept its terms on the hub and log in with `hf auth login`",
-)
+_VALIDATION_AS_TEST = {"train": "train", "test": "validation"}
+_ADVICE = "it is gated: accept its terms on the hub and log in with `hf auth login`"
+_HUB_IMAGENET = hub("ILSVRC/imagenet-1k", splits=_VALIDATION_AS_TEST, advice=_ADVICE)
+_HUB_EUROSAT = hub("tanganke/eurosat", clean=functools.partial(clean, renames=class_words("eurosat")))  # type: ignore[arg-type]
 _RESEARCH = "research use only"
-_eurosat_words = functools.partial(clean, renames=class_words("eurosat"))  # type: ignore[arg-type]
+_BY_SHARE = {"rule": "test: 20 % at random, seed 0; " + _CARVED, "licence": "CC BY 4.0"}
 
 PAPER_SETS: dict[str, DatasetInfo] = {
     "cars": _on_hub(
@@ -97,40 +100,27 @@ PAPER_SETS: dict[str, DatasetInfo] = {
         ("a photo of a {}.", "a photo of my {}.", "a photo of the {}, a type of car."),
     ),
     "dtd": _tv(
-        "dtd", "describable textures, split 1, train + val", 47, (3384, 376, 1880), 76, _TEXTURE,
-        licence=_RESEARCH, others={"hub": hub("tanganke/dtd")},
+        "dtd", "describable textures, split 1, train + val", 47, (3384, 376, 1880), 76, _TEXTURE, "tanganke/dtd",
+        licence=_RESEARCH,
     ),
     "eurosat": _tv(
-        "eurosat", "EuroSAT, satellite land use", 10, (21600, 2700, 2700), 12, _AERIAL,
+        "eurosat", "EuroSAT, satellite land use", 10, (21600, 2700, 2700), 12, _AERIAL, _HUB_EUROSAT,
         rule="270 validation and 270 test images of every class, seed 0", licence="MIT",
-        others={"hub": hub("tanganke/eurosat", clean=_eurosat_words)},
     ),
-    "gtsrb": _tv(
-        "gtsrb", "German traffic signs", 43, (23976, 2664, 12630), 11, _SIGN,
-        others={"hub": hub("tanganke/gtsrb")},
-    ),
-    "mnist": _tv(
-        "mnist", "MNIST, handwritten digits", 10, (55000, 5000, 10000), 5, _DIGIT,
-        others={"hub": hub("ylecun/mnist")},
-    ),
-    "resisc45": _on_hub(
-        "tanganke/resisc45", "RESISC45, aerial scenes", 45, (17010, 1890, 6300), 15, _AERIAL
-    ),
+    "gtsrb": _tv("gtsrb", "German traffic signs", 43, (23976, 2664, 12630), 11, _SIGN, "tanganke/gtsrb"),
+    "mnist": _tv("mnist", "MNIST, handwritten digits", 10, (55000, 5000, 10000), 5, _DIGIT, "ylecun/mnist"),
+    "resisc45": _on_hub("tanganke/resisc45", "RESISC45, aerial scenes", 45, (17010, 1890, 6300), 15, _AERIAL),
     "sun397": _on_hub(
         "tanganke/sun397", "SUN397, scenes, Training_01 and Testing_01", 397, (17865, 1985, 19850), 14, _SCENE
     ),
     "svhn": _tv(
         "svhn", "house numbers, without the extra images", 10, (68257, 5000, 26032), 4,
-        ('a street sign of the number: "{}".',), licence="non-commercial use only",
-        others={"hub": hub("ufldl-stanford/svhn", config="cropped_digits")},
+        ('a street sign of the number: "{}".',), hub("ufldl-stanford/svhn", config="cropped_digits"),
+        licence="non-commercial use only",
     ),
-    "cifar10": _tv(
-        "cifar10", "CIFAR-10, 32 px photographs", 10, (45000, 5000, 10000), 5, _PHOTO,
-        others={"hub": hub("uoft-cs/cifar10")},
-    ),
+    "cifar10": _tv("cifar10", "CIFAR-10, 32 px photographs", 10, (45000, 5000, 10000), 5, _PHOTO, "uoft-cs/cifar10"),
     "cifar100": _tv(
-        "cifar100", "CIFAR-100, 32 px photographs", 100, (45000, 5000, 10000), 6, _PHOTO,
-        others={"hub": hub("uoft-cs/cifar100")},
+        "cifar100", "CIFAR-100, 32 px photographs", 100, (45000, 5000, 10000), 6, _PHOTO, "uoft-cs/cifar100"
     ),
     "imagenet": _info(
         _imagenet(_HUB_IMAGENET), "hub ILSVRC/imagenet-1k (gated)", "ImageNet-1k; its validation images are the test",
@@ -139,20 +129,16 @@ PAPER_SETS: dict[str, DatasetInfo] = {
         licence="non-commercial research, terms on the hub",
         get="accept the terms on the hub and log in; or put the archives into imagenet/ and name imagenet@torchvision",
     ),
-    "stl10": _tv(
-        "stl10", "STL-10, 96 px photographs", 10, (4500, 500, 8000), 4, _PHOTO, others={"hub": hub("tanganke/stl10")}
-    ),
+    "stl10": _tv("stl10", "STL-10, 96 px photographs", 10, (4500, 500, 8000), 4, _PHOTO, "tanganke/stl10"),
     "food101": _tv(
         "food101", "Food-101", 101, (70750, 5000, 25250), 15, ("a photo of {}, a type of food.",),
-        others={"hub": hub("ethz/food101", splits={"train": "train", "test": "validation"})},
+        hub("ethz/food101", splits=_VALIDATION_AS_TEST),
     ),
     "caltech101": _tv(
-        "caltech101", "Caltech-101 without its background class", 101, (6247, 694, 1736), 10, _PHOTO,
-        rule="test: 20 % at random, seed 0; " + _CARVED, licence="CC BY 4.0",
+        "caltech101", "Caltech-101 without its background class", 101, (6247, 694, 1736), 10, _PHOTO, **_BY_SHARE
     ),
     "caltech256": _tv(
-        "caltech256", "Caltech-256 with its clutter class", 257, (22037, 2448, 6122), 8, _PHOTO,
-        rule="test: 20 % at random, seed 0; " + _CARVED, licence="CC BY 4.0",
+        "caltech256", "Caltech-256 with its clutter class", 257, (22037, 2448, 6122), 8, _PHOTO, **_BY_SHARE
     ),
     "fgvc-aircraft": _tv(
         "fgvc-aircraft", "FGVC Aircraft, variants", 100, (3334, 3333, 3333), 60,
@@ -165,11 +151,11 @@ PAPER_SETS: dict[str, DatasetInfo] = {
     ),
     "oxford-pets": _tv(
         "oxford-pets", "Oxford-IIIT Pet, trainval", 37, (3312, 368, 3669), 5, ("a photo of a {}, a type of pet.",),
-        licence="CC BY-SA 4.0", others={"hub": hub("timm/oxford-iiit-pet")},
+        "timm/oxford-iiit-pet", licence="CC BY-SA 4.0",
     ),
     "cub200": _info(
         archives.load_cub, "the makers' archive", "Caltech-UCSD Birds 200, 2011", 200, (5395, 599, 5794), 20, _BIRD,
-        others={"hub": hub("Donghyun99/CUB-200-2011")}, licence=_RESEARCH,
+        "Donghyun99/CUB-200-2011", licence=_RESEARCH,
     ),
     "voc2007": _info(
         archives.load_voc, "torchvision VOCDetection", "PASCAL VOC 2007, a crop of every annotated object", 20,
@@ -189,7 +175,7 @@ PAPER_SETS: dict[str, DatasetInfo] = {
 
 FURTHER_SETS: dict[str, DatasetInfo] = {
     "fashion-mnist": _tv(
-        "fashion-mnist", "Fashion-MNIST, 28 px", 10, (55000, 5000, 10000), None, ("a photo of a {}.",), licence="MIT",
-        others={"hub": hub("zalando-datasets/fashion_mnist")},
+        "fashion-mnist", "Fashion-MNIST, 28 px", 10, (55000, 5000, 10000), None, ("a photo of a {}.",),
+        "zalando-datasets/fashion_mnist", licence="MIT",
     ),
 }  # fmt: skip

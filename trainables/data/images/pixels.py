@@ -82,8 +82,7 @@ class Pixels:
     def prepare(self, index: Tensor, *, skip_bad: bool = False) -> Tensor:
         """Decode the given rows now, all together; the rows that can be used, in the order given.
 
-        Raises:
-            DataError: an image that can't be decoded, naming it, unless `skip_bad`, which leaves it out.
+        Raises DataError: an image that can't be decoded, naming it, unless `skip_bad`, which leaves it out.
         """
         bad: set[int] = set()
         if self._mapped is not None or self.kept_bytes:

@@ -28,8 +28,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
         form: "instructions" keeps the rows as they are, a label being the answer; "questions" asks the bare question
             of each row and has the text of the right choice as response.
 
-    Raises:
-        DataError: missing or malformed files, naming file and row.
+    Raises DataError: missing or malformed files, naming file and row.
     """
     here = folder.name
     train, test = _find(folder, "train"), _find(folder, "test")

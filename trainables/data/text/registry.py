@@ -200,8 +200,7 @@ def text_kind(name: str) -> TextKind | None:
 def text_loader(name: str) -> Callable[[], TextDataset] | None:
     """What loads the text set of that id; None where the id is not one of a text set.
 
-    Raises:
-        DataError: a folder that is not there.
+    Raises DataError: a folder that is not there.
     """
     if name in TEXT_DATASETS:
         return functools.partial(TEXT_DATASETS[name].open, name)

@@ -58,8 +58,7 @@ def shared_model(model_id: str) -> LoadedModel:
 
     Writing to them changes this process's copy alone.
 
-    Raises:
-        ModelError: as `load_model`.
+    Raises ModelError: as `load_model`.
     """
     cache = cache_folder()
     if cache is None or (name := _name(model_id)) is None:

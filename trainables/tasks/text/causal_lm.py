@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainables.config import LINEAR_PROBE, TrialConfig
-from trainables.data.text.batches import padded, share_of
+from trainables.data.text.batches import padded
 from trainables.data.text.dataset import Exchange, TextDataset, TextSplit
 from trainables.data.text.prompts import extract_answer
 from trainables.errors import TrialError
 from trainables.metrics.texts import check_installed, score_texts
-from trainables.models.language import LanguageModel
+from trainables.models.language import LanguageModel, positions
 from trainables.tasks.task import Alone, Parts, Scores, Which, summed
 from trainables.tasks.text.encoding import DEFAULT_MAX_TOKENS, Encoded, EncodedRows, Encoder, exchange
 from trainables.tasks.text.generation import generate
@@ -96,7 +96,7 @@ class CausalLMTask(TextTask[Encoded]):
         part, rows = self._evaluated(which)
         if len(rows) == 0:
             return None
-        mine = share_of(len(rows), rank, world)
+        mine = list(range(rank, len(rows), world))
         texts = [exchange(part, int(rows[i])) for i in mine]
         places = [part.place(int(rows[i])) for i in mine]
         found = torch.zeros(len(rows), 4, dtype=torch.float64)
@@ -206,17 +206,6 @@ def answer_in(text: str, row: Exchange, place: str) -> str | None:
     return extract_answer(text, row.labels)
 
 
-def positions(whole: Sequence[Tensor], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows, columns, targets) of every token after the first `start + 1` of each sequence, by what predicts it."""
-    rows, columns, targets = [], [], []
-    for row, (ids, start) in enumerate(zip(whole, starts, strict=True)):
-        count = len(ids) - 1 - start
-        rows.append(torch.full((count,), row))
-        columns.append(torch.arange(start, len(ids) - 1))
-        targets.append(ids[start + 1 :])
-    return torch.cat(rows), torch.cat(columns), torch.cat(targets)
-
-
 def gathered(texts: Sequence[str], n: int, world: int) -> list[str]:
     """All workers' texts in the order of the rows; a worker has every `world`-th."""
     if world == 1:
@@ -232,8 +221,7 @@ def gathered(texts: Sequence[str], n: int, world: int) -> list[str]:
 def _protocol(trial: TrialConfig, dataset: TextDataset) -> str:
     """The protocol asked for; by default log-likelihood, and generation for texts with references.
 
-    Raises:
-        TrialError: a protocol that the data set's rows cannot be judged by.
+    Raises TrialError: a protocol that the data set's rows cannot be judged by.
     """
     asked = trial.evaluate.protocol
     if dataset.kind == "meanings":

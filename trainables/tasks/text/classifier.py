@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from trainables.config import LINEAR_PROBE, NO_TRAINING
-from trainables.data.text.batches import length_batches, share_of
+from trainables.data.text.batches import length_batches
 from trainables.data.text.dataset import TextDataset
 from trainables.errors import TrialError
 from trainables.metrics.classification import LABEL_METRICS, NUMBER_METRICS, label_scores, number_scores
@@ -86,7 +86,7 @@ class SentenceTask(TextTask[Sentence]):
         if len(rows) == 0:
             return None
         encoded = self._in_tokens(part)
-        mine = share_of(len(rows), rank, world)
+        mine = list(range(rank, len(rows), world))
         encoded.prepare(rows[mine].tolist())
         outputs = torch.zeros(len(rows), self._classes or 1, dtype=torch.float64)
         lengths = [len(encoded[row]) for row in rows[mine].tolist()]
