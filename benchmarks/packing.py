@@ -43,7 +43,7 @@ from trainables.models.shapes import default_targets, target_shapes
 from trainables.runtime import pick_device
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import PackedTask, Parts
+from trainables.tasks.task import Parts
 from trainables.training.packed import run_pack
 from trainables.training.worker import run_trial
 
@@ -94,7 +94,7 @@ class Work:
             make_task(Parts(trial=t, lane=lane, loaded=loaded, autocast=contextlib.nullcontext, precision="fp32"))
             for t in trials
         ]
-        widths = [[t.width(b) or 1 for b in t.batches(1)] for t in tasks if isinstance(t, PackedTask)]
+        widths = [[t.width(b) or 1 for b in t.batches(1)] for t in tasks]
         return sum(max(step) * len(step) for step in zip(*widths, strict=True)) / sum(map(sum, widths))
 
 

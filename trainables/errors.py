@@ -43,11 +43,14 @@ def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     return f"known: {shown}" + (", ..." if len(names) > 40 else "")
 
 
-def no_folder(name: str, folder: Path) -> DataError:
-    """The error for a data set whose folder is not there: where it was looked for, and what is beside it."""
+def folder_of(name: str, text: str) -> Path:
+    """The folder that a data set's id names. Raises DataError, saying where it was looked for and what is beside it."""
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder
     if folder.is_file():
-        return DataError(f"data set {name!r}: {folder} is a file; give the folder that it is in")
+        raise DataError(f"data set {name!r}: {folder} is a file; give the folder that it is in")
     beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
     looked = "" if folder.is_absolute() else f" in {Path.cwd()}, where this was started"
     near = f"; {nearest(folder.name, beside)}" if beside else ""
-    return DataError(f"data set {name!r}: no folder {folder}{looked}{near}")
+    raise DataError(f"data set {name!r}: no folder {folder}{looked}{near}")

@@ -25,7 +25,7 @@ from trainables.data.images.sources import from_arrow, from_folder, from_hub, fr
 from trainables.data.splits import split
 from trainables.data.text.dataset import TextDataset
 from trainables.data.text.registry import TEXT_DATASETS, TEXT_FORMS, TextInfo, text_loader
-from trainables.errors import DataError, nearest, no_folder
+from trainables.errors import DataError, folder_of, nearest
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 
@@ -115,9 +115,7 @@ def _loader(name: str) -> Callable[[], Dataset]:
     if form == "embedded" and name in embedded_datasets():
         return lambda: from_parquet(name, EMBEDDED / rest)
     if form in _FROM_PATH and rest:
-        folder = Path(rest).expanduser()
-        if not folder.is_dir():
-            raise no_folder(name, folder)
+        folder = folder_of(name, rest)
         return lambda: _FROM_PATH[form](name, folder)
     if form == "hf" and rest:
         return lambda: from_hub(name, rest)

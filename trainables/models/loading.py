@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from trainables.data.images.pixels import Recipe
 from trainables.errors import first_line
 from trainables.models.families import Kind, ModelError, ModelId, parse_id
 from trainables.models.shapes import UNREADABLE, advice, gguf_argument, hf_class, hf_config, is_open_clip, kind_of
@@ -29,21 +30,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model expects of its images.
+    """What a model expects of its images: their form, and per-channel normalisation of RGB values in [0, 1]."""
 
-    Attributes:
-        image_size: side of the square input, in pixels.
-        mean, std: per-channel normalisation of RGB values in [0, 1].
-        interpolation: how images are resized, "bicubic" or "bilinear".
-        resize_mode: "shortest" resizes the shorter side and crops the centre, "longest" resizes the longer side and
-            pads, "squash" ignores the aspect.
-    """
-
-    image_size: int
+    recipe: Recipe
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
 
 
 @dataclass(frozen=True)
@@ -122,11 +113,13 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) ->
         family="open_clip",
         model_id=model_id,
         preprocess=Preprocess(
-            image_size=_side(settings["size"], model_id),
-            mean=_triple(settings["mean"]),
-            std=_triple(settings["std"]),
-            interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
-            resize_mode=settings.get("resize_mode") or "shortest",
+            Recipe(
+                _side(settings["size"], model_id),
+                "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+                settings.get("resize_mode") or "shortest",
+            ),
+            _triple(settings["mean"]),
+            _triple(settings["std"]),
         ),
         tokenizer=cast("Tokenizer", tokenizer),
     )
@@ -212,13 +205,10 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
     bilinear = 2  # PIL's number for it; 3 is bicubic
-    return Preprocess(
-        image_size=_side(size, model_id),
-        mean=_triple(settings.get("image_mean") or IMAGENET_MEAN),
-        std=_triple(settings.get("image_std") or IMAGENET_STD),
-        interpolation="bilinear" if settings.get("resample") == bilinear else "bicubic",
-        resize_mode="squash" if squash else "shortest",
-    )
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if settings.get("resample") == bilinear else "bicubic"
+    recipe = Recipe(_side(size, model_id), interpolation, "squash" if squash else "shortest")
+    mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
+    return Preprocess(recipe, _triple(mean), _triple(std))
 
 
 def _hf_tokenizer(

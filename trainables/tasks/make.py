@@ -8,14 +8,14 @@ from trainables.models.families import Kind
 from trainables.tasks.images.clip import clip_task
 from trainables.tasks.images.images import vision_task
 from trainables.tasks.task import Parts, Task
-from trainables.tasks.text.causal_lm import causal_lm_task
-from trainables.tasks.text.classifier import text_task
+from trainables.tasks.text.causal_lm import CausalLMTask
+from trainables.tasks.text.classifier import SentenceTask
 
 _MAKERS: dict[Kind, Callable[[Parts], Task]] = {
     "clip": clip_task,
     "hf-vision": vision_task,
-    "causal-lm": causal_lm_task,
-    "text-encoder": text_task,
+    "causal-lm": CausalLMTask,
+    "text-encoder": SentenceTask,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed
@@ -22,6 +22,9 @@ from trainables.tasks.lane_cache import Warm
 
 Which = Literal["val", "test"]
 Split = Literal["train", "val"]
+
+Alone = Callable[[int], AbstractContextManager[None]]
+"""Makes the context in which random numbers are those of the trial at a place in a pack."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,29 +107,7 @@ class Task(Protocol):
         """The trial's training or validation rows (n,): numbers that `weight` and `loss_sum` take."""
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
-        """Summed loss of some rows of a batch, a scalar with gradient on the device.
-
-        Args:
-            rows: (b,) at least one.
-            plan: the part of `draw`'s answer that belongs to them.
-        """
-
-    def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
-        """Scores of the model as it is now, in eval mode; None where the split has no rows.
-
-        With several workers each takes a share, and all get the whole answer.
-
-        Raises SplitError: "test" in stage TUNE.
-        """
-
-
-Alone = Callable[[int], AbstractContextManager[None]]
-"""Makes the context in which random numbers are those of the trial at a place in a pack."""
-
-
-@runtime_checkable
-class PackedTask(Task, Protocol):
-    """A task whose trials may share a forward pass, each with its slice of the batch (`trainables.training.packed`)."""
+        """Summed loss of b > 0 rows of a batch, a scalar with gradient on the device; `plan`: their part of `draw`."""
 
     def width(self, rows: Tensor) -> int | None:
         """Tokens that `rows` are padded to in a forward pass of their own; None where rows are no texts."""
@@ -134,13 +115,20 @@ class PackedTask(Task, Protocol):
     def packed_losses(
         self, tasks: Sequence[Any], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
     ) -> list[Tensor]:
-        """`loss_sum` of every trial of a pack, by one pass through the model.
+        """`loss_sum` of every trial of a pack (`trainables.training.packed`), by one pass through the model.
 
         Args:
             tasks: those of the trials, all of this one's kind; this one is among them.
             rows: (b,) for each trial, equally many.
             plans: for each trial.
             alone: what surrounds a trial's own dropout outside the shared model.
+        """
+
+    def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
+        """Scores of the model as it is now, in eval mode; None where the split has no rows.
+
+        With several workers each takes a share, and all get the whole answer. Raises SplitError for "test" in stage
+        TUNE.
         """
 
 

@@ -25,7 +25,7 @@ from trainables.runtime import PeakMemory, choose_precision, device_name, float3
 from trainables.seeds import derive_seed
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import PackedTask, Parts
+from trainables.tasks.task import Parts, Task
 from trainables.training.adapting import adapted, reseed_dropout
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.trainer import Trainer, Work, freeze_statistics
@@ -73,7 +73,7 @@ def run_pack(
             backend = stack.enter_context(float32_backend(first.train.float32, device))
             facts = {"device": device_name(device), "precision": precision, "backend": backend}
             tasks = [
-                _packed_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
+                make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
                 for trial in trials
             ]
             runs = []
@@ -92,14 +92,7 @@ def run_pack(
         lane.check_model(first.model)
 
 
-def _packed_task(parts: Parts) -> PackedTask:
-    task = make_task(parts)
-    if not isinstance(task, PackedTask):
-        raise NotPackableError(f"trials on {parts.trial.model!r} are not packed: its task has no form for it")
-    return task
-
-
-def _drawing(first: Work, tasks: Sequence[PackedTask]) -> bool:
+def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
     """Whether the base model or the heads drop activations at random. Refuses what can't be told apart by trials."""
     drawing = any([draws_of(first.module), *(draws_of(task.head) for task in tasks if task.head is not None)])
     if drawing and first.trial.train.gradient_checkpointing:
@@ -124,7 +117,7 @@ class _Together:
     pack: Pack
     runs: list[Run]
     trainers: list[Trainer]
-    tasks: list[PackedTask]
+    tasks: list[Task]
     drawing: bool
     active: list[int] = field(default_factory=list)
     failed: Reports = field(default_factory=dict)

@@ -221,7 +221,7 @@ def test_an_open_clip_directory_loads(clip_folder: Path) -> None:
     assert not loaded.module.training
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
     assert loaded.preprocess is not None
-    assert (loaded.preprocess.image_size, loaded.preprocess.mean, loaded.preprocess.std) == (
+    assert (loaded.preprocess.recipe.size, loaded.preprocess.mean, loaded.preprocess.std) == (
         32,
         (0.5, 0.5, 0.5),
         (0.25, 0.25, 0.25),
@@ -251,7 +251,7 @@ def test_a_transformers_directory_loads_with_the_names_that_were_counted(
     assert loaded.text_tokenizer is None  # there are no tokenizer files
     if kind == "hf-vision":
         assert loaded.preprocess is not None
-        assert loaded.preprocess.image_size == 28
+        assert loaded.preprocess.recipe.size == 28
 
 
 def test_dinov2_files_keep_the_old_names_and_load_under_the_new(dinov2_folder: Path) -> None:
@@ -297,7 +297,8 @@ def test_image_settings_come_from_the_processor_file(dinov2_folder: Path, tmp_pa
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     preprocess = load_model(f"local:{tmp_path}").preprocess
     assert preprocess is not None
-    assert (preprocess.image_size, preprocess.mean, preprocess.interpolation) == (14, (0.1, 0.2, 0.3), "bilinear")
+    assert (preprocess.recipe.size, preprocess.recipe.interpolation) == (14, "bilinear")
+    assert preprocess.mean == (0.1, 0.2, 0.3)
 
 
 def test_weights_must_be_named_present_and_safe(clip_folder: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def forward(loaded: LoadedModel) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         if loaded.preprocess is not None:
-            side = loaded.preprocess.image_size
+            side = loaded.preprocess.recipe.size
             images = torch.randn(3, 3, side, side, generator=draw)
             found = module.encode_image(images) if loaded.kind == "clip" else module(images).last_hidden_state
         else:

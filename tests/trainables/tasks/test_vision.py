@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,12 @@ def test_kept_adapter_and_head_reproduce_the_test_score(vision_trial: MakeTrial,
 
 def colour_test_images(loaded: LoadedModel, trial: TrialConfig) -> tuple[Tensor, Tensor]:
     from trainables.data.images.batches import Normalise
-    from trainables.data.images.pixels import Pixels, Recipe
+    from trainables.data.images.pixels import Pixels
 
     split = load_dataset(trial.dataset, stage="CONFIRM").test
     look = loaded.preprocess
     assert look is not None
-    pixels = Pixels(split, Recipe(16, look.interpolation, look.resize_mode))
+    pixels = Pixels(split, replace(look.recipe, size=16))
     return Normalise(look.mean, look.std, torch.device("cpu"))(pixels.rows(torch.arange(len(split)))), split.labels
 
 

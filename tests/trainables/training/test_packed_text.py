@@ -19,7 +19,7 @@ from trainables.errors import TrialError
 from trainables.models.loading import load_model
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import PackedTask, Parts
+from trainables.tasks.task import Parts, Task
 from trainables.training.packed import run_pack
 
 Make = Callable[..., list[TrialConfig]]
@@ -65,12 +65,10 @@ def make(place: Path) -> Make:
     return trials
 
 
-def task_of(trial: TrialConfig) -> PackedTask:
+def task_of(trial: TrialConfig) -> Task:
     lane = Warm({}, torch.device("cpu"))
     loaded = lane.model(trial.model)
-    task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
-    assert isinstance(task, PackedTask)
-    return task
+    return make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
 
 
 def check(trials: list[TrialConfig], tmp_path: Path, atol: float = 1e-4) -> list[dict[str, Any]]:

@@ -28,9 +28,7 @@ def load_voc(name: str, words: Words) -> Dataset:
 
     Raises DataError: torchvision can't read or download it.
     """
-    renames = class_words("voc")
-    assert not isinstance(renames, tuple)
-    names = [clean(c, renames) for c in VOC_CLASSES]
+    names = [clean(c, class_words("voc")) for c in VOC_CLASSES]
     train, val = _voc_split(name, "train"), _voc_split(name, "val")
     return assemble(name, names, train, lambda: _voc_split(name, "test"), words, val=val)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 from trainables.data.downloads import UNKNOWN, counted, differ
 from trainables.data.images.dataset import Dataset, Words, check_templates
@@ -88,8 +89,8 @@ class DatasetInfo:
 
 
 @functools.cache
-def class_words(name: str) -> Mapping[str, str] | tuple[str, ...]:
-    """Words for prompts that a data set's own class names do not give: a list, or a table of replacements."""
+def class_words(name: str) -> Any:
+    """Words for prompts that a data set's own class names do not give: a tuple, or a table of replacements."""
     text = resources.files("trainables.data.images").joinpath("class_names.json").read_text(encoding="utf-8")
     found = json.loads(text)[name]
     return tuple(found) if isinstance(found, list) else found

@@ -90,7 +90,7 @@ def _on_hub(repository: str, *facts: Any) -> DatasetInfo:
 _VALIDATION_AS_TEST = {"train": "train", "test": "validation"}
 _ADVICE = "it is gated: accept its terms on the hub and log in with `hf auth login`"
 _HUB_IMAGENET = hub("ILSVRC/imagenet-1k", splits=_VALIDATION_AS_TEST, advice=_ADVICE)
-_HUB_EUROSAT = hub("tanganke/eurosat", clean=functools.partial(clean, renames=class_words("eurosat")))  # type: ignore[arg-type]
+_HUB_EUROSAT = hub("tanganke/eurosat", clean=functools.partial(clean, renames=class_words("eurosat")))
 _RESEARCH = "research use only"
 _BY_SHARE = {"rule": "test: 20 % at random, seed 0; " + _CARVED, "licence": "CC BY 4.0"}
 

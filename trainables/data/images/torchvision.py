@@ -54,7 +54,7 @@ ENTRIES: dict[str, _Entry] = {
     "fgvc-aircraft": _Entry("FGVCAircraft", *_SPLIT, val={"split": "val"}),
     "flowers102": _Entry("Flowers102", *_SPLIT, val={"split": "val"}),
     "oxford-pets": _Entry("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
-    "gtsrb": _Entry("GTSRB", *_SPLIT, classes=class_words("gtsrb")),  # type: ignore[arg-type]
+    "gtsrb": _Entry("GTSRB", *_SPLIT, classes=class_words("gtsrb")),
     "country211": _Entry("Country211", *_SPLIT, val={"split": "valid"}, renames="country211"),
     "eurosat": _Entry("EuroSAT", {}, {}, renames="eurosat", pooled="per-class"),
     "caltech101": _Entry("Caltech101", {}, {}, renames="caltech101", pooled="share"),
@@ -137,7 +137,6 @@ def _classes(entry: _Entry, found: Any) -> tuple[str, ...]:
         return entry.classes
     raw = getattr(found, "classes", None) or found.categories
     renames = class_words(entry.renames) if entry.renames else None
-    assert not isinstance(renames, tuple)
     return tuple(clean(c[0] if isinstance(c, tuple) else str(c), renames) for c in raw)
 
 

@@ -22,7 +22,7 @@ from trainables.data.downloads import FOLDER_VARIABLE, UNKNOWN, counted, data_fo
 from trainables.data.text.dataset import TextDataset, TextKind
 from trainables.data.text.instructions import Form, assemble, from_json
 from trainables.data.text.tables import GLUE, Cells, e2e_dataset, from_e2e_folder, from_glue_folder, glue_dataset
-from trainables.errors import DataError, no_folder
+from trainables.errors import DataError, folder_of
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 """Where the commonsense files are, laid out as in the download folder."""
@@ -207,7 +207,4 @@ def text_loader(name: str) -> Callable[[], TextDataset] | None:
     form, _, rest = name.partition(":")
     if form not in _FORMS or not rest:
         return None
-    folder = Path(rest).expanduser()
-    if not folder.is_dir():
-        raise no_folder(name, folder)
-    return functools.partial(_FORMS[form][1], name, folder)
+    return functools.partial(_FORMS[form][1], name, folder_of(name, rest))

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches
 from trainables.data.images.dataset import Dataset
-from trainables.data.images.pixels import Pixels, Recipe
+from trainables.data.images.pixels import Pixels
 from trainables.data.splits import split
 from trainables.errors import TrialError
 from trainables.models.encoders import hidden_size, image_encoder, new_head
@@ -77,12 +77,12 @@ class ImageTask:
         self._dataset, self.classifier, self.head = dataset, classifier, head
         trial, look = parts.trial, parts.loaded.preprocess
         assert look is not None  # a model of images has one
-        if trial.image_size is not None and parts.loaded.kind == "hf-vision":
-            look = dataclasses.replace(look, image_size=trial.image_size)
         self._rows = split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol)
         self._usable: dict[str, tuple[Pixels, Tensor]] = {}
         self._skipped = 0
-        self._recipe = Recipe(look.image_size, look.interpolation, look.resize_mode)
+        self._recipe = look.recipe
+        if trial.image_size is not None and parts.loaded.kind == "hf-vision":
+            self._recipe = dataclasses.replace(look.recipe, size=trial.image_size)
         self._normalise = Normalise(look.mean, look.std, self._lane.device)
 
     @functools.cached_property

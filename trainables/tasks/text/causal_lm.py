@@ -20,9 +20,9 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from trainables.config import LINEAR_PROBE, TrialConfig
+from trainables.config import LINEAR_PROBE
 from trainables.data.text.batches import padded
-from trainables.data.text.dataset import Exchange, TextDataset, TextSplit
+from trainables.data.text.dataset import Exchange, TextSplit
 from trainables.data.text.prompts import extract_answer
 from trainables.errors import TrialError
 from trainables.metrics.texts import check_installed, score_texts
@@ -37,26 +37,44 @@ LOG_LIKELIHOOD, GENERATION = "log-likelihood", "generation"
 
 
 class CausalLMTask(TextTask[Encoded]):
-    """One trial's texts and the language model that learns them."""
+    """One trial's texts and the language model that learns them.
+
+    Raises:
+        TrialError: settings or data that a language model does not take.
+        DataError: missing or malformed data, naming file and row.
+    """
 
     head = None
 
-    def __init__(self, parts: Parts, dataset: TextDataset) -> None:
-        trial = parts.trial
+    def __init__(self, parts: Parts) -> None:
+        trial, settings, module = parts.trial, parts.trial.train, parts.loaded.module
+        refuse_images(trial, "a language model")
+        if trial.method == LINEAR_PROBE:
+            raise TrialError(
+                "linear-probe trains a classifier's head, and a language model has none; leave the method out"
+            )
+        dataset = parts.lane.text_dataset(trial.dataset, trial.stage)
         if dataset.kind == "sentences":
             raise TrialError(
                 f"data set {trial.dataset!r} is labelled sentences, and {trial.model!r} is a language model, which "
                 "learns prompts and responses; use a text encoder such as hf:roberta-base, or a json: data set"
             )
-        self.protocol = _protocol(trial, dataset)
-        self._model = LanguageModel(parts.loaded.module, parts.autocast)
-        self._encoder = _encoder(parts)
-        self._autocast, self._references = parts.autocast, dataset.kind == "meanings"
-        super().__init__(parts, dataset, self._encoder.max_tokens, lambda part: EncodedRows(part, self._encoder))
+        self._references = dataset.kind == "meanings"
+        if self._references and trial.evaluate.protocol == LOG_LIKELIHOOD:
+            raise TrialError(
+                f"evaluate.protocol 'log-likelihood': the rows of {trial.dataset!r} have reference texts instead of "
+                "choices; use 'generation'"
+            )
+        self._model, self._autocast = LanguageModel(module, parts.autocast), parts.autocast
+        window = positions_of(module.config)
+        most = settings.max_tokens or min(DEFAULT_MAX_TOKENS, window or DEFAULT_MAX_TOKENS)
+        self._encoder = encoder = Encoder(parts.loaded.text_tokenizer, most, window, trial.model)
+        super().__init__(parts, dataset, encoder.max_tokens, lambda part: EncodedRows(part, encoder))
         if self._references:
             check_installed()
-            self.metric = "bleu"
+            self.protocol, self.metric = GENERATION, "bleu"
         else:
+            self.protocol = trial.evaluate.protocol or LOG_LIKELIHOOD
             per_byte = self.protocol == LOG_LIKELIHOOD and dataset.kind == "questions"
             self.metric = f"accuracy ({self.protocol}{' per byte' if per_byte else ''})"
 
@@ -216,41 +234,3 @@ def gathered(texts: Sequence[str], n: int, world: int) -> list[str]:
     for rank, part in enumerate(parts):
         out[rank::world] = part or []
     return out
-
-
-def _protocol(trial: TrialConfig, dataset: TextDataset) -> str:
-    """The protocol asked for; by default log-likelihood, and generation for texts with references.
-
-    Raises TrialError: a protocol that the data set's rows cannot be judged by.
-    """
-    asked = trial.evaluate.protocol
-    if dataset.kind == "meanings":
-        if asked == LOG_LIKELIHOOD:
-            raise TrialError(
-                f"evaluate.protocol 'log-likelihood': the rows of {trial.dataset!r} have reference texts instead of "
-                "choices; use 'generation'"
-            )
-        return GENERATION
-    return asked or LOG_LIKELIHOOD
-
-
-def _encoder(parts: Parts) -> Encoder:
-    """The tokenizer with `train.max_tokens`, or LLM-Adapters' 256 where the model's window holds them."""
-    window = positions_of(parts.loaded.module.config)
-    asked = parts.trial.train.max_tokens
-    most = asked if asked is not None else min(DEFAULT_MAX_TOKENS, window or DEFAULT_MAX_TOKENS)
-    return Encoder(parts.loaded.text_tokenizer, most, window, parts.trial.model)
-
-
-def causal_lm_task(parts: Parts) -> CausalLMTask:
-    """A language model on prompts and responses.
-
-    Raises:
-        TrialError: settings or data that a language model does not take.
-        DataError: missing or malformed data, naming file and row.
-    """
-    trial = parts.trial
-    refuse_images(trial, "a language model")
-    if trial.method == LINEAR_PROBE:
-        raise TrialError("linear-probe trains a classifier's head, and a language model has none; leave the method out")
-    return CausalLMTask(parts, parts.lane.text_dataset(trial.dataset, trial.stage))

@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.data.text.batches import length_batches
-from trainables.data.text.dataset import TextDataset
 from trainables.errors import TrialError
 from trainables.metrics.classification import LABEL_METRICS, NUMBER_METRICS, label_scores, number_scores
 from trainables.models.encoders import ClassifierHead, hidden_size, new_classifier_head, new_head
@@ -28,14 +27,31 @@ EVAL_TOKENS = 32768
 
 
 class SentenceTask(TextTask[Sentence]):
-    """One trial's labelled sentences, and the encoder with a head that learns them."""
+    """One trial's labelled sentences, and the encoder with a head that learns them.
 
-    def __init__(self, parts: Parts, dataset: TextDataset) -> None:
+    Raises:
+        TrialError: settings or data that a text encoder does not take.
+        DataError: missing or malformed data, naming file and row.
+    """
+
+    def __init__(self, parts: Parts) -> None:
         trial, module, device = parts.trial, parts.loaded.module, parts.lane.device
+        refuse_images(trial, "a text encoder")
+        if trial.method == NO_TRAINING:
+            raise TrialError(f"zero-shot on {trial.model!r}, which has no head to classify with; use {LINEAR_PROBE!r}")
+        dataset = parts.lane.text_dataset(trial.dataset, trial.stage)
+        if dataset.kind != "sentences":
+            raise TrialError(
+                f"data set {trial.dataset!r} holds prompts and responses, and {trial.model!r} is a text encoder, which "
+                "classifies labelled sentences; use a causal language model, or a glue: data set"
+            )
+        metric, classes = dataset.metric, len(dataset.class_names)
+        if metric not in (LABEL_METRICS if classes else NUMBER_METRICS) or (metric == "matthews" and classes != 2):
+            raise TrialError(f"data set {trial.dataset!r}: no metric {metric!r} for its labels")
         encoder = SentenceEncoder(parts.loaded.text_tokenizer, trial.train.max_tokens, module, trial.model)
         super().__init__(parts, dataset, encoder.max_tokens, lambda part: SentenceRows(part, encoder))
         self._read = SentenceReader(module, parts.autocast, encoder.pad)
-        self._classes = len(dataset.class_names)
+        self._classes = classes
         self._frozen = trial.method == LINEAR_PROBE
         width, outputs = hidden_size(module, trial.model), self._classes or 1
         self.head: nn.Linear | ClassifierHead = (
@@ -105,27 +121,3 @@ class SentenceTask(TextTask[Sentence]):
             values["loss"] = float(mse_loss(outputs.squeeze(1), labels.double()))
             correct = None
         return self._scores(part, rows, values.pop(self.metric), correct, values)
-
-
-def text_task(parts: Parts) -> SentenceTask:
-    """A text encoder with a head on labelled sentences.
-
-    Raises:
-        TrialError: settings or data that a text encoder does not take.
-        DataError: missing or malformed data, naming file and row.
-    """
-    trial = parts.trial
-    refuse_images(trial, "a text encoder")
-    if trial.method == NO_TRAINING:
-        raise TrialError(f"zero-shot on {trial.model!r}, which has no head to classify with; use {LINEAR_PROBE!r}")
-    dataset = parts.lane.text_dataset(trial.dataset, trial.stage)
-    if dataset.kind != "sentences":
-        raise TrialError(
-            f"data set {trial.dataset!r} holds prompts and responses, and {trial.model!r} is a text encoder, which "
-            "classifies labelled sentences; use a causal language model, or a glue: data set"
-        )
-    if dataset.metric not in (LABEL_METRICS if dataset.class_names else NUMBER_METRICS) or (
-        dataset.metric == "matthews" and len(dataset.class_names) != 2
-    ):
-        raise TrialError(f"data set {trial.dataset!r}: no metric {dataset.metric!r} for its labels")
-    return SentenceTask(parts, dataset)
