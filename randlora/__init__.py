@@ -35,7 +35,6 @@ from randlora.methods.scheduled.autolora import AutoLoraConfig
 from randlora.methods.scheduled.hooks import Hooks, Schedule, hooks_in
 from randlora.model.families import default_targets
 from randlora.model.targets import resolve_targets
-from randlora.plugins import load_plugins
 
 __all__ = [
     "METHODS",
@@ -83,5 +82,3 @@ __all__ = [
     "resolve_targets",
     "save",
 ]
-
-load_plugins()

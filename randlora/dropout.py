@@ -14,8 +14,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from randlora.arithmetic.bases import derive_seed
 from randlora.errors import AdapterError
-from randlora.seeds import derive_seed
 
 _REMEMBERED = 1024
 """Draws of one adapter between a forward and the backward that repeats it."""

@@ -1,10 +1,12 @@
-"""The user's errors of this package, and how a message finds the nearest valid choice."""
+"""The user's errors of this package; `nearest`, randlora's, names the valid choices in their messages."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
+
+from randlora.errors import nearest
+
+__all__ = ["DataError", "SplitError", "TrainablesError", "TrialError", "nearest", "no_folder"]
 
 
 class TrainablesError(ValueError):
@@ -21,18 +23,6 @@ class SplitError(TrainablesError):
 
 class TrialError(RuntimeError):
     """One trial cannot go on (loss not finite, a combination that is not supported). The sweep can."""
-
-
-def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
-    """A phrase naming the known names closest to `name`, or all of them when few, or none when none is known."""
-    names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
-    if close:
-        return "nearest: " + ", ".join(repr(n) for n in close)
-    if not names:
-        return "none is known"
-    shown = ", ".join(repr(n) for n in names[:40])
-    return f"known: {shown}" + (", ..." if len(names) > 40 else "")
 
 
 def no_folder(name: str, folder: Path) -> DataError:

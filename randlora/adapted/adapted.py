@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from randlora.adapted.accumulate import accumulating
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
-from randlora.arithmetic.bases import Bases
+from randlora.arithmetic.bases import Bases, derive_seed
 from randlora.errors import AdapterError, CheckpointError
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sites import Site, is_adapted, shared_names
-from randlora.seeds import derive_seed
 
 
 def check_can_merge(model: nn.Module, sites: Mapping[str, Site]) -> None:

@@ -22,9 +22,8 @@ from torch import nn
 
 from randlora.adapter import Adapter
 from randlora.errors import ExportError
-from randlora.files.checkpoint import write_tensors, write_text
+from randlora.files.checkpoint import Adapted, write_tensors, write_text
 from randlora.files.peft_lora import INSTEAD, PREFIX, Tensors, attention, called, write_lora
-from randlora.files.protocol import Adapted
 from randlora.methods.random.randlora import RandLora, RandLoraConfig
 from randlora.methods.random.vera import Vera, VeraConfig
 

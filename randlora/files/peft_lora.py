@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from randlora.adapter import Adapter
 from randlora.errors import ExportError
-from randlora.files.protocol import Adapted
+from randlora.files.checkpoint import Adapted
 from randlora.methods.factored import Factored
-from randlora.methods.lowrank.lora import Dora, Lora
-from randlora.methods.random.nola import Nola
-from randlora.methods.random.vera import Vera
+from randlora.methods.lowrank.lora import Dora
 from randlora.methods.scheduled.adalora import AdaLora
 from randlora.methods.scheduled.autolora import AutoLora
 from randlora.model.sites import Site
@@ -40,11 +38,9 @@ class LowRank(NamedTuple):
     scale: float
 
 
-def low_rank(adapter: Adapter) -> LowRank | None:
-    """The delta as a product of two factors, exactly; None for a method of another form (also DoRA's)."""
-    if isinstance(adapter, Lora):
-        return LowRank(adapter.a.detach(), adapter.b.detach(), adapter.scale)
-    if not isinstance(adapter, Factored | Nola | Vera):
+def _factors(adapter: Adapter) -> LowRank | None:
+    """The delta, of DoRA its direction's, as a product of two factors, exactly; None for a method of another form."""
+    if not isinstance(adapter, Factored):
         return None
     with torch.no_grad():
         a, b = adapter.factors()
@@ -54,7 +50,7 @@ def low_rank(adapter: Adapter) -> LowRank | None:
     elif isinstance(adapter, AutoLora):  # read from a checkpoint it has its dropped terms still, as zeros
         kept = (b != 0).any(0)
         a, b = a[:, kept], b[:, kept]
-    return LowRank(a, b, 1.0 if isinstance(adapter, Vera) else adapter.scale)
+    return LowRank(a.detach(), b.detach(), adapter.scale)
 
 
 def attention(site: Site) -> str | None:
@@ -85,16 +81,15 @@ def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
     """One pair of factors for a whole weight."""
     found = []
     for site, adapter in members:
-        factors = LowRank(adapter.a, adapter.b, adapter.scale) if isinstance(adapter, Dora) else low_rank(adapter)
-        if factors is None:
+        if (factors := _factors(adapter)) is None:
             raise ExportError(f"the delta of {site.name} is no product of two thin matrices; {INSTEAD}")
         found.append((site, factors))
-    a = torch.cat([f.a.detach() for _, f in found], 1)
+    a = torch.cat([f.a for _, f in found], 1)
     b = torch.zeros(_rows(found[0][0]), a.shape[1], dtype=a.dtype, device=a.device)
     at = 0
     for site, f in found:
         rank = f.b.shape[1]
-        b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = f.b.detach()
+        b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = f.b
         at += rank
     if a.shape[1] == 0:  # AdaLoRA and AutoLoRA may leave a weight nothing
         a, b = a.new_zeros(a.shape[0], 1), b.new_zeros(b.shape[0], 1)

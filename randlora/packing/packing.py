@@ -227,7 +227,7 @@ def share_bases(members: Sequence[Adapted]) -> None:
     for member in members:
         for adapter in member.adapters.values():
             own = getattr(adapter, "bases", None)
-            if type(own) is not Bases or adapter.derived:
+            if not isinstance(own, Bases) or own.given or adapter.derived:
                 continue
             same = next((b for b in kept if b.seed == own.seed and b.draws == own.draws), None)
             if same is None:

@@ -24,46 +24,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
-from randlora.arithmetic.bases import Draw
-from randlora.methods.factored import Factored, drawn, singular
+from randlora.adapter import AdapterConfig, RankConfig, Request, Shape, check_positive, each_weight, trainable
+from randlora.methods.factored import Factored, lora_start, singular
+from randlora.methods.lowrank.lora import lora_count
+from randlora.methods.method import Method, full_rank
 
 
 @dataclass(frozen=True)
-class _SpectralConfig(AdapterConfig):
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_capacity(self.method, "r", self.r)
-        check_positive(self.method, "alpha", self.alpha)
-        check_dropout(self.method, self.dropout)
-
-    @property
-    def scale(self) -> float:
-        """alpha / r, 1 by default; one number for all layers."""
-        return 1.0 if self.alpha is None else self.alpha / self.r
-
-
-@dataclass(frozen=True)
-class PissaConfig(_SpectralConfig):
+class PissaConfig(RankConfig):
     """`r`: rank of the trained factors."""
 
     method: ClassVar[str] = "pissa"
 
 
 @dataclass(frozen=True)
-class LoraXsConfig(_SpectralConfig):
+class LoraXsConfig(RankConfig):
     """`r`: side of the trained square matrix; at most min(out, in) of a weight is used."""
 
     method: ClassVar[str] = "lora-xs"
@@ -81,24 +56,8 @@ class SvftConfig(AdapterConfig):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_capacity(self.method, "k", self.k)
+        super().__post_init__()
         check_positive(self.method, "scale", self.scale)
-        check_dropout(self.method, self.dropout)
-
-
-def pissa_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """r (out + in), as LoRA."""
-    return capacity * (shape[0] + shape[1])
-
-
-def lora_xs_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """min(r, out, in) squared."""
-    return min(capacity, *shape) ** 2
-
-
-def rank_reach(shapes: Sequence[Shape], **options: Any) -> int:
-    """The largest min(out, in): full rank."""
-    return max(min(shape) for shape in shapes)
 
 
 def diagonals(m: int, k: int) -> tuple[int, int]:
@@ -115,7 +74,7 @@ def svft_count(shape: Shape, capacity: int, **options: Any) -> int:
 
 def svft_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
     """2 m - 1, all diagonals of the largest M."""
-    return 2 * max(min(shape) for shape in shapes) - 1
+    return 2 * full_rank(shapes) - 1
 
 
 class Pissa(Factored):
@@ -129,15 +88,13 @@ class Pissa(Factored):
 
     def __init__(self, name: str, config: PissaConfig, request: Request) -> None:
         base, r = request.weights[name], request.capacities[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        super().__init__(request.shapes[name], config.dropout)
         self.scale = config.scale
         u, s, v = singular(base, request.dtype)
         root = torch.sqrt(s[:r] / self.scale)
         a, b = v[:, :r] * root, u[:, :r] * root
         if extra := r - root.numel():  # a rank above this weight's own: LoRA's start for the rest
-            width = self.shape[1]
-            more = drawn(name, "a", request, Draw(width, extra, std=(3.0 * width) ** -0.5))
-            a = torch.cat([a, more.to(a)], 1)
+            a = torch.cat([a, lora_start(name, extra, request).to(a)], 1)
             b = torch.cat([b, b.new_zeros(self.shape[0], extra)], 1)
         self.a = trainable(a.contiguous(), request, base.device)
         self.b = trainable(b.contiguous(), request, base.device)
@@ -161,7 +118,7 @@ class LoraXs(Factored):
 
     def __init__(self, name: str, config: LoraXsConfig, request: Request) -> None:
         base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        super().__init__(request.shapes[name], config.dropout)
         self.scale = config.scale
         r = min(request.capacities[name], *self.shape)
         u, s, v = singular(base, request.dtype)
@@ -183,7 +140,7 @@ class Svft(Factored):
 
     def __init__(self, name: str, config: SvftConfig, request: Request) -> None:
         base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        super().__init__(request.shapes[name], config.dropout)
         self.scale = config.scale
         m, k = min(self.shape), request.capacities[name]
         above, below = diagonals(m, k)
@@ -211,22 +168,42 @@ class Svft(Factored):
         return self.right, self.left @ self.middle()
 
 
-def build_pissa(request: Request) -> dict[str, Adapter]:
-    """One decomposition per weight."""
-    config = request.config
-    assert isinstance(config, PissaConfig)
-    return {name: Pissa(name, config, request) for name in request.weights}
-
-
-def build_lora_xs(request: Request) -> dict[str, Adapter]:
-    """One decomposition per weight."""
-    config = request.config
-    assert isinstance(config, LoraXsConfig)
-    return {name: LoraXs(name, config, request) for name in request.weights}
-
-
-def build_svft(request: Request) -> dict[str, Adapter]:
-    """One decomposition per weight."""
-    config = request.config
-    assert isinstance(config, SvftConfig)
-    return {name: Svft(name, config, request) for name in request.weights}
+PISSA = Method(
+    name="pissa",
+    title="PiSSA",
+    config=PissaConfig,
+    capacity_field="r",
+    count=lora_count,
+    max_capacity=full_rank,
+    build=each_weight(Pissa),
+    published_lr=1e-3,
+    published_lr_source="as LoRA, which its authors compare at one rate; no CLIP rate was published",
+    scale_rule="alpha / r, alpha = r by default, so 1",
+    update_rank=lambda shape, capacity, **_: min(2 * capacity, *shape),  # what was taken off W0, and what replaces it
+)
+LORA_XS = Method(
+    name="lora-xs",
+    title="LoRA-XS",
+    config=LoraXsConfig,
+    capacity_field="r",
+    count=lambda shape, capacity, **_: min(capacity, *shape) ** 2,
+    max_capacity=full_rank,
+    build=each_weight(LoraXs),
+    published_lr=1e-3,
+    published_lr_source="as LoRA; no CLIP rate was published",
+    scale_rule="alpha / r, alpha = r by default, so 1",
+    update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+)
+SVFT = Method(
+    name="svft",
+    title="SVFT",
+    config=SvftConfig,
+    capacity_field="k",
+    count=svft_count,
+    max_capacity=svft_max_capacity,
+    build=each_weight(Svft),
+    published_lr=5e-3,
+    published_lr_source="ours: no CLIP rate was published; a step of M's entries moves the delta less than LoRA's",
+    scale_rule="scale, 1 by default",
+    update_rank=lambda shape, capacity, **_: min(shape),  # the main diagonal lies between all singular vectors
+)

@@ -27,20 +27,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
+from randlora.adapter import RankConfig, Request, Shape, check_capacity, check_share, trainable
 from randlora.arithmetic.bases import Draw
 from randlora.errors import ConfigError, nearest
 from randlora.methods.factored import drawn
-from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial, initial_rank
+from randlora.methods.method import Method, full_rank
+from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial, initial_rank, ranked
 
 ALLOCATE = ("parameters", "ranks")
 DEFAULT_SCALE = 32.0
@@ -48,14 +40,12 @@ DEFAULT_SCALE = 32.0
 
 
 @dataclass(frozen=True)
-class AdaLoraConfig(AdapterConfig):
+class AdaLoraConfig(RankConfig):
     """`r`: average final rank. `interval`: steps between two cuts. `orthogonal`: weight of the penalty."""
 
     method: ClassVar[str] = "adalora"
+    default_scale: ClassVar[float] = DEFAULT_SCALE
 
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
     initial: float = 1.5
     start: float = 0.1
     stop: float = 0.5
@@ -66,31 +56,25 @@ class AdaLoraConfig(AdapterConfig):
     allocate: str = "parameters"
 
     def __post_init__(self) -> None:
-        check_capacity("adalora", "r", self.r)
+        super().__post_init__()
         check_capacity("adalora", "interval", self.interval)
-        check_positive("adalora", "alpha", self.alpha)
-        check_dropout("adalora", self.dropout)
         check_initial(self, self.initial)
         if not 0.0 <= self.start < self.stop <= 1.0:
             raise ConfigError(
                 f"adalora: 0 <= start < stop <= 1 must hold (fractions of the training) but got start = {self.start!r} "
                 f"and stop = {self.stop!r}"
             )
-        for key in ("beta_importance", "beta_uncertainty"):
-            if not 0.0 < getattr(self, key) < 1.0:
-                raise ConfigError(f"adalora: {key} must lie between 0 and 1 but got {getattr(self, key)!r}")
+        check_share("adalora", "beta_importance", self.beta_importance)
+        check_share("adalora", "beta_uncertainty", self.beta_uncertainty)
         if not self.orthogonal >= 0.0:
             raise ConfigError(f"adalora: orthogonal must not be negative but got {self.orthogonal!r}")
         if self.allocate not in ALLOCATE:
-            raise ConfigError(
-                f"adalora: allocate must be one of {list(ALLOCATE)} but got {self.allocate!r}"
-                f"{nearest(self.allocate, ALLOCATE)}"
-            )
+            raise ConfigError(f"adalora: unknown allocate {self.allocate!r}; {nearest(self.allocate, ALLOCATE)}")
 
     @property
     def scale(self) -> float:
         """alpha / init_r where alpha is given; one number for all layers."""
-        return DEFAULT_SCALE if self.alpha is None else self.alpha / initial_rank(self.initial, self.r)
+        return self.default_scale if self.alpha is None else self.alpha / initial_rank(self.initial, self.r)
 
 
 def adalora_count(shape: Shape, capacity: int, **options: Any) -> int:
@@ -193,12 +177,17 @@ def _eye(p: Tensor) -> Tensor:
     return torch.eye(p.shape[1], device=p.device, dtype=p.dtype)
 
 
-def build_adalora(request: Request) -> dict[str, Adapter]:
-    """Triplets per weight, and one allocator for all of them."""
-    config = request.config
-    assert isinstance(config, AdaLoraConfig)
-    adapters = {name: AdaLora(name, config, request) for name in request.weights}
-    allocator = Allocator(list(adapters.values()), config)
-    for adapter in adapters.values():
-        adapter.schedule = allocator
-    return dict(adapters)
+ADALORA = Method(
+    name="adalora",
+    title="AdaLoRA",
+    config=AdaLoraConfig,
+    capacity_field="r",
+    count=adalora_count,
+    max_capacity=full_rank,
+    build=ranked(AdaLora, Allocator),
+    published_lr=1e-3,
+    published_lr_source="as LoRA; no CLIP rate was published",
+    scale_rule=f"alpha / the initial rank; by default {DEFAULT_SCALE:g}",
+    scheduled=True,
+    update_rank=lambda shape, capacity, **_: min(capacity, *shape),  # at the end
+)

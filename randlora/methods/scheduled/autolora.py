@@ -23,40 +23,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
-from randlora.arithmetic.bases import Draw, draw
+from randlora.adapter import RankConfig, Request, check_positive, check_share, trainable
+from randlora.arithmetic.bases import Draw, derive_seed, draw
 from randlora.errors import ConfigError
-from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial
-from randlora.seeds import derive_seed
+from randlora.methods.lowrank.lora import lora_count
+from randlora.methods.method import Method, full_rank
+from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial, ranked
 
 BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True)
-class AutoLoraConfig(AdapterConfig):
+class AutoLoraConfig(RankConfig):
     """`r`: average final rank. `search`: share of the training that looks for the ranks. `held_out`: share of the rows
     that train the selection variables meanwhile, with Adam of rate `selection_lr`.
     """
 
     method: ClassVar[str] = "autolora"
 
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
     initial: float = 2.0
     search: float = 0.5
     held_out: float = 0.3
@@ -64,26 +53,13 @@ class AutoLoraConfig(AdapterConfig):
     order: int = 2
 
     def __post_init__(self) -> None:
-        check_capacity("autolora", "r", self.r)
-        check_positive("autolora", "alpha", self.alpha)
+        super().__post_init__()
         check_positive("autolora", "selection_lr", self.selection_lr)
-        check_dropout("autolora", self.dropout)
         check_initial(self, self.initial)
-        for key in ("search", "held_out"):
-            if not 0.0 < getattr(self, key) < 1.0:
-                raise ConfigError(f"autolora: {key} must lie between 0 and 1 but got {getattr(self, key)!r}")
+        check_share("autolora", "search", self.search)
+        check_share("autolora", "held_out", self.held_out)
         if self.order not in (1, 2):
             raise ConfigError(f"autolora: order must be 1 or 2 (derivatives) but got {self.order!r}")
-
-    @property
-    def scale(self) -> float:
-        """alpha / r, one number for all layers."""
-        return 1.0 if self.alpha is None else self.alpha / self.r
-
-
-def autolora_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """r (out + in), at the end."""
-    return capacity * (shape[0] + shape[1])
 
 
 class AutoLora(Terms):
@@ -169,9 +145,6 @@ class Selector(Ranks[AutoLora]):
     def restarts(self, step: int, total: int) -> bool:
         return step == self._end(total) < total
 
-    def regulariser(self) -> Tensor | None:
-        return None
-
     @torch.no_grad()
     def _choose(self) -> Tensor:
         """The terms with the largest weights that the budget pays for."""
@@ -200,12 +173,18 @@ class Selector(Ranks[AutoLora]):
                 }
 
 
-def build_autolora(request: Request) -> dict[str, Adapter]:
-    """Terms per weight, and one search for all of them."""
-    config = request.config
-    assert isinstance(config, AutoLoraConfig)
-    adapters = {name: AutoLora(name, config, request) for name in request.weights}
-    selector = Selector(list(adapters.values()), config)
-    for adapter in adapters.values():
-        adapter.schedule = selector
-    return dict(adapters)
+AUTOLORA = Method(
+    name="autolora",
+    title="AutoLoRA",
+    config=AutoLoraConfig,
+    capacity_field="r",
+    count=lora_count,  # at the end
+    max_capacity=full_rank,
+    build=ranked(AutoLora, Selector),
+    published_lr=1e-3,
+    published_lr_source="as LoRA; no CLIP rate was published",
+    scale_rule="alpha / r, alpha = r by default, so 1",
+    scheduled=True,
+    holds_out=True,
+    update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+)

@@ -51,9 +51,9 @@ class Schedule(ABC):
         """Whether after `step` (from 1) training begins anew: the optimiser forgets its moments."""
         return False
 
-    @abstractmethod
     def regulariser(self) -> Tensor | None:
-        """A scalar to add to the loss of a step, once whatever the number of micro-batches; None for none."""
+        """A scalar to add to the loss of a step, once whatever the number of micro-batches; None: no penalty."""
+        return None
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from randlora.adapter import AdapterConfig, Request
+from randlora.adapter import Adapter, AdapterConfig, Build, Request
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored
 from randlora.methods.scheduled.hooks import Schedule
@@ -32,8 +32,7 @@ class Terms(Factored):
     cost: int
 
     def __init__(self, name: str, request: Request, dropout: float, initial: float) -> None:
-        base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), dropout)
+        super().__init__(request.shapes[name], dropout)
         self.r = request.capacities[name]
         self.terms = initial_rank(initial, self.r)
 
@@ -94,3 +93,16 @@ class Ranks(Schedule, Generic[A]):
         """The inverse of `kept_state`."""
         kept = state.get("kept")
         self._kept = None if kept is None else kept.to(device).bool()
+
+
+def ranked(terms: Callable[[str, Any, Request], A], schedule: Callable[[Sequence[A], Any], Ranks[A]]) -> Build:
+    """A `Build` of terms per weight, and one schedule for all of them."""
+
+    def build(request: Request) -> dict[str, Adapter]:
+        adapters = {name: terms(name, request.config, request) for name in request.weights}
+        shared = schedule(list(adapters.values()), request.config)
+        for adapter in adapters.values():
+            adapter.schedule = shared
+        return dict(adapters)
+
+    return build
