@@ -129,12 +129,11 @@ class Adapted:
     @torch.no_grad()
     def deltas(self) -> dict[str, Tensor]:
         """Weight name -> delta (out x in), in the adapters' precision."""
-        before = self._before_merge or {}
-        return {name: self.adapters[name].delta(self._base(name, before)) for name in self.adapters}
-
-    def _base(self, name: str, before: Mapping[str, Tensor]) -> Tensor:
-        stored = before.get(name)
-        return self.sites[name].base.detach() if stored is None else stored
+        before = self._before_merge
+        return {
+            name: adapter.delta(self.sites[name].base.detach() if before is None else before[name])
+            for name, adapter in self.adapters.items()
+        }
 
     @property
     def enabled(self) -> bool:
@@ -196,7 +195,10 @@ class Adapted:
         """
         if self.merged:
             return self.model
-        self._check_attached("merge")
+        if self._detached:
+            raise AdapterError("cannot merge: the adapters are detached from the model; attach again or load()")
+        if not self._attached:
+            raise AdapterError("cannot merge: the adapters are disabled; enable() them first")
         check_can_merge(self.model, self.sites)
         with torch.no_grad():
             new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
@@ -248,12 +250,6 @@ class Adapted:
             for name, old in self._before_merge.items():
                 self.sites[name].base.copy_(old)
         self._before_merge = None
-
-    def _check_attached(self, verb: str) -> None:
-        if self._detached:
-            raise AdapterError(f"cannot {verb}: the adapters are detached from the model; attach again or load()")
-        if not self._attached:
-            raise AdapterError(f"cannot {verb}: the adapters are disabled; enable() them first")
 
     def forget_flags(self) -> None:
         """Leave `requires_grad` of the base weights alone at detach: whoever holds several adapters restores it."""

@@ -9,7 +9,7 @@ zeros in the rows of B that are not its own: still one LoRA, of the sum of the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,12 @@ from randlora.model.sites import Site
 
 PREFIX = "base_model.model."
 INSTEAD = "export_deltas() writes dense deltas and randlora.files.checkpoint.export_merged() the merged weights instead"
+
+TRAINED = {
+    "vera": {"vera_lambda_d": "d", "vera_lambda_b": "b"},
+    "randlora": {"randlora_lambda": "lambdas", "randlora_gamma": "gammas"},
+}
+"""By method, PEFT's names of the trained tensors -> ours."""
 
 Tensors = dict[str, Tensor]
 
@@ -64,19 +70,6 @@ def called(site: Site) -> bool:
     return site.attr == "weight" and (site.by_activation or site.transposed)
 
 
-def _by_module(adapted: Adapted) -> Iterator[tuple[str, list[tuple[Site, Adapter]]]]:
-    """Module name -> its weight's adapter, or those of its parts."""
-    modules: dict[str, list[tuple[Site, Adapter]]] = {}
-    for name, site in adapted.sites.items():
-        modules.setdefault(site.module_name, []).append((site, adapted.adapters[name]))
-    yield from modules.items()
-
-
-def _rows(site: Site) -> int:
-    """Rows of the whole weight."""
-    return site.whole.shape[0]
-
-
 def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
     """One pair of factors for a whole weight."""
     found = []
@@ -85,7 +78,7 @@ def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
             raise ExportError(f"the delta of {site.name} is no product of two thin matrices; {INSTEAD}")
         found.append((site, factors))
     a = torch.cat([f.a for _, f in found], 1)
-    b = torch.zeros(_rows(found[0][0]), a.shape[1], dtype=a.dtype, device=a.device)
+    b = torch.zeros(members[0][0].whole.shape[0], a.shape[1], dtype=a.dtype, device=a.device)
     at = 0
     for site, f in found:
         rank = f.b.shape[1]
@@ -116,10 +109,13 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
 
     Raises `ExportError` for a method of another form, and where the factors would be no smaller than the dense delta.
     """
+    modules: dict[str, list[tuple[Site, Adapter]]] = {}
+    for name, site in adapted.sites.items():  # several, where they are parts of one weight
+        modules.setdefault(site.module_name, []).append((site, adapted.adapters[name]))
     tensors: Tensors = {}
     ranks: dict[str, int] = {}
     scale, dora = 1.0, False
-    for module, members in _by_module(adapted):
+    for module, members in modules.items():
         a, b, scale = _joined(members)
         rank = a.shape[1]
         size = a.shape[0] * b.shape[0]

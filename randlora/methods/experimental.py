@@ -163,10 +163,8 @@ def build_hybrid(request: Request) -> dict[str, Adapter]:
 
 
 HYBRID = Method(
-    name="hybrid",
     title="LoRA + RandLoRA",
     config=HybridConfig,
-    capacity_field="r",
     count=hybrid_count,
     max_capacity=full_rank,
     build=build_hybrid,
@@ -177,10 +175,8 @@ HYBRID = Method(
     update_rank=lambda shape, capacity, **_: min(shape),
 )
 RANDLORA_SVD = Method(
-    name="randlora-svd",
     title="RandLoRA-SVD",
     config=RandLoraSvdConfig,
-    capacity_field="r",
     count=randlora_count,
     max_capacity=full_rank,
     build=each_weight(RandLoraSvd),

@@ -15,10 +15,11 @@ GROUP = "randlora.methods"
 """Entry points of this group name modules that call `register`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One fine-tuning method.
 
+    `name` and `capacity_field`: the configuration's, unless given.
     `count(shape, capacity, **options)`: trainable parameters of one weight, exactly what `attach` builds.
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
@@ -32,9 +33,9 @@ class Method:
     `experimental`: of nobody's paper, or of a paper's outlook alone: may change.
     """
 
-    name: str
     config: type[AdapterConfig]
-    capacity_field: str
+    name: str = ""
+    capacity_field: str = ""
     count: Callable[..., int]
     max_capacity: Callable[..., int]
     build: Build
@@ -48,6 +49,10 @@ class Method:
     holds_out: bool = False
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.config.method)
+        object.__setattr__(self, "capacity_field", self.capacity_field or self.config.capacity_field)
 
     @property
     def options(self) -> dict[str, Any]:

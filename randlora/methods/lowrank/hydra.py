@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from randlora.adapter import (
@@ -57,10 +57,6 @@ def hydralora_count(shape: Shape, capacity: int, *, heads: int = 3, **options: A
 class HydraLora(Adapter):
     """A transposed (in x r), the heads side by side (out x heads r), and the router (heads x in)."""
 
-    a: nn.Parameter
-    b: nn.Parameter
-    router: nn.Parameter
-
     def __init__(self, name: str, config: HydraLoraConfig, request: Request) -> None:
         super().__init__(request.shapes[name], config.dropout)
         (out, width), device = self.shape, request.weights[name].device
@@ -94,10 +90,8 @@ class HydraLora(Adapter):
 
 
 HYDRALORA = Method(
-    name="hydralora",
     title="HydraLoRA",
     config=HydraLoraConfig,
-    capacity_field="r",
     count=hydralora_count,
     max_capacity=full_rank,
     build=each_weight(HydraLora),

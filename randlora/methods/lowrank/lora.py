@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from randlora.adapter import RankConfig, Request, Shape, each_weight, trainable
@@ -67,9 +67,6 @@ class Lora(Factored):
     A weight's start depends on its name and the seed, not on the other targets.
     """
 
-    a: nn.Parameter
-    b: nn.Parameter
-
     def __init__(self, name: str, config: LoraConfig, request: Request, rank: int | None = None) -> None:
         super().__init__(request.shapes[name], config.dropout)
         self.r, self.scale = request.capacities[name] if rank is None else rank, config.scale
@@ -91,8 +88,6 @@ def _row_norms(weight: Tensor) -> Tensor:
 
 class Dora(Lora):
     """A trained magnitude times the normalised LoRA weight; `factors` are those of its direction."""
-
-    magnitude: nn.Parameter
 
     def __init__(self, name: str, config: DoraConfig, request: Request) -> None:
         super().__init__(name, config, request)
@@ -131,10 +126,8 @@ class Dora(Lora):
 
 
 LORA = Method(
-    name="lora",
     title="LoRA",
     config=LoraConfig,
-    capacity_field="r",
     count=lora_count,
     max_capacity=full_rank,
     build=each_weight(Lora),
@@ -144,10 +137,8 @@ LORA = Method(
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
 )
 DORA = Method(
-    name="dora",
     title="DoRA",
     config=DoraConfig,
-    capacity_field="r",
     count=lambda shape, capacity, **_: lora_count(shape, capacity) + shape[0],
     max_capacity=full_rank,
     build=each_weight(Dora),

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from randlora.adapter import AdapterConfig, RankConfig, Request, Shape, check_positive, each_weight, trainable
 from randlora.methods.factored import Factored, lora_start, singular
@@ -81,8 +81,6 @@ class Pissa(Factored):
     """A transposed (in x r) and B (out x r), with their starts as buffers."""
 
     derived: ClassVar[tuple[str, ...]] = ("a_start", "b_start")
-    a: nn.Parameter
-    b: nn.Parameter
     a_start: Tensor
     b_start: Tensor
 
@@ -112,7 +110,6 @@ class LoraXs(Factored):
     """The r x r matrix between frozen singular vectors; `left` = U_r diag(S_r), `right` = V_r."""
 
     derived: ClassVar[tuple[str, ...]] = ("left", "right")
-    core: nn.Parameter
     left: Tensor
     right: Tensor
 
@@ -134,7 +131,6 @@ class Svft(Factored):
     """The entries of M's diagonals in one vector, between whole singular bases."""
 
     derived: ClassVar[tuple[str, ...]] = ("left", "right")
-    entries: nn.Parameter
     left: Tensor
     right: Tensor
 
@@ -169,10 +165,8 @@ class Svft(Factored):
 
 
 PISSA = Method(
-    name="pissa",
     title="PiSSA",
     config=PissaConfig,
-    capacity_field="r",
     count=lora_count,
     max_capacity=full_rank,
     build=each_weight(Pissa),
@@ -182,10 +176,8 @@ PISSA = Method(
     update_rank=lambda shape, capacity, **_: min(2 * capacity, *shape),  # what was taken off W0, and what replaces it
 )
 LORA_XS = Method(
-    name="lora-xs",
     title="LoRA-XS",
     config=LoraXsConfig,
-    capacity_field="r",
     count=lambda shape, capacity, **_: min(capacity, *shape) ** 2,
     max_capacity=full_rank,
     build=each_weight(LoraXs),
@@ -195,10 +187,8 @@ LORA_XS = Method(
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
 )
 SVFT = Method(
-    name="svft",
     title="SVFT",
     config=SvftConfig,
-    capacity_field="k",
     count=svft_count,
     max_capacity=svft_max_capacity,
     build=each_weight(Svft),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity
 from randlora.arithmetic.bases import Bases
@@ -81,9 +81,6 @@ def randlora_b_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
 class RandLoraA(Factored):
     """One weight's lambda (r x n) and gamma (n x m)."""
 
-    lambdas: nn.Parameter
-    gammas: nn.Parameter
-
     def __init__(self, shape: Shape, n: int, config: RandLoraAConfig, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
         self.n, self.r, self.scale = n, config.r, config.scale / n
@@ -113,10 +110,8 @@ def build_randlora_a(request: Request) -> dict[str, Adapter]:
 
 
 RANDLORA_A = Method(
-    name="randlora-a",
     title="RandLoRA-a",
     config=RandLoraAConfig,
-    capacity_field="n",
     count=randlora_a_count,
     max_capacity=full_rank,  # as many bases as RandLoRA ever has
     build=build_randlora_a,
@@ -126,10 +121,8 @@ RANDLORA_A = Method(
     update_rank=lambda shape, capacity, *, r, **_: min(r, *shape),
 )
 RANDLORA_B = Method(
-    name="randlora-b",
     title="RandLoRA-b",
     config=RandLoraBConfig,
-    capacity_field="r",
     count=lambda shape, capacity, **_: half_bases(shape, capacity) * (capacity + min(shape)),
     max_capacity=randlora_b_max_capacity,
     build=functools.partial(build_randlora, bases_of=half_bases),

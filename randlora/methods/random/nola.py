@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity, trainable
 from randlora.arithmetic.bases import Bases, Draw
@@ -62,9 +62,6 @@ def nola_max_capacity(shapes: Sequence[Shape], *, r: int = 1, **options: Any) ->
 class Nola(Factored):
     """One weight's coefficients a (k_A) and b (k_B)."""
 
-    a: nn.Parameter
-    b: nn.Parameter
-
     def __init__(self, shape: Shape, config: NolaConfig, k: int, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
         self.scale, self.r = config.scale, config.r
@@ -104,10 +101,8 @@ def build_nola(request: Request) -> dict[str, Adapter]:
 
 
 NOLA = Method(
-    name="nola",
     title="NoLA",
     config=NolaConfig,
-    capacity_field="k",
     count=lambda shape, capacity, **_: capacity,
     max_capacity=nola_max_capacity,
     build=build_nola,

@@ -97,9 +97,6 @@ def start(r: int, n: int, m: int, request: Request, device: torch.device) -> tup
 class RandLora(Adapter):
     """One weight's lambda (r x n) and gamma (n x m)."""
 
-    lambdas: nn.Parameter
-    gammas: nn.Parameter
-
     def __init__(self, shape: Shape, r: int, n: int, config: RandLoraConfig, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
         device = bases.get("A").device
@@ -178,10 +175,8 @@ def build_randlora(request: Request, bases_of: Callable[[Shape, int], int] = num
 
 
 RANDLORA = Method(
-    name="randlora",
     title="RandLoRA",
     config=RandLoraConfig,
-    capacity_field="r",
     count=randlora_count,
     max_capacity=full_rank,
     build=build_randlora,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
@@ -119,9 +119,6 @@ def vera_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
 class Vera(Factored):
     """One weight's d (r) and b (out)."""
 
-    d: nn.Parameter
-    b: nn.Parameter
-
     def __init__(self, shape: Shape, config: VeraConfig, r: int, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
         device = bases.get("A").device
@@ -165,10 +162,8 @@ def build_vera(request: Request) -> dict[str, Adapter]:
 
 
 VERA = Method(
-    name="vera",
     title="VeRA",
     config=VeraConfig,
-    capacity_field="r",
     count=lambda shape, capacity, **_: capacity + shape[0],
     max_capacity=vera_max_capacity,
     build=build_vera,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from randlora.adapter import RankConfig, Request, Shape, check_capacity, check_share, trainable
 from randlora.arithmetic.bases import Draw
@@ -84,10 +84,6 @@ def adalora_count(shape: Shape, capacity: int, **options: Any) -> int:
 
 class AdaLora(Terms):
     """A transposed (in x init_r), B (out x init_r) and e (init_r)."""
-
-    a: nn.Parameter
-    b: nn.Parameter
-    e: nn.Parameter
 
     def __init__(self, name: str, config: AdaLoraConfig, request: Request) -> None:
         super().__init__(name, request, config.dropout, config.initial)
@@ -178,10 +174,8 @@ def _eye(p: Tensor) -> Tensor:
 
 
 ADALORA = Method(
-    name="adalora",
     title="AdaLoRA",
     config=AdaLoraConfig,
-    capacity_field="r",
     count=adalora_count,
     max_capacity=full_rank,
     build=ranked(AdaLora, Allocator),

@@ -65,10 +65,6 @@ class AutoLoraConfig(RankConfig):
 class AutoLora(Terms):
     """A transposed (in x k), B (out x k) and the selection variables (k)."""
 
-    a: nn.Parameter
-    b: nn.Parameter
-    selection: nn.Parameter
-
     def __init__(self, name: str, config: AutoLoraConfig, request: Request) -> None:
         super().__init__(name, request, config.dropout, config.initial)
         self.scale = config.scale
@@ -174,10 +170,8 @@ class Selector(Ranks[AutoLora]):
 
 
 AUTOLORA = Method(
-    name="autolora",
     title="AutoLoRA",
     config=AutoLoraConfig,
-    capacity_field="r",
     count=lora_count,  # at the end
     max_capacity=full_rank,
     build=ranked(AutoLora, Selector),
