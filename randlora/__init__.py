@@ -11,14 +11,7 @@ from randlora.adapted.adapter_set import AdapterSet
 from randlora.adapted.attach import attach
 from randlora.adapted.load import load, load_peft
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
-from randlora.errors import (
-    AdapterError,
-    CheckpointError,
-    ConfigError,
-    ExportError,
-    TargetError,
-    UnknownMethodError,
-)
+from randlora.errors import AdapterError, CheckpointError, ConfigError, ExportError, TargetError, UnknownMethodError
 from randlora.files.checkpoint import export_deltas, export_merged, save
 from randlora.files.peft_export import export_peft
 from randlora.methods.experimental import HybridConfig, RandLoraSvdConfig

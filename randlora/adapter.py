@@ -233,10 +233,6 @@ class Adapter(nn.Module, ABC):
         """Trainable parameters, summed over the tensors built."""
         return sum(p.numel() for p in self.parameters())
 
-    def derived_tensors(self) -> dict[str, Tensor]:
-        """The buffers named by `derived`."""
-        return {name: self.get_buffer(name) for name in self.derived}
-
     @property
     def dropping(self) -> bool:
         """Whether the next forward draws a dropout mask."""

@@ -81,7 +81,7 @@ class Adapted:
 
     def derived(self) -> dict[str, Tensor]:
         """Frozen tensors made from the base weights; a checkpoint keeps them, since no seed gives them back."""
-        return {f"{n}.{key}": t for n, a in self.adapters.items() for key, t in a.derived_tensors().items()}
+        return {f"{n}.{key}": a.get_buffer(key) for n, a in self.adapters.items() for key in a.derived}
 
     def bases(self) -> Bases | None:
         """The frozen matrices that the adapters share; None for a method without."""

@@ -181,12 +181,14 @@ def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: floa
     return default
 
 
-def _basis(bases: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in bases:
-        raise CheckpointError(
-            f"the PEFT adapter does not hold its frozen {name}; save it again with save_projection=True"
-        )
-    return bases[name]
+def _frozen(bases: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
+    """A (r x in) and B (out x ...) of a method with shared bases."""
+    for name in (f"{method}_A", f"{method}_B"):
+        if name not in bases:
+            raise CheckpointError(
+                f"the PEFT adapter does not hold its frozen {name}; save it again with save_projection=True"
+            )
+    return {"A": bases[f"{method}_A"], "B": bases[f"{method}_B"]}
 
 
 def _vera(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
@@ -195,8 +197,7 @@ def _vera(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
         d_initial=float(config.get("d_initial", 0.1)),
         dropout=float(config.get("vera_dropout") or 0.0),
     )
-    frozen = {"A": _basis(bases, "vera_A"), "B": _basis(bases, "vera_B")}
-    return ours, _state(layers, TRAINED["vera"]), frozen
+    return ours, _state(layers, TRAINED["vera"]), _frozen(bases, "vera")
 
 
 def _randlora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
@@ -205,7 +206,8 @@ def _randlora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tens
         alpha=float(config["randlora_alpha"]),
         dropout=float(config.get("randlora_dropout") or 0.0),
     )
-    frozen = {"A": _basis(bases, "randlora_A").squeeze(1), "B": _basis(bases, "randlora_B").flatten(1)}
+    frozen = _frozen(bases, "randlora")
+    frozen = {"A": frozen["A"].squeeze(1), "B": frozen["B"].flatten(1)}
     return ours, _state(layers, TRAINED["randlora"]), frozen
 
 

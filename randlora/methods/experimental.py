@@ -36,7 +36,7 @@ from randlora.adapter import (
 from randlora.arithmetic.contract import Spread, compute_dtype, low_rank_beside, low_rank_weight
 from randlora.methods.factored import singular
 from randlora.methods.lowrank.lora import Lora, LoraConfig
-from randlora.methods.method import Method, full_rank
+from randlora.methods.method import Method
 from randlora.methods.random.randlora import (
     DEFAULT_SCALE,
     RandLora,
@@ -166,7 +166,6 @@ HYBRID = Method(
     title="LoRA + RandLoRA",
     config=HybridConfig,
     count=hybrid_count,
-    max_capacity=full_rank,
     build=build_hybrid,
     published_lr=1e-3,
     published_lr_source="as its two parts",
@@ -178,7 +177,6 @@ RANDLORA_SVD = Method(
     title="RandLoRA-SVD",
     config=RandLoraSvdConfig,
     count=randlora_count,
-    max_capacity=full_rank,
     build=each_weight(RandLoraSvd),
     published_lr=1e-3,
     published_lr_source="as RandLoRA",

@@ -15,6 +15,11 @@ GROUP = "randlora.methods"
 """Entry points of this group name modules that call `register`."""
 
 
+def full_rank(shapes: Sequence[Shape], **options: Any) -> int:
+    """The reach of most methods, whose capacity is a rank: the largest min(out, in)."""
+    return max(min(shape) for shape in shapes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One fine-tuning method.
@@ -37,7 +42,7 @@ class Method:
     name: str = ""
     capacity_field: str = ""
     count: Callable[..., int]
-    max_capacity: Callable[..., int]
+    max_capacity: Callable[..., int] = full_rank
     build: Build
     published_lr: float
     published_lr_source: str
@@ -66,11 +71,6 @@ class Method:
     def rank(self, shape: Shape, capacity: int, **options: Any) -> int | None:
         """The largest rank that the update of a weight of this shape can have; None where that is not known."""
         return None if self.update_rank is None else self.update_rank(shape, capacity, **{**self.options, **options})
-
-
-def full_rank(shapes: Sequence[Shape], **options: Any) -> int:
-    """The reach of a method whose capacity is a rank: the largest min(out, in)."""
-    return max(min(shape) for shape in shapes)
 
 
 class _Methods(MutableMapping[str, Method]):

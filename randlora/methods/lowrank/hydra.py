@@ -10,27 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    AlphaScale,
-    Request,
-    Shape,
-    check_capacity,
-    each_weight,
-    trainable,
-)
+from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, check_capacity, each_weight, trainable
 from randlora.arithmetic.bases import Draw
 from randlora.arithmetic.contract import compute_dtype
 from randlora.errors import AdapterError
 from randlora.methods.factored import drawn, lora_start
-from randlora.methods.method import Method, full_rank
+from randlora.methods.method import Method
 
 
 @dataclass(frozen=True)
@@ -47,11 +38,6 @@ class HydraLoraConfig(AlphaScale, AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_capacity(self.method, "heads", self.heads)
-
-
-def hydralora_count(shape: Shape, capacity: int, *, heads: int = 3, **options: Any) -> int:
-    """r in + heads r out + heads in."""
-    return capacity * (shape[1] + heads * shape[0]) + heads * shape[1]
 
 
 class HydraLora(Adapter):
@@ -92,8 +78,7 @@ class HydraLora(Adapter):
 HYDRALORA = Method(
     title="HydraLoRA",
     config=HydraLoraConfig,
-    count=hydralora_count,
-    max_capacity=full_rank,
+    count=lambda shape, capacity, *, heads=3, **_: capacity * (shape[1] + heads * shape[0]) + heads * shape[1],
     build=each_weight(HydraLora),
     published_lr=1e-3,
     published_lr_source="as LoRA; no CLIP rate was published",

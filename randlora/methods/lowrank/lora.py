@@ -28,7 +28,7 @@ from randlora.arithmetic.contract import (
     prefers_matrix,
 )
 from randlora.methods.factored import Factored, lora_start
-from randlora.methods.method import Method, full_rank
+from randlora.methods.method import Method
 
 STABILISED_ALPHA = 4.0
 
@@ -129,7 +129,6 @@ LORA = Method(
     title="LoRA",
     config=LoraConfig,
     count=lora_count,
-    max_capacity=full_rank,
     build=each_weight(Lora),
     published_lr=1e-3,
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
@@ -140,7 +139,6 @@ DORA = Method(
     title="DoRA",
     config=DoraConfig,
     count=lambda shape, capacity, **_: lora_count(shape, capacity) + shape[0],
-    max_capacity=full_rank,
     build=each_weight(Dora),
     published_lr=1e-3,
     published_lr_source="as LoRA; no CLIP rate was published",

@@ -17,7 +17,6 @@ the size of the weights, as they are in memory: the price of the method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,11 +69,6 @@ def svft_count(shape: Shape, capacity: int, **options: Any) -> int:
     m = min(shape)
     above, below = diagonals(m, capacity)
     return m * (1 + above + below) - above * (above + 1) // 2 - below * (below + 1) // 2
-
-
-def svft_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """2 m - 1, all diagonals of the largest M."""
-    return 2 * full_rank(shapes) - 1
 
 
 class Pissa(Factored):
@@ -168,7 +162,6 @@ PISSA = Method(
     title="PiSSA",
     config=PissaConfig,
     count=lora_count,
-    max_capacity=full_rank,
     build=each_weight(Pissa),
     published_lr=1e-3,
     published_lr_source="as LoRA, which its authors compare at one rate; no CLIP rate was published",
@@ -179,7 +172,6 @@ LORA_XS = Method(
     title="LoRA-XS",
     config=LoraXsConfig,
     count=lambda shape, capacity, **_: min(capacity, *shape) ** 2,
-    max_capacity=full_rank,
     build=each_weight(LoraXs),
     published_lr=1e-3,
     published_lr_source="as LoRA; no CLIP rate was published",
@@ -190,7 +182,7 @@ SVFT = Method(
     title="SVFT",
     config=SvftConfig,
     count=svft_count,
-    max_capacity=svft_max_capacity,
+    max_capacity=lambda shapes, **_: 2 * full_rank(shapes) - 1,  # all diagonals of the largest M
     build=each_weight(Svft),
     published_lr=5e-3,
     published_lr_source="ours: no CLIP rate was published; a step of M's entries moves the delta less than LoRA's",

@@ -15,9 +15,8 @@ the division by N keeps a step's size the same over N, and a default scale of 10
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from torch import Tensor
 from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity
 from randlora.arithmetic.bases import Bases
 from randlora.methods.factored import Factored
-from randlora.methods.method import Method, full_rank
+from randlora.methods.method import Method
 from randlora.methods.random.randlora import RandLoraConfig, build_randlora, check_sparsity, spread_bases, start
 
 RANK_R_SCALE = 10.0
@@ -63,19 +62,9 @@ class RandLoraBConfig(RandLoraConfig):
     method: ClassVar[str] = "randlora-b"
 
 
-def randlora_a_count(shape: Shape, capacity: int, *, r: int = 32, **options: Any) -> int:
-    """N (r + m)."""
-    return capacity * (r + min(shape))
-
-
 def half_bases(shape: Shape, r: int) -> int:
     """n = ceil(m / (2 r))."""
     return -(-min(shape) // (2 * r))
-
-
-def randlora_b_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """Half of the largest min(out, in): one basis of half the rank."""
-    return max(-(-min(shape) // 2) for shape in shapes)
 
 
 class RandLoraA(Factored):
@@ -112,8 +101,7 @@ def build_randlora_a(request: Request) -> dict[str, Adapter]:
 RANDLORA_A = Method(
     title="RandLoRA-a",
     config=RandLoraAConfig,
-    count=randlora_a_count,
-    max_capacity=full_rank,  # as many bases as RandLoRA ever has
+    count=lambda shape, capacity, *, r=32, **_: capacity * (r + min(shape)),
     build=build_randlora_a,
     published_lr=1e-3,
     published_lr_source="as RandLoRA",
@@ -124,7 +112,7 @@ RANDLORA_B = Method(
     title="RandLoRA-b",
     config=RandLoraBConfig,
     count=lambda shape, capacity, **_: half_bases(shape, capacity) * (capacity + min(shape)),
-    max_capacity=randlora_b_max_capacity,
+    max_capacity=lambda shapes, **_: max(-(-min(shape) // 2) for shape in shapes),  # one basis of half the rank
     build=functools.partial(build_randlora, bases_of=half_bases),
     published_lr=1e-3,
     published_lr_source="as RandLoRA",

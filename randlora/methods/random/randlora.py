@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -69,13 +69,6 @@ def check_sparsity(distribution: str, sparsity: float | str) -> None:
     if isinstance(sparsity, str) and sparsity != "sqrt":
         raise ConfigError(f"sparsity must be a number from 2 or 'sqrt' but got {sparsity!r}")
     check_distribution(distribution, 2.0 if isinstance(sparsity, str) else sparsity)
-
-
-def resolve_sparsity(sparsity: float | str, shapes: Iterable[Shape]) -> float:
-    """s as a number: "sqrt" is the root of the largest min(out, in), and at least 2."""
-    if isinstance(sparsity, str):
-        return max(2.0, math.sqrt(max(min(shape) for shape in shapes)))
-    return float(sparsity)
 
 
 def num_bases(shape: Shape, r: int) -> int:
@@ -149,13 +142,16 @@ class RandLora(Adapter):
 def spread_bases(
     request: Request, rows: int, columns: int, distribution: str, sparsity: float | str, *, sparse_a: bool = False
 ) -> Bases:
-    """A (rows x the largest m) and B (the largest side x columns); a ternary B has a binary A unless `sparse_a`."""
-    shapes = request.shapes.values()
-    s = resolve_sparsity(sparsity, shapes)
+    """A (rows x the largest m) and B (the largest side x columns); a ternary B has a binary A unless `sparse_a`.
+
+    A sparsity of "sqrt" is the root of the largest m, and at least 2.
+    """
+    shapes = list(request.shapes.values())
+    s = max(2.0, math.sqrt(full_rank(shapes))) if isinstance(sparsity, str) else float(sparsity)
     a_kind = distribution if distribution != "ternary" or sparse_a else "binary"
     draws = {
-        "A": Draw(rows, max(min(shape) for shape in shapes), a_kind, sparsity=s),
-        "B": Draw(max(max(shape) for shape in shapes), columns, distribution, sparsity=s),
+        "A": Draw(rows, full_rank(shapes), a_kind, sparsity=s),
+        "B": Draw(max(map(max, shapes)), columns, distribution, sparsity=s),
     }
     return Bases(request.basis_seed, draws, request.device, request.dtype)
 
@@ -178,7 +174,6 @@ RANDLORA = Method(
     title="RandLoRA",
     config=RandLoraConfig,
     count=randlora_count,
-    max_capacity=full_rank,
     build=build_randlora,
     published_lr=1e-3,
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",

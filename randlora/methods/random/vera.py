@@ -11,7 +11,6 @@ than training the two factors would. Backward keeps x A^T (N x r) and the produc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -111,11 +110,6 @@ class VeraConfig(AdapterConfig):
             raise ConfigError("vera: d_initial must not be 0, no tensor would get a gradient; the paper's is 0.1")
 
 
-def vera_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """The largest target dimension: ranks beyond it add nothing that the product can express."""
-    return max(max(shape) for shape in shapes)
-
-
 class Vera(Factored):
     """One weight's d (r) and b (out)."""
 
@@ -165,7 +159,7 @@ VERA = Method(
     title="VeRA",
     config=VeraConfig,
     count=lambda shape, capacity, **_: capacity + shape[0],
-    max_capacity=vera_max_capacity,
+    max_capacity=lambda shapes, **_: max(map(max, shapes)),  # the product can express no more
     build=build_vera,
     published_lr=1e-2,
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",

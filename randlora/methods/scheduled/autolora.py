@@ -28,25 +28,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from randlora.adapter import RankConfig, Request, check_positive, check_share, trainable
+from randlora.adapter import Request, check_positive, check_share, trainable
 from randlora.arithmetic.bases import Draw, derive_seed, draw
 from randlora.errors import ConfigError
 from randlora.methods.lowrank.lora import lora_count
-from randlora.methods.method import Method, full_rank
-from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial, ranked
+from randlora.methods.method import Method
+from randlora.methods.scheduled.ranks import Ranks, Terms, TermsConfig, ranked
 
 BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True)
-class AutoLoraConfig(RankConfig):
+class AutoLoraConfig(TermsConfig):
     """`r`: average final rank. `search`: share of the training that looks for the ranks. `held_out`: share of the rows
     that train the selection variables meanwhile, with Adam of rate `selection_lr`.
     """
 
     method: ClassVar[str] = "autolora"
 
-    initial: float = 2.0
     search: float = 0.5
     held_out: float = 0.3
     selection_lr: float = 3e-4
@@ -55,7 +54,6 @@ class AutoLoraConfig(RankConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("autolora", "selection_lr", self.selection_lr)
-        check_initial(self, self.initial)
         check_share("autolora", "search", self.search)
         check_share("autolora", "held_out", self.held_out)
         if self.order not in (1, 2):
@@ -66,8 +64,7 @@ class AutoLora(Terms):
     """A transposed (in x k), B (out x k) and the selection variables (k)."""
 
     def __init__(self, name: str, config: AutoLoraConfig, request: Request) -> None:
-        super().__init__(name, request, config.dropout, config.initial)
-        self.scale = config.scale
+        super().__init__(name, config, request)
         (out, width), device = self.shape, request.weights[name].device
         self.cost = out + width
         self._seed = None if device.type == "meta" else derive_seed("lora", request.init_seed, name)
@@ -149,15 +146,15 @@ class Selector(Ranks[AutoLora]):
         return self.best(weights, costs, sum(a.cost * a.r for a in self.adapters))
 
     def state(self) -> dict[str, Tensor]:
-        tensors = self.kept_state()
+        tensors = super().state()
         for i, selection in enumerate(self.apart()):
             for key, value in self._adam.state.get(selection, {}).items():
                 tensors[f"{i}.{key}"] = value
         return tensors
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state(state)
         device = self.adapters[0].selection.device
-        self.load_kept(state, device)
         self._adam.state.clear()
         for i, selection in enumerate(self.apart()):
             own = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{i}.")}
@@ -173,7 +170,6 @@ AUTOLORA = Method(
     title="AutoLoRA",
     config=AutoLoraConfig,
     count=lora_count,  # at the end
-    max_capacity=full_rank,
     build=ranked(AutoLora, Selector),
     published_lr=1e-3,
     published_lr_source="as LoRA; no CLIP rate was published",
