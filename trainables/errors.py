@@ -1,10 +1,10 @@
-"""The user's errors of this package, and how a message finds the nearest valid choice."""
+"""The user's errors of this package, and what their messages are made of."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
+
+from randlora.errors import nearest
 
 
 class TrainablesError(ValueError):
@@ -29,18 +29,6 @@ def first_line(error: BaseException | str) -> str:
     if lines:
         return lines[0]
     return "" if isinstance(error, str) else type(error).__name__
-
-
-def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
-    """A phrase naming the known names closest to `name`, or all of them when few, or none when none is known."""
-    names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
-    if close:
-        return "nearest: " + ", ".join(repr(n) for n in close)
-    if not names:
-        return "none is known"
-    shown = ", ".join(repr(n) for n in names[:40])
-    return f"known: {shown}" + (", ..." if len(names) > 40 else "")
 
 
 def folder_of(name: str, text: str) -> Path:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from randlora.errors import nearest
 from trainables.config import Protocol, Stage, TrainSize, shots
 from trainables.data.images.dataset import Dataset
 from trainables.data.images.info import DatasetInfo
@@ -25,7 +26,7 @@ from trainables.data.images.sources import from_arrow, from_folder, from_hub, fr
 from trainables.data.splits import split
 from trainables.data.text.dataset import TextDataset
 from trainables.data.text.registry import TEXT_DATASETS, TEXT_FORMS, TextInfo, text_loader
-from trainables.errors import DataError, folder_of, nearest
+from trainables.errors import DataError, folder_of
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from randlora.errors import nearest
 from randlora.model.families import TARGETS
-from trainables.errors import TrainablesError, nearest
+from trainables.errors import TrainablesError
 
 Scheme = Literal["open_clip", "hf", "local", "embedded"]
 Kind = Literal["clip", "hf-vision", "causal-lm", "text-encoder"]

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from randlora.errors import nearest
 from trainables.data.downloads import hub_splits
 from trainables.data.images.dataset import (
     Dataset,
@@ -29,7 +30,7 @@ from trainables.data.images.dataset import (
     file_stamp,
     from_paths,
 )
-from trainables.errors import DataError, nearest
+from trainables.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")

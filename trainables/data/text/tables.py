@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from randlora.errors import nearest
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled, Part, TextDataset, text_dataset
-from trainables.errors import DataError, nearest
+from trainables.errors import DataError
 
 Cells = Sequence[Mapping[str, Any]]
 """Rows of a table by column name."""
