@@ -52,7 +52,7 @@ def analytic_score(config: dict[str, Any], epoch: int) -> float:
 
 
 def analytic_trial(
-    config: dict[str, Any],
+    trial: TrialConfig,
     *,
     warm: dict[str, Any],
     directory: Path,
@@ -62,6 +62,7 @@ def analytic_trial(
     micro_batch_size: int | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """The contract of `trainables.training.worker.run_trial`, without a model."""
+    config = trial.model_dump(mode="json")
     options = dict(config["options"])
     micro = micro_batch_size or math.ceil(config["train"]["global_batch_size"] / world)
     lr, epochs = config["lr"], config["train"]["epochs"]
@@ -146,11 +147,11 @@ def _result(config: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, 
     }
 
 
-def mended_trial(config: dict[str, Any], **how: Any) -> Generator[dict[str, Any], None, None]:
+def mended_trial(trial: TrialConfig, **how: Any) -> Generator[dict[str, Any], None, None]:
     """`analytic_trial` once the cause of its failures is gone."""
     faults = ("fail_above", "nan_above", "kill", "hang", "full_disk", "oom_above")
-    options = [option for option in config["options"] if option[0] not in faults]
-    return analytic_trial({**config, "options": options}, **how)
+    options = tuple(option for option in trial.options if option[0] not in faults)
+    return analytic_trial(trial.model_copy(update={"options": options}), **how)
 
 
 FAULTS = ("delay", "seconds", "log", "fail_above", "nan_above", "kill", "hang", "full_disk", "oom_above", "fail_rank")

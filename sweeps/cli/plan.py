@@ -80,7 +80,7 @@ def budget(
 ) -> None:
     """The budget solver alone: what every method trains at a LoRA rank's count. Needs no weights."""
     from sweeps.budget.solver import budget_table
-    from trainables.models.loading import default_targets, target_shapes
+    from trainables.models.shapes import default_targets, target_shapes
 
     if adapt not in _TOWERS:
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])

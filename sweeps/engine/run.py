@@ -89,7 +89,8 @@ def run(
     Args:
         plan: the plan; its infeasible cells become rows of `cells` and are not run.
         address: a Ray cluster to join ("auto", "HOST:PORT"); None for a local session on loopback.
-        trial: the trial function as "package.module:function" (contract: `trainables.training.worker.run_trial`).
+        trial: the trial function as "package.module:function". It gets what `trainables.training.worker.run_trial`
+            gets, a `TrialConfig` first, and yields what that yields.
         progress: live display, none, "json" for JSON lines on standard error, or an object of your own.
         pool: lanes to use, which stay up afterwards; None starts them and stops them.
         retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.

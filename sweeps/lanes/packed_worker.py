@@ -13,7 +13,7 @@ import ray
 
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
 from sweeps.lanes.reports import FORESEEN, facts, failed, keep, load_trial, reason
-from trainables.config import UnevenTrialsError
+from trainables.config import TrialConfig, UnevenTrialsError
 
 Order = dict[str, Any]
 
@@ -80,7 +80,7 @@ class _Pack:
             if MicroBatch(directory, order["config"], 1).events:
                 raise UnevenTrialsError("one of the trials has smaller micro-batches since memory ran out")
         trials = load_trial(self.orders[0]["together"])(
-            [order["config"] for order in self.orders],
+            [TrialConfig.model_validate(order["config"]) for order in self.orders],
             warm=self.worker.warm,
             directories=directories,
             keep=[order["keep"] is not None for order in self.orders],

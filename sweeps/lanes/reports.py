@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.errors import TrainablesError, TrialError, first_line
-from trainables.runtime import device_name
-from trainables.tasks.lane_cache import pick_device
+from trainables.runtime import device_name, pick_device
 
 FORESEEN = (TrialError, TrainablesError)
 """Errors that leave a worker as it was, and that all ranks of a group raise at the same point."""

@@ -17,7 +17,7 @@ from sweeps.spec.methods import has_budget
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Extra, extra_of
 from trainables.data.images.batches import steps_per_epoch
-from trainables.models.loading import meta_model
+from trainables.models.shapes import meta_model
 
 if TYPE_CHECKING:
     from sweeps.spec.cell import Cell

@@ -257,7 +257,7 @@ class _Probe:
         _, val, _ = split_sizes(cell)
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
-            reports = list(run_trial(config.model_dump(), warm=warm, directory=Path(folder)))
+            reports = list(run_trial(config, warm=warm, directory=Path(folder)))
         return cls._from(reports, val)
 
     @classmethod
@@ -267,7 +267,7 @@ class _Probe:
         from trainables.training.packed import run_pack
 
         _, val, _ = split_sizes(cell)
-        config = probe_config(cell, plan).model_dump()
+        config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
             places = [Path(folder) / str(k) for k in range(count)]
             try:

@@ -13,7 +13,7 @@ from sweeps.errors import Problem, SpecError
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import loaded, split_sizes
 from sweeps.records.locks import check_identity
-from trainables.data.dataset import Dataset
+from trainables.data.images.dataset import Dataset
 from trainables.data.text.dataset import TextDataset
 from trainables.models.families import parse_id
 

@@ -26,8 +26,8 @@ from sweeps.spec.task_checks import task_problems, with_towers
 from trainables.data.registry import check_dataset
 from trainables.data.text.registry import TEXT_FORMS
 from trainables.errors import DataError
-from trainables.models.loading import ModelError, default_targets, target_shapes
-from trainables.models.shapes import model_kind
+from trainables.models.families import ModelError
+from trainables.models.shapes import default_targets, model_kind, target_shapes
 
 PATH_FORMS = {"local", "folder", "parquet", "arrow", *TEXT_FORMS}
 """Schemes of model and data ids that name a path."""

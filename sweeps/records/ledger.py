@@ -16,9 +16,9 @@ from sweeps.search.slots import Slot
 from sweeps.search.stages import SweepState
 from sweeps.watch.observers import Observers
 from sweeps.watch.snapshot import where_raised
+from trainables.config import FULL_METHODS, NO_TRAINING
 
-FULL_METHODS = ("full", "full-targets")  # their weights are the model's own size: one seed, and only when asked for
-NEVER_KEPT = (*FULL_METHODS, "zero-shot")
+NEVER_KEPT = (*FULL_METHODS, NO_TRAINING)  # base weights are the model's own size: one seed, and only when asked for
 _OF_A_WORKER = ("attempt", "host", "processor", "device", "started", "ended", "seconds_total")
 
 

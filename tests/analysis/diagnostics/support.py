@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from analysis.store.tables import write_part
 from sweeps.plan.plan import Plan
 from sweeps.records.rows import prediction_row, trial_row
@@ -45,7 +47,7 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
             config = cell.trial("CONFIRM", lr, (k, k, k), spec.train)
             slot = Slot(cell.cell_id, "CONFIRM", k, config.trial_id, config.model_dump(mode="json"), lr, (k, k, k))
             work = folder / "work" / config.trial_id
-            events = list(run_trial(dict(slot.config), warm=warm, directory=work, keep=True))
+            events = list(run_trial(config, warm=warm, directory=work, keep=True))
             outcome = {"status": "finished", "result": events[-1]["result"], "events": events, "seconds_total": 1.0}
             trials.append(trial_row(spec.name, cell, slot, outcome))
             found = prediction_row(spec.name, slot, outcome)
@@ -59,3 +61,7 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
     (folder / "journal.jsonl").write_text(json.dumps({"ev": "sweep", "name": spec.name}) + "\n")
     (folder / "spec.json").write_text(json.dumps({"identity": spec.identity()}))
     return folder
+
+
+def numbers(table: pa.Table) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if k != "computed_at"} for r in table.to_pylist()]

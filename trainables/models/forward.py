@@ -1,8 +1,10 @@
-"""An image tower of which one token is read: its last block computes that token and nothing else.
+"""Forward passes that do less: of one token alone in an image tower's last block, or with few activations kept.
 
 CLIP's image vector is the class token after the last block (arXiv 2103.00020, section 2.4). There the other tokens
 are needed as keys and values alone: their queries, output projection and MLP reach neither the vector nor any gradient.
 Leaving them out changes results by the order of sums, and saves most of one block in every forward and backward pass.
+
+Gradient checkpointing makes activations again in the backward pass; adapters repeat their dropout masks in it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora.model.attention import attend, meets_input
+from trainables.errors import TrialError
 
 
 @contextmanager
@@ -61,3 +64,24 @@ def _last_block(tower: nn.Module) -> Any | None:
         return None
     watched = block._forward_hooks or block._forward_pre_hooks or "forward" in vars(block)
     return None if watched or not block.attn.batch_first else block
+
+
+@contextmanager
+def recomputing(module: nn.Module) -> Iterator[None]:
+    """Inside, the forward of a transformers model in training mode keeps the inputs of its layers alone.
+
+    The backward pass may come after the block. Raises TrialError for a model that has no checkpointing.
+    """
+    # renamed in transformers 5, where the old names warn
+    enable, disable = (
+        getattr(module, f"activation_checkpointing_{verb}", None)
+        or getattr(module, f"gradient_checkpointing_{verb}", None)
+        for verb in ("enable", "disable")
+    )
+    if enable is None or disable is None or not getattr(module, "supports_gradient_checkpointing", False):
+        raise TrialError(f"train.gradient_checkpointing: {type(module).__name__} does not support it; leave it out")
+    enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        disable()
