@@ -22,7 +22,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from trainables.config import TrialConfig
 from trainables.training.worker import run_trial
 
 Row = dict[str, Any]
@@ -48,14 +49,19 @@ _NAME = re.compile(rf"({'|'.join(ARMS)})-(\d+)_")
 DIFFERENT = ("higher", "lower")
 
 
-def shifted(config: Mapping[str, Any], **more: Any) -> Generator[Row, None, None]:
+def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
     """`run_trial` on seeds of the table's own; the second arm's start is drawn apart, its data are the first's."""
-    found = _NAME.match(config["cell_id"])
+    found = _NAME.match(trial.cell_id)
     if found is None:
-        raise ValueError(f"cell {config['cell_id']!r} is not of an A/A table")
+        raise ValueError(f"cell {trial.cell_id!r} is not of an A/A table")
     arm, table = ARMS.index(found[1]), int(found[2])
-    seeds = {"data_seed": 0, "init_seed": arm * ARM, "basis_seed": arm * ARM}
-    yield from run_trial({**config, **{k: config[k] + TABLE * (table + 1) + v for k, v in seeds.items()}}, **more)
+    shift = TABLE * (table + 1)
+    seeds = {
+        "data_seed": trial.data_seed + shift,
+        "init_seed": trial.init_seed + shift + arm * ARM,
+        "basis_seed": trial.basis_seed + shift + arm * ARM,
+    }
+    yield from run_trial(trial.model_copy(update=seeds), **more)
 
 
 def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:

@@ -91,8 +91,8 @@ def usual_script(config: dict[str, Any]) -> None:
     how = loaded.preprocess
     prepare = transforms.Compose(
         [
-            transforms.Resize(how.image_size, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(how.image_size),
+            transforms.Resize(how.recipe.size, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(how.recipe.size),
             transforms.ToTensor(),
             transforms.Normalize(how.mean, how.std),
         ]

@@ -40,9 +40,10 @@ from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.models.shapes import default_targets, target_shapes
-from trainables.tasks.lane_cache import Warm, pick_device
+from trainables.runtime import pick_device
+from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import PackedTask, Parts
+from trainables.tasks.task import Parts
 from trainables.training.packed import run_pack
 from trainables.training.worker import run_trial
 
@@ -93,7 +94,7 @@ class Work:
             make_task(Parts(trial=t, lane=lane, loaded=loaded, autocast=contextlib.nullcontext, precision="fp32"))
             for t in trials
         ]
-        widths = [[t.width(b) or 1 for b in t.batches(1)] for t in tasks if isinstance(t, PackedTask)]
+        widths = [[t.width(b) or 1 for b in t.batches(1)] for t in tasks]
         return sum(max(step) * len(step) for step in zip(*widths, strict=True)) / sum(map(sum, widths))
 
 
@@ -120,15 +121,14 @@ class Sides:
     def _packed(self, trials: list[TrialConfig]) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             places = [Path(folder) / str(k) for k in range(len(trials))]
-            configs, keep = [t.model_dump() for t in trials], [False] * len(trials)
-            *_, last = run_pack(configs, warm=self._warm, directories=places, keep=keep)
+            *_, last = run_pack(trials, warm=self._warm, directories=places, keep=[False] * len(trials))
         return [last[k] for k in range(len(trials))]  # type: ignore[misc]
 
     def _alone(self, trials: list[TrialConfig]) -> list[dict[str, Any]]:
         found = []
         for trial in trials:
             with tempfile.TemporaryDirectory() as folder:
-                *_, last = run_trial(trial.model_dump(), warm=self._warm, directory=Path(folder))
+                *_, last = run_trial(trial, warm=self._warm, directory=Path(folder))
             found.append(last)
         return found
 

@@ -99,7 +99,7 @@ def worker(model: str) -> None:
     sys.stdin.readline()
     with torch.no_grad():
         if loaded.preprocess is not None:
-            side = loaded.preprocess.image_size
+            side = loaded.preprocess.recipe.size
             getattr(loaded.module, "encode_image", loaded.module)(torch.zeros(1, 3, side, side))
         else:
             loaded.module(torch.zeros(1, 8, dtype=torch.long))
@@ -152,7 +152,7 @@ def steps(model: str, cache: str, rounds: int) -> list[float]:
     for name, folder in (("own", "off"), ("mapped", cache)):
         os.environ[FOLDER_VARIABLE] = folder
         loaded = Warm({}, CPU).model(model)
-        sides[name] = passes(loaded.module, loaded.preprocess.image_size if loaded.preprocess else None)
+        sides[name] = passes(loaded.module, loaded.preprocess.recipe.size if loaded.preprocess else None)
     found = []
     for _ in range(rounds + 1):
         took = {}

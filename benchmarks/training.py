@@ -46,7 +46,7 @@ from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
 from trainables.training.adapting import adapted
-from trainables.training.trainer import Trainer
+from trainables.training.trainer import Trainer, Work
 
 RANK, RATE = 8, 1e-3
 CPU = torch.device("cpu")
@@ -113,7 +113,8 @@ class Ours:
         self.task: Any = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
         trainables = stack.enter_context(adapted(loaded.module, trial))
         self.parameters = list(trainables.parameters.values())
-        self._trainer = Trainer(trial, module=loaded.module, task=self.task, trainables=trainables, device=CPU)
+        work = Work(trial=trial, module=loaded.module, task=self.task, trainables=trainables, device=CPU)
+        self._trainer = Trainer(work)
         self.samples = self._trainer.samples_per_epoch
         self.waiting = Waiting(self.task, loaded.module.visual if loaded.kind == "clip" else loaded.module)
 

@@ -11,14 +11,7 @@ from randlora.adapted.adapter_set import AdapterSet
 from randlora.adapted.attach import attach
 from randlora.adapted.load import load, load_peft
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
-from randlora.errors import (
-    AdapterError,
-    CheckpointError,
-    ConfigError,
-    ExportError,
-    TargetError,
-    UnknownMethodError,
-)
+from randlora.errors import AdapterError, CheckpointError, ConfigError, ExportError, TargetError, UnknownMethodError
 from randlora.files.checkpoint import export_deltas, export_merged, save
 from randlora.files.peft_export import export_peft
 from randlora.methods.experimental import HybridConfig, RandLoraSvdConfig
@@ -35,7 +28,6 @@ from randlora.methods.scheduled.autolora import AutoLoraConfig
 from randlora.methods.scheduled.hooks import Hooks, Schedule, hooks_in
 from randlora.model.families import default_targets
 from randlora.model.targets import resolve_targets
-from randlora.plugins import load_plugins
 
 __all__ = [
     "METHODS",
@@ -83,5 +75,3 @@ __all__ = [
     "resolve_targets",
     "save",
 ]
-
-load_plugins()

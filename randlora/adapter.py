@@ -9,6 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self
 
@@ -29,8 +30,22 @@ class AdapterConfig:
 
     method: ClassVar[str]
     capacity_field: ClassVar[str] = "r"
+    least: ClassVar[int] = 1
+    """The smallest capacity."""
     words: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     """Words that a numeric option takes besides numbers."""
+
+    def __post_init__(self) -> None:
+        """Refuse a bad capacity, and a bad `alpha` or `dropout` where the method has them; subclasses check the rest.
+
+        Raises:
+            ConfigError: a value that is not allowed.
+        """
+        check_capacity(self.method, self.capacity_field, self.capacity, self.least)
+        check_positive(self.method, "alpha", getattr(self, "alpha", None))
+        dropout = getattr(self, "dropout", 0.0)
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"{self.method}: dropout must be in [0, 1) but got {dropout!r}; 0.0 turns it off")
 
     @property
     def capacity(self) -> int:
@@ -45,7 +60,7 @@ class AdapterConfig:
         for key in options:
             if key not in known:
                 raise ConfigError(
-                    f"method {cls.method!r} has no option {key!r}: it takes {sorted(known)}{nearest(key, known)}"
+                    f"method {cls.method!r} has no option {key!r}: it takes {sorted(known)}; {nearest(key, known)}"
                 )
             kind, fits = _accepts(known[key])
             words = cls.words.get(key, ())
@@ -66,6 +81,28 @@ class AdapterConfig:
         return values
 
 
+class AlphaScale:
+    """Mixed into a configuration with `r` and `alpha`: the scale of its delta, one number for all layers of a model."""
+
+    r: int
+    alpha: float | None
+    default_scale: ClassVar[float] = 1.0
+
+    @property
+    def scale(self) -> float:
+        """alpha / r where alpha is given, else `default_scale` at every rank."""
+        return self.default_scale if self.alpha is None else self.alpha / self.r
+
+
+@dataclass(frozen=True)
+class RankConfig(AlphaScale, AdapterConfig):
+    """Base of the configurations of most methods; `r` is a rank, `dropout` falls on the adapter's input."""
+
+    r: int
+    alpha: float | None = None
+    dropout: float = 0.0
+
+
 def _accepts(default: object) -> tuple[str, Callable[[object], bool]]:
     """What an option of this default may be, in words and as a test. A default of None stands for a number."""
     if isinstance(default, bool):
@@ -84,16 +121,16 @@ def check_capacity(method: str, field: str, value: int, least: int = 1) -> None:
         raise ConfigError(f"{method}: {field} must be an integer of at least {least} but got {value!r}")
 
 
-def check_dropout(method: str, value: float) -> None:
-    """Refuse a dropout probability outside [0, 1)."""
-    if not 0.0 <= value < 1.0:
-        raise ConfigError(f"{method}: dropout must be in [0, 1) but got {value!r}; 0.0 turns it off")
-
-
 def check_positive(method: str, field: str, value: float | None) -> None:
     """Refuse a scale that is not positive; None asks for the default."""
     if value is not None and not value > 0:
         raise ConfigError(f"{method}: {field} must be positive or None (the default rule) but got {value!r}")
+
+
+def check_share(method: str, field: str, value: float) -> None:
+    """Refuse a share that is not between 0 and 1; both ends are excluded."""
+    if not 0.0 < value < 1.0:
+        raise ConfigError(f"{method}: {field} must lie between 0 and 1 but got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -106,12 +143,17 @@ class Request:
     init_seed: int
     basis_seed: int
 
-    @property
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Weight name -> (out, in)."""
+        return {name: (w.shape[0], w.shape[1]) for name, w in self.weights.items()}
+
+    @cached_property
     def device(self) -> torch.device:
         """Where the bases live: with the first weight."""
         return next(iter(self.weights.values())).device
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """float64 for a float64 model, else float32, whatever the base's precision."""
         return torch.float64 if all(w.dtype == torch.float64 for w in self.weights.values()) else torch.float32
@@ -191,10 +233,6 @@ class Adapter(nn.Module, ABC):
         """Trainable parameters, summed over the tensors built."""
         return sum(p.numel() for p in self.parameters())
 
-    def derived_tensors(self) -> dict[str, Tensor]:
-        """The buffers named by `derived`."""
-        return {name: self.get_buffer(name) for name in self.derived}
-
     @property
     def dropping(self) -> bool:
         """Whether the next forward draws a dropout mask."""
@@ -210,7 +248,12 @@ class Adapter(nn.Module, ABC):
 
 
 Build = Callable[[Request], dict[str, Adapter]]
-"""Makes one adapter per weight of the request, all sharing one set of bases."""
+"""Makes one adapter per weight of the request; they may share one set of bases."""
+
+
+def each_weight(adapter: Callable[[str, Any, Request], Adapter]) -> Build:
+    """A `Build` of adapters that share nothing: `adapter(name, configuration, request)` for every weight."""
+    return lambda request: {name: adapter(name, request.config, request) for name in request.weights}
 
 
 def trainable(values: Tensor, request: Request, device: torch.device) -> nn.Parameter:

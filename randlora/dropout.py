@@ -14,8 +14,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from randlora.arithmetic.bases import derive_seed
 from randlora.errors import AdapterError
-from randlora.seeds import derive_seed
 
 _REMEMBERED = 1024
 """Draws of one adapter between a forward and the backward that repeats it."""
@@ -39,12 +39,10 @@ class Masks:
 
         Raises `AdapterError` in a recomputation whose first run is unknown (checkpoint's preserve_rng_state=False).
         """
-        keep = torch.empty(x.shape).bernoulli_(1.0 - self.dropout, generator=self._generator())
-        return keep.to(device=x.device, dtype=x.dtype).div_(1.0 - self.dropout)
-
-    def _generator(self) -> torch.Generator:
         number = self._number(int(torch.randint(1 << 62, ())))
-        return torch.Generator().manual_seed(derive_seed("mask", self._seed, number))
+        generator = torch.Generator().manual_seed(derive_seed("mask", self._seed, number))
+        keep = torch.empty(x.shape).bernoulli_(1.0 - self.dropout, generator=generator)
+        return keep.to(device=x.device, dtype=x.dtype).div_(1.0 - self.dropout)
 
     def _number(self, label: int) -> int:
         if torch._C._current_graph_task_id() != -1:  # inside backward: torch.utils.checkpoint asks the same way

@@ -30,9 +30,11 @@ class ExportError(AdapterError):
     """A format cannot express this adapter without loss."""
 
 
-def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
-    """`"; nearest: 'a', 'b'"`, or the empty string when nothing is close."""
-    options = list(choices)
-    close = difflib.get_close_matches(word, options, n=n, cutoff=0.4)
-    close = close or [option for option in options if word in option][:n]
-    return "; nearest: " + ", ".join(repr(c) for c in close) if close else ""
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`"nearest: 'a', 'b'"`; where no choice is close `"known: ..."` with all (at most 40), or `"none is known"`."""
+    options = sorted(set(choices))
+    close = difflib.get_close_matches(word, options, n=3, cutoff=0.5)
+    close = close or [option for option in options if word and word in option][:3]
+    if close or not options:
+        return "nearest: " + ", ".join(map(repr, close)) if close else "none is known"
+    return "known: " + ", ".join(map(repr, options[:40])) + (", ..." if len(options) > 40 else "")

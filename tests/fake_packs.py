@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from tests.fakes import TRIAL, analytic_trial
-from trainables.config import NotPackableError, UnevenTrialsError
+from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError
 from trainables.errors import TrialError
 
 TOGETHER = {TRIAL: "tests.fake_packs:analytic_pack"}
@@ -26,14 +26,14 @@ Told = Generator[dict[int, Any], set[int] | None, None]
 
 
 def analytic_pack(
-    configs: Sequence[dict[str, Any]],
+    given: Sequence[TrialConfig],
     *,
     warm: dict[str, Any],
     directories: Sequence[Path],
     keep: Sequence[bool],
 ) -> Told:
     """Every trial as it is by itself, an epoch each in turn."""
-    options = dict(configs[0]["options"])
+    options = dict(given[0].options)
     if "refuse_pack" in options:
         raise NotPackableError("this fake is not packed")
     if len({_finished(directory) for directory in directories}) > 1:
@@ -42,7 +42,7 @@ def analytic_pack(
         with Path(options["log"]).with_suffix(".packs").open("a") as file:
             file.write(" ".join(directory.name for directory in directories) + "\n")
     trials = {
-        k: analytic_trial(config, warm=warm, directory=directories[k], keep=keep[k]) for k, config in enumerate(configs)
+        k: analytic_trial(trial, warm=warm, directory=directories[k], keep=keep[k]) for k, trial in enumerate(given)
     }
     while trials:
         reports: dict[int, Any] = {}

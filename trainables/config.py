@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -27,11 +28,7 @@ FULL_METHODS = ("full", "full-targets")
 _SHOTS = re.compile(r"([1-9][0-9]*)-shot")
 
 
-class _Later:
-    """The type of LATER."""
-
-
-LATER: Final = _Later()
+LATER: Final = "came after the first stored ids"
 """Marks a field that came after the first stored ids: `name: Annotated[int | None, LATER] = None`.
 
 Such a field is left out of ids and identities while it has its default, so that what was stored before keeps them.
@@ -233,3 +230,15 @@ def alike(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a trial's configuration that it shares with every trial it may be packed with."""
     shared = {name: value for name, value in config.items() if name not in OWN}
     return shared | {"train": {n: v for n, v in config["train"].items() if n not in OWN_TRAIN}}
+
+
+def check_alike(trials: Sequence[TrialConfig]) -> None:
+    """Refuse trials that differ in more than they may, or whose method trains no adapter."""
+    shared = [alike(identifying(trial)) for trial in trials]
+    for other in shared:
+        differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))
+        if differ:
+            raise NotPackableError(f"trials of a pack may differ in {', '.join(OWN)} alone, not in {', '.join(differ)}")
+    method = trials[0].method
+    if method in (*FULL_METHODS, LINEAR_PROBE, NO_TRAINING):
+        raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")

@@ -1,10 +1,10 @@
-"""The user's errors of this package, and how a message finds the nearest valid choice."""
+"""The user's errors of this package, and what their messages are made of."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
+
+from randlora.errors import nearest
 
 
 class TrainablesError(ValueError):
@@ -23,23 +23,22 @@ class TrialError(RuntimeError):
     """One trial cannot go on (loss not finite, a combination that is not supported). The sweep can."""
 
 
-def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
-    """A phrase naming the known names closest to `name`, or all of them when few, or none when none is known."""
-    names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
-    if close:
-        return "nearest: " + ", ".join(repr(n) for n in close)
-    if not names:
-        return "none is known"
-    shown = ", ".join(repr(n) for n in names[:40])
-    return f"known: {shown}" + (", ..." if len(names) > 40 else "")
+def first_line(error: BaseException | str) -> str:
+    """The first line of a message; of an error that says nothing, the name of its type."""
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return "" if isinstance(error, str) else type(error).__name__
 
 
-def no_folder(name: str, folder: Path) -> DataError:
-    """The error for a data set whose folder is not there: where it was looked for, and what is beside it."""
+def folder_of(name: str, text: str) -> Path:
+    """The folder that a data set's id names. Raises DataError, saying where it was looked for and what is beside it."""
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder
     if folder.is_file():
-        return DataError(f"data set {name!r}: {folder} is a file; give the folder that it is in")
+        raise DataError(f"data set {name!r}: {folder} is a file; give the folder that it is in")
     beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
     looked = "" if folder.is_absolute() else f" in {Path.cwd()}, where this was started"
     near = f"; {nearest(folder.name, beside)}" if beside else ""
-    return DataError(f"data set {name!r}: no folder {folder}{looked}{near}")
+    raise DataError(f"data set {name!r}: no folder {folder}{looked}{near}")

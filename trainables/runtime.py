@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import json
 import platform
 import re
 import resource
@@ -17,11 +16,18 @@ from typing import Any
 
 import psutil
 import torch
+from torch.nn.functional import linear
+from torch.nn.functional import scaled_dot_product_attention as attention
 
 from trainables.errors import TrialError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Makes the mixed-precision context that a base model runs in; losses are float32 outside it."""
+
+
+def pick_device() -> torch.device:
+    """The worker's accelerator: the current CUDA device, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
@@ -30,11 +36,7 @@ def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     if asked == "bf16" and device.type == "cuda" and not has_bf16:
         raise TrialError(f"train.precision 'bf16': {torch.cuda.get_device_name(device)} has none; use 'fp32' or 'auto'")
     if asked == "bf16" or (asked == "auto" and has_bf16):
-
-        def bf16() -> AbstractContextManager[Any]:
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-
-        return "bf16", bf16
+        return "bf16", functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
     return "fp32", contextlib.nullcontext
 
 
@@ -57,11 +59,15 @@ def float32_backend(asked: str, device: torch.device) -> Iterator[str]:
     if reason is not None:
         yield f"default ({reason})"
         return
-    matmul = _switch()
-    before = matmul.fp32_precision
-    matmul.fp32_precision = _FAST
-    try:
+    with _fast(_switch()):
         yield "fast"
+
+
+@contextlib.contextmanager
+def _fast(matmul: Any) -> Iterator[None]:
+    before, matmul.fp32_precision = matmul.fp32_precision, _FAST
+    try:
+        yield
     finally:
         matmul.fp32_precision = before
 
@@ -74,7 +80,7 @@ def _switch() -> Any:
 _FAST = "bf16"
 """oneDNN may round to bfloat16; without hardware for that it computes in float32, by its own kernels."""
 _LOSS = 4.0
-"""Accurate is a back end whose error is at most so many times the default's: other orders of sums, same precision."""
+"""A back end is accurate when its error is at most this multiple of the default's: other orders of sums differ too."""
 
 
 @functools.cache
@@ -84,15 +90,12 @@ def _why_not_fast() -> str | None:
         return "fast refused: torch was built without oneDNN"
     if (matmul := _switch()) is None:
         return f"fast refused: torch {torch.__version__} has no switch for it"
-    plain, before = _errors(), matmul.fp32_precision
-    matmul.fp32_precision = _FAST
-    try:
+    plain = _errors()
+    with _fast(matmul):
         fast = _errors()
-    finally:
-        matmul.fp32_precision = before
-    name, error = max(((n, e) for n, e in fast.items()), key=lambda item: item[1] / plain[item[0]])
-    if error > _LOSS * plain[name]:
-        return f"fast refused: relative error of {name} {error:.1e}, of the default {plain[name]:.1e}"
+    name = max(fast, key=lambda product: fast[product] / plain[product])
+    if fast[name] > _LOSS * plain[name]:
+        return f"fast refused: relative error of {name} {fast[name]:.1e}, of the default {plain[name]:.1e}"
     return None
 
 
@@ -102,16 +105,12 @@ def _errors() -> dict[str, float]:
     a, b = (torch.randn(256, 256, generator=draw) for _ in range(2))
     left, right = torch.randn(4, 64, 256, generator=draw), torch.randn(4, 256, 64, generator=draw)
     q = torch.randn(2, 4, 64, 32, generator=draw)
-    attend = torch.nn.functional.scaled_dot_product_attention
     pairs = {
         "mm": (a @ b, a.double() @ b.double()),
-        "linear": (
-            torch.nn.functional.linear(a, b, b[0]),
-            torch.nn.functional.linear(a.double(), b.double(), b[0].double()),
-        ),
+        "linear": (linear(a, b, b[0]), linear(a.double(), b.double(), b[0].double())),
         "addmm": (torch.addmm(a, a, b), torch.addmm(a.double(), a.double(), b.double())),
         "bmm": (torch.bmm(left, right), torch.bmm(left.double(), right.double())),
-        "attention": (attend(q, q, q), attend(q.double(), q.double(), q.double())),
+        "attention": (attention(q, q, q), attention(q.double(), q.double(), q.double())),
     }
     return {name: float((found - exact).norm() / exact.norm()) for name, (found, exact) in pairs.items()}
 
@@ -121,19 +120,19 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-@functools.cache
-def _versions() -> str:
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
     packages = ("torch", "torchvision", "transformers", "open_clip_torch", "randlora-sweeps", "numpy", "pillow")
-    found = {"python": platform.python_version()}
+    return {"python": platform.python_version(), **installed(packages)}
+
+
+@functools.cache
+def installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those of these packages that are installed."""
+    found = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return json.dumps(found)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    found: dict[str, str] = json.loads(_versions())
     return found
 
 

@@ -20,9 +20,9 @@ from analysis.errors import StoreError
 from analysis.store.store import Store
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.models.encoders import HEAD_FILE
-from trainables.runtime import choose_precision
+from trainables.runtime import choose_precision, pick_device
 from trainables.tasks.images.images import ImageTask
-from trainables.tasks.lane_cache import Warm, pick_device
+from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Split, Task
 

@@ -163,13 +163,8 @@ _CELLS: Columns = (
     ("lr_high", _REAL, "High end of the range."),
     ("lr_centre", _REAL, "Centre of the range: the published rate, unless the sweep file moves it."),
     ("space", _TEXT, "JSON object: range or values of each hyperparameter searched beside the rate; null for none."),
-    (
-        "tune_trials",
-        _INT,
-        "The allowance: TUNE trials of the cell; of samples, as many as they are unpruned; of seconds, the fewest.",
-    ),
+    ("tune_trials", _INT, "The allowance: TUNE trials of the cell; of samples, as many as they are unpruned."),
     ("allowance_samples", _INT, "The allowance where it is in training examples; null where it is not."),
-    ("allowance_seconds", _REAL, "The allowance where it is in seconds of training on a device; null where it is not."),
     ("confirm_seeds", _INT, "CONFIRM trials of the cell."),
 )
 

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from randlora.adapted.accumulate import accumulating
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
-from randlora.arithmetic.bases import Bases
+from randlora.arithmetic.bases import Bases, derive_seed
 from randlora.errors import AdapterError, CheckpointError
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sites import Site, is_adapted, shared_names
-from randlora.seeds import derive_seed
 
 
 def check_can_merge(model: nn.Module, sites: Mapping[str, Site]) -> None:
@@ -82,7 +81,7 @@ class Adapted:
 
     def derived(self) -> dict[str, Tensor]:
         """Frozen tensors made from the base weights; a checkpoint keeps them, since no seed gives them back."""
-        return {f"{n}.{key}": t for n, a in self.adapters.items() for key, t in a.derived_tensors().items()}
+        return {f"{n}.{key}": a.get_buffer(key) for n, a in self.adapters.items() for key in a.derived}
 
     def bases(self) -> Bases | None:
         """The frozen matrices that the adapters share; None for a method without."""
@@ -130,12 +129,11 @@ class Adapted:
     @torch.no_grad()
     def deltas(self) -> dict[str, Tensor]:
         """Weight name -> delta (out x in), in the adapters' precision."""
-        before = self._before_merge or {}
-        return {name: self.adapters[name].delta(self._base(name, before)) for name in self.adapters}
-
-    def _base(self, name: str, before: Mapping[str, Tensor]) -> Tensor:
-        stored = before.get(name)
-        return self.sites[name].base.detach() if stored is None else stored
+        before = self._before_merge
+        return {
+            name: adapter.delta(self.sites[name].base.detach() if before is None else before[name])
+            for name, adapter in self.adapters.items()
+        }
 
     @property
     def enabled(self) -> bool:
@@ -197,7 +195,10 @@ class Adapted:
         """
         if self.merged:
             return self.model
-        self._check_attached("merge")
+        if self._detached:
+            raise AdapterError("cannot merge: the adapters are detached from the model; attach again or load()")
+        if not self._attached:
+            raise AdapterError("cannot merge: the adapters are disabled; enable() them first")
         check_can_merge(self.model, self.sites)
         with torch.no_grad():
             new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
@@ -249,12 +250,6 @@ class Adapted:
             for name, old in self._before_merge.items():
                 self.sites[name].base.copy_(old)
         self._before_merge = None
-
-    def _check_attached(self, verb: str) -> None:
-        if self._detached:
-            raise AdapterError(f"cannot {verb}: the adapters are detached from the model; attach again or load()")
-        if not self._attached:
-            raise AdapterError(f"cannot {verb}: the adapters are disabled; enable() them first")
 
     def forget_flags(self) -> None:
         """Leave `requires_grad` of the base weights alone at detach: whoever holds several adapters restores it."""

@@ -41,7 +41,7 @@ class AdapterSet:
     def __getitem__(self, name: str) -> Adapted:
         if name not in self._members:
             known = sorted(self._members)
-            raise AdapterError(f"no adapter named {name!r}: there are {known}{nearest(name, known)}")
+            raise AdapterError(f"no adapter named {name!r}: there are {known}; {nearest(name, known)}")
         return self._members[name]
 
     def __contains__(self, name: object) -> bool:

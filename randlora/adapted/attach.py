@@ -50,7 +50,7 @@ def attach(
     sizes = dict.fromkeys(sites, config.capacity)
     for name, value in (capacities or {}).items():
         if name not in sites:
-            raise TargetError(f"capacities names {name!r}, which is not among the targets{nearest(name, sites)}")
+            raise TargetError(f"capacities names {name!r}, which is not among the targets; {nearest(name, sites)}")
         if isinstance(value, bool) or not isinstance(value, int) or value < method.min_capacity:
             raise ConfigError(
                 f"{method.name}: {method.capacity_field} of {name} must be an integer of at least "

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
-from randlora.arithmetic.bases import GENERATOR_VERSION
+from randlora.arithmetic.bases import GENERATOR_VERSION, Bases, Draw
 from randlora.errors import AdapterError, CheckpointError
 from randlora.files.checkpoint import BASES, DERIVED, TENSORS, digest_of, read_meta, read_tensors
 from randlora.files.peft_import import read_peft
-from randlora.files.stored import use_stored_bases
 from randlora.methods.registry import get_method
 
 
@@ -86,6 +85,30 @@ def _fill_derived(own: Mapping[str, Tensor], wanted: object, path: Path) -> None
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
+
+
+def use_stored_bases(adapted: Adapted, tensors: Mapping[str, Tensor]) -> Bases:
+    """Give all adapters of `adapted` the same given bases in place of the drawn ones.
+
+    Every tensor must be at least as large as the drawn one, whose leading part the layers read.
+    """
+    drawn = adapted.bases()
+    if drawn is None:
+        raise CheckpointError(f"method {adapted.method.name} has no bases, but the file holds {sorted(tensors)}")
+    for name in drawn.draws:
+        need = tuple(drawn.get(name).shape)
+        have = tuple(tensors[name].shape) if name in tensors else ()
+        if len(have) != 2 or any(h < n for h, n in zip(have, need, strict=True)):
+            raise CheckpointError(f"basis {name} has shape {have} in the file but the layers need at least {need}")
+    first = drawn.get(next(iter(drawn.draws)))
+    shapes = {name: Draw(*tensors[name].shape) for name in drawn.draws}
+    stored = Bases(0, shapes, first.device, first.dtype, given=tensors)
+    for adapter in adapted.adapters.values():
+        for module in adapter.modules():
+            for key, child in list(module._modules.items()):
+                if child is drawn:
+                    module._modules[key] = stored
+    return stored
 
 
 def load_peft(model: nn.Module, directory: str | Path) -> Adapted:

@@ -11,6 +11,7 @@ Distributions, all of mean 0 and variance 1 (RandLoRA, section 6.3, compares the
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
@@ -24,12 +25,19 @@ from randlora.errors import ConfigError, nearest
 GENERATOR_VERSION = 1
 """Raised when the same seed would give other bits; a checkpoint of another version is refused."""
 
-DISTRIBUTIONS = ("uniform", "normal", "binary", "ternary")
-
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _CHUNK = 1 << 20
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from named parts, the same on every machine: the first bytes of their SHA-256.
+
+    So no draw of this package hangs on the order in which things are made.
+    """
+    digest = hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _signed(value: int) -> int:
@@ -127,12 +135,14 @@ def _ternary(bits: Tensor, sparsity: float) -> Tensor:
     return signs.mul_(math.sqrt(sparsity / 2.0))
 
 
+_PLAIN = {"uniform": _uniform, "normal": _normal, "binary": _binary}
+DISTRIBUTIONS = (*_PLAIN, "ternary")
+
+
 def check_distribution(name: str, sparsity: float) -> None:
     """Refuse an unknown distribution, or a ternary sparsity below 2 (2 is the dense binary basis)."""
     if name not in DISTRIBUTIONS:
-        raise ConfigError(
-            f"unknown basis distribution {name!r}: known are {list(DISTRIBUTIONS)}{nearest(name, DISTRIBUTIONS)}"
-        )
+        raise ConfigError(f"unknown basis distribution {name!r}; {nearest(name, DISTRIBUTIONS)}")
     if not 2.0 <= sparsity <= 2.0**31:
         raise ConfigError(f"sparsity must be at least 2 (each sign has probability 1 / sparsity) but got {sparsity!r}")
 
@@ -156,15 +166,8 @@ def draw(seed: int, stream: str, spec: Draw) -> Tensor:
     for start in range(0, spec.rows, step):
         stop = min(start + step, spec.rows)
         bits = random_bits(seed, stream, range(start, stop), spec.cols)
-        if spec.distribution == "uniform":
-            values = _uniform(bits)
-        elif spec.distribution == "normal":
-            values = _normal(bits)
-        elif spec.distribution == "binary":
-            values = _binary(bits)
-        else:
-            values = _ternary(bits, spec.sparsity)
-        out[start:stop] = values
+        plain = _PLAIN.get(spec.distribution)
+        out[start:stop] = _ternary(bits, spec.sparsity) if plain is None else plain(bits)
     return out if spec.std == 1.0 else out.mul_(spec.std)
 
 
@@ -172,19 +175,29 @@ class Bases(nn.Module):
     """The frozen matrices that all adapters of one model share: non-persistent buffers, so never in a state dict.
 
     Adapters hold this module itself, so that `.to(device)` moves one copy. On the meta device nothing is generated.
+    `given` matrices came in a file (of an imported adapter): no seed gives them, so a checkpoint has to hold them.
     """
 
-    def __init__(self, seed: int, draws: Mapping[str, Draw], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        seed: int,
+        draws: Mapping[str, Draw],
+        device: torch.device,
+        dtype: torch.dtype,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed, self.given = seed, given is not None
         self.draws = dict(draws)
         self._casts: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = {}
         for name, spec in self.draws.items():
-            if device.type == "meta":
-                values = torch.empty(spec.rows, spec.cols, device=device, dtype=dtype)
+            if given is not None:
+                values = given[name]
+            elif device.type == "meta":
+                values = torch.empty(spec.rows, spec.cols, device=device)
             else:
-                values = draw(seed, name, spec).to(device=device, dtype=dtype)
-            self.register_buffer(name, values, persistent=False)
+                values = draw(seed, name, spec)
+            self.register_buffer(name, values.to(device=device, dtype=dtype), persistent=False)
 
     def get(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The matrix `name`; in another dtype one cast is kept for all layers."""
@@ -203,31 +216,14 @@ class Bases(nn.Module):
         total = hashlib.sha256()
         for name, spec in sorted(self.draws.items()):
             matrix = self.get(name)
-            if matrix.dtype not in (torch.float32, torch.float64) or matrix.device.type == "meta":
+            lost = matrix.dtype not in (torch.float32, torch.float64) or matrix.device.type == "meta"
+            if lost and not self.given:
                 matrix = draw(self.seed, name, spec)
+            flat = matrix.detach().to(device="cpu", dtype=torch.float32).contiguous()
             total.update(f"{name}:{spec.rows}x{spec.cols}:".encode())
-            total.update(_bytes(matrix))
+            total.update(flat.numpy().astype("<f4", copy=False).tobytes())  # little-endian
         return total.hexdigest()
-
-    def stored_bytes(self) -> int:
-        """Bytes of the matrices in memory."""
-        return sum(b.numel() * b.element_size() for b in self.buffers())
 
     def spec(self) -> dict[str, dict[str, int | float | str]]:
         """The draws, as plain values for a checkpoint."""
-        return {
-            name: {
-                "rows": d.rows,
-                "cols": d.cols,
-                "distribution": d.distribution,
-                "std": d.std,
-                "sparsity": d.sparsity,
-            }
-            for name, d in self.draws.items()
-        }
-
-
-def _bytes(matrix: Tensor) -> bytes:
-    """Little-endian float32 bytes."""
-    flat = matrix.detach().to(device="cpu", dtype=torch.float32).contiguous()
-    return flat.numpy().astype("<f4", copy=False).tobytes()
+        return {name: dataclasses.asdict(spec) for name, spec in self.draws.items()}

@@ -34,13 +34,10 @@ GATHER_COST = 3.5
 """Time of a gathered term over a dense one (measured 2.5 to 4 with AVX-512 at 93 % zeros)."""
 
 
-class _Switch:
+class _Keeping:
     """Plain state of the process, which torch.compile can read."""
 
     on = False
-
-
-_KEEPING = _Switch()
 
 
 @contextmanager
@@ -49,17 +46,17 @@ def keep_merged(on: bool = True) -> Iterator[None]:
 
     The switch is the whole process's. The results are the same; memory grows by up to the size of the adapted weights.
     """
-    before = _KEEPING.on
-    _KEEPING.on = on
+    before = _Keeping.on
+    _Keeping.on = on
     try:
         yield
     finally:
-        _KEEPING.on = before
+        _Keeping.on = before
 
 
 def keeping() -> bool:
     """Whether `keep_merged` is on."""
-    return _KEEPING.on
+    return _Keeping.on
 
 
 def plan_costs(rows: int, large: int, small: int, inner: int) -> dict[Plan, int]:
@@ -87,21 +84,13 @@ def choose_plan(
 
     `density` is the share of B's entries that are not 0 where `gather` is possible, else None. `keep` allows `kept`.
     """
-    part = 1.0 if density is None else GATHER_COST * density
     if not training:
+        part = _part(density)
         if part * large * small < rows * (large + small):
             return "merged" if density is None else "gather"
         return "activation"
-    costs: dict[Plan, float] = {**plan_costs(rows, large, small, inner)}
-    if not keep:
-        del costs["kept"]
-    if density is not None:
-        costs["gather"] = _gather_cost(part, rows, large, small, inner)
-    best: Plan = "activation"
-    for plan, cost in costs.items():
-        if cost < costs[best]:
-            best = plan
-    return best
+    costs = _allowed(rows, large, small, inner, density, keep)
+    return min(costs, key=costs.__getitem__)
 
 
 def pays_to_accumulate(
@@ -111,16 +100,24 @@ def pays_to_accumulate(
 
     It costs N D d for the weight's gradient in every micro-batch, and 2 D q d a step to make it and to go back.
     """
-    part = 1.0 if density is None else GATHER_COST * density
+    costs = _allowed(rows, large, small, inner, density, keep=False)
+    once = 2 * _part(density) * large * inner * small
+    return micro_batches * rows * large * small + once < micro_batches * min(costs.values())
+
+
+def _part(density: float | None) -> float:
+    """p of the module's table; 1 for a dense B."""
+    return 1.0 if density is None else GATHER_COST * density
+
+
+def _allowed(rows: int, large: int, small: int, inner: int, density: float | None, keep: bool) -> dict[Plan, float]:
+    """Costs of the plans to choose from; of equal ones the first is taken."""
     costs: dict[Plan, float] = {**plan_costs(rows, large, small, inner)}
-    del costs["kept"]
+    if not keep:
+        del costs["kept"]
     if density is not None:
-        costs["gather"] = _gather_cost(part, rows, large, small, inner)
-    return micro_batches * rows * large * small + 2 * part * large * inner * small < micro_batches * min(costs.values())
-
-
-def _gather_cost(part: float, rows: int, large: int, small: int, inner: int) -> float:
-    return part * (2 * large * inner * small + rows * large * inner) + rows * inner * small
+        costs["gather"] = _part(density) * (2 * large * inner * small + rows * large * inner) + rows * inner * small
+    return costs
 
 
 class Steps(NamedTuple):

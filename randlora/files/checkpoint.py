@@ -13,22 +13,44 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from randlora.arithmetic.bases import GENERATOR_VERSION
+from randlora.adapter import Adapter, AdapterConfig, Shape
+from randlora.arithmetic.bases import GENERATOR_VERSION, Bases
 from randlora.errors import CheckpointError
-from randlora.files.protocol import Adapted
-from randlora.files.stored import StoredBases
+from randlora.methods.method import Method
+from randlora.model.sites import Site
 
 FORMAT = 1
 TENSORS, BASES, META, DELTAS = "adapter.safetensors", "bases.safetensors", "adapter.json", "deltas.safetensors"
 DERIVED = "derived.safetensors"
+
+
+class Adapted(Protocol):
+    """What this room needs of `randlora.adapted.adapted.Adapted`, which lies above it."""
+
+    model: nn.Module
+    method: Method
+    config: AdapterConfig
+    capacities: dict[str, int]
+    sites: dict[str, Site]
+    adapters: dict[str, Adapter]
+    shapes: dict[str, Shape]
+    init_seed: int
+    basis_seed: int
+
+    def bases(self) -> Bases | None: ...
+    def derived(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def deltas(self) -> dict[str, Tensor]: ...
+    def merging(self) -> AbstractContextManager[nn.Module]: ...
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,7 +87,7 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
         if frozen is None
         else {
             "seed": adapted.basis_seed,
-            "stored": isinstance(frozen, StoredBases),
+            "stored": frozen.given,
             "generator_version": GENERATOR_VERSION,
             "digest": frozen.digest(),
             "draws": frozen.spec(),
@@ -75,7 +97,7 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
     write_tensors(folder / TENSORS, adapted.state_dict())
     if derived:
         write_tensors(folder / DERIVED, derived)
-    if frozen is not None and (bases or isinstance(frozen, StoredBases)):
+    if frozen is not None and (bases or frozen.given):
         write_tensors(folder / BASES, dict(frozen.named_buffers()))
     write_text(folder / META, json.dumps(meta, indent=1) + "\n")
     return folder

@@ -20,13 +20,11 @@ from typing import Any
 
 from torch import nn
 
-from randlora.adapter import Adapter
 from randlora.errors import ExportError
-from randlora.files.checkpoint import write_tensors, write_text
-from randlora.files.peft_lora import INSTEAD, PREFIX, Tensors, attention, called, write_lora
-from randlora.files.protocol import Adapted
-from randlora.methods.random.randlora import RandLora, RandLoraConfig
-from randlora.methods.random.vera import Vera, VeraConfig
+from randlora.files.checkpoint import Adapted, write_tensors, write_text
+from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, attention, called, write_lora
+from randlora.methods.random.randlora import RandLoraConfig
+from randlora.methods.random.vera import VeraConfig
 
 
 def export_peft(adapted: Adapted, directory: str | Path) -> Path:
@@ -100,48 +98,34 @@ def _card(adapted: Adapted, native: bool) -> str:
     return f"---\nlibrary_name: peft\n---\n\n{what}\n\nIt changes these weights (out x in):\n\n{weights}\n"
 
 
-def _rank(adapted: Adapted) -> int:
-    return next(iter(adapted.capacities.values()))
-
-
-def _layers(adapted: Adapted) -> list[tuple[str, Adapter]]:
-    return [(PREFIX + adapted.sites[name].module_name, adapter) for name, adapter in adapted.adapters.items()]
-
-
-def _vera(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
-    config = adapted.config
-    assert isinstance(config, VeraConfig)
-    tensors: Tensors = {}
-    for layer, adapter in _layers(adapted):
-        assert isinstance(adapter, Vera)
-        tensors[f"{layer}.vera_lambda_d"] = adapter.d
-        tensors[f"{layer}.vera_lambda_b"] = adapter.b
-    bases = adapted.bases()
-    assert bases is not None
-    tensors["base_model.vera_A"] = bases.get("A")
-    tensors["base_model.vera_B"] = bases.get("B")
-    values = {
-        "peft_type": "VERA",
-        "r": _rank(adapted),
-        "vera_dropout": config.dropout,
-        "d_initial": config.d_initial,
+def _native(adapted: Adapted, rank: int, options: dict[str, Any], frozen: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Configuration and tensors of a method that PEFT has itself, with shared bases and one rank."""
+    name = adapted.method.name
+    tensors: Tensors = {f"base_model.{name}_{key}": matrix for key, matrix in frozen.items()}
+    for weight, adapter in adapted.adapters.items():
+        for theirs, ours in TRAINED[name].items():
+            tensors[f"{PREFIX}{adapted.sites[weight].module_name}.{theirs}"] = adapter.get_parameter(ours)
+    config = {
+        "peft_type": name.upper(),
+        "r": rank,
+        f"{name}_dropout": adapted.config.options()["dropout"],
         "projection_prng_key": adapted.basis_seed,
         "save_projection": True,
     }
-    return values, tensors
+    return config | options, tensors
+
+
+def _vera(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
+    config, bases = adapted.config, adapted.bases()
+    assert isinstance(config, VeraConfig) and bases is not None
+    (rank,) = set(adapted.capacities.values())
+    return _native(adapted, rank, {"d_initial": config.d_initial}, {key: bases.get(key) for key in "AB"})
 
 
 def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
-    config = adapted.config
-    assert isinstance(config, RandLoraConfig)
-    tensors: Tensors = {}
-    for layer, adapter in _layers(adapted):
-        assert isinstance(adapter, RandLora)
-        tensors[f"{layer}.randlora_lambda"] = adapter.lambdas
-        tensors[f"{layer}.randlora_gamma"] = adapter.gammas
-    bases = adapted.bases()
-    assert bases is not None
-    rank = _rank(adapted)
+    config, bases = adapted.config, adapted.bases()
+    assert isinstance(config, RandLoraConfig) and bases is not None
+    (rank,) = set(adapted.capacities.values())
     # PEFT sizes its bases by the largest and the smallest side over all layers taken together
     outs, ins = max(s[0] for s in adapted.shapes.values()), max(s[1] for s in adapted.shapes.values())
     large, small = max(outs, ins), min(outs, ins)
@@ -151,17 +135,8 @@ def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
     a_all, b_all = a.new_zeros(rank, 1, small), b.new_zeros(large, n * rank)
     a_all[:, 0, : a.shape[1]] = a
     b_all[: b.shape[0], : b.shape[1]] = b
-    tensors["base_model.randlora_A"] = a_all
-    tensors["base_model.randlora_B"] = b_all.view(large, n, rank)
-    values = {
-        "peft_type": "RANDLORA",
-        "r": rank,
-        "randlora_alpha": config.scale * rank,
-        "randlora_dropout": config.dropout,
-        "projection_prng_key": adapted.basis_seed,
-        "save_projection": True,
-    }
-    return values, tensors
+    frozen = {"A": a_all, "B": b_all.view(large, n, rank)}
+    return _native(adapted, rank, {"randlora_alpha": config.scale * rank}, frozen)
 
 
 _Write = Callable[[Adapted], tuple[dict[str, Any], Tensors]]

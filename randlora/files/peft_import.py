@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from randlora.adapter import AdapterConfig
 from randlora.errors import CheckpointError
 from randlora.files.checkpoint import read_tensors
+from randlora.files.peft_lora import PREFIX, TRAINED
 from randlora.methods.lowrank.lora import DoraConfig, LoraConfig
 from randlora.methods.random.randlora import RandLoraConfig
 from randlora.methods.random.vera import VeraConfig
 
-_PREFIX = "base_model.model."
+_TRAINED = {"lora_A", "lora_B", "lora_magnitude_vector"}.union(*TRAINED.values())
 _BASES = ("randlora_A", "randlora_B", "vera_A", "vera_B")
 _KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` under which PEFT leaves the base weights as they are."""
@@ -46,7 +47,7 @@ class PeftAdapter:
     @property
     def capacities(self) -> dict[str, int]:
         """The rank of every weight of a LoRA or DoRA, which may have several; none named for the other methods."""
-        if not isinstance(self.config, LoraConfig | DoraConfig):
+        if not isinstance(self.config, LoraConfig):
             return {}
         return {name.removesuffix(".b"): b.shape[1] for name, b in self.state.items() if name.endswith(".b")}
 
@@ -98,14 +99,10 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[Found, dict[str, Tensor]]:
         if last in _BASES:
             if last not in bases or owner == "base_model":
                 bases[last] = values
-            continue
-        if last in ("lora_A", "lora_B", "lora_magnitude_vector", "vera_lambda_b", "vera_lambda_d") or last in (
-            "randlora_lambda",
-            "randlora_gamma",
-        ):
-            layers.setdefault(owner.removeprefix(_PREFIX), {})[last] = values
-            continue
-        raise CheckpointError(f"the PEFT adapter holds {key!r}, which has no counterpart here")
+        elif last in _TRAINED:
+            layers.setdefault(owner.removeprefix(PREFIX), {})[last] = values
+        else:
+            raise CheckpointError(f"the PEFT adapter holds {key!r}, which has no counterpart here")
     return layers, bases
 
 
@@ -184,12 +181,14 @@ def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: floa
     return default
 
 
-def _basis(bases: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in bases:
-        raise CheckpointError(
-            f"the PEFT adapter does not hold its frozen {name}; save it again with save_projection=True"
-        )
-    return bases[name]
+def _frozen(bases: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
+    """A (r x in) and B (out x ...) of a method with shared bases."""
+    for name in (f"{method}_A", f"{method}_B"):
+        if name not in bases:
+            raise CheckpointError(
+                f"the PEFT adapter does not hold its frozen {name}; save it again with save_projection=True"
+            )
+    return {"A": bases[f"{method}_A"], "B": bases[f"{method}_B"]}
 
 
 def _vera(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
@@ -198,8 +197,7 @@ def _vera(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
         d_initial=float(config.get("d_initial", 0.1)),
         dropout=float(config.get("vera_dropout") or 0.0),
     )
-    frozen = {"A": _basis(bases, "vera_A"), "B": _basis(bases, "vera_B")}
-    return ours, _state(layers, {"vera_lambda_d": "d", "vera_lambda_b": "b"}), frozen
+    return ours, _state(layers, TRAINED["vera"]), _frozen(bases, "vera")
 
 
 def _randlora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
@@ -208,8 +206,9 @@ def _randlora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tens
         alpha=float(config["randlora_alpha"]),
         dropout=float(config.get("randlora_dropout") or 0.0),
     )
-    frozen = {"A": _basis(bases, "randlora_A").squeeze(1), "B": _basis(bases, "randlora_B").flatten(1)}
-    return ours, _state(layers, {"randlora_lambda": "lambdas", "randlora_gamma": "gammas"}), frozen
+    frozen = _frozen(bases, "randlora")
+    frozen = {"A": frozen["A"].squeeze(1), "B": frozen["B"].flatten(1)}
+    return ours, _state(layers, TRAINED["randlora"]), frozen
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], Found, Mapping[str, Tensor]], Read]] = {

@@ -9,7 +9,7 @@ zeros in the rows of B that are not its own: still one LoRA, of the sum of the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,17 +17,21 @@ from torch import Tensor, nn
 
 from randlora.adapter import Adapter
 from randlora.errors import ExportError
-from randlora.files.protocol import Adapted
+from randlora.files.checkpoint import Adapted
 from randlora.methods.factored import Factored
-from randlora.methods.lowrank.lora import Dora, Lora
-from randlora.methods.random.nola import Nola
-from randlora.methods.random.vera import Vera
+from randlora.methods.lowrank.lora import Dora
 from randlora.methods.scheduled.adalora import AdaLora
 from randlora.methods.scheduled.autolora import AutoLora
 from randlora.model.sites import Site
 
 PREFIX = "base_model.model."
 INSTEAD = "export_deltas() writes dense deltas and randlora.files.checkpoint.export_merged() the merged weights instead"
+
+TRAINED = {
+    "vera": {"vera_lambda_d": "d", "vera_lambda_b": "b"},
+    "randlora": {"randlora_lambda": "lambdas", "randlora_gamma": "gammas"},
+}
+"""By method, PEFT's names of the trained tensors -> ours."""
 
 Tensors = dict[str, Tensor]
 
@@ -40,11 +44,9 @@ class LowRank(NamedTuple):
     scale: float
 
 
-def low_rank(adapter: Adapter) -> LowRank | None:
-    """The delta as a product of two factors, exactly; None for a method of another form (also DoRA's)."""
-    if isinstance(adapter, Lora):
-        return LowRank(adapter.a.detach(), adapter.b.detach(), adapter.scale)
-    if not isinstance(adapter, Factored | Nola | Vera):
+def _factors(adapter: Adapter) -> LowRank | None:
+    """The delta, of DoRA its direction's, as a product of two factors, exactly; None for a method of another form."""
+    if not isinstance(adapter, Factored):
         return None
     with torch.no_grad():
         a, b = adapter.factors()
@@ -54,7 +56,7 @@ def low_rank(adapter: Adapter) -> LowRank | None:
     elif isinstance(adapter, AutoLora):  # read from a checkpoint it has its dropped terms still, as zeros
         kept = (b != 0).any(0)
         a, b = a[:, kept], b[:, kept]
-    return LowRank(a, b, 1.0 if isinstance(adapter, Vera) else adapter.scale)
+    return LowRank(a.detach(), b.detach(), adapter.scale)
 
 
 def attention(site: Site) -> str | None:
@@ -68,33 +70,19 @@ def called(site: Site) -> bool:
     return site.attr == "weight" and (site.by_activation or site.transposed)
 
 
-def _by_module(adapted: Adapted) -> Iterator[tuple[str, list[tuple[Site, Adapter]]]]:
-    """Module name -> its weight's adapter, or those of its parts."""
-    modules: dict[str, list[tuple[Site, Adapter]]] = {}
-    for name, site in adapted.sites.items():
-        modules.setdefault(site.module_name, []).append((site, adapted.adapters[name]))
-    yield from modules.items()
-
-
-def _rows(site: Site) -> int:
-    """Rows of the whole weight."""
-    return site.whole.shape[0]
-
-
 def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
     """One pair of factors for a whole weight."""
     found = []
     for site, adapter in members:
-        factors = LowRank(adapter.a, adapter.b, adapter.scale) if isinstance(adapter, Dora) else low_rank(adapter)
-        if factors is None:
+        if (factors := _factors(adapter)) is None:
             raise ExportError(f"the delta of {site.name} is no product of two thin matrices; {INSTEAD}")
         found.append((site, factors))
-    a = torch.cat([f.a.detach() for _, f in found], 1)
-    b = torch.zeros(_rows(found[0][0]), a.shape[1], dtype=a.dtype, device=a.device)
+    a = torch.cat([f.a for _, f in found], 1)
+    b = torch.zeros(members[0][0].whole.shape[0], a.shape[1], dtype=a.dtype, device=a.device)
     at = 0
     for site, f in found:
         rank = f.b.shape[1]
-        b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = f.b.detach()
+        b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = f.b
         at += rank
     if a.shape[1] == 0:  # AdaLoRA and AutoLoRA may leave a weight nothing
         a, b = a.new_zeros(a.shape[0], 1), b.new_zeros(b.shape[0], 1)
@@ -121,10 +109,13 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
 
     Raises `ExportError` for a method of another form, and where the factors would be no smaller than the dense delta.
     """
+    modules: dict[str, list[tuple[Site, Adapter]]] = {}
+    for name, site in adapted.sites.items():  # several, where they are parts of one weight
+        modules.setdefault(site.module_name, []).append((site, adapted.adapters[name]))
     tensors: Tensors = {}
     ranks: dict[str, int] = {}
     scale, dora = 1.0, False
-    for module, members in _by_module(adapted):
+    for module, members in modules.items():
         a, b, scale = _joined(members)
         rank = a.shape[1]
         size = a.shape[0] * b.shape[0]

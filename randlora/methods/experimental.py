@@ -26,17 +26,17 @@ from torch.nn.functional import linear
 from randlora.adapter import (
     Adapter,
     AdapterConfig,
+    RankConfig,
     Request,
     Shape,
-    check_capacity,
-    check_dropout,
     check_positive,
-    trainable,
+    check_share,
+    each_weight,
 )
 from randlora.arithmetic.contract import Spread, compute_dtype, low_rank_beside, low_rank_weight
-from randlora.errors import ConfigError
 from randlora.methods.factored import singular
 from randlora.methods.lowrank.lora import Lora, LoraConfig
+from randlora.methods.method import Method
 from randlora.methods.random.randlora import (
     DEFAULT_SCALE,
     RandLora,
@@ -44,6 +44,7 @@ from randlora.methods.random.randlora import (
     build_randlora,
     num_bases,
     randlora_count,
+    start,
 )
 
 
@@ -61,12 +62,10 @@ class HybridConfig(AdapterConfig):
     distribution: str = "uniform"
 
     def __post_init__(self) -> None:
-        check_capacity(self.method, "r", self.r)
+        super().__post_init__()
         check_positive(self.method, "lora_scale", self.lora_scale)
         check_positive(self.method, "scale", self.scale)
-        check_dropout(self.method, self.dropout)
-        if not 0.0 < self.share < 1.0:
-            raise ConfigError(f"hybrid: share must lie between 0 and 1, both excluded, but got {self.share!r}")
+        check_share(self.method, "share", self.share)
         self.spread_config()
 
     def spread_config(self) -> RandLoraConfig:
@@ -75,24 +74,11 @@ class HybridConfig(AdapterConfig):
 
 
 @dataclass(frozen=True)
-class RandLoraSvdConfig(AdapterConfig):
+class RandLoraSvdConfig(RankConfig):
     """`r`: rank of one basis, as in `RandLoraConfig`."""
 
     method: ClassVar[str] = "randlora-svd"
-
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_capacity(self.method, "r", self.r)
-        check_positive(self.method, "alpha", self.alpha)
-        check_dropout(self.method, self.dropout)
-
-    @property
-    def scale(self) -> float:
-        """As RandLoRA's."""
-        return DEFAULT_SCALE if self.alpha is None else self.alpha / self.r
+    default_scale: ClassVar[float] = DEFAULT_SCALE
 
 
 def lora_part(shape: Shape, r: int, share: float) -> int:
@@ -144,8 +130,7 @@ class RandLoraSvd(RandLora):
     basis_b: Tensor
 
     def __init__(self, name: str, config: RandLoraSvdConfig, request: Request) -> None:
-        base, r = request.weights[name], request.capacities[name]
-        shape = (base.shape[0], base.shape[1])
+        base, shape, r = request.weights[name], request.shapes[name], request.capacities[name]
         Adapter.__init__(self, shape, config.dropout)
         m, n = min(shape), num_bases(shape, r)
         self.r, self.n, self.scale = r, n, config.scale
@@ -157,8 +142,7 @@ class RandLoraSvd(RandLora):
         a = short[:, columns[:r]].t() * math.sqrt(m)
         self.register_buffer("basis_b", b.contiguous(), persistent=False)
         self.register_buffer("basis_a", a.contiguous(), persistent=False)
-        self.lambdas = trainable(torch.zeros(r, n), request, base.device)
-        self.gammas = trainable(torch.full((n, m), 1.0 / m, dtype=torch.float64), request, base.device)
+        self.lambdas, self.gammas = start(r, n, m, request, base.device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
         b = self.basis_b if dtype is None else self.basis_b.to(dtype)
@@ -171,15 +155,32 @@ def build_hybrid(request: Request) -> dict[str, Adapter]:
     assert isinstance(config, HybridConfig)
     full = build_randlora(dataclasses.replace(request, config=config.spread_config()))
     adapters: dict[str, Adapter] = {}
-    for name, base in request.weights.items():
-        q = lora_part((base.shape[0], base.shape[1]), request.capacities[name], config.share)
-        low = Lora(name, base, q, LoraConfig(q, alpha=config.lora_scale * q), request)
+    for name, shape in request.shapes.items():
+        q = lora_part(shape, request.capacities[name], config.share)
+        low = Lora(name, LoraConfig(q, alpha=config.lora_scale * q), request, rank=q)
         adapters[name] = Hybrid(low, cast(RandLora, full[name]), config.dropout)
     return adapters
 
 
-def build_randlora_svd(request: Request) -> dict[str, Adapter]:
-    """One decomposition per weight."""
-    config = request.config
-    assert isinstance(config, RandLoraSvdConfig)
-    return {name: RandLoraSvd(name, config, request) for name in request.weights}
+HYBRID = Method(
+    title="LoRA + RandLoRA",
+    config=HybridConfig,
+    count=hybrid_count,
+    build=build_hybrid,
+    published_lr=1e-3,
+    published_lr_source="as its two parts",
+    scale_rule=f"lora_scale, 1 by default, and scale, {DEFAULT_SCALE:g} by default",
+    experimental=True,
+    update_rank=lambda shape, capacity, **_: min(shape),
+)
+RANDLORA_SVD = Method(
+    title="RandLoRA-SVD",
+    config=RandLoraSvdConfig,
+    count=randlora_count,
+    build=each_weight(RandLoraSvd),
+    published_lr=1e-3,
+    published_lr_source="as RandLoRA",
+    scale_rule="as RandLoRA",
+    experimental=True,
+    update_rank=lambda shape, capacity, **_: min(shape),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from randlora.adapter import Adapter, Request
-from randlora.arithmetic.bases import Draw, draw
+from randlora.arithmetic.bases import Draw, derive_seed, draw
 from randlora.arithmetic.contract import (
     compute_dtype,
     low_rank_beside,
@@ -18,7 +19,6 @@ from randlora.arithmetic.contract import (
     low_rank_weight,
     prefers_matrix,
 )
-from randlora.seeds import derive_seed
 
 
 class Factored(Adapter):
@@ -37,10 +37,15 @@ class Factored(Adapter):
     def weight(self, base: Tensor) -> Tensor:
         return low_rank_weight(base, *self.factors(), self.scale)
 
+    def merges(self, x: Tensor, base: Tensor, a_IR: Tensor, passes: int = 3) -> bool:
+        """Whether the matrix form is allowed (no dropout, one precision) and cheaper; `passes` as `prefers_matrix`."""
+        one_dtype = base.dtype == a_IR.dtype == compute_dtype(x)
+        rows = x.numel() // x.shape[-1]
+        return one_dtype and not self.dropping and prefers_matrix(rows, self.shape, a_IR.shape[1], passes)
+
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         a_IR, b_OR = self.factors()
-        one_dtype = base.dtype == a_IR.dtype == compute_dtype(x)
-        if one_dtype and not self.dropping and prefers_matrix(x.numel() // x.shape[-1], self.shape, a_IR.shape[1]):
+        if self.merges(x, base, a_IR):
             return linear(x, low_rank_weight(base, a_IR, b_OR, self.scale), bias)
         return low_rank_linear((x, self.drop(x)), base, bias, (a_IR, b_OR), self.scale)
 
@@ -50,9 +55,15 @@ class Factored(Adapter):
 
 def drawn(name: str, stream: str, request: Request, spec: Draw) -> Tensor:
     """A trainable's start (rows x cols) by `init_seed`, the weight's name and the stream; empty on the meta device."""
-    if request.weights[name].device.type == "meta":
+    if request.device.type == "meta":
         return torch.empty(spec.rows, spec.cols, device="meta")
     return draw(derive_seed("lora", request.init_seed, name), stream, spec)
+
+
+def lora_start(name: str, rank: int, request: Request, stream: str = "a") -> Tensor:
+    """LoRA's start of A transposed (in x rank): uniform on +-1 / sqrt(in)."""
+    width = request.shapes[name][1]
+    return drawn(name, stream, request, Draw(width, rank, std=1.0 / math.sqrt(3.0 * width)))
 
 
 def singular(base: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,24 +1,36 @@
-"""What the registry knows of a method, and the table itself."""
+"""What the registry knows of a method, and the table of methods, whose first reader loads those of other packages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from threading import RLock
 from typing import Any
 
 from randlora.adapter import AdapterConfig, Build, Shape
 from randlora.errors import AdapterError, UnknownMethodError, nearest
 
+GROUP = "randlora.methods"
+"""Entry points of this group name modules that call `register`."""
 
-@dataclass(frozen=True)
+
+def full_rank(shapes: Sequence[Shape], **options: Any) -> int:
+    """The reach of most methods, whose capacity is a rank: the largest min(out, in)."""
+    return max(min(shape) for shape in shapes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One fine-tuning method.
 
+    `name` and `capacity_field`: the configuration's, unless given.
     `count(shape, capacity, **options)`: trainable parameters of one weight, exactly what `attach` builds.
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
     `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
-    None where it is no matrix, or nobody has said.
+    None where it is no matrix, or nobody has said. It is a bound that updates in general position reach, a fact of the
+    formula and not of trained weights (`sweeps analyze spectrum` measures those).
     `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether more is built than counted, until a schedule has cut it down to the capacity (AdaLoRA).
@@ -26,11 +38,11 @@ class Method:
     `experimental`: of nobody's paper, or of a paper's outlook alone: may change.
     """
 
-    name: str
     config: type[AdapterConfig]
-    capacity_field: str
+    name: str = ""
+    capacity_field: str = ""
     count: Callable[..., int]
-    max_capacity: Callable[..., int]
+    max_capacity: Callable[..., int] = full_rank
     build: Build
     published_lr: float
     published_lr_source: str
@@ -42,6 +54,10 @@ class Method:
     holds_out: bool = False
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.config.method)
+        object.__setattr__(self, "capacity_field", self.capacity_field or self.config.capacity_field)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -57,19 +73,72 @@ class Method:
         return None if self.update_rank is None else self.update_rank(shape, capacity, **{**self.options, **options})
 
 
-METHODS: dict[str, Method] = {}
+class _Methods(MutableMapping[str, Method]):
+    """Name -> method, in the order of registration. Reading it for the first time loads the methods of other packages.
+
+    Raises:
+        AdapterError: at any reading, a module of an installed package that can't be imported or whose method can't be
+            registered, with its package: a sweep that left its method out would compare something else.
+    """
+
+    def __init__(self) -> None:
+        self.registered: dict[str, Method] = {}
+        self._lock = RLock()
+        self._asked = False
+
+    def _all(self) -> dict[str, Method]:
+        with self._lock:
+            if not self._asked:
+                self._asked = True  # the modules that are loaded now may read the table themselves
+                try:
+                    _load_plugins()
+                except AdapterError:
+                    self._asked = False
+                    raise
+        return self.registered
+
+    def __getitem__(self, name: str) -> Method:
+        return self._all()[name]
+
+    def __setitem__(self, name: str, method: Method) -> None:
+        self._all()[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+METHODS = _Methods()
+
+
+def _load_plugins() -> None:
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:  # anything may go wrong in it; named and raised on
+            package = "?" if point.dist is None else point.dist.name
+            said = f"{type(error).__name__}: {error}"
+            raise AdapterError(
+                f"the entry point {point.name} = {point.value!r} of the package {package} ({GROUP}) failed: {said}; "
+                f"mend it, or pip uninstall {package}"
+            ) from error
 
 
 def register(method: Method) -> Method:
     """Add a method; a name can be taken once."""
-    if method.name in METHODS:
+    if method.name in METHODS.registered:
         raise AdapterError(f"a method named {method.name!r} is registered already")
-    METHODS[method.name] = method
+    METHODS.registered[method.name] = method
     return method
 
 
 def get_method(name: str) -> Method:
     """The method called `name`; unknown names list the known ones."""
     if name not in METHODS:
-        raise UnknownMethodError(f"unknown method {name!r}: known are {sorted(METHODS)}{nearest(name, METHODS)}")
+        raise UnknownMethodError(f"unknown method {name!r}: known are {sorted(METHODS)}; {nearest(name, METHODS)}")
     return METHODS[name]

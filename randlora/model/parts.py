@@ -139,12 +139,9 @@ class PartAdapters(nn.Module):
 
         def product(segment: _Segment) -> Tensor:
             rows, adapter = segment
-            own = y[..., rows]
-            return (
-                own
-                if adapter is None
-                else adapter.beside(x, own, lambda: base()[rows], None if bias is None else bias[rows])
-            )
+            if adapter is None:
+                return y[..., rows]
+            return adapter.beside(x, y[..., rows], lambda: base()[rows], None if bias is None else bias[rows])
 
         return self._joined(-1, product)
 

@@ -41,22 +41,13 @@ def quantise(model: nn.Module, targets: Sequence[str], bits: Literal[4, 8] = 4, 
             raise TargetError(f"{name} cannot be quantised: only whole weights of called nn.Linear layers are")
     for site in sites.values():
         old = cast(nn.Linear, site.owner)
+        sizes = (old.in_features, old.out_features, old.bias is not None)
         if bits == 4:
-            new = library.nn.Linear4bit(*_sizes(old), **{"quant_type": "nf4", **options})
+            new = library.nn.Linear4bit(*sizes, **{"quant_type": "nf4", **options})
         else:
-            new = library.nn.Linear8bitLt(*_sizes(old), **{"has_fp16_weights": False, **options})
+            new = library.nn.Linear8bitLt(*sizes, **{"has_fp16_weights": False, **options})
         new.weight.data = old.weight.detach().clone()
         new.bias = old.bias
         new.train(old.training)
-        _replace(model, site.module_name, new.to(old.weight.device))  # the move quantises
+        model.set_submodule(site.module_name, new.to(old.weight.device))  # the move quantises
     return list(sites)
-
-
-def _sizes(layer: nn.Linear) -> tuple[int, int, bool]:
-    return layer.in_features, layer.out_features, layer.bias is not None
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    owner = model.get_submodule(parent) if parent else model
-    owner.register_module(last, module)

@@ -59,7 +59,7 @@ def _no_match(target: str, pattern: str, model: nn.Module, names: Sequence[str])
             f"target {target!r} matches {other[0]!r} of shape {shape}: only floating 2-D weights are adapted"
         )
     endings = {".".join(n.removesuffix(".weight").split(".")[-2:]) for n in names} | set(names)
-    return TargetError(f"target {target!r} matches no 2-D weight of the model{nearest(pattern, endings)}")
+    return TargetError(f"target {target!r} matches no 2-D weight of the model; {nearest(pattern, endings)}")
 
 
 def _divided(site: Site, parts: set[str]) -> list[Site]:

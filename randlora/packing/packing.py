@@ -227,7 +227,7 @@ def share_bases(members: Sequence[Adapted]) -> None:
     for member in members:
         for adapter in member.adapters.values():
             own = getattr(adapter, "bases", None)
-            if type(own) is not Bases or adapter.derived:
+            if not isinstance(own, Bases) or own.given or adapter.derived:
                 continue
             same = next((b for b in kept if b.seed == own.seed and b.draws == own.draws), None)
             if same is None:
@@ -254,41 +254,32 @@ def split_forward(reader: nn.Module, turn: Turn) -> None:
         if is_conv1d(reader):
             x: Tensor = args[0] if args else kwargs["x"]
             return project(reader, "weight", x, reader.get_parameter("bias"))
-        total = _rows(args, kwargs)
+        total = next((v.shape[0] for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        if total is None:
+            raise PackingError("a module with packed weights was called without a tensor: there is no batch to split")
+        if total % count:
+            raise PackingError(f"{total} rows are not {count} equal slices; pad the shorter ones")
         results = []
         for position in range(count):
             for module in reader.modules():
                 if isinstance(module, PackedWeight):
                     module.forget()
-            cut = _Cut(total, count, position)
+            own = [_cut(value, "", total, count, position) for value in args]
+            named = {name: _cut(value, name, total, count, position) for name, value in kwargs.items()}
             with turn.only(position):
-                results.append(original(*map(cut, args), **{k: cut(v, k) for k, v in kwargs.items()}))
+                results.append(original(*own, **named))
         return _join(results)
 
     reader.forward = forward
 
 
-def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            return value.shape[0]
-    raise PackingError("a module with packed weights was called without a tensor, so there is no batch to split")
-
-
-class _Cut:
+def _cut(value: Any, name: str, total: int, count: int, position: int) -> Any:
     """One slice of whatever has the batch first; masks over positions, which have two dimensions, stay whole."""
-
-    def __init__(self, total: int, count: int, position: int) -> None:
-        if total % count:
-            raise PackingError(f"{total} rows are not {count} equal slices; pad the shorter ones")
-        self._total, self._count, self._position = total, count, position
-
-    def __call__(self, value: Any, name: str = "") -> Any:
-        if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] % self._total:
-            return value
-        if value.ndim == 2 and name in ("attn_mask", "mask", "src_mask"):
-            return value
-        return value.chunk(self._count)[self._position]
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] % total:
+        return value
+    if value.ndim == 2 and name in ("attn_mask", "mask", "src_mask"):
+        return value
+    return value.chunk(count)[position]
 
 
 def _join(results: list[Any]) -> Any:

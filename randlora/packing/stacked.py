@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from randlora.adapter import Adapter
-from randlora.arithmetic.contract import compute_dtype, prefers_matrix
+from randlora.arithmetic.contract import compute_dtype
 from randlora.arithmetic.plans import choose_plan
 from randlora.methods.factored import Factored
 from randlora.methods.lowrank.lora import Dora, Lora
@@ -56,72 +56,47 @@ def _scales(values: Sequence[float], like: Tensor) -> float | Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
-Factors = Sequence[tuple[Tensor, Tensor]]
-"""(a, b) of every member, (in x r) and (out x r)."""
-
-
-def _low_rank(
-    factors: Factors, scales: Sequence[float], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
-) -> Tensor:
+def _low_rank(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """linear(x, base, bias) + scale_k (dropped a_k) b_k^T as (K, n, out)."""
-    dtype, count = compute_dtype(x), len(factors)
+    layers = cast(Sequence[Factored], members)
+    dtype, count = compute_dtype(x), len(layers)
+    factors = [m.factors() for m in layers]
+    if any(m.merges(part, base, a) for m, part, (a, _) in zip(layers, x.chunk(count), factors, strict=True)):
+        return None
     y = linear(x, base, bias)
     a_KIR = torch.stack([a for a, _ in factors]).to(dtype)
     b_KRO = torch.stack([b.t() for _, b in factors]).to(dtype)
     h_KNR = _slices(drop(x), count).to(dtype) @ a_KIR
-    return _slices(y, count).baddbmm(h_KNR, b_KRO * _scales(scales, b_KRO))
-
-
-def _merged(members: Sequence[Lora | Dora], x: Tensor, base: Tensor) -> bool:
-    return any(m.merges(part, base) for m, part in zip(members, x.chunk(len(members)), strict=True))
-
-
-def lora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
-    """(x A_k) B_k^T batched over k."""
-    loras = cast(Sequence[Lora], members)
-    if _merged(loras, x, base):
-        return None
-    y = _low_rank([(m.a, m.b) for m in loras], [m.scale for m in loras], x, base, bias, drop)
-    return y.view(*x.shape[:-1], -1)
-
-
-def dora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
-    """As LoRA, times the factor of every output row."""
-    doras = cast(Sequence[Dora], members)
-    if _merged(doras, x, base):
-        return None
-    y = _low_rank([(m.a, m.b) for m in doras], [m.scale for m in doras], x, base, None, drop)
-    factor = torch.stack([m.magnitude / m.norms(base) for m in doras]).to(y.dtype).unsqueeze(1)
-    y = (y * factor).view(*x.shape[:-1], -1)
-    return y if bias is None else y + bias.to(y.dtype)
+    return _slices(y, count).baddbmm(h_KNR, b_KRO * _scales([m.scale for m in layers], b_KRO))
 
 
 def factored_stacked(
     members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
 ) -> Tensor | None:
-    """As LoRA, of factors that each member makes from its trainables."""
-    layers = cast(Sequence[Factored], members)
-    factors = [m.factors() for m in layers]
-    a_IR = factors[0][0]
-    rows = x.numel() // x.shape[-1] // len(layers)
-    one_dtype = base.dtype == a_IR.dtype == compute_dtype(x)
-    if one_dtype and not any(m.dropping for m in layers) and prefers_matrix(rows, layers[0].shape, a_IR.shape[1]):
+    """(x a_k) b_k^T batched over k, of the factors that each member makes from its trainables."""
+    y = _low_rank(members, x, base, bias, drop)
+    return None if y is None else y.view(*x.shape[:-1], -1)
+
+
+def dora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
+    """As LoRA, times the factor of every output row."""
+    y = _low_rank(members, x, base, None, drop)
+    if y is None:
         return None
-    y = _low_rank(factors, [m.scale for m in layers], x, base, bias, drop)
-    return y.view(*x.shape[:-1], -1)
+    factor = torch.stack([m.magnitude / m.norms(base) for m in cast(Sequence[Dora], members)]).to(y.dtype).unsqueeze(1)
+    y = (y * factor).view(*x.shape[:-1], -1)
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def vera_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """x A^T and (...) B^T once for all rows, diag(d_k) and diag(b_k) by slice."""
     veras = cast(Sequence[Vera], members)
     first, dtype = veras[0], compute_dtype(x)
-    rows = x.numel() // x.shape[-1] // len(veras)
+    a_RI, b_OR = first.frozen(dtype)
     if any(m.bases is not first.bases or m.dropping for m in veras):
         return None
-    if base.dtype == first.d.dtype == dtype and prefers_matrix(rows, first.shape, first.r, passes=2):
+    if first.merges(x.chunk(len(veras))[0], base, first.frozen()[0].t(), passes=2):
         return None
-    a_RI = first.bases.get("A", dtype)[: first.r, : first.shape[1]]
-    b_OR = first.bases.get("B", dtype)[: first.shape[0], : first.r]
     h_KNR = _slices(linear(x, a_RI), len(veras))
     z_KNR = h_KNR * torch.stack([m.d for m in veras]).to(dtype).unsqueeze(1)
     u_KNO = linear(z_KNR, b_OR)
@@ -156,7 +131,7 @@ def randlora_stacked(
 
 
 STACKED: dict[type[Adapter], Stacked] = {
-    Lora: lora_stacked,
+    Lora: factored_stacked,
     Dora: dora_stacked,
     Vera: vera_stacked,
     RandLora: randlora_stacked,

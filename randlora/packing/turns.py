@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,20 +24,13 @@ class PackingError(AdapterError):
     """These adapters cannot share a forward, or this model cannot run them together."""
 
 
-class _State(NamedTuple):
-    """Torch's global generators: the CPU's, and that of the CUDA device in use."""
-
-    cpu: Tensor
-    cuda: Tensor | None
-
-
 class Streams:
     """A state of torch's global generators for each member, as separate runs would have it."""
 
     def __init__(self, seeds: Mapping[int, int], device: torch.device) -> None:
-        self._cuda = device if device.type == "cuda" else None
-        self._now: int | None = None
-        self._states: dict[int, _State] = {}
+        self._cuda = [device] if device.type == "cuda" else []
+        self._busy = False
+        self._states: dict[int, tuple[Tensor, ...]] = {}
         outer = self._get()
         for member, seed in seeds.items():
             torch.manual_seed(seed)
@@ -49,33 +41,32 @@ class Streams:
     @contextmanager
     def of(self, member: int) -> Iterator[None]:
         """Inside, the global generators are where this member left them."""
-        if self._now is not None:  # it is the member's turn already
+        if self._busy:  # it is the member's turn already
             yield
             return
         outer = self._get()
         self._put(self._states[member])
-        self._now = member
+        self._busy = True
         try:
             yield
         finally:
-            self._now = None
+            self._busy = False
             self._states[member] = self._get()
             self._put(outer)
 
     def check(self) -> None:
         """Refuse a model that drew random numbers outside of any member's turn."""
-        now = self._get()
-        same_cuda = now.cuda is None or self._outer.cuda is None or torch.equal(now.cuda, self._outer.cuda)
-        if not torch.equal(now.cpu, self._outer.cpu) or not same_cuda:
+        if not all(map(torch.equal, self._get(), self._outer)):
             raise PackingError("the base model draws random numbers that are not dropout's, for all adapters at once")
 
-    def _get(self) -> _State:
-        return _State(torch.get_rng_state(), None if self._cuda is None else torch.cuda.get_rng_state(self._cuda))
+    def _get(self) -> tuple[Tensor, ...]:
+        """States of torch's global generators: the CPU's, and that of the CUDA device in use."""
+        return (torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._cuda))
 
-    def _put(self, state: _State) -> None:
-        torch.set_rng_state(state.cpu)
-        if self._cuda is not None and state.cuda is not None:
-            torch.cuda.set_rng_state(state.cuda, self._cuda)
+    def _put(self, states: tuple[Tensor, ...]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._cuda, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
 
 
 class Turn:

@@ -6,10 +6,10 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from analysis import open_store
 from sweeps.errors import Problem, SpecError, nearest
+from trainables.config import TrialConfig
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,14 @@ def again(folder: Path, trial: str) -> Again:
     torch.set_num_threads(cpus)  # as its worker had: sums depend on it
     try:
         with tempfile.TemporaryDirectory() as place:
-            given = {"warm": {}, "directory": Path(place), "micro_batch_size": row["micro_batch_size"]}
-            *_, last = run_trial(config, **given)
+            *_, last = run_trial(config, warm={}, directory=Path(place), micro_batch_size=row["micro_batch_size"])
     finally:
         torch.set_num_threads(before)
     now = last["result"]
     return Again(row["trial_id"], row["val_score"], now["val_score"], row["test_score"], now.get("test_score"))
 
 
-def _asked(folder: Path, trial_id: str) -> tuple[dict[str, Any], int]:
+def _asked(folder: Path, trial_id: str) -> tuple[TrialConfig, int]:
     """The configuration of a trial and the CPUs of a worker, as the journal has them."""
     path = folder / "journal.jsonl"
     config, cpus = None, 1
@@ -78,4 +77,4 @@ def _asked(folder: Path, trial_id: str) -> tuple[dict[str, Any], int]:
         raise SpecError(
             [Problem("trial", trial_id, f"its configuration is not in {path}; numbers from elsewhere have none")]
         )
-    return config, cpus
+    return TrialConfig.model_validate(config), cpus

@@ -15,10 +15,11 @@ import ray
 import ray.train
 import torch
 
-from sweeps.lanes.lane_packs import run_together
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
+from sweeps.lanes.packed_worker import run_together
 from sweeps.lanes.reports import FORESEEN, facts, failed, keep, load_trial, place, reason
+from trainables.config import TrialConfig
 from trainables.errors import TrialError
 
 NEXT_S = 5.0  # a group's other ranks wait in a collective meanwhile, so this stays far below its timeout
@@ -149,12 +150,12 @@ class _Worker:
 
     def _train(self, order: dict[str, Any], directory: Path, micro: MicroBatch) -> dict[str, Any] | None:
         """The trial's last report; None when it was told to stop. With less memory than it needs it starts again."""
-        run_trial = load_trial(order["trial"])
+        run_trial, config = load_trial(order["trial"]), TrialConfig.model_validate(order["config"])
         while True:
             more = {} if micro.smaller is None else {"micro_batch_size": micro.smaller}
             try:
                 trial = run_trial(
-                    order["config"],
+                    config,
                     warm=self.warm,
                     directory=directory,
                     keep=order["keep"] is not None,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import class_count
-from sweeps.records.ledger import FULL_METHODS, NEVER_KEPT
+from sweeps.records.ledger import NEVER_KEPT
 from sweeps.spec.cell import Cell
+from trainables.config import FULL_METHODS
 from trainables.models.encoders import hidden_size
 from trainables.models.shapes import meta_model, model_kind
 from trainables.training.adapting import base_weight_names

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 
 from sweeps.spec.cell import Cell
-from trainables.data.dataset import Dataset
+from trainables.data.images.dataset import Dataset
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.splits import split
 from trainables.data.text.dataset import TextDataset
 from trainables.data.text.registry import text_loader
-from trainables.tasks.text.lm_rows import limited
+from trainables.tasks.text.rows import limited
 
 
 def split_sizes(cell: Cell) -> tuple[int, int, int]:

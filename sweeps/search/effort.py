@@ -8,43 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
-from sweeps.search.points import Tried, beyond, propose
-from sweeps.search.samplers import State
-from sweeps.search.seconds import SPARE, Room, room
-from sweeps.spec.interfaces import Cell, Row, Search
-from sweeps.spec.space import Extra, Point, Space
+from analysis.format import Row
+from sweeps.search.points import beyond, propose
+from sweeps.search.samplers import State, Tried
+from sweeps.search.slots import Edge, Slot
+from sweeps.spec.cell import Cell
+from sweeps.spec.search import SearchSection
+from sweeps.spec.space import Point, Space
 
 WIDENED = 100_000
 """Number of the first slot past the edge of a range; no allowance reaches it."""
 
-Edge = Literal["low", "high"]
 
-
-class Asked(Protocol):
-    """What of a slot matters here."""
-
-    @property
-    def slot(self) -> int: ...
-    @property
-    def trial_id(self) -> str: ...
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-    @property
-    def lr(self) -> float | None: ...
-    @property
-    def extra(self) -> Extra: ...
-    @property
-    def point(self) -> Point: ...
-    @property
-    def origin(self) -> str | None: ...
-
-
-S = TypeVar("S", bound=Asked)
-
-
-def origin_of(number: int, search: Search) -> str | None:
+def origin_of(number: int, search: SearchSection) -> str | None:
     """What a TUNE slot of the first seeds is for: a warm start's name, "widened", or None for the sampler's."""
     if number >= WIDENED:
         return "widened"
@@ -67,7 +45,7 @@ def neighbours(cells: Iterable[Cell]) -> Iterator[tuple[str, str]]:
 class Effort:
     """The tuning effort of one cell. It knows the plan alone; what has been asked and found is given to it."""
 
-    def __init__(self, cell: Cell, search: Search) -> None:
+    def __init__(self, cell: Cell, search: SearchSection) -> None:
         self._cell, self._search = cell, search
 
     @property
@@ -77,7 +55,7 @@ class Effort:
             raise AssertionError(f"cell {self._cell.cell_id} has TUNE trials and no learning-rate range")
         return space
 
-    def points(self, asked: Mapping[int, S], rows: Mapping[str, Row]) -> dict[int, S | None]:
+    def points(self, asked: Mapping[int, Slot], rows: Mapping[str, Row]) -> dict[int, Slot | None]:
         """All points of the cell as of now, by slot number; None for one that is to be asked.
 
         Args:
@@ -85,7 +63,7 @@ class Effort:
             rows: rows of the cell's trials that are over, by trial id.
         """
         points = {k: asked.get(k) for k in range(self._room(asked, rows))}
-        past: list[S | None] = [asked[k] for k in sorted(asked) if k >= WIDENED]
+        past: list[Slot | None] = [asked[k] for k in sorted(asked) if k >= WIDENED]
         done = all(s is not None and s.trial_id in rows for s in [*points.values(), *past])
         if done and len(past) < self._search.widen:
             known = [s for s in [*points.values(), *past] if s is not None]
@@ -94,52 +72,21 @@ class Effort:
                 past.append(None)
         return points | {WIDENED + i: s for i, s in enumerate(past)}
 
-    def within(self, points: Iterable[int]) -> int:
-        """How many of the slot numbers are of the allowance."""
-        return sum(number < WIDENED for number in points)
-
-    def _room(self, asked: Mapping[int, S], rows: Mapping[str, Row]) -> int:
+    def _room(self, asked: Mapping[int, Slot], rows: Mapping[str, Row]) -> int:
         """Points that the allowance holds.
 
-        In samples: what is trained counts as it was, what runs or failed counts whole, the re-runs are set aside.
-        In seconds: `sweeps.search.seconds.room`.
+        Of samples, what is trained counts as it was, what runs or failed counts whole, the re-runs are set aside.
         """
         search = self._search
         if search.allowance is None:
             return search.rates
-        if search.allowance.seconds is not None:
-            return self._in_time(search.allowance.seconds, asked, rows).now
-        if search.allowance.samples is None:
-            raise AssertionError("validated: an allowance is in samples or in seconds")
-        longest = max((self._samples(None), *(self._samples(epochs) for epochs in self._searched_epochs())))
+        searched = [int(value) for d in self._space.dimensions if d.name == "epochs" for value in d.ends]
+        longest = max(self._samples(epochs) for epochs in (None, *searched))
         used, count = search.reruns * longest, 0
         while (slot := asked.get(count)) is not None:
             used += self._used(slot, rows.get(slot.trial_id))
             count += 1
         return count + max(0, search.allowance.samples - used) // longest
-
-    def in_all(self, asked: Mapping[int, S], rows: Mapping[str, Row]) -> int:
-        """How many points the cell is thought to have in the end."""
-        allowance = self._search.allowance
-        found = len(self.points(asked, rows))
-        if allowance is None or allowance.seconds is None:
-            return found
-        timed = self._in_time(allowance.seconds, asked, rows)
-        return found + timed.in_all - timed.now
-
-    def _in_time(self, seconds: float, asked: Mapping[int, S], rows: Mapping[str, Row]) -> Room:
-        epochs = self._cell.epochs or 1
-        trials = {
-            number: (slot.config["train"]["epochs"] if slot.config else epochs, rows.get(slot.trial_id))
-            for number, slot in asked.items()
-            if number < WIDENED
-        }
-        longest = max((epochs, *self._searched_epochs()))
-        fewest, reruns = len(self._search.warm_start) + 1, self._search.reruns
-        return room(seconds, trials, fewest=fewest, longest=longest, reruns=reruns)
-
-    def _searched_epochs(self) -> list[int]:
-        return [int(value) for d in self._space.dimensions if d.name == "epochs" for value in d.ends]
 
     def _samples(self, epochs: int | None) -> int:
         """Samples of a whole trial."""
@@ -147,7 +94,7 @@ class Effort:
             raise AssertionError(f"cell {self._cell.cell_id} has an allowance in samples and no samples per epoch")
         return self._cell.epoch_samples * (self._cell.epochs if epochs is None else epochs)
 
-    def _used(self, slot: Asked, row: Row | None) -> int:
+    def _used(self, slot: Slot, row: Row | None) -> int:
         whole = self._samples(slot.config["train"]["epochs"] if slot.config else None)
         if row is None or row["status"] == "failed":
             return whole
@@ -178,12 +125,11 @@ class Effort:
         if origin is not None and start is not None and start not in {t.point for t in tried}:
             return start, origin
         warm = len(search.warm_start)
-        in_time = search.allowance is not None and search.allowance.seconds is not None
-        planned = SPARE if in_time else cell.tune_trials - search.reruns - warm
+        planned = cell.tune_trials - search.reruns - warm
         mine = number - warm if number >= warm else planned + number
         return propose(search.sampler, search.seed, cell.cell_id, mine, planned, self._space, tried), None
 
-    def tried(self, slot: Asked, row: Row | None) -> Tried:
+    def tried(self, slot: Slot, row: Row | None) -> Tried:
         """A slot as the samplers see it."""
         warm = slot.slot < len(self._search.warm_start) or slot.slot >= WIDENED
         number = slot.slot if warm else slot.slot - len(self._search.warm_start)
@@ -194,14 +140,14 @@ class Effort:
         status: State = "failed" if row["status"] == "finished" and score is None else row["status"]
         return Tried(number, lr, score, status, extra, warm)
 
-    def ranked(self, points: Iterable[S | None], rows: Mapping[str, Row]) -> list[S]:
+    def ranked(self, points: Iterable[Slot | None], rows: Mapping[str, Row]) -> list[Slot]:
         """The points that finished, best validation score first, the earlier slot where equal."""
         done = [
             (t, s) for s in points if s is not None and (t := self.tried(s, rows.get(s.trial_id))).score is not None
         ]
         return [s for t, s in sorted(done, key=lambda pair: (-(pair[0].score or 0.0), pair[1].slot))]
 
-    def edge(self, slot: Asked, points: Iterable[Asked]) -> Edge | None:
+    def edge(self, slot: Slot, points: Iterable[Slot]) -> Edge | None:
         """Which end of the rates tried a slot's rate is."""
         return _edge(slot.point.lr, [s.point.lr for s in points])
 

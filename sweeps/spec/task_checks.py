@@ -12,7 +12,7 @@ from trainables.data.text.dataset import TextKind
 from trainables.data.text.registry import TEXT_DATASETS, text_kind, text_loader
 from trainables.models.families import Kind, parse_id
 from trainables.models.shapes import known_configs, shape_config
-from trainables.tasks.text.sentences import positions_of
+from trainables.tasks.text.rows import positions_of
 
 IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
 """Kinds of models that read images; the others read texts."""

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from sweeps.plan.plan import Plan
-from sweeps.spec.interfaces import TUNE_SEED
+from sweeps.spec.sections import TUNE_SEED
+from tests.support import ROOT
+from trainables.config import TrialConfig
 
-ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "benchmarks" / "aa_real.py"
 
 
@@ -30,24 +31,24 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_arms_share_data_and_no_start_and_tables_share_nothing(bench: Any, monkeypatch: Any, tmp_path: Path) -> None:
-    seen: list[dict[str, int]] = []
-    monkeypatch.setattr(bench, "run_trial", lambda config, **_: iter([seen.append(config)]))
+    seen: list[TrialConfig] = []
+    monkeypatch.setattr(bench, "run_trial", lambda trial, **_: iter([seen.append(trial)]))
     names = ("data_seed", "init_seed", "basis_seed")
     for table in (0, 1):
         plan = Plan.from_spec(bench.table_spec(table, tmp_path, quick=True))
         assert len(plan.feasible) == 2 and len({c.count for c in plan.feasible}) == 1
         for cell in plan.feasible:
             for seed in (0, 4, TUNE_SEED, TUNE_SEED + 2):
-                config = cell.trial("CONFIRM", 1e-2, (seed,) * 3, plan.spec.train).model_dump(mode="json")
+                config = cell.trial("CONFIRM", 1e-2, (seed,) * 3, plan.spec.train)
                 list(bench.shifted(config, warm={}))
-    found = [tuple(c[n] for n in names) for c in seen]
+    found = [tuple(getattr(c, n) for n in names) for c in seen]
     arms = [found[i : i + 4] for i in range(0, 16, 4)]
     assert [s[0] for s in arms[0]] == [s[0] for s in arms[1]] and [s[0] for s in arms[2]] == [s[0] for s in arms[3]]
     starts = [s for arm in arms for row in arm for s in row[1:]]
     assert len(set(starts)) == 16  # 4 arms of 4 seeds, the basis at the start's
     assert not {s[0] for s in arms[0]} & {s[0] for s in arms[2]}
     with pytest.raises(ValueError, match="not of an A/A table"):
-        next(bench.shifted({"cell_id": "lora_lora-1"}))
+        next(bench.shifted(seen[0].model_copy(update={"cell_id": "lora_lora-1"})))
 
 
 def test_what_is_counted(bench: Any) -> None:

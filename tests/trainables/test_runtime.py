@@ -95,7 +95,7 @@ def test_a_trials_row_says_what_it_ran_on(
     force(monkeypatch, loss)
     trial = make_trial("randlora", train={"epochs": 1, "float32": "fast"})
     warm: dict[str, Any] = {}
-    reports = list(run_trial(trial.model_dump(), warm=warm, directory=tmp_path))
+    reports = list(run_trial(trial, warm=warm, directory=tmp_path))
     backend = reports[-1]["result"]["backend"]
     assert backend == "fast" if loss == 1.0 else backend.startswith("default (fast refused")
     assert switch() == "none"
@@ -113,9 +113,7 @@ def test_held_weights_give_the_gradient_of_plain_accumulation(
     losses = []
     for held in (False, True):
         settings = {"epochs": 2, "global_batch_size": 32, "micro_batch_size": 8, "hold_weights": held}
-        reports = list(
-            run_trial(make_trial("randlora", train=settings).model_dump(), warm={}, directory=tmp_path / str(held))
-        )
+        reports = list(run_trial(make_trial("randlora", train=settings), warm={}, directory=tmp_path / str(held)))
         losses.append([r["train_loss"] for r in reports])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[0][1] != losses[0][0]

@@ -78,7 +78,7 @@ def run(config: TrialConfig) -> Outcome:
     torch.set_num_threads(1)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        *_, last = run_trial(config.model_dump(), warm=_WARM, directory=Path(folder))
+        *_, last = run_trial(config, warm=_WARM, directory=Path(folder))
     result = last["result"]
     assert config.lr is not None
     return Outcome(

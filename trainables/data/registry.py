@@ -14,18 +14,19 @@ Text sets have names and forms of their own: `text_registry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from randlora.errors import nearest
 from trainables.config import Protocol, Stage, TrainSize, shots
-from trainables.data.dataset import Dataset
+from trainables.data.images.dataset import Dataset
 from trainables.data.images.info import DatasetInfo
 from trainables.data.images.paper_sets import FURTHER_SETS, PAPER_SETS
 from trainables.data.images.sources import from_arrow, from_folder, from_hub, from_parquet
 from trainables.data.splits import split
 from trainables.data.text.dataset import TextDataset
 from trainables.data.text.registry import TEXT_DATASETS, TEXT_FORMS, TextInfo, text_loader
-from trainables.errors import DataError, nearest, no_folder
+from trainables.errors import DataError, folder_of
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 
@@ -53,14 +54,6 @@ def paper_epochs(name: str, train_size: TrainSize) -> int | None:
     return info.epochs if isinstance(info, TextInfo) or shots(train_size) is None else FEW_SHOT_EPOCHS
 
 
-def register(name: str, info: DatasetInfo, *, registry: dict[str, DatasetInfo] | None = None) -> None:
-    """Add a data set. Raises DataError when the name is taken or holds a colon."""
-    registry = DATASETS if registry is None else registry
-    if name in registry or ":" in name or "@" in name:
-        raise DataError(f"data set name {name!r} is taken or holds ':' or '@'; choose another")
-    registry[name] = info
-
-
 def embedded_datasets() -> tuple[str, ...]:
     """Ids of the sets that come with the package."""
     return tuple(f"embedded:{p.parent.name}" for p in sorted(EMBEDDED.glob("*/train.parquet")))
@@ -76,8 +69,7 @@ def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Pr
 
     Nothing is downloaded: the sizes of registered and hub sets are checked when a trial loads them.
 
-    Raises:
-        DataError: with the nearest names, or the largest size that works.
+    Raises DataError: with the nearest names, or the largest size that works.
     """
     load = text_loader(name) or _loader(name)
     sizes = list(train_sizes)
@@ -93,8 +85,7 @@ def load_dataset(name: str, *, stage: Stage = "TUNE") -> Dataset:
 
     Its test split is closed until `.at("CONFIRM")` (or stage="CONFIRM" here).
 
-    Raises:
-        DataError: unknown name, missing or damaged files, columns or splits that are not there.
+    Raises DataError: unknown name, missing or damaged files, columns or splits that are not there.
     """
     return _loader(name)().at(stage)
 
@@ -102,8 +93,7 @@ def load_dataset(name: str, *, stage: Stage = "TUNE") -> Dataset:
 def load_text_dataset(name: str, *, stage: Stage = "TUNE") -> TextDataset:
     """Load a text set. Its test split is closed as that of `load_dataset`.
 
-    Raises:
-        DataError: an id that is not one of a text set, missing or malformed files, naming file and row.
+    Raises DataError: an id that is not one of a text set, missing or malformed files, naming file and row.
     """
     load = text_loader(name)
     if load is None:
@@ -126,11 +116,8 @@ def _loader(name: str) -> Callable[[], Dataset]:
     if form == "embedded" and name in embedded_datasets():
         return lambda: from_parquet(name, EMBEDDED / rest)
     if form in _FROM_PATH and rest:
-        folder = Path(rest).expanduser()
-        if not folder.is_dir():
-            raise no_folder(name, folder)
+        folder = folder_of(name, rest)
         return lambda: _FROM_PATH[form](name, folder)
     if form == "hf" and rest:
         return lambda: from_hub(name, rest)
-    choices: Mapping[str, object] = dict.fromkeys(known_datasets())
-    raise DataError(f"unknown data set {name!r}; {nearest(name, choices)}; forms: {FORMS}")
+    raise DataError(f"unknown data set {name!r}; {nearest(name, known_datasets())}; forms: {FORMS}")

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Self, TypeVar
 from typing import Protocol as Structure
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from trainables.config import Protocol, Stage, TrainSize, shots
-from trainables.data.dataset import closed
 from trainables.errors import DataError, SplitError
+from trainables.seeds import generator
 
 VAL_SEED = 0
 VAL_FRACTION = 0.1
 VAL_MOST = 5000
 VAL_SHOTS = 4
-
-
-def derive_seed(seed: int, *words: str | int) -> int:
-    """A seed for one named use of `seed`: independent streams from one number, the same on every machine."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def generator(seed: int, *words: str | int) -> torch.Generator:
-    """A CPU generator for one named use of `seed`."""
-    return torch.Generator().manual_seed(derive_seed(seed, *words))
 
 
 class Rows(Structure):
@@ -39,20 +29,42 @@ class Rows(Structure):
     def labels(self) -> Tensor: ...
 
 
-class Splittable(Structure):
-    """What drawing needs of a data set, of images or of text (`Dataset`, `TextDataset`)."""
+R = TypeVar("R", bound=Rows)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SplitSet(Generic[R]):
+    """A data set, of images or of text: a pool to train and validate on, and a test split that stage TUNE cannot open.
+
+    Attributes:
+        name: the id it was loaded by.
+        class_names: one per class that K-shot subsets are drawn from; () where rows have no classes.
+        train: the pool that training and validation rows are drawn from.
+        open_test: loads the test split; call `test` instead, which knows the stage.
+        val_rows: rows of `train` that the data set's authors set apart for validation; None when they did not.
+        stage: TUNE closes the test split.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: R
+    open_test: Callable[[], R] = field(repr=False)
+    val_rows: Tensor | None = None
+    stage: Stage = "TUNE"
 
     @property
-    def name(self) -> str: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def train(self) -> Rows: ...
-    @property
-    def test(self) -> Rows: ...
-    @property
-    def val_rows(self) -> Tensor | None: ...
-    def at(self, stage: Stage) -> Self: ...
+    def test(self) -> R:
+        """The test split. Raises SplitError in stage TUNE."""
+        if self.stage != "CONFIRM":
+            raise SplitError(
+                f"the test split of {self.name!r} is closed in stage {self.stage}: validation picks, test reports; "
+                "open it in stage CONFIRM (dataset.at('CONFIRM'))"
+            )
+        return self.open_test()
+
+    def at(self, stage: Stage) -> Self:
+        """The same data as `stage` may see it."""
+        return dataclasses.replace(self, stage=stage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,22 +76,25 @@ class Splits:
         val_idx: (V,) int64, ascending, disjoint from train_idx; empty in protocol "paper".
     """
 
-    name: str
     stage: Stage
     train_idx: Tensor
     val_idx: Tensor
-    dataset: Splittable
+    dataset: SplitSet[Any]
 
     @property
     def test_idx(self) -> Tensor:
         """All rows of the test split. Raises SplitError in stage TUNE."""
-        if self.stage != "CONFIRM":
-            raise SplitError(closed(self.name, self.stage))
         return torch.arange(len(self.dataset.at(self.stage).test))
+
+    def of(self, which: Literal["train", "val", "test"]) -> Tensor:
+        """The rows of a part. Raises SplitError for "test" in stage TUNE."""
+        if which == "test":
+            return self.test_idx
+        return self.train_idx if which == "train" else self.val_idx
 
 
 def split(
-    dataset: Splittable, train_size: TrainSize, data_seed: int, stage: Stage, protocol: Protocol = "standard"
+    dataset: SplitSet[Any], train_size: TrainSize, data_seed: int, stage: Stage, protocol: Protocol = "standard"
 ) -> Splits:
     """Draw a trial's rows.
 
@@ -88,8 +103,7 @@ def split(
     nested in the same way; the validation split is the authors' own, or 10 % of the training rows and 5,000 at
     most, drawn once with seed 0. Protocol "paper" validates on nothing and draws from training and validation rows.
 
-    Raises:
-        DataError: fewer images of a class than asked for, naming the class and the largest size that works.
+    Raises DataError: fewer images of a class than asked for, naming the class and the largest size that works.
     """
     k = shots(train_size)
     if k is not None:
@@ -97,10 +111,10 @@ def split(
     else:
         assert not isinstance(train_size, str)
         train, val = _fraction(dataset, train_size, data_seed, protocol)
-    return Splits(dataset.name, stage, train.sort().values, val.sort().values, dataset)
+    return Splits(stage, train.sort().values, val.sort().values, dataset)
 
 
-def _few_shot(dataset: Splittable, k: int, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+def _few_shot(dataset: SplitSet[Any], k: int, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
     if not dataset.class_names:
         raise DataError(
             f"train_size '{k}-shot' of {dataset.name!r}: its rows have no classes to draw {k} from each; write a "
@@ -128,7 +142,7 @@ def _few_shot(dataset: Splittable, k: int, data_seed: int, protocol: Protocol) -
     return torch.cat(train), torch.cat(val)
 
 
-def _most_shots(dataset: Splittable, protocol: Protocol) -> str:
+def _most_shots(dataset: SplitSet[Any], protocol: Protocol) -> str:
     labels = dataset.train.labels
     counts = torch.bincount(labels, minlength=len(dataset.class_names))
     if dataset.val_rows is not None and protocol == "standard":
@@ -141,7 +155,7 @@ def _most_shots(dataset: Splittable, protocol: Protocol) -> str:
     return f"the largest that works is '{fits}-shot'" if fits else f"no k works: the rarest class has {least} images"
 
 
-def _fraction(dataset: Splittable, fraction: float, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
     n = len(dataset.train)
     val = torch.zeros(n, dtype=torch.bool)
     if protocol == "standard":

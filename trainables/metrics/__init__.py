@@ -1,0 +1,7 @@
+"""Scores of predictions, given the right answers.
+
+Uses numbers and texts alone; knows no model and no data set.
+
+    classification  accuracy, Matthews, F1, Pearson, Spearman; correctness in bits
+    texts           BLEU, NIST, METEOR, ROUGE-L and CIDEr of generated texts
+"""

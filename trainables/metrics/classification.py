@@ -1,114 +1,47 @@
-"""Scores of classifiers: correctness per example, and what follows from it."""
+"""Scores of predicted labels and numbers, by GLUE's names: accuracy, Matthews, F1, Pearson, Spearman."""
 
 from __future__ import annotations
 
 import base64
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+
+LABEL_METRICS = ("accuracy", "matthews")
+NUMBER_METRICS = ("pearson", "spearman")
 
 
-class Classifier(Protocol):
-    """What image classification needs of a model. B images of S x S pixels, C classes."""
+def label_scores(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
+    """Scores of predicted classes (n,) against the right ones (n,), both int64.
 
-    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
-        ...
-
-    def before_evaluation(self) -> None:
-        """Bring up to date what `predict` needs; call it after training and before predicting."""
-        ...
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Predicted classes (B,) of images (B, 3, S, S)."""
-        ...
-
-
-class FeatureClassifier(ABC):
-    """A classifier in two parts: a tower that makes one vector of an image, and what reads it."""
-
-    @abstractmethod
-    def features(self, images: Tensor) -> Tensor:
-        """Vectors (B, D) of images (B, 3, S, S)."""
-
-    @abstractmethod
-    def classify(self, features: Tensor) -> Tensor:
-        """Logits (B, C)."""
-
-    def before_evaluation(self) -> None:  # noqa: B027  # most have nothing to bring up to date
-        """See `Classifier`."""
-
-    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(self.classify(self.features(images)), labels, reduction="sum")
-
-    def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
-        """The summed losses of K trials that share one model in training (`randlora.packing.packing`).
-
-        Args:
-            heads: the classifiers of the trials, of this one's kind.
-            images: (K b, 3, S, S), one trial's after another's.
-            labels: (b,) for each trial.
-        """
-        parts = self.features(images).chunk(len(labels))
-        return [
-            cross_entropy(head.classify(part), own, reduction="sum")
-            for head, part, own in zip(heads, parts, labels, strict=True)
-        ]
-
-    def predict(self, images: Tensor) -> Tensor:
-        return self.classify(self.features(images)).argmax(dim=1)
-
-
-@torch.no_grad()
-def correctness(
-    predict: Callable[[Tensor], Tensor],
-    labels: Tensor,
-    *,
-    batch_size: int,
-    device: torch.device,
-    rank: int = 0,
-    world: int = 1,
-) -> Tensor:
-    """Whether each example is classified right: (n,) bool on the CPU, in the order of `labels`.
-
-    With several workers each takes every `world`-th example, and all get the whole answer.
-
-    Args:
-        predict: predicted classes (b,) of the examples at some positions (b,) of `labels`.
-        labels: (n,) the right classes, on the CPU.
-        device: where several workers meet.
+    `accuracy`; of two classes also `matthews` (the correlation of the two columns of 0 and 1, and 0 where one of them
+    is constant, as is usual) and `f1` of class 1 (0 where it is neither predicted nor there).
     """
-    right = torch.zeros(len(labels), dtype=torch.int32)
-    mine = torch.arange(rank, len(labels), world)
-    parts = []
-    for part in torch.split(mine, batch_size) if len(mine) else ():
-        predicted = predict(part)
-        parts.append(predicted == labels[part].to(predicted.device))
-    if parts:
-        right[mine] = torch.cat(parts).cpu().int()
-    if world > 1:
-        right = right.to(device)
-        torch.distributed.all_reduce(right)
-    return right.cpu().bool()
+    scores = {"accuracy": float((predicted == labels).double().mean())}
+    if classes == 2:
+        scores["matthews"] = correlation(predicted, labels)
+        hits = int((predicted & labels).sum())
+        named = int(predicted.sum() + labels.sum())
+        scores["f1"] = 2.0 * hits / named if named else 0.0
+    return scores
 
 
-def accuracy(correct: Tensor) -> float:
-    """Top-1 accuracy in [0, 1]: the share of right answers."""
-    return int(correct.sum()) / len(correct)
+def number_scores(predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """`pearson` and `spearman` correlation of numbers (n,) with the right ones (n,)."""
+    return {"pearson": correlation(predicted, labels), "spearman": correlation(predicted, labels, ranks=True)}
+
+
+def correlation(a: Tensor, b: Tensor, *, ranks: bool = False) -> float:
+    """Pearson's correlation of two columns (n,), or Spearman's; 0 where a column is constant, and so has none."""
+    from scipy import stats
+
+    x, y = a.to(torch.float64).numpy(), b.to(torch.float64).numpy()
+    if len(x) < 2 or x.min() == x.max() or y.min() == y.max():
+        return 0.0
+    return float((stats.spearmanr if ranks else stats.pearsonr)(x, y).statistic)
 
 
 def pack(correct: Tensor) -> str:
     """Correctness (n,) bool as base64 of its bits, eight to a byte, first example in the highest bit."""
     return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode("ascii")
-
-
-def unpack(text: str, n: int) -> Tensor:
-    """The inverse of `pack` for n examples."""
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n)
-    return torch.from_numpy(bits).bool()

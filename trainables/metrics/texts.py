@@ -24,8 +24,7 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     subsequence, the best reference of each text, averaged. `cider`: pycocoevalcap's CIDEr-D without its stemming.
     All but BLEU work on the lower-case tokens of BLEU's tokenizer.
 
-    Raises:
-        TrialError: a library that is not installed, naming the extra; no texts, or a text without references.
+    Raises TrialError: a library that is not installed, naming the extra; no texts, or a text without references.
     """
     if not texts or len(texts) != len(references) or not all(references):
         raise TrialError(f"{len(texts)} texts and {len(references)} lists of references: each text needs references")

@@ -1,0 +1,13 @@
+"""Base models: their names, shapes and weights, and how they are called.
+
+Uses `cache`, `runtime` and `seeds`, and randlora's targets; knows nothing of data sets or tasks.
+
+    families     how an id is written, and what a family adapts by default
+    encoders     one vector per input, and the heads on it
+    shapes       shapes without weights
+    loading      models with their weights
+    sharing      one copy of the weights for a machine's CPU workers
+    sharded      weights split over the workers of one trial (FSDP2)
+    forward      forward passes that do less, or keep less
+    language     causal language models: logits where they are asked for
+"""

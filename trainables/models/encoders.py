@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trainables.data.splits import generator
 from trainables.errors import TrialError
+from trainables.seeds import generator
 
 FIRST_TOKEN = frozenset(
     {"dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "deit", "vit_msn", "bert", "roberta", "distilbert"}
@@ -38,8 +38,7 @@ def model_type(module: nn.Module) -> str | None:
 def pooled(module: nn.Module, outputs: object) -> Tensor:
     """(B, D) float32 from the outputs of a forward pass of `module`, a transformers encoder.
 
-    Raises:
-        TrialError: an encoder without a pooled output.
+    Raises TrialError: an encoder without a pooled output.
     """
     if model_type(module) in FIRST_TOKEN:
         tokens: Tensor = outputs.last_hidden_state  # type: ignore[attr-defined]
@@ -71,10 +70,8 @@ def image_encoder(module: nn.Module) -> Callable[[Tensor], Tensor]:
 def hidden_size(module: nn.Module, model_id: str) -> int:
     """D of `pooled`, from the model's config. Raises TrialError where it does not say."""
     config = getattr(module, "config", None)
-    size = getattr(config, "hidden_size", None)
-    if not isinstance(size, int):  # convolutional families count by stage
-        sizes = getattr(config, "hidden_sizes", None)
-        size = sizes[-1] if sizes else None
+    stages = getattr(config, "hidden_sizes", None) or [None]  # convolutional families count by stage
+    size = getattr(config, "hidden_size", None) or stages[-1]
     if not isinstance(size, int):
         raise TrialError(f"model {model_id!r}: its config has no hidden_size, so a head cannot be sized")
     return size

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from randlora.errors import nearest
 from randlora.model.families import TARGETS
-from trainables.errors import TrainablesError, nearest
+from trainables.errors import TrainablesError
 
 Scheme = Literal["open_clip", "hf", "local", "embedded"]
 Kind = Literal["clip", "hf-vision", "causal-lm", "text-encoder"]
@@ -89,8 +90,7 @@ FAMILIES: dict[str, Family] = {name: Family(kind, TARGETS[name], why) for name, 
 def parse_id(model_id: str) -> ModelId:
     """Take a model id apart and check what can be checked without reading weights or the network.
 
-    Raises:
-        ModelError: an unknown form, architecture, tag or embedded name, or a directory that isn't there.
+    Raises ModelError: an unknown form, architecture, tag or embedded name, or a directory that isn't there.
     """
     scheme, colon, name = model_id.partition(":")
     if not colon or scheme not in ("open_clip", "hf", "local", "embedded") or not name:
@@ -117,11 +117,7 @@ def parse_id(model_id: str) -> ModelId:
 
 
 def family_named(name: str) -> Family:
-    """The family of that name.
-
-    Raises:
-        ModelError: a family without default targets.
-    """
+    """The family of that name. Raises ModelError: a family without default targets."""
     if name not in FAMILIES:
         raise ModelError(
             f"no default targets for models of type {name!r}: name the weights to adapt in model.targets; "

@@ -8,7 +8,7 @@ family does to its logits afterwards (soft caps, scales) stays as it is.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +71,17 @@ class LanguageModel:
             yield
         finally:
             handle.remove()
+
+
+def positions(whole: Sequence[Tensor], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, columns, targets) of every token after the first `start + 1` of each sequence, by what predicts it."""
+    rows, columns, targets = [], [], []
+    for row, (ids, start) in enumerate(zip(whole, starts, strict=True)):
+        count = len(ids) - 1 - start
+        rows.append(torch.full((count,), row))
+        columns.append(torch.arange(start, len(ids) - 1))
+        targets.append(ids[start + 1 :])
+    return torch.cat(rows), torch.cat(columns), torch.cat(targets)
 
 
 def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:

@@ -17,34 +17,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from trainables.models.families import EMBEDDED, FAMILIES, FORMS, Family, Kind, ModelError, ModelId, parse_id
-from trainables.models.shapes import (
-    UNREADABLE,
-    advice,
-    default_targets,
-    first_line,
-    gguf_argument,
-    hf_class,
-    hf_config,
-    is_open_clip_folder,
-    kind_of,
-    meta_model,
-    target_shapes,
-)
-
-__all__ = [
-    "EMBEDDED",
-    "FAMILIES",
-    "FORMS",
-    "Family",
-    "LoadedModel",
-    "ModelError",
-    "Preprocess",
-    "default_targets",
-    "load_model",
-    "meta_model",
-    "target_shapes",
-]
+from trainables.data.images.pixels import Recipe
+from trainables.errors import first_line
+from trainables.models.families import Kind, ModelError, ModelId, parse_id
+from trainables.models.shapes import UNREADABLE, advice, gguf_argument, hf_class, hf_config, is_open_clip, kind_of
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -54,21 +30,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model expects of its images.
+    """What a model expects of its images: their form, and per-channel normalisation of RGB values in [0, 1]."""
 
-    Attributes:
-        image_size: side of the square input, in pixels.
-        mean, std: per-channel normalisation of RGB values in [0, 1].
-        interpolation: how images are resized, "bicubic" or "bilinear".
-        resize_mode: "shortest" resizes the shorter side and crops the centre, "longest" resizes the longer side and
-            pads, "squash" ignores the aspect.
-    """
-
-    image_size: int
+    recipe: Recipe
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
 
 
 @dataclass(frozen=True)
@@ -81,9 +47,9 @@ class LoadedModel:
         family: "open_clip", or the `model_type` of a transformers config.
         model_id: the id it was loaded by.
         preprocess: None for a model without images.
-        tokenizer: texts to token ids (n, context length), int64, padded; None for a model without text, and for a
-            local transformers directory without tokenizer files.
-        text_tokenizer: transformers' own tokenizer, for tasks on text; None wherever `tokenizer` is, and for open_clip.
+        tokenizer: of a CLIP model: texts to token ids (n, context length), int64, padded; None for any other.
+        text_tokenizer: transformers' tokenizer of a text model; None for any other, and for a local directory without
+            tokenizer files.
     """
 
     module: nn.Module
@@ -101,20 +67,17 @@ def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool 
     Args:
         weights: False: read none, and leave every tensor on the meta device, for who has them already.
 
-    Raises:
-        ModelError: an unknown id, missing or malformed files, weights that are not safetensors, or no network.
+    Raises ModelError: an unknown id, missing or malformed files, weights that are not safetensors, or no network.
     """
     parsed = parse_id(model_id)
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
         torch.manual_seed(0)
-        if parsed.scheme == "open_clip":
-            return _load_open_clip(parsed.name, parsed, model_id, weights)
-        if parsed.folder is None:
+        if not is_open_clip(parsed, model_id):
             return _load_hf(parsed, model_id, trust_remote_code, weights)
-        if parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
-            _refuse_pickles(parsed.folder, model_id)
-            return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
-        return _load_hf(parsed, model_id, trust_remote_code, weights)
+        if parsed.folder is None:
+            return _load_open_clip(parsed.name, parsed, model_id, weights)
+        _refuse_pickles(parsed.folder, model_id)
+        return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
 
 
 def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
@@ -150,11 +113,13 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) ->
         family="open_clip",
         model_id=model_id,
         preprocess=Preprocess(
-            image_size=_side(settings["size"], model_id),
-            mean=_triple(settings["mean"]),
-            std=_triple(settings["std"]),
-            interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
-            resize_mode=settings.get("resize_mode") or "shortest",
+            Recipe(
+                _side(settings["size"], model_id),
+                "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+                settings.get("resize_mode") or "shortest",
+            ),
+            _triple(settings["mean"]),
+            _triple(settings["std"]),
         ),
         tokenizer=cast("Tokenizer", tokenizer),
     )
@@ -201,7 +166,7 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: b
         family=config.model_type,
         model_id=model_id,
         preprocess=_hf_preprocess(source, config, model_id) if vision else None,
-        tokenizer=None if text is None else _padding(text),
+        tokenizer=None,
         text_tokenizer=text,
     )
 
@@ -240,13 +205,10 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
     bilinear = 2  # PIL's number for it; 3 is bicubic
-    return Preprocess(
-        image_size=_side(size, model_id),
-        mean=_triple(settings.get("image_mean") or IMAGENET_MEAN),
-        std=_triple(settings.get("image_std") or IMAGENET_STD),
-        interpolation="bilinear" if settings.get("resample") == bilinear else "bicubic",
-        resize_mode="squash" if squash else "shortest",
-    )
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if settings.get("resample") == bilinear else "bicubic"
+    recipe = Recipe(_side(size, model_id), interpolation, "squash" if squash else "shortest")
+    mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
+    return Preprocess(recipe, _triple(mean), _triple(std))
 
 
 def _hf_tokenizer(
@@ -261,18 +223,6 @@ def _hf_tokenizer(
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **from_gguf)
     except UNREADABLE as error:
         raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
-
-
-def _padding(tokenizer: Any) -> Tokenizer:
-    """Texts to one tensor; padded with the EOS where there is no pad token, as GPT-2 and Llama have none."""
-
-    def tokenize(texts: list[str]) -> Tensor:
-        ids = tokenizer(texts)["input_ids"]
-        fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        width = max(map(len, ids))
-        return torch.tensor([[*each, *[fill or 0] * (width - len(each))] for each in ids])
-
-    return tokenize
 
 
 def _refuse_pickles(folder: Path, model_id: str) -> None:
@@ -296,8 +246,7 @@ def _side(size: object, model_id: str) -> int:
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
+    return cast("tuple[float, float, float]", tuple(float(v) for v in values))
 
 
 @contextlib.contextmanager

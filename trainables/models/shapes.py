@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,13 +18,14 @@ from torch import nn
 
 from randlora.model.families import matching
 from randlora.model.targets import resolve_targets
-from trainables.models.families import FAMILIES, GGUF, Family, Kind, ModelError, ModelId, family_named, parse_id
+from trainables.errors import first_line
+from trainables.models.encoders import model_type
+from trainables.models.families import FAMILIES, GGUF, Kind, ModelError, ModelId, family_named, parse_id
 
 UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.error, SafetensorError)
 """What the libraries raise over files that are missing, damaged, or of another model."""
 
 Shape = tuple[int, int]
-Adapt = Literal["vision", "both", "all"]
 
 
 def meta_model(model_id: str) -> nn.Module:
@@ -33,34 +34,40 @@ def meta_model(model_id: str) -> nn.Module:
     open_clip's architectures, local directories and the models of `known_configs` need no network; any other `hf:`
     reads the hub's config.json.
 
-    Raises:
-        ModelError: an unknown id, or a config that can't be read.
+    Raises ModelError: an unknown id, or a config that can't be read.
     """
-    return _build(parse_id(model_id), model_id)
+    parsed = parse_id(model_id)
+    if is_open_clip(parsed, model_id):
+        import open_clip
+
+        folder, known = parsed.folder, open_clip.get_model_config
+        return _open_clip_meta(known(parsed.name) if folder is None else _read_config(folder, model_id), model_id)
+    config = shape_config(parsed, model_id)
+    with torch.device("meta"):
+        return cast("nn.Module", hf_class(config).from_config(config, trust_remote_code=False))
 
 
 def model_kind(model_id: str) -> Kind:
     """The task family that can train a model; reads its config at most.
 
-    Raises:
-        ModelError: an unknown id, or a config that can't be read.
+    Raises ModelError: an unknown id, or a config that can't be read.
     """
     parsed = parse_id(model_id)
-    if parsed.scheme == "open_clip":
-        return "clip"
-    if parsed.folder is not None and parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
-        return "clip"
-    return kind_of(shape_config(parsed, model_id))
+    return "clip" if is_open_clip(parsed, model_id) else kind_of(shape_config(parsed, model_id))
 
 
 def default_targets(model: str | nn.Module) -> list[str]:
     """Weight-name suffixes adapted by default in a model, given by id or as a module (`families.FAMILIES`).
 
-    Raises:
-        ModelError: a family without defaults.
+    Raises ModelError: a family without defaults.
     """
     module = meta_model(model) if isinstance(model, str) else model
-    family = family_of(module)
+    if (name := family_name(module)) is None:
+        raise ModelError(
+            f"{type(module).__name__} is neither open_clip's nor transformers': name the weights to adapt "
+            "in model.targets"
+        )
+    family = family_named(name)
     targets = matching(family.targets, (name for name, _ in module.named_parameters()))
     if not targets:
         raise ModelError(
@@ -104,35 +111,21 @@ def keep_adapted(module: nn.Module, shapes: Mapping[str, Shape], adapt: str) -> 
     return kept
 
 
-def family_of(module: nn.Module) -> Family:
-    """The family of a module.
-
-    Raises:
-        ModelError: unknown, or without defaults.
-    """
-    name = family_name(module)
-    if name is None:
-        raise ModelError(
-            f"{type(module).__name__} is neither open_clip's nor transformers': name the weights to adapt "
-            "in model.targets"
-        )
-    return family_named(name)
-
-
 def family_name(module: nn.Module) -> str | None:
     """The name "open_clip", or the `model_type` of a transformers model; None for any other module."""
     if type(module).__module__.partition(".")[0] == "open_clip":
         return "open_clip"
-    model_type = getattr(getattr(module, "config", None), "model_type", None)
-    return model_type if isinstance(model_type, str) else None
+    return model_type(module)
 
 
-def is_open_clip_folder(folder: Path, model_id: str) -> bool:
-    """Whether a directory holds an open_clip model (else a transformers one).
+def is_open_clip(parsed: ModelId, model_id: str) -> bool:
+    """Whether a model is open_clip's (else transformers').
 
-    Raises:
-        ModelError: neither config is there.
+    Raises ModelError: a directory without the config of either.
     """
+    folder = parsed.folder
+    if folder is None or parsed.gguf is not None:
+        return parsed.scheme == "open_clip"
     if (folder / "open_clip_config.json").is_file():
         return True
     if (folder / "config.json").is_file():
@@ -145,8 +138,7 @@ def is_open_clip_folder(folder: Path, model_id: str) -> bool:
 def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
     """A transformers config from a directory or the hub, or from the GGUF file of that name in it.
 
-    Raises:
-        ModelError: not found, no network, malformed, or code of its own that isn't trusted.
+    Raises ModelError: not found, no network, malformed, or code of its own that isn't trusted.
     """
     from transformers import AutoConfig
 
@@ -170,8 +162,7 @@ def known_configs() -> Mapping[str, Mapping[str, Any]]:
 def shape_config(parsed: ModelId, model_id: str) -> Any:
     """The config that shapes are taken from: of a directory, of `known_configs`, or of the hub.
 
-    Raises:
-        ModelError: as `hf_config`.
+    Raises ModelError: as `hf_config`.
     """
     if parsed.folder is None and parsed.gguf is None and parsed.name in known_configs():
         from transformers import AutoConfig
@@ -209,29 +200,17 @@ def hf_class(config: Any) -> Any:
     return AutoModelForCausalLM if kind_of(config) == "causal-lm" else AutoModel
 
 
-def kind_of(config: Any) -> Literal["hf-vision", "causal-lm", "text-encoder"]:
+def kind_of(config: Any) -> Kind:
     """The kind of a transformers model by its family, or else by its config."""
     if config.model_type in FAMILIES:
-        return cast("Literal['hf-vision', 'causal-lm', 'text-encoder']", FAMILIES[config.model_type].kind)
+        return FAMILIES[config.model_type].kind
     architectures = config.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "causal-lm"
     return "hf-vision" if hasattr(config, "image_size") else "text-encoder"
 
 
-def _build(parsed: ModelId, model_id: str) -> nn.Module:
-    if parsed.scheme == "open_clip":
-        import open_clip
-
-        return _open_clip_meta(open_clip.get_model_config(parsed.name), model_id)
-    if parsed.folder is not None and parsed.gguf is None and is_open_clip_folder(parsed.folder, model_id):
-        return _open_clip_meta(_read_open_clip_config(parsed.folder, model_id), model_id)
-    config = shape_config(parsed, model_id)
-    with torch.device("meta"):
-        return cast("nn.Module", hf_class(config).from_config(config, trust_remote_code=False))
-
-
-def _read_open_clip_config(folder: Path, model_id: str) -> dict[str, Any]:
+def _read_config(folder: Path, model_id: str) -> dict[str, Any]:
     path = folder / "open_clip_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -265,8 +244,3 @@ def _open_clip_meta(config: dict[str, Any], model_id: str) -> nn.Module:
         raise ModelError(f"{model_id!r}: its text tower's config can't be read. {advice(model_id)}") from error
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"{model_id!r}: open_clip can't build its config ({first_line(error)})") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, or its type when it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

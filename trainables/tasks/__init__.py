@@ -1,0 +1,10 @@
+"""Model and data of one trial, as the training loop sees them: rows, losses and scores.
+
+Uses `data`, `models` and `metrics`; knows nothing of optimisers or checkpoints.
+
+    lane_cache  what a lane keeps between trials
+    task        what the loop knows of any task
+    images      classification of images
+    text        language models, and classification of sentences
+    make        the task of a model by its kind
+"""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from trainables.config import TrialConfig
@@ -21,6 +22,9 @@ from trainables.tasks.lane_cache import Warm
 
 Which = Literal["val", "test"]
 Split = Literal["train", "val"]
+
+Alone = Callable[[int], AbstractContextManager[None]]
+"""Makes the context in which random numbers are those of the trial at a place in a pack."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,76 +79,43 @@ class Task(Protocol):
     @property
     def metric(self) -> str:
         """Name of the score."""
-        ...
 
     @property
     def unit(self) -> str:
         """What a row is, in the plural: "images", "texts"."""
-        ...
 
     @property
     def head(self) -> nn.Module | None:
         """A task head, new in this trial: trained beside the adapter at a rate of its own, counted and saved apart."""
-        ...
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """The rows (b,) of every optimiser step of an epoch (from 1), over all workers and micro-batches.
 
         A function of the trial's `data_seed` and the epoch alone. Every epoch has equally many batches.
         """
-        ...
 
     def weight(self, batch: Tensor) -> float:
         """What the summed loss of a whole batch is divided by: its images, or its target tokens.
 
         Taken over the global batch, so that neither micro-batches nor workers change the gradient.
         """
-        ...
 
     def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor | None:
         """Augmentation of the rows of a whole batch (b, ...), drawn on the CPU alike on every worker; None for none."""
-        ...
 
     def rows(self, which: Split) -> Tensor:
         """The trial's training or validation rows (n,): numbers that `weight` and `loss_sum` take."""
-        ...
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
-        """Summed loss of some rows of a batch, a scalar with gradient on the device.
-
-        Args:
-            rows: (b,) at least one.
-            plan: the part of `draw`'s answer that belongs to them.
-        """
-        ...
-
-    def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
-        """Scores of the model as it is now, in eval mode; None where the split has no rows.
-
-        With several workers each takes a share, and all get the whole answer.
-
-        Raises:
-            SplitError: "test" in stage TUNE.
-        """
-        ...
-
-
-Alone = Callable[[int], AbstractContextManager[None]]
-"""Makes the context in which random numbers are those of the trial at a place in a pack."""
-
-
-@runtime_checkable
-class PackedTask(Task, Protocol):
-    """A task whose trials may share a forward pass, each with its slice of the batch (`trainables.training.packed`)."""
+        """Summed loss of b > 0 rows of a batch, a scalar with gradient on the device; `plan`: their part of `draw`."""
 
     def width(self, rows: Tensor) -> int | None:
         """Tokens that `rows` are padded to in a forward pass of their own; None where rows are no texts."""
-        ...
 
     def packed_losses(
         self, tasks: Sequence[Any], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
     ) -> list[Tensor]:
-        """`loss_sum` of every trial of a pack, by one pass through the model.
+        """`loss_sum` of every trial of a pack (`trainables.training.packed`), by one pass through the model.
 
         Args:
             tasks: those of the trials, all of this one's kind; this one is among them.
@@ -152,4 +123,19 @@ class PackedTask(Task, Protocol):
             plans: for each trial.
             alone: what surrounds a trial's own dropout outside the shared model.
         """
-        ...
+
+    def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
+        """Scores of the model as it is now, in eval mode; None where the split has no rows.
+
+        With several workers each takes a share, and all get the whole answer. Raises SplitError for "test" in stage
+        TUNE.
+        """
+
+
+def summed(values: Tensor, world: int, device: torch.device) -> Tensor:
+    """The sum over workers, each of which has zeros where the others' rows are; `device` is where they meet."""
+    if world == 1:
+        return values
+    there = values.to(device)
+    torch.distributed.all_reduce(there)
+    return there.cpu()

@@ -1,0 +1,11 @@
+"""One trial from its configuration to its result, alone or in a pack.
+
+Uses everything below; knows nothing of Ray or of sweeps.
+
+    checkpoints  a trial's own checkpoint, and when one is due
+    optim        AdamW, the schedule, and gradients of several workers
+    adapting     what trains in a trial, and how the base model is given back
+    trainer      epochs of optimiser steps
+    worker       one trial: `run_trial`
+    packed       several trials on one copy of the model: `run_pack`
+"""

@@ -19,11 +19,11 @@ from randlora.adapter import Adapter
 from randlora.methods.registry import get_method
 from randlora.model.targets import stored_names
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
-from trainables.data.splits import derive_seed
 from trainables.errors import TrialError
 from trainables.models.encoders import is_unused
 from trainables.models.sharded import whole
 from trainables.models.sharing.mapped import own_copy
+from trainables.seeds import derive_seed
 
 VISUAL = "visual."
 """open_clip's prefix of the image tower's weights."""
@@ -60,7 +60,7 @@ def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
     try:
         model.requires_grad_(False)
         if trial.method in (NO_TRAINING, LINEAR_PROBE):
-            yield Trainables({}, 0, 0, _nothing_to_save)
+            yield Trainables({}, 0, 0, lambda _: None)  # a probe's head belongs to its task
         elif trial.method in FULL_METHODS:
             with _base_weights(model, trial) as trainables:
                 yield trainables
@@ -152,12 +152,11 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
     return [n for n in names if n.startswith(VISUAL)] if vision_only else names
 
 
-def reseed_dropout(model: nn.Module, init_seed: int, epoch: int) -> None:
-    """Start every adapter's dropout stream anew for this epoch, so that a resumed trial draws the same masks."""
-    for name, module in model.named_modules():
+def reseed_dropout(model: nn.Module, init_seed: int, epoch: int, prefix: str = "") -> None:
+    """Start every adapter's dropout stream anew for this epoch, so that a resumed trial draws the same masks.
+
+    `prefix` is the name of `model` in the base model.
+    """
+    for name, module in model.named_modules(prefix=prefix):
         if isinstance(module, Adapter):
             module.reseed_dropout(derive_seed(init_seed, "dropout", name, epoch))
-
-
-def _nothing_to_save(folder: Path) -> None:
-    """Zero-shot has no trained weights, and a linear probe's head belongs to its task."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 INDEX = "checkpoint.json"
+
+CHECKPOINT_SHARE = 0.02
+"""Checkpoints may take this share of the training time; epochs that are too quick share one."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +74,22 @@ def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
         return Checkpoint(index["epoch"], index["history"], load_file(str(file)))
     except (ValueError, KeyError, TypeError, OSError, SafetensorError):
         return None
+
+
+class Pace:
+    """Tells when a trial's next checkpoint is due, by what the last one cost (`CHECKPOINT_SHARE`)."""
+
+    def __init__(self) -> None:
+        self._saved, self._cost = time.perf_counter(), 0.0
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last checkpoint; always true before the first."""
+        return self._cost == 0.0 or time.perf_counter() - self._saved >= self._cost / CHECKPOINT_SHARE
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measures a checkpoint that the block writes."""
+        begun = time.perf_counter()
+        yield
+        self._saved = time.perf_counter()
+        self._cost = self._saved - begun

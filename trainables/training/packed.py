@@ -16,39 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from randlora.adapted.adapted import Adapted
-from randlora.adapter import Adapter
 from randlora.packing.packing import Pack, PackingError, draws_of
-from trainables.config import (
-    FULL_METHODS,
-    LINEAR_PROBE,
-    NO_TRAINING,
-    OWN,
-    NotPackableError,
-    TrialConfig,
-    UnevenTrialsError,
-    alike,
-    identifying,
-)
-from trainables.data.splits import derive_seed
+from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
 from trainables.errors import TrainablesError, TrialError
-from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend
-from trainables.tasks.lane_cache import Warm, freeze_statistics, pick_device
+from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device
+from trainables.seeds import derive_seed
+from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import PackedTask, Parts
-from trainables.training.adapting import adapted
-from trainables.training.checkpoints import load_checkpoint, save_checkpoint
-from trainables.training.trainer import Trainer
-from trainables.training.worker import CHECKPOINT_SHARE, Report, Run
+from trainables.tasks.task import Parts, Task
+from trainables.training.adapting import adapted, reseed_dropout
+from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
+from trainables.training.trainer import Trainer, Work, freeze_statistics
+from trainables.training.worker import Report, Run
 
 Reports = dict[int, Report | TrialError | TrainablesError]
 """What trials, by their place in the pack, have to say: an epoch's report, or why they failed."""
 
 
 def run_pack(
-    configs: Sequence[dict[str, Any]],
+    trials: Sequence[TrialConfig],
     *,
     warm: dict[str, Any],
     directories: Sequence[Path],
@@ -60,7 +48,7 @@ def run_pack(
     `warm` is as it was before.
 
     Args:
-        configs: `TrialConfig.model_dump()` of every trial; `alike` must agree.
+        trials: their configurations, in which `alike` must agree.
         warm: the lane's dict, kept from trial to trial.
         directories: the trials' own folders. Checkpoints found there are resumed where all stand at one epoch.
         keep: leave the trained weights in the trial's folder.
@@ -74,127 +62,74 @@ def run_pack(
         TrainablesError: bad data.
     """
     started = time.perf_counter()
-    trials = [TrialConfig.model_validate(config) for config in configs]
     check_alike(trials)
     device = pick_device()
     memory = PeakMemory(device)
-    lane = Warm(warm, device)
-    first = trials[0]
+    lane, first = Warm(warm, device), trials[0]
     loaded = lane.model(first.model)
     precision, autocast = choose_precision(first.train.precision, device)
-    facts: Report = {"device": device_name(device), "precision": precision}
     try:
         with contextlib.ExitStack() as stack:
-            facts["backend"] = stack.enter_context(float32_backend(first.train.float32, device))
+            backend = stack.enter_context(float32_backend(first.train.float32, device))
+            facts = {"device": device_name(device), "precision": precision, "backend": backend}
             tasks = [
-                _packed_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
+                make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
                 for trial in trials
             ]
-            members: list[Adapted] = []
-            runs: list[Run] = []
-            for place, (trial, task) in enumerate(zip(trials, tasks, strict=True)):
+            runs = []
+            for trial, task, directory, kept in zip(trials, tasks, directories, keep, strict=True):
                 trainables = stack.enter_context(adapted(loaded.module, trial))
-                assert trainables.added is not None
-                trainables.added.disable()
-                members.append(trainables.added)
-                runs.append(
-                    Run(
-                        trial=trial,
-                        device=device,
-                        module=loaded.module,
-                        task=task,
-                        trainables=trainables,
-                        directory=Path(directories[place]),
-                        keep=keep[place],
-                        rank=0,
-                        world=1,
-                        micro_batch_size=None,
-                        facts=facts,
-                    )
-                )
-            drawing = _drawing(loaded.module, tasks, first.train.gradient_checkpointing)
-            _check_output_layer(members[0])
-            dropping = drawing or any(adapter.dropout > 0.0 for adapter in members[0].adapters.values())
-            if first.adapt == "both" and dropping:
-                raise NotPackableError(
-                    "the text tower reads other numbers of classes in every trial, and dropout sees it"
-                )
-            pack = Pack(members)
+                work = Work(trial=trial, module=loaded.module, task=task, trainables=trainables, device=device)
+                work.adapters.disable()
+                runs.append(Run(work, Path(directory), kept, facts, memory, started))
+            drawing = _drawing(runs[0].work, tasks)
+            pack = Pack([run.work.adapters for run in runs])
             stack.callback(pack.remove)
-            trainers = [
-                Trainer(run.trial, module=run.module, task=run.task, trainables=run.trainables, device=device)
-                for run in runs
-            ]
-            together = _Together(
-                pack=pack, module=loaded.module, runs=runs, trainers=trainers, tasks=tasks, drawing=drawing
-            )
-            yield from together.go(started, memory)
+            yield from _Together(pack, runs, [Trainer(run.work) for run in runs], tasks, drawing).go()
     except PackingError as error:
         raise NotPackableError(str(error)) from error
     finally:
         lane.check_model(first.model)
 
 
-def check_alike(trials: Sequence[TrialConfig]) -> None:
-    """Refuse trials that differ in more than they may, or whose method trains no adapter."""
-    shared = [alike(identifying(trial)) for trial in trials]
-    for other in shared:
-        differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))
-        if differ:
-            raise NotPackableError(f"trials of a pack may differ in {', '.join(OWN)} alone, not in {', '.join(differ)}")
-    method = trials[0].method
-    if method in (*FULL_METHODS, LINEAR_PROBE, NO_TRAINING):
-        raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")
-
-
-def _packed_task(parts: Parts) -> PackedTask:
-    task = make_task(parts)
-    if not isinstance(task, PackedTask):
-        raise NotPackableError(f"trials on {parts.trial.model!r} are not packed: its task has no form for it")
-    return task
-
-
-def _drawing(module: nn.Module, tasks: Sequence[PackedTask], checkpointing: bool) -> bool:
+def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
     """Whether the base model or the heads drop activations at random. Refuses what can't be told apart by trials."""
-    found = any([draws_of(module), *(draws_of(task.head) for task in tasks if task.head is not None)])
-    if found and checkpointing:
+    drawing = any([draws_of(first.module), *(draws_of(task.head) for task in tasks if task.head is not None)])
+    if drawing and first.trial.train.gradient_checkpointing:
         raise NotPackableError(
             "train.gradient_checkpointing would repeat the base model's dropout with random numbers of another trial"
         )
-    return found
-
-
-def _check_output_layer(member: Adapted) -> None:
-    """Refuse an adapter on a language model's output layer: it meets other numbers of tokens in every trial."""
-    find = getattr(member.model, "get_output_embeddings", None)
+    find = getattr(first.module, "get_output_embeddings", None)
     head = find() if find is not None else None
-    for name, site in member.sites.items():
+    for name, site in first.adapters.sites.items():
         if head is not None and site.owner is head:
             raise NotPackableError(f"{name} is the output layer, which reads other numbers of tokens in every trial")
+    dropping = drawing or any(adapter.dropout > 0.0 for adapter in first.adapters.adapters.values())
+    if first.trial.adapt == "both" and dropping:
+        raise NotPackableError("the text tower reads other numbers of classes in every trial, and dropout sees it")
+    return drawing
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class _Together:
     """The parts of a pack in training. Lists are by place; `active` are the places that still train."""
 
     pack: Pack
-    module: nn.Module
     runs: list[Run]
     trainers: list[Trainer]
-    tasks: list[PackedTask]
+    tasks: list[Task]
     drawing: bool
     active: list[int] = field(default_factory=list)
     failed: Reports = field(default_factory=dict)
 
-    def go(self, started: float, memory: PeakMemory) -> Generator[Reports, set[int] | None, None]:
+    def go(self) -> Generator[Reports, set[int] | None, None]:
         """Resume, train, evaluate, report."""
         self.active = list(range(len(self.runs)))
         histories, finished = self._resume()
-        setup = (time.perf_counter() - started) / len(self.runs)
+        setup = (time.perf_counter() - self.runs[0].started) / len(self.runs)
         for epoch in range(finished):
             yield from self._heard({k: histories[k][epoch] for k in self.active})
-        last_saved, cost = time.perf_counter(), 0.0
-        epochs = self.runs[0].trial.train.epochs
+        pace, epochs = Pace(), self.runs[0].work.trial.train.epochs
         for epoch in range(finished + 1, epochs + 1):
             if not self.active:
                 return
@@ -207,16 +142,14 @@ class _Together:
                 self.pack.select(k)
                 run = self.runs[k]
                 try:
-                    report = run.report(epoch, losses[k], seconds, self.trainers[k].samples_per_epoch, memory)
+                    report = run.report(epoch, losses[k], seconds, self.trainers[k].samples_per_epoch)
                     histories[k].append(report)
-                    reports[k] = run.finish(histories[k], setup, memory) if epoch == epochs else report
+                    reports[k] = run.finish(histories[k], setup) if epoch == epochs else report
                 except (TrialError, TrainablesError) as error:
                     self._fail(k, error)
-            ended = time.perf_counter()
-            if epoch < epochs and (cost == 0.0 or ended - last_saved >= cost / CHECKPOINT_SHARE):
-                self._save(epoch, histories)
-                last_saved = time.perf_counter()
-                cost = last_saved - ended
+            if epoch < epochs and pace.due():
+                with pace.saving():
+                    self._save(epoch, histories)
             reports |= self.failed
             self.failed = {}
             yield from self._heard(reports)
@@ -231,7 +164,7 @@ class _Together:
 
     def _resume(self) -> tuple[list[list[Report]], int]:
         """The trials' reports of finished epochs, and the number of these."""
-        found = [load_checkpoint(run.directory, run.trial.trial_id) for run in self.runs]
+        found = [load_checkpoint(run.directory, run.work.trial.trial_id) for run in self.runs]
         epochs = {0 if checkpoint is None else checkpoint.epoch for checkpoint in found}
         if len(epochs) > 1:
             raise UnevenTrialsError(f"the trials' checkpoints stand at different epochs: {sorted(epochs)}")
@@ -243,14 +176,17 @@ class _Together:
     def _save(self, epoch: int, histories: Sequence[list[Report]]) -> None:
         for k in self.active:
             run = self.runs[k]
-            save_checkpoint(run.directory, run.trial.trial_id, epoch, histories[k], self.trainers[k].state())
+            save_checkpoint(run.directory, run.work.trial.trial_id, epoch, histories[k], self.trainers[k].state())
 
     def _epoch(self, epoch: int) -> dict[int, float]:
         """Train one epoch; the loss of every trial that came through."""
-        self.module.train()
-        freeze_statistics(self.module)
-        self._reseed_dropout(epoch)
-        device = self.runs[0].device
+        first = self.runs[0].work
+        first.module.train()
+        freeze_statistics(first.module)
+        for name, layer in self.pack.layers:
+            for run, member in zip(self.runs, layer.members, strict=True):
+                reseed_dropout(member, run.work.trial.init_seed, epoch, prefix=name)
+        device = first.device
         draws = {k: self.trainers[k].draws(epoch) for k in self.active}
         batches = {k: list(self.tasks[k].batches(epoch)) for k in self.active}
         if len({tuple(len(batch) for batch in own) for own in batches.values()}) > 1:
@@ -259,7 +195,7 @@ class _Together:
             )
         steps = len(batches[self.active[0]])
         sums = {k: torch.zeros(steps, device=device) for k in self.active}
-        seeds = {k: derive_seed(self.runs[k].trial.init_seed, "base dropout", epoch) for k in self.active}
+        seeds = {k: derive_seed(self.runs[k].work.trial.init_seed, "base dropout", epoch) for k in self.active}
         with (  # what an adapter draws of the global generator labels its masks (`randlora.dropout`), and is no mask
             torch.random.fork_rng(devices=[device] if device.type == "cuda" and self.drawing else []),
             self.pack.drawing(seeds if self.drawing else None, device),
@@ -283,7 +219,7 @@ class _Together:
         plans = {k: self.tasks[k].draw(rows[k], draws[k]) for k in places}
         size = len(rows[places[0]])
         first = self.tasks[places[0]]
-        for part in torch.split(torch.arange(size), self.runs[0].trial.train.micro_batch_size or size):
+        for part in torch.split(torch.arange(size), self.runs[0].work.trial.train.micro_batch_size or size):
             own = [rows[k][part] for k in places]
             found = [self.tasks[k].width(r) for k, r in zip(places, own, strict=True)]
             widths = [width for width in found if width is not None]
@@ -296,15 +232,6 @@ class _Together:
             total.backward()  # type: ignore[no-untyped-call]
             for k, loss in zip(places, losses, strict=True):
                 sums[k].add_(loss.detach())
-
-    def _reseed_dropout(self, epoch: int) -> None:
-        """As `adapting.reseed_dropout` does for a trial alone: a mask follows its trial's own seed."""
-        for name, layer in self.pack.layers:
-            for run, member in zip(self.runs, layer.members, strict=True):
-                for below, module in member.named_modules():
-                    if isinstance(module, Adapter):
-                        whole = f"{name}.{below}" if below else name
-                        module.reseed_dropout(derive_seed(run.trial.init_seed, "dropout", whole, epoch))
 
 
 def _part(plan: Tensor | None, part: Tensor) -> Tensor | None:

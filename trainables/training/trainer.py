@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from randlora.adapted.accumulate import accumulating
+from randlora.adapted.adapted import Adapted
 from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from randlora.methods.scheduled.hooks import Hooks
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
-from trainables.data.splits import derive_seed, generator
 from trainables.errors import TrialError
 from trainables.models.sharded import is_split
-from trainables.tasks.lane_cache import freeze_statistics
+from trainables.seeds import derive_seed, generator
 from trainables.tasks.task import Task
 from trainables.training.adapting import Trainables, reseed_dropout
 from trainables.training.optim import (
@@ -30,29 +31,45 @@ from trainables.training.optim import (
 )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """A trial that is ready to train, and one worker's part in it.
+
+    Attributes:
+        module: the base model, with `trainables` in it.
+        rank, world: this worker's number and how many share the trial.
+        micro_batch_size: in place of the configured one, after memory ran out.
+    """
+
+    trial: TrialConfig
+    module: nn.Module
+    task: Task
+    trainables: Trainables
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    micro_batch_size: int | None = None
+
+    @property
+    def adapters(self) -> Adapted:
+        """The trial's adapters, of a method that has some."""
+        assert self.trainables.added is not None
+        return self.trainables.added
+
+
 class Trainer:
     """The optimiser of one trial, and the steps it takes on the task's batches."""
 
-    def __init__(
-        self,
-        trial: TrialConfig,
-        *,
-        module: nn.Module,
-        task: Task,
-        trainables: Trainables,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-        micro_batch_size: int | None = None,
-    ) -> None:
+    def __init__(self, work: Work) -> None:
+        trial, task, trainables = work.trial, work.task, work.trainables
         assert trial.lr is not None
-        self._micro = micro_batch_size if micro_batch_size is not None else trial.train.micro_batch_size
+        self._micro = work.micro_batch_size if work.micro_batch_size is not None else trial.train.micro_batch_size
         head = {} if task.head is None else {f"head.{n}": p for n, p in task.head.named_parameters()}
         if not trainables.parameters and not head:
             raise TrialError(f"method {trial.method!r} has nothing to train on these targets")
         settings = trial.train
-        self._trial, self._module, self._task = trial, module, task
-        self._device, self._rank, self._world = device, rank, world
+        self._trial, self._module, self._task = trial, work.module, task
+        self._device, self._rank, self._world = work.device, work.rank, work.world
         decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
         head_lr = trial.lr if trial.method == LINEAR_PROBE else settings.head_lr
         self._hooks = Hooks(()) if trainables.added is None else trainables.added.hooks
@@ -73,8 +90,7 @@ class Trainer:
 
         A function of the state, the seeds and the epoch's number alone, which is what makes resuming exact.
 
-        Raises:
-            TrialError: a loss that is not finite, naming the step.
+        Raises TrialError: a loss that is not finite, naming the step.
         """
         self._module.train()
         freeze_statistics(self._module)
@@ -203,3 +219,10 @@ class Trainer:
         """The inverse of `state`."""
         load_state_tensors(self._optimizer, self._named, tensors)
         self._hooks.load_state(tensors)
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Keep batch-normalisation statistics as pretrained: they are buffers of the base model, not trainables."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -18,26 +18,24 @@ from trainables.config import FULL_METHODS, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError
 from trainables.metrics.classification import pack
 from trainables.models.encoders import HEAD_FILE
+from trainables.models.loading import LoadedModel
 from trainables.models.sharded import is_split, shard, whole
-from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, versions
-from trainables.tasks.lane_cache import Warm, pick_device
+from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device, versions
+from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import Parts, Scores, Task, Which
-from trainables.training.adapting import Trainables, adapted
-from trainables.training.checkpoints import load_checkpoint, save_checkpoint
-from trainables.training.trainer import Trainer
+from trainables.tasks.task import Parts, Scores, Which
+from trainables.training.adapting import adapted
+from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
+from trainables.training.trainer import Trainer, Work
 
 Report = dict[str, Any]
 
 ADAPTER_FOLDER = "adapter"
 """Where `keep` leaves the trained weights, inside the trial's own folder."""
 
-CHECKPOINT_SHARE = 0.02
-"""Checkpoints may take this share of the training time; epochs that are too quick share one."""
-
 
 def run_trial(
-    config: dict[str, Any],
+    trial: TrialConfig,
     *,
     warm: dict[str, Any],
     directory: Path,
@@ -51,7 +49,7 @@ def run_trial(
     Closing the generator abandons the trial. However it ends, the base model in `warm` is as it was before.
 
     Args:
-        config: `TrialConfig.model_dump()`.
+        trial: everything that decides its result.
         warm: the lane's dict, kept from trial to trial; empty at first.
         directory: the trial's own folder. A checkpoint found there is resumed, after its reports are given again.
         keep: leave the trained weights in `directory / "adapter"`.
@@ -69,103 +67,92 @@ def run_trial(
         TrainablesError: bad data, or a test split in stage TUNE.
     """
     started = time.perf_counter()
-    trial = TrialConfig.model_validate(config)
-    device = pick_device()
-    memory = PeakMemory(device)
-    lane = Warm(warm, device)
     if micro_batch_size is not None and trial.adapt == "both" and micro_batch_size < trial.train.global_batch_size:
         raise TrialError(
             f"micro_batch_size {micro_batch_size}: the contrastive loss of adapt = 'both' takes whole batches"
         )
     if trial.train.global_batch_size < world:
         raise TrialError(f"train.global_batch_size {trial.train.global_batch_size} is less than the {world} workers")
-    split = world > 1 and trial.train.parallel == "fsdp" and trial.method in FULL_METHODS
-    if split:  # no worker's accelerator has to hold the model whole
-        lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))
-    loaded = lane.model(trial.model)
-    if split:
-        if loaded.kind != "causal-lm":
-            raise TrialError(
-                f"train.parallel 'fsdp' is for language models; {trial.model!r} is of kind {loaded.kind!r}"
-            )
-        loaded = replace(loaded, module=shard(loaded.module, device))
+    device = pick_device()
+    memory = PeakMemory(device)
+    lane, loaded = _base_model(trial, warm, device, world)
     precision, autocast = choose_precision(trial.train.precision, device)
     try:
         parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision, world=world)
         task = make_task(parts)
         with float32_backend(trial.train.float32, device) as backend, adapted(loaded.module, trial) as trainables:
-            run = Run(
+            work = Work(
                 trial=trial,
-                device=device,
                 module=loaded.module,
                 task=task,
                 trainables=trainables,
-                directory=Path(directory),
-                keep=keep,
+                device=device,
                 rank=rank,
                 world=world,
                 micro_batch_size=micro_batch_size,
-                facts={"device": device_name(device), "precision": precision, "backend": backend},
             )
-            yield from run.go(started, memory)
+            facts = {"device": device_name(device), "precision": precision, "backend": backend}
+            yield from Run(work, Path(directory), keep, facts, memory, started).go()
     finally:
         lane.check_model(trial.model)
 
 
-@dataclass(kw_only=True, eq=False)
-class Run:
-    """The trial's parts, once all are at hand."""
+def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int) -> tuple[Warm, LoadedModel]:
+    """The lane's cache and the base model; for `train.parallel = "fsdp"` a copy split over the workers."""
+    if world == 1 or trial.train.parallel != "fsdp" or trial.method not in FULL_METHODS:
+        lane = Warm(warm, device)
+        return lane, lane.model(trial.model)
+    lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
+    loaded = lane.model(trial.model)
+    if loaded.kind != "causal-lm":
+        raise TrialError(f"train.parallel 'fsdp' is for language models; {trial.model!r} is of kind {loaded.kind!r}")
+    return lane, replace(loaded, module=shard(loaded.module, device))
 
-    trial: TrialConfig
-    device: torch.device
-    module: nn.Module
-    task: Task
-    trainables: Trainables
+
+@dataclass(eq=False)
+class Run:
+    """A trial from its parts to its result.
+
+    Attributes:
+        facts: what of its surroundings belongs into the result.
+        started: the clock when the trial was begun.
+    """
+
+    work: Work
     directory: Path
     keep: bool
-    rank: int
-    world: int
-    micro_batch_size: int | None
     facts: Report
+    memory: PeakMemory
+    started: float
 
-    def go(self, started: float, memory: PeakMemory) -> Generator[Report, None, None]:
+    def go(self) -> Generator[Report, None, None]:
         """Resume, train, evaluate, report."""
-        if self.trial.method == NO_TRAINING:
-            yield self._zero_shot(started, memory)
+        work, trial = self.work, self.work.trial
+        if trial.method == NO_TRAINING:
+            setup = time.perf_counter() - self.started
+            yield self.finish([self.report(1, None, 0.0, 0)], setup)
             return
-        trainer = Trainer(
-            self.trial,
-            module=self.module,
-            task=self.task,
-            trainables=self.trainables,
-            device=self.device,
-            rank=self.rank,
-            world=self.world,
-            micro_batch_size=self.micro_batch_size,
-        )
+        trainer = Trainer(work)
         history, finished = self._resume(trainer)
-        setup = time.perf_counter() - started
+        setup = time.perf_counter() - self.started
         yield from history
-        last_saved = time.perf_counter()
-        cost = 0.0
-        for epoch in range(finished + 1, self.trial.train.epochs + 1):
+        pace = Pace()
+        for epoch in range(finished + 1, trial.train.epochs + 1):
             begun = time.perf_counter()
             loss = trainer.epoch(epoch)
-            report = self.report(epoch, loss, time.perf_counter() - begun, trainer.samples_per_epoch, memory)
-            ended = time.perf_counter()
+            report = self.report(epoch, loss, time.perf_counter() - begun, trainer.samples_per_epoch)
             history.append(report)
-            if epoch == self.trial.train.epochs:
-                yield self.finish(history, setup, memory)
+            if epoch == trial.train.epochs:
+                yield self.finish(history, setup)
                 return
-            if self._agree(cost == 0.0 or ended - last_saved >= cost / CHECKPOINT_SHARE):
-                state = trainer.state()
-                if self.rank == 0:
-                    save_checkpoint(self.directory, self.trial.trial_id, epoch, history, state)
-                last_saved = time.perf_counter()
-                cost = last_saved - ended
+            if self._agree(pace.due()):
+                with pace.saving():
+                    state = trainer.state()
+                    if work.rank == 0:
+                        save_checkpoint(self.directory, trial.trial_id, epoch, history, state)
             yield report
 
-    def report(self, epoch: int, loss: float, seconds: float, count: int, memory: PeakMemory) -> Report:
+    def report(self, epoch: int, loss: float | None, seconds: float, count: int) -> Report:
         """Evaluate after an epoch of `count` samples, which trained for `seconds`, and report it."""
         begun = time.perf_counter()
         val = self._evaluate("val")
@@ -173,32 +160,34 @@ class Run:
             "epoch": epoch,
             "done": False,
             "train_loss": loss,
-            **_validation(val),
+            "val_score": None if val is None else val.score,
+            "val_further": {} if val is None else dict(val.further),
+            "skipped": None if val is None else val.skipped,
             "seconds": seconds,
             "seconds_eval": time.perf_counter() - begun,
             "samples": count * epoch,
-            "samples_per_second": count / seconds,
-            "peak_memory_bytes": memory.bytes(),
+            "samples_per_second": count / seconds if count else None,
+            "peak_memory_bytes": self.memory.bytes(),
         }
 
     @functools.cached_property
     def _split(self) -> bool:
-        return is_split(list(self.trainables.parameters.values()))
+        return is_split(list(self.work.trainables.parameters.values()))
 
     def _agree(self, due: bool) -> bool:
         """Rank 0's word on whether it is time for a checkpoint; where weights are split, all must take part in one."""
         if not self._split:
-            return self.rank == 0 and due
-        word = torch.tensor([float(due)], device=self.device)
+            return self.work.rank == 0 and due
+        word = torch.tensor([float(due)], device=self.work.device)
         torch.distributed.broadcast(word, src=0)
         return bool(word)
 
     def _resume(self, trainer: Trainer) -> tuple[list[Report], int]:
         """Reports of the finished epochs and their number; every worker must find the same checkpoint."""
-        found = load_checkpoint(self.directory, self.trial.trial_id)
+        found = load_checkpoint(self.directory, self.work.trial.trial_id)
         epoch = 0 if found is None else found.epoch
-        if self.world > 1:
-            agreed = torch.tensor([epoch, -epoch], device=self.device)
+        if self.work.world > 1:
+            agreed = torch.tensor([epoch, -epoch], device=self.work.device)
             torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
             if int(agreed[0]) != -int(agreed[1]):
                 return [], 0  # the folder is not shared by all workers: start over together
@@ -208,44 +197,27 @@ class Run:
         return list(found.history), epoch
 
     def _evaluate(self, which: Which) -> Scores | None:
-        self.module.eval()
-        train = self.trial.train
+        work, train = self.work, self.work.trial.train
+        work.module.eval()
         size = train.eval_batch_size
-        if self.micro_batch_size is not None:
-            asked = train.micro_batch_size or math.ceil(train.global_batch_size / self.world)
-            size = max(1, min(size, size * self.micro_batch_size // asked))
+        if work.micro_batch_size is not None:
+            asked = train.micro_batch_size or math.ceil(train.global_batch_size / work.world)
+            size = max(1, min(size, size * work.micro_batch_size // asked))
         # with split weights all workers must make the same passes: each evaluates everything
-        rank, world = (0, 1) if self._split else (self.rank, self.world)
-        return self.task.evaluate(which, batch_size=size, rank=rank, world=world)
+        rank, world = (0, 1) if self._split else (work.rank, work.world)
+        return work.task.evaluate(which, batch_size=size, rank=rank, world=world)
 
-    def _zero_shot(self, started: float, memory: PeakMemory) -> Report:
-        setup = time.perf_counter() - started
-        begun = time.perf_counter()
-        val = self._evaluate("val")
-        report: Report = {
-            "epoch": 1,
-            "done": False,
-            "train_loss": None,
-            **_validation(val),
-            "seconds": 0.0,
-            "seconds_eval": time.perf_counter() - begun,
-            "samples": 0,
-            "samples_per_second": None,
-            "peak_memory_bytes": memory.bytes(),
-        }
-        return self.finish([report], setup, memory)
-
-    def finish(self, history: list[Report], setup: float, memory: PeakMemory) -> Report:
+    def finish(self, history: list[Report], setup: float) -> Report:
         """The last report, with the result: in CONFIRM the test split is read, here and nowhere else."""
-        last = history[-1]
+        work, last = self.work, history[-1]
         seconds_eval = sum(r["seconds_eval"] for r in history)
-        tested: Report = {"test_score": None, "correct": None, "n_examples": None, "examples_hash": None}
+        tested: Report = dict.fromkeys(("test_score", "correct", "n_examples", "examples_hash"))
         further = {"val": last["val_further"]}
-        if self.trial.stage == "CONFIRM":
+        if work.trial.stage == "CONFIRM":
             begun = time.perf_counter()
             test = self._evaluate("test")
             if test is None:
-                raise TrialError(f"the test split of {self.trial.dataset!r} has no rows")
+                raise TrialError(f"the test split of {work.trial.dataset!r} has no rows")
             tested = {
                 "test_score": test.score,
                 "correct": None if test.correct is None else pack(test.correct),
@@ -255,43 +227,38 @@ class Run:
             further["test"] = dict(test.further)
             seconds_eval += time.perf_counter() - begun
             last = last | {"skipped": test.skipped}
-        if self.keep and self.rank == 0:
-            self._save(self.directory / ADAPTER_FOLDER)
-        elif self.keep and self._split:
-            for parameter in self.trainables.parameters.values():
-                whole(parameter)  # rank 0 gathers them
+        head = {} if work.task.head is None else dict(work.task.head.named_parameters())
+        if self.keep:
+            self._keep(head)
         result = {
-            "metric": self.task.metric,
-            "unit": self.task.unit,
+            "metric": work.task.metric,
+            "unit": work.task.unit,
             "val_score": last["val_score"],
             **tested,
             "skipped": last.get("skipped"),
             "further": {which: values for which, values in further.items() if values},
-            "adapter_params": self.trainables.adapter_params,
-            "head_params": sum(p.numel() for p in self._head.values()),
-            "stored_bytes": self.trainables.stored_bytes,
+            "adapter_params": work.trainables.adapter_params,
+            "head_params": sum(p.numel() for p in head.values()),
+            "stored_bytes": work.trainables.stored_bytes,
             **self.facts,
             "seconds_train": sum(r["seconds"] for r in history),
             "seconds_eval": seconds_eval,
             "seconds_setup": setup,
             "samples": last["samples"],
-            "peak_memory_bytes": max(memory.bytes(), *(r["peak_memory_bytes"] for r in history)),
+            "peak_memory_bytes": max(self.memory.bytes(), *(r["peak_memory_bytes"] for r in history)),
             "versions": versions(),
         }
         return last | {"done": True, "result": result}
 
-    @property
-    def _head(self) -> dict[str, nn.Parameter]:
-        return {} if self.task.head is None else dict(self.task.head.named_parameters())
-
-    def _save(self, folder: Path) -> None:
-        self.trainables.save(folder)
-        if self._head:
+    def _keep(self, head: dict[str, nn.Parameter]) -> None:
+        """Leave the trained weights in the trial's folder, written by rank 0."""
+        if self.work.rank > 0:
+            if self._split:
+                for parameter in self.work.trainables.parameters.values():
+                    whole(parameter)  # rank 0 gathers them
+            return
+        folder = self.directory / ADAPTER_FOLDER
+        self.work.trainables.save(folder)
+        if head:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({n: p.detach().contiguous() for n, p in self._head.items()}, str(folder / HEAD_FILE))
-
-
-def _validation(scores: Scores | None) -> Report:
-    if scores is None:
-        return {"val_score": None, "val_further": {}, "skipped": None}
-    return {"val_score": scores.score, "val_further": dict(scores.further), "skipped": scores.skipped}
+            save_file({n: p.detach().contiguous() for n, p in head.items()}, str(folder / HEAD_FILE))

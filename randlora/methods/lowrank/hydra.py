@@ -10,30 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
+from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, check_capacity, each_weight, trainable
 from randlora.arithmetic.bases import Draw
 from randlora.arithmetic.contract import compute_dtype
 from randlora.errors import AdapterError
-from randlora.methods.factored import drawn
+from randlora.methods.factored import drawn, lora_start
+from randlora.methods.method import Method
 
 
 @dataclass(frozen=True)
-class HydraLoraConfig(AdapterConfig):
+class HydraLoraConfig(AlphaScale, AdapterConfig):
     """`r`: rank of A and of every head; `heads`: how many B there are."""
 
     method: ClassVar[str] = "hydralora"
@@ -44,38 +36,21 @@ class HydraLoraConfig(AdapterConfig):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_capacity(self.method, "r", self.r)
+        super().__post_init__()
         check_capacity(self.method, "heads", self.heads)
-        check_positive(self.method, "alpha", self.alpha)
-        check_dropout(self.method, self.dropout)
-
-    @property
-    def scale(self) -> float:
-        """alpha / r, 1 by default."""
-        return 1.0 if self.alpha is None else self.alpha / self.r
-
-
-def hydralora_count(shape: Shape, capacity: int, *, heads: int = 3, **options: Any) -> int:
-    """r in + heads r out + heads in."""
-    return capacity * (shape[1] + heads * shape[0]) + heads * shape[1]
 
 
 class HydraLora(Adapter):
     """A transposed (in x r), the heads side by side (out x heads r), and the router (heads x in)."""
 
-    a: nn.Parameter
-    b: nn.Parameter
-    router: nn.Parameter
-
     def __init__(self, name: str, config: HydraLoraConfig, request: Request) -> None:
-        base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
-        out, width = self.shape
+        super().__init__(request.shapes[name], config.dropout)
+        (out, width), device = self.shape, request.weights[name].device
         r, self.heads, self.scale = request.capacities[name], config.heads, config.scale
-        std = (3.0 * width) ** -0.5
-        self.a = trainable(drawn(name, "a", request, Draw(width, r, std=std)), request, base.device)
-        self.b = trainable(torch.zeros(out, self.heads * r), request, base.device)
-        self.router = trainable(drawn(name, "router", request, Draw(self.heads, width, std=std)), request, base.device)
+        router = Draw(self.heads, width, std=(3.0 * width) ** -0.5)
+        self.a = trainable(lora_start(name, r, request), request, device)
+        self.b = trainable(torch.zeros(out, self.heads * r), request, device)
+        self.router = trainable(drawn(name, "router", request, router), request, device)
 
     def delta(self, base: Tensor) -> Tensor:
         raise AdapterError(
@@ -100,8 +75,13 @@ class HydraLora(Adapter):
         return y + (mixed @ self.b.to(dtype).t()) * self.scale
 
 
-def build_hydralora(request: Request) -> dict[str, Adapter]:
-    """Independent heads and routers per weight."""
-    config = request.config
-    assert isinstance(config, HydraLoraConfig)
-    return {name: HydraLora(name, config, request) for name in request.weights}
+HYDRALORA = Method(
+    title="HydraLoRA",
+    config=HydraLoraConfig,
+    count=lambda shape, capacity, *, heads=3, **_: capacity * (shape[1] + heads * shape[0]) + heads * shape[1],
+    build=each_weight(HydraLora),
+    published_lr=1e-3,
+    published_lr_source="as LoRA; no CLIP rate was published",
+    scale_rule="alpha / r, alpha = r by default, so 1",
+    mergeable=False,
+)

@@ -11,25 +11,15 @@ which is 1 at r = 16. It is fixed by the configuration's r for the whole model, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
-from randlora.arithmetic.bases import Draw, draw
+from randlora.adapter import RankConfig, Request, Shape, each_weight, trainable
 from randlora.arithmetic.contract import (
     compute_dtype,
     low_rank_beside,
@@ -37,40 +27,30 @@ from randlora.arithmetic.contract import (
     low_rank_weight,
     prefers_matrix,
 )
-from randlora.seeds import derive_seed
+from randlora.methods.factored import Factored, lora_start
+from randlora.methods.method import Method
 
 STABILISED_ALPHA = 4.0
 
 
 @dataclass(frozen=True)
-class _LowRankConfig(AdapterConfig):
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
-    rank_stabilised: bool = False
+class LoraConfig(RankConfig):
+    """`r`: rank of the update. Packed weights cannot take `dropout`."""
 
-    def __post_init__(self) -> None:
-        check_capacity(self.method, "r", self.r)
-        check_positive(self.method, "alpha", self.alpha)
-        check_dropout(self.method, self.dropout)
+    method: ClassVar[str] = "lora"
+
+    rank_stabilised: bool = False
 
     @property
     def scale(self) -> float:
         """The factor of B A, one number for all layers of a model."""
         if self.rank_stabilised:
             return (STABILISED_ALPHA if self.alpha is None else self.alpha) / math.sqrt(self.r)
-        return 1.0 if self.alpha is None else self.alpha / self.r
+        return super().scale
 
 
 @dataclass(frozen=True)
-class LoraConfig(_LowRankConfig):
-    """`r`: rank of the update. `dropout` falls on the adapter's input; packed weights cannot take it."""
-
-    method: ClassVar[str] = "lora"
-
-
-@dataclass(frozen=True)
-class DoraConfig(_LowRankConfig):
+class DoraConfig(LoraConfig):
     """As `LoraConfig`; a trained magnitude per output row comes on top."""
 
     method: ClassVar[str] = "dora"
@@ -81,59 +61,24 @@ def lora_count(shape: Shape, capacity: int, **options: Any) -> int:
     return capacity * (shape[0] + shape[1])
 
 
-def dora_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """r (out + in) + out."""
-    return capacity * (shape[0] + shape[1]) + shape[0]
+class Lora(Factored):
+    """scale * B A, as A transposed (in x r) and B (out x r).
 
+    A weight's start depends on its name and the seed, not on the other targets.
+    """
 
-def lora_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """The largest min(out, in): full rank."""
-    return max(min(shape) for shape in shapes)
+    def __init__(self, name: str, config: LoraConfig, request: Request, rank: int | None = None) -> None:
+        super().__init__(request.shapes[name], config.dropout)
+        self.r, self.scale = request.capacities[name] if rank is None else rank, config.scale
+        device = request.weights[name].device
+        self.a = trainable(lora_start(name, self.r, request), request, device)
+        self.b = trainable(torch.zeros(self.shape[0], self.r), request, device)
 
-
-class _LowRank(Adapter):
-    """A transposed (in x r) and B (out x r); see `Lora` and `Dora`."""
-
-    a: nn.Parameter
-    b: nn.Parameter
-
-    def __init__(self, name: str, base: Tensor, r: int, config: _LowRankConfig, request: Request) -> None:
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
-        out, width = self.shape
-        self.r, self.scale = r, config.scale
-        if base.device.type == "meta":
-            start = torch.empty(width, r, device="meta")
-        else:
-            seed = derive_seed("lora", request.init_seed, name)
-            start = draw(seed, "a", Draw(width, r, std=1.0 / math.sqrt(3.0 * width)))
-        self.a = trainable(start, request, base.device)
-        self.b = trainable(torch.zeros(out, r), request, base.device)
-
-    def merges(self, x: Tensor, base: Tensor) -> bool:
-        """Whether the matrix form is allowed (no dropout, one precision) and cheaper."""
-        one_dtype = base.dtype == self.a.dtype == compute_dtype(x)
-        return one_dtype and not self.dropping and prefers_matrix(x.numel() // x.shape[-1], self.shape, self.r)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.a, self.b
 
     def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
         return prefers_matrix(rows * micro_batches, self.shape, self.r)
-
-
-class Lora(_LowRank):
-    """scale * B A."""
-
-    def delta(self, base: Tensor) -> Tensor:
-        return (self.b * self.scale) @ self.a.t()
-
-    def weight(self, base: Tensor) -> Tensor:
-        return low_rank_weight(base, self.a, self.b, self.scale)
-
-    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        if self.merges(x, base):
-            return linear(x, self.weight(base), bias)
-        return low_rank_linear((x, self.drop(x)), base, bias, (self.a, self.b), self.scale)
-
-    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        return low_rank_beside(self.drop(x), y, (self.a, self.b), self.scale)
 
 
 def _row_norms(weight: Tensor) -> Tensor:
@@ -141,13 +86,12 @@ def _row_norms(weight: Tensor) -> Tensor:
     return norms
 
 
-class Dora(_LowRank):
-    """A trained magnitude times the normalised LoRA weight."""
+class Dora(Lora):
+    """A trained magnitude times the normalised LoRA weight; `factors` are those of its direction."""
 
-    magnitude: nn.Parameter
-
-    def __init__(self, name: str, base: Tensor, r: int, config: _LowRankConfig, request: Request) -> None:
-        super().__init__(name, base, r, config, request)
+    def __init__(self, name: str, config: DoraConfig, request: Request) -> None:
+        super().__init__(name, config, request)
+        base = request.weights[name]
         self.magnitude = trainable(self.norms(base).detach(), request, base.device)
 
     def norms(self, base: Tensor) -> Tensor:
@@ -166,7 +110,7 @@ class Dora(_LowRank):
         return self.weight(base) - base
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        if self.merges(x, base):
+        if self.merges(x, base, self.a):
             return linear(x, self.weight(base), bias)
         # the factor minus one multiplies the frozen product, so that dropout falls on the low-rank part alone
         dtype = compute_dtype(x)
@@ -181,15 +125,23 @@ class Dora(_LowRank):
         return plain if bias is None else plain + bias.to(y.dtype)
 
 
-def build_lora(request: Request) -> dict[str, Adapter]:
-    """Independent factors per weight; a weight's start depends on its name and the seed, not on the other targets."""
-    config = request.config
-    assert isinstance(config, LoraConfig)
-    return {name: Lora(name, w, request.capacities[name], config, request) for name, w in request.weights.items()}
-
-
-def build_dora(request: Request) -> dict[str, Adapter]:
-    """As LoRA, with the magnitude."""
-    config = request.config
-    assert isinstance(config, DoraConfig)
-    return {name: Dora(name, w, request.capacities[name], config, request) for name, w in request.weights.items()}
+LORA = Method(
+    title="LoRA",
+    config=LoraConfig,
+    count=lora_count,
+    build=each_weight(Lora),
+    published_lr=1e-3,
+    published_lr_source="RandLoRA paper, Table 8 (CLIP)",
+    scale_rule="alpha / r, alpha = r by default, so 1 at every rank; rank-stabilised: alpha / sqrt(r), alpha = 4",
+    update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+)
+DORA = Method(
+    title="DoRA",
+    config=DoraConfig,
+    count=lambda shape, capacity, **_: lora_count(shape, capacity) + shape[0],
+    build=each_weight(Dora),
+    published_lr=1e-3,
+    published_lr_source="as LoRA; no CLIP rate was published",
+    scale_rule="as LoRA",
+    update_rank=lambda shape, capacity, **_: min(shape),  # the weight's own: its rescaled rows
+)

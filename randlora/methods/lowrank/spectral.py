@@ -17,53 +17,27 @@ the size of the weights, as they are in memory: the price of the method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
-from randlora.arithmetic.bases import Draw
-from randlora.methods.factored import Factored, drawn, singular
+from randlora.adapter import AdapterConfig, RankConfig, Request, Shape, check_positive, each_weight, trainable
+from randlora.methods.factored import Factored, lora_start, singular
+from randlora.methods.lowrank.lora import lora_count
+from randlora.methods.method import Method, full_rank
 
 
 @dataclass(frozen=True)
-class _SpectralConfig(AdapterConfig):
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_capacity(self.method, "r", self.r)
-        check_positive(self.method, "alpha", self.alpha)
-        check_dropout(self.method, self.dropout)
-
-    @property
-    def scale(self) -> float:
-        """alpha / r, 1 by default; one number for all layers."""
-        return 1.0 if self.alpha is None else self.alpha / self.r
-
-
-@dataclass(frozen=True)
-class PissaConfig(_SpectralConfig):
+class PissaConfig(RankConfig):
     """`r`: rank of the trained factors."""
 
     method: ClassVar[str] = "pissa"
 
 
 @dataclass(frozen=True)
-class LoraXsConfig(_SpectralConfig):
+class LoraXsConfig(RankConfig):
     """`r`: side of the trained square matrix; at most min(out, in) of a weight is used."""
 
     method: ClassVar[str] = "lora-xs"
@@ -81,24 +55,8 @@ class SvftConfig(AdapterConfig):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_capacity(self.method, "k", self.k)
+        super().__post_init__()
         check_positive(self.method, "scale", self.scale)
-        check_dropout(self.method, self.dropout)
-
-
-def pissa_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """r (out + in), as LoRA."""
-    return capacity * (shape[0] + shape[1])
-
-
-def lora_xs_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """min(r, out, in) squared."""
-    return min(capacity, *shape) ** 2
-
-
-def rank_reach(shapes: Sequence[Shape], **options: Any) -> int:
-    """The largest min(out, in): full rank."""
-    return max(min(shape) for shape in shapes)
 
 
 def diagonals(m: int, k: int) -> tuple[int, int]:
@@ -113,31 +71,22 @@ def svft_count(shape: Shape, capacity: int, **options: Any) -> int:
     return m * (1 + above + below) - above * (above + 1) // 2 - below * (below + 1) // 2
 
 
-def svft_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """2 m - 1, all diagonals of the largest M."""
-    return 2 * max(min(shape) for shape in shapes) - 1
-
-
 class Pissa(Factored):
     """A transposed (in x r) and B (out x r), with their starts as buffers."""
 
     derived: ClassVar[tuple[str, ...]] = ("a_start", "b_start")
-    a: nn.Parameter
-    b: nn.Parameter
     a_start: Tensor
     b_start: Tensor
 
     def __init__(self, name: str, config: PissaConfig, request: Request) -> None:
         base, r = request.weights[name], request.capacities[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        super().__init__(request.shapes[name], config.dropout)
         self.scale = config.scale
         u, s, v = singular(base, request.dtype)
         root = torch.sqrt(s[:r] / self.scale)
         a, b = v[:, :r] * root, u[:, :r] * root
         if extra := r - root.numel():  # a rank above this weight's own: LoRA's start for the rest
-            width = self.shape[1]
-            more = drawn(name, "a", request, Draw(width, extra, std=(3.0 * width) ** -0.5))
-            a = torch.cat([a, more.to(a)], 1)
+            a = torch.cat([a, lora_start(name, extra, request).to(a)], 1)
             b = torch.cat([b, b.new_zeros(self.shape[0], extra)], 1)
         self.a = trainable(a.contiguous(), request, base.device)
         self.b = trainable(b.contiguous(), request, base.device)
@@ -155,13 +104,12 @@ class LoraXs(Factored):
     """The r x r matrix between frozen singular vectors; `left` = U_r diag(S_r), `right` = V_r."""
 
     derived: ClassVar[tuple[str, ...]] = ("left", "right")
-    core: nn.Parameter
     left: Tensor
     right: Tensor
 
     def __init__(self, name: str, config: LoraXsConfig, request: Request) -> None:
         base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        super().__init__(request.shapes[name], config.dropout)
         self.scale = config.scale
         r = min(request.capacities[name], *self.shape)
         u, s, v = singular(base, request.dtype)
@@ -177,13 +125,12 @@ class Svft(Factored):
     """The entries of M's diagonals in one vector, between whole singular bases."""
 
     derived: ClassVar[tuple[str, ...]] = ("left", "right")
-    entries: nn.Parameter
     left: Tensor
     right: Tensor
 
     def __init__(self, name: str, config: SvftConfig, request: Request) -> None:
         base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), config.dropout)
+        super().__init__(request.shapes[name], config.dropout)
         self.scale = config.scale
         m, k = min(self.shape), request.capacities[name]
         above, below = diagonals(m, k)
@@ -211,22 +158,34 @@ class Svft(Factored):
         return self.right, self.left @ self.middle()
 
 
-def build_pissa(request: Request) -> dict[str, Adapter]:
-    """One decomposition per weight."""
-    config = request.config
-    assert isinstance(config, PissaConfig)
-    return {name: Pissa(name, config, request) for name in request.weights}
-
-
-def build_lora_xs(request: Request) -> dict[str, Adapter]:
-    """One decomposition per weight."""
-    config = request.config
-    assert isinstance(config, LoraXsConfig)
-    return {name: LoraXs(name, config, request) for name in request.weights}
-
-
-def build_svft(request: Request) -> dict[str, Adapter]:
-    """One decomposition per weight."""
-    config = request.config
-    assert isinstance(config, SvftConfig)
-    return {name: Svft(name, config, request) for name in request.weights}
+PISSA = Method(
+    title="PiSSA",
+    config=PissaConfig,
+    count=lora_count,
+    build=each_weight(Pissa),
+    published_lr=1e-3,
+    published_lr_source="as LoRA, which its authors compare at one rate; no CLIP rate was published",
+    scale_rule="alpha / r, alpha = r by default, so 1",
+    update_rank=lambda shape, capacity, **_: min(2 * capacity, *shape),  # what was taken off W0, and what replaces it
+)
+LORA_XS = Method(
+    title="LoRA-XS",
+    config=LoraXsConfig,
+    count=lambda shape, capacity, **_: min(capacity, *shape) ** 2,
+    build=each_weight(LoraXs),
+    published_lr=1e-3,
+    published_lr_source="as LoRA; no CLIP rate was published",
+    scale_rule="alpha / r, alpha = r by default, so 1",
+    update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+)
+SVFT = Method(
+    title="SVFT",
+    config=SvftConfig,
+    count=svft_count,
+    max_capacity=lambda shapes, **_: 2 * full_rank(shapes) - 1,  # all diagonals of the largest M
+    build=each_weight(Svft),
+    published_lr=5e-3,
+    published_lr_source="ours: no CLIP rate was published; a step of M's entries moves the delta less than LoRA's",
+    scale_rule="scale, 1 by default",
+    update_rank=lambda shape, capacity, **_: min(shape),  # the main diagonal lies between all singular vectors
+)

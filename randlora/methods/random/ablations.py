@@ -14,36 +14,32 @@ the division by N keeps a step's size the same over N, and a default scale of 10
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
-from randlora.arithmetic.bases import Bases, Draw
+from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity
+from randlora.arithmetic.bases import Bases
 from randlora.methods.factored import Factored
-from randlora.methods.random.randlora import RandLoraConfig, build_with, check_sparsity, resolve_sparsity
+from randlora.methods.method import Method
+from randlora.methods.random.randlora import RandLoraConfig, build_randlora, check_sparsity, spread_bases, start
 
 RANK_R_SCALE = 10.0
 
 
 @dataclass(frozen=True)
-class RandLoraAConfig(AdapterConfig):
-    """`n` bases are summed into each factor of a rank-`r` update; the bases as in `RandLoraConfig`."""
+class RandLoraAConfig(AlphaScale, AdapterConfig):
+    """`n` bases are summed into each factor of a rank-`r` update; the bases as in `RandLoraConfig`.
+
+    The delta is divided by n besides `scale`.
+    """
 
     method: ClassVar[str] = "randlora-a"
     capacity_field: ClassVar[str] = "n"
+    default_scale: ClassVar[float] = RANK_R_SCALE
     words = RandLoraConfig.words
 
     n: int
@@ -54,16 +50,9 @@ class RandLoraAConfig(AdapterConfig):
     sparsity: float | Literal["sqrt"] = 6.0
 
     def __post_init__(self) -> None:
-        check_capacity(self.method, "n", self.n)
+        super().__post_init__()
         check_capacity(self.method, "r", self.r)
-        check_positive(self.method, "alpha", self.alpha)
-        check_dropout(self.method, self.dropout)
         check_sparsity(self.distribution, self.sparsity)
-
-    @property
-    def scale(self) -> float:
-        """alpha / r where alpha is given, else `RANK_R_SCALE`; the delta is divided by n besides."""
-        return RANK_R_SCALE if self.alpha is None else self.alpha / self.r
 
 
 @dataclass(frozen=True)
@@ -73,44 +62,19 @@ class RandLoraBConfig(RandLoraConfig):
     method: ClassVar[str] = "randlora-b"
 
 
-def randlora_a_count(shape: Shape, capacity: int, *, r: int = 32, **options: Any) -> int:
-    """N (r + m)."""
-    return capacity * (r + min(shape))
-
-
-def randlora_a_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """N up to the largest min(out, in), as many bases as RandLoRA ever has."""
-    return max(min(shape) for shape in shapes)
-
-
 def half_bases(shape: Shape, r: int) -> int:
     """n = ceil(m / (2 r))."""
     return -(-min(shape) // (2 * r))
 
 
-def randlora_b_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """n (r + m), n = ceil(m / (2 r))."""
-    return half_bases(shape, capacity) * (capacity + min(shape))
-
-
-def randlora_b_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """Half of the largest min(out, in): one basis of half the rank."""
-    return max(-(-min(shape) // 2) for shape in shapes)
-
-
 class RandLoraA(Factored):
     """One weight's lambda (r x n) and gamma (n x m)."""
 
-    lambdas: nn.Parameter
-    gammas: nn.Parameter
-
     def __init__(self, shape: Shape, n: int, config: RandLoraAConfig, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
-        m, device = min(shape), bases.get("A").device
         self.n, self.r, self.scale = n, config.r, config.scale / n
         self.bases = bases
-        self.lambdas = trainable(torch.zeros(self.r, n), request, device)
-        self.gammas = trainable(torch.full((n, m), 1.0 / m, dtype=torch.float64), request, device)
+        self.lambdas, self.gammas = start(self.r, n, min(shape), request, bases.get("A").device)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The two sums; B's belongs to the longer side.
@@ -127,20 +91,31 @@ class RandLoraA(Factored):
 
 def build_randlora_a(request: Request) -> dict[str, Adapter]:
     """Bases for the largest target and N, shared and sliced."""
-    config = request.config
+    config, sizes = request.config, request.capacities
     assert isinstance(config, RandLoraAConfig)
-    shapes: dict[str, Shape] = {name: (w.shape[0], w.shape[1]) for name, w in request.weights.items()}
-    sparsity = resolve_sparsity(config.sparsity, shapes.values())
-    rows = max(request.capacities.values()) * config.r
-    a_kind = "binary" if config.distribution == "ternary" else config.distribution
-    draws = {
-        "A": Draw(rows, max(min(s) for s in shapes.values()), a_kind, sparsity=sparsity),
-        "B": Draw(max(max(s) for s in shapes.values()), rows, config.distribution, sparsity=sparsity),
-    }
-    bases = Bases(request.basis_seed, draws, request.device, request.dtype)
-    return {name: RandLoraA(shape, request.capacities[name], config, bases, request) for name, shape in shapes.items()}
+    columns = max(sizes.values()) * config.r
+    bases = spread_bases(request, columns, columns, config.distribution, config.sparsity)
+    return {name: RandLoraA(shape, sizes[name], config, bases, request) for name, shape in request.shapes.items()}
 
 
-def build_randlora_b(request: Request) -> dict[str, Adapter]:
-    """RandLoRA with half the bases."""
-    return build_with(request, half_bases)
+RANDLORA_A = Method(
+    title="RandLoRA-a",
+    config=RandLoraAConfig,
+    count=lambda shape, capacity, *, r=32, **_: capacity * (r + min(shape)),
+    build=build_randlora_a,
+    published_lr=1e-3,
+    published_lr_source="as RandLoRA",
+    scale_rule=f"alpha / r; by default {RANK_R_SCALE:g}; divided by n",
+    update_rank=lambda shape, capacity, *, r, **_: min(r, *shape),
+)
+RANDLORA_B = Method(
+    title="RandLoRA-b",
+    config=RandLoraBConfig,
+    count=lambda shape, capacity, **_: half_bases(shape, capacity) * (capacity + min(shape)),
+    max_capacity=lambda shapes, **_: max(-(-min(shape) // 2) for shape in shapes),  # one basis of half the rank
+    build=functools.partial(build_randlora, bases_of=half_bases),
+    published_lr=1e-3,
+    published_lr_source="as RandLoRA",
+    scale_rule="as RandLoRA",
+    update_rank=lambda shape, capacity, **_: min(half_bases(shape, capacity) * capacity, *shape),
+)

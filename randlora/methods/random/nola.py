@@ -14,44 +14,30 @@ The bases are drawn from the seed at attach, shared by all layers (as the RandLo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
+from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity, trainable
 from randlora.arithmetic.bases import Bases, Draw
-from randlora.arithmetic.contract import (
-    compute_dtype,
-    low_rank_beside,
-    low_rank_linear,
-    low_rank_weight,
-    prefers_matrix,
-)
 from randlora.errors import ConfigError
+from randlora.methods.factored import Factored
+from randlora.methods.method import Method
 
 MAX_BASES = 4096
 """Cap on k: a forward reads k r (in + out) / 2 numbers to make the factors of one weight."""
 
 
 @dataclass(frozen=True)
-class NolaConfig(AdapterConfig):
+class NolaConfig(AlphaScale, AdapterConfig):
     """`k` = k_A + k_B coefficients per weight; `r` is the rank of the factors and costs no parameters."""
 
     method: ClassVar[str] = "nola"
     capacity_field: ClassVar[str] = "k"
+    least: ClassVar[int] = 2
 
     k: int
     r: int = 1
@@ -59,15 +45,8 @@ class NolaConfig(AdapterConfig):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_capacity("nola", "k", self.k, least=2)
+        super().__post_init__()
         check_capacity("nola", "r", self.r)
-        check_positive("nola", "alpha", self.alpha)
-        check_dropout("nola", self.dropout)
-
-    @property
-    def scale(self) -> float:
-        """alpha / r, 1 by default."""
-        return 1.0 if self.alpha is None else self.alpha / self.r
 
 
 def split_bases(k: int) -> tuple[int, int]:
@@ -75,21 +54,13 @@ def split_bases(k: int) -> tuple[int, int]:
     return k - k // 2, k // 2
 
 
-def nola_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """k, whatever the shape."""
-    return capacity
-
-
 def nola_max_capacity(shapes: Sequence[Shape], *, r: int = 1, **options: Any) -> int:
     """k_A <= r in and k_B <= r out on every weight (more coefficients than entries add nothing), and `MAX_BASES`."""
     return min(MAX_BASES, *(min(2 * r * width, 2 * r * out + 1) for out, width in shapes))
 
 
-class Nola(Adapter):
+class Nola(Factored):
     """One weight's coefficients a (k_A) and b (k_B)."""
-
-    a: nn.Parameter
-    b: nn.Parameter
 
     def __init__(self, shape: Shape, config: NolaConfig, k: int, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
@@ -110,29 +81,11 @@ class Nola(Adapter):
         b = torch.mv(basis_b, self.b * (1.0 / math.sqrt(self.k_b)))
         return a.view(width, self.r), b.view(out, self.r)
 
-    def delta(self, base: Tensor) -> Tensor:
-        a_IR, b_OR = self.factors()
-        return (b_OR * self.scale) @ a_IR.t()
-
-    def weight(self, base: Tensor) -> Tensor:
-        return low_rank_weight(base, *self.factors(), self.scale)
-
-    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        merging = base.dtype == self.a.dtype == compute_dtype(x)
-        if merging and not self.dropping and prefers_matrix(rows, self.shape, self.r):
-            return linear(x, self.weight(base), bias)
-        return low_rank_linear((x, self.drop(x)), base, bias, self.factors(), self.scale)
-
-    def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        return low_rank_beside(self.drop(x), y, self.factors(), self.scale)
-
 
 def build_nola(request: Request) -> dict[str, Adapter]:
     """Shared bases, one column a basis: rows are the entries of a (max in x r) or (max out x r) factor."""
-    config = request.config
+    config, shapes = request.config, request.shapes
     assert isinstance(config, NolaConfig)
-    shapes: dict[str, Shape] = {name: (w.shape[0], w.shape[1]) for name, w in request.weights.items()}
     for name, shape in shapes.items():
         reach = nola_max_capacity([shape], r=config.r)
         if request.capacities[name] > reach:
@@ -145,3 +98,17 @@ def build_nola(request: Request) -> dict[str, Adapter]:
     draws = {"A0": Draw(wide * config.r, 1), "A": Draw(wide * config.r, k_a), "B": Draw(tall * config.r, k_b)}
     bases = Bases(request.basis_seed, draws, request.device, request.dtype)
     return {name: Nola(shape, config, request.capacities[name], bases, request) for name, shape in shapes.items()}
+
+
+NOLA = Method(
+    title="NoLA",
+    config=NolaConfig,
+    count=lambda shape, capacity, **_: capacity,
+    max_capacity=nola_max_capacity,
+    build=build_nola,
+    published_lr=5e-3,
+    published_lr_source="NoLA's ViT and GPT-2 runs",
+    scale_rule="alpha / r with alpha = r by default, so 1; the sums of bases are divided by sqrt(k)",
+    min_capacity=2,
+    update_rank=lambda shape, capacity, *, r, **_: min(r, *shape),  # r is an option, parameters buy something else
+)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -24,28 +24,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
+from randlora.adapter import Adapter, RankConfig, Request, Shape, trainable
 from randlora.arithmetic import ternary
 from randlora.arithmetic.bases import Bases, Draw, check_distribution
 from randlora.arithmetic.contract import Spread, compute_dtype, spread_linear, spread_project, spread_weight
 from randlora.arithmetic.plans import pays_to_accumulate
 from randlora.errors import ConfigError
+from randlora.methods.method import Method, full_rank
 
 DEFAULT_SCALE = 2.0
 """The lower end of what RandLoRA's first author recommends (alpha from 2 r to 20 r); works at rates of 1e-3 to 1e-2."""
 
 
 @dataclass(frozen=True)
-class RandLoraConfig(AdapterConfig):
+class RandLoraConfig(RankConfig):
     """`r`: rank of one basis (smaller r, more bases, more parameters).
 
     `sparsity` is the s of a ternary basis, whose entries are 0 with probability 1 - 2 / s: a number from 2, or "sqrt"
@@ -54,19 +46,15 @@ class RandLoraConfig(AdapterConfig):
     """
 
     method: ClassVar[str] = "randlora"
-    words: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({"sparsity": ("sqrt",)})
+    default_scale: ClassVar[float] = DEFAULT_SCALE
+    words = MappingProxyType({"sparsity": ("sqrt",)})
 
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
     distribution: str = "uniform"
     sparsity: float | Literal["sqrt"] = 6.0
     sparse_a: bool = False
 
     def __post_init__(self) -> None:
-        check_capacity(self.method, "r", self.r)
-        check_positive(self.method, "alpha", self.alpha)
-        check_dropout(self.method, self.dropout)
+        super().__post_init__()
         check_sparsity(self.distribution, self.sparsity)
         if self.sparse_a:
             warnings.warn(
@@ -75,24 +63,12 @@ class RandLoraConfig(AdapterConfig):
                 stacklevel=3,
             )
 
-    @property
-    def scale(self) -> float:
-        """One number for all layers of a model, also where capacities differ."""
-        return DEFAULT_SCALE if self.alpha is None else self.alpha / self.r
-
 
 def check_sparsity(distribution: str, sparsity: float | str) -> None:
     """Refuse an unknown distribution, or a sparsity that is neither "sqrt" nor at least 2."""
     if isinstance(sparsity, str) and sparsity != "sqrt":
         raise ConfigError(f"sparsity must be a number from 2 or 'sqrt' but got {sparsity!r}")
     check_distribution(distribution, 2.0 if isinstance(sparsity, str) else sparsity)
-
-
-def resolve_sparsity(sparsity: float | str, shapes: Iterable[Shape]) -> float:
-    """s as a number: "sqrt" is the root of the largest min(out, in), and at least 2."""
-    if isinstance(sparsity, str):
-        return max(2.0, math.sqrt(max(min(shape) for shape in shapes)))
-    return float(sparsity)
 
 
 def num_bases(shape: Shape, r: int) -> int:
@@ -105,27 +81,23 @@ def randlora_count(shape: Shape, capacity: int, **options: Any) -> int:
     return num_bases(shape, capacity) * (capacity + min(shape))
 
 
-def randlora_max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """The largest min(out, in): one basis of full rank."""
-    return max(min(shape) for shape in shapes)
+def start(r: int, n: int, m: int, request: Request, device: torch.device) -> tuple[nn.Parameter, nn.Parameter]:
+    """lambda = 0 (r x n) and gamma = 1 / m (n x m)."""
+    gammas = torch.full((n, m), 1.0 / m, dtype=torch.float64)
+    return trainable(torch.zeros(r, n), request, device), trainable(gammas, request, device)
 
 
 class RandLora(Adapter):
     """One weight's lambda (r x n) and gamma (n x m)."""
 
-    lambdas: nn.Parameter
-    gammas: nn.Parameter
-
     def __init__(self, shape: Shape, r: int, n: int, config: RandLoraConfig, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
-        m = min(shape)
         device = bases.get("A").device
         self.r, self.n, self.scale = r, n, config.scale
         self.tall = shape[0] >= shape[1]
         self.ternary = config.distribution == "ternary"
         self.bases = bases
-        self.lambdas = trainable(torch.zeros(r, n), request, device)
-        self.gammas = trainable(torch.full((n, m), 1.0 / m, dtype=torch.float64), request, device)
+        self.lambdas, self.gammas = start(r, n, min(shape), request, device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
         """This layer's slices of the shared bases; B in `dtype`."""
@@ -167,28 +139,44 @@ class RandLora(Adapter):
         return spread_linear(x, None, None, (self.lambdas, self.gammas), self.part(compute_dtype(x)))
 
 
-def build_randlora(request: Request) -> dict[str, Adapter]:
-    """One A and one B sized to the largest target, then lambda and gamma per weight."""
-    return build_with(request, num_bases)
+def spread_bases(
+    request: Request, rows: int, columns: int, distribution: str, sparsity: float | str, *, sparse_a: bool = False
+) -> Bases:
+    """A (rows x the largest m) and B (the largest side x columns); a ternary B has a binary A unless `sparse_a`.
 
-
-def build_with(request: Request, bases_of: Callable[[Shape, int], int]) -> dict[str, Adapter]:
-    """As `build_randlora`, with n = bases_of(shape, r)."""
-    config = request.config
-    assert isinstance(config, RandLoraConfig)
-    shapes: dict[str, Shape] = {name: (w.shape[0], w.shape[1]) for name, w in request.weights.items()}
-    ranks = request.capacities
-    sizes = {name: bases_of(shape, ranks[name]) for name, shape in shapes.items()}
-    sparsity = resolve_sparsity(config.sparsity, shapes.values())
-    a_kind = config.distribution if config.distribution != "ternary" or config.sparse_a else "binary"
+    A sparsity of "sqrt" is the root of the largest m, and at least 2.
+    """
+    shapes = list(request.shapes.values())
+    s = max(2.0, math.sqrt(full_rank(shapes))) if isinstance(sparsity, str) else float(sparsity)
+    a_kind = distribution if distribution != "ternary" or sparse_a else "binary"
     draws = {
-        "A": Draw(max(ranks.values()), max(min(s) for s in shapes.values()), a_kind, sparsity=sparsity),
-        "B": Draw(
-            max(max(s) for s in shapes.values()),
-            max(n * ranks[name] for name, n in sizes.items()),
-            config.distribution,
-            sparsity=sparsity,
-        ),
+        "A": Draw(rows, full_rank(shapes), a_kind, sparsity=s),
+        "B": Draw(max(map(max, shapes)), columns, distribution, sparsity=s),
     }
-    bases = Bases(request.basis_seed, draws, request.device, request.dtype)
-    return {name: RandLora(shape, ranks[name], sizes[name], config, bases, request) for name, shape in shapes.items()}
+    return Bases(request.basis_seed, draws, request.device, request.dtype)
+
+
+def build_randlora(request: Request, bases_of: Callable[[Shape, int], int] = num_bases) -> dict[str, Adapter]:
+    """One A and one B sized to the largest target, then lambda and gamma per weight of n = bases_of(shape, r)."""
+    config, ranks = request.config, request.capacities
+    assert isinstance(config, RandLoraConfig)
+    sizes = {name: bases_of(shape, ranks[name]) for name, shape in request.shapes.items()}
+    columns = max(n * ranks[name] for name, n in sizes.items())
+    kind = (config.distribution, config.sparsity)
+    bases = spread_bases(request, max(ranks.values()), columns, *kind, sparse_a=config.sparse_a)
+    return {
+        name: RandLora(shape, ranks[name], sizes[name], config, bases, request)
+        for name, shape in request.shapes.items()
+    }
+
+
+RANDLORA = Method(
+    title="RandLoRA",
+    config=RandLoraConfig,
+    count=randlora_count,
+    build=build_randlora,
+    published_lr=1e-3,
+    published_lr_source="RandLoRA paper, Table 8 (CLIP)",
+    scale_rule=f"alpha / r; by default {DEFAULT_SCALE:g} at every rank",
+    update_rank=lambda shape, capacity, **_: min(shape),  # n r >= m
+)

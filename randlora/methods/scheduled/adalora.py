@@ -22,25 +22,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
+from randlora.adapter import Request, check_capacity, check_share, trainable
 from randlora.arithmetic.bases import Draw
 from randlora.errors import ConfigError, nearest
 from randlora.methods.factored import drawn
-from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial, initial_rank
+from randlora.methods.method import Method
+from randlora.methods.scheduled.ranks import Ranks, Terms, TermsConfig, ranked
 
 ALLOCATE = ("parameters", "ranks")
 DEFAULT_SCALE = 32.0
@@ -48,14 +40,12 @@ DEFAULT_SCALE = 32.0
 
 
 @dataclass(frozen=True)
-class AdaLoraConfig(AdapterConfig):
+class AdaLoraConfig(TermsConfig):
     """`r`: average final rank. `interval`: steps between two cuts. `orthogonal`: weight of the penalty."""
 
     method: ClassVar[str] = "adalora"
+    default_scale: ClassVar[float] = DEFAULT_SCALE
 
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
     initial: float = 1.5
     start: float = 0.1
     stop: float = 0.5
@@ -66,48 +56,31 @@ class AdaLoraConfig(AdapterConfig):
     allocate: str = "parameters"
 
     def __post_init__(self) -> None:
-        check_capacity("adalora", "r", self.r)
+        super().__post_init__()
         check_capacity("adalora", "interval", self.interval)
-        check_positive("adalora", "alpha", self.alpha)
-        check_dropout("adalora", self.dropout)
-        check_initial(self, self.initial)
         if not 0.0 <= self.start < self.stop <= 1.0:
             raise ConfigError(
                 f"adalora: 0 <= start < stop <= 1 must hold (fractions of the training) but got start = {self.start!r} "
                 f"and stop = {self.stop!r}"
             )
-        for key in ("beta_importance", "beta_uncertainty"):
-            if not 0.0 < getattr(self, key) < 1.0:
-                raise ConfigError(f"adalora: {key} must lie between 0 and 1 but got {getattr(self, key)!r}")
+        check_share("adalora", "beta_importance", self.beta_importance)
+        check_share("adalora", "beta_uncertainty", self.beta_uncertainty)
         if not self.orthogonal >= 0.0:
             raise ConfigError(f"adalora: orthogonal must not be negative but got {self.orthogonal!r}")
         if self.allocate not in ALLOCATE:
-            raise ConfigError(
-                f"adalora: allocate must be one of {list(ALLOCATE)} but got {self.allocate!r}"
-                f"{nearest(self.allocate, ALLOCATE)}"
-            )
+            raise ConfigError(f"adalora: unknown allocate {self.allocate!r}; {nearest(self.allocate, ALLOCATE)}")
 
     @property
     def scale(self) -> float:
         """alpha / init_r where alpha is given; one number for all layers."""
-        return DEFAULT_SCALE if self.alpha is None else self.alpha / initial_rank(self.initial, self.r)
-
-
-def adalora_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """r (out + in + 1) at the final rank."""
-    return capacity * (shape[0] + shape[1] + 1)
+        return self.default_scale if self.alpha is None else self.alpha / self.initial_rank(self.r)
 
 
 class AdaLora(Terms):
     """A transposed (in x init_r), B (out x init_r) and e (init_r)."""
 
-    a: nn.Parameter
-    b: nn.Parameter
-    e: nn.Parameter
-
     def __init__(self, name: str, config: AdaLoraConfig, request: Request) -> None:
-        super().__init__(name, request, config.dropout, config.initial)
-        self.scale = config.scale
+        super().__init__(name, config, request)
         (out, width), device = self.shape, request.weights[name].device
         self.cost = out + width + 1
         self.a = trainable(drawn(name, "a", request, Draw(width, self.terms, "normal", 0.02)), request, device)
@@ -145,15 +118,16 @@ class Allocator(Ranks[AdaLora]):
         """orthogonal * mean over all A and B of ||P^T P - 1||_F."""
         if self.config.orthogonal == 0.0:
             return None
-        parts = [torch.linalg.matrix_norm(p.t() @ p - _eye(p)) for a in self.adapters for p in (a.a, a.b)]
+        factors = [p for adapter in self.adapters for p in (adapter.a, adapter.b)]
+        parts = [torch.linalg.matrix_norm(p.t() @ p - torch.eye(p.shape[1]).to(p)) for p in factors]
         return torch.stack(parts).mean() * self.config.orthogonal
 
     def state(self) -> dict[str, Tensor]:
-        return {**self._smooth, **self.kept_state()}
+        return {**self._smooth, **super().state()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state(state)
         device = self.adapters[0].e.device
-        self.load_kept(state, device)
         self._smooth = {name: t.to(device).clone() for name, t in state.items() if name != "kept"}
 
     def _follow(self) -> None:
@@ -189,16 +163,14 @@ class Allocator(Ranks[AdaLora]):
             adapter.e.masked_fill_(~part, 0.0)
 
 
-def _eye(p: Tensor) -> Tensor:
-    return torch.eye(p.shape[1], device=p.device, dtype=p.dtype)
-
-
-def build_adalora(request: Request) -> dict[str, Adapter]:
-    """Triplets per weight, and one allocator for all of them."""
-    config = request.config
-    assert isinstance(config, AdaLoraConfig)
-    adapters = {name: AdaLora(name, config, request) for name in request.weights}
-    allocator = Allocator(list(adapters.values()), config)
-    for adapter in adapters.values():
-        adapter.schedule = allocator
-    return dict(adapters)
+ADALORA = Method(
+    title="AdaLoRA",
+    config=AdaLoraConfig,
+    count=lambda shape, capacity, **_: capacity * (shape[0] + shape[1] + 1),
+    build=ranked(AdaLora, Allocator),
+    published_lr=1e-3,
+    published_lr_source="as LoRA; no CLIP rate was published",
+    scale_rule=f"alpha / the initial rank; by default {DEFAULT_SCALE:g}",
+    scheduled=True,
+    update_rank=lambda shape, capacity, **_: min(capacity, *shape),  # at the end
+)

@@ -23,79 +23,48 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from randlora.adapter import (
-    Adapter,
-    AdapterConfig,
-    Request,
-    Shape,
-    check_capacity,
-    check_dropout,
-    check_positive,
-    trainable,
-)
-from randlora.arithmetic.bases import Draw, draw
+from randlora.adapter import Request, check_positive, check_share, trainable
+from randlora.arithmetic.bases import Draw, derive_seed, draw
 from randlora.errors import ConfigError
-from randlora.methods.scheduled.ranks import Ranks, Terms, check_initial
-from randlora.seeds import derive_seed
+from randlora.methods.lowrank.lora import lora_count
+from randlora.methods.method import Method
+from randlora.methods.scheduled.ranks import Ranks, Terms, TermsConfig, ranked
 
 BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True)
-class AutoLoraConfig(AdapterConfig):
+class AutoLoraConfig(TermsConfig):
     """`r`: average final rank. `search`: share of the training that looks for the ranks. `held_out`: share of the rows
     that train the selection variables meanwhile, with Adam of rate `selection_lr`.
     """
 
     method: ClassVar[str] = "autolora"
 
-    r: int
-    alpha: float | None = None
-    dropout: float = 0.0
-    initial: float = 2.0
     search: float = 0.5
     held_out: float = 0.3
     selection_lr: float = 3e-4
     order: int = 2
 
     def __post_init__(self) -> None:
-        check_capacity("autolora", "r", self.r)
-        check_positive("autolora", "alpha", self.alpha)
+        super().__post_init__()
         check_positive("autolora", "selection_lr", self.selection_lr)
-        check_dropout("autolora", self.dropout)
-        check_initial(self, self.initial)
-        for key in ("search", "held_out"):
-            if not 0.0 < getattr(self, key) < 1.0:
-                raise ConfigError(f"autolora: {key} must lie between 0 and 1 but got {getattr(self, key)!r}")
+        check_share("autolora", "search", self.search)
+        check_share("autolora", "held_out", self.held_out)
         if self.order not in (1, 2):
             raise ConfigError(f"autolora: order must be 1 or 2 (derivatives) but got {self.order!r}")
-
-    @property
-    def scale(self) -> float:
-        """alpha / r, one number for all layers."""
-        return 1.0 if self.alpha is None else self.alpha / self.r
-
-
-def autolora_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """r (out + in), at the end."""
-    return capacity * (shape[0] + shape[1])
 
 
 class AutoLora(Terms):
     """A transposed (in x k), B (out x k) and the selection variables (k)."""
 
-    a: nn.Parameter
-    b: nn.Parameter
-    selection: nn.Parameter
-
     def __init__(self, name: str, config: AutoLoraConfig, request: Request) -> None:
-        super().__init__(name, request, config.dropout, config.initial)
-        self.scale = config.scale
+        super().__init__(name, config, request)
         (out, width), device = self.shape, request.weights[name].device
         self.cost = out + width
         self._seed = None if device.type == "meta" else derive_seed("lora", request.init_seed, name)
@@ -169,9 +138,6 @@ class Selector(Ranks[AutoLora]):
     def restarts(self, step: int, total: int) -> bool:
         return step == self._end(total) < total
 
-    def regulariser(self) -> Tensor | None:
-        return None
-
     @torch.no_grad()
     def _choose(self) -> Tensor:
         """The terms with the largest weights that the budget pays for."""
@@ -180,15 +146,15 @@ class Selector(Ranks[AutoLora]):
         return self.best(weights, costs, sum(a.cost * a.r for a in self.adapters))
 
     def state(self) -> dict[str, Tensor]:
-        tensors = self.kept_state()
+        tensors = super().state()
         for i, selection in enumerate(self.apart()):
             for key, value in self._adam.state.get(selection, {}).items():
                 tensors[f"{i}.{key}"] = value
         return tensors
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state(state)
         device = self.adapters[0].selection.device
-        self.load_kept(state, device)
         self._adam.state.clear()
         for i, selection in enumerate(self.apart()):
             own = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{i}.")}
@@ -200,12 +166,15 @@ class Selector(Ranks[AutoLora]):
                 }
 
 
-def build_autolora(request: Request) -> dict[str, Adapter]:
-    """Terms per weight, and one search for all of them."""
-    config = request.config
-    assert isinstance(config, AutoLoraConfig)
-    adapters = {name: AutoLora(name, config, request) for name in request.weights}
-    selector = Selector(list(adapters.values()), config)
-    for adapter in adapters.values():
-        adapter.schedule = selector
-    return dict(adapters)
+AUTOLORA = Method(
+    title="AutoLoRA",
+    config=AutoLoraConfig,
+    count=lora_count,  # at the end
+    build=ranked(AutoLora, Selector),
+    published_lr=1e-3,
+    published_lr_source="as LoRA; no CLIP rate was published",
+    scale_rule="alpha / r, alpha = r by default, so 1",
+    scheduled=True,
+    holds_out=True,
+    update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+)

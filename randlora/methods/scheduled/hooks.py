@@ -11,6 +11,8 @@ A schedule that learns from held-out rows (AutoLoRA's search of ranks) asks for 
 
 from __future__ import annotations
 
+import functools
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
@@ -51,9 +53,9 @@ class Schedule(ABC):
         """Whether after `step` (from 1) training begins anew: the optimiser forgets its moments."""
         return False
 
-    @abstractmethod
     def regulariser(self) -> Tensor | None:
-        """A scalar to add to the loss of a step, once whatever the number of micro-batches; None for none."""
+        """A scalar to add to the loss of a step, once whatever the number of micro-batches; None: no penalty."""
+        return None
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -64,58 +66,47 @@ class Schedule(ABC):
         """The inverse of `state`."""
 
 
-class Hooks:
-    """The schedules of a set of adapters, each once; does nothing for methods without."""
+class Hooks(Schedule):
+    """The schedules of a set of adapters as one, each once; does nothing for methods without.
+
+    Penalties are added, of orders and held-out shares the largest counts, of phases the shortest.
+    """
 
     def __init__(self, adapters: Iterable[Adapter]) -> None:
         found = [a.schedule for a in adapters if isinstance(a.schedule, Schedule)]
         self.schedules: tuple[Schedule, ...] = tuple({id(s): s for s in found}.values())
 
     def on_step(self, step: int, total: int) -> None:
-        """See `Schedule.on_step`."""
         for schedule in self.schedules:
             schedule.on_step(step, total)
 
     def regulariser(self) -> Tensor | None:
-        """The sum of the penalties; None where there are none."""
         parts = [p for p in (s.regulariser() for s in self.schedules) if p is not None]
-        if not parts:
-            return None
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        return functools.reduce(operator.add, parts) if parts else None
 
     @property
     def order(self) -> int:
-        """See `Schedule.order`; the largest."""
         return max((s.order for s in self.schedules), default=1)
 
     def apart(self) -> list[nn.Parameter]:
-        """See `Schedule.apart`; of all."""
         return [p for s in self.schedules for p in s.apart()]
 
     def held_out(self, step: int, total: int) -> float:
-        """See `Schedule.held_out`; the largest."""
         return max((s.held_out(step, total) for s in self.schedules), default=0.0)
 
     def on_held_out(self) -> None:
-        """See `Schedule.on_held_out`."""
         for schedule in self.schedules:
             schedule.on_held_out()
 
     def phase(self, step: int, total: int) -> tuple[int, int]:
-        """See `Schedule.phase`; the shortest."""
         return min((s.phase(step, total) for s in self.schedules), key=lambda p: p[1], default=(0, total))
 
     def restarts(self, step: int, total: int) -> bool:
-        """See `Schedule.restarts`; any."""
         return any(s.restarts(step, total) for s in self.schedules)
 
     def state(self) -> dict[str, Tensor]:
         """All states in one flat table, keys "schedule.INDEX.NAME"."""
-        tables = [s.state() for s in self.schedules]
-        return {f"schedule.{i}.{name}": t for i, table in enumerate(tables) for name, t in table.items()}
+        return {f"schedule.{i}.{name}": t for i, s in enumerate(self.schedules) for name, t in s.state().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`; other keys are left alone."""

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from randlora.adapter import AdapterConfig, Request
+from randlora.adapter import Adapter, Build, RankConfig, Request
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored
 from randlora.methods.scheduled.hooks import Schedule
 
 
-def check_initial(config: AdapterConfig, initial: float) -> None:
-    """Refuse fewer terms at the start than are left at the end."""
-    if not initial >= 1.0:
-        raise ConfigError(f"{config.method}: initial must be at least 1 (times the final rank) but got {initial!r}")
+@dataclass(frozen=True)
+class TermsConfig(RankConfig):
+    """`r`: average final rank. A weight starts with `initial` times as many terms as it has in the end."""
 
+    initial: float = 2.0
 
-def initial_rank(initial: float, r: int) -> int:
-    """Terms that a weight of final rank r starts with."""
-    return math.ceil(initial * r)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.initial >= 1.0:
+            raise ConfigError(
+                f"{self.method}: initial must be at least 1 (times the final rank) but got {self.initial!r}"
+            )
+
+    def initial_rank(self, r: int) -> int:
+        """Terms that a weight of final rank r starts with."""
+        return math.ceil(self.initial * r)
 
 
 class Terms(Factored):
-    """An adapter of `terms` rank-1 terms, of which r are paid for; `cost`: parameters of one."""
+    """An adapter of `terms` rank-1 terms, of which r are paid for; `cost`: parameters of one.
+
+    A transposed `a` is (in x terms), `b` (out x terms).
+    """
 
     cost: int
+    a: nn.Parameter
+    b: nn.Parameter
 
-    def __init__(self, name: str, request: Request, dropout: float, initial: float) -> None:
-        base = request.weights[name]
-        super().__init__((base.shape[0], base.shape[1]), dropout)
-        self.r = request.capacities[name]
-        self.terms = initial_rank(initial, self.r)
+    def __init__(self, name: str, config: TermsConfig, request: Request) -> None:
+        super().__init__(request.shapes[name], config.dropout)
+        self.r, self.scale = request.capacities[name], config.scale
+        self.terms = config.initial_rank(self.r)
 
     def kept(self) -> Tensor | None:
         """Which terms are left (bool, terms); None until the schedule is through."""
@@ -86,11 +98,22 @@ class Ranks(Schedule, Generic[A]):
                 budget -= each[index]
         return kept.to(scores.device)
 
-    def kept_state(self) -> dict[str, Tensor]:
-        """The decision, for a checkpoint; empty while there is none."""
+    def state(self) -> dict[str, Tensor]:
         return {} if self._kept is None else {"kept": self._kept.to(torch.uint8)}
 
-    def load_kept(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """The inverse of `kept_state`."""
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
         kept = state.get("kept")
-        self._kept = None if kept is None else kept.to(device).bool()
+        self._kept = None if kept is None else kept.to(self.adapters[0].a.device).bool()
+
+
+def ranked(terms: Callable[[str, Any, Request], A], schedule: Callable[[Sequence[A], Any], Ranks[A]]) -> Build:
+    """A `Build` of terms per weight, and one schedule for all of them."""
+
+    def build(request: Request) -> dict[str, Adapter]:
+        adapters = {name: terms(name, request.config, request) for name in request.weights}
+        shared = schedule(list(adapters.values()), request.config)
+        for adapter in adapters.values():
+            adapter.schedule = shared
+        return dict(adapters)
+
+    return build

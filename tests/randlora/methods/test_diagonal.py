@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from randlora.arithmetic.contract import prefers_matrix
-from randlora.methods.diagonal import _column_dots, diagonal_linear
+from randlora.methods.random.vera import _column_dots, diagonal_linear
 
 
 def pieces(out: int, width: int, r: int, rows: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -63,7 +63,7 @@ def test_gradients_only_where_asked() -> None:
 
 
 def test_column_dots_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("randlora.methods.diagonal._BLOCK", 10)
+    monkeypatch.setattr("randlora.methods.random.vera._BLOCK", 10)
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(7, 4, generator=g), torch.randn(7, 4, generator=g)
     torch.testing.assert_close(_column_dots(x, y), (x * y).sum(0))

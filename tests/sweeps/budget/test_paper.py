@@ -11,7 +11,7 @@ import pytest
 
 from sweeps.budget.solver import Solution, reference_budget, solve, solve_pinned
 from tests.sweeps.budget.shapes import clip_tower
-from trainables.models.loading import meta_model, target_shapes
+from trainables.models.shapes import meta_model, target_shapes
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama3-8b": {

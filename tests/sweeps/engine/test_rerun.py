@@ -48,7 +48,7 @@ def folder(place: Path, score: float) -> Path:
 
 
 def test_a_trial_again_is_held_against_the_tables(tmp_path: Path) -> None:
-    *_, last = run_trial(TRIAL.model_dump(), warm={}, directory=tmp_path / "first")
+    *_, last = run_trial(TRIAL, warm={}, directory=tmp_path / "first")
     score = last["result"]["val_score"]
     assert 0 <= score <= 1
     good = folder(tmp_path / "good", score)

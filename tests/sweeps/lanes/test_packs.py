@@ -13,9 +13,8 @@ import pytest
 from sweeps.cluster.resources import LaneShape, Node
 from sweeps.errors import SpecError
 from sweeps.lanes.broker import Broker
-from sweeps.lanes.gpu_share import Measured, gpu_share
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
-from sweeps.lanes.packs import MOST, Packing, pack_size, unpackable
+from sweeps.lanes.packs import MOST, Measured, Packing, gpu_share, pack_size, unpackable
 from sweeps.lanes.pool import HEAD, PROXY_RESOURCE, Pool
 from sweeps.plan.packing import packing_words
 from sweeps.plan.plan import Plan
@@ -23,8 +22,8 @@ from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.resources import ResourceSection
 from sweeps.spec.spec import SweepSpec
 from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.lanes.test_broker import W0, W1, lease, run, started
-from tests.sweeps.search.test_stages import Rows, keys, row_of, simulate
+from tests.sweeps.lanes.support import W0, W1, lease, run, started
+from tests.sweeps.search.support import Rows, keys, row_of, simulate
 from tests.trainables.tiny_sentences import save_encoder
 from trainables.config import alike
 

@@ -34,7 +34,7 @@ def test_the_estimate_is_what_trials_leave(tmp_path: Path) -> None:
     for cell in planned.feasible[:3]:
         folder = tmp_path / cell.method
         config = cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), planned.spec.train)
-        list(run_trial(config.model_dump(), warm=warm, directory=folder, keep=True))
+        list(run_trial(config, warm=warm, directory=folder, keep=True))
         made = sum(path.stat().st_size for path in (folder / ADAPTER_FOLDER).iterdir())
         trials = 1 if cell.method == "full" else 9
         assert keep_bytes(planned, [cell]) / trials == pytest.approx(made, rel=0.15), cell.method

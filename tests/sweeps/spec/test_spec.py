@@ -9,32 +9,9 @@ import pytest
 
 from sweeps.engine.export import write_spec
 from sweeps.errors import SpecError
-from sweeps.spec.interfaces import TUNE_SEED
+from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.spec import SweepSpec
-
-GOOD = """
-name = "t"
-[model]
-id = "embedded:tiny-clip"
-[data]
-datasets = ["embedded:fashion-mnist"]
-[budgets]
-lora_rank = [1, 4]
-[methods.lora]
-[methods.randlora]
-"""
-
-
-def write(tmp_path: Path, text: str, name: str = "s.toml") -> Path:
-    path = tmp_path / name
-    path.write_text(text)
-    return path
-
-
-def problems(tmp_path: Path, text: str, overrides: tuple[str, ...] = ()) -> list[str]:
-    with pytest.raises(SpecError) as caught:
-        SweepSpec.load(write(tmp_path, text), overrides)
-    return [str(p) for p in caught.value.problems]
+from tests.sweeps.spec.support import GOOD, problems, write
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -134,10 +111,11 @@ def test_the_spec_kept_beside_results_reads_back_the_same(tmp_path: Path) -> Non
     )
     (tmp_path / "out").mkdir()
     assert SweepSpec.load(write_spec(spec)) == spec
-    for allowance in ({"samples": 5000}, {"seconds": 60}):
-        tree = {**spec.model_dump(exclude_none=True), "search": {"sampler": "qmc", "allowance": allowance}}
-        other = SweepSpec.parse({**tree, "resources": {"priority": ["lora", "lora-4"]}})
-        assert SweepSpec.load(write_spec(other)) == other
+    tree = {**spec.model_dump(exclude_none=True), "search": {"sampler": "qmc", "allowance": {"samples": 5000}}}
+    other = SweepSpec.parse({**tree, "resources": {"priority": ["lora", "lora-4"]}})
+    assert SweepSpec.load(write_spec(other)) == other
+    with pytest.raises(SpecError, match=r"search\.allowance\.seconds = 60: unknown key; known: samples"):
+        SweepSpec.parse({**tree, "search": {"allowance": {"seconds": 60}}})
 
 
 def test_epochs_by_data_set() -> None:

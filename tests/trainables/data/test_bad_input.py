@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.trainables.conftest import COLOURS, colour_tables, noisy
+from tests.trainables.tiny_images import COLOURS, colour_tables, noisy
 from trainables.config import TrialConfig
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.splits import split
@@ -51,10 +51,10 @@ def test_corrupt_images_stop_a_trial_or_are_counted(
         truncate(images / bad)
     trial = make_trial(dataset=f"folder:{images}", protocol="paper")
     with pytest.raises(DataError, match=r"blue/7\.png|red/0\.png"):
-        list(run_trial(trial.model_dump(), warm={}, directory=tmp_path / "a"))
+        list(run_trial(trial, warm={}, directory=tmp_path / "a"))
     tolerant = make_trial(dataset=f"folder:{images}", protocol="paper", skip_bad=True)
     assert tolerant.trial_id != trial.trial_id
-    result = list(run_trial(tolerant.model_dump(), warm={}, directory=tmp_path / "b"))[-1]["result"]
+    result = list(run_trial(tolerant, warm={}, directory=tmp_path / "b"))[-1]["result"]
     assert result["skipped"] == 3
     assert result["n_examples"] == 15
 
@@ -66,12 +66,12 @@ def test_skipping_counts_validation_in_tune(
         for i in range(2):
             truncate(images / "train" / name / f"{i}.png")
     trial = make_trial(dataset=f"folder:{images}", skip_bad=True, stage="TUNE")
-    result = list(run_trial(trial.model_dump(), warm={}, directory=tmp_path / "a"))[-1]["result"]
+    result = list(run_trial(trial, warm={}, directory=tmp_path / "a"))[-1]["result"]
     assert result["skipped"] == 8
     for path in (images / "train").rglob("*.png"):
         truncate(path)
     with pytest.raises(TrialError, match="none of 29 images can be read"):
-        list(run_trial(trial.model_dump(), warm={}, directory=tmp_path / "b"))
+        list(run_trial(trial, warm={}, directory=tmp_path / "b"))
 
 
 def test_empty_class_folder(images: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_folder_of_another_shape(images: Path, tmp_path: Path, monkeypatch: py
 
 
 _ASK = """
-from trainables.data import load_dataset
-from trainables.data.registry import load_text_dataset
-from trainables.models.loading import load_model, meta_model
+from trainables.data.registry import load_dataset, load_text_dataset
+from trainables.models.loading import load_model
+from trainables.models.shapes import meta_model
 for ask in (lambda: load_dataset("hf:org/nothing"), lambda: load_dataset("cars"), lambda: meta_model("hf:org/nothing"),
             lambda: load_model("hf:org/nothing"), lambda: load_model("open_clip:ViT-B-32/openai"),
             lambda: load_model("hf:org/nothing-GGUF/nothing.Q8_0.gguf"), lambda: load_text_dataset("boolq"),

@@ -16,9 +16,9 @@ import torchvision
 from open_clip.transform import image_transform
 from PIL import Image
 
-from tests.trainables.conftest import COLOURS, SIDE, colour_tables, image_table, noisy, png
-from trainables.data.dataset import Dataset
-from trainables.data.images.info import DataWarning
+from tests.trainables.tiny_images import COLOURS, SIDE, colour_tables, image_table, noisy, png
+from trainables.data.downloads import DataWarning
+from trainables.data.images.dataset import Dataset
 from trainables.data.images.pixels import Pixels, Recipe
 from trainables.data.registry import (
     DATASETS,
@@ -27,7 +27,6 @@ from trainables.data.registry import (
     embedded_datasets,
     known_datasets,
     load_dataset,
-    register,
 )
 from trainables.errors import DataError, SplitError
 
@@ -224,12 +223,7 @@ def test_string_labels(tmp_path: Path) -> None:
     assert data.test.labels.tolist() == [1, 0, 1]
 
 
-def test_register(monkeypatch: pytest.MonkeyPatch, colours: Path) -> None:
-    registry = dict(DATASETS)
-    register("mine", DatasetInfo(lambda name, words: load_dataset(f"parquet:{colours}")), registry=registry)
-    assert "mine" in registry
-    with pytest.raises(DataError, match="is taken"):
-        register("cifar10", DATASETS["cifar10"], registry=registry)
+def test_a_prompt_without_a_place_for_the_name_is_refused() -> None:
     with pytest.raises(DataError, match="exactly once"):
         DatasetInfo(DATASETS["cifar10"].load, ("no place",))
 

@@ -13,8 +13,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from tests.trainables.conftest import colour_tables
-from trainables.data.images.info import DatasetInfo, DataWarning, Sizes, class_words, clean, differ
+from tests.trainables.tiny_images import colour_tables
+from trainables.data.downloads import DataWarning, differ
+from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
 from trainables.data.images.paper_sets import PAPER_SETS
 from trainables.data.images.torchvision import per_class_rows, share_rows
 from trainables.data.registry import DATASETS, check_dataset, load_dataset

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from trainables.data.dataset import Dataset, ImageSplit
+from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.registry import load_dataset
 from trainables.data.splits import split
 from trainables.errors import DataError, SplitError
@@ -22,7 +22,15 @@ def fake(labels: Tensor, val_rows: Tensor | None = None) -> Dataset:
         return ImageSplit("fake", name, labels, lambda row: Image.new("RGB", (1, 1)))
 
     names = tuple(f"class {i}" for i in range(int(labels.max()) + 1))
-    return Dataset("fake", names, ("a {}",), "a {}", part("train"), lambda: part("test"), val_rows)
+    return Dataset(
+        name="fake",
+        class_names=names,
+        templates=("a {}",),
+        prompt="a {}",
+        train=part("train"),
+        open_test=lambda: part("test"),
+        val_rows=val_rows,
+    )
 
 
 def balanced(classes: int, per_class: int) -> Dataset:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from randlora import AdapterConfig, LoraConfig, RandLoraConfig, attach
 from randlora.packing.packing import Pack
-from trainables.models.first_token import first_token_only
+from trainables.models.forward import first_token_only
 
 SIZES = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "heads": 4, "mlp_ratio": 2.0, "output_dim": 16}
 

@@ -14,8 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from randlora import LoraConfig, TargetError, attach, resolve_targets
-from trainables.models.families import EMBEDDED, FAMILIES, parse_id
-from trainables.models.loading import ModelError, default_targets, load_model, meta_model, target_shapes
+from trainables.models.families import EMBEDDED, FAMILIES, ModelError, parse_id
+from trainables.models.loading import load_model
+from trainables.models.shapes import default_targets, meta_model, target_shapes
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -220,7 +221,7 @@ def test_an_open_clip_directory_loads(clip_folder: Path) -> None:
     assert not loaded.module.training
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
     assert loaded.preprocess is not None
-    assert (loaded.preprocess.image_size, loaded.preprocess.mean, loaded.preprocess.std) == (
+    assert (loaded.preprocess.recipe.size, loaded.preprocess.mean, loaded.preprocess.std) == (
         32,
         (0.5, 0.5, 0.5),
         (0.25, 0.25, 0.25),
@@ -247,10 +248,10 @@ def test_a_transformers_directory_loads_with_the_names_that_were_counted(
     assert not loaded.module.training
     assert resolve_targets(loaded.module, default_targets(loaded.module)) == shapes
     assert attach(loaded.module, LoraConfig(r=2), list(shapes)).count() == 2 * sum(sum(s) for s in shapes.values())
-    assert loaded.tokenizer is None  # there are no tokenizer files
+    assert loaded.text_tokenizer is None  # there are no tokenizer files
     if kind == "hf-vision":
         assert loaded.preprocess is not None
-        assert loaded.preprocess.image_size == 28
+        assert loaded.preprocess.recipe.size == 28
 
 
 def test_dinov2_files_keep_the_old_names_and_load_under_the_new(dinov2_folder: Path) -> None:
@@ -296,23 +297,8 @@ def test_image_settings_come_from_the_processor_file(dinov2_folder: Path, tmp_pa
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     preprocess = load_model(f"local:{tmp_path}").preprocess
     assert preprocess is not None
-    assert (preprocess.image_size, preprocess.mean, preprocess.interpolation) == (14, (0.1, 0.2, 0.3), "bilinear")
-
-
-def test_a_language_models_tokenizer_pads(qwen2_folder: Path, tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((qwen2_folder / name).read_bytes())
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "</s>": 2, "cat": 3}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>").save_pretrained(
-        tmp_path
-    )
-    tokenizer = load_model(f"local:{tmp_path}").tokenizer
-    assert tokenizer is not None
-    tokens = tokenizer(["a cat", "a"])
-    assert (tokens.shape, tokens.dtype) == ((2, 2), torch.int64)
+    assert (preprocess.recipe.size, preprocess.recipe.interpolation) == (14, "bilinear")
+    assert preprocess.mean == (0.1, 0.2, 0.3)
 
 
 def test_weights_must_be_named_present_and_safe(clip_folder: Path, tmp_path: Path) -> None:

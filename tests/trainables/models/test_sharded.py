@@ -18,7 +18,7 @@ from trainables.config import TrialConfig
 from trainables.training.worker import run_trial
 
 
-def config(tmp_path: Path, **train: Any) -> dict[str, Any]:
+def config(tmp_path: Path, **train: Any) -> TrialConfig:
     return TrialConfig(
         stage="CONFIRM",
         cell_id="c",
@@ -33,10 +33,10 @@ def config(tmp_path: Path, **train: Any) -> dict[str, Any]:
         init_seed=0,
         basis_seed=0,
         train={"global_batch_size": 5, "epochs": 3, "parallel": "fsdp", **train},
-    ).model_dump()
+    )
 
 
-def work(rank: int, world: int, config: dict[str, Any], folder: str, stop_after: int | None) -> None:
+def work(rank: int, world: int, config: TrialConfig, folder: str, stop_after: int | None) -> None:
     torch.set_num_threads(1)
     meet = f"file://{folder}/meet{stop_after}"
     torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)

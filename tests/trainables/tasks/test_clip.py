@@ -14,9 +14,8 @@ from torch.nn.functional import cross_entropy, normalize
 from trainables.data.images.pixels import Pixels, Recipe
 from trainables.data.registry import load_dataset
 from trainables.errors import TrialError
-from trainables.models.clip_towers import class_embeddings, logit_scale
 from trainables.models.loading import LoadedModel, load_model
-from trainables.tasks.images.clip import BothTask, VisionTask
+from trainables.tasks.images.clip import BothTask, VisionTask, class_embeddings, logit_scale
 
 CLASSES = ["cat", "dog", "ship"]
 

@@ -11,15 +11,14 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-import trainables.training.worker
+import trainables.training.checkpoints
 from randlora import load
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tasks.test_vision import outcome, run
+from tests.trainables.support import one_tower_trial, outcome, run
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.errors import TrialError
-from trainables.metrics.labels import label_scores, number_scores
+from trainables.metrics.classification import label_scores, number_scores
 from trainables.models.encoders import ClassifierHead, load_head
 from trainables.models.loading import load_model
 from trainables.models.shapes import target_shapes
@@ -92,11 +91,11 @@ def test_the_default_targets_are_the_papers_six(roberta: Path) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "linear-probe"])
 def test_resuming_is_exact(text_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    monkeypatch.setattr(trainables.training.worker, "CHECKPOINT_SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr(trainables.training.checkpoints, "CHECKPOINT_SHARE", 1e9)  # after every epoch
     model = f"local:{save_encoder(tmp_path / 'dropout', dropout=0.1)}"  # the base's own dropout, and the head's
     trial = text_trial(method, model=model, train={"schedule": "linear", "warmup_fraction": 0.1})
     whole = run(trial, tmp_path / "whole")
-    generator = run_trial(trial.model_dump(), warm={}, directory=tmp_path / "cut")
+    generator = run_trial(trial, warm={}, directory=tmp_path / "cut")
     next(generator), next(generator)
     generator.close()
     assert outcome(run(trial, tmp_path / "cut")) == outcome(whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import trainables.training.worker
+import trainables.training.checkpoints
 from randlora import load
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tiny_encoders import save_dinov2
-from tests.trainables.training.test_parallel import work
+from tests.trainables.support import one_tower_trial, outcome, run, work
+from tests.trainables.tiny_images import save_dinov2
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.registry import load_dataset
 from trainables.errors import TrialError
@@ -52,16 +52,6 @@ def vision_trial(dinov2: Path, colours: Path) -> MakeTrial:
         return one_tower_trial(method, train=settings, **given)
 
     return make
-
-
-def run(trial: TrialConfig, directory: Path, warm: dict[str, Any] | None = None, **more: Any) -> list[dict[str, Any]]:
-    return list(run_trial(trial.model_dump(), warm={} if warm is None else warm, directory=directory, **more))
-
-
-def outcome(reports: list[dict[str, Any]]) -> list[Any]:
-    kept = [(r["epoch"], r["train_loss"], r["val_score"], r["samples"]) for r in reports]
-    result = reports[-1]["result"]
-    return [*kept, result["test_score"], result["correct"], result["val_score"]]
 
 
 @pytest.mark.parametrize("method", ["lora", "randlora", "full", "full-targets", "linear-probe"])
@@ -97,10 +87,10 @@ def test_every_weight_that_full_trains_gets_a_gradient(vision_trial: MakeTrial, 
 def test_resuming_is_exact(
     vision_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, augment: str
 ) -> None:
-    monkeypatch.setattr(trainables.training.worker, "CHECKPOINT_SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr(trainables.training.checkpoints, "CHECKPOINT_SHARE", 1e9)  # after every epoch
     trial = vision_trial(method, train={"augment": augment})
     whole = run(trial, tmp_path / "whole", keep=True)
-    generator = run_trial(trial.model_dump(), warm={}, directory=tmp_path / "cut", keep=True)
+    generator = run_trial(trial, warm={}, directory=tmp_path / "cut", keep=True)
     seen = [next(generator), next(generator)]
     generator.close()
     again = run(trial, tmp_path / "cut", keep=True)
@@ -155,12 +145,12 @@ def test_kept_adapter_and_head_reproduce_the_test_score(vision_trial: MakeTrial,
 
 def colour_test_images(loaded: LoadedModel, trial: TrialConfig) -> tuple[Tensor, Tensor]:
     from trainables.data.images.batches import Normalise
-    from trainables.data.images.pixels import Pixels, Recipe
+    from trainables.data.images.pixels import Pixels
 
     split = load_dataset(trial.dataset, stage="CONFIRM").test
     look = loaded.preprocess
     assert look is not None
-    pixels = Pixels(split, Recipe(16, look.interpolation, look.resize_mode))
+    pixels = Pixels(split, replace(look.recipe, size=16))
     return Normalise(look.mean, look.std, torch.device("cpu"))(pixels.rows(torch.arange(len(split)))), split.labels
 
 
@@ -242,8 +232,8 @@ def test_zero_shot_names_the_probe(vision_trial: MakeTrial, tmp_path: Path) -> N
 def test_two_workers_equal_one(vision_trial: MakeTrial, tmp_path: Path, method: str) -> None:
     # 58 images in batches of 19 leave one for the last batch: a worker without images
     trial = vision_trial(method, train={"global_batch_size": 19, "epochs": 2}, lr=1e-3)
-    alone = list(run_trial(trial.model_dump(), warm={}, directory=tmp_path / "alone", keep=True))
-    torch.multiprocessing.spawn(work, args=(2, trial.model_dump(), str(tmp_path)), nprocs=2)
+    alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
+    torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path)), nprocs=2)
     for rank in (0, 1):
         reports = json.loads((tmp_path / f"reports{rank}.json").read_text())
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)

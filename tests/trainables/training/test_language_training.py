@@ -13,11 +13,9 @@ import torch
 import torch.multiprocessing
 from torch.nn.functional import cross_entropy
 
-import trainables.training.worker
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tasks.test_vision import outcome, run
+import trainables.training.checkpoints
+from tests.trainables.support import one_tower_trial, outcome, run, work
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
-from tests.trainables.training.test_parallel import work
 from trainables.config import TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text.dataset import Exchange
@@ -109,10 +107,10 @@ def test_generation_is_transformers_own_without_padding(llama: Path, rows: Path)
 
 
 def test_resuming_is_exact(lm_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables.training.worker, "CHECKPOINT_SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr(trainables.training.checkpoints, "CHECKPOINT_SHARE", 1e9)  # after every epoch
     trial = lm_trial("randlora")
     whole = run(trial, tmp_path / "whole")
-    generator = run_trial(trial.model_dump(), warm={}, directory=tmp_path / "cut")
+    generator = run_trial(trial, warm={}, directory=tmp_path / "cut")
     next(generator)
     generator.close()
     assert outcome(run(trial, tmp_path / "cut")) == outcome(whole)
@@ -123,7 +121,7 @@ def test_resuming_is_exact(lm_trial: MakeTrial, tmp_path: Path, monkeypatch: pyt
 def test_two_workers_equal_one(lm_trial: MakeTrial, tmp_path: Path) -> None:
     trial = lm_trial("lora", train={"global_batch_size": 17})
     alone = run(trial, tmp_path / "alone")
-    torch.multiprocessing.spawn(work, args=(2, trial.model_dump(), str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path)), nprocs=2)
     both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
     for reports in both:
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainables.tiny_encoders import save_dinov2
+from tests.trainables.tiny_images import save_dinov2
+from tests.trainables.training.support import MakeTrial, alone, check_weights, folders, together
 from trainables.config import NotPackableError, TrainSettings, TrialConfig
 from trainables.errors import TrialError
-from trainables.models.loading import default_targets, load_model, target_shapes
-from trainables.training.packed import Reports, run_pack
-from trainables.training.worker import run_trial
-
-MakeTrial = Callable[..., TrialConfig]
-
-
-def alone(trial: TrialConfig, directory: Path, **more: Any) -> list[dict[str, Any]]:
-    return list(run_trial(trial.model_dump(), warm={}, directory=directory, **more))
-
-
-def folders(tmp_path: Path, count: int) -> list[Path]:
-    return [tmp_path / f"packed{k}" for k in range(count)]
-
-
-def together(trials: list[TrialConfig], tmp_path: Path, keep: bool = False, warm: Any = None) -> list[Reports]:
-    places = folders(tmp_path, len(trials))
-    configs = [trial.model_dump() for trial in trials]
-    warm = {} if warm is None else warm
-    return list(run_pack(configs, warm=warm, directories=places, keep=[keep] * len(trials)))
+from trainables.models.loading import load_model
+from trainables.models.shapes import default_targets, target_shapes
+from trainables.training.packed import run_pack
 
 
 def check_same(got: dict[str, Any], want: dict[str, Any], rows: int = 32) -> None:
@@ -47,14 +30,6 @@ def check_same(got: dict[str, Any], want: dict[str, Any], rows: int = 32) -> Non
         assert got["result"]["test_score"] == pytest.approx(want["result"]["test_score"], abs=1.01 / rows)
         for name in ("adapter_params", "head_params", "examples_hash", "n_examples", "metric", "precision"):
             assert got["result"][name] == want["result"][name]
-
-
-def check_weights(tmp_path: Path, place: int, alone_in: Path, atol: float = 2e-5) -> None:
-    got = load_file(str(folders(tmp_path, place + 1)[place] / "adapter" / "adapter.safetensors"))
-    want = load_file(str(alone_in / "adapter" / "adapter.safetensors"))
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        torch.testing.assert_close(got[name], value, rtol=0, atol=atol)
 
 
 SETS: dict[str, list[dict[str, Any]]] = {
@@ -159,15 +134,15 @@ def test_a_trial_that_diverges_fails_alone(make_trial: MakeTrial, tmp_path: Path
 
 def test_a_stopped_trial_leaves_the_others(make_trial: MakeTrial, tmp_path: Path) -> None:
     trials = [make_trial(**given) for given in SETS["rates"]]
-    configs, places = [t.model_dump() for t in trials], folders(tmp_path, 3)
-    pack = run_pack(configs, warm={}, directories=places, keep=[True] * 3)
+    places = folders(tmp_path, 3)
+    pack = run_pack(trials, warm={}, directories=places, keep=[True] * 3)
     assert sorted(next(pack)) == [0, 1, 2]
     assert sorted(pack.send({0})) == [1, 2]
     last = pack.send(set())
     assert sorted(last) == [1, 2]
     check_same(last[2], alone(trials[2], tmp_path / "alone2", keep=True)[-1])  # type: ignore[arg-type]
     check_weights(tmp_path, 2, tmp_path / "alone2")
-    again = run_pack(configs, warm={}, directories=folders(tmp_path / "again", 3), keep=[False] * 3)
+    again = run_pack(trials, warm={}, directories=folders(tmp_path / "again", 3), keep=[False] * 3)
     next(again)
     with pytest.raises(StopIteration):
         again.send({0, 1, 2})
@@ -176,8 +151,8 @@ def test_a_stopped_trial_leaves_the_others(make_trial: MakeTrial, tmp_path: Path
 @pytest.mark.parametrize("method", ["randlora", "adalora"])
 def test_an_abandoned_pack_goes_on_where_it_was(make_trial: MakeTrial, tmp_path: Path, method: str) -> None:
     trials = [make_trial(method, **given) for given in SETS["seeds"]]
-    configs, places = [t.model_dump() for t in trials], folders(tmp_path, 3)
-    pack = run_pack(configs, warm={}, directories=places, keep=[False] * 3)
+    places = folders(tmp_path, 3)
+    pack = run_pack(trials, warm={}, directories=places, keep=[False] * 3)
     first = next(pack)
     next(pack)  # the second epoch may or may not have a checkpoint, by how long it took
     pack.close()
@@ -192,14 +167,14 @@ def test_an_abandoned_pack_goes_on_where_it_was(make_trial: MakeTrial, tmp_path:
 
 def test_a_trial_of_a_pack_goes_on_alone(make_trial: MakeTrial, tmp_path: Path) -> None:
     trials = [make_trial(**given) for given in SETS["rates"]]
-    configs, places = [t.model_dump() for t in trials], folders(tmp_path, 3)
-    pack = run_pack(configs, warm={}, directories=places, keep=[False] * 3)
+    places = folders(tmp_path, 3)
+    pack = run_pack(trials, warm={}, directories=places, keep=[False] * 3)
     next(pack)
     next(pack)
     pack.close()
     check_same(alone(trials[1], places[1])[-1], alone(trials[1], tmp_path / "alone")[-1])
     with pytest.raises(NotPackableError, match="different epochs"):
-        list(run_pack(configs[1:], warm={}, directories=[tmp_path / "new", places[2]], keep=[False] * 2))
+        list(run_pack(trials[1:], warm={}, directories=[tmp_path / "new", places[2]], keep=[False] * 2))
 
 
 def test_what_is_not_packed_says_why(make_trial: MakeTrial, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tiny_language import save_model, write_e2e, write_rows
+from tests.trainables.support import one_tower_trial
+from tests.trainables.tiny_language import save_model, uneven_rows, write_e2e
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
-from tests.trainables.training.test_packed import alone, check_weights, together
+from tests.trainables.training.support import OWN, alone, check_weights, together
 from trainables.config import EvaluateSettings, NotPackableError, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import PackedTask, Parts
+from trainables.tasks.task import Parts, Task
 from trainables.training.packed import run_pack
 
 Make = Callable[..., list[TrialConfig]]
-OWN: list[dict[str, Any]] = [
-    {"lr": 2e-3, "data_seed": 1, "init_seed": 10, "basis_seed": 20},
-    {"lr": 1e-2, "data_seed": 2, "init_seed": 11, "basis_seed": 20},
-    {"lr": 5e-3, "data_seed": 3, "init_seed": 12, "basis_seed": 22},
-]
 DECAY = (0.0, 0.1, 0.01)
-
-
-def uneven_rows(folder: Path, train: int, test: int) -> None:
-    """Questions of very different lengths, so that hardly two batches are padded alike."""
-    write_rows(folder, train=train, test=test)
-    for path in folder.glob("*.json"):
-        rows = json.loads(path.read_text())
-        for i, row in enumerate(rows):
-            row["instruction"] = "Look again. " * (i * 7 % 5) + row["instruction"]
-        path.write_text(json.dumps(rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +65,10 @@ def make(place: Path) -> Make:
     return trials
 
 
-def task_of(trial: TrialConfig) -> PackedTask:
+def task_of(trial: TrialConfig) -> Task:
     lane = Warm({}, torch.device("cpu"))
     loaded = lane.model(trial.model)
-    task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
-    assert isinstance(task, PackedTask)
-    return task
+    return make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
 
 
 def check(trials: list[TrialConfig], tmp_path: Path, atol: float = 1e-4) -> list[dict[str, Any]]:
@@ -230,7 +212,7 @@ def test_a_trial_that_diverges_fails_alone(make: Make, tmp_path: Path) -> None:
 def test_an_abandoned_pack_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:
     trials = make("bert-drops", "glue:SST-2", train={"epochs": 2})
     places = [tmp_path / f"packed{k}" for k in range(2)]
-    pack = run_pack([t.model_dump() for t in trials], warm={}, directories=places, keep=[False] * 2)
+    pack = run_pack(trials, warm={}, directories=places, keep=[False] * 2)
     first = next(pack)
     pack.close()
     resumed, whole = together(trials, tmp_path), together(trials, tmp_path / "whole")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,17 +12,9 @@ import torch.distributed
 import torch.multiprocessing
 from safetensors.torch import load_file
 
+from tests.trainables.support import work
 from trainables.config import TrialConfig
 from trainables.training.worker import run_trial
-
-
-def work(rank: int, world: int, config: dict[str, Any], folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    directory = Path(folder) / "trial"
-    reports = list(run_trial(config, warm={}, directory=directory, keep=True, rank=rank, world=world))
-    (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -31,8 +22,8 @@ def work(rank: int, world: int, config: dict[str, Any], folder: str) -> None:
 def test_two_workers_equal_one(make_trial: Callable[..., TrialConfig], tmp_path: Path) -> None:
     # 58 images in batches of 19 leave one for the last batch: a worker without images
     trial = make_trial("full-targets", train={"global_batch_size": 19, "epochs": 2})
-    alone = list(run_trial(trial.model_dump(), warm={}, directory=tmp_path / "alone", keep=True))
-    torch.multiprocessing.spawn(work, args=(2, trial.model_dump(), str(tmp_path)), nprocs=2)
+    alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
+    torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path)), nprocs=2)
     both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
     for reports in both:
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)

@@ -26,7 +26,7 @@ def test_rows_held_out_of_a_search_train_no_weight(
 
     monkeypatch.setattr(ImageTask, "loss_sum", spied)
     trial = make_trial("autolora", options=(("order", order), ("held_out", 0.5)), train={"epochs": 4})
-    reports = list(run_trial(trial.model_dump(), warm={}, directory=tmp_path))
+    reports = list(run_trial(trial, warm={}, directory=tmp_path))
     steps = 58 // trial.train.global_batch_size + (58 % trial.train.global_batch_size > 0)
     searching = 2 * steps - 1  # half of the training, its last step aside
     assert len(passes) == searching * (2 if order == 1 else 4) + 2 * steps + 1

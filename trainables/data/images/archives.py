@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from trainables.data.dataset import Dataset, ImageSplit, check_labels
+from trainables.data.downloads import FOLDER_VARIABLE, data_folder
+from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, file_stamp, from_paths
 from trainables.data.images.info import class_words, clean
-from trainables.data.images.sources import Words, assemble, file_stamp, joined
-from trainables.data.images.torchvision import FOLDER_VARIABLE, data_folder
 from trainables.errors import DataError
 
 VOC_CLASSES = (
@@ -25,32 +23,14 @@ _CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?
 _CUB_MD5 = "97eceeb196236b17998738112f37df78"
 
 
-def from_paths(source: str, which: str, paths: Sequence[Path], labels: Sequence[int], n_classes: int) -> ImageSplit:
-    """A split whose images are files."""
-    checked = check_labels(torch.tensor(labels, dtype=torch.int64), n_classes, f"{source} ({which})")
-    return ImageSplit(
-        source, which, checked, lambda row: Image.open(paths[row]), file_stamp(paths), lambda row: str(paths[row])
-    )
-
-
 def load_voc(name: str, words: Words) -> Dataset:
     """VOC2007 as a classification set: every annotated object, difficult ones too, cut out by its box.
 
-    Raises:
-        DataError: torchvision can't read or download it.
+    Raises DataError: torchvision can't read or download it.
     """
-    train = _voc_split(name, "train")
-    val = _voc_split(name, "val")
-    renames = class_words("voc")
-    assert not isinstance(renames, tuple)
-    return assemble(
-        name,
-        [clean(c, renames) for c in VOC_CLASSES],
-        joined(train, val),
-        lambda: _voc_split(name, "test"),
-        words,
-        val_rows=torch.arange(len(train), len(train) + len(val)),
-    )
+    names = [clean(c, class_words("voc")) for c in VOC_CLASSES]
+    train, val = _voc_split(name, "train"), _voc_split(name, "val")
+    return assemble(name, names, train, lambda: _voc_split(name, "test"), words, val=val)
 
 
 def _voc_split(name: str, which: str) -> ImageSplit:
@@ -93,8 +73,7 @@ def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, 
 def load_cub(name: str, words: Words) -> Dataset:
     """CUB-200-2011 by its own lists (`images.txt`, `image_class_labels.txt`, `train_test_split.txt`).
 
-    Raises:
-        DataError: the archive can't be downloaded, is damaged, or lacks a list.
+    Raises DataError: the archive can't be downloaded, is damaged, or lacks a list.
     """
     root = data_folder() / "CUB_200_2011"
     if not root.is_dir():
@@ -140,8 +119,7 @@ def _fetch_cub(name: str, folder: Path) -> None:
 def load_ucf(name: str, words: Words) -> Dataset:
     """UCF101's middle frames by the lists of `split_zhou_UCF101.json`: [file, class number, class name] a row.
 
-    Raises:
-        DataError: the folder or its lists are not there.
+    Raises DataError: the folder or its lists are not there.
     """
     root = data_folder() / "ucf101"
     lists, frames = root / "split_zhou_UCF101.json", root / "UCF-101-midframes"
@@ -167,12 +145,5 @@ def load_ucf(name: str, words: Words) -> Dataset:
         split = "test" if which == "test" else "train"
         return from_paths(name, split, paths, [label for _, label, _ in parts[which]], len(names))
 
-    train, val = read("train"), read("val")
-    return assemble(
-        name,
-        [clean(names[i]) for i in sorted(names)],
-        joined(train, val),
-        lambda: read("test"),
-        words,
-        val_rows=torch.arange(len(train), len(train) + len(val)),
-    )
+    words_of = [clean(names[i]) for i in sorted(names)]
+    return assemble(name, words_of, read("train"), lambda: read("test"), words, val=read("val"))

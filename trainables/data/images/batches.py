@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from trainables.data.splits import generator
+from trainables.seeds import generator
 
 
 def steps_per_epoch(n: int, batch_size: int, min_batches: int = 0) -> int:

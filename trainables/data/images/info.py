@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from trainables.data.dataset import Dataset, check_templates
-from trainables.data.images.sources import Words
-from trainables.errors import DataError
+from trainables.data.downloads import UNKNOWN, counted, differ
+from trainables.data.images.dataset import Dataset, Words, check_templates
 
-UNKNOWN = "unknown"
-
-
-class DataWarning(UserWarning):
-    """A data set that is not quite what it should be, and is used as it is."""
+Load = Callable[[str, Words], Dataset]
+"""Makes a data set, given its name and its words."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class DatasetInfo:
         get: how to get it when it is not there.
     """
 
-    load: Callable[[str, Words], Dataset]
+    load: Load
     templates: tuple[str, ...] = ()
     epochs: int | None = None
     about: str = ""
@@ -72,7 +66,7 @@ class DatasetInfo:
     sizes: Sizes | None = None
     rule: str = ""
     source: str = ""
-    others: Mapping[str, Callable[[str, Words], Dataset]] = field(default_factory=dict)
+    others: Mapping[str, Load] = field(default_factory=dict)
     licence: str = UNKNOWN
     get: str = ""
 
@@ -83,43 +77,20 @@ class DatasetInfo:
     def open(self, name: str, source: str | None = None) -> Dataset:
         """Load it, from one of its sources, and compare its size with what is known.
 
-        Raises:
-            DataError: missing or damaged files, or another size than was verified.
+        Raises DataError: missing or damaged files, or another size than was verified.
         """
         load = self.load if source is None else self.others[source]
         dataset = load(name, Words(self.templates or None, self.prompt))
         if self.classes is not None:
             differ(name, "classes", len(dataset.class_names), self.classes, verified=False)
-        if self.sizes is not None:
-            differ(name, "training images", len(dataset.train), self.sizes.pool, verified=self.sizes.verified)
-            dataset = checking_test(dataset, self.sizes)
-        return dataset
-
-
-def checking_test(dataset: Dataset, sizes: Sizes) -> Dataset:
-    """The same data set, whose test split is counted when it is opened."""
-
-    def opened() -> Any:
-        test = dataset.open_test()
-        differ(dataset.name, "test images", len(test), sizes.test, verified=sizes.verified)
-        return test
-
-    return dataclasses.replace(dataset, open_test=functools.cache(opened))
-
-
-def differ(name: str, what: str, found: int, expected: int, *, verified: bool) -> None:
-    """Say that a count is not the expected one: an error where that one was verified, a warning elsewhere."""
-    if found == expected:
-        return
-    text = f"data set {name!r} has {found:,} {what}, and {expected:,} were expected"
-    if verified:
-        raise DataError(f"{text}: its files are incomplete or of another version; fetch them again")
-    warnings.warn(f"{text}; scores are not comparable with published ones", DataWarning, stacklevel=2)
+        if self.sizes is None:
+            return dataset
+        return counted(dataset, "images", self.sizes.pool, self.sizes.test, verified=self.sizes.verified)
 
 
 @functools.cache
-def class_words(name: str) -> Mapping[str, str] | tuple[str, ...]:
-    """Words for prompts that a data set's own class names do not give: a list, or a table of replacements."""
+def class_words(name: str) -> Any:
+    """Words for prompts that a data set's own class names do not give: a tuple, or a table of replacements."""
     text = resources.files("trainables.data.images").joinpath("class_names.json").read_text(encoding="utf-8")
     found = json.loads(text)[name]
     return tuple(found) if isinstance(found, list) else found

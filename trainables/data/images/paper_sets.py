@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from trainables.data.dataset import DEFAULT_PROMPT, Dataset
 from trainables.data.images import archives
 from trainables.data.images import torchvision as vision
-from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
-from trainables.data.images.sources import Words, from_hub
-
-Load = Callable[[str, Words], Dataset]
+from trainables.data.images.dataset import DEFAULT_PROMPT, Dataset, Words
+from trainables.data.images.info import DatasetInfo, Load, Sizes, class_words, clean
+from trainables.data.images.sources import from_hub
 
 _PHOTO = ("a photo of a {}.", "a blurry photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.")
 _TEXTURE = ("a photo of a {} texture.", "a photo of a {} pattern.", "a photo of a {} thing.")
@@ -38,17 +37,13 @@ def hub(
     config: str | None = None,
     splits: Mapping[str, str] | None = None,
     clean: Callable[[str], str] = clean,
-    class_names: tuple[str, ...] | None = None,
     advice: str = "",
 ) -> Load:
     """A `DatasetInfo.load` for a repository of the hub: its train and test splits unless `splits` says otherwise."""
-
-    def load(name: str, words: Words) -> Dataset:
-        given = Words(words.templates, words.prompt, class_names)
-        split_names = TRAIN_TEST if splits is None else splits
-        return from_hub(name, repository, given, config=config, splits=split_names, clean=clean, advice=advice)
-
-    return load
+    named = TRAIN_TEST if splits is None else splits
+    return lambda name, words: from_hub(
+        name, repository, words, config=config, splits=named, clean=clean, advice=advice
+    )
 
 
 def _imagenet(load: Load) -> Load:
@@ -63,74 +58,41 @@ def _imagenet(load: Load) -> Load:
     return loaded
 
 
-def _torchvision_imagenet(name: str, words: Words) -> Dataset:
-    return vision.load(name, "imagenet", words)
-
-
-def _hub_imagenet(name: str, words: Words) -> Dataset:
-    return hub(
-        "ILSVRC/imagenet-1k",
-        splits={"train": "train", "test": "validation"},
-        class_names=words.class_names,
-        advice="it is gated: accept its terms on the hub and log in with `hf auth login`",
-    )(name, words)
-
-
-def _tv(
-    key: str,
+def _info(
+    load: Load,
+    source: str,
     about: str,
     classes: int,
     sizes: tuple[int, int, int],
     epochs: int | None,
     templates: tuple[str, ...],
+    on_hub: str | Load = "",
     *,
     rule: str = _CARVED,
-    licence: str = "unknown",
-    others: Mapping[str, Load] | None = None,
+    get: str = "downloads itself",
+    **more: Any,
 ) -> DatasetInfo:
-    return DatasetInfo(
-        vision.source(key),
-        templates,
-        epochs,
-        about,
-        prompt=DEFAULT_PROMPT,
-        classes=classes,
-        sizes=Sizes(*sizes),
-        rule=rule,
-        source=f"torchvision {vision.ENTRIES[key].cls}",
-        others=others or {},
-        licence=licence,
-        get="downloads itself",
-    )
+    """An entry; `on_hub` is a repository that has the set too, named by NAME@hub."""
+    known: dict[str, Any] = {"classes": classes, "sizes": Sizes(*sizes), "rule": rule, "source": source, "get": get}
+    if on_hub:
+        known["others"] = {"hub": hub(on_hub) if isinstance(on_hub, str) else on_hub}
+    return DatasetInfo(load, templates, epochs, about, prompt=DEFAULT_PROMPT, **known | more)
 
 
-def _on_hub(
-    repository: str,
-    about: str,
-    classes: int,
-    sizes: tuple[int, int, int],
-    epochs: int | None,
-    templates: tuple[str, ...],
-    *,
-    licence: str = "unknown",
-) -> DatasetInfo:
-    return DatasetInfo(
-        hub(repository),
-        templates,
-        epochs,
-        about,
-        prompt=DEFAULT_PROMPT,
-        classes=classes,
-        sizes=Sizes(*sizes),
-        rule=_CARVED,
-        source=f"hub {repository}",
-        licence=licence,
-        get="downloads itself from the hub",
-    )
+def _tv(key: str, *facts: Any, **more: Any) -> DatasetInfo:
+    return _info(vision.source(key), f"torchvision {vision.ENTRIES[key].cls}", *facts, **more)
 
 
+def _on_hub(repository: str, *facts: Any) -> DatasetInfo:
+    return _info(hub(repository), f"hub {repository}", *facts, get="downloads itself from the hub")
+
+
+_VALIDATION_AS_TEST = {"train": "train", "test": "validation"}
+_ADVICE = "it is gated: accept its terms on the hub and log in with `hf auth login`"
+_HUB_IMAGENET = hub("ILSVRC/imagenet-1k", splits=_VALIDATION_AS_TEST, advice=_ADVICE)
+_HUB_EUROSAT = hub("tanganke/eurosat", clean=functools.partial(clean, renames=class_words("eurosat")))
 _RESEARCH = "research use only"
-_eurosat_words = functools.partial(clean, renames=class_words("eurosat"))  # type: ignore[arg-type]
+_BY_SHARE = {"rule": "test: 20 % at random, seed 0; " + _CARVED, "licence": "CC BY 4.0"}
 
 PAPER_SETS: dict[str, DatasetInfo] = {
     "cars": _on_hub(
@@ -138,61 +100,45 @@ PAPER_SETS: dict[str, DatasetInfo] = {
         ("a photo of a {}.", "a photo of my {}.", "a photo of the {}, a type of car."),
     ),
     "dtd": _tv(
-        "dtd", "describable textures, split 1, train + val", 47, (3384, 376, 1880), 76, _TEXTURE,
-        licence=_RESEARCH, others={"hub": hub("tanganke/dtd")},
+        "dtd", "describable textures, split 1, train + val", 47, (3384, 376, 1880), 76, _TEXTURE, "tanganke/dtd",
+        licence=_RESEARCH,
     ),
     "eurosat": _tv(
-        "eurosat", "EuroSAT, satellite land use", 10, (21600, 2700, 2700), 12, _AERIAL,
+        "eurosat", "EuroSAT, satellite land use", 10, (21600, 2700, 2700), 12, _AERIAL, _HUB_EUROSAT,
         rule="270 validation and 270 test images of every class, seed 0", licence="MIT",
-        others={"hub": hub("tanganke/eurosat", clean=_eurosat_words)},
     ),
-    "gtsrb": _tv(
-        "gtsrb", "German traffic signs", 43, (23976, 2664, 12630), 11, _SIGN,
-        others={"hub": hub("tanganke/gtsrb")},
-    ),
-    "mnist": _tv(
-        "mnist", "MNIST, handwritten digits", 10, (55000, 5000, 10000), 5, _DIGIT,
-        others={"hub": hub("ylecun/mnist")},
-    ),
-    "resisc45": _on_hub(
-        "tanganke/resisc45", "RESISC45, aerial scenes", 45, (17010, 1890, 6300), 15, _AERIAL
-    ),
+    "gtsrb": _tv("gtsrb", "German traffic signs", 43, (23976, 2664, 12630), 11, _SIGN, "tanganke/gtsrb"),
+    "mnist": _tv("mnist", "MNIST, handwritten digits", 10, (55000, 5000, 10000), 5, _DIGIT, "ylecun/mnist"),
+    "resisc45": _on_hub("tanganke/resisc45", "RESISC45, aerial scenes", 45, (17010, 1890, 6300), 15, _AERIAL),
     "sun397": _on_hub(
         "tanganke/sun397", "SUN397, scenes, Training_01 and Testing_01", 397, (17865, 1985, 19850), 14, _SCENE
     ),
     "svhn": _tv(
         "svhn", "house numbers, without the extra images", 10, (68257, 5000, 26032), 4,
-        ('a street sign of the number: "{}".',), licence="non-commercial use only",
-        others={"hub": hub("ufldl-stanford/svhn", config="cropped_digits")},
+        ('a street sign of the number: "{}".',), hub("ufldl-stanford/svhn", config="cropped_digits"),
+        licence="non-commercial use only",
     ),
-    "cifar10": _tv(
-        "cifar10", "CIFAR-10, 32 px photographs", 10, (45000, 5000, 10000), 5, _PHOTO,
-        others={"hub": hub("uoft-cs/cifar10")},
-    ),
+    "cifar10": _tv("cifar10", "CIFAR-10, 32 px photographs", 10, (45000, 5000, 10000), 5, _PHOTO, "uoft-cs/cifar10"),
     "cifar100": _tv(
-        "cifar100", "CIFAR-100, 32 px photographs", 100, (45000, 5000, 10000), 6, _PHOTO,
-        others={"hub": hub("uoft-cs/cifar100")},
+        "cifar100", "CIFAR-100, 32 px photographs", 100, (45000, 5000, 10000), 6, _PHOTO, "uoft-cs/cifar100"
     ),
-    "imagenet": DatasetInfo(
-        _imagenet(_hub_imagenet), _PHOTO, 10, "ImageNet-1k; its validation images are the test", prompt=DEFAULT_PROMPT,
-        classes=1000, sizes=Sizes(1276167, 5000, 50000), rule=_CARVED, source="hub ILSVRC/imagenet-1k (gated)",
-        others={"torchvision": _imagenet(_torchvision_imagenet)}, licence="non-commercial research, terms on the hub",
+    "imagenet": _info(
+        _imagenet(_HUB_IMAGENET), "hub ILSVRC/imagenet-1k (gated)", "ImageNet-1k; its validation images are the test",
+        1000, (1276167, 5000, 50000), 10, _PHOTO,
+        others={"torchvision": _imagenet(vision.source("imagenet"))},
+        licence="non-commercial research, terms on the hub",
         get="accept the terms on the hub and log in; or put the archives into imagenet/ and name imagenet@torchvision",
     ),
-    "stl10": _tv(
-        "stl10", "STL-10, 96 px photographs", 10, (4500, 500, 8000), 4, _PHOTO, others={"hub": hub("tanganke/stl10")}
-    ),
+    "stl10": _tv("stl10", "STL-10, 96 px photographs", 10, (4500, 500, 8000), 4, _PHOTO, "tanganke/stl10"),
     "food101": _tv(
         "food101", "Food-101", 101, (70750, 5000, 25250), 15, ("a photo of {}, a type of food.",),
-        others={"hub": hub("ethz/food101", splits={"train": "train", "test": "validation"})},
+        hub("ethz/food101", splits=_VALIDATION_AS_TEST),
     ),
     "caltech101": _tv(
-        "caltech101", "Caltech-101 without its background class", 101, (6247, 694, 1736), 10, _PHOTO,
-        rule="test: 20 % at random, seed 0; " + _CARVED, licence="CC BY 4.0",
+        "caltech101", "Caltech-101 without its background class", 101, (6247, 694, 1736), 10, _PHOTO, **_BY_SHARE
     ),
     "caltech256": _tv(
-        "caltech256", "Caltech-256 with its clutter class", 257, (22037, 2448, 6122), 8, _PHOTO,
-        rule="test: 20 % at random, seed 0; " + _CARVED, licence="CC BY 4.0",
+        "caltech256", "Caltech-256 with its clutter class", 257, (22037, 2448, 6122), 8, _PHOTO, **_BY_SHARE
     ),
     "fgvc-aircraft": _tv(
         "fgvc-aircraft", "FGVC Aircraft, variants", 100, (3334, 3333, 3333), 60,
@@ -205,34 +151,31 @@ PAPER_SETS: dict[str, DatasetInfo] = {
     ),
     "oxford-pets": _tv(
         "oxford-pets", "Oxford-IIIT Pet, trainval", 37, (3312, 368, 3669), 5, ("a photo of a {}, a type of pet.",),
-        licence="CC BY-SA 4.0", others={"hub": hub("timm/oxford-iiit-pet")},
+        "timm/oxford-iiit-pet", licence="CC BY-SA 4.0",
     ),
-    "cub200": DatasetInfo(
-        archives.load_cub, _BIRD, 20, "Caltech-UCSD Birds 200, 2011", prompt=DEFAULT_PROMPT, classes=200,
-        sizes=Sizes(5395, 599, 5794), rule=_CARVED, source="the makers' archive",
-        others={"hub": hub("Donghyun99/CUB-200-2011")}, licence=_RESEARCH, get="downloads itself",
+    "cub200": _info(
+        archives.load_cub, "the makers' archive", "Caltech-UCSD Birds 200, 2011", 200, (5395, 599, 5794), 20, _BIRD,
+        "Donghyun99/CUB-200-2011", licence=_RESEARCH,
     ),
-    "voc2007": DatasetInfo(
-        archives.load_voc, _PHOTO, 10, "PASCAL VOC 2007, a crop of every annotated object", prompt=DEFAULT_PROMPT,
-        classes=20, sizes=Sizes(7844, 7818, 14976), rule=_OWN, source="torchvision VOCDetection",
-        licence="Flickr's terms of use", get="downloads itself",
+    "voc2007": _info(
+        archives.load_voc, "torchvision VOCDetection", "PASCAL VOC 2007, a crop of every annotated object", 20,
+        (7844, 7818, 14976), 10, _PHOTO, rule=_OWN, licence="Flickr's terms of use",
     ),
     "country211": _tv(
         "country211", "Country211, photographs by country", 211, (31650, 10550, 21100), 15,
         ("a photo i took in {}.", "a photo showing the country of {}.", "a photo taken in my home country of {}."),
         rule=_OWN, licence="Creative Commons, by photograph",
     ),
-    "ucf101": DatasetInfo(
-        archives.load_ucf, ("a photo of a person doing {}.", "a video frame of a person practicing {}."), 20,
-        "UCF101, the middle frame of every video", prompt=DEFAULT_PROMPT, classes=101, sizes=Sizes(7639, 1898, 3783),
-        rule=_OWN, source="a folder you make",
+    "ucf101": _info(
+        archives.load_ucf, "a folder you make", "UCF101, the middle frame of every video", 101, (7639, 1898, 3783), 20,
+        ("a photo of a person doing {}.", "a video frame of a person practicing {}."), rule=_OWN,
         get="put UCF-101-midframes/ and split_zhou_UCF101.json into ucf101/ of the data folder (see CoOp's data page)",
     ),
 }  # fmt: skip
 
 FURTHER_SETS: dict[str, DatasetInfo] = {
     "fashion-mnist": _tv(
-        "fashion-mnist", "Fashion-MNIST, 28 px", 10, (55000, 5000, 10000), None, ("a photo of a {}.",), licence="MIT",
-        others={"hub": hub("zalando-datasets/fashion_mnist")},
+        "fashion-mnist", "Fashion-MNIST, 28 px", 10, (55000, 5000, 10000), None, ("a photo of a {}.",),
+        "zalando-datasets/fashion_mnist", licence="MIT",
     ),
 }  # fmt: skip

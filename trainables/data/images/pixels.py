@@ -1,4 +1,4 @@
-"""Decoded images: resized once to the model's size, kept as uint8 on disk (`cache`) or in memory."""
+"""Decoded images: resized once to the model's size, kept as uint8 on disk (`decoded`) or in memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainables.cache import Packs, cache_folder
-from trainables.data.dataset import ImageSplit
+from trainables.cache import cache_folder
+from trainables.data.images.dataset import ImageSplit
+from trainables.data.images.decoded import DecodedRows
 from trainables.errors import DataError
 
 KEEP_BYTES = 4 * 2**30
@@ -68,7 +69,7 @@ class Pixels:
         width = int(np.prod(self._shape))
         self.nbytes = len(split) * width
         folder = cache_folder()
-        self._packs = Packs(folder / key(split, recipe), len(split), width) if split.stamp and folder else None
+        self._mapped = DecodedRows(folder / key(split, recipe), len(split), width) if split.stamp and folder else None
         self._keep_bytes = keep_bytes
         self._all: Tensor | None = None
         self._done = torch.zeros(len(split), dtype=torch.bool)
@@ -76,16 +77,15 @@ class Pixels:
     @property
     def kept_bytes(self) -> int:
         """Bytes of this process's memory that stay allocated; 0 for images that are mapped, or too many to keep."""
-        return 0 if self._packs is not None or self.nbytes > self._keep_bytes else self.nbytes
+        return 0 if self._mapped is not None or self.nbytes > self._keep_bytes else self.nbytes
 
     def prepare(self, index: Tensor, *, skip_bad: bool = False) -> Tensor:
         """Decode the given rows now, all together; the rows that can be used, in the order given.
 
-        Raises:
-            DataError: an image that can't be decoded, naming it, unless `skip_bad`, which leaves it out.
+        Raises DataError: an image that can't be decoded, naming it, unless `skip_bad`, which leaves it out.
         """
         bad: set[int] = set()
-        if self._packs is not None or self.kept_bytes:
+        if self._mapped is not None or self.kept_bytes:
             self._fetch(torch.unique(index), bad if skip_bad else None)
         elif skip_bad:
             for part in torch.split(torch.unique(index), 1024):
@@ -94,15 +94,15 @@ class Pixels:
 
     def rows(self, index: Tensor) -> Tensor:
         """Images of the given rows: (n, 3, size, size) uint8. Raises DataError naming one that can't be decoded."""
-        for _ in range(3):  # a damaged pack is decoded again; a disk that damages every one is not used
-            if (packs := self._packs) is None:
+        for _ in range(3):  # a damaged file is decoded again; a disk that damages every one is not used
+            if (mapped := self._mapped) is None:
                 break
-            missing = torch.unique(index[~packs.has(index)])
+            missing = torch.unique(index[~mapped.has(index)])
             if len(missing):
                 self._fetch(missing, None)
-            elif (found := packs.read(index)) is not None:
+            elif (found := mapped.read(index)) is not None:
                 return found.view(-1, *self._shape)
-        self._packs = None
+        self._mapped = None
         if self.nbytes > self._keep_bytes:
             return self._decode(index, None)[1]
         self._fetch(torch.unique(index), None)
@@ -111,10 +111,10 @@ class Pixels:
 
     def _fetch(self, rows: Tensor, bad: set[int] | None) -> None:
         """Have distinct rows on disk, or in memory where the disk takes no more."""
-        if self._packs is not None:
-            if self._packs.add(rows, lambda part: self._decode(part, bad)):
+        if self._mapped is not None:
+            if self._mapped.add(rows, lambda part: self._decode(part, bad)):
                 return
-            self._packs = None
+            self._mapped = None
         if self.nbytes > self._keep_bytes:
             return
         if self._all is None:

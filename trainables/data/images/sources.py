@@ -7,44 +7,35 @@ Every source has a `train` and a `test` split. A `dataset.json` beside the files
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import Tensor
 
-from trainables.data.dataset import (
-    DEFAULT_PROMPT,
-    DEFAULT_TEMPLATES,
+from randlora.errors import nearest
+from trainables.data.downloads import hub_splits
+from trainables.data.images.dataset import (
     Dataset,
     ImageSplit,
+    Words,
+    assemble,
     check_labels,
     check_templates,
+    file_stamp,
+    from_paths,
 )
-from trainables.errors import DataError, nearest, no_folder
+from trainables.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 _VALIDATION = ("validation", "valid", "val")
-
-
-@dataclass(frozen=True)
-class Words:
-    """Prompts and class names that a data set brings along; None where it leaves the default."""
-
-    templates: tuple[str, ...] | None = None
-    prompt: str | None = None
-    class_names: tuple[str, ...] | None = None
 
 
 def read_words(folder: Path) -> Words:
@@ -71,39 +62,12 @@ def read_words(folder: Path) -> Words:
     return Words(lists["templates"], None if prompt is None else str(prompt), lists["class_names"])
 
 
-def assemble(
-    name: str,
-    class_names: Sequence[str],
-    train: ImageSplit,
-    open_test: Callable[[], ImageSplit],
-    words: Words,
-    *,
-    val_rows: Tensor | None = None,
-) -> Dataset:
-    """A Dataset from its parts, defaults filled in, the test split opened at most once."""
-    names = words.class_names or tuple(class_names)
-    if len(names) < 2:
-        raise DataError(f"{name}: {len(names)} class(es) found ({', '.join(names)}); classification needs two or more")
-    if words.class_names is not None and len(words.class_names) != len(class_names):
-        raise DataError(f"{name}: dataset.json names {len(names)} classes, the labels have {len(class_names)}")
-    return Dataset(
-        name=name,
-        class_names=names,
-        templates=words.templates or DEFAULT_TEMPLATES,
-        prompt=words.prompt or (words.templates[0] if words.templates else DEFAULT_PROMPT),
-        train=train,
-        open_test=functools.cache(open_test),
-        val_rows=val_rows,
-    )
-
-
 def from_tables(
     name: str,
     tables: Mapping[str, Callable[[], pa.Table]],
     words: Words,
+    stamps: Mapping[str, str],
     *,
-    source: str,
-    stamps: Mapping[str, str] | None = None,
     clean: Callable[[str], str] | None = None,
 ) -> Dataset:
     """A Dataset from one lazily read table per split (`train`, `test`, perhaps a validation split).
@@ -112,25 +76,18 @@ def from_tables(
         stamps: `ImageSplit.stamp` of the splits.
         clean: makes the words for prompts from the class names that the table has.
     """
-    stamps = stamps or {}
     first = tables["train"]()
-    columns = _columns(first, source)
-    class_names = _class_names(first, columns[1], words, source)
-    train = _table_split(first, columns, class_names, source, "train", stamps.get("train", ""))
+    columns = _columns(first, name)
+    class_names = _class_names(first, columns[1], words, name)
     held = next((v for v in _VALIDATION if v in tables), None)
-    val_rows = None
-    if held is not None:
-        val = _table_split(tables[held](), columns, class_names, source, "validation", stamps.get(held, ""))
-        val_rows = torch.arange(len(train), len(train) + len(val))
-        train = joined(train, val)
-    return assemble(
-        name,
-        class_names if clean is None else [clean(c) for c in class_names],
-        train,
-        lambda: _table_split(tables["test"](), columns, class_names, source, "test", stamps.get("test", "")),
-        words,
-        val_rows=val_rows,
-    )
+
+    def read(which: str) -> ImageSplit:
+        table = first if which == "train" else tables[which]()
+        said = "validation" if which == held else which
+        return _table_split(table, columns, class_names, name, said, stamps.get(which, ""))
+
+    names = class_names if clean is None else [clean(c) for c in class_names]
+    return assemble(name, names, read("train"), lambda: read("test"), words, val=None if held is None else read(held))
 
 
 def from_parquet(name: str, folder: Path) -> Dataset:
@@ -145,7 +102,6 @@ def from_arrow(name: str, folder: Path) -> Dataset:
 
 def from_folder(name: str, folder: Path) -> Dataset:
     """`FOLDER/{train,test}/CLASS/IMAGE`; underscores in a class folder's name are spaces in its prompts."""
-    _must_be_folder(name, folder)
     splits = {s: folder / s for s in ("train", "test", *_VALIDATION) if (folder / s).is_dir()}
     if not {"train", "test"} <= splits.keys():
         inside = sorted(p.name for p in folder.iterdir())
@@ -166,28 +122,18 @@ def from_folder(name: str, folder: Path) -> Dataset:
             files = sorted((splits[which] / each).glob("*")) if each in found else []
             images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
             if not images and each in found:
+                known = ", ".join(sorted(IMAGE_SUFFIXES))
                 raise DataError(
-                    f"{name}: class folder {splits[which] / each} holds no image ("
-                    f"{', '.join(sorted(IMAGE_SUFFIXES))}); "
-                    "fill it or remove it"
+                    f"{name}: class folder {splits[which] / each} holds no image ({known}); fill it or remove it"
                 )
             paths += images
             labels += [index] * len(images)
-        where = f"{name} ({which})"
-        checked = check_labels(torch.tensor(labels, dtype=torch.int64), len(folders), where)
-        return ImageSplit(
-            name, which, checked, lambda row: Image.open(paths[row]), file_stamp(paths), lambda row: str(paths[row])
-        )
+        return from_paths(name, which, paths, labels, len(folders))
 
-    train = read("train")
     held = next((v for v in _VALIDATION if v in splits), None)
-    val_rows = None
-    if held is not None:
-        val = read(held)
-        val_rows = torch.arange(len(train), len(train) + len(val))
-        train = joined(train, val)
     names = [f.replace("_", " ") for f in folders]
-    return assemble(name, names, train, lambda: read("test"), read_words(folder), val_rows=val_rows)
+    val = None if held is None else read(held)
+    return assemble(name, names, read("train"), lambda: read("test"), read_words(folder), val=val)
 
 
 def from_hub(
@@ -208,29 +154,18 @@ def from_hub(
         clean: makes the words for prompts from its class names.
         advice: how else to get it, for the message when it can't be had.
     """
-    import datasets
-
-    try:
-        found = datasets.load_dataset(repository, *([config] if config else []))
-    except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
-        raise DataError(
-            f"data set {name!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); check the id and "
-            f"the connection, or download it and use 'parquet:FOLDER'{'; ' + advice if advice else ''}"
-        ) from error
-    given = {str(k): v for k, v in found.items()}
+    instead = (
+        f"check the id and the connection, or download it and use 'parquet:FOLDER'{'; ' + advice if advice else ''}"
+    )
+    given = hub_splits(name, repository, *([config] if config else []), instead=instead)
     wanted = {ours: theirs for ours, theirs in (splits or {k: k for k in given}).items() if theirs in given}
     _must_have(name, Path(repository), wanted, "splits")
-    tables = {ours: functools.partial(_hub_table, given[theirs]) for ours, theirs in wanted.items()}
+    tables = {ours: lambda split=given[theirs]: split.with_format("arrow")[:] for ours, theirs in wanted.items()}
     stamps = {ours: f"hub/{repository}/{getattr(given[theirs], '_fingerprint', '')}" for ours, theirs in wanted.items()}
-    return from_tables(name, tables, words or Words(), source=name, stamps=stamps, clean=clean)
-
-
-def _hub_table(split: Any) -> pa.Table:
-    return split.with_format("arrow")[:]
+    return from_tables(name, tables, words or Words(), stamps, clean=clean)
 
 
 def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Sequence[Path]], pa.Table]) -> Dataset:
-    _must_be_folder(name, folder)
     splits: dict[str, list[Path]] = {}
     for which in ("train", "test", *_VALIDATION):
         for pattern in (f"{which}.{suffix}", f"{which}-*.{suffix}", f"data/{which}-*.{suffix}", f"{which}/*.{suffix}"):
@@ -248,16 +183,7 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Sequence[P
 
     tables = {which: functools.partial(opened, which) for which in splits}
     stamps = {which: file_stamp(paths) for which, paths in splits.items()}
-    return from_tables(name, tables, read_words(folder), source=name, stamps=stamps)
-
-
-def file_stamp(paths: Sequence[Path]) -> str:
-    """A digest of files' places, sizes and times of change: what the cache of decoded images is bound to."""
-    digest = hashlib.sha256()
-    for path in paths:
-        found = path.stat()
-        digest.update(f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return from_tables(name, tables, read_words(folder), stamps)
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -328,26 +254,6 @@ def _table_split(
         return Image.open(io.BytesIO(encoded))
 
     return ImageSplit(source, which, labels, read, stamp)
-
-
-def joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
-    """Both, one after the other, under the first one's name."""
-    n = len(first)
-    labels = torch.cat([first.labels, second.labels])
-    one, two = first.file, second.file
-    return ImageSplit(
-        first.source,
-        first.name,
-        labels,
-        lambda row: first.read(row) if row < n else second.read(row - n),
-        f"{first.stamp}+{second.stamp}" if first.stamp and second.stamp else "",
-        None if one is None or two is None else lambda row: one(row) if row < n else two(row - n),
-    )
-
-
-def _must_be_folder(name: str, folder: Path) -> None:
-    if not folder.is_dir():
-        raise no_folder(name, folder)
 
 
 def _must_have(name: str, folder: Path, splits: Mapping[str, object], what: str) -> None:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from trainables.data.dataset import Dataset, ImageSplit, check_labels
-from trainables.data.images.info import class_words, clean
-from trainables.data.images.sources import Words, assemble
-from trainables.data.splits import generator
+from trainables.data.downloads import FOLDER_VARIABLE, data_folder
+from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, subset
+from trainables.data.images.info import Load, class_words, clean
 from trainables.errors import DataError
-
-FOLDER_VARIABLE = "SWEEPS_DATA"
-"""Environment variable naming the download folder; default ~/.cache/randlora-sweeps/data."""
+from trainables.seeds import generator
 
 DIGITS = tuple(str(d) for d in range(10))
 SPLIT_SEED = 0
@@ -60,19 +54,13 @@ ENTRIES: dict[str, _Entry] = {
     "fgvc-aircraft": _Entry("FGVCAircraft", *_SPLIT, val={"split": "val"}),
     "flowers102": _Entry("Flowers102", *_SPLIT, val={"split": "val"}),
     "oxford-pets": _Entry("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
-    "gtsrb": _Entry("GTSRB", *_SPLIT, classes=class_words("gtsrb")),  # type: ignore[arg-type]
+    "gtsrb": _Entry("GTSRB", *_SPLIT, classes=class_words("gtsrb")),
     "country211": _Entry("Country211", *_SPLIT, val={"split": "valid"}, renames="country211"),
     "eurosat": _Entry("EuroSAT", {}, {}, renames="eurosat", pooled="per-class"),
     "caltech101": _Entry("Caltech101", {}, {}, renames="caltech101", pooled="share"),
     "caltech256": _Entry("Caltech256", {}, {}, pooled="share"),
     "imagenet": _Entry("ImageNet", {"split": "train"}, {"split": "val"}, download=False),
 }
-
-
-def data_folder() -> Path:
-    """Where downloads go."""
-    given = os.environ.get(FOLDER_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "randlora-sweeps" / "data"
 
 
 def load(name: str, key: str, words: Words) -> Dataset:
@@ -82,20 +70,15 @@ def load(name: str, key: str, words: Words) -> Dataset:
     if entry.pooled is not None:
         return _from_pool(name, entry, first, words)
     parts = [first, *(_open(name, entry, more) for more in entry.more)]
-    val_rows = None
-    if entry.val is not None:
-        held = _open(name, entry, entry.val)
-        start = sum(len(p) for p in parts)
-        val_rows = torch.arange(start, start + len(held))
-        parts.append(held)
     classes = _classes(entry, first)
+    n = len(classes)
     return assemble(
         name,
         classes,
-        _split(name, "train", parts, len(classes)),
-        lambda: _split(name, "test", [_open(name, entry, entry.test)], len(classes)),
+        _split(name, "train", parts, n),
+        lambda: _split(name, "test", [_open(name, entry, entry.test)], n),
         words,
-        val_rows=val_rows,
+        val=None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n),
     )
 
 
@@ -106,10 +89,10 @@ def _from_pool(name: str, entry: _Entry, found: Any, words: Words) -> Dataset:
     return assemble(
         name,
         classes,
-        subset(pool, "train", torch.cat([train, val])),
+        subset(pool, "train", train),
         lambda: subset(pool, "test", test),
         words,
-        val_rows=torch.arange(len(train), len(train) + len(val)) if len(val) else None,
+        val=subset(pool, "train", val) if len(val) else None,
     )
 
 
@@ -134,21 +117,6 @@ def share_rows(n: int, share: float = TEST_SHARE) -> tuple[Tensor, Tensor, Tenso
     return order[:n_train].sort().values, order[:0], order[n_train:].sort().values
 
 
-def subset(pool: ImageSplit, which: str, rows: Tensor) -> ImageSplit:
-    """Some rows of a split as a split of their own."""
-    index = rows.tolist()
-    digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
-    file = pool.file
-    return ImageSplit(
-        pool.source,
-        which,
-        pool.labels[rows],
-        lambda row: pool.read(index[row]),
-        f"{pool.stamp}/{digest}" if pool.stamp else "",
-        None if file is None else lambda row: file(index[row]),
-    )
-
-
 def _open(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> Any:
     import torchvision
 
@@ -157,11 +125,7 @@ def _open(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> Any:
     fetch = {"download": True} if entry.download else {}
     try:
         return getattr(torchvision.datasets, entry.cls)(str(root), **fetch, **arguments)
-    except (
-        OSError,
-        RuntimeError,
-        ModuleNotFoundError,
-    ) as error:  # URLError is an OSError; a failed check is a RuntimeError
+    except (OSError, RuntimeError, ModuleNotFoundError) as error:  # a failed check of a file is a RuntimeError
         raise DataError(
             f"data set {name!r}: torchvision could not read or download it in {root} ({error}); set "
             f"{FOLDER_VARIABLE} to the folder that holds it"
@@ -173,7 +137,6 @@ def _classes(entry: _Entry, found: Any) -> tuple[str, ...]:
         return entry.classes
     raw = getattr(found, "classes", None) or found.categories
     renames = class_words(entry.renames) if entry.renames else None
-    assert not isinstance(renames, tuple)
     return tuple(clean(c[0] if isinstance(c, tuple) else str(c), renames) for c in raw)
 
 
@@ -204,10 +167,6 @@ def _labels(name: str, data: Any) -> Tensor:
     raise DataError(f"data set {name!r}: {type(data).__name__} of this torchvision keeps its labels elsewhere")
 
 
-def source(key: str) -> Callable[[str, Words], Dataset]:
+def source(key: str) -> Load:
     """A `DatasetInfo.load` for one of ENTRIES."""
-    return functools.partial(_load_by_key, key)
-
-
-def _load_by_key(key: str, name: str, words: Words) -> Dataset:
-    return load(name, key, words)
+    return lambda name, words: load(name, key, words)

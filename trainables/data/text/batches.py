@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from trainables.config import TrialConfig
 from trainables.data.images.batches import epoch_batches
-from trainables.data.splits import generator
+from trainables.seeds import generator
 
 POOL_BATCHES = 32
 """Rows are sorted by length within pools of so many batches: near-equal lengths, and other neighbours every epoch."""
@@ -55,18 +56,7 @@ def length_batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> 
     return batches
 
 
-def share_of(n: int, rank: int, world: int) -> list[int]:
-    """Every `world`-th of n positions, from `rank`: a worker's part of an evaluation."""
-    return list(range(rank, n, world)) if n > rank else []
-
-
 def padded(sequences: Sequence[Tensor], fill: int, *, left: bool = False) -> Tensor:
     """Sequences (L_i,) as one (n, max L) int64 tensor, `fill` after them, or before them."""
-    width = max(map(len, sequences))
-    out = torch.full((len(sequences), width), fill, dtype=torch.int64)
-    for row, sequence in zip(out, sequences, strict=True):
-        if left:
-            row[width - len(sequence) :] = sequence
-        else:
-            row[: len(sequence)] = sequence
-    return out
+    side = "left" if left else "right"
+    return pad_sequence(list(sequences), batch_first=True, padding_value=fill, padding_side=side)

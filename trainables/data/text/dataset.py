@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainables.config import Stage
-from trainables.data.dataset import closed
-from trainables.errors import SplitError
+from trainables.data.splits import SplitSet
 
 TextKind = Literal["instructions", "questions", "meanings", "sentences"]
 """instructions: LLM-Adapters rows, answered by a label. questions: answered by the text of a choice. meanings: E2E.
@@ -96,59 +95,65 @@ class TextSplit:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class TextDataset:
-    """A text set with its splits.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TextDataset(SplitSet[TextSplit]):
+    """A text set with its splits. Its classes are the labels of a classification set, or the tasks of a union.
 
     Attributes:
-        name: the id it was loaded by.
         kind: what its rows are.
-        class_names: the classes that K-shot subsets are drawn from: labels of a classification set, or the tasks of a
-            union; () where the rows have no classes, and then there is no K-shot subset.
         metric: name of the score: "accuracy", "matthews", "pearson", "bleu".
-        train: the pool that training and validation rows are drawn from.
-        open_test: loads the test split; call `test` instead, which knows the stage.
-        val_rows: rows of `train` that the data set's authors set apart for validation; None when they did not.
-        stage: TUNE closes the test split.
     """
 
-    name: str
     kind: TextKind
-    class_names: tuple[str, ...]
     metric: str
-    train: TextSplit
-    open_test: Callable[[], TextSplit] = field(repr=False)
-    val_rows: Tensor | None = None
-    stage: Stage = "TUNE"
-
-    @property
-    def test(self) -> TextSplit:
-        """The test split. Raises SplitError in stage TUNE."""
-        if self.stage != "CONFIRM":
-            raise SplitError(closed(self.name, self.stage))
-        return self.open_test()
-
-    def at(self, stage: Stage) -> TextDataset:
-        """The same data as `stage` may see it."""
-        return dataclasses.replace(self, stage=stage)
 
 
-def text_split(
-    source: str,
+Part = tuple[str, str, Sequence[Row]]
+"""Rows of one file: (task, the file's name for messages, rows)."""
+
+
+def text_dataset(
     name: str,
-    parts: Sequence[tuple[str, str, Sequence[Row]]],
+    kind: TextKind,
+    metric: str,
+    train: Sequence[Part],
+    open_test: Callable[[], Sequence[Part]],
     *,
-    labels: Sequence[int] | None = None,
-    groups: Sequence[str] = (),
-) -> TextSplit:
-    """A split from (group, file, rows) parts. `groups` fixes the order of the groups; `labels` default to them."""
-    names = tuple(groups) or tuple(dict.fromkeys(group for group, _, _ in parts))
+    held: Part | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> TextDataset:
+    """A TextDataset from its parts, the test split opened at most once.
+
+    Args:
+        held: the validation rows of the authors; they join `train` in the pool.
+        class_names: None for the tasks of a union.
+    """
+    pool = text_split(name, "train", train if held is None else [*train, held])
+    count = sum(len(rows) for _, _, rows in train)
+    tasks = pool.groups if len(pool.groups) > 1 else ()
+    return TextDataset(
+        name=name,
+        kind=kind,
+        class_names=tasks if class_names is None else class_names,
+        metric=metric,
+        train=pool,
+        open_test=functools.cache(lambda: text_split(name, "test", open_test())),
+        val_rows=None if held is None else torch.arange(count, len(pool)),
+    )
+
+
+def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
+    """A split from the rows of files. A row's label is its class, or else its task; rows of a regression have 0."""
+    groups = tuple(dict.fromkeys(group for group, _, _ in parts))
     rows: list[Row] = []
-    starts, group_of = [], []
+    starts, group_of, labels = [], [], []
     for group, file, more in parts:
         starts.append((len(rows), file))
-        group_of += [names.index(group)] * len(more)
-        rows += more
+        number = groups.index(group)
+        for row in more:
+            rows.append(row)
+            group_of.append(number)
+            found = row.label if isinstance(row, Labelled) else number
+            labels.append(found if isinstance(found, int) else 0)
     of = torch.tensor(group_of, dtype=torch.int64)
-    given = of if labels is None else torch.tensor(labels, dtype=torch.int64)
-    return TextSplit(source, name, rows, given, names, of, tuple(starts))
+    return TextSplit(source, name, rows, torch.tensor(labels, dtype=torch.int64), groups, of, tuple(starts))

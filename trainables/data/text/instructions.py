@@ -7,22 +7,16 @@ may name its choices in a list `choices`, the answer being one of them; `output`
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from trainables.data.text import prompts
-from trainables.data.text.dataset import Exchange, TextDataset, TextSplit, text_split
+from trainables.data.text.dataset import Exchange, Part, TextDataset, text_dataset
 from trainables.errors import DataError
 
 Form = Literal["instructions", "questions"]
-Part = tuple[str, str, Path]
-"""(task, name of the file for messages, file)."""
-
 _SUFFIXES = (".json", ".jsonl")
 _VALIDATION = ("validation", "valid", "val", "dev")
 
@@ -34,8 +28,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
         form: "instructions" keeps the rows as they are, a label being the answer; "questions" asks the bare question
             of each row and has the text of the right choice as response.
 
-    Raises:
-        DataError: missing or malformed files, naming file and row.
+    Raises DataError: missing or malformed files, naming file and row.
     """
     here = folder.name
     train, test = _find(folder, "train"), _find(folder, "test")
@@ -62,27 +55,12 @@ def assemble(
     name: str, form: Form, *, train: Mapping[str, Path], test: Mapping[str, Path], validation: Path | None = None
 ) -> TextDataset:
     """The data set of given files by task; the test files are read when the test split is opened."""
-    parts = [(task, str(path), read(path, form)) for task, path in train.items()]
-    count = sum(len(rows) for _, _, rows in parts)
-    val_rows = None
-    if validation is not None:
-        held = read(validation, form)
-        val_rows = torch.arange(count, count + len(held))
-        parts.append((next(iter(train)), str(validation), held))
 
-    def open_test() -> TextSplit:
-        return text_split(name, "test", [(task, str(path), read(path, form)) for task, path in test.items()])
+    def parts(files: Mapping[str, Path]) -> list[Part]:
+        return [(task, str(path), read(path, form)) for task, path in files.items()]
 
-    pool = text_split(name, "train", parts)
-    return TextDataset(
-        name=name,
-        kind=form,
-        class_names=pool.groups if len(pool.groups) > 1 else (),
-        metric="accuracy",
-        train=pool,
-        open_test=functools.cache(open_test),
-        val_rows=val_rows,
-    )
+    held = None if validation is None else (next(iter(train)), str(validation), read(validation, form))
+    return text_dataset(name, form, "accuracy", parts(train), lambda: parts(test), held=held)
 
 
 def _find(folder: Path, which: str) -> Path | None:

@@ -70,8 +70,7 @@ def labels_of(instruction: str) -> tuple[str, ...]:
 def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> tuple[str, ...]:
     """The response for every label: `output` with its last `answer` replaced.
 
-    Raises:
-        DataError: an answer that is not a label, or does not stand in the output.
+    Raises DataError: an answer that is not a label, or does not stand in the output.
     """
     if len(labels) < 2:
         raise DataError(
@@ -91,8 +90,7 @@ def stem_and_options(instruction: str, where: str) -> tuple[str, tuple[str, ...]
 
     A true/false question has its labels as options.
 
-    Raises:
-        DataError: options that are missing, empty, or not as many as the labels.
+    Raises DataError: options that are missing, empty, or not as many as the labels.
     """
     labels = labels_of(instruction)
     body = _LABELS.sub("", instruction.rstrip()).rstrip() if labels else instruction

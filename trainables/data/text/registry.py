@@ -14,35 +14,27 @@ from __future__ import annotations
 import functools
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.data.images.torchvision import FOLDER_VARIABLE, data_folder
+from trainables.data.downloads import FOLDER_VARIABLE, UNKNOWN, counted, data_folder, hub_splits
 from trainables.data.text.dataset import TextDataset, TextKind
 from trainables.data.text.instructions import Form, assemble, from_json
 from trainables.data.text.tables import GLUE, Cells, e2e_dataset, from_e2e_folder, from_glue_folder, glue_dataset
-from trainables.errors import DataError, no_folder
+from trainables.errors import DataError, folder_of
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 """Where the commonsense files are, laid out as in the download folder."""
 
-TEXT_FORMS: dict[str, Callable[[str, Path], TextDataset]] = {
-    "json": lambda name, folder: from_json(name, folder, "instructions"),
-    "questions": lambda name, folder: from_json(name, folder, "questions"),
-    "glue": from_glue_folder,
-    "e2e": from_e2e_folder,
+_FORMS: dict[str, tuple[TextKind, Callable[[str, Path], TextDataset]]] = {
+    "json": ("instructions", lambda name, folder: from_json(name, folder, "instructions")),
+    "questions": ("questions", lambda name, folder: from_json(name, folder, "questions")),
+    "glue": ("sentences", from_glue_folder),
+    "e2e": ("meanings", from_e2e_folder),
 }
-"""Forms of a text set's id that name a folder, `json:FOLDER`, with what reads them."""
-
-_KINDS: dict[str, TextKind] = {
-    "json": "instructions",
-    "questions": "questions",
-    "glue": "sentences",
-    "e2e": "meanings",
-}
-"""What the rows of these forms are."""
+"""Forms of a text set's id that name a folder, `json:FOLDER`: what their rows are, and what reads them."""
+TEXT_FORMS = tuple(_FORMS)
 
 
 @dataclass(frozen=True)
@@ -63,12 +55,19 @@ class TextInfo:
     load: Callable[[str], TextDataset]
     about: str
     source: str
-    licence: str
+    licence: str = UNKNOWN
     train: int | None = None
     test: int | None = None
     verified: bool = False
     epochs: int | None = None
     kind: TextKind = "instructions"
+
+    def open(self, name: str) -> TextDataset:
+        """Load it, and compare its size with what is known. Raises DataError where that was verified and differs."""
+        data = self.load(name)
+        authors = 0 if data.val_rows is None else len(data.val_rows)
+        pool = None if self.train is None else self.train + authors
+        return counted(data, "rows", pool, self.test, verified=self.verified)
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,9 @@ class _Task:
     folder: str
     train: int
     test: int
-    licence: str = "unknown"
-    verified: bool = False
-    about: str = field(default="")
+    licence: str
+    verified: bool
+    about: str
 
 
 COMMONSENSE: dict[str, _Task] = {
@@ -96,15 +95,6 @@ COMMONSENSE: dict[str, _Task] = {
     "openbookqa": _Task("openbookqa", 4957, 500, "Apache-2.0", True, "elementary science with a fact to recall"),
 }
 """In the order of the paper's tables."""
-
-_GLUE_SIZES = {
-    "sst2": (67349, 872),
-    "mrpc": (3668, 408),
-    "cola": (8551, 1043),
-    "qnli": (104743, 5463),
-    "rte": (2490, 277),
-    "stsb": (5749, 1500),
-}
 
 
 def _fetch(path: str) -> Path:
@@ -147,16 +137,9 @@ def _union(file: str, form: Form) -> Callable[[str], TextDataset]:
 
 
 def _hub(dataset: str, repository: str, **where: str) -> Mapping[str, Callable[[], Cells]]:
-    import datasets
-
-    try:
-        found = datasets.load_dataset(repository, **where)
-    except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
-        raise DataError(
-            f"data set {dataset!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); check the "
-            "connection, or download its files and use glue:FOLDER or e2e:FOLDER"
-        ) from error
-    return {str(which): functools.partial(list, table) for which, table in found.items()}
+    instead = "check the connection, or download its files and use glue:FOLDER or e2e:FOLDER"
+    found = hub_splits(dataset, repository, instead=instead, **where)
+    return {which: functools.partial(list, table) for which, table in found.items()}
 
 
 def _glue(task: str) -> Callable[[str], TextDataset]:
@@ -182,55 +165,24 @@ def _entries() -> dict[str, TextInfo]:
         ("instructions", "", "answered by a label"),
         ("questions", "-questions", "answered by the text of a choice"),
     )
+    tests = sum(task.test for task in COMMONSENSE.values())
+    union = "the eight commonsense tasks together, tested on each"
     for form, suffix, how in forms:
-        for task, about in COMMONSENSE.items():
-            found[task + suffix] = TextInfo(
-                _commonsense(task, form),
-                f"{about.about}; {how}",
-                f"LLM-Adapters dataset/{about.folder}",
-                about.licence,
-                about.train,
-                about.test,
-                about.verified,
-                3,
-                form,
-            )
-        tests = sum(about.test for about in COMMONSENSE.values())
-        for size, rows in (("15k", None), ("170k", 170420)):
-            found[f"commonsense-{size}{suffix}"] = TextInfo(
-                _union(f"commonsense_{size}.json", form),
-                f"the eight commonsense tasks together, tested on each; {how}",
-                f"LLM-Adapters ft-training_set/commonsense_{size}.json",
-                "mixed: that of each task",
-                rows,
-                tests,
-                False,
-                3,
-                form,
-            )
-    for task, (train, test) in _GLUE_SIZES.items():
-        found[f"glue-{task}"] = TextInfo(
-            _glue(task),
-            f"GLUE {task}, reported on its validation split",
-            "hub nyu-mll/glue",
-            "mixed",
-            train,
-            test,
-            False,
-            10,
-            "sentences",
-        )
-    found["e2e"] = TextInfo(
-        _e2e,
-        "E2E, text from restaurant facts",
-        "hub tuetschek/e2e_nlg",
-        "CC BY-SA 4.0",
-        42061,
-        630,
-        False,
-        5,
-        "meanings",
-    )
+        for name, task in COMMONSENSE.items():
+            about, source = f"{task.about}; {how}", f"LLM-Adapters dataset/{task.folder}"
+            known = (task.licence, task.train, task.test, task.verified)
+            found[name + suffix] = TextInfo(_commonsense(name, form), about, source, *known, 3, form)
+        for file, rows in (("commonsense_15k", None), ("commonsense_170k", 170420)):
+            source, licence = f"LLM-Adapters ft-training_set/{file}.json", "mixed: that of each task"
+            load = _union(f"{file}.json", form)
+            known_union = (licence, rows, tests, False)
+            found[file.replace("_", "-") + suffix] = TextInfo(load, f"{union}; {how}", source, *known_union, 3, form)
+    for name, glue in GLUE.items():
+        about = f"GLUE {name}, reported on its validation split"
+        known = ("mixed", *glue.sizes, False)
+        found[f"glue-{name}"] = TextInfo(_glue(name), about, "hub nyu-mll/glue", *known, 10, "sentences")
+    known = ("CC BY-SA 4.0", 42061, 630, False)
+    found["e2e"] = TextInfo(_e2e, "E2E, text from restaurant facts", "hub tuetschek/e2e_nlg", *known, 5, "meanings")
     return found
 
 
@@ -241,46 +193,18 @@ def text_kind(name: str) -> TextKind | None:
     """What the rows of the text set of that id are, without reading it; None where the id is not one of a text set."""
     if name in TEXT_DATASETS:
         return TEXT_DATASETS[name].kind
-    form, colon, rest = name.partition(":")
-    return _KINDS.get(form) if colon and rest else None
+    form, _, rest = name.partition(":")
+    return _FORMS[form][0] if form in _FORMS and rest else None
 
 
 def text_loader(name: str) -> Callable[[], TextDataset] | None:
     """What loads the text set of that id; None where the id is not one of a text set.
 
-    Raises:
-        DataError: a folder that is not there.
+    Raises DataError: a folder that is not there.
     """
     if name in TEXT_DATASETS:
-        return functools.partial(_load_registered, name, TEXT_DATASETS[name])
-    form, colon, rest = name.partition(":")
-    if not colon or form not in TEXT_FORMS or not rest:
+        return functools.partial(TEXT_DATASETS[name].open, name)
+    form, _, rest = name.partition(":")
+    if form not in _FORMS or not rest:
         return None
-    folder = Path(rest).expanduser()
-    if not folder.is_dir():
-        raise no_folder(name, folder)
-    return functools.partial(TEXT_FORMS[form], name, folder)
-
-
-def _load_registered(name: str, info: TextInfo) -> TextDataset:
-    data = info.load(name)
-    authors = 0 if data.val_rows is None else len(data.val_rows)
-    check_size(name, "train", len(data.train) - authors, info.train, info.verified)
-
-    @functools.cache
-    def open_test() -> object:
-        test = data.open_test()
-        check_size(name, "test", len(test), info.test, info.verified)
-        return test
-
-    return TextDataset(**{**data.__dict__, "open_test": open_test})
-
-
-def check_size(name: str, which: str, found: int, expected: int | None, verified: bool) -> None:
-    """Compare a split's rows with what is known of it. A difference is an error where `verified`, else a warning."""
-    if expected is None or found == expected:
-        return
-    message = f"data set {name!r}: {found} {which} rows where {expected} are known"
-    if verified:
-        raise DataError(f"{message}; the files are not the published ones, fetch them again or name them by folder")
-    warnings.warn(f"{message}; compare results with published ones with care", stacklevel=2)
+    return functools.partial(_FORMS[form][1], name, folder_of(name, rest))

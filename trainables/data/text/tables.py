@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from randlora.errors import nearest
 from trainables.data.text import prompts
-from trainables.data.text.dataset import Exchange, Labelled, TextDataset, TextSplit, text_split
-from trainables.errors import DataError, nearest
+from trainables.data.text.dataset import Exchange, Labelled, Part, TextDataset, text_dataset
+from trainables.errors import DataError
 
 Cells = Sequence[Mapping[str, Any]]
 """Rows of a table by column name."""
@@ -27,21 +26,25 @@ class GlueTask:
     Attributes:
         columns: of the one or two sentences, as the hub names them.
         classes: names in the order of their numbers; () for a regression.
+        sizes: rows of its training and its validation split.
         metric: the score that GLUE reports for it ("accuracy" for MRPC, as LoRA and RandLoRA report).
     """
 
     columns: tuple[str, ...]
     classes: tuple[str, ...]
+    sizes: tuple[int, int]
     metric: str = "accuracy"
 
 
+_PAIR = ("sentence1", "sentence2")
+
 GLUE: dict[str, GlueTask] = {
-    "sst2": GlueTask(("sentence",), ("negative", "positive")),
-    "mrpc": GlueTask(("sentence1", "sentence2"), ("not equivalent", "equivalent")),
-    "cola": GlueTask(("sentence",), ("unacceptable", "acceptable"), "matthews"),
-    "qnli": GlueTask(("question", "sentence"), ("entailment", "not entailment")),
-    "rte": GlueTask(("sentence1", "sentence2"), ("entailment", "not entailment")),
-    "stsb": GlueTask(("sentence1", "sentence2"), (), "pearson"),
+    "sst2": GlueTask(("sentence",), ("negative", "positive"), (67349, 872)),
+    "mrpc": GlueTask(_PAIR, ("not equivalent", "equivalent"), (3668, 408)),
+    "cola": GlueTask(("sentence",), ("unacceptable", "acceptable"), (8551, 1043), "matthews"),
+    "qnli": GlueTask(("question", "sentence"), ("entailment", "not entailment"), (104743, 5463)),
+    "rte": GlueTask(_PAIR, ("entailment", "not entailment"), (2490, 277)),
+    "stsb": GlueTask(_PAIR, (), (5749, 1500), "pearson"),
 }
 
 _COLA = ("source", "label", "mark", "sentence")
@@ -98,26 +101,12 @@ def glue_dataset(
             raise DataError(f"{place}: no rows")
         return rows
 
-    def a_split(which: str, parts: list[tuple[str, list[Labelled]]]) -> TextSplit:
-        numbers = [0 if regression else int(row.label) for _, rows in parts for row in rows]
-        return text_split(name, which, [(name, place, rows) for place, rows in parts], labels=numbers)
+    def part(which: str) -> Part:
+        return name, places[which], rows_of(first if which == "train" else tables[which](), places[which])
 
-    parts = [(places["train"], rows_of(first, places["train"]))]
-    val_rows = None
-    if "validation" in tables:
-        held = rows_of(tables["validation"](), places["validation"])
-        val_rows = torch.arange(len(parts[0][1]), len(parts[0][1]) + len(held))
-        parts.append((places["validation"], held))
-    return TextDataset(
-        name=name,
-        kind="sentences",
-        class_names=classes,
-        metric=metric,
-        train=a_split("train", parts),
-        open_test=functools.cache(
-            lambda: a_split("test", [(places["test"], rows_of(tables["test"](), places["test"]))])
-        ),
-        val_rows=val_rows,
+    held = part("validation") if "validation" in tables else None
+    return text_dataset(
+        name, "sentences", metric, [part("train")], lambda: [part("test")], held=held, class_names=classes
     )
 
 
@@ -187,27 +176,12 @@ def e2e_dataset(name: str, tables: Mapping[str, Callable[[], Cells]], places: Ma
     A training row is a meaning representation with one of its texts; a validation or test row has each representation
     once, with all of its texts as references.
     """
-    pool = [(name, places["train"], _meanings(tables["train"](), places["train"], grouped=False))]
-    val_rows = None
-    if "validation" in tables:
-        held = _meanings(tables["validation"](), places["validation"], grouped=True)
-        val_rows = torch.arange(len(pool[0][2]), len(pool[0][2]) + len(held))
-        pool.append((name, places["validation"], held))
 
-    def open_test() -> TextSplit:
-        return text_split(
-            name, "test", [(name, places["test"], _meanings(tables["test"](), places["test"], grouped=True))]
-        )
+    def part(which: str) -> Part:
+        return name, places[which], _meanings(tables[which](), places[which], grouped=which != "train")
 
-    return TextDataset(
-        name=name,
-        kind="meanings",
-        class_names=(),
-        metric="bleu",
-        train=text_split(name, "train", pool),
-        open_test=functools.cache(open_test),
-        val_rows=val_rows,
-    )
+    held = part("validation") if "validation" in tables else None
+    return text_dataset(name, "meanings", "bleu", [part("train")], lambda: [part("test")], held=held)
 
 
 def _meanings(cells: Cells, place: str, *, grouped: bool) -> list[Exchange]:

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,12 +23,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainables.cache import cache_folder, in_turn, make_room, mark_used
+from trainables.cache import cache_folder, draft, in_turn, make_room, mark_used
 from trainables.models.families import ModelError, ModelId, parse_id
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shapes import UNREADABLE
 from trainables.models.sharing.mapped import DamagedError, can_be_mapped, mapped_bytes, read, trim, write
 from trainables.models.sharing.skeleton import fill, fits, is_empty_form, named_tensors
+from trainables.runtime import installed
 
 PREFIX = "base-"
 """Of the folders in the cache that hold a model's weights."""
@@ -60,8 +58,7 @@ def shared_model(model_id: str) -> LoadedModel:
 
     Writing to them changes this process's copy alone.
 
-    Raises:
-        ModelError: as `load_model`.
+    Raises ModelError: as `load_model`.
     """
     cache = cache_folder()
     if cache is None or (name := _name(model_id)) is None:
@@ -147,15 +144,10 @@ def _keep(folder: Path, loaded: LoadedModel) -> None:
             _say(f"{folder.parent} has no room for {size / 2**20:.0f} MiB")
             return
         empty = len(plain) == len(tensors) and _can_be_empty(loaded)
-        handle, name = tempfile.mkstemp(suffix=".part", dir=folder)
-        os.close(handle)
-        draft = Path(name)
-        try:
-            write(draft, plain, {"model": loaded.model_id, "empty": "yes" if empty else "no"})
-            draft.replace(folder / FILE)
-            mark_used(folder)
-        finally:
-            draft.unlink(missing_ok=True)
+        with draft(folder) as file:
+            write(file, plain, {"model": loaded.model_id, "empty": "yes" if empty else "no"})
+            file.replace(folder / FILE)
+        mark_used(folder)
     except (OSError, ValueError) as error:  # a full or read-only disk, or a limit that is no number
         _say(f"{folder.parent} can't be written ({error})")
         return
@@ -193,7 +185,7 @@ def _name(model_id: str) -> str | None:
     if not files:
         return None
     source = [model_id if parsed.folder is None else str(parsed.folder.resolve()), parsed.gguf, _FORMAT]
-    parts = json.dumps([*source, _versions(), files], sort_keys=True)
+    parts = json.dumps([*source, installed(_LIBRARIES), files], sort_keys=True)
     return PREFIX + hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
@@ -220,14 +212,6 @@ def _stamps(paths: Iterable[Path]) -> list[Any]:
     for path in paths:
         about = path.stat()
         found.append([path.name, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino])
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
     return found
 
 

@@ -8,62 +8,109 @@ image, made from its class; images of one class share the first one's prompt as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
+from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.errors import TrialError
-from trainables.metrics.classification import FeatureClassifier
-from trainables.models.clip_towers import encode_images, encode_texts, logit_scale
+from trainables.models.forward import first_token_only
+from trainables.models.loading import Tokenizer
 from trainables.runtime import Autocast
+from trainables.tasks.images.images import FeatureClassifier, FrozenTask, ImageTask
+from trainables.tasks.task import Parts
+
+TEXTS_AT_ONCE = 1024
 
 
-class VisionTask(FeatureClassifier):
-    """Frozen text tower. `classes`: (C, D) unit class embeddings."""
+def encode_texts(model: nn.Module, tokens: Tensor, autocast: Autocast, *, at_once: int = TEXTS_AT_ONCE) -> Tensor:
+    """Unit-length text features (n, D), float32, of token ids (n, context), `at_once` in a forward pass."""
+    encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
+    with autocast():
+        parts = [encode(part) for part in torch.split(tokens, at_once)]
+    return normalize(torch.cat(parts).float(), dim=-1)
 
-    def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
-        self._model, self._autocast = model, autocast
-        self._head = (logit_scale(model) * classes).T.contiguous()
+
+def encode_images(model: nn.Module, images: Tensor, autocast: Autocast) -> Tensor:
+    """Unit-length image features (B, D), float32."""
+    encode: Callable[[Tensor], Tensor] = model.encode_image  # type: ignore[assignment]
+    with autocast(), first_token_only(model.get_submodule("visual")):
+        features = encode(images)
+    return normalize(features.float(), dim=-1)
+
+
+@torch.no_grad()
+def class_embeddings(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    device: torch.device,
+    autocast: Autocast,
+) -> Tensor:
+    """(C, D): per class the mean of its prompts' unit features, made unit again (CLIP's prompt ensemble)."""
+    texts = [t.format(c) for c in class_names for t in templates]
+    features = encode_texts(model, tokenizer(texts).to(device), autocast)
+    return normalize(features.view(len(class_names), len(templates), -1).mean(dim=1), dim=-1)
+
+
+def logit_scale(model: nn.Module) -> Tensor:
+    """exp of the model's logit_scale, a scalar without gradient: it stays as pretrained for every method."""
+    scale = model.get_parameter("logit_scale")
+    return scale.detach().exp().reshape(())
+
+
+class _ClipClassifier(FeatureClassifier):
+    """CLIP's image tower, whose unit features are compared with `_head`, (D, C), where it exists."""
+
+    def __init__(self, model: nn.Module, autocast: Autocast) -> None:
+        self._model, self._autocast, self._scale = model, autocast, logit_scale(model)
+        self._head: Tensor | None = None
 
     def features(self, images: Tensor) -> Tensor:
         return encode_images(self._model, images, self._autocast)
 
     def classify(self, features: Tensor) -> Tensor:
+        if self._head is None:
+            raise TrialError("classify was called before before_evaluation: the class embeddings do not exist yet")
         return features @ self._head
 
 
-class LinearProbe(FeatureClassifier):
+class VisionTask(_ClipClassifier):
+    """Frozen text tower. `classes`: (C, D) unit class embeddings."""
+
+    def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
+        super().__init__(model, autocast)
+        self._head = (self._scale * classes).T.contiguous()
+
+
+class LinearProbe(_ClipClassifier):
     """Both towers frozen: a linear classifier on unit image features, which starts as the zero-shot classifier.
 
     Logits are exp(logit_scale) times `head` of the features; the head's weights (C, D) start at the class embeddings.
     """
 
     def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
-        self._model, self._autocast = model, autocast
-        self._scale = logit_scale(model)
-        self.head = nn.Linear(classes.shape[1], classes.shape[0], bias=False, device="meta").to_empty(
-            device=classes.device
-        )
+        super().__init__(model, autocast)
+        n_classes, width = classes.shape
+        self.head = nn.Linear(width, n_classes, bias=False, device="meta").to_empty(device=classes.device)
         with torch.no_grad():
             self.head.weight.copy_(classes)
-
-    def features(self, images: Tensor) -> Tensor:
-        return encode_images(self._model, images, self._autocast)
 
     def classify(self, features: Tensor) -> Tensor:
         logits: Tensor = self._scale * self.head(features)
         return logits
 
 
-class BothTask(FeatureClassifier):
+class BothTask(_ClipClassifier):
     """Both towers train. `tokens`: (C, context), the single prompt of every class."""
 
     def __init__(self, model: nn.Module, tokens: Tensor, autocast: Autocast) -> None:
-        self._model, self._tokens, self._autocast = model, tokens, autocast
-        self._scale = logit_scale(model)
-        self._head: Tensor | None = None
+        super().__init__(model, autocast)
+        self._tokens = tokens
 
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
         """The contrastive loss of one whole batch, as a sum.
@@ -99,10 +146,32 @@ class BothTask(FeatureClassifier):
         """Embed the classes with the text tower as it is now."""
         self._head = (self._scale * encode_texts(self._model, self._tokens, self._autocast)).T.contiguous()
 
-    def features(self, images: Tensor) -> Tensor:
-        return encode_images(self._model, images, self._autocast)
 
-    def classify(self, features: Tensor) -> Tensor:
-        if self._head is None:
-            raise TrialError("classify was called before before_evaluation: the class embeddings do not exist yet")
-        return features @ self._head
+def clip_task(parts: Parts) -> ImageTask:
+    """CLIP on labelled images: one tower or both. Raises TrialError for what the contrastive loss cannot do."""
+    trial, lane, loaded = parts.trial, parts.lane, parts.loaded
+    if trial.adapt == "all":
+        raise TrialError("adapt = 'all' is for models of one tower; a CLIP model takes 'vision' or 'both'")
+    kind = FrozenTask if trial.method in (NO_TRAINING, LINEAR_PROBE) else ImageTask
+    contrastive = trial.adapt == "both" and trial.method != LINEAR_PROBE
+    if contrastive and parts.world > 1:
+        raise TrialError(
+            f"adapt = 'both' on {parts.world} workers: the contrastive loss compares all images of a batch, which are "
+            "on different workers; set resources.workers = 1 or adapt = 'vision'"
+        )
+    dataset = lane.dataset(trial.dataset, trial.stage)
+    module, tokenizer, autocast = loaded.module, loaded.tokenizer, parts.autocast
+    assert tokenizer is not None
+    if contrastive:
+        prompts = [dataset.prompt.format(name) for name in dataset.class_names]
+        tokens = lane.words(("tokens", dataset.name), lambda: tokenizer(prompts).to(lane.device))
+        return kind(parts, dataset, BothTask(module, tokens, autocast))
+    names, templates = dataset.class_names, dataset.templates
+    classes = lane.words(
+        ("embeddings", dataset.name, parts.precision),
+        lambda: class_embeddings(module, tokenizer, names, templates, device=lane.device, autocast=autocast),
+    )
+    if trial.method == LINEAR_PROBE:
+        probe = LinearProbe(module, classes, autocast)
+        return kind(parts, dataset, probe, probe.head)
+    return kind(parts, dataset, VisionTask(module, classes, autocast))

@@ -1,21 +1,67 @@
-"""Image classification as a task: decoded pixels, labels, and a classifier of any kind."""
+"""Image classification as a task: decoded pixels, labels, and a classifier in two parts.
+
+`vision_task` makes it of a transformers encoder (DINOv2, ViT, ...) and a new linear head; `clip` of CLIP.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from trainables.data.dataset import Dataset
+from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches
-from trainables.data.images.pixels import Pixels, Recipe
-from trainables.data.splits import Splits, split
+from trainables.data.images.dataset import Dataset
+from trainables.data.images.pixels import Pixels
+from trainables.data.splits import split
 from trainables.errors import TrialError
-from trainables.metrics.classification import Classifier, FeatureClassifier, accuracy, correctness
-from trainables.models.loading import LoadedModel, Preprocess
-from trainables.tasks.task import Alone, Parts, Scores, Split, Which
+from trainables.models.encoders import hidden_size, image_encoder, new_head
+from trainables.runtime import Autocast
+from trainables.tasks.task import Alone, Parts, Scores, Split, Task, Which, summed
+
+
+class FeatureClassifier(ABC):
+    """A classifier of images: a tower that makes one vector of an image, and what reads it. B images, C classes."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Vectors (B, D) of images (B, 3, S, S)."""
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, C)."""
+
+    def before_evaluation(self) -> None:  # noqa: B027  # most have nothing to bring up to date
+        """Bring up to date what `predict` needs; called after training and before predicting."""
+
+    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the losses of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
+        return cross_entropy(self.classify(self.features(images)), labels, reduction="sum")
+
+    def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+        """The summed losses of K trials that share one model in training (`randlora.packing.packing`).
+
+        Args:
+            heads: the classifiers of the trials, of this one's kind.
+            images: (K b, 3, S, S), one trial's after another's.
+            labels: (b,) for each trial.
+        """
+        parts = self.features(images).chunk(len(labels))
+        return [
+            cross_entropy(head.classify(part), own, reduction="sum")
+            for head, part, own in zip(heads, parts, labels, strict=True)
+        ]
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Predicted classes (B,) of images (B, 3, S, S)."""
+        return self.classify(self.features(images)).argmax(dim=1)
 
 
 class ImageTask:
@@ -25,53 +71,45 @@ class ImageTask:
     unit = "images"
 
     def __init__(
-        self,
-        parts: Parts,
-        dataset: Dataset,
-        classifier: Classifier,
-        preprocess: Preprocess,
-        head: nn.Module | None = None,
+        self, parts: Parts, dataset: Dataset, classifier: FeatureClassifier, head: nn.Module | None = None
     ) -> None:
-        trial = parts.trial
-        self._trial, self._lane, self._dataset, self._classifier = trial, parts.lane, dataset, classifier
-        self.head = head
-        self._rows: Splits = split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol)
+        self._parts, self._trial, self._lane = parts, parts.trial, parts.lane
+        self._dataset, self.classifier, self.head = dataset, classifier, head
+        trial, look = parts.trial, parts.loaded.preprocess
+        assert look is not None  # a model of images has one
+        self._rows = split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol)
+        self._usable: dict[str, tuple[Pixels, Tensor]] = {}
         self._skipped = 0
-        self._recipe = recipe_of(preprocess)
-        self._normalise = Normalise(preprocess.mean, preprocess.std, parts.lane.device)
+        self._recipe = look.recipe
+        if trial.image_size is not None and parts.loaded.kind == "hf-vision":
+            self._recipe = dataclasses.replace(look.recipe, size=trial.image_size)
+        self._normalise = Normalise(look.mean, look.std, self._lane.device)
 
     @functools.cached_property
     def _pixels(self) -> Pixels:
         """The pool that training and validation images come from."""
         return self._lane.pixels(self._dataset, "train", self._recipe)
 
-    @functools.cached_property
-    def _train_rows(self) -> Tensor:
-        return self._usable(self._pixels, self._rows.train_idx)
-
-    @functools.cached_property
-    def _val_rows(self) -> Tensor:
-        return self._usable(self._pixels, self._rows.val_idx)
-
-    @functools.cached_property
-    def _test_rows(self) -> Tensor:
-        return self._usable(self._lane.pixels(self._dataset, "test", self._recipe), self._rows.test_idx)
-
-    def _usable(self, pixels: Pixels, rows: Tensor) -> Tensor:
-        """Decode rows all at once, so that they are kept together; those that can be read."""
-        kept = pixels.prepare(rows, skip_bad=self._trial.skip_bad)
-        if len(rows) and not len(kept):
-            raise TrialError(f"data set {self._dataset.name!r}: none of {len(rows)} images can be read")
-        self._skipped += len(rows) - len(kept)
-        return kept
+    def _images_of(self, which: Literal["train", "val", "test"]) -> tuple[Pixels, Tensor]:
+        """Pixels of a split, and the trial's rows that can be read; all decoded at once, so that they stay together."""
+        if which not in self._usable:
+            test = which == "test"
+            pixels = self._lane.pixels(self._dataset, "test", self._recipe) if test else self._pixels
+            rows = self._rows.of(which)
+            kept = pixels.prepare(rows, skip_bad=self._trial.skip_bad)
+            if len(rows) and not len(kept):
+                raise TrialError(f"data set {self._dataset.name!r}: none of {len(rows)} images can be read")
+            self._skipped += len(rows) - len(kept)
+            self._usable[which] = pixels, kept
+        return self._usable[which]
 
     def batches(self, epoch: int) -> list[Tensor]:
-        s, rows = self._trial.train, self._train_rows
+        s, rows = self._trial.train, self.rows("train")
         size, least, again = s.global_batch_size, s.min_batches_per_epoch, s.sampling == "replacement"
         return epoch_batches(rows, size, least, self._trial.data_seed, epoch, replacement=again)
 
     def rows(self, which: Split) -> Tensor:
-        return self._train_rows if which == "train" else self._val_rows
+        return self._images_of(which)[1]
 
     def weight(self, batch: Tensor) -> float:
         return len(batch)
@@ -79,18 +117,13 @@ class ImageTask:
     def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor | None:
         return crop_flip_plan(len(batch), generator) if self._trial.train.augment == "crop-flip" else None
 
-    @property
-    def classifier(self) -> Classifier:
-        """What learns the images."""
-        return self._classifier
-
     def inputs(self, rows: Tensor, plan: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images (b, 3, S, S), augmented by `plan`, and labels (b,) of training rows, on the device."""
         labels = self._pixels.split.labels[rows].to(self._normalise.device)
         return self._images(self._pixels, rows, plan), labels
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
-        return self._classifier.loss_sum(*self.inputs(rows, plan))
+        return self.classifier.loss_sum(*self.inputs(rows, plan))
 
     def width(self, rows: Tensor) -> None:
         """Images have no tokens to pad."""
@@ -99,31 +132,25 @@ class ImageTask:
     def packed_losses(
         self, tasks: Sequence[ImageTask], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
     ) -> list[Tensor]:
-        heads = [task._classifier for task in tasks]
-        first = heads[0]
-        assert isinstance(first, FeatureClassifier)  # whatever else there is trains no adapter
         inputs = [task.inputs(own, plan) for task, own, plan in zip(tasks, rows, plans, strict=True)]
         images = torch.cat([images for images, _ in inputs])
-        return first.loss_sums(heads, images, [labels for _, labels in inputs])  # type: ignore[arg-type]
+        return self.classifier.loss_sums([task.classifier for task in tasks], images, [labels for _, labels in inputs])
 
+    @torch.no_grad()
     def evaluate(self, which: Which, *, batch_size: int, rank: int = 0, world: int = 1) -> Scores | None:
-        if which == "test":
-            pixels, rows = self._lane.pixels(self._dataset, "test", self._recipe), self._test_rows
-        else:
-            pixels, rows = self._pixels, self._val_rows
+        pixels, rows = self._images_of(which)
         if len(rows) == 0:
             return None
-        self._classifier.before_evaluation()
-        correct = correctness(
-            self._predictor(pixels, rows, torch.arange(rank, len(rows), world)),
-            pixels.split.labels[rows],
-            batch_size=batch_size,
-            device=self._normalise.device,
-            rank=rank,
-            world=world,
-        )
+        self.classifier.before_evaluation()
+        labels = pixels.split.labels[rows]
+        right = torch.zeros(len(rows), dtype=torch.int32)
+        mine = torch.arange(rank, len(rows), world)
+        if len(mine):
+            predicted = self._predict(pixels, rows[mine], batch_size)
+            right[mine] = (predicted == labels[mine].to(predicted.device)).cpu().int()
+        correct = summed(right, world, self._normalise.device).bool()
         return Scores(
-            score=accuracy(correct),
+            score=int(correct.sum()) / len(correct),
             metric=self.metric,
             n_examples=len(rows),
             examples_hash=pixels.split.examples_hash(rows),
@@ -138,19 +165,73 @@ class ImageTask:
             images = apply_plan(images.to(self._normalise.device), plan)
         return self._normalise(images)
 
-    def _predictor(self, pixels: Pixels, rows: Tensor, mine: Tensor) -> Callable[[Tensor], Tensor]:
-        """What predicts the classes at some positions of `rows`; it will be asked for those in `mine`, in order."""
-        del mine
-        return lambda part: self._classifier.predict(self._images(pixels, rows[part]))
+    def _predict(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Tensor:
+        """Predicted classes (n,) of n rows, on the device."""
+        return torch.cat(
+            [self.classifier.predict(self._images(pixels, part)) for part in torch.split(rows, batch_size)]
+        )
 
 
-def recipe_of(preprocess: Preprocess) -> Recipe:
-    """How images are brought to a model's size."""
-    return Recipe(preprocess.image_size, preprocess.interpolation, preprocess.resize_mode)
+class FrozenTask(ImageTask):
+    """Image classification on a frozen tower, always in eval mode: for linear probes and zero-shot scores.
+
+    Without augmentation an image passes through the tower once, whatever the number of epochs and trials: the lane
+    keeps its vector.
+    """
+
+    def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
+        labels = self._pixels.split.labels[rows].to(self._normalise.device)
+        if plan is None:
+            pool = self._rows.train_idx  # ascending
+            features = self._features(self._pixels, pool)[torch.searchsorted(pool, rows)]
+        else:
+            features = self._through_tower(self._images(self._pixels, rows, plan))
+        return cross_entropy(self.classifier.classify(features), labels, reduction="sum")
+
+    def _predict(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Tensor:
+        parts = torch.split(self._features(pixels, rows), batch_size)
+        return torch.cat([self.classifier.classify(part).argmax(dim=1) for part in parts])
+
+    def _features(self, pixels: Pixels, rows: Tensor) -> Tensor:
+        """(n, D) vectors of the rows, on the device."""
+        size = self._trial.train.eval_batch_size  # a vector's last bits depend on the batch that it was computed in
+        digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+        data = (self._dataset.name, pixels.split.name, pixels.recipe)
+        key = (self._trial.model, *data, self._parts.precision, size, digest)
+
+        def make() -> Tensor:
+            return torch.cat([self._through_tower(self._images(pixels, part)) for part in torch.split(rows, size)])
+
+        return self._lane.features(key, make)
+
+    @torch.no_grad()
+    def _through_tower(self, images: Tensor) -> Tensor:
+        self._parts.loaded.module.eval()
+        return self.classifier.features(images)
 
 
-def preprocess_of(loaded: LoadedModel) -> Preprocess:
-    """What the model expects of its images. Raises TrialError for a model without images."""
-    if loaded.preprocess is None:
-        raise TrialError(f"model {loaded.model_id!r} takes no images")
-    return loaded.preprocess
+class HeadClassifier(FeatureClassifier):
+    """A linear head on the encoder's vectors."""
+
+    def __init__(self, module: nn.Module, head: nn.Linear, autocast: Autocast) -> None:
+        self._encode, self._head, self._autocast = image_encoder(module), head, autocast
+
+    def features(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            return self._encode(images)
+
+    def classify(self, features: Tensor) -> Tensor:
+        logits: Tensor = self._head(features)
+        return logits
+
+
+def vision_task(parts: Parts) -> Task:
+    """An image encoder with a linear head on labelled images. Raises TrialError for zero-shot: there is no head yet."""
+    trial, lane, module = parts.trial, parts.lane, parts.loaded.module
+    if trial.method == NO_TRAINING:
+        raise TrialError(f"zero-shot on {trial.model!r}, which has no head to classify with; use {LINEAR_PROBE!r}")
+    dataset = lane.dataset(trial.dataset, trial.stage)
+    head = new_head(hidden_size(module, trial.model), len(dataset.class_names), trial.init_seed, lane.device)
+    classifier = HeadClassifier(module, head, parts.autocast)
+    kind = FrozenTask if trial.method == LINEAR_PROBE else ImageTask
+    return kind(parts, dataset, classifier, head)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainables.data.text.dataset import Exchange, TextSplit
 from trainables.errors import TrialError
+from trainables.tasks.text.rows import TokenRows, check_tokenizer
 
 DEFAULT_MAX_TOKENS = 256
 """LLM-Adapters' cutoff_len."""
@@ -43,17 +44,11 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, window: int | None, model_id: str) -> None:
-        if tokenizer is None:
-            raise TrialError(f"model {model_id!r} has no tokenizer files; save its tokenizer into the same directory")
+        check_tokenizer(tokenizer, max_tokens, window, model_id)
         if tokenizer.eos_token_id is None:
             raise TrialError(
                 f"the tokenizer of {model_id!r} has no EOS token, so a response could not end; set eos_token in its "
                 "tokenizer_config.json"
-            )
-        if window is not None and max_tokens > window:
-            raise TrialError(
-                f"train.max_tokens {max_tokens} is more than the {window} positions of {model_id!r}; the largest that "
-                f"works is {window}"
             )
         if max_tokens < 2:
             raise TrialError(f"train.max_tokens {max_tokens} leaves no room for a prompt and a response; at least 2")
@@ -100,28 +95,15 @@ class Encoder:
         return encoded
 
 
-class EncodedRows:
-    """The rows of a split in tokens, encoded when they are first needed."""
+class EncodedRows(TokenRows[Encoded]):
+    """The prompts and responses of a split in tokens."""
 
-    def __init__(self, split: TextSplit, encoder: Encoder) -> None:
-        self._split, self._encoder = split, encoder
-        self._done: dict[int, Encoded] = {}
+    def __init__(self, part: TextSplit, encoder: Encoder) -> None:
+        super().__init__(part)
+        self._encoder = encoder
 
-    def prepare(self, rows: Sequence[int]) -> None:
-        """Encode these rows, all at once, as far as they are not yet."""
-        missing = [row for row in rows if row not in self._done]
-        found = self._encoder.exchanges([exchange(self._split, row) for row in missing])
-        self._done.update(zip(missing, found, strict=True))
-
-    def __getitem__(self, row: int) -> Encoded:
-        if row not in self._done:
-            self.prepare([row])
-        return self._done[row]
-
-    def cut_share(self, rows: Sequence[int]) -> float:
-        """Share of these rows that were too long."""
-        self.prepare(rows)
-        return sum(self._done[row].cut for row in rows) / max(1, len(rows))
+    def encode(self, rows: Sequence[int]) -> list[Encoded]:
+        return self._encoder.exchanges([exchange(self.part, row) for row in rows])
 
 
 def exchange(split: TextSplit, row: int) -> Exchange:

@@ -37,8 +37,7 @@ def generate(
 
     A prompt that leaves no room for `settings.max_new_tokens` in the model's window loses tokens from its start.
 
-    Raises:
-        TrialError: a model that cannot generate, or new tokens that fill the window.
+    Raises TrialError: a model that cannot generate, or new tokens that fill the window.
     """
     make = getattr(module, "generate", None)
     if make is None:

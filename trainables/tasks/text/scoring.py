@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainables.data.text.batches import length_batches, padded
-from trainables.models.language import LanguageModel, log_likelihood
+from trainables.models.language import LanguageModel, log_likelihood, positions
 
 BATCH_TOKENS = 8192
 """Padded tokens of one forward pass in evaluation."""
@@ -65,32 +65,20 @@ def _split(question: Question) -> _Split:
 
 
 def _score_batch(model: LanguageModel, parts: Sequence[_Split], pad: int) -> list[Tensor]:
-    rows, columns, targets = [], [], []
-    for row, part in enumerate(parts):
-        width = len(part.head)
-        for column in range(width - part.shared - 1, width - 1):  # the shared tokens, each predicted by the one before
-            rows.append(row)
-            columns.append(column)
-            targets.append(int(part.head[column + 1]))
+    heads = [part.head for part in parts]
+    rows, columns, targets = positions(heads, [len(part.head) - 1 - part.shared for part in parts])
     # one row of logits for the first tokens of all tails
-    lasts = [len(part.head) - 1 for part in parts]
-    at = (torch.tensor(rows + list(range(len(parts)))), torch.tensor(columns + lasts))
+    at = torch.cat([rows, torch.arange(len(parts))]), torch.cat([columns, torch.tensor([len(h) - 1 for h in heads])])
     longer = any(len(tail) > 1 for part in parts for tail in part.tails)
-    logits, cache = model.logits(padded([p.head for p in parts], pad), *at, use_cache=longer)
+    logits, cache = model.logits(padded(heads, pad), *at, use_cache=longer)
     shared_logits, last_logits = logits[: len(rows)], logits[len(rows) :]
     total = torch.zeros(len(parts), dtype=torch.float64)
-    if rows:
-        found = log_likelihood(shared_logits, torch.tensor(targets)).double().cpu()
-        total.index_add_(0, torch.tensor(rows), found)
+    total.index_add_(0, rows, log_likelihood(shared_logits, targets).double().cpu())
     owner = torch.tensor([i for i, part in enumerate(parts) for _ in part.tails])
-    firsts = torch.tensor([int(tail[0]) for part in parts for tail in part.tails])
-    normal = last_logits.logsumexp(dim=1)
-    first = (
-        (last_logits[owner.to(logits.device), firsts.to(logits.device)] - normal[owner.to(logits.device)])
-        .double()
-        .cpu()
-    )
-    scores = total[owner] + first
+    of = owner.to(logits.device)
+    firsts = torch.stack([tail[0] for part in parts for tail in part.tails]).to(logits.device)
+    first = last_logits[of, firsts] - last_logits.logsumexp(dim=1)[of]
+    scores = total[owner] + first.double().cpu()
     if longer:
         scores += _score_tails(model, parts, owner, cache, pad)
     return list(torch.split(scores, [len(part.tails) for part in parts]))
@@ -110,13 +98,11 @@ def _score_tails(model: LanguageModel, parts: Sequence[_Split], owner: Tensor, c
     seen = (torch.arange(past) < widths.unsqueeze(1)).to(torch.int64)
     mask = torch.cat([seen, torch.ones(len(chosen), now, dtype=torch.int64)], dim=1)
     places = widths.unsqueeze(1) + torch.arange(now)
-    rows = [r for r, i in enumerate(chosen) for _ in tails[i][1:]]
-    columns = [c for i in chosen for c in range(len(tails[i]) - 1)]
-    targets = torch.cat([tails[i][1:] for i in chosen])
+    rows, columns, targets = positions([tails[i] for i in chosen], [0] * len(chosen))
     logits, _ = model.logits(
         ids,
-        torch.tensor(rows),
-        torch.tensor(columns),
+        rows,
+        columns,
         cache=cache,
         attention_mask=mask.to(device),
         position_ids=places.to(device),
@@ -124,4 +110,4 @@ def _score_tails(model: LanguageModel, parts: Sequence[_Split], owner: Tensor, c
     )
     found = log_likelihood(logits, targets).double().cpu()
     scores = torch.zeros(len(tails), dtype=torch.float64)
-    return scores.index_add_(0, torch.tensor(chosen)[torch.tensor(rows)], found)
+    return scores.index_add_(0, torch.tensor(chosen)[rows], found)

@@ -15,20 +15,10 @@ from trainables.data.text.dataset import Labelled, TextSplit
 from trainables.errors import TrialError
 from trainables.models.encoders import pooled
 from trainables.runtime import Autocast
+from trainables.tasks.text.rows import TokenRows, check_tokenizer, positions_of
 
 DEFAULT_MAX_TOKENS = 128
 """Of a sentence or a pair (GLUE runs of LoRA and RandLoRA)."""
-
-_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
-"""Model types whose first position is the one behind the padding token's number."""
-
-
-def positions_of(config: Any) -> int | None:
-    """Positions of a model by its config; None where that does not say."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is not None and getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
-        positions -= (config.pad_token_id or 0) + 1
-    return positions
 
 
 def window_of(module: nn.Module, tokenizer: Any) -> int | None:
@@ -61,14 +51,8 @@ class SentenceEncoder:
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int | None, module: nn.Module, model_id: str) -> None:
-        if tokenizer is None:
-            raise TrialError(f"model {model_id!r} has no tokenizer files; save its tokenizer into the same directory")
         window = window_of(module, tokenizer)
-        if max_tokens is not None and window is not None and max_tokens > window:
-            raise TrialError(
-                f"train.max_tokens {max_tokens} is more than the {window} positions of {model_id!r}; the largest that "
-                f"works is {window}"
-            )
+        check_tokenizer(tokenizer, max_tokens, window, model_id)
         self.max_tokens = max_tokens or min(DEFAULT_MAX_TOKENS, window or DEFAULT_MAX_TOKENS)
         config: Any = getattr(module, "config", None)
         known = (tokenizer.pad_token_id, getattr(config, "pad_token_id", None), tokenizer.eos_token_id)
@@ -96,48 +80,34 @@ class SentenceEncoder:
         ]
 
 
-class SentenceRows:
-    """The rows of a split in tokens, encoded when they are first needed."""
+class SentenceRows(TokenRows[Sentence]):
+    """The labelled sentences of a split in tokens."""
 
-    def __init__(self, split: TextSplit, encoder: SentenceEncoder) -> None:
-        self._split, self._encoder = split, encoder
-        self._done: dict[int, Sentence] = {}
+    def __init__(self, part: TextSplit, encoder: SentenceEncoder) -> None:
+        super().__init__(part)
+        self._encoder = encoder
 
-    def prepare(self, rows: Sequence[int]) -> None:
-        """Encode these rows, all at once, as far as they are not yet.
-
-        Raises:
-            TrialError: a row of another kind, or one without a token.
-        """
-        missing = [row for row in rows if row not in self._done]
+    def encode(self, rows: Sequence[int]) -> list[Sentence]:
         texts = []
-        for row in missing:
-            found = self._split.rows[row]
+        for row in rows:
+            found = self.part.rows[row]
             if not isinstance(found, Labelled):
                 raise TrialError(
-                    f"{self._split.place(row)}: a prompt with a response, and a text encoder classifies labelled "
+                    f"{self.part.place(row)}: a prompt with a response, and a text encoder classifies labelled "
                     "sentences; use a causal language model"
                 )
             texts.append(found)
-        for row, sentence in zip(missing, self._encoder(texts), strict=True):
+        sentences = self._encoder(texts)
+        for row, sentence in zip(rows, sentences, strict=True):
             if not len(sentence):
-                raise TrialError(f"{self._split.place(row)}: the tokenizer makes no token of it")
-            self._done[row] = sentence
+                raise TrialError(f"{self.part.place(row)}: the tokenizer makes no token of it")
+        return sentences
 
-    def __getitem__(self, row: int) -> Sentence:
-        if row not in self._done:
-            self.prepare([row])
-        return self._done[row]
 
-    def cut_share(self, rows: Sequence[int]) -> float:
-        """Share of these rows that were too long."""
-        self.prepare(rows)
-        return sum(self._done[row].cut for row in rows) / max(1, len(rows))
-
-    def labels(self, rows: Tensor) -> Tensor:
-        """(n,) int64 classes, or float32 numbers of a regression."""
-        found = [self._split.rows[row] for row in rows.tolist()]
-        return torch.tensor([row.label for row in found if isinstance(row, Labelled)])
+def labels_of(part: TextSplit, rows: Tensor) -> Tensor:
+    """(n,) int64 classes of labelled sentences, or float32 numbers of a regression."""
+    found = [part.rows[row] for row in rows.tolist()]
+    return torch.tensor([row.label for row in found if isinstance(row, Labelled)])
 
 
 class SentenceReader:

@@ -1,0 +1,268 @@
+"""Ray Tune's side of a sweep: a searcher that serves all cells, a scheduler that judges each, and the Tune trial.
+
+A Tune trial trains nothing: it is a light proxy that forwards the reports of the lane which trains.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from sweeps.lanes.packs import TOGETHER, Packing
+from sweeps.records.ledger import Ledger, pruned
+from sweeps.search.pruning import should_stop
+from sweeps.search.slots import Slot
+
+F = TypeVar("F", bound=Callable[..., Any])
+MAX_PROXY_LOSSES = 3
+POLL_S = 30.0
+
+
+class Proxy(tune.Trainable):  # type: ignore[misc]  # Ray's classes carry no types for us
+    """The Tune trial. One `step()` is one epoch of `config["key"]`, which waits at the broker `config["broker"]`.
+
+    Neither `setup` nor `reset_config` has an effect outside: Tune may build an actor for a trial and then run the
+    trial in a cached one. A result with `status` "stopped" means that the trial did not end: the sweep is being
+    interrupted, or the broker has lost the lease.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._broker_name, self._key = config["broker"], config["key"]
+        self._seen = 0
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        broker = ray.get_actor(self._broker_name)
+        while True:
+            event, state = ray.get(broker.poll.remote(self._key, self._seen, POLL_S))
+            if event is not None:
+                self._seen = int(event["epoch"])
+                seconds = (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0)
+                done, loss, score = bool(event.get("done")), event.get("train_loss"), event.get("val_score")
+            elif state in ("queued", "running"):
+                continue
+            else:
+                done, loss, score, seconds = True, None, None, 0.0
+                state = state if state in ("failed", "finished") else "stopped"
+            values = {"epoch": self._seen, "train_loss": loss, "score": score, "seconds": seconds}
+            return {**values, "done": done, "status": state}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        return None
+
+
+def _guarded(otherwise: Any) -> Callable[[F], F]:
+    """Keep a method's error for the engine and wind the Tuner down: Tune swallows some errors and rewords others."""
+
+    def decorate(method: F) -> F:
+        @functools.wraps(method)
+        def guarded(self: Dispatcher, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(self, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001  # raised again by the engine
+                self.error = self.error or error
+                self.interrupted = True
+                self.broker.interrupt.remote()
+                return otherwise
+
+        return cast(F, guarded)
+
+    return decorate
+
+
+class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no types for us
+    """Serves slots to Tune. A slot's lease is queued at the broker here, so lanes never wait for a proxy.
+
+    Args:
+        ledger: state and journal.
+        broker: handle of the broker actor; `broker_name` is how proxies find it.
+        trial: the trial function, "package.module:function".
+        wave: slots to serve before `FINISHED`; Tune keeps every trial in memory, so long sweeps take several Tuners.
+        changed: called after every event, for the display.
+        packing: how many trials may share a worker; None: each has one for itself.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        broker: Any,
+        broker_name: str,
+        trial: str,
+        wave: int,
+        changed: Callable[[], None],
+        packing: Packing | None = None,
+    ) -> None:
+        super().__init__(metric="score", mode="max")
+        self.ledger, self.broker, self.broker_name, self.trial = ledger, broker, broker_name, trial
+        self.left, self.changed = wave, changed
+        self.interrupted = False
+        self.dead: str | None = None  # why no lane is left
+        self.error: Exception | None = None
+        self.slots: dict[str, Slot] = {}
+        self._run = f"{time.time_ns():x}"
+        self._keys: dict[str, str] = {}
+        self._issued = 0
+        self._losses: dict[str, int] = {}
+        self._pruned: set[str] = set()
+        self._seconds: dict[str, dict[int, float]] = {}  # of the epochs reported, for trials that may be stopped
+        self._packing = Packing(1, 1, {}) if packing is None else packing
+        self._waiting: deque[str] = deque()  # keys of slots that are queued at the broker, and not yet with Tune
+        self._packs: dict[str, set[str]] = {}  # what is not over, by the key of its first trial
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
+        return True
+
+    @_guarded(otherwise=str(Searcher.FINISHED))
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next slot as a Tune configuration, None while all cells wait, or FINISHED."""
+        if not self._waiting or self.interrupted:
+            if self.interrupted or self.left <= 0:
+                return str(Searcher.FINISHED)
+            if self._packing.most > 1 and len(self._packs) > self._packing.workers:
+                return None  # Tune has a place for every trial of every pack, which single trials would fill
+            slots = self._packing.next(self.ledger.state, len(self._packs), self.left)
+            if not slots:
+                return None if self.ledger.state.running else str(Searcher.FINISHED)
+            self._submit(slots)
+        key = self._keys[trial_id] = self._waiting.popleft()
+        self.changed()
+        return {"broker": self.broker_name, "key": key}
+
+    def _submit(self, slots: list[Slot]) -> None:
+        """Write slots down and queue them, several as a pack."""
+        orders = {}
+        for slot in slots:
+            self.left -= 1
+            self._issued += 1
+            key = f"{self._run}.{self._issued}"
+            self.slots[key] = slot
+            orders[key] = self._order(slot)
+            self.ledger.ask(slot, len(slots))
+        self._waiting.extend(orders)
+        self._packs[next(iter(orders))] = set(orders)
+        if len(slots) > 1:
+            ray.get(self.broker.submit_pack.remote(orders))
+        else:
+            ((key, order),) = orders.items()
+            window = 1 if self.ledger.state.cells[slots[0].cell_id].prunable(slots[0]) else None
+            ray.get(self.broker.submit.remote(key, order, window))
+
+    def _order(self, slot: Slot) -> dict[str, Any]:
+        kept, resources = self.ledger.kept_folder(slot), self.ledger.state.spec.resources
+        return {
+            "trial": self.trial,
+            "together": TOGETHER.get(self.trial),
+            "config": dict(slot.config),
+            "directory": str(self.ledger.trial_folder(slot)),
+            "keep": None if kept is None else str(kept),
+            "timeout": resources.trial_timeout,
+            "attempts": resources.attempts,
+        }
+
+    @_guarded(otherwise=False)
+    def saw(self, key: str, result: dict[str, Any]) -> bool:
+        """Take one report; returns whether the trial is stopped. A replaced proxy's reports come twice, count once."""
+        slot = self.slots.get(key)
+        if slot is None or result["status"] == "stopped":
+            return False
+        state = self.ledger.state
+        epoch, score = int(result["epoch"]), result["score"]
+        took = self._seconds.setdefault(key, {})
+        took[epoch] = result["seconds"]
+        if score is None or not state.report(slot.cell_id, slot.trial_id, epoch, score):
+            return False
+        stop, cell = False, state.cells[slot.cell_id]
+        if cell.prunable(slot) and epoch < slot.config["train"]["epochs"]:
+            peers = [curve for trial_id, curve in cell.curves.items() if trial_id != slot.trial_id]
+            stop = should_stop(state.spec.search.pruner, epoch, cell.curves[slot.trial_id], peers)
+        values = {"epoch": epoch, "train_loss": result["train_loss"], "val_score": score}
+        self.ledger.report(slot, values, stop=stop, seconds=sum(took.values()))
+        if stop:
+            self._pruned.add(key)
+        return stop
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        return None  # the scheduler sees every result; Tune hides the one that stops a trial from searchers
+
+    @_guarded(otherwise=None)
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Take a trial's outcome from the broker: it ended, was stopped, or its proxy is lost."""
+        key = self._keys.pop(trial_id, None)
+        if key is None:
+            return
+        slot = self.slots.pop(key)
+        self._seconds.pop(key, None)
+        self._packs = {first: left for first, keys in self._packs.items() if (left := keys - {key})}
+        outcome = ray.get(self.broker.take.remote(key)) or {}
+        if outcome.get("unpacked") is not None:
+            self._packing.learn(slot.cell_id, outcome["unpacked"])
+        if outcome.get("storage") is not None:  # not the trial's fault: it is tried again
+            self.ledger.state.release(slot.cell_id, slot.trial_id)
+            raise OSError(outcome["storage"], f"{outcome['reason']} (on host {outcome['host']})")
+        if key in self._pruned:
+            self._pruned.remove(key)
+            self.ledger.finish(slot, pruned(self.ledger.state, slot, outcome))
+        elif outcome.get("state") in ("finished", "failed"):
+            self.ledger.finish(slot, {"status": outcome["state"], **outcome})
+        elif error and not self.interrupted:
+            self._lost(slot)
+        else:  # it goes on from its checkpoint another time
+            self.ledger.state.release(slot.cell_id, slot.trial_id)
+            if not self.interrupted:
+                self.dead = ray.get(self.broker.status.remote())["dead"]
+                self.interrupted = self.dead is not None
+        self.changed()
+
+    def _lost(self, slot: Slot) -> None:
+        """Tune gave a proxy up; the trial is issued again, but not for ever."""
+        losses = self._losses[slot.trial_id] = self._losses.get(slot.trial_id, 0) + 1
+        if losses < MAX_PROXY_LOSSES:
+            self.ledger.state.release(slot.cell_id, slot.trial_id)
+        else:
+            self.ledger.finish(slot, {"status": "failed", "reason": f"its Tune process was lost {losses} times"})
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()  # Tune's snapshot is never read
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise RuntimeError("a sweep is resumed from its journal, not from Tune's state")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_metric": self._metric, "_mode": self._mode}
+
+
+class PerCell(FIFOScheduler):  # type: ignore[misc]
+    """Passes every result to the dispatcher, which stops a trial by the results of its own cell alone."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+        self._metric, self._mode = "score", "max"
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        stop = self._dispatcher.saw(trial.config["key"], result)
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._dispatcher.saw(trial.config["key"], result)  # a result that ends its trial comes here only
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

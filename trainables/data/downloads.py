@@ -1,0 +1,79 @@
+"""Registered data sets: where downloads go, what the hub gives, and whether what came is what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainables.data.splits import SplitSet
+from trainables.errors import DataError
+
+D = TypeVar("D", bound=SplitSet[Any])
+
+FOLDER_VARIABLE = "SWEEPS_DATA"
+"""Environment variable naming the download folder; default ~/.cache/randlora-sweeps/data."""
+
+
+UNKNOWN = "unknown"
+"""The licence of a data set whose makers state none."""
+
+
+class DataWarning(UserWarning):
+    """A data set that is not quite what it should be, and is used as it is."""
+
+
+def data_folder() -> Path:
+    """Where downloads go."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "randlora-sweeps" / "data"
+
+
+def hub_splits(dataset: str, repository: str, *config: str, instead: str, **where: str) -> dict[str, Any]:
+    """The splits of a hub repository by name, downloaded once into the hub's cache.
+
+    Args:
+        config: which of the repository's configurations; none for its only or default one.
+        instead: what to do where it can't be had, for the message.
+        where: further arguments of `datasets.load_dataset`.
+    """
+    import datasets
+
+    try:
+        found = datasets.load_dataset(repository, *config, **where)
+    except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
+        raise DataError(
+            f"data set {dataset!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); {instead}"
+        ) from error
+    return {str(which): table for which, table in found.items()}
+
+
+def counted(dataset: D, what: str, pool: int | None, test: int | None, *, verified: bool) -> D:
+    """The same data set, its rows compared with what is known of it; those of test when that is opened.
+
+    Args:
+        what: rows in the plural, "images".
+        pool, test: rows that are known; None for not known.
+    """
+    differ(dataset.name, f"training {what}", len(dataset.train), pool, verified=verified)
+
+    @functools.cache
+    def open_test() -> Any:
+        found = dataset.open_test()
+        differ(dataset.name, f"test {what}", len(found), test, verified=verified)
+        return found
+
+    return dataclasses.replace(dataset, open_test=open_test)
+
+
+def differ(name: str, what: str, found: int, expected: int | None, *, verified: bool) -> None:
+    """Say that a count is not the expected one: an error where that one was verified, a warning elsewhere."""
+    if expected is None or found == expected:
+        return
+    text = f"data set {name!r} has {found:,} {what}, and {expected:,} were expected"
+    if verified:
+        raise DataError(f"{text}: its files are incomplete or of another version; fetch them again")
+    warnings.warn(f"{text}; scores are not comparable with published ones", DataWarning, stacklevel=2)

@@ -1,0 +1,141 @@
+"""Decoded images on disk: Arrow files, memory-mapped, shared by all trials and workers of a machine.
+
+One folder of the cache per (split of a data set, recipe), named by a hash of both. A file in it has the rows that some
+trial needed and nobody had decoded before: `row`, `pixels` (3 * S * S bytes) and the pixels' `crc`. It is written
+beside its place and renamed, under a lock of the folder, so that a machine decodes a row once. A file that is cut
+short, or that has a row with another checksum, is removed, and its rows are decoded again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import torch
+from torch import Tensor
+
+from trainables.cache import draft, in_turn, make_room, mark_used
+
+BATCH_BYTES = 2**26
+"""Pixels decoded, and written, at a time."""
+
+_SCHEMA_VERSION = b"1"
+
+
+class DecodedRows:
+    """The decoded rows of one split under one recipe.
+
+    Args:
+        folder: this split's and recipe's own folder.
+        n: rows of the split.
+        width: bytes of one decoded row.
+    """
+
+    def __init__(self, folder: Path, n: int, width: int) -> None:
+        self.folder, self.width = folder, width
+        self._schema = pa.schema(
+            [("row", pa.int64()), ("crc", pa.uint32()), ("pixels", pa.binary(width))],
+            metadata={"version": _SCHEMA_VERSION, "key": folder.name},
+        )
+        self._batches: list[tuple[Path, np.ndarray, np.ndarray]] = []  # file, (rows, width) pixels, (rows,) checksums
+        self._open: set[Path] = set()
+        self._batch = np.full(n, -1, dtype=np.int64)  # which batch holds a row, and at which place
+        self._place = np.zeros(n, dtype=np.int64)
+        self._checked = np.zeros(n, dtype=bool)
+        self.refresh()
+
+    def has(self, rows: Tensor) -> Tensor:
+        """(n,) bool: which rows can be read."""
+        return torch.from_numpy(self._batch[rows.numpy()] >= 0)
+
+    def refresh(self) -> None:
+        """Take in files that were written since the last look."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.glob("*.arrow")):
+            if path in self._open:
+                continue
+            try:
+                self._take(path)
+            except (pa.ArrowException, OSError, ValueError):
+                path.unlink(missing_ok=True)  # cut short or of another version: its rows are decoded again
+
+    def _take(self, path: Path) -> None:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if not reader.schema.equals(self._schema, check_metadata=True):
+            raise ValueError(f"{path}: another schema")
+        for index in range(reader.num_record_batches):
+            batch = reader.get_batch(index)
+            rows = batch.column("row").to_numpy()
+            pixels = np.frombuffer(batch.column("pixels").buffers()[1], dtype=np.uint8).reshape(len(rows), self.width)
+            self._batch[rows], self._place[rows] = len(self._batches), np.arange(len(rows))
+            self._batches.append((path, pixels, batch.column("crc").to_numpy()))
+        self._open.add(path)
+
+    def read(self, rows: Tensor) -> Tensor | None:
+        """(n, width) uint8 of rows that `has` said are there; None when one was found damaged and dropped."""
+        index = rows.numpy()
+        out = np.empty((len(index), self.width), dtype=np.uint8)
+        batches, places = self._batch[index], self._place[index]
+        for number in np.unique(batches):
+            chosen = batches == number
+            out[chosen] = self._batches[number][1][places[chosen]]
+        for at in np.flatnonzero(~self._checked[index]):
+            path, _, checksums = self._batches[batches[at]]
+            if zlib.crc32(out[at]) != checksums[places[at]]:
+                self._drop(path)
+                return None
+            self._checked[index[at]] = True
+        return torch.from_numpy(out)
+
+    def _drop(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        for number, (of, _, _) in enumerate(self._batches):
+            if of == path:
+                self._checked[self._batch == number] = False
+                self._batch[self._batch == number] = -1
+        self._open.discard(path)
+
+    def add(self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> bool:
+        """Decode those of `rows` that nobody has, and keep them; False where there is no room or no writable disk.
+
+        Args:
+            rows: (n,) distinct rows.
+            decode: gives, for some rows, those that can be decoded and their pixels (n, 3, S, S) uint8.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with in_turn(self.folder):
+                self.refresh()
+                missing = rows[~self.has(rows)]
+                if len(missing) and not make_room(self.folder.parent, len(missing) * self.width, keep=self.folder):
+                    return False
+                if len(missing):
+                    self._write(missing, decode)
+                mark_used(self.folder)
+        except OSError:  # a read-only or full disk: the caller decodes into memory
+            return False
+        return True
+
+    def _write(self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        written = 0
+        with draft(self.folder) as file:
+            with pa.ipc.new_file(str(file), self._schema) as writer:
+                for part in torch.split(rows, max(1, BATCH_BYTES // self.width)):
+                    good, pixels = decode(part)
+                    if len(good):
+                        writer.write_batch(self._record_batch(good, pixels))
+                        written += len(good)
+            if written:
+                file.rename(file.with_suffix(".arrow"))
+        self.refresh()
+
+    def _record_batch(self, rows: Tensor, pixels: Tensor) -> pa.RecordBatch:
+        flat = pixels.reshape(len(rows), self.width).contiguous().numpy()
+        checksums = np.array([zlib.crc32(row) for row in flat], dtype=np.uint32)
+        packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self.width), len(rows), [None, pa.py_buffer(flat)])
+        return pa.record_batch([pa.array(rows.numpy()), pa.array(checksums), packed], schema=self._schema)
