@@ -51,22 +51,6 @@ print(run(plan, trial=TRIAL, progress=False).interrupted)
 """
 """A sweep in a process of its own: its folder, its log of epochs, and the seconds of an epoch are arguments."""
 
-KILLED_AFTER = """
-import os, signal
-from sweeps.records.journal import Journal
-left, real = int(sys.argv[4]), Journal.write
-
-def write(self, event, *, sync=True):
-    global left
-    real(self, event, sync=sync)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Journal.write = write
-"""
-"""What a driver runs first that is to be killed after a number of events, its fourth argument."""
-
 
 def without_faults(cell: FakeCell) -> FakeCell:
     """The cell of the same trials; faults and logs make no other ones."""
@@ -109,12 +93,6 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 def start_driver(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-
-def driver(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run driver code to its end."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=200)
 
 
 def searched(folder: Path, delay: float = 0.0, **more: Any) -> FakePlan:

@@ -112,7 +112,7 @@ def test_a_killed_proxy_is_replaced(tmp_path: Path, pool: Pool, undisturbed: Und
     summary = run(plan, trial=TRIAL, progress=kill, pool=pool)
     assert kill.killed
     assert (summary.finished, summary.failed) == (16, 0)
-    assert_same_tables(tmp_path / "r", undisturbed(PAIR), ("predictions",))
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR))
 
 
 def test_lanes_that_cannot_start_are_an_error_that_says_why(
