@@ -97,7 +97,7 @@ def test_a_driver_killed_after_random_numbers_of_events(
 
 @pytest.mark.parametrize("title", ["TrainController", "RayTrainWorker", "Broker"])
 def test_a_killed_actor_changes_nothing(tmp_path: Path, pool: Pool, undisturbed: Undisturbed, title: str) -> None:
-    """The lane's controller, the workers in the middle of an epoch, and our own broker; Tune's are in test_engine_faults."""
+    """The lane's controller, the workers in the middle of an epoch, and our own broker."""
     kill = KillOnce(title)
     cells = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera", options=(("delay", 0.05),)))
     summary = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=kill, pool=pool)
