@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -28,7 +27,6 @@ from tests.fakes import (
     FakeSearch,
     fake_plan,
 )
-from tests.support import ROOT
 
 VARIES = {"attempt", "host", "started_at", "ended_at", "seconds_total", "seconds_setup", "chosen_at", "packed"}
 """Columns that differ between two runs of one sweep."""
@@ -37,6 +35,9 @@ PAIR = (FakeCell("lora"), FakeCell("vera"))
 
 Undisturbed = Callable[..., Path]
 """The fixture of that name: from cells and sections to the results of a sweep that ran without faults."""
+
+StartDriver = Callable[..., subprocess.Popen[str]]
+"""The fixture `start_driver`: from a folder, a log, the seconds of an epoch and perhaps other code to its process."""
 
 DRIVER = """
 import sys
@@ -88,11 +89,6 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     return [event for event in found if event["ev"] == kind]
-
-
-def start_driver(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def searched(folder: Path, delay: float = 0.0, **more: Any) -> FakePlan:

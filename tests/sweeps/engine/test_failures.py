@@ -26,13 +26,13 @@ from tests.sweeps.support import (
     DRIVER,
     PAIR,
     KillOnce,
+    StartDriver,
     Undisturbed,
     assert_same_tables,
     events,
     go,
     logged,
     rows,
-    start_driver,
     trained,
 )
 
@@ -119,7 +119,9 @@ def test_a_full_disk(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> No
     assert_same_tables(tmp_path / "r", undisturbed(logged(tmp_path / "log")))
 
 
-def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
+def test_ctrl_c_twice_ends_at_once_and_loses_nothing(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
+) -> None:
     running = start_driver(tmp_path / "r", tmp_path / "log", 1.0)
     wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 2, "two finished trials")
     family = psutil.Process(running.pid).children(recursive=True)
@@ -134,7 +136,9 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, pool: Pool,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_ray_comes_up_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
+def test_a_signal_while_ray_comes_up_leaves_nothing_behind(
+    tmp_path: Path, number: int, start_driver: StartDriver
+) -> None:
     running = start_driver(tmp_path / "r", tmp_path / "log", 1.0)
     driver = psutil.Process(running.pid)
     wait_for(lambda: any("gcs_server" in p.name() for p in driver.children(recursive=True)), "Ray's first process")
@@ -149,7 +153,7 @@ def test_a_signal_while_ray_comes_up_leaves_nothing_behind(tmp_path: Path, numbe
     assert not (tmp_path / "r" / "lock.json").exists()
 
 
-def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool) -> None:
+def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool, start_driver: StartDriver) -> None:
     """They are in the middle of an epoch, longer than anything waits for: Ray must not go down around their threads."""
     log = tmp_path / "log"
     running = start_driver(tmp_path / "r", log, 15.0)
@@ -176,7 +180,9 @@ except RayLostError as error:
 
 
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet", "everything"])
-def test_ray_itself_is_killed(tmp_path: Path, pool: Pool, undisturbed: Undisturbed, victim: str) -> None:
+def test_ray_itself_is_killed(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, victim: str, start_driver: StartDriver
+) -> None:
     """Nothing goes on then; Ray would end the driver a minute later. systemd and Slurm send SIGTERM to everything."""
     log = tmp_path / "log"
     running = start_driver(tmp_path / "r", log, 1.0, UNTIL_LOST)
