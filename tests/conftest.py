@@ -1,4 +1,8 @@
-"""One Ray session for all engine tests: its lanes stay warm from sweep to sweep, as they do from trial to trial."""
+"""One Ray session for all engine tests: its lanes stay warm from sweep to sweep, as they do from trial to trial.
+
+Where tests run in several processes (`make test`), those of one file run in one of them, since they share fixtures, and
+those that need Ray all run in the same one.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps.cluster.own_ray import OwnRay
+from tests.sweeps.cluster.support import OwnRay
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the user's
     os.environ["SWEEPS_CACHE"] = tempfile.mkdtemp(prefix="sweeps-cache-")
     atexit.register(shutil.rmtree, os.environ["SWEEPS_CACHE"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        needs_ray = {"pool", "own_ray", "start_driver"} & set(getattr(item, "fixturenames", ()))
+        group = "ray" if needs_ray else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

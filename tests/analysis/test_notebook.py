@@ -10,9 +10,10 @@ import pytest
 from analysis import open_store
 from analysis.diagnostics.bench import bench_of
 from analysis.errors import StoreError
-from tests.analysis.diagnostics.tiny import tiny_results
+from tests.analysis.diagnostics.support import tiny_results
+from tests.support import ROOT
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "notebooks" / "explore_results.py"
+NOTEBOOK = ROOT / "examples" / "notebooks" / "explore_results.py"
 
 
 def test_on_synthetic_results(

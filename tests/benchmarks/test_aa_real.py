@@ -14,8 +14,8 @@ import pytest
 
 from sweeps.plan.plan import Plan
 from sweeps.spec.sections import TUNE_SEED
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "benchmarks" / "aa_real.py"
 
 

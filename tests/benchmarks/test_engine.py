@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
 
 
 def bench(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:

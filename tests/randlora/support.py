@@ -1,8 +1,9 @@
-"""A small model with every kind of target, and configurations of every method."""
+"""A small model with every kind of target, configurations of every method, and the paper's equation 4."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from randlora import (
     RandLoraSvdConfig,
     SvftConfig,
     VeraConfig,
+    attach,
     get_method,
 )
 
@@ -51,6 +53,7 @@ CONFIGS: list[AdapterConfig] = [
     HybridConfig(5),
     RandLoraSvdConfig(5),
 ]
+K = 3
 
 
 def targets_of(config: AdapterConfig) -> list[str]:
@@ -118,3 +121,30 @@ def perturb(parameters: Iterator[nn.Parameter] | Adapted, size: float = 0.1) -> 
     with torch.no_grad():
         for parameter in tensors:
             parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * size)
+
+
+def equation_4(shape: tuple[int, int], lam: Tensor, gam: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * sum_j B_j diag(lambda_j) A diag(gamma_j), the k-th column of B_j being B's column k n + j."""
+    r, n = lam.shape
+    total = torch.zeros(max(shape), min(shape), dtype=lam.dtype)
+    for j in range(n):
+        b_j = torch.stack([b[:, k * n + j] for k in range(r)], dim=1)
+        total += b_j @ torch.diag(lam[:, j]) @ a @ torch.diag(gam[j])
+    total *= scale
+    return total if shape[0] >= shape[1] else total.t()
+
+
+def members_of(
+    model: nn.Module, config: AdapterConfig, *, seeds: list[tuple[int, int]] | None = None, targets: Any = None
+) -> list[Adapted]:
+    """K adapters with trainables of their own, all disabled."""
+    members = []
+    for k, (init, basis) in enumerate(seeds or [(k, 7) for k in range(K)]):
+        member = attach(model, config, targets or targets_of(config), init_seed=init, basis_seed=basis)
+        generator = torch.Generator().manual_seed(40 + k)
+        with torch.no_grad():
+            for parameter in member.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1)
+        member.disable()
+        members.append(member)
+    return members

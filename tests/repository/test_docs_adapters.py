@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from randlora import METHODS
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
 METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 

@@ -9,11 +9,12 @@ import pytest
 
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.trainables.conftest import colour_tables
+from tests.support import ROOT
+from tests.trainables.tiny_images import colour_tables
 from tests.trainables.tiny_language import write_rows
 from tools.real.fetch import VIT
 
-REAL = Path(__file__).resolve().parents[2] / "examples" / "real"
+REAL = ROOT / "examples" / "real"
 SMOLLM2 = {
     "vocab_size": 49152,
     "hidden_size": 576,

@@ -11,8 +11,8 @@ import pytest
 from analysis.store.tables import schema_markdown
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(ROOT.glob("examples/*.toml"))
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
@@ -51,6 +51,17 @@ def test_modules_stay_small() -> None:
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
     }
     assert not long
+
+
+def test_test_modules_share_by_support_modules_alone() -> None:
+    shared = re.compile(r"^\s*(?:from|import) tests\.(?:\w+\.)*(?:test_\w+|conftest)\b", re.MULTILINE)
+    found = {
+        str(path.relative_to(ROOT)): match[0].strip()
+        for folder in ("tests", "benchmarks", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+        if (match := shared.search(path.read_text(encoding="utf-8")))
+    }
+    assert not found, "move what two test modules use into the support.py of their room"
 
 
 def test_wheel_ships_what_the_packages_read() -> None:

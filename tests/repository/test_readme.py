@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sweeps.cli.main import app
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/quickstart.md", "CONTRIBUTING.md")
 RUNS_A_SWEEP = ("run", "resume", "estimate")
 """Verbs that train: their sweep file is checked by `plan` here, and run whole by the quickstart test."""

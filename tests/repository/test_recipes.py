@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -13,10 +12,11 @@ import pytest
 from analysis.statistics.published import names
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from tests.support import ROOT
 from tools.pages import PAGES, header
 from tools.recipe_hours import length, trial_seconds
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "paper"
+FOLDER = ROOT / "examples" / "paper"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.toml"))
 QUICK = (
     *("cost-clip-b32", "e2e", "fig1-clip", "fig1-dinov2", "glue-base", "table1-qwen2", "table3-ranks"),

@@ -18,12 +18,12 @@ from sweeps.lanes.pool import Pool
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.trainables.conftest import colour_tables
-from tests.trainables.tiny_encoders import save_dinov2
+from tests.support import ROOT
+from tests.trainables.tiny_images import colour_tables, save_dinov2
 from tests.trainables.tiny_language import save_model, write_e2e, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "paper"
+FOLDER = ROOT / "examples" / "paper"
 SHORT = ("search.trials=2", "confirm.seeds=1", "train.epochs=1")
 FEW = ('data.train_size=["1-shot"]', "train.global_batch_size=16")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
 from sweeps.spec.spec import SweepSpec
+from tests.support import ROOT
 from tools.pages import sweep_file_page
 from tools.spec_page import sections
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "sweep-file.md"
+PAGE = ROOT / "docs" / "sweep-file.md"
 
 
 def test_every_key_has_a_meaning() -> None:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import trainables
+from tests.trainables.tiny_images import SIDE, colour_tables
 from trainables.config import TrainSettings, TrialConfig
 
-SIDE = 16
-COLOURS = {"red": (200, 60, 60), "green": (60, 190, 60), "blue": (60, 60, 210), "grey": (120, 120, 120)}
 CONFIG = {
     "model_cfg": {
         "embed_dim": 16,
@@ -62,46 +57,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = open_clip.CLIP(**settings)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(folder / "open_clip_model.safetensors"))
     return folder
-
-
-def noisy(rng: np.random.Generator, colour: tuple[int, int, int]) -> Image.Image:
-    """A SIDE x SIDE image of one colour under noise."""
-    pixels = np.array(colour) + rng.normal(0, 60, (SIDE, SIDE, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def image_table(images: list[bytes], labels: list[int], names: list[str] | None) -> pa.Table:
-    """A table in the hub's Parquet image form."""
-    table = pa.table(
-        {
-            "image": pa.array(
-                [{"bytes": b, "path": None} for b in images],
-                pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-            ),
-            "label": pa.array(labels, pa.int64()),
-        }
-    )
-    if names is None:
-        return table
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
-    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-
-
-def colour_tables(per_class: int = 16, test_per_class: int = 8) -> dict[str, pa.Table]:
-    """train and test of the colour set."""
-    rng = np.random.default_rng(0)
-    tables = {}
-    for which, n in (("train", per_class), ("test", test_per_class)):
-        labels = [i % len(COLOURS) for i in range(n * len(COLOURS))]
-        images = [png(noisy(rng, list(COLOURS.values())[label])) for label in labels]
-        tables[which] = image_table(images, labels, list(COLOURS))
-    return tables
 
 
 @pytest.fixture(scope="session")

@@ -115,3 +115,13 @@ def save_model(folder: Path, family: str, **more: Any) -> Path:
     model.save_pretrained(str(folder))
     save_tokenizer(folder)
     return folder
+
+
+def uneven_rows(folder: Path, train: int, test: int) -> None:
+    """Questions of very different lengths, so that hardly two batches are padded alike."""
+    write_rows(folder, train=train, test=test)
+    for path in folder.glob("*.json"):
+        rows = json.loads(path.read_text())
+        for i, row in enumerate(rows):
+            row["instruction"] = "Look again. " * (i * 7 % 5) + row["instruction"]
+        path.write_text(json.dumps(rows), encoding="utf-8")

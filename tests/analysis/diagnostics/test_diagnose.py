@@ -34,7 +34,7 @@ from sweeps.cli.main import app
 from sweeps.engine.analyze import ray_tasks
 from sweeps.lanes.pool import Pool
 from sweeps.records.upload import Upload
-from tests.analysis.diagnostics.tiny import tiny_results
+from tests.analysis.diagnostics.support import numbers, tiny_results
 
 FEW = {"examples": 16, "points": 3}
 
@@ -48,10 +48,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(made: Path, tmp_path: Path) -> Path:
     """A copy of its own: diagnostics add to a folder."""
     return Path(shutil.copytree(made, tmp_path / "tiny"))
-
-
-def numbers(table: pa.Table) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k != "computed_at"} for r in table.to_pylist()]
 
 
 def nothing(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[dict[str, Any]]]]:

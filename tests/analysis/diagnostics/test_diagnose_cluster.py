@@ -13,10 +13,9 @@ import pytest
 
 from analysis import open_store
 from analysis.diagnostics.analyze import analyze
-from tests.analysis.diagnostics.test_diagnose import numbers
-from tests.analysis.diagnostics.tiny import tiny_results
-from tests.sweeps.cluster.own_ray import OwnRay
-from tests.sweeps.engine.test_engine_faults import ROOT
+from tests.analysis.diagnostics.support import numbers, tiny_results
+from tests.support import ROOT
+from tests.sweeps.cluster.support import OwnRay
 
 
 @pytest.mark.slow

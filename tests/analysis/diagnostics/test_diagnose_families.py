@@ -19,9 +19,8 @@ from analysis.diagnostics.cka import minibatch_cka
 from analysis.diagnostics.units import sweep_facts
 from analysis.diagnostics.weights import Kept, kept_trials
 from analysis.store.store import Store
-from tests.analysis.diagnostics.tiny import tiny_results
-from tests.trainables.conftest import colour_tables
-from tests.trainables.tiny_encoders import save_dinov2
+from tests.analysis.diagnostics.support import tiny_results
+from tests.trainables.tiny_images import colour_tables, save_dinov2
 from tests.trainables.tiny_language import save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 from trainables.models.encoders import load_head

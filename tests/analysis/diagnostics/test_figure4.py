@@ -14,8 +14,9 @@ from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from tests.support import ROOT
 
-RECIPES = Path(__file__).resolve().parents[3] / "examples" / "paper"
+RECIPES = ROOT / "examples" / "paper"
 LESS = ("search.trials=2", "search.rerun_rates=0", "confirm.seeds=1", 'data.train_size=["2-shot"]')
 
 

@@ -17,7 +17,7 @@ from analysis.statistics.groups import groups
 from analysis.tables.results import grouped, results
 from analysis.words.figures import conclude_front, conclude_groups
 from sweeps.cli.main import app
-from tests.analysis.report.odd import NOT_A_NUMBER, Cells, odd_results
+from tests.analysis.odd import NOT_A_NUMBER, Cells, odd_results
 
 LORA, RAND = ("lora", "lora-1", "a"), ("randlora", "lora-1", "a")
 FULL, ZERO = ("full", None, "a"), ("zero-shot", None, "a")

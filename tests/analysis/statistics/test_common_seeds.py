@@ -10,7 +10,7 @@ import pytest
 from analysis import conclusion, open_store
 from analysis.statistics import inference, scaling
 from analysis.tables.results import compared
-from tests.analysis.report.odd import Cells, odd_results
+from tests.analysis.odd import Cells, odd_results
 
 DATASETS, SEEDS = 8, 3
 

@@ -19,8 +19,7 @@ from analysis.store.journal import read_events, read_journal
 from analysis.store.schemas import KEYS, SCHEMA_VERSION, SCHEMAS, doc
 from analysis.store.tables import part_paths, scan_parts, schema_markdown, set_aside, to_table, write_part
 from tests.analysis.synthetic import make_results
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support import ROOT
 
 
 def row(trial_id: str = "a", attempt: int = 1, **more: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from randlora.arithmetic.contract import Spread, low_rank_linear, prefers_matrix, spread_linear, spread_weight
 from randlora.arithmetic.plans import Plan, choose_plan, keep_merged, plan_costs
+from tests.randlora.support import equation_4
 
 PLANS: list[Plan] = ["activation", "mixed", "merged", "kept"]
 SHAPES = [(7, 5), (5, 7), (6, 6), (9, 2)]
@@ -34,17 +35,6 @@ def pieces(shape: tuple[int, int], r: int, rows: int = 4, seed: int = 0) -> tupl
         normal(r, m),
         normal(large, n * r),
     )
-
-
-def equation_4(shape: tuple[int, int], lam: Tensor, gam: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """scale * sum_j B_j diag(lambda_j) A diag(gamma_j), the k-th column of B_j being B's column k n + j."""
-    r, n = lam.shape
-    total = torch.zeros(max(shape), min(shape), dtype=lam.dtype)
-    for j in range(n):
-        b_j = torch.stack([b[:, k * n + j] for k in range(r)], dim=1)
-        total += b_j @ torch.diag(lam[:, j]) @ a @ torch.diag(gam[j])
-    total *= scale
-    return total if shape[0] >= shape[1] else total.t()
 
 
 @given(

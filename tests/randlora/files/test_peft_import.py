@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from randlora import AdapterConfig, CheckpointError, DoraConfig, LoraConfig, RandLoraConfig, VeraConfig, attach, load
 from randlora.adapted.load import load_peft
 from randlora.methods.lowrank.lora import Lora
-from tests.randlora.files.test_peft import inputs, layers
+from tests.randlora.files.support import inputs, layers
 from tests.randlora.support import batch, block, config_id, perturb
 
 peft = pytest.importorskip("peft")

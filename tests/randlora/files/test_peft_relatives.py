@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from randlora import AdaLoraConfig, PissaConfig, RandLoraConfig, attach
 from randlora.methods.lowrank.spectral import Pissa
 from randlora.methods.scheduled.adalora import AdaLora, Allocator
-from tests.randlora.files.test_peft import gradients, inputs, layers, load_in_peft
+from tests.randlora.files.support import gradients, inputs, layers, load_in_peft
 from tests.randlora.support import perturb
 
 peft = pytest.importorskip("peft")

@@ -8,8 +8,7 @@ from torch import nn
 
 from randlora import Adapted, RandLoraConfig, attach
 from randlora.methods.random.randlora import DEFAULT_SCALE, RandLora
-from tests.randlora.arithmetic.test_contract import equation_4
-from tests.randlora.support import perturb
+from tests.randlora.support import equation_4, perturb
 
 
 def one_layer(shape: tuple[int, int], config: RandLoraConfig) -> tuple[Adapted, RandLora]:

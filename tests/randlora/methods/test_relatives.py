@@ -33,8 +33,7 @@ from randlora.methods.lowrank.hydra import HydraLora
 from randlora.methods.lowrank.spectral import LoraXs, Pissa, Svft
 from randlora.methods.random.ablations import RandLoraA
 from randlora.methods.random.randlora import RandLora
-from tests.randlora.arithmetic.test_contract import equation_4
-from tests.randlora.support import batch, block, perturb, targets_of
+from tests.randlora.support import batch, block, equation_4, perturb, targets_of
 
 SHAPES = [(20, 12), (12, 20), (12, 12)]
 every_shape = pytest.mark.parametrize("shape", SHAPES)

@@ -10,8 +10,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 from randlora import AdapterConfig, LoraConfig, RandLoraConfig
 from randlora.packing.dropouts import draws_of
 from randlora.packing.packing import Pack, PackingError
-from tests.randlora.packing.test_packing import K, members_of
-from tests.randlora.support import config_id
+from tests.randlora.support import K, config_id, members_of
 
 ROWS, WIDTHS, SIZE, HEADS = 2, (5, 3, 4), 8, 2
 

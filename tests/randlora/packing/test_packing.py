@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,31 +18,13 @@ from randlora import (
     RandLoraAConfig,
     RandLoraConfig,
     VeraConfig,
-    attach,
 )
 from randlora.model.sites import is_adapted
 from randlora.packing.packing import Pack, PackingError
 from randlora.packing.stacked import stacked_linear
-from tests.randlora.support import CONFIGS, TARGETS, Block, batch, block, config_id, targets_of
+from tests.randlora.support import CONFIGS, TARGETS, Block, K, batch, block, config_id, members_of
 
 PACKED = [c for c in CONFIGS if c.method != "autolora"]
-K = 3
-
-
-def members_of(
-    model: nn.Module, config: AdapterConfig, *, seeds: list[tuple[int, int]] | None = None, targets: Any = None
-) -> list[Adapted]:
-    """K adapters with trainables of their own, all disabled."""
-    members = []
-    for k, (init, basis) in enumerate(seeds or [(k, 7) for k in range(K)]):
-        member = attach(model, config, targets or targets_of(config), init_seed=init, basis_seed=basis)
-        generator = torch.Generator().manual_seed(40 + k)
-        with torch.no_grad():
-            for parameter in member.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1)
-        member.disable()
-        members.append(member)
-    return members
 
 
 def slices(rows: int = 2, dtype: torch.dtype = torch.float64) -> list[Tensor]:

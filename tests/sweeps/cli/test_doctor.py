@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli import doctor
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support import ROOT
 
 
 def found() -> dict[str, doctor.Check]:

@@ -17,8 +17,8 @@ from sweeps.engine import run as engine
 from sweeps.engine.run import RunSummary
 from sweeps.plan.plan import Plan
 from tests.analysis.synthetic import make_results
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = str(ROOT / "examples" / "quickstart.toml")
 
 

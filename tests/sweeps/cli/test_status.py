@@ -13,8 +13,8 @@ import pytest
 
 from sweeps.lanes.pool import Pool
 from tests.fakes import fake_plan
-from tests.sweeps.engine.test_engine_faults import ROOT, events
-from tests.sweeps.engine.test_run import go, logged
+from tests.support import ROOT
+from tests.sweeps.support import events, go, logged
 
 
 def status(folder: Path, *arguments: str) -> str:

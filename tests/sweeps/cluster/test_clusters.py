@@ -16,8 +16,8 @@ import yaml
 from sweeps.cluster.nodes import check_lasting, check_nodes, job_variables, own_paths
 from sweeps.cluster.resources import ResourceError
 from sweeps.lanes.pool import Pool
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples" / "cluster"
 SCRIPTS = sorted([*EXAMPLES.glob("*.sh"), *EXAMPLES.glob("*.sbatch")])
 

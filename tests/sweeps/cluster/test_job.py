@@ -15,20 +15,8 @@ from pathlib import Path
 import pytest
 
 from analysis.store.store import open_store
-from tests.sweeps.cluster.own_ray import OwnRay
-from tests.sweeps.engine.test_engine_faults import ROOT
-
-TINY = {
-    "name": "tiny",
-    "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},
-    "data": {"datasets": ["embedded:fashion-mnist"], "train_size": ["4-shot"]},
-    "budgets": {"lora_rank": [1]},
-    "methods": {"lora": {}},
-    "search": {"trials": 2, "rerun_rates": 0, "rerun_seeds": 0},
-    "confirm": {"seeds": 1},
-    "train": {"epochs": 1, "global_batch_size": 16},
-    "resources": {"concurrent": 1},
-}
+from tests.support import ROOT
+from tests.sweeps.cluster.support import TINY, OwnRay
 
 
 def free_port() -> int:

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from analysis.store.store import open_store
-from tests.sweeps.cluster.own_ray import OwnRay
-from tests.sweeps.cluster.test_job import TINY
-from tests.sweeps.engine.test_engine_faults import ROOT
+from tests.support import ROOT
+from tests.sweeps.cluster.support import TINY, OwnRay
 
 SPACES = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 

@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 from sweeps.lanes.pool import Pool
-from tests.fakes import fake_plan
-from tests.sweeps.cluster.own_ray import OwnRay
-from tests.sweeps.engine.test_engine_faults import ROOT
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged
+from tests.support import ROOT
+from tests.sweeps.cluster.support import OwnRay
+from tests.sweeps.support import Undisturbed, assert_same_tables, logged
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("after", ["", "back"], ids=["none-comes-back", "another-takes-its-place"])
-def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, after: str) -> None:
+def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, undisturbed: Undisturbed, after: str) -> None:
     log = tmp_path / "log"
     delay = "1" if after else "0.3"  # a worker on the other machine takes a while to start
     command = [
@@ -44,5 +43,4 @@ def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, after: str)
     assert 1 not in epochs, "a trial did not go on from its checkpoint"
     workers = {int(pid) for _, _, pid in lines}
     assert len(workers) == (3 if after else 2)
-    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(logged(log)))

@@ -30,7 +30,7 @@ from ray.cluster_utils import Cluster
 from sweeps.engine.run import run
 from sweeps.lanes import lanes
 from tests.fakes import TRIAL, FakeResources, fake_plan
-from tests.sweeps.engine.test_run import logged
+from tests.sweeps.support import logged
 
 SMALL = 80 * 2**20
 

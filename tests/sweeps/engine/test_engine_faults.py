@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +20,25 @@ from sweeps.lanes.pool import Pool
 from sweeps.records.journal import Journal
 from sweeps.records.locks import LockedError
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows, trained
-
-ROOT = Path(__file__).resolve().parents[3]
-DRIVER = """
-import sys
-from pathlib import Path
-from sweeps.engine.run import run
-from tests.fakes import TRIAL, FakeResources, fake_plan
-from tests.sweeps.engine.test_run import logged
-
-folder, log, delay = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-plan = fake_plan(folder, logged(log, delay=delay), resources=FakeResources(concurrent=2))
-print(run(plan, trial=TRIAL, progress=False).interrupted)
-"""
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    path = folder / "journal.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [event for event in found if event["ev"] == kind]
+from tests.support import ROOT, gone, wait_for
+from tests.sweeps.support import (
+    DRIVER,
+    PAIR,
+    KillOnce,
+    StartDriver,
+    Undisturbed,
+    assert_same_tables,
+    events,
+    go,
+    logged,
+    rows,
+    trained,
+)
 
 
-def start_driver(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(condition: Any, what: str, seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(tmp_path: Path, pool: Pool) -> None:
+def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
+) -> None:
     log = tmp_path / "log"
     driver = start_driver(tmp_path / "r", log, 0.1)
     wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 7, "seven finished trials")
@@ -84,12 +60,13 @@ def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(tmp_path:
     finishes = [e["trial_id"] for e in events(tmp_path / "r", "finish")]
     asks = [e["trial_id"] for e in events(tmp_path / "r", "ask")]
     assert len(finishes) == len(set(finishes)) == len(asks) == len(set(asks)) == 32
-    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole", ("trials", "predictions"))
+    assert_same_tables(tmp_path / "r", undisturbed(logged(log)), ("trials", "predictions"))
     assert all(count <= 2 for count in trained(log).values())  # only an epoch that was under way
 
 
-def test_an_interrupt_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path, pool: Pool) -> None:
+def test_an_interrupt_stops_cleanly_and_the_next_run_goes_on(
+    tmp_path: Path, pool: Pool, start_driver: StartDriver
+) -> None:
     log = tmp_path / "log"
     driver = start_driver(tmp_path / "r", log, 0.3)
     wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 2, "two finished trials")
@@ -109,19 +86,16 @@ def test_an_interrupt_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path, poo
     assert not (tmp_path / "r" / "work").exists()
 
 
-def test_a_killed_worker_costs_an_attempt_not_the_trial(tmp_path: Path, pool: Pool) -> None:
+def test_a_killed_worker_costs_an_attempt_not_the_trial(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
     cells = (FakeCell("lora", options=(("kill", "once"),)), FakeCell("vera"))
-    search = FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0)
-    summary = go(fake_plan(tmp_path / "r", cells, search=search, confirm=FakeConfirm((0,))), pool)
+    one = {"search": FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0,))}
+    summary = go(fake_plan(tmp_path / "r", cells, **one), pool)
     assert (summary.finished, summary.failed) == (4, 0)
     finishes = {e["row"]["cell_id"]: [] for e in events(tmp_path / "r", "finish")}
     for event in events(tmp_path / "r", "finish"):
         finishes[event["row"]["cell_id"]].append(event["attempt"])
     assert all(attempt in (2, 3) for attempt in finishes["lora-1000"])  # 3: its neighbour's death took it along
-    healthy = (FakeCell("lora"), FakeCell("vera"))
-    clean = fake_plan(tmp_path / "whole", healthy, search=search, confirm=FakeConfirm((0,)))
-    go(clean, pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR, **one))
 
 
 @pytest.mark.slow
@@ -135,30 +109,13 @@ def test_a_trial_that_always_kills_its_worker_fails_and_the_others_do_not(tmp_pa
     assert all(t["reason"].startswith("its worker process died 3 times while running it: Actor") for t in failed)
 
 
-def test_a_killed_proxy_is_replaced(tmp_path: Path, pool: Pool) -> None:
-    killed = []
-
-    class KillProxies:
-        """Kills every proxy process once, when the third trial has finished."""
-
-        def start(self, state: Any) -> None: ...
-        def note(self, text: str) -> None: ...
-        def stop(self, state: Any) -> None: ...
-
-        def update(self, state: Any) -> None:
-            if not killed and sum(len(cell.rows) for cell in state.cells.values()) >= 3:
-                for process in psutil.Process().children(recursive=True):
-                    with contextlib.suppress(psutil.Error):  # children come and go
-                        if "Proxy" in " ".join(process.cmdline()):
-                            process.kill()
-                            killed.append(process.pid)
-
+def test_a_killed_proxy_is_replaced(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
+    kill = KillOnce("Proxy")
     plan = fake_plan(tmp_path / "r", (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera")))
-    summary = run(plan, trial=TRIAL, progress=KillProxies(), pool=pool)
-    assert killed
+    summary = run(plan, trial=TRIAL, progress=kill, pool=pool)
+    assert kill.killed
     assert (summary.finished, summary.failed) == (16, 0)
-    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole", ("predictions",))
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR))
 
 
 def test_lanes_that_cannot_start_are_an_error_that_says_why(
@@ -195,9 +152,9 @@ def test_a_data_parallel_group_trains_one_trial_at_a_time(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
 def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
-    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, code: int
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    plan = fake_plan(tmp_path / "r", (FakeCell("lora"), FakeCell("vera")))
+    plan = fake_plan(tmp_path / "r", PAIR)
     real, written = Journal.write, []
 
     def write(self: Journal, event: dict[str, Any], *, sync: bool = True) -> None:
@@ -211,15 +168,15 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
         with pytest.raises(OSError, match=os.strerror(code)):
             go(plan, pool)
     assert go(plan, pool).finished > 0
-    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR))
 
 
-def test_a_full_disk_under_a_trial_is_not_the_trials_fault(tmp_path: Path, pool: Pool) -> None:
+def test_a_full_disk_under_a_trial_is_not_the_trials_fault(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed
+) -> None:
     cells = (FakeCell("lora", options=(("full_disk", "once"),)), FakeCell("vera"))
     with pytest.raises(OSError, match=r"No space left on device.*on host"):
         go(fake_plan(tmp_path / "r", cells), pool)
-    healthy = (FakeCell("lora"), FakeCell("vera"))
+    healthy = PAIR
     assert go(fake_plan(tmp_path / "r", healthy), pool).complete
-    go(fake_plan(tmp_path / "whole", healthy), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(healthy))

@@ -12,8 +12,8 @@ import pytest
 
 from sweeps.lanes.pool import Pool
 from tests.fakes import FakeCell, FakeConfirm, FakeLimits, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.engine.test_engine_faults import DRIVER, ROOT, events
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows
+from tests.support import ROOT
+from tests.sweeps.support import DRIVER, PAIR, Undisturbed, assert_same_tables, events, go, logged, rows
 
 FEW = {"search": FakeSearch(trials=2, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0,))}
 IMPORTS = "import TRIAL, FakeCell, FakeConfirm, FakeSearch, FakeTrain"
@@ -30,15 +30,16 @@ def own_session(tmp_path: Path, cells: str, resources: str, *, also: str = "") -
 
 
 @pytest.mark.slow
-def test_a_trial_that_hangs_once_is_started_again_and_costs_nothing_else(tmp_path: Path, pool: Pool) -> None:
+def test_a_trial_that_hangs_once_is_started_again_and_costs_nothing_else(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed
+) -> None:
     cells = (FakeCell("lora", options=(("hang", "once"),)), FakeCell("vera"))
     one = {"search": FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0,))}
     summary = go(fake_plan(tmp_path / "r", cells, resources=FakeResources(trial_timeout=2), **one), pool)
     assert (summary.finished, summary.failed) == (4, 0)
     attempts = [(e["row"]["method"], e["attempt"]) for e in events(tmp_path / "r", "finish")]
     assert sorted(attempts) == [("lora", 2), ("lora", 2), ("vera", 1), ("vera", 1)]
-    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera")), **one), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR, **one))
 
 
 @pytest.mark.slow
@@ -51,14 +52,13 @@ def test_a_trial_that_always_hangs_is_a_failed_row_and_nothing_else_is_lost(tmp_
     assert {t["reason"] for t in failed} == {"no report for 2 s (resources.trial_timeout); started 2 times"}
 
 
-def test_out_of_memory_halves_the_micro_batch_and_says_so(tmp_path: Path, pool: Pool) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_says_so(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
     cells = (FakeCell("lora", options=(("oom_above", 10),)), FakeCell("vera"))
     go(fake_plan(tmp_path / "r", cells, **FEW), pool)
-    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera")), **FEW), pool)
     trials = rows(tmp_path / "r", "trials")
     assert {(t["method"], t["micro_batch_size"]) for t in trials} == {("lora", 8), ("vera", 32)}
     assert all(t["status"] == "finished" for t in trials)
-    whole = {t["trial_id"]: t for t in rows(tmp_path / "whole", "trials")}
+    whole = {t["trial_id"]: t for t in rows(undisturbed(PAIR, **FEW), "trials")}
     assert whole == {t["trial_id"]: {**t, "micro_batch_size": 32} for t in trials}
     lora = next(t["trial_id"] for t in trials if t["method"] == "lora")
     said = [e for e in events(tmp_path / "r", "memory") if e["trial_id"] == lora]
@@ -108,7 +108,9 @@ def test_isolated_trials_have_a_process_each(tmp_path: Path) -> None:
     assert len(set.union(*seen.values())) == 6
 
 
-def test_a_limit_ends_a_run_cleanly_and_a_larger_one_goes_on(tmp_path: Path, pool: Pool) -> None:
+def test_a_limit_ends_a_run_cleanly_and_a_larger_one_goes_on(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed
+) -> None:
     log = tmp_path / "log"
     cells = logged(log, delay=0.2)
     cut = fake_plan(tmp_path / "r", cells, limits=FakeLimits(max_cost=0.0004, price_per_hour=1.0))  # 1.4 s
@@ -126,5 +128,4 @@ def test_a_limit_ends_a_run_cleanly_and_a_larger_one_goes_on(tmp_path: Path, poo
     whole = go(fake_plan(tmp_path / "r", logged(log), limits=FakeLimits(max_cost=1000, price_per_hour=1.0)), pool)
     assert whole.complete
     assert not (tmp_path / "r" / "work").exists()
-    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole", ("trials", "predictions"))
+    assert_same_tables(tmp_path / "r", undisturbed(logged(log)), ("trials", "predictions"))

@@ -21,8 +21,20 @@ from analysis.store.store import open_store
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
-from tests.sweeps.engine.test_engine_faults import DRIVER, ROOT, events, gone, start_driver, wait_for
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows, trained
+from tests.support import ROOT, gone, wait_for
+from tests.sweeps.support import (
+    DRIVER,
+    PAIR,
+    KillOnce,
+    StartDriver,
+    Undisturbed,
+    assert_same_tables,
+    events,
+    go,
+    logged,
+    rows,
+    trained,
+)
 
 pytestmark = pytest.mark.slow  # every test starts and kills drivers
 
@@ -60,7 +72,12 @@ def driver(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=200)
 
 
-def killed_again_and_again(tmp_path: Path, pool: Pool, kills: int, seed: int) -> None:
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kills", [2, 10])
+def test_a_driver_killed_after_random_numbers_of_events(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, kills: int
+) -> None:
+    seed = random.randrange(10**6)
     folder, log, draw = tmp_path / "r", tmp_path / "log", random.Random(seed)
     code = DRIVER.replace("plan = ", KILLED_AFTER + "\nplan = ")
     for _ in range(kills):
@@ -73,58 +90,23 @@ def killed_again_and_again(tmp_path: Path, pool: Pool, kills: int, seed: int) ->
         assert not later & before, f"seed {seed}: a finished trial was trained again"
     summary = go(fake_plan(folder, logged(log)), pool)
     assert (summary.finished + summary.skipped, summary.failed) == (32, 0)
-    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
-    assert_same_tables(folder, tmp_path / "whole")
+    assert_same_tables(folder, undisturbed(logged(log)))
     for kind in ("ask", "finish"):
         assert set(Counter(e["trial_id"] for e in events(folder, kind)).values()) == {1}, f"seed {seed}: {kind}"
 
 
-def test_a_driver_killed_twice_after_some_events(tmp_path: Path, pool: Pool) -> None:
-    killed_again_and_again(tmp_path, pool, 2, seed=random.randrange(10**6))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_a_driver_killed_ten_times_after_random_numbers_of_events(tmp_path: Path, pool: Pool) -> None:
-    killed_again_and_again(tmp_path, pool, 10, seed=random.randrange(10**6))
-
-
-class KillOnce:
-    """A display that kills all of Ray's processes with a title in it, once, when some trials have finished."""
-
-    def __init__(self, title: str, after: int = 3) -> None:
-        self.title, self.after = title, after
-        self.killed: list[int] = []
-
-    def start(self, state: Any) -> None: ...
-    def note(self, text: str) -> None: ...
-    def stop(self, state: Any) -> None: ...
-
-    def update(self, state: Any) -> None:
-        if not self.killed and sum(len(cell.rows) for cell in state.cells.values()) >= self.after:
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):  # children come and go
-                    if self.title in " ".join(process.cmdline()):
-                        process.kill()
-                        self.killed.append(process.pid)
-
-
-@pytest.mark.parametrize(
-    "title", ["Proxy", "TrainController", "RayTrainWorker", pytest.param("Broker", marks=pytest.mark.slow)]
-)
-def test_a_killed_actor_changes_nothing(tmp_path: Path, pool: Pool, title: str) -> None:
-    """The Tune process, the lane's controller, the workers in the middle of an epoch, and our own broker."""
+@pytest.mark.parametrize("title", ["TrainController", "RayTrainWorker", "Broker"])
+def test_a_killed_actor_changes_nothing(tmp_path: Path, pool: Pool, undisturbed: Undisturbed, title: str) -> None:
+    """The lane's controller, the workers in the middle of an epoch, and our own broker."""
     kill = KillOnce(title)
     cells = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera", options=(("delay", 0.05),)))
     summary = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=kill, pool=pool)
     assert kill.killed
     assert (summary.finished, summary.failed) == (16, 0)
-    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR))
 
 
-@pytest.mark.slow
-def test_a_full_disk(tmp_path: Path, pool: Pool) -> None:
+def test_a_full_disk(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
     """The kernel refuses to let the journal grow, from one byte of it to the next."""
     code = DRIVER.rpartition("print(")[0] + SMALL_FILES
     done = driver(code, tmp_path / "r", tmp_path / "log", 0, 30_000)
@@ -134,12 +116,12 @@ def test_a_full_disk(tmp_path: Path, pool: Pool) -> None:
     assert (tmp_path / "r" / "journal.jsonl").read_bytes().endswith(b"\n")
     summary = go(fake_plan(tmp_path / "r", logged(tmp_path / "log")), pool)
     assert (summary.skipped, summary.finished) == (len(before), 32 - len(before))
-    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(logged(tmp_path / "log")))
 
 
-@pytest.mark.slow
-def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, pool: Pool) -> None:
+def test_ctrl_c_twice_ends_at_once_and_loses_nothing(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
+) -> None:
     running = start_driver(tmp_path / "r", tmp_path / "log", 1.0)
     wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 2, "two finished trials")
     family = psutil.Process(running.pid).children(recursive=True)
@@ -150,12 +132,13 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path, pool: Pool)
     wait_for(lambda: gone(family), "its processes to end", 60)
     assert not (tmp_path / "r" / "lock.json").exists()
     go(fake_plan(tmp_path / "r", logged(tmp_path / "log")), pool)
-    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(logged(tmp_path / "log")))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_ray_comes_up_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
+def test_a_signal_while_ray_comes_up_leaves_nothing_behind(
+    tmp_path: Path, number: int, start_driver: StartDriver
+) -> None:
     running = start_driver(tmp_path / "r", tmp_path / "log", 1.0)
     driver = psutil.Process(running.pid)
     wait_for(lambda: any("gcs_server" in p.name() for p in driver.children(recursive=True)), "Ray's first process")
@@ -170,7 +153,7 @@ def test_a_signal_while_ray_comes_up_leaves_nothing_behind(tmp_path: Path, numbe
     assert not (tmp_path / "r" / "lock.json").exists()
 
 
-def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool) -> None:
+def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool, start_driver: StartDriver) -> None:
     """They are in the middle of an epoch, longer than anything waits for: Ray must not go down around their threads."""
     log = tmp_path / "log"
     running = start_driver(tmp_path / "r", log, 15.0)
@@ -197,7 +180,9 @@ except RayLostError as error:
 
 
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet", "everything"])
-def test_ray_itself_is_killed(tmp_path: Path, pool: Pool, victim: str) -> None:
+def test_ray_itself_is_killed(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, victim: str, start_driver: StartDriver
+) -> None:
     """Nothing goes on then; Ray would end the driver a minute later. systemd and Slurm send SIGTERM to everything."""
     log = tmp_path / "log"
     running = start_driver(tmp_path / "r", log, 1.0, UNTIL_LOST)
@@ -216,8 +201,7 @@ def test_ray_itself_is_killed(tmp_path: Path, pool: Pool, victim: str) -> None:
         assert running.returncode == 2 or said[-1].startswith(f"lost: Ray's {victim} (process")
     wait_for(lambda: gone(family), "its processes to end", 20)
     go(fake_plan(tmp_path / "r", logged(log)), pool)
-    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(logged(log)))
 
 
 FIRST: dict[str, Any] = {"confirm": FakeConfirm((0, 1)), "search": FakeSearch(trials=4, sampler="qmc")}
@@ -230,23 +214,25 @@ LONGER: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("longer", LONGER)
-def test_of_an_extended_sweep_only_the_difference_runs(tmp_path: Path, pool: Pool, longer: str) -> None:
+def test_of_an_extended_sweep_only_the_difference_runs(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, longer: str
+) -> None:
     log = tmp_path / "log"
     go(fake_plan(tmp_path / "r", logged(log), **FIRST), pool)
     before = {t["trial_id"] for t in rows(tmp_path / "r", "trials")}
     more = {"cells": logged(log), **FIRST, **LONGER[longer](log)}
     summary = go(fake_plan(tmp_path / "r", **more), pool)
     assert set(trained(log).values()) == {1}, "a trial was trained again"
-    go(fake_plan(tmp_path / "whole", **{**more, **LONGER[longer](tmp_path / "log2")}), pool)
-    whole = {t["trial_id"] for t in rows(tmp_path / "whole", "trials")}
+    undivided = undisturbed(**more)
+    whole = {t["trial_id"] for t in rows(undivided, "trials")}
     assert summary.finished == len(whole - before) > 0
     if longer != "allowance":
-        assert_same_tables(tmp_path / "r", tmp_path / "whole")
+        assert_same_tables(tmp_path / "r", undivided)
         return
     # a longer search may choose another rate: the old one's CONFIRM rows stay, superseded, and count no more
     kept = {t["trial_id"] for t in rows(tmp_path / "r", "trials")} - whole
     confirmed = [
-        open_store(tmp_path / name).table("confirmed").column("trial_id").to_pylist() for name in ("r", "whole")
+        open_store(folder).table("confirmed").column("trial_id").to_pylist() for folder in (tmp_path / "r", undivided)
     ]
     assert sorted(confirmed[0]) == sorted(confirmed[1])
     assert not kept & set(confirmed[0])

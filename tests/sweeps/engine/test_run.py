@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from analysis.store.store import open_store
 from sweeps.cluster.resources import ResourceError
-from sweeps.engine.run import RunSummary, run
+from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from sweeps.lanes.reports import processor
 from sweeps.records.locks import FolderLock, IdentityError, LockedError
 from tests.fakes import (
-    TRIAL,
     FakeCell,
     FakeConfirm,
     FakeKeep,
@@ -26,34 +24,7 @@ from tests.fakes import (
     FakeTrain,
     fake_plan,
 )
-
-VARIES = {"attempt", "host", "started_at", "ended_at", "seconds_total", "seconds_setup", "chosen_at", "packed"}
-"""Columns that differ between two runs of one sweep."""
-
-
-def go(plan: FakePlan, pool: Pool | None = None) -> RunSummary:
-    return run(plan, trial=TRIAL, progress=False, pool=pool)
-
-
-def rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """A table without what varies, in a fixed order."""
-    keep = [{k: v for k, v in row.items() if k not in VARIES} for row in open_store(folder).table(name).to_pylist()]
-    return sorted(keep, key=lambda row: sorted((k, str(v)) for k, v in row.items()))
-
-
-def assert_same_tables(one: Path, other: Path, names: Iterable[str] = ("trials", "metrics", "predictions")) -> None:
-    for name in (*names, "cells", "choices"):
-        assert rows(one, name) == rows(other, name), name
-
-
-def trained(log: Path) -> Counter[tuple[str, int]]:
-    """How often each (trial, epoch) was trained."""
-    return Counter((line.split()[0], int(line.split()[1])) for line in log.read_text().splitlines())
-
-
-def logged(log: Path, **options: Any) -> tuple[FakeCell, ...]:
-    given = (("log", str(log)), *options.items())
-    return tuple(FakeCell(method, budget, options=given) for method in ("lora", "vera") for budget in (1000, 4000))
+from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go, logged, rows, trained
 
 
 def test_a_sweep_end_to_end_and_again(tmp_path: Path, pool: Pool) -> None:
@@ -82,7 +53,7 @@ def test_a_sweep_end_to_end_and_again(tmp_path: Path, pool: Pool) -> None:
 
 def test_two_runs_make_the_same_tables(tmp_path: Path, pool: Pool) -> None:
     for name in ("a", "b"):
-        go(fake_plan(tmp_path / name, search=FakeSearch(sampler="qmc")), pool)
+        go(fake_plan(tmp_path / name, PAIR, search=FakeSearch(sampler="qmc")), pool)
     assert_same_tables(tmp_path / "a", tmp_path / "b")
 
 
@@ -142,7 +113,7 @@ def test_extending_a_sweep_only_adds(tmp_path: Path, pool: Pool) -> None:
 
 def test_pruning_stops_bad_rates_in_tune_only(tmp_path: Path, pool: Pool) -> None:
     search = FakeSearch(trials=9, pruner="asha", sampler="random")
-    plan = fake_plan(tmp_path / "r", (FakeCell("lora"), FakeCell("vera")), search=search, train=FakeTrain(9))
+    plan = fake_plan(tmp_path / "r", PAIR, search=search, train=FakeTrain(9))
     summary = go(plan, pool)
     trials = rows(tmp_path / "r", "trials")
     pruned = [t for t in trials if t["status"] == "pruned"]
@@ -168,49 +139,48 @@ def test_kept_adapters(tmp_path: Path, pool: Pool, keep: str, count: int) -> Non
     assert {path.parent.name for path in kept} <= known
 
 
-def test_damaged_parts_are_named_set_aside_and_made_good(tmp_path: Path, pool: Pool) -> None:
-    log = tmp_path / "log"
-    plan = fake_plan(tmp_path / "r", logged(log))
-    go(plan, pool)
-    go(fake_plan(tmp_path / "whole", logged(log)), pool)
+def test_damaged_parts_are_named_set_aside_and_made_good(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    cells = logged(tmp_path / "log")
+    shutil.copytree(undisturbed(cells), tmp_path / "r")
     parts = sorted((tmp_path / "r" / "tables").glob("*/part-*.parquet"))
     assert len(parts) == 5
     for part in parts:
         part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
-    summary = go(plan, None)
+    summary = go(fake_plan(tmp_path / "r", cells), None)
     assert summary.finished == 0
     assert len(summary.damaged) == 5
     assert all(any(part.name in line for line in summary.damaged) for part in parts)
     assert len(list((tmp_path / "r" / "tables").glob("*/*.damaged"))) == 5
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(cells))
 
 
-def test_a_damaged_part_whose_rows_the_journal_lacks_is_run_again(tmp_path: Path, pool: Pool) -> None:
-    plan = fake_plan(tmp_path / "r", (FakeCell("lora"), FakeCell("vera")))
-    go(plan, pool)
-    go(fake_plan(tmp_path / "whole", (FakeCell("lora"), FakeCell("vera"))), pool)
+def test_a_damaged_part_whose_rows_the_journal_lacks_is_run_again(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed
+) -> None:
+    shutil.copytree(undisturbed(PAIR), tmp_path / "r")
     journal = tmp_path / "r" / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(line for line in lines if '"ev":"finish"' not in line or '"lora-1000"' not in line))
     for part in (tmp_path / "r" / "tables").glob("trials/part-*.parquet"):
         part.write_bytes(b"PAR1")
-    summary = go(plan, pool)
+    summary = go(fake_plan(tmp_path / "r", PAIR), pool)
     assert summary.finished == 8
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR))
 
 
-def test_a_lost_journal_leaves_what_is_sealed(tmp_path: Path, pool: Pool) -> None:
-    plan = fake_plan(tmp_path / "r", (FakeCell("lora"), FakeCell("vera")))
-    go(plan, pool)
+def test_a_lost_journal_leaves_what_is_sealed(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    shutil.copytree(undisturbed(PAIR), tmp_path / "r")
     (tmp_path / "r" / "journal.jsonl").unlink()
     before = rows(tmp_path / "r", "choices")
-    assert go(plan, None).skipped == 16
+    assert go(fake_plan(tmp_path / "r", PAIR), None).skipped == 16
     assert rows(tmp_path / "r", "choices") == before  # what was chosen is not chosen again
 
 
-def test_another_sweep_in_the_folder_is_refused_with_the_difference(tmp_path: Path, pool: Pool) -> None:
-    plan = fake_plan(tmp_path / "r", (FakeCell("lora"),))
-    go(plan, pool)
+def test_another_sweep_in_the_folder_is_refused_with_the_difference(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed
+) -> None:
+    shutil.copytree(undisturbed(PAIR), tmp_path / "r")
+    plan = fake_plan(tmp_path / "r", PAIR)
     before = (tmp_path / "r" / "journal.jsonl").read_bytes()
     with pytest.raises(IdentityError, match=r"train\.epochs = 5: the results in \S+ were made with 3"):
         go(FakePlan(plan.spec.model_copy(update={"train": FakeTrain(5)}), plan.cells), pool)

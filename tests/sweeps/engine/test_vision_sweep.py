@@ -15,8 +15,7 @@ from sweeps.errors import SpecError
 from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.trainables.conftest import colour_tables
-from tests.trainables.tiny_encoders import save_dinov2
+from tests.trainables.tiny_images import colour_tables, save_dinov2
 from trainables.models.encoders import load_head
 from trainables.models.loading import load_model
 

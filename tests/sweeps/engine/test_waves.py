@@ -9,8 +9,8 @@ import pytest
 
 from sweeps.engine import drive
 from sweeps.lanes.pool import Pool
-from tests.fakes import FakeCell, fake_plan
-from tests.sweeps.engine.test_run import assert_same_tables, go
+from tests.fakes import fake_plan
+from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go
 
 
 def test_a_tuner_outlasts_what_runs_at_once() -> None:
@@ -19,7 +19,9 @@ def test_a_tuner_outlasts_what_runs_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_long_sweep_takes_several_tuners(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_sweep_takes_several_tuners(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tune keeps every trial of a Tuner in memory; waves of them share journal, studies and warm lanes."""
     waves: list[int] = []
     real = drive._tune
@@ -33,11 +35,9 @@ def test_a_long_sweep_takes_several_tuners(tmp_path: Path, pool: Pool, monkeypat
     monkeypatch.setattr(drive, "WAVE", 6)
     monkeypatch.setattr(drive, "ROUNDS", 1)
     monkeypatch.setattr(drive, "_tune", tune)
-    cells = (FakeCell("lora"), FakeCell("vera"))
-    assert go(fake_plan(tmp_path / "r", cells), pool).finished == 16
+    assert go(fake_plan(tmp_path / "r", PAIR), pool).finished == 16
     assert sum(waves) == 16
     assert len(waves) >= 3
     assert max(waves) == 6
     monkeypatch.undo()
-    go(fake_plan(tmp_path / "whole", cells), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR))

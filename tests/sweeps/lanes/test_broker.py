@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
 from sweeps.lanes.broker import Broker
 from sweeps.lanes.leases import KILLED_FOR_MEMORY, MAX_ATTEMPTS
-
-W0, W1 = "lane0/0", "lane0/1"
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 10))
-
-
-async def started(*keys: str, window: int | None = None) -> Broker:
-    broker = Broker()
-    for worker in (W0, W1):
-        await broker.hello(worker, "t", 1)
-    for key in keys:
-        await broker.submit(key, {"config": key}, window)
-    return broker
+from tests.sweeps.lanes.support import W0, W1, lease, run, started
 
 
 def test_a_trial_goes_to_a_worker_and_its_reports_to_the_proxy() -> None:
@@ -135,12 +119,6 @@ def test_losing_the_last_lane_is_said_with_its_reason() -> None:
         assert (await broker.status())["dead"] == "gone for good"
 
     run(scenario())
-
-
-async def lease(broker: Broker, worker: str, token: str = "t") -> dict[str, Any]:
-    order = await broker.next(worker, token, 0.2)
-    assert isinstance(order, dict), order
-    return order
 
 
 def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() -> None:

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from sweeps.lanes.memory import MicroBatch, out_of_memory
+from sweeps.lanes.worker import _Worker
+from tests.trainables.support import one_tower_trial
+from trainables.config import TrialConfig
 from trainables.errors import TrialError
+from trainables.models.shapes import target_shapes
+from trainables.tasks.images.clip import BothTask, VisionTask
 
 
 def config(adapt: str = "vision", **train: Any) -> dict[str, Any]:
@@ -63,79 +68,82 @@ def test_torch_says_so_when_the_cpu_has_no_room() -> None:
     assert out_of_memory(caught.value)
 
 
-@pytest.mark.parametrize("adapt", ["vision", "both"])
-def test_the_real_worker_trains_on_when_the_allocator_refuses_large_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapt: str
-) -> None:
-    from sweeps.lanes.worker import _Worker
-    from trainables.config import TrialConfig
-    from trainables.models.loading import target_shapes
-    from trainables.tasks.images.clip import BothTask, VisionTask
+class Answers:
+    """A broker whose methods all say "go", and keep what they were given."""
 
+    def __init__(self) -> None:
+        self.given: dict[str, list[Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        class Method:
+            @staticmethod
+            def remote(*arguments: Any) -> str:
+                self.given.setdefault(name, []).append(arguments)
+                return "go"
+
+        return Method
+
+
+def refuse_more_than(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let no loss be taken of more rows; returns how many each was asked for."""
     seen: list[int] = []
 
     def limited(real: Any) -> Any:
-        def loss_sum(self: Any, rows: torch.Tensor, plan: Any) -> torch.Tensor:
+        def loss_sum(self: Any, rows: torch.Tensor, plan: Any) -> Any:
             seen.append(len(rows))
-            if len(rows) > 10:
+            if len(rows) > rows_at_once:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
-            out: torch.Tensor = real(self, rows, plan)
-            return out
+            return real(self, rows, plan)
 
         return loss_sum
 
     for task in (VisionTask, BothTask):
         monkeypatch.setattr(task, "loss_sum", limited(task.loss_sum))
-    model, targets = "embedded:tiny-clip", ("attn.in_proj_weight",)
-    trial = TrialConfig(
-        stage="TUNE",
-        cell_id="c",
+    return seen
+
+
+def tiny_trial(adapt: str) -> TrialConfig:
+    model, targets = "embedded:tiny-clip", ["attn.in_proj_weight"]
+    return one_tower_trial(
+        "lora",
         model=model,
         adapt=adapt,
-        targets=targets,
+        targets=tuple(targets),
         dataset="embedded:fashion-mnist-turned",
         train_size="4-shot",
-        method="lora",
-        capacities=tuple((name, 1) for name in target_shapes(model, list(targets), adapt)),
+        capacities=tuple((name, 1) for name in target_shapes(model, targets, adapt)),
+        stage="TUNE",
         lr=1e-3,
-        data_seed=0,
-        init_seed=0,
-        basis_seed=0,
-        train={"epochs": 1, "global_batch_size": 32},  # type: ignore[arg-type]
+        train={"epochs": 1, "global_batch_size": 32},
     )
-    finished: list[Any] = []
 
-    class Remote:
-        def __init__(self, name: str) -> None:
-            self.name = name
 
-        def remote(self, *arguments: Any) -> Any:
-            if self.name == "finish":
-                finished.append(arguments[3:])
-            return "go"
-
-    class FakeBroker:
-        def __getattr__(self, name: str) -> Remote:
-            return Remote(name)
-
+def outcome_in_a_lane(trial: TrialConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
+    """The last report of a trial that the real worker runs, and its outcome."""
     monkeypatch.setattr("sweeps.lanes.worker.ray.get", lambda answer: answer)
-    worker = _Worker(FakeBroker(), "lane0/0", 0, 1)
-    config = trial.model_dump(mode="json")
-    order = {
-        "key": "k",
-        "trial": "trainables.training.worker:run_trial",
-        "config": config,
-        "directory": str(tmp_path / "t"),
-    }
-    worker.run({**order, "keep": None, "ahead": True, "shrink": None})
-    ((last, outcome),) = finished
-    if adapt == "both":
-        assert outcome["status"] == "failed"
-        assert "can't be split" in outcome["reason"]
-        return
-    assert outcome["status"] == "finished"
-    assert last["done"]
-    assert outcome["micro_batch_size"] == 8
+    broker = Answers()
+    where = {"trial": "trainables.training.worker:run_trial", "directory": str(folder), "keep": None}
+    order = {"key": "k", "config": trial.model_dump(mode="json"), "ahead": True, "shrink": None}
+    _Worker(broker, "lane0/0", 0, 1).run({**order, **where})
+    ((_, _, _, last, outcome),) = broker.given["finish"]
+    return last, outcome
+
+
+def test_the_real_worker_trains_on_when_the_allocator_refuses_large_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = refuse_more_than(10, monkeypatch)
+    last, outcome = outcome_in_a_lane(tiny_trial("vision"), tmp_path / "t", monkeypatch)
+    assert (outcome["status"], last["done"], outcome["micro_batch_size"]) == ("finished", True, 8)
     assert [e["micro_batch_size"] for e in outcome["memory"]] == [16, 8]
     assert outcome["memory"][0]["reason"].startswith("OutOfMemoryError: CUDA out of memory")
     assert {n for n in seen if n <= 10} == {8}
+
+
+def test_the_real_worker_gives_a_batch_up_that_it_may_not_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_more_than(10, monkeypatch)
+    _, outcome = outcome_in_a_lane(tiny_trial("both"), tmp_path / "t", monkeypatch)
+    assert outcome["status"] == "failed"
+    assert "can't be split" in outcome["reason"]

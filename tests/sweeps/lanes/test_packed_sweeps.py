@@ -18,20 +18,28 @@ from sweeps.lanes import packs
 from sweeps.lanes.pool import Pool
 from tests.fake_packs import TOGETHER
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.engine.test_engine_faults import DRIVER, events, gone, start_driver, wait_for
-from tests.sweeps.engine.test_run import assert_same_tables, go, logged, rows, trained
+from tests.support import gone, wait_for
+from tests.sweeps.support import (
+    DRIVER,
+    PAIR,
+    StartDriver,
+    Undisturbed,
+    assert_same_tables,
+    events,
+    go,
+    logged,
+    rows,
+    trained,
+)
 
 NOTHING: dict[str, Any] = {"lr_low": None, "lr_high": None, "lr_centre": None}
 FEW = {"search": FakeSearch(trials=4, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0, 1))}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> Path:
-    """Results of a sweep that nothing disturbs and that packs nothing; faults and logs make no other trial."""
-    folder = tmp_path_factory.mktemp("whole") / "r"
-    cells = (FakeCell("lora"), FakeCell("vera"), FakeCell("full", None), FakeCell("zero-shot", None, **NOTHING))
-    go(fake_plan(folder, cells, **FEW), pool)
-    return folder
+@pytest.fixture
+def whole(undisturbed: Undisturbed) -> Path:
+    """Results of a sweep that packs nothing."""
+    return undisturbed((*PAIR, FakeCell("full", None), FakeCell("zero-shot", None, **NOTHING)), **FEW)
 
 
 @pytest.fixture(autouse=True)
@@ -147,10 +155,12 @@ def test_a_worker_that_dies_with_a_pack_costs_an_attempt_each(tmp_path: Path, po
 
 
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_with_packs_and_repeats_nothing(tmp_path: Path, pool: Pool) -> None:
+def test_a_killed_driver_goes_on_with_packs_and_repeats_nothing(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
+) -> None:
     log = tmp_path / "log"
     code = DRIVER.replace("concurrent=2", "concurrent=2, pack=3").replace(
-        "folder, log,", "from sweeps import packs\nfrom tests.fake_packs import TOGETHER\n"
+        "folder, log,", "from sweeps.lanes import packs\nfrom tests.fake_packs import TOGETHER\n"
         "packs.TOGETHER.update(TOGETHER)\nfolder, log,"
     )  # fmt: skip
     driver = start_driver(tmp_path / "r", log, 0.05, code)
@@ -167,6 +177,5 @@ def test_a_killed_driver_goes_on_with_packs_and_repeats_nothing(tmp_path: Path, 
     assert (summary.skipped, summary.finished, summary.failed) == (len(before), 32 - len(before), 0)
     assert not {line.split()[0] for line in log.read_text().splitlines()[seen:]} & before
     assert all(count <= 2 for count in trained(log).values())
-    go(fake_plan(tmp_path / "whole", logged(tmp_path / "log2")), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole", ("trials", "predictions"))
+    assert_same_tables(tmp_path / "r", undisturbed(logged(log)), ("trials", "predictions"))
     assert max(max(of) for of in sizes(tmp_path / "r").values()) == 3

@@ -14,7 +14,7 @@ from sweeps.plan.estimate import estimate_plan
 from sweeps.plan.packing import packing_words
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.sweeps.lanes.test_packed_training import check_equal
+from tests.sweeps.lanes.support import check_equal
 from tests.trainables.tiny_language import save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 

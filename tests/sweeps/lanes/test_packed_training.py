@@ -13,6 +13,7 @@ from sweeps.lanes.pool import Pool
 from sweeps.plan.estimate import estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from tests.sweeps.lanes.support import check_equal
 
 METHODS: dict[str, dict[str, Any]] = {"lora": {}, "randlora": {}, "vera": {"unmatched": True}, "full": {}}
 
@@ -32,27 +33,6 @@ def planned(folder: Path, pack: int, **given: Any) -> Plan:
         "keep": {"adapters": "confirm"},
     }
     return Plan.from_spec(SweepSpec.parse(tree | given))
-
-
-def check_equal(packed: Path, whole: Path, score: float, test: float) -> None:
-    """Tables of two sweeps: equal, scores within tolerances, losses to 1 in 1,000."""
-    found, wanted = (
-        {row["trial_id"]: row for row in open_store(folder).table("trials").to_pylist()} for folder in (packed, whole)
-    )
-    assert found.keys() == wanted.keys()
-    for trial_id, want in wanted.items():
-        got = found[trial_id]
-        for name in ("stage", "slot", "lr", "status", "adapter_params", "samples", "epochs", "metric", "precision"):
-            assert got[name] == want[name], name
-        assert got["val_score"] == pytest.approx(want["val_score"], abs=score)
-        if want["test_score"] is not None:
-            assert got["test_score"] == pytest.approx(want["test_score"], abs=test)
-        if want["train_loss"] is not None:
-            assert got["train_loss"] == pytest.approx(want["train_loss"], rel=1e-3)
-    chosen = [
-        {row["cell_id"]: row["lr"] for row in open_store(f).table("choices").to_pylist()} for f in (packed, whole)
-    ]
-    assert chosen[0] == chosen[1]
 
 
 @pytest.mark.slow

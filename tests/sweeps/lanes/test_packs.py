@@ -22,8 +22,8 @@ from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.resources import ResourceSection
 from sweeps.spec.spec import SweepSpec
 from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.lanes.test_broker import W0, W1, lease, run, started
-from tests.sweeps.search.test_stages import Rows, keys, row_of, simulate
+from tests.sweeps.lanes.support import W0, W1, lease, run, started
+from tests.sweeps.search.support import Rows, keys, row_of, simulate
 from tests.trainables.tiny_sentences import save_encoder
 from trainables.config import alike
 

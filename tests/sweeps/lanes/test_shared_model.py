@@ -13,9 +13,8 @@ from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from tests.support import ROOT
 from trainables.models.sharing.shared import FILE, PREFIX
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def mapped() -> list[set[str]]:

@@ -18,9 +18,8 @@ from sweeps.plan.estimate import START_SECONDS, estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import START, make_results
+from tests.support import ROOT
 from trainables.models.loading import load_model
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:

@@ -10,39 +10,16 @@ from analysis.store.tables import part_paths
 from sweeps.records import sealing
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger
-from sweeps.records.rows import choice_row, finite, metric_rows, prediction_row, trial_row
+from sweeps.records.rows import choice_row, finite
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import Choice, Slot, SweepState
-from tests.fakes import FakeCell, FakeTrain, analytic_trial, fake_plan
-
-
-def finish_event(seed: int, folder: Path) -> dict[str, Any]:
-    """What the engine journals for one CONFIRM trial."""
-    cell = FakeCell("lora")
-    trial = cell.trial("CONFIRM", 1e-3, (seed, seed, seed), FakeTrain())
-    slot = Slot.from_config(cell.cell_id, "CONFIRM", seed, trial.trial_id, trial.model_dump())
-    events = list(analytic_trial(trial.model_dump(), warm={}, directory=folder / trial.trial_id))
-    result = events[-1].pop("result")
-    times = {"started": 1.7e9 + seed, "ended": 1.7e9 + seed + 2, "seconds_total": 2.0, "host": "here"}
-    outcome = {"status": "finished", "result": result, "events": events, **times}
-    return {
-        "ev": "finish",
-        "row": finite(trial_row("fake", cell, slot, outcome)),
-        "metrics": finite(metric_rows("fake", slot, outcome)),
-        "prediction": prediction_row("fake", slot, outcome),
-    }
-
-
-def events(tmp_path: Path, count: int) -> list[dict[str, Any]]:
-    for seed in range(count):
-        trial = FakeCell("lora").trial("CONFIRM", 1e-3, (seed, seed, seed), FakeTrain())
-        (tmp_path / "work" / trial.trial_id).mkdir(parents=True)
-    return [finish_event(seed, tmp_path / "work") for seed in range(count)]
+from tests.fakes import FakeCell, FakeTrain, fake_plan
+from tests.sweeps.records.support import finish_events
 
 
 def test_rows_are_sealed_in_parts_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealing, "SEAL_EVERY", 4)
-    folder, made = tmp_path / "r", events(tmp_path, 10)
+    folder, made = tmp_path / "r", finish_events(tmp_path, 10)
     (folder / "tables").mkdir(parents=True)
     sealer = Sealer(folder)
     for event in made:
@@ -67,7 +44,7 @@ def test_rows_are_sealed_in_parts_and_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_crash_between_two_tables_repeats_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, made = tmp_path / "r", events(tmp_path, 3)
+    folder, made = tmp_path / "r", finish_events(tmp_path, 3)
     real = sealing.write_part
 
     def crash(where: Path, name: str, rows: Any) -> Path:

@@ -23,9 +23,9 @@ from sweeps.records import sealing
 from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import Upload, check_there, put_fact, restore
-from tests.fakes import TRIAL, FakeCell, FakeKeep, FakePlan, FakeTrain, fake_plan
-from tests.sweeps.engine.test_run import assert_same_tables, go
-from tests.sweeps.records.test_sealing import events
+from tests.fakes import TRIAL, FakeKeep, FakePlan, FakeTrain, fake_plan
+from tests.sweeps.records.support import finish_events
+from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables
 
 
 class Flaky(LocalFileSystem):  # type: ignore[misc]
@@ -54,7 +54,7 @@ def subtree(folder: Path) -> Location:
 
 def sealed(folder: Path, count: int, tmp_path: Path) -> None:
     sealer = Sealer(folder)
-    for event in events(tmp_path, count):
+    for event in finish_events(tmp_path, count):
         sealer.add(event)
     sealer.seal()
     (folder / "spec.json").write_text('{"identity": {}}')
@@ -130,7 +130,7 @@ def test_a_place_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
 def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(sealing.time, "monotonic", lambda: clock[0])
-    sealer, made = Sealer(tmp_path / "r", every=60.0), events(tmp_path, 3)
+    sealer, made = Sealer(tmp_path / "r", every=60.0), finish_events(tmp_path, 3)
     sealer.add(made[0])
     clock[0] += 59
     sealer.add(made[1])
@@ -140,20 +140,19 @@ def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(part_paths(tmp_path / "r", "trials")) == 1
 
 
-def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool) -> None:
+def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
     there = subtree(tmp_path / "bucket")
-    cells = (FakeCell("lora"), FakeCell("vera"))
-    small = fake_plan(tmp_path / "r", cells[:1], keep=FakeKeep("best"))
+    small = fake_plan(tmp_path / "r", PAIR[:1], keep=FakeKeep("best"))
     summary = run(small, trial=TRIAL, progress=False, pool=pool, upload=there)
     assert summary.not_uploaded is None
     assert len([name for name in there.files() if name.endswith("adapter.json")]) == 1
     shutil.rmtree(tmp_path / "r")  # the machine is lost
-    again = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=False, pool=pool, upload=there)
+    again = run(fake_plan(tmp_path / "r", PAIR), trial=TRIAL, progress=False, pool=pool, upload=there)
     assert (again.skipped, again.finished) == (8, 8)
-    go(fake_plan(tmp_path / "whole", cells), pool)
-    assert_same_tables(tmp_path / "r", tmp_path / "whole")
+    whole = undisturbed(PAIR)
+    assert_same_tables(tmp_path / "r", whole)
     restore(tmp_path / "copy", there)
-    assert_same_tables(tmp_path / "copy", tmp_path / "whole")
+    assert_same_tables(tmp_path / "copy", whole)
     other = FakePlan(small.spec.model_copy(update={"output": tmp_path / "other", "train": FakeTrain(9)}), small.cells)
     with pytest.raises(IdentityError, match=r"train\.epochs = 9: the results in test://results/a were made with 3"):
         run(other, trial=TRIAL, progress=False, upload=there)

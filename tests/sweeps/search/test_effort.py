@@ -3,83 +3,18 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sweeps.search.effort import WIDENED
-from sweeps.search.stages import Slot, SweepState
+from sweeps.search.stages import Slot
 from sweeps.spec.space import Dimension
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSamples, FakeSearch, fake_plan
+from tests.sweeps.search.support import Bench, at, search, tune
 
-Score = Callable[[Slot], float]
 ALPHA = Dimension("alpha", values=(4, 8, 16))
-
-
-class Bench:
-    """Runs plans by a loop; `rows` and `slots` are what a journal would hold."""
-
-    def __init__(self, score: Score, *, parallel: int = 1, prune: Callable[[Slot], int] | None = None) -> None:
-        self.score, self.parallel, self.prune = score, parallel, prune
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.slots: dict[str, Slot] = {}
-        self.order: list[Slot] = []
-
-    def run(self, plan: FakePlan, limit: int = 10**6) -> SweepState:
-        draw = random.Random(limit)
-        state = SweepState(plan.feasible, plan.spec)
-        for slot in self.slots.values():
-            state.restore(replace(slot, extra=(), origin=None))  # a journal has the configuration alone
-        for row in self.rows.values():
-            state.finish(row)
-        running: list[Slot] = []
-        while True:
-            while len(running) < self.parallel and (slot := state.next_slot()) is not None:
-                assert slot.trial_id not in self.rows
-                state.start(slot)
-                self.slots[slot.trial_id] = slot
-                self.order.append(slot)
-                running.append(slot)
-            if not running or limit == 0:
-                return state
-            slot = running.pop(draw.randrange(len(running)))
-            state.finish(self.end(slot))
-            cell = state.cells[slot.cell_id]
-            cell.choice = cell.settle() or cell.choice
-            limit -= 1
-
-    def end(self, slot: Slot) -> dict[str, Any]:
-        whole = slot.config["train"]["epochs"]
-        epochs = self.prune(slot) if self.prune is not None and slot.stage == "TUNE" else whole
-        status = "finished" if epochs == whole else "pruned"
-        score = self.score(slot) if status == "finished" else None
-        row = {
-            "cell_id": slot.cell_id,
-            "trial_id": slot.trial_id,
-            "stage": slot.stage,
-            "slot": slot.slot,
-            "lr": slot.lr,
-        }
-        row |= {"status": status, "val_score": score, "epochs": epochs, "samples": 100 * epochs}
-        self.rows[slot.trial_id] = row
-        return row
-
-
-def at(best: float) -> Score:
-    """A score that is best at one rate."""
-    return lambda slot: -abs(math.log10(slot.point.lr / best))
-
-
-def tune(state: SweepState, cell_id: str) -> list[Slot]:
-    return sorted((s for s in state.cells[cell_id].asked.values() if s.stage == "TUNE"), key=lambda s: s.slot)
-
-
-def search(**values: Any) -> FakeSearch:
-    return FakeSearch(**{"trials": 6, "rerun_rates": 1, "rerun_seeds": 1, **values})
 
 
 BUDGETS = (1000, 4000, 16000)

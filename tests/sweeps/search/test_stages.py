@@ -2,57 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sweeps.search.stages import Slot, SweepState
+from sweeps.search.stages import SweepState
 from sweeps.spec.sections import TUNE_SEED
-from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, analytic_score, fake_plan
-
-Rows = dict[str, dict[str, Any]]
-
-
-def row_of(slot: Slot, status: str = "finished") -> dict[str, Any]:
-    score = analytic_score(dict(slot.config), 3) if status == "finished" else None
-    names = {"cell_id": slot.cell_id, "trial_id": slot.trial_id, "stage": slot.stage, "slot": slot.slot, "lr": slot.lr}
-    return {**names, "status": status, "val_score": score, "seeds": slot.seeds}
-
-
-def simulate(plan: FakePlan, rows: Rows, *, fails: Any = None, parallel: int = 1, limit: int = 10**6) -> SweepState:
-    """Run a plan with `parallel` workers, ending trials in random order, up to `limit` more; `rows` is the journal."""
-    order = random.Random(parallel + limit)
-    state = SweepState(plan.feasible, plan.spec)
-    for row in rows.values():
-        state.restore(slot_of(row, plan))
-        state.finish(row)
-    running: list[Slot] = []
-    while True:
-        while len(running) < parallel and (slot := state.next_slot()) is not None:
-            assert slot.trial_id not in rows, "a finished trial was issued again"
-            state.start(slot)
-            running.append(slot)
-        if not running or limit == 0:
-            return state
-        slot = running.pop(order.randrange(len(running)))
-        rows[slot.trial_id] = row_of(slot, "failed" if fails and fails(slot) else "finished")
-        state.finish(rows[slot.trial_id])
-        cell = state.cells[slot.cell_id]
-        cell.choice = cell.settle() or cell.choice
-        limit -= 1
-
-
-def slot_of(row: dict[str, Any], plan: FakePlan) -> Slot:
-    cell = next(c for c in plan.cells if c.cell_id == row["cell_id"])
-    trial = cell.trial(row["stage"], row["lr"], row["seeds"], plan.spec.train)
-    return Slot.from_config(row["cell_id"], row["stage"], row["slot"], row["trial_id"], trial.model_dump())
-
-
-def keys(rows: Rows) -> set[tuple[Any, ...]]:
-    return {(r["trial_id"], r["slot"], r["val_score"]) for r in rows.values()}
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
+from tests.sweeps.search.support import Rows, keys, row_of, simulate
 
 
 @pytest.mark.parametrize("sampler", ["grid", "qmc", "random", "tpe"])

@@ -10,7 +10,7 @@ from randlora.methods.registry import METHODS
 from sweeps.errors import SpecError
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.sweeps.spec.test_spec import GOOD
+from tests.sweeps.spec.support import GOOD
 
 OPTIONS: dict[str, dict[str, object]] = {
     "randlora": {"distribution": "ternary", "sparsity": "sqrt"},

@@ -16,7 +16,7 @@ from analysis.diagnostics.weights import Kept, deltas, trained_state
 from sweeps.cli.main import main
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.sweeps.spec.test_spec import GOOD
+from tests.sweeps.spec.support import GOOD
 from trainables.models.loading import load_model
 from trainables.training.adapting import base_weight_names
 

@@ -20,7 +20,7 @@ from sweeps.watch.displays import (
 )
 from sweeps.watch.snapshot import Best, Counting, Snapshot, where_raised
 from tests.fakes import fake_plan
-from tests.sweeps.search.test_stages import simulate
+from tests.sweeps.search.support import simulate
 
 
 def half_way(tmp_path: Path) -> SweepState:

@@ -22,9 +22,9 @@ from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.cell import Cell
 from sweeps.watch.mirror import StudyMirror, open_storage
 from sweeps.watch.observers import Observers, Seen
-from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
-from tests.sweeps.engine.test_engine_faults import ROOT, events, gone, wait_for
-from tests.sweeps.engine.test_run import rows
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
+from tests.support import ROOT, gone, wait_for
+from tests.sweeps.support import events, rows, searched
 
 DRIVER = """
 import sys
@@ -32,18 +32,11 @@ from pathlib import Path
 from sweeps.engine.run import run
 from sweeps.watch.mirror import StudyMirror
 from tests.fakes import TRIAL
-from tests.sweeps.watch.test_observers import searched
+from tests.sweeps.support import searched
 
 plan = searched(Path(sys.argv[1]), delay=0.8)
 run(plan, trial=TRIAL, progress=False, observers=[StudyMirror(sys.argv[2], "fake")])
 """
-
-
-def searched(folder: Path, delay: float = 0.0, **more: Any) -> FakePlan:
-    cells = tuple(FakeCell(method, options=(("delay", delay),)) for method in ("lora", "vera"))
-    search = FakeSearch(trials=5, sampler="tpe", rerun_rates=0, rerun_seeds=0, **more)
-    resources = FakeResources(concurrent=2)
-    return fake_plan(folder, cells, search=search, confirm=FakeConfirm((0,)), resources=resources)
 
 
 def mirrored(where: str, cell_id: str) -> optuna.Study:

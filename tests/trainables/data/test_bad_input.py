@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.trainables.conftest import COLOURS, colour_tables, noisy
+from tests.trainables.tiny_images import COLOURS, colour_tables, noisy
 from trainables.config import TrialConfig
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.splits import split

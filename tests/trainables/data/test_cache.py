@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.trainables.conftest import COLOURS, SIDE, noisy
+from tests.trainables.tiny_images import COLOURS, SIDE, noisy
 from trainables.cache import make_room
 from trainables.data.dataset import Dataset, ImageSplit
 from trainables.data.images.pixels import Pixels, Recipe, key

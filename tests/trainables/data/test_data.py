@@ -16,7 +16,7 @@ import torchvision
 from open_clip.transform import image_transform
 from PIL import Image
 
-from tests.trainables.conftest import COLOURS, SIDE, colour_tables, image_table, noisy, png
+from tests.trainables.tiny_images import COLOURS, SIDE, colour_tables, image_table, noisy, png
 from trainables.data.dataset import Dataset
 from trainables.data.images.info import DataWarning
 from trainables.data.images.pixels import Pixels, Recipe

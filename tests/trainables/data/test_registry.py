@@ -13,7 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from tests.trainables.conftest import colour_tables
+from tests.trainables.tiny_images import colour_tables
 from trainables.data.images.info import DatasetInfo, DataWarning, Sizes, class_words, clean, differ
 from trainables.data.images.paper_sets import PAPER_SETS
 from trainables.data.images.torchvision import per_class_rows, share_rows

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
+from tests.trainables.models.support import write_gguf
 from tests.trainables.tiny_language import save_model
 from trainables.models.families import ModelError, parse_id
 from trainables.models.loading import load_model
 from trainables.models.shapes import default_targets, model_kind, target_shapes
-
-HEADS, KEY_HEADS, LAYERS = 4, 2, 2
 
 
 @pytest.fixture(scope="module")
@@ -27,48 +23,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "llama", "llama")
     write_gguf(folder / "llama", folder / "tiny.gguf")
     return folder
-
-
-def interleaved(weight: Tensor, heads: int) -> Tensor:
-    """llama.cpp's order of the rows of q and k, whose rotary pairs are neighbours."""
-    rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-def write_gguf(source: Path, target: Path) -> None:
-    import gguf
-
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    writer = gguf.GGUFWriter(str(target), "llama")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEY_HEADS)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("gpt2")
-    vocabulary = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
-    vocabulary += [f"[unused{i}]" for i in range(config["vocab_size"] - len(vocabulary))]
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if word in ("<s>", "</s>", "<pad>") else 1 for word in vocabulary])
-    writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
-    for name, weight in load_file(source / "model.safetensors").items():
-        heads = {"q_proj": HEADS, "k_proj": KEY_HEADS}.get(name.split(".")[-2])
-        tensor = weight if heads is None else interleaved(weight, heads)
-        found = names.get_name(name, try_suffixes=(".weight",))
-        assert found is not None, name
-        writer.add_tensor(found, tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_a_gguf_file_is_the_model_it_was_made_from(place: Path) -> None:

@@ -13,17 +13,16 @@ from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import randlora
 from randlora import LoraConfig
-from tests.trainables.models.test_gguf import write_gguf
-from tests.trainables.sharing import counted_loads, files, own_cache, same_bits, size
-from tests.trainables.tiny_encoders import save_dinov2
+from tests.trainables.models.support import counted_loads, files, in_bf16, own_cache, same_bits, size, write_gguf
+from tests.trainables.support import outcome, run, weights
+from tests.trainables.tiny_images import save_dinov2
 from tests.trainables.tiny_language import save_model
 from tests.trainables.tiny_sentences import save_encoder
-from tests.trainables.training.test_worker import outcome, run, weights
 from trainables.config import TrialConfig
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.sharing.shared import MAPPED_ALREADY, PREFIX, shared_bytes, shared_model
@@ -43,15 +42,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return counted_loads(monkeypatch)
-
-
-def in_bf16(folder: Path) -> Path:
-    """The same weights in the type that most language models are kept in."""
-    for path in folder.glob("*.safetensors"):
-        halves = {k: v.bfloat16() for k, v in load_file(path).items()}
-        path.unlink()
-        save_file(halves, path, metadata={"format": "pt"})
-    return folder
 
 
 def forward(loaded: LoadedModel) -> Tensor:

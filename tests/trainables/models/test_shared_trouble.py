@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import trainables.models.sharing.shared
-from tests.trainables.models.test_shared import in_bf16
-from tests.trainables.sharing import counted_loads, files, own_cache, same_bits, size
+from tests.trainables.models.support import counted_loads, files, in_bf16, own_cache, same_bits, size
+from tests.trainables.support import run
 from tests.trainables.tiny_language import save_model
-from tests.trainables.training.test_worker import run
 from trainables.config import TrialConfig
 from trainables.models.families import ModelError
 from trainables.models.loading import LoadedModel, load_model

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainables.making import one_tower_trial
+from tests.trainables.support import one_tower_trial
 from tests.trainables.tiny_language import instruction_rows, save_model, save_tokenizer, write_rows
 from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.registry import load_text_dataset

@@ -13,8 +13,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 import trainables.training.worker
 from randlora import load
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tasks.test_vision import outcome, run
+from tests.trainables.support import one_tower_trial, outcome, run
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import TrialConfig
 from trainables.data.registry import load_text_dataset

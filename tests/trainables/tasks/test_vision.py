@@ -18,9 +18,8 @@ from torch.nn.functional import cross_entropy
 
 import trainables.training.worker
 from randlora import load
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tiny_encoders import save_dinov2
-from tests.trainables.training.test_parallel import work
+from tests.trainables.support import one_tower_trial, outcome, run, work
+from tests.trainables.tiny_images import save_dinov2
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.registry import load_dataset
 from trainables.errors import TrialError
@@ -52,16 +51,6 @@ def vision_trial(dinov2: Path, colours: Path) -> MakeTrial:
         return one_tower_trial(method, train=settings, **given)
 
     return make
-
-
-def run(trial: TrialConfig, directory: Path, warm: dict[str, Any] | None = None, **more: Any) -> list[dict[str, Any]]:
-    return list(run_trial(trial.model_dump(), warm={} if warm is None else warm, directory=directory, **more))
-
-
-def outcome(reports: list[dict[str, Any]]) -> list[Any]:
-    kept = [(r["epoch"], r["train_loss"], r["val_score"], r["samples"]) for r in reports]
-    result = reports[-1]["result"]
-    return [*kept, result["test_score"], result["correct"], result["val_score"]]
 
 
 @pytest.mark.parametrize("method", ["lora", "randlora", "full", "full-targets", "linear-probe"])

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from randlora import load
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tasks.test_vision import run
+from tests.trainables.support import one_tower_trial, run
 from tests.trainables.tiny_language import save_model, write_e2e
 from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.registry import load_text_dataset

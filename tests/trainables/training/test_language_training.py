@@ -14,10 +14,8 @@ import torch.multiprocessing
 from torch.nn.functional import cross_entropy
 
 import trainables.training.worker
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tasks.test_vision import outcome, run
+from tests.trainables.support import one_tower_trial, outcome, run, work
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
-from tests.trainables.training.test_parallel import work
 from trainables.config import TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text.dataset import Exchange

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainables.tiny_encoders import save_dinov2
+from tests.trainables.tiny_images import save_dinov2
+from tests.trainables.training.support import MakeTrial, alone, check_weights, folders, together
 from trainables.config import NotPackableError, TrainSettings, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.loading import default_targets, load_model, target_shapes
-from trainables.training.packed import Reports, run_pack
-from trainables.training.worker import run_trial
-
-MakeTrial = Callable[..., TrialConfig]
-
-
-def alone(trial: TrialConfig, directory: Path, **more: Any) -> list[dict[str, Any]]:
-    return list(run_trial(trial.model_dump(), warm={}, directory=directory, **more))
-
-
-def folders(tmp_path: Path, count: int) -> list[Path]:
-    return [tmp_path / f"packed{k}" for k in range(count)]
-
-
-def together(trials: list[TrialConfig], tmp_path: Path, keep: bool = False, warm: Any = None) -> list[Reports]:
-    places = folders(tmp_path, len(trials))
-    configs = [trial.model_dump() for trial in trials]
-    warm = {} if warm is None else warm
-    return list(run_pack(configs, warm=warm, directories=places, keep=[keep] * len(trials)))
+from trainables.training.packed import run_pack
 
 
 def check_same(got: dict[str, Any], want: dict[str, Any], rows: int = 32) -> None:
@@ -47,14 +29,6 @@ def check_same(got: dict[str, Any], want: dict[str, Any], rows: int = 32) -> Non
         assert got["result"]["test_score"] == pytest.approx(want["result"]["test_score"], abs=1.01 / rows)
         for name in ("adapter_params", "head_params", "examples_hash", "n_examples", "metric", "precision"):
             assert got["result"][name] == want["result"][name]
-
-
-def check_weights(tmp_path: Path, place: int, alone_in: Path, atol: float = 2e-5) -> None:
-    got = load_file(str(folders(tmp_path, place + 1)[place] / "adapter" / "adapter.safetensors"))
-    want = load_file(str(alone_in / "adapter" / "adapter.safetensors"))
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        torch.testing.assert_close(got[name], value, rtol=0, atol=atol)
 
 
 SETS: dict[str, list[dict[str, Any]]] = {

@@ -10,10 +10,9 @@ import torch
 import transformers
 
 from randlora import resolve_targets
-from tests.trainables.tiny_language import WIDTH, save_tokenizer
+from tests.trainables.tiny_language import WIDTH, save_tokenizer, uneven_rows
 from tests.trainables.tiny_sentences import save_sentence_tokenizer, write_sst2
-from tests.trainables.training.test_packed import alone, together
-from tests.trainables.training.test_packed_text import OWN, uneven_rows
+from tests.trainables.training.support import OWN, alone, together
 from trainables.config import TrainSettings, TrialConfig
 from trainables.models.shapes import meta_model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainables.making import one_tower_trial
-from tests.trainables.tiny_language import save_model, write_e2e, write_rows
+from tests.trainables.support import one_tower_trial
+from tests.trainables.tiny_language import save_model, uneven_rows, write_e2e
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
-from tests.trainables.training.test_packed import alone, check_weights, together
+from tests.trainables.training.support import OWN, alone, check_weights, together
 from trainables.config import EvaluateSettings, NotPackableError, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
@@ -24,22 +23,7 @@ from trainables.tasks.task import PackedTask, Parts
 from trainables.training.packed import run_pack
 
 Make = Callable[..., list[TrialConfig]]
-OWN: list[dict[str, Any]] = [
-    {"lr": 2e-3, "data_seed": 1, "init_seed": 10, "basis_seed": 20},
-    {"lr": 1e-2, "data_seed": 2, "init_seed": 11, "basis_seed": 20},
-    {"lr": 5e-3, "data_seed": 3, "init_seed": 12, "basis_seed": 22},
-]
 DECAY = (0.0, 0.1, 0.01)
-
-
-def uneven_rows(folder: Path, train: int, test: int) -> None:
-    """Questions of very different lengths, so that hardly two batches are padded alike."""
-    write_rows(folder, train=train, test=test)
-    for path in folder.glob("*.json"):
-        rows = json.loads(path.read_text())
-        for i, row in enumerate(rows):
-            row["instruction"] = "Look again. " * (i * 7 % 5) + row["instruction"]
-        path.write_text(json.dumps(rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,17 +12,9 @@ import torch.distributed
 import torch.multiprocessing
 from safetensors.torch import load_file
 
+from tests.trainables.support import work
 from trainables.config import TrialConfig
 from trainables.training.worker import run_trial
-
-
-def work(rank: int, world: int, config: dict[str, Any], folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    directory = Path(folder) / "trial"
-    reports = list(run_trial(config, warm={}, directory=directory, keep=True, rank=rank, world=world))
-    (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import trainables.training.worker
+from tests.trainables.support import outcome, run, weights
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.images.pixels import Recipe
 from trainables.data.registry import embedded_datasets
@@ -35,22 +35,6 @@ REPORT = {
     "epoch", "done", "train_loss", "val_score", "val_further", "seconds", "seconds_eval", "samples",
     "samples_per_second", "peak_memory_bytes", "skipped",
 }  # fmt: skip
-
-
-def weights(warm: dict[str, Any]) -> dict[str, Tensor]:
-    (loaded,) = warm["models"].values()
-    return {k: v.clone() for k, v in loaded.module.state_dict().items()}
-
-
-def run(trial: TrialConfig, directory: Path, warm: dict[str, Any] | None = None, **more: Any) -> list[dict[str, Any]]:
-    return list(run_trial(trial.model_dump(), warm={} if warm is None else warm, directory=directory, **more))
-
-
-def outcome(reports: list[dict[str, Any]]) -> list[Any]:
-    """What a trial found, without clocks and memory."""
-    kept = [(r["epoch"], r["train_loss"], r["val_score"], r["samples"]) for r in reports]
-    result = reports[-1]["result"]
-    return [*kept, result["test_score"], result["correct"], result["val_score"]]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from analysis.store.tables import write_part
 from sweeps.plan.plan import Plan
 from sweeps.records.rows import prediction_row, trial_row
@@ -59,3 +61,7 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
     (folder / "journal.jsonl").write_text(json.dumps({"ev": "sweep", "name": spec.name}) + "\n")
     (folder / "spec.json").write_text(json.dumps({"identity": spec.identity()}))
     return folder
+
+
+def numbers(table: pa.Table) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if k != "computed_at"} for r in table.to_pylist()]

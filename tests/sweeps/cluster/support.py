@@ -1,4 +1,4 @@
-"""Ray sessions beside the tests' own one: their files in a folder of their own, and no process left."""
+"""Ray sessions beside the pool's, each with a folder for its files, and a sweep file for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ import os
 from pathlib import Path
 
 import psutil
+
+TINY = {
+    "name": "tiny",
+    "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},
+    "data": {"datasets": ["embedded:fashion-mnist"], "train_size": ["4-shot"]},
+    "budgets": {"lora_rank": [1]},
+    "methods": {"lora": {}},
+    "search": {"trials": 2, "rerun_rates": 0, "rerun_seeds": 0},
+    "confirm": {"seeds": 1},
+    "train": {"epochs": 1, "global_batch_size": 16},
+    "resources": {"concurrent": 1},
+}
 
 
 class OwnRay:

@@ -1,0 +1,116 @@
+"""The slots of a sweep, run by a loop instead of an engine."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from sweeps.search.stages import Slot, SweepState
+from tests.fakes import FakePlan, FakeSearch, analytic_score
+
+Rows = dict[str, dict[str, Any]]
+Score = Callable[[Slot], float]
+
+
+def row_of(slot: Slot, status: str = "finished") -> dict[str, Any]:
+    score = analytic_score(dict(slot.config), 3) if status == "finished" else None
+    names = {"cell_id": slot.cell_id, "trial_id": slot.trial_id, "stage": slot.stage, "slot": slot.slot, "lr": slot.lr}
+    return {**names, "status": status, "val_score": score, "seeds": slot.seeds}
+
+
+def simulate(plan: FakePlan, rows: Rows, *, fails: Any = None, parallel: int = 1, limit: int = 10**6) -> SweepState:
+    """Run a plan with `parallel` workers, ending trials in random order, up to `limit` more; `rows` is the journal."""
+    order = random.Random(parallel + limit)
+    state = SweepState(plan.feasible, plan.spec)
+    for row in rows.values():
+        state.restore(slot_of(row, plan))
+        state.finish(row)
+    running: list[Slot] = []
+    while True:
+        while len(running) < parallel and (slot := state.next_slot()) is not None:
+            assert slot.trial_id not in rows, "a finished trial was issued again"
+            state.start(slot)
+            running.append(slot)
+        if not running or limit == 0:
+            return state
+        slot = running.pop(order.randrange(len(running)))
+        rows[slot.trial_id] = row_of(slot, "failed" if fails and fails(slot) else "finished")
+        state.finish(rows[slot.trial_id])
+        cell = state.cells[slot.cell_id]
+        cell.choice = cell.settle() or cell.choice
+        limit -= 1
+
+
+def slot_of(row: dict[str, Any], plan: FakePlan) -> Slot:
+    cell = next(c for c in plan.cells if c.cell_id == row["cell_id"])
+    trial = cell.trial(row["stage"], row["lr"], row["seeds"], plan.spec.train)
+    return Slot.from_config(row["cell_id"], row["stage"], row["slot"], row["trial_id"], trial.model_dump())
+
+
+def keys(rows: Rows) -> set[tuple[Any, ...]]:
+    return {(r["trial_id"], r["slot"], r["val_score"]) for r in rows.values()}
+
+
+class Bench:
+    """Runs plans by a loop; `rows` and `slots` are what a journal would hold."""
+
+    def __init__(self, score: Score, *, parallel: int = 1, prune: Callable[[Slot], int] | None = None) -> None:
+        self.score, self.parallel, self.prune = score, parallel, prune
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.slots: dict[str, Slot] = {}
+        self.order: list[Slot] = []
+
+    def run(self, plan: FakePlan, limit: int = 10**6) -> SweepState:
+        draw = random.Random(limit)
+        state = SweepState(plan.feasible, plan.spec)
+        for slot in self.slots.values():
+            state.restore(replace(slot, extra=(), origin=None))  # a journal has the configuration alone
+        for row in self.rows.values():
+            state.finish(row)
+        running: list[Slot] = []
+        while True:
+            while len(running) < self.parallel and (slot := state.next_slot()) is not None:
+                assert slot.trial_id not in self.rows
+                state.start(slot)
+                self.slots[slot.trial_id] = slot
+                self.order.append(slot)
+                running.append(slot)
+            if not running or limit == 0:
+                return state
+            slot = running.pop(draw.randrange(len(running)))
+            state.finish(self.end(slot))
+            cell = state.cells[slot.cell_id]
+            cell.choice = cell.settle() or cell.choice
+            limit -= 1
+
+    def end(self, slot: Slot) -> dict[str, Any]:
+        whole = slot.config["train"]["epochs"]
+        epochs = self.prune(slot) if self.prune is not None and slot.stage == "TUNE" else whole
+        status = "finished" if epochs == whole else "pruned"
+        score = self.score(slot) if status == "finished" else None
+        row = {
+            "cell_id": slot.cell_id,
+            "trial_id": slot.trial_id,
+            "stage": slot.stage,
+            "slot": slot.slot,
+            "lr": slot.lr,
+        }
+        row |= {"status": status, "val_score": score, "epochs": epochs, "samples": 100 * epochs}
+        self.rows[slot.trial_id] = row
+        return row
+
+
+def at(best: float) -> Score:
+    """A score that is best at one rate."""
+    return lambda slot: -abs(math.log10(slot.point.lr / best))
+
+
+def tune(state: SweepState, cell_id: str) -> list[Slot]:
+    return sorted((s for s in state.cells[cell_id].asked.values() if s.stage == "TUNE"), key=lambda s: s.slot)
+
+
+def search(**values: Any) -> FakeSearch:
+    return FakeSearch(**{"trials": 6, "rerun_rates": 1, "rerun_seeds": 1, **values})
