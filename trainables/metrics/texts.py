@@ -7,7 +7,7 @@ METEOR and tokenizer), so values differ a little from published ones; all trials
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from trainables.errors import TrialError
@@ -28,7 +28,11 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     """
     if not texts or len(texts) != len(references) or not all(references):
         raise TrialError(f"{len(texts)} texts and {len(references)} lists of references: each text needs references")
-    tokens = _tokenizer()
+    tokenize = _library("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
+
+    def tokens(text: str) -> list[str]:
+        return str(tokenize(text)).lower().split()
+
     hypotheses = [tokens(text) for text in texts]
     wanted = [[tokens(reference) for reference in each] for each in references]
     return {
@@ -56,11 +60,6 @@ def _library(name: str) -> Any:
         ) from error
 
 
-def _tokenizer() -> Callable[[str], list[str]]:
-    tokenize = _library("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
-    return lambda text: str(tokenize(text)).lower().split()
-
-
 def _bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     most = max(map(len, references))
     # sacrebleu wants one list per reference number; a missing one is None
@@ -83,7 +82,6 @@ class _NoSynonyms:
     """Stands in for WordNet, which NLTK would have to download."""
 
     def synsets(self, word: str) -> list[object]:
-        del word
         return []
 
 
@@ -107,9 +105,7 @@ def _rouge(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Se
 
 
 def _cider(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    found, wanted = (
-        {i: [" ".join(h)] for i, h in enumerate(hypotheses)},
-        {i: [" ".join(r) for r in each] for i, each in enumerate(references)},
-    )
+    found = {i: [" ".join(h)] for i, h in enumerate(hypotheses)}
+    wanted = {i: [" ".join(r) for r in each] for i, each in enumerate(references)}
     value, _ = _library("pycocoevalcap.cider.cider").Cider().compute_score(wanted, found)
     return float(value)

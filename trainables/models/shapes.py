@@ -27,6 +27,9 @@ UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.er
 
 Shape = tuple[int, int]
 
+VISUAL = "visual."
+"""open_clip's prefix of the image tower's weights."""
+
 
 def meta_model(model_id: str) -> nn.Module:
     """The model's modules with shapes and names but no data, on the meta device.
@@ -91,21 +94,16 @@ def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: st
     """
     module = meta_model(model_id)
     found = resolve_targets(module, list(targets) if targets is not None else default_targets(module))
-    return keep_adapted(module, found, adapt)
-
-
-def keep_adapted(module: nn.Module, shapes: Mapping[str, Shape], adapt: str) -> dict[str, Shape]:
-    """The part of `shapes` that `adapt` selects in `module`; see `target_shapes`."""
     if adapt not in ("vision", "both", "all"):
         raise ModelError(f"adapt must be one of vision, both, all; got {adapt!r}")
-    if adapt != "vision":
-        return dict(shapes)
     name = family_name(module)
+    if adapt != "vision" or name is None:
+        return dict(found)
     if name != "open_clip":
-        if name is not None and family_named(name).kind != "hf-vision":
+        if family_named(name).kind != "hf-vision":
             raise ModelError(f"adapt = 'vision', but a {name} model has no vision tower; nearest: 'all'")
-        return dict(shapes)
-    kept = {name: shape for name, shape in shapes.items() if name.startswith("visual.")}
+        return dict(found)
+    kept = {name: shape for name, shape in found.items() if name.startswith(VISUAL)}
     if not kept:
         raise ModelError("adapt = 'vision', but no target lies in the visual tower; nearest: 'both'")
     return kept

@@ -149,7 +149,9 @@ class _Together:
                     self._fail(k, error)
             if epoch < epochs and pace.due():
                 with pace.saving():
-                    self._save(epoch, histories)
+                    for k in self.active:
+                        run, state = self.runs[k], self.trainers[k].state()
+                        save_checkpoint(run.directory, run.work.trial.trial_id, epoch, histories[k], state)
             reports |= self.failed
             self.failed = {}
             yield from self._heard(reports)
@@ -172,11 +174,6 @@ class _Together:
             if checkpoint is not None:
                 trainer.load_state(checkpoint.tensors)
         return [[] if c is None else list(c.history) for c in found], epochs.pop()
-
-    def _save(self, epoch: int, histories: Sequence[list[Report]]) -> None:
-        for k in self.active:
-            run = self.runs[k]
-            save_checkpoint(run.directory, run.work.trial.trial_id, epoch, histories[k], self.trainers[k].state())
 
     def _epoch(self, epoch: int) -> dict[int, float]:
         """Train one epoch; the loss of every trial that came through."""
