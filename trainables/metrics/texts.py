@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from trainables.errors import TrialError
@@ -78,25 +79,19 @@ def _nist(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
         return 0.0
 
 
-class _NoSynonyms:
-    """Stands in for WordNet, which NLTK would have to download."""
-
-    def synsets(self, word: str) -> list[object]:
-        return []
+_NO_SYNONYMS = SimpleNamespace(synsets=lambda word: [])
+"""Stands in for WordNet, which NLTK would have to download."""
 
 
 def _meteor(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
     score = _library("nltk.translate.meteor_score").meteor_score
-    values = [score(each, h, wordnet=_NoSynonyms()) for h, each in zip(hypotheses, references, strict=True)]
+    values = [score(each, h, wordnet=_NO_SYNONYMS) for h, each in zip(hypotheses, references, strict=True)]
     return float(sum(values)) / len(values)
 
 
 def _rouge(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    class Spaces:
-        def tokenize(self, text: str) -> list[str]:
-            return text.split()
-
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=Spaces())
+    by_spaces = SimpleNamespace(tokenize=str.split)
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=by_spaces)
     best = [
         scorer.score_multi([" ".join(r) for r in each], " ".join(h))["rougeL"].fmeasure
         for h, each in zip(hypotheses, references, strict=True)

@@ -74,7 +74,10 @@ def load(name: str, key: str, words: Words) -> Dataset:
         return assemble(name, classes, rest, lambda: subset(pool, "test", test), words, val=held)
     train_split = _split(name, "train", [first, *(_open(name, entry, more) for more in entry.more)], n)
     held = None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n)
-    open_test = lambda: _split(name, "test", [_open(name, entry, entry.test)], n)  # noqa: E731
+
+    def open_test() -> ImageSplit:
+        return _split(name, "test", [_open(name, entry, entry.test)], n)
+
     return assemble(name, classes, train_split, open_test, words, val=held)
 
 

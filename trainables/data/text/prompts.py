@@ -57,10 +57,7 @@ def labels_of(instruction: str) -> tuple[str, ...]:
 
 
 def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> tuple[str, ...]:
-    """The response for every label: `output` with its last `answer` replaced.
-
-    Raises DataError: an answer that is not a label, or does not stand in the output.
-    """
+    """`output` with its last `answer` replaced by every label. Raises DataError where that can't be done."""
     if len(labels) < 2:
         raise DataError(
             f"{where}: the instruction names no choices (it should end with 'Answer format: a/b/...'); add a list "
