@@ -17,16 +17,10 @@ POOL_BATCHES = 32
 
 
 def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialConfig, epoch: int) -> list[Tensor]:
-    """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length.
+    """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length (`length`, in tokens).
 
     The epoch's order is cut into pools, each pool sorted by length (longest first, ties in the order drawn) and cut
     into batches, and the batches of all pools are shuffled. A last batch that is not full stays last.
-
-    Args:
-        rows: (N,) the training rows.
-        length: tokens of a row.
-        trial: its batch size, least number of batches, sampling and data_seed.
-        epoch: counted from 1.
     """
     settings, seed = trial.train, trial.data_seed
     batch_size, least = settings.global_batch_size, settings.min_batches_per_epoch

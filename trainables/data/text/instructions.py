@@ -22,13 +22,10 @@ _VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def from_json(name: str, folder: Path, form: Form) -> TextDataset:
-    """The data set of a folder.
+    """The data set of a folder. Raises DataError for missing or malformed files, naming file and row.
 
-    Args:
-        form: "instructions" keeps the rows as they are, a label being the answer; "questions" asks the bare question
-            of each row and has the text of the right choice as response.
-
-    Raises DataError: missing or malformed files, naming file and row.
+    Form "instructions" keeps the rows as they are, a label being the answer; "questions" asks the bare question of each
+    row and has the text of the right choice as response.
     """
     here = folder.name
     train, test = _find(folder, "train"), _find(folder, "test")

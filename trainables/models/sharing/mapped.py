@@ -83,9 +83,7 @@ def read(path: Path, *, check: bool = True) -> tuple[dict[str, Tensor], dict[str
     Args:
         check: read every bit once, to compare its checksum; False for who has just written them.
 
-    Raises:
-        OSError: no file, or not to be read.
-        DamagedError: not what was written.
+    Raises OSError for no file, DamagedError for one that is not as it was written.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
