@@ -45,7 +45,7 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
     elif method.name not in _AS_LORA:
         raise ExportError(_why_not(adapted, parted))
     for name, site in adapted.sites.items():
-        if not called(site) and (write is not write_lora or method.name == "dora" or attention(site) is None):
+        if not called(site) and (write is not write_lora or method.name == "dora" or not attention(site)):
             raise ExportError(
                 f"{name} is not the weight of a called nn.Linear or Conv1D, which PEFT's "
                 f"{method.title if native else 'LoRA'} needs; {INSTEAD}"

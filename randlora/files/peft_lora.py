@@ -20,8 +20,7 @@ from randlora.errors import ExportError
 from randlora.files.checkpoint import Adapted
 from randlora.methods.factored import Factored
 from randlora.methods.lowrank.lora import Dora
-from randlora.methods.scheduled.adalora import AdaLora
-from randlora.methods.scheduled.autolora import AutoLora
+from randlora.methods.scheduled.ranks import Terms
 from randlora.model.sites import Site
 
 PREFIX = "base_model.model."
@@ -50,19 +49,15 @@ def _factors(adapter: Adapter) -> LowRank | None:
         return None
     with torch.no_grad():
         a, b = adapter.factors()
-    if isinstance(adapter, AdaLora):
-        kept = adapter.e != 0
-        a, b = a[:, kept], b[:, kept]
-    elif isinstance(adapter, AutoLora):  # read from a checkpoint it has its dropped terms still, as zeros
-        kept = (b != 0).any(0)
+    if isinstance(adapter, Terms):  # dropped ones are still there, as zeros
+        kept = (a != 0).any(0) & (b != 0).any(0)
         a, b = a[:, kept], b[:, kept]
     return LowRank(a.detach(), b.detach(), adapter.scale)
 
 
-def attention(site: Site) -> str | None:
-    """The name of the `nn.MultiheadAttention` whose packed input projection this is; else None."""
-    packed = isinstance(site.owner, nn.MultiheadAttention) and site.attr == "in_proj_weight"
-    return site.module_name if packed else None
+def attention(site: Site) -> bool:
+    """Whether this is the packed input projection of an `nn.MultiheadAttention`."""
+    return isinstance(site.owner, nn.MultiheadAttention) and site.attr == "in_proj_weight"
 
 
 def called(site: Site) -> bool:
@@ -131,7 +126,7 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
         if (magnitude := _magnitude(members)) is not None:
             dora = True
             tensors[f"{layer}.lora_magnitude_vector"] = magnitude
-        if attention(members[0][0]) is not None:  # PEFT adapts the output projection as well: factors of zero
+        if attention(members[0][0]):  # PEFT adapts the output projection as well: factors of zero
             width = members[0][0].shape[1]
             tensors[f"{layer}.base_layer.out_proj.lora_A.weight"] = torch.zeros(rank, width)
             tensors[f"{layer}.base_layer.out_proj.lora_B.weight"] = torch.zeros(width, rank)
