@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+Row = dict[str, Any]
+"""One row of a table, by column."""
+
 
 def points(fraction: float | None, sign: bool = True) -> str:
     """A score difference in percentage points, '+1.3'; a zero has no sign; nothing for null."""
