@@ -16,11 +16,10 @@ import pyarrow as pa
 from analysis.diagnostics import cka, landscape, spectrum
 from analysis.diagnostics.units import Execute, Row, Unit, compute_missing, rows_of
 from analysis.errors import StoreError, nearest
-from analysis.figures import diagnostic_plots
-from analysis.figures.diagnostic_charts import cka_chart, landscape_chart, spectrum_chart
-from analysis.figures.diagnostic_plots import Drawing
+from analysis.figures.diagnostics import Drawing, draw_cka, draw_landscape, draw_spectrum, draw_surface, planes, write
 from analysis.store.store import Store
 from analysis.styles import in_order, place_text, style
+from analysis.tables.diagnostics import CORNERS
 
 KINDS = ("spectrum", "cka", "landscape")
 
@@ -98,20 +97,17 @@ def analyze(
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
         says = spectrum_sentence(table, approximation)
-        figure = diagnostic_plots.draw_spectrum(table, approximation)
-        figures = [Drawing("spectrum", figure, says, spectrum_chart(table, approximation, says))]
+        figures = [Drawing("spectrum", draw_spectrum(table, approximation), says)]
     elif kind == "cka":
         says = cka_sentence(table)
-        figures = [Drawing("cka", diagnostic_plots.draw_cka(table), says, cka_chart(table, says))]
+        figures = [Drawing("cka", draw_cka(table), says)]
     else:
-        says = landscape_sentence(table)
-        figures = []
-        for i, plane in enumerate(diagnostic_plots.planes(table)):
-            said, after = landscape_sentence(plane), f"-{i + 1}" if i else ""
-            flat, surface = diagnostic_plots.draw_landscape(plane), diagnostic_plots.draw_surface(plane)
-            figures.append(Drawing(f"landscape{after}", flat, said, landscape_chart(plane, said)))
-            figures.append(Drawing(f"landscape{after}-surface", surface, "The same as a surface."))
-    return table, diagnostic_plots.write(figures, store.path, kind), says
+        says, figures = landscape_sentence(table), []
+        for i, plane in enumerate(planes(table)):
+            stem = f"landscape-{i + 1}" if i else "landscape"
+            figures.append(Drawing(stem, draw_landscape(plane), landscape_sentence(plane)))
+            figures.append(Drawing(f"{stem}-surface", draw_surface(plane), "The same as a surface."))
+    return table, write(figures, store.path, kind), says
 
 
 def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
@@ -157,7 +153,7 @@ def cka_sentence(table: pa.Table) -> str:
 
 def landscape_sentence(table: pa.Table) -> str:
     """Barrier heights of the three edges, on training and on validation examples; the mean over places."""
-    names = [style(m).name for m in ("lora", "randlora", "full")]
+    names = [style(m).name for m in CORNERS]
     edges: dict[tuple[str, int, int], dict[str, float | None]] = defaultdict(dict)
     rows = table.to_pylist()
     for r in rows:

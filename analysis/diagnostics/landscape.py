@@ -20,9 +20,9 @@ from analysis.diagnostics.units import Row, Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, kept_trials, need_full
 from analysis.errors import StoreError
 from analysis.store.store import Store
+from analysis.tables.diagnostics import CORNERS
 from trainables.tasks.task import Split
 
-CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.5, 1.0))
 EXAMPLES, POINTS, MARGIN = 128, 9, 0.5
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -93,7 +93,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
         ticks = grid(points, settings["margin"])
         where = [(x, ticks[settings["line"]]) for x in ticks]
     else:
-        (ax, ay), (bx, by) = (CORNERS[i] for i in edge)
+        (ax, ay), (bx, by) = (list(CORNERS.values())[i] for i in edge)
         shares = [i / (points - 1) for i in range(points)]
         where = [(ax + (bx - ax) * t, ay + (by - ay) * t) for t in shares]
     about = unit.place | {"reference": unit.trials[0]["reference"], "points": points}

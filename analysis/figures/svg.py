@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from html import escape
 
 import matplotlib as mpl
-import pyarrow as pa
 from matplotlib.figure import Figure
 
 from analysis.figures import drawing
-from analysis.styles import STYLES, in_order, places, style
+from analysis.styles import STYLES
 
 
 def colour_variables(dark: bool) -> str:
@@ -63,22 +62,3 @@ def _themed(text: str) -> str:
     return re.sub(
         rf"(?<=: )({pattern})\b", lambda m: f"var({variables[m[1].lower()]}, {m[1]})", text, flags=re.IGNORECASE
     )
-
-
-def scaling_tips(curve: pa.Table) -> dict[str, str]:
-    """Hover texts of `plots.draw_scaling`'s points: method, parameters, score, interval, seeds."""
-    tips = {}
-    rows = curve.to_pylist()
-    for index, panel in enumerate(places(curve)):
-        mine = [
-            r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == panel and r["kind"] == "curve"
-        ]
-        for method in in_order({r["method"] for r in mine}):
-            points = sorted((r for r in mine if r["method"] == method), key=lambda r: r["adapter_params"])
-            for i, r in enumerate(points):
-                interval = "" if r["low"] is None else f" [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
-                tips[f"point:{index}:{method}:{i}"] = (
-                    f"{style(method).name} at {r['reference']}: {r['adapter_params']:,} parameters, "
-                    f"{100 * r['mean']:.1f} %{interval}, {r['n']} seeds"
-                )
-    return tips

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
-from analysis.format import points
+from analysis.format import Row, percent, points
 from analysis.statistics.scaling import BASELINE, FOCUS
 from analysis.styles import place_text, style
-
-Row = dict[str, Any]
 
 MATCHED = 0.05
 """Counts further apart than this are pointed out in the sentence."""
@@ -152,7 +149,7 @@ def _overall(rows: Sequence[Row]) -> str:
     where = "budgets" if row["dataset"] is not None else f"budgets and {row['n_datasets']} data sets"
     text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
     if row["verdict"] == "not distinguishable" and row.get("detectable") is not None:
-        text += f", where {points(row['detectable'], sign=False)} points would be found four times in five"
+        text += f", where {percent(row['detectable'])} points would be found four times in five"
     if (row.get("p_seeds") or 1.0) <= 0.05:
         text += "; but a seed moves all data sets alike here, so that test is too sure of itself"
     return text

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 
 from analysis.curves.budgets import AXES, crossing_sentence
-from analysis.format import points
+from analysis.format import Row, points
 from analysis.statistics.scaling import BASELINE, FOCUS, UNTRAINED
 from analysis.store.views import RISING
-from analysis.styles import in_order, place_text, size_key, size_text, style
-
-Row = dict[str, Any]
+from analysis.styles import in_order, size_key, size_text, style
 
 SURE = 0.95
 """Share of the resamples from which a cell's place on a front is called settled."""
@@ -274,8 +272,3 @@ def _line(rows: Sequence[Row], method: str) -> dict[int, float]:
         if r["method"] == method and r["kind"] == "curve" and r["adapter_params"] and r["mean"] is not None
     }
     return dict(sorted(found.items()))
-
-
-def place_caption(row: Mapping[str, Any]) -> str:
-    """A figure's place in words."""
-    return place_text(row["dataset"] or "the mean over data sets", row["train_size"])

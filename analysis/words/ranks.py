@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from analysis.format import change
+from analysis.format import Row, change_text
 from analysis.statistics.rank_effects import PARAMETERS, RANK
 from analysis.styles import place_text, style
 
-Row = dict[str, Any]
 
-
-def conclude(rows: Sequence[Row]) -> str:
+def conclude_rank_effects(rows: Sequence[Row]) -> str:
     """What a doubling of rank and of parameters brings, in one place or the mean over data sets.
 
     Args:
@@ -39,7 +36,7 @@ def _brings(rows: Sequence[Row], effect: str) -> str:
     held = "the rank at equal parameters" if effect == RANK else "the parameters at equal rank"
     whose = [f"over {'variants of ' + style(r['scope']).name if r['scope'] else 'all methods'}" for r in mine]
     return f"doubling {held} brings, in points, " + " and ".join(
-        f"{change(r, 'slope')} {named}" for r, named in zip(mine, whose, strict=True)
+        f"{change_text(r, 'slope')} {named}" for r, named in zip(mine, whose, strict=True)
     )
 
 

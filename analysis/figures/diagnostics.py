@@ -1,7 +1,11 @@
-"""Figures of the diagnostics; each draws tables that `spectrum`, `cka` and `landscape` computed. Needs no torch."""
+"""Figures of the diagnostics, drawn from tables that `spectrum`, `cka` and `landscape` computed. Needs no torch.
+
+The numbers that the figures show, means over weights, cells and data sets, are tables of their own.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +16,74 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from analysis.figures import drawing, vega
-from analysis.figures.diagnostic_numbers import CORNERS, LEAST, PLACES, alignment, errors, spectra
+from analysis.figures import drawing
 from analysis.figures.drawing import COLUMN_INCHES, INK, MUTED, PAPER, STYLE, new_figure
-from analysis.styles import style
+from analysis.styles import in_order, place_of, style
+from analysis.tables.diagnostics import CORNERS
 
-Row = dict[str, Any]
+LEAST = 1e-6
+"""What a logarithm begins at."""
+SHARES = 101
+"""Points of a mean spectrum, from the largest singular value to the last."""
+
+SPECTRA = pa.schema([("method", pa.string()), ("share", pa.float64()), ("relative", pa.float64())])
+ERRORS = pa.schema([("method", pa.string()), ("lora_rank", pa.int64()), ("error", pa.float64()), ("n", pa.int64())])
+ALIGNMENT = pa.schema([("method", pa.string()), ("depth", pa.int64()), ("cka", pa.float64()), ("n", pa.int64())])
+
+
+def spectra(spectrum: pa.Table) -> pa.Table:
+    """Singular values over the largest, `relative`, at shares (0 to 1) of their number: means over updates.
+
+    Args:
+        spectrum: rows of the table `spectrum`; updates that are zero have none.
+    """
+    rows, found = spectrum.to_pylist(), []
+    at = np.linspace(0, 1, SHARES)
+    for method in in_order({r["method"] for r in rows}):
+        curves = [np.asarray(r["singular_values"]) for r in rows if r["method"] == method and r["spectral"] > 0]
+        if curves:
+            mean = np.mean([np.interp(at, np.linspace(0, 1, len(c)), c / c.max()) for c in curves], axis=0)
+            found += [{"method": method, "share": s, "relative": v} for s, v in zip(at, mean, strict=True)]
+    return pa.Table.from_pylist(found, schema=SPECTRA)
+
+
+def errors(approximation: pa.Table) -> pa.Table:
+    """Relative error by form and parameters (as LoRA rank), the mean over `n` weights.
+
+    Args:
+        approximation: rows of the table of that name.
+    """
+    points: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for r in approximation.to_pylist():
+        points[r["form"], r["lora_rank"]].append(r["error"])
+    keys = [
+        (form, rank) for form in in_order({f for f, _ in points}) for rank in sorted(r for f, r in points if f == form)
+    ]
+    found = [
+        {"method": form, "lora_rank": rank, "error": float(np.mean(points[form, rank])), "n": len(points[form, rank])}
+        for form, rank in keys
+    ]
+    return pa.Table.from_pylist(found, schema=ERRORS)
+
+
+def alignment(cka: pa.Table) -> pa.Table:
+    """CKA by block, each method at its largest budget: the mean over `n` cells.
+
+    Args:
+        cka: rows of the table of that name; those without a number are left out.
+    """
+    rows, found = [r for r in cka.to_pylist() if r["cka"] is not None], []
+    for method in in_order({r["method"] for r in rows}):
+        mine = [r for r in rows if r["method"] == method]
+        most = max(r["adapter_params"] or 0 for r in mine)
+        depth: dict[int, list[float]] = defaultdict(list)
+        for r in mine:
+            if (r["adapter_params"] or 0) == most:
+                depth[r["depth"]].append(r["cka"])
+        found += [
+            {"method": method, "depth": d, "cka": float(np.mean(v)), "n": len(v)} for d, v in sorted(depth.items())
+        ]
+    return pa.Table.from_pylist(found, schema=ALIGNMENT)
 
 
 def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Figure:
@@ -73,11 +139,8 @@ def draw_cka(table: pa.Table) -> Figure:
 
 def planes(table: pa.Table) -> list[pa.Table]:
     """The rows of each place, in order of first appearance."""
-    rows = table.to_pylist()
-    keys = [tuple(r[k] for k in ("sweep", "model", "dataset", "train_size")) for r in rows]
-    return [
-        table.take(pa.array([i for i, k in enumerate(keys) if k == place], pa.int64())) for place in dict.fromkeys(keys)
-    ]
+    keys = [place_of(r) for r in table.to_pylist()]
+    return [table.filter(pa.array([k == place for k in keys])) for place in dict.fromkeys(keys)]
 
 
 def draw_landscape(table: pa.Table) -> Figure:
@@ -88,7 +151,7 @@ def draw_landscape(table: pa.Table) -> Figure:
         axes = figure.add_axes((0.13, 0.14, 0.7, 0.8))
         filled = axes.contourf(xs, ys, shown, levels=14, cmap="Greys")
         axes.contour(xs, ys, shown, levels=14, colors=INK, linewidths=0.3)
-        for method, (x, y) in zip(CORNERS, PLACES, strict=True):
+        for method, (x, y) in CORNERS.items():
             look = style(method)
             axes.plot([x], [y], marker=look.marker or "*", color=look.colour, markeredgecolor=PAPER, markersize=8)
             axes.annotate(look.name, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=6.8, color=look.colour)
@@ -116,7 +179,7 @@ def draw_surface(table: pa.Table) -> Figure:
             line = sorted((r for r in edges if (r["a"], r["b"]) == pair), key=lambda r: r["t"])
             heights = _log([r["loss"] for r in line])
             axes.plot([r["x"] for r in line], [r["y"] for r in line], heights, color=MUTED, linewidth=0.9, zorder=2)
-        for corner, (method, (x, y)) in enumerate(zip(CORNERS, PLACES, strict=True)):
+        for corner, (method, (x, y)) in enumerate(CORNERS.items()):
             at = next((r for r in edges if corner in (r["a"], r["b"]) and (r["x"], r["y"]) == (x, y)), None)
             if at is not None:
                 look, height = style(method), float(_log([at["loss"]])[0])
@@ -149,18 +212,17 @@ def _log(losses: Any) -> Any:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of a diagnostic: the stem of its files, what the report prints under it, and its Vega-Lite form."""
+    """A figure of a diagnostic: the stem of its files, and what the report prints under it."""
 
     stem: str
     figure: Figure
     says: str
-    chart: vega.Spec | None = None
 
 
 def write(found: Sequence[Drawing], folder: Path, kind: str) -> dict[str, Path]:
-    """Save figures into `diagnostics/`: PNG, SVG, PDF, Vega-Lite, and the sentence; returns file name -> path.
+    """Save figures into `diagnostics/`: PNG, SVG, PDF, and the sentence; returns file name -> path.
 
-    What an earlier run of the kind left there is taken away: it may have had more.
+    What an earlier run of the kind left there is taken away: it may have had more figures, or files of another form.
     """
     place = folder / "diagnostics"
     for old in place.glob(f"{kind}*"):
@@ -172,8 +234,4 @@ def write(found: Sequence[Drawing], folder: Path, kind: str) -> dict[str, Path]:
         text = place / f"{one.stem}.txt"
         text.write_text(one.says + "\n", encoding="utf-8")
         paths[text.name] = text
-        if one.chart is not None:
-            chart = place / f"{one.stem}.vl.json"
-            vega.save(one.chart, chart)
-            paths[chart.name] = chart
     return paths
