@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from analysis.diagnostics.bench import Bench, State
-from analysis.diagnostics.units import Row, Unit, sweep_facts
+from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, full_of, kept_trials, need_full
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.store.store import Store
 
 EXAMPLES, BATCH, LEAST = 256, 64, 4

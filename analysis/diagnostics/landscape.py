@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from analysis.diagnostics.bench import Bench, State
-from analysis.diagnostics.units import Row, Unit, sweep_facts
+from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, kept_trials, need_full
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.store.store import Store
 from analysis.tables.diagnostics import CORNERS
 from trainables.tasks.task import Split

@@ -14,7 +14,7 @@ from analysis.statistics.groups import groups, mean_ranks
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
-from analysis.tables.evidence import MOST_FAILURES, parity_rows
+from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude, conclude_gap
 from analysis.words.figures import conclude_groups, conclude_ranks
 from analysis.words.parity import parity_says
@@ -63,7 +63,6 @@ def facts(store: Store) -> dict[str, Any]:
         "protocol": store.protocol,
         "folder": store.path.name,
         "schema_version": SCHEMA_VERSION,
-        "most_failures": MOST_FAILURES,
         "light": svg.colour_variables(dark=False),
         "dark": svg.colour_variables(dark=True),
     }
