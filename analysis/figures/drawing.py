@@ -60,16 +60,6 @@ STYLE = {
 }
 
 
-class Tips(dict[str, str]):
-    """Artist id -> what it says on hover; a drawing function fills it."""
-
-    def add(self, text: str) -> str:
-        """A new id for an artist that says `text`."""
-        name = f"tip:{len(self)}"
-        self[name] = text
-        return name
-
-
 def count_text(value: float, _: int | None = None) -> str:
     """A parameter count for an axis: '12k', '1.5M'."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -92,8 +82,12 @@ def _fine_text(value: float, _: int | None = None) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches, drawn by matplotlib's Agg."""
+    """An empty figure, sizes in inches, drawn by matplotlib's Agg.
+
+    Its attribute `tips` is what its markers say on hover, artist id -> text; `dot` fills it.
+    """
     figure = Figure(figsize=(width, height), facecolor=PAPER)
+    figure.tips = {}
     FigureCanvasAgg(figure)
     return figure
 
@@ -142,8 +136,11 @@ def place_title(dataset: str | None, size: str | None) -> str:
     return textwrap.shorten(named, TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
 
 
-def dot(axes: Any, method: str, x: float, y: float, **look: Any) -> None:
-    """A method's marker at one point, hollow for a method without a budget; one artist, so that it can have a tip."""
+def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None = None, **look: Any) -> None:
+    """A method's marker at one point, hollow for a method without a budget, and what it says on hover."""
+    tips = axes.figure.tips
+    gid = gid or f"tip:{len(tips)}"
+    tips[gid] = says
     mine = style(method)
     solid = mine.marker is not None
     drawn: dict[str, Any] = {
@@ -155,7 +152,7 @@ def dot(axes: Any, method: str, x: float, y: float, **look: Any) -> None:
         "linestyle": "none",
         "zorder": 3,
     }
-    axes.plot([x], [y], **drawn | look)
+    axes.plot([x], [y], gid=gid, **drawn | look)
 
 
 def band(axes: Any, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str, alpha: float) -> None:

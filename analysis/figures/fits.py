@@ -22,7 +22,6 @@ from analysis.figures.drawing import (
     MUTED,
     PAPER,
     STYLE,
-    Tips,
     band,
     dot,
     legend,
@@ -44,7 +43,6 @@ def draw_fits(
     crossings: pa.Table,
     *,
     columns: int = 2,
-    tips: Tips | None = None,
     score: str = SCORE,
 ) -> Figure:
     """Fitted curves with bootstrap bands, the cells' means as markers, crossings as vertical spans.
@@ -54,7 +52,6 @@ def draw_fits(
         bands: from `budgets.band_table`, or `size_fits.band_table`; not empty.
         crossings: from `budgets.crossing_table`, or `size_fits.crossing_table`.
         columns: most panels in a row.
-        tips: gets what every marker says.
         score: what is measured, in words.
 
     Raises:
@@ -63,7 +60,6 @@ def draw_fits(
     if bands.num_rows == 0:
         raise ValueError("no fit to draw: the table has no row")
     rows, dots, turns = bands.to_pylist(), points.to_pylist(), crossings.to_pylist()
-    tips = Tips() if tips is None else tips
     with mpl.rc_context(STYLE):
         figure, each = _panels(rows, columns, score)
         for axes, place, mine in each:
@@ -71,11 +67,11 @@ def draw_fits(
                 _turn(axes, turn, [r["at"] for r in mine])
             for method in reversed(in_order({r["method"] for r in mine})):
                 _fitted(axes, method, [r for r in mine if r["method"] == method])
-                _dots(axes, [d for d in dots if place_of(d) == place and d["method"] == method], tips)
+                _dots(axes, [d for d in dots if place_of(d) == place and d["method"] == method])
         return figure
 
 
-def draw_front(front: pa.Table, *, columns: int = 2, tips: Tips | None = None, score: str = SCORE) -> Figure:
+def draw_front(front: pa.Table, *, columns: int = 2, score: str = SCORE) -> Figure:
     """Every cell's score against its cost; the front joined by a stepped line, cells off it pale.
 
     Raises:
@@ -84,28 +80,25 @@ def draw_front(front: pa.Table, *, columns: int = 2, tips: Tips | None = None, s
     rows = [r for r in front.to_pylist() if r["cost"] > 0]
     if not rows:
         raise ValueError("no front to draw: no cell has a positive cost")
-    tips = Tips() if tips is None else tips
     with mpl.rc_context(STYLE):
         figure, each = _panels(rows, columns, score)
         for axes, _, mine in each:
             best = sorted((r for r in mine if r["on_front"]), key=lambda r: r["cost"])
             axes.step([r["cost"] for r in best], [100 * r["score"] for r in best], where="post", color=MUTED, lw=1.0)
-            _dots(axes, [r for r in mine if not r["on_front"]], tips, alpha=0.4)
-            _dots(axes, best, tips)
+            _dots(axes, [r for r in mine if not r["on_front"]], alpha=0.4)
+            _dots(axes, best)
         return figure
 
 
-def draw_sizes(table: pa.Table, *, tips: Tips | None = None, score: str = SCORE) -> Figure:
+def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Figure:
     """Score against training size, a line per method and budget (paler as it shrinks), the largest with its band.
 
     Args:
         table: from `sizes.size_curves`, of one (sweep, model, data set); not empty. The axis is the logarithm of the
             number of training examples where it is known for all sizes, else their order.
-        tips: gets what every marker says.
         score: what is measured, in words.
     """
     rows, labels = table.to_pylist(), size_labels(table)
-    tips = Tips() if tips is None else tips
     at = {r["position"]: r["images"] for r in rows if r["images"]}
     known = set(at) == {r["position"] for r in rows} and len(set(at.values())) == len(at)
     ticks = [at[i] if known else i for i in range(len(labels))]
@@ -115,7 +108,7 @@ def draw_sizes(table: pa.Table, *, tips: Tips | None = None, score: str = SCORE)
         figure = new_figure(COLUMN_INCHES * 1.25, 2.9)
         axes = figure.add_axes((0.13, 0.19, 0.85, 0.65))
         for method in methods:
-            _size_lines(axes, method, [r for r in shown if r["method"] == method], ticks, labels, tips)
+            _size_lines(axes, method, [r for r in shown if r["method"] == method], ticks, labels)
         if known:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
@@ -128,18 +121,14 @@ def draw_sizes(table: pa.Table, *, tips: Tips | None = None, score: str = SCORE)
         return figure
 
 
-def draw_overlay(
-    ours: pa.Table, theirs: pa.Table, source: str, *, tips: Tips | None = None, score: str = SCORE
-) -> Figure:
+def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = SCORE) -> Figure:
     """Published curves beside measured ones, on one pair of axes: ours with filled markers, theirs dashed and hollow.
 
     Args:
         ours, theirs: from `scaling.curve`, each of one place; `theirs` is only drawn, never tested against.
         source: named in the legend.
-        tips: gets what every marker says.
         score: what is measured, in words.
     """
-    tips = Tips() if tips is None else tips
     with mpl.rc_context(STYLE):
         figure = new_figure(COLUMN_INCHES * 1.35, 3.0)
         axes = figure.add_axes((0.12, 0.15, 0.85, 0.68))
@@ -149,7 +138,7 @@ def draw_overlay(
             methods |= {r["method"] for r in rows}
             for method in in_order({r["method"] for r in rows}):
                 mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["adapter_params"])
-                _overlaid(axes, method, mine, published, tips)
+                _overlaid(axes, method, mine, published)
         _log(axes, "adapter_params")
         axes.set_ylabel(f"{score} (%)")
         kinds = [Line2D([], [], color=MUTED), Line2D([], [], color=MUTED, linestyle=_PUBLISHED, linewidth=1.0)]
@@ -186,9 +175,7 @@ def _panels(rows: Sequence[Row], columns: int, measured: str) -> tuple[Figure, I
     return figure, each()
 
 
-def _size_lines(
-    axes: Any, method: str, rows: Sequence[Row], ticks: Sequence[float], labels: Sequence[str], tips: Tips
-) -> None:
+def _size_lines(axes: Any, method: str, rows: Sequence[Row], ticks: Sequence[float], labels: Sequence[str]) -> None:
     """A method's lines, one for each of its budgets; the largest with its band where every point has an interval."""
     look = style(method)
     counts = sorted({r["adapter_params"] or 0 for r in rows})
@@ -199,13 +186,13 @@ def _size_lines(
         fade = 1.0 if len(counts) == 1 else 0.25 + 0.75 * k / (len(counts) - 1)
         axes.plot(x, y, color=look.colour, alpha=fade, linestyle="-" if look.marker else DASHES)
         for i, r in enumerate(line):
-            gid = tips.add(_said(r, f"{r['reference'] or ''}, {labels[r['position']]}"))
-            dot(axes, method, x[i], y[i], markersize=4.5 if look.marker else 3.5, alpha=fade, zorder=2, gid=gid)
+            said = _said(r, f"{r['reference'] or ''}, {labels[r['position']]}")
+            dot(axes, method, x[i], y[i], said, markersize=4.5 if look.marker else 3.5, alpha=fade, zorder=2)
         if k == len(counts) - 1 and all(r["low"] is not None for r in line):
             band(axes, x, [r["low"] for r in line], [r["high"] for r in line], look.colour, 0.12)
 
 
-def _overlaid(axes: Any, method: str, rows: Sequence[Row], published: bool, tips: Tips) -> None:
+def _overlaid(axes: Any, method: str, rows: Sequence[Row], published: bool) -> None:
     """One method's curve, ours or a published one."""
     colour = style(method).colour
     axes.plot(
@@ -219,8 +206,8 @@ def _overlaid(axes: Any, method: str, rows: Sequence[Row], published: bool, tips
     hollow = {"markerfacecolor": PAPER, "markeredgecolor": colour, "markeredgewidth": 0.9} if published else {}
     for r in rows:
         whose = f"{r['reference'] or ''}, {'published' if published else 'this sweep'}"
-        gid = tips.add(_said(r, whose, r["adapter_params"], "parameters"))
-        dot(axes, method, r["adapter_params"], 100 * r["mean"], zorder=2, gid=gid, **hollow)
+        said = _said(r, whose, r["adapter_params"], "parameters")
+        dot(axes, method, r["adapter_params"], 100 * r["mean"], said, zorder=2, **hollow)
 
 
 def _said(row: Row, where: str, cost: float | None = None, unit: str = "") -> str:
@@ -244,10 +231,10 @@ def _fitted(axes: Any, method: str, rows: Sequence[Row]) -> None:
         band(axes, at, [r["low"] for r in rows], [r["high"] for r in rows], colour, 0.16)
 
 
-def _dots(axes: Any, rows: Sequence[Row], tips: Tips, alpha: float = 1.0) -> None:
+def _dots(axes: Any, rows: Sequence[Row], alpha: float = 1.0) -> None:
     for row in rows:
-        gid = tips.add(_said(row, row.get("reference") or "", row["cost"], axis_label(row.get("x"))))
-        dot(axes, row["method"], row["cost"], 100 * row["score"], alpha=alpha, gid=gid)
+        said = _said(row, row.get("reference") or "", row["cost"], axis_label(row.get("x")))
+        dot(axes, row["method"], row["cost"], 100 * row["score"], said, alpha=alpha)
 
 
 def _turn(axes: Any, turn: Row, at: Sequence[float]) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.drawing import COLUMN_INCHES, INK, STYLE, Tips, dot, legend, panels
+from analysis.figures.drawing import COLUMN_INCHES, INK, STYLE, dot, legend, panels
 from analysis.format import Row
 from analysis.styles import budget_order, in_order, size_key, size_text, style
 
@@ -29,13 +29,12 @@ def rank_places(rows: Sequence[Row]) -> list[Place]:
     return sorted({rank_place(r) for r in rows}, key=lambda k: (k[0], k[1], size_key(k[2])))
 
 
-def draw_mean_ranks(ranks: pa.Table, *, columns: int = 2, tips: Tips | None = None) -> Figure:
+def draw_mean_ranks(ranks: pa.Table, *, columns: int = 2) -> Figure:
     """Mean ranks over data sets, a row per budget; where it is known, the critical difference from the best as a bar.
 
     Args:
         ranks: from `groups.mean_ranks`; not empty.
         columns: most panels in a row.
-        tips: gets what every marker says.
 
     Raises:
         ValueError: no row.
@@ -43,7 +42,6 @@ def draw_mean_ranks(ranks: pa.Table, *, columns: int = 2, tips: Tips | None = No
     rows = ranks.to_pylist()
     if not rows:
         raise ValueError("no mean ranks to draw: the table has no row")
-    tips = Tips() if tips is None else tips
     places = rank_places(rows)
     most = max(len({r["reference"] for r in rows if rank_place(r) == p}) for p in places)
     with mpl.rc_context(STYLE):
@@ -57,14 +55,14 @@ def draw_mean_ranks(ranks: pa.Table, *, columns: int = 2, tips: Tips | None = No
         )
         for place, spot in zip(places, spots, strict=True):
             axes = figure.add_subplot(spot)
-            _panel(axes, [r for r in rows if rank_place(r) == place], tips)
+            _panel(axes, [r for r in rows if rank_place(r) == place])
             differing = [place[i] for i in (0, 1) if len({p[i] for p in places}) > 1]
             axes.set_title(", ".join([*differing, size_text(place[2])]), loc="left", fontweight="bold")
         legend(figure, in_order({r["method"] for r in rows}))
         return figure
 
 
-def _panel(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
+def _panel(axes: Any, rows: Sequence[Row]) -> None:
     budgets = sorted({r["reference"] for r in rows}, key=budget_order)
     methods = in_order({r["method"] for r in rows})
     for level, reference in enumerate(budgets):
@@ -78,7 +76,7 @@ def _panel(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
                 f"over {r['datasets']} data sets"
             )
             aside = APART * (methods.index(r["method"]) - (len(methods) - 1) / 2)
-            dot(axes, r["method"], r["mean_rank"], level + aside, gid=tips.add(said))
+            dot(axes, r["method"], r["mean_rank"], level + aside, said)
     axes.set_yticks(range(len(budgets)), labels=budgets)
     axes.set_ylim(len(budgets) - 0.5, -0.5)  # the smallest budget on top
     axes.set_xlim(0.85, max(r["methods"] for r in rows) + 0.15)

@@ -6,7 +6,7 @@ A figure without enough budgets, sizes or numbers is left out. The numbers come 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from analysis.curves import budgets, pareto, size_fits, sizes
 from analysis.curves.budgets import AXES
 from analysis.figures import drawing, fits, svg, tuning
-from analysis.figures.drawing import Tips
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
 from analysis.figures.rank import draw_ranks
 from analysis.figures.scaling import draw_scaling
@@ -53,7 +52,6 @@ class Picture:
         figure: drawn by matplotlib.
         label: what it shows, for a screen reader.
         caption: how to read it. says: its one-sentence conclusion.
-        tips: what its markers say on hover, by artist id.
         width: in the page, in rem; None for all of it.
     """
 
@@ -63,8 +61,12 @@ class Picture:
     label: str
     caption: str
     says: str
-    tips: dict[str, str] = field(default_factory=dict)
     width: int | None = None
+
+    @property
+    def tips(self) -> dict[str, str]:
+        """What its markers say on hover, by artist id."""
+        return dict(self.figure.tips)
 
     @property
     def svg(self) -> str:
@@ -102,7 +104,7 @@ def kinds(found: Sequence[Picture]) -> dict[str, list[Picture]]:
 
 
 def _scaling(store: Store) -> list[Picture]:
-    score, curve, tips = scaling.score_name(store), scaling.curve(store), Tips()
+    score, curve = scaling.score_name(store), scaling.curve(store)
     if curve.num_rows == 0:
         return []
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
@@ -113,13 +115,13 @@ def _scaling(store: Store) -> list[Picture]:
     )
     says = conclude(scaling.comparisons(store))
     columns = 1 if len(places(curve)) == 1 else 2
-    figure = draw_scaling(curve, columns=columns, tips=tips, score=score)
-    return [Picture("scaling_curve", "scaling", figure, label, caption, says, tips, 42 if columns == 1 else None)]
+    figure = draw_scaling(curve, columns=columns, score=score)
+    return [Picture("scaling_curve", "scaling", figure, label, caption, says, 42 if columns == 1 else None)]
 
 
 def _rank(store: Store) -> list[Picture]:
     """Score against the rank of the update, in the panels where some budget has `LEAST_RANKS` ranks."""
-    table, score, tips = rank_effects.points(store), scaling.score_name(store), Tips()
+    table, score = rank_effects.points(store), scaling.score_name(store)
     seen: dict[tuple[Place, str], set[float]] = {}
     for r in table.to_pylist():
         seen.setdefault((place_of(r), r["reference"]), set()).add(r["update_rank"])
@@ -134,13 +136,13 @@ def _rank(store: Store) -> list[Picture]:
         "at one budget."
     )
     says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
-    figure = draw_ranks(pa.Table.from_pylist(rows, schema=table.schema), tips=tips, score=score)
-    return [Picture("rank", "rank", figure, label, caption, says, tips, _width(len(enough)))]
+    figure = draw_ranks(pa.Table.from_pylist(rows, schema=table.schema), score=score)
+    return [Picture("rank", "rank", figure, label, caption, says, _width(len(enough)))]
 
 
 def mean_ranks_picture(store: Store) -> list[Picture]:
     """Mean ranks over data sets, where there are several."""
-    table, tips = mean_ranks(store), Tips()
+    table = mean_ranks(store)
     says = conclude_ranks(table.to_pylist())
     if says is None:
         return []
@@ -152,14 +154,14 @@ def mean_ranks_picture(store: Store) -> list[Picture]:
         "reaches from the first one as far as Nemenyi's critical difference: what lies in it is not distinguishable "
         "from the first. It is drawn where there are three methods and three data sets."
     )
-    figure = draw_mean_ranks(pa.Table.from_pylist(rows, schema=table.schema), tips=tips)
-    return [Picture("mean_ranks", "ranks", figure, label, caption, says, tips, _width(len(kept)))]
+    figure = draw_mean_ranks(pa.Table.from_pylist(rows, schema=table.schema))
+    return [Picture("mean_ranks", "ranks", figure, label, caption, says, _width(len(kept)))]
 
 
 def _overlay(store: Store, overlay: str | None) -> list[Picture]:
     if overlay is None:
         return []
-    score, tips = scaling.score_name(store), Tips()
+    score = scaling.score_name(store)
     ours, theirs, title = overlaid(store, overlay)
     if not any(r["kind"] == "curve" and r["adapter_params"] for r in [*ours.to_pylist(), *theirs.to_pylist()]):
         return []
@@ -169,8 +171,8 @@ def _overlay(store: Store, overlay: str | None) -> list[Picture]:
         "model, data and protocol unless said otherwise. Nothing is tested against them."
     )
     says = conclude_overlay(ours.to_pylist(), theirs.to_pylist())
-    figure = fits.draw_overlay(ours, theirs, title, tips=tips, score=score)
-    return [Picture("overlay", "overlay", figure, label, caption, says, tips, 36)]
+    figure = fits.draw_overlay(ours, theirs, title, score=score)
+    return [Picture("overlay", "overlay", figure, label, caption, says, 36)]
 
 
 def _fits(store: Store, x: str) -> list[Picture]:
@@ -185,27 +187,27 @@ def _fitted(
     stem: str, kind: str, points: pa.Table, bands: pa.Table, crossings: pa.Table, cost: str, store: Store
 ) -> Picture:
     """Fitted curves: of a cost, or of training examples."""
-    score, tips, shown = scaling.score_name(store), Tips(), _first_panels(bands)
+    score, shown = scaling.score_name(store), _first_panels(bands)
     label = f"Isotonic fits of {score} against {cost} with bootstrap bands, crossings marked"
     caption = (
         f"Isotonic fits (never falling) of mean {score} against {cost}; bands are a 95 % bootstrap over seeds, a "
         "shaded column is a crossing's interval. With few seeds a bootstrap is rough."
     )
     says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0])
-    figure = fits.draw_fits(points, shown, crossings, tips=tips, score=score)
-    return Picture(stem, kind, figure, label, caption, says, tips, _width_of(shown))
+    figure = fits.draw_fits(points, shown, crossings, score=score)
+    return Picture(stem, kind, figure, label, caption, says, _width_of(shown))
 
 
 def _front(store: Store, x: str) -> list[Picture]:
-    score, everything, tips = scaling.score_name(store), pareto.front(store, x), Tips()
+    score, everything = scaling.score_name(store), pareto.front(store, x)
     if len({r["cost"] for r in everything.to_pylist() if r["cost"] > 0}) < 2:
         return []
     shown = _first_panels(everything)
     label = f"{score.capitalize()} against cost; the cells that no other beats are joined"
     caption = "Every confirmed cell; pale ones are beaten by a cell that costs no more and scores no less."
     says = conclude_front(everything.to_pylist())
-    figure = fits.draw_front(shown, tips=tips, score=score)
-    return [Picture("pareto", "pareto", figure, label, caption, says, tips, _width_of(shown))]
+    figure = fits.draw_front(shown, score=score)
+    return [Picture("pareto", "pareto", figure, label, caption, says, _width_of(shown))]
 
 
 def _sizes(store: Store) -> list[Picture]:
@@ -216,14 +218,13 @@ def _sizes(store: Store) -> list[Picture]:
     for sweep, model, dataset in list(dict.fromkeys(map(_data, table.to_pylist())))[:MOST_SIZE_FIGURES]:
         rows = [r for r in table.to_pylist() if _data(r) == (sweep, model, dataset)]
         mine = [r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])]
-        tips = Tips()
         caption = (
             f"On {dataset or 'the mean over data sets'}: one line per method and budget (paler is smaller); band: "
             "95 % t interval of the largest budget. Under the sizes, the examples of an epoch."
         )
         says = conclude_sizes(mine)
-        figure = fits.draw_sizes(pa.Table.from_pylist(rows, schema=table.schema), tips=tips, score=score)
-        found.append(Picture(_numbered("data_size", len(found)), "sizes", figure, label, caption, says, tips, 34))
+        figure = fits.draw_sizes(pa.Table.from_pylist(rows, schema=table.schema), score=score)
+        found.append(Picture(_numbered("data_size", len(found)), "sizes", figure, label, caption, says, 34))
     return found
 
 
@@ -260,7 +261,7 @@ def _rates(store: Store) -> list[Picture]:
     table, parity = rates(store), store.table("parity").to_pylist()
     found: list[Picture] = []
     for place in list(dict.fromkeys(map(_tuned, table.to_pylist())))[:MOST_RATE_FIGURES]:
-        mine, tips, where = [r for r in table.to_pylist() if _tuned(r) == place], Tips(), place_text(*place[1:])
+        mine, where = [r for r in table.to_pylist() if _tuned(r) == place], place_text(*place[1:])
         if all(r["mean_val"] is None for r in mine):
             continue
         label = f"Validation score against learning rate on {where}"
@@ -269,8 +270,8 @@ def _rates(store: Store) -> list[Picture]:
             "larger), stars the choices."
         )
         says = conclude_rates([r for r in parity if _tuned(r) == place])
-        figure = tuning.draw_rates(pa.Table.from_pylist(mine, schema=table.schema), tips=tips)
-        found.append(Picture(_numbered("learning_rates", len(found)), "rates", figure, label, caption, says, tips))
+        figure = tuning.draw_rates(pa.Table.from_pylist(mine, schema=table.schema))
+        found.append(Picture(_numbered("learning_rates", len(found)), "rates", figure, label, caption, says))
     return found
 
 
@@ -279,7 +280,7 @@ def expected_pictures(store: Store) -> list[Picture]:
     table = best_of_n(store)
     found: list[Picture] = []
     for place in dict.fromkeys(map(_tuned, table.to_pylist())):
-        mine, tips, where = [r for r in table.to_pylist() if _tuned(r) == place], Tips(), place_text(*place[1:])
+        mine, where = [r for r in table.to_pylist() if _tuned(r) == place], place_text(*place[1:])
         if max(r["n"] for r in mine) < 2 or len(found) == MOST_EXPECTED:
             continue
         panels = tuning.budgets_of(mine)[:MOST_PANELS]
@@ -292,9 +293,9 @@ def expected_pictures(store: Store) -> list[Picture]:
             "method would have come first."
         )
         says = conclude_expected(mine)
-        figure = tuning.draw_expected(pa.Table.from_pylist(shown, schema=table.schema), tips=tips)
+        figure = tuning.draw_expected(pa.Table.from_pylist(shown, schema=table.schema))
         stem = _numbered("expected_best", len(found))
-        found.append(Picture(stem, "expected", figure, label, caption, says, tips, _width(len(panels))))
+        found.append(Picture(stem, "expected", figure, label, caption, says, _width(len(panels))))
     return found
 
 

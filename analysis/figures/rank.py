@@ -10,18 +10,17 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.figures.drawing import COLUMN_INCHES, STYLE, Tips, dot, legend, panels, place_title
+from analysis.figures.drawing import COLUMN_INCHES, STYLE, dot, legend, panels, place_title
 from analysis.format import Row, quantity, score_text
 from analysis.styles import in_order, place_of, style
 
 
-def draw_ranks(table: pa.Table, *, columns: int = 2, tips: Tips | None = None, score: str = "test accuracy") -> Figure:
+def draw_ranks(table: pa.Table, *, columns: int = 2, score: str = "test accuracy") -> Figure:
     """Score against the largest rank of the update, one panel per data set and training size.
 
     Args:
         table: from `rank_effects.points`; not empty.
         columns: most panels in a row.
-        tips: gets what every marker says.
         score: what is measured, in words.
 
     Raises:
@@ -30,7 +29,6 @@ def draw_ranks(table: pa.Table, *, columns: int = 2, tips: Tips | None = None, s
     rows = table.to_pylist()
     if not rows:
         raise ValueError("no rank to draw: the table has no row")
-    tips = Tips() if tips is None else tips
     places = list(dict.fromkeys(place_of(r) for r in rows))
     bases = in_order({r["base"] for r in rows})
     named = 0.17 * -(-len(bases) // (4 * min(columns, len(places))))  # inches of the legend
@@ -45,7 +43,7 @@ def draw_ranks(table: pa.Table, *, columns: int = 2, tips: Tips | None = None, s
         )
         for place, spot in zip(places, spots, strict=True):
             axes = figure.add_subplot(spot)
-            _panel(axes, [r for r in rows if place_of(r) == place], tips)
+            _panel(axes, [r for r in rows if place_of(r) == place])
             axes.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
@@ -53,7 +51,7 @@ def draw_ranks(table: pa.Table, *, columns: int = 2, tips: Tips | None = None, s
         return figure
 
 
-def _panel(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
+def _panel(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=10))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -67,10 +65,10 @@ def _panel(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
         alpha = 0.35 + 0.65 * (k + 1) / len(references)
         mine = [r for r in rows if r["reference"] == reference]
         for base in reversed(in_order({r["base"] for r in mine})):
-            _line(axes, [r for r in mine if r["base"] == base], alpha, tips)
+            _line(axes, [r for r in mine if r["base"] == base], alpha)
 
 
-def _line(axes: Any, rows: Sequence[Row], alpha: float, tips: Tips) -> None:
+def _line(axes: Any, rows: Sequence[Row], alpha: float) -> None:
     """The variants of one method at one budget."""
     look = style(rows[0]["base"])
     rows = sorted(rows, key=lambda r: r["update_rank"])
@@ -96,4 +94,4 @@ def _line(axes: Any, rows: Sequence[Row], alpha: float, tips: Tips) -> None:
             f"{style(r['method']).name} at {r['reference']}: rank {quantity(r['update_rank'])}, "
             f"{quantity(r['adapter_params'])} parameters, {score_text(r)} %, {r['n']} seed{'s' * (r['n'] > 1)}"
         )
-        dot(axes, r["base"], x, y, alpha=alpha, markeredgewidth=0.5, gid=tips.add(said))
+        dot(axes, r["base"], x, y, said, alpha=alpha, markeredgewidth=0.5)

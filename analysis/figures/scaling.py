@@ -20,7 +20,6 @@ from analysis.figures.drawing import (
     MUTED,
     STYLE,
     TITLE_WIDTH,
-    Tips,
     band,
     dot,
     legend,
@@ -32,16 +31,13 @@ from analysis.format import Row, percent
 from analysis.styles import in_order, place_of, places, style
 
 
-def draw_scaling(
-    curve: pa.Table, *, columns: int = 3, title: bool = True, tips: Tips | None = None, score: str = "test accuracy"
-) -> Figure:
+def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True, score: str = "test accuracy") -> Figure:
     """Score against trainable parameters: one panel per data set and training size.
 
     Args:
         curve: from `scaling.curve`; not empty.
         columns: most panels in a row.
         title: name the data set and size over each panel.
-        tips: gets what every marker says.
         score: what is measured, in words.
 
     Lines carry the id 'PANEL:METHOD' and the numbers of the table in percent; points the id 'point:PANEL:METHOD:INDEX'.
@@ -51,7 +47,6 @@ def draw_scaling(
     """
     if curve.num_rows == 0:
         raise ValueError("no curve to draw: the table has no row")
-    tips = Tips() if tips is None else tips
     rows = curve.to_pylist()
     with mpl.rc_context(STYLE):
         figure, spots = panels(
@@ -64,7 +59,7 @@ def draw_scaling(
         )
         for index, (place, spot) in enumerate(zip(places(curve), spots, strict=True)):
             mine = [r for r in rows if place_of(r) == place]
-            axes = _panel(figure, spot, index, mine, tips)
+            axes = _panel(figure, spot, index, mine)
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
             if title:
@@ -76,7 +71,7 @@ def draw_scaling(
         return figure
 
 
-def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], tips: Tips) -> Any:
+def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row]) -> Any:
     """Draw one panel; returns its axes, the upper ones where a line far below breaks them."""
     lines = [r for r in rows if r["kind"] == "line"]
     curves = [r for r in rows if r["kind"] == "curve"]
@@ -106,7 +101,7 @@ def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], tips: Tip
     for row in far:
         _line(foot, index, row, "left")
     for method in reversed(in_order({r["method"] for r in curves})):  # the first method ends on top
-        _curve(axes, index, method, [r for r in curves if r["method"] == method], tips)
+        _curve(axes, index, method, [r for r in curves if r["method"] == method])
     _ranks(axes, curves)
     return axes
 
@@ -184,7 +179,7 @@ def _line(axes: Any, index: int, row: Row, side: str) -> None:
     )
 
 
-def _curve(axes: Any, index: int, method: str, rows: Sequence[Row], tips: Tips) -> None:
+def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
     look = style(method)
     rows = sorted(rows, key=lambda r: r["adapter_params"])
     x = [r["adapter_params"] for r in rows]
@@ -198,13 +193,12 @@ def _curve(axes: Any, index: int, method: str, rows: Sequence[Row], tips: Tips) 
         axes.vlines(at, 100 * low[0], 100 * high[0], color=look.colour, linewidth=1.1, alpha=0.7)
     axes.plot(x, y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
     for i, r in enumerate(rows):
-        gid = f"point:{index}:{method}:{i}"
         interval = "" if r["low"] is None else f" [{percent(r['low'])}, {percent(r['high'])}]"
-        tips[gid] = (
+        said = (
             f"{look.name} at {r['reference']}: {r['adapter_params']:,} parameters, "
             f"{percent(r['mean'])} %{interval}, {r['n']} seeds"
         )
-        dot(axes, method, x[i], y[i], gid=gid)
+        dot(axes, method, x[i], y[i], said, f"point:{index}:{method}:{i}")
 
 
 def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:

@@ -10,53 +10,49 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from analysis.figures.drawing import DASHES, PAPER, STYLE, Tips, dot, legend, panels
+from analysis.figures.drawing import DASHES, PAPER, STYLE, dot, legend, panels
 from analysis.format import Row
 from analysis.styles import in_order, style
 
 
-def draw_rates(rates: pa.Table, *, columns: int = 3, tips: Tips | None = None) -> Figure:
+def draw_rates(rates: pa.Table, *, columns: int = 3) -> Figure:
     """Validation score against learning rate, one panel per method, one line per budget (darker is larger).
 
     Args:
         rates: from `tuning.rates`, of one data set and training size; not empty.
         columns: most panels in a row.
-        tips: gets what every marker says.
 
     Raises:
         ValueError: no row, or several data sets or sizes.
     """
     rows = _of_one_place(rates, "rates")
-    tips = Tips() if tips is None else tips
     methods = in_order({r["method"] for r in rows})
     with mpl.rc_context(STYLE):
         figure, each = _panels(len(methods), columns, 1.75, (0.3, 0.22, 0.55), "validation score (%)")
         for method, axes in zip(methods, each, strict=True):
-            _rates_panel(axes, method, [r for r in rows if r["method"] == method], tips)
+            _rates_panel(axes, method, [r for r in rows if r["method"] == method])
         return figure
 
 
-def draw_expected(expected: pa.Table, *, columns: int = 3, tips: Tips | None = None) -> Figure:
+def draw_expected(expected: pa.Table, *, columns: int = 3) -> Figure:
     """Expected best validation score against the learning rates tried: a panel per budget, a line per method.
 
     Args:
         expected: from `tuning.best_of_n`, of one data set and training size; not empty. Methods without a budget are
             drawn dashed in every panel.
         columns: most panels in a row.
-        tips: gets what every marker says.
 
     Raises:
         ValueError: no row, or several data sets or sizes.
     """
     rows = _of_one_place(expected, "expected bests")
-    tips = Tips() if tips is None else tips
     budgets = budgets_of(rows)
     with mpl.rc_context(STYLE):
         figure, each = _panels(len(budgets), columns, 1.85, (0.35, 0.5, 0.6), "expected best validation (%)")
         for budget, axes in zip(budgets, each, strict=True):
             mine = [r for r in rows if r["reference"] in (budget, None)]
             for method in reversed(in_order({r["method"] for r in mine})):
-                _expected_line(axes, [r for r in mine if r["method"] == method], tips)
+                _expected_line(axes, [r for r in mine if r["method"] == method])
             axes.set_title(budget or "", loc="left", fontweight="bold", pad=3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("learning rates tried")
@@ -111,7 +107,7 @@ def _panels(
     return figure, each()
 
 
-def _rates_panel(axes: Any, method: str, rows: Sequence[Row], tips: Tips) -> None:
+def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
     look = style(method)
     axes.set_xscale("log")
     axes.set_title(look.name, loc="left", color=look.colour, fontweight="bold", pad=3)
@@ -140,13 +136,13 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row], tips: Tips) -> Non
                 method,
                 r["lr"],
                 100 * r["mean_val"],
+                said,
                 marker="*" if r["chosen"] else ".",
                 markersize=7 if r["chosen"] else 4,
                 markerfacecolor=look.colour,
                 markeredgecolor=PAPER if r["chosen"] else look.colour,
                 markeredgewidth=0.4,
                 alpha=alpha,
-                gid=tips.add(said),
             )
         if mine and reference and k in (0, len(cells) - 1):
             axes.annotate(
@@ -162,7 +158,7 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row], tips: Tips) -> Non
             )
 
 
-def _expected_line(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
+def _expected_line(axes: Any, rows: Sequence[Row]) -> None:
     method = rows[0]["method"]
     look = style(method)
     rows = sorted(rows, key=lambda r: r["n"])
@@ -171,4 +167,4 @@ def _expected_line(axes: Any, rows: Sequence[Row], tips: Tips) -> None:
     for r in rows:
         where = f" at {r['reference']}" if r["reference"] else ""
         said = f"{look.name}{where}: {100 * r['expected']:.1f} % expected of the best of {r['n']} rates"
-        dot(axes, method, r["n"], 100 * r["expected"], markersize=3.6, markeredgewidth=0.5, gid=tips.add(said))
+        dot(axes, method, r["n"], 100 * r["expected"], said, markersize=3.6, markeredgewidth=0.5)

@@ -10,7 +10,7 @@ from analysis.statistics.tuning import best_of_n, rates
 from analysis.store.store import Store
 from analysis.styles import size_key, style
 from analysis.tables.results import LONG
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, PLACE, Column, Sheet, columns_of, number, text
+from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, PLACE, Column, Sheet, columns_of, number, pivoted, text
 
 MOST_FAILURES = 50
 
@@ -84,14 +84,11 @@ def learning_rates(store: Store) -> Sheet:
 
 def expected(store: Store) -> Sheet:
     """Expected best validation score of n rates."""
-    lines: dict[tuple[str, str], Row] = {}
-    for r in best_of_n(store).to_pylist():
-        lines.setdefault((r["sweep"], r["cell_id"]), {**r, "by": {}})["by"][r["n"]] = r["expected"]
-    rows = sorted(lines.values(), key=_order)
+    rows = sorted(pivoted(best_of_n(store).to_pylist(), ("sweep", "cell_id"), "n"), key=_order)
     most = max((len(r["by"]) for r in rows), default=0)
 
     def cell(n: int) -> Column:
-        return Column(f"n = {n}", lambda r: percent(r["by"].get(n)), "number")
+        return Column(f"n = {n}", lambda r: percent(r["by"][n]["expected"]) if n in r["by"] else "", "number")
 
     columns = columns_of(rows, METHOD, BUDGET, *(cell(n) for n in range(1, most + 1)))
     note = (

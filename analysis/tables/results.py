@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from analysis.format import Row, change_text, p_text, percent, quantity, ranged, score_text
 from analysis.statistics.groups import groups, mean_ranks
@@ -14,7 +13,7 @@ from analysis.statistics.scaling import BASELINE, PLANTED, comparisons, curve
 from analysis.store.store import Store
 from analysis.styles import budget_order, size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, text
+from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, pivoted, text
 
 LONG = 45
 """A table of more rows is closed in the page until asked for."""
@@ -231,18 +230,13 @@ def rank_effects(store: Store) -> Sheet:
 
 def seeds(store: Store, baseline: str = BASELINE, differences: Sequence[float] = DIFFERENCES) -> Sheet:
     """Seeds that would see a difference, for each comparison with the baseline."""
-    lines: dict[tuple[Any, ...], Row] = {}
-    asked: list[float] = []
-    for r in seeds_table(store, baseline, differences).to_pylist():
-        key = tuple(r[k] for k in ("sweep", "model", "dataset", "train_size", "method", "reference"))
-        line = lines.setdefault(key, {**r, "by": {}})
-        line["by"][r["difference"]] = r
-        asked += [r["difference"]] * (r["difference"] not in asked)
+    found = seeds_table(store, baseline, differences).to_pylist()
+    rows = pivoted(found, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
 
     def cell(difference: float) -> Column:
         return Column(f"seeds for {100 * difference:g} points", lambda r: _needed(r["by"][difference]), "number")
 
-    rows = list(lines.values())
+    asked = dict.fromkeys(r["difference"] for r in found)
     sd = number("sd of paired differences, points", "sd", percent)
     return Sheet(
         "seeds",

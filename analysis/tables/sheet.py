@@ -98,16 +98,21 @@ def columns_of(rows: Iterable[Mapping[str, Any]], *columns: Column) -> list[Colu
     return [PLACE, *columns] if several else list(columns)
 
 
-def by_size(rows: Iterable[Row], names: Sequence[str]) -> tuple[list[Row], list[Column]]:
-    """Rows that agree in the columns `names` as one, and a column of scores for each training size."""
+def pivoted(rows: Iterable[Row], names: Sequence[str], key: str) -> list[Row]:
+    """Rows that agree in the columns `names` as one, whose `by` has each of them by its value of `key`."""
     lines: dict[tuple[Any, ...], Row] = {}
     for r in rows:
-        lines.setdefault(tuple(r[k] for k in names), {**r, "by": {}})["by"][r["train_size"]] = r
+        lines.setdefault(tuple(r[k] for k in names), {**r, "by": {}})["by"][r[key]] = r
+    return list(lines.values())
+
+
+def by_size(rows: Iterable[Row], names: Sequence[str]) -> tuple[list[Row], list[Column]]:
+    """Rows that agree in the columns `names` as one, and a column of scores for each training size."""
+    lines = pivoted(rows, names, "train_size")
 
     def column(size: str) -> Column:
         return Column(
             f"{size_text(size)}, % [95 %]", lambda r: score_text(r["by"][size]) if size in r["by"] else "", "number"
         )
 
-    sizes = sorted({size for line in lines.values() for size in line["by"]}, key=size_key)
-    return list(lines.values()), [column(size) for size in sizes]
+    return lines, [column(size) for size in sorted({size for line in lines for size in line["by"]}, key=size_key)]

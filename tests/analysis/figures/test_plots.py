@@ -15,7 +15,6 @@ from rich.console import Console
 
 from analysis import Store, print_results_table
 from analysis.figures import drawing
-from analysis.figures.drawing import Tips
 from analysis.figures.pictures import pictures
 from analysis.figures.scaling import draw_scaling
 from analysis.figures.tuning import draw_rates
@@ -40,7 +39,8 @@ def test_every_line_has_the_tables_numbers(store: Store, wide: Store) -> None:
     for one in (store, wide):
         curve = scaling.curve(one)
         rows = curve.to_pylist()
-        drawn = lines(draw_scaling(curve, tips=(tips := Tips())))
+        figure = draw_scaling(curve)
+        drawn = lines(figure)
         wanted = set()
         for index, panel in enumerate(places(curve)):
             mine = [r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == panel]
@@ -57,7 +57,7 @@ def test_every_line_has_the_tables_numbers(store: Store, wide: Store) -> None:
                     assert list(y) == [100 * p["mean"] for p in points]
                     wanted |= {f"point:{index}:{method}:{i}" for i in range(len(points))}
         assert set(drawn) == wanted
-        assert set(tips) == {gid for gid in wanted if gid.startswith("point")}
+        assert set(figure.tips) == {gid for gid in wanted if gid.startswith("point")}
 
 
 def test_bands_are_the_intervals(store: Store) -> None:
