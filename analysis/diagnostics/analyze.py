@@ -129,7 +129,7 @@ def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
         ranks[r["method"]].append(r["effective_rank"])
     parts = [f"{style(m).name} {fmean(ranks[m]):.1f}" for m in in_order(set(ranks))]
     text = f"Effective rank of the updates, mean over target weights and budgets: {', '.join(parts)}."
-    error = {(r["method"], r["lora_rank"]): r["error"] for r in errors(approximation).to_pylist()}
+    error = {(r["method"], r["lora_rank"]): r["error"] for r in errors(approximation)}
     if not error:
         return text
     top = max(rank for _, rank in error)
@@ -142,7 +142,7 @@ def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
 
 def cka_sentence(table: pa.Table) -> str:
     """CKA of the last block, per method at its largest budget."""
-    rows = alignment(table).to_pylist()
+    rows = alignment(table)
     if not rows:
         return "No layer's activations vary between examples, so there is no CKA."
     last = max(r["depth"] for r in rows)

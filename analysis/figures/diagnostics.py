@@ -14,10 +14,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
-from matplotlib.figure import Figure
 
 from analysis.figures import drawing
-from analysis.figures.drawing import COLUMN_INCHES, INK, MUTED, PAPER, STYLE, new_figure
+from analysis.figures.drawing import COLUMN_INCHES, INK, MUTED, PAPER, STYLE, Chart
+from analysis.format import Row
 from analysis.styles import in_order, place_of, style
 from analysis.tables.diagnostics import CORNERS
 
@@ -26,109 +26,93 @@ LEAST = 1e-6
 SHARES = 101
 """Points of a mean spectrum, from the largest singular value to the last."""
 
-SPECTRA = pa.schema([("method", pa.string()), ("share", pa.float64()), ("relative", pa.float64())])
-ERRORS = pa.schema([("method", pa.string()), ("lora_rank", pa.int64()), ("error", pa.float64()), ("n", pa.int64())])
-ALIGNMENT = pa.schema([("method", pa.string()), ("depth", pa.int64()), ("cka", pa.float64()), ("n", pa.int64())])
 
-
-def spectra(spectrum: pa.Table) -> pa.Table:
+def spectra(spectrum: pa.Table) -> list[Row]:
     """Singular values over the largest, `relative`, at shares (0 to 1) of their number: means over updates.
 
     Args:
         spectrum: rows of the table `spectrum`; updates that are zero have none.
     """
-    rows, found = spectrum.to_pylist(), []
+    rows, found = spectrum.to_pylist(), list[Row]()
     at = np.linspace(0, 1, SHARES)
     for method in in_order({r["method"] for r in rows}):
         curves = [np.asarray(r["singular_values"]) for r in rows if r["method"] == method and r["spectral"] > 0]
         if curves:
             mean = np.mean([np.interp(at, np.linspace(0, 1, len(c)), c / c.max()) for c in curves], axis=0)
             found += [{"method": method, "share": s, "relative": v} for s, v in zip(at, mean, strict=True)]
-    return pa.Table.from_pylist(found, schema=SPECTRA)
+    return found
 
 
-def errors(approximation: pa.Table) -> pa.Table:
-    """Relative error by form and parameters (as LoRA rank), the mean over `n` weights.
+def errors(approximation: pa.Table) -> list[Row]:
+    """Relative `error` by form (`method`) and parameters (`lora_rank`), the mean over `n` weights.
 
     Args:
         approximation: rows of the table of that name.
     """
-    points: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for r in approximation.to_pylist():
-        points[r["form"], r["lora_rank"]].append(r["error"])
-    keys = [
-        (form, rank) for form in in_order({f for f, _ in points}) for rank in sorted(r for f, r in points if f == form)
-    ]
-    found = [
-        {"method": form, "lora_rank": rank, "error": float(np.mean(points[form, rank])), "n": len(points[form, rank])}
-        for form, rank in keys
-    ]
-    return pa.Table.from_pylist(found, schema=ERRORS)
+    rows = [r | {"method": r["form"]} for r in approximation.to_pylist()]
+    return _means(rows, "lora_rank", "error")
 
 
-def alignment(cka: pa.Table) -> pa.Table:
-    """CKA by block, each method at its largest budget: the mean over `n` cells.
+def alignment(cka: pa.Table) -> list[Row]:
+    """CKA by block (`depth`), each method at its largest budget: the mean over `n` cells.
 
     Args:
         cka: rows of the table of that name; those without a number are left out.
     """
-    rows, found = [r for r in cka.to_pylist() if r["cka"] is not None], []
-    for method in in_order({r["method"] for r in rows}):
-        mine = [r for r in rows if r["method"] == method]
-        most = max(r["adapter_params"] or 0 for r in mine)
-        depth: dict[int, list[float]] = defaultdict(list)
-        for r in mine:
-            if (r["adapter_params"] or 0) == most:
-                depth[r["depth"]].append(r["cka"])
-        found += [
-            {"method": method, "depth": d, "cka": float(np.mean(v)), "n": len(v)} for d, v in sorted(depth.items())
-        ]
-    return pa.Table.from_pylist(found, schema=ALIGNMENT)
+    rows = [r for r in cka.to_pylist() if r["cka"] is not None]
+    most: dict[str, int] = defaultdict(int)
+    for r in rows:
+        most[r["method"]] = max(most[r["method"]], r["adapter_params"] or 0)
+    return _means([r for r in rows if (r["adapter_params"] or 0) == most[r["method"]]], "depth", "cka")
 
 
-def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Figure:
+def _means(rows: Sequence[Row], at: str, value: str) -> list[Row]:
+    """The mean of a column by method and the column `at`, over `n` rows."""
+    values: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for r in rows:
+        values[r["method"], r[at]].append(r[value])
+    return [
+        {"method": method, at: x, value: float(np.mean(values[method, x])), "n": len(values[method, x])}
+        for method in in_order({m for m, _ in values})
+        for x in sorted(x for m, x in values if m == method)
+    ]
+
+
+def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
     """Left: mean singular values over the largest, per method; right: errors for full fine-tuning's update."""
-    curves, points = spectra(table).to_pylist(), errors(approximation).to_pylist()
+    points = errors(approximation)
+    curves = [
+        {"method": r["method"], "share": 100 * r["share"], "relative": max(r["relative"], LEAST)}
+        for r in spectra(table)
+    ]
     with mpl.rc_context(STYLE):
-        wide = bool(points)
-        figure = new_figure(COLUMN_INCHES * (2 if wide else 1), 2.7)
-        axes = figure.subplots(1, 2 if wide else 1, squeeze=False)[0]
-        for method in dict.fromkeys(r["method"] for r in curves):
-            line = [r for r in curves if r["method"] == method]
-            values = [max(r["relative"], LEAST) for r in line]
-            axes[0].plot([100 * r["share"] for r in line], values, color=style(method).colour, label=style(method).name)
-        axes[0].set_yscale("log")
-        axes[0].set_ylim(1e-4, 1.5)
-        axes[0].set_xlabel("singular value, % of all")
-        axes[0].set_ylabel("relative to the largest")
-        axes[0].legend(loc="lower left")
-        if wide:
-            for form in dict.fromkeys(r["method"] for r in points):
-                line, look = [r for r in points if r["method"] == form], style(form)
-                ranks, found = [r["lora_rank"] for r in line], [r["error"] for r in line]
-                axes[1].plot(
-                    ranks, found, color=look.colour, marker=look.marker, markeredgecolor=PAPER, label=look.name
-                )
-            axes[1].set_xscale("log", base=2)
-            axes[1].set_ylim(0, 1.05)
-            axes[1].set_xlabel("parameters, as LoRA rank")
-            axes[1].set_ylabel("relative error")
-            axes[1].legend(loc="lower left")
+        count = 2 if points else 1
+        figure = Chart(COLUMN_INCHES * count, 2.7)
+        left, *right = figure.subplots(1, count, squeeze=False)[0]
+        _lines(left, curves, "share", "relative", marker=None, linestyle="-")
+        left.set_yscale("log")
+        left.set_ylim(1e-4, 1.5)
+        left.set_xlabel("singular value, % of all")
+        left.set_ylabel("relative to the largest")
+        left.legend(loc="lower left")
+        for axes in right:
+            _lines(axes, points, "lora_rank", "error", markeredgecolor=PAPER)
+            axes.set_xscale("log", base=2)
+            axes.set_ylim(0, 1.05)
+            axes.set_xlabel("parameters, as LoRA rank")
+            axes.set_ylabel("relative error")
+            axes.legend(loc="lower left")
         figure.tight_layout()
         return figure
 
 
-def draw_cka(table: pa.Table) -> Figure:
+def draw_cka(table: pa.Table) -> Chart:
     """CKA with full fine-tuning against depth, a line per method at its largest budget."""
-    rows = alignment(table).to_pylist()
+    rows = alignment(table)
     with mpl.rc_context(STYLE):
-        figure = new_figure(COLUMN_INCHES, 2.7)
+        figure = Chart(COLUMN_INCHES, 2.7)
         axes = figure.add_axes((0.15, 0.16, 0.82, 0.78))
-        for method in dict.fromkeys(r["method"] for r in rows):
-            line, look = [r for r in rows if r["method"] == method], style(method)
-            at, values = [r["depth"] for r in line], [r["cka"] for r in line]
-            dashes = "-" if look.marker else (0, (1.2, 1.6))
-            axes.plot(at, values, color=look.colour, marker=look.marker, linestyle=dashes, label=look.name)
+        _lines(axes, rows, "depth", "cka")
         axes.set_xticks(sorted({r["depth"] for r in rows}))
         axes.set_xlabel("block")
         axes.set_ylabel("CKA with full fine-tuning")
@@ -137,17 +121,26 @@ def draw_cka(table: pa.Table) -> Figure:
         return figure
 
 
+def _lines(axes: Any, rows: Sequence[Row], x: str, y: str, **look: Any) -> None:
+    """A line per method, with its markers; dotted for a method without a budget."""
+    for method in dict.fromkeys(r["method"] for r in rows):
+        line, mine = [r for r in rows if r["method"] == method], style(method)
+        dashes = "-" if mine.marker else (0, (1.2, 1.6))
+        drawn = {"color": mine.colour, "marker": mine.marker, "linestyle": dashes, "label": mine.name}
+        axes.plot([r[x] for r in line], [r[y] for r in line], **drawn | look)
+
+
 def planes(table: pa.Table) -> list[pa.Table]:
     """The rows of each place, in order of first appearance."""
     keys = [place_of(r) for r in table.to_pylist()]
     return [table.filter(pa.array([k == place for k in keys])) for place in dict.fromkeys(keys)]
 
 
-def draw_landscape(table: pa.Table) -> Figure:
+def draw_landscape(table: pa.Table) -> Chart:
     """The training loss over the plane of one place as contours, the three models marked."""
     xs, ys, shown = _heights(table)
     with mpl.rc_context(STYLE):
-        figure = new_figure(COLUMN_INCHES, 3.0)
+        figure = Chart(COLUMN_INCHES, 3.0)
         axes = figure.add_axes((0.13, 0.14, 0.7, 0.8))
         filled = axes.contourf(xs, ys, shown, levels=14, cmap="Greys")
         axes.contour(xs, ys, shown, levels=14, colors=INK, linewidths=0.3)
@@ -161,11 +154,11 @@ def draw_landscape(table: pa.Table) -> Figure:
         return figure
 
 
-def draw_surface(table: pa.Table) -> Figure:
+def draw_surface(table: pa.Table) -> Chart:
     """The training loss over the plane of one place as a surface, the three models and the edges on it."""
     xs, ys, shown = _heights(table)
     with mpl.rc_context(STYLE):
-        figure = new_figure(COLUMN_INCHES, 3.2)
+        figure = Chart(COLUMN_INCHES, 3.2)
         axes: Any = figure.add_axes((0.0, 0.04, 0.9, 0.94), projection="3d")
         grid_x, grid_y = np.meshgrid(xs, ys)
         axes.computed_zorder = False  # the models stand on the surface, not inside it
@@ -215,7 +208,7 @@ class Drawing:
     """A figure of a diagnostic: the stem of its files, and what the report prints under it."""
 
     stem: str
-    figure: Figure
+    figure: Chart
     says: str
 
 

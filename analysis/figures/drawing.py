@@ -60,6 +60,20 @@ STYLE = {
 }
 
 
+class Chart(Figure):
+    """A figure drawn by matplotlib's Agg that knows what its markers say on hover.
+
+    Attributes:
+        tips: artist id -> text; `dot` fills it.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        """An empty one; sizes in inches."""
+        super().__init__(figsize=(width, height), facecolor=PAPER)
+        self.tips: dict[str, str] = {}
+        FigureCanvasAgg(self)
+
+
 def count_text(value: float, _: int | None = None) -> str:
     """A parameter count for an axis: '12k', '1.5M'."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -81,17 +95,6 @@ def _fine_text(value: float, _: int | None = None) -> str:
     return count_text(value) if float(f"{value:.3g}") == value else f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches, drawn by matplotlib's Agg.
-
-    Its attribute `tips` is what its markers say on hover, artist id -> text; `dot` fills it.
-    """
-    figure = Figure(figsize=(width, height), facecolor=PAPER)
-    figure.tips = {}
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def panels(
     count: int,
     columns: int,
@@ -100,7 +103,7 @@ def panels(
     extra: tuple[float, float],
     margins: tuple[float, float, float, float],
     gaps: tuple[float, float],
-) -> tuple[Figure, list[Any]]:
+) -> tuple[Chart, list[Any]]:
     """A figure with room for panels, and the places (matplotlib's SubplotSpec) of the panels in it.
 
     Args:
@@ -115,7 +118,7 @@ def panels(
     down = math.ceil(count / across)
     width, height = size[0] * across + extra[0], size[1] * down + extra[1]
     left, right, bottom, top = margins
-    figure = new_figure(width, height)
+    figure = Chart(width, height)
     grid = figure.add_gridspec(
         down,
         across,

@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
@@ -22,11 +21,11 @@ from analysis.figures.drawing import (
     MUTED,
     PAPER,
     STYLE,
+    Chart,
     band,
     dot,
     legend,
     log_ticks,
-    new_figure,
     panels,
     place_title,
 )
@@ -42,16 +41,14 @@ def draw_fits(
     bands: pa.Table,
     crossings: pa.Table,
     *,
-    columns: int = 2,
     score: str = SCORE,
-) -> Figure:
+) -> Chart:
     """Fitted curves with bootstrap bands, the cells' means as markers, crossings as vertical spans.
 
     Args:
         points: from `pareto.front` (cost and mean score of every cell), or `size_fits.point_table`.
         bands: from `budgets.band_table`, or `size_fits.band_table`; not empty.
         crossings: from `budgets.crossing_table`, or `size_fits.crossing_table`.
-        columns: most panels in a row.
         score: what is measured, in words.
 
     Raises:
@@ -61,7 +58,7 @@ def draw_fits(
         raise ValueError("no fit to draw: the table has no row")
     rows, dots, turns = bands.to_pylist(), points.to_pylist(), crossings.to_pylist()
     with mpl.rc_context(STYLE):
-        figure, each = _panels(rows, columns, score)
+        figure, each = _panels(rows, score)
         for axes, place, mine in each:
             for turn in (t for t in turns if place_of(t) == place and t["value"] is not None):
                 _turn(axes, turn, [r["at"] for r in mine])
@@ -71,7 +68,7 @@ def draw_fits(
         return figure
 
 
-def draw_front(front: pa.Table, *, columns: int = 2, score: str = SCORE) -> Figure:
+def draw_front(front: pa.Table, *, score: str = SCORE) -> Chart:
     """Every cell's score against its cost; the front joined by a stepped line, cells off it pale.
 
     Raises:
@@ -81,7 +78,7 @@ def draw_front(front: pa.Table, *, columns: int = 2, score: str = SCORE) -> Figu
     if not rows:
         raise ValueError("no front to draw: no cell has a positive cost")
     with mpl.rc_context(STYLE):
-        figure, each = _panels(rows, columns, score)
+        figure, each = _panels(rows, score)
         for axes, _, mine in each:
             best = sorted((r for r in mine if r["on_front"]), key=lambda r: r["cost"])
             axes.step([r["cost"] for r in best], [100 * r["score"] for r in best], where="post", color=MUTED, lw=1.0)
@@ -90,7 +87,7 @@ def draw_front(front: pa.Table, *, columns: int = 2, score: str = SCORE) -> Figu
         return figure
 
 
-def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Figure:
+def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
     """Score against training size, a line per method and budget (paler as it shrinks), the largest with its band.
 
     Args:
@@ -105,7 +102,7 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Figure:
     shown = [r for r in rows if r["method"] != "zero-shot"] or rows  # far below, it would flatten the curves
     methods = in_order({r["method"] for r in shown})
     with mpl.rc_context(STYLE):
-        figure = new_figure(COLUMN_INCHES * 1.25, 2.9)
+        figure = Chart(COLUMN_INCHES * 1.25, 2.9)
         axes = figure.add_axes((0.13, 0.19, 0.85, 0.65))
         for method in methods:
             _size_lines(axes, method, [r for r in shown if r["method"] == method], ticks, labels)
@@ -121,7 +118,7 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Figure:
         return figure
 
 
-def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = SCORE) -> Figure:
+def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = SCORE) -> Chart:
     """Published curves beside measured ones, on one pair of axes: ours with filled markers, theirs dashed and hollow.
 
     Args:
@@ -130,7 +127,7 @@ def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = 
         score: what is measured, in words.
     """
     with mpl.rc_context(STYLE):
-        figure = new_figure(COLUMN_INCHES * 1.35, 3.0)
+        figure = Chart(COLUMN_INCHES * 1.35, 3.0)
         axes = figure.add_axes((0.12, 0.15, 0.85, 0.68))
         methods: set[str] = set()
         for table, published in ((ours, False), (theirs, True)):
@@ -147,7 +144,7 @@ def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = 
         return figure
 
 
-def _panels(rows: Sequence[Row], columns: int, measured: str) -> tuple[Figure, Iterator[tuple[Any, Any, list[Row]]]]:
+def _panels(rows: Sequence[Row], measured: str) -> tuple[Chart, Iterator[tuple[Any, Any, list[Row]]]]:
     """A figure of score against a cost, and its panels to draw in: axes, place, and the rows of the place.
 
     A panel's axes are named and scaled when the next one is asked for, the legend is added after the last.
@@ -155,7 +152,7 @@ def _panels(rows: Sequence[Row], columns: int, measured: str) -> tuple[Figure, I
     places = list(dict.fromkeys(place_of(r) for r in rows))
     figure, spots = panels(
         len(places),
-        columns,
+        2,
         (COLUMN_INCHES, 2.4),
         extra=(0.0, 0.35),
         margins=(0.56, 0.12, 0.45, 0.52),
@@ -203,11 +200,13 @@ def _overlaid(axes: Any, method: str, rows: Sequence[Row], published: bool) -> N
         linewidth=1.0 if published else 1.5,
         gid=f"{'published' if published else 'ours'}:{method}",
     )
-    hollow = {"markerfacecolor": PAPER, "markeredgecolor": colour, "markeredgewidth": 0.9} if published else {}
+    hollow: dict[str, Any] = (
+        {"markerfacecolor": PAPER, "markeredgecolor": colour, "markeredgewidth": 0.9} if published else {}
+    )
     for r in rows:
         whose = f"{r['reference'] or ''}, {'published' if published else 'this sweep'}"
         said = _said(r, whose, r["adapter_params"], "parameters")
-        dot(axes, method, r["adapter_params"], 100 * r["mean"], said, zorder=2, **hollow)
+        dot(axes, method, r["adapter_params"], 100 * r["mean"], said, zorder=2, **(hollow if published else {}))
 
 
 def _said(row: Row, where: str, cost: float | None = None, unit: str = "") -> str:

@@ -7,10 +7,9 @@ from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.drawing import COLUMN_INCHES, INK, STYLE, dot, legend, panels
+from analysis.figures.drawing import COLUMN_INCHES, INK, STYLE, Chart, dot, legend, panels
 from analysis.format import Row
 from analysis.styles import budget_order, in_order, size_key, size_text, style
 
@@ -29,12 +28,11 @@ def rank_places(rows: Sequence[Row]) -> list[Place]:
     return sorted({rank_place(r) for r in rows}, key=lambda k: (k[0], k[1], size_key(k[2])))
 
 
-def draw_mean_ranks(ranks: pa.Table, *, columns: int = 2) -> Figure:
+def draw_mean_ranks(ranks: pa.Table) -> Chart:
     """Mean ranks over data sets, a row per budget; where it is known, the critical difference from the best as a bar.
 
     Args:
         ranks: from `groups.mean_ranks`; not empty.
-        columns: most panels in a row.
 
     Raises:
         ValueError: no row.
@@ -47,7 +45,7 @@ def draw_mean_ranks(ranks: pa.Table, *, columns: int = 2) -> Figure:
     with mpl.rc_context(STYLE):
         figure, spots = panels(
             len(places),
-            columns,
+            2,
             (COLUMN_INCHES, 0.42 * most + 0.95),
             extra=(0.0, 0.25),
             margins=(0.62, 0.12, 0.42, 0.55),

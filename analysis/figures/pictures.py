@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-from matplotlib.figure import Figure
 
 from analysis.curves import budgets, pareto, size_fits, sizes
 from analysis.curves.budgets import AXES
 from analysis.figures import drawing, fits, svg, tuning
+from analysis.figures.drawing import Chart
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
 from analysis.figures.rank import draw_ranks
 from analysis.figures.scaling import draw_scaling
@@ -25,7 +25,7 @@ from analysis.statistics.overlay import overlaid
 from analysis.statistics.tuning import best_of_n, rates
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text, places
-from analysis.words.conclusions import conclude
+from analysis.words.conclusions import conclude, conclude_rank_effects
 from analysis.words.figures import (
     conclude_crossings,
     conclude_expected,
@@ -35,7 +35,6 @@ from analysis.words.figures import (
     conclude_rates,
     conclude_sizes,
 )
-from analysis.words.ranks import conclude_rank_effects
 
 MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED = 8, 4, 6, 4
 """Most panels of a figure, and most figures of a section; the tables below them have all."""
@@ -57,7 +56,7 @@ class Picture:
 
     stem: str
     kind: str
-    figure: Figure
+    figure: Chart
     label: str
     caption: str
     says: str
@@ -66,12 +65,12 @@ class Picture:
     @property
     def tips(self) -> dict[str, str]:
         """What its markers say on hover, by artist id."""
-        return dict(self.figure.tips)
+        return self.figure.tips
 
     @property
     def svg(self) -> str:
         """Markup for the page."""
-        return svg.inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}", self.tips)
+        return svg.inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}")
 
 
 def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None) -> list[Picture]:
@@ -114,9 +113,9 @@ def _scaling(store: Store) -> list[Picture]:
         "each budget. Point at a marker, or tap it, for its numbers."
     )
     says = conclude(scaling.comparisons(store))
-    columns = 1 if len(places(curve)) == 1 else 2
-    figure = draw_scaling(curve, columns=columns, score=score)
-    return [Picture("scaling_curve", "scaling", figure, label, caption, says, 42 if columns == 1 else None)]
+    figure = draw_scaling(curve, columns=2, score=score)
+    width = 42 if len(places(curve)) == 1 else None
+    return [Picture("scaling_curve", "scaling", figure, label, caption, says, width)]
 
 
 def _rank(store: Store) -> list[Picture]:

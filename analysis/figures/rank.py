@@ -7,20 +7,18 @@ from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.figures.drawing import COLUMN_INCHES, STYLE, dot, legend, panels, place_title
+from analysis.figures.drawing import COLUMN_INCHES, STYLE, Chart, dot, legend, panels, place_title
 from analysis.format import Row, quantity, score_text
 from analysis.styles import in_order, place_of, style
 
 
-def draw_ranks(table: pa.Table, *, columns: int = 2, score: str = "test accuracy") -> Figure:
+def draw_ranks(table: pa.Table, *, score: str = "test accuracy") -> Chart:
     """Score against the largest rank of the update, one panel per data set and training size.
 
     Args:
         table: from `rank_effects.points`; not empty.
-        columns: most panels in a row.
         score: what is measured, in words.
 
     Raises:
@@ -31,11 +29,11 @@ def draw_ranks(table: pa.Table, *, columns: int = 2, score: str = "test accuracy
         raise ValueError("no rank to draw: the table has no row")
     places = list(dict.fromkeys(place_of(r) for r in rows))
     bases = in_order({r["base"] for r in rows})
-    named = 0.17 * -(-len(bases) // (4 * min(columns, len(places))))  # inches of the legend
+    named = 0.17 * -(-len(bases) // (4 * min(2, len(places))))  # inches of the legend
     with mpl.rc_context(STYLE):
         figure, spots = panels(
             len(places),
-            columns,
+            2,
             (COLUMN_INCHES, 2.3),
             extra=(0.0, named + 0.25),
             margins=(0.5, 0.12, 0.42, named + 0.35),
@@ -47,7 +45,7 @@ def draw_ranks(table: pa.Table, *, columns: int = 2, score: str = "test accuracy
             axes.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
-        legend(figure, bases, 4 * min(columns, len(places)))
+        legend(figure, bases, 4 * min(2, len(places)))
         return figure
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.figures.drawing import (
@@ -20,6 +19,7 @@ from analysis.figures.drawing import (
     MUTED,
     STYLE,
     TITLE_WIDTH,
+    Chart,
     band,
     dot,
     legend,
@@ -31,13 +31,12 @@ from analysis.format import Row, percent
 from analysis.styles import in_order, place_of, places, style
 
 
-def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True, score: str = "test accuracy") -> Figure:
+def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accuracy") -> Chart:
     """Score against trainable parameters: one panel per data set and training size.
 
     Args:
         curve: from `scaling.curve`; not empty.
         columns: most panels in a row.
-        title: name the data set and size over each panel.
         score: what is measured, in words.
 
     Lines carry the id 'PANEL:METHOD' and the numbers of the table in percent; points the id 'point:PANEL:METHOD:INDEX'.
@@ -62,16 +61,15 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True, score
             axes = _panel(figure, spot, index, mine)
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
-            if title:
-                where = f"mean of {mine[0]['n_datasets']} data sets" if place[2] is None else place[2]
-                named = textwrap.fill(place_title(where, place[3]), TITLE_WIDTH)
-                axes.set_title(named, loc="left", pad=16 if _lora_ranks(mine) else 6, fontweight="bold")
+            where = f"mean of {mine[0]['n_datasets']} data sets" if place[2] is None else place[2]
+            named = textwrap.fill(place_title(where, place[3]), TITLE_WIDTH)
+            axes.set_title(named, loc="left", pad=16 if _lora_ranks(mine) else 6, fontweight="bold")
         methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
         legend(figure, methods, len(methods), edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
         return figure
 
 
-def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row]) -> Any:
+def _panel(figure: Chart, spot: Any, index: int, rows: Sequence[Row]) -> Any:
     """Draw one panel; returns its axes, the upper ones where a line far below breaks them."""
     lines = [r for r in rows if r["kind"] == "line"]
     curves = [r for r in rows if r["kind"] == "curve"]

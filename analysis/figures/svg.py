@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from html import escape
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from analysis.figures import drawing
+from analysis.figures.drawing import Chart
 from analysis.styles import STYLES
 
 
@@ -20,15 +20,8 @@ def colour_variables(dark: bool) -> str:
     return " ".join(f"--m-{method}: {colour};" for method, colour in shown.items())
 
 
-def inline_svg(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None = None) -> str:
-    """SVG markup to stand in an HTML page.
-
-    Args:
-        figure: to draw.
-        name: prefix of its ids, unique in the page.
-        label: what a screen reader says.
-        tips: artist id -> text shown on hover.
-    """
+def inline_svg(figure: Chart, name: str, label: str) -> str:
+    """SVG markup to stand in an HTML page, its markers saying their numbers; arguments as of `embedded`."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(
@@ -37,11 +30,18 @@ def inline_svg(figure: Figure, name: str, label: str, tips: Mapping[str, str] | 
             transparent=True,
             metadata={"Date": None, "Creator": None, "Type": None, "Format": None},
         )
-    return embedded(buffer.getvalue(), name, label, tips)
+    return embedded(buffer.getvalue(), name, label, figure.tips)
 
 
 def embedded(text: str, name: str, label: str, tips: Mapping[str, str] | None = None) -> str:
-    """SVG as matplotlib wrote it, made to stand in an HTML page; arguments as of `inline_svg`."""
+    """SVG as matplotlib wrote it, made to stand in an HTML page.
+
+    Args:
+        text: the SVG.
+        name: prefix of its ids, unique in the page.
+        label: what a screen reader says.
+        tips: artist id -> text shown on hover.
+    """
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)

@@ -7,20 +7,18 @@ from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from analysis.figures.drawing import DASHES, PAPER, STYLE, dot, legend, panels
+from analysis.figures.drawing import DASHES, PAPER, STYLE, Chart, dot, legend, panels
 from analysis.format import Row
 from analysis.styles import in_order, style
 
 
-def draw_rates(rates: pa.Table, *, columns: int = 3) -> Figure:
+def draw_rates(rates: pa.Table) -> Chart:
     """Validation score against learning rate, one panel per method, one line per budget (darker is larger).
 
     Args:
         rates: from `tuning.rates`, of one data set and training size; not empty.
-        columns: most panels in a row.
 
     Raises:
         ValueError: no row, or several data sets or sizes.
@@ -28,19 +26,18 @@ def draw_rates(rates: pa.Table, *, columns: int = 3) -> Figure:
     rows = _of_one_place(rates, "rates")
     methods = in_order({r["method"] for r in rows})
     with mpl.rc_context(STYLE):
-        figure, each = _panels(len(methods), columns, 1.75, (0.3, 0.22, 0.55), "validation score (%)")
+        figure, each = _panels(len(methods), 1.75, (0.3, 0.22, 0.55), "validation score (%)")
         for method, axes in zip(methods, each, strict=True):
             _rates_panel(axes, method, [r for r in rows if r["method"] == method])
         return figure
 
 
-def draw_expected(expected: pa.Table, *, columns: int = 3) -> Figure:
+def draw_expected(expected: pa.Table) -> Chart:
     """Expected best validation score against the learning rates tried: a panel per budget, a line per method.
 
     Args:
         expected: from `tuning.best_of_n`, of one data set and training size; not empty. Methods without a budget are
             drawn dashed in every panel.
-        columns: most panels in a row.
 
     Raises:
         ValueError: no row, or several data sets or sizes.
@@ -48,7 +45,7 @@ def draw_expected(expected: pa.Table, *, columns: int = 3) -> Figure:
     rows = _of_one_place(expected, "expected bests")
     budgets = budgets_of(rows)
     with mpl.rc_context(STYLE):
-        figure, each = _panels(len(budgets), columns, 1.85, (0.35, 0.5, 0.6), "expected best validation (%)")
+        figure, each = _panels(len(budgets), 1.85, (0.35, 0.5, 0.6), "expected best validation (%)")
         for budget, axes in zip(budgets, each, strict=True):
             mine = [r for r in rows if r["reference"] in (budget, None)]
             for method in reversed(in_order({r["method"] for r in mine})):
@@ -73,20 +70,18 @@ def _of_one_place(table: pa.Table, what: str) -> list[Row]:
     return rows
 
 
-def _panels(
-    count: int, columns: int, height: float, room: tuple[float, float, float], label: str
-) -> tuple[Figure, Iterator[Any]]:
+def _panels(count: int, height: float, room: tuple[float, float, float], label: str) -> tuple[Chart, Iterator[Any]]:
     """A figure and the axes of its panels, which share the y axis.
 
     Args:
-        count: of panels. columns: most panels in a row. height: of a panel, in inches. label: of the y axis.
+        count: of panels. height: of a panel, in inches. label: of the y axis.
         room: height beyond the panels and above them, in inches, and between them, in panels.
     """
     beyond, above, between = room
-    width = 2.3 * min(columns, count) + 0.4
+    width = 2.3 * min(3, count) + 0.4
     figure, spots = panels(
         count,
-        columns,
+        3,
         (2.3, height),
         extra=(0.4, beyond),
         margins=(0.45, 0.01 * width, 0.4, above),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from analysis.format import Row, percent, points
+from analysis.format import Row, change_text, percent, points
+from analysis.statistics.rank_effects import PARAMETERS, RANK
 from analysis.statistics.scaling import BASELINE, FOCUS
-from analysis.styles import place_text, style
+from analysis.styles import place_of, place_text, style
 
 MATCHED = 0.05
 """Counts further apart than this are pointed out in the sentence."""
@@ -93,6 +94,45 @@ def conclude_gap(compared: pa.Table) -> str | None:
     return f"Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
 
 
+def conclude_rank_effects(rows: Sequence[Row]) -> str:
+    """What a doubling of rank and of parameters brings, in one place or the mean over data sets.
+
+    Args:
+        rows: of `rank_effects.effects`.
+    """
+    if not rows:
+        return "No budget has updates of different rank."
+    first = rows[0]
+    place = [r for r in rows if place_of(r) == place_of(first)]
+    where = place_text(first["dataset"] or "the mean over data sets", first["train_size"])
+    said = [_brings(place, effect) for effect in (RANK, PARAMETERS)]
+    text = f"On {where}, {'; '.join(filter(None, said))}."
+    untested = [r for r in place if r["p_holm"] is None]
+    if untested:
+        return f"{text} Not tested: that takes two seeds or more."
+    return f"{text} {_tested([r for r in place if r['verdict'] == 'not distinguishable'])}"
+
+
+def _brings(rows: Sequence[Row], effect: str) -> str:
+    """One effect over all methods, and over the variants of one."""
+    mine = sorted((r for r in rows if r["effect"] == effect), key=lambda r: r["scope"] is not None)
+    if not mine:
+        return ""
+    held = "the rank at equal parameters" if effect == RANK else "the parameters at equal rank"
+    whose = [f"over {'variants of ' + style(r['scope']).name if r['scope'] else 'all methods'}" for r in mine]
+    return f"doubling {held} brings, in points, " + " and ".join(
+        f"{change_text(r, 'slope')} {named}" for r, named in zip(mine, whose, strict=True)
+    )
+
+
+def _tested(silent: Sequence[Row]) -> str:
+    given = "paired over seeds, Holm-corrected, given the chosen rates"
+    if not silent:
+        return f"All differ from zero ({given})."
+    named = ", ".join(r["effect"] + (f" ({style(r['scope']).name})" if r["scope"] else "") for r in silent)
+    return f"Not distinguishable from zero: {named} ({given})."
+
+
 def _count(rows: Sequence[Row], total: int, what: str) -> str:
     if total == 1:
         return f"the one {what[:-1]} compared ({_listed(rows)})"
@@ -143,8 +183,7 @@ def _overall(rows: Sequence[Row]) -> str:
     if len(rows) > 1:
         counts = [(v, sum(r["verdict"] == v for r in rows)) for v in ("higher", "lower", "not distinguishable")]
         said = ", ".join(f"{verdict} at {n}" for verdict, n in counts if n) or "not testable"
-        low, high = (points(end(r["difference"] for r in rows)) for end in (min, max))
-        return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({low} to {high} points)"
+        return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({_range(rows)})"
     row = rows[0]
     where = "budgets" if row["dataset"] is not None else f"budgets and {row['n_datasets']} data sets"
     text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"

@@ -141,10 +141,10 @@ def test_of_several_published_places_the_nearest_is_taken() -> None:
 
 
 def test_a_short_axis_has_ticks_that_differ() -> None:
-    from analysis.figures.drawing import log_ticks, new_figure
+    from analysis.figures.drawing import Chart, log_ticks
 
     for low, high in ((3_301_320, 3_317_760), (0.31, 0.36), (12_000, 13_000), (1e3, 1e6)):
-        axes = new_figure(3, 2).add_subplot()
+        axes = Chart(3, 2).add_subplot()
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         log_ticks(axes.xaxis, low, high)

@@ -66,12 +66,12 @@ def tables() -> dict[str, pa.Table]:
 
 
 def test_the_numbers_are_means_of_the_tables(tables: dict[str, pa.Table]) -> None:
-    found = [r for r in spectra(tables["spectrum"]).to_pylist() if r["method"] == "randlora"]
+    found = [r for r in spectra(tables["spectrum"]) if r["method"] == "randlora"]
     assert len(found) == 101 and found[0]["relative"] == 1.0 and found[-1]["relative"] == pytest.approx(5 / 9)
     assert [r["relative"] for r in found] == pytest.approx(np.interp(np.linspace(0, 1, 101), (0, 1), (1, 5 / 9)))
-    error = {(r["method"], r["lora_rank"]): (r["error"], r["n"]) for r in errors(tables["approximation"]).to_pylist()}
+    error = {(r["method"], r["lora_rank"]): (r["error"], r["n"]) for r in errors(tables["approximation"])}
     assert error["lora", 4] == (0.125, 2) and next(iter(error))[0] == "randlora"
-    at = [(r["method"], r["depth"], r["cka"], r["n"]) for r in alignment(tables["cka"]).to_pylist()]
+    at = [(r["method"], r["depth"], r["cka"], r["n"]) for r in alignment(tables["cka"])]
     assert ("lora", 1, pytest.approx(1 - 1 / 9), 1) in at and len(at) == 6  # its largest budget, blocks with a number
 
 
@@ -80,11 +80,11 @@ def test_they_are_drawn_as_they_are(tables: dict[str, pa.Table]) -> None:
     (alone,) = draw_spectrum(tables["spectrum"], tables["approximation"].slice(0, 0)).axes
     found = {line.get_label(): list(line.get_ydata()) for line in left.lines}
     assert found == {line.get_label(): list(line.get_ydata()) for line in alone.lines}
-    assert [v for y in found.values() for v in y] == [r["relative"] for r in spectra(tables["spectrum"]).to_pylist()]
+    assert [v for y in found.values() for v in y] == [r["relative"] for r in spectra(tables["spectrum"])]
     shown = [v for line in right.lines for v in line.get_ydata()]
-    assert shown == [r["error"] for r in errors(tables["approximation"]).to_pylist()]
+    assert shown == [r["error"] for r in errors(tables["approximation"])]
     (blocks,) = draw_cka(tables["cka"]).axes
-    rows = alignment(tables["cka"]).to_pylist()
+    rows = alignment(tables["cka"])
     named = [(line.get_label(), *at) for line in blocks.lines for at in zip(*line.get_data(), strict=True)]
     assert named == [(style(r["method"]).name, r["depth"], r["cka"]) for r in rows]
     plane = draw_landscape(tables["landscape"]).axes[0]

@@ -17,7 +17,7 @@ from analysis.report import tables as report_tables
 from analysis.statistics.inference import mean_interval
 from analysis.statistics.rank_effects import EFFECTS, effects, points
 from analysis.store.tables import write_part
-from analysis.words.ranks import conclude_rank_effects
+from analysis.words.conclusions import conclude_rank_effects
 
 Row = dict[str, Any]
 BUDGETS = {"lora-4": 9216, "lora-16": 36_864}
