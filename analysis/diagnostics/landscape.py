@@ -91,7 +91,8 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     points: int = settings["points"]
     edge: list[int] | None = settings.get("edge")
     if edge is None:
-        ticks = grid(points, settings["margin"])
+        margin = settings["margin"]
+        ticks = [-margin + (1 + 2 * margin) * i / (points - 1) for i in range(points)]
         where = [(x, ticks[settings["line"]]) for x in ticks]
     else:
         (ax, ay), (bx, by) = (list(CORNERS.values())[i] for i in edge)
@@ -110,11 +111,6 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
                 one: Row = {"split": which, "x": x, "y": y, "loss": value, "barrier": height, "examples": len(examples)}
                 found.append(about | one | ({} if edge is None else {"t": i / (points - 1)}))
     return found
-
-
-def grid(points: int, margin: float) -> list[float]:
-    """Evenly spaced ticks of either axis."""
-    return [-margin + (1 + 2 * margin) * i / (points - 1) for i in range(points)]
 
 
 def _corners(trials: Sequence[Kept], full: Kept) -> tuple[Kept, Kept, Kept] | None:

@@ -5,11 +5,13 @@ A figure without enough budgets, sizes or numbers is left out. The numbers come 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from analysis.curves import budgets, pareto, size_fits, sizes
 from analysis.curves.budgets import AXES
@@ -36,6 +38,7 @@ from analysis.words.figures import (
     conclude_sizes,
 )
 
+K = TypeVar("K")
 MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED = 8, 4, 6, 4
 """Most panels of a figure, and most figures of a section; the tables below them have all."""
 LEAST_RANKS = 3
@@ -125,8 +128,7 @@ def _rank(store: Store) -> list[Picture]:
     for r in table.to_pylist():
         seen.setdefault((place_of(r), r["reference"]), set()).add(r["update_rank"])
     enough = list(dict.fromkeys(place for (place, _), found in seen.items() if len(found) >= LEAST_RANKS))
-    rows = [r for place in enough[:MOST_PANELS] for r in table.to_pylist() if place_of(r) == place]
-    if not rows:
+    if not enough:
         return []
     label = f"{score.capitalize()} against the rank of the update, at equal trainable parameters"
     caption = (
@@ -135,7 +137,7 @@ def _rank(store: Store) -> list[Picture]:
         "at one budget."
     )
     says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
-    figure = draw_ranks(pa.Table.from_pylist(rows, schema=table.schema), score=score)
+    figure = draw_ranks(_where(table, place_of, enough[:MOST_PANELS]), score=score)
     return [Picture("rank", "rank", figure, label, caption, says, _width(len(enough)))]
 
 
@@ -146,14 +148,13 @@ def mean_ranks_picture(store: Store) -> list[Picture]:
     if says is None:
         return []
     kept = rank_places(table.to_pylist())[:MOST_PANELS]
-    rows = [r for r in table.to_pylist() if rank_place(r) in kept]
     label = "Mean ranks of the methods over data sets at each budget"
     caption = (
         "Mean ranks by test score over data sets, a row per budget; methods confirmed on every data set. The bar "
         "reaches from the first one as far as Nemenyi's critical difference: what lies in it is not distinguishable "
         "from the first. It is drawn where there are three methods and three data sets."
     )
-    figure = draw_mean_ranks(pa.Table.from_pylist(rows, schema=table.schema))
+    figure = draw_mean_ranks(_where(table, rank_place, kept))
     return [Picture("mean_ranks", "ranks", figure, label, caption, says, _width(len(kept)))]
 
 
@@ -194,7 +195,7 @@ def _fitted(
     )
     says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0])
     figure = fits.draw_fits(points, shown, crossings, score=score)
-    return Picture(stem, kind, figure, label, caption, says, _width_of(shown))
+    return Picture(stem, kind, figure, label, caption, says, _width(len(_keys(shown, place_of))))
 
 
 def _front(store: Store, x: str) -> list[Picture]:
@@ -206,7 +207,7 @@ def _front(store: Store, x: str) -> list[Picture]:
     caption = "Every confirmed cell; pale ones are beaten by a cell that costs no more and scores no less."
     says = conclude_front(everything.to_pylist())
     figure = fits.draw_front(shown, score=score)
-    return [Picture("pareto", "pareto", figure, label, caption, says, _width_of(shown))]
+    return [Picture("pareto", "pareto", figure, label, caption, says, _width(len(_keys(shown, place_of))))]
 
 
 def _sizes(store: Store) -> list[Picture]:
@@ -214,15 +215,14 @@ def _sizes(store: Store) -> list[Picture]:
     label = f"{score.capitalize()} against the number of training examples, a line per method and budget"
     compared = scaling.comparisons(store).to_pylist() if table.num_rows else []
     found: list[Picture] = []
-    for sweep, model, dataset in list(dict.fromkeys(map(_data, table.to_pylist())))[:MOST_SIZE_FIGURES]:
-        rows = [r for r in table.to_pylist() if _data(r) == (sweep, model, dataset)]
+    for sweep, model, dataset in _keys(table, _data)[:MOST_SIZE_FIGURES]:
         mine = [r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])]
         caption = (
             f"On {dataset or 'the mean over data sets'}: one line per method and budget (paler is smaller); band: "
             "95 % t interval of the largest budget. Under the sizes, the examples of an epoch."
         )
         says = conclude_sizes(mine)
-        figure = fits.draw_sizes(pa.Table.from_pylist(rows, schema=table.schema), score=score)
+        figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)
         found.append(Picture(_numbered("data_size", len(found)), "sizes", figure, label, caption, says, 34))
     return found
 
@@ -232,36 +232,23 @@ def _size_fits(store: Store) -> list[Picture]:
     bands = size_fits.band_table(store)
     if bands.num_rows == 0:
         return []
-    first = _data(bands.to_pylist()[0])
-    budgeted = [r for r in bands.to_pylist() if _data(r) == first and r["reference"] is not None]
-    if not budgeted:
+    first = _keys(bands, _data)[:1]
+    budgeted = _where(bands, _data, first).filter(pc.field("reference").is_valid())
+    if budgeted.num_rows == 0:
         return []
     # a panel is a budget, so points go without their training size
-    points = [
-        {k: v for k, v in r.items() if k != "train_size"} | {"x": size_fits.X}
-        for r in size_fits.point_table(store).to_pylist()
-        if _data(r) == first
-    ]
-    crossings = [r for r in size_fits.crossing_table(store).to_pylist() if _data(r) == first]
-    return [
-        _fitted(
-            "data_size_fits",
-            "sizes",
-            pa.Table.from_pylist(points),
-            pa.Table.from_pylist(budgeted, schema=bands.schema),
-            pa.Table.from_pylist(crossings, schema=size_fits.CROSSINGS),
-            "training examples",
-            store,
-        )
-    ]
+    points = _where(size_fits.point_table(store), _data, first).drop_columns(["train_size"])
+    points = points.append_column("x", pa.array([size_fits.X] * points.num_rows, pa.string()))
+    crossings = _where(size_fits.crossing_table(store), _data, first)
+    return [_fitted("data_size_fits", "sizes", points, budgeted, crossings, "training examples", store)]
 
 
 def _rates(store: Store) -> list[Picture]:
     table, parity = rates(store), store.table("parity").to_pylist()
     found: list[Picture] = []
-    for place in list(dict.fromkeys(map(_tuned, table.to_pylist())))[:MOST_RATE_FIGURES]:
-        mine, where = [r for r in table.to_pylist() if _tuned(r) == place], place_text(*place[1:])
-        if all(r["mean_val"] is None for r in mine):
+    for place in _keys(table, _tuned)[:MOST_RATE_FIGURES]:
+        mine, where = _where(table, _tuned, [place]), place_text(*place[1:])
+        if mine["mean_val"].null_count == mine.num_rows:
             continue
         label = f"Validation score against learning rate on {where}"
         caption = (
@@ -269,8 +256,8 @@ def _rates(store: Store) -> list[Picture]:
             "larger), stars the choices."
         )
         says = conclude_rates([r for r in parity if _tuned(r) == place])
-        figure = tuning.draw_rates(pa.Table.from_pylist(mine, schema=table.schema))
-        found.append(Picture(_numbered("learning_rates", len(found)), "rates", figure, label, caption, says))
+        stem, figure = _numbered("learning_rates", len(found)), tuning.draw_rates(mine)
+        found.append(Picture(stem, "rates", figure, label, caption, says))
     return found
 
 
@@ -278,8 +265,8 @@ def expected_pictures(store: Store) -> list[Picture]:
     """Expected best validation score against the rates tried, per data set and training size."""
     table = best_of_n(store)
     found: list[Picture] = []
-    for place in dict.fromkeys(map(_tuned, table.to_pylist())):
-        mine, where = [r for r in table.to_pylist() if _tuned(r) == place], place_text(*place[1:])
+    for place in _keys(table, _tuned):
+        mine, where = _where(table, _tuned, [place]).to_pylist(), place_text(*place[1:])
         if max(r["n"] for r in mine) < 2 or len(found) == MOST_EXPECTED:
             continue
         panels = tuning.budgets_of(mine)[:MOST_PANELS]
@@ -300,13 +287,17 @@ def expected_pictures(store: Store) -> list[Picture]:
 
 def _first_panels(table: pa.Table) -> pa.Table:
     """The rows of the first panels; the tables below a figure have them all."""
-    rows = table.to_pylist()
-    kept = list(dict.fromkeys(map(place_of, rows)))[:MOST_PANELS]
-    return pa.Table.from_pylist([r for r in rows if place_of(r) in kept], schema=table.schema)
+    return _where(table, place_of, _keys(table, place_of)[:MOST_PANELS])
 
 
-def _width_of(table: pa.Table) -> int | None:
-    return _width(len(set(map(place_of, table.to_pylist()))))
+def _keys(table: pa.Table, key: Callable[[Row], K]) -> list[K]:
+    """The rows' keys in order of first appearance."""
+    return list(dict.fromkeys(map(key, table.to_pylist())))
+
+
+def _where(table: pa.Table, key: Callable[[Row], K], among: Collection[K]) -> pa.Table:
+    """The rows whose key is one of these."""
+    return table.filter(pa.array([key(r) in among for r in table.to_pylist()], pa.bool_()))
 
 
 def _width(panels: int) -> int | None:

@@ -17,9 +17,7 @@ MOST_FAILURES = 50
 
 def parity_rows(store: Store) -> list[Row]:
     """The view `parity` in the order of the tables."""
-    rows: list[Row] = store.table("parity").to_pylist()
-    rows.sort(key=_order)
-    return rows
+    return sorted(store.table("parity").to_pylist(), key=_order)
 
 
 def _order(r: Row) -> tuple[Any, ...]:

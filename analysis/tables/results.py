@@ -19,13 +19,9 @@ LONG = 45
 """A table of more rows is closed in the page until asked for."""
 
 
-def _seeds(r: Row) -> str:
-    """Seeds per data set; their mean where data sets have unequally many."""
-    return f"{r['n'] / (r.get('datasets') or 1):.3g}"
-
-
 SEEDS = number("seeds", "n")
-PAIRS = Column("seeds", _seeds, "number")
+PAIRS = Column("seeds", lambda r: f"{r['n'] / (r.get('datasets') or 1):.3g}", "number")
+"""Seeds per data set; their mean where data sets have unequally many."""
 BUDGETS = Column("budget", lambda r: r["reference"] or "all budgets")
 SIZE = Column("size", lambda r: size_text(r["train_size"]))
 VERDICT = text("verdict", "verdict", "verdict")
@@ -56,7 +52,13 @@ def results(store: Store) -> Sheet:
         * any(r["off_budget"] for r in rows)
     )
     return Sheet(
-        "results", "Test score of every cell", columns, rows, note, faint=lambda r: bool(r["note"]), folded=_long(rows)
+        "results",
+        "Test score of every cell",
+        columns,
+        rows,
+        note,
+        faint=lambda r: bool(r["note"]),
+        folded=len(rows) > LONG,
     )
 
 
@@ -72,7 +74,7 @@ def averages(store: Store) -> Sheet:
         found,
         "Every data set weighs the same; intervals are t intervals over seeds, each seed averaged over the data sets "
         "first, so they speak of these data sets only. Methods and budgets confirmed on every data set.",
-        folded=_long(found),
+        folded=len(found) > LONG,
     )
 
 
@@ -95,7 +97,7 @@ def compared(store: Store, baseline: str = BASELINE) -> Sheet:
         rows,
         note,
         strong=lambda r: r["reference"] is None,
-        folded=_long(rows),
+        folded=len(rows) > LONG,
     )
 
 
@@ -108,7 +110,7 @@ def gaps(store: Store) -> Sheet:
         _difference_columns(rows, ratio=False),
         rows,
         "A family of its own: corrected over this table.",
-        folded=_long(rows),
+        folded=len(rows) > LONG,
     )
 
 
@@ -173,7 +175,7 @@ def grouped(store: Store) -> Sheet:
         "over seeds, the choice of rates included where it is known, Holm-corrected over all pairs of this table: a "
         "family of its own, stricter than the table against LoRA. Untested: no seed in common with another, or no "
         "spread between seeds.",
-        folded=_long(rows),
+        folded=len(rows) > LONG,
     )
 
 
@@ -198,7 +200,7 @@ def ranks(store: Store) -> Sheet:
         "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
         "all methods of a budget rank alike, uncorrected; it needs three of both. Two methods whose mean ranks are "
         "further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the table) differ.",
-        folded=_long(rows),
+        folded=len(rows) > LONG,
     )
 
 
@@ -256,7 +258,3 @@ def _needed(r: Row) -> str:
     if r["choice_sd"] is None:
         return plain
     return f"{plain} [{quantity(r['seeds_needed_choice']) or chr(0x2014)}]"
-
-
-def _long(rows: Sequence[Row]) -> bool:
-    return len(rows) > LONG

@@ -11,6 +11,8 @@ from analysis.statistics.rank_effects import PARAMETERS, RANK
 from analysis.statistics.scaling import BASELINE, FOCUS
 from analysis.styles import place_of, place_text, style
 
+A, B = style(FOCUS).name, style(BASELINE).name
+"""The question's two methods in words."""
 MATCHED = 0.05
 """Counts further apart than this are pointed out in the sentence."""
 
@@ -21,34 +23,33 @@ def interval_text(row: Row) -> str:
     return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
 
 
-def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -> str:
-    """One sentence on `focus` against `baseline` at equal budgets, from `scaling.comparisons`.
+def conclude(compared: pa.Table) -> str:
+    """One sentence on the question's two methods at equal budgets, from `scaling.comparisons`.
 
-    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where `focus`
-    does not win.
+    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where
+    RandLoRA does not win.
     """
-    a, b = style(focus).name, style(baseline).name
-    rows = [r for r in compared.to_pylist() if r["method"] == focus and r["baseline"] == baseline]
+    rows = [r for r in compared.to_pylist() if r["method"] == FOCUS and r["baseline"] == BASELINE]
     cells = [r for r in rows if r["reference"] is not None]
     overall = [r for r in rows if r["reference"] is None]
     if not cells:
-        return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
+        return f"No conclusion about {A} and {B} yet: no budget at which both are confirmed with a common seed."
     if all(r["verdict"] == "not testable" for r in [*cells, *overall]):
         why = "only one seed" if max(r["n"] for r in cells) < 2 else "no spread between seeds"
-        return f"No conclusion about {a} and {b}: {why}, so no difference can be tested (observed {_range(cells)})."
+        return f"No conclusion about {A} and {B}: {why}, so no difference can be tested (observed {_range(cells)})."
     higher, lower = ([r for r in cells if r["verdict"] == v] for v in ("higher", "lower"))
     untested = sum(r["verdict"] == "not testable" for r in cells)
     open_ = len(cells) - len(higher) - len(lower) - untested
     total, what = len(cells), _places(cells)
     if higher and not lower:
-        text = f"At equal trainable parameters {a} scores higher than {b} at {_count(higher, total, what)}"
+        text = f"At equal trainable parameters {A} scores higher than {B} at {_count(higher, total, what)}"
         text += f", and is not distinguishable from it at the other {open_}" if open_ else ""
     elif higher:
-        text = f"There is no one answer here: at equal trainable parameters {a} scores higher than {b} at "
+        text = f"There is no one answer here: at equal trainable parameters {A} scores higher than {B} at "
         text += f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower)})"
         text += f", and is not distinguishable at the other {open_}" if open_ else ""
     elif lower:
-        text = f"{a} does not win here: at equal trainable parameters it scores lower than {b} at "
+        text = f"{A} does not win here: at equal trainable parameters it scores lower than {B} at "
         text += _count(lower, total, what)
         text += f", and is not distinguishable at the other {open_}" if open_ else ""
     else:
@@ -56,11 +57,11 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
         one = f"at the one {what[:-1]} {'tested' if untested else 'compared'}"
         where = f"at any of the {tested} {what}" if tested > 1 else one
         settled = any(r["verdict"] in ("higher", "lower") for r in overall)
-        start = "No single comparison decides" if settled else f"{a} does not win here"
+        start = "No single comparison decides" if settled else f"{A} does not win here"
         text = (
-            f"{start}: at equal trainable parameters {a if settled else 'it'} is not distinguishable from {b} {where}"
+            f"{start}: at equal trainable parameters {A if settled else 'it'} is not distinguishable from {B} {where}"
             if tested
-            else f"At equal trainable parameters no single comparison of {a} and {b} can be tested"
+            else f"At equal trainable parameters no single comparison of {A} and {B} can be tested"
         )
         text += f" (differences {_range(cells)}{_power(cells)})"
     if untested and untested < total:
@@ -71,7 +72,7 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
     apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
     unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
     given = f"paired over {seeds} seed{'s' * (seeds != '1')}, Holm-corrected at 5 %, given the chosen learning rates"
-    return f"{text} ({given}{unequal}{_edges(cells, a, b)})."
+    return f"{text} ({given}{unequal}{_edges(cells)})."
 
 
 def conclude_gap(compared: pa.Table) -> str | None:
@@ -170,9 +171,9 @@ def _power(rows: Sequence[Row]) -> str:
     return f"; a true 2-point difference would be found {share} % of the time"
 
 
-def _edges(rows: Sequence[Row], a: str, b: str) -> str:
+def _edges(rows: Sequence[Row]) -> str:
     """A warning where a rate was chosen at the end of its range: that method may be under-tuned."""
-    counts = [(name, sum(r["edge"] in (arm, "both") for r in rows)) for name, arm in ((a, "method"), (b, "baseline"))]
+    counts = [(name, sum(r["edge"] in (arm, "both") for r in rows)) for name, arm in ((A, "method"), (B, "baseline"))]
     said = [f"{name} at {count} of {len(rows)}" for name, count in counts if count]
     return f"; perhaps under-tuned, its rate being the end of the range: {', '.join(said)}" if said else ""
 
