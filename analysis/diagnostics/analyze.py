@@ -1,7 +1,7 @@
-"""`sweeps analyze`: the units of a diagnostic, those that are missing computed, drawn, and a sentence on what it shows.
+"""`sweeps analyze`: compute the missing units of a diagnostic, draw all of them, and say in a sentence what they show.
 
-Rows are kept in the store unit by unit as they are done, so a run that was stopped goes on where it was. Who runs the
-units is the caller's choice: this process, or Ray (`sweeps.engine.analyze`).
+The store keeps a unit's rows as soon as they are done, so a stopped run goes on where it was. The caller chooses who
+runs the units: this process, or Ray (`sweeps.engine.analyze`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 1 means equal representations up to rotation and scale. `rows` compares the output of every repeated block of a
 fine-tuned model with full fine-tuning's, on the same examples (Figure 4a of arXiv 2502.00987). An example is one vector
-per block, the mean over its tokens: CKA is over examples, and tokens of one example are no independent ones.
+per block, the mean over its tokens: CKA is over examples, and tokens of one example are not independent.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
 
     Args:
         folder: the results.
-        warm: as of `Bench`.
+        warm: as in `Bench`.
 
     Raises:
         StoreError: a model without layers to compare, or too few examples.

@@ -83,7 +83,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
 
     Args:
         folder: the results.
-        warm: as of `Bench`.
+        warm: as in `Bench`.
     """
     bench = Bench(unit.facts, unit.trials[-1], warm)
     states = [bench.state(Kept.of(t, folder)) for t in unit.trials]

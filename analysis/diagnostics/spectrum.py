@@ -156,7 +156,7 @@ def _by_turns(
         wanted: what is fitted, of norm 1.
         shape: of the half that starts.
         turn: from that half to a better one, and the fitted matrix.
-        sweeps, settle: as of `randlora_error`.
+        sweeps, settle: as in `randlora_error`.
     """
     half = torch.randn(*shape, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     error = last = 1.0
@@ -170,7 +170,7 @@ def _by_turns(
 
 
 def _gammas(gram: Tensor, cross: Tensor, a: Tensor, lam: Tensor) -> Tensor:
-    """(n, m): gamma by least squares, every column of the target for itself."""
+    """(n, m): gamma by least squares, column by column of the target."""
     r, n = lam.shape
     scaled = (lam.unsqueeze(2) * a.unsqueeze(1)).flatten(0, 1).T  # (m, r n)
     at_once = max(1, CHUNK // gram.numel())

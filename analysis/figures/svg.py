@@ -21,7 +21,7 @@ def colour_variables(dark: bool) -> str:
 
 
 def inline_svg(figure: Chart, name: str, label: str) -> str:
-    """SVG markup to stand in an HTML page, its markers saying their numbers; arguments as of `embedded`."""
+    """SVG markup to stand in an HTML page, whose markers say their numbers; arguments as in `embedded`."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(

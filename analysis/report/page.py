@@ -61,7 +61,7 @@ def render(
     drawn: Sequence[pictures.Picture] | None = None,
     sheets: Mapping[str, Sheet] | None = None,
 ) -> str:
-    """The page as text; `x` and `overlay` as of `write_report`, `drawn` and `sheets` where they are at hand."""
+    """The page as text; `x` and `overlay` as in `write_report`, `drawn` and `sheets` where they are at hand."""
     drawn = pictures.pictures(store, x, overlay) if drawn is None else drawn
     sheets = tables.sheets(store, x, overlay) if sheets is None else sheets
     environment = jinja2.Environment(
