@@ -36,13 +36,7 @@ SCORE = "test accuracy"
 _PUBLISHED = (0, (4, 2))
 
 
-def draw_fits(
-    points: pa.Table,
-    bands: pa.Table,
-    crossings: pa.Table,
-    *,
-    score: str = SCORE,
-) -> Chart:
+def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: str = SCORE) -> Chart:
     """Fitted curves with bootstrap bands, the cells' means as markers, crossings as vertical spans.
 
     Args:

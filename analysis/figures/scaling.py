@@ -5,7 +5,6 @@ Log parameter axis, 95 % bands, one colour and marker per method everywhere, rea
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from analysis.figures.drawing import (
     DASHES,
     MUTED,
     STYLE,
-    TITLE_WIDTH,
     Chart,
     band,
     dot,
@@ -62,8 +60,8 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
             where = f"mean of {mine[0]['n_datasets']} data sets" if place[2] is None else place[2]
-            named = textwrap.fill(place_title(where, place[3]), TITLE_WIDTH)
-            axes.set_title(named, loc="left", pad=16 if _lora_ranks(mine) else 6, fontweight="bold")
+            pad = 16 if _lora_ranks(mine) else 6
+            axes.set_title(place_title(where, place[3]), loc="left", pad=pad, fontweight="bold")
         methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
         legend(figure, methods, len(methods), edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
         return figure
