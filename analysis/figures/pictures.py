@@ -66,11 +66,6 @@ class Picture:
     width: int | None = None
 
     @property
-    def tips(self) -> dict[str, str]:
-        """What its markers say on hover, by artist id."""
-        return self.figure.tips
-
-    @property
     def svg(self) -> str:
         """Markup for the page."""
         return svg.inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}")

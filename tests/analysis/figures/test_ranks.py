@@ -85,7 +85,7 @@ def test_the_figure_of_ranks(many: Store, wide: Store, store: Store) -> None:
         sorted({r["critical_difference"] for r in rows} - {None})
     )
     assert [t.get_text() for t in axes.get_yticklabels()] == ["lora-1", "lora-4", "lora-16"]
-    assert len(picture.tips) == len(rows) and picture.svg.count('class="tip"') == len(rows)
+    assert len(picture.figure.tips) == len(rows) and picture.svg.count('class="tip"') == len(rows)
     (few,) = mean_ranks_picture(wide)  # two data sets: markers, nothing tested, no bar
     assert not few.figure.axes[0].patches and "can't be tested" in few.says
     assert mean_ranks_picture(store) == []  # one data set

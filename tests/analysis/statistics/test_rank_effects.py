@@ -147,7 +147,7 @@ def test_the_sentence_says_what_was_tested(tmp_path: Path) -> None:
 def test_the_figure_and_the_table_are_in_the_report(tmp_path: Path) -> None:
     store = made(tmp_path, {**METHODS, **FAMILY})
     picture = next(p for p in pictures.pictures(store) if p.stem == "rank")
-    said = list(picture.tips.values())
+    said = list(picture.figure.tips.values())
     assert len(said) == 10
     middle = level(16, 9216, 0, "")
     text = f"a-16 at lora-4: rank 16, 9,216 parameters, {100 * middle:.1f} ["
