@@ -6,9 +6,14 @@ Colours are Okabe and Ito's (colour-blind safe); markers tell methods apart in p
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+
+Place = tuple[str, str, str | None, str]
+"""Sweep, model, data set (None for the mean over data sets), training size."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ _MARKERS = ("v", "P", "X", "h", "<", ">")
 
 
 def style(method: str) -> Style:
-    """A method's style; one not listed gets a stable one from its name, so it looks the same in every sweep."""
+    """A method's style; an unlisted method gets one from its name, so it looks the same in every sweep."""
     if method in STYLES:
         return STYLES[method]
     digest = zlib.crc32(method.encode())
@@ -103,7 +108,15 @@ def budget_order(reference: str) -> tuple[int, str]:
     return int("".join(c for c in reference if c.isdigit()) or 0), reference
 
 
-def places(table: pa.Table) -> list[tuple[str, str, str | None, str]]:
-    """The panels of a figure: (sweep, model, data set or None for the mean, training size), the means first."""
-    keys = {(r["sweep"], r["model"], r["dataset"], r["train_size"]) for r in table.to_pylist()}
+def place_of(row: Mapping[str, Any]) -> Place:
+    """Where a row belongs: sweep, model, data set (None for the mean), training size.
+
+    Rows of data-size curves have no training size; their budget stands in its place.
+    """
+    return row["sweep"], row["model"], row["dataset"], row["train_size"] if "train_size" in row else row["reference"]
+
+
+def places(table: pa.Table) -> list[Place]:
+    """The places of a table, which are the panels of a figure: the means first."""
+    keys = {place_of(r) for r in table.to_pylist()}
     return sorted(keys, key=lambda k: (k[0], k[1], k[2] is not None, k[2] or "", size_key(k[3])))
