@@ -25,6 +25,7 @@ LEVEL = 0.95
 RESAMPLES = 400
 FEWEST_POINTS = 3
 _PARAMETERS: dict[Kind, int] = {"isotonic": 1, "power law": 3, "sigmoid": 4}
+KINDS = tuple(_PARAMETERS)
 _KEPT = 0.9  # share of the resamples that a parametric fit must settle on for its band to be shown
 
 
@@ -120,13 +121,8 @@ def power_law(x: Array, y: Array) -> Fit | None:
     found = _settle(form, u, y, start, ((0.0, -1.0, 1e-3), (1.0, 1.0, 8.0)))
     if found is None:
         return None
-    names = ("ceiling", "gap", "exponent")
-    return Fit(
-        "power law",
-        dict(zip(names, found, strict=True)),
-        _rmse(form(u, *found), y),
-        lambda at: form(np.asarray(at, dtype=float) / x[0], *found),
-    )
+    named = dict(zip(("ceiling", "gap", "exponent"), found, strict=True))
+    return Fit("power law", named, _rmse(form(u, *found), y), lambda at: form(at / x[0], *found))
 
 
 def sigmoid(x: Array, y: Array) -> Fit | None:
@@ -143,13 +139,8 @@ def sigmoid(x: Array, y: Array) -> Fit | None:
     found = _settle(form, u, y, start, (low, high))
     if found is None:
         return None
-    names = ("floor", "rise", "slope", "middle")
-    return Fit(
-        "sigmoid",
-        dict(zip(names, found, strict=True)),
-        _rmse(form(u, *found), y),
-        lambda at: form(np.log10(np.asarray(at, dtype=float)), *found),
-    )
+    named = dict(zip(("floor", "rise", "slope", "middle"), found, strict=True))
+    return Fit("sigmoid", named, _rmse(form(u, *found), y), lambda at: form(np.log10(at), *found))
 
 
 def fit(kind: Kind, x: Array, y: Array) -> Fit | None:

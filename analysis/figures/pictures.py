@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.curves import budgets, pareto, size_fits, sizes
-from analysis.curves.budgets import AXES
+from analysis.curves import measured, pareto, readings, sizes
+from analysis.curves.measured import AXES, EXAMPLES, axis
 from analysis.figures import drawing, evidence_pictures, svg, vega
 from analysis.figures import fits as fit_plots
 from analysis.figures import rank as rank_figure
@@ -22,7 +22,7 @@ from analysis.figures import scaling as plots
 from analysis.figures.drawing import Tips
 from analysis.figures.picture import Picture, few_panels, fit_picture, panel_of, place_of, width_of
 from analysis.statistics import scaling, tuning
-from analysis.statistics.overlay import overlaid
+from analysis.statistics.published import overlaid
 from analysis.store.store import Store
 from analysis.styles import place_text, places, style
 from analysis.words import figures as say
@@ -105,11 +105,12 @@ def _scaling(store: Store) -> list[Picture]:
 
 
 def _fits(store: Store, x: str) -> list[Picture]:
-    bands, points = few_panels(budgets.band_table(store, x)), pareto.front(store, x)
+    cost = axis(x).label
+    bands, points = few_panels(readings.band_table(store, x)), pareto.front(store, x)
     if bands.num_rows == 0:
         return []
-    crossings = budgets.crossing_table(store, x)
-    return [fit_picture("fits", "fits", points, bands, crossings, AXES[x].label, scaling.score_name(store))]
+    crossings = readings.crossing_table(store, x)
+    return [fit_picture("fits", "fits", points, bands, crossings, cost, scaling.score_name(store))]
 
 
 def _front(store: Store, x: str) -> list[Picture]:
@@ -186,19 +187,17 @@ def _sizes(store: Store) -> list[Picture]:
 
 def _size_fits(store: Store) -> list[Picture]:
     """Fits over training examples, of every budget, in the panels of the first (sweep, model, data set or mean)."""
-    bands = size_fits.band_table(store)
+    bands = readings.band_table(store, EXAMPLES, points=40)
     if bands.num_rows == 0:
         return []
     first = next((r["sweep"], r["model"], r["dataset"]) for r in bands.to_pylist())
     budgeted = [r for r in _of(bands, first) if r["reference"] is not None]
     if not budgeted:
         return []
-    points = pa.Table.from_pylist(
-        [r | {"x": size_fits.X} for r in _of(size_fits.point_table(store), first)],
-        schema=size_fits.POINTS.append(pa.field("x", pa.string())),
-    )
-    crossings = pa.Table.from_pylist(_of(size_fits.crossing_table(store), first), schema=size_fits.CROSSINGS)
-    shown = few_panels(pa.Table.from_pylist(budgeted, schema=size_fits.BANDS))
+    points = pa.Table.from_pylist(_of(measured.point_table(store), first), schema=measured.POINTS)
+    turns = readings.crossing_table(store, EXAMPLES)
+    crossings = pa.Table.from_pylist(_of(turns, first), schema=turns.schema)
+    shown = few_panels(pa.Table.from_pylist(budgeted, schema=bands.schema))
     return [
         fit_picture(
             "data_size_fits",

@@ -14,18 +14,20 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.store.store import Store
+from analysis.format import Row
+from analysis.statistics.runs import Seed, seed_of
+from analysis.store.store import Store, remembered
+from analysis.styles import Place, place_of
 
 Array = NDArray[np.float64]
-Row = dict[str, Any]
 CellKey = tuple[str, str]
+"""(sweep, cell)."""
 Point = tuple[float, str | None]
-Seed = tuple[int, int, int]
+"""(learning rate, the other hyperparameters)."""
 
 DRAWS = 400
 AT_ONCE = 2**20
@@ -150,23 +152,20 @@ def chosen_variance(
     return np.asarray(np.maximum(seen, choice_variance(curve, noise, reruns, rng, draws)), dtype=float)
 
 
+@remembered
 def choice_variances(store: Store) -> dict[CellKey, float]:
     """(sweep, cell) -> variance that the choice adds to the cell's expected score.
 
     0 where nothing was chosen: fixed rates, or one point. A cell whose place has no re-runs is left out: its noise is
     not known.
     """
-    return store.remember("choice variances", lambda: _choice_variances(store))
-
-
-def _choice_variances(store: Store) -> dict[CellKey, float]:
     cells = store.table("cells").to_pylist()
     tuned = _tuned(store)
     noise = _noise(cells, tuned)
     found: dict[CellKey, float] = {}
     for cell in cells:
         key = (cell["sweep"], cell["cell_id"])
-        one, place = tuned.get(key), _place(cell)
+        one, place = tuned.get(key), place_of(cell)
         if one is None or len(one[1].first) < 2:
             found[key] = 0.0
         elif place in noise:
@@ -178,19 +177,16 @@ def _choice_variances(store: Store) -> dict[CellKey, float]:
     return found
 
 
-def _noise(cells: Sequence[Row], tuned: dict[CellKey, tuple[Array | None, Runs]]) -> dict[tuple[str, ...], float]:
+def _noise(cells: Sequence[Row], tuned: dict[CellKey, tuple[Array | None, Runs]]) -> dict[Place, float]:
     """Variance of one TUNE run by place, pooled over its cells."""
-    sums: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    squares: dict[Place, float] = defaultdict(float)
+    freedom: dict[Place, int] = defaultdict(int)
     for cell in cells:
-        one = tuned.get((cell["sweep"], cell["cell_id"]))
+        one, place = tuned.get((cell["sweep"], cell["cell_id"])), place_of(cell)
         if one is not None and one[1].freedom:
-            sums[_place(cell)][0] += float(own_noise(one[1].again)) * one[1].freedom
-            sums[_place(cell)][1] += one[1].freedom
-    return {place: squares / freedom for place, (squares, freedom) in sums.items()}
-
-
-def _place(cell: Row) -> tuple[str, ...]:
-    return cell["sweep"], cell["model"], cell["dataset"], cell["train_size"]
+            squares[place] += float(own_noise(one[1].again)) * one[1].freedom
+            freedom[place] += one[1].freedom
+    return {place: squares[place] / freedom[place] for place in freedom}
 
 
 def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
@@ -203,8 +199,7 @@ def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
     ).to_pylist()
     cells: dict[CellKey, dict[Point, dict[Seed, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        seed = (row["data_seed"], row["init_seed"], row["basis_seed"])
-        cells[row["sweep"], row["cell_id"]][row["lr"], row["hyperparameters"]][seed] = row["val_score"]
+        cells[row["sweep"], row["cell_id"]][row["lr"], row["hyperparameters"]][seed_of(row)] = row["val_score"]
     return {key: _of_points(points) for key, points in cells.items()}
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import StoreError
+from analysis.format import Row
 
 JOURNAL = "journal.jsonl"
 """File name in a results folder."""
 
 Event = dict[str, Any]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,6 @@ def read_journal(path: Path, start: int = 0) -> Journal:
         events.append(event)
         position = end
     return Journal(tuple(events), start + position, None)
-
-
-def read_events(path: Path) -> list[Event]:
-    """All whole events of a journal, in order; see `read_journal`."""
-    return list(read_journal(path).events)
 
 
 def _parse(line: bytes) -> Event | None:

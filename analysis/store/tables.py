@@ -1,7 +1,7 @@
 """The results tables on disk: immutable Parquet parts, written to a temporary name and renamed; damaged ones are named.
 
 A results folder holds `journal.jsonl` (the truth) and `tables/NAME/part-UUID.parquet`. Nothing is ever rewritten: a row
-that supersedes another has the same key (`schemas.KEYS`) and is written later.
+that supersedes another has the same key (`schemas.TABLES`) and is written later.
 
 `python -m analysis.store.tables` prints docs/tables.md.
 """
@@ -22,28 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import DamagedPart, StoreError, nearest
-from analysis.store.schemas import DOCS, KEYS, SCHEMA_VERSION, SCHEMAS, doc, schema
+from analysis.store.schemas import SCHEMA_VERSION, TABLES, doc, schema
 from analysis.store.views import VIEWS
-
-Row = dict[str, Any]
-
-__all__ = [
-    "DOCS",
-    "KEYS",
-    "SCHEMAS",
-    "SCHEMA_VERSION",
-    "DamagedPart",
-    "StoreError",
-    "cells_table",
-    "conform",
-    "latest",
-    "scan_parts",
-    "schema",
-    "schema_markdown",
-    "set_aside",
-    "to_table",
-    "write_part",
-]
 
 
 def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -129,7 +109,7 @@ def conform(table: pa.Table, name: str, source: str) -> pa.Table:
 def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
     """Tables one after another, of the rows with one key only the last, in order of first appearance."""
     whole = pa.concat_tables([schema(name).empty_table(), *tables])
-    keys = zip(*(whole.column(key).to_pylist() for key in KEYS[name]), strict=True)
+    keys = zip(*(whole.column(key).to_pylist() for key in TABLES[name].key), strict=True)
     rows = {key: index for index, key in enumerate(keys)}
     return whole if len(rows) == whole.num_rows else whole.take(pa.array(rows.values(), pa.int64()))
 
@@ -211,10 +191,10 @@ def schema_markdown() -> str:
         'Scores are fractions in [0, 1], times seconds, sizes bytes, instants UTC. Null means "does not apply" or '
         '"not known".',
     ]
-    for name, table in SCHEMAS.items():
-        lines += ["", f"## `{name}`", "", f"{DOCS[name]} Key: {', '.join(f'`{k}`' for k in KEYS[name])}.", ""]
+    for name, table in TABLES.items():
+        lines += ["", f"## `{name}`", "", f"{table.doc} Key: {', '.join(f'`{k}`' for k in table.key)}.", ""]
         lines += ["| column | type | meaning |", "|---|---|---|"]
-        lines += [f"| `{f.name}` | {_type_name(f.type)} | {doc(f)} |" for f in table]
+        lines += [f"| `{column}` | {_type_name(kind)} | {meaning} |" for column, kind, meaning in table.columns]
     lines += [
         "",
         "## Views",

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.curves import budgets, pareto, size_fits
-from analysis.curves.budgets import AXES
+from analysis.curves import pareto, readings
+from analysis.curves.measured import EXAMPLES, axis
 from analysis.curves.sizes import size_curves
 from analysis.format import percent, quantity, ranged, score, whole
 from analysis.store.store import Store
@@ -49,12 +49,12 @@ def _rmse(r: Row) -> str:
 
 def fitted(store: Store, x: str) -> list[Sheet]:
     """Crossings, budgets needed, areas and parameters of the fits against a cost."""
-    label = AXES[x].label
+    label = axis(x).label
     tables = [
         (
             "crossings",
             f"Where curves cross, in {label}",
-            budgets.crossing_table(store, x),
+            readings.crossing_table(store, x),
             [
                 AGAINST,
                 Column("crosses at [95 %]", _estimate, "number"),
@@ -64,7 +64,7 @@ def fitted(store: Store, x: str) -> list[Sheet]:
         (
             "budget_needed",
             f"What a score costs, in {label}",
-            budgets.needed_table(store, x),
+            readings.needed_table(store, x),
             [
                 Column("goal", lambda r: r["goal"]),
                 Column("score, %", lambda r: percent(r["target"]), "number"),
@@ -74,10 +74,10 @@ def fitted(store: Store, x: str) -> list[Sheet]:
         (
             "areas",
             "Mean score over the range (area under the curve, log axis)",
-            budgets.area_table(store, x),
+            readings.area_table(store, x),
             _range_columns(),
         ),
-        ("fits", "Parameters of the fits", budgets.fit_table(store, x), _fit_columns()),
+        ("fits", "Parameters of the fits", readings.fit_table(store, x), _fit_columns()),
     ]
     return [
         Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows, folded=name == "fits")
@@ -109,7 +109,7 @@ def front(store: Store, x: str) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        Column(AXES[x].label, lambda r: quantity(r["cost"]), "number"),
+        Column(axis(x).label, lambda r: quantity(r["cost"]), "number"),
         Column("score, %", lambda r: percent(r["score"]), "number"),
         Column("on it in resamples, %", lambda r: percent(r["front_share"]), "number"),
     )
@@ -143,7 +143,7 @@ def sizes(store: Store) -> list[Sheet]:
         (
             "size_crossings",
             "Where curves cross, in training examples",
-            size_fits.crossing_table(store),
+            readings.crossing_table(store, EXAMPLES),
             [
                 AGAINST,
                 Column("crosses at [95 %]", _estimate, "number"),
@@ -153,11 +153,21 @@ def sizes(store: Store) -> list[Sheet]:
         (
             "size_needed",
             "Training examples that a score needs",
-            size_fits.needed_table(store),
+            readings.needed_table(store, EXAMPLES),
             [*goal, Column("needs [95 %]", _estimate, "number")],
         ),
-        ("size_areas", "Mean score over the range of training examples", size_fits.area_table(store), _range_columns()),
-        ("size_fits", "Parameters of the fits against training examples", size_fits.fit_table(store), _fit_columns()),
+        (
+            "size_areas",
+            "Mean score over the range of training examples",
+            readings.area_table(store, EXAMPLES),
+            _range_columns(),
+        ),
+        (
+            "size_fits",
+            "Parameters of the fits against training examples",
+            readings.fit_table(store, EXAMPLES),
+            _fit_columns(),
+        ),
     ]
     return [whole_table] + [
         Sheet(name, title, [_DATA, METHOD, BUDGET, *columns], rows, folded=len(rows) > 20 or name == "size_fits")
