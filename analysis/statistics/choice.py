@@ -1,11 +1,11 @@
 """What the choice of a learning rate adds to the uncertainty of a comparison.
 
-CONFIRM runs every seed at the one rate that stage TUNE chose, so the spread over CONFIRM's seeds does not show that
+CONFIRM runs every seed at the one rate that stage TUNE chose. So the spread over CONFIRM's seeds does not show that
 another draw of TUNE's noise would have chosen another rate, with another expected score. That spread is estimated from
-TUNE itself: its noise from the re-runs (rates x seeds, what a seed does to all rates taken out, pooled over the cells
-of one place), its response curve by a local quadratic in log rate; then TUNE is drawn again many times and the variance
-of the expected score at the rate it chooses is what the choice adds (a parametric bootstrap). `calibration` shows that
-tests widened so keep their 5 % over tables in which both arms are tuned.
+TUNE itself (a parametric bootstrap). Its noise comes from the re-runs (rates x seeds, what a seed does to all rates
+taken out, pooled over the cells of one place), its response curve from a local quadratic in log rate. TUNE is then
+drawn again many times; the variance of the expected score at the rate it chooses is what the choice adds.
+`benchmarks/calibration.py` shows that tests widened by it keep their 5 % over tables in which both arms are tuned.
 """
 
 from __future__ import annotations
