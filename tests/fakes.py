@@ -17,14 +17,21 @@ import os
 import signal
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed
 
-from sweeps.spec.space import Dimension, Extra, Space
+from sweeps.plan.plan import Plan
+from sweeps.spec.cell import Cell
+from sweeps.spec.resources import LimitsSection, Order, ResourceSection
+from sweeps.spec.search import Allowance, SearchSection
+from sweeps.spec.sections import BudgetSection, ConfirmSection, DataSection, KeepSection, MethodSection, ModelSection
+from sweeps.spec.space import Extra
+from sweeps.spec.spec import SweepSpec
+from trainables.config import TrainSettings, TrialConfig
 from trainables.errors import TrialError
 
 TRIAL = "tests.fakes:analytic_trial"
@@ -146,196 +153,141 @@ def mended_trial(config: dict[str, Any], **how: Any) -> Generator[dict[str, Any]
     return analytic_trial({**config, "options": options}, **how)
 
 
-@dataclass(frozen=True)
-class FakeTrain:
-    epochs: int = 3
-    global_batch_size: int = 32
+FAULTS = ("delay", "seconds", "log", "fail_above", "nan_above", "kill", "hang", "full_disk", "oom_above", "fail_rank")
+FAULTS_OF_PACKS = ("refuse_pack", "pack_oom_above", "pack_kill")
 
 
-@dataclass(frozen=True)
-class FakeTrial:
-    stage: str
-    cell_id: str
-    method: str
-    budget: int | None
-    lr: float | None
-    data_seed: int
-    init_seed: int
-    basis_seed: int
-    options: tuple[tuple[str, Any], ...]
-    train: FakeTrain
-    extra: Extra = ()
-
-    def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k != "extra"}
+class FakeTrial(TrialConfig):
+    """A trial's configuration whose id its faults do not change, so that a sweep with them equals one without."""
 
     @property
     def trial_id(self) -> str:
-        values = {**self.model_dump(), "options": self.extra or None}  # faults and logs don't make another trial
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        options = tuple(option for option in self.options if option[0] not in (*FAULTS, *FAULTS_OF_PACKS))
+        return TrialConfig(**{**dict(self), "options": options}).trial_id
 
 
-@dataclass(frozen=True)
-class FakeCell:
-    method: str
-    budget: int | None = 1000
-    sweep: str = "fake"
-    lr_low: float | None = 1e-5
-    lr_high: float | None = 1e-1
-    lr_centre: float | None = 1e-3
-    tune_trials: int = 0
-    confirm_seeds: int = 0
-    options: tuple[tuple[str, Any], ...] = ()
-    feasible: bool = True
-    reason: str | None = None
-    model: str = "fake-model"
-    adapt: str = "vision"
-    dataset: str = "fake-data"
-    train_size: str | float = 1.0
-    allocation: str | None = "uniform"
-    capacity: int | None = 4
-    dimensions: tuple[Dimension, ...] = ()
-    published: Extra = ()
-    epochs: int | None = 3
-    epoch_samples: int | None = None
+class FakeCell(Cell):
+    """A cell of a method at a budget, all else given a value unless it is named."""
 
-    @property
-    def reference(self) -> str | None:
-        return None if self.budget is None else f"params-{self.budget}"
-
-    @property
-    def cell_id(self) -> str:
-        return f"{self.method}-{self.budget}"
-
-    @property
-    def label(self) -> str:
-        return f"{self.method} {self.budget}"
-
-    @property
-    def space(self) -> Space | None:
-        if self.lr_low is None or self.lr_high is None:
-            return None
-        return Space(self.lr_low, self.lr_high, self.dimensions)
+    def __init__(self, method: str, budget: int | None = 1000, **named: Any) -> None:
+        usual: dict[str, Any] = {
+            "cell_id": f"{method}-{budget}",
+            "sweep": "fake",
+            "model": "fake-model",
+            "adapt": "vision",
+            "targets": ("weight",),
+            "dataset": "fake-data",
+            "train_size": 1.0,
+            "options": (),
+            "reference": None if budget is None else f"params-{budget}",
+            "allocation": "uniform",
+            "capacity": 4,
+            "capacities": (),
+            "count": budget,
+            "residual": None if budget is None else 0,
+            "feasible": True,
+            "reason": None,
+            "below": None,
+            "above": None,
+            "lr_low": 1e-5,
+            "lr_high": 1e-1,
+            "lr_centre": 1e-3,
+            "tune_trials": 0,
+            "confirm_seeds": 0,
+            "base": method,
+        }
+        super().__init__(**{**usual, **named, "method": method, "budget": budget})
 
     def trial(
-        self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: Any, extra: Extra = ()
+        self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: TrainSettings, extra: Extra = ()
     ) -> FakeTrial:
-        mine = {k: v for k, v in extra if k != "epochs"}
-        options = (*self.options, *sorted(mine.items()))
-        train = replace(train, epochs=dict(extra).get("epochs", train.epochs))
-        return FakeTrial(stage, self.cell_id, self.method, self.budget, lr, *seeds, options, train, tuple(extra))
-
-    def row(self) -> dict[str, Any]:
-        names = "cell_id sweep model adapt dataset method label reference budget allocation capacity feasible reason"
-        names += " lr_low lr_high lr_centre tune_trials confirm_seeds"
-        return {**{name: getattr(self, name) for name in names.split()}, "train_size": str(self.train_size)}
+        return FakeTrial(**dict(super().trial(stage, lr, seeds, train, extra)))
 
 
-@dataclass(frozen=True)
-class FakeSamples:
-    samples: int | None = None
-    seconds: float | None = None
+class FakeTrain(TrainSettings):
+    """`[train]` of three short epochs."""
+
+    def __init__(self, epochs: int = 3, global_batch_size: int = 32) -> None:
+        super().__init__(epochs=epochs, global_batch_size=global_batch_size)
 
 
-@dataclass(frozen=True)
-class FakeSearch:
+class FakeSamples(Allowance):
+    """`search.allowance` in samples."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(samples=samples)
+
+
+class FakeSearch(SearchSection):
+    """`[search]` of six trials, one of them a re-run."""
+
     trials: int = 6
-    sampler: str = "grid"
     rerun_rates: int = 1
     rerun_seeds: int = 1
-    pruner: str = "none"
-    seed: int = 0
-    allowance: FakeSamples | None = None
-    warm_start: tuple[str, ...] = ()
-    widen: int = 0
-
-    @property
-    def reruns(self) -> int:
-        return self.rerun_rates * self.rerun_seeds
-
-    @property
-    def rates(self) -> int:
-        return self.trials - self.reruns
 
 
-@dataclass(frozen=True)
-class FakeConfirm:
-    seeds: tuple[int, ...] = (0, 1)
-    hold: dict[str, int] = field(default_factory=dict)
+class FakeConfirm(ConfirmSection):
+    """`[confirm]` of two seeds."""
+
+    def __init__(self, seeds: tuple[int, ...] = (0, 1), hold: dict[str, int] | None = None) -> None:
+        super().__init__(seeds=seeds, hold=hold or {})
 
 
-@dataclass(frozen=True)
-class FakeResources:
-    workers: int = 1
-    concurrent: int | Literal["auto"] = "auto"
-    cpus_per_worker: float = 1
-    gpus_per_worker: float | Literal["auto"] = 0
-    pack: int | Literal["auto"] = 1
-    isolated: bool = False
-    trial_timeout: float | None = None
-    attempts: int = 3
-    order: str = "methods"
-    priority: tuple[str | float, ...] = ()
+class FakeResources(ResourceSection):
+    """`[resources]` without a GPU, cells in the plan's order."""
+
+    gpus_per_worker: float | Literal["auto"] = 0.0
+    order: Order = "methods"
 
 
-@dataclass(frozen=True)
-class FakeLimits:
-    max_hours: float | None = None
-    max_accelerator_hours: float | None = None
-    max_cost: float | None = None
-    price_per_hour: float | None = None
+class FakeKeep(KeepSection):
+    """`[keep]` of adapters."""
+
+    def __init__(self, adapters: Literal["none", "best", "confirm", "all"] = "none") -> None:
+        super().__init__(adapters=adapters)
 
 
-@dataclass(frozen=True)
-class FakeKeep:
-    adapters: str = "none"
-    full: bool = False
+FakeLimits, FakePlan = LimitsSection, Plan
 
 
-@dataclass(frozen=True)
-class FakeSpec:
-    folder: Path
-    name: str = "fake"
-    search: FakeSearch = FakeSearch()
-    confirm: FakeConfirm = FakeConfirm()
-    train: FakeTrain = FakeTrain()
-    resources: FakeResources = FakeResources()
-    limits: FakeLimits = FakeLimits()
-    keep: FakeKeep = FakeKeep()
-
-    def identity(self) -> dict[str, Any]:
-        search = {k: v for k, v in asdict(self.search).items() if k not in ("trials", "allowance", "widen")}
-        search["warm_start"] = list(self.search.warm_start)  # as it comes back from JSON
-        return {"name": self.name, "train": asdict(self.train), "search": search, "methods": {}}
-
-
-@dataclass(frozen=True)
-class FakePlan:
-    spec: FakeSpec
-    cells: tuple[FakeCell, ...]
-
-    @property
-    def feasible(self) -> tuple[FakeCell, ...]:
-        return tuple(cell for cell in self.cells if cell.feasible)
+def fake_spec(folder: Path, **sections: Any) -> SweepSpec:
+    """A sweep file of no model and no data, with these sections."""
+    usual = {
+        "name": "fake",
+        "model": ModelSection(id="fake-model", adapt="vision"),
+        "data": DataSection(datasets=("fake-data",)),
+        "budgets": BudgetSection(params=(1000,)),
+        "methods": {"lora": MethodSection()},
+        "search": FakeSearch(),
+        "confirm": FakeConfirm(),
+        "train": FakeTrain(),
+        "resources": FakeResources(),
+    }
+    return SweepSpec.model_validate({**usual, **sections, "output": folder})
 
 
-def fake_plan(folder: Path, cells: tuple[FakeCell, ...] | None = None, **sections: Any) -> FakePlan:
+def fake_plan(folder: Path, cells: tuple[FakeCell, ...] | None = None, **sections: Any) -> Plan:
     """Two methods at two budgets, a full fine-tuning cell and zero-shot, unless other cells are given."""
-    spec = FakeSpec(folder, **sections)
+    spec = fake_spec(folder, **sections)
     if cells is None:
         cells = (
             *(FakeCell(method, budget) for budget in (1000, 8000) for method in ("lora", "randlora")),
             FakeCell("full", None),
             FakeCell("zero-shot", None, lr_low=None, lr_high=None, lr_centre=None),
         )
-    return FakePlan(spec, tuple(_counted(cell, spec) for cell in cells))
+    return Plan(spec, tuple(_counted(cell, spec) for cell in cells))
 
 
-def _counted(cell: FakeCell, spec: FakeSpec) -> FakeCell:
-    trains = cell.lr_centre is not None
-    values = {name: getattr(cell, name) for name in FakeCell.__dataclass_fields__}
-    counts = {
-        "tune_trials": spec.search.trials if trains else 0,
-        "confirm_seeds": len(spec.confirm.seeds) if trains else 1,
-    }
-    return FakeCell(**{**values, **counts, "sweep": spec.name})
+def _counted(cell: FakeCell, spec: SweepSpec) -> Cell:
+    trains, allowance = cell.lr_centre is not None, spec.search.allowance
+    epochs = spec.train.epochs
+    trials = spec.search.trials
+    if allowance is not None and allowance.samples is not None and cell.epoch_samples is not None:
+        trials = allowance.samples // (epochs * cell.epoch_samples)
+    return replace(
+        cell,
+        epochs=epochs if trains else None,
+        tune_trials=trials if trains else 0,
+        confirm_seeds=len(spec.confirm.seeds) if trains else 1,
+        sweep=spec.name,
+    )

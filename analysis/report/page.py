@@ -165,8 +165,7 @@ def _setting(store: Store) -> list[Row]:
         select sweep, string_agg(distinct model, ', ') as models, string_agg(distinct adapt, ', ') as adapt,
                string_agg(distinct dataset, ', ') as datasets, string_agg(distinct train_size, ', ') as sizes,
                count(distinct method) as methods, count(distinct reference) as budgets,
-               coalesce(format('{:.15g} seconds of a device for tuning', max(allowance_seconds)),
-                        format('{:,} training examples for tuning', max(allowance_samples)),
+               coalesce(format('{:,} training examples for tuning', max(allowance_samples)),
                         format('{} tuning trials', max(tune_trials))) as tuning,
                max(confirm_seeds) as seeds, count(*) filter (feasible) as cells
         from cells group by all order by sweep

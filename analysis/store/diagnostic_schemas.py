@@ -57,11 +57,7 @@ _LANDSCAPE = (
     ("b", INT, "Corner where it ends; null on the plane."),
     ("t", REAL, "Share of the way from a to b; null on the plane."),
     ("loss", REAL, "The task's own training loss, per image or target token; null where it is not finite."),
-    (
-        "barrier",
-        REAL,
-        "Greatest height of the edge's loss over the line between its ends, 0 or more; null on the plane.",
-    ),
+    ("barrier", REAL, "Most that the edge's loss lies above the line between its ends, 0 or more; null on the plane."),
     ("examples", INT, "Examples that the loss is a mean of."),
     ("points", INT, "Points of a row of the grid, and of an edge."),
     _WHEN,

@@ -142,11 +142,7 @@ _CELLS = (
     ("capacity", INT, "The one capacity of a uniform allocation; null where layers differ."),
     ("capacities", TEXT, "JSON object: capacity by weight name."),
     ("count", INT, "Trainable adapter parameters of the solution; `trials.adapter_params` must equal it."),
-    (
-        "update_rank",
-        REAL,
-        "Largest rank of a target weight's update, mean over the weights; null where there is none.",
-    ),
+    ("update_rank", REAL, "Largest rank a weight's update can have, mean over weights; null where it has none."),
     ("residual", INT, "`count - budget`."),
     ("residual_fraction", REAL, "`residual / budget`."),
     ("feasible", FLAG, "Whether the cell runs."),
@@ -157,13 +153,8 @@ _CELLS = (
     ("lr_high", REAL, "High end of the range."),
     ("lr_centre", REAL, "Centre of the range: the published rate, unless the sweep file moves it."),
     ("space", TEXT, "JSON object: range or values of each hyperparameter searched beside the rate; null for none."),
-    (
-        "tune_trials",
-        INT,
-        "The allowance: TUNE trials of the cell; of an allowance in examples, what fits unpruned.",
-    ),
+    ("tune_trials", INT, "The allowance: TUNE trials of the cell; of an allowance in samples, what fits unpruned."),
     ("allowance_samples", INT, "The allowance where it is in training examples; null where it is not."),
-    ("allowance_seconds", REAL, "The allowance where it is in seconds of training on a device; null where it is not."),
     ("confirm_seeds", INT, "CONFIRM trials of the cell."),
 )
 

@@ -103,14 +103,10 @@ _ALL = (
     View(
         "coverage",
         "One row per cell: trials planned and done in each stage, failed for good, and not run yet (`missing`); "
-        "infeasible cells with the reason. Of an allowance in seconds as many are planned as are known: the fewest, or "
-        "those that ran, which are all once a rate is chosen.",
+        "infeasible cells with the reason.",
         """
         select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
-               case when c.allowance_seconds is null then c.tune_trials
-                    when h.cell_id is null then greatest(c.tune_trials, coalesce(n.tune_done + n.tune_failed, 0))
-                    else coalesce(n.tune_done + n.tune_failed, 0) end as tune_planned,
-               coalesce(n.tune_done, 0) as tune_done,
+               c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,
                c.confirm_seeds as confirm_planned, coalesce(n.confirm_done, 0) as confirm_done,
                coalesce(n.tune_failed + n.confirm_failed, 0) as failed,
                case when c.feasible
@@ -125,7 +121,6 @@ _ALL = (
                  count(*) filter (t.stage = 'CONFIRM' and t.status = 'failed') as confirm_failed
           from last_attempts t left join confirmed f using (sweep, trial_id) group by all
         ) n using (sweep, cell_id)
-        left join (select distinct sweep, cell_id from choices) h using (sweep, cell_id)
         order by c.sweep, c.dataset, c.train_size, c.method, c.budget
         """,
     ),
@@ -157,9 +152,8 @@ _ALL = (
     View(
         "parity",
         "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
-        "given (trials; of seconds the fewest) and used, samples or device-seconds where it is in these, the kinds of "
-        "devices of stage TUNE, "
-        "warm starts among it, points past the range's edge; rates tried, range width in decades, the "
+        "given and used in trials, and in samples where it is in these; device-seconds and kinds of devices of stage "
+        "TUNE; warm starts among it, points past the range's edge; rates tried, range width in decades, the "
         "choice, whether it is the range's edge, and why the cell may be under-tuned; epochs and samples trained.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
@@ -171,7 +165,7 @@ _ALL = (
                u.under_tuned, u.last_gain,
                coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
-               c.allowance_samples, n.tune_samples, c.allowance_seconds, n.tune_seconds, n.devices,
+               c.allowance_samples, n.tune_samples, n.tune_seconds, n.devices,
                f.confirm_samples, f.epochs
         from cells c left join chosen h using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join (

@@ -41,7 +41,6 @@ def parity(rows: list[Row]) -> Sheet:
         Column("residual", lambda r: signed_percent(r["residual_fraction"]), "number"),
         Column("allocation", lambda r: r["allocation"] or ""),
         Column("tuning used / given", _allowance, "number"),
-        *([Column("devices", lambda r: r["devices"] or "")] if any(r["allowance_seconds"] for r in rows) else []),
         Column("rates", lambda r: str(r["rates_tried"] or ""), "number"),
         Column("chosen", lambda r: short(r["chosen_lr"]), "number"),
         Column("last gain, points", lambda r: points(r["last_gain"]), "number"),
@@ -63,9 +62,7 @@ def _built(r: Row) -> str:
 
 def _allowance(r: Row) -> str:
     used = str(r["allowance_used"])
-    if r["allowance_seconds"] is not None:
-        used += f" trials, {r['tune_seconds'] or 0:,.0f} / {r['allowance_seconds']:,.0f} s"
-    elif r["allowance_samples"] is not None:
+    if r["allowance_samples"] is not None:
         used += f" trials, {whole(r['tune_samples'] or 0)} / {whole(r['allowance_samples'])} examples"
     else:
         used += f" / {r['allowance']}"
@@ -74,14 +71,12 @@ def _allowance(r: Row) -> str:
 
 def tuning_says(rows: list[Row]) -> list[str]:
     """Sentences on what tuned cells were given and what they used, rows of the view `parity`, true as they are."""
-    timed = [r for r in rows if r["allowance_seconds"] is not None]
     sampled = [r for r in rows if r["allowance_samples"] is not None]
-    rest = [r for r in rows if r["allowance_seconds"] is None and r["allowance_samples"] is None]
+    rest = [r for r in rows if r["allowance_samples"] is None]
     said = []
     for mine, given, used, unit in (
         (rest, "allowance", "allowance_used", "trials"),
         (sampled, "allowance_samples", "tune_samples", "training examples"),
-        (timed, "allowance_seconds", "tune_seconds", "seconds of a device"),
     ):
         if not mine:
             continue
@@ -95,12 +90,6 @@ def tuning_says(rows: list[Row]) -> list[str]:
             spent = f"{_span(r[used] or 0 for r in mine)} were used, in {trials} trials, {full} of them finished at "
             spent += "full length; points past an edge and failed trials are among them"
         said.append(f"Tuning: {equal}; {spent}.")
-    if timed:
-        found = sorted({r["devices"] for r in timed if r["devices"]})
-        where = (
-            f"{found[0]} throughout" if len(found) == 1 and ", " not in found[0] else f"{' | '.join(found)}: NOT equal"
-        )
-        said.append(f"Devices: the seconds are of {where if found else 'no known device'}.")
     return said
 
 

@@ -20,7 +20,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.tables.console import print_whole
-from sweeps.cluster.hardware import in_seconds
 
 if TYPE_CHECKING:
     from analysis import Store
@@ -92,7 +91,7 @@ def print_header(plan: Plan) -> None:
     cells, left_out = plan.feasible, len(plan.cells) - len(plan.feasible)
     spec = plan.spec
     out.print(
-        f"[bold]{spec.name}[/]: {len(cells)} cells, {_trials(plan)} "
+        f"[bold]{spec.name}[/]: {len(cells)} cells, {plan.n_trials} trials "
         f"({_allowance(plan)} to tune and {len(spec.confirm.seeds)} to confirm per cell) on {spec.model.id}"
         + (f"; {left_out} infeasible cell(s) left out, see `sweeps plan`" if left_out else ""),
         highlight=False,
@@ -118,9 +117,7 @@ def print_plan(plan: Plan) -> None:
                 _count(cell.count),
                 residual,
                 rates,
-                f"{cell.tune_trials + cell.confirm_seeds}{'+' * (cell.allowance_seconds is not None)}"
-                if cell.feasible
-                else "left out",
+                str(cell.tune_trials + cell.confirm_seeds) if cell.feasible else "left out",
             ]
         )
     header = [
@@ -136,7 +133,7 @@ def print_plan(plan: Plan) -> None:
         "residual",
         "lr",
     ]
-    print_rows([*header, "trials"], rows, f"{plan.spec.name}: {len(plan.feasible)} cells, {_trials(plan)}")
+    print_rows([*header, "trials"], rows, f"{plan.spec.name}: {len(plan.feasible)} cells, {plan.n_trials} trials")
     for cell in plan.cells:
         if not cell.feasible:
             around = ", ".join(f"{n['count']:,} at {n['capacity']}" for n in (cell.below, cell.above) if n)
@@ -144,22 +141,12 @@ def print_plan(plan: Plan) -> None:
                 f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""),
                 highlight=False,
             )
-    if in_seconds(plan.spec.search) is not None:
-        words = f"tuning    {_allowance(plan)} a cell; `sweeps estimate` probes how many trials that may be"
-        out.print(words, markup=False, highlight=False)
     print_packing(plan)
-
-
-def _trials(plan: Plan) -> str:
-    """How many trials, as far as is known."""
-    return f"{plan.n_trials} trials" + (" or more" if in_seconds(plan.spec.search) is not None else "")
 
 
 def _allowance(plan: Plan) -> str:
     allowance = plan.spec.search.allowance
-    if allowance is None:
-        return str(plan.spec.search.trials)
-    return f"{allowance.samples:,} samples" if allowance.seconds is None else f"{allowance.seconds:g} s of a device"
+    return str(plan.spec.search.trials) if allowance is None else f"{allowance.samples:,} samples"
 
 
 def print_packing(plan: Plan) -> None:
@@ -189,10 +176,6 @@ def print_estimate(estimate: Estimate) -> None:
     print_rows(
         ["method", "seconds/trial", "trials", "minutes of one slot"], rows, "estimate, from a probe of every method"
     )
-    if estimate.allowance_seconds is not None:
-        held = ", ".join(f"{m.tune_trials:.0f} of {m.method}" for m in estimate.methods if m.tune_trials is not None)
-        words = f"{estimate.allowance_seconds:g} s a cell are about so many trials to tune: {held}; the clock decides"
-        out.print(words, markup=False, highlight=False)
     print_estimate_line(estimate)
     out.print(
         f"{estimate.accelerator_hours:.3g} accelerator-hours; disk about {estimate.disk_bytes / 2**20:.0f} MiB, "

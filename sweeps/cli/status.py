@@ -21,15 +21,13 @@ def progress_of(folder: Path) -> dict[str, Any]:
 
     JSON-able. `per_minute` and `seconds_left` are of the run in progress or the last one, null before its first trial;
     `cost` is null where the run was not estimated with a price; `estimate` has the wall time estimated at the last
-    launch and, once that is over, the actual one. Of an allowance in seconds `trials` are those known so far.
+    launch and, once that is over, the actual one.
     """
     store = open_store(folder)
     running = holder(folder) is not None
     events = store.events()
     asked = {e["trial_id"] for e in events if e["ev"] == "ask"}
     cells = [c for c in store.table("cells").to_pylist() if c["feasible"]]
-    timed = {c["cell_id"] for c in cells if c["allowance_seconds"] is not None}
-    begun = Counter(e["cell_id"] for e in events if e["ev"] == "ask" and e["stage"] == "TUNE" and e["cell_id"] in timed)
     coverage = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
     rows = store.table("trials").to_pylist()
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
@@ -45,7 +43,7 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "sweep": cells[0]["sweep"] if cells else folder.name,
         "folder": str(folder),
         "running": running,
-        "trials": sum(max(r["tune_planned"], begun[r["cell_id"]]) + r["confirm_planned"] for r in coverage),
+        "trials": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage),
         "finished": states["finished"] + states["pruned"],
         "failed": states["failed"],
         "unfinished": len(asked - set(trials)),

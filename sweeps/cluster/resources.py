@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sweeps.errors import Problem, SpecError
-from sweeps.spec.interfaces import Resources
+from sweeps.spec.resources import ResourceSection
 
 
 class ResourceError(SpecError):
@@ -44,7 +44,7 @@ class LaneShape:
         return 1 if self.group else self.workers
 
 
-def plan_lanes(asked: Resources, nodes: Sequence[Node], share: float = 1.0) -> list[LaneShape]:
+def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0) -> list[LaneShape]:
     """Lanes for a request: one a machine with independent workers, or one a data-parallel group or isolated trial.
 
     Args:

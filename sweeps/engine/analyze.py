@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from analysis.format import Row
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
 from sweeps.errors import Problem
 
 if TYPE_CHECKING:
     from analysis.diagnostics.units import Execute, Unit
-
-Row = dict[str, Any]
 
 RETRIES = 2
 """Times that a task is started again whose process dies."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from analysis.format import Row
 from sweeps.cluster.resources import LaneShape, accelerators
 from sweeps.search.stages import SweepState
-from sweeps.spec.interfaces import Limits, Row
+from sweeps.spec.resources import LimitsSection
 
 
 def hours_of(rows: Iterable[Row]) -> float:
@@ -30,7 +31,7 @@ class Meter:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: LimitsSection,
         state: SweepState,
         shapes: Sequence[LaneShape],
         begun: float,

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from analysis.format import Row
 from analysis.store.remote import Location
-from sweeps.cluster.hardware import check_devices, in_seconds, machines
 from sweeps.cluster.resources import accelerators
 from sweeps.cluster.session import RayLostError
 from sweeps.cluster.signals import signals
@@ -23,6 +23,7 @@ from sweeps.engine.stop import Stop, watch
 from sweeps.lanes.packs import TOGETHER, Packing
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
+from sweeps.plan.plan import Plan
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
 from sweeps.records.locks import FolderLock, check_identity, write_identity
@@ -31,7 +32,6 @@ from sweeps.records.rows import git_commit, utc
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import EVERY_S, Upload, check_there, restore
 from sweeps.search.stages import SweepState
-from sweeps.spec.interfaces import Plan, Row
 from sweeps.watch.displays import Progress, make_progress
 from sweeps.watch.observers import Observer, Observers
 
@@ -114,8 +114,8 @@ def run(
         estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
 
     Raises:
-        SpecError: the request can't be met (resources, sampler), the folder belongs to another sweep or process, an
-            allowance in seconds would be spent on several kinds of devices; nothing was written then.
+        SpecError: the request can't be met (resources, sampler), or the folder belongs to another sweep or process;
+            nothing was written then.
         EngineError: no lane can be kept up.
         RayLostError: Ray's own processes died; the same command goes on.
         OSError: the journal can't be written.
@@ -127,9 +127,6 @@ def run(
     check_identity(folder, spec.identity())
     if location is not None:
         check_there(location, spec.identity())
-    timed = in_seconds(spec.search) is not None
-    if timed and not (folder / "journal.jsonl").exists():
-        check_devices(spec, (), machines(address))
     with FolderLock(folder):
         if location is not None:
             restore(folder, location)
@@ -138,8 +135,6 @@ def run(
             state = SweepState(plan.feasible, spec)
             earlier: dict[str, int] = {}
             unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
-            if timed and (journal.events or sealer.rows) and any(not cell.finished for cell in state.cells.values()):
-                check_devices(spec, [r for cell in state.cells.values() for r in cell.rows.values()], machines(address))
             write_identity(folder, spec.identity())
             sealer.write_cells(cell.row() for cell in plan.cells)
             skipped = sum(cell.counted() for cell in state.cells.values())

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from sweeps.lanes.gpu_share import Measured, pack_that_fits
 from sweeps.search.points import FIXED_SAMPLERS
 from sweeps.search.stages import CellState, Slot, SweepState
-from sweeps.spec.interfaces import TUNE_SEED, Spec
+from sweeps.spec.sections import TUNE_SEED
+from sweeps.spec.spec import SweepSpec
 from trainables.config import alike
 
 TOGETHER = {"trainables.training.worker:run_trial": "trainables.training.packed:run_pack"}
@@ -24,7 +25,7 @@ MOST = 8
 """Trials of a pack that "auto" takes at most."""
 
 
-def prunable(spec: Spec, cell: CellState, slot: Slot) -> bool:
+def prunable(spec: SweepSpec, cell: CellState, slot: Slot) -> bool:
     """Pruning compares the first trials of a cell's rates; re-runs and CONFIRM always run to the end."""
     return spec.search.pruner != "none" and slot.stage == "TUNE" and slot.seeds == cell.seeds(TUNE_SEED)
 
@@ -111,7 +112,7 @@ class Packing:
         others = _open_cells(state, first.cell_id, idle - 1)
         return slots[: min(most, -(-len(slots) // (idle - others)))]
 
-    def _may(self, spec: Spec, cell: CellState, slot: Slot) -> bool:
+    def _may(self, spec: SweepSpec, cell: CellState, slot: Slot) -> bool:
         if not slot.config or prunable(spec, cell, slot):
             return False
         settings = slot.config.get("train", {})

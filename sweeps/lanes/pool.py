@@ -20,7 +20,7 @@ from sweeps.cluster.session import Session, local_node
 from sweeps.cluster.signals import held
 from sweeps.lanes.gpu_share import MOST, Measure, Measured, gpu_share
 from sweeps.lanes.packs import pack_size
-from sweeps.spec.interfaces import Resources
+from sweeps.spec.resources import ResourceSection
 
 PROXY_RESOURCE = "sweeps_proxy"
 HEAD = "node:__internal_head__"
@@ -44,7 +44,7 @@ class Pool:
     """
 
     def __init__(
-        self, resources: Resources, storage: Path, *, address: str | None = None, measure: Measure | None = None
+        self, resources: ResourceSection, storage: Path, *, address: str | None = None, measure: Measure | None = None
     ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
         self.measured: Measured | None = None
@@ -70,7 +70,7 @@ class Pool:
         """Whatever is raised in the block for want of them is a `RayLostError`."""
         return self._session.minded()
 
-    def pack(self, asked: Resources) -> int:
+    def pack(self, asked: ResourceSection) -> int:
         """Trials that a worker trains at once at most; 1 where trials have several workers, or one each."""
         if asked.workers > 1 or asked.isolated:
             return 1

@@ -74,14 +74,11 @@ def _corners(cell: Cell) -> list[Extra]:
 
 
 def counted(cell: Cell, spec: SweepSpec) -> Cell:
-    """The cell with the trials that its allowance is: of samples, all of them unpruned; of seconds, the fewest."""
+    """The cell with the trials that its allowance is; of samples, as many as they are unpruned."""
     allowance = spec.search.allowance
     if allowance is None or not cell.feasible or not cell.tune_trials:
         return cell
     least = spec.search.reruns + max(1, len(spec.search.warm_start) + 1, spec.search.rerun_rates)
-    if allowance.samples is None:
-        fewest = spec.search.reruns + len(spec.search.warm_start) + 1
-        return replace(cell, tune_trials=fewest, allowance_seconds=allowance.seconds)
     from sweeps.plan.split_sizes import split_sizes
 
     n, _, _ = split_sizes(cell)

@@ -6,18 +6,15 @@ can't see is other load on the machine, and cores that share memory bandwidth.
 
 from __future__ import annotations
 
-import math
-import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.store.store import open_store
-from sweeps.cluster.hardware import in_seconds
 from sweeps.cluster.resources import accelerators, plan_lanes
 from sweeps.cluster.session import local_node
 from sweeps.lanes.gpu_share import Measured
@@ -25,7 +22,6 @@ from sweeps.lanes.packs import pack_size, unpackable
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
-from sweeps.search.seconds import spent
 from sweeps.spec.cell import Cell
 from sweeps.spec.resources import LimitsSection
 from trainables.config import TrainSettings, TrialConfig
@@ -41,16 +37,12 @@ _ROW_BYTES = 12_000
 
 @dataclass(frozen=True)
 class MethodEstimate:
-    """One method's share: trials still to run, seconds of one of them, and of all.
-
-    `tune_trials`: of an allowance in seconds, the TUNE trials that it holds by the probe, the mean over cells.
-    """
+    """One method's share: trials still to run, seconds of one of them, and of all."""
 
     method: str
     trials: int
     seconds_per_trial: float
     seconds_total: float
-    tune_trials: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +59,6 @@ class Estimate:
         cost: `accelerator_hours` at `limits.price_per_hour`; None where that is not given.
         over: limits that it would reach, in words.
         pack: trials that a worker trains at once at most; the seconds of methods that are packed are their share.
-        allowance_seconds: `search.allowance.seconds`; how many trials that is, is then expected and not known.
-        short: methods of whose trials that is too little for the ones that are run in any case, in words.
     """
 
     methods: tuple[MethodEstimate, ...]
@@ -83,8 +73,6 @@ class Estimate:
     cost: float | None = None
     over: tuple[str, ...] = ()
     pack: int = 1
-    allowance_seconds: float | None = None
-    short: tuple[str, ...] = ()
     shared_bytes: int = 0
 
     @property
@@ -104,27 +92,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Left:
-    """What a cell still has to run. `spent`: device-seconds of stage TUNE; `chosen`: it has a learning rate."""
+    """What a cell still has to run."""
 
     cell: Cell
     tune: int
     confirm: int
-    spent: float = 0.0
-    chosen: bool = False
 
     @property
     def trials(self) -> int:
         return self.tune + self.confirm
-
-    def at(self, seconds: float) -> _Left:
-        """The same, where the allowance is in seconds and a TUNE trial takes so many of a device."""
-        given = self.cell.allowance_seconds
-        if given is None:
-            return self
-        fewest = self.cell.tune_trials
-        more = math.ceil((given - self.spent) / seconds)
-        tune = 0 if self.chosen and more <= 1 else max(self.tune, more)
-        return replace(self, tune=tune, cell=replace(self.cell, tune_trials=max(fewest, math.ceil(given / seconds))))
 
 
 def estimate_plan(plan: Plan) -> Estimate:
@@ -132,15 +108,12 @@ def estimate_plan(plan: Plan) -> Estimate:
     started = time.perf_counter()
     shapes = plan_lanes(plan.spec.resources, [local_node()])
     concurrent = sum(lane.trials for lane in shapes)
-    left: Sequence[_Left] = [cell for cell in _left(plan) if cell.trials]
+    left = [cell for cell in _left(plan) if cell.trials]
     if not left:
         return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, 0.0)
-    fewest = {c.cell.cell_id: c.cell.tune_trials for c in left}
     warm: dict[str, Any] = {}
-    left, methods, memory, pack = _probe(plan, left, warm)
+    methods, memory, pack = _probe(plan, left, warm)
     trials = sum(m.trials for m in methods)
-    if not trials:
-        return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, time.perf_counter() - started)
     busy = sum(m.seconds_total for m in methods)
     limits = plan.spec.limits
     hours = busy / 3600 * accelerators(shapes)
@@ -160,20 +133,7 @@ def estimate_plan(plan: Plan) -> Estimate:
         over=tuple(_over(limits, seconds / 3600, hours, cost)),
         pack=pack,
         shared_bytes=_shared(warm),
-        allowance_seconds=in_seconds(plan.spec.search),
-        short=tuple(_short(left, methods, fewest)),
     )
-
-
-def _short(left: Sequence[_Left], methods: Sequence[MethodEstimate], fewest: Mapping[str, int]) -> Iterator[str]:
-    for method in methods:
-        mine = [c.cell for c in left if c.cell.method == method.method and c.cell.allowance_seconds is not None]
-        if any(cell.tune_trials <= fewest[cell.cell_id] for cell in mine):
-            most = max(fewest[cell.cell_id] for cell in mine)
-            yield (
-                f"search.allowance.seconds = {mine[0].allowance_seconds:g} is too little for {method.method}: {most} "
-                f"trial(s) of a cell, re-runs among them, are run in any case, {method.seconds_per_trial:.1f} s each"
-            )
 
 
 def _over(limits: LimitsSection, hours: float, accelerator_hours: float, cost: float | None) -> Iterator[str]:
@@ -185,24 +145,18 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, cost: f
 
 def _left(plan: Plan) -> list[_Left]:
     done: Counter[tuple[str, str]] = Counter()
-    seconds: dict[str, float] = defaultdict(float)
-    chosen: set[str] = set()
     folder = plan.spec.folder
     if (folder / "journal.jsonl").exists():
-        store = open_store(folder)
-        for row in store.table("trials").to_pylist():
-            done[row["cell_id"], row["stage"]] += 1
-            seconds[row["cell_id"]] += (spent(row) or 0.0) * (row["stage"] == "TUNE")
-        chosen = set(store.table("choices").column("cell_id").to_pylist())
-    found = []
-    for cell in plan.feasible:
-        mine = cell.cell_id
-        tune = max(0, cell.tune_trials - done[mine, "TUNE"])
-        if cell.allowance_seconds is not None and seconds[mine] < cell.allowance_seconds:
-            tune = max(1, tune)  # how many it is, the probe tells
-        confirm = max(0, cell.confirm_seeds - done[mine, "CONFIRM"])
-        found.append(_Left(cell, tune, confirm, seconds[mine], mine in chosen))
-    return found
+        trials = open_store(folder).table("trials").select(["cell_id", "stage"]).to_pylist()
+        done.update((row["cell_id"], row["stage"]) for row in trials)
+    return [
+        _Left(
+            cell,
+            max(0, cell.tune_trials - done[cell.cell_id, "TUNE"]),
+            max(0, cell.confirm_seeds - done[cell.cell_id, "CONFIRM"]),
+        )
+        for cell in plan.feasible
+    ]
 
 
 def _shared(warm: dict[str, Any]) -> int:
@@ -211,10 +165,8 @@ def _shared(warm: dict[str, Any]) -> int:
     return sum(shared_bytes(loaded.module) for loaded in warm.get("models", {}).values())
 
 
-def _probe(
-    plan: Plan, left: Sequence[_Left], warm: dict[str, Any]
-) -> tuple[Sequence[_Left], tuple[MethodEstimate, ...], int, int]:
-    """What is left by the times that it takes, what of each method, the largest peak memory, trials of a pack."""
+def _probe(plan: Plan, left: Sequence[_Left], warm: dict[str, Any]) -> tuple[tuple[MethodEstimate, ...], int, int]:
+    """What is left of each method, the largest peak memory, trials of a pack."""
     import torch
 
     threads = torch.get_num_threads()
@@ -234,8 +186,7 @@ def _probe(
         torch.set_num_threads(threads)
     memory = max(cost.memory for cost in costs.values())
     found = []
-    settings, workers = plan.spec.train, plan.spec.resources.workers
-    left = [c.at(workers * costs[c.cell.method].trial(c.cell, "TUNE", settings)) for c in left]
+    settings = plan.spec.train
     for method, cost in costs.items():
         mine_left = [c for c in left if c.cell.method == method]
         total = sum(
@@ -243,11 +194,8 @@ def _probe(
             for c in mine_left
         )
         trials = sum(c.trials for c in mine_left)
-        if trials:
-            timed = [c.cell.tune_trials for c in mine_left if c.cell.allowance_seconds is not None]
-            mean = statistics.fmean(timed) if timed else None
-            found.append(MethodEstimate(method, trials, total / trials, total, mean))
-    return left, tuple(found), memory, pack
+        found.append(MethodEstimate(method, trials, total / trials, total))
+    return tuple(found), memory, pack
 
 
 def _pack(plan: Plan, peak: int) -> int:

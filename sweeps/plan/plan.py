@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def n_trials(self) -> int:
-        """Trials of a complete run: the allowance (of seconds: the fewest) and the CONFIRM seeds of feasible cells."""
+        """Trials of a complete run: the allowance and the CONFIRM seeds of feasible cells."""
         return sum(cell.tune_trials + cell.confirm_seeds for cell in self.feasible)
 
     def table(self) -> pa.Table:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from analysis.format import Row
 from sweeps.records.journal import Journal
 from sweeps.records.rows import choice_row, finite, metric_rows, prediction_row, trial_row
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import Slot, SweepState
-from sweeps.spec.interfaces import Row
 from sweeps.watch.observers import Observers
 from sweeps.watch.snapshot import where_raised
 

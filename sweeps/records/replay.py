@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.format import Row
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import Choice, Slot, SweepState
-from sweeps.spec.interfaces import Row
 from sweeps.spec.space import extra_from
 
 

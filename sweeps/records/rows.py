@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from analysis.format import Row
 from sweeps.search.stages import Choice, Slot
-from sweeps.spec.interfaces import Cell, Row
+from sweeps.spec.cell import Cell
 from sweeps.spec.space import extra_json
 
 _FROM_RESULT = [

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from analysis.format import Row
 from analysis.store.tables import cells_table, scan_parts, set_aside, write_part
-from sweeps.spec.interfaces import Row
 
 SEAL_EVERY = 256
 _TABLES = ("predictions", "metrics", "trials")  # trials last: a trial whose row is sealed has all its rows sealed

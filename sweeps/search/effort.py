@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeVar
 
+from analysis.format import Row
 from sweeps.search.points import Tried, beyond, propose
 from sweeps.search.samplers import State
-from sweeps.search.seconds import SPARE, Room, room
-from sweeps.spec.interfaces import Cell, Row, Search
+from sweeps.spec.cell import Cell
+from sweeps.spec.search import SearchSection
 from sweeps.spec.space import Extra, Point, Space
 
 WIDENED = 100_000
@@ -44,7 +45,7 @@ class Asked(Protocol):
 S = TypeVar("S", bound=Asked)
 
 
-def origin_of(number: int, search: Search) -> str | None:
+def origin_of(number: int, search: SearchSection) -> str | None:
     """What a TUNE slot of the first seeds is for: a warm start's name, "widened", or None for the sampler's."""
     if number >= WIDENED:
         return "widened"
@@ -67,7 +68,7 @@ def neighbours(cells: Iterable[Cell]) -> Iterator[tuple[str, str]]:
 class Effort:
     """The tuning effort of one cell. It knows the plan alone; what has been asked and found is given to it."""
 
-    def __init__(self, cell: Cell, search: Search) -> None:
+    def __init__(self, cell: Cell, search: SearchSection) -> None:
         self._cell, self._search = cell, search
 
     @property
@@ -101,45 +102,18 @@ class Effort:
     def _room(self, asked: Mapping[int, S], rows: Mapping[str, Row]) -> int:
         """Points that the allowance holds.
 
-        In samples: what is trained counts as it was, what runs or failed counts whole, the re-runs are set aside.
-        In seconds: `sweeps.search.seconds.room`.
+        Of samples, what is trained counts as it was, what runs or failed counts whole, the re-runs are set aside.
         """
         search = self._search
         if search.allowance is None:
             return search.rates
-        if search.allowance.seconds is not None:
-            return self._in_time(search.allowance.seconds, asked, rows).now
-        if search.allowance.samples is None:
-            raise AssertionError("validated: an allowance is in samples or in seconds")
-        longest = max((self._samples(None), *(self._samples(epochs) for epochs in self._searched_epochs())))
+        searched = [int(value) for d in self._space.dimensions if d.name == "epochs" for value in d.ends]
+        longest = max(self._samples(epochs) for epochs in (None, *searched))
         used, count = search.reruns * longest, 0
         while (slot := asked.get(count)) is not None:
             used += self._used(slot, rows.get(slot.trial_id))
             count += 1
         return count + max(0, search.allowance.samples - used) // longest
-
-    def in_all(self, asked: Mapping[int, S], rows: Mapping[str, Row]) -> int:
-        """How many points the cell is thought to have in the end."""
-        allowance = self._search.allowance
-        found = len(self.points(asked, rows))
-        if allowance is None or allowance.seconds is None:
-            return found
-        timed = self._in_time(allowance.seconds, asked, rows)
-        return found + timed.in_all - timed.now
-
-    def _in_time(self, seconds: float, asked: Mapping[int, S], rows: Mapping[str, Row]) -> Room:
-        epochs = self._cell.epochs or 1
-        trials = {
-            number: (slot.config["train"]["epochs"] if slot.config else epochs, rows.get(slot.trial_id))
-            for number, slot in asked.items()
-            if number < WIDENED
-        }
-        longest = max((epochs, *self._searched_epochs()))
-        fewest, reruns = len(self._search.warm_start) + 1, self._search.reruns
-        return room(seconds, trials, fewest=fewest, longest=longest, reruns=reruns)
-
-    def _searched_epochs(self) -> list[int]:
-        return [int(value) for d in self._space.dimensions if d.name == "epochs" for value in d.ends]
 
     def _samples(self, epochs: int | None) -> int:
         """Samples of a whole trial."""
@@ -178,8 +152,7 @@ class Effort:
         if origin is not None and start is not None and start not in {t.point for t in tried}:
             return start, origin
         warm = len(search.warm_start)
-        in_time = search.allowance is not None and search.allowance.seconds is not None
-        planned = SPARE if in_time else cell.tune_trials - search.reruns - warm
+        planned = cell.tune_trials - search.reruns - warm
         mine = number - warm if number >= warm else planned + number
         return propose(search.sampler, search.seed, cell.cell_id, mine, planned, self._space, tried), None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sweeps.spec.interfaces import Cell
+from sweeps.spec.cell import Cell
 
 
 def spread(count: int) -> list[int]:

@@ -10,17 +10,29 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from analysis.format import Row
 from sweeps.search.effort import Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
 from sweeps.search.points import Tried
-from sweeps.spec.interfaces import TUNE_SEED, Cell, Row, Spec, Used
+from sweeps.spec.cell import Cell
+from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.space import Extra, Point, extra_from, extra_of
+from sweeps.spec.spec import SweepSpec
 from trainables.config import FULL_METHODS
 
 CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
 Seeds = tuple[int, int, int]
+
+
+class Used(Protocol):
+    """What a sweep has taken so far (`sweeps.engine.limits.Meter`)."""
+
+    @property
+    def accelerator_hours(self) -> float: ...
+    @property
+    def cost(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class Choice:
 class CellState:
     """What is known of one cell, and what it needs next."""
 
-    def __init__(self, cell: Cell, spec: Spec) -> None:
+    def __init__(self, cell: Cell, spec: SweepSpec) -> None:
         self.cell = cell
         self.spec = spec
         self.asked: dict[str, Slot] = {}
@@ -154,7 +166,7 @@ class CellState:
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
-        tune = self.effort.in_all(self._first_seeds(), self.rows) + self.spec.search.reruns if self._tunes else 0
+        tune = len(self._points()) + self.spec.search.reruns if self._tunes else 0
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
@@ -298,7 +310,7 @@ class CellState:
 class SweepState:
     """All cells of a sweep, and the order in which their slots are served."""
 
-    def __init__(self, cells: Iterable[Cell], spec: Spec) -> None:
+    def __init__(self, cells: Iterable[Cell], spec: SweepSpec) -> None:
         self.spec = spec
         self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
         listed = [state.cell for state in self.cells.values()]

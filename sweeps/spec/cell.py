@@ -28,8 +28,7 @@ class Cell:
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
-        allowance_samples, allowance_seconds: the allowance where it is in these; `tune_trials` is then what the samples
-            amount to, or the fewest trials that the seconds hold.
+        allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
         base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
@@ -65,7 +64,6 @@ class Cell:
     published: Extra = field(default=(), kw_only=True)
     epoch_samples: int | None = field(default=None, kw_only=True)
     allowance_samples: int | None = field(default=None, kw_only=True)
-    allowance_seconds: float | None = field(default=None, kw_only=True)
     epochs: int | None = field(default=None, kw_only=True)
     skip_bad: bool = field(default=False, kw_only=True)
     evaluate: EvaluateSettings = field(default=EvaluateSettings(), kw_only=True)

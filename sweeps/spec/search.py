@@ -78,32 +78,23 @@ def read_space(value: object) -> object:
 
 
 class Allowance(Section):
-    """`search.allowance`: tuning effort of a cell in training samples or seconds of training, instead of `trials`."""
+    """`search.allowance`: tuning effort of a cell in training samples, instead of `trials`."""
 
-    samples: Annotated[int | None, Field(ge=1)] = None
+    samples: int = Field(ge=1)
     """Training samples of a cell."""
-    seconds: Annotated[float | None, Field(gt=0)] = None
-    """Seconds of a device of a cell."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.samples is None) == (self.seconds is None):
-            raise ValueError("give either samples or seconds")
-        return self
 
 
 class SearchSection(Section):
     """`[search]`: stage TUNE. The allowance is `trials` per cell, the re-runs on further seeds included.
 
     `allowance = { samples = N }` gives every cell N training samples instead: pruned trials count with what they
-    trained, so that pruning buys more points. `allowance = { seconds = S }` does the same in seconds of training, on
-    one kind of device (`sweeps.search.seconds`).
+    trained, so that pruning buys more points.
     """
 
     trials: int = Field(default=12, ge=1)
     """Trials of stage TUNE of every cell: different rates, and re-runs."""
     allowance: Annotated[Allowance | None, LATER] = None
-    """Instead of `trials`: samples or seconds (docs/fairness.md)."""
+    """Instead of `trials`: training samples (docs/fairness.md)."""
     sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
     """grid: evenly over the range; qmc, random: without learning; tpe, gp, cmaes: learn from the trials so far."""
     lr: LrSearch = LrSearch()
@@ -155,9 +146,9 @@ class SearchSection(Section):
         return self.trials - self.reruns
 
     @property
-    def given(self) -> dict[str, float]:
-        """The allowance of a cell: `trials`, `samples` or `seconds`, with how many."""
-        return {"trials": self.trials} if self.allowance is None else self.allowance.model_dump(exclude_none=True)
+    def given(self) -> dict[str, int]:
+        """The allowance of a cell: `trials` or `samples`, with how many."""
+        return {"trials": self.trials} if self.allowance is None else self.allowance.model_dump()
 
     @model_validator(mode="after")
     def _room(self) -> Self:

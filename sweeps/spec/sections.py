@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sweeps.spec.interfaces import TUNE_SEED
 from sweeps.spec.resources import LimitsSection, ResourceSection
 from sweeps.spec.search import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
 from sweeps.spec.search import Section as _Section
 from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
-TrainSize = Annotated[str | float, Field(union_mode="left_to_right")]
+
+TUNE_SEED = 1_000_000
+"""Seed of every first TUNE trial of a learning rate; re-runs take the seeds after it, CONFIRM those below."""
 
 
 class ModelSection(_Section):

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from sweeps.errors import Problem, SpecError, nearest
-from sweeps.spec.checks import priority_problems, seconds_problems
+from sweeps.spec.checks import priority_problems
 from sweeps.spec.messages import is_echo, problem
 from sweeps.spec.methods import method_problems
 from sweeps.spec.scale import at_scale
@@ -61,7 +61,7 @@ class SweepSpec(Sections):
             problems = [problem(dict(e), cls) for e in error.errors(include_url=False) if not is_echo(dict(e))]
         problems += method_problems(tree, spec)
         if spec is not None:
-            problems += [*priority_problems(spec), *seconds_problems(spec)]
+            problems += priority_problems(spec)
         if problems or spec is None:
             raise SpecError(problems)
         return spec

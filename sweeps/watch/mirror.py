@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.format import Row
 from sweeps.errors import Problem, SpecError
 from sweeps.search.stages import Slot
-from sweeps.spec.interfaces import Cell, Row
+from sweeps.spec.cell import Cell
 from sweeps.spec.space import Space
 from sweeps.watch.observers import Seen
 

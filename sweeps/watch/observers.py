@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from analysis.format import Row
 from sweeps.search.stages import Slot, SweepState
-from sweeps.spec.interfaces import Cell, Row
+from sweeps.spec.cell import Cell
 
 CLOSE_S = 30.0
 """How long the end of a sweep waits for observers to catch up."""

@@ -48,8 +48,7 @@ class Snapshot:
     """Numbers of a sweep in progress.
 
     Attributes:
-        done, total: trials of the plan; `total` may fall when failures leave fewer rates to run again, and
-            changes with what an allowance in seconds is thought to hold.
+        done, total: trials of the plan; `total` may fall when failures leave fewer rates to run again.
         running: trials handed to the lanes.
         cells: cells by phase.
         best: every cell, in the plan's order.

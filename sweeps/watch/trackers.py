@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.format import Row
 from sweeps.errors import Problem, SpecError, unknown
 from sweeps.search.stages import Slot
-from sweeps.spec.interfaces import Cell, Row
+from sweeps.spec.cell import Cell
 from sweeps.watch.observers import Observer, Seen
 
 OPTION = "--track"

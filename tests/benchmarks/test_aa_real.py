@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sweeps.plan.plan import Plan
-from sweeps.spec.interfaces import TUNE_SEED
+from sweeps.spec.sections import TUNE_SEED
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "benchmarks" / "aa_real.py"

@@ -40,9 +40,13 @@ def test_gpus_are_used_where_there_are_any() -> None:
         (
             LAPTOP,
             {"cpus_per_worker": 64},
-            r"cpus_per_worker = 64: this machine has 2 CPU.*Nearest: cpus_per_worker = 2",
+            r"cpus_per_worker = 64.0: this machine has 2 CPU.*Nearest: cpus_per_worker = 2",
         ),
-        (LAPTOP, {"gpus_per_worker": 1}, r"gpus_per_worker = 1: this machine has 0 GPU.*Nearest: gpus_per_worker = 0"),
+        (
+            LAPTOP,
+            {"gpus_per_worker": 1},
+            r"gpus_per_worker = 1.0: this machine has 0 GPU.*Nearest: gpus_per_worker = 0",
+        ),
         (LAPTOP, {"workers": 4}, r"workers = 4: 2 worker\(s\) of 1 CPU\(s\) fit.*Nearest: workers = 2"),
         (SERVER, {"workers": 2, "gpus_per_worker": 0.5}, r"takes whole GPUs"),
         (SERVER, {"gpus_per_worker": 1.5}, r"whole number.*gpus_per_worker = 1"),

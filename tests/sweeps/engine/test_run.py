@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def test_failing_trials_are_rows_and_the_sweep_goes_on(tmp_path: Path, pool: Poo
     )
     summary = go(fake_plan(tmp_path / "r", cells, confirm=FakeConfirm((0,))), pool)
     assert (summary.finished, summary.failed) == (6 + 6 + 0 + 7, 1 + 1 + 5)
-    assert summary.stuck == ("nola 1000",)
+    assert summary.stuck == ("nola params-1000 fake-data 1.0",)
     failed = [t for t in rows(tmp_path / "r", "trials") if t["status"] == "failed"]
     reasons = {t["method"]: t["reason"] for t in failed if t["lr"] == 1e-1}
     assert reasons["lora"] == "ValueError: lr 0.1 is too much"
@@ -110,7 +109,7 @@ def test_failed_trials_are_tried_again_when_asked(tmp_path: Path, pool: Pool) ->
     plan = fake_plan(tmp_path / "r", (FakeCell("nola", options=(("fail_above", 0.0),)),), confirm=FakeConfirm((0,)))
     first = go(plan, pool)
     assert not first.complete
-    assert first.stuck == ("nola 1000",)
+    assert first.stuck == ("nola params-1000 fake-data 1.0",)
     again = go(plan, None)
     assert (again.finished, again.failed, again.failed_before) == (0, 0, first.failed)
     assert not again.complete
@@ -214,7 +213,7 @@ def test_another_sweep_in_the_folder_is_refused_with_the_difference(tmp_path: Pa
     go(plan, pool)
     before = (tmp_path / "r" / "journal.jsonl").read_bytes()
     with pytest.raises(IdentityError, match=r"train\.epochs = 5: the results in \S+ were made with 3"):
-        go(FakePlan(replace(plan.spec, train=FakeTrain(5)), plan.cells), pool)
+        go(FakePlan(plan.spec.model_copy(update={"train": FakeTrain(5)}), plan.cells), pool)
     assert (tmp_path / "r" / "journal.jsonl").read_bytes() == before
 
 

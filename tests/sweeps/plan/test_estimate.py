@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from analysis.statistics.estimates import foresight
 from sweeps.cli.main import app
 from sweeps.cli.status import progress_of
 from sweeps.plan.disk_size import keep_bytes
-from sweeps.plan.estimate import START_SECONDS, Estimate, estimate_plan
+from sweeps.plan.estimate import START_SECONDS, estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import START, make_results
@@ -47,27 +46,6 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     assert found.together_bytes == apart - (found.concurrent - 1) * found.shared_bytes
     assert [line.split(" = ")[0] for line in found.over] == ["limits.max_hours"]
     assert found.as_dict()["disk_bytes"] == found.disk_bytes
-
-
-def test_an_allowance_in_seconds_is_said_in_trials_as_the_probe_has_them(tmp_path: Path) -> None:
-    tree = tomllib.loads((ROOT / "examples" / "quickstart.toml").read_text(encoding="utf-8"))
-    tree |= {"methods": {"lora": {}, "zero-shot": {}}, "budgets": {"lora_rank": [4]}, "output": str(tmp_path / "r")}
-    tree["data"]["train_size"], tree["train"]["epochs"] = [0.05], 2
-    del tree["search"]["trials"]
-
-    def estimated(seconds: float) -> Estimate:
-        search = {**tree["search"], "sampler": "qmc", "allowance": {"seconds": seconds}}
-        return estimate_plan(Plan.from_spec(SweepSpec.parse({**tree, "search": search})))
-
-    found = estimated(100)
-    lora, nothing = found.methods
-    assert (found.allowance_seconds, found.short, nothing.tune_trials) == (100, (), None)
-    assert lora.tune_trials is not None
-    assert lora.trials == lora.tune_trials + 5 > 10
-    assert 100 / lora.seconds_per_trial <= lora.tune_trials  # a CONFIRM trial takes longer: it reads the test split too
-    assert lora.seconds_total >= 100
-    (words_of_little,) = estimated(0.001).short
-    assert words_of_little.startswith("search.allowance.seconds = 0.001 is too little for lora: ")
 
 
 def foreseen(folder: Path, trials_left: int) -> dict[str, float]:

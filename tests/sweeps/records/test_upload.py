@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +154,6 @@ def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool) -> None:
     assert_same_tables(tmp_path / "r", tmp_path / "whole")
     restore(tmp_path / "copy", there)
     assert_same_tables(tmp_path / "copy", tmp_path / "whole")
-    other = FakePlan(replace(small.spec, folder=tmp_path / "other", train=FakeTrain(9)), small.cells)
+    other = FakePlan(small.spec.model_copy(update={"output": tmp_path / "other", "train": FakeTrain(9)}), small.cells)
     with pytest.raises(IdentityError, match=r"train\.epochs = 9: the results in test://results/a were made with 3"):
         run(other, trial=TRIAL, progress=False, upload=there)

@@ -226,10 +226,8 @@ def test_several_hyperparameters_are_chosen_as_a_whole(tmp_path: Path, sampler: 
 
 def in_samples(tmp_path: Path, samples: int, **values: Any) -> FakePlan:
     """Trials of 3 epochs of 100 samples."""
-    trials = samples // 300
     cell = FakeCell("lora", epoch_samples=100)
-    given = search(trials=trials, allowance=FakeSamples(samples), **values)
-    return fake_plan(tmp_path, (cell,), search=given)
+    return fake_plan(tmp_path, (cell,), search=FakeSearch(allowance=FakeSamples(samples), **values))
 
 
 @pytest.mark.parametrize("sampler", ["grid", "qmc", "tpe"])

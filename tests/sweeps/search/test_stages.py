@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sweeps.search.stages import Slot, SweepState
-from sweeps.spec.interfaces import TUNE_SEED
+from sweeps.spec.sections import TUNE_SEED
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, analytic_score, fake_plan
 
 Rows = dict[str, dict[str, Any]]

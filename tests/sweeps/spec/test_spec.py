@@ -9,7 +9,7 @@ import pytest
 
 from sweeps.engine.export import write_spec
 from sweeps.errors import SpecError
-from sweeps.spec.interfaces import TUNE_SEED
+from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.spec import SweepSpec
 
 GOOD = """
@@ -134,10 +134,11 @@ def test_the_spec_kept_beside_results_reads_back_the_same(tmp_path: Path) -> Non
     )
     (tmp_path / "out").mkdir()
     assert SweepSpec.load(write_spec(spec)) == spec
-    for allowance in ({"samples": 5000}, {"seconds": 60}):
-        tree = {**spec.model_dump(exclude_none=True), "search": {"sampler": "qmc", "allowance": allowance}}
-        other = SweepSpec.parse({**tree, "resources": {"priority": ["lora", "lora-4"]}})
-        assert SweepSpec.load(write_spec(other)) == other
+    tree = {**spec.model_dump(exclude_none=True), "search": {"sampler": "qmc", "allowance": {"samples": 5000}}}
+    other = SweepSpec.parse({**tree, "resources": {"priority": ["lora", "lora-4"]}})
+    assert SweepSpec.load(write_spec(other)) == other
+    with pytest.raises(SpecError, match=r"search\.allowance\.seconds = 60: unknown key; known: samples"):
+        SweepSpec.parse({**tree, "search": {"allowance": {"seconds": 60}}})
 
 
 def test_epochs_by_data_set() -> None:

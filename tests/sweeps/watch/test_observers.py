@@ -14,11 +14,12 @@ import optuna
 import psutil
 import pytest
 
+from analysis.format import Row
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
 from sweeps.lanes.pool import Pool
 from sweeps.search.stages import Slot, SweepState
-from sweeps.spec.interfaces import Cell, Row
+from sweeps.spec.cell import Cell
 from sweeps.watch.mirror import StudyMirror, open_storage
 from sweeps.watch.observers import Observers, Seen
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
