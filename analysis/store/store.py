@@ -92,10 +92,9 @@ class Store:
 
     def spec(self) -> dict[str, Any] | None:
         """The (first) sweep's specification as its folder records it; None where it does not."""
-        found = [p for p in (self.path / "sweep.json", self.path / "spec.json") if p.is_file()]
-        if not found:
+        path = next((p for p in (self.path / "sweep.json", self.path / "spec.json") if p.is_file()), None)
+        if path is None:
             return None
-        path = found[0]
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -107,8 +106,7 @@ class Store:
         """'standard', or 'paper': fixed published rates, no tuning, training on validation images too."""
         spec = self.spec() or {}
         identity = spec.get("identity")
-        found = (identity if isinstance(identity, dict) else spec).get("protocol", "standard")
-        return str(found)
+        return str((identity if isinstance(identity, dict) else spec).get("protocol", "standard"))
 
     def _snapshot(self) -> _Snapshot:
         state = [_state(path) for path in self.paths]

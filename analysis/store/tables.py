@@ -2,8 +2,6 @@
 
 A results folder holds `journal.jsonl` (the truth) and `tables/NAME/part-UUID.parquet`. Nothing is ever rewritten: a row
 that supersedes another has the same key (`schemas.TABLES`) and is written later.
-
-`python -m analysis.store.tables` prints docs/tables.md.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import pyarrow.parquet as pq
 
 from analysis.errors import DamagedPart, StoreError, nearest
 from analysis.store.schemas import SCHEMA_VERSION, TABLES, doc, schema
-from analysis.store.views import VIEWS
 
 
 def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -176,44 +173,3 @@ def set_aside(part: DamagedPart) -> Path:
     aside = part.path.with_suffix(".parquet.damaged")
     part.path.rename(aside)
     return aside
-
-
-def schema_markdown() -> str:
-    """The page docs/tables.md: every table, column and view."""
-    lines = [
-        "# The results tables",
-        "",
-        "A results folder holds `journal.jsonl`, the append-only truth, and `tables/NAME/part-*.parquet`, the same "
-        "rows in immutable Parquet parts that anything reads. `open_store(folder).table(name)` gives one table whole, "
-        'rows not yet sealed into a part included; `sweeps query FOLDER "SELECT ..."` runs read-only SQL (DuckDB).',
-        "",
-        f"Schema version {SCHEMA_VERSION}; it stands in the metadata of every part, and older parts stay readable. "
-        'Scores are fractions in [0, 1], times seconds, sizes bytes, instants UTC. Null means "does not apply" or '
-        '"not known".',
-    ]
-    for name, table in TABLES.items():
-        lines += ["", f"## `{name}`", "", f"{table.doc} Key: {', '.join(f'`{k}`' for k in table.key)}.", ""]
-        lines += ["| column | type | meaning |", "|---|---|---|"]
-        lines += [f"| `{column}` | {_type_name(kind)} | {meaning} |" for column, kind, meaning in table.columns]
-    lines += [
-        "",
-        "## Views",
-        "",
-        "Views exist in SQL and in `store.table(name)`.",
-        "",
-        "| view | what it holds |",
-        "|---|---|",
-    ]
-    lines += [f"| `{view.name}` | {view.doc} |" for view in VIEWS.values()]
-    return "\n".join(lines) + "\n"
-
-
-def _type_name(kind: pa.DataType) -> str:
-    names = {"string": "text", "int64": "integer", "double": "real", "bool": "boolean", "binary": "bytes"}
-    if pa.types.is_list(kind):
-        return f"list of {_type_name(kind.value_type)}s"
-    return names.get(str(kind), "timestamp, UTC" if pa.types.is_timestamp(kind) else str(kind))
-
-
-if __name__ == "__main__":
-    print(schema_markdown(), end="")
