@@ -1,8 +1,8 @@
 """Curves through score against cost: isotonic, power law and sigmoid fits, and what is read off them.
 
 Pure functions of arrays. A curve is K points: `x` (K,) positive and increasing, and `scores` (K, S), one column per
-seed. Everything is computed in log x. Uncertainty is a bootstrap over seeds. It draws whole columns, so what a seed does
-at one budget goes with what it does at the next. It stretches the resampled means by sqrt(S / (S - 1)), since S
+seed. Everything is computed in log x. Uncertainty is a bootstrap over seeds. It draws whole columns, so what a seed
+does at one budget goes with what it does at the next. It stretches the resampled means by sqrt(S / (S - 1)), since S
 resampled values have too little spread, which matters at 3 seeds. One seed gives no interval.
 """
 
