@@ -40,8 +40,8 @@ def efficient(cost: Array, score: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
 def front(store: Store, x: str = "adapter_params", *, seed: int = 0, resamples: int = RESAMPLES) -> pa.Table:
     """Every confirmed cell with its cost and mean score, and whether it is on the front of its place; columns `FRONT`.
 
-    Methods without adapter (full fine-tuning) take part with their own cost; one whose cost is null does not.
-    `front_share` resamples each cell's seeds by itself; of a trained cell with one seed there is none.
+    Methods without adapter (full fine-tuning) take part with their own cost; cells without a known cost do not.
+    `front_share` resamples each cell's seeds apart; a trained cell with one seed has none.
 
     Raises:
         StoreError: unknown axis.

@@ -31,7 +31,7 @@ Point = tuple[float, str | None]
 
 DRAWS = 400
 AT_ONCE = 2**20
-"""Numbers drawn at once."""
+"""Numbers drawn at once, at most."""
 WIDTH = 2.0
 """Width of the local fit's kernel, in steps of the grid of rates."""
 
@@ -71,7 +71,7 @@ def own_noise(runs: Array) -> Array:
 
 
 def levels(runs: Runs) -> tuple[Array, Array]:
-    """Expected scores by point, relative to the first seed, and how many runs each rests on; both (..., K)."""
+    """Expected scores by point, relative to the first seed, and the number of runs behind each; both (..., K)."""
     weight = np.ones_like(runs.first)
     if runs.again.shape[-1] < 2 or runs.again.shape[-2] < 1:
         return runs.first, weight
@@ -137,7 +137,7 @@ def chosen_variance(
 ) -> Array:
     """What the choice adds, (...): `choice_variance` of the scores as seen and, over rates alone, of them smoothed.
 
-    The larger of the two counts: seen scores miss what noise hides, a smooth curve misses kinks.
+    The larger of the two counts: scores as seen miss what noise hides, a smooth curve misses kinks.
 
     Args:
         log_rates: (K,) log10 of the rates; None where other hyperparameters were searched with them.
@@ -204,7 +204,10 @@ def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
 
 
 def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Runs]:
-    """Points that the first seed scored; the re-run ones on the seeds that all of them have."""
+    """log10 of the rates, None where more than rates was searched; and the scores of the points that the first seed has.
+
+    Re-run points keep the seeds that all of them have.
+    """
     start = min(seed for runs in points.values() for seed in runs)
     kept = {point: runs for point, runs in points.items() if start in runs}
     rerun = [i for i, runs in enumerate(kept.values()) if len(runs) > 1]

@@ -23,10 +23,10 @@ LEVEL = 0.95
 
 T_TEST, SIGN_FLIP = "paired t", "sign-flip permutation"
 CHOICE_FREEDOM = 2
-"""Degrees of freedom of the variance that a choice of rates adds: it is estimated from few runs, and far from normal.
+"""Degrees of freedom of the variance that a choice of rates adds. Few runs estimate it, and it is far from normal.
 By simulation (`benchmarks/calibration.py`): 2 keeps 5 % over shapes of the response, 4 does not."""
 AT_ONCE = 10_000
-"""Permutations drawn at once, so that many of them do not fill the memory."""
+"""Permutations drawn at once: all of them would fill the memory."""
 NO_SPREAD = 1e-12
 """Below it a spread is rounding."""
 
@@ -126,9 +126,9 @@ def t_difference(differences: Sequence[float]) -> Difference:
 def widened_p(difference: Difference, variance: float) -> float | None:
     """The p value of a difference whose mean has a further variance, that of the choice of learning rates.
 
-    A t test's standard error grows; its degrees of freedom are Satterthwaite's, the choice's part counting for
-    CHOICE_FREEDOM. A permutation test's p is widened by the same ratio on the normal scale, its standard error being
-    that of its interval.
+    A t test's standard error grows. Its degrees of freedom are Satterthwaite's, where the choice's part counts for
+    CHOICE_FREEDOM. A permutation test's p is widened by the same ratio on the normal scale; its standard error is that
+    of its interval.
     """
     if difference.p is None or variance <= 0.0:
         return difference.p
@@ -198,7 +198,7 @@ def blocked_difference(blocks: Mapping[str, Sequence[float]], *, seed: int = 0, 
 def common_seed_p(differences: Sequence[Sequence[float]]) -> float | None:
     """F test that a seed moves the difference on all data sets alike; `differences` by data set and seed.
 
-    A sign-flip test over data set x seed takes it that none does; where one does, its p is too small. None with fewer
+    A sign-flip test over data set x seed assumes that none does; where one does, its p is too small. None with fewer
     than two of either, or without spread.
     """
     x = np.asarray(differences, dtype=float)

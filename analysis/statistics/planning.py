@@ -1,4 +1,4 @@
-"""How many seeds would see a difference: to plan the next sweep, and so that silence isn't read as equality."""
+"""How many seeds would see a difference: it plans the next sweep, and keeps silence from being read as equality."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ WANTED = 0.8
 
 
 def power_at(error: float, freedom: int, difference: float, alpha: float = 1 - LEVEL) -> float | None:
-    """Chance that a paired t test finds a true difference (noncentral t); None where it cannot be computed.
+    """Chance that a paired t test finds a true difference (noncentral t); None without freedom or spread.
 
     Args:
         error, freedom: standard error of the mean difference, and its degrees of freedom.

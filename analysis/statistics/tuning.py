@@ -1,4 +1,4 @@
-"""Evidence on tuning: validation score against learning rate per cell, and what more trials would have brought."""
+"""Evidence on tuning: validation scores against learning rates, and what more trials would have brought."""
 
 from __future__ import annotations
 

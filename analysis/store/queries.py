@@ -1,7 +1,7 @@
 """Read-only SQL over the results tables: DuckDB on registered Arrow tables, external access off, configuration locked.
 
-A query can read the tables and views and compute; it cannot touch files, the network, extensions or settings, nor
-Python's variables, and what it makes is gone when it ends.
+A query reads the tables and views and computes. It cannot touch files, the network, extensions, settings or Python's
+variables, and what it makes is gone when it ends.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def connect(tables: Mapping[str, pa.Table], views: Iterable[str] = VIEWS) -> duc
 
 
 def _named_in(query: str) -> list[str]:
-    """Views that a query may read: making all costs more than most queries. All, where it asks what there is."""
+    """Views that a query may read (making all costs more than most queries); all, where it asks what there is."""
     if re.search(
         r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
     ):

@@ -47,12 +47,7 @@ _TRIALS = (
     ("capacity", INT, "The method's one capacity (rank r; NoLA's k); null where layers differ or there is none."),
     ("lr", REAL, "Peak learning rate; null where nothing trains."),
     ("hyperparameters", TEXT, "JSON object: what is searched beside the rate; null where the rate is all."),
-    (
-        "origin",
-        TEXT,
-        "What proposed a TUNE point where it was not the sampler: 'published' or 'neighbour' (warm starts), 'widened' "
-        "(past the edge of the range).",
-    ),
+    ("origin", TEXT, "'published' or 'neighbour' (warm starts), 'widened' (past the edge); null: the sampler's point."),
     ("data_seed", INT, "Draws the training subset and the order of batches."),
     ("init_seed", INT, "Draws the trainable tensors' start and dropout."),
     ("basis_seed", INT, "Draws the frozen random bases."),
@@ -84,11 +79,7 @@ _TRIALS = (
     ("device", TEXT, "'cpu', or the accelerator's name."),
     ("precision", TEXT, "'fp32' or 'bf16'."),
     ("backend", TEXT, "Matrix-multiply back end in use."),
-    (
-        "micro_batch_size",
-        INT,
-        "Examples of one forward pass at most; below the configured number where memory ran out (journal: `memory`).",
-    ),
+    ("micro_batch_size", INT, "Most examples of a forward pass; fewer than configured where memory ran out."),
     (
         "packed",
         INT,

@@ -79,7 +79,7 @@ class Store:
 
     @property
     def damaged(self) -> tuple[DamagedPart, ...]:
-        """Part files that cannot be read; what the journal still holds of their rows is in the tables."""
+        """Part files that cannot be read; the tables have those of their rows that the journal still holds."""
         return tuple(self._snapshot().damaged)
 
     @property

@@ -104,7 +104,7 @@ def conform(table: pa.Table, name: str, source: str) -> pa.Table:
 
 
 def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables one after another, of the rows with one key only the last, in order of first appearance."""
+    """All rows of the tables, in order of first appearance; of those with one key the last."""
     whole = pa.concat_tables([schema(name).empty_table(), *tables])
     keys = zip(*(whole.column(key).to_pylist() for key in TABLES[name].key), strict=True)
     rows = {key: index for index, key in enumerate(keys)}
@@ -112,7 +112,7 @@ def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def write_part(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Seal rows into one immutable part of a results folder; it is whole on disk under its name, or not there.
+    """Seal rows into one immutable part of a results folder; on disk it is whole, or not there.
 
     Args:
         folder: the results folder.
