@@ -1,4 +1,4 @@
-"""Writes pages of `docs/`: recipes from the headers of `examples/paper`, data from the registry, keys of sweep files.
+"""Writes pages of `docs/`: recipes (headers of `examples/paper`), data (registry), keys of sweep files, results tables.
 
 python -m tools.pages             # write them
 python -m tools.pages --check     # exit 1 where one is out of date
@@ -12,6 +12,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
+from analysis.store.schemas import SCHEMA_VERSION, TABLES
+from analysis.store.views import VIEWS
 from tools.spec_page import sections
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
@@ -109,7 +113,35 @@ def sweep_file_page() -> str:
     return text.replace("@SECTIONS@", "\n".join(parts))
 
 
-PAGES = {"docs/recipes.md": recipes_page, "docs/data.md": data_page, "docs/sweep-file.md": sweep_file_page}
+# -- results tables ---------------------------------------------------------------------------------------------------
+
+
+def type_name(kind: pa.DataType) -> str:
+    """An Arrow type in a word."""
+    names = {"string": "text", "int64": "integer", "double": "real", "bool": "boolean", "binary": "bytes"}
+    if pa.types.is_list(kind):
+        return f"list of {type_name(kind.value_type)}s"
+    return names.get(str(kind), "timestamp, UTC" if pa.types.is_timestamp(kind) else str(kind))
+
+
+def tables_page() -> str:
+    """docs/tables.md."""
+    parts = []
+    for name, one in TABLES.items():
+        rows = [(f"`{column}`", type_name(kind), meaning) for column, kind, meaning in one.columns]
+        keys = ", ".join(f"`{key}`" for key in one.key)
+        parts.append(f"## `{name}`\n\n{one.doc} Key: {keys}.\n\n{table(('column', 'type', 'meaning'), rows)}")
+    views = table(("view", "what it holds"), [(f"`{view.name}`", view.doc) for view in VIEWS.values()])
+    text = (TEXTS / "tables.md").read_text(encoding="utf-8").replace("@VERSION@", str(SCHEMA_VERSION))
+    return text.replace("@TABLES@", "\n\n".join(parts)).replace("@VIEWS@", views)
+
+
+PAGES = {
+    "docs/recipes.md": recipes_page,
+    "docs/data.md": data_page,
+    "docs/sweep-file.md": sweep_file_page,
+    "docs/tables.md": tables_page,
+}
 
 
 def main() -> None:

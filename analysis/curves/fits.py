@@ -1,9 +1,9 @@
 """Curves through score against cost: isotonic, power law and sigmoid fits, and what is read off them.
 
 Pure functions of arrays. A curve is K points: `x` (K,) positive and increasing, and `scores` (K, S), one column per
-seed. Everything is computed in log x. Uncertainty is a bootstrap over seeds: whole columns are drawn, so that what a
-seed does at one budget goes with what it does at the next; the resampled means are stretched by sqrt(S / (S - 1)),
-because S values resampled have too little spread, which matters at 3 seeds. One seed gives no interval.
+seed. Everything is computed in log x. Uncertainty is a bootstrap over seeds. It draws whole columns, so what a seed
+does at one budget goes with what it does at the next. It stretches the resampled means by sqrt(S / (S - 1)), since S
+resampled values have too little spread, which matters at 3 seeds. One seed gives no interval.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ LEVEL = 0.95
 RESAMPLES = 400
 FEWEST_POINTS = 3
 _PARAMETERS: dict[Kind, int] = {"isotonic": 1, "power law": 3, "sigmoid": 4}
+KINDS = tuple(_PARAMETERS)
 _KEPT = 0.9  # share of the resamples that a parametric fit must settle on for its band to be shown
 
 
@@ -120,13 +121,8 @@ def power_law(x: Array, y: Array) -> Fit | None:
     found = _settle(form, u, y, start, ((0.0, -1.0, 1e-3), (1.0, 1.0, 8.0)))
     if found is None:
         return None
-    names = ("ceiling", "gap", "exponent")
-    return Fit(
-        "power law",
-        dict(zip(names, found, strict=True)),
-        _rmse(form(u, *found), y),
-        lambda at: form(np.asarray(at, dtype=float) / x[0], *found),
-    )
+    named = dict(zip(("ceiling", "gap", "exponent"), found, strict=True))
+    return Fit("power law", named, _rmse(form(u, *found), y), lambda at: form(at / x[0], *found))
 
 
 def sigmoid(x: Array, y: Array) -> Fit | None:
@@ -143,13 +139,8 @@ def sigmoid(x: Array, y: Array) -> Fit | None:
     found = _settle(form, u, y, start, (low, high))
     if found is None:
         return None
-    names = ("floor", "rise", "slope", "middle")
-    return Fit(
-        "sigmoid",
-        dict(zip(names, found, strict=True)),
-        _rmse(form(u, *found), y),
-        lambda at: form(np.log10(np.asarray(at, dtype=float)), *found),
-    )
+    named = dict(zip(("floor", "rise", "slope", "middle"), found, strict=True))
+    return Fit("sigmoid", named, _rmse(form(u, *found), y), lambda at: form(np.log10(at), *found))
 
 
 def fit(kind: Kind, x: Array, y: Array) -> Fit | None:
@@ -163,11 +154,9 @@ def band(
     curve: Curve, kind: Kind, at: Array, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[Array, Array] | None:
     """Pointwise bootstrap band of a fit, two arrays like `at`; None with one seed or where too few resamples settle."""
-    if curve.seeds < 2:
-        return None
     found = [fit(kind, curve.x, curve.resampled(draw)) for draw in _draws(curve.seeds, seed, resamples)]
     values = [f.predict(at) for f in found if f is not None]
-    if len(values) < _KEPT * len(found):
+    if not found or len(values) < _KEPT * len(found):
         return None
     low, high = np.quantile(np.stack(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return np.asarray(low, dtype=float), np.asarray(high, dtype=float)
@@ -176,12 +165,11 @@ def band(
 def crossing(a: Curve, b: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """The x from which `a` stays on the other side of `b` than it began, on isotonic fits over the common range.
 
-    Args:
-        a, b: curves whose columns are the same seeds (they are resampled together); more columns than the other has are
-            not allowed.
-
     A resample without the crossing counts as one before the range (already on the final side) or beyond it, so that an
     interval's end is None, 'beyond the range', where more than its tail has none.
+
+    Args:
+        a, b: curves whose columns are the same seeds; they are resampled together.
 
     Raises:
         ValueError: different numbers of seeds.
@@ -199,32 +187,28 @@ def crossing(a: Curve, b: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -
     observed = gap(a.mean, b.mean)
     if observed[0] * observed[-1] >= 0:
         side = "above" if observed.sum() > 0 else "below" if observed.sum() < 0 else "equal"
-        middle = np.sign(observed[observed != 0])
-        words = "no crossing in range" if len(set(middle)) < 2 else "no lasting crossing in range"
-        return Estimate(None, None, None, None, f"{words}: {side} throughout" if "lasting" not in words else words)
+        lasting = len(set(np.sign(observed[observed != 0]))) < 2
+        note = f"no crossing in range: {side} throughout" if lasting else "no lasting crossing in range"
+        return Estimate(None, None, None, None, note)
     turn = float(np.sign(observed[-1]))
-    value = _last_turn(at, turn * observed)
-    if a.seeds < 2:
-        return Estimate(value, None, None, None, "one seed: no interval")
     found = [_last_turn(at, turn * gap(a.resampled(d), b.resampled(d))) for d in _draws(a.seeds, seed, resamples)]
-    return _estimate(value, found)
+    return _estimate(_last_turn(at, turn * observed), found)
 
 
 def needed(curve: Curve, target: float, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """The least x at which the isotonic fit reaches `target`."""
-    value = _reaches(curve.x, isotonic(curve.x, curve.mean).predict(curve.x), target)
-    found: list[float] = []
-    if curve.seeds > 1:
-        for draw in _draws(curve.seeds, seed, resamples):
-            level = isotonic(curve.x, curve.resampled(draw)).predict(curve.x)
-            found.append(_reaches(curve.x, level, target))
-    if not math.isfinite(value):
-        note = "reached at the smallest x already" if value < 0 else "not reached in range"
-        share = float(np.mean(np.isfinite(found))) if found else None
-        return Estimate(None, None, None, share, note)
-    if not found:
-        return Estimate(value, None, None, None, "one seed: no interval")
-    return _estimate(value, found)
+
+    def least(mean: Array) -> float:
+        level = isotonic(curve.x, mean).predict(curve.x)
+        if level[0] >= target:
+            return -math.inf
+        return float(curve.x[-1]) if level[-1] == target else _last_turn(curve.x, level - target)
+
+    value, found = least(curve.mean), [least(curve.resampled(d)) for d in _draws(curve.seeds, seed, resamples)]
+    if math.isfinite(value):
+        return _estimate(value, found)
+    note = "reached at the smallest x already" if value < 0 else "not reached in range"
+    return Estimate(None, None, None, float(np.mean(np.isfinite(found))) if found else None, note)
 
 
 def area(curve: Curve, low: float, high: float, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
@@ -238,10 +222,7 @@ def area(curve: Curve, low: float, high: float, *, seed: int = 0, resamples: int
     def of(mean: Array) -> float:
         return float(np.trapezoid(interpolate(curve.x, mean, at), np.log(at)) / width)
 
-    value = of(curve.mean)
-    if curve.seeds < 2:
-        return Estimate(value, None, None, None, "one seed: no interval")
-    return _estimate(value, [of(curve.resampled(d)) for d in _draws(curve.seeds, seed, resamples)])
+    return _estimate(of(curve.mean), [of(curve.resampled(d)) for d in _draws(curve.seeds, seed, resamples)])
 
 
 def _last_turn(at: Array, gap: Array) -> float:
@@ -256,13 +237,10 @@ def _last_turn(at: Array, gap: Array) -> float:
     return float(np.exp(np.log(at[i]) + part * (np.log(at[i + 1]) - np.log(at[i]))))
 
 
-def _reaches(x: Array, level: Array, target: float) -> float:
-    if level[0] >= target:
-        return -math.inf
-    return _last_turn(x, level - target) if level[-1] > target else (float(x[-1]) if level[-1] == target else math.inf)
-
-
 def _estimate(value: float, found: Sequence[float]) -> Estimate:
+    """A value with the interval that its resamples give."""
+    if not found:
+        return Estimate(value, None, None, None, "one seed: no interval")
     values = np.sort(np.asarray(found, dtype=float))
     n = len(values)
     # order statistics, not interpolation: infinities must stay whole
@@ -274,7 +252,8 @@ def _estimate(value: float, found: Sequence[float]) -> Estimate:
 
 
 def _draws(seeds: int, seed: int, resamples: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, seeds, size=(resamples, seeds))
+    """(resamples, seeds) which seeds a resample has; of one seed there is no resample."""
+    return np.random.default_rng(seed).integers(0, seeds, size=(resamples if seeds > 1 else 0, seeds))
 
 
 def _settle(form: Callable[..., Array], u: Array, y: Array, start: Sequence[float], bounds: Any) -> list[float] | None:

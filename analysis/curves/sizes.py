@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import pyarrow as pa
 
-from analysis.curves.size_fits import images
+from analysis.curves.measured import examples
+from analysis.format import Row
+from analysis.statistics.runs import by
 from analysis.statistics.scaling import curve
+from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
-from analysis.styles import size_key, size_text, style
-
-Row = dict[str, Any]
+from analysis.styles import place_of, size_key, size_text, style
 
 SIZES = pa.schema(
     [
-        ("sweep", pa.string()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),  # null: the mean over data sets
-        ("method", pa.string()),
-        ("reference", pa.string()),
-        ("adapter_params", pa.int64()),
-        ("train_size", pa.string()),
-        ("position", pa.int64()),  # 0 for the least size of the sweep
-        ("images", pa.float64()),  # examples in an epoch; null where no trial says
-        ("n", pa.int64()),
-        ("mean", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
+        *typed(TEXT, "sweep", "model", "dataset"),  # dataset null: the mean over data sets
+        *typed(TEXT, "method", "reference"),
+        ("adapter_params", INT),
+        ("train_size", TEXT),
+        ("position", INT),  # 0 for the least size of the sweep
+        ("images", REAL),  # examples in an epoch; null where no trial says
+        ("n", INT),
+        *typed(REAL, "mean", "low", "high"),
     ]
 )
 
 
 def size_curves(store: Store) -> pa.Table:
     """Rows of `scaling.curve` arranged by training size, where a (sweep, model, data set) has at least two; `SIZES`."""
-    groups: dict[tuple[str, str, str | None], list[Row]] = defaultdict(list)
-    for row in curve(store).to_pylist():
-        groups[row["sweep"], row["model"], row["dataset"]].append(row)
-    at = images(store)
+    at = examples(store)
     rows: list[Row] = []
-    for mine in groups.values():
+    for mine in by(curve(store).to_pylist(), "sweep", "model", "dataset").values():
         sizes = sorted({r["train_size"] for r in mine}, key=size_key)
-        for r in mine if len(sizes) > 1 else ():
-            examples = at.get((r["sweep"], r["model"], r["dataset"], r["train_size"]))
-            where = {"position": sizes.index(r["train_size"]), "images": examples}
-            rows.append({k: r.get(k) for k in SIZES.names} | where)
-    rows.sort(key=_order)
-    return pa.Table.from_pylist(rows, schema=SIZES)
+        if len(sizes) > 1:
+            rows += [r | {"position": sizes.index(r["train_size"]), "images": at.get(place_of(r))} for r in mine]
+    return pa.Table.from_pylist(sorted(rows, key=_order), schema=SIZES)
 
 
 def size_labels(table: pa.Table) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from analysis.curves.budgets import AXES
+from analysis.curves.measured import AXES
 from analysis.curves.sizes import size_labels
 from analysis.figures.drawing import (
     COLUMN_INCHES,
@@ -40,9 +40,9 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
     """Fitted curves with bootstrap bands, the cells' means as markers, crossings as vertical spans.
 
     Args:
-        points: from `pareto.front` (cost and mean score of every cell), or `size_fits.point_table`.
-        bands: from `budgets.band_table`, or `size_fits.band_table`; not empty.
-        crossings: from `budgets.crossing_table`, or `size_fits.crossing_table`.
+        points: from `pareto.front` (cost and mean score of every cell), or `measured.point_table`.
+        bands: from `readings.band_table`; not empty.
+        crossings: from `readings.crossing_table`.
         score: what is measured, in words.
 
     Raises:
@@ -248,5 +248,5 @@ def _log(axes: Any, x: str) -> None:
 
 
 def axis_label(x: str | None) -> str:
-    """A cost in words: of `budgets.AXES`, or the number of training examples."""
+    """A cost in words: of `measured.AXES`, or the number of training examples."""
     return AXES[x].label.split(" (")[0] if x in AXES else "training examples"

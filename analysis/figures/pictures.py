@@ -13,8 +13,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.curves import budgets, pareto, size_fits, sizes
-from analysis.curves.budgets import AXES
+from analysis.curves import measured, pareto, readings, sizes
+from analysis.curves.measured import AXES, EXAMPLES
 from analysis.figures import drawing, fits, svg, tuning
 from analysis.figures.drawing import Chart
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
@@ -23,7 +23,7 @@ from analysis.figures.scaling import draw_scaling
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
-from analysis.statistics.overlay import overlaid
+from analysis.statistics.published import overlaid
 from analysis.statistics.tuning import best_of_n, rates
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text, places
@@ -171,10 +171,10 @@ def _overlay(store: Store, overlay: str | None) -> list[Picture]:
 
 
 def _fits(store: Store, x: str) -> list[Picture]:
-    bands = budgets.band_table(store, x)
+    bands = readings.band_table(store, x)
     if bands.num_rows == 0:
         return []
-    crossings = budgets.crossing_table(store, x)
+    crossings = readings.crossing_table(store, x)
     return [_fitted("fits", "fits", pareto.front(store, x), bands, crossings, AXES[x].label, store)]
 
 
@@ -224,7 +224,7 @@ def _sizes(store: Store) -> list[Picture]:
 
 def _size_fits(store: Store) -> list[Picture]:
     """Fits over training examples, of every budget, in the panels of the first (sweep, model, data set or mean)."""
-    bands = size_fits.band_table(store)
+    bands = readings.band_table(store, EXAMPLES, points=40)
     if bands.num_rows == 0:
         return []
     first = _keys(bands, _data)[:1]
@@ -232,9 +232,8 @@ def _size_fits(store: Store) -> list[Picture]:
     if budgeted.num_rows == 0:
         return []
     # a panel is a budget, so points go without their training size
-    points = _where(size_fits.point_table(store), _data, first).drop_columns(["train_size"])
-    points = points.append_column("x", pa.array([size_fits.X] * points.num_rows, pa.string()))
-    crossings = _where(size_fits.crossing_table(store), _data, first)
+    points = _where(measured.point_table(store), _data, first).drop_columns(["train_size"])
+    crossings = _where(readings.crossing_table(store, EXAMPLES), _data, first)
     return [_fitted("data_size_fits", "sizes", points, budgeted, crossings, "training examples", store)]
 
 

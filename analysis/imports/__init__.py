@@ -1,0 +1,7 @@
+"""Results from elsewhere as results folders of their own, so that they are queried and drawn like ours.
+
+Uses `store` to write them and `statistics.published` for what is shipped.
+
+    importing  published numbers and PEFT's method_comparison; the rows of one imported number
+    csv_table  a CSV table of published numbers
+"""

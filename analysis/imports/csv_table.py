@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.errors import StoreError
-from analysis.imports.importing import Row, cell_row, trial_row, write_imported
+from analysis.imports.importing import Imported, imported, write_imported
 
 COLUMNS: dict[str, str] = {
     "method": "lora, randlora, full, ..., or any other name",
@@ -39,8 +39,7 @@ def import_csv(folder: Path, paths: Sequence[Path], sweep: str | None = None) ->
     if not paths:
         raise StoreError(f"no CSV file to import; give files with a header of {', '.join(COLUMNS)}")
     problems: list[str] = []
-    cells: list[Row] = []
-    trials: list[Row] = []
+    rows: list[Imported] = []
     for path in paths:
         seen: dict[tuple[object, ...], int] = {}
         for line, raw in _lines(path, problems):
@@ -51,13 +50,12 @@ def import_csv(folder: Path, paths: Sequence[Path], sweep: str | None = None) ->
                     f"{path}, line {line}: the same cell as line {seen[key]}; an imported cell has one number"
                 )
             seen.setdefault(key, line)
-            cells.append(cell)
-            trials.append(trial)
+            rows.append((cell, trial))
     if problems:
         raise StoreError("\n".join(problems))
     files = ", ".join(path.name for path in paths)
     note = "As the table gives them: nothing is known here of tuning, seeds or how parameters were counted."
-    return write_imported(folder, cells, trials, {"source": files, "note": note, "names": [p.stem for p in paths]})
+    return write_imported(folder, rows, {"source": files, "note": note, "names": [p.stem for p in paths]})
 
 
 def _lines(path: Path, problems: list[str]) -> list[tuple[int, dict[str, str]]]:
@@ -93,7 +91,7 @@ def _lines(path: Path, problems: list[str]) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _rows(sweep: str, path: Path, line: int, raw: Mapping[str, str], problems: list[str]) -> tuple[Row, Row]:
+def _rows(sweep: str, path: Path, line: int, raw: Mapping[str, str], problems: list[str]) -> Imported:
     def number(name: str, low: float, high: float, rule: str) -> float | None:
         text = raw.get(name, "")
         if not text:
@@ -116,23 +114,20 @@ def _rows(sweep: str, path: Path, line: int, raw: Mapping[str, str], problems: l
         problems.append(f"{path}, line {line}: no method")
     if not raw.get("score", "") and not raw.get("percent", ""):
         problems.append(f"{path}, line {line}: no score")
-    parameters, reference = None if count is None else int(count), raw.get("reference") or None
-    place = {
+    cell = {
+        "sweep": sweep,
+        "cell_id": f"{path.stem}-{line}",
         "model": raw.get("model") or "unknown",
         "adapt": "all",
         "dataset": raw.get("dataset") or path.stem,
         "train_size": raw.get("train_size") or "1.0",
         "method": raw["method"],
+        "reference": raw.get("reference") or None,
+        "capacity": None,
     }
-    named = {"sweep": sweep, "cell_id": f"{path.stem}-{line}"}
-    budget = {"reference": reference, "budget": parameters if reference else None, "capacity": None}
     trial = {
-        **named,
-        **place,
-        **budget,
-        "adapter_params": parameters,
         "lr": number("lr", 0, 1e6, "must be a number"),
         "test_score": score if percent is None else percent / 100,
         "versions": {"source": raw.get("source") or path.name},
     }
-    return cell_row(named | place | budget, parameters), trial_row(trial)
+    return imported(cell, None if count is None else int(count), trial)

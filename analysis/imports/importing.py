@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.statistics.published import Publication, names, publication, reference
 from analysis.store.tables import write_part
 
-Row = dict[str, Any]
+Imported = tuple[Row, Row]
+"""The rows of `cells` and of `trials` for one number."""
 
 PLACEHOLDER_BYTES = 99_999_999  # PEFT's image-generation results give this for files of unknown size
 _PEFT_METHODS = {"LORA": "lora", "RANDLORA": "randlora", "VERA": "vera"}
@@ -33,18 +35,10 @@ def import_published(folder: Path, wanted: Sequence[str] = ()) -> Path:
         StoreError: unknown name, or a folder that exists.
     """
     chosen = [publication(name) for name in (wanted or names())]
-    cells: list[Row] = []
-    trials: list[Row] = []
-    for one in chosen:
-        for point in one.points:
-            cell, trial = _published(one, point)
-            cells.append(cell)
-            trials.append(trial)
+    rows = [_published(one, point) for one in chosen for point in one.points]
     source = "; ".join(dict.fromkeys(one.source for one in chosen))
     note = " ".join(dict.fromkeys(f"{one.title}: {one.precision}. {one.note}".strip() for one in chosen))
-    return write_imported(
-        folder, cells, trials, {"source": source, "note": note, "names": [one.name for one in chosen]}
-    )
+    return write_imported(folder, rows, {"source": source, "note": note, "names": [one.name for one in chosen]})
 
 
 def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
@@ -74,55 +68,47 @@ def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
     rows = [_peft(name, path, result) for name, (_, path, result) in sorted(newest.items())]
     source = "PEFT method_comparison (github.com/huggingface/peft)"
     note = "One seed per experiment, learning rates not tuned by an equal allowance, parameters not matched."
-    about = {"source": source, "note": note, "names": ["peft"]}
-    return write_imported(folder, [c for c, _ in rows], [t for _, t in rows], about), left_out
+    return write_imported(folder, rows, {"source": source, "note": note, "names": ["peft"]}), left_out
 
 
-def _published(one: Publication, point: Row) -> tuple[Row, Row]:
+def _published(one: Publication, point: Row) -> Imported:
     words = [point["model"], point["dataset"], point["train_size"], point["method"], point.get("setting") or ""]
-    place = {k: point[k] for k in ("model", "adapt", "dataset", "train_size", "method")}
-    named = {"sweep": one.name, "cell_id": "_".join(w.replace("/", "-").replace(":", "-") for w in words if w)}
-    ref = reference(point)
-    count = point["adapter_params"]
-    capacity = int(point["setting"]) if ref else None
-    budget = {"reference": ref, "budget": count if ref else None, "capacity": capacity}
+    name = "_".join(w.replace("/", "-").replace(":", "-") for w in words if w)
+    ref, count = reference(point), point["adapter_params"]
+    cell = {
+        **{k: point[k] for k in ("model", "adapt", "dataset", "train_size", "method")},
+        **{"sweep": one.name, "cell_id": name, "reference": ref},
+        "capacity": int(point["setting"]) if ref else None,
+    }
     trial = {
-        **named,
-        **place,
-        **budget,
-        "adapter_params": count,
         "test_score": point["score"],
         "seconds_train": point.get("seconds_train"),
         "peak_memory_bytes": point.get("peak_memory_bytes"),
         "stored_bytes": _beyond(point.get("file_bytes"), count),
         "versions": {"source": point["source"]},
     }
-    return cell_row(named | place | budget, count), trial_row(trial)
+    return imported(cell, count, trial)
 
 
-def _peft(name: str, path: Path, result: Row) -> tuple[Row, Row]:
+def _peft(name: str, path: Path, result: Row) -> Imported:
     info, train = result["run_info"], result["train_info"]
     config, settings = info.get("peft_config"), info.get("train_config") or {}
     kind = str(config["peft_type"]) if config else "full"
     method = "dora" if config and config.get("use_dora") else _PEFT_METHODS.get(kind, kind.lower())
     count = train.get("num_trainable_params")
     dataset = path.parent.parent.name.lower() if path.parent.name.endswith("results") else "method-comparison"
-    named = {"sweep": "peft", "cell_id": name.replace("/", "_")}
-    place = {"model": f"hf:{settings.get('model_id', 'unknown')}", "adapt": "all", "dataset": dataset}
-    place |= {"train_size": "1.0", "method": method}
-    capacity = config.get("r") if config and isinstance(config.get("r"), int) else None
-    budget = {"reference": name.rsplit("/", maxsplit=1)[-1] if config else None, "budget": count if config else None}
+    cell = {
+        **{"sweep": "peft", "cell_id": name.replace("/", "_"), "model": f"hf:{settings.get('model_id', 'unknown')}"},
+        **{"adapt": "all", "dataset": dataset, "train_size": "1.0", "method": method},
+        "reference": name.rsplit("/", maxsplit=1)[-1] if config else None,
+        "capacity": config.get("r") if config and isinstance(config.get("r"), int) else None,
+    }
     metrics = train.get("metrics") or []
     finished = train.get("status") == "success"
     memory = next((train[k] for k in ("accelerator_memory_max", "cuda_memory_max") if train.get(k)), None)
     meta = result.get("meta_info") or {}
     versions = {k: v for k, v in (meta.get("package_info") or {}).items() if v is not None}
     trial = {
-        **named,
-        **place,
-        **budget,
-        "capacity": capacity,
-        "adapter_params": count,
         "lr": (settings.get("optimizer_kwargs") or {}).get("lr"),
         "data_seed": settings.get("seed"),
         "status": "finished" if finished else "failed",
@@ -140,7 +126,7 @@ def _peft(name: str, path: Path, result: Row) -> tuple[Row, Row]:
         "started_at": info.get("created_at"),
         "versions": {**versions, "source": path.name},
     }
-    return cell_row(named | place | budget | {"capacity": capacity}, count), trial_row(trial)
+    return imported(cell, count, trial)
 
 
 def _read_json(path: Path) -> Row:
@@ -169,32 +155,43 @@ def _beyond(file_bytes: int | None, count: int | None) -> int | None:
     return max(0, file_bytes - 4 * count)
 
 
-def cell_row(values: Row, count: int | None) -> Row:
-    """A row of `cells` for one imported number."""
-    words = [values["method"], values["reference"] or "", values["dataset"], values["train_size"]]
-    fixed = {"label": " ".join(w for w in words if w), "feasible": True, "tune_trials": 0, "confirm_seeds": 1}
-    return {**values, **fixed, "count": count, "residual": 0 if values["budget"] is not None else None}
+def imported(cell: Row, count: int | None, trial: Row) -> Imported:
+    """The two rows of one number: its cell, and one attempt without seeds.
 
-
-def trial_row(values: Row) -> Row:
-    """Its row of `trials`: one attempt without seeds."""
-    identity = json.dumps([values["sweep"], values["cell_id"]])
-    fixed = {
+    Args:
+        cell: columns that both rows have; `budget` is the count where there is a `reference`.
+        count: trained parameters, where known.
+        trial: further columns of the attempt.
+    """
+    cell = {**cell, "budget": count if cell["reference"] else None}
+    words = [cell["method"], cell["reference"] or "", cell["dataset"], cell["train_size"]]
+    planned = {
+        "label": " ".join(w for w in words if w),
+        "feasible": True,
+        "tune_trials": 0,
+        "confirm_seeds": 1,
+        "count": count,
+        "residual": 0 if cell["budget"] is not None else None,
+    }
+    identity = json.dumps([cell["sweep"], cell["cell_id"]])
+    attempt = {
         "trial_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "attempt": 1,
         "stage": "CONFIRM",
         "slot": 0,
+        "status": "finished",
+        "adapter_params": count,
     }
-    return {"status": "finished", **fixed, **values}
+    return cell | planned, cell | attempt | trial
 
 
-def write_imported(folder: Path, cells: list[Row], trials: list[Row], about: Row) -> Path:
+def write_imported(folder: Path, rows: Sequence[Imported], about: Row) -> Path:
     """Write the folder; `about` is its source, a note, and names. Raises StoreError for one that exists."""
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} exists; give a new folder: imported results are sweeps of their own")
     folder.mkdir(parents=True, exist_ok=True)
-    write_part(folder, "cells", cells)
-    write_part(folder, "trials", trials)
+    write_part(folder, "cells", [cell for cell, _ in rows])
+    write_part(folder, "trials", [trial for _, trial in rows])
     spec = {"identity": {"name": folder.name, "protocol": "imported"}, "imported": about}
     (folder / "spec.json").write_text(json.dumps(spec, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     event = {"ev": "sweep", "name": ", ".join(about["names"]), "imported from": about["source"]}

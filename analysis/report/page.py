@@ -32,7 +32,7 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
 
     Args:
         folder: the results folder.
-        x: the cost of the fits and of the Pareto front, one of `budgets.AXES`.
+        x: the cost of the fits and of the Pareto front, one of `measured.AXES`.
         overlay: name of a published curve (`published.names()`) to draw beside the first panel.
 
     Returns:

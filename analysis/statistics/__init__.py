@@ -1,0 +1,18 @@
+"""What results say of methods: curves of means, paired comparisons, groups, ranks, tuning, power, published numbers.
+
+Uses `store`, `format` and `styles`; draws and words nothing. Every number comes as an Arrow table, paired by seed in
+`runs`, tested in `inference`. `publications/` holds the published numbers as JSON.
+
+    runs          confirmed runs by cell and by seed
+    inference     intervals, paired and blocked tests, Holm's correction, verdicts
+    power         what a comparison can see, and the seeds that it needs
+    choice        what the choice of a learning rate adds to a comparison's uncertainty
+    scaling       the scaling curve, and every method against a baseline
+    groups        all methods of a budget against each other; mean ranks over data sets
+    rank_effects  what a doubling of the update's rank, or of the parameters, brings
+    tuning        scores against learning rates; the expected best of n
+    planning      seeds needed for a difference, for the next sweep
+    mcnemar       two fixed checkpoints on the same test examples
+    published     published numbers, and the curve of them beside ours
+    estimates     what a sweep was estimated to take against what it took
+"""

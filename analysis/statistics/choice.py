@@ -1,11 +1,11 @@
 """What the choice of a learning rate adds to the uncertainty of a comparison.
 
-CONFIRM runs every seed at the one rate that stage TUNE chose, so the spread over CONFIRM's seeds does not show that
+CONFIRM runs every seed at the one rate that stage TUNE chose. So the spread over CONFIRM's seeds does not show that
 another draw of TUNE's noise would have chosen another rate, with another expected score. That spread is estimated from
-TUNE itself: its noise from the re-runs (rates x seeds, what a seed does to all rates taken out, pooled over the cells
-of one place), its response curve by a local quadratic in log rate; then TUNE is drawn again many times and the variance
-of the expected score at the rate it chooses is what the choice adds (a parametric bootstrap). `calibration` shows that
-tests widened so keep their 5 % over tables in which both arms are tuned.
+TUNE itself (a parametric bootstrap). Its noise comes from the re-runs (rates x seeds, what a seed does to all rates
+taken out, pooled over the cells of one place), its response curve from a local quadratic in log rate. TUNE is then
+drawn again many times; the variance of the expected score at the rate it chooses is what the choice adds.
+`benchmarks/calibration.py` shows that tests widened by it keep their 5 % over tables in which both arms are tuned.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.store.store import Store
+from analysis.format import Row
+from analysis.statistics.runs import Seed, seed_of
+from analysis.store.store import Store, remembered
+from analysis.styles import Place, place_of
 
 Array = NDArray[np.float64]
-Row = dict[str, Any]
 CellKey = tuple[str, str]
+"""(sweep, cell)."""
 Point = tuple[float, str | None]
-Seed = tuple[int, int, int]
+"""(learning rate, the other hyperparameters)."""
 
 DRAWS = 400
 AT_ONCE = 2**20
-"""Numbers drawn at once."""
+"""Numbers drawn at once, at most."""
 WIDTH = 2.0
 """Width of the local fit's kernel, in steps of the grid of rates."""
 
@@ -69,7 +71,7 @@ def own_noise(runs: Array) -> Array:
 
 
 def levels(runs: Runs) -> tuple[Array, Array]:
-    """Expected scores by point, relative to the first seed, and how many runs each rests on; both (..., K)."""
+    """Expected scores by point, relative to the first seed, and the number of runs behind each; both (..., K)."""
     weight = np.ones_like(runs.first)
     if runs.again.shape[-1] < 2 or runs.again.shape[-2] < 1:
         return runs.first, weight
@@ -135,7 +137,7 @@ def chosen_variance(
 ) -> Array:
     """What the choice adds, (...): `choice_variance` of the scores as seen and, over rates alone, of them smoothed.
 
-    The larger of the two counts: seen scores miss what noise hides, a smooth curve misses kinks.
+    The larger of the two counts: scores as seen miss what noise hides, a smooth curve misses kinks.
 
     Args:
         log_rates: (K,) log10 of the rates; None where other hyperparameters were searched with them.
@@ -150,23 +152,20 @@ def chosen_variance(
     return np.asarray(np.maximum(seen, choice_variance(curve, noise, reruns, rng, draws)), dtype=float)
 
 
+@remembered
 def choice_variances(store: Store) -> dict[CellKey, float]:
     """(sweep, cell) -> variance that the choice adds to the cell's expected score.
 
     0 where nothing was chosen: fixed rates, or one point. A cell whose place has no re-runs is left out: its noise is
     not known.
     """
-    return store.remember("choice variances", lambda: _choice_variances(store))
-
-
-def _choice_variances(store: Store) -> dict[CellKey, float]:
     cells = store.table("cells").to_pylist()
     tuned = _tuned(store)
     noise = _noise(cells, tuned)
     found: dict[CellKey, float] = {}
     for cell in cells:
         key = (cell["sweep"], cell["cell_id"])
-        one, place = tuned.get(key), _place(cell)
+        one, place = tuned.get(key), place_of(cell)
         if one is None or len(one[1].first) < 2:
             found[key] = 0.0
         elif place in noise:
@@ -178,19 +177,16 @@ def _choice_variances(store: Store) -> dict[CellKey, float]:
     return found
 
 
-def _noise(cells: Sequence[Row], tuned: dict[CellKey, tuple[Array | None, Runs]]) -> dict[tuple[str, ...], float]:
+def _noise(cells: Sequence[Row], tuned: dict[CellKey, tuple[Array | None, Runs]]) -> dict[Place, float]:
     """Variance of one TUNE run by place, pooled over its cells."""
-    sums: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    squares: dict[Place, float] = defaultdict(float)
+    freedom: dict[Place, int] = defaultdict(int)
     for cell in cells:
-        one = tuned.get((cell["sweep"], cell["cell_id"]))
+        one, place = tuned.get((cell["sweep"], cell["cell_id"])), place_of(cell)
         if one is not None and one[1].freedom:
-            sums[_place(cell)][0] += float(own_noise(one[1].again)) * one[1].freedom
-            sums[_place(cell)][1] += one[1].freedom
-    return {place: squares / freedom for place, (squares, freedom) in sums.items()}
-
-
-def _place(cell: Row) -> tuple[str, ...]:
-    return cell["sweep"], cell["model"], cell["dataset"], cell["train_size"]
+            squares[place] += float(own_noise(one[1].again)) * one[1].freedom
+            freedom[place] += one[1].freedom
+    return {place: squares[place] / freedom[place] for place in freedom}
 
 
 def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
@@ -203,13 +199,15 @@ def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
     ).to_pylist()
     cells: dict[CellKey, dict[Point, dict[Seed, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        seed = (row["data_seed"], row["init_seed"], row["basis_seed"])
-        cells[row["sweep"], row["cell_id"]][row["lr"], row["hyperparameters"]][seed] = row["val_score"]
+        cells[row["sweep"], row["cell_id"]][row["lr"], row["hyperparameters"]][seed_of(row)] = row["val_score"]
     return {key: _of_points(points) for key, points in cells.items()}
 
 
 def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Runs]:
-    """Points that the first seed scored; the re-run ones on the seeds that all of them have."""
+    """log10 of the rates, None where more than rates was searched; the scores of the points that the first seed has.
+
+    Re-run points keep the seeds that all of them have.
+    """
     start = min(seed for runs in points.values() for seed in runs)
     kept = {point: runs for point, runs in points.items() if start in runs}
     rerun = [i for i, runs in enumerate(kept.values()) if len(runs) > 1]

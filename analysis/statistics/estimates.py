@@ -12,19 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis.format import Row
+from analysis.store.columns import REAL, TEXT, typed
 from analysis.store.store import Store
 
-SCHEMA = pa.schema(
-    [
-        ("quantity", pa.string()),
-        ("method", pa.string()),
-        ("unit", pa.string()),
-        ("estimated", pa.float64()),
-        ("actual", pa.float64()),
-        ("ratio", pa.float64()),
-    ]
-)
+SCHEMA = pa.schema([*typed(TEXT, "quantity", "method", "unit"), *typed(REAL, "estimated", "actual", "ratio")])
 Line = tuple[str, str | None, str, float | None, float | None]
+"""Quantity, method, unit, estimated, actual."""
 
 
 def foresight(store: Store) -> pa.Table:
@@ -32,21 +26,20 @@ def foresight(store: Store) -> pa.Table:
 
     Columns: quantity ('trials', 'seconds per trial', 'wall time', 'accelerator time', 'cost', 'peak memory', 'disk'),
     method (null for the sweep), unit, estimated, actual, ratio (actual / estimated). Wall time is null where the run
-    has not finished all that it was estimated to run. The actual seconds hold the set-up of workers, the estimate's
-    do not.
-    Empty where no run was estimated.
+    has not finished all that it was estimated to run. The actual seconds hold the set-up of workers; the estimate's
+    do not. Empty where no run was estimated.
     """
     rows = store.table("trials").to_pylist()
     for event in reversed(store.events("estimate")):
         since = datetime.fromisoformat(event["at"])
         mine = [r for r in rows if r["started_at"] is not None and r["started_at"] >= since]
         if mine and event["estimate"]["trials_left"]:
-            lines = list(_lines(event["estimate"], mine, since, _bytes(store)))
+            lines = _lines(event["estimate"], mine, since, _bytes(store))
             return pa.Table.from_pylist([_row(line) for line in lines], schema=SCHEMA)
     return SCHEMA.empty_table()
 
 
-def _lines(estimate: dict[str, Any], rows: list[dict[str, Any]], since: datetime, size: int) -> Iterator[Line]:
+def _lines(estimate: dict[str, Any], rows: list[Row], since: datetime, size: int) -> Iterator[Line]:
     hours = sum(r["seconds_total"] or 0.0 for r in rows) / 3600
     each = estimate["accelerators"]
     whole = len(rows) >= estimate["trials_left"]
@@ -66,17 +59,10 @@ def _lines(estimate: dict[str, Any], rows: list[dict[str, Any]], since: datetime
         yield "seconds per trial", method["method"], "s", method["seconds_per_trial"], actual
 
 
-def _row(line: Line) -> dict[str, Any]:
-    quantity, method, unit, estimated, actual = line
+def _row(line: Line) -> Row:
+    estimated, actual = line[3:]
     ratio = actual / estimated if actual is not None and estimated else None
-    return {
-        "quantity": quantity,
-        "method": method,
-        "unit": unit,
-        "estimated": estimated,
-        "actual": actual,
-        "ratio": ratio,
-    }
+    return dict(zip(SCHEMA.names, (*line, ratio), strict=True))
 
 
 def _mib(size: float | None) -> float | None:

@@ -6,35 +6,27 @@ checkpoint, and pooled over seeds the test calls a method different from itself 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import stats
 
 from analysis.errors import StoreError, nearest
-from analysis.statistics.inference import LEVEL, mcnemar
+from analysis.format import Row
+from analysis.statistics.inference import LEVEL
+from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style
-
-Row = dict[str, Any]
 
 SCOPE = "two fixed checkpoints, not their methods"
 
 MCNEMAR = pa.schema(
     [
-        ("scope", pa.string()),  # always SCOPE: what the p value speaks of
-        ("a", pa.string()),
-        ("b", pa.string()),  # trial ids
-        ("label_a", pa.string()),
-        ("label_b", pa.string()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),
-        ("n_examples", pa.int64()),
-        ("both_right", pa.int64()),
-        ("only_a", pa.int64()),
-        ("only_b", pa.int64()),
-        ("both_wrong", pa.int64()),
-        ("p", pa.float64()),  # exact, two-sided; of one comparison, uncorrected
+        ("scope", TEXT),  # always SCOPE: what the p value speaks of
+        *typed(TEXT, "a", "b"),  # trial ids
+        *typed(TEXT, "label_a", "label_b", "model", "dataset"),
+        *typed(INT, "n_examples", "both_right", "only_a", "only_b", "both_wrong"),
+        ("p", REAL),  # exact, two-sided; of one comparison, uncorrected
     ]
 )
 
@@ -72,24 +64,40 @@ def compare_checkpoints(store: Store, a: str, b: str) -> pa.Table:
                 f"trials {first['trial_id']} and {second['trial_id']} were tested on different {called} "
                 f"({first[field]} and {second[field]}); McNemar's test needs the same examples"
             )
-    n = first["n_examples"]
-    right = [np.unpackbits(np.frombuffer(r["correct"], np.uint8), count=n).astype(bool) for r in (first, second)]
+    a_right, b_right = (unpacked(r["correct"], r["n_examples"]) for r in (first, second))
+    only_a, only_b = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
     row = {
         "scope": SCOPE,
         "a": first["trial_id"],
         "b": second["trial_id"],
         "label_a": _label(first),
         "label_b": _label(second),
-        "model": first["model"] if first["model"] == second["model"] else f"{first['model']}; {second['model']}",
+        "model": "; ".join(dict.fromkeys((first["model"], second["model"]))),
         "dataset": first["dataset"],
-        "n_examples": n,
-        "both_right": int((right[0] & right[1]).sum()),
-        "only_a": int((right[0] & ~right[1]).sum()),
-        "only_b": int((right[1] & ~right[0]).sum()),
-        "both_wrong": int((~right[0] & ~right[1]).sum()),
-        "p": mcnemar(first["correct"], second["correct"], n),
+        "n_examples": first["n_examples"],
+        "both_right": int((a_right & b_right).sum()),
+        "only_a": only_a,
+        "only_b": only_b,
+        "both_wrong": int((~a_right & ~b_right).sum()),
+        "p": exact_p(only_a, only_b),
     }
     return pa.Table.from_pylist([row], schema=MCNEMAR)
+
+
+def unpacked(correct: bytes, n_examples: int) -> NDArray[np.bool_]:
+    """(n_examples,) which test examples a checkpoint got right, from the bits of the table `predictions`.
+
+    Raises:
+        ValueError: bits that do not match the number of examples.
+    """
+    if len(correct) != (n_examples + 7) // 8:
+        raise ValueError(f"{n_examples} examples need {(n_examples + 7) // 8} bytes of bits, got {len(correct)}")
+    return np.unpackbits(np.frombuffer(correct, np.uint8), count=n_examples).astype(bool)
+
+
+def exact_p(only_a: int, only_b: int) -> float:
+    """McNemar's exact p from the numbers of examples that one checkpoint alone gets right."""
+    return 1.0 if only_a + only_b == 0 else float(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def checkpoint_sentence(row: Row) -> str:

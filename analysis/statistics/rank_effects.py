@@ -12,19 +12,16 @@ for the parameters.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pyarrow as pa
 
+from analysis.format import Row
 from analysis.statistics.inference import holm, mean_interval, t_difference, verdict
-from analysis.store.store import Store
-from analysis.styles import style
-
-Row = dict[str, Any]
-Place = tuple[str, str, str, str]
-Seed = tuple[int, int, int]
+from analysis.statistics.runs import averaged, by, seed_of, shared_seeds
+from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
+from analysis.store.store import Store, remembered
+from analysis.styles import in_order
 
 MATCHED = 0.1
 """Largest distance of a cell's count from its budget: beyond it parameters are not equal."""
@@ -33,52 +30,37 @@ RANK, PARAMETERS = "rank", "parameters"
 
 POINTS = pa.schema(
     [
-        ("sweep", pa.string()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),
-        ("train_size", pa.string()),
-        ("method", pa.string()),
-        ("base", pa.string()),
-        ("reference", pa.string()),
-        ("budget", pa.int64()),
-        ("adapter_params", pa.int64()),
-        ("update_rank", pa.float64()),
-        ("n", pa.int64()),
-        ("mean", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
+        *typed(TEXT, *PLACE, "method", "base", "reference"),
+        *typed(INT, "budget", "adapter_params"),
+        ("update_rank", REAL),
+        ("n", INT),
+        *typed(REAL, "mean", "low", "high"),
     ]
 )
 
 EFFECTS = pa.schema(
     [
-        ("sweep", pa.string()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),  # null: the mean over `n_datasets` data sets
-        ("train_size", pa.string()),
-        ("scope", pa.string()),  # the method whose variants are compared; null: all methods
-        ("effect", pa.string()),  # 'rank' at equal parameters, or 'parameters' at equal rank
-        ("least", pa.float64()),  # of the ranks, or of the parameters
-        ("most", pa.float64()),
-        ("cells", pa.int64()),
-        ("n", pa.int64()),  # seeds
-        ("n_datasets", pa.int64()),
-        ("slope", pa.float64()),  # of the score, a fraction, per doubling
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("p", pa.float64()),
-        ("p_holm", pa.float64()),
-        ("verdict", pa.string()),  # 'higher': the score rises with the rank, or the parameters
+        *typed(TEXT, *PLACE),  # dataset null: the mean over `n_datasets` data sets
+        ("scope", TEXT),  # the method whose variants are compared; null: all methods
+        ("effect", TEXT),  # 'rank' at equal parameters, or 'parameters' at equal rank
+        *typed(REAL, "least", "most"),  # of the ranks, or of the parameters
+        ("cells", INT),
+        ("n", INT),  # seeds
+        ("n_datasets", INT),
+        ("slope", REAL),  # of the score, a fraction, per doubling
+        *typed(REAL, "low", "high", "p", "p_holm"),
+        ("verdict", TEXT),  # 'higher': the score rises with the rank, or the parameters
     ]
 )
 
-_RUNS = """
+_RUNS = f"""
 select f.sweep, f.cell_id, f.model, f.dataset, f.train_size, f.method, coalesce(c.base, f.method) as base, f.reference,
        f.budget, f.adapter_params, c.update_rank, f.data_seed, f.init_seed, f.basis_seed, f.test_score
 from confirmed f join cells c using (sweep, cell_id)
-where f.test_score is not null and f.reference is not null and c.update_rank > 0 and abs(c.residual_fraction) <= {}
+where f.test_score is not null and f.reference is not null and c.update_rank > 0
+      and abs(c.residual_fraction) <= {MATCHED}
 order by f.sweep, f.model, f.dataset, f.train_size, f.budget, c.update_rank, f.method, f.data_seed, f.init_seed
-"""
+"""  # noqa: S608  a number of ours
 
 
 def points(store: Store) -> pa.Table:
@@ -86,14 +68,12 @@ def points(store: Store) -> pa.Table:
 
     Cells whose count is off their budget by more than `MATCHED` are left out.
     """
-    rows = []
-    for cell in _by(_runs(store), "sweep", "cell_id").values():
-        interval = mean_interval([r["test_score"] for r in cell])
-        found = {"n": interval.n, "mean": interval.mean, "low": interval.low, "high": interval.high}
-        rows.append({k: cell[0].get(k) for k in POINTS.names} | found)
+    cells = by(_runs(store), "sweep", "cell_id").values()
+    rows = [runs[0] | vars(mean_interval([r["test_score"] for r in runs])) for runs in cells]
     return pa.Table.from_pylist(rows, schema=POINTS)
 
 
+@remembered
 def effects(store: Store) -> pa.Table:
     """What a doubling of the rank, and of the parameters, brings; columns `EFFECTS`.
 
@@ -101,13 +81,9 @@ def effects(store: Store) -> pa.Table:
     have; one seed has no interval and no test. Data sets of a sweep are also averaged, seed by seed. Holm's correction
     is over all rows of the table.
     """
-    return store.remember("rank effects", lambda: _effects(store))
-
-
-def _effects(store: Store) -> pa.Table:
     rows: list[Row] = []
-    for (sweep, model, size), runs in _by(_runs(store), "sweep", "model", "train_size").items():
-        datasets = _by(runs, "dataset")
+    for (sweep, model, size), runs in by(_runs(store), "sweep", "model", "train_size").items():
+        datasets = by(runs, "dataset")
         for scope in (None, *_families(runs)):
             for effect in (RANK, PARAMETERS):
                 found = {
@@ -125,28 +101,17 @@ def _effects(store: Store) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EFFECTS)
 
 
+@remembered
 def _runs(store: Store) -> list[Row]:
-    return list(store.remember("ranked runs", lambda: store.sql(_RUNS.format(MATCHED))).to_pylist())
-
-
-def _by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[tuple(row[n] for n in names)].append(row)
-    return groups
+    return list(store.sql(_RUNS).to_pylist())
 
 
 def _families(runs: Sequence[Row]) -> list[str]:
     """Methods of which several variants were run beside other methods, in the order of tables."""
-    variants = _by(runs, "base")
+    variants = by(runs, "base")
     if len(variants) == 1:  # its variants are all there is
         return []
-    several = [base for (base,), group in variants.items() if len({r["method"] for r in group}) > 1]
-    return sorted(several, key=lambda m: (style(m).order, m))
-
-
-def _seed(run: Row) -> Seed:
-    return run["data_seed"], run["init_seed"], run["basis_seed"]
+    return in_order({base for (base,), group in variants.items() if len({r["method"] for r in group}) > 1})
 
 
 def _slopes(runs: Sequence[Row], effect: str) -> Row | None:
@@ -155,18 +120,18 @@ def _slopes(runs: Sequence[Row], effect: str) -> Row | None:
         level, along, kept = "reference", "update_rank", list(runs)
     else:
         level, along = "method", "adapter_params"
-        same = [m for (m,), g in _by(runs, "method").items() if len({r["update_rank"] for r in g}) == 1]
+        same = [m for (m,), g in by(runs, "method").items() if len({r["update_rank"] for r in g}) == 1]
         kept = [r for r in runs if r["method"] in same]
-    groups = [g for g in _by(kept, level).values() if len({r[along] for r in g}) > 1]
-    cells = _by((r for g in groups for r in g), "cell_id")
+    groups = [g for g in by(kept, level).values() if len({r[along] for r in g}) > 1]
+    used = [r for g in groups for r in g]
+    cells = [{seed_of(r): r for r in cell} for cell in by(used, "cell_id").values()]
     if not cells:
         return None
-    seeds = set.intersection(*({_seed(r) for r in cell} for cell in cells.values()))
     by_seed = {
-        seed: _slope([[(math.log2(r[along]), r["test_score"]) for r in g if _seed(r) == seed] for g in groups])
-        for seed in sorted(seeds)
+        seed: _slope([[(math.log2(r[along]), r["test_score"]) for r in g if seed_of(r) == seed] for g in groups])
+        for seed in sorted(shared_seeds(cells))
     }
-    spanned = [r[along] for g in groups for r in g]
+    spanned = [r[along] for r in used]
     return {"slopes": by_seed, "cells": len(cells), "least": min(spanned), "most": max(spanned)} if by_seed else None
 
 
@@ -182,8 +147,7 @@ def _slope(groups: Iterable[Sequence[tuple[float, float]]]) -> float:
 
 def _said(found: Sequence[Row]) -> Row:
     """Mean slope of data sets, seed by seed, with its interval and test."""
-    seeds = set.intersection(*(set(f["slopes"]) for f in found))
-    values = [sum(f["slopes"][s] for f in found) / len(found) for s in sorted(seeds)]
+    values = list(averaged([f["slopes"] for f in found]).values())
     spans = {
         "cells": sum(f["cells"] for f in found),
         "least": min(f["least"] for f in found),

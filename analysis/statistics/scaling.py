@@ -1,7 +1,4 @@
-"""The numbers of the scaling curve, the comparisons at each budget, and the one sentence that they allow.
-
-Everything here returns an Arrow table or text; `plots`, `console` and `report` only show it.
-"""
+"""The scaling curve and the comparisons at each budget: every function returns an Arrow table, or a phrase."""
 
 from __future__ import annotations
 
@@ -11,31 +8,28 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances
 from analysis.statistics.inference import (
     SIGN_FLIP,
     Difference,
     blocked_difference,
     common_seed_p,
-    detectable,
-    effect_size,
     holm,
     mean_interval,
     paired_difference,
-    power_at,
-    seeds_needed,
     t_difference,
     verdict,
     widened_p,
 )
-from analysis.store.scaling_schemas import COMPARISONS, CURVE
-from analysis.store.store import Store
+from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
+from analysis.statistics.runs import Cell, Seed, averaged, by, by_seed, confirmed, shared_seeds
+from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
+from analysis.store.store import Store, remembered
 from analysis.styles import style
 
-Row = dict[str, Any]
-Seed = tuple[int, int, int]
-Place = tuple[str, str, str, str]
-"""Where a comparison is made: (sweep, model, data set, training size)."""
+Runs = Sequence[Row]
+"""The confirmed runs of a cell."""
 
 FOCUS, BASELINE = "randlora", "lora"
 """The question's two methods: full rank and low rank at the same count."""
@@ -45,28 +39,59 @@ UNTRAINED = "zero-shot"
 PLANTED = 0.02
 """The true difference that `power` is given for: 2 points."""
 
-_RUNS = """
-select sweep, cell_id, model, dataset, train_size, method, reference, budget, adapter_params, lr,
-       data_seed, init_seed, basis_seed, test_score
-from confirmed where test_score is not null
-order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed, basis_seed
-"""
+CURVE = pa.schema(
+    [
+        *typed(TEXT, *PLACE),  # dataset null: the mean over `n_datasets` data sets
+        *typed(TEXT, "method", "name"),
+        ("kind", TEXT),  # 'curve', or 'line' for a method without a budget
+        ("reference", TEXT),
+        *typed(INT, "budget", "adapter_params"),
+        ("lr", REAL),
+        ("n", INT),
+        *typed(REAL, "mean", "low", "high", "sd"),
+        ("n_datasets", INT),
+    ]
+)
 
-
-def curve(store: Store) -> pa.Table:
-    """Score against trainable parameters: per method and budget the mean over seeds with its 95 % t interval.
-
-    Columns: `CURVE`. Methods without a budget (full fine-tuning, zero-shot) are rows of kind 'line'. A sweep over
-    several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds,
-    for methods and budgets that are confirmed on each.
-    """
-    return store.remember("curve", lambda: _curve(store))
+COMPARISONS = pa.schema(
+    [
+        *typed(TEXT, *PLACE),  # dataset null: all data sets together
+        *typed(TEXT, "method", "baseline"),
+        ("reference", TEXT),  # null: all matched budgets together
+        ("budget", INT),
+        ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
+        ("n", INT),  # pairs; of a permutation test those of all its data sets
+        ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
+        ("n_datasets", INT),  # that the row is of
+        *typed(REAL, "difference", "low", "high"),
+        ("sd", REAL),  # of the paired differences; over several data sets pooled within them
+        ("error", REAL),  # standard error of the mean difference, from `sd`
+        ("freedom", INT),  # degrees of freedom of `sd`
+        ("p", REAL),
+        # of a permutation test: F test that a seed moves the difference on all data sets alike; small: `p` is too small
+        ("p_seeds", REAL),
+        ("p_holm", REAL),
+        ("verdict", TEXT),
+        ("choice_sd", REAL),  # what the choice of both arms' rates adds (`choice`); null where not known
+        ("p_choice", REAL),  # of the test that includes it; null where it is not known
+        ("p_choice_holm", REAL),
+        ("verdict_choice", TEXT),  # 'not testable' where it is not known
+        ("test", TEXT),
+        ("edge", TEXT),  # which arms chose the end of their range of rates: 'method', 'baseline', 'both'; else null
+        ("power", REAL),  # chance to find a true difference of PLANTED in this family; null where not computable
+        ("seeds_needed", INT),  # least seeds that would find it 4 times in 5; null: not within 1000, or unknown
+        ("detectable", REAL),  # smallest true difference that is found 4 times in 5; null where not computable
+        ("effect", REAL),  # Hedges' g of the paired differences: their mean in standard deviations
+        *typed(REAL, "effect_low", "effect_high"),
+    ]
+)
 
 
 def score_name(store: Store, dataset: str | None = None) -> str:
-    """What test scores measure, in words: 'test accuracy', or the confirmed trials' one metric; else 'test score'.
+    """What test scores measure: 'test accuracy', or the one metric of the confirmed trials; else 'test score'.
 
-    Of one data set, if it is given.
+    Args:
+        dataset: its trials alone; default all.
     """
     query = (
         "select distinct dataset, coalesce(metric, 'accuracy') as metric from confirmed where test_score is not null"
@@ -76,78 +101,38 @@ def score_name(store: Store, dataset: str | None = None) -> str:
     return f"test {kinds.pop()}" if len(kinds) == 1 else "test score" if kinds else "test accuracy"
 
 
-def _runs(store: Store) -> list[Row]:
-    return list(store.remember("confirmed runs", lambda: store.sql(_RUNS)).to_pylist())
+@remembered
+def curve(store: Store) -> pa.Table:
+    """Score against trainable parameters: per method and budget the mean over seeds with its 95 % t interval.
 
-
-def _curve(store: Store) -> pa.Table:
-    cells: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
-    for run in _runs(store):
-        cells[_place(run), run["method"], run["reference"]].append(run)
-    rows = [_point(place, group, [r["test_score"] for r in group]) for (place, _, _), group in cells.items()]
+    Columns: `CURVE`. Methods without a budget (full fine-tuning, zero-shot) are rows of kind 'line'. A sweep over
+    several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds,
+    for methods and budgets that are confirmed on each.
+    """
+    cells = confirmed(store)
+    rows = [_point(runs, [r["test_score"] for r in runs]) for runs in cells.values()]
     datasets: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for sweep, model, dataset, size in {place for place, _, _ in cells}:
-        datasets[sweep, model, size].add(dataset)
-    for (sweep, model, size), names in datasets.items():
-        if len(names) > 1:
-            rows += _averages((sweep, model, size), sorted(names), cells)
-    rows.sort(key=_order)
-    return pa.Table.from_pylist(rows, schema=CURVE)
-
-
-def _point(place: Place, group: Sequence[Row], scores: Sequence[float]) -> Row:
-    first, interval = group[0], mean_interval(scores)
-    sweep, model, dataset, size = place
-    return {
-        "sweep": sweep,
-        "model": model,
-        "dataset": dataset,
-        "train_size": size,
-        "method": first["method"],
-        "name": style(first["method"]).name,
-        "kind": "line" if first["budget"] is None else "curve",
-        "reference": first["reference"],
-        "budget": first["budget"],
-        "adapter_params": first["adapter_params"],
-        "lr": first["lr"],
-        "n": interval.n,
-        "mean": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "sd": interval.sd,
-        "n_datasets": 1,
-        "p_seeds": None,
-    }
-
-
-def _averages(
-    where: tuple[str, str, str], names: Sequence[str], cells: Mapping[tuple[Place, str, str | None], list[Row]]
-) -> list[Row]:
-    sweep, model, size = where
-    rows = []
-    for method, reference in dict.fromkeys((m, r) for p, m, r in cells if (p[0], p[1], p[3]) == where):
+    for (sweep, model, dataset, size), _, _ in cells:
+        datasets[sweep, model, size].add(dataset or "")
+    for sweep, model, size, method, reference in dict.fromkeys((p[0], p[1], p[3], m, r) for p, m, r in cells):
+        names = sorted(datasets[sweep, model, size])
         groups = [cells.get(((sweep, model, name, size), method, reference), []) for name in names]
-        scores = [_by_seed(group) for group in groups]
-        shared = [seed for seed in scores[0] if all(seed in other for other in scores)]
-        if shared:
-            means = [sum(s[seed] for s in scores) / len(scores) for seed in shared]
-            point = _point((sweep, model, names[0], size), groups[0], means)
-            rows.append(point | {"dataset": None, "lr": None, "n_datasets": len(names)})
-    return rows
+        means = averaged([by_seed(runs) for runs in groups])
+        if len(names) > 1 and means:
+            mean = {"dataset": None, "lr": None, "n_datasets": len(names)}
+            rows.append(_point(groups[0], list(means.values())) | mean)
+    return pa.Table.from_pylist(sorted(rows, key=_order), schema=CURVE)
 
 
-def confirmed_scores(store: Store) -> dict[tuple[Place, str, str | None], Row]:
-    """(place, method, reference) -> `cell_id`, `scores` by seed, and their `mean`, of every confirmed cell."""
-    cells: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
-    for run in _runs(store):
-        cells[_place(run), run["method"], run["reference"]].append(run)
-    found = {}
-    for key, group in cells.items():
-        scores = _by_seed(group)
-        found[key] = {"cell_id": group[0]["cell_id"], "scores": scores, "mean": sum(scores.values()) / len(scores)}
-    return found
+def _point(runs: Runs, scores: Sequence[float]) -> Row:
+    first = runs[0]
+    kind = "line" if first["budget"] is None else "curve"
+    shared = {k: first[k] for k in (*PLACE, "method", "reference", "budget", "adapter_params", "lr")}
+    named = {"name": style(first["method"]).name, "kind": kind, "n_datasets": 1}
+    return shared | named | vars(mean_interval(scores))
 
 
+@remembered
 def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> pa.Table:
     """Every method with a budget against `baseline`, paired by seed; one Holm family.
 
@@ -162,53 +147,51 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
         chance of any false 'higher' or 'lower' in it is at most 5 %, given the chosen learning rates; with
         `verdict_choice` it is so over their choice too.
     """
-    return store.remember(("comparisons", baseline, focus), lambda: _comparisons(store, baseline, focus))
-
-
-def _comparisons(store: Store, baseline: str, focus: str) -> pa.Table:
-    by_cell: dict[tuple[Place, str, str | None], list[Row]] = defaultdict(list)
-    for run in _runs(store):
-        by_cell[_place(run), run["method"], run["reference"]].append(run)
+    cells, choice = confirmed(store), choice_variances(store)
+    edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
     rows: list[Row] = []
-    choice = choice_variances(store)
-    for (place, method, reference), group in by_cell.items():
-        if method == baseline or group[0]["budget"] is None:
+    for (place, method, reference), runs in cells.items():
+        other = cells.get((place, baseline, reference)) or cells.get((place, baseline, None))
+        if method == baseline or runs[0]["budget"] is None or not other:
             continue
-        other = by_cell.get((place, baseline, reference)) or by_cell.get((place, baseline, None))
-        difference = _paired(group, other) if other else None
-        if other and difference:
-            count, base = group[0]["adapter_params"], other[0]["adapter_params"]
-            matched = other[0]["budget"] is not None and count is not None and base
-            ratio = count / base if matched else None
-            added = _added(choice, [(group, other)])
-            rows.append(_compared(place, method, baseline, group[0], ratio, difference, added))
-    _mark_edges(rows, by_cell, baseline, store)
-    rows += _overall(by_cell, rows, baseline, focus, choice)
+        difference = _paired(runs, other)
+        if difference is not None:
+            row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]))
+            rows.append(row | {"params_ratio": _ratio(runs[0], other[0]), "edge": _edge(edges, runs[0], other[0])})
+    rows += _overall(cells, rows, baseline, focus, choice)
     rows.sort(key=_order)
-    adjusted = holm([row["p"] for row in rows])
-    alpha = 0.05 / max(1, sum(p is not None for p in adjusted))
-    for row, p in zip(rows, adjusted, strict=True):
-        row["p_holm"], row["verdict"] = p, verdict(row["difference"], p)
+    for p, said in (("p", "verdict"), ("p_choice", "verdict_choice")):
+        for row, adjusted in zip(rows, holm([r[p] for r in rows]), strict=True):
+            row |= {f"{p}_holm": adjusted, said: verdict(row["difference"], adjusted)}
+    alpha = 0.05 / max(1, sum(row["p"] is not None for row in rows))
+    for row in rows:
         row.update(_prospects(row, alpha))
-    adjusted = holm([row["p_choice"] for row in rows])
-    for row, p in zip(rows, adjusted, strict=True):
-        row["p_choice_holm"], row["verdict_choice"] = p, verdict(row["difference"], p)
     return pa.Table.from_pylist(rows, schema=COMPARISONS)
 
 
-def _paired(group: Sequence[Row], other: Sequence[Row]) -> Difference | None:
+def _paired(runs: Runs, other: Runs) -> Difference | None:
     """The difference over common seeds; a baseline that trains nothing has one score, whatever the seed."""
-    mine, theirs = _by_seed(group), _by_seed(other)
+    mine, theirs = by_seed(runs), by_seed(other)
     if other[0]["method"] == UNTRAINED and len(theirs) == 1:
         theirs = dict.fromkeys(mine, next(iter(theirs.values())))
     return paired_difference(mine, theirs)
+
+
+def _ratio(mine: Row, other: Row) -> float | None:
+    count, base = mine["adapter_params"], other["adapter_params"]
+    return count / base if other["budget"] is not None and count is not None and base else None
+
+
+def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
+    ours, theirs = ((run["sweep"], run["cell_id"]) in edges for run in (mine, other))
+    return {(True, True): "both", (True, False): "method", (False, True): "baseline"}.get((ours, theirs))
 
 
 def _prospects(row: Row, alpha: float) -> Row:
     """Power for PLANTED, the seeds for it, and the smallest detectable difference."""
     error, freedom = row["error"], row["freedom"]
     if error is None or row["p"] is None:
-        return {"power": None, "seeds_needed": None, "detectable": None}
+        return {}
     return {
         "power": power_at(error, freedom, PLANTED, alpha),
         "seeds_needed": seeds_needed(row["sd"], PLANTED, alpha, datasets=row["datasets"]),
@@ -216,63 +199,49 @@ def _prospects(row: Row, alpha: float) -> Row:
     }
 
 
-def _mark_edges(
-    rows: Sequence[Row], by_cell: Mapping[tuple[Place, str, str | None], list[Row]], baseline: str, store: Store
-) -> None:
-    edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
-    for row in rows:
-        place = _place(row)
-        other = by_cell.get((place, baseline, row["reference"])) or by_cell[place, baseline, None]
-        own = by_cell[place, row["method"], row["reference"]]
-        mine, theirs = ((sweep["sweep"], sweep["cell_id"]) in edges for sweep in (own[0], other[0]))
-        row["edge"] = {(True, True): "both", (True, False): "method", (False, True): "baseline"}.get((mine, theirs))
-
-
-def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[list[Row], list[Row]]]) -> float | None:
+def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[Runs, Runs]]) -> float | None:
     """Variance that choices add to a mean over pairs of cells; None where one of them is not known."""
     cells: dict[CellKey, int] = defaultdict(int)
-    for mine, theirs in pairs:
-        for group in (mine, theirs):
-            cells[group[0]["sweep"], group[0]["cell_id"]] += 1
+    for pair in pairs:
+        for runs in pair:
+            cells[runs[0]["sweep"], runs[0]["cell_id"]] += 1
     if any(key not in choice for key in cells):
         return None
     return sum(choice[key] * times**2 for key, times in cells.items()) / len(pairs) ** 2
 
 
 def _overall(
-    by_cell: Mapping[tuple[Place, str, str | None], list[Row]],
+    cells: Mapping[Cell, list[Row]],
     rows: Sequence[Row],
     baseline: str,
     focus: str,
     choice: Mapping[CellKey, float],
 ) -> list[Row]:
-    matched: dict[tuple[str, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["method"] == focus and row["params_ratio"] is not None:
-            matched[row["sweep"], row["model"], row["train_size"]][row["dataset"]].append(row["reference"])
+    """The rows of `focus` over all its matched budgets and data sets."""
+    matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
     found = []
-    for (sweep, model, size), datasets in matched.items():
-        if sum(len(references) for references in datasets.values()) < 2:
+    for (sweep, model, size), several in by(matched, "sweep", "model", "train_size").items():
+        if len(several) < 2:
             continue
         blocks: dict[str, dict[Seed, float]] = {}
         parts: list[float | None] = []
-        for dataset, references in datasets.items():
+        for (dataset,), mine in by(several, "dataset").items():
             place = (sweep, model, dataset, size)
-            pairs = [(_by_seed(by_cell[place, focus, r]), _by_seed(by_cell[place, baseline, r])) for r in references]
-            shared = [s for s in pairs[0][0] if all(s in a and s in b for a, b in pairs)]
-            if shared:
-                blocks[dataset] = {s: sum(a[s] - b[s] for a, b in pairs) / len(pairs) for s in shared}
-                cells = [(by_cell[place, focus, r], by_cell[place, baseline, r]) for r in references]
-                parts.append(_added(choice, cells))
+            pairs = [(cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine]
+            scores = [(by_seed(runs), by_seed(other)) for runs, other in pairs]
+            differences = averaged([{s: a[s] - b[s] for s in a if s in b} for a, b in scores])
+            if differences:
+                blocks[dataset] = differences
+                parts.append(_added(choice, pairs))
         if blocks:
-            one = len(blocks) == 1
             difference = _over_datasets(blocks, len(rows) + 1)
             known = [p for p in parts if p is not None]
             added = sum(known) / len(parts) ** 2 if len(known) == len(parts) else None
-            place = (sweep, model, next(iter(blocks)), size)
-            row = _compared(place, focus, baseline, {"reference": None, "budget": None}, None, difference, added)
-            row |= {"n_datasets": len(blocks), "p_seeds": _common_seeds(blocks) if row["test"] == SIGN_FLIP else None}
-            found.append(row | ({} if one else {"dataset": None}))
+            dataset = next(iter(blocks)) if len(blocks) == 1 else None
+            total = {"sweep": sweep, "model": model, "dataset": dataset, "train_size": size, "method": focus}
+            row = _compared(total | {"reference": None, "budget": None}, baseline, difference, added)
+            p_seeds = _common_seeds(blocks) if row["test"] == SIGN_FLIP else None
+            found.append(row | {"n_datasets": len(blocks), "p_seeds": p_seeds})
     return found
 
 
@@ -283,68 +252,31 @@ def _over_datasets(blocks: Mapping[str, Mapping[Seed, float]], family: int) -> D
     test over seeds, each averaged over the data sets. The choice between the two looks at the numbers of blocks and
     comparisons only.
     """
-    first = next(iter(blocks.values()))
-    shared = [s for s in first if all(s in other for other in blocks.values())]
+    means = averaged(list(blocks.values()))
     floor = 2.0 ** (1 - sum(len(b) for b in blocks.values()))
-    if len(blocks) == 1 or (floor * family > 0.05 and len(shared) > 1):
-        return t_difference([sum(b[s] for b in blocks.values()) / len(blocks) for s in shared])
-    # random flips can't show a p below 2 / resamples: enough of them that a large family does not hide everything
+    if len(blocks) == 1 or (floor * family > 0.05 and len(means) > 1):
+        return t_difference(list(means.values()))
+    # random flips can't show a p below 2 / resamples: a large family needs more of them, lest it hide everything
     resamples = max(9999, 200 * family)
     return blocked_difference({d: list(values.values()) for d, values in blocks.items()}, resamples=resamples)
 
 
 def _common_seeds(blocks: Mapping[str, Mapping[Seed, float]]) -> float | None:
-    shared = set.intersection(*(set(b) for b in blocks.values()))
-    return common_seed_p([[b[s] for s in sorted(shared)] for b in blocks.values()]) if shared else None
+    shared = shared_seeds(list(blocks.values()))
+    return common_seed_p([[b[s] for s in shared] for b in blocks.values()]) if shared else None
 
 
-def _compared(
-    place: Place,
-    method: str,
-    baseline: str,
-    cell: Row,
-    ratio: float | None,
-    difference: Difference,
-    added: float | None,
-) -> Row:
-    sweep, model, dataset, size = place
+def _compared(cell: Row, baseline: str, difference: Difference, added: float | None) -> Row:
     effect = effect_size(difference)
-    return {
-        "sweep": sweep,
-        "model": model,
-        "dataset": dataset,
-        "train_size": size,
-        "method": method,
-        "baseline": baseline,
-        "reference": cell["reference"],
-        "budget": cell["budget"],
-        "params_ratio": ratio,
-        "n": difference.n,
-        "datasets": difference.datasets,
-        "n_datasets": 1,
-        "p_seeds": None,
-        "difference": difference.mean,
-        "low": difference.low,
-        "high": difference.high,
-        "sd": difference.sd,
-        "error": difference.error,
-        "freedom": difference.freedom,
-        "choice_sd": None if added is None else added**0.5,
-        "p": difference.p,
-        "p_choice": None if added is None else widened_p(difference, added),
-        "effect": effect and effect.mean,
-        "effect_low": effect and effect.low,
-        "effect_high": effect and effect.high,
-        "test": difference.test,
-    }
-
-
-def _place(run: Row) -> Place:
-    return run["sweep"], run["model"], run["dataset"], run["train_size"]
-
-
-def _by_seed(group: Sequence[Row]) -> dict[Seed, float]:
-    return {(r["data_seed"], r["init_seed"], r["basis_seed"]): r["test_score"] for r in group}
+    return (
+        {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}
+        | {"baseline": baseline, "n_datasets": 1, "difference": difference.mean}
+        | vars(difference)
+        | {"choice_sd": None if added is None else added**0.5}
+        | {"p_choice": None if added is None else widened_p(difference, added)}
+        | {"effect": effect and effect.mean, "effect_low": effect and effect.low}
+        | {"effect_high": effect and effect.high}
+    )
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -1,16 +1,17 @@
-"""Evidence on tuning: validation score against learning rate per cell, and what more trials would have brought."""
+"""Evidence on tuning: validation scores against learning rates, and what more trials would have brought."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 
+from analysis.format import Row
 from analysis.statistics.inference import expected_best
-from analysis.store.store import Store
+from analysis.statistics.runs import by
+from analysis.store.columns import INT, REAL, TEXT, typed
+from analysis.store.store import Store, remembered
 from analysis.styles import style
 
-RATES_SQL = """
+_RATES = """
 select c.sweep, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.cell_id, t.lr,
        count(*) filter (t.status = 'finished') as n, count(*) filter (t.status = 'failed') as failed,
        avg(t.val_score) filter (t.status = 'finished') as mean_val,
@@ -23,9 +24,10 @@ group by all order by c.sweep, c.dataset, c.train_size, c.method, c.budget nulls
 """
 
 
+@remembered
 def rates(store: Store) -> pa.Table:
     """Stage TUNE: per cell and learning rate the mean validation score, range, trials, and whether it was chosen."""
-    return store.remember("rates", lambda: store.sql(RATES_SQL))
+    return store.sql(_RATES)
 
 
 def best_of_n(store: Store) -> pa.Table:
@@ -33,14 +35,12 @@ def best_of_n(store: Store) -> pa.Table:
 
     Re-runs of a rate count once, by their mean: the curve is about how many rates were tried.
     """
-    rows: list[dict[str, Any]] = []
-    groups: dict[tuple[Any, ...], list[float]] = {}
     keys = ("sweep", "dataset", "train_size", "method", "reference", "budget", "cell_id")
-    for row in rates(store).to_pylist():
-        if row["mean_val"] is not None:
-            groups.setdefault(tuple(row[k] for k in keys), []).append(row["mean_val"])
-    for key, scores in groups.items():
-        named = dict(zip(keys, key, strict=True)) | {"name": style(key[3]).name}
-        rows += [named | {"n": n, "expected": score} for n, score in enumerate(expected_best(scores), start=1)]
-    fields = [(k, pa.int64() if k == "budget" else pa.string()) for k in (*keys, "name")]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*fields, ("n", pa.int64()), ("expected", pa.float64())]))
+    tried = [row for row in rates(store).to_pylist() if row["mean_val"] is not None]
+    rows: list[Row] = []
+    for key, mine in by(tried, *keys).items():
+        named = dict(zip(keys, key, strict=True)) | {"name": style(mine[0]["method"]).name}
+        best = expected_best([row["mean_val"] for row in mine])
+        rows += [named | {"n": n, "expected": score} for n, score in enumerate(best, start=1)]
+    cell = [*typed(TEXT, *keys[:5]), ("budget", INT), *typed(TEXT, "cell_id", "name")]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*cell, ("n", INT), ("expected", REAL)]))

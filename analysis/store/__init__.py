@@ -1,0 +1,14 @@
+"""The results on disk and the SQL over them: schemas, parts, the journal's reading side, and an opened folder.
+
+Uses `errors` and `format` alone; knows nothing of statistics. What is written here is never rewritten.
+
+    columns             Arrow's types, a table's definition, columns that tables share
+    diagnostic_schemas  the tables of `sweeps analyze`
+    schemas             every results table, and its Arrow schema
+    views               the named views, as SQL
+    tables              rows to Parquet parts and back; damaged parts are named
+    journal             the events of a sweep, read
+    queries             read-only SQL over tables and views
+    remote              results on s3://, gs:// and other file systems
+    store               a results folder, opened
+"""

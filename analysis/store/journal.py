@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import StoreError
+from analysis.format import Row
 
 JOURNAL = "journal.jsonl"
 """File name in a results folder."""
 
 Event = dict[str, Any]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,6 @@ def read_journal(path: Path, start: int = 0) -> Journal:
     return Journal(tuple(events), start + position, None)
 
 
-def read_events(path: Path) -> list[Event]:
-    """All whole events of a journal, in order; see `read_journal`."""
-    return list(read_journal(path).events)
-
-
 def _parse(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
@@ -83,20 +78,14 @@ def _parse(line: bytes) -> Event | None:
 
 
 def rows_of(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Row]]:
-    """The table rows that events carry, by table: trials, metrics and predictions (`finish`), choices (`choose`), cells
-    (`sweep` and `cells` events that list them under `cells` or `rows`)."""
+    """The table rows that events carry, by table: trials, metrics and predictions (`finish`), choices (`choose`)."""
     rows: dict[str, list[Row]] = defaultdict(list)
     for event in events:
-        kind = event["ev"]
-        if kind == "finish":
+        if event["ev"] == "finish":
             rows["trials"].append({"attempt": event.get("attempt", 1), **event["row"]})
             rows["metrics"] += event.get("metrics") or []
             if event.get("prediction"):
                 rows["predictions"].append(event["prediction"])
-        elif kind == "choose" and event.get("row"):
+        elif event["ev"] == "choose" and event.get("row"):
             rows["choices"].append(event["row"])
-        elif kind in {"sweep", "cells"}:
-            listed = event.get("rows") if kind == "cells" else event.get("cells")
-            if isinstance(listed, list):
-                rows["cells"] += [row for row in listed if isinstance(row, dict)]
     return dict(rows)

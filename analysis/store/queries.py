@@ -1,15 +1,15 @@
 """Read-only SQL over the results tables: DuckDB on registered Arrow tables, external access off, configuration locked.
 
-A query can read the tables and views and compute; it cannot touch files, the network, extensions or settings, nor
-Python's variables, and what it makes is gone when it ends.
+A query reads the tables and views and computes. It cannot touch files, the network, extensions, settings or Python's
+variables, and what it makes is gone when it ends.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -50,7 +50,7 @@ def connect(tables: Mapping[str, pa.Table], views: Iterable[str] = VIEWS) -> duc
 
 
 def _named_in(query: str) -> list[str]:
-    """Views that a query may read: making all costs more than most queries. All, where it asks what there is."""
+    """Views that a query may read (making all costs more than most queries); all, where it asks what there is."""
     if re.search(
         r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
     ):
@@ -71,41 +71,32 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
         QueryError: SQL that is wrong, more than one statement, or one that does more than read. An unknown table or
             column is answered with the known ones.
     """
-    connection = connect(tables, _named_in(query))
-    try:
-        statements = connection.extract_statements(query)
-        kinds = [statement.type.name for statement in statements]
-        if len(kinds) != 1 or kinds[0] not in _READS:
-            found = "no statement" if not kinds else " and ".join(kinds)
-            raise QueryError(
-                f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {query!r}"
-            )
-        return _plain(connection.sql(statements[0].query).to_arrow_table())
-    except duckdb.Error as error:
-        raise QueryError(_explain(columns(tables), query, str(error))) from error
-    finally:
-        connection.close()
+    with connect(tables, _named_in(query)) as connection:
+        try:
+            statements = connection.extract_statements(query)
+            kinds = [statement.type.name for statement in statements]
+            if len(kinds) != 1 or kinds[0] not in _READS:
+                found = "no statement" if not kinds else " and ".join(kinds)
+                raise QueryError(
+                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {query!r}"
+                )
+            return _plain(connection.sql(statements[0].query).to_arrow_table())
+        except duckdb.Error as error:
+            raise QueryError(_explain(_columns(tables), query, str(error))) from error
 
 
-def columns(tables: Mapping[str, pa.Table]) -> dict[str, tuple[str, ...]]:
+def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
     """Column names of every table and view, as SQL sees them."""
-    connection = connect(tables)
-    try:
-        return _columns(connection)
-    finally:
-        connection.close()
+    found: dict[str, list[str]] = defaultdict(list)
+    with connect(tables) as connection:
+        listed = connection.execute("select table_name, column_name from duckdb_columns() where not internal")
+        for table, column in listed.fetchall():
+            if table != "t95":
+                found[table].append(column)
+    return found
 
 
-def _columns(connection: Any) -> dict[str, tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
-    rows = connection.execute("select table_name, column_name from duckdb_columns() where not internal").fetchall()
-    for table, column in rows:
-        if table != "t95":
-            found.setdefault(table, []).append(column)
-    return {table: tuple(names) for table, names in found.items()}
-
-
-def _explain(known: Mapping[str, tuple[str, ...]], query: str, message: str) -> str:
+def _explain(known: Mapping[str, Sequence[str]], query: str, message: str) -> str:
     """DuckDB's message in one line, with the names that would have worked."""
     first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
     first = " ".join(first.split()).rstrip(".!")

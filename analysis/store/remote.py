@@ -1,4 +1,4 @@
-"""Results on any file system that pyarrow reaches (s3://, gs://, hdfs://, file://): every file is whole, or not there.
+"""Results on a file system that pyarrow reaches (s3://, gs://, hdfs://, file://): every file is whole, or not there.
 
 A results folder there holds `tables/NAME/part-*.parquet` and the small JSON files of a local one, not its journal.
 """
@@ -48,7 +48,7 @@ class Location:
         return cls(filesystem, base.rstrip("/"), uri)
 
     def files(self) -> dict[str, int]:
-        """Names relative to the folder, and sizes in bytes, of what is whole there.
+        """Size in bytes of every whole file there, by its name relative to the folder.
 
         Raises:
             OSError: the file system does not answer.
@@ -124,7 +124,7 @@ def is_uri(path: str | Path) -> bool:
 
 
 def local_copy(uri: str) -> Path:
-    """A local folder with what a URI's results folder holds now; parts that came before do not come again.
+    """A local folder with what a URI's results folder holds now; it fetches what is new there.
 
     Raises:
         StoreError: no place for results, no results there, or no answer.

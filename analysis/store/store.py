@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow as pa
 
@@ -19,6 +21,7 @@ from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
 
 T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass
@@ -63,12 +66,7 @@ class Store:
         return queries.run_sql(self._snapshot().tables, query)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns, made once for the folder as it is now: for tables that a report reads again and again.
-
-        Args:
-            key: names the value; the same key gives the same value until the folder changes.
-            make: computes it; nobody may change what it returns.
-        """
+        """What `make` returns, made once for the folder as it is now; `key` names it. Nobody may change it."""
         kept = self._snapshot().kept
         if key not in kept:
             kept[key] = make()
@@ -81,7 +79,7 @@ class Store:
 
     @property
     def damaged(self) -> tuple[DamagedPart, ...]:
-        """Part files that cannot be read; what the journal still holds of their rows is in the tables."""
+        """Part files that cannot be read; the tables have those of their rows that the journal still holds."""
         return tuple(self._snapshot().damaged)
 
     @property
@@ -94,10 +92,9 @@ class Store:
 
     def spec(self) -> dict[str, Any] | None:
         """The (first) sweep's specification as its folder records it; None where it does not."""
-        found = [p for p in (self.path / "sweep.json", self.path / "spec.json") if p.is_file()]
-        if not found:
+        path = next((p for p in (self.path / "sweep.json", self.path / "spec.json") if p.is_file()), None)
+        if path is None:
             return None
-        path = found[0]
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -109,8 +106,7 @@ class Store:
         """'standard', or 'paper': fixed published rates, no tuning, training on validation images too."""
         spec = self.spec() or {}
         identity = spec.get("identity")
-        found = (identity if isinstance(identity, dict) else spec).get("protocol", "standard")
-        return str(found)
+        return str((identity if isinstance(identity, dict) else spec).get("protocol", "standard"))
 
     def _snapshot(self) -> _Snapshot:
         state = [_state(path) for path in self.paths]
@@ -132,6 +128,25 @@ class Store:
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
                 damaged += bad
         return _Snapshot(state, {name: latest(name, found) for name, found in parts.items()}, everything, damaged)
+
+
+def remembered(
+    make: Callable[Concatenate[Store, Arguments], T],
+) -> Callable[Concatenate[Store, Arguments], T]:
+    """A function of a store and hashable arguments that computes its result once for the folder as it is.
+
+    It is for tables that a report reads again and again; nobody may change what they get.
+    """
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def remembering(store: Store, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> T:
+        bound = signature.bind(store, *args, **kwargs)
+        bound.apply_defaults()
+        key = (make.__module__, make.__qualname__, *tuple(bound.arguments.values())[1:])
+        return store.remember(key, lambda: make(store, *args, **kwargs))
+
+    return remembering
 
 
 def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) -> list[dict[str, Any]]:

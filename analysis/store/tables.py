@@ -1,9 +1,7 @@
 """The results tables on disk: immutable Parquet parts, written to a temporary name and renamed; damaged ones are named.
 
 A results folder holds `journal.jsonl` (the truth) and `tables/NAME/part-UUID.parquet`. Nothing is ever rewritten: a row
-that supersedes another has the same key (`schemas.KEYS`) and is written later.
-
-`python -m analysis.store.tables` prints docs/tables.md.
+that supersedes another has the same key (`schemas.TABLES`) and is written later.
 """
 
 from __future__ import annotations
@@ -22,28 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import DamagedPart, StoreError, nearest
-from analysis.store.schemas import DOCS, KEYS, SCHEMA_VERSION, SCHEMAS, doc, schema
-from analysis.store.views import VIEWS
-
-Row = dict[str, Any]
-
-__all__ = [
-    "DOCS",
-    "KEYS",
-    "SCHEMAS",
-    "SCHEMA_VERSION",
-    "DamagedPart",
-    "StoreError",
-    "cells_table",
-    "conform",
-    "latest",
-    "scan_parts",
-    "schema",
-    "schema_markdown",
-    "set_aside",
-    "to_table",
-    "write_part",
-]
+from analysis.store.schemas import SCHEMA_VERSION, TABLES, doc, schema
 
 
 def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -127,15 +104,15 @@ def conform(table: pa.Table, name: str, source: str) -> pa.Table:
 
 
 def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables one after another, of the rows with one key only the last, in order of first appearance."""
+    """All rows of the tables, in order of first appearance; of those with one key the last."""
     whole = pa.concat_tables([schema(name).empty_table(), *tables])
-    keys = zip(*(whole.column(key).to_pylist() for key in KEYS[name]), strict=True)
+    keys = zip(*(whole.column(key).to_pylist() for key in TABLES[name].key), strict=True)
     rows = {key: index for index, key in enumerate(keys)}
     return whole if len(rows) == whole.num_rows else whole.take(pa.array(rows.values(), pa.int64()))
 
 
 def write_part(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Seal rows into one immutable part of a results folder; it is whole on disk under its name, or not there.
+    """Seal rows into one immutable part of a results folder; on disk it is whole, or not there.
 
     Args:
         folder: the results folder.
@@ -196,44 +173,3 @@ def set_aside(part: DamagedPart) -> Path:
     aside = part.path.with_suffix(".parquet.damaged")
     part.path.rename(aside)
     return aside
-
-
-def schema_markdown() -> str:
-    """The page docs/tables.md: every table, column and view."""
-    lines = [
-        "# The results tables",
-        "",
-        "A results folder holds `journal.jsonl`, the append-only truth, and `tables/NAME/part-*.parquet`, the same "
-        "rows in immutable Parquet parts that anything reads. `open_store(folder).table(name)` gives one table whole, "
-        'rows not yet sealed into a part included; `sweeps query FOLDER "SELECT ..."` runs read-only SQL (DuckDB).',
-        "",
-        f"Schema version {SCHEMA_VERSION}; it stands in the metadata of every part, and older parts stay readable. "
-        'Scores are fractions in [0, 1], times seconds, sizes bytes, instants UTC. Null means "does not apply" or '
-        '"not known".',
-    ]
-    for name, table in SCHEMAS.items():
-        lines += ["", f"## `{name}`", "", f"{DOCS[name]} Key: {', '.join(f'`{k}`' for k in KEYS[name])}.", ""]
-        lines += ["| column | type | meaning |", "|---|---|---|"]
-        lines += [f"| `{f.name}` | {_type_name(f.type)} | {doc(f)} |" for f in table]
-    lines += [
-        "",
-        "## Views",
-        "",
-        "Views exist in SQL and in `store.table(name)`.",
-        "",
-        "| view | what it holds |",
-        "|---|---|",
-    ]
-    lines += [f"| `{view.name}` | {view.doc} |" for view in VIEWS.values()]
-    return "\n".join(lines) + "\n"
-
-
-def _type_name(kind: pa.DataType) -> str:
-    names = {"string": "text", "int64": "integer", "double": "real", "bool": "boolean", "binary": "bytes"}
-    if pa.types.is_list(kind):
-        return f"list of {_type_name(kind.value_type)}s"
-    return names.get(str(kind), "timestamp, UTC" if pa.types.is_timestamp(kind) else str(kind))
-
-
-if __name__ == "__main__":
-    print(schema_markdown(), end="")

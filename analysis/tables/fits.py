@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from analysis.curves import budgets, pareto, size_fits
-from analysis.curves.budgets import AXES
+from analysis.curves import pareto, readings
+from analysis.curves.measured import EXAMPLES, axis
 from analysis.curves.sizes import size_curves
 from analysis.format import Row, percent, quantity, ranged, score_text
 from analysis.store.store import Store
@@ -59,12 +59,12 @@ _COLUMNS: tuple[tuple[Column, ...], ...] = (
 
 def fitted(store: Store, x: str) -> list[Sheet]:
     """Crossings, budgets needed, areas and parameters of the fits against a cost."""
-    label = AXES[x].label
+    label = axis(x).label
     tables: tuple[tuple[str, pa.Table], ...] = (
-        (f"Where curves cross, in {label}", budgets.crossing_table(store, x)),
-        (f"What a score costs, in {label}", budgets.needed_table(store, x)),
-        ("Mean score over the range (area under the curve, log axis)", budgets.area_table(store, x)),
-        ("Parameters of the fits", budgets.fit_table(store, x)),
+        (f"Where curves cross, in {label}", readings.crossing_table(store, x)),
+        (f"What a score costs, in {label}", readings.needed_table(store, x)),
+        ("Mean score over the range (area under the curve, log axis)", readings.area_table(store, x)),
+        ("Parameters of the fits", readings.fit_table(store, x)),
     )
     return [
         Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows, folded=name == "fits")
@@ -79,7 +79,7 @@ def front(store: Store, x: str) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        number(AXES[x].label, "cost"),
+        number(axis(x).label, "cost"),
         number("score, %", "score", percent),
         number("on it in resamples, %", "front_share", percent),
     )
@@ -92,10 +92,10 @@ def sizes(store: Store) -> list[Sheet]:
     note, lead = "Means over seeds with 95 % t intervals.", [_DATA, METHOD, BUDGET]
     whole = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
     tables: tuple[tuple[str, pa.Table], ...] = (
-        ("Where curves cross, in training examples", size_fits.crossing_table(store)),
-        ("Training examples that a score needs", size_fits.needed_table(store)),
-        ("Mean score over the range of training examples", size_fits.area_table(store)),
-        ("Parameters of the fits against training examples", size_fits.fit_table(store)),
+        ("Where curves cross, in training examples", readings.crossing_table(store, EXAMPLES)),
+        ("Training examples that a score needs", readings.needed_table(store, EXAMPLES)),
+        ("Mean score over the range of training examples", readings.area_table(store, EXAMPLES)),
+        ("Parameters of the fits against training examples", readings.fit_table(store, EXAMPLES)),
     )
     return [whole] + [
         Sheet(name, title, [*lead, *found], rows, folded=len(rows) > 20 or name == "size_fits")

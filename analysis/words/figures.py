@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.curves.budgets import AXES, crossing_sentence
+from analysis.curves.measured import AXES
+from analysis.curves.readings import crossing_sentence
 from analysis.format import Row, points
 from analysis.statistics.scaling import BASELINE, FOCUS, UNTRAINED
 from analysis.store.views import RISING
@@ -28,7 +29,7 @@ def conclude_crossings(rows: Sequence[Row], axis: str) -> str:
     """Where the fitted curves of the question's two methods cross.
 
     Args:
-        rows: of `budgets.crossing_table` or `size_fits.crossing_table`. axis: the cost in words.
+        rows: of `readings.crossing_table`. axis: the cost in words.
     """
     mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE]
     if not mine:

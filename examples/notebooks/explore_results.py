@@ -57,7 +57,7 @@ for row in comparisons(store).select(["method", "reference", "difference", "low"
 # three budgets or more. `x` may be `seconds_train`, `peak_memory_bytes`, ... (docs/analysis.md).
 
 # %%
-from analysis.curves.budgets import crossing_sentence, crossing_table, needed_table  # noqa: E402
+from analysis.curves.readings import crossing_sentence, crossing_table, needed_table  # noqa: E402
 
 for row in needed_table(store, x="adapter_params").to_pylist():
     print(row["method"], row["goal"], row["value"], (row["low"], row["high"]), row["note"])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from analysis.format import whole
+from analysis.format import quantity
 from sweeps.cli.options import Json
 from sweeps.cli.printing import emit, out
 from sweeps.errors import SpecError, unknown
@@ -94,7 +94,7 @@ def _print_all(found: list[dict[str, Any]]) -> None:
     for each in found:
         sizes = each["sizes"] or {}
         train = None if sizes.get("train") is None else sizes["train"] + sizes.get("val", 0)
-        counts = [whole(train), whole(sizes.get("test")), whole(each.get("classes"))]
+        counts = [quantity(train), quantity(sizes.get("test")), quantity(each.get("classes"))]
         table.add_row(each["name"], *counts, each["about"])
     out.print(table)
     out.print(
@@ -113,7 +113,7 @@ def _print_one(found: dict[str, Any]) -> None:
             continue
         shown = value
         if isinstance(value, dict):
-            shown = ", ".join(f"{k} {whole(v)}" for k, v in value.items() if v is not None)
+            shown = ", ".join(f"{k} {quantity(v)}" for k, v in value.items() if v is not None)
         elif isinstance(value, list):
             shown = "\n".join(map(str, value)) if key == "templates" else ", ".join(map(str, value))
         table.add_row(key.replace("_", " "), str(shown))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import duration, whole
+from analysis.format import duration, quantity
 from sweeps.cli.options import Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.printing import emit, err, out, print_rows, print_table
 from sweeps.errors import Problem, SpecError, unknown
@@ -115,11 +115,11 @@ def print_plan(plan: Plan) -> None:
             "reference": cell.reference or "",
             "data": cell.dataset,
             "size": str(cell.train_size),
-            "budget": whole(cell.budget),
+            "budget": quantity(cell.budget),
             "capacity": _ranks(dict(cell.capacities) if cell.capacity is None else cell.capacity),
             "allocation": cell.allocation or "",
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
-            "count": whole(cell.count),
+            "count": quantity(cell.count),
             "residual": _residual(cell.residual, cell.budget),
             "lr": "" if cell.lr_low is None or cell.lr_high is None else f"{cell.lr_low:.1e} .. {cell.lr_high:.1e}",
             "trials": str(cell.tune_trials + cell.confirm_seeds) if cell.feasible else "left out",
@@ -148,7 +148,7 @@ def _print_budget(model: str, answer: Mapping[str, Any]) -> None:
     for m in answer["methods"]:
         residual = _residual(m["residual"], answer["budget"])
         near = [_near(m["below"]), _near(m["above"])]
-        rows.append([m["method"], m["allocation"], _ranks(m["ranks"]), whole(m["count"]), residual, *near])
+        rows.append([m["method"], m["allocation"], _ranks(m["ranks"]), quantity(m["count"]), residual, *near])
     title = f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters"
     print_rows(["method", "allocation", "capacity", "count", "residual", "below", "above"], rows, title)
 

@@ -23,7 +23,7 @@ from sweeps.records.locks import refuse_other, stored_identity
 from trainables.errors import first_line
 
 EVERY_S = 300.0
-TABLES = (*diagnostic_schemas.COLUMNS, "predictions", "metrics", "trials", "choices", "cells")
+TABLES = (*diagnostic_schemas.TABLES, "predictions", "metrics", "trials", "choices", "cells")
 """Diagnostics, and the sweep's own in the order of sealing: a trial whose row is there has all its rows there."""
 _META = ("adapter.json", "weights.json")
 """The file of a kept folder that goes last: with it the folder is whole."""

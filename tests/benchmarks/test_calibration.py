@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.calibration import Protocol, simulate
+from benchmarks.calibration import Protocol, simulate
 
 
 def test_given_equal_choices_the_family_keeps_its_rate() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis.store.tables import schema_markdown
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
@@ -36,11 +35,6 @@ def test_every_example_plans(path: Path) -> None:
 
 def test_the_starter_file_plans() -> None:
     assert Plan.from_spec(SweepSpec.load(ROOT / "sweeps" / "cli" / "starter.toml")).feasible
-
-
-def test_tables_page_is_in_step_with_the_schema() -> None:
-    page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    assert schema_markdown().strip() in page, "run: python -m analysis.store.tables > docs/tables.md"
 
 
 def test_modules_stay_small() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from analysis import Store, StoreError, open_store
-from analysis.curves import budgets, pareto, sizes
-from analysis.figures import fits, pictures
+from analysis.curves import fits, measured, pareto, readings, sizes
+from analysis.figures import fits as fit_figures
+from analysis.figures import pictures
 from analysis.report.page import render
 from analysis.styles import style
 from tests.analysis.synthetic import make_results
@@ -22,28 +23,28 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_curves_need_three_budgets(store: Store) -> None:
-    methods = {method for _, method in budgets.measured(store)}
+    methods = {method for _, method in measured.curves(store)}
     assert methods == {"randlora", "lora"}  # NoLA has two budgets, VeRA one
-    table = budgets.fit_table(store)
-    assert set(table["kind"].to_pylist()) <= set(budgets.KINDS)
+    table = readings.fit_table(store)
+    assert set(table["kind"].to_pylist()) <= set(fits.KINDS)
     assert {(r["method"], r["kind"]) for r in table.to_pylist()} >= {("lora", "isotonic"), ("randlora", "isotonic")}
 
 
 def test_bands_hold_the_fit(store: Store) -> None:
-    for row in budgets.band_table(store, points=12).to_pylist():
+    for row in readings.band_table(store, points=12).to_pylist():
         assert row["low"] - 1e-9 <= row["score"] <= row["high"] + 1e-9
 
 
 def test_crossings_needed_areas(store: Store) -> None:
-    (row,) = budgets.crossing_table(store).to_pylist()
+    (row,) = readings.crossing_table(store).to_pylist()
     assert (row["method"], row["baseline"], row["seeds"]) == ("randlora", "lora", 3)
-    assert "RandLoRA" in budgets.crossing_sentence(row)
-    goals = {(r["method"], r["goal"]) for r in budgets.needed_table(store).to_pylist()}
+    assert "RandLoRA" in readings.crossing_sentence(row)
+    goals = {(r["method"], r["goal"]) for r in readings.needed_table(store).to_pylist()}
     assert ("randlora", "LoRA's best score") in goals
     assert ("lora", "99 % of full fine-tuning's score") in goals
-    (target,) = {r["target"] for r in budgets.needed_table(store, target=0.8).to_pylist()}
+    (target,) = {r["target"] for r in readings.needed_table(store, target=0.8).to_pylist()}
     assert target == 0.8
-    by_method = {r["method"]: r["value"] for r in budgets.area_table(store).to_pylist()}
+    by_method = {r["method"]: r["value"] for r in readings.area_table(store).to_pylist()}
     assert by_method["randlora"] > by_method["lora"]
 
 
@@ -56,16 +57,16 @@ def test_a_crossing_is_claimed_only_with_both_ends_in_range() -> None:
         "share": 0.78,
         "note": "",
     }
-    assert "is not settled" in budgets.crossing_sentence(row | {"low": 22_100.0, "high": None})
-    said = budgets.crossing_sentence(row | {"low": 22_100.0, "high": 31_000.0, "share": 1.0})
+    assert "is not settled" in readings.crossing_sentence(row | {"low": 22_100.0, "high": None})
+    said = readings.crossing_sentence(row | {"low": 22_100.0, "high": 31_000.0, "share": 1.0})
     assert said.startswith("RandLoRA's curve crosses LoRA's at 27,700 trainable") and "22,100 to 31,000" in said
-    assert "one seed" in budgets.crossing_sentence(row | {"low": None, "high": None, "share": None})
+    assert "one seed" in readings.crossing_sentence(row | {"low": None, "high": None, "share": None})
 
 
 def test_an_axis_that_does_not_move_has_no_fit(store: Store) -> None:
-    assert budgets.fit_table(store, "peak_memory_bytes").num_rows == 0
+    assert readings.fit_table(store, "peak_memory_bytes").num_rows == 0
     with pytest.raises(StoreError, match="seconds_train"):
-        budgets.fit_table(store, "second_train")
+        readings.fit_table(store, "second_train")
 
 
 def test_efficient_points() -> None:
@@ -80,7 +81,6 @@ def test_front(store: Store) -> None:
     assert scores == sorted(scores)
     assert all((r["beaten_by"] is None) == r["on_front"] for r in rows)
     assert all(0.0 <= r["front_share"] <= 1.0 for r in rows)
-    assert "RandLoRA" in pareto.front_sentence(pareto.front(store))
 
 
 def test_data_size_curves_in_order_of_size(shots: Store, store: Store) -> None:
@@ -106,11 +106,10 @@ def test_figures_are_written(shots: Store, tmp_path: Path) -> None:
 
 def test_the_overlay_is_the_published_curve_on_ours(store: Store) -> None:
     """Both curves stand at their own numbers on one axis, ours solid, theirs dashed, in one colour per method."""
-    from analysis.statistics.overlay import overlaid
-    from analysis.statistics.published import publication
+    from analysis.statistics.published import overlaid, publication
 
     ours, theirs, title = overlaid(store, "fig1-clip")
-    figure = fits.draw_overlay(ours, theirs, title)
+    figure = fit_figures.draw_overlay(ours, theirs, title)
     lines = {line.get_gid(): line for line in figure.axes[0].lines if ":" in (line.get_gid() or "")}
     for method in ("lora", "randlora"):
         mine, published = lines[f"ours:{method}"], lines[f"published:{method}"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from analysis import Store, open_store
-from analysis.curves import size_fits
-from analysis.curves.budgets import crossing_sentence
+from analysis.curves import readings
+from analysis.curves.measured import EXAMPLES as IMAGES
+from analysis.curves.measured import curves, point_table
 from analysis.curves.sizes import size_curves
 from analysis.figures import pictures
 from analysis.figures.fits import draw_sizes
@@ -32,7 +33,7 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_curves_stand_at_their_examples(shots: Store) -> None:
-    found = size_fits.measured(shots)
+    found = curves(shots, IMAGES)
     lines = {line for line, _ in found}
     assert {line[2] for line in lines} == {None, "embedded:fashion", "embedded:digits"}
     assert {line[3] for line in lines} == {
@@ -48,9 +49,9 @@ def test_curves_stand_at_their_examples(shots: Store) -> None:
 
 
 def test_a_planted_crossing_is_found(shots: Store) -> None:
-    rows = size_fits.crossing_table(shots).to_pylist()
+    rows = readings.crossing_table(shots, IMAGES).to_pylist()
     assert {(r["method"], r["baseline"]) for r in rows} == {("randlora", "lora")} and len(rows) == 6
-    at = {(r["method"], r["reference"], r["train_size"]): r["score"] for r in size_fits.point_table(shots).to_pylist()
+    at = {(r["method"], r["reference"], r["train_size"]): r["score"] for r in point_table(shots).to_pylist()
           if r["dataset"] is None}  # fmt: skip
     for r in (r for r in rows if r["dataset"] is None):
         gaps = [at["randlora", r["reference"], s] - at["lora", r["reference"], s] for s in SIZES]
@@ -58,31 +59,33 @@ def test_a_planted_crossing_is_found(shots: Store) -> None:
         k = next(i for i, gap in enumerate(gaps) if gap > 0)
         assert EXAMPLES[k - 1] <= r["value"] <= EXAMPLES[k]
         assert r["low"] <= r["value"] <= r["high"] and r["share"] == 1.0
-        assert "training examples, 95 % interval" in crossing_sentence(r)
+        assert "training examples, 95 % interval" in readings.crossing_sentence(r)
 
 
 def test_fits_needs_and_areas(shots: Store) -> None:
-    fits = size_fits.fit_table(shots).to_pylist()
+    fits = readings.fit_table(shots, IMAGES).to_pylist()
     assert {r["kind"] for r in fits} >= {"isotonic", "power law"}
     assert all(0.0 <= r["rmse"] < 0.05 and r["n_points"] == 4 for r in fits)
-    bands = size_fits.band_table(shots, references=["lora-1"]).to_pylist()
-    assert {r["reference"] for r in bands} == {"lora-1", None}
+    bands = readings.band_table(shots, IMAGES).to_pylist()
+    assert {r["reference"] for r in bands} == {"lora-1", "lora-4", None}
     assert all(r["low"] <= r["high"] and 40.0 <= r["at"] <= 2000.0 for r in bands)
-    for r in size_fits.needed_table(shots).to_pylist():
+    for r in readings.needed_table(shots, IMAGES).to_pylist():
         assert r["method"] == "randlora" and r["goal"] == "LoRA's best score"
         assert r["value"] is None or 40.0 < r["value"] < 2000.0
     [one] = [
-        r for r in size_fits.needed_table(shots, 0.5).to_pylist() if r["method"] == "full" and r["dataset"] is None
+        r
+        for r in readings.needed_table(shots, IMAGES, 0.5).to_pylist()
+        if r["method"] == "full" and r["dataset"] is None
     ]
     assert one["note"] == "reached at the smallest x already"
-    for r in size_fits.area_table(shots).to_pylist():
+    for r in readings.area_table(shots, IMAGES).to_pylist():
         assert r["low"] <= r["value"] <= r["high"] and (r["from_x"], r["to_x"]) == (40.0, 2000.0)
 
 
 def test_two_sizes_are_not_fitted(store: Store, tmp_path: Path) -> None:
-    assert size_fits.measured(store) == {}
+    assert curves(store, IMAGES) == {}
     two = open_store(make_results(tmp_path / "two", sizes=("4-shot", "1.0"), plan=PLAN))
-    assert size_fits.fit_table(two).num_rows == size_fits.crossing_table(two).num_rows == 0
+    assert readings.fit_table(two, IMAGES).num_rows == readings.crossing_table(two, IMAGES).num_rows == 0
     assert size_curves(two).num_rows > 0
     assert [p.stem for p in pictures.pictures(two) if p.kind == "sizes"] == ["data_size"]
 

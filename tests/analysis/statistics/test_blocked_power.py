@@ -10,18 +10,18 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analysis import open_store
-from analysis.statistics import inference, scaling
+from analysis.statistics import inference, power, scaling
 from analysis.tables.results import compared
 from tests.analysis.synthetic import make_results
 
 
 def test_smallest_detectable_difference_known_numbers() -> None:
     # R: power.t.test(n = 20, sd = 1, power = 0.8, type = "paired")$delta, and n = 5 with sig.level = 0.01
-    assert inference.detectable(20**-0.5, 19) == pytest.approx(0.6604, abs=1e-4)
+    assert power.detectable(20**-0.5, 19) == pytest.approx(0.6604, abs=1e-4)
     for n, sd, alpha in ((2, 0.01, 0.05), (5, 0.02, 0.01), (30, 0.005, 1e-4)):
-        least = inference.detectable(sd / n**0.5, n - 1, alpha)
-        assert least is not None and inference.power(n, sd, least, alpha) == pytest.approx(0.8)
-    assert inference.detectable(0.0, 4) is None and inference.detectable(0.1, 0) is None
+        least = power.detectable(sd / n**0.5, n - 1, alpha)
+        assert least is not None and power.power_at(sd / n**0.5, n - 1, least, alpha) == pytest.approx(0.8)
+    assert power.detectable(0.0, 4) is None and power.detectable(0.1, 0) is None
 
 
 def test_blocks_have_the_pooled_deviation_within_data_sets() -> None:
@@ -33,7 +33,7 @@ def test_blocks_have_the_pooled_deviation_within_data_sets() -> None:
     pooled = float(np.sqrt(noise.var(axis=1, ddof=1).mean()))
     assert found.sd == pytest.approx(pooled) and (found.datasets, found.freedom) == (6, 12)
     assert found.error == pytest.approx(pooled / 18**0.5)
-    effect = inference.effect_size(found)
+    effect = power.effect_size(found)
     assert effect is not None and effect.low is not None and effect.high is not None
     assert effect.mean == pytest.approx(found.mean / pooled * (1 - 3 / (4 * 12 - 1)), rel=0.01)
     correction, t = effect.mean / (found.mean / pooled), found.mean / (pooled / 18**0.5)
@@ -64,20 +64,20 @@ def test_power_of_a_permutation_test_agrees_with_simulation(datasets: int, n: in
     sd = np.geomspace(0.004, 0.025, datasets) if unlike else np.full(datasets, 0.01)
     pooled = float(np.sqrt((sd**2).mean()))
     error, freedom, alpha = pooled / (datasets * n) ** 0.5, datasets * (n - 1), 0.05 / family
-    least = inference.detectable(error, freedom, alpha)
+    least = power.detectable(error, freedom, alpha)
     assert least is not None
     assert found_by_sign_flips(sd, n, least, alpha) == pytest.approx(0.8, abs=0.07)
-    half = inference.detectable(error, freedom, alpha, wanted=0.5)
+    half = power.detectable(error, freedom, alpha, wanted=0.5)
     assert half is not None
     assert found_by_sign_flips(sd, n, half, alpha) == pytest.approx(0.5, abs=0.12)
 
 
 def test_seeds_of_each_data_set() -> None:
-    needed = inference.seeds_needed(0.02, 0.01, 0.005, datasets=8)
-    assert needed is not None and needed < (inference.seeds_needed(0.02, 0.01, 0.005) or 0)
+    needed = power.seeds_needed(0.02, 0.01, 0.005, datasets=8)
+    assert needed is not None and needed < (power.seeds_needed(0.02, 0.01, 0.005) or 0)
 
     def found(n: int) -> float:
-        return inference.power_at(0.02 / (8 * n) ** 0.5, 8 * (n - 1), 0.01, 0.005) or 0.0
+        return power.power_at(0.02 / (8 * n) ** 0.5, 8 * (n - 1), 0.01, 0.005) or 0.0
 
     assert found(needed - 1) < 0.8 <= found(needed)
 
@@ -89,8 +89,8 @@ def test_many_data_sets_say_effect_power_and_what_could_be_seen(tmp_path: Path) 
     row = next(r for r in scaling.comparisons(store).to_pylist() if r["dataset"] is None)
     assert (row["test"], row["datasets"], row["n"], row["freedom"]) == (inference.SIGN_FLIP, 5, 15, 10)
     assert row["effect_low"] < row["effect"] < row["effect_high"]
-    assert row["power"] == inference.power_at(row["error"], 10, scaling.PLANTED, 0.05 / 6)
-    assert inference.power_at(row["error"], 10, row["detectable"], 0.05 / 6) == pytest.approx(0.8)
+    assert row["power"] == power.power_at(row["error"], 10, scaling.PLANTED, 0.05 / 6)
+    assert power.power_at(row["error"], 10, row["detectable"], 0.05 / 6) == pytest.approx(0.8)
     sheet = compared(store)
     cells = dict(zip(sheet.header, sheet.cells[-1], strict=True))
     assert cells["data"] == "mean of 5 data sets" and cells["seeds"] == "3" and "[" in cells["effect [95 %]"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis.statistics import inference
+from analysis.statistics import inference, power
 
 
 def test_interval_is_scipys() -> None:
@@ -16,13 +16,12 @@ def test_interval_is_scipys() -> None:
     interval = inference.mean_interval(values)
     low, high = scipy_stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy_stats.sem(values))
     assert (interval.low, interval.high) == pytest.approx((low, high))
-    assert interval.half == pytest.approx(high - np.mean(values))
     assert interval.n == 4
 
 
 def test_one_run_has_no_interval_and_none_is_an_error() -> None:
     alone = inference.mean_interval([0.5])
-    assert (alone.mean, alone.low, alone.high, alone.sd, alone.half) == (0.5, None, None, None, None)
+    assert (alone.mean, alone.low, alone.high, alone.sd) == (0.5, None, None, None)
     assert inference.mean_interval([0.5, 0.5]).low == 0.5
     with pytest.raises(ValueError, match="at least one"):
         inference.mean_interval([])
@@ -103,30 +102,21 @@ def test_power_agrees_with_simulation_and_seeds_with_power() -> None:
     rng = np.random.default_rng(1)
     draws = rng.normal(0.02, 0.015, size=(4000, 5))
     found = (scipy_stats.ttest_1samp(draws, 0.0, axis=1).pvalue <= 0.05).mean()
-    assert inference.power(5, 0.015, 0.02) == pytest.approx(found, abs=0.03)
-    assert inference.power(1, 0.01, 0.02) is None
-    assert inference.power(3, 0.0, 0.02) is None
-    assert inference.power(3, 1e-6, 0.02) == pytest.approx(1.0)
-    needed = inference.seeds_needed(0.015, 0.02)
+    assert power.power_at(0.015 / 5**0.5, 4, 0.02) == pytest.approx(found, abs=0.03)
+    assert power.power_at(0.01, 0, 0.02) is None
+    assert power.power_at(0.0, 2, 0.02) is None
+    assert power.power_at(1e-6, 2, 0.02) == pytest.approx(1.0)
+    needed = power.seeds_needed(0.015, 0.02)
     assert needed is not None
-    assert (inference.power(needed - 1, 0.015, 0.02) or 0) < 0.8 <= (inference.power(needed, 0.015, 0.02) or 0)
-    assert inference.seeds_needed(1.0, 0.001) is None
+    fewer, enough = (power.power_at(0.015 / n**0.5, n - 1, 0.02) or 0 for n in (needed - 1, needed))
+    assert fewer < 0.8 <= enough
+    assert power.seeds_needed(1.0, 0.001) is None
 
 
 def test_expected_best_is_the_mean_over_all_subsets() -> None:
     scores = [0.3, 0.9, 0.5, 0.7]
     want = [np.mean([max(s) for s in itertools.combinations(scores, n)]) for n in range(1, 5)]
     assert inference.expected_best(scores) == pytest.approx(want)
-
-
-def test_mcnemar_is_the_binomial_of_the_discordant() -> None:
-    a = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 1], dtype=bool)
-    b = np.array([0, 0, 0, 0, 1, 1, 0, 1, 0, 1], dtype=bool)
-    p = inference.mcnemar(np.packbits(a).tobytes(), np.packbits(b).tobytes(), 10)
-    assert p == pytest.approx(scipy_stats.binomtest(4, 5).pvalue)
-    assert inference.mcnemar(b"\xff", b"\xff", 8) == 1.0
-    with pytest.raises(ValueError, match="2 bytes"):
-        inference.mcnemar(b"\xff", b"\xff", 9)
 
 
 def test_proportion_interval_known_numbers() -> None:
@@ -153,6 +143,6 @@ def test_a_planted_two_point_difference_is_found() -> None:
         differences = rng.normal(0.02, 0.006 * 2**0.5, size=(6, 5))
         adjusted = inference.holm([inference.t_difference(list(d)).p for d in differences])
         found += sum(p is not None and p <= 0.05 for p in adjusted)
-    expected = inference.power(5, 0.006 * 2**0.5, 0.02, alpha=0.05 / 6)
+    expected = power.power_at(0.006 * (2 / 5) ** 0.5, 4, 0.02, alpha=0.05 / 6)
     assert expected is not None
     assert found / 1200 >= expected  # Holm's later steps are easier than its first

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from typer.testing import CliRunner
 
 from analysis import Store, StoreError, open_store
-from analysis.statistics.mcnemar import SCOPE, checkpoint_sentence, compare_checkpoints
+from analysis.statistics.mcnemar import SCOPE, checkpoint_sentence, compare_checkpoints, exact_p, unpacked
 from sweeps.cli.main import app
 from tests.analysis.synthetic import N_TEST, make_results
 
@@ -86,3 +86,11 @@ def test_other_examples_of_one_data_set_are_refused(tmp_path: Path) -> None:
         compare_checkpoints(open_store(folder), *ids)
     done = CliRunner().invoke(app, ["mcnemar", str(folder), *ids])
     assert done.exit_code == 2 and "same examples" in done.output
+
+
+def test_p_is_the_binomial_of_the_discordant() -> None:
+    assert exact_p(4, 1) == pytest.approx(scipy_stats.binomtest(4, 5).pvalue)
+    assert exact_p(0, 0) == 1.0
+    assert unpacked(b"\xc0", 3).tolist() == [True, True, False]
+    with pytest.raises(ValueError, match="2 bytes"):
+        unpacked(b"\xff", 9)

@@ -13,7 +13,6 @@ from scipy import stats as scipy_stats
 from analysis import Store, open_store
 from analysis.statistics import scaling, tuning
 from analysis.statistics.inference import expected_best
-from analysis.store import scaling_schemas
 from analysis.words import conclusions
 from tests.analysis.synthetic import PLAN, make_results
 
@@ -32,7 +31,7 @@ def fake(*differences: tuple[float, str], n: int = 3, ratio: float = 1.0, **more
          "high": d + 0.01, "params_ratio": ratio, "verdict": v, "power": 0.3, **more}
         for i, (d, v) in enumerate(differences)
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=scaling_schemas.COMPARISONS)
+    return pa.Table.from_pylist(rows, schema=scaling.COMPARISONS)
 
 
 def test_curve_is_the_view_scaling(store: Store) -> None:
@@ -141,9 +140,9 @@ def test_sentences_are_no_stronger_than_the_verdicts() -> None:
     assert "(lora-1: +2.0" in mixed and "not distinguishable at the other 1 (paired" in mixed
     table = fake((0.02, same), (0.03, same)).to_pylist()
     whole = [r | {"reference": None, "verdict": "higher"} for r in table]
-    one = conclusions.conclude(pa.Table.from_pylist([*table, whole[0]], schema=scaling_schemas.COMPARISONS))
+    one = conclusions.conclude(pa.Table.from_pylist([*table, whole[0]], schema=scaling.COMPARISONS))
     assert one.startswith("No single comparison decides") and "does not win" not in one and ": higher (paired" in one
-    two = conclusions.conclude(pa.Table.from_pylist([*table, *whole], schema=scaling_schemas.COMPARISONS))
+    two = conclusions.conclude(pa.Table.from_pylist([*table, *whole], schema=scaling.COMPARISONS))
     assert "averaged over budgets, at 2 sizes, models or sweeps: higher at 2 (+2.0 to +3.0 points)" in two
     worse = conclusions.conclude(fake((-0.02, "lower"), (-0.03, "lower")))
     assert "lower than LoRA at all 2 budgets" in worse

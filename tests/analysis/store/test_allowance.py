@@ -44,19 +44,17 @@ def parity_of(times: Sequence[Row], **cell: Any) -> Row:
     return dict(row)
 
 
-def test_the_seconds_are_those_that_the_engine_counts() -> None:
-    row = parity_of(TIMES, allowance_seconds=60.0)
+def test_seconds_of_tuning_leave_the_set_up_out() -> None:
+    row = parity_of(TIMES)
     assert row["tune_seconds"] == pytest.approx(20 + 17 + 14 + 1 + 2 + 1)
-    assert row["tune_seconds"] == pytest.approx(sum(spent(r) or 0.0 for r in TIMES))
-    assert (row["allowance_seconds"], row["allowance_used"], row["tune_failed"]) == (60.0, 6, 1)
+    assert (row["allowance_used"], row["tune_failed"]) == (6, 1)
     assert row["devices"] == "Xeon 6"  # CONFIRM may run anywhere
     assert row["under_tuned"] is not None  # the flags do without the allowance
 
 
-def test_kinds_of_devices_are_named_as_the_engine_names_them() -> None:
+def test_kinds_of_devices_are_named() -> None:
     mixed = [*TIMES, {"device": "NVIDIA H100"}, {"device": "cpu", "processor": None}]
-    found = {kind_of({"processor": "Xeon 6", **row}) for row in mixed}
-    assert parity_of(mixed)["devices"].split(", ") == sorted(str(kind) for kind in found)
+    assert parity_of(mixed)["devices"].split(", ") == ["NVIDIA H100", "Xeon 6", "cpu"]
 
 
 def test_the_table_shows_what_was_given_and_spent() -> None:
@@ -77,19 +75,3 @@ def test_sentences_say_whether_it_was_equal() -> None:
     assert said_of_samples.startswith(
         "Tuning: cells were given 2,400 to 4,000 training examples; 2,400 were used, in 6"
     )
-
-
-def test_nothing_is_missing_once_a_rate_is_chosen_in_time() -> None:
-    """The fewest trials are a guess: where few points were tried, few have re-runs."""
-
-    def coverage(chosen: bool, **cell: Any) -> Row:
-        found = tables(TIMES[:2], tune_trials=7, **cell)
-        if chosen:
-            choice = {"sweep": "s", "cell_id": "c", "chosen_at": "2026-01-01T00:00:00Z", "n_trials": 2, "lr": 1.0}
-            found = {**found, "choices": to_table("choices", [choice])}
-        (row,) = run_sql(found, "select tune_planned, tune_done, missing from coverage").to_pylist()
-        return dict(row)
-
-    assert coverage(False, allowance_seconds=60.0) == {"tune_planned": 7, "tune_done": 2, "missing": 5}
-    assert coverage(True, allowance_seconds=60.0) == {"tune_planned": 2, "tune_done": 2, "missing": 0}
-    assert coverage(True) == {"tune_planned": 7, "tune_done": 2, "missing": 5}

@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 
 from analysis import comparisons, open_store
 from analysis.statistics.groups import groups, mean_ranks
-from analysis.statistics.inference import power, seeds_needed
 from analysis.statistics.planning import seeds_table
+from analysis.statistics.power import power_at, seeds_needed
 from sweeps.cli.main import app
 from sweeps.cli.printing import print_files
 from tests.analysis.synthetic import make_results
@@ -49,7 +49,7 @@ def test_seeds_for_a_difference_of_ones_choice(folder: Path) -> None:
     for r in rows:
         assert r["alpha"] == pytest.approx(0.05 / family)
         assert r["seeds_needed"] == seeds_needed(r["sd"], 0.015, r["alpha"])
-        assert r["power"] == power(r["n"], r["sd"], 0.015, r["alpha"])
+        assert r["power"] == power_at(r["error"], r["freedom"], 0.015, r["alpha"])
         assert r["seeds_needed_choice"] is None or r["seeds_needed_choice"] >= r["seeds_needed"]
 
 

@@ -6,15 +6,19 @@ on one TUNE seed, the best rates re-run on further seeds, the best mean chosen. 
 common seeds and compared as `scaling.comparisons` does: paired t tests, widened by what `choice` says the choice of
 rates adds, Holm over the table. A planted advantage gives the power instead.
 
-`python -m analysis.calibration` prints the rates of the default protocol.
+`python benchmarks/calibration.py` prints the rates of the default protocol.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.statistics.choice import Runs, chosen_variance, own_noise
 from analysis.statistics.inference import holm, proportion_interval, t_difference, widened_p

@@ -1,4 +1,4 @@
-"""Published numbers, shipped as data: one JSON file per figure or table, each group of numbers with its source.
+"""Published numbers, shipped in `publications/`: a JSON file per figure or table, every number with its source.
 
 A number here is a fact someone else published; nothing is fitted or filled in. A count the publication does not give,
 and that cannot be computed, is null.
@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from analysis.errors import StoreError, nearest
-from analysis.store.scaling_schemas import CURVE
-from analysis.styles import place_text, style
-
-Row = dict[str, Any]
+from analysis.format import Row
+from analysis.statistics.scaling import CURVE, curve
+from analysis.store.store import Store
+from analysis.styles import place_of, place_text, places, style
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,19 @@ class Publication:
     points: tuple[Row, ...]
 
 
+_FOLDER = resources.files("analysis.statistics") / "publications"
+
+
 def names() -> tuple[str, ...]:
     """The publications at hand."""
-    files = resources.files("analysis.statistics.published").iterdir()
-    return tuple(sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json")))
+    return tuple(sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir()))
 
 
 def publication(name: str) -> Publication:
     """One publication. Raises StoreError for an unknown name, with the known ones."""
     if name not in names():
         raise StoreError(f"unknown published results {name!r}; {nearest(name, names())}")
-    text = resources.files("analysis.statistics.published").joinpath(f"{name}.json").read_text(encoding="utf-8")
-    whole = json.loads(text)
+    whole = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     points = [
         {**{k: v for k, v in group.items() if k != "points"}, **point, "score": point["score"] / 100}
         for group in whole["groups"]
@@ -78,23 +79,29 @@ def published_curve(
     """
     found = publication(name)
     keys = ("model", "dataset", "train_size")
-    places = list(dict.fromkeys(tuple(point[k] for k in keys) for point in found.points))
+    measured = list(dict.fromkeys(tuple(point[k] for k in keys) for point in found.points))
 
     def nearness(place: tuple[Any, ...]) -> tuple[bool, bool, bool]:
         same_data = "mean-of" in place[1] if dataset is None else place[1] == dataset.rpartition(":")[2]
         return place[0] == model, same_data, place[2] == train_size
 
-    first = max(places, key=nearness)  # the first of those that are equally near
+    first = max(measured, key=nearness)  # the first of those that are equally near
     rows = []
-    for point in found.points:
-        if tuple(point[k] for k in keys) != first:
-            continue
+    for point in (p for p in found.points if tuple(p[k] for k in keys) == first):
         budget = point["adapter_params"] if reference(point) else None
         rows.append(
-            dict.fromkeys(CURVE.names)
-            | {k: point[k] for k in (*keys, "method", "adapter_params")}
+            {k: point[k] for k in (*keys, "method", "adapter_params")}
             | {"sweep": name, "name": style(point["method"]).name, "reference": reference(point), "budget": budget}
             | {"kind": "line" if budget is None else "curve", "n": 1, "mean": point["score"], "n_datasets": 1}
         )
-    where = f", {place_text(first[1], first[2])}" if len(places) > 1 else ""
+    where = f", {place_text(first[1], first[2])}" if len(measured) > 1 else ""
     return pa.Table.from_pylist(rows, schema=CURVE), found.title + where
+
+
+def overlaid(store: Store, overlay: str) -> tuple[pa.Table, pa.Table, str]:
+    """Our first panel (the mean over data sets where there is one), the published curve of that name, its title."""
+    ours = curve(store)
+    first = next(iter(places(ours)), None)
+    rows = [r for r in ours.to_pylist() if place_of(r) == first]
+    theirs, title = published_curve(overlay, *(first[1:] if first else ()))
+    return pa.Table.from_pylist(rows, schema=CURVE), theirs, title

@@ -1,0 +1,204 @@
+"""Curves out of a store: a method's score against a cost, or against the number of training examples.
+
+A curve against a cost (`AXES`) is one method over the budgets of a place, each cell at its median cost. A curve against
+examples (`EXAMPLES`) is one method at one budget over the training sizes of a sweep, each size at the examples of an
+epoch, so that shots and fractions stand on one axis. A sweep over several data sets also has curves of the mean over
+its data sets (`dataset` null), at the mean of their examples.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.curves.fits import FEWEST_POINTS, Curve
+from analysis.errors import StoreError, nearest
+from analysis.format import Row
+from analysis.statistics.runs import Seed, averaged, by, by_seed, shared_seeds
+from analysis.statistics.scaling import UNTRAINED
+from analysis.store.columns import PLACE, REAL, TEXT, typed
+from analysis.store.store import Store, remembered
+from analysis.styles import Place, budget_order, size_key, style
+
+Line = tuple[str, str, str | None, str | None]
+"""Which curves are compared: the values of `line_columns`. No data set: the mean over them."""
+Point = tuple[float, str, Mapping[Seed, float]]
+"""(cost, name of the budget or training size, score by seed)."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What scores are drawn against: its name in words, and the SQL that computes it from a confirmed trial."""
+
+    label: str
+    sql: str
+
+
+AXES: dict[str, Axis] = {
+    "adapter_params": Axis("trainable adapter parameters", "adapter_params"),
+    "stored_bytes": Axis(
+        "bytes beside the base model (trained tensors in float32, frozen bases, starting points)",
+        "coalesce(stored_bytes, 0) + 4 * adapter_params",
+    ),
+    "peak_memory_bytes": Axis("peak memory, bytes", "peak_memory_bytes"),
+    "seconds_train": Axis("training time, seconds", "seconds_train"),
+    "seconds_total": Axis("time of a whole trial, seconds", "seconds_total"),
+    "device_hours": Axis("device-hours of a whole trial", "seconds_total / 3600"),
+}
+"""The costs that a report can be drawn against."""
+EXAMPLES = "images"
+"""Training examples as an `x` of the functions here and in `readings`; it is no cost."""
+_ALL = AXES | {EXAMPLES: Axis("training examples", "samples / nullif(epochs, 0)")}
+
+POINTS = pa.schema(
+    [*typed(TEXT, "sweep", "model", "dataset", "reference", "method", "x", "train_size"), *typed(REAL, "cost", "score")]
+)
+
+
+def axis(x: str) -> Axis:
+    """A cost by name. Raises StoreError for an unknown one, with the known ones."""
+    if x not in AXES:
+        raise StoreError(f"unknown axis {x!r}; {nearest(x, AXES)}")
+    return AXES[x]
+
+
+def axis_words(x: str) -> str:
+    """What a curve is drawn against, in a few words."""
+    return _ALL[x].label.split(",")[0]
+
+
+def line_columns(x: str) -> tuple[str, str, str, str]:
+    """The columns that say which curves are compared."""
+    return (*PLACE[:3], "reference" if x == EXAMPLES else PLACE[3])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A method's curve.
+
+    Attributes:
+        curve: its points of positive cost, over the seeds that all of them have.
+        names: the budget, or training size, of every point.
+        seeds: those seeds, in the order of the curve's columns.
+    """
+
+    curve: Curve
+    names: tuple[str, ...]
+    seeds: tuple[Seed, ...]
+
+    def on(self, seeds: Sequence[Seed]) -> Curve:
+        """The curve over some of its seeds."""
+        index = [self.seeds.index(s) for s in seeds]
+        return Curve(self.curve.x, self.curve.scores[:, index])
+
+
+@remembered
+def costed_runs(store: Store, x: str) -> list[Row]:
+    """The confirmed, scored trials with their place, seeds and `cost`."""
+    sql = _ALL[x].sql if x == EXAMPLES else axis(x).sql
+    query = f"""
+        select sweep, model, dataset, train_size, method, reference, budget, cell_id, data_seed, init_seed, basis_seed,
+               test_score, {sql} as cost
+        from confirmed where test_score is not null
+        order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed, basis_seed
+    """  # noqa: S608  the expression is one of ours
+    return list(store.sql(query).to_pylist())
+
+
+@remembered
+def curves(store: Store, x: str = "adapter_params") -> dict[tuple[Line, str], Measured]:
+    """Curves by line and method, of at least three points of different, positive cost.
+
+    Raises:
+        StoreError: an unknown `x`.
+    """
+    points = _over_sizes(store) if x == EXAMPLES else _over_budgets(store, x)
+    found = {key: one for key, mine in points.items() if (one := _joined(mine)) is not None}
+
+    def order(key: tuple[Line, str]) -> tuple[Any, ...]:
+        (sweep, model, dataset, last), method = key
+        # the mean over data sets first; methods without a budget last
+        rank = (last is None, *budget_order(last or "")) if x == EXAMPLES else size_key(last or "")
+        return sweep, model, dataset is not None, dataset or "", rank, style(method).order, method
+
+    return {key: found[key] for key in sorted(found, key=order)}
+
+
+def _joined(points: Sequence[Point]) -> Measured | None:
+    """The points in order; of several at one cost (peak memory is often the same) the last."""
+    at = {cost: (name, scores) for cost, name, scores in points}
+    costs = sorted(at)
+    if len(costs) < FEWEST_POINTS:
+        return None
+    scores = [at[cost][1] for cost in costs]
+    seeds = shared_seeds(scores)
+    if not seeds:
+        return None
+    table = np.array([[each[seed] for seed in seeds] for each in scores], dtype=float)
+    return Measured(Curve(np.array(costs), table), tuple(at[cost][0] for cost in costs), tuple(seeds))
+
+
+def _over_budgets(store: Store, x: str) -> dict[tuple[Line, str], list[Point]]:
+    points: dict[tuple[Line, str], list[Point]] = defaultdict(list)
+    budgeted = [r for r in costed_runs(store, x) if r["budget"] is not None]
+    for (*place, method, _), runs in by(budgeted, *PLACE, "method", "cell_id").items():
+        costs = [r["cost"] for r in runs if r["cost"] is not None and r["cost"] > 0]
+        if costs:
+            sweep, model, dataset, size = place
+            point = float(np.median(costs)), str(runs[0]["reference"]), by_seed(runs)
+            points[(sweep, model, dataset, size), method].append(point)
+    return points
+
+
+def _over_sizes(store: Store) -> dict[tuple[Line, str], list[Point]]:
+    scores: dict[tuple[Any, ...], dict[Seed, float]] = {
+        key: by_seed(runs) for key, runs in by(_trained(store), *line_columns(EXAMPLES), "method", "train_size").items()
+    }
+    for sweep, model, reference, method, size in dict.fromkeys((*k[:2], *k[3:]) for k in scores):
+        names = dict.fromkeys(k[2] for k in scores if k[:2] == (sweep, model) and k[2] is not None)
+        mean = averaged([scores.get((sweep, model, name, reference, method, size), {}) for name in names])
+        if len(names) > 1 and mean:
+            scores[sweep, model, None, reference, method, size] = mean
+    at = examples(store)
+    points: dict[tuple[Line, str], list[Point]] = defaultdict(list)
+    for (sweep, model, dataset, reference, method, size), found in scores.items():
+        if (sweep, model, dataset, size) in at:
+            point = at[sweep, model, dataset, size], size, found
+            points[(sweep, model, dataset, reference), method].append(point)
+    return points
+
+
+def _trained(store: Store) -> list[Row]:
+    return [r for r in costed_runs(store, EXAMPLES) if r["method"] != UNTRAINED]
+
+
+def examples(store: Store) -> dict[Place, float]:
+    """Examples in an epoch by place, where known: the median over the confirmed runs, whatever their method.
+
+    Of several data sets the place without a data set has the mean.
+    """
+    known = by([r for r in _trained(store) if r["cost"]], *PLACE)
+    found: dict[Place, float] = {
+        (sweep, model, dataset, size): float(np.median([r["cost"] for r in runs]))
+        for (sweep, model, dataset, size), runs in known.items()
+    }
+    means: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for (sweep, model, _, size), value in found.items():
+        means[sweep, model, size].append(value)
+    return found | {(s, m, None, size): float(np.mean(v)) for (s, m, size), v in means.items() if len(v) > 1}
+
+
+def point_table(store: Store) -> pa.Table:
+    """The points of the curves against examples; columns `POINTS`."""
+    rows = [
+        dict(zip(line_columns(EXAMPLES), line, strict=True))
+        | {"method": method, "x": EXAMPLES, "train_size": name, "cost": float(x), "score": float(score)}
+        for (line, method), one in curves(store, EXAMPLES).items()
+        for x, name, score in zip(one.curve.x, one.names, one.curve.mean, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=POINTS)

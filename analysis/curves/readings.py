@@ -1,0 +1,145 @@
+"""What is read off curves: fits with bands, where curves cross, what a score needs, areas.
+
+Every function returns an Arrow table whose first columns say which curve it is of (`measured.line_columns`). Its `x` is
+a cost of `measured.AXES`, or `EXAMPLES`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.curves import fits
+from analysis.curves.fits import KINDS, Kind
+from analysis.curves.measured import EXAMPLES, Line, Measured, axis_words, costed_runs, curves, line_columns
+from analysis.format import Row, quantity
+from analysis.statistics.scaling import BASELINE, FOCUS
+from analysis.store.columns import INT, REAL, TEXT, typed
+from analysis.store.store import Store, remembered
+from analysis.styles import place_of, style
+
+NEAR_FULL = 0.99
+"""The default target: this share of full fine-tuning's score."""
+
+_ESTIMATE = [*typed(REAL, "value", "low", "high", "share"), ("note", TEXT)]
+FIT = [*typed(TEXT, "method", "x", "kind"), *typed(INT, "n_points", "seeds"), ("rmse", REAL), ("parameters", TEXT)]
+BAND = [*typed(TEXT, "method", "x", "kind"), *typed(REAL, "at", "score", "low", "high")]
+CROSSING = [*typed(TEXT, "method", "baseline", "x"), ("seeds", INT), *_ESTIMATE]
+NEED = [*typed(TEXT, "method", "x", "goal"), ("target", REAL), ("seeds", INT), *_ESTIMATE]
+AREA = [*typed(TEXT, "method", "x"), *typed(REAL, "from_x", "to_x"), ("seeds", INT), *_ESTIMATE]
+"""Columns of the tables after `measured.line_columns`."""
+
+
+def _table(rows: Sequence[Row], x: str, columns: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=pa.schema([*typed(TEXT, *line_columns(x)), *columns]))
+
+
+def _named(store: Store, x: str) -> Iterator[tuple[Row, Line, Measured]]:
+    """Every curve: the columns that name it, its line, and itself."""
+    for (line, method), one in curves(store, x).items():
+        yield dict(zip(line_columns(x), line, strict=True)) | {"method": method, "x": x}, line, one
+
+
+def fit_table(store: Store, x: str = "adapter_params", kinds: Sequence[Kind] = KINDS) -> pa.Table:
+    """Fits of every curve; columns `FIT`. A form with too few points, or that does not settle, has no row."""
+    rows = []
+    for named, _, one in _named(store, x):
+        for kind in kinds:
+            found = fits.fit(kind, one.curve.x, one.curve.mean)
+            if found is not None:
+                about = {"kind": kind, "n_points": len(one.curve.x), "seeds": one.curve.seeds, "rmse": found.rmse}
+                rows.append(named | about | {"parameters": json.dumps(found.parameters)})
+    return _table(rows, x, FIT)
+
+
+def band_table(store: Store, x: str = "adapter_params", kind: Kind = "isotonic", points: int = 60) -> pa.Table:
+    """The fitted curves on a logarithmic grid of `points`, with bootstrap bands over seeds; columns `BAND`."""
+    rows = []
+    for named, _, one in _named(store, x):
+        found = fits.fit(kind, one.curve.x, one.curve.mean)
+        if found is None:
+            continue
+        at = np.geomspace(one.curve.x[0], one.curve.x[-1], points)
+        low, high = fits.band(one.curve, kind, at) or ([None] * points, [None] * points)
+        for place, score, *ends in zip(at, found.predict(at), low, high, strict=True):
+            row = {"kind": kind, "at": float(place), "score": float(score), "low": ends[0], "high": ends[1]}
+            rows.append(named | row)
+    return _table(rows, x, BAND)
+
+
+@remembered
+def crossing_table(store: Store, x: str = "adapter_params", baseline: str = BASELINE) -> pa.Table:
+    """Where each method's curve crosses `baseline`'s, over the seeds both have; columns `CROSSING`."""
+    rows = []
+    for named, line, one in _named(store, x):
+        other = curves(store, x).get((line, baseline))
+        shared = [s for s in one.seeds if s in other.seeds] if other is not None else []
+        if named["method"] != baseline and line[3] is not None and other is not None and shared:
+            estimate = fits.crossing(one.on(shared), other.on(shared))
+            rows.append(named | {"baseline": baseline, "seeds": len(shared)} | vars(estimate))
+    return _table(rows, x, CROSSING)
+
+
+def needed_table(store: Store, x: str = "adapter_params", target: float | None = None) -> pa.Table:
+    """The cost, or the examples, that each method needs for a score; columns `NEED`.
+
+    Args:
+        target: a fraction. Default: LoRA's best mean score, and against a cost also 99 % of full fine-tuning's mean
+            score. A goal taken from data is held fixed in the bootstrap.
+    """
+    full: dict[Line, list[float]] = defaultdict(list)
+    for run in costed_runs(store, x) if x != EXAMPLES else ():
+        if run["method"] == "full":
+            full[place_of(run)].append(run["test_score"])
+    rows = []
+    for named, line, one in _named(store, x):
+        goals = [] if target is None else [(f"{100 * target:g} %", target)]
+        if target is None and line in full:
+            goals.append((f"{100 * NEAR_FULL:g} % of full fine-tuning's score", NEAR_FULL * float(np.mean(full[line]))))
+        other = curves(store, x).get((line, BASELINE))
+        if target is None and other is not None and named["method"] != BASELINE and line[3] is not None:
+            goals.append((f"{style(BASELINE).name}'s best score", float(other.curve.mean.max())))
+        for goal, value in goals:
+            row = {"goal": goal, "target": value, "seeds": one.curve.seeds}
+            rows.append(named | row | vars(fits.needed(one.curve, value)))
+    return _table(rows, x, NEED)
+
+
+def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
+    """Mean score over the logarithm of x, in a range that several curves share; columns `AREA`.
+
+    Against a cost the range is that of FOCUS and BASELINE where there are such; else that of all curves of the line.
+    """
+    lines: dict[Line, list[tuple[Row, fits.Curve]]] = defaultdict(list)
+    for named, line, one in _named(store, x):
+        lines[line].append((named, one.curve))
+    rows = []
+    for mine in lines.values():
+        core = [c for named, c in mine if x != EXAMPLES and named["method"] in (FOCUS, BASELINE)]
+        spans = core or [c for _, c in mine]
+        low, high = max(float(c.x[0]) for c in spans), min(float(c.x[-1]) for c in spans)
+        for named, curve in mine if low < high else ():
+            row = {"from_x": low, "to_x": high, "seeds": curve.seeds}
+            rows.append(named | row | vars(fits.area(curve, low, high)))
+    return _table(rows, x, AREA)
+
+
+def crossing_sentence(row: Row) -> str:
+    """What a row of `crossing_table` says: no more than its interval allows."""
+    a, b, where = style(row["method"]).name, style(row["baseline"]).name, axis_words(row["x"])
+    if row["value"] is None:
+        seen = row["note"].replace(": above throughout", f", {a}'s lies above throughout")
+        seen = seen.replace(": below throughout", f", {a}'s lies below throughout")
+        return f"{a}'s curve and {b}'s: {seen} (isotonic fits against {where}; a description, not a test)."
+    at, low, high = (quantity(row[name]) for name in ("value", "low", "high"))
+    if row["share"] is None:
+        return f"{a}'s curve crosses {b}'s at {at} {where}, seen on one seed, so without an interval."
+    seen = f"the crossing is in {100 * row['share']:.0f} % of resamples"
+    if not low or not high:
+        ends = f"{low or 'below the range'} to {high or 'above the range'}"
+        return f"Whether {a}'s curve crosses {b}'s is not settled: seen at {at} {where}, 95 % interval {ends}; {seen}."
+    return f"{a}'s curve crosses {b}'s at {at} {where}, 95 % interval {low} to {high}; {seen}."

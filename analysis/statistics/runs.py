@@ -1,0 +1,60 @@
+"""The confirmed runs of a store, by cell and by seed: what is compared is compared seed by seed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from analysis.format import Row
+from analysis.store.store import Store, remembered
+from analysis.styles import Place, place_of
+
+Cell = tuple[Place, str, str | None]
+"""(place, method, name of the budget or None without one)."""
+Seed = tuple[int, int, int]
+"""(data seed, init seed, basis seed)."""
+
+_RUNS = """
+select sweep, cell_id, model, dataset, train_size, method, reference, budget, adapter_params, lr,
+       data_seed, init_seed, basis_seed, test_score
+from confirmed where test_score is not null
+order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed, basis_seed
+"""
+
+
+@remembered
+def confirmed(store: Store) -> dict[Cell, list[Row]]:
+    """The confirmed, scored runs of every cell."""
+    cells: dict[Cell, list[Row]] = defaultdict(list)
+    for run in store.sql(_RUNS).to_pylist():
+        cells[place_of(run), run["method"], run["reference"]].append(run)
+    return dict(cells)
+
+
+def seed_of(run: Row) -> Seed:
+    """The seeds of a run; runs that agree in them are paired."""
+    return run["data_seed"], run["init_seed"], run["basis_seed"]
+
+
+def by_seed(runs: Iterable[Row]) -> dict[Seed, float]:
+    """Test score by seed."""
+    return {seed_of(run): run["test_score"] for run in runs}
+
+
+def shared_seeds(scores: Sequence[Mapping[Seed, Any]]) -> list[Seed]:
+    """The seeds that all have, in the first one's order."""
+    return [seed for seed in scores[0] if all(seed in other for other in scores)]
+
+
+def averaged(scores: Sequence[Mapping[Seed, float]]) -> dict[Seed, float]:
+    """Seed by seed the mean over several, of the seeds that all have."""
+    return {seed: sum(each[seed] for each in scores) / len(scores) for seed in shared_seeds(scores)}
+
+
+def by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by what stands in these columns, in order of appearance."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in names)].append(row)
+    return dict(groups)

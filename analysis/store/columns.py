@@ -1,0 +1,44 @@
+"""What tables are made of: Arrow's types, a table's definition, and the columns that several tables share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+TEXT, INT, REAL, FLAG, BITS = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.binary()
+TIME = pa.timestamp("us", tz="UTC")
+
+Column = tuple[str, pa.DataType, str]
+"""Name, type, meaning."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A results table.
+
+    Attributes:
+        doc: one sentence on its rows.
+        key: columns that identify a row; of two rows with one key the later written counts.
+        columns: in order.
+    """
+
+    doc: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+
+PLACE = ("sweep", "model", "dataset", "train_size")
+"""The columns that say where a comparison is made."""
+
+SWEEP: Column = ("sweep", TEXT, "Name of the sweep.")
+MODEL: Column = ("model", TEXT, "Base model id, 'open_clip:ViT-B-32/openai'.")
+DATASET: Column = ("dataset", TEXT, "Data set name.")
+SIZE: Column = ("train_size", TEXT, "'16-shot', or a fraction of the training set as text, '1.0'.")
+REFERENCE: Column = ("reference", TEXT, "What defines the budget, 'lora-8' (LoRA's count at rank 8); null without one.")
+BUDGET: Column = ("budget", INT, "Trainable adapter parameters aimed at; null without a budget.")
+
+
+def typed(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:
+    """Columns of one type, for the schema of a computed table."""
+    return [(name, kind) for name in names]
