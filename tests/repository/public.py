@@ -14,8 +14,8 @@ from typing import Any
 
 import typer
 
+from analysis.statistics.scaling import COMPARISONS, CURVE
 from analysis.store.queries import run_sql
-from analysis.store.scaling_schemas import COMPARISONS, CURVE
 from analysis.store.schemas import SCHEMAS
 from analysis.store.views import VIEWS
 from sweeps.cli.main import app
