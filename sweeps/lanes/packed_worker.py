@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +43,14 @@ def _cause(error: Exception) -> str:
     return "uneven" if isinstance(error, UnevenTrialsError) else "refused"
 
 
-@dataclass(eq=False)
 class _Pack:
     """A pack in training. Trials go by their place among the orders; `open` are those that are not over."""
 
-    worker: Line
-    orders: Sequence[Order]
-    open: set[int] = field(default_factory=set)
-    started: float = field(default_factory=time.time)
-    _seconds: list[float] = field(default_factory=list)
-    _marked: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self.open = set(range(len(self.orders)))
-        self._seconds = [0.0] * len(self.orders)
+    def __init__(self, worker: Line, orders: Sequence[Order]) -> None:
+        self.worker, self.orders = worker, orders
+        self.open = set(range(len(orders)))
+        self.started, self._marked = time.time(), time.perf_counter()
+        self._seconds = [0.0] * len(orders)
 
     def run(self) -> None:
         """Train, report, tell outcomes."""
