@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "Infeasible", "Plan", "Problem", "Solution", "SpecError", "SweepSpec", "run", "solve"]
 
 _HOMES = {
-    "Cell": "sweeps.plan.plan",
+    "Cell": "sweeps.spec.cell",
     "Infeasible": "sweeps.budget.solver",
     "Plan": "sweeps.plan.plan",
     "Problem": "sweeps.errors",

@@ -26,19 +26,6 @@ from typing import Any, Literal
 from randlora.methods.registry import METHODS
 from sweeps.budget.reach import Neighbour, Reach, Shapes
 
-__all__ = [
-    "ALLOCATIONS",
-    "Allocation",
-    "Infeasible",
-    "Neighbour",
-    "Solution",
-    "budget_table",
-    "reach",
-    "reference_budget",
-    "solve",
-    "solve_pinned",
-]
-
 Allocation = Literal["uniform", "per-layer", "fill", "auto"]
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "per-layer", "fill", "auto")
 TOLERANCE = 0.05
@@ -157,12 +144,6 @@ def solve_pinned(
     if capacity < counts.least:
         raise ValueError(f"a capacity of {method} is at least {counts.least}, got {capacity}")
     return _solution(counts, "uniform", counts.same(capacity), budget)
-
-
-def reach(method: str, shapes: Shapes, *, options: Mapping[str, Any] | None = None) -> tuple[int, int]:
-    """The smallest and the largest count that a uniform capacity of the method takes on these shapes."""
-    totals = Reach(method, shapes, options).totals
-    return int(totals.min()), int(totals.max())
 
 
 def budget_table(shapes: Shapes, lora_rank: int, *, tolerance: float = TOLERANCE) -> dict[str, Any]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from randlora.methods.registry import METHODS
+from sweeps.budget.reach import Neighbour, Shapes
 from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem
 from sweeps.spec.methods import full_rank, has_budget
-from sweeps.spec.sections import MethodSection
 from sweeps.spec.spec import SweepSpec
-
-Shapes = Mapping[str, tuple[int, int]]
 
 
 def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
@@ -26,35 +24,65 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
 
 @dataclass(frozen=True)
 class Solved:
-    """A budget and what the solver said of it; `reason` where no setting reaches it."""
+    """What a cell takes at a budget; of a method without a budget, nothing.
 
-    reference: str | None
-    budget: int | None
-    answer: Solution | Infeasible | None
-    reason: str | None
+    Attributes:
+        allocation, capacity, capacities, count, residual: of the `Solution`; nothing where no setting reaches it.
+        below, above: `capacity` and `count` of the nearest reachable counts.
+        reason: why no setting reaches the budget, and what to change.
+    """
+
+    reference: str | None = None
+    budget: int | None = None
+    allocation: str | None = None
+    capacity: int | None = None
+    capacities: Mapping[str, int] = field(default_factory=dict)
+    count: int | None = None
+    residual: int | None = None
+    below: dict[str, int] | None = None
+    above: dict[str, int] | None = None
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, reference: str, answer: Solution | Infeasible) -> Solved:
+        """The solver's answer for one budget."""
+        below, above = _counts(answer.below), _counts(answer.above)
+        if isinstance(answer, Infeasible):
+            reason = f"{answer.reason}; {answer.lever}"
+            return cls(reference, answer.budget, below=below, above=above, reason=reason)
+        return cls(
+            reference,
+            answer.budget,
+            answer.allocation,
+            answer.capacity,
+            answer.capacities,
+            answer.count,
+            answer.residual,
+            below,
+            above,
+        )
 
 
-def solutions(name: str, section: MethodSection, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
+def _counts(neighbour: Neighbour | None) -> dict[str, int] | None:
+    return None if neighbour is None else {"capacity": neighbour.capacity, "count": neighbour.count}
+
+
+def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
     """A method's settings for all its budgets; one without a budget for a method that has none."""
-    name = spec.base(name)
-    if not has_budget(name):
-        return [Solved(None, None, None, None)]
-    solved = []
-    options = section.options
-    budgets = _budgets(spec, shapes)
-    for reference in section.budgets or spec.budgets.references():
-        budget = budgets[reference]
-        if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
-            answer: Solution | Infeasible = solve_pinned(name, shapes, section.capacity, budget, options=options)
-        else:
-            allocation = section.allocation or spec.budgets.allocation
-            tolerance = None if section.unmatched else spec.budgets.tolerance
-            answer = solve(name, shapes, budget, allocation, tolerance=tolerance, options=options)
-        reason = _reason(answer) if isinstance(answer, Infeasible) else None
-        solved.append(Solved(reference, budget, answer, reason))
-    if section.capacity is not None:
-        return [min(solved, key=lambda s: abs(s.answer.residual) if isinstance(s.answer, Solution) else 0)]
-    return solved
+    section, method = spec.methods[name], spec.base(name)
+    if not has_budget(method):
+        return [Solved()]
+    budgets, options = _budgets(spec, shapes), section.options
+    references = section.budgets or spec.budgets.references()
+    if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
+        pinned = {r: solve_pinned(method, shapes, section.capacity, budgets[r], options=options) for r in references}
+        return [Solved.of(*min(pinned.items(), key=lambda item: abs(item[1].residual)))]
+    allocation = section.allocation or spec.budgets.allocation
+    tolerance = None if section.unmatched else spec.budgets.tolerance
+    return [
+        Solved.of(r, solve(method, shapes, budgets[r], allocation, tolerance=tolerance, options=options))
+        for r in references
+    ]
 
 
 def update_rank(method: str, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> float | None:
@@ -71,10 +99,6 @@ def update_rank(method: str, shapes: Shapes, capacities: Mapping[str, int], opti
     ranks = [METHODS[method].rank(shapes[name], capacity, **options) for name, capacity in capacities.items()]
     known = [rank for rank in ranks if rank is not None]
     return fmean(known) if known else None
-
-
-def _reason(answer: Infeasible) -> str:
-    return f"{answer.reason}; {answer.lever}" if answer.lever else answer.reason
 
 
 def _budgets(spec: SweepSpec, shapes: Shapes) -> dict[str, int]:

@@ -1,0 +1,17 @@
+"""The command line: a file and a few verbs.
+
+Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C are answered at once.
+
+    compare   the verbs that compare: `compare`, `mcnemar`, `tables`
+    data      the verb `data`: registered data sets
+    doctor    the verb `doctor`: checks of this machine
+    main      the program: its verbs in a table, and what bad input and interruptions give
+    options   the options that verbs share, exit codes, and where the name of a sweep leads
+    plan      the verbs before a run: `init`, `plan`, `estimate`, `budget`
+    printing  how the verbs print: JSON, lines, tables
+    program   the entry point, which imports nothing at first
+    results   the verbs that read results: `best`, `report`, `query`, and `import`
+    run       the verbs `run` and `resume`
+    status    the verb `status`: how far a sweep is
+    trials    the verbs that take trials up again: `export`, `again`, `analyze`
+"""

@@ -1,34 +1,31 @@
-"""`sweeps data`: the registered data sets, and what is known of one."""
+"""The verb `data`: the registered data sets, and what is known of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from sweeps.cli.printing import out, print_json
+from analysis.format import whole
+from sweeps.cli.options import Json
+from sweeps.cli.printing import emit, out
 from sweeps.errors import SpecError, unknown
 
 
-def attach(app: typer.Typer, verb: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
-    """Add the verb to the command line; `verb` turns bad input into its exit code."""
+def data(
+    name: Annotated[str | None, typer.Argument(help="A data set, cifar100; default: a list of all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The registered data sets and their sizes; of one also its split, source, licence, prompts, how to get it."""
+    from trainables.data.registry import known_datasets
 
-    @app.command("data")
-    @verb
-    def data(
-        name: Annotated[str | None, typer.Argument(help="A data set, cifar100; default: a list of all.")] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False,
-    ) -> None:
-        """The registered data sets and their sizes; of one also its split, source, licence, prompts, how to get it."""
-        found: Any = everything() if name is None else describe(name)
-        if as_json:
-            print_json(found)
-        elif name is None:
-            print_all(found)
-        else:
-            print_one(found)
+    if name is None:
+        found = [describe(known) for known in known_datasets()]
+        emit(as_json, lambda: found, lambda: _print_all(found))
+    else:
+        one = describe(name)
+        emit(as_json, lambda: one, lambda: _print_one(one))
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -87,14 +84,7 @@ def describe(name: str) -> dict[str, Any]:
     raise SpecError([unknown("name", name, "data set", known_datasets())])
 
 
-def everything() -> list[dict[str, Any]]:
-    """`describe` of every registered and embedded data set."""
-    from trainables.data.registry import known_datasets
-
-    return [describe(name) for name in known_datasets()]
-
-
-def print_all(found: list[dict[str, Any]]) -> None:
+def _print_all(found: list[dict[str, Any]]) -> None:
     """A line per data set."""
     table = Table(box=None, pad_edge=False)
     widths = {"name": max(len(each["name"]) for each in found), "train": 9}
@@ -104,17 +94,16 @@ def print_all(found: list[dict[str, Any]]) -> None:
     for each in found:
         sizes = each["sizes"] or {}
         train = None if sizes.get("train") is None else sizes["train"] + sizes.get("val", 0)
-        counts = [_number(train), _number(sizes.get("test")), _number(each.get("classes"))]
+        counts = [whole(train), whole(sizes.get("test")), whole(each.get("classes"))]
         table.add_row(each["name"], *counts, each["about"])
     out.print(table)
     out.print(
         "train counts training and validation rows; `sweeps data NAME` says more. A set of your own: folder:DIR, "
-        "parquet:DIR, arrow:DIR, hf:ORG/NAME, json:DIR",
-        highlight=False,
+        "parquet:DIR, arrow:DIR, hf:ORG/NAME, json:DIR"
     )
 
 
-def print_one(found: dict[str, Any]) -> None:
+def _print_one(found: dict[str, Any]) -> None:
     """A line per fact."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -124,12 +113,8 @@ def print_one(found: dict[str, Any]) -> None:
             continue
         shown = value
         if isinstance(value, dict):
-            shown = ", ".join(f"{k} {_number(v)}" for k, v in value.items() if v is not None)
+            shown = ", ".join(f"{k} {whole(v)}" for k, v in value.items() if v is not None)
         elif isinstance(value, list):
             shown = "\n".join(map(str, value)) if key == "templates" else ", ".join(map(str, value))
         table.add_row(key.replace("_", " "), str(shown))
     out.print(table)
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"

@@ -1,4 +1,4 @@
-"""Checks of a machine before a sweep: what is there, and what to do where something is missing."""
+"""The verb `doctor`: checks of a machine before a sweep, and what to do where something is missing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from rich.text import Text
+
+from sweeps.cli.options import FAILED_TRIALS, Json
+from sweeps.cli.printing import emit, out
+from trainables.errors import first_line
 
 DISTRIBUTION = "randlora-sweeps"
 RAY_MINOR = "2.60"
@@ -26,6 +32,21 @@ class Check:
     ok: bool
     found: str
     mend: str
+
+
+def doctor(as_json: Json = False) -> int:
+    """Check this machine: Python, packages, devices, disk, and that the four package names are ours."""
+    checks = examine()
+    emit(as_json, lambda: [asdict(c) for c in checks], lambda: _print(checks))
+    return 0 if all(c.ok for c in checks) else FAILED_TRIALS
+
+
+def _print(checks: Sequence[Check]) -> None:
+    for check in checks:
+        mark = Text("ok  ", "green") if check.ok else Text("fail", "red")
+        out.print(mark, f"{check.name}: {check.found}")
+        if not check.ok:
+            out.print(f"       {check.mend}")
 
 
 def examine() -> list[Check]:
@@ -67,7 +88,7 @@ def _ray() -> Check:
         import ray.train
         import ray.tune
     except ImportError as error:
-        return Check("ray parts", False, str(error).splitlines()[0], "pip install 'ray[tune,train]'")
+        return Check("ray parts", False, first_line(error), "pip install 'ray[tune,train]'")
     minor = ".".join(ray.__version__.split(".")[:2])
     place = Path(tempfile.gettempdir())
     free = shutil.disk_usage(place).free / 2**30
@@ -92,12 +113,9 @@ def _hub() -> Check:
 def _devices() -> Check:
     import torch
 
-    if not torch.cuda.is_available():
-        return Check(
-            "accelerators", True, f"none; trials run on {psutil.cpu_count(logical=False) or 1} CPU core(s)", ""
-        )
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Check("accelerators", True, ", ".join(names), "")
+    none = f"none; trials run on {psutil.cpu_count(logical=False) or 1} CPU core(s)"
+    return Check("accelerators", True, ", ".join(names) or none, "")
 
 
 def _memory() -> Check:

@@ -1,136 +1,120 @@
-"""`sweeps run`, and what the verbs that take a sweep file share: its options, and the reading of it."""
+"""The verbs `run` and `resume`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sweeps.cli import printing
-from sweeps.cli.printing import err
+from analysis.format import duration
+from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Json, Scale, Set, Spec, load
+from sweeps.cli.plan import print_estimate_line, print_header
+from sweeps.cli.printing import emit, err, out, print_files
+from sweeps.cli.results import print_best
 from sweeps.errors import Problem, SpecError
 
 if TYPE_CHECKING:
-    from sweeps.plan.plan import Plan
+    from sweeps.engine.run import RunSummary
     from sweeps.spec.spec import SweepSpec
     from sweeps.watch.observers import Observer
 
-Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
-Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
-Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-
-FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
+_SUMMARY = (
+    *("finished", "failed", "failed_before", "skipped", "stuck", "damaged"),
+    *("seconds", "interrupted", "stopped_by", "not_uploaded"),
+)
+"""What the JSON document of a run has of its `RunSummary`."""
 
 
-def load(spec: Path, overrides: list[str] | None, scale: str | None) -> tuple[SweepSpec, Plan]:
-    """A sweep file, and its plan."""
-    from sweeps.plan.plan import Plan
-    from sweeps.spec.spec import SweepSpec
+def run(
+    spec: Spec,
+    overrides: Set = None,
+    scale: Scale = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results folder; default: the file's, or results/NAME.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
+    ] = None,
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
+    ] = False,
+    optuna_storage: Annotated[
+        str | None,
+        typer.Option(help="Mirror the studies for optuna-dashboard: a journal file, or sqlite:///studies.db."),
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Report trials to tensorboard, mlflow, wandb or trackio; repeatable.")
+    ] = None,
+    upload: Annotated[
+        str | None, typer.Option(help="Copy results there as they come: s3://BUCKET/FOLDER, gs://...")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Run a sweep; the same command resumes it, or extends it after an edit.
 
-    loaded = SweepSpec.load(spec, overrides or (), scale)
-    return loaded, Plan.from_spec(loaded)
+    Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
+    JSON lines on standard error (none with --quiet).
+    """
+    from analysis.report.page import write_report
+    from analysis.store.remote import Location
+    from sweeps.engine.export import write_spec
+    from sweeps.engine.run import run as run_engine
+    from sweeps.plan.estimate import estimate_plan
+    from sweeps.plan.inputs import check_inputs
+    from sweeps.records.upload import check_there, put_fact, restore
 
-
-def attach(app: typer.Typer, verb: Callable[[Callable[..., int | None]], Callable[..., None]]) -> None:
-    """Add `run` and `resume` to the command line; `verb` turns bad input into its exit code."""
-
-    @app.command()
-    @verb
-    def run(
-        spec: Spec,
-        overrides: Set = None,
-        scale: Scale = None,
-        output: Annotated[
-            Path | None, typer.Option("--output", "-o", help="Results folder; default: the file's, or results/NAME.")
-        ] = None,
-        address: Annotated[
-            str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
-        ] = None,
-        max_hours: Annotated[
-            float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
-        ] = None,
-        report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
-        retry_failed: Annotated[
-            bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
-        ] = False,
-        optuna_storage: Annotated[
-            str | None,
-            typer.Option(help="Mirror the studies for optuna-dashboard: a journal file, or sqlite:///studies.db."),
-        ] = None,
-        track: Annotated[
-            list[str] | None, typer.Option(help="Report trials to tensorboard, mlflow, wandb or trackio; repeatable.")
-        ] = None,
-        upload: Annotated[
-            str | None, typer.Option(help="Copy results there as they come: s3://BUCKET/FOLDER, gs://...")
-        ] = None,
-        quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
-        as_json: Json = False,
-    ) -> int:
-        """Run a sweep; the same command resumes it, or extends it after an edit.
-
-        Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
-        JSON lines on standard error (none with --quiet).
-        """
-        from analysis.store.remote import Location
-        from sweeps.engine.export import write_spec
-        from sweeps.engine.run import run as run_engine
-        from sweeps.plan.estimate import estimate_plan
-        from sweeps.plan.inputs import check_inputs
-        from sweeps.records.upload import check_there, put_fact, restore
-
-        more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
-        more += [] if output is None else [f"output={json.dumps(str(output))}"]
-        again = f"sweeps run {spec}{'' if output is None else f' --output {output}'}"
-        loaded, planned = load(spec, [*(overrides or ()), *more], scale)
-        if upload is not None:  # what is there says which data its trials saw
-            location = Location.of(upload)
-            check_there(location, loaded.identity())
-            restore(loaded.folder, location)
-        check_inputs(planned)
-        observers = watchers(loaded, optuna_storage, track or ())
-        progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
-        foreseen = None if quiet else estimate_plan(planned)
-        if progress is True and foreseen is not None:
-            printing.print_header(planned)
-            printing.print_estimate_line(foreseen)
-        summary = run_engine(
-            planned,
-            address=address,
-            progress=progress,
-            retry_failed=retry_failed,
-            observers=observers,
-            upload=upload,
-            estimate=None if foreseen is None else foreseen.as_dict(),
-        )
-        path = write_spec(loaded)
-        missing = summary.not_uploaded or (None if upload is None else put_fact(Location.of(upload), path))
-        if missing:
-            err.print(f"{missing}; the same command tries again", style="red", markup=False)
-        if summary.interrupted:
-            err.print(f"interrupted; finished trials are kept: `{again}` goes on from here", markup=False)
-            if as_json:
-                printing.print_json(printing.summary_dict(summary))
-            return INTERRUPTED
-        if summary.stopped_by:
-            goes_on = f"`{again}` with a larger one goes on"
-            err.print(f"stopped by {summary.stopped_by}; finished trials are kept: {goes_on}", markup=False)
-            if as_json:
-                printing.print_json(printing.summary_dict(summary))
-            return LIMITED
-        paths = _draw(loaded.folder) if report else {}
-        if as_json:
-            printing.print_json({**printing.summary_dict(summary), "paths": {k: str(v) for k, v in paths.items()}})
-        else:
-            printing.print_results(loaded.folder, summary, paths)
-        return 0 if summary.complete and not missing else FAILED_TRIALS
-
-    app.command("resume", help="The same as `run`.")(run)
+    more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
+    more += [] if output is None else [f"output={json.dumps(str(output))}"]
+    planned = load(spec, [*(overrides or ()), *more], scale)
+    loaded = planned.spec
+    location = None if upload is None else Location.of(upload)
+    if location is not None:  # what is there says which data its trials saw
+        check_there(location, loaded.identity())
+        restore(loaded.folder, location)
+    check_inputs(planned)
+    observers = watchers(loaded, optuna_storage, track or ())
+    foreseen = None if quiet else estimate_plan(planned)
+    if foreseen is not None and not as_json:
+        print_header(planned)
+        print_estimate_line(foreseen)
+    progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
+    summary = run_engine(
+        planned,
+        address=address,
+        progress=progress,
+        retry_failed=retry_failed,
+        observers=observers,
+        upload=location,
+        estimate=None if foreseen is None else foreseen.as_dict(),
+    )
+    path = write_spec(loaded)
+    missing = summary.not_uploaded or (None if location is None else put_fact(location, path))
+    if missing:
+        err.print(f"{missing}; the same command tries again", style="red")
+    if summary.interrupted or summary.stopped_by:
+        again = f"`sweeps run {spec}{'' if output is None else f' --output {output}'}`"
+        why = "interrupted" if summary.interrupted else f"stopped by {summary.stopped_by}"
+        on = "goes on from here" if summary.interrupted else "with a larger one goes on"
+        err.print(f"{why}; finished trials are kept: {again} {on}")
+        emit(as_json, lambda: _summary(summary), lambda: None)
+        return INTERRUPTED if summary.interrupted else LIMITED
+    paths = dict(write_report(loaded.folder)) if report else {}
+    emit(
+        as_json,
+        lambda: {**_summary(summary), "paths": {k: str(v) for k, v in paths.items()}},
+        lambda: _print_results(loaded.folder, summary, paths),
+    )
+    return 0 if summary.complete and not missing else FAILED_TRIALS
 
 
 def watchers(spec: SweepSpec, optuna_storage: str | None, trackers: Sequence[str]) -> list[Observer]:
@@ -157,8 +141,25 @@ def watchers(spec: SweepSpec, optuna_storage: str | None, trackers: Sequence[str
     return made
 
 
-def _draw(folder: Path) -> dict[str, Path]:
-    """Figures and report of a results folder; names to paths."""
-    from analysis.report.page import write_report
+def _summary(summary: RunSummary) -> dict[str, Any]:
+    return {"folder": str(summary.folder), **{name: getattr(summary, name) for name in _SUMMARY}}
 
-    return dict(write_report(folder))
+
+def _print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path]) -> None:
+    """The end of a run: results with intervals, the conclusion, and where everything is."""
+    from analysis import open_store
+
+    store = open_store(folder)
+    print_best(store)
+    ran, failed = summary.finished + summary.failed, summary.failed + summary.failed_before
+    done = f"{ran} trial(s) run" if ran else "nothing was left to run"
+    out.print(f"\n{done} in {duration(summary.seconds)}, {summary.skipped} done before, {failed} failed in all")
+    for label in summary.stuck:
+        err.print(f"no learning rate of {label} finished: nothing to confirm", style="red")
+    if failed:
+        last = {row["trial_id"]: row for row in store.table("trials").to_pylist()}
+        reasons = Counter(row["reason"] for row in last.values() if row["status"] == "failed")
+        for reason, count in reasons.most_common(3):
+            err.print(f"{count} trial(s) failed: {reason}", style="red")
+        err.print("failed trials are tried again by `sweeps run ... --retry-failed`")
+    print_files({"tables": folder / "tables", **paths})

@@ -1,4 +1,4 @@
-"""How far a sweep is, from its results folder alone: works while another process runs it."""
+"""The verb `status`: how far a sweep is, from its results folder alone; works while another process runs it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,42 @@ from pathlib import Path
 from typing import Any
 
 from analysis import Store, open_store
+from analysis.format import duration
 from analysis.statistics.estimates import foresight
+from sweeps.cli.options import Json, Set, Source, folder_of
+from sweeps.cli.printing import emit, out, print_rows, shown
 from sweeps.records.locks import holder
-from sweeps.watch.snapshot import PHASES, where_raised
 
 _FAILURES = 3
+
+
+def status(source: Source, overrides: Set = None, as_json: Json = False) -> None:
+    """How far a sweep is; works while it runs."""
+    progress = progress_of(folder_of(source, overrides))
+    emit(as_json, lambda: progress, lambda: _print(progress))
+
+
+def _print(p: Mapping[str, Any]) -> None:
+    state = "running" if p["running"] else "not running"
+    out.print(
+        f"{p['sweep']}: {p['finished']} of {p['trials']} trials finished, {p['failed']} failed, "
+        f"{p['unfinished']} begun; {p['cells_confirmed']} of {p['cells']} cells confirmed; {state}"
+    )
+    words = [", ".join(f"{n} cell(s) {phase}" for phase, n in p["phases"].items())]
+    if p["per_minute"] is not None and p["seconds_left"]:
+        words.append(f"{p['per_minute']:.1f} trials/min, about {duration(p['seconds_left'])} left")
+    words.append(f"{p['accelerator_hours']:.2f} accelerator-hours")
+    if p["cost"] is not None:
+        words.append(f"cost {p['cost']:.2f}")
+    if p["estimate"] is not None:
+        guess, took = p["estimate"]["estimated"], p["estimate"]["actual"]
+        words.append(f"estimated {duration(guess)}" + ("" if took is None else f", took {duration(took)}"))
+    out.print("; ".join(filter(None, words)))
+    for failure in p["failures"]:
+        where = f" ({failure['where']})" if failure["where"] else ""
+        out.print(f"{failure['count']} failed: {failure['reason']}{where}", style="red")
+    if p["methods"]:
+        print_rows(list(p["methods"][0]), [[shown(v) for v in row.values()] for row in p["methods"]], None)
 
 
 def progress_of(folder: Path) -> dict[str, Any]:
@@ -64,6 +95,8 @@ def _phases(
     cells: Sequence[Mapping[str, Any]], store: Store, done: set[str], asked: set[str], events: Sequence[Any]
 ) -> dict[str, int]:
     """Cells by phase, as the live view counts them: a cell is `stuck` when none of its rates finished."""
+    from sweeps.watch.snapshot import PHASES  # loads torch
+
     begun = {e["cell_id"] for e in events if e["ev"] == "ask"}
     chosen = set(store.table("choices").column("cell_id").to_pylist())
     over = {row["cell_id"]: row["tune_done"] == 0 for row in store.table("coverage").to_pylist() if not row["missing"]}
@@ -105,6 +138,8 @@ def _estimate(store: Store) -> dict[str, float | None] | None:
 
 def _failures(trials: Mapping[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The commonest reasons of failed trials, with where one of them was raised."""
+    from sweeps.watch.snapshot import where_raised
+
     raised = {e["trial_id"]: where_raised(e["traceback"]) for e in events if e.get("traceback")}
     failed = [(row["reason"], raised.get(name)) for name, row in trials.items() if row["status"] == "failed"]
     where = {reason: place for reason, place in failed if place is not None}

@@ -9,14 +9,12 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sweeps.cluster.resources import ResourceError
 from sweeps.errors import Problem
 
-T = TypeVar("T")
 ANSWER_S = 120.0
 """A runtime environment may have to be unpacked first."""
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -46,59 +44,39 @@ def check_nodes(storage: Path) -> None:
         ResourceError: one problem per machine: it does not answer, lacks this package, has another version of it or of
             Python, or does not see the results folder; or the folder is one that Ray deletes with the job.
     """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     check_lasting(storage)
     storage.mkdir(parents=True, exist_ok=True)
     token = storage / f"seen-{uuid.uuid4().hex}"
     token.touch()
     mine = look(str(token))
+    nodes = [n for n in ray.nodes() if n["Alive"] and (n["Resources"].get("CPU") or n["Resources"].get("GPU"))]
+    task = ray.remote(num_cpus=0, max_retries=0)(look)
     try:
-        on_every_node(look, str(token), check=lambda name, found: _problem(name, found, mine, storage))
+        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        asked = [task.options(scheduling_strategy=strategy).remote(str(token)) for strategy in there]
+        ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+        found = [_problem(node, answer, mine, storage) for node, answer in zip(nodes, asked, strict=True)]
     finally:
         token.unlink(missing_ok=True)
-
-
-def on_every_node(
-    function: Callable[..., T], *args: Any, check: Callable[[str, T], Problem | None] = lambda name, found: None
-) -> list[tuple[str, dict[str, float], T]]:
-    """Run a function on every machine of the session that trials may run on.
-
-    Args:
-        check: what is wrong with an answer, given the machine's name.
-
-    Returns:
-        Name, Ray's resources and answer of each.
-
-    Raises:
-        ResourceError: one problem per machine that does not answer, or whose answer `check` finds wrong.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [n for n in ray.nodes() if n["Alive"] and (n["Resources"].get("CPU") or n["Resources"].get("GPU"))]
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
-    asked = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(*args)
-        for node in nodes
-    ]
-    ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
-    found: list[tuple[str, dict[str, float], T]] = []
-    problems: list[Problem | None] = []
-    for node, answer in zip(nodes, asked, strict=True):
-        name = node["NodeManagerHostname"] + " " + node["NodeManagerAddress"]
-        try:
-            found.append((name, node["Resources"], ray.get(answer, timeout=0.1)))
-            problems.append(check(name, found[-1][2]))
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            rule = f"can't run this package ({last[:300]})"
-            remedy = "install it on every machine, or `ray job submit --working-dir`"
-            problems.append(Problem("--address", name, rule, remedy))
-    if wrong := [p for p in problems if p is not None]:
+    if wrong := [problem for problem in found if problem is not None]:
         raise ResourceError(wrong)
-    return found
 
 
-def _problem(name: str, found: dict[str, Any], mine: dict[str, Any], storage: Path) -> Problem | None:
+def _problem(node: dict[str, Any], answer: Any, mine: dict[str, Any], storage: Path) -> Problem | None:
+    """What is wrong with a machine: its answer against the driver's own."""
+    import ray
+
+    name = node["NodeManagerHostname"] + " " + node["NodeManagerAddress"]
+    try:
+        found = ray.get(answer, timeout=0.1)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        rule = f"can't run this package ({last[:300]})"
+        remedy = "install it on every machine, or `ray job submit --working-dir`"
+        return Problem("--address", name, rule, remedy)
     for what in ("python", "package"):
         if None not in (found[what], mine[what]) and found[what] != mine[what]:
             of = "Python" if what == "python" else "this package"

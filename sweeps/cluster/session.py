@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -21,6 +20,7 @@ from sweeps.cluster.reaper import Reaper, own_processes, ray_processes, runs
 from sweeps.cluster.resources import Node, ResourceError
 from sweeps.cluster.signals import handled, held, signalled
 from sweeps.errors import Problem
+from trainables.errors import first_line
 
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
 _KNOCK_S = 2.5
@@ -58,15 +58,17 @@ def local_node() -> Node:
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables that Ray's processes inherit; what the user has set stays, and all is put back."""
-    new = {name: value for name, value in values.items() if name not in os.environ}
+def _environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[None]:
+    """Environment variables that Ray's processes inherit; all is put back. `over`: also where the user has set them."""
+    new = {name: value for name, value in values.items() if over or name not in os.environ}
+    before = {name: os.environ[name] for name in new if name in os.environ}
     os.environ.update(new)
     try:
         yield
     finally:
         for name in new:
             os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _import_paths() -> str:
@@ -110,9 +112,7 @@ class Session:
         self._variables.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         import ray
 
         self.look()
@@ -133,7 +133,7 @@ class Session:
 
     @contextmanager
     def minded(self) -> Iterator[None]:
-        """Whatever is raised in the block for want of Ray's own processes is a `RayLostError`."""
+        """Errors of the block are a `RayLostError` where Ray's own processes have died."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
@@ -184,13 +184,12 @@ class Session:
                     )
                     self.owned = True
             except (OSError, ray.exceptions.AuthenticationError) as error:
-                rule = f"no Ray cluster answers there ({str(error).splitlines()[0]})"
-                raise ResourceError(
-                    [Problem("--address", self.address, rule, "leave it out to run locally")]
-                ) from error
+                rule = f"no Ray cluster answers there ({first_line(error)})"
+                problem = Problem("--address", self.address, rule, "leave it out to run locally")
+                raise ResourceError([problem]) from error
         else:
             node = local_node()
-            with held(), _own_handlers(), _environment_set("PYTHONPATH", paths):
+            with held(), _own_handlers(), _environment({"PYTHONPATH": paths}, over=True):
                 ray.init(
                     address="local",  # whatever RAY_ADDRESS says
                     include_dashboard=False,
@@ -206,19 +205,6 @@ class Session:
                 self._own = {name: psutil.Process(pid) for name, pid in own_processes().items() if name in _VITAL}
                 threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
         _silence_ray()
-
-
-@contextmanager
-def _environment_set(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name)
-        else:
-            os.environ[name] = before
 
 
 def _knock(address: str) -> None:

@@ -1,0 +1,11 @@
+"""The engine: a plan is run, and what a finished sweep kept is exported, trained again or analysed.
+
+Uses all rooms below; `run` is what `sweeps.run` and the command line call.
+
+    limits   caps on hours and cost, and the meter that is held against them
+    drive    Ray Tune's Tuners one after another, and how they are stopped
+    run      a sweep's folder opened, lanes started, trials served, everything closed
+    export   a kept adapter taken out of a results folder
+    rerun    one finished trial trained once more
+    analyze  diagnostics as Ray tasks
+"""

@@ -1,26 +1,22 @@
-"""Run a plan: one Tuner over light proxies, warm lanes that train, and a journal that makes every step final."""
+"""Run a plan: open its folder, start the lanes, serve what is missing, close. The journal makes every step final."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import shutil
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from analysis.format import Row
 from analysis.store.remote import Location
 from sweeps.cluster.resources import accelerators
-from sweeps.cluster.session import RayLostError
 from sweeps.cluster.signals import signals
+from sweeps.engine.drive import Stop, drive
 from sweeps.engine.limits import Meter
-from sweeps.engine.stop import Stop, watch
-from sweeps.lanes.packs import TOGETHER, Packing
+from sweeps.lanes.packs import TOGETHER
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
 from sweeps.plan.plan import Plan
@@ -35,18 +31,7 @@ from sweeps.search.stages import SweepState
 from sweeps.watch.displays import Progress, make_progress
 from sweeps.watch.observers import Observer, Observers
 
-if TYPE_CHECKING:
-    from sweeps.lanes.dispatch import Dispatcher
-
 TRIAL = "trainables.training.worker:run_trial"
-WAVE = 1000
-"""Trials of one Tuner, which keeps each in memory; more where many run at once (`wave`)."""
-ROUNDS = 20
-"""Trials of a Tuner per trial at a time, at least: while its last ones run the lanes run empty, one after another."""
-
-
-class EngineError(RuntimeError):
-    """The sweep can't go on: no lane can be kept up. What is finished stays; the same command goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -122,144 +107,120 @@ def run(
         OSError: the journal can't be written.
     """
     begun = time.monotonic()
-    spec = plan.spec
-    folder = spec.folder.absolute()
+    folder, identity = plan.spec.folder.absolute(), plan.spec.identity()
     location = Location.of(upload) if isinstance(upload, str) else upload
-    check_identity(folder, spec.identity())
+    check_identity(folder, identity)
     if location is not None:
-        check_there(location, spec.identity())
+        check_there(location, identity)
     with FolderLock(folder):
         if location is not None:
             restore(folder, location)
-        sealer = Sealer(folder, None if location is None else EVERY_S)
         with Journal(folder / "journal.jsonl") as journal:
-            state = SweepState(plan.feasible, spec)
-            earlier: dict[str, int] = {}
-            unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
-            write_identity(folder, spec.identity())
-            sealer.write_cells(cell.row() for cell in plan.cells)
-            skipped = sum(cell.counted() for cell in state.cells.values())
-            display = make_progress(progress)
-            show = _Show(display, state)
-            for line in sealer.damaged:
-                display.note(f"damaged table file set aside: {line}")
-            ledger = Ledger(state, journal, sealer, folder, spec.keep.adapters, earlier)
-            for slot, trained in unfinished:
-                ledger.finish(slot, pruned(state, slot, {"seconds_total": trained}))
-            for cell_id in state.cells:
-                ledger.settle(cell_id)
-            interrupted, limit = False, None
-            copies = None if location is None else Upload(folder, location, note=display.note)
-            ledger.observers = watching = Observers(observers, display.note)
-            watching.start(state)
-            shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
-            if copies is not None:
-                copies.start()
-            try:
-                if any(not cell.finished for cell in state.cells.values()):
-                    with show, signals(None), contextlib.ExitStack() as stack:
-                        if pool is None:
-                            measure = functools.partial(probe_gpu, plan) if trial == TRIAL else None
-                            ray_folder = folder / "work" / "ray"
-                            started = Pool(spec.resources, ray_folder, address=address, measure=measure)
-                            pool = stack.enter_context(started)
-                        state.workers = pool.trials
-                        if estimate is not None:
-                            held = {**estimate, "accelerators": accelerators(pool.shapes)}
-                            journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
-                        packed = pool.pack(spec.resources) if trial in TOGETHER else 1
-                        journal.write(_provenance(spec.name, trial, pool, packed))
-                        state.used = meter = Meter(spec.limits, state, pool.shapes, begun)
-                        stop = Stop(meter)
-                        try:
-                            _drive(ledger, pool, trial, show.changed, stop, packed)
-                        finally:
-                            left = any(not cell.finished for cell in state.cells.values())
-                            interrupted, limit = stop.signalled.is_set(), stop.limit if left else None
-            except KeyboardInterrupt:  # while Ray came up, or the second one
-                interrupted = True
-            finally:
-                sealer.seal()
-                watching.close()
-                not_uploaded = None if copies is None else copies.finish()
-        if not (interrupted or limit):
+            sealer = Sealer(folder, None if location is None else EVERY_S)
+            sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)
+            with _followed(sweep, observers, location):
+                if sweep.left:
+                    with _started(sweep, plan, address, trial, pool) as lanes:
+                        _serve(sweep, lanes, trial, begun, estimate)
+        if not (sweep.interrupted or sweep.limit):
             shutil.rmtree(folder / "work", ignore_errors=True)
-    done = _summary(folder, ledger.finished, skipped, time.monotonic() - begun, interrupted, sealer.damaged, state)
-    return replace(done, stopped_by=limit, not_uploaded=not_uploaded)
+    return _summary(sweep, time.monotonic() - begun)
 
 
-def wave(at_once: int) -> int:
-    """Trials of one Tuner when so many run at once."""
-    return max(WAVE, ROUNDS * at_once)
+@dataclass
+class _Sweep:
+    """A sweep whose folder is open, and how its run ended.
+
+    Attributes:
+        skipped: trials that earlier runs brought to an end.
+    """
+
+    ledger: Ledger
+    display: Progress
+    skipped: int
+    interrupted: bool = False
+    limit: str | None = None
+    not_uploaded: str | None = None
+
+    @property
+    def state(self) -> SweepState:
+        return self.ledger.state
+
+    @property
+    def left(self) -> bool:
+        """Whether a cell has trials left to run."""
+        return any(not cell.finished for cell in self.state.cells.values())
 
 
-def _drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop, packed: int) -> None:
-    """Tuner after Tuner until nothing is left, or `stop`."""
-    import ray
-
-    from sweeps.lanes.dispatch import Dispatcher
-
-    with _lost_unless(stop.signalled), signals(stop.signalled, lambda: pool.lost), pool.minded():
-        ray.get(pool.broker.reset.remote())
-        packing = Packing(packed, pool.trials, {})
-        while not stop:
-            most = wave(pool.trials * packed)
-            dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, most, changed, packing)
-            with watch(stop, dispatcher):
-                _tune(dispatcher, pool, packed)
-            if dispatcher.error is not None:
-                raise dispatcher.error
-            if dispatcher.dead is not None:
-                raise EngineError(f"no lane could be kept up: {dispatcher.dead}")
-            if all(cell.finished for cell in ledger.state.cells.values()):
-                return
+def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: Progress, retry_failed: bool) -> _Sweep:
+    """The sweep as its folder has it; what an earlier run left half written is written."""
+    spec, state = plan.spec, SweepState(plan.feasible, plan.spec)
+    earlier: dict[str, int] = {}
+    unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
+    write_identity(folder, spec.identity())
+    sealer.write_cells(cell.row() for cell in plan.cells)
+    skipped = sum(cell.counted() for cell in state.cells.values())
+    for line in sealer.damaged:
+        display.note(f"damaged table file set aside: {line}")
+    ledger = Ledger(state, journal, sealer, folder, spec.keep.adapters, earlier)
+    for slot, trained in unfinished:
+        ledger.finish(slot, pruned(state, slot, {"seconds_total": trained}))
+    for cell_id in state.cells:
+        ledger.settle(cell_id)
+    return _Sweep(ledger, display, skipped)
 
 
 @contextlib.contextmanager
-def _lost_unless(signalled: threading.Event) -> Iterator[None]:
-    """Ray may have had the signal that ends a sweep, too: then the sweep is interrupted, and Ray's end no error."""
+def _followed(sweep: _Sweep, observers: Sequence[Observer], location: Location | None) -> Iterator[None]:
+    """Observers and a copy elsewhere follow the sweep; at its end the tables are sealed and sent."""
+    folder, note = sweep.ledger.folder, sweep.display.note
+    copies = None if location is None else Upload(folder, location, note=note)
+    sweep.ledger.observers = watching = Observers(observers, note)
+    watching.start(sweep.state)
+    shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
+    if copies is not None:
+        copies.start()
     try:
         yield
-    except RayLostError:
-        if signalled.is_set():
-            raise KeyboardInterrupt from None
-        raise
+    except KeyboardInterrupt:  # while Ray came up, or the second one
+        sweep.interrupted = True
+    finally:
+        sweep.ledger.sealer.seal()
+        watching.close()
+        sweep.not_uploaded = None if copies is None else copies.finish()
 
 
-def _tune(dispatcher: Dispatcher, pool: Pool, packed: int) -> None:
-    from ray import tune
-
-    from sweeps.lanes.dispatch import PerCell
-    from sweeps.lanes.proxy import Proxy
-
-    storage = pool.storage / "tune"
-    name = uuid.uuid4().hex[:8]
-    tuner = tune.Tuner(
-        tune.with_resources(Proxy, pool.proxy_resources(packed)),
-        tune_config=tune.TuneConfig(
-            metric="score",
-            mode="max",
-            num_samples=-1,
-            search_alg=dispatcher,
-            scheduler=PerCell(dispatcher),
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(storage),
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=2),
-        ),
-    )
-    tuner.fit()
-    shutil.rmtree(storage / name, ignore_errors=True)
+@contextlib.contextmanager
+def _started(sweep: _Sweep, plan: Plan, address: str | None, trial: str, pool: Pool | None) -> Iterator[Pool]:
+    """The display, and lanes that are up; those given stay up afterwards."""
+    sweep.display.start(sweep.state)
+    try:
+        with signals(None), contextlib.ExitStack() as stack:
+            if pool is None:
+                measure = functools.partial(probe_gpu, plan) if trial == TRIAL else None
+                place = sweep.ledger.folder / "work" / "ray"
+                pool = stack.enter_context(Pool(plan.spec.resources, place, address=address, measure=measure))
+            yield pool
+    finally:
+        sweep.display.stop(sweep.state)
 
 
-def _trial_name(trial: Any) -> str:
-    return str(trial.trial_id)
+def _serve(sweep: _Sweep, pool: Pool, trial: str, begun: float, estimate: Mapping[str, Any] | None) -> None:
+    """Write down what the run is, then run what is missing until nothing is left, or a signal or a limit ends it."""
+    state, journal = sweep.state, sweep.ledger.journal
+    state.workers = pool.trials
+    if estimate is not None:
+        held = {**estimate, "accelerators": accelerators(pool.shapes)}
+        journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
+    packed = pool.pack(state.spec.resources) if trial in TOGETHER else 1
+    journal.write(_provenance(state.spec.name, trial, pool, packed))
+    state.used = meter = Meter(state.spec.limits, state, pool.shapes, begun)
+    stop = Stop(meter)
+    try:
+        drive(sweep.ledger, pool, trial, functools.partial(sweep.display.update, state), stop, packed)
+    finally:
+        sweep.interrupted = stop.signalled.is_set()
+        sweep.limit = stop.limit if sweep.left else None
 
 
 def _provenance(name: str, trial: str, pool: Pool, packed: int) -> dict[str, Any]:
@@ -276,42 +237,21 @@ def _provenance(name: str, trial: str, pool: Pool, packed: int) -> dict[str, Any
     }
 
 
-class _Show:
-    """Connects the state to a display, for as long as the sweep runs."""
-
-    def __init__(self, display: Progress, state: SweepState) -> None:
-        self._display, self._state = display, state
-
-    def changed(self) -> None:
-        self._display.update(self._state)
-
-    def __enter__(self) -> None:
-        self._display.start(self._state)
-
-    def __exit__(self, *_: object) -> None:
-        self._display.stop(self._state)
-
-
-def _summary(
-    folder: Path,
-    rows: Sequence[Row],
-    skipped: int,
-    seconds: float,
-    interrupted: bool,
-    damaged: Sequence[str],
-    state: SweepState,
-) -> RunSummary:
+def _summary(sweep: _Sweep, seconds: float) -> RunSummary:
+    rows, cells = sweep.ledger.finished, sweep.state.cells.values()
     failed = sum(row["status"] == "failed" for row in rows)
-    known = [row for cell in state.cells.values() for row in cell.rows.values()]
+    known = [row for cell in cells for row in cell.rows.values()]
     return RunSummary(
-        folder=folder,
+        folder=sweep.ledger.folder,
         finished=len(rows) - failed,
         failed=failed,
         pruned=sum(row["status"] == "pruned" for row in rows),
-        skipped=skipped,
+        skipped=sweep.skipped,
         seconds=seconds,
-        interrupted=interrupted,
-        damaged=tuple(damaged),
-        stuck=tuple(cell.cell.label for cell in state.cells.values() if cell.phase == "stuck"),
+        interrupted=sweep.interrupted,
+        damaged=tuple(sweep.ledger.sealer.damaged),
+        stuck=tuple(cell.cell.label for cell in cells if cell.phase == "stuck"),
         failed_before=sum(row["status"] == "failed" for row in known) - failed,
+        stopped_by=sweep.limit,
+        not_uploaded=sweep.not_uploaded,
     )

@@ -11,15 +11,26 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, gave_up
+from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, gave_up, lane_of
 
 Verdict = Literal["go", "stop"]
 
 ENDED_S = 10.0
 """Ray Train ends the workers of a lane within this after one of them died."""
 MAX_SHRINKS = 20
+
+
+@dataclass
+class _Process:
+    """A worker's process, by what it said hello with. An empty token: its lane is lost."""
+
+    token: str
+    pid: int
+    handle: Any
+    where: dict[str, Any]
 
 
 class Broker:
@@ -33,13 +44,10 @@ class Broker:
         self._kill = _ray_kill if kill is None else kill
         self._leases: dict[str, Lease] = {}
         self._queue: deque[str] = deque()
-        self._tokens: dict[str, str] = {}
-        self._handles: dict[str, Any] = {}
-        self._where: dict[str, dict[str, Any]] = {}
+        self._workers: dict[str, _Process] = {}
         self._doomed: set[str] = set()  # tokens of processes that are about to be ended
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
-        self._pids: dict[str, int] = {}
         self._stopping = False
         self._dead: str | None = None
         self._change = asyncio.Condition()
@@ -81,7 +89,7 @@ class Broker:
     async def take(self, key: str) -> dict[str, Any] | None:
         """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown.
 
-        Of a trial whose worker did not end it, the time and place are what the broker saw.
+        Time and place are what the broker saw where no worker told the trial's end.
         """
         lease = self._leases.pop(key, None)
         if lease is None:
@@ -112,7 +120,7 @@ class Broker:
 
     async def status(self) -> dict[str, Any]:
         """Registered workers' process ids, and why no lane is left, if so."""
-        return {"pids": dict(self._pids), "dead": self._dead}
+        return {"pids": {name: worker.pid for name, worker in self._workers.items()}, "dead": self._dead}
 
     # The proxies' side
 
@@ -143,12 +151,7 @@ class Broker:
     # The lanes' side
 
     async def hello(
-        self,
-        worker: str,
-        token: str,
-        pid: int,
-        handle: Any = None,
-        where: dict[str, Any] | None = None,
+        self, worker: str, token: str, pid: int, handle: Any = None, where: dict[str, Any] | None = None
     ) -> None:
         """A lane worker starts, or starts again: what it held before is queued anew.
 
@@ -156,12 +159,13 @@ class Broker:
             handle: what `kill` takes.
             where: its machine (`sweeps.lanes.reports.place`).
         """
-        self._where[worker] = where or {}
-        self._tokens[worker] = token
-        self._pids[worker] = pid
-        self._handles[worker] = handle
+        self._workers[worker] = _Process(token, pid, handle, where or {})
         self._requeue(lambda lease: lease.worker == worker)
         await self._wake()
+
+    def _token(self, worker: str | None) -> str | None:
+        known = self._workers.get(str(worker))
+        return None if known is None else known.token
 
     async def died(self, lane: str, reasons: Mapping[str, str], *, memory: bool = False) -> None:
         """Ray's word on workers that died, by name. `memory`: the machine had run out of it.
@@ -169,7 +173,7 @@ class Broker:
         Their trials are issued again at once. Ray ends the other workers of the lane as well, to start it as a whole:
         their trials follow when that has happened, and their attempts do not count.
         """
-        self._doomed |= {token for name, token in self._tokens.items() if name.partition("/")[0] == lane}
+        self._doomed |= {known.token for name, known in self._workers.items() if lane_of(name) == lane}
         for lease in self._on(lane):
             if str(lease.worker) in reasons:
                 lease.death = lease.death or reasons[str(lease.worker)]
@@ -179,14 +183,14 @@ class Broker:
                     lease.shrink = KILLED_FOR_MEMORY
             else:
                 lease.spared = lease.death is None
-                self._later(self._orphaned(lease, lease.worker, self._tokens.get(str(lease.worker))))
+                self._later(self._orphaned(lease, lease.worker, self._token(lease.worker)))
         self._requeue(lambda lease: str(lease.worker) in reasons)
         await self._wake()
 
     async def _orphaned(self, lease: Lease, worker: str | None, token: str | None) -> None:
-        """Issue a trial again whose worker is gone and does not come back, as when its node is lost."""
+        """Issue a trial again once its worker is gone for good, as when its node is lost."""
         await asyncio.sleep(ENDED_S)
-        if lease.worker == worker and self._tokens.get(str(worker)) == token:
+        if lease.worker == worker and self._token(worker) == token:
             self._requeue(lambda other: other is lease)
             await self._wake()
 
@@ -213,7 +217,7 @@ class Broker:
             if lease is not None:
                 lease.apart(reason, cause)
                 lease.let_go()
-                lease.state, lease.worker, lease.attempt = "queued", None, lease.attempt - 1
+                lease.state, lease.attempt = "queued", lease.attempt - 1
                 self._queue.appendleft(key)
         await self._wake()
 
@@ -233,7 +237,6 @@ class Broker:
     def _requeue(self, lost: Callable[[Lease], bool]) -> None:
         for lease in self._leases.values():
             if lease.state == "running" and lost(lease):
-                lease.worker = None
                 lease.let_go()
                 lease.attempt -= lease.spared
                 if not lease.spared and not lease.single:  # who of a pack is to blame shows when each is by itself
@@ -261,12 +264,11 @@ class Broker:
         """Kill the worker of a trial, which takes the other workers of its lane along."""
         worker = str(lease.worker)
         await self.died(lease.lane, {worker: f"{SILENT} for {lease.timeout:g} s (resources.trial_timeout)"})
-        handle = self._handles.get(worker)
-        if handle is not None:
-            self._kill(handle)
+        if worker in self._workers and self._workers[worker].handle is not None:
+            self._kill(self._workers[worker].handle)
 
     def _next_for(self, worker: str) -> Lease | None:
-        busy = self._on(worker.partition("/")[0])
+        busy = self._on(lane_of(worker))
         if any(lease.alone for lease in busy):
             return None
         for key in self._queue:
@@ -284,9 +286,9 @@ class Broker:
         """
 
         def current() -> bool:
-            return self._tokens.get(worker) == token and self._dead is None
+            return self._token(worker) == token and self._dead is None
 
-        if worker not in self._tokens:
+        if worker not in self._workers:
             return "hello"
 
         def found() -> Lease | None:
@@ -313,7 +315,7 @@ class Broker:
         self._queue.remove(lease.key)
         lease.state, lease.worker, lease.attempt = "running", worker, lease.attempt + 1
         lease.heard, lease.left, lease.packed = time.monotonic(), set(), packed
-        lease.began, lease.where = lease.heard, self._where.get(worker, {})
+        lease.began, lease.where = lease.heard, self._workers[worker].where
         if lease.timeout is not None:
             self._watching = self._watching or self._later(self._watch())
         shrink, lease.shrink = lease.shrink, None
@@ -323,7 +325,7 @@ class Broker:
     def _held(self, worker: str, token: str, key: str) -> Lease | None:
         lease = self._leases.get(key)
         mine = lease is not None and lease.state == "running" and lease.worker == worker
-        return lease if mine and self._tokens.get(worker) == token and not self._stopping else None
+        return lease if mine and self._token(worker) == token and not self._stopping else None
 
     async def report(self, worker: str, token: str, key: str, event: Event) -> Verdict:
         """Take one epoch's report (a repeated one is ignored); returns whether the trial goes on."""
@@ -357,8 +359,9 @@ class Broker:
 
         When no lane is left, proxies hear "stopped" and the driver asks `status` why.
         """
-        for worker in [w for w in self._tokens if w.partition("/")[0] == lane]:
-            self._tokens[worker] = ""
+        for name, worker in self._workers.items():
+            if lane_of(name) == lane:
+                worker.token = ""
         self._requeue(lambda lease: lease.lane == lane)
         if final:
             self._dead = reason

@@ -35,7 +35,7 @@ from sweeps.lanes.worker import lane_loop
 LANE_TRIES = 3
 """Failures in a row after which a lane counts as down; when all are, the sweep ends."""
 PROVEN_S = 600.0
-"""A lane that was up for so long can be kept up: its failures are counted anew."""
+"""Seconds that a lane must be up for its failures to be counted anew."""
 RETRY_S = 60.0
 """Between tries of a lane that is down, as when its machine is lost and another may take its place."""
 _LEAVE_S = 2.0

@@ -13,7 +13,7 @@ MAX_ATTEMPTS = 3
 SILENT = "no report"
 KILLED_FOR_MEMORY = "Ray ended its worker because the machine's memory was nearly used up"
 ALONE_AFTER = 2
-"""A trial whose lane died this often runs while its lane's other workers idle, so that it alone is to blame next."""
+"""A trial whose lane died this often runs while its lane's other workers idle, so another death is its own fault."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Lease:
 
     @property
     def lane(self) -> str:
-        return str(self.worker).partition("/")[0]
+        return lane_of(str(self.worker))
 
     @property
     def timeout(self) -> float | None:
@@ -77,11 +77,11 @@ class Lease:
         """No worker has it any more."""
         if self.began is not None:
             self.spent += (time.monotonic() - self.began) / max(1, self.packed)
-        self.began = None
+        self.began = self.worker = None
 
     @property
     def so_far(self) -> dict[str, Any]:
-        """What a worker would tell at the end, of a trial whose worker can't: where it ran, until when, how long."""
+        """Where the trial ran, until when and how long: what the broker saw, where its worker can't tell."""
         if not self.packed:
             return {}
         running = 0.0 if self.began is None else (time.monotonic() - self.began) / self.packed
@@ -95,7 +95,13 @@ class Lease:
             self.unpacked = {"reason": reason, "cause": cause, "packed": self.packed}
 
 
+def lane_of(worker: str) -> str:
+    """The lane of a worker, by its name "lane0/1"."""
+    return worker.partition("/")[0]
+
+
 def gave_up(lease: Lease) -> str:
+    """Why a trial is not started again."""
     if lease.death is not None and lease.death.startswith(SILENT):
         return f"{lease.death}; started {lease.attempt} times"
     why = f": {lease.death}" if lease.death else ""

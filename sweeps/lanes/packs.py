@@ -1,33 +1,38 @@
-"""Packing on the driver's side: which trials share a worker's base model, and how many of them.
+"""Packing on the driver's side: which trials share a worker's base model, and how many share a worker and a GPU.
 
 A pack changes when trials run, never which: it is a prefix of what the sweep would hand out anyway, without a result of
-one of them in between. What a worker does with it is in `lane_packs`; the reasons are in docs/decisions/0004.
+one of them in between. What a worker does with it is in `packed_worker`; the reasons are in docs/decisions/0004.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sweeps.lanes.gpu_share import Measured, pack_that_fits
-from sweeps.search.points import FIXED_SAMPLERS
-from sweeps.search.stages import CellState, Slot, SweepState
-from sweeps.spec.sections import TUNE_SEED
-from sweeps.spec.spec import SweepSpec
+from sweeps.search.slots import Slot
+from sweeps.search.stages import CellState, SweepState
 from trainables.config import alike
 
 TOGETHER = {"trainables.training.worker:run_trial": "trainables.training.packed:run_pack"}
 """Trial functions, and what runs several of their trials together."""
 MOST = 8
-"""Trials of a pack that "auto" takes at most."""
+"""Most trials that "auto" puts into a pack or on a GPU: more would wait for each other longer than they gain."""
+CONTEXT_BYTES = 700 * 2**20
+"""What a process holds on a GPU beside torch's tensors: the CUDA context, and cuBLAS and cuDNN workspaces."""
+USABLE = 0.9
+"""Share of a GPU's memory that is handed out: allocators fragment, and a probe sees few batches."""
 
 
-def prunable(spec: SweepSpec, cell: CellState, slot: Slot) -> bool:
-    """Pruning compares the first trials of a cell's rates; re-runs and CONFIRM always run to the end."""
-    return spec.search.pruner != "none" and slot.stage == "TUNE" and slot.seeds == cell.seeds(TUNE_SEED)
+@dataclass(frozen=True)
+class Measured:
+    """A GPU's memory and the largest peak of torch's allocator over the probed methods, in bytes."""
+
+    peak: int
+    device: int
 
 
 @functools.cache
@@ -74,7 +79,23 @@ def pack_size(asked: int | Literal["auto"], measured: Measured | None, share: fl
     """
     if asked != "auto":
         return asked
-    return 1 if measured is None else min(MOST, pack_that_fits(measured, share))
+    if measured is None:
+        return 1
+    room = USABLE * share * measured.device - CONTEXT_BYTES
+    return min(MOST, max(1, math.floor(room / max(1, measured.peak))))
+
+
+def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float, packed: int = 1) -> float:
+    """The fraction of a GPU that one worker gets: 1, 1/2, ... 1/8.
+
+    Args:
+        cpus_per_gpu: CPUs of the machine with the fewest for each of its GPUs.
+        cpus_per_worker: CPUs that a worker takes.
+        packed: trials that it trains at once; together they take at most that many times the memory of one.
+    """
+    by_memory = math.floor(USABLE * measured.device / (packed * measured.peak + CONTEXT_BYTES))
+    by_cpus = math.floor(cpus_per_gpu / cpus_per_worker + 1e-9)
+    return 1 / max(1, min(by_memory, by_cpus, MOST))
 
 
 @dataclass
@@ -105,26 +126,20 @@ class Packing:
             return []
         cell = state.cells[first.cell_id]
         most = min(self.most, self.limits.get(first.cell_id, self.most), left)
-        if most <= 1 or not self._may(state.spec, cell, first):
+        if most <= 1 or not self._may(cell, first):
             return [first]
         idle = max(1, self.workers - packs)
-        slots = self._prefix(state, cell, most * idle)
-        others = _open_cells(state, first.cell_id, idle - 1)
-        return slots[: min(most, -(-len(slots) // (idle - others)))]
+        like = alike(dict(first.config))
+        slots = list(itertools.takewhile(lambda s: alike(dict(s.config)) == like, cell.peek(most * idle)))
+        others = (c for c in state.awake() if c != first.cell_id and state.cells[c].next_slot() is not None)
+        for_others = sum(1 for _ in itertools.islice(others, idle - 1))
+        return slots[: min(most, -(-len(slots) // (idle - for_others)))]
 
-    def _may(self, spec: SweepSpec, cell: CellState, slot: Slot) -> bool:
-        if not slot.config or prunable(spec, cell, slot):
+    def _may(self, cell: CellState, slot: Slot) -> bool:
+        if not slot.config or cell.prunable(slot):
             return False
-        settings = slot.config.get("train", {})
-        saving = bool(settings.get("gradient_checkpointing", False))
+        saving = bool(slot.config.get("train", {}).get("gradient_checkpointing", False))
         return unpackable(slot.config["method"], slot.config.get("model"), saving) is None
-
-    def _prefix(self, state: SweepState, cell: CellState, most: int) -> list[Slot]:
-        """The cell's next trials, up to the first that must wait for a result or differs too much."""
-        fixed = state.spec.search.sampler in FIXED_SAMPLERS
-        slots = open_slots(cell, most, ahead=fixed)
-        first = alike(dict(slots[0].config))
-        return list(itertools.takewhile(lambda s: alike(dict(s.config)) == first, slots))
 
     def learn(self, cell_id: str, given_up: Mapping[str, Any]) -> None:
         """Make a cell's packs smaller after one was given up (`Lease.unpacked`)."""
@@ -132,31 +147,3 @@ class Packing:
             self.limits[cell_id] = min(self.limits.get(cell_id, self.most), max(1, given_up["packed"] // 2))
         elif given_up["cause"] == "refused":
             self.limits[cell_id] = 1
-
-
-def open_slots(cell: CellState, most: int, *, ahead: bool) -> list[Slot]:
-    """A cell's next trials, up to `most`, none of which waits for a result of another. The cell is left as it is.
-
-    Args:
-        ahead: points of the search may be proposed while points before them run; else only the first trial may be one.
-    """
-    found: list[Slot] = []
-    asked, running = cell.asked, cell.running
-    cell.asked, cell.running = dict(asked), set(running)
-    try:
-        while len(found) < most and (slot := cell.next_slot()) is not None:
-            proposed = slot.stage == "TUNE" and slot.trial_id not in asked and slot.seeds == cell.seeds(TUNE_SEED)
-            if found and proposed and not ahead:
-                break
-            found.append(slot)
-            cell.asked[slot.trial_id] = slot
-            cell.running.add(slot.trial_id)
-    finally:
-        cell.asked, cell.running = asked, running
-    return found
-
-
-def _open_cells(state: SweepState, but: str, most: int) -> int:
-    """How many cells have a trial to run now, one left out; counted up to `most`."""
-    found = (c for c in state.awake() if c != but and state.cells[c].next_slot() is not None)
-    return sum(1 for _ in itertools.islice(found, most))

@@ -9,17 +9,16 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from sweeps.cluster.nodes import check_nodes
 from sweeps.cluster.resources import LaneShape, Node, plan_lanes
 from sweeps.cluster.session import Session, local_node
 from sweeps.cluster.signals import held
-from sweeps.lanes.gpu_share import MOST, Measure, Measured, gpu_share
-from sweeps.lanes.packs import pack_size
+from sweeps.lanes.packs import MOST, Measured, gpu_share, pack_size
 from sweeps.spec.resources import ResourceSection
 
 PROXY_RESOURCE = "sweeps_proxy"
@@ -44,7 +43,12 @@ class Pool:
     """
 
     def __init__(
-        self, resources: ResourceSection, storage: Path, *, address: str | None = None, measure: Measure | None = None
+        self,
+        resources: ResourceSection,
+        storage: Path,
+        *,
+        address: str | None = None,
+        measure: Callable[[], Measured] | None = None,
     ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
         self.measured: Measured | None = None
@@ -95,9 +99,7 @@ class Pool:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self) -> None:
@@ -145,7 +147,7 @@ class Pool:
         pack = 1 if asked.isolated else pack_size(asked.pack, self.measured)
         return gpu_share(self.measured, min(n.cpus / n.gpus for n in with_gpus), asked.cpus_per_worker, pack)
 
-    def _measured(self, measure: Measure) -> Measured | None:
+    def _measured(self, measure: Callable[[], Measured]) -> Measured | None:
         import ray
 
         def on_a_gpu() -> Measured:  # Ray takes nothing but functions
@@ -190,8 +192,7 @@ class Pool:
 
 
 def _import_ahead() -> None:
-    import sweeps.lanes.dispatch
-    import sweeps.lanes.lanes  # noqa: F401
+    pass
 
 
 def host_facts() -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
+import platform
+import re
 import socket
 import time
 import traceback
@@ -11,13 +14,18 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from sweeps.cluster.hardware import processor
-from sweeps.lanes.disk import storage_fault
-from trainables.errors import TrainablesError, TrialError
+from trainables.errors import TrainablesError, TrialError, first_line
 from trainables.runtime import device_name, pick_device
 
 FORESEEN = (TrialError, TrainablesError)
 """Errors that leave a worker as it was, and that all ranks of a group raise at the same point."""
+_STORAGE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ESTALE", "ENOTCONN")
+    if hasattr(errno, name)
+}
+_RUST = re.compile(r"\(os error (\d+)\)")
+"""How safetensors, written in Rust, tells what the system said."""
 
 
 def load_trial(name: str) -> Callable[..., Generator[Any, Any, None]]:
@@ -29,13 +37,8 @@ def load_trial(name: str) -> Callable[..., Generator[Any, Any, None]]:
 
 def failed(error: BaseException) -> dict[str, Any]:
     """The outcome of a trial that raised."""
-    trace = "".join(traceback.format_exception(error))
-    return {
-        "status": "failed",
-        "reason": reason(error),
-        "traceback": trace[-4000:],
-        "storage": storage_fault(error),
-    }
+    trace = "".join(traceback.format_exception(error))[-4000:]
+    return {"status": "failed", "reason": reason(error), "traceback": trace, "storage": storage_fault(error)}
 
 
 def facts(started: float, seconds: float) -> dict[str, Any]:
@@ -47,6 +50,18 @@ def facts(started: float, seconds: float) -> dict[str, Any]:
 def place() -> dict[str, Any]:
     """The machine of this worker: `host`, `processor` and `device`, 'cpu' or the accelerator's name."""
     return {"host": socket.gethostname(), "processor": processor(), "device": device_name(pick_device())}
+
+
+@functools.cache
+def processor() -> str:
+    """Model of this machine's CPU, as its kernel names it; the architecture where it does not."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def keep(order: dict[str, Any], directory: Path) -> None:
@@ -61,5 +76,22 @@ def keep(order: dict[str, Any], directory: Path) -> None:
 
 def reason(error: BaseException) -> str:
     """An exception in one line: its type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
+    name, said = type(error).__name__, first_line(error)
+    return name if said == name else f"{name}: {said[:500]}"
+
+
+def storage_fault(error: BaseException | None) -> int | None:
+    """The system's error number when an exception, or its cause, says that storage is full, read-only or gone; or None.
+
+    No trial is to blame for that, so the sweep stops.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        code = error.errno if isinstance(error, OSError) else None
+        if code is None and (found := _RUST.search(str(error))):
+            code = int(found.group(1))
+        if code in _STORAGE:
+            return code
+        error = error.__cause__ or error.__context__
+    return None

@@ -15,9 +15,9 @@ import ray
 import ray.train
 import torch
 
-from sweeps.lanes.lane_packs import run_together
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
+from sweeps.lanes.packed_worker import run_together
 from sweeps.lanes.reports import FORESEEN, facts, failed, keep, load_trial, place, reason
 from trainables.config import TrialConfig
 from trainables.errors import TrialError

@@ -1,0 +1,12 @@
+"""The plan: every cell of a sweep file solved and checked, and what running it would take.
+
+Uses all rooms below; trains probes alone and starts no Ray. It writes the results folder's record of its data.
+
+    split_sizes  how many examples a cell trains, validates and tests on
+    checks       adapters that attach, and an allowance that holds enough trials
+    plan         from a specification to cells
+    inputs       data and folder, looked at before a sweep starts
+    packing      which methods' trials share a worker
+    disk_size    bytes that kept weights will take
+    estimate     time, memory, disk and cost, from a probe of every method
+"""

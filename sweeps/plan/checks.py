@@ -12,6 +12,7 @@ from randlora import attach
 from randlora.errors import AdapterError
 from randlora.methods.registry import METHODS
 from sweeps.errors import Problem, SpecError
+from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.methods import has_budget
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Extra, extra_of
@@ -79,16 +80,14 @@ def counted(cell: Cell, spec: SweepSpec) -> Cell:
     if allowance is None or not cell.feasible or not cell.tune_trials:
         return cell
     least = spec.search.reruns + max(1, len(spec.search.warm_start) + 1, spec.search.rerun_rates)
-    from sweeps.plan.split_sizes import split_sizes
-
     n, _, _ = split_sizes(cell)
-    train = spec.train
+    train = cell.settings(spec.train)
     steps = steps_per_epoch(n, train.global_batch_size, train.min_batches_per_epoch)
     samples = n if steps > train.min_batches_per_epoch else max(n, steps * train.global_batch_size)
     longest = max((int(v) for d in cell.dimensions if d.name == "epochs" for v in d.ends), default=train.epochs)
     trials = allowance.samples // (samples * longest)
     if trials < least:
         rule = f"is {trials} trial(s) of {samples * longest} samples for {cell.label}, and {least} are needed"
-        nearest_choice = f"samples = {least * samples * longest}"
-        raise SpecError([Problem("search.allowance.samples", allowance.samples, rule, nearest_choice)])
+        enough = f"samples = {least * samples * longest}"
+        raise SpecError([Problem("search.allowance.samples", allowance.samples, rule, enough)])
     return replace(cell, tune_trials=trials, epoch_samples=samples, allowance_samples=allowance.samples)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from typing import Any
 from analysis.store.store import open_store
 from sweeps.cluster.resources import accelerators, plan_lanes
 from sweeps.cluster.session import local_node
-from sweeps.lanes.gpu_share import Measured
-from sweeps.lanes.packs import pack_size, unpackable
+from sweeps.lanes.packs import Measured, pack_size, unpackable
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
@@ -77,7 +76,7 @@ class Estimate:
 
     @property
     def together_bytes(self) -> int:
-        """Peak memory of all trials at a time on this machine, if it comes to all of them at once; on the CPU."""
+        """Memory of this machine that its trials on CPUs take when all of them are at their peak."""
         return self.shared_bytes + self.concurrent * max(0, self.memory_bytes - self.shared_bytes)
 
     @property
@@ -171,10 +170,7 @@ def _probe(plan: Plan, left: Sequence[_Left], warm: dict[str, Any]) -> tuple[tup
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
-    largest = {
-        method: max((c.cell for c in left if c.cell.method == method), key=lambda cell: cell.count or 0)
-        for method in dict.fromkeys(c.cell.method for c in left)
-    }
+    largest = _largest(c.cell for c in left)
     try:
         costs = {method: _Probe.of(cell, plan, warm) for method, cell in largest.items()}
         memory = max(cost.memory for cost in costs.values())
@@ -198,8 +194,18 @@ def _probe(plan: Plan, left: Sequence[_Left], warm: dict[str, Any]) -> tuple[tup
     return tuple(found), memory, pack
 
 
+def _largest(cells: Iterable[Cell]) -> dict[str, Cell]:
+    """The cell with the most parameters of every method."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        known = found.setdefault(cell.method, cell)
+        if (cell.count or 0) > (known.count or 0):
+            found[cell.method] = cell
+    return found
+
+
 def _pack(plan: Plan, peak: int) -> int:
-    """Trials of a pack at most on this machine, where trials take so much memory."""
+    """Most trials of a pack on this machine, where one takes `peak` bytes."""
     import torch
 
     resources = plan.spec.resources
@@ -222,7 +228,7 @@ def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
     return trial.model_copy(update={"train_size": share, "train": train})
 
 
-def probe_gpu(plan: Any) -> Measured:
+def probe_gpu(plan: Plan) -> Measured:
     """Train a few batches of every method's largest cell on this process's GPU, one after another.
 
     Raises:
@@ -230,16 +236,8 @@ def probe_gpu(plan: Any) -> Measured:
     """
     import torch
 
-    from trainables.training.worker import run_trial
-
-    peak = 0
     warm: dict[str, Any] = {}
-    for method in dict.fromkeys(cell.method for cell in plan.feasible):
-        cell = max((c for c in plan.feasible if c.method == method), key=lambda c: c.count or 0)
-        with tempfile.TemporaryDirectory() as folder:
-            config = probe_config(cell, plan)
-            reports = list(run_trial(config, warm=warm, directory=Path(folder)))
-        peak = max(peak, int(reports[-1]["peak_memory_bytes"] or 0))
+    peak = max(_Probe.of(cell, plan, warm).memory for cell in _largest(plan.feasible).values())
     device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
     return Measured(peak, device)
 

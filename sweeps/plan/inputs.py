@@ -33,7 +33,7 @@ def check_inputs(plan: Plan) -> None:
     parsed = parse_id(plan.spec.model.id)
     if parsed.scheme == "open_clip" and parsed.tag is None:
         raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
-    check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before a file of ours is in it
+    check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before this writes into it
     for cell in plan.feasible:
         split_sizes(cell)
         if not cell.skip_bad:

@@ -12,15 +12,14 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from analysis.store.tables import cells_table
-from sweeps.budget.solver import Neighbour, Solution
-from sweeps.budget.solving import Shapes, Solved, rank_problems, solutions, update_rank
+from sweeps.budget.reach import Shapes
+from sweeps.budget.solving import Solved, rank_problems, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.search.points import check_sampler
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget, published_lr
 from sweeps.spec.search_space import dimensions, published
-from sweeps.spec.sections import MethodSection
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
@@ -117,13 +116,84 @@ def _data_problems(spec: SweepSpec) -> list[Problem]:
 
 
 def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Cell]:
-    cells = []
-    for name, section in spec.methods.items():
-        for solved in solutions(name, section, spec, shapes):
-            for dataset in spec.data.datasets:
-                for size in spec.data.train_size:
-                    cells.append(_cell(spec, (targets, shapes), name, section, dataset, size, solved))
-    return cells
+    return [
+        _cell(spec, targets, shapes, name, solved, dataset, size)
+        for name in spec.methods
+        for solved in solutions(name, spec, shapes)
+        for dataset in spec.data.datasets
+        for size in spec.data.train_size
+    ]
+
+
+def _cell(
+    spec: SweepSpec,
+    targets: tuple[str, ...],
+    shapes: Shapes,
+    name: str,
+    solved: Solved,
+    dataset: str,
+    size: str | float,
+) -> Cell:
+    base, options = spec.base(name), spec.methods[name].options
+    low, high, centre = _lr_range(name, spec)
+    trains, tuned = centre is not None, centre is not None and spec.protocol != "paper"
+    space = dimensions(name, spec) if tuned else ()
+    return Cell(
+        cell_id=_cell_id(spec, targets, name, solved.reference, dataset, size),
+        sweep=spec.name,
+        model=_absolute(spec.model.id),
+        adapt=spec.model.adapt or "both",
+        targets=targets,
+        dataset=_absolute(dataset),
+        train_size=size,
+        method=name,
+        base=base,
+        options=tuple(sorted(options.items())),
+        reference=solved.reference,
+        budget=solved.budget,
+        allocation=solved.allocation,
+        capacity=solved.capacity,
+        capacities=tuple(solved.capacities.items()),
+        count=solved.count,
+        residual=solved.residual,
+        feasible=solved.reason is None,
+        reason=solved.reason,
+        below=solved.below,
+        above=solved.above,
+        update_rank=update_rank(base, shapes, solved.capacities, options),
+        lr_low=low,
+        lr_high=high,
+        lr_centre=centre,
+        dimensions=space,
+        published=published(name, spec, space, max(solved.capacities.values(), default=None)),
+        tune_trials=spec.search.trials if tuned else 0,
+        confirm_seeds=len(spec.confirm.seeds) if trains else 1,  # nothing trains, nothing varies
+        epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
+        protocol=spec.protocol,
+        image_size=spec.model.image_size,
+        skip_bad=spec.data.skip_bad,
+        evaluate=spec.evaluate,
+    )
+
+
+def _cell_id(
+    spec: SweepSpec, targets: tuple[str, ...], name: str, reference: str | None, dataset: str, size: str | float
+) -> str:
+    """Words, and a digest of what tells this cell from others; journals and tables are joined by it."""
+    section = spec.methods[name]
+    options = tuple(sorted(section.options.items()))
+    model = spec.model
+    key: list[object] = [
+        *(model.id, model.adapt, targets, dataset, size),
+        *(name, options, reference, section.allocation),
+    ]
+    if model.image_size is not None:  # what came later is in the key only where it is set, so that old ids stay
+        key.append(model.image_size)
+    if spec.base(name) != name:
+        key.append(spec.base(name))
+    digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:6]
+    words = [name, reference, dataset.rpartition("/")[2].replace(":", "-"), str(size)]
+    return "_".join([w for w in words if w] + [digest])
 
 
 def _absolute(name: str) -> str:
@@ -132,94 +202,17 @@ def _absolute(name: str) -> str:
     return f"{scheme}:{Path(path).resolve()}" if colon and scheme in PATH_FORMS else name
 
 
-def _cell(
-    spec: SweepSpec,
-    adapted: tuple[tuple[str, ...], Shapes],
-    name: str,
-    section: MethodSection,
-    dataset: str,
-    size: str | float,
-    solved: Solved,
-) -> Cell:
-    targets, shapes = adapted
-    answer = solved.answer
-    solution = answer if isinstance(answer, Solution) else None
-    around = answer if answer is not None else None
-    low, high, centre = _lr_range(name, section, spec)
-    options = tuple(sorted(section.options.items()))
-    space = dimensions(name, section, spec) if centre is not None and spec.protocol != "paper" else ()
-    allocation = solution.allocation if solution else None
-    key: list[object] = [
-        spec.model.id,
-        spec.model.adapt,
-        targets,
-        dataset,
-        size,
-        name,
-        options,
-        solved.reference,
-        section.allocation,
-    ]
-    if spec.model.image_size is not None:
-        key.append(spec.model.image_size)
-    if spec.base(name) != name:
-        key.append(spec.base(name))
-    digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:6]
-    words = [name, solved.reference, dataset.rpartition("/")[2].replace(":", "-"), str(size)]
-    return Cell(
-        cell_id="_".join([w for w in words if w] + [digest]),
-        sweep=spec.name,
-        model=_absolute(spec.model.id),
-        adapt=spec.model.adapt or "both",
-        targets=targets,
-        dataset=_absolute(dataset),
-        train_size=size,
-        method=name,
-        options=options,
-        reference=solved.reference,
-        budget=solved.budget,
-        allocation=allocation,
-        capacity=solution.capacity if solution else None,
-        capacities=tuple(solution.capacities.items()) if solution else (),
-        count=solution.count if solution else None,
-        residual=solution.residual if solution else None,
-        feasible=solved.reason is None,
-        reason=solved.reason,
-        below=_neighbour(around.below if around else None),
-        above=_neighbour(around.above if around else None),
-        lr_low=low,
-        lr_high=high,
-        lr_centre=centre,
-        tune_trials=0 if centre is None or spec.protocol == "paper" else spec.search.trials,
-        confirm_seeds=1 if centre is None else len(spec.confirm.seeds),  # nothing trains, nothing varies
-        protocol=spec.protocol,
-        image_size=spec.model.image_size,
-        epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if centre is not None else None,
-        dimensions=space,
-        published=published(name, section, spec, space, max(solution.capacities.values()) if solution else None),
-        skip_bad=spec.data.skip_bad,
-        evaluate=spec.evaluate,
-        update_rank=update_rank(spec.base(name), shapes, solution.capacities if solution else {}, section.options),
-        base=spec.base(name),
-    )
-
-
-def _lr_range(
-    name: str, section: MethodSection, spec: SweepSpec
-) -> tuple[float, float, float] | tuple[None, None, None]:
-    centre = published_lr(spec.base(name))
+def _lr_range(name: str, spec: SweepSpec) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Low end, high end and centre of the rates; nothing where nothing trains."""
+    centre, given = published_lr(spec.base(name)), spec.methods[name].lr
     if centre is None:
         return None, None, None
-    if section.lr is not None and section.lr.low is not None and section.lr.high is not None:
-        return section.lr.low, section.lr.high, (section.lr.low * section.lr.high) ** 0.5
-    if section.lr is not None and section.lr.centre is not None:
-        centre = section.lr.centre
+    if given is not None and given.low is not None and given.high is not None:
+        return given.low, given.high, (given.low * given.high) ** 0.5
+    if given is not None and given.centre is not None:
+        centre = given.centre
     half = 10 ** (spec.search.lr.decades / 2)
     return centre / half, centre * half, centre
-
-
-def _neighbour(neighbour: Neighbour | None) -> dict[str, int] | None:
-    return None if neighbour is None else {"capacity": neighbour.capacity, "count": neighbour.count}
 
 
 def _lever(cells: Sequence[Cell]) -> str | None:

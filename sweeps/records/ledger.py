@@ -12,7 +12,8 @@ from analysis.format import Row
 from sweeps.records.journal import Journal
 from sweeps.records.rows import choice_row, finite, metric_rows, prediction_row, trial_row
 from sweeps.records.sealing import Sealer
-from sweeps.search.stages import Slot, SweepState
+from sweeps.search.slots import Slot
+from sweeps.search.stages import SweepState
 from sweeps.watch.observers import Observers
 from sweeps.watch.snapshot import where_raised
 from trainables.config import FULL_METHODS, NO_TRAINING
@@ -41,7 +42,7 @@ class Ledger:
         self.observers = Observers()
 
     def ask(self, slot: Slot, packed: int = 1) -> None:
-        """A slot is about to run, in a pack of so many; a new one is on disk before it does."""
+        """Write a new slot down before it runs. `packed`: trials of its pack."""
         if slot.trial_id not in self.state.cells[slot.cell_id].asked:
             names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
             self.journal.write({"ev": "ask", **names, "config": dict(slot.config)})
@@ -119,11 +120,10 @@ class Ledger:
         return self.folder / "adapters" / slot.trial_id if wanted and method not in NEVER_KEPT else None
 
 
-def pruned(state: SweepState, slot: Slot, outcome: dict[str, Any] | None) -> dict[str, Any]:
+def pruned(state: SweepState, slot: Slot, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """The outcome of a trial that the scheduler stopped: what it reported up to that decision, and nothing after."""
     curve = state.cells[slot.cell_id].curves[slot.trial_id]
-    last = max(curve)
-    full = {e["epoch"]: e for e in (outcome or {}).get("events") or ()}
+    full = {e["epoch"]: e for e in outcome.get("events") or ()}
     events = [full.get(epoch, {"epoch": epoch, "val_score": curve[epoch]}) for epoch in sorted(curve)]
-    kept = {k: v for k, v in (outcome or {}).items() if k in _OF_A_WORKER}
-    return {**kept, "status": "pruned", "reason": f"stopped by the pruner at epoch {last}", "events": events}
+    kept = {k: v for k, v in outcome.items() if k in _OF_A_WORKER}
+    return {**kept, "status": "pruned", "reason": f"stopped by the pruner at epoch {max(curve)}", "events": events}

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -111,9 +110,7 @@ class FolderLock:
             self._clear(other)
         raise LockedError([Problem("results", str(self.folder), "its lock.json keeps changing hands; try again")])
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         found = _read(self._path)
@@ -148,9 +145,7 @@ class FolderLock:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             other = _read(self._path)
-            if (
-                other is not None and other.token != self._holder.token
-            ):  # this process, or its disk, stood still so long
+            if other is not None and other.token != self._holder.token:  # this process, or its disk, had stood still
                 logging.getLogger("sweeps").error("%s was taken over by %s: this run stops", self.folder, other)
                 os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: Ray is ended, and finished trials are kept
                 return

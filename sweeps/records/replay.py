@@ -7,7 +7,8 @@ from typing import Any
 
 from analysis.format import Row
 from sweeps.records.sealing import Sealer
-from sweeps.search.stages import Choice, Slot, SweepState
+from sweeps.search.slots import Choice, Slot
+from sweeps.search.stages import SweepState
 from sweeps.spec.space import extra_from
 
 

@@ -12,29 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from analysis.format import Row
-from sweeps.search.stages import Choice, Slot
+from sweeps.search.slots import Choice, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import extra_json
 
-_FROM_RESULT = [
-    "metric",
-    "unit",
-    "val_score",
-    "test_score",
-    "adapter_params",
-    "head_params",
-    "stored_bytes",
-    "samples",
-    "skipped",
-    "seconds_setup",
-    "seconds_train",
-    "seconds_eval",
-    "peak_memory_bytes",
-    "device",
-    "precision",
-    "backend",
-]
-_METRICS = ["train_loss", "val_score", "seconds", "samples", "samples_per_second"]
+_OF_CELL = ("model", "adapt", "dataset", "method", "allocation", "reference", "budget", "capacity")
+_OF_SLOT = ("trial_id", "cell_id", "stage", "slot", "lr", "origin")
+_OF_RESULT = (
+    *("metric", "unit", "val_score", "test_score", "adapter_params", "head_params", "stored_bytes"),
+    *("samples", "skipped", "seconds_setup", "seconds_train", "seconds_eval", "peak_memory_bytes"),
+    *("device", "precision", "backend"),
+)
+_OF_OUTCOME = ("status", "reason", "seconds_total", "micro_batch_size", "packed", "workers", "processor", "host")
+_METRICS = ("train_loss", "val_score", "seconds", "samples", "samples_per_second")
 
 
 def utc(seconds: float | None) -> str | None:
@@ -56,60 +46,35 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
     result: Mapping[str, Any] = outcome.get("result") or {}
     events: Sequence[Mapping[str, Any]] = outcome.get("events") or ()
     last: Mapping[str, Any] = events[-1] if events else {}
-    row: Row = {
-        "sweep": sweep,
-        "trial_id": slot.trial_id,
-        "cell_id": cell.cell_id,
-        "attempt": outcome.get("attempt", 1),
-        "stage": slot.stage,
-        "slot": slot.slot,
-        "model": cell.model,
-        "adapt": cell.adapt,
-        "dataset": cell.dataset,
-        "train_size": str(cell.train_size),
-        "method": cell.method,
-        "allocation": cell.allocation,
-        "reference": cell.reference,
-        "budget": cell.budget,
-        "capacity": cell.capacity,
-        "lr": slot.lr,
-        "hyperparameters": extra_json(slot.extra),
-        "origin": slot.origin,
-        "data_seed": slot.seeds[0],
-        "init_seed": slot.seeds[1],
-        "basis_seed": slot.seeds[2],
-        "status": outcome["status"],
-        "reason": outcome.get("reason"),
+    row: Row = {"sweep": sweep, "attempt": outcome.get("attempt", 1), "train_size": str(cell.train_size)}
+    row |= {name: getattr(slot, name) for name in _OF_SLOT} | {name: getattr(cell, name) for name in _OF_CELL}
+    row |= {name: outcome.get(name) for name in _OF_OUTCOME} | {name: result.get(name) for name in _OF_RESULT}
+    known = {  # by the epochs reported, of a trial that has no result of its own
+        "val_score": None if outcome["status"] == "failed" else last.get("val_score"),
+        "samples": last.get("samples"),
+        "seconds_train": _summed(events, "seconds"),
+        "seconds_eval": _summed(events, "seconds_eval"),
+        "device": outcome.get("device"),
     }
-    row |= {name: result.get(name) for name in _FROM_RESULT}
-    if row["val_score"] is None and outcome["status"] != "failed":
-        row["val_score"] = last.get("val_score")
-    if row["samples"] is None:
-        row["samples"] = last.get("samples")
-    if row["seconds_train"] is None and events:
-        row["seconds_train"] = sum(float(e.get("seconds") or 0.0) for e in events)
-    if row["seconds_eval"] is None and events:
-        row["seconds_eval"] = sum(float(e.get("seconds_eval") or 0.0) for e in events)
-    if row["device"] is None:
-        row["device"] = outcome.get("device")
-    speed = row["samples"] / row["seconds_train"] if row["samples"] and row["seconds_train"] else None
+    row |= {name: value for name, value in known.items() if row[name] is None}
+    samples, seconds = row["samples"], row["seconds_train"]
     versions, further = result.get("versions"), result.get("further")
     return row | {
+        "hyperparameters": extra_json(slot.extra),
+        **dict(zip(("data_seed", "init_seed", "basis_seed"), slot.seeds, strict=True)),
         "further": json.dumps(further, sort_keys=True) if further else None,
         "train_loss": last.get("train_loss"),
         "epochs": last.get("epoch"),
-        "seconds_total": outcome.get("seconds_total"),
-        "samples_per_second": speed,
-        "micro_batch_size": outcome.get("micro_batch_size"),
-        "packed": outcome.get("packed"),
-        "workers": outcome.get("workers"),
-        "processor": outcome.get("processor"),
-        "host": outcome.get("host"),
+        "samples_per_second": samples / seconds if samples and seconds else None,
         "versions": None if versions is None else json.dumps(versions, sort_keys=True),
         "git_commit": git_commit(),
         "started_at": utc(outcome.get("started")),
         "ended_at": utc(outcome.get("ended")),
     }
+
+
+def _summed(events: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return sum(float(e.get(name) or 0.0) for e in events) if events else None
 
 
 def metric_rows(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> list[Row]:

@@ -20,6 +20,7 @@ from analysis.store import diagnostic_schemas
 from analysis.store.remote import FACTS, Location
 from sweeps.errors import Problem, SpecError
 from sweeps.records.locks import refuse_other, stored_identity
+from trainables.errors import first_line
 
 EVERY_S = 300.0
 TABLES = (*diagnostic_schemas.COLUMNS, "predictions", "metrics", "trials", "choices", "cells")
@@ -67,8 +68,7 @@ def _answering(location: Location) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SpecError([Problem("--upload", location.uri, f"does not answer ({first})")]) from error
+        raise SpecError([Problem("--upload", location.uri, f"does not answer ({first_line(error)})")]) from error
 
 
 def put_fact(location: Location, path: Path) -> str | None:
@@ -110,25 +110,21 @@ class Upload:
         self._thread.join()
         return self.once()
 
-    def once(self) -> str | None:
-        """Copy what is new now; why that was not possible, or None."""
-        self._try()
-        return self.error
-
     def _work(self) -> None:
         while not self._over.wait(self.every):
-            self._try()
+            self.once()
 
-    def _try(self) -> None:
+    def once(self) -> str | None:
+        """Copy what is new now; why that was not possible, or None."""
         try:
             self.sync()
         except (pa.ArrowException, OSError) as error:
-            text = f"not uploaded: {error}"
-            if self.error != text:
-                self._note(text)
-            self.error = text
+            before, self.error = self.error, f"not uploaded: {error}"
+            if self.error != before:
+                self._note(self.error)
         else:
             self.error = None
+        return self.error
 
     def sync(self) -> None:
         """Copy everything that is sealed here and not there.

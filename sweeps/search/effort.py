@@ -8,41 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
 from analysis.format import Row
-from sweeps.search.points import Tried, beyond, propose
-from sweeps.search.samplers import State
+from sweeps.search.points import beyond, propose
+from sweeps.search.samplers import State, Tried
+from sweeps.search.slots import Edge, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.search import SearchSection
-from sweeps.spec.space import Extra, Point, Space
+from sweeps.spec.space import Point, Space
 
 WIDENED = 100_000
 """Number of the first slot past the edge of a range; no allowance reaches it."""
-
-Edge = Literal["low", "high"]
-
-
-class Asked(Protocol):
-    """What of a slot matters here."""
-
-    @property
-    def slot(self) -> int: ...
-    @property
-    def trial_id(self) -> str: ...
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-    @property
-    def lr(self) -> float | None: ...
-    @property
-    def extra(self) -> Extra: ...
-    @property
-    def point(self) -> Point: ...
-    @property
-    def origin(self) -> str | None: ...
-
-
-S = TypeVar("S", bound=Asked)
 
 
 def origin_of(number: int, search: SearchSection) -> str | None:
@@ -78,7 +55,7 @@ class Effort:
             raise AssertionError(f"cell {self._cell.cell_id} has TUNE trials and no learning-rate range")
         return space
 
-    def points(self, asked: Mapping[int, S], rows: Mapping[str, Row]) -> dict[int, S | None]:
+    def points(self, asked: Mapping[int, Slot], rows: Mapping[str, Row]) -> dict[int, Slot | None]:
         """All points of the cell as of now, by slot number; None for one that is to be asked.
 
         Args:
@@ -86,7 +63,7 @@ class Effort:
             rows: rows of the cell's trials that are over, by trial id.
         """
         points = {k: asked.get(k) for k in range(self._room(asked, rows))}
-        past: list[S | None] = [asked[k] for k in sorted(asked) if k >= WIDENED]
+        past: list[Slot | None] = [asked[k] for k in sorted(asked) if k >= WIDENED]
         done = all(s is not None and s.trial_id in rows for s in [*points.values(), *past])
         if done and len(past) < self._search.widen:
             known = [s for s in [*points.values(), *past] if s is not None]
@@ -95,11 +72,7 @@ class Effort:
                 past.append(None)
         return points | {WIDENED + i: s for i, s in enumerate(past)}
 
-    def within(self, points: Iterable[int]) -> int:
-        """How many of the slot numbers are of the allowance."""
-        return sum(number < WIDENED for number in points)
-
-    def _room(self, asked: Mapping[int, S], rows: Mapping[str, Row]) -> int:
+    def _room(self, asked: Mapping[int, Slot], rows: Mapping[str, Row]) -> int:
         """Points that the allowance holds.
 
         Of samples, what is trained counts as it was, what runs or failed counts whole, the re-runs are set aside.
@@ -121,7 +94,7 @@ class Effort:
             raise AssertionError(f"cell {self._cell.cell_id} has an allowance in samples and no samples per epoch")
         return self._cell.epoch_samples * (self._cell.epochs if epochs is None else epochs)
 
-    def _used(self, slot: Asked, row: Row | None) -> int:
+    def _used(self, slot: Slot, row: Row | None) -> int:
         whole = self._samples(slot.config["train"]["epochs"] if slot.config else None)
         if row is None or row["status"] == "failed":
             return whole
@@ -156,7 +129,7 @@ class Effort:
         mine = number - warm if number >= warm else planned + number
         return propose(search.sampler, search.seed, cell.cell_id, mine, planned, self._space, tried), None
 
-    def tried(self, slot: Asked, row: Row | None) -> Tried:
+    def tried(self, slot: Slot, row: Row | None) -> Tried:
         """A slot as the samplers see it."""
         warm = slot.slot < len(self._search.warm_start) or slot.slot >= WIDENED
         number = slot.slot if warm else slot.slot - len(self._search.warm_start)
@@ -167,14 +140,14 @@ class Effort:
         status: State = "failed" if row["status"] == "finished" and score is None else row["status"]
         return Tried(number, lr, score, status, extra, warm)
 
-    def ranked(self, points: Iterable[S | None], rows: Mapping[str, Row]) -> list[S]:
+    def ranked(self, points: Iterable[Slot | None], rows: Mapping[str, Row]) -> list[Slot]:
         """The points that finished, best validation score first, the earlier slot where equal."""
         done = [
             (t, s) for s in points if s is not None and (t := self.tried(s, rows.get(s.trial_id))).score is not None
         ]
         return [s for t, s in sorted(done, key=lambda pair: (-(pair[0].score or 0.0), pair[1].slot))]
 
-    def edge(self, slot: Asked, points: Iterable[Asked]) -> Edge | None:
+    def edge(self, slot: Slot, points: Iterable[Slot]) -> Edge | None:
         """Which end of the rates tried a slot's rate is."""
         return _edge(slot.point.lr, [s.point.lr for s in points])
 

@@ -1,4 +1,4 @@
-"""The points of one study, and the pruning rules that compare the trials of one cell.
+"""The points of one study.
 
 Nothing here lives across restarts: a proposal is a function of the search seed, the cell, the slot and the trials of
 the cell that are known, so a search rebuilt from the journal goes on as if it had never stopped, and never repeats a
@@ -10,32 +10,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from sweeps.errors import Problem, SpecError
 from sweeps.search.samplers import Tried, ask, has_cmaes, sobol
 from sweeps.spec.space import Dimension, Extra, Point, Space, Value, extra_of
 
-__all__ = [
-    "FIXED_SAMPLERS",
-    "Tried",
-    "ask_seed",
-    "beyond",
-    "check_sampler",
-    "grid",
-    "grid_points",
-    "propose",
-    "should_stop",
-    "step_of",
-]
-
 FIXED_SAMPLERS = ("grid", "qmc", "random")
 """Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
 
 _RETRIES = 16
-_REDUCTION = 3  # ASHA keeps one trial in three at each rung (Li et al. 2020, arXiv 1810.05934)
-_MEDIAN_PEERS = 3
 
 
 def check_sampler(name: str, spaces: Iterable[tuple[str, Space, int]] = ()) -> None:
@@ -174,31 +158,3 @@ def _widest_gap(space: Space, taken: set[Point], extra: Extra) -> float:
         if middle not in rates:
             return middle
     return _rounded(space.low)  # low == high: the range holds one rate
-
-
-def should_stop(rule: str, epoch: int, curve: Mapping[int, float], peers: Sequence[Mapping[int, float]]) -> bool:
-    """Whether a TUNE trial is stopped after an epoch, judged against the other trials of its cell alone.
-
-    Args:
-        rule: "none", "asha" (rungs at epochs 1, 3, 9, ...; the best third so far goes on) or "median" (the best score
-        so
-            far must reach the median of the peers' running means; from epoch 2 and three peers on).
-        epoch: epochs trained, from 1.
-        curve: validation score by epoch of this trial.
-        peers: the same of the cell's other trials, finished, stopped or running.
-    """
-    if rule == "asha":
-        rung = 1
-        while rung < epoch:
-            rung *= _REDUCTION
-        others = [peer[epoch] for peer in peers if epoch in peer]
-        if rung != epoch or not others:
-            return False
-        ranked = sorted([*others, curve[epoch]], reverse=True)
-        return curve[epoch] < ranked[math.ceil(len(ranked) / _REDUCTION) - 1]
-    if rule == "median":
-        means = [statistics.fmean(v for e, v in peer.items() if e <= epoch) for peer in peers if epoch in peer]
-        if epoch < 2 or len(means) < _MEDIAN_PEERS:
-            return False
-        return max(v for e, v in curve.items() if e <= epoch) < statistics.median(means)
-    return False

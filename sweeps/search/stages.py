@@ -1,29 +1,28 @@
-"""The slots of a cell: learning rates, re-runs of the best ones on further seeds, the choice, then CONFIRM.
+"""What a sweep's cells need next: learning rates, re-runs of the best on further seeds, the choice, then CONFIRM.
 
-A slot's configuration is fixed when it is asked, and its trial id is the hash of that configuration. Everything here
-is a function of the plan and of the trials known so far, so the same code serves a first run, a resumed one, and a
-sweep whose lists have grown.
+Everything here is a function of the plan and of the trials known so far, so the same code serves a first run, a resumed
+one, and a sweep whose lists have grown.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Literal, Protocol
 
 from analysis.format import Row
-from sweeps.search.effort import Effort, neighbours, origin_of
+from sweeps.search.effort import WIDENED, Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
-from sweeps.search.points import Tried
+from sweeps.search.points import FIXED_SAMPLERS
+from sweeps.search.slots import Choice, Seeds, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.sections import TUNE_SEED
-from sweeps.spec.space import Extra, Point, extra_from, extra_of
+from sweeps.spec.space import Point, extra_of
 from sweeps.spec.spec import SweepSpec
 from trainables.config import FULL_METHODS
 
 CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
-Seeds = tuple[int, int, int]
 
 
 class Used(Protocol):
@@ -35,72 +34,7 @@ class Used(Protocol):
     def cost(self) -> float | None: ...
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One trial of a cell.
-
-    Attributes:
-        config: the trial's configuration as JSON values.
-        seeds: (data, init, basis).
-        extra: searched hyperparameters beside the rate.
-        origin: what proposed it where that is not the sampler: "published", "neighbour" or "widened".
-    """
-
-    cell_id: str
-    stage: str
-    slot: int
-    trial_id: str
-    config: Mapping[str, Any] = field(repr=False)
-    lr: float | None
-    seeds: Seeds
-    extra: Extra = ()
-    origin: str | None = None
-
-    @property
-    def point(self) -> Point:
-        """Its hyperparameters; of a trial with a learning rate."""
-        if self.lr is None:
-            raise AssertionError(f"trial {self.trial_id} has no learning rate")
-        return Point(self.lr, self.extra)
-
-    @classmethod
-    def from_row(cls, row: Row) -> Slot:
-        """Rebuild the slot of a finished trial from its row, where the journal is lost."""
-        seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
-        extra = extra_from(row.get("hyperparameters"))
-        return cls(row["cell_id"], row["stage"], row["slot"], row["trial_id"], {}, row["lr"], seeds, extra)
-
-    @classmethod
-    def from_config(cls, cell_id: str, stage: str, slot: int, trial_id: str, config: Mapping[str, Any]) -> Slot:
-        """Rebuild a slot from a journaled configuration."""
-        seeds = (config["data_seed"], config["init_seed"], config["basis_seed"])
-        return cls(cell_id, stage, slot, trial_id, config, config["lr"], seeds)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The learning rate that a cell's TUNE trials pick, with the evidence for it.
-
-    Attributes:
-        lr: the chosen rate.
-        mean_val: its mean validation score over its seeds; None where nothing was tuned.
-        n_trials: trials that the choice rests on: the rates tried and the re-runs.
-        n_rerun_seeds: further seeds on which the chosen rate was run.
-        edge: "low" or "high" when it is the end of the rates tried, which suggests a wider range.
-        extra: the other chosen hyperparameters: a point is chosen as a whole.
-    """
-
-    lr: float
-    mean_val: float | None
-    n_trials: int
-    n_rerun_seeds: int
-    edge: Literal["low", "high"] | None
-    extra: Extra = ()
-
-    @property
-    def point(self) -> Point:
-        """The chosen hyperparameters."""
-        return Point(self.lr, self.extra)
+_NOTHING: Mapping[str, Slot] = {}
 
 
 class CellState:
@@ -126,16 +60,35 @@ class CellState:
         data, init, basis = (int(hold.get(name, seed)) for name in ("data_seed", "init_seed", "basis_seed"))
         return data, init, basis
 
-    def next_slot(self) -> Slot | None:
-        """The next trial to run: an asked one that never finished, or a new one; None while waiting, or at the end."""
+    def next_slot(self, beside: Mapping[str, Slot] = _NOTHING) -> Slot | None:
+        """The next trial to run: an asked one that never finished, or a new one; None while waiting, or at the end.
+
+        Args:
+            beside: trials that count as running, by id.
+        """
         if self._tunes:
-            wanted = self._next_tune()
+            wanted = self._next_tune(beside)
             if wanted is not None or not self._tuned:
                 return wanted
-        for slot in self._confirm_slots():
-            if self._open(slot.trial_id):
-                return self.asked.get(slot.trial_id, slot)
-        return None
+        return self._first_open(self._confirm_slots(), beside)
+
+    def peek(self, most: int) -> list[Slot]:
+        """The next trials to run, up to `most`, none of which waits for a result of another."""
+        found: dict[str, Slot] = {}
+        while len(found) < most and (slot := self.next_slot(found)) is not None:
+            proposed = slot.trial_id not in self.asked and self._is_first(slot)
+            if found and proposed and self.spec.search.sampler not in FIXED_SAMPLERS:
+                break  # the sampler proposes it from the results before it
+            found[slot.trial_id] = slot
+        return list(found.values())
+
+    def prunable(self, slot: Slot) -> bool:
+        """Whether the pruner may stop it: the first trials of rates compare, re-runs and CONFIRM run to the end."""
+        return self.spec.search.pruner != "none" and self._is_first(slot)
+
+    def _is_first(self, slot: Slot) -> bool:
+        """Whether it is a point of the search, and no re-run."""
+        return slot.stage == "TUNE" and slot.seeds == self.seeds(TUNE_SEED)
 
     def settle(self) -> Choice | None:
         """The choice, when the TUNE trials are complete and it differs from the last one journaled."""
@@ -155,7 +108,7 @@ class CellState:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to run; a cell none of whose rates finished is over as well."""
+        """Whether nothing is left to run. A cell all of whose rates failed is finished too."""
         return not self.running and self.next_slot() is None
 
     @property
@@ -170,14 +123,14 @@ class CellState:
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
-        """How many of them are done. Leftovers of a changed choice or a shortened list don't count."""
+        """How many of the planned trials are done. Leftovers of a changed choice or a shortened list don't count."""
         wanted = [s.trial_id for s in self._points().values() if s is not None]
         wanted += [s.trial_id for s in self._reruns()] if self._points_done else []
         wanted += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
         return sum(trial_id in self.rows for trial_id in dict.fromkeys(wanted))
 
     def known(self, slot: Slot) -> Slot:
-        """A slot out of the journal, with what its number and its configuration say of it."""
+        """A slot from the journal, completed by what its number and its configuration say."""
         extra = slot.extra
         space = self.cell.space
         if slot.config and space is not None and space.dimensions:
@@ -185,8 +138,8 @@ class CellState:
             full = have.get("full_weight_decay") if self.cell.method in FULL_METHODS else have.get("weight_decay")
             have["weight_decay"] = full
             extra = extra_of({d.name: have[d.name] for d in space.dimensions})
-        first = slot.stage == "TUNE" and slot.seeds == self.seeds(TUNE_SEED)
-        return replace(slot, extra=extra, origin=origin_of(slot.slot, self.spec.search) if first else None)
+        origin = origin_of(slot.slot, self.spec.search) if self._is_first(slot) else None
+        return replace(slot, extra=extra, origin=origin)
 
     @property
     def _tunes(self) -> bool:
@@ -200,8 +153,11 @@ class CellState:
     def _tuned(self) -> bool:
         return not self._tunes or (self._points_done and all(s.trial_id in self.rows for s in self._reruns()))
 
-    def _open(self, trial_id: str) -> bool:
-        return trial_id not in self.rows and trial_id not in self.running
+    def _open(self, slot: Slot, beside: Mapping[str, Slot]) -> bool:
+        return not any(slot.trial_id in known for known in (self.rows, self.running, beside))
+
+    def _first_open(self, slots: Iterable[Slot], beside: Mapping[str, Slot]) -> Slot | None:
+        return next((self.asked.get(s.trial_id, s) for s in slots if self._open(s, beside)), None)
 
     def _make(self, stage: str, slot: int, point: Point | None, seeds: Seeds, origin: str | None = None) -> Slot:
         key = (stage, slot, point, seeds)
@@ -212,29 +168,26 @@ class CellState:
             self._made[key] = Slot(self.cell.cell_id, stage, slot, trial.trial_id, config, lr, seeds, extra, origin)
         return self._made[key]
 
-    def _points(self) -> dict[int, Slot | None]:
+    def _points(self, beside: Mapping[str, Slot] = _NOTHING) -> dict[int, Slot | None]:
         """The points that the allowance holds, by slot number, and those past an edge; None where not asked yet."""
         if not self._tunes:
             return {}
-        return self.effort.points(self._first_seeds(), self.rows)
+        return self.effort.points(self._first_seeds(beside), self.rows)
 
-    def _first_seeds(self) -> dict[int, Slot]:
+    def _first_seeds(self, beside: Mapping[str, Slot] = _NOTHING) -> dict[int, Slot]:
         """The points asked, by slot number; re-runs have other seeds."""
-        first = self.seeds(TUNE_SEED)
-        return {s.slot: s for s in self.asked.values() if s.stage == "TUNE" and s.seeds == first}
+        return {s.slot: s for s in (self.asked | dict(beside)).values() if self._is_first(s)}
 
-    def _next_tune(self) -> Slot | None:
-        points = self._points()
+    def _next_tune(self, beside: Mapping[str, Slot]) -> Slot | None:
+        points = self._points(beside)
         for number, slot in points.items():
             if slot is None:
                 made = self._propose(number, points)
                 if made is not None:
                     return made
-            elif self._open(slot.trial_id):
+            elif self._open(slot, beside):
                 return slot
-        if not self._points_done:
-            return None
-        return next((self.asked.get(s.trial_id, s) for s in self._reruns() if self._open(s.trial_id)), None)
+        return self._first_open(self._reruns(), beside) if self._points_done else None
 
     def _propose(self, number: int, points: Mapping[int, Slot | None]) -> Slot | None:
         """A new slot; None while it waits for the neighbouring budget."""
@@ -245,12 +198,9 @@ class CellState:
                 return None
             choice = self.neighbour._compute_choice()
             start = None if choice is None else choice.point
-        tried = [self._tried(s) for _, s in sorted(points.items()) if s is not None]
+        tried = [self.effort.tried(s, self.rows.get(s.trial_id)) for _, s in sorted(points.items()) if s is not None]
         point, origin = self.effort.propose(number, tried, start)
         return self._make("TUNE", number, point, self.seeds(TUNE_SEED), origin)
-
-    def _tried(self, slot: Slot) -> Tried:
-        return self.effort.tried(slot, self.rows.get(slot.trial_id))
 
     def _ranked(self) -> list[Slot]:
         """The points that finished, best validation score first, the earlier slot where equal."""
@@ -261,7 +211,7 @@ class CellState:
         search = self.spec.search
         if not self._tunes or not self._points_done:
             return []
-        base = self.effort.within(self._points())
+        base = sum(number < WIDENED for number in self._points())
         slots = []
         for i, rate in enumerate(self._ranked()[: search.rerun_rates]):
             for j in range(search.rerun_seeds):
@@ -343,7 +293,7 @@ class SweepState:
         return None
 
     def start(self, slot: Slot, packed: int = 1) -> None:
-        """Mark a slot as asked and running, in a pack of so many."""
+        """Mark a slot as asked and running, in a pack of `packed` trials."""
         self._shared[slot.trial_id] = packed
         cell = self.cells[slot.cell_id]
         cell.asked[slot.trial_id] = slot

@@ -1,0 +1,16 @@
+"""The sweep file: its sections as types, the checks of one against another, and the cell, which a plan makes of it.
+
+Uses `randlora`'s registry and `trainables`; nothing here solves a budget, starts a trial or touches Ray.
+
+    space         hyperparameters that are searched beside the learning rate, and points of such a search
+    search        `[search]`, and what is written like it: learning-rate ranges and spaces
+    resources     `[resources]` and `[limits]`
+    sections      the other sections, and all of them together
+    methods       what a sweep file may name under `[methods]`, and what is published of it
+    search_space  from `[search.space]` to what each method searches
+    messages      pydantic's errors as problems of a sweep file
+    checks        section against section: options, spaces, priorities
+    spec          `SweepSpec`: a file read, overridden, scaled down and checked
+    task_checks   what a kind of model can be asked to do
+    cell          one model, data set, training size, method and budget, and the trials it can make
+"""

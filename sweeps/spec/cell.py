@@ -11,7 +11,7 @@ from sweeps.spec.space import Dimension, Extra, Space
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One model, data set, training size, method and budget: one study of learning rates, then one set of seeds.
 
@@ -41,6 +41,7 @@ class Cell:
     dataset: str
     train_size: str | float
     method: str
+    base: str
     options: tuple[tuple[str, str | float | int | bool], ...]
     reference: str | None
     budget: int | None
@@ -58,17 +59,16 @@ class Cell:
     lr_centre: float | None
     tune_trials: int
     confirm_seeds: int
-    protocol: str = field(default="standard", kw_only=True)
-    image_size: int | None = field(default=None, kw_only=True)
-    dimensions: tuple[Dimension, ...] = field(default=(), kw_only=True)
-    published: Extra = field(default=(), kw_only=True)
-    epoch_samples: int | None = field(default=None, kw_only=True)
-    allowance_samples: int | None = field(default=None, kw_only=True)
-    epochs: int | None = field(default=None, kw_only=True)
-    skip_bad: bool = field(default=False, kw_only=True)
-    evaluate: EvaluateSettings = field(default=EvaluateSettings(), kw_only=True)
-    update_rank: float | None = field(default=None, kw_only=True)
-    base: str = field(kw_only=True)
+    protocol: str = "standard"
+    image_size: int | None = None
+    dimensions: tuple[Dimension, ...] = ()
+    published: Extra = ()
+    epoch_samples: int | None = None
+    allowance_samples: int | None = None
+    epochs: int | None = None
+    skip_bad: bool = False
+    evaluate: EvaluateSettings = field(default=EvaluateSettings())
+    update_rank: float | None = None
 
     @property
     def space(self) -> Space | None:

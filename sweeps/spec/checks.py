@@ -1,9 +1,140 @@
-"""Checks of a whole sweep file, section against section."""
+"""Checks of a whole sweep file, section against section: methods, what is searched, what comes first."""
 
 from __future__ import annotations
 
-from sweeps.errors import Problem, unknown
-from sweeps.spec.sections import Sections
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from randlora.methods.registry import METHODS
+from sweeps.errors import Problem, nearest, unknown
+from sweeps.spec.messages import meant, rule_of
+from sweeps.spec.methods import has_budget, known_methods, published_lr
+from sweeps.spec.search_space import TRAIN_FIELDS, dimensions, option_names, searchable
+from sweeps.spec.sections import MethodSection, Sections
+from sweeps.spec.space import Value
+from trainables.config import NO_TRAINING, TrainSettings
+
+
+def method_problems(tree: Mapping[str, Any], spec: Sections | None) -> list[Problem]:
+    """Unknown methods and options of a sweep file, even where other parts of it are wrong."""
+    sections = tree.get("methods")
+    if not isinstance(sections, Mapping):
+        return []
+    problems = []
+    for name, section in sections.items():
+        base = section.get("method") if isinstance(section, Mapping) else None
+        if base is not None:
+            problems += _variant_problems(name, base)
+        if base is None and name not in known_methods():
+            rule = "unknown method; known: " + ", ".join(known_methods())
+            rule += f"; for a variant of one under a name of its own, write method = NAME in [methods.{name}]"
+            problems.append(Problem(f"methods.{name}", name, rule, nearest(name, known_methods())))
+        elif isinstance(section, Mapping) and (base is None or base in METHODS):
+            problems += _option_problems(name, base or name, section)
+    if spec is not None and not problems:
+        for name in spec.methods:
+            problems += _budget_problems(name, spec)
+        problems += space_problems(spec)
+    return problems
+
+
+def _variant_problems(name: str, base: object) -> list[Problem]:
+    if base not in METHODS:
+        return [unknown(f"methods.{name}.method", str(base), "method that takes a budget", tuple(METHODS))]
+    if name in known_methods() and name != base:
+        return [Problem(f"methods.{name}.method", base, f"{name} is a method itself; give the variant another name")]
+    if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name) is None:
+        rule = "a variant's name has small letters, digits, '.', '+' and '-'"
+        return [Problem(f"methods.{name}", name, rule)]
+    return []
+
+
+def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[Problem]:
+    shared = MethodSection.model_fields
+    options = {k: v for k, v in section.items() if k not in shared}
+    field, problems, method = f"methods.{name}", [], METHODS.get(base)
+    if method is not None:
+        for key in {method.capacity_field, "rank"} & options.keys():
+            value = options.pop(key)
+            rule = "is decided by the budget; to pin it, write capacity"
+            problems.append(Problem(f"{field}.{key}", value, rule, f"capacity = {value}"))
+    known = option_names(base)
+    everything = sorted({*shared, *known})
+    rule = f"unknown key; known: {', '.join(everything)}"
+    for key in [k for k in options if k not in known]:
+        problems.append(Problem(f"{field}.{key}", options.pop(key), rule, meant(key, everything)))
+    if method is not None:
+        try:
+            TypeAdapter(method.config).validate_python({method.capacity_field: method.min_capacity, **options})
+        except ValidationError as error:
+            for e in error.errors(include_url=False):
+                where = ".".join((field, *(str(p) for p in e["loc"])))
+                value = e["input"] if e["loc"] else None
+                problems.append(Problem(where, value, rule_of(dict(e))))
+    return problems
+
+
+def _budget_problems(name: str, spec: Sections) -> list[Problem]:
+    section, field, problems = spec.methods[name], f"methods.{name}", []
+    references = spec.budgets.references()
+    for label in section.budgets or ():
+        if label not in references:
+            problems.append(unknown(f"{field}.budgets", label, "budget", references))
+    if not has_budget(spec.base(name)):
+        for key in ("budgets", "allocation", "capacity"):
+            if getattr(section, key) is not None:
+                problems.append(Problem(f"{field}.{key}", getattr(section, key), f"{name} has no budget"))
+    if published_lr(spec.base(name)) is None and section.lr is not None:
+        problems.append(Problem(f"{field}.lr", section.lr.model_dump(exclude_none=True), f"{name} trains nothing"))
+    return problems
+
+
+def space_problems(spec: Sections) -> list[Problem]:
+    """Names that nothing can search, and values that their method or the training loop refuses."""
+    problems = []
+    trained = [name for name in spec.methods if name != NO_TRAINING]
+    everything = sorted({k for name in trained for k in searchable(spec.base(name))})
+    for key in spec.search.space:
+        if key == "lr":
+            rule = "is searched always; its range is search.lr or methods.NAME.lr"
+            problems.append(Problem("search.space.lr", None, rule))
+        elif key not in everything:
+            problems.append(unknown(f"search.space.{key}", key, "hyperparameter of these methods", everything))
+    for name, section in spec.methods.items():
+        field = f"methods.{name}.space"
+        if name not in trained and section.space:
+            problems.append(Problem(field, None, f"{name} trains nothing"))
+            continue
+        for key in section.space or ():
+            if key not in (known := searchable(spec.base(name))):
+                problems.append(unknown(f"{field}.{key}", key, f"hyperparameter of {name}", known))
+    if problems:
+        return problems
+    found: dict[str, Problem] = {}
+    for name in trained:
+        for d in dimensions(name, spec):
+            own = d.name in (spec.methods[name].space or {})
+            where = f"methods.{name}.space.{d.name}" if own else f"search.space.{d.name}"
+            for value in d.ends:
+                message = _refused(spec, name, d.name, value)
+                if message is not None:
+                    found.setdefault(f"{where}={value}", Problem(where, value, message))
+    return list(found.values())
+
+
+def _refused(spec: Sections, name: str, key: str, value: Value) -> str | None:
+    try:
+        if key in TRAIN_FIELDS:
+            TrainSettings.model_validate({**spec.train.model_dump(), key: value})
+        else:
+            method, options = METHODS[spec.base(name)], {**spec.methods[name].options, key: value}
+            TypeAdapter(method.config).validate_python({method.capacity_field: method.min_capacity, **options})
+    except ValidationError as error:
+        return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+    return None
 
 
 def priority_problems(spec: Sections) -> list[Problem]:

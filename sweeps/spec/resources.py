@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sweeps.spec.search import Section
+from sweeps.spec.search import OneOrMany, Section
 
 Order = Literal["spread", "methods", "budgets"]
 
@@ -29,10 +29,10 @@ class ResourceSection(Section):
     trial_timeout: float | None = Field(default=None, gt=0)
     """Seconds without a report (one an epoch) after which a trial's worker is killed and the trial started again."""
     attempts: int = Field(default=3, ge=1)
-    """How often a trial is started whose worker dies or falls silent, before it is a failed trial."""
+    """Starts of a trial whose workers die or fall silent, before it counts as failed."""
     order: Order = "spread"
     """Which cells come first: `sweeps.search.order.ordered`."""
-    priority: tuple[Annotated[str | float, Field(union_mode="left_to_right")], ...] = ()
+    priority: Annotated[tuple[Annotated[str | float, Field(union_mode="left_to_right")], ...], OneOrMany] = ()
     """Methods, budgets, data sets or training sizes whose cells are served before all others."""
 
     @field_validator("concurrent")
@@ -41,11 +41,6 @@ class ResourceSection(Section):
         if isinstance(value, int) and value < 1:
             raise ValueError("concurrent is 'auto' or at least 1")
         return value
-
-    @field_validator("priority", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return value if isinstance(value, list | tuple) else (value,)
 
     @field_validator("priority")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sweeps.spec.space import Value
 from trainables.config import LATER
@@ -70,11 +70,16 @@ class SpaceEntry(Section):
         return self
 
 
-def read_space(value: object) -> object:
-    """Lists of a space as `SpaceEntry` has them; anything else as it is, for the validator to judge."""
+def _read_space(value: object) -> object:
     if not isinstance(value, Mapping):
-        return value
+        return value  # for the validator to judge
     return {k: {"values": v} if isinstance(v, list | tuple) else v for k, v in value.items()}
+
+
+ListsAreValues = BeforeValidator(_read_space)
+"""In a space a plain list stands for `SpaceEntry(values=...)`."""
+OneOrMany = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,))
+"""A value alone stands for a list of one."""
 
 
 class Allowance(Section):
@@ -99,25 +104,20 @@ class SearchSection(Section):
     """grid: evenly over the range; qmc, random: without learning; tpe, gp, cmaes: learn from the trials so far."""
     lr: LrSearch = LrSearch()
     """How wide every method's range is; where it lies is the method's own `lr`."""
-    space: Annotated[dict[str, SpaceEntry], LATER] = {}
+    space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
     """What is searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64, log = true }`."""
-    warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], LATER] = ()
+    warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
     """Points tried first: the published rate, or the choice at the neighbouring budget."""
     rerun_rates: int = Field(default=2, ge=0)
-    """So many of the best rates are run again ..."""
+    """How many of the best rates are run again ..."""
     rerun_seeds: int = Field(default=2, ge=0)
-    """... on so many further seeds each; the best mean is chosen."""
+    """... on how many further seeds each; the best mean is chosen."""
     widen: Annotated[int, Field(ge=0), LATER] = 0
     """Points past the edge of a range that a cell may add, one at a time, while its best rate is the outermost one."""
     pruner: Literal["none", "asha", "median"] = "none"
     """Stops bad TUNE trials early; off by default."""
     seed: int = Field(default=0, ge=0)
     """Seed of the samplers that draw."""
-
-    @field_validator("space", mode="before")
-    @classmethod
-    def _space(cls, value: object) -> object:
-        return read_space(value)
 
     @field_validator("lr", mode="before")
     @classmethod
@@ -129,11 +129,6 @@ class SearchSection(Section):
                 "[methods.NAME] lr = 1e-3, or lr = { low = 1e-4, high = 1e-2 }"
             )
         return value
-
-    @field_validator("warm_start", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
     @property
     def reruns(self) -> int:

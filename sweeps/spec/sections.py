@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sweeps.spec.resources import LimitsSection, ResourceSection
-from sweeps.spec.search import MAY_CHANGE, LrRange, SearchSection, SpaceEntry, read_space
+from sweeps.spec.search import MAY_CHANGE, ListsAreValues, LrRange, OneOrMany, SearchSection, SpaceEntry
 from sweeps.spec.search import Section as _Section
 from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
@@ -39,7 +39,7 @@ class DataSection(_Section):
 
     datasets: tuple[str, ...] = Field(min_length=1)
     """Data sets by name or place, `folder:DIR`, `json:DIR` (docs/data.md); paths start where the command is run."""
-    train_size: tuple[str | float, ...] = Field(default=(1.0,), min_length=1)
+    train_size: Annotated[tuple[str | float, ...], OneOrMany] = Field(default=(1.0,), min_length=1)
     """A fraction in (0, 1] or `"K-shot"`; one, or a list."""
     skip_bad: Annotated[bool, LATER] = False
     """Leave images that can't be read out, counted in the results, instead of stopping."""
@@ -67,11 +67,6 @@ class DataSection(_Section):
                         f"write data.epochs = {{ {json.dumps(name)} = 10 }}"
                     )
         return self
-
-    @field_validator("train_size", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return value if isinstance(value, list | tuple) else (value,)
 
     @field_validator("train_size")
     @classmethod
@@ -127,7 +122,7 @@ class MethodSection(BaseModel):
     """The method that this section is a variant of, so that one sweep can have two settings of a method."""
     lr: LrRange | None = None
     """Its learning rates: the range's centre as a number, or `{ low = 1e-4, high = 1e-2 }`; none: the published."""
-    space: Annotated[dict[str, SpaceEntry] | None, LATER] = None
+    space: Annotated[dict[str, SpaceEntry] | None, ListsAreValues, LATER] = None
     """What is searched beside the rate for this method alone, as in `search.space`."""
     budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Only these budgets, by label: `["lora-8"]`; none: all."""
@@ -146,11 +141,6 @@ class MethodSection(BaseModel):
         if not isinstance(value, Mapping | LrRange):
             raise ValueError("give a number, the range's centre: lr = 1e-3; or ends: lr = { low = 1e-4, high = 1e-2 }")
         return value
-
-    @field_validator("space", mode="before")
-    @classmethod
-    def _space(cls, value: object) -> object:
-        return read_space(value)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -2,10 +2,15 @@
 
 A sweep file is TOML, or YAML or JSON with the same keys. `SweepSpec.load` reads it, applies `--set a.b=c` overrides,
 and either returns a complete specification or raises `SpecError` with all that is wrong.
+
+`[small]` says what a laptop changes, and `--scale small` applies it. It has the sweep file's own keys: its tables are
+merged in key by key, any other value replaces. `drop` lists what goes before that (`drop = ["methods.vera"]`). The name
+gets "-small" unless `[small]` gives another, so that the two never share a results folder.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +20,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from sweeps.errors import Problem, SpecError, nearest
-from sweeps.spec.checks import priority_problems
+from sweeps.errors import Problem, SpecError, nearest, unknown
+from sweeps.spec.checks import method_problems, priority_problems
 from sweeps.spec.messages import is_echo, problem
-from sweeps.spec.methods import method_problems
-from sweeps.spec.scale import at_scale
 from sweeps.spec.sections import Sections
+
+SCALES = ("full", "small")
+SMALL = "small"
 
 
 class SweepSpec(Sections):
@@ -30,7 +36,7 @@ class SweepSpec(Sections):
     def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:
         """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
 
-        `scale` "small" applies the file's `[small]` table first (`sweeps.spec.scale`).
+        `scale` "small" applies the file's `[small]` table first.
 
         Raises:
             SpecError: every problem of the file and the overrides at once.
@@ -92,3 +98,47 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise SpecError(problems)
     return tree
+
+
+def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
+    """The sweep file's content at a scale, without its `[small]` table.
+
+    Raises:
+        SpecError: an unknown scale, a file without `[small]`, or a `drop` that names nothing.
+    """
+    if scale is not None and scale not in SCALES:
+        raise SpecError([unknown("--scale", scale, "scale", SCALES)])
+    whole = {k: copy.deepcopy(v) for k, v in tree.items() if k != SMALL}
+    if scale != SMALL:
+        return whole
+    small = tree.get(SMALL)
+    if not isinstance(small, Mapping):
+        raise SpecError([Problem("--scale", scale, "needs a table [small] in the sweep file, and there is none")])
+    changes = dict(small)
+    problems = [problem for name in changes.pop("drop", []) for problem in _dropped(whole, str(name))]
+    if problems:
+        raise SpecError(problems)
+    if "name" in whole:
+        whole["name"] = f"{whole['name']}-{SMALL}"
+    _merge(whole, changes)
+    return whole
+
+
+def _dropped(tree: dict[str, Any], name: str) -> list[Problem]:
+    *path, last = name.split(".")
+    node: Any = tree
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or last not in node:
+        known = [".".join([*path, k]) for k in node] if isinstance(node, dict) else []
+        return [Problem("small.drop", name, "names nothing in this file", nearest(name, known))]
+    del node[last]
+    return []
+
+
+def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = copy.deepcopy(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, Protocol, TextIO
 
@@ -14,8 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from analysis.format import duration
 from sweeps.search.stages import SweepState
-from sweeps.watch.snapshot import Best, Counting, Snapshot
+from sweeps.watch.snapshot import Best, Counting, Failure, Snapshot
 
 _REFRESH_S = 0.5
 _LINES_S = 10.0
@@ -32,6 +34,18 @@ class Progress(Protocol):
     def stop(self, state: SweepState) -> None: ...
 
 
+class Silent:
+    """Shows nothing."""
+
+    def start(self, state: SweepState) -> None:
+        return None
+
+    update = stop = start
+
+    def note(self, text: str) -> None:
+        return None
+
+
 def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
     """The display for a run: live on a terminal, lines otherwise, JSON lines for "json", silent for False."""
     if progress == "json":
@@ -42,22 +56,6 @@ def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
         return Silent()
     console = Console(stderr=True)
     return LiveProgress(console) if console.is_terminal else LineProgress(console)
-
-
-class Silent:
-    """Shows nothing."""
-
-    def start(self, state: SweepState) -> None:
-        return None
-
-    def update(self, state: SweepState) -> None:
-        return None
-
-    def note(self, text: str) -> None:
-        return None
-
-    def stop(self, state: SweepState) -> None:
-        return None
 
 
 class _Timed:
@@ -75,14 +73,19 @@ class _Timed:
         self._counting.begin()
         shot = self._snapshot()
         self._failures = len(shot.failures)
-        self._draw(shot, "start")
+        self._draw(shot, "start", ())
 
     def update(self, state: SweepState) -> None:
         if time.monotonic() - self._last >= self._every:
-            self._draw(self._snapshot(), "progress")
+            self._next("progress")
 
     def stop(self, state: SweepState) -> None:
-        self._draw(self._snapshot(), "stop")
+        self._next("stop")
+
+    def _next(self, when: str) -> None:
+        shot = self._snapshot()
+        fresh, self._failures = shot.failures[self._failures :], len(shot.failures)
+        self._draw(shot, when, fresh)
 
     def _snapshot(self) -> Snapshot:
         if self._counting is None:
@@ -90,7 +93,8 @@ class _Timed:
         self._last = time.monotonic()
         return self._counting.snapshot(self._last - self._began)
 
-    def _draw(self, shot: Snapshot, when: str) -> None:
+    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
+        """Show a snapshot and the failures since the one before."""
         raise NotImplementedError
 
 
@@ -102,13 +106,15 @@ class LineProgress(_Timed):
         self._console = console
 
     def note(self, text: str) -> None:
-        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self._say(text, "yellow")
 
-    def _draw(self, shot: Snapshot, when: str) -> None:
-        for failure in shot.failures[self._failures :]:
-            self._console.print(f"failed: {failure}", markup=False, highlight=False, soft_wrap=True)
-        self._failures = len(shot.failures)
-        self._console.print(headline(shot), markup=False, highlight=False, soft_wrap=True)
+    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
+        for failure in fresh:
+            self._say(f"failed: {failure}")
+        self._say(headline(shot))
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style), soft_wrap=True)
 
 
 class JsonProgress(_Timed):
@@ -121,10 +127,9 @@ class JsonProgress(_Timed):
     def note(self, text: str) -> None:
         self._write({"event": "note", "text": text})
 
-    def _draw(self, shot: Snapshot, when: str) -> None:
-        for failure in shot.failures[self._failures :]:
+    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
+        for failure in fresh:
             self._write({"event": "failure", **asdict(failure)})
-        self._failures = len(shot.failures)
         self._write({"event": when, **shot.as_dict()})
 
     def _write(self, event: dict[str, Any]) -> None:
@@ -147,14 +152,14 @@ class LiveProgress(_Timed):
         self._live.start()
 
     def note(self, text: str) -> None:
-        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(text, "yellow"), soft_wrap=True)
 
     def stop(self, state: SweepState) -> None:
         super().stop(state)
         self._live.stop()
-        self._console.print(headline(self._snapshot()), markup=False, highlight=False)
+        self._console.print(Text(headline(self._snapshot())))
 
-    def _draw(self, shot: Snapshot, when: str) -> None:
+    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
         self._shot = shot
         if when != "start":
             self._live.refresh()
@@ -219,11 +224,3 @@ def headline(shot: Snapshot) -> str:
     elif shot.accelerator_hours is not None and shot.accelerator_hours >= 0.1:
         words.append(f"{shot.accelerator_hours:.1f} accelerator-hours")
     return " · ".join(words)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "45 s", "12 min" or "3 h 05 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.format import Row
 from sweeps.errors import Problem, SpecError
-from sweeps.search.stages import Slot
+from sweeps.search.slots import Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import Space
-from sweeps.watch.observers import Seen
+from sweeps.watch.observers import Seen, tell
+from trainables.errors import first_line
 
 if TYPE_CHECKING:
     import optuna
@@ -49,10 +50,7 @@ class StudyMirror:
                 continue
             known = self._known(one.cell).get(one.slot.trial_id)
             if known is None or not known.state.is_finished():
-                self.asked(one.cell, one.slot)
-                for epoch, score in sorted(one.curve.items()):
-                    self.reported(one.slot, {"epoch": epoch, "val_score": score})
-                self.finished(one.slot, one.row)
+                tell(self, one)
             elif known.state == TrialState.FAIL and one.row["status"] != "failed":
                 self._study(one.cell).add_trial(self._frozen(one))  # tried again, in a run without the mirror
 
@@ -148,8 +146,7 @@ def open_storage(where: str) -> optuna.storages.BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
     except Exception as error:  # SQLAlchemy, its drivers and the file system raise what they like
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        rule = f"can't be opened as an Optuna storage ({first})"
+        rule = f"can't be opened as an Optuna storage ({first_line(error)})"
         raise SpecError([Problem("--optuna-storage", where, rule, "sqlite:///studies.db, or a file")]) from error
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from analysis.format import Row
-from sweeps.search.stages import Slot, SweepState
+from sweeps.search.slots import Slot
+from sweeps.search.stages import SweepState
 from sweeps.spec.cell import Cell
+from trainables.errors import first_line
 
 CLOSE_S = 30.0
 """How long the end of a sweep waits for observers to catch up."""
@@ -40,6 +42,15 @@ class Observer(Protocol):
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None: ...
     def finished(self, slot: Slot, row: Row) -> None: ...
     def close(self) -> None: ...
+
+
+def tell(observer: Observer, seen: Seen) -> None:
+    """Tell an observer of a trial that is over as if it had watched."""
+    if seen.row is not None:
+        observer.asked(seen.cell, seen.slot)
+        for epoch, score in sorted(seen.curve.items()):
+            observer.reported(seen.slot, {"epoch": epoch, "val_score": score})
+        observer.finished(seen.slot, seen.row)
 
 
 def seen_in(state: SweepState) -> list[Seen]:
@@ -108,7 +119,5 @@ class Observers:
                     event(observer)
                 except Exception as error:  # noqa: BLE001  # someone else's code, beside the sweep
                     self._alive.remove(observer)
-                    first = (str(error).strip().splitlines() or [""])[0]
-                    self._warn(
-                        f"{observer.name} is left out from here on ({type(error).__name__}: {first}); the sweep goes on"
-                    )
+                    why = f"{type(error).__name__}: {first_line(error)}"
+                    self._warn(f"{observer.name} is left out from here on ({why}); the sweep goes on")

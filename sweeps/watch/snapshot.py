@@ -100,7 +100,7 @@ class Counting:
         self.done_before = 0
 
     def begin(self) -> None:
-        """What is done by now was done before this run."""
+        """Count what is finished now as earlier work."""
         self.done_before = sum(cell.counted for cell in self._count())
 
     def _count(self) -> Iterable[_Cell]:

@@ -20,9 +20,9 @@ from typing import Any
 
 from analysis.format import Row
 from sweeps.errors import Problem, SpecError, unknown
-from sweeps.search.stages import Slot
+from sweeps.search.slots import Slot
 from sweeps.spec.cell import Cell
-from sweeps.watch.observers import Observer, Seen
+from sweeps.watch.observers import Observer, Seen, tell
 
 OPTION = "--track"
 
@@ -43,10 +43,7 @@ class RunTracker:
         """Put in what earlier runs of the sweep finished and the tracker can say that it lacks."""
         for one in seen:
             if one.row is not None and self.lacks(one.slot.trial_id):
-                self.asked(one.cell, one.slot)
-                for epoch, score in sorted(one.curve.items()):
-                    self.reported(one.slot, {"epoch": epoch, "val_score": score})
-                self.finished(one.slot, one.row)
+                tell(self, one)
 
     def asked(self, cell: Cell, slot: Slot) -> None:
         """Open the trial's run, unless it is open."""

@@ -9,12 +9,12 @@ import time
 import pytest
 
 from randlora.methods.registry import METHODS
+from sweeps.budget.reach import Reach
 from sweeps.budget.solver import (
     ALLOCATIONS,
     Infeasible,
     Solution,
     budget_table,
-    reach,
     reference_budget,
     solve,
     solve_pinned,
@@ -160,7 +160,7 @@ def test_vera_and_nola_move_in_single_parameters_per_weight() -> None:
 
 def test_beyond_the_reach_the_answer_says_what_would_help() -> None:
     shapes = clip_b32()
-    low, high = reach("vera", shapes)
+    low, high = Reach("vera", shapes).totals[[0, -1]]
     too_much = refused("vera", shapes, 3_440_640)
     assert too_much.above is None
     assert too_much.below is not None
@@ -210,8 +210,8 @@ def test_a_pinned_rank_is_counted_as_it_is() -> None:
 
 def test_options_reach_the_count() -> None:
     small = {"only": (8, 8)}
-    least, most = reach("nola", small)
-    assert reach("nola", small, options={"r": 4})[1] > most
+    least, most = Reach("nola", small).totals[[0, -1]]
+    assert Reach("nola", small, {"r": 4}).totals.max() > most
     assert least >= 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sweeps import Plan, SweepSpec
 from sweeps.budget.solving import update_rank
-from sweeps.cli import printing
+from sweeps.cli.plan import print_plan
 
 SWEEP: dict[str, Any] = {
     "name": "ranks",
@@ -58,7 +58,7 @@ def test_weights_of_several_shapes_have_a_mean_rank() -> None:
 
 
 def test_the_plan_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
-    printing.print_plan(Plan.from_spec(SweepSpec.model_validate(SWEEP)))
+    print_plan(Plan.from_spec(SweepSpec.model_validate(SWEEP)))
     shown = capsys.readouterr().out.splitlines()
     line = next(line for line in shown if line.startswith("a-16") and "lora-8" in line)
     assert "uniform" in line and "16" in line.split()[line.split().index("uniform") + 1]

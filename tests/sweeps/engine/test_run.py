@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from analysis.store.store import open_store
-from sweeps.cluster.hardware import processor
 from sweeps.cluster.resources import ResourceError
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
+from sweeps.lanes.reports import processor
 from sweeps.records.locks import FolderLock, IdentityError, LockedError
 from tests.fakes import (
     FakeCell,

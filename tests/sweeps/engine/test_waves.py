@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.engine import run
+from sweeps.engine import drive
 from sweeps.lanes.pool import Pool
 from tests.fakes import fake_plan
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go
@@ -15,7 +15,7 @@ from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go
 
 def test_a_tuner_outlasts_what_runs_at_once() -> None:
     """At its end the lanes wait for the last trials, and the next one starts its processes anew."""
-    assert [run.wave(at_once) for at_once in (1, 50, 51, 1000)] == [1000, 1000, 1020, 20_000]
+    assert [drive.wave(at_once) for at_once in (1, 50, 51, 1000)] == [1000, 1000, 1020, 20_000]
 
 
 @pytest.mark.slow
@@ -24,17 +24,17 @@ def test_a_long_sweep_takes_several_tuners(
 ) -> None:
     """Tune keeps every trial of a Tuner in memory; waves of them share journal, studies and warm lanes."""
     waves: list[int] = []
-    real = run._tune
+    real = drive._tune
 
     def tune(dispatcher: Any, pool: Any, packed: int) -> None:
         before = dispatcher.left
         real(dispatcher, pool, packed)
         waves.append(before - dispatcher.left)
 
-    assert run.WAVE == 1000
-    monkeypatch.setattr(run, "WAVE", 6)
-    monkeypatch.setattr(run, "ROUNDS", 1)
-    monkeypatch.setattr(run, "_tune", tune)
+    assert drive.WAVE == 1000
+    monkeypatch.setattr(drive, "WAVE", 6)
+    monkeypatch.setattr(drive, "ROUNDS", 1)
+    monkeypatch.setattr(drive, "_tune", tune)
     assert go(fake_plan(tmp_path / "r", PAIR), pool).finished == 16
     assert sum(waves) == 16
     assert len(waves) >= 3

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from safetensors import SafetensorError
 
-from sweeps.lanes.disk import storage_fault
+from sweeps.lanes.reports import storage_fault
 
 
 def test_what_the_system_says_is_found_whoever_passes_it_on() -> None:
@@ -34,7 +34,7 @@ def test_other_errors_are_the_trials_own(error: Exception | None) -> None:
 def test_the_words_of_a_real_writer_without_room(tmp_path: Path) -> None:
     code = (
         "import resource, sys, torch\nfrom safetensors.torch import save_file\n"
-        "from sweeps.lanes.disk import storage_fault\n"
+        "from sweeps.lanes.reports import storage_fault\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n    save_file({'x': torch.zeros(10_000)}, sys.argv[1])\n"
         "except Exception as error:\n    print(storage_fault(error))"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sweeps.cluster.resources import LaneShape, Node, plan_lanes
-from sweeps.lanes.gpu_share import CONTEXT_BYTES, Measured, gpu_share
+from sweeps.lanes.packs import CONTEXT_BYTES, Measured, gpu_share
 from sweeps.plan.estimate import probe_gpu
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec

@@ -13,9 +13,8 @@ import pytest
 from sweeps.cluster.resources import LaneShape, Node
 from sweeps.errors import SpecError
 from sweeps.lanes.broker import Broker
-from sweeps.lanes.gpu_share import Measured, gpu_share
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
-from sweeps.lanes.packs import MOST, Packing, pack_size, unpackable
+from sweeps.lanes.packs import MOST, Measured, Packing, gpu_share, pack_size, unpackable
 from sweeps.lanes.pool import HEAD, PROXY_RESOURCE, Pool
 from sweeps.plan.packing import packing_words
 from sweeps.plan.plan import Plan

@@ -99,8 +99,8 @@ def test_half_a_file_is_never_seen(tmp_path: Path) -> None:
     notes: list[str] = []
     upload = Upload(tmp_path / "r", there, note=notes.append)
     disk.room = 100
-    upload._try()
-    upload._try()
+    upload.once()
+    upload.once()
     assert len(notes) == 1  # said once, not every five minutes
     assert "No space left" in notes[0]
     assert there.files() == {}

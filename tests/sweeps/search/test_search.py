@@ -6,7 +6,9 @@ import math
 import pytest
 
 from sweeps.errors import SpecError
-from sweeps.search.points import Tried, ask_seed, check_sampler, grid, grid_points, propose, should_stop
+from sweeps.search.points import ask_seed, check_sampler, grid, grid_points, propose
+from sweeps.search.pruning import should_stop
+from sweeps.search.samplers import Tried
 from sweeps.spec.space import Dimension, Point, Space
 
 LOW, HIGH = 1e-5, 1e-2

@@ -15,7 +15,6 @@ from sweeps.watch.displays import (
     LiveProgress,
     Silent,
     best_table,
-    duration,
     make_progress,
     render,
 )
@@ -152,7 +151,3 @@ def test_progress_may_be_none_or_ones_own() -> None:
     assert isinstance(make_progress(False), Silent)
     assert isinstance(make_progress("json"), JsonProgress)
     assert isinstance(make_progress(True), LineProgress)  # under pytest there is no terminal
-
-
-def test_durations_are_short() -> None:
-    assert [duration(s) for s in (5, 100, 4000, 7500)] == ["5 s", "2 min", "67 min", "2 h 05 min"]

@@ -1,23 +1,88 @@
-"""Ray Tune's side of the engine: a searcher that serves all cells, and a scheduler that judges each by itself."""
+"""Ray Tune's side of a sweep: a searcher that serves all cells, a scheduler that judges each, and the Tune trial.
+
+A Tune trial trains nothing: it is a light proxy that forwards the reports of the lane which trains.
+"""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
+from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.lanes.packs import TOGETHER, Packing, prunable
+from sweeps.lanes.packs import TOGETHER, Packing
 from sweeps.records.ledger import Ledger, pruned
-from sweeps.search.points import should_stop
-from sweeps.search.stages import Slot
+from sweeps.search.pruning import should_stop
+from sweeps.search.slots import Slot
 
+F = TypeVar("F", bound=Callable[..., Any])
 MAX_PROXY_LOSSES = 3
+POLL_S = 30.0
+
+
+class Proxy(tune.Trainable):  # type: ignore[misc]  # Ray's classes carry no types for us
+    """The Tune trial. One `step()` is one epoch of `config["key"]`, which waits at the broker `config["broker"]`.
+
+    Neither `setup` nor `reset_config` has an effect outside: Tune may build an actor for a trial and then run the
+    trial in a cached one. A result with `status` "stopped" means that the trial did not end: the sweep is being
+    interrupted, or the broker has lost the lease.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._broker_name, self._key = config["broker"], config["key"]
+        self._seen = 0
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        broker = ray.get_actor(self._broker_name)
+        while True:
+            event, state = ray.get(broker.poll.remote(self._key, self._seen, POLL_S))
+            if event is not None:
+                self._seen = int(event["epoch"])
+                seconds = (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0)
+                done, loss, score = bool(event.get("done")), event.get("train_loss"), event.get("val_score")
+            elif state in ("queued", "running"):
+                continue
+            else:
+                done, loss, score, seconds = True, None, None, 0.0
+                state = state if state in ("failed", "finished") else "stopped"
+            values = {"epoch": self._seen, "train_loss": loss, "score": score, "seconds": seconds}
+            return {**values, "done": done, "status": state}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        return None
+
+
+def _guarded(otherwise: Any) -> Callable[[F], F]:
+    """Keep a method's error for the engine and wind the Tuner down: Tune swallows some errors and rewords others."""
+
+    def decorate(method: F) -> F:
+        @functools.wraps(method)
+        def guarded(self: Dispatcher, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(self, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001  # raised again by the engine
+                self.error = self.error or error
+                self.interrupted = True
+                self.broker.interrupt.remote()
+                return otherwise
+
+        return cast(F, guarded)
+
+    return decorate
 
 
 class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no types for us
@@ -62,23 +127,9 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True
 
-    def _guarded(self, action: Callable[[], Any], otherwise: Any) -> Any:
-        """Keep an error for the engine and wind the Tuner down: Tune swallows some errors and rewords others."""
-        try:
-            return action()
-        except Exception as error:  # noqa: BLE001  # raised again by the engine
-            self.error = self.error or error
-            self.interrupted = True
-            self.broker.interrupt.remote()
-            return otherwise
-
+    @_guarded(otherwise=str(Searcher.FINISHED))
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next slot as a Tune configuration, None while all cells wait, or FINISHED."""
-        answer: dict[str, Any] | str | None
-        answer = self._guarded(lambda: self._suggest(trial_id), str(Searcher.FINISHED))
-        return answer
-
-    def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if not self._waiting or self.interrupted:
             if self.interrupted or self.left <= 0:
                 return str(Searcher.FINISHED)
@@ -108,7 +159,8 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             ray.get(self.broker.submit_pack.remote(orders))
         else:
             ((key, order),) = orders.items()
-            ray.get(self.broker.submit.remote(key, order, 1 if self.prunable(slots[0]) else None))
+            window = 1 if self.ledger.state.cells[slots[0].cell_id].prunable(slots[0]) else None
+            ray.get(self.broker.submit.remote(key, order, window))
 
     def _order(self, slot: Slot) -> dict[str, Any]:
         kept, resources = self.ledger.kept_folder(slot), self.ledger.state.spec.resources
@@ -122,15 +174,9 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             "attempts": resources.attempts,
         }
 
-    def prunable(self, slot: Slot) -> bool:
-        """Whether the slot's reports may stop it."""
-        return prunable(self.ledger.state.spec, self.ledger.state.cells[slot.cell_id], slot)
-
+    @_guarded(otherwise=False)
     def saw(self, key: str, result: dict[str, Any]) -> bool:
         """Take one report; returns whether the trial is stopped. A replaced proxy's reports come twice, count once."""
-        return bool(self._guarded(lambda: self._saw(key, result), False))
-
-    def _saw(self, key: str, result: dict[str, Any]) -> bool:
         slot = self.slots.get(key)
         if slot is None or result["status"] == "stopped":
             return False
@@ -140,11 +186,10 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         took[epoch] = result["seconds"]
         if score is None or not state.report(slot.cell_id, slot.trial_id, epoch, score):
             return False
-        stop = False
-        if self.prunable(slot) and epoch < slot.config["train"]["epochs"]:
-            curves = state.cells[slot.cell_id].curves
-            peers = [curve for trial_id, curve in curves.items() if trial_id != slot.trial_id]
-            stop = should_stop(state.spec.search.pruner, epoch, curves[slot.trial_id], peers)
+        stop, cell = False, state.cells[slot.cell_id]
+        if cell.prunable(slot) and epoch < slot.config["train"]["epochs"]:
+            peers = [curve for trial_id, curve in cell.curves.items() if trial_id != slot.trial_id]
+            stop = should_stop(state.spec.search.pruner, epoch, cell.curves[slot.trial_id], peers)
         values = {"epoch": epoch, "train_loss": result["train_loss"], "val_score": score}
         self.ledger.report(slot, values, stop=stop, seconds=sum(took.values()))
         if stop:
@@ -154,29 +199,26 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         return None  # the scheduler sees every result; Tune hides the one that stops a trial from searchers
 
+    @_guarded(otherwise=None)
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take a trial's outcome from the broker: it ended, was stopped, or its proxy is lost."""
-        self._guarded(lambda: self._complete(trial_id, error), None)
-
-    def _complete(self, trial_id: str, error: bool) -> None:
         key = self._keys.pop(trial_id, None)
         if key is None:
             return
         slot = self.slots.pop(key)
         self._seconds.pop(key, None)
         self._packs = {first: left for first, keys in self._packs.items() if (left := keys - {key})}
-        outcome = ray.get(self.broker.take.remote(key))
-        if outcome is not None and outcome.get("unpacked") is not None:
+        outcome = ray.get(self.broker.take.remote(key)) or {}
+        if outcome.get("unpacked") is not None:
             self._packing.learn(slot.cell_id, outcome["unpacked"])
-        state = None if outcome is None else outcome["state"]
-        if outcome is not None and outcome.get("storage") is not None:  # not the trial's fault: it is tried again
+        if outcome.get("storage") is not None:  # not the trial's fault: it is tried again
             self.ledger.state.release(slot.cell_id, slot.trial_id)
             raise OSError(outcome["storage"], f"{outcome['reason']} (on host {outcome['host']})")
         if key in self._pruned:
             self._pruned.remove(key)
             self.ledger.finish(slot, pruned(self.ledger.state, slot, outcome))
-        elif outcome is not None and state in ("finished", "failed"):
-            self.ledger.finish(slot, {"status": state, **outcome})
+        elif outcome.get("state") in ("finished", "failed"):
+            self.ledger.finish(slot, {"status": outcome["state"], **outcome})
         elif error and not self.interrupted:
             self._lost(slot)
         else:  # it goes on from its checkpoint another time

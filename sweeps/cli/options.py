@@ -1,0 +1,63 @@
+"""What the verbs share: options, exit codes, and where the name of a sweep file or a folder leads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sweeps.errors import Problem, SpecError, nearest
+
+if TYPE_CHECKING:
+    from analysis import Store
+    from sweeps.plan.plan import Plan
+
+Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
+Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
+Trial = Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
+Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+
+FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
+
+
+def load(spec: Path, overrides: Sequence[str] | None, scale: str | None) -> Plan:
+    """The plan of a sweep file."""
+    from sweeps.plan.plan import Plan
+    from sweeps.spec.spec import SweepSpec
+
+    return Plan.from_spec(SweepSpec.load(spec, overrides or (), scale))
+
+
+def folder_of(source: Path, overrides: Sequence[str] | None = None) -> Path:
+    """The results folder that a sweep file or a folder names; an error where there is nothing yet."""
+    from sweeps.spec.spec import SweepSpec
+
+    if not source.exists() and source.suffix == "":
+        raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
+    folder = source if source.is_dir() else SweepSpec.load(source, overrides or ()).folder
+    if not (folder / "journal.jsonl").exists() and not (folder / "tables").is_dir():
+        parent = folder.parent
+        known = [p.name for p in parent.iterdir() if (p / "journal.jsonl").exists()] if parent.is_dir() else []
+        rule = "holds no sweep yet; start one with `sweeps run`"
+        raise SpecError([Problem("results", str(folder), rule, nearest(folder.name, known))])
+    return folder
+
+
+def _nearby(source: Path) -> str | None:
+    """Results that a name may stand for: those of that name in results/, or the closest one beside it."""
+    if (Path("results") / source / "journal.jsonl").exists():
+        return str(Path("results") / source)
+    beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+    near = nearest(source.name, beside)
+    return None if near is None else str(source.parent / near)
+
+
+def store_of(source: Path, overrides: Sequence[str] | None = None, also: Sequence[Path] | None = None) -> Store:
+    """The results of a sweep, and of others to read beside it."""
+    from analysis import open_store
+
+    return open_store(folder_of(source, overrides), *(folder_of(more) for more in also or ()))

@@ -1,0 +1,204 @@
+"""The verbs before a run: `init`, `plan`, `estimate`, `budget`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from analysis.format import duration, whole
+from sweeps.cli.options import Json, Scale, Set, Source, Spec, load, store_of
+from sweeps.cli.printing import emit, err, out, print_rows, print_table
+from sweeps.errors import Problem, SpecError, unknown
+
+if TYPE_CHECKING:
+    from sweeps.plan.estimate import Estimate
+    from sweeps.plan.plan import Plan
+
+_TOWERS = ("vision", "both", "all")
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("sweep.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a commented starter file."""
+    if path.exists() and not force:
+        raise SpecError([Problem("path", str(path), "exists; give another name, or --force to overwrite it")])
+    starter = resources.files("sweeps.cli").joinpath("starter.toml")
+    path.write_text(starter.read_text(encoding="utf-8"), encoding="utf-8")
+    emit(as_json, lambda: {"path": str(path)}, lambda: out.print(f"wrote {path}; next: sweeps plan {path}"))
+
+
+def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
+    """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
+    from sweeps.plan.packing import packing_of
+
+    planned = load(spec, overrides, scale)
+
+    def answer() -> dict[str, Any]:
+        counted = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
+        return {"cells": planned.table().to_pylist(), **counted, "packing": packing_of(planned)}
+
+    emit(as_json, answer, lambda: print_plan(planned))
+
+
+def estimate(
+    spec: Source,
+    overrides: Set = None,
+    scale: Scale = None,
+    compare: Annotated[bool, typer.Option("--compare", help="The last run's estimate against what it took.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time, accelerator-hours, memory, disk and money of a sweep, from a short probe of every method."""
+    from analysis.statistics.estimates import foresight
+    from sweeps.plan.estimate import estimate_plan
+
+    if compare:
+        table = foresight(store_of(spec, overrides))
+        if as_json or table.num_rows:
+            emit(as_json, table.to_pylist, lambda: print_table(table, "estimate against actual, last run"))
+        else:
+            out.print("no run of this sweep was estimated (`sweeps run` without --quiet does)")
+        return
+    planned = load(spec, overrides, scale)
+    answer = estimate_plan(planned)
+    emit(as_json, answer.as_dict, lambda: _print_estimate(answer, planned))
+
+
+def budget(
+    model: Annotated[str, typer.Option(help="Model id: open_clip:ARCH, local:DIR, hf:ORG/NAME, embedded:NAME.")],
+    lora_rank: Annotated[int, typer.Option(help="The LoRA rank whose count is the budget.", min=1)],
+    targets: Annotated[list[str] | None, typer.Option(help="Target weights; default: the family's.")] = None,
+    adapt: Annotated[str, typer.Option(help="CLIP: vision or both towers; else all.")] = "both",
+    as_json: Json = False,
+) -> None:
+    """The budget solver alone: what every method trains at a LoRA rank's count. Needs no weights."""
+    from sweeps.budget.solver import budget_table
+    from trainables.models.shapes import default_targets, target_shapes
+
+    if adapt not in _TOWERS:
+        raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
+    shapes = target_shapes(model, targets or list(default_targets(model)), adapt)
+    largest = max(min(shape) for shape in shapes.values())
+    if lora_rank > largest:
+        rule = "is above the largest rank of these weights"
+        raise SpecError([Problem("--lora-rank", lora_rank, rule, f"--lora-rank {largest}")])
+    answer = budget_table(shapes, lora_rank)
+    emit(as_json, lambda: answer, lambda: _print_budget(model, answer))
+
+
+def print_header(plan: Plan) -> None:
+    """One line on what is about to run."""
+    spec, left_out = plan.spec, len(plan.cells) - len(plan.feasible)
+    allowance = spec.search.allowance
+    tune = str(spec.search.trials) if allowance is None else f"{allowance.samples:,} samples"
+    out.print(
+        Text(spec.name, "bold"),
+        f": {len(plan.feasible)} cells, {plan.n_trials} trials "
+        f"({tune} to tune and {len(spec.confirm.seeds)} to confirm per cell) on {spec.model.id}",
+        f"; {left_out} infeasible cell(s) left out, see `sweeps plan`" if left_out else "",
+        sep="",
+    )
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    rows = [
+        {
+            "method": cell.method,
+            "reference": cell.reference or "",
+            "data": cell.dataset,
+            "size": str(cell.train_size),
+            "budget": whole(cell.budget),
+            "capacity": _ranks(dict(cell.capacities) if cell.capacity is None else cell.capacity),
+            "allocation": cell.allocation or "",
+            "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
+            "count": whole(cell.count),
+            "residual": _residual(cell.residual, cell.budget),
+            "lr": "" if cell.lr_low is None or cell.lr_high is None else f"{cell.lr_low:.1e} .. {cell.lr_high:.1e}",
+            "trials": str(cell.tune_trials + cell.confirm_seeds) if cell.feasible else "left out",
+        }
+        for cell in plan.cells
+    ]
+    title = f"{plan.spec.name}: {len(plan.feasible)} cells, {plan.n_trials} trials"
+    print_rows(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title)
+    for cell in plan.cells:
+        if not cell.feasible:
+            around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
+            out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
+    _print_packing(plan)
+
+
+def _print_packing(plan: Plan) -> None:
+    """Which methods' trials share a worker, and why others do not; nothing where none were asked to."""
+    from sweeps.plan.packing import packing_words
+
+    for line in packing_words(plan):
+        out.print(line)
+
+
+def _print_budget(model: str, answer: Mapping[str, Any]) -> None:
+    rows = []
+    for m in answer["methods"]:
+        residual = _residual(m["residual"], answer["budget"])
+        near = [_near(m["below"]), _near(m["above"])]
+        rows.append([m["method"], m["allocation"], _ranks(m["ranks"]), whole(m["count"]), residual, *near])
+    title = f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters"
+    print_rows(["method", "allocation", "capacity", "count", "residual", "below", "above"], rows, title)
+
+
+def _print_estimate(estimate: Estimate, plan: Plan) -> None:
+    header = ["method", "seconds/trial", "trials", "minutes of one slot"]
+    rows = [
+        [p.method, f"{p.seconds_per_trial:.1f}", str(p.trials), f"{p.seconds_total / 60:.1f}"] for p in estimate.methods
+    ]
+    print_rows(header, rows, "estimate, from a probe of every method")
+    print_estimate_line(estimate)
+    words = (
+        f"{estimate.accelerator_hours:.3g} accelerator-hours; disk about {estimate.disk_bytes / 2**20:.0f} MiB, "
+        f"{estimate.kept_bytes / 2**20:.0f} MiB of them kept weights; "
+        f"peak memory of a trial about {estimate.memory_bytes / 2**20:.0f} MiB"
+    )
+    if estimate.shared_bytes:  # what workers on the CPU share
+        shared, together = (n / 2**20 for n in (estimate.shared_bytes, estimate.together_bytes))
+        words += f", {shared:.0f} MiB of them one base model for all workers; "
+        words += f"{together:.0f} MiB for {estimate.concurrent}"
+    out.print(words)
+    _print_packing(plan)
+
+
+def print_estimate_line(estimate: Estimate) -> None:
+    """How long it will take, in one line, and which limits will end it."""
+    if estimate.trials_left == 0:
+        out.print("nothing left to run")
+        return
+    out.print(
+        f"about {duration(estimate.seconds)} for {estimate.trials_left} trials, {estimate.concurrent} at a time "
+        + (f"in packs of up to {estimate.pack} " if estimate.pack > 1 else "")
+        + (f"at a cost of about {estimate.cost:.2f} " if estimate.cost is not None else "")
+        + f"(probed in {duration(estimate.probe_seconds)})"
+    )
+    for limit in estimate.over:
+        err.print(f"it will stop before its end: {limit}", style="yellow")
+
+
+def _residual(residual: int | None, budget: int | None) -> str:
+    return "" if residual is None or not budget else f"{residual / budget:+.2%}"
+
+
+def _ranks(ranks: Any) -> str:
+    """One rank, or each distinct rank with the number of layers that have it."""
+    if isinstance(ranks, Mapping):
+        values: Sequence[int] = sorted(ranks.values())
+        return " ".join(f"{r}x{values.count(r)}" for r in sorted(set(values)))
+    return "" if ranks is None else str(ranks)
+
+
+def _near(neighbour: Any) -> str:
+    return "" if neighbour is None else f"{neighbour['count']:,} at {neighbour['capacity']}"

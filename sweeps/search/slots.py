@@ -1,0 +1,84 @@
+"""The trials of a cell: a slot is one of them, asked or to be asked; a choice is what the tuning ones say.
+
+A slot's configuration is fixed when it is asked, and its trial id is the hash of that configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from analysis.format import Row
+from sweeps.spec.space import Extra, Point, extra_from
+
+Seeds = tuple[int, int, int]
+Edge = Literal["low", "high"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One trial of a cell.
+
+    Attributes:
+        config: the trial's configuration as JSON values.
+        seeds: (data, init, basis).
+        extra: searched hyperparameters beside the rate.
+        origin: what proposed it where that is not the sampler: "published", "neighbour" or "widened".
+    """
+
+    cell_id: str
+    stage: str
+    slot: int
+    trial_id: str
+    config: Mapping[str, Any] = field(repr=False)
+    lr: float | None
+    seeds: Seeds
+    extra: Extra = ()
+    origin: str | None = None
+
+    @property
+    def point(self) -> Point:
+        """Its hyperparameters; of a trial with a learning rate."""
+        if self.lr is None:
+            raise AssertionError(f"trial {self.trial_id} has no learning rate")
+        return Point(self.lr, self.extra)
+
+    @classmethod
+    def from_row(cls, row: Row) -> Slot:
+        """Rebuild the slot of a finished trial from its row, where the journal is lost."""
+        seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
+        extra = extra_from(row.get("hyperparameters"))
+        return cls(row["cell_id"], row["stage"], row["slot"], row["trial_id"], {}, row["lr"], seeds, extra)
+
+    @classmethod
+    def from_config(cls, cell_id: str, stage: str, slot: int, trial_id: str, config: Mapping[str, Any]) -> Slot:
+        """Rebuild a slot from a journaled configuration."""
+        seeds = (config["data_seed"], config["init_seed"], config["basis_seed"])
+        return cls(cell_id, stage, slot, trial_id, config, config["lr"], seeds)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The learning rate that a cell's TUNE trials pick, with the evidence for it.
+
+    Attributes:
+        lr: the chosen rate.
+        mean_val: its mean validation score over its seeds; None where nothing was tuned.
+        n_trials: trials that the choice rests on: the rates tried and the re-runs.
+        n_rerun_seeds: further seeds on which the chosen rate was run.
+        edge: "low" or "high" when it is the end of the rates tried, which suggests a wider range.
+        extra: the other chosen hyperparameters: a point is chosen as a whole.
+    """
+
+    lr: float
+    mean_val: float | None
+    n_trials: int
+    n_rerun_seeds: int
+    edge: Edge | None
+    extra: Extra = ()
+
+    @property
+    def point(self) -> Point:
+        """The chosen hyperparameters."""
+        return Point(self.lr, self.extra)

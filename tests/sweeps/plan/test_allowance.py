@@ -1,0 +1,41 @@
+"""How many trials an allowance in samples is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sweeps.errors import SpecError
+from sweeps.plan.plan import Plan
+from sweeps.plan.split_sizes import split_sizes
+from sweeps.spec.spec import SweepSpec
+
+DATA = "embedded:fashion-mnist-turned"
+
+
+def planned(samples: int, **sections: Any) -> Plan:
+    tree = {
+        "name": "s",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
+        "data": {"datasets": [DATA], "train_size": ["16-shot"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}, "zero-shot": {}},
+        "search": {"sampler": "qmc", "allowance": {"samples": samples}},
+        "train": {"epochs": 4},
+    }
+    return Plan.from_spec(SweepSpec.parse({**tree, **sections}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "epochs"),
+    [({}, 4), ({"data": {"datasets": [DATA], "train_size": ["16-shot"], "epochs": {DATA: 2}}}, 2)],
+    ids=["of every data set", "of this one"],
+)
+def test_whole_trials_of_an_allowance_in_samples(sections: dict[str, Any], epochs: int) -> None:
+    lora, nothing = planned(20 * 160 * 4 + 1, **sections).cells
+    assert split_sizes(lora)[0] == lora.epoch_samples == 160
+    assert (lora.epochs, lora.tune_trials, nothing.tune_trials) == (epochs, 20 * 4 // epochs, 0)
+    assert lora.allowance_samples == 20 * 160 * 4 + 1
+    with pytest.raises(SpecError, match=rf"2 trial\(s\) of {160 * epochs} samples .* Nearest: samples = "):
+        planned(2 * 160 * epochs, **sections)
