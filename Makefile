@@ -2,8 +2,8 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
-JOBS ?= 2  # processes that tests run in; 1 needs the least memory
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .PHONY: setup demo test test-all check lint types imports format api clean help
 
@@ -22,7 +22,8 @@ setup: .venv/.ready  ## make .venv with everything in it
 demo: setup  ## the quickstart sweep, end to end: table, scaling curve, report
 	$(BIN)/sweeps run examples/quickstart.toml
 
-check: lint types imports  ## style, types and the import order
+check: setup  ## style, types and the import order, side by side
+	@$(MAKE) --no-print-directory --jobs=3 lint types imports
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,11 +35,11 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
-test: check  ## checks and all but the slow tests
-	$(BIN)/python -m pytest
+test: check  ## checks and all but the slow tests, in JOBS processes (2)
+	$(PYTEST)
 
 test-all: check  ## slow tests too
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 api: setup  ## reference of the Python interface, from docstrings, in site/api
 	$(BIN)/pdoc randlora sweeps analysis trainables --output-directory site/api

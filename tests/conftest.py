@@ -25,7 +25,7 @@ if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        needs_ray = {"pool", "own_ray"} & set(getattr(item, "fixturenames", ()))
+        needs_ray = {"pool", "own_ray", "start_driver"} & set(getattr(item, "fixturenames", ()))
         group = "ray" if needs_ray else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
 

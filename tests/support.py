@@ -11,7 +11,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def wait_for(condition: Any, what: str, seconds: float = 90.0) -> None:
+def wait_for(condition: Any, what: str, seconds: float = 240.0) -> None:
+    """Wait until a condition holds, however loaded the machine is."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"

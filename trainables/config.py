@@ -53,10 +53,7 @@ def identifying(model: BaseModel) -> dict[str, Any]:
 
 
 def shots(train_size: TrainSize) -> int | None:
-    """The k of a "k-shot" train size; None when the size is a fraction.
-
-    Raises ValueError when it is neither "k-shot" with k >= 1 nor a fraction in (0, 1].
-    """
+    """The k of "k-shot"; None for a fraction. Raises ValueError for neither (k >= 1, a fraction in (0, 1])."""
     if isinstance(train_size, str):
         match = _SHOTS.fullmatch(train_size)
         if match is None:

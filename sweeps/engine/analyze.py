@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from analysis.diagnostics.units import Execute, Unit
 
 RETRIES = 2
-"""Times that a task is started again whose process dies."""
+"""How often a task starts again after its process died."""
 ON_CPU = ("spectrum", "approximation")
 """Tables whose tasks take no GPU: they are linear algebra in double precision."""
 

@@ -1,4 +1,4 @@
-"""One trial once more, in this process, from the configuration that the journal has: does it give the same number?"""
+"""Train one finished trial again in this process, as the journal has it: does it give the same number?"""
 
 from __future__ import annotations
 

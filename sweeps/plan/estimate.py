@@ -76,7 +76,7 @@ class Estimate:
 
     @property
     def together_bytes(self) -> int:
-        """Peak memory of all trials at a time on this machine, if it comes to all of them at once; on the CPU."""
+        """Memory of this machine that its trials on CPUs take when all of them are at their peak."""
         return self.shared_bytes + self.concurrent * max(0, self.memory_bytes - self.shared_bytes)
 
     @property

@@ -108,7 +108,7 @@ class CellState:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to run; a cell none of whose rates finished is over as well."""
+        """Whether nothing is left to run. A cell all of whose rates failed is finished too."""
         return not self.running and self.next_slot() is None
 
     @property
@@ -123,14 +123,14 @@ class CellState:
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
-        """How many of them are done. Leftovers of a changed choice or a shortened list don't count."""
+        """How many of the planned trials are done. Leftovers of a changed choice or a shortened list don't count."""
         wanted = [s.trial_id for s in self._points().values() if s is not None]
         wanted += [s.trial_id for s in self._reruns()] if self._points_done else []
         wanted += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
         return sum(trial_id in self.rows for trial_id in dict.fromkeys(wanted))
 
     def known(self, slot: Slot) -> Slot:
-        """A slot out of the journal, with what its number and its configuration say of it."""
+        """A slot from the journal, completed by what its number and its configuration say."""
         extra = slot.extra
         space = self.cell.space
         if slot.config and space is not None and space.dimensions:

@@ -90,7 +90,7 @@ def problem(error: Mapping[str, Any], model: type[BaseModel]) -> Problem:
 
 
 def _slug(value: object) -> str | None:
-    """A name made of what may stand in one."""
+    """The value as a name that is allowed; None where nothing of it is left."""
     plain = unicodedata.normalize("NFKD", str(value)).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._") or None
 

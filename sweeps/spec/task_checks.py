@@ -67,7 +67,7 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """Text for a model of images, or the other way round, or texts of another kind."""
+    """Data sets that the model does not read: texts for images, images for texts, texts of another kind."""
     texts = kind not in IMAGES
     rule = f"is a set of {'images' if texts else 'texts'}, and the model reads {'texts' if texts else 'images'}"
     fitting = [n for n, info in TEXT_DATASETS.items() if info.kind in READS[kind]] if texts else list(DATASETS)
@@ -112,7 +112,7 @@ def _window_problems(spec: SweepSpec) -> list[Problem]:
 
 
 def _set(spec: SweepSpec, names: Iterable[str], rule: str) -> list[Problem]:
-    """A problem for every one of these settings that has not its default."""
+    """A problem for each of these settings that differs from its default."""
     problems = []
     for name in names:
         section, _, field = name.partition(".")

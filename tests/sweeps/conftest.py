@@ -1,15 +1,21 @@
-"""Fake sweeps that nothing disturbs, each run once a session: what sweeps that something happens to must equal."""
+"""Fake sweeps that nothing disturbs, each run once a session, and drivers in processes of their own."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sweeps.lanes.pool import Pool
 from tests.fakes import FakeCell, fake_plan
-from tests.sweeps.support import Undisturbed, go, without_faults
+from tests.support import ROOT
+from tests.sweeps.support import DRIVER, StartDriver, Undisturbed, go, without_faults
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +32,23 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> Undistu
         return made[key]
 
     return results
+
+
+@pytest.fixture
+def start_driver() -> Iterator[StartDriver]:
+    """Starts drivers; those that still run at the end of the test end with it, and all that they started."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for driver in started:
+        if driver.poll() is None:
+            for process in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
+                with contextlib.suppress(psutil.Error):  # children come and go
+                    process.kill()
+        with driver:  # closes its pipe
+            driver.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -28,7 +27,6 @@ from tests.fakes import (
     FakeSearch,
     fake_plan,
 )
-from tests.support import ROOT
 
 VARIES = {"attempt", "host", "started_at", "ended_at", "seconds_total", "seconds_setup", "chosen_at", "packed"}
 """Columns that differ between two runs of one sweep."""
@@ -37,6 +35,9 @@ PAIR = (FakeCell("lora"), FakeCell("vera"))
 
 Undisturbed = Callable[..., Path]
 """The fixture of that name: from cells and sections to the results of a sweep that ran without faults."""
+
+StartDriver = Callable[..., subprocess.Popen[str]]
+"""The fixture `start_driver`: from a folder, a log, the seconds of an epoch and perhaps other code to its process."""
 
 DRIVER = """
 import sys
@@ -50,22 +51,6 @@ plan = fake_plan(folder, logged(log, delay=delay), resources=FakeResources(concu
 print(run(plan, trial=TRIAL, progress=False).interrupted)
 """
 """A sweep in a process of its own: its folder, its log of epochs, and the seconds of an epoch are arguments."""
-
-KILLED_AFTER = """
-import os, signal
-from sweeps.records.journal import Journal
-left, real = int(sys.argv[4]), Journal.write
-
-def write(self, event, *, sync=True):
-    global left
-    real(self, event, sync=sync)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Journal.write = write
-"""
-"""What a driver runs first that is to be killed after a number of events, its fourth argument."""
 
 
 def without_faults(cell: FakeCell) -> FakeCell:
@@ -104,17 +89,6 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     return [event for event in found if event["ev"] == kind]
-
-
-def start_driver(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-
-def driver(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run driver code to its end."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=200)
 
 
 def searched(folder: Path, delay: float = 0.0, **more: Any) -> FakePlan:

@@ -35,10 +35,7 @@ def data_folder() -> Path:
 def hub_splits(dataset: str, repository: str, *config: str, instead: str, **where: str) -> dict[str, Any]:
     """The splits of a hub repository by name, downloaded once into the hub's cache.
 
-    Args:
-        config: which of the repository's configurations; none for its only or default one.
-        instead: what to do where it can't be had, for the message.
-        where: further arguments of `datasets.load_dataset`.
+    `config` and `where` go to `datasets.load_dataset`; `instead` says what to do where it can't be had.
     """
     import datasets
 
@@ -52,11 +49,9 @@ def hub_splits(dataset: str, repository: str, *config: str, instead: str, **wher
 
 
 def counted(dataset: D, what: str, pool: int | None, test: int | None, *, verified: bool) -> D:
-    """The same data set, its rows compared with what is known of it; those of test when that is opened.
+    """The same data set, its rows compared with the numbers that are known; those of test when that is opened.
 
-    Args:
-        what: rows in the plural, "images".
-        pool, test: rows that are known; None for not known.
+    `what` is what rows are, in the plural: "images".
     """
     differ(dataset.name, f"training {what}", len(dataset.train), pool, verified=verified)
 

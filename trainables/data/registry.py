@@ -81,9 +81,7 @@ def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Pr
 
 
 def load_dataset(name: str, *, stage: Stage = "TUNE") -> Dataset:
-    """Load a data set: words, labels and encoded images; nothing is decoded yet.
-
-    Its test split is closed until `.at("CONFIRM")` (or stage="CONFIRM" here).
+    """Load a data set; nothing is decoded yet, and its test split is closed in stage TUNE (`.at("CONFIRM")` opens it).
 
     Raises DataError: unknown name, missing or damaged files, columns or splits that are not there.
     """
@@ -91,10 +89,7 @@ def load_dataset(name: str, *, stage: Stage = "TUNE") -> Dataset:
 
 
 def load_text_dataset(name: str, *, stage: Stage = "TUNE") -> TextDataset:
-    """Load a text set. Its test split is closed as that of `load_dataset`.
-
-    Raises DataError: an id that is not one of a text set, missing or malformed files, naming file and row.
-    """
+    """Load a text set, as `load_dataset` loads one of images. Raises DataError, naming file and row."""
     load = text_loader(name)
     if load is None:
         known = [*TEXT_DATASETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]

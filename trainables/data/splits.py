@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Self, TypeVar
-from typing import Protocol as Structure
 
 import torch
 from torch import Tensor
@@ -21,15 +20,8 @@ VAL_MOST = 5000
 VAL_SHOTS = 4
 
 
-class Rows(Structure):
-    """What drawing needs of a split: N rows with classes."""
-
-    def __len__(self) -> int: ...
-    @property
-    def labels(self) -> Tensor: ...
-
-
-R = TypeVar("R", bound=Rows)
+R = TypeVar("R")
+"""A split: N rows with `labels`, (N,)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

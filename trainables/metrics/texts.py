@@ -7,7 +7,8 @@ METEOR and tokenizer), so values differ a little from published ones; all trials
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from trainables.errors import TrialError
@@ -28,7 +29,11 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     """
     if not texts or len(texts) != len(references) or not all(references):
         raise TrialError(f"{len(texts)} texts and {len(references)} lists of references: each text needs references")
-    tokens = _tokenizer()
+    tokenize = _library("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
+
+    def tokens(text: str) -> list[str]:
+        return str(tokenize(text)).lower().split()
+
     hypotheses = [tokens(text) for text in texts]
     wanted = [[tokens(reference) for reference in each] for each in references]
     return {
@@ -56,11 +61,6 @@ def _library(name: str) -> Any:
         ) from error
 
 
-def _tokenizer() -> Callable[[str], list[str]]:
-    tokenize = _library("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
-    return lambda text: str(tokenize(text)).lower().split()
-
-
 def _bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     most = max(map(len, references))
     # sacrebleu wants one list per reference number; a missing one is None
@@ -79,26 +79,19 @@ def _nist(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
         return 0.0
 
 
-class _NoSynonyms:
-    """Stands in for WordNet, which NLTK would have to download."""
-
-    def synsets(self, word: str) -> list[object]:
-        del word
-        return []
+_NO_SYNONYMS = SimpleNamespace(synsets=lambda word: [])
+"""Stands in for WordNet, which NLTK would have to download."""
 
 
 def _meteor(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
     score = _library("nltk.translate.meteor_score").meteor_score
-    values = [score(each, h, wordnet=_NoSynonyms()) for h, each in zip(hypotheses, references, strict=True)]
+    values = [score(each, h, wordnet=_NO_SYNONYMS) for h, each in zip(hypotheses, references, strict=True)]
     return float(sum(values)) / len(values)
 
 
 def _rouge(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    class Spaces:
-        def tokenize(self, text: str) -> list[str]:
-            return text.split()
-
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=Spaces())
+    by_spaces = SimpleNamespace(tokenize=str.split)
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=by_spaces)
     best = [
         scorer.score_multi([" ".join(r) for r in each], " ".join(h))["rougeL"].fmeasure
         for h, each in zip(hypotheses, references, strict=True)
@@ -107,9 +100,7 @@ def _rouge(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Se
 
 
 def _cider(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    found, wanted = (
-        {i: [" ".join(h)] for i, h in enumerate(hypotheses)},
-        {i: [" ".join(r) for r in each] for i, each in enumerate(references)},
-    )
+    found = {i: [" ".join(h)] for i, h in enumerate(hypotheses)}
+    wanted = {i: [" ".join(r) for r in each] for i, each in enumerate(references)}
     value, _ = _library("pycocoevalcap.cider.cider").Cider().compute_score(wanted, found)
     return float(value)

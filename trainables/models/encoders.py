@@ -36,10 +36,7 @@ def model_type(module: nn.Module) -> str | None:
 
 
 def pooled(module: nn.Module, outputs: object) -> Tensor:
-    """(B, D) float32 from the outputs of a forward pass of `module`, a transformers encoder.
-
-    Raises TrialError: an encoder without a pooled output.
-    """
+    """(B, D) float32 from the outputs of a transformers encoder. Raises TrialError where there is no pooled output."""
     if model_type(module) in FIRST_TOKEN:
         tokens: Tensor = outputs.last_hidden_state  # type: ignore[attr-defined]
         return tokens[:, 0].float()

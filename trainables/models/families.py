@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -15,11 +14,12 @@ Scheme = Literal["open_clip", "hf", "local", "embedded"]
 Kind = Literal["clip", "hf-vision", "causal-lm", "text-encoder"]
 
 FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME[/FILE.gguf], local:DIR[/FILE.gguf], embedded:tiny-clip"
-GGUF = ".gguf"
 """The accepted forms of a model id, for messages."""
+GGUF = ".gguf"
 
 EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "embedded" / "tiny_clip"}
 """Models that come with the package, by name: directories in open_clip's `local-dir:` layout."""
+_EMBEDDED_IDS = [f"embedded:{name}" for name in EMBEDDED]
 
 
 class ModelError(TrainablesError):
@@ -88,23 +88,22 @@ FAMILIES: dict[str, Family] = {name: Family(kind, TARGETS[name], why) for name, 
 
 
 def parse_id(model_id: str) -> ModelId:
-    """Take a model id apart and check what can be checked without reading weights or the network.
-
-    Raises ModelError: an unknown form, architecture, tag or embedded name, or a directory that isn't there.
-    """
+    """Take a model id apart, reading no weights and no network. Raises ModelError for what is unknown or not there."""
     scheme, colon, name = model_id.partition(":")
     if not colon or scheme not in ("open_clip", "hf", "local", "embedded") or not name:
         raise ModelError(f"unknown model id {model_id!r}: write one of {FORMS}; {_guess(model_id)}")
     if scheme == "embedded":
         if name not in EMBEDDED:
-            raise ModelError(f"unknown embedded model {model_id!r}; {nearest(model_id, _prefixed(EMBEDDED))}")
+            raise ModelError(f"unknown embedded model {model_id!r}; {nearest(model_id, _EMBEDDED_IDS)}")
         return ModelId("embedded", name, folder=EMBEDDED[name])
     if scheme == "local":
         folder = Path(name).expanduser()
         if folder.suffix == GGUF:
             return _gguf_id(model_id, folder)
         if not folder.is_dir():
-            raise ModelError(f"{model_id!r}: {folder} is not a directory; {_sibling(folder)}")
+            beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else None
+            hint = f"neither is {folder.parent}" if beside is None else nearest(folder.name, beside)
+            raise ModelError(f"{model_id!r}: {folder} is not a directory; {hint}")
         return ModelId("local", name, folder=folder)
     if scheme == "hf":
         if name.endswith(GGUF) and name.count("/") == 2:
@@ -117,7 +116,7 @@ def parse_id(model_id: str) -> ModelId:
 
 
 def family_named(name: str) -> Family:
-    """The family of that name. Raises ModelError: a family without default targets."""
+    """The family of that name. Raises ModelError for a family without default targets."""
     if name not in FAMILIES:
         raise ModelError(
             f"no default targets for models of type {name!r}: name the weights to adapt in model.targets; "
@@ -152,7 +151,7 @@ def _guess(model_id: str) -> str:
     import open_clip
 
     pairs = cast("list[tuple[str, str]]", open_clip.list_pretrained())
-    known = [*_prefixed(EMBEDDED), *(f"open_clip:{arch}/{tag}" for arch, tag in pairs)]
+    known = [*_EMBEDDED_IDS, *(f"open_clip:{arch}/{tag}" for arch, tag in pairs)]
     # a wrong or missing prefix must not hide a good name
     bare = {name.partition(":")[2]: name for name in known}
     wanted = model_id.rpartition(":")[2]
@@ -162,13 +161,3 @@ def _guess(model_id: str) -> str:
     if phrase.startswith("nearest"):
         return phrase
     return f"nearest: 'hf:{model_id}'" if model_id.count("/") == 1 else f"nearest: {known[0]!r}"
-
-
-def _prefixed(names: Iterable[str]) -> list[str]:
-    return [f"embedded:{name}" for name in names]
-
-
-def _sibling(folder: Path) -> str:
-    if not folder.parent.is_dir():
-        return f"neither is {folder.parent}"
-    return nearest(folder.name, (p.name for p in folder.parent.iterdir() if p.is_dir()))

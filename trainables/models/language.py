@@ -19,13 +19,17 @@ from trainables.errors import TrialError
 from trainables.runtime import Autocast
 
 
+def output_layer(module: nn.Module) -> nn.Module | None:
+    """The layer of a transformers model that makes logits over words; None for a model without."""
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    return head if isinstance(head, nn.Module) else None
+
+
 class LanguageModel:
     """Token ids to logits. B sequences of T tokens, padded behind; P positions; V words."""
 
     def __init__(self, module: nn.Module, autocast: Autocast) -> None:
-        find = getattr(module, "get_output_embeddings", None)
-        head = find() if find is not None else None
-        if not isinstance(head, nn.Module):
+        if (head := output_layer(module)) is None:
             raise TrialError(
                 f"{type(module).__name__} has no output layer over words; it is not a causal language model"
             )

@@ -44,7 +44,6 @@ class LoadedModel:
     Attributes:
         module: the model, float32, on the CPU, in eval mode; every parameter still requires its gradient.
         kind: the task family that can train it.
-        family: "open_clip", or the `model_type` of a transformers config.
         model_id: the id it was loaded by.
         preprocess: None for a model without images.
         tokenizer: of a CLIP model: texts to token ids (n, context length), int64, padded; None for any other.
@@ -54,7 +53,6 @@ class LoadedModel:
 
     module: nn.Module
     kind: Kind
-    family: str
     model_id: str
     preprocess: Preprocess | None
     tokenizer: Tokenizer | None
@@ -110,7 +108,6 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) ->
     return LoadedModel(
         module=cast("nn.Module", module).float().eval(),
         kind="clip",
-        family="open_clip",
         model_id=model_id,
         preprocess=Preprocess(
             Recipe(
@@ -163,7 +160,6 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: b
     return LoadedModel(
         module=nn.Module.float(module).eval(),
         kind=kind,
-        family=config.model_type,
         model_id=model_id,
         preprocess=_hf_preprocess(source, config, model_id) if vision else None,
         tokenizer=None,

@@ -27,6 +27,9 @@ UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.er
 
 Shape = tuple[int, int]
 
+VISUAL = "visual."
+"""open_clip's prefix of the image tower's weights."""
+
 
 def meta_model(model_id: str) -> nn.Module:
     """The model's modules with shapes and names but no data, on the meta device.
@@ -48,19 +51,13 @@ def meta_model(model_id: str) -> nn.Module:
 
 
 def model_kind(model_id: str) -> Kind:
-    """The task family that can train a model; reads its config at most.
-
-    Raises ModelError: an unknown id, or a config that can't be read.
-    """
+    """The task family that can train a model, by its config at most. Raises ModelError where that can't be read."""
     parsed = parse_id(model_id)
     return "clip" if is_open_clip(parsed, model_id) else kind_of(shape_config(parsed, model_id))
 
 
 def default_targets(model: str | nn.Module) -> list[str]:
-    """Weight-name suffixes adapted by default in a model, given by id or as a module (`families.FAMILIES`).
-
-    Raises ModelError: a family without defaults.
-    """
+    """Weight-name suffixes adapted by default in a model, an id or a module. Raises ModelError where there are none."""
     module = meta_model(model) if isinstance(model, str) else model
     if (name := family_name(module)) is None:
         raise ModelError(
@@ -85,27 +82,20 @@ def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: st
         adapt: for CLIP "vision" keeps the visual tower, "both" and "all" keep both. Other models have one tower, and
             a language model has no vision tower to keep.
 
-    Raises:
-        ModelError: an unknown model, or nothing left to adapt.
-        TargetError: a target that matches no weight; lists the nearest names.
+    Raises ModelError for an unknown model or nothing left to adapt, TargetError for a target that matches no weight.
     """
     module = meta_model(model_id)
     found = resolve_targets(module, list(targets) if targets is not None else default_targets(module))
-    return keep_adapted(module, found, adapt)
-
-
-def keep_adapted(module: nn.Module, shapes: Mapping[str, Shape], adapt: str) -> dict[str, Shape]:
-    """The part of `shapes` that `adapt` selects in `module`; see `target_shapes`."""
     if adapt not in ("vision", "both", "all"):
         raise ModelError(f"adapt must be one of vision, both, all; got {adapt!r}")
-    if adapt != "vision":
-        return dict(shapes)
     name = family_name(module)
+    if adapt != "vision" or name is None:
+        return dict(found)
     if name != "open_clip":
-        if name is not None and family_named(name).kind != "hf-vision":
+        if family_named(name).kind != "hf-vision":
             raise ModelError(f"adapt = 'vision', but a {name} model has no vision tower; nearest: 'all'")
-        return dict(shapes)
-    kept = {name: shape for name, shape in shapes.items() if name.startswith("visual.")}
+        return dict(found)
+    kept = {name: shape for name, shape in found.items() if name.startswith(VISUAL)}
     if not kept:
         raise ModelError("adapt = 'vision', but no target lies in the visual tower; nearest: 'both'")
     return kept
@@ -119,10 +109,7 @@ def family_name(module: nn.Module) -> str | None:
 
 
 def is_open_clip(parsed: ModelId, model_id: str) -> bool:
-    """Whether a model is open_clip's (else transformers').
-
-    Raises ModelError: a directory without the config of either.
-    """
+    """Whether a model is open_clip's (else transformers'). Raises ModelError for a directory without a config."""
     folder = parsed.folder
     if folder is None or parsed.gguf is not None:
         return parsed.scheme == "open_clip"
@@ -136,10 +123,7 @@ def is_open_clip(parsed: ModelId, model_id: str) -> bool:
 
 
 def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A transformers config from a directory or the hub, or from the GGUF file of that name in it.
-
-    Raises ModelError: not found, no network, malformed, or code of its own that isn't trusted.
-    """
+    """A transformers config of a directory, the hub or a GGUF file. Raises ModelError for none, or one not trusted."""
     from transformers import AutoConfig
 
     try:
@@ -160,10 +144,7 @@ def known_configs() -> Mapping[str, Mapping[str, Any]]:
 
 
 def shape_config(parsed: ModelId, model_id: str) -> Any:
-    """The config that shapes are taken from: of a directory, of `known_configs`, or of the hub.
-
-    Raises ModelError: as `hf_config`.
-    """
+    """The config that shapes are taken from: of a directory, `known_configs`, or the hub. Raises as `hf_config`."""
     if parsed.folder is None and parsed.gguf is None and parsed.name in known_configs():
         from transformers import AutoConfig
 

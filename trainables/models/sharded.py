@@ -25,7 +25,8 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
     world = torch.distributed.get_world_size()
     mesh = init_device_mesh(device.type, (world,))
     split = copy.deepcopy(module)
-    for block in _blocks(split):
+    lists = [m for m in split.modules() if isinstance(m, nn.ModuleList)]
+    for block in max(lists, key=len, default=()):  # the layers of a transformer
         fully_shard(block, mesh=mesh)
     fully_shard(split, mesh=mesh)
     for part in split.modules():
@@ -33,12 +34,6 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
             part.set_force_sum_reduction_for_comms(True)  # gloo has no other
             part.set_gradient_divide_factor(1.0)
     return split
-
-
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    """The layers of a transformer: the members of its longest ModuleList."""
-    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
 
 
 def whole(tensor: Tensor) -> Tensor:

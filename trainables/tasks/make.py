@@ -20,10 +20,5 @@ _MAKERS: dict[Kind, Callable[[Parts], Task]] = {
 
 
 def make_task(parts: Parts) -> Task:
-    """The task that trains and evaluates a model of this kind.
-
-    Raises:
-        TrialError: settings that the task does not take.
-        TrainablesError: bad data.
-    """
+    """The task that trains and evaluates a model of this kind. Raises TrialError for settings that it does not take."""
     return _MAKERS[parts.loaded.kind](parts)

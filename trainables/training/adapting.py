@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,11 @@ from randlora.model.targets import stored_names
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.encoders import is_unused
+from trainables.models.shapes import VISUAL
 from trainables.models.sharded import whole
 from trainables.models.sharing.mapped import own_copy
 from trainables.seeds import derive_seed
 
-VISUAL = "visual."
-"""open_clip's prefix of the image tower's weights."""
 _TEMPERATURE = ("logit_scale", "logit_bias")
 
 
@@ -49,7 +48,7 @@ class Trainables:
     added: Adapted | None = None
 
 
-@contextmanager
+@contextlib.contextmanager
 def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
     """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
 
@@ -59,45 +58,34 @@ def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
     required = {p: p.requires_grad for p in model.parameters()}
     try:
         model.requires_grad_(False)
-        if trial.method in (NO_TRAINING, LINEAR_PROBE):
-            yield Trainables({}, 0, 0, lambda _: None)  # a probe's head belongs to its task
-        elif trial.method in FULL_METHODS:
-            with _base_weights(model, trial) as trainables:
-                yield trainables
-        else:
-            with _adapters(model, trial) as trainables:
-                yield trainables
+        with contextlib.ExitStack() as stack:
+            if trial.method in (NO_TRAINING, LINEAR_PROBE):
+                yield Trainables({}, 0, 0, lambda _: None)  # a probe's head belongs to its task
+            elif trial.method in FULL_METHODS:
+                yield _base_weights(model, trial, stack)
+            else:
+                yield _adapters(model, trial, stack)
     finally:
         for parameter, flag in required.items():
             parameter.grad = None
             parameter.requires_grad_(flag)
 
 
-@contextmanager
-def _adapters(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
+def _adapters(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack) -> Trainables:
     capacities = dict(trial.capacities)
     if not capacities:
         raise TrialError(f"method {trial.method!r} needs the capacity of every target weight; capacities is empty")
     config = get_method(trial.method).config.from_options(max(capacities.values()), dict(trial.options))
-    added = attach(
-        model,
-        config,
-        list(capacities),
-        capacities=capacities,
-        init_seed=trial.init_seed,
-        basis_seed=trial.basis_seed,
-    )
-    try:
-        yield Trainables(dict(added.named_parameters()), added.count(), added.stored_bytes(), added.save, added)
-    finally:
-        added.detach()
+    seeds = {"init_seed": trial.init_seed, "basis_seed": trial.basis_seed}
+    added = attach(model, config, list(capacities), capacities=capacities, **seeds)
+    stack.callback(added.detach)
+    return Trainables(dict(added.named_parameters()), added.count(), added.stored_bytes(), added.save, added)
 
 
-@contextmanager
-def _base_weights(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
+def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack) -> Trainables:
     chosen = set(base_weight_names(model, trial))
     parameters = {n: p for n, p in model.named_parameters() if n in chosen}
-    give_back = _put_aside(model, parameters)
+    stack.callback(_put_aside(model, parameters))
     for parameter in parameters.values():
         parameter.requires_grad_(True)
 
@@ -108,10 +96,7 @@ def _base_weights(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
         about = {"method": trial.method, "model": trial.model, "weights": "base weights after training"}
         (folder / "weights.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 
-    try:
-        yield Trainables(parameters, sum(p.numel() for p in parameters.values()), 0, save)
-    finally:
-        give_back()
+    return Trainables(parameters, sum(p.numel() for p in parameters.values()), 0, save)
 
 
 def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from randlora.packing.packing import Pack, PackingError, draws_of
 from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
 from trainables.errors import TrainablesError, TrialError
+from trainables.models.language import output_layer
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device
 from trainables.seeds import derive_seed
 from trainables.tasks.lane_cache import Warm
@@ -28,7 +29,7 @@ from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Task
 from trainables.training.adapting import adapted, reseed_dropout
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
-from trainables.training.trainer import Trainer, Work, freeze_statistics
+from trainables.training.trainer import Trainer, Work, freeze_statistics, part_of
 from trainables.training.worker import Report, Run
 
 Reports = dict[int, Report | TrialError | TrainablesError]
@@ -99,8 +100,7 @@ def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
         raise NotPackableError(
             "train.gradient_checkpointing would repeat the base model's dropout with random numbers of another trial"
         )
-    find = getattr(first.module, "get_output_embeddings", None)
-    head = find() if find is not None else None
+    head = output_layer(first.module)
     for name, site in first.adapters.sites.items():
         if head is not None and site.owner is head:
             raise NotPackableError(f"{name} is the output layer, which reads other numbers of tokens in every trial")
@@ -149,7 +149,9 @@ class _Together:
                     self._fail(k, error)
             if epoch < epochs and pace.due():
                 with pace.saving():
-                    self._save(epoch, histories)
+                    for k in self.active:
+                        run, state = self.runs[k], self.trainers[k].state()
+                        save_checkpoint(run.directory, run.work.trial.trial_id, epoch, histories[k], state)
             reports |= self.failed
             self.failed = {}
             yield from self._heard(reports)
@@ -172,11 +174,6 @@ class _Together:
             if checkpoint is not None:
                 trainer.load_state(checkpoint.tensors)
         return [[] if c is None else list(c.history) for c in found], epochs.pop()
-
-    def _save(self, epoch: int, histories: Sequence[list[Report]]) -> None:
-        for k in self.active:
-            run = self.runs[k]
-            save_checkpoint(run.directory, run.work.trial.trial_id, epoch, histories[k], self.trainers[k].state())
 
     def _epoch(self, epoch: int) -> dict[int, float]:
         """Train one epoch; the loss of every trial that came through."""
@@ -224,7 +221,7 @@ class _Together:
             found = [self.tasks[k].width(r) for k, r in zip(places, own, strict=True)]
             widths = [width for width in found if width is not None]
             self.pack.together(places, rows=len(part) if widths else None, widths=widths or None)
-            tasks, parts = [self.tasks[k] for k in places], [_part(plans[k], part) for k in places]
+            tasks, parts = [self.tasks[k] for k in places], [part_of(plans[k], part) for k in places]
             losses = first.packed_losses(tasks, own, parts, self.pack.alone)
             total = torch.stack(
                 [loss / self.tasks[k].weight(rows[k]) for k, loss in zip(places, losses, strict=True)]
@@ -232,7 +229,3 @@ class _Together:
             total.backward()  # type: ignore[no-untyped-call]
             for k, loss in zip(places, losses, strict=True):
                 sums[k].add_(loss.detach())
-
-
-def _part(plan: Tensor | None, part: Tensor) -> Tensor | None:
-    return None if plan is None else plan[part]

@@ -19,16 +19,8 @@ from trainables.errors import TrialError
 from trainables.models.sharded import is_split
 from trainables.seeds import derive_seed, generator
 from trainables.tasks.task import Task
+from trainables.training import optim
 from trainables.training.adapting import Trainables, reseed_dropout
-from trainables.training.optim import (
-    Group,
-    add_over_workers,
-    load_state_tensors,
-    lr_factor,
-    make_adamw,
-    set_lr,
-    state_tensors,
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,10 +68,10 @@ class Trainer:
         self._named = trainables.parameters | head
         apart = {id(p) for p in self._hooks.apart()}
         own = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
-        groups = (Group(own, trial.lr, decay), Group(head, head_lr, settings.weight_decay))
+        groups = (optim.Group(own, trial.lr, decay), optim.Group(head, head_lr, settings.weight_decay))
         self._parameters = [p for group in groups for p in group.parameters.values()]
         self._split = is_split(self._parameters)
-        self._optimizer = make_adamw([group for group in groups if group.parameters])
+        self._optimizer = optim.make_adamw([group for group in groups if group.parameters])
         self._aside = torch.zeros(0, dtype=torch.bool)  # which rows a search of ranks holds out
         first = task.batches(1)
         self._steps = len(first)
@@ -138,15 +130,15 @@ class Trainer:
         apart = self._hooks.apart()
 
         def gradients(places: Tensor) -> Tensor:
-            found = self._backward(batch[places], None if plan is None else plan[places])
+            found = self._backward(batch[places], part_of(plan, places))
             if self._world > 1:
-                add_over_workers([*self._parameters, *apart])
+                optim.add_over_workers([*self._parameters, *apart])
             return found
 
         second = self._hooks.order == 2 and len(train) > 0 and len(test) > 0
         before = [p.detach().clone() for p in self._parameters] if second else []
         if len(train):
-            loss_sum += self._backward(batch[train], None if plan is None else plan[train])
+            loss_sum += self._backward(batch[train], part_of(plan, train))
             self.update(epoch, index)
         if len(test):
             held_out_gradient(
@@ -173,7 +165,7 @@ class Trainer:
         parts += [torch.zeros(1, dtype=torch.long)] * (most - len(parts))
         with accumulating(self._module, max(1, len(parts)) if self._trial.train.hold_weights else 1):
             for part, scale in zip(parts, scales, strict=True):
-                loss = self._task.loss_sum(batch[part], None if plan is None else plan[part])
+                loss = self._task.loss_sum(batch[part], part_of(plan, part))
                 if scale != 1.0:
                     loss = loss * scale
                 (loss / weight).backward()  # type: ignore[no-untyped-call]
@@ -188,12 +180,12 @@ class Trainer:
         settings = self._trial.train
         step, total = (epoch - 1) * self._steps + index, self._steps * settings.epochs
         if self._world > 1 and not self._split:
-            add_over_workers(self._parameters)
+            optim.add_over_workers(self._parameters)
         if (penalty := self._hooks.regulariser()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
         start, length = self._hooks.phase(step, total)
-        set_lr(self._optimizer, lr_factor(step - start, length, settings))
+        optim.set_lr(self._optimizer, optim.lr_factor(step - start, length, settings))
         self._optimizer.step()
         self._hooks.on_step(step + 1, total)
         if self._hooks.restarts(step + 1, total):
@@ -213,11 +205,11 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on besides its number."""
-        return state_tensors(self._optimizer, self._named) | self._hooks.state()
+        return optim.state_tensors(self._optimizer, self._named) | self._hooks.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
-        load_state_tensors(self._optimizer, self._named, tensors)
+        optim.load_state_tensors(self._optimizer, self._named, tensors)
         self._hooks.load_state(tensors)
 
 
@@ -226,3 +218,8 @@ def freeze_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def part_of(plan: Tensor | None, places: Tensor) -> Tensor | None:
+    """What a batch's augmentation is at some places of the batch."""
+    return None if plan is None else plan[places]

@@ -58,8 +58,8 @@ def test_kinds_of_devices_are_named() -> None:
 
 def test_the_table_shows_what_was_given_and_spent() -> None:
     def shown(**cell: Any) -> dict[str, str]:
-        sheet = parity([parity_of(TIMES, **cell)])
-        return {c.head: c.text(parity_of(TIMES, **cell)) for c in sheet.columns}
+        row = parity_of(TIMES, **cell)
+        return {c.head: c.text(row) for c in parity([row]).columns}
 
     assert shown()["tuning used / given"] == "6 / 3 (1 failed)"
     assert shown(allowance_samples=2400)["tuning used / given"] == "6 trials, 2,400 / 2,400 examples (1 failed)"

@@ -22,13 +22,13 @@ from tests.support import gone, wait_for
 from tests.sweeps.support import (
     DRIVER,
     PAIR,
+    StartDriver,
     Undisturbed,
     assert_same_tables,
     events,
     go,
     logged,
     rows,
-    start_driver,
     trained,
 )
 
@@ -156,7 +156,7 @@ def test_a_worker_that_dies_with_a_pack_costs_an_attempt_each(tmp_path: Path, po
 
 @pytest.mark.slow
 def test_a_killed_driver_goes_on_with_packs_and_repeats_nothing(
-    tmp_path: Path, pool: Pool, undisturbed: Undisturbed
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
 ) -> None:
     log = tmp_path / "log"
     code = DRIVER.replace("concurrent=2", "concurrent=2, pack=3").replace(

@@ -21,27 +21,45 @@ def row_of(slot: Slot, status: str = "finished") -> dict[str, Any]:
     return {**names, "status": status, "val_score": score, "seeds": slot.seeds}
 
 
+def drive(
+    state: SweepState,
+    known: Rows,
+    end: Callable[[Slot], dict[str, Any]],
+    *,
+    parallel: int,
+    limit: int,
+    begin: Callable[[Slot], None] = lambda slot: None,
+) -> SweepState:
+    """Run a sweep with `parallel` workers, up to `limit` more trials, in random order; `end` makes their rows."""
+    draw = random.Random(parallel + limit)
+    running: list[Slot] = []
+    while True:
+        while len(running) < parallel and (slot := state.next_slot()) is not None:
+            assert slot.trial_id not in known, "a finished trial was issued again"
+            state.start(slot)
+            begin(slot)
+            running.append(slot)
+        if not running or limit == 0:
+            return state
+        slot = running.pop(draw.randrange(len(running)))
+        known[slot.trial_id] = end(slot)
+        state.finish(known[slot.trial_id])
+        cell = state.cells[slot.cell_id]
+        cell.choice = cell.settle() or cell.choice
+        limit -= 1
+
+
 def simulate(plan: FakePlan, rows: Rows, *, fails: Any = None, parallel: int = 1, limit: int = 10**6) -> SweepState:
-    """Run a plan with `parallel` workers, ending trials in random order, up to `limit` more; `rows` is the journal."""
-    order = random.Random(parallel + limit)
+    """Run a plan whose trials score as the fakes do; `rows` is the journal."""
     state = SweepState(plan.feasible, plan.spec)
     for row in rows.values():
         state.restore(slot_of(row, plan))
         state.finish(row)
-    running: list[Slot] = []
-    while True:
-        while len(running) < parallel and (slot := state.next_slot()) is not None:
-            assert slot.trial_id not in rows, "a finished trial was issued again"
-            state.start(slot)
-            running.append(slot)
-        if not running or limit == 0:
-            return state
-        slot = running.pop(order.randrange(len(running)))
-        rows[slot.trial_id] = row_of(slot, "failed" if fails and fails(slot) else "finished")
-        state.finish(rows[slot.trial_id])
-        cell = state.cells[slot.cell_id]
-        cell.choice = cell.settle() or cell.choice
-        limit -= 1
+
+    def end(slot: Slot) -> dict[str, Any]:
+        return row_of(slot, "failed" if fails and fails(slot) else "finished")
+
+    return drive(state, rows, end, parallel=parallel, limit=limit)
 
 
 def slot_of(row: dict[str, Any], plan: FakePlan) -> Slot:
@@ -64,43 +82,24 @@ class Bench:
         self.order: list[Slot] = []
 
     def run(self, plan: FakePlan, limit: int = 10**6) -> SweepState:
-        draw = random.Random(limit)
         state = SweepState(plan.feasible, plan.spec)
         for slot in self.slots.values():
             state.restore(replace(slot, extra=(), origin=None))  # a journal has the configuration alone
         for row in self.rows.values():
             state.finish(row)
-        running: list[Slot] = []
-        while True:
-            while len(running) < self.parallel and (slot := state.next_slot()) is not None:
-                assert slot.trial_id not in self.rows
-                state.start(slot)
-                self.slots[slot.trial_id] = slot
-                self.order.append(slot)
-                running.append(slot)
-            if not running or limit == 0:
-                return state
-            slot = running.pop(draw.randrange(len(running)))
-            state.finish(self.end(slot))
-            cell = state.cells[slot.cell_id]
-            cell.choice = cell.settle() or cell.choice
-            limit -= 1
+        return drive(state, self.rows, self.end, parallel=self.parallel, limit=limit, begin=self.begin)
+
+    def begin(self, slot: Slot) -> None:
+        self.slots[slot.trial_id] = slot
+        self.order.append(slot)
 
     def end(self, slot: Slot) -> dict[str, Any]:
         whole = slot.config["train"]["epochs"]
         epochs = self.prune(slot) if self.prune is not None and slot.stage == "TUNE" else whole
         status = "finished" if epochs == whole else "pruned"
         score = self.score(slot) if status == "finished" else None
-        row = {
-            "cell_id": slot.cell_id,
-            "trial_id": slot.trial_id,
-            "stage": slot.stage,
-            "slot": slot.slot,
-            "lr": slot.lr,
-        }
-        row |= {"status": status, "val_score": score, "epochs": epochs, "samples": 100 * epochs}
-        self.rows[slot.trial_id] = row
-        return row
+        names = {"cell_id": slot.cell_id, "trial_id": slot.trial_id, "stage": slot.stage, "slot": slot.slot}
+        return {**names, "lr": slot.lr, "status": status, "val_score": score, "epochs": epochs, "samples": 100 * epochs}
 
 
 def at(best: float) -> Score:

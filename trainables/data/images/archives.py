@@ -24,10 +24,7 @@ _CUB_MD5 = "97eceeb196236b17998738112f37df78"
 
 
 def load_voc(name: str, words: Words) -> Dataset:
-    """VOC2007 as a classification set: every annotated object, difficult ones too, cut out by its box.
-
-    Raises DataError: torchvision can't read or download it.
-    """
+    """VOC2007: every annotated object, difficult ones too, cut out by its box. Raises DataError where that fails."""
     names = [clean(c, class_words("voc")) for c in VOC_CLASSES]
     train, val = _voc_split(name, "train"), _voc_split(name, "val")
     return assemble(name, names, train, lambda: _voc_split(name, "test"), words, val=val)
@@ -71,10 +68,7 @@ def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, 
 
 
 def load_cub(name: str, words: Words) -> Dataset:
-    """CUB-200-2011 by its own lists (`images.txt`, `image_class_labels.txt`, `train_test_split.txt`).
-
-    Raises DataError: the archive can't be downloaded, is damaged, or lacks a list.
-    """
+    """CUB-200-2011 by the lists in its archive. Raises DataError for an archive that is damaged or can't be had."""
     root = data_folder() / "CUB_200_2011"
     if not root.is_dir():
         _fetch_cub(name, root.parent)
@@ -117,10 +111,7 @@ def _fetch_cub(name: str, folder: Path) -> None:
 
 
 def load_ucf(name: str, words: Words) -> Dataset:
-    """UCF101's middle frames by the lists of `split_zhou_UCF101.json`: [file, class number, class name] a row.
-
-    Raises DataError: the folder or its lists are not there.
-    """
+    """UCF101's middle frames by `split_zhou_UCF101.json`'s rows, [file, class number, class name], or DataError."""
     root = data_folder() / "ucf101"
     lists, frames = root / "split_zhou_UCF101.json", root / "UCF-101-midframes"
     if not lists.is_file() or not frames.is_dir():

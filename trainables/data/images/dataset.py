@@ -97,11 +97,7 @@ def assemble(
     *,
     val: ImageSplit | None = None,
 ) -> Dataset:
-    """A Dataset from its parts, defaults filled in, the test split opened at most once.
-
-    Args:
-        val: the validation split of the authors; it joins `train` in the pool.
-    """
+    """A Dataset from its parts, the test split opened at most once; the authors' validation split joins `train`."""
     names = words.class_names or tuple(class_names)
     if len(names) < 2:
         raise DataError(f"{name}: {len(names)} class(es) found ({', '.join(names)}); classification needs two or more")

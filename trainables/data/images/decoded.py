@@ -27,13 +27,7 @@ _SCHEMA_VERSION = b"1"
 
 
 class DecodedRows:
-    """The decoded rows of one split under one recipe.
-
-    Args:
-        folder: this split's and recipe's own folder.
-        n: rows of the split.
-        width: bytes of one decoded row.
-    """
+    """The decoded rows of one split under one recipe, in a folder of their own: n rows of `width` bytes each."""
 
     def __init__(self, folder: Path, n: int, width: int) -> None:
         self.folder, self.width = folder, width

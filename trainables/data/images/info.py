@@ -75,10 +75,7 @@ class DatasetInfo:
             check_templates(self.templates, self.about or "registered data set")
 
     def open(self, name: str, source: str | None = None) -> Dataset:
-        """Load it, from one of its sources, and compare its size with what is known.
-
-        Raises DataError: missing or damaged files, or another size than was verified.
-        """
+        """Load it from one of its sources. Raises DataError for damaged files, or another size than was verified."""
         load = self.load if source is None else self.others[source]
         dataset = load(name, Words(self.templates or None, self.prompt))
         if self.classes is not None:

@@ -80,10 +80,7 @@ class Pixels:
         return 0 if self._mapped is not None or self.nbytes > self._keep_bytes else self.nbytes
 
     def prepare(self, index: Tensor, *, skip_bad: bool = False) -> Tensor:
-        """Decode the given rows now, all together; the rows that can be used, in the order given.
-
-        Raises DataError: an image that can't be decoded, naming it, unless `skip_bad`, which leaves it out.
-        """
+        """Decode rows at once; those that can be used, in order. Raises DataError for another, unless `skip_bad`."""
         bad: set[int] = set()
         if self._mapped is not None or self.kept_bytes:
             self._fetch(torch.unique(index), bad if skip_bad else None)

@@ -49,17 +49,17 @@ def read_words(folder: Path) -> Words:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: must hold one JSON object, not {type(found).__name__}")
-    lists = {}
+    lists: dict[str, tuple[str, ...] | None] = {}
     for key in ("templates", "class_names"):
         value = found.get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
             raise DataError(f"{path}: {key!r} must be a list of strings, not {value!r}")
         lists[key] = None if value is None else tuple(value)
-    prompt = found.get("prompt")
-    for given in (lists["templates"], None if prompt is None else (str(prompt),)):
+    prompt = None if found.get("prompt") is None else str(found["prompt"])
+    for given in (lists["templates"], None if prompt is None else (prompt,)):
         if given is not None:
             check_templates(given, str(path))
-    return Words(lists["templates"], None if prompt is None else str(prompt), lists["class_names"])
+    return Words(lists["templates"], prompt, lists["class_names"])
 
 
 def from_tables(
@@ -70,11 +70,9 @@ def from_tables(
     *,
     clean: Callable[[str], str] | None = None,
 ) -> Dataset:
-    """A Dataset from one lazily read table per split (`train`, `test`, perhaps a validation split).
+    """A Dataset from one lazily read table, and its `ImageSplit.stamp`, per split: train, test, perhaps a validation.
 
-    Args:
-        stamps: `ImageSplit.stamp` of the splits.
-        clean: makes the words for prompts from the class names that the table has.
+    `clean` makes the words for prompts from the class names that the table has.
     """
     first = tables["train"]()
     columns = _columns(first, name)
@@ -151,7 +149,6 @@ def from_hub(
     Args:
         config: which of the repository's configurations; None for its only or default one.
         splits: our names of splits to the hub's; None takes its `train`, `test` and validation split as they are.
-        clean: makes the words for prompts from its class names.
         advice: how else to get it, for the message when it can't be had.
     """
     instead = (

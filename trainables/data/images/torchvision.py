@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,8 +23,6 @@ PER_CLASS = 270
 TEST_SHARE = 0.2
 """Caltech-101 and -256: the test images' share."""
 
-Pooled = Literal["per-class", "share"]
-
 
 @dataclass(frozen=True)
 class _Entry:
@@ -34,8 +32,8 @@ class _Entry:
     val: Mapping[str, Any] | None = None  # a validation split of the authors'
     classes: tuple[str, ...] | None = None  # where torchvision has no names
     renames: str | None = None  # table of class_names.json
-    more: tuple[Mapping[str, Any], ...] = field(default=())  # further training splits, for DTD
-    pooled: Pooled | None = None  # one pool, split here
+    more: tuple[Mapping[str, Any], ...] = ()  # further training splits, for DTD
+    pooled: Literal["per-class", "share"] | None = None  # one pool, split here
     download: bool = True
 
 
@@ -67,33 +65,20 @@ def load(name: str, key: str, words: Words) -> Dataset:
     """One of ENTRIES as a Dataset. Raises DataError when it can't be downloaded or read."""
     entry = ENTRIES[key]
     first = _open(name, entry, entry.train)
-    if entry.pooled is not None:
-        return _from_pool(name, entry, first, words)
-    parts = [first, *(_open(name, entry, more) for more in entry.more)]
     classes = _classes(entry, first)
     n = len(classes)
-    return assemble(
-        name,
-        classes,
-        _split(name, "train", parts, n),
-        lambda: _split(name, "test", [_open(name, entry, entry.test)], n),
-        words,
-        val=None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n),
-    )
+    if entry.pooled is not None:
+        pool = _split(name, "train", [first], n)
+        train, val, test = per_class_rows(pool.labels, name) if entry.pooled == "per-class" else share_rows(len(pool))
+        rest, held = subset(pool, "train", train), subset(pool, "train", val) if len(val) else None
+        return assemble(name, classes, rest, lambda: subset(pool, "test", test), words, val=held)
+    train_split = _split(name, "train", [first, *(_open(name, entry, more) for more in entry.more)], n)
+    held = None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n)
 
+    def open_test() -> ImageSplit:
+        return _split(name, "test", [_open(name, entry, entry.test)], n)
 
-def _from_pool(name: str, entry: _Entry, found: Any, words: Words) -> Dataset:
-    classes = _classes(entry, found)
-    pool = _split(name, "train", [found], len(classes))
-    train, val, test = per_class_rows(pool.labels, name) if entry.pooled == "per-class" else share_rows(len(pool))
-    return assemble(
-        name,
-        classes,
-        subset(pool, "train", train),
-        lambda: subset(pool, "test", test),
-        words,
-        val=subset(pool, "train", val) if len(val) else None,
-    )
+    return assemble(name, classes, train_split, open_test, words, val=held)
 
 
 def per_class_rows(labels: Tensor, where: str, each: int = PER_CLASS) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,20 +13,14 @@ from trainables.data.images.batches import epoch_batches
 from trainables.seeds import generator
 
 POOL_BATCHES = 32
-"""Rows are sorted by length within pools of so many batches: near-equal lengths, and other neighbours every epoch."""
+"""Batches of a pool. Rows are sorted by length within pools: near-equal lengths, and other neighbours every epoch."""
 
 
 def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialConfig, epoch: int) -> list[Tensor]:
-    """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length.
+    """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length (`length`, in tokens).
 
     The epoch's order is cut into pools, each pool sorted by length (longest first, ties in the order drawn) and cut
     into batches, and the batches of all pools are shuffled. A last batch that is not full stays last.
-
-    Args:
-        rows: (N,) the training rows.
-        length: tokens of a row.
-        trial: its batch size, least number of batches, sampling and data_seed.
-        epoch: counted from 1.
     """
     settings, seed = trial.train, trial.data_seed
     batch_size, least = settings.global_batch_size, settings.min_batches_per_epoch
@@ -43,7 +37,7 @@ def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialCon
 
 
 def length_batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
-    """Positions 0..n-1 in batches for evaluation: longest first, at most so many rows and padded tokens in each.
+    """Positions 0..n-1 in batches for evaluation, longest first; each batch keeps both limits.
 
     A single row may be longer than `most_tokens`; it is a batch of its own.
     """

@@ -122,11 +122,9 @@ def text_dataset(
     held: Part | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> TextDataset:
-    """A TextDataset from its parts, the test split opened at most once.
+    """A TextDataset from its parts, the test split opened at most once; the authors' validation rows join `train`.
 
-    Args:
-        held: the validation rows of the authors; they join `train` in the pool.
-        class_names: None for the tasks of a union.
+    The classes are the tasks of a union where `class_names` is None.
     """
     pool = text_split(name, "train", train if held is None else [*train, held])
     count = sum(len(rows) for _, _, rows in train)

@@ -1,8 +1,8 @@
 """Instruction sets from JSON files in the form of LLM-Adapters: a list of {instruction, input, output, answer}.
 
 A folder is one task, `{train,test}.json` (and perhaps `validation.json`), or a union of tasks: `train.json` with
-`TASK/test.json` beside it, or `TASK/{train,test}.json`. `.jsonl` with an object a line is read too. A row of one's own
-may name its choices in a list `choices`, the answer being one of them; `output` may then be left out.
+`TASK/test.json` beside it, or `TASK/{train,test}.json`. `.jsonl` with an object a line is read too. A row may name its
+choices in a list `choices`, the answer being one of them; `output` may then be left out.
 """
 
 from __future__ import annotations
@@ -22,13 +22,10 @@ _VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def from_json(name: str, folder: Path, form: Form) -> TextDataset:
-    """The data set of a folder.
+    """The data set of a folder. Raises DataError for missing or malformed files, naming file and row.
 
-    Args:
-        form: "instructions" keeps the rows as they are, a label being the answer; "questions" asks the bare question
-            of each row and has the text of the right choice as response.
-
-    Raises DataError: missing or malformed files, naming file and row.
+    Form "instructions" keeps the rows as they are, a label being the answer; "questions" asks the bare question of each
+    row and has the text of the right choice as response.
     """
     here = folder.name
     train, test = _find(folder, "train"), _find(folder, "test")

@@ -32,16 +32,10 @@ _FAMILIES = {
 
 def alpaca(instruction: str, further: str = "") -> str:
     """The prompt of an instruction, with an input where there is one; the response follows directly."""
-    if further:
-        return (
-            f"{_OPENING}, paired with an input that provides further context. Write a response that appropriately "
-            f"completes the request.{_BLANK}### Instruction:{_INDENT}{instruction}{_BLANK}### Input:{_INDENT}{further}"
-            f"{_BLANK}{RESPONSE_HEADER}{_INDENT}"
-        )
-    return (
-        f"{_OPENING}. Write a response that appropriately completes the request. {_BLANK}### Instruction:"
-        f"{_INDENT}{instruction}{_BLANK}{RESPONSE_HEADER}{_INDENT}"
-    )
+    context, gap = (", paired with an input that provides further context", "") if further else ("", " ")
+    asked = f"{_OPENING}{context}. Write a response that appropriately completes the request.{gap}"
+    given = f"{_BLANK}### Input:{_INDENT}{further}" if further else ""
+    return f"{asked}{_BLANK}### Instruction:{_INDENT}{instruction}{given}{_BLANK}{RESPONSE_HEADER}{_INDENT}"
 
 
 def question(text: str) -> str:
@@ -52,12 +46,7 @@ def question(text: str) -> str:
 def meaning(representation: str) -> str:
     """An E2E meaning representation, `name[X], eatType[Y]`, as "name : X | Type : Y" (the form of LoRA's E2E data)."""
     slots = re.findall(r"\s*([^\[\],]+)\[([^\]]*)\]", representation)
-    names = {
-        "eatType": "Type",
-        "priceRange": "price",
-        "customer rating": "customer rating",
-        "familyFriendly": "family friendly",
-    }
+    names = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
     return " | ".join(f"{names.get(slot, slot)} : {value}" for slot, value in slots)
 
 
@@ -68,10 +57,7 @@ def labels_of(instruction: str) -> tuple[str, ...]:
 
 
 def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> tuple[str, ...]:
-    """The response for every label: `output` with its last `answer` replaced.
-
-    Raises DataError: an answer that is not a label, or does not stand in the output.
-    """
+    """`output` with its last `answer` replaced by every label. Raises DataError where that can't be done."""
     if len(labels) < 2:
         raise DataError(
             f"{where}: the instruction names no choices (it should end with 'Answer format: a/b/...'); add a list "

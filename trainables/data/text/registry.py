@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,21 +117,13 @@ def _fetch(path: str) -> Path:
     return target
 
 
-def _commonsense(task: str, form: Form) -> Callable[[str], TextDataset]:
-    folder = COMMONSENSE[task].folder
+def _adapters(train: str, tasks: Sequence[str], form: Form) -> Callable[[str], TextDataset]:
+    """Loads a training file of LLM-Adapters with the test files of tasks."""
 
     def load(name: str) -> TextDataset:
-        files = {which: _fetch(f"dataset/{folder}/{which}.json") for which in ("train", "test")}
-        return assemble(name, form, train={task: files["train"]}, test={task: files["test"]})
-
-    return load
-
-
-def _union(file: str, form: Form) -> Callable[[str], TextDataset]:
-    def load(name: str) -> TextDataset:
-        train = _fetch(f"ft-training_set/{file}")
-        tests = {task: _fetch(f"dataset/{about.folder}/test.json") for task, about in COMMONSENSE.items()}
-        return assemble(name, form, train={name: train}, test=tests)
+        tests = {task: _fetch(f"dataset/{COMMONSENSE[task].folder}/test.json") for task in tasks}
+        whose = tasks[0] if len(tasks) == 1 else name
+        return assemble(name, form, train={whose: _fetch(train)}, test=tests)
 
     return load
 
@@ -171,10 +163,12 @@ def _entries() -> dict[str, TextInfo]:
         for name, task in COMMONSENSE.items():
             about, source = f"{task.about}; {how}", f"LLM-Adapters dataset/{task.folder}"
             known = (task.licence, task.train, task.test, task.verified)
-            found[name + suffix] = TextInfo(_commonsense(name, form), about, source, *known, 3, form)
+            found[name + suffix] = TextInfo(
+                _adapters(f"dataset/{task.folder}/train.json", [name], form), about, source, *known, 3, form
+            )
         for file, rows in (("commonsense_15k", None), ("commonsense_170k", 170420)):
             source, licence = f"LLM-Adapters ft-training_set/{file}.json", "mixed: that of each task"
-            load = _union(f"{file}.json", form)
+            load = _adapters(f"ft-training_set/{file}.json", list(COMMONSENSE), form)
             known_union = (licence, rows, tests, False)
             found[file.replace("_", "-") + suffix] = TextInfo(load, f"{union}; {how}", source, *known_union, 3, form)
     for name, glue in GLUE.items():
@@ -198,10 +192,7 @@ def text_kind(name: str) -> TextKind | None:
 
 
 def text_loader(name: str) -> Callable[[], TextDataset] | None:
-    """What loads the text set of that id; None where the id is not one of a text set.
-
-    Raises DataError: a folder that is not there.
-    """
+    """What loads the text set of that id; None for another id. Raises DataError for a folder that is not there."""
     if name in TEXT_DATASETS:
         return functools.partial(TEXT_DATASETS[name].open, name)
     form, _, rest = name.partition(":")

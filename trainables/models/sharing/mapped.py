@@ -56,7 +56,7 @@ def can_be_mapped(tensor: Tensor) -> bool:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
-    """Write tensors that `can_be_mapped`, with notes of one's own beside them. Raises OSError."""
+    """Write tensors that `can_be_mapped`, with the caller's notes beside them. Raises OSError."""
     views = {name: _bytes_of(tensor) for name, tensor in tensors.items()}
     sums = {name: zlib.crc32(view) for name, view in views.items()}
     header: dict[str, Any] = {"__metadata__": {**notes, "crc32": json.dumps(sums)}}
@@ -83,9 +83,7 @@ def read(path: Path, *, check: bool = True) -> tuple[dict[str, Tensor], dict[str
     Args:
         check: read every bit once, to compare its checksum; False for who has just written them.
 
-    Raises:
-        OSError: no file, or not to be read.
-        DamagedError: not what was written.
+    Raises OSError for no file, DamagedError for one that is not as it was written.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

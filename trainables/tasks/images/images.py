@@ -48,10 +48,8 @@ class FeatureClassifier(ABC):
     def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
         """The summed losses of K trials that share one model in training (`randlora.packing.packing`).
 
-        Args:
-            heads: the classifiers of the trials, of this one's kind.
-            images: (K b, 3, S, S), one trial's after another's.
-            labels: (b,) for each trial.
+        `heads` are the trials' classifiers, of this one's kind; `images`, (K b, 3, S, S), lie one trial's after
+        another's; `labels` are (b,) for each.
         """
         parts = self.features(images).chunk(len(labels))
         return [
@@ -127,7 +125,6 @@ class ImageTask:
 
     def width(self, rows: Tensor) -> None:
         """Images have no tokens to pad."""
-        return
 
     def packed_losses(
         self, tasks: Sequence[ImageTask], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone

@@ -39,9 +39,7 @@ LOG_LIKELIHOOD, GENERATION = "log-likelihood", "generation"
 class CausalLMTask(TextTask[Encoded]):
     """One trial's texts and the language model that learns them.
 
-    Raises:
-        TrialError: settings or data that a language model does not take.
-        DataError: missing or malformed data, naming file and row.
+    Raises TrialError for settings or data that a language model does not take, DataError for missing or malformed data.
     """
 
     head = None

@@ -29,9 +29,7 @@ EVAL_TOKENS = 32768
 class SentenceTask(TextTask[Sentence]):
     """One trial's labelled sentences, and the encoder with a head that learns them.
 
-    Raises:
-        TrialError: settings or data that a text encoder does not take.
-        DataError: missing or malformed data, naming file and row.
+    Raises TrialError for settings or data that a text encoder does not take, DataError for missing or malformed data.
     """
 
     def __init__(self, parts: Parts) -> None:

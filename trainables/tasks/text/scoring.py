@@ -41,9 +41,7 @@ class _Split:
 def choice_scores(model: LanguageModel, questions: Sequence[Question], *, batch_size: int, pad: int) -> list[Tensor]:
     """Log-probability of every choice of every question, summed over its tokens: float64 (choices,) each, on the CPU.
 
-    Args:
-        batch_size: questions of one forward pass, at most.
-        pad: a token to pad with.
+    A forward pass takes `batch_size` questions at most, padded with the token `pad`.
     """
     parts = [_split(question) for question in questions]
     scores: list[Tensor] = [torch.zeros(len(p.tails), dtype=torch.float64) for p in parts]
