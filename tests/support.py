@@ -1,4 +1,4 @@
-"""The repository's root, and waiting for what another process does."""
+"""The repository's root, the command line, and waiting for what another process does."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from typer.testing import CliRunner, Result
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def sweeps(*words: object) -> Result:
+    """What the command line does with these words, in this process."""
+    from sweeps.cli.main import app
+
+    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def wait_for(condition: Any, what: str, seconds: float = 240.0) -> None:

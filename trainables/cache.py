@@ -39,7 +39,7 @@ def limit_bytes() -> int:
 
 
 def make_room(cache: Path, size: int, keep: Path) -> bool:
-    """Whether `size` more bytes fit into `cache`, after removing other folders, longest unused first."""
+    """Whether `size` more bytes fit into `cache`, after removing other folders, the least recently used first."""
     total = _bytes(cache)
     limit = min(limit_bytes(), total + shutil.disk_usage(cache).free - SPARE_BYTES)
     if size + _bytes(keep) > limit:

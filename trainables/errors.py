@@ -24,11 +24,8 @@ class TrialError(RuntimeError):
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of a message; of an error that says nothing, the name of its type."""
-    lines = str(error).strip().splitlines()
-    if lines:
-        return lines[0]
-    return "" if isinstance(error, str) else type(error).__name__
+    """The first line of an error's message; the error's type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def folder_of(name: str, text: str) -> Path:

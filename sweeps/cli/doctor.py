@@ -19,7 +19,6 @@ from sweeps.cli.options import FAILED_TRIALS, Json
 from sweeps.cli.printing import emit, out
 from trainables.errors import first_line
 
-DISTRIBUTION = "randlora-sweeps"
 RAY_MINOR = "2.60"
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 

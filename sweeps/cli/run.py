@@ -19,6 +19,7 @@ from sweeps.cli.results import print_best
 from sweeps.errors import Problem, SpecError
 
 if TYPE_CHECKING:
+    from analysis.store.remote import Location
     from sweeps.engine.run import RunSummary
     from sweeps.spec.spec import SweepSpec
     from sweeps.watch.observers import Observer
@@ -65,13 +66,11 @@ def run(
     Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
     JSON lines on standard error (none with --quiet).
     """
-    from analysis.report.page import write_report
     from analysis.store.remote import Location
-    from sweeps.engine.export import write_spec
     from sweeps.engine.run import run as run_engine
     from sweeps.plan.estimate import estimate_plan
     from sweeps.plan.inputs import check_inputs
-    from sweeps.records.upload import check_there, put_fact, restore
+    from sweeps.records.upload import check_there, restore
 
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
     more += [] if output is None else [f"output={json.dumps(str(output))}"]
@@ -97,15 +96,26 @@ def run(
         upload=location,
         estimate=None if foreseen is None else foreseen.as_dict(),
     )
+    again = f"sweeps run {spec}{'' if output is None else f' --output {output}'}"
+    return _end(loaded, summary, location, again, report=report, as_json=as_json)
+
+
+def _end(
+    loaded: SweepSpec, summary: RunSummary, location: Location | None, again: str, *, report: bool, as_json: bool
+) -> int:
+    """Write down what ran, draw it, and say how it ended; the exit code. `again`: the command that goes on."""
+    from analysis.report.page import write_report
+    from sweeps.engine.export import write_spec
+    from sweeps.records.upload import put_fact
+
     path = write_spec(loaded)
     missing = summary.not_uploaded or (None if location is None else put_fact(location, path))
     if missing:
         err.print(f"{missing}; the same command tries again", style="red")
     if summary.interrupted or summary.stopped_by:
-        again = f"`sweeps run {spec}{'' if output is None else f' --output {output}'}`"
         why = "interrupted" if summary.interrupted else f"stopped by {summary.stopped_by}"
         on = "goes on from here" if summary.interrupted else "with a larger one goes on"
-        err.print(f"{why}; finished trials are kept: {again} {on}")
+        err.print(f"{why}; finished trials are kept: `{again}` {on}")
         emit(as_json, lambda: _summary(summary), lambda: None)
         return INTERRUPTED if summary.interrupted else LIMITED
     paths = dict(write_report(loaded.folder)) if report else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import Store, open_store
-from analysis.format import duration
+from analysis.format import Row, duration
 from analysis.statistics.estimates import foresight
 from sweeps.cli.options import Json, Set, Source, folder_of
 from sweeps.cli.printing import emit, out, print_rows, shown
@@ -24,7 +24,7 @@ def status(source: Source, overrides: Set = None, as_json: Json = False) -> None
     emit(as_json, lambda: progress, lambda: _print(progress))
 
 
-def _print(p: Mapping[str, Any]) -> None:
+def _print(p: Row) -> None:
     state = "running" if p["running"] else "not running"
     out.print(
         f"{p['sweep']}: {p['finished']} of {p['trials']} trials finished, {p['failed']} failed, "
@@ -80,7 +80,7 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "unfinished": len(asked - set(trials)),
         "cells": len(cells),
         "cells_confirmed": len(done),
-        "phases": _phases(cells, store, done, asked, events),
+        "phases": _phases(cells, store, done, events),
         "per_minute": per_minute,
         "seconds_left": 60 * missing / per_minute if per_minute and running else None,
         "accelerator_hours": hours,
@@ -91,9 +91,7 @@ def progress_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def _phases(
-    cells: Sequence[Mapping[str, Any]], store: Store, done: set[str], asked: set[str], events: Sequence[Any]
-) -> dict[str, int]:
+def _phases(cells: Sequence[Row], store: Store, done: set[str], events: Sequence[Row]) -> dict[str, int]:
     """Cells by phase, as the live view counts them: a cell is `stuck` when none of its rates finished."""
     from sweeps.watch.snapshot import PHASES  # loads torch
 
@@ -110,7 +108,7 @@ def _phases(
     return {phase: found[phase] for phase in PHASES if found[phase]}
 
 
-def _speed(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], running: bool) -> float | None:
+def _speed(rows: Sequence[Row], events: Sequence[Row], running: bool) -> float | None:
     """Trials a minute since the last run began."""
     begun = [datetime.fromisoformat(e["at"]) for e in events if e["ev"] == "sweep" and "at" in e]
     ended = [row["ended_at"] for row in rows if row["ended_at"] is not None and begun and row["ended_at"] >= begun[-1]]
@@ -121,9 +119,9 @@ def _speed(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]
     return 60 * len(ended) / seconds if seconds > 0 else None
 
 
-def _used(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
+def _used(rows: Sequence[Row], events: Sequence[Row]) -> tuple[float, float | None]:
     """Accelerator-hours of all trials, and their price."""
-    last: Mapping[str, Any] = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
+    last: Row = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
     hours = sum(row["seconds_total"] or 0.0 for row in rows) / 3600 * last.get("accelerators", 1.0)
     priced = last.get("cost") and last["accelerator_hours"]
     return hours, hours * last["cost"] / last["accelerator_hours"] if priced else None
@@ -136,7 +134,7 @@ def _estimate(store: Store) -> dict[str, float | None] | None:
     return None
 
 
-def _failures(trials: Mapping[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _failures(trials: Mapping[str, Row], events: Sequence[Row]) -> list[Row]:
     """The commonest reasons of failed trials, with where one of them was raised."""
     from sweeps.watch.snapshot import where_raised
 
@@ -147,9 +145,7 @@ def _failures(trials: Mapping[str, Mapping[str, Any]], events: Sequence[Mapping[
     return [{"reason": reason, "count": count, "where": where.get(reason)} for reason, count in common]
 
 
-def _method(
-    name: str, cells: Sequence[Mapping[str, Any]], done: set[str], trials: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _method(name: str, cells: Sequence[Row], done: set[str], trials: Mapping[str, Row]) -> dict[str, Any]:
     mine = [c["cell_id"] for c in cells if c["method"] == name]
     scores = [t["val_score"] for t in trials.values() if t["cell_id"] in mine and t["val_score"] is not None]
     return {

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ray
+
 from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, gave_up, lane_of
 
 Verdict = Literal["go", "stop"]
@@ -41,7 +43,7 @@ class Broker:
     """
 
     def __init__(self, kill: Callable[[Any], None] | None = None) -> None:
-        self._kill = _ray_kill if kill is None else kill
+        self._kill = ray.kill if kill is None else kill
         self._leases: dict[str, Lease] = {}
         self._queue: deque[str] = deque()
         self._workers: dict[str, _Process] = {}
@@ -366,9 +368,3 @@ class Broker:
         if final:
             self._dead = reason
         await self._wake()
-
-
-def _ray_kill(handle: Any) -> None:
-    import ray
-
-    ray.kill(handle)

@@ -5,33 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
-from sweeps.lanes.reports import FORESEEN, facts, failed, keep, load_trial, reason
+from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, reason
 from trainables.config import TrialConfig, UnevenTrialsError
 
 Order = dict[str, Any]
 
 
-class Worker(Protocol):
-    """What of a lane worker is used here."""
-
-    @property
-    def broker(self) -> Any: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def token(self) -> str: ...
-    @property
-    def warm(self) -> dict[str, Any]: ...
-
-
-def run_together(worker: Worker, orders: Sequence[Order]) -> None:
+def run_together(worker: Line, orders: Sequence[Order]) -> None:
     """A pack, from lease to outcomes.
 
     A trial that fails by itself is its own row. What goes wrong with the pack as a whole (trials that can't be packed,
@@ -48,7 +34,7 @@ def run_together(worker: Worker, orders: Sequence[Order]) -> None:
     if why is not None:  # out of the handler: the exception's frames hold tensors
         free_memory()
         left = [order["key"] for place, order in enumerate(orders) if place in pack.open]
-        ray.get(worker.broker.unpack.remote(worker.name, worker.token, left, *why))
+        worker.ask("unpack", left, *why)
 
 
 def _cause(error: Exception) -> str:
@@ -57,20 +43,14 @@ def _cause(error: Exception) -> str:
     return "uneven" if isinstance(error, UnevenTrialsError) else "refused"
 
 
-@dataclass(eq=False)
 class _Pack:
     """A pack in training. Trials go by their place among the orders; `open` are those that are not over."""
 
-    worker: Worker
-    orders: Sequence[Order]
-    open: set[int] = field(default_factory=set)
-    started: float = field(default_factory=time.time)
-    _seconds: list[float] = field(default_factory=list)
-    _marked: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self.open = set(range(len(self.orders)))
-        self._seconds = [0.0] * len(self.orders)
+    def __init__(self, worker: Line, orders: Sequence[Order]) -> None:
+        self.worker, self.orders = worker, orders
+        self.open = set(range(len(orders)))
+        self.started, self._marked = time.time(), time.perf_counter()
+        self._seconds = [0.0] * len(orders)
 
     def run(self) -> None:
         """Train, report, tell outcomes."""
@@ -108,7 +88,7 @@ class _Pack:
             elif report.get("done"):
                 self._done(place, dict(report))
             else:
-                asked[place] = self.worker.broker.report.remote(self.worker.name, self.worker.token, key, report)
+                asked[place] = self.worker.send("report", key, report)
         verdicts = zip(asked, ray.get(list(asked.values())), strict=True)
         stopped = {place for place, verdict in verdicts if verdict == "stop"}
         self.open -= stopped
@@ -129,9 +109,7 @@ class _Pack:
         micro = MicroBatch(Path(order["directory"]), order["config"], 1)
         more = {"micro_batch_size": micro.size, "memory": micro.events}
         whole = outcome | facts(self.started, self._seconds[place]) | more
-        ray.get(
-            self.worker.broker.finish.remote(self.worker.name, self.worker.token, order["key"], last, whole),
-        )
+        self.worker.ask("finish", order["key"], last, whole)
         self.open.discard(place)
 
     def _share(self, among: Collection[int]) -> None:

@@ -71,7 +71,7 @@ class Pool:
         return self._session.look()
 
     def minded(self) -> AbstractContextManager[None]:
-        """Whatever is raised in the block for want of them is a `RayLostError`."""
+        """Errors of the block are a `RayLostError` where Ray's own processes have died."""
         return self._session.minded()
 
     def pack(self, asked: ResourceSection) -> int:

@@ -1,4 +1,4 @@
-"""What a lane worker says of a trial that is over, and how it finds the function that trains one."""
+"""A lane worker's line to the broker, what it says of a trial that is over, and how it finds what trains one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from trainables.errors import TrainablesError, TrialError, first_line
 from trainables.runtime import device_name, pick_device
 
@@ -26,6 +28,26 @@ _STORAGE = {
 }
 _RUST = re.compile(r"\(os error (\d+)\)")
 """How safetensors, written in Rust, tells what the system said."""
+
+
+class Line:
+    """What a worker needs of the broker, under its name and the token of this process.
+
+    Attributes:
+        warm: what stays from trial to trial: models and data.
+    """
+
+    def __init__(self, broker: Any, name: str, token: str) -> None:
+        self.broker, self.name, self.token = broker, name, token
+        self.warm: dict[str, Any] = {}
+
+    def send(self, what: str, *arguments: Any) -> Any:
+        """Call one of the broker's methods; a reference to its answer."""
+        return getattr(self.broker, what).remote(self.name, self.token, *arguments)
+
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """Call one of the broker's methods and wait for its answer."""
+        return ray.get(self.send(what, *arguments))
 
 
 def load_trial(name: str) -> Callable[..., Generator[Any, Any, None]]:

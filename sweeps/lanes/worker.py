@@ -18,7 +18,7 @@ import torch
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
 from sweeps.lanes.packed_worker import run_together
-from sweeps.lanes.reports import FORESEEN, facts, failed, keep, load_trial, place, reason
+from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, place, reason
 from trainables.config import TrialConfig
 from trainables.errors import TrialError
 
@@ -44,7 +44,7 @@ def lane_loop(config: dict[str, Any]) -> int:
     worker.hello()
     done = 0
     while True:
-        order = worker.everyone(worker.next)
+        order = worker.everyone(lambda: worker.ask("next", NEXT_S))
         if order == "stop":
             return done
         if order == "hello":
@@ -59,14 +59,12 @@ def lane_loop(config: dict[str, Any]) -> int:
                 return done
 
 
-class _Worker:
+class _Worker(Line):
     """One process of a lane. In a group only rank 0 talks to the broker, and tells the others."""
 
     def __init__(self, broker: Any, name: str, rank: int, world: int) -> None:
-        self.broker, self.name = broker, name
         self.rank, self.world = rank, world
-        self.token = self.everyone(lambda: uuid.uuid4().hex)
-        self.warm: dict[str, Any] = {}
+        super().__init__(broker, name, self.everyone(lambda: uuid.uuid4().hex))
 
     def everyone(self, decide: Callable[[], Any]) -> Any:
         """Rank 0's decision, heard by all ranks."""
@@ -78,10 +76,7 @@ class _Worker:
     def hello(self) -> None:
         if self.rank == 0:
             me = ray.get_runtime_context().current_actor  # for the broker to end this process when it hangs
-            ray.get(self.broker.hello.remote(self.name, self.token, os.getpid(), me, place()))
-
-    def next(self) -> Any:
-        return ray.get(self.broker.next.remote(self.name, self.token, NEXT_S))
+            self.ask("hello", os.getpid(), me, place())
 
     def run(self, order: dict[str, Any]) -> None:
         """One trial, from lease to outcome."""
@@ -113,7 +108,7 @@ class _Worker:
             outcome |= {"micro_batch_size": micro.size, "memory": micro.events}
         together = failure is None or self._together(order, failure)
         if self.rank == 0 or not together:  # an error on one rank alone is told by that rank
-            ray.get(self.broker.finish.remote(self.name, self.token, order["key"], last, outcome))
+            self.ask("finish", order["key"], last, outcome)
         if not together:
             # the other ranks may sit in a collective: Ray Train starts the group anew
             raise RuntimeError(f"trial {order['key']} failed in a data-parallel group") from failure
@@ -141,10 +136,7 @@ class _Worker:
         if self.world == 1:
             return True
         if isinstance(failure, FORESEEN):
-            answer = self.broker.together.remote(
-                self.name, self.token, order["key"], self.rank, self.world, PEER_DEATH_S
-            )
-            return bool(ray.get(answer))
+            return bool(self.ask("together", order["key"], self.rank, self.world, PEER_DEATH_S))
         time.sleep(PEER_DEATH_S)
         return False
 
@@ -173,7 +165,7 @@ class _Worker:
             self.warm.clear()
             free_memory()
             if self.world > 1:  # the other ranks may sit in a collective: Ray Train starts the group anew
-                ray.get(self.broker.again.remote(self.name, self.token, order["key"], why))
+                self.ask("again", order["key"], why)
                 raise _StartAgainError(f"trial {order['key']} ran out of memory: {why}")
             micro.shrink(why)
 
@@ -187,15 +179,9 @@ class _Worker:
             if self.world == 1 and order["ahead"]:
                 # nobody judges this trial by epoch, so the answer to the report before is soon enough
                 verdict = None if before is None else ray.get(before)
-                before = self._report(order, event)
+                before = self.send("report", order["key"], event)
             else:
-                verdict = self.everyone(functools.partial(self._verdict, order, event))
+                verdict = self.everyone(functools.partial(self.ask, "report", order["key"], event))
             if verdict == "stop":
                 return None
         raise RuntimeError("the trial function returned without a report that has done = True")
-
-    def _report(self, order: dict[str, Any], event: dict[str, Any]) -> Any:
-        return self.broker.report.remote(self.name, self.token, order["key"], event)
-
-    def _verdict(self, order: dict[str, Any], event: dict[str, Any]) -> Any:
-        return ray.get(self._report(order, event))

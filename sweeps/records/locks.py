@@ -178,10 +178,11 @@ def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: 
     """Raise `IdentityError` when what stands at `where` was made by a sweep that differs from `identity`."""
     found = differences(dict(stored), json.loads(json.dumps(identity)))
     if found:
-        problems = [
-            Problem(name, new, f"the results in {where} were made with {_shown(old)}", _remedy(name, old))
-            for name, old, new in found
-        ]
+        problems = []
+        for name, old, new in found:
+            made = "nothing there" if old is None else repr(old)
+            remedy = f"leave {name} out" if old is None else f"{name} = {json.dumps(old)}"
+            problems.append(Problem(name, new, f"the results in {where} were made with {made}", remedy))
         head = Problem("results", where, "belongs to another sweep; choose another name or output, or undo:")
         raise IdentityError([head, *problems])
 
@@ -220,11 +221,3 @@ def differences(stored: Any, asked: Any, path: str = "") -> list[tuple[str, Any,
     for name in names:
         found += differences(stored.get(name), asked.get(name), f"{path}.{name}" if path else name)
     return found
-
-
-def _shown(value: object) -> str:
-    return "nothing there" if value is None else repr(value)
-
-
-def _remedy(name: str, old: object) -> str:
-    return f"leave {name} out" if old is None else f"{name} = {json.dumps(old)}"

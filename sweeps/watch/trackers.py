@@ -77,13 +77,13 @@ class RunTracker:
         raise NotImplementedError
 
     def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
-        raise NotImplementedError
+        run.log(dict(numbers), step=epoch)
 
     def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
         raise NotImplementedError
 
     def leave(self, run: Any) -> None:
-        raise NotImplementedError
+        run.finish()
 
 
 class TensorBoard(RunTracker):
@@ -207,15 +207,9 @@ class WeightsAndBiases(RunTracker):
             settings=self.tracker.Settings(silent=True, console="off", x_disable_stats=True),
         )
 
-    def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
-        run.log(dict(numbers), step=epoch)
-
     def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
         run.summary.update({**summary, "status": row["status"], "reason": row.get("reason")})
         run.finish(exit_code=int(row["status"] == "failed"))
-
-    def leave(self, run: Any) -> None:
-        run.finish()
 
 
 class Trackio(RunTracker):
@@ -240,16 +234,13 @@ class Trackio(RunTracker):
         with _silence():  # Trackio ends the context's current run with each new one: every trial has a context
             return contextvars.Context().run(begin)
 
-    def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
-        run.log(dict(numbers), step=epoch)
-
     def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
         run.log({f"outcome/{k}": v for k, v in summary.items()} | {"status": row["status"]})
         self.leave(run)
 
     def leave(self, run: Any) -> None:
         with _silence():
-            run.finish()
+            super().leave(run)
 
 
 TRACKERS: dict[str, type[RunTracker]] = {t.name: t for t in (TensorBoard, MLflow, WeightsAndBiases, Trackio)}

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from analysis import conclusion, open_store
 from analysis.curves import pareto
@@ -16,8 +14,8 @@ from analysis.statistics import inference, scaling
 from analysis.statistics.groups import groups
 from analysis.tables.results import grouped, results
 from analysis.words.figures import conclude_front, conclude_groups
-from sweeps.cli.main import app
 from tests.analysis.odd import NOT_A_NUMBER, Cells, odd_results
+from tests.support import sweeps
 
 LORA, RAND = ("lora", "lora-1", "a"), ("randlora", "lora-1", "a")
 FULL, ZERO = ("full", None, "a"), ("zero-shot", None, "a")
@@ -40,10 +38,6 @@ SWEEPS: dict[str, Cells] = {
     "no-lora": {RAND: GOOD, ("nola", "lora-1", "a"): LESS, FULL: GOOD},
     "nothing-run": {LORA: {}, RAND: {}},
 }  # fmt: skip
-
-
-def sweeps(*words: Any) -> Any:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -10,20 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from sweeps.cli.main import app
 from sweeps.engine import run as engine
 from sweeps.engine.run import RunSummary
 from sweeps.plan.plan import Plan
 from tests.analysis.synthetic import make_results
-from tests.support import ROOT
+from tests.support import ROOT, sweeps
 
 QUICKSTART = str(ROOT / "examples" / "quickstart.toml")
-
-
-def sweeps(*words: str) -> Result:
-    return CliRunner().invoke(app, list(words))
 
 
 @pytest.fixture

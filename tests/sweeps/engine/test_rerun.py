@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner, Result
-
 from analysis.store.tables import write_part
-from sweeps.cli.main import app
+from tests.support import sweeps
 from trainables.config import TrialConfig
 from trainables.training.worker import run_trial
 
@@ -30,10 +28,6 @@ TRIAL = TrialConfig.model_validate(
         "train": {"epochs": 1, "global_batch_size": 4},
     }
 )
-
-
-def sweeps(*words: str) -> Result:
-    return CliRunner().invoke(app, list(words))
 
 
 def folder(place: Path, score: float) -> Path:

@@ -92,7 +92,7 @@ def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
     assert {r["quantity"] for r in json.loads(shown.stdout)} == {quantity for quantity, _ in lines}
     assert "wall time" in CliRunner().invoke(app, ["estimate", str(folder), "--compare"]).stdout
     said = CliRunner().invoke(app, ["status", str(folder)]).stdout
-    assert "estimated 60.0 min" in said
+    assert "estimated 60 min" in said
     assert "failed: " in said
 
 

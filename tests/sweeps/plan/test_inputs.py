@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sweeps.errors import SpecError
-from sweeps.plan import inputs
+from sweeps.plan import inputs, split_sizes
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
@@ -18,9 +18,9 @@ from trainables.errors import DataError
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Two classes of eight images, and of two for the test."""
-    inputs._load.cache_clear()
+    split_sizes.loaded.cache_clear()
     inputs._open_images.cache_clear()
-    inputs._split_sizes.cache_clear()
+    split_sizes._split_sizes.cache_clear()
     for part, count in (("train", 8), ("test", 2)):
         for shade, name in ((40, "shirt"), (200, "shoe")):
             folder = tmp_path / "images" / part / name
@@ -43,9 +43,9 @@ def plan(images: Path, output: str, **data: object) -> Plan:
 
 
 def again() -> None:
-    inputs._load.cache_clear()
+    split_sizes.loaded.cache_clear()
     inputs._open_images.cache_clear()
-    inputs._split_sizes.cache_clear()
+    split_sizes._split_sizes.cache_clear()
 
 
 def test_a_damaged_image_is_named(images: Path, tmp_path: Path) -> None:

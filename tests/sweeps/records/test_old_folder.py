@@ -18,10 +18,11 @@ from randlora import load
 from sweeps import Plan, SweepSpec
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
+from tests.support import ROOT
 from trainables.config import TrialConfig
 from trainables.models.loading import load_model
 
-OLD = Path(__file__).resolve().parents[3] / "tests" / "data" / "old_folder"
+OLD = ROOT / "tests" / "data" / "old_folder"
 
 
 @pytest.fixture

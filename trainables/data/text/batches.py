@@ -13,7 +13,7 @@ from trainables.data.images.batches import epoch_batches
 from trainables.seeds import generator
 
 POOL_BATCHES = 32
-"""Rows are sorted by length within pools of so many batches: near-equal lengths, and other neighbours every epoch."""
+"""Batches of a pool. Rows are sorted by length within pools: near-equal lengths, and other neighbours every epoch."""
 
 
 def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialConfig, epoch: int) -> list[Tensor]:
@@ -37,7 +37,7 @@ def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialCon
 
 
 def length_batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
-    """Positions 0..n-1 in batches for evaluation: longest first, at most so many rows and padded tokens in each.
+    """Positions 0..n-1 in batches for evaluation, longest first; each batch keeps both limits.
 
     A single row may be longer than `most_tokens`; it is a batch of its own.
     """

@@ -1,8 +1,8 @@
 """Instruction sets from JSON files in the form of LLM-Adapters: a list of {instruction, input, output, answer}.
 
 A folder is one task, `{train,test}.json` (and perhaps `validation.json`), or a union of tasks: `train.json` with
-`TASK/test.json` beside it, or `TASK/{train,test}.json`. `.jsonl` with an object a line is read too. A row of one's own
-may name its choices in a list `choices`, the answer being one of them; `output` may then be left out.
+`TASK/test.json` beside it, or `TASK/{train,test}.json`. `.jsonl` with an object a line is read too. A row may name its
+choices in a list `choices`, the answer being one of them; `output` may then be left out.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def can_be_mapped(tensor: Tensor) -> bool:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
-    """Write tensors that `can_be_mapped`, with notes of one's own beside them. Raises OSError."""
+    """Write tensors that `can_be_mapped`, with the caller's notes beside them. Raises OSError."""
     views = {name: _bytes_of(tensor) for name, tensor in tensors.items()}
     sums = {name: zlib.crc32(view) for name, view in views.items()}
     header: dict[str, Any] = {"__metadata__": {**notes, "crc32": json.dumps(sums)}}
