@@ -41,16 +41,11 @@ class Together(Adapter):
 
     def __init__(self, members: Sequence[Adapter], turn: Turn) -> None:
         super().__init__(members[0].shape)
-        self._members, self._turn = tuple(members), turn
-
-    @property
-    def members(self) -> tuple[Adapter, ...]:
-        """One a member of the pack."""
-        return self._members
+        self.members, self._turn = tuple(members), turn
 
     def train(self, mode: bool = True) -> Together:
         """Members follow."""
-        for member in self._members:
+        for member in self.members:
             member.train(mode)
         super().train(mode)
         return self
@@ -63,7 +58,7 @@ class Together(Adapter):
                 f"a weight was read as a matrix while {len(self._turn.active)} adapters share the batch: "
                 "its reader is not a module that this package splits; run the adapters one by one"
             )
-        return self._members[self._turn.active[0]]
+        return self.members[self._turn.active[0]]
 
     def delta(self, base: Tensor) -> Tensor:
         return self.one.delta(base)
@@ -71,34 +66,33 @@ class Together(Adapter):
     def weight(self, base: Tensor) -> Tensor:
         return self.one.weight(base)
 
+    @property
+    def _active(self) -> list[Adapter]:
+        return [self.members[k] for k in self._turn.active]
+
+    @property
+    def dropping(self) -> bool:
+        return any(member.dropping for member in self._active)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Every member's own dropout on its slice, in the slice's own shape: the masks are those of a separate run."""
+        active = self._active
+        return self._turn.each(lambda k, part: active[k].drop(part), x, cut=True) if self.dropping else x
+
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         active = self._active
-        cut = any(member.dropping for member in active)
-        return self._turn.each(lambda k, part, own: active[k].beside(part, own, base, bias), x, y, cut=cut)
+        return self._turn.each(lambda k, part, own: active[k].beside(part, own, base, bias), x, y, cut=self.dropping)
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        turn = self._turn
-        active = self._active
+        turn, active = self._turn, self._active
         if len(active) == 1:
             with turn.only(0):
                 return active[0].linear(x, base, bias)
         turn.check(x)
         y = stacked_linear(active, x, base, bias, self.drop)
-        if y is not None:
-            return y
-        cut = any(member.dropping for member in active)
-        return turn.each(lambda k, part: active[k].linear(part, base, bias), x, cut=cut)
-
-    @property
-    def _active(self) -> list[Adapter]:
-        return [self._members[k] for k in self._turn.active]
-
-    def drop(self, x: Tensor) -> Tensor:
-        """Every member's own dropout on its slice, in the slice's own shape: the masks are those of a separate run."""
-        active = self._active
-        if not any(member.dropping for member in active):
-            return x
-        return self._turn.each(lambda k, part: active[k].drop(part), x, cut=True)
+        if y is None:
+            y = turn.each(lambda k, part: active[k].linear(part, base, bias), x, cut=self.dropping)
+        return y
 
 
 class Pack:
@@ -113,7 +107,7 @@ class Pack:
         _check(members)
         self.members = tuple(members)
         self._turn = Turn(len(members))
-        model = members[0].model
+        self.model = members[0].model
         for member in members:
             member.disable()
         share_bases(members)
@@ -129,7 +123,6 @@ class Pack:
             if not site.by_activation:
                 reader = reader_of(site)
                 self._readers[id(reader)] = reader
-        self.model = model
         for reader in self._readers.values():
             split_forward(reader, self._turn)
 

@@ -16,9 +16,6 @@ from torch.nn.functional import pad
 
 from randlora.errors import AdapterError
 
-Apply = Callable[..., Tensor]
-"""What is done to the slices of some tensors, given their position among the active ones."""
-
 
 class PackingError(AdapterError):
     """These adapters cannot share a forward, or this model cannot run them together."""
@@ -93,11 +90,6 @@ class Turn:
         self.widths = None if widths is None else tuple(widths)
         self.width = max(self.widths or (0,))
 
-    @property
-    def uneven(self) -> bool:
-        """Whether a slice is padded further than it would be alone."""
-        return self.widths is not None and any(width != self.width for width in self.widths)
-
     @contextmanager
     def only(self, position: int) -> Iterator[None]:
         """Inside, the batch is one member's, and so are the random numbers."""
@@ -130,13 +122,13 @@ class Turn:
                 "not known whose they are"
             )
 
-    def each(self, apply: Apply, *xs: Tensor, cut: bool = False) -> Tensor:
-        """`apply` to every slice of all x (K b, ...) in its member's turn, and the results put together.
+    def each(self, apply: Callable[..., Tensor], *xs: Tensor, cut: bool = False) -> Tensor:
+        """`apply(position, *slices)` to every slice of all x (K b, ...) in its member's turn, the results put together.
 
         Args:
             cut: the slices are as long as they would be alone, in every dimension that runs over the tokens.
         """
-        cut = cut and self.uneven
+        cut = cut and any(width != self.width for width in self.widths or ())
         flat = cut and self._flat(xs[0])
         if flat:
             xs = tuple(x.reshape(-1, self.width, *x.shape[1:]) for x in xs)
