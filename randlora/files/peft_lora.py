@@ -1,7 +1,7 @@
-"""PEFT's LoRA form of whatever is a product of two thin matrices.
+"""PEFT's LoRA form of a delta that is a product of two thin matrices, and PEFT's names.
 
-That is LoRA and DoRA themselves, with a rank per weight and on parts of fused weights, and the methods whose delta has
-this form, as the LoRA that computes the same.
+LoRA and DoRA have this form themselves, with a rank per weight and on parts of fused weights. Other methods with such a
+delta are written as the LoRA that computes the same.
 
 Two factors stand for a weight: A (r x in) and B (out x r). Parts of one weight lie side by side in them, each with
 zeros in the rows of B that are not its own: still one LoRA, of the sum of the ranks.
@@ -116,8 +116,7 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
         size = a.shape[0] * b.shape[0]
         if adapted.method.name not in ("lora", "dora") and rank * (a.shape[0] + b.shape[0]) >= size:
             raise ExportError(
-                f"the delta of {module} has rank {rank} in PEFT's LoRA form, which is no smaller than the dense one; "
-                f"{INSTEAD}"
+                f"the delta of {module} has rank {rank} in PEFT's LoRA form, no smaller than the dense one; {INSTEAD}"
             )
         layer = PREFIX + module
         ranks[module] = rank

@@ -229,8 +229,7 @@ class Site:
 
 def reader_of(site: Site) -> nn.Module:
     """The module whose forward reads the weight: its owner, or a parent that computes with its children's weights."""
-    reads = site.parent is not None and isinstance(site.parent, _READS_CHILDREN)
-    return site.parent if reads and site.parent is not None else site.owner
+    return site.parent if isinstance(site.parent, _READS_CHILDREN) else site.owner
 
 
 def is_adapted(model: nn.Module) -> bool:

@@ -1,8 +1,8 @@
 """Dropout of a frozen model that several adapters share: each slice of the batch gets the masks of a separate run.
 
 Inside `OwnDropout(turn)` torch's dropout, and the dropout inside its attention, work slice by slice with the members'
-own random numbers (`randlora.packing.turns.Streams`). What else may draw is refused by `draws_of`, or found by
-`Streams.check`.
+own random numbers (`randlora.packing.turns.Streams`). `draws_of` refuses models that draw otherwise; `Streams.check`
+finds those it missed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def draws_of(model: nn.Module) -> bool:
     """Whether a model drops activations at random in training.
 
     Raises:
-        PackingError: it does so in a way that is not told apart by slices (dropped layers, paths or channels).
+        PackingError: it drops layers, paths or channels, which cannot be done slice by slice.
     """
     found = False
     for name, module in model.named_modules():

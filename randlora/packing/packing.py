@@ -6,13 +6,13 @@
     pack.select(1)                             # the second member alone, for evaluation
     pack.remove()                              # the members are as they were, disabled
 
-Slices of texts are padded behind to one length, which `together` is told of. A frozen model with dropout runs inside
-`pack.drawing(...)`, and every slice gets the masks of a separate run.
+Slices of texts are padded behind to one length; `together` takes their own lengths. A frozen model with dropout runs
+inside `pack.drawing(...)`, where every slice gets the masks of a separate run.
 
-The frozen products are computed once for all rows. LoRA and what has its form, DoRA, VeRA and RandLoRA have stacked
-products for the rest (`stacked`); any other method, and a layer for which the matrix form is cheaper, takes
-its slices one by one. No row meets another one's slice, so a member that diverges leaves the others alone. PLoRA (arXiv
-2508.02932) packs LoRA; the same holds for any adapter.
+The pack computes the frozen products once for all rows. LoRA and its relatives, DoRA, VeRA and RandLoRA have stacked
+products for the rest (`stacked`). Any other method takes its slices one by one, and so does a layer whose matrix form
+is cheaper. No row meets another slice: a member that diverges leaves the others alone. PLoRA (arXiv 2508.02932) packs
+LoRA; the same holds for any adapter.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Together(Adapter):
 
 
 class Pack:
-    """`members`, which it disables, in one forward; see the module. It starts with all members together.
+    """Several adapters in one forward; see the module. It disables `members` and starts with all of them together.
 
     Raises:
         PackingError: they differ in model, method, weights, capacities or options of a shape, a method has a schedule,
@@ -157,7 +157,7 @@ class Pack:
 
     @contextmanager
     def drawing(self, seeds: Mapping[int, int] | None, device: torch.device) -> Iterator[None]:
-        """Inside, dropout of the frozen model, and whatever runs in `alone`, follows seeds of the members' own.
+        """Inside, dropout of the frozen model follows each member's seed, and so does all that runs in `alone`.
 
         A slice's masks are those of a run after `torch.manual_seed(seed)`. Not for checkpointed activations.
 
@@ -165,7 +165,7 @@ class Pack:
             seeds: by member; None: nothing but the adapters draws (`draws_of`), whose masks have seeds anyway.
 
         Raises:
-            PackingError: at the end, where the model has drawn numbers in a way that is not taken apart.
+            PackingError: at the end, where the model drew numbers that belong to no member.
         """
         if seeds is None:
             streams = Streams({}, device)
@@ -267,7 +267,7 @@ def split_forward(reader: nn.Module, turn: Turn) -> None:
 
 
 def _cut(value: Any, name: str, total: int, count: int, position: int) -> Any:
-    """One slice of whatever has the batch first; masks over positions, which have two dimensions, stay whole."""
+    """One slice of a tensor with the batch first; a mask over positions (two dimensions) stays whole."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] % total:
         return value
     if value.ndim == 2 and name in ("attn_mask", "mask", "src_mask"):

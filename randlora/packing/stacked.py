@@ -1,8 +1,8 @@
 """The products of `randlora.packing.packing` for methods that have a stacked form: one batched product for K adapters.
 
 Shapes: K adapters, n rows each, N = K n rows in all. Frozen factors that all members share meet all N rows at once.
-Where an adapter alone would build its matrix (cheaper for many rows), there is nothing to gain from stacking its
-factors, and the answer is None: the slices go one by one.
+Where an adapter alone would build its matrix (cheaper for many rows), stacking its factors gains nothing, and the
+answer is None: the slices go one by one.
 """
 
 from __future__ import annotations

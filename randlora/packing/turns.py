@@ -1,8 +1,8 @@
 """Whose slices a packed batch has, how far each reaches, and the random numbers that each draws.
 
-A batch of K members has K equal slices of rows. Where rows are texts, all are padded behind to the longest text of the
-whole batch, so a slice may be longer than it would be alone. What draws random numbers (dropout) must not notice: it
-works on a slice cut back to its own length, with the state that torch's generator would have in a separate run.
+A batch of K members has K equal slices of rows. Texts are padded behind to the longest text of the whole batch, so a
+slice may be longer than it would be alone. Dropout must not notice: it works on a slice cut back to its own length,
+with the state that torch's generator would have in a separate run.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Turn:
     """Positions in `active` are those of the slices in the batch; `active` has the members' numbers.
 
     Attributes:
-        rows: of one slice, where a batch of texts is known to have so many; None: whatever equal slices are.
+        rows: texts of one slice, where rows are texts; None: slices are equal parts of any batch.
         widths: tokens of the longest text of each active member; None where rows are no texts.
         width: tokens that all texts are padded to.
         streams: the members' random numbers; None: nothing but adapters draws any, and these have streams of their own.
@@ -112,7 +112,7 @@ class Turn:
         return x.chunk(len(self.active))
 
     def check(self, x: Tensor) -> None:
-        """Refuse rows that equal slices do not make up, or that are not the batch's rows or tokens."""
+        """Refuse rows that do not split into equal slices, or that are neither the batch's texts nor its tokens."""
         count = len(self.active)
         if x.shape[0] % count:
             raise PackingError(f"{x.shape[0]} rows are not {count} equal slices; pad the shorter ones")
