@@ -116,7 +116,8 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
         size = a.shape[0] * b.shape[0]
         if adapted.method.name not in ("lora", "dora") and rank * (a.shape[0] + b.shape[0]) >= size:
             raise ExportError(
-                f"the delta of {module} has rank {rank} in PEFT's LoRA form, no smaller than the dense one; {INSTEAD}"
+                f"the delta of {module} has rank {rank} in PEFT's LoRA form, which is no smaller than the dense one; "
+                f"{INSTEAD}"
             )
         layer = PREFIX + module
         ranks[module] = rank
