@@ -155,7 +155,7 @@ class Request:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """float64 for a float64 model, else float32, whatever the base's precision."""
+        """float64 for a float64 model, else float32, also where the base has less."""
         return torch.float64 if all(w.dtype == torch.float64 for w in self.weights.values()) else torch.float32
 
 
@@ -239,7 +239,7 @@ class Adapter(nn.Module, ABC):
         return self.training and self.dropout > 0.0
 
     def drop(self, x: Tensor) -> Tensor:
-        """Inverted dropout with a mask from the adapter's own stream, so that it follows `init_seed`."""
+        """Inverted dropout with a mask from the adapter's own stream, which follows `init_seed`."""
         return x * self.masks.draw(x) if self.dropping else x
 
     def reseed_dropout(self, seed: int) -> None:

@@ -1,10 +1,9 @@
 """Dropout masks that follow a named seed, and that gradient checkpointing gets a second time.
 
-A checkpointed forward runs again inside backward and must drop what it dropped before. Each draw therefore has a number
-of its own, and the mask is a function of (seed, number). What a recomputation knows of the first run is the state of
-torch's global CPU generator, which `torch.utils.checkpoint` rewinds: one value is taken from that generator at every
-draw as a label, and a draw inside backward takes the number that its label stands for. The masks themselves never
-depend on the global generator.
+A checkpointed forward runs again inside backward and must drop what it dropped before. So each draw has a number, and
+the mask is a function of (seed, number). `torch.utils.checkpoint` rewinds torch's global CPU generator. Every draw
+takes one value of it as a label; a draw inside backward takes the number that its label stands for. The masks
+themselves never depend on the global generator.
 """
 
 from __future__ import annotations

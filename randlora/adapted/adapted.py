@@ -13,13 +13,14 @@ from randlora.adapted.accumulate import accumulating
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.arithmetic.bases import Bases, derive_seed
 from randlora.errors import AdapterError, CheckpointError
+from randlora.files import checkpoint, peft_export
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sites import Site, is_adapted, shared_names
 
 
 def check_can_merge(model: nn.Module, sites: Mapping[str, Site]) -> None:
-    """Refuse to merge into a tensor that another module uses as well, or into one of a few bits."""
+    """Refuse to merge into a tensor that another module uses as well, or into a quantised one."""
     for name, site in sites.items():
         if site.quantised:
             raise AdapterError(
@@ -67,8 +68,7 @@ class Adapted:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable tensors, for an optimiser."""
-        for _, parameter in self.named_parameters():
-            yield parameter
+        return (parameter for _, parameter in self.named_parameters())
 
     def count(self) -> int:
         """Trainable parameters, summed over the tensors that exist; under a rank schedule, those that remain."""
@@ -209,7 +209,7 @@ class Adapted:
         return self.model
 
     def unmerge(self) -> nn.Module:
-        """Undo `merge()`: the weights of before, bit for bit, with the adapters in place."""
+        """Undo `merge()`: restore the weights bit for bit and put the adapters in place."""
         if self._before_merge is not None:
             self._restore()
             self.install()
@@ -265,18 +265,12 @@ class Adapted:
 
     def save(self, directory: str | Path, *, bases: bool = False) -> Path:
         """Write `adapter.safetensors` (trainables) and `adapter.json`; see `randlora.files.checkpoint.save`."""
-        from randlora.files import checkpoint
-
         return checkpoint.save(self, directory, bases=bases)
 
     def export_peft(self, directory: str | Path) -> Path:
         """Write PEFT's adapter format; see `randlora.files.peft_export.export_peft`."""
-        from randlora.files import peft_export
-
         return peft_export.export_peft(self, directory)
 
     def export_deltas(self, directory: str | Path) -> Path:
         """Write every delta as a dense matrix; see `randlora.files.checkpoint.export_deltas`."""
-        from randlora.files import checkpoint
-
         return checkpoint.export_deltas(self, directory)

@@ -28,7 +28,7 @@ from randlora.model.sites import Site, is_adapted
 
 
 class AdapterSet:
-    """Named adapters of `model`. A member is an `Adapted`: its `save`, `count`, `parameters` are used as ever."""
+    """Named adapters of `model`. A member is an `Adapted`."""
 
     def __init__(self, model: nn.Module) -> None:
         if is_adapted(model):
@@ -105,7 +105,7 @@ class AdapterSet:
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
-        """`with adapters.disabled():` runs the base model, then comes back to the adapter of before."""
+        """`with adapters.disabled():` runs the base model, then comes back to the adapter that ran."""
         was = self.active
         self.disable()
         try:
@@ -140,7 +140,7 @@ class AdapterSet:
 
     @torch.no_grad()
     def unmerge(self) -> nn.Module:
-        """The weights of before `merge()`, bit for bit; no adapter is in the forward."""
+        """Restore the weights as they were, bit for bit; no adapter is in the forward."""
         for site, old in (self._before_merge or {}).values():
             site.parameter.copy_(old)
         self._before_merge = None

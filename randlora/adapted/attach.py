@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
-from randlora.adapter import AdapterConfig, Request
+from randlora.adapter import AdapterConfig, Request, check_capacity
 from randlora.errors import ConfigError, TargetError, nearest
 from randlora.methods.registry import get_method
 from randlora.model.sites import Site
@@ -51,11 +51,7 @@ def attach(
     for name, value in (capacities or {}).items():
         if name not in sites:
             raise TargetError(f"capacities names {name!r}, which is not among the targets; {nearest(name, sites)}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < method.min_capacity:
-            raise ConfigError(
-                f"{method.name}: {method.capacity_field} of {name} must be an integer of at least "
-                f"{method.min_capacity} but got {value!r}"
-            )
+        check_capacity(method.name, f"{method.capacity_field} of {name}", value, method.min_capacity)
         sizes[name] = value
     packed = [name for name, site in sites.items() if not site.by_activation]
     if packed and not method.mergeable:

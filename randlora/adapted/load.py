@@ -34,16 +34,9 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
         )
     method = get_method(meta["method"])
     config = method.config.from_options(meta["capacity"], meta["options"])
-    seed = 0 if basis is None else basis["seed"]
+    settings = {"init_seed": meta["init_seed"], "basis_seed": 0 if basis is None else basis["seed"]}
     try:
-        adapted = attach(
-            model,
-            config,
-            list(meta["shapes"]),
-            capacities=meta["capacities"],
-            init_seed=meta["init_seed"],
-            basis_seed=seed,
-        )
+        adapted = attach(model, config, list(meta["shapes"]), capacities=meta["capacities"], **settings)
     except AdapterError as error:
         raise CheckpointError(f"the adapter in {folder} does not fit this model: {error}") from error
     try:
@@ -58,17 +51,15 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
     for name, shape in meta["shapes"].items():
         if list(adapted.shapes[name]) != shape:
             raise CheckpointError(f"{name} is {tuple(shape)} in the adapter but {adapted.shapes[name]} in the model")
-    frozen = adapted.bases()
-    if frozen is not None and meta["basis"].get("stored", False):
-        frozen = use_stored_bases(adapted, read_tensors(folder / BASES))
-        if frozen.digest() != meta["basis"]["digest"]:
-            raise CheckpointError(f"{folder / BASES} is not what the adapter was trained with: its digest differs")
-    elif frozen is not None:
-        digest, wanted = frozen.digest(), meta["basis"]["digest"]
-        if digest != wanted:
+    frozen, basis = adapted.bases(), meta["basis"]
+    if frozen is not None:
+        stored = basis.get("stored", False)
+        digest = (use_stored_bases(adapted, read_tensors(folder / BASES)) if stored else frozen).digest()
+        if digest != basis["digest"]:
+            which = f"in {folder / BASES}" if stored else f"drawn from seed {basis['seed']}"
             raise CheckpointError(
-                f"the bases drawn from seed {meta['basis']['seed']} have digest {digest[:16]}..., the adapter was "
-                f"trained with {wanted[:16]}...; the file was changed or belongs to another generator"
+                f"the digest differs: the bases {which} have digest {digest[:16]}..., the adapter was trained with "
+                f"{basis['digest'][:16]}...; the file was changed or belongs to another generator"
             )
     if own := adapted.derived():
         _fill_derived(own, meta.get("derived"), folder / DERIVED)

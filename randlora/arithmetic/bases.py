@@ -1,8 +1,8 @@
 """Seeded frozen bases, drawn from integers so that their bits depend on the seed alone.
 
 `torch.randn` gives other numbers on other CPUs (its vector width shows), and device generators differ by design. Here
-entry (i, j) of a named stream is a 64-bit integer hash of (seed, stream, i, j) (SplitMix64: Steele et al. 2014), turned
-into a number by operations that IEEE 754 rounds correctly. So a checkpoint can hold a seed instead of the bases, a
+entry (i, j) of a named stream is a 64-bit integer hash of (seed, stream, i, j) (SplitMix64: Steele et al. 2014).
+Operations that IEEE 754 rounds correctly turn it into a number. So a checkpoint can hold a seed instead of the bases, a
 larger basis contains the smaller one, and golden digests in the tests hold every bit.
 
 Distributions, all of mean 0 and variance 1 (RandLoRA, section 6.3, compares them):

@@ -48,13 +48,12 @@ def low_rank_linear(
     x, x_drop = inputs
     a_IR, b_OR = factors
     dtype = compute_dtype(x)
-    lead = x.shape[:-1]
     rows = x.reshape(-1, x.shape[-1])
     dropped = rows if x_drop is x else x_drop.reshape(-1, x.shape[-1])
     y = linear(rows, base, bias)
     h = dropped.to(dtype) @ a_IR.to(dtype)
     y = y.addmm_(h, b_OR.to(dtype).t(), alpha=scale)
-    return y.view(*lead, y.shape[-1])
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def low_rank_beside(x: Tensor, y: Tensor, factors: tuple[Tensor, Tensor], scale: float) -> Tensor:
@@ -256,11 +255,8 @@ def spread_linear(
             density = None if part.found is None else part.found.density
             sizes = (rows.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1])
             plan = choose_plan(*sizes, training, density=density, keep=keeping())
-    if rows.dtype != dtype:
-        rows = rows.to(dtype)
-    if bias is not None and bias.dtype != dtype:
-        bias = bias.to(dtype)
-    y = apply_plain(_SpreadLinear, x.device, rows, base, bias, *trained, part, plan)
+    bias = None if bias is None else bias.to(dtype)
+    y = apply_plain(_SpreadLinear, x.device, rows.to(dtype), base, bias, *trained, part, plan)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -54,6 +54,7 @@ class Adapted(Protocol):
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text under a temporary name, then rename."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
@@ -121,15 +122,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
+def read_json(path: Path, missing: str) -> Any:
+    """Parse a file. Raises `CheckpointError` where it is damaged, or missing, in these words."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{missing} in {path.parent}: {path.name} is missing") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
 def read_meta(directory: str | Path) -> dict[str, Any]:
     """The parsed `adapter.json`. Raises `CheckpointError` where it is missing, damaged or of another format."""
     path = Path(directory) / META
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no saved adapter in {directory}: {META} is missing") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    meta = read_json(path, "no saved adapter")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
         raise CheckpointError(f"{path} has format {found!r}, this version reads {FORMAT}")

@@ -8,7 +8,6 @@ machine.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from randlora.adapter import AdapterConfig
 from randlora.errors import CheckpointError
-from randlora.files.checkpoint import read_tensors
+from randlora.files.checkpoint import read_json, read_tensors
 from randlora.files.peft_lora import PREFIX, TRAINED
 from randlora.methods.lowrank.lora import DoraConfig, LoraConfig
 from randlora.methods.random.randlora import RandLoraConfig
@@ -69,12 +68,7 @@ def read_peft(model: nn.Module, directory: Path) -> PeftAdapter:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no PEFT adapter in {folder}: {path.name} is missing") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    config = read_json(path, "no PEFT adapter")
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object")
     return config

@@ -1,7 +1,7 @@
-"""PEFT's LoRA form of whatever is a product of two thin matrices.
+"""PEFT's LoRA form of a delta that is a product of two thin matrices, and PEFT's names.
 
-That is LoRA and DoRA themselves, with a rank per weight and on parts of fused weights, and the methods whose delta has
-this form, as the LoRA that computes the same.
+LoRA and DoRA have this form themselves, with a rank per weight and on parts of fused weights. Other methods with such a
+delta are written as the LoRA that computes the same.
 
 Two factors stand for a weight: A (r x in) and B (out x r). Parts of one weight lie side by side in them, each with
 zeros in the rows of B that are not its own: still one LoRA, of the sum of the ranks.

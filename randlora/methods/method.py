@@ -29,13 +29,13 @@ class Method:
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
     `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
-    None where it is no matrix, or nobody has said. It is a bound that updates in general position reach, a fact of the
+    None where it is no matrix, or not stated. It is a bound that updates in general position reach, a fact of the
     formula and not of trained weights (`sweeps analyze spectrum` measures those).
     `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether more is built than counted, until a schedule has cut it down to the capacity (AdaLoRA).
-    `holds_out`: whether some rows of a batch train something else than the others (AutoLoRA's search of ranks).
-    `experimental`: of nobody's paper, or of a paper's outlook alone: may change.
+    `holds_out`: whether some rows of a batch train other parameters than the rest (AutoLoRA's search of ranks).
+    `experimental`: in no paper, or only in a paper's outlook; may change.
     """
 
     config: type[AdapterConfig]

@@ -1,8 +1,8 @@
 """`nn.MultiheadAttention` whose adapters meet the input, in place of a weight that is put together first.
 
-torch's attention reads its weights as matrices. An adapter there can only offer W0 + delta, whose gradient is a product
-as large as that of full fine-tuning. Self-attention of the usual kind is computed here instead: projections through
-the adapters, which choose their cheaper form, and torch's attention between them. Any other call is torch's own.
+torch's attention reads its weights as matrices. An adapter there can only offer W0 + delta, and the gradient of that
+costs as much as full fine-tuning's. So this module computes self-attention of the usual kind itself: the adapters
+project, in their cheaper form, and torch attends in between. Any other call is torch's own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def attend(
 
     Args:
         attn_mask: as `nn.MultiheadAttention` takes it, (L, L) or (N * heads, L, L): True or -inf keeps out.
-        queries: compute the first so many tokens alone, which see all the others as before.
+        queries: compute only this many first tokens; they still see all tokens.
     """
     n, length, width = x.shape
     qkv = project(mha, "in_proj_weight", x, mha.in_proj_bias)
@@ -82,7 +82,7 @@ def self_attention(
 
 
 def project(owner: nn.Module, attr: str, x: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., in) by `owner.attr` and whatever adapter is on it, in the form that meets the input: (..., out)."""
+    """x (..., in) by `owner.attr` and the adapter on it, if any, which meets the input: (..., out)."""
     if not parametrize.is_parametrized(owner, attr):
         return linear(x, getattr(owner, attr), bias)
     held: Any = owner.parametrizations

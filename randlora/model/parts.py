@@ -1,14 +1,14 @@
 """Parts of fused weights: which rows of one stored matrix are q, k and v, or gate and up, and an adapter for each.
 
-A target such as `attn.in_proj_weight[q,v]` picks parts; every part is a weight of its own, (its rows x in), with its
-own adapter. Layouts that are known, all of them rows one after the other:
+A target such as `attn.in_proj_weight[q,v]` picks parts. Every part is a weight of its own (its rows x in) with an
+adapter of its own. Known layouts, all of them rows one after the other:
 
 - q, k, v thirds: `in_proj_weight` of `nn.MultiheadAttention` and open_clip's attention, `qkv` (timm, DINOv2), `Wqkv`,
   GPT-2's `c_attn` (k, v halves in its cross attention);
 - q, k, v by the numbers of heads in the attention's own `config`: `qkv_proj` (Phi-3), also with grouped queries;
 - gate, up halves: `gate_up_proj`.
 
-`query_key_value` of GPT-NeoX, BLOOM and Falcon mixes q, k and v head by head, so that it has no such parts.
+`query_key_value` of GPT-NeoX, BLOOM and Falcon mixes q, k and v head by head and has no such parts.
 """
 
 from __future__ import annotations

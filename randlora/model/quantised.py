@@ -4,7 +4,7 @@ A quantised layer has no matrix to multiply by or to merge into. Its output stay
 adapter adds its share beside it (`Adapter.beside`). Shapes and counts are those of the weight as it was, (out x in).
 Where a method needs W0 itself (DoRA's norms, singular vectors, deltas) it is read back in full precision for a moment.
 
-Rounding W0 + delta to so few bits would lose most of the delta, so merging is refused; PEFT rounds with a warning.
+Rounding W0 + delta to 4 or 8 bits would lose most of the delta. So merging is refused; PEFT rounds with a warning.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Beside(nn.Module):
 
     adapter: Adapter | PartAdapters
     plain: ClassVar[Any]
-    """The class of before."""
+    """The layer's own class."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -82,6 +82,7 @@ def take_away(layer: nn.Module) -> None:
 
 
 def bitsandbytes_library() -> Any:
+    """The module `bitsandbytes`. Raises `ConfigError` where it is missing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # its import uses torch's old names

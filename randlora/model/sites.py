@@ -146,7 +146,8 @@ class Site:
     def shape(self) -> Shape:
         """(out, in)."""
         if self.quantised:  # what is stored has another shape
-            out, width = _size(self.owner)
+            layer: Any = self.owner
+            out, width = layer.out_features, layer.in_features
         else:
             out, width = reversed(self.parameter.shape) if self.transposed else self.parameter.shape
         return (out, width) if self.rows is None else (self.rows[1] - self.rows[0], width)
@@ -228,12 +229,7 @@ class Site:
 
 def reader_of(site: Site) -> nn.Module:
     """The module whose forward reads the weight: its owner, or a parent that computes with its children's weights."""
-    reads = site.parent is not None and isinstance(site.parent, _READS_CHILDREN)
-    return site.parent if reads and site.parent is not None else site.owner
-
-
-def _size(layer: Any) -> Shape:
-    return layer.out_features, layer.in_features
+    return site.parent if isinstance(site.parent, _READS_CHILDREN) else site.owner
 
 
 def is_adapted(model: nn.Module) -> bool:

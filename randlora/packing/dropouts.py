@@ -1,8 +1,8 @@
 """Dropout of a frozen model that several adapters share: each slice of the batch gets the masks of a separate run.
 
 Inside `OwnDropout(turn)` torch's dropout, and the dropout inside its attention, work slice by slice with the members'
-own random numbers (`randlora.packing.turns.Streams`). What else may draw is refused by `draws_of`, or found by
-`Streams.check`.
+own random numbers (`randlora.packing.turns.Streams`). `draws_of` refuses models that draw otherwise; `Streams.check`
+finds those it missed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def draws_of(model: nn.Module) -> bool:
     """Whether a model drops activations at random in training.
 
     Raises:
-        PackingError: it does so in a way that is not told apart by slices (dropped layers, paths or channels).
+        PackingError: it drops layers, paths or channels, which cannot be done slice by slice.
     """
     found = False
     for name, module in model.named_modules():
@@ -59,7 +59,8 @@ class OwnDropout(TorchFunctionMode):
                 return self._dropped(*args, **given)
             if func is scaled_dot_product_attention:
                 return self._attended(*args, **given)
-            if func is multi_head_attention_forward and given.get("training", True) and _rate(args, given) > 0.0:
+            rate = given.get("dropout_p", args[10] if len(args) > 10 else 0.0)
+            if func is multi_head_attention_forward and given.get("training", True) and rate > 0.0:
                 raise PackingError("the base model has dropout inside nn.MultiheadAttention, which is not taken apart")
         return func(*args, **given)
 
@@ -98,9 +99,3 @@ class OwnDropout(TorchFunctionMode):
                 y = scaled_dot_product_attention(q, k, v, mask, dropout_p, **more)
             parts.append(y if turn.widths is None else widened(y, (2,), turn.width))
         return torch.cat(parts)
-
-
-def _rate(args: tuple[Any, ...], given: dict[str, Any]) -> float:
-    """`dropout_p` of a call of F.multi_head_attention_forward."""
-    value = given.get("dropout_p", args[10] if len(args) > 10 else 0.0)
-    return float(value)

@@ -6,13 +6,13 @@
     pack.select(1)                             # the second member alone, for evaluation
     pack.remove()                              # the members are as they were, disabled
 
-Slices of texts are padded behind to one length, which `together` is told of. A frozen model with dropout runs inside
-`pack.drawing(...)`, and every slice gets the masks of a separate run.
+Slices of texts are padded behind to one length; `together` takes their own lengths. A frozen model with dropout runs
+inside `pack.drawing(...)`, where every slice gets the masks of a separate run.
 
-The frozen products are computed once for all rows. LoRA and what has its form, DoRA, VeRA and RandLoRA have stacked
-products for the rest (`stacked`); any other method, and a layer for which the matrix form is cheaper, takes
-its slices one by one. No row meets another one's slice, so a member that diverges leaves the others alone. PLoRA (arXiv
-2508.02932) packs LoRA; the same holds for any adapter.
+The pack computes the frozen products once for all rows. LoRA and its relatives, DoRA, VeRA and RandLoRA have stacked
+products for the rest (`stacked`). Any other method takes its slices one by one, and so does a layer whose matrix form
+is cheaper. No row meets another slice: a member that diverges leaves the others alone. PLoRA (arXiv 2508.02932) packs
+LoRA; the same holds for any adapter.
 """
 
 from __future__ import annotations
@@ -41,16 +41,11 @@ class Together(Adapter):
 
     def __init__(self, members: Sequence[Adapter], turn: Turn) -> None:
         super().__init__(members[0].shape)
-        self._members, self._turn = tuple(members), turn
-
-    @property
-    def members(self) -> tuple[Adapter, ...]:
-        """One a member of the pack."""
-        return self._members
+        self.members, self._turn = tuple(members), turn
 
     def train(self, mode: bool = True) -> Together:
         """Members follow."""
-        for member in self._members:
+        for member in self.members:
             member.train(mode)
         super().train(mode)
         return self
@@ -63,7 +58,7 @@ class Together(Adapter):
                 f"a weight was read as a matrix while {len(self._turn.active)} adapters share the batch: "
                 "its reader is not a module that this package splits; run the adapters one by one"
             )
-        return self._members[self._turn.active[0]]
+        return self.members[self._turn.active[0]]
 
     def delta(self, base: Tensor) -> Tensor:
         return self.one.delta(base)
@@ -71,38 +66,37 @@ class Together(Adapter):
     def weight(self, base: Tensor) -> Tensor:
         return self.one.weight(base)
 
+    @property
+    def _active(self) -> list[Adapter]:
+        return [self.members[k] for k in self._turn.active]
+
+    @property
+    def dropping(self) -> bool:
+        return any(member.dropping for member in self._active)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Every member's own dropout on its slice, in the slice's own shape: the masks are those of a separate run."""
+        active = self._active
+        return self._turn.each(lambda k, part: active[k].drop(part), x, cut=True) if self.dropping else x
+
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         active = self._active
-        cut = any(member.dropping for member in active)
-        return self._turn.each(lambda k, part, own: active[k].beside(part, own, base, bias), x, y, cut=cut)
+        return self._turn.each(lambda k, part, own: active[k].beside(part, own, base, bias), x, y, cut=self.dropping)
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        turn = self._turn
-        active = self._active
+        turn, active = self._turn, self._active
         if len(active) == 1:
             with turn.only(0):
                 return active[0].linear(x, base, bias)
         turn.check(x)
         y = stacked_linear(active, x, base, bias, self.drop)
-        if y is not None:
-            return y
-        cut = any(member.dropping for member in active)
-        return turn.each(lambda k, part: active[k].linear(part, base, bias), x, cut=cut)
-
-    @property
-    def _active(self) -> list[Adapter]:
-        return [self._members[k] for k in self._turn.active]
-
-    def drop(self, x: Tensor) -> Tensor:
-        """Every member's own dropout on its slice, in the slice's own shape: the masks are those of a separate run."""
-        active = self._active
-        if not any(member.dropping for member in active):
-            return x
-        return self._turn.each(lambda k, part: active[k].drop(part), x, cut=True)
+        if y is None:
+            y = turn.each(lambda k, part: active[k].linear(part, base, bias), x, cut=self.dropping)
+        return y
 
 
 class Pack:
-    """`members`, which it disables, in one forward; see the module. It starts with all members together.
+    """Several adapters in one forward; see the module. It disables `members` and starts with all of them together.
 
     Raises:
         PackingError: they differ in model, method, weights, capacities or options of a shape, a method has a schedule,
@@ -113,7 +107,7 @@ class Pack:
         _check(members)
         self.members = tuple(members)
         self._turn = Turn(len(members))
-        model = members[0].model
+        self.model = members[0].model
         for member in members:
             member.disable()
         share_bases(members)
@@ -129,7 +123,6 @@ class Pack:
             if not site.by_activation:
                 reader = reader_of(site)
                 self._readers[id(reader)] = reader
-        self.model = model
         for reader in self._readers.values():
             split_forward(reader, self._turn)
 
@@ -164,7 +157,7 @@ class Pack:
 
     @contextmanager
     def drawing(self, seeds: Mapping[int, int] | None, device: torch.device) -> Iterator[None]:
-        """Inside, dropout of the frozen model, and whatever runs in `alone`, follows seeds of the members' own.
+        """Inside, dropout of the frozen model follows each member's seed, and so does all that runs in `alone`.
 
         A slice's masks are those of a run after `torch.manual_seed(seed)`. Not for checkpointed activations.
 
@@ -172,7 +165,7 @@ class Pack:
             seeds: by member; None: nothing but the adapters draws (`draws_of`), whose masks have seeds anyway.
 
         Raises:
-            PackingError: at the end, where the model has drawn numbers in a way that is not taken apart.
+            PackingError: at the end, where the model drew numbers that belong to no member.
         """
         if seeds is None:
             streams = Streams({}, device)
@@ -274,7 +267,7 @@ def split_forward(reader: nn.Module, turn: Turn) -> None:
 
 
 def _cut(value: Any, name: str, total: int, count: int, position: int) -> Any:
-    """One slice of whatever has the batch first; masks over positions, which have two dimensions, stay whole."""
+    """One slice of a tensor with the batch first; a mask over positions (two dimensions) stays whole."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] % total:
         return value
     if value.ndim == 2 and name in ("attn_mask", "mask", "src_mask"):

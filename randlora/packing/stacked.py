@@ -1,8 +1,8 @@
 """The products of `randlora.packing.packing` for methods that have a stacked form: one batched product for K adapters.
 
 Shapes: K adapters, n rows each, N = K n rows in all. Frozen factors that all members share meet all N rows at once.
-Where an adapter alone would build its matrix (cheaper for many rows), there is nothing to gain from stacking its
-factors, and the answer is None: the slices go one by one.
+Where an adapter alone would build its matrix (cheaper for many rows), stacking its factors gains nothing, and the
+answer is None: the slices go one by one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from randlora.methods.scheduled.adalora import AdaLora
 
 Drop = Callable[[Tensor], Tensor]
 Stacked = Callable[[Sequence[Adapter], Tensor, Tensor, Tensor | None, Drop], Tensor | None]
+"""The product as (K, n, out); None where the slices go one by one."""
 
 
 def stacked_linear(
@@ -38,10 +39,10 @@ def stacked_linear(
     to the members' own products up to the order of sums.
     """
     kinds = {type(member) for member in members}
-    if len(kinds) > 1 or base.requires_grad:
+    if len(kinds) > 1 or base.requires_grad or (apply := STACKED.get(kinds.pop())) is None:
         return None
-    apply = STACKED.get(kinds.pop())
-    return None if apply is None else apply(members, x, base, bias, drop)
+    y_KNO = apply(members, x, base, bias, drop)
+    return None if y_KNO is None else y_KNO.view(*x.shape[:-1], -1)
 
 
 def _slices(x: Tensor, count: int) -> Tensor:
@@ -56,8 +57,8 @@ def _scales(values: Sequence[float], like: Tensor) -> float | Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
-def _low_rank(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
-    """linear(x, base, bias) + scale_k (dropped a_k) b_k^T as (K, n, out)."""
+def _factored(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
+    """linear(x, base, bias) + scale_k (dropped a_k) b_k^T, of the factors that each member makes."""
     layers = cast(Sequence[Factored], members)
     dtype, count = compute_dtype(x), len(layers)
     factors = [m.factors() for m in layers]
@@ -70,25 +71,17 @@ def _low_rank(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor 
     return _slices(y, count).baddbmm(h_KNR, b_KRO * _scales([m.scale for m in layers], b_KRO))
 
 
-def factored_stacked(
-    members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
-) -> Tensor | None:
-    """(x a_k) b_k^T batched over k, of the factors that each member makes from its trainables."""
-    y = _low_rank(members, x, base, bias, drop)
-    return None if y is None else y.view(*x.shape[:-1], -1)
-
-
-def dora_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
+def _dora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """As LoRA, times the factor of every output row."""
-    y = _low_rank(members, x, base, None, drop)
+    y = _factored(members, x, base, None, drop)
     if y is None:
         return None
     factor = torch.stack([m.magnitude / m.norms(base) for m in cast(Sequence[Dora], members)]).to(y.dtype).unsqueeze(1)
-    y = (y * factor).view(*x.shape[:-1], -1)
+    y = y * factor
     return y if bias is None else y + bias.to(y.dtype)
 
 
-def vera_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
+def _vera(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """x A^T and (...) B^T once for all rows, diag(d_k) and diag(b_k) by slice."""
     veras = cast(Sequence[Vera], members)
     first, dtype = veras[0], compute_dtype(x)
@@ -100,15 +93,11 @@ def vera_stacked(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tens
     h_KNR = _slices(linear(x, a_RI), len(veras))
     z_KNR = h_KNR * torch.stack([m.d for m in veras]).to(dtype).unsqueeze(1)
     u_KNO = linear(z_KNR, b_OR)
-    y_KNO = torch.addcmul(
-        _slices(linear(x, base, bias), len(veras)), u_KNO, torch.stack([m.b for m in veras]).to(dtype).unsqueeze(1)
-    )
-    return y_KNO.view(*x.shape[:-1], -1)
+    b_K1O = torch.stack([m.b for m in veras]).to(dtype).unsqueeze(1)
+    return torch.addcmul(_slices(linear(x, base, bias), len(veras)), u_KNO, b_K1O)
 
 
-def randlora_stacked(
-    members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
-) -> Tensor | None:
+def _randlora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
     """(x M_k^T) B^T, or (x B) M_k for a wide weight: the product with B once for all rows."""
     layers = cast(Sequence[RandLora], members)
     first, dtype = layers[0], compute_dtype(x)
@@ -126,18 +115,17 @@ def randlora_stacked(
     m_KQM = m_KRJM.flatten(1, 2).to(dtype)
     x_KNI = _slices(x, len(layers)).to(dtype)
     delta = linear(x_KNI @ m_KQM.mT, part.b) if part.tall else (x_KNI @ part.b) @ m_KQM
-    y = linear(x, base, bias)
-    return y + delta.view(*x.shape[:-1], -1)
+    return _slices(linear(x, base, bias), len(layers)) + delta
 
 
 STACKED: dict[type[Adapter], Stacked] = {
-    Lora: factored_stacked,
-    Dora: dora_stacked,
-    Vera: vera_stacked,
-    RandLora: randlora_stacked,
-    AdaLora: factored_stacked,
-    Pissa: factored_stacked,
-    LoraXs: factored_stacked,
-    RandLoraA: factored_stacked,
+    Lora: _factored,
+    Dora: _dora,
+    Vera: _vera,
+    RandLora: _randlora,
+    AdaLora: _factored,
+    Pissa: _factored,
+    LoraXs: _factored,
+    RandLoraA: _factored,
 }
 """By exact class: a subclass may compute something else."""

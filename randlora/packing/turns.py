@@ -1,8 +1,8 @@
 """Whose slices a packed batch has, how far each reaches, and the random numbers that each draws.
 
-A batch of K members has K equal slices of rows. Where rows are texts, all are padded behind to the longest text of the
-whole batch, so a slice may be longer than it would be alone. What draws random numbers (dropout) must not notice: it
-works on a slice cut back to its own length, with the state that torch's generator would have in a separate run.
+A batch of K members has K equal slices of rows. Texts are padded behind to the longest text of the whole batch, so a
+slice may be longer than it would be alone. Dropout must not notice: it works on a slice cut back to its own length,
+with the state that torch's generator would have in a separate run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from randlora.errors import AdapterError
-
-Apply = Callable[..., Tensor]
-"""What is done to the slices of some tensors, given their position among the active ones."""
 
 
 class PackingError(AdapterError):
@@ -73,7 +70,7 @@ class Turn:
     """Positions in `active` are those of the slices in the batch; `active` has the members' numbers.
 
     Attributes:
-        rows: of one slice, where a batch of texts is known to have so many; None: whatever equal slices are.
+        rows: texts of one slice, where rows are texts; None: slices are equal parts of any batch.
         widths: tokens of the longest text of each active member; None where rows are no texts.
         width: tokens that all texts are padded to.
         streams: the members' random numbers; None: nothing but adapters draws any, and these have streams of their own.
@@ -92,11 +89,6 @@ class Turn:
         self.active, self.rows = tuple(active), rows
         self.widths = None if widths is None else tuple(widths)
         self.width = max(self.widths or (0,))
-
-    @property
-    def uneven(self) -> bool:
-        """Whether a slice is padded further than it would be alone."""
-        return self.widths is not None and any(width != self.width for width in self.widths)
 
     @contextmanager
     def only(self, position: int) -> Iterator[None]:
@@ -120,7 +112,7 @@ class Turn:
         return x.chunk(len(self.active))
 
     def check(self, x: Tensor) -> None:
-        """Refuse rows that equal slices do not make up, or that are not the batch's rows or tokens."""
+        """Refuse rows that do not split into equal slices, or that are neither the batch's texts nor its tokens."""
         count = len(self.active)
         if x.shape[0] % count:
             raise PackingError(f"{x.shape[0]} rows are not {count} equal slices; pad the shorter ones")
@@ -130,13 +122,13 @@ class Turn:
                 "not known whose they are"
             )
 
-    def each(self, apply: Apply, *xs: Tensor, cut: bool = False) -> Tensor:
-        """`apply` to every slice of all x (K b, ...) in its member's turn, and the results put together.
+    def each(self, apply: Callable[..., Tensor], *xs: Tensor, cut: bool = False) -> Tensor:
+        """`apply(position, *slices)` to every slice of all x (K b, ...) in its member's turn, the results put together.
 
         Args:
             cut: the slices are as long as they would be alone, in every dimension that runs over the tokens.
         """
-        cut = cut and self.uneven
+        cut = cut and any(width != self.width for width in self.widths or ())
         flat = cut and self._flat(xs[0])
         if flat:
             xs = tuple(x.reshape(-1, self.width, *x.shape[1:]) for x in xs)

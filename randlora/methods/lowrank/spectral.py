@@ -2,7 +2,7 @@
 
 PiSSA (Meng et al. 2024, arXiv 2404.02948): LoRA whose factors start at the r largest singular values,
 B_0 = U_r sqrt(S_r / scale), A_0 = sqrt(S_r / scale) V_r^T; PEFT moves the product out of W0. Here W0 stays as it is
-and delta = scale (B A - B_0 A_0), which is the same model: it is 0 at the start and W0 comes back at detach.
+and delta = scale (B A - B_0 A_0): the same model, with a delta of 0 at the start and W0 back at detach.
 
 LoRA-XS (Balazy et al. 2024, arXiv 2405.17604): delta = scale U_r diag(S_r) R V_r^T, R (r x r) alone trained. R starts
 at 0 (the authors': at 1e-5 times a normal draw), which is no stationary point.
@@ -11,8 +11,8 @@ SVFT (Lingam et al. 2024, arXiv 2405.19597): delta = scale U M V^T with whole U 
 diagonals and zero elsewhere. The capacity is their number k: the main one, then +1, -1, +2, ... (the authors' "plain"
 is k = 1, their "banded" with d off-diagonals is k = 2 d + 1). M starts at 0.
 
-U, V and starts differ in sign and last bits between machines, so that they are kept in checkpoints. SVFT's are twice
-the size of the weights, as they are in memory: the price of the method.
+U, V and starts differ in sign and last bits between machines, so checkpoints keep them. SVFT's are twice the size of
+the weights, on disk as in memory: the price of the method.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """NoLA (Koohpayegani et al. 2024, arXiv 2310.02556): LoRA's factors as trained sums of frozen random matrices.
 
 A = A_0 + sum_i a_i A_i (r x in), B = sum_i b_i B_i (out x r), delta = (alpha / r) B A. The trainables are the k_A + k_B
-coefficients of a weight, whatever its shape and r. Here k = k_A + k_B, k_A = ceil(k / 2), k_B = k - k_A.
+coefficients of a weight, at any shape and r. Here k = k_A + k_B, k_A = ceil(k / 2), k_B = k - k_A.
 
 Start, after the authors' language-model code: A_0 is a frozen LoRA initialisation (uniform on +-1 / sqrt(in)), all
 coefficients are 0, so the delta is exactly 0 and b gets the gradient (a gets one as soon as b moved). Their vision code

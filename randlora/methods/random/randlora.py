@@ -3,12 +3,12 @@
 delta = scale * sum_{j=1..n} B_j diag(lambda_j) A diag(gamma_j) (equation 4), n = ceil(m / r), m = min(out, in).
 lambda_j has r entries and gamma_j has m; gamma acts on the smaller dimension (the input's when square), and for
 in > out the delta is the transpose. One B (flat, max out-or-in x max n r) and one A (max r x max m) serve all layers; a
-layer reads B's first n r columns, and column k n + j is the k-th column of B_j: PEFT's pairing, whatever the layer's n.
+layer reads B's first n r columns, and column k n + j is the k-th column of B_j: PEFT's pairing at any n.
 
 Start: lambda = 0 and gamma = 1 / m, so the delta is 0 and lambda gets the gradient (as PEFT and the released LLM code).
 Scale: alpha / r where alpha is given, else `DEFAULT_SCALE` at every rank. Published codes differ: 1 / r and 10 / r
 (paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). A constant keeps the size of a step equal over ranks: with
-n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS), whatever r is.
+n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r.
 """
 
 from __future__ import annotations

@@ -123,10 +123,8 @@ class Vera(Factored):
 
     def frozen(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """This layer's parts of A (r x in) and B (out x r)."""
-        return (
-            self.bases.get("A", dtype)[: self.r, : self.shape[1]],
-            self.bases.get("B", dtype)[: self.shape[0], : self.r],
-        )
+        out, width = self.shape
+        return self.bases.get("A", dtype)[: self.r, :width], self.bases.get("B", dtype)[:out, : self.r]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """diag(d) A transposed (in x r) and diag(b) B (out x r)."""

@@ -6,7 +6,7 @@ sets e to 0 for the least important ones of the whole model, more and more of th
 `stop * total` by a cubic schedule (section 3.3); then the pattern stays. A penalty keeps A and B near orthonormal.
 Semantics as PEFT's, step for step, with two differences: the schedule is given in fractions of the training, and
 `allocate = "parameters"` (default) fills the final budget by the parameters that a triplet costs (out + in + 1), so
-that the count is met whatever weights win; "ranks" counts triplets alone, as PEFT, where a model of unequal weights
+that the count is met whichever weights win; "ranks" counts triplets alone, as PEFT, where a model of unequal weights
 ends above or below its budget. (PEFT 0.21.2 also leaves the divisor of the scale, `ranknum`, to the optimiser, and
 adds the penalty only where the model's own output has a `loss` and is called through `base_model`.)
 
@@ -14,7 +14,7 @@ The capacity r is the final rank, averaged over the weights: that is the budget 
 schedule is through, `initial` times as much is built and trained. The schedule needs the training loop's hooks
 (`Adapted.hooks`); without them nothing is cut.
 
-Start: A and B normal with standard deviation 0.02, e = 0. Scale: alpha / init_r, whatever is cut later; by default
+Start: A and B normal with standard deviation 0.02, e = 0. Scale: alpha / init_r, also after cuts; by default
 `DEFAULT_SCALE`, since at 1 a step of e moves the delta by next to nothing (0.02 squared per triplet).
 """
 

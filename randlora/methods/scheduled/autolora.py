@@ -158,12 +158,9 @@ class Selector(Ranks[AutoLora]):
         self._adam.state.clear()
         for i, selection in enumerate(self.apart()):
             own = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{i}.")}
-            if own:
-                step = own.pop("step")  # torch keeps it on the CPU
-                self._adam.state[selection] = {
-                    "step": step.cpu().clone(),
-                    **{k: v.to(device).clone() for k, v in own.items()},
-                }
+            if own:  # torch keeps the step on the CPU
+                places = {k: torch.device("cpu") if k == "step" else device for k in own}
+                self._adam.state[selection] = {k: v.to(places[k]).clone() for k, v in own.items()}
 
 
 AUTOLORA = Method(

@@ -29,7 +29,7 @@ def held_out_gradient(
     selections: Sequence[Tensor],
     lr: float,
 ) -> None:
-    """Leave the gradient for the selection variables in their `.grad`; the weights end as they are now, without one.
+    """Leave the gradient of the selection variables in their `.grad`; the weights keep their values and lose theirs.
 
     Args:
         held_out: adds the gradients of the held-out loss to `.grad` of all tensors, by one or more backward passes.
@@ -62,7 +62,7 @@ def held_out_gradient(
 
 
 def set_aside(count: int, share: float, seed: int) -> Tensor:
-    """Which of `count` rows are held out, bool (count): each with probability `share`, whatever `count` is."""
+    """Which of `count` rows are held out, bool (count): each with probability `share`, at any `count`."""
     bits = random_bits(seed, "held out", range(count), 1)[:, 0]
     return ((bits >> 40) & 0xFFFFFF) < share * (1 << 24)
 

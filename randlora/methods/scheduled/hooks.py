@@ -6,7 +6,7 @@ penalty = hooks.regulariser()                # None for most methods
 hooks.on_step(step, total)                   # step counts finished steps from 1; gradients must still be there
 
 A schedule that learns from held-out rows (AutoLoRA's search of ranks) asks for more: see `Schedule.held_out`, `apart`,
-`on_held_out`, `phase` and `restarts`, which say nothing for all others, and `randlora.methods.scheduled.bilevel`.
+`on_held_out`, `phase` and `restarts`, and `randlora.methods.scheduled.bilevel`. Their defaults ask for nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Schedule(ABC):
 
     @property
     def order(self) -> int:
-        """Of the derivatives that the held-out loss is followed by: 1 or 2 (`randlora.methods.scheduled.bilevel`)."""
+        """Order of the derivatives of the held-out loss: 1 or 2 (`randlora.methods.scheduled.bilevel`)."""
         return 1
 
     def apart(self) -> list[nn.Parameter]:
@@ -38,11 +38,11 @@ class Schedule(ABC):
         return []
 
     def held_out(self, step: int, total: int) -> float:
-        """Share of the training rows that at `step` (from 0) of `total` train what is `apart` and nothing else."""
+        """Share of the training rows that train only what is `apart`, at `step` (from 0) of `total`."""
         return 0.0
 
     def on_held_out(self) -> None:
-        """The gradients of what is `apart` are there, from held-out rows: take a step with them."""
+        """Take a step with the gradients of what is `apart`; they come from held-out rows."""
         return
 
     def phase(self, step: int, total: int) -> tuple[int, int]:
@@ -54,7 +54,7 @@ class Schedule(ABC):
         return False
 
     def regulariser(self) -> Tensor | None:
-        """A scalar to add to the loss of a step, once whatever the number of micro-batches; None: no penalty."""
+        """A scalar to add once to the loss of a step, however many micro-batches it has; None: no penalty."""
         return None
 
     @abstractmethod
@@ -116,5 +116,5 @@ class Hooks(Schedule):
 
 
 def hooks_in(model: nn.Module) -> Hooks:
-    """The hooks of whatever adapters are installed in `model`."""
+    """The hooks of the adapters that are installed in `model`."""
     return Hooks(m for m in model.modules() if isinstance(m, Adapter))
