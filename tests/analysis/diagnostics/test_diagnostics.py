@@ -146,7 +146,7 @@ def test_cka_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="same examples"):
         minibatch_cka([(draw(5, 2), draw(6, 2))])
     with pytest.raises(ValueError, match="differ between examples"):
-        minibatch_cka([(torch.ones(5, 2), draw(5, 2))])
+        minibatch_cka([(torch.zeros(5, 2), draw(5, 2))])
     with pytest.raises(ValueError, match="at least 4"):
         minibatch_cka([(draw(3, 2), draw(3, 2))])
 
