@@ -1,4 +1,4 @@
-"""Numbers as people read them: one way to write a score, a difference, a count, a size and a time.
+"""Numbers as people read them: one way to write a score, a difference, a count, a p value and a time.
 
 Every function gives an empty text for a null.
 """
@@ -12,47 +12,34 @@ Row = dict[str, Any]
 """One row of a table, by column."""
 
 
-def points(fraction: float | None, sign: bool = True) -> str:
-    """A score difference in percentage points, '+1.3'; a zero has no sign; nothing for null."""
-    if fraction is None:
-        return ""
-    text = f"{100 * fraction:+.1f}" if sign else f"{100 * fraction:.1f}"
-    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "\N{MINUS SIGN}")
+def points(fraction: float | None) -> str:
+    """A score difference in percentage points, '+1.3'; a zero has no sign."""
+    return "" if fraction is None else _signed(f"{100 * fraction:+.1f}")
 
 
 def percent(value: float | None) -> str:
     """A fraction in percent, '61.4'."""
-    return "" if value is None else f"{100 * value:.1f}"
+    return "" if value is None else _signed(f"{100 * value:.1f}")
 
 
-def signed_percent(value: float | None) -> str:
-    """A fraction in percent with its sign, '+0.31 %'."""
+def _signed(text: str) -> str:
+    """A number with a true minus sign, and a zero without any."""
+    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "\N{MINUS SIGN}")
+
+
+def off_budget(value: float | None) -> str:
+    """A count's distance from its budget, in percent with its sign, '+0.31 %'."""
     return "" if value is None else f"{100 * value:+.2f} %".replace("-", "\N{MINUS SIGN}")
 
 
-def whole(value: int | None) -> str:
-    """'12,288'."""
-    return "" if value is None else f"{value:,}"
-
-
 def quantity(value: float | None) -> str:
-    """A cost: '12,288', or three digits."""
+    """A count or a cost: '12,288'; three digits below a thousand, '0.00316'."""
     return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def short(value: float | None) -> str:
-    """Three digits."""
-    return "" if value is None else f"{value:.3g}"
 
 
 def p_text(value: float | None) -> str:
     """A p value."""
     return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def mib(value: float | None) -> str:
-    """Bytes in MiB."""
-    return "" if value is None else f"{value / 2**20:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
@@ -69,11 +56,11 @@ def ranged(value: str, low: str, high: str) -> str:
     return f"{value} [{low}, {high}]" if value and low and high else value
 
 
-def score(row: Mapping[str, Any], value: str = "mean", low: str = "low", high: str = "high") -> str:
+def score_text(row: Mapping[str, Any], value: str = "mean", low: str = "low", high: str = "high") -> str:
     """A score with its interval, in percent."""
     return ranged(percent(row[value]), percent(row[low]), percent(row[high]))
 
 
-def change(row: Mapping[str, Any], value: str = "difference", low: str = "low", high: str = "high") -> str:
+def change_text(row: Mapping[str, Any], value: str = "difference", low: str = "low", high: str = "high") -> str:
     """A difference with its interval, in points."""
     return ranged(points(row[value]), points(row[low]), points(row[high]))

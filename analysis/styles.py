@@ -65,7 +65,7 @@ _MARKERS = ("v", "P", "X", "h", "<", ">")
 
 
 def style(method: str) -> Style:
-    """A method's style; one not listed gets a stable one from its name, so it looks the same in every sweep."""
+    """A method's style; an unlisted method gets one from its name, so it looks the same in every sweep."""
     if method in STYLES:
         return STYLES[method]
     digest = zlib.crc32(method.encode())

@@ -1,7 +1,7 @@
-"""`sweeps analyze`: the units of a diagnostic, those that are missing computed, drawn, and a sentence on what it shows.
+"""`sweeps analyze`: compute the missing units of a diagnostic, draw all of them, and say in a sentence what they show.
 
-Rows are kept in the store unit by unit as they are done, so a run that was stopped goes on where it was. Who runs the
-units is the caller's choice: this process, or Ray (`sweeps.engine.analyze`).
+The store keeps a unit's rows as soon as they are done, so a stopped run goes on where it was. The caller chooses who
+runs the units: this process, or Ray (`sweeps.engine.analyze`).
 """
 
 from __future__ import annotations
@@ -9,18 +9,29 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 
 from analysis.diagnostics import cka, landscape, spectrum
-from analysis.diagnostics.units import Execute, Row, Unit, compute_missing, rows_of
+from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
 from analysis.errors import StoreError, nearest
-from analysis.figures import diagnostic_plots
-from analysis.figures.diagnostic_charts import cka_chart, landscape_chart, spectrum_chart
-from analysis.figures.diagnostic_plots import Drawing
+from analysis.figures.diagnostics import (
+    Drawing,
+    alignment,
+    draw_cka,
+    draw_landscape,
+    draw_spectrum,
+    draw_surface,
+    errors,
+    planes,
+    write,
+)
+from analysis.format import Row
 from analysis.store.store import Store
 from analysis.styles import in_order, place_text, style
+from analysis.tables.diagnostics import CORNERS
 
 KINDS = ("spectrum", "cka", "landscape")
 
@@ -98,20 +109,17 @@ def analyze(
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
         says = spectrum_sentence(table, approximation)
-        figure = diagnostic_plots.draw_spectrum(table, approximation)
-        figures = [Drawing("spectrum", figure, says, spectrum_chart(table, approximation, says))]
+        figures = [Drawing("spectrum", draw_spectrum(table, approximation), says)]
     elif kind == "cka":
         says = cka_sentence(table)
-        figures = [Drawing("cka", diagnostic_plots.draw_cka(table), says, cka_chart(table, says))]
+        figures = [Drawing("cka", draw_cka(table), says)]
     else:
-        says = landscape_sentence(table)
-        figures = []
-        for i, plane in enumerate(diagnostic_plots.planes(table)):
-            said, after = landscape_sentence(plane), f"-{i + 1}" if i else ""
-            flat, surface = diagnostic_plots.draw_landscape(plane), diagnostic_plots.draw_surface(plane)
-            figures.append(Drawing(f"landscape{after}", flat, said, landscape_chart(plane, said)))
-            figures.append(Drawing(f"landscape{after}-surface", surface, "The same as a surface."))
-    return table, diagnostic_plots.write(figures, store.path, kind), says
+        says, figures = landscape_sentence(table), []
+        for i, plane in enumerate(planes(table)):
+            stem = f"landscape-{i + 1}" if i else "landscape"
+            figures.append(Drawing(stem, draw_landscape(plane), landscape_sentence(plane)))
+            figures.append(Drawing(f"{stem}-surface", draw_surface(plane), "The same as a surface."))
+    return table, write(figures, store.path, kind), says
 
 
 def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
@@ -119,36 +127,26 @@ def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
     ranks: dict[str, list[float]] = defaultdict(list)
     for r in table.to_pylist():
         ranks[r["method"]].append(r["effective_rank"])
-    parts = [f"{style(m).name} {_mean(ranks[m]):.1f}" for m in in_order(set(ranks))]
+    parts = [f"{style(m).name} {fmean(ranks[m]):.1f}" for m in in_order(set(ranks))]
     text = f"Effective rank of the updates, mean over target weights and budgets: {', '.join(parts)}."
-    rows = approximation.to_pylist()
-    if rows:
-        top = max(r["lora_rank"] for r in rows)
-        errors = {
-            f: _mean(r["error"] for r in rows if r["form"] == f and r["lora_rank"] == top) for f in ("lora", "randlora")
-        }
-        text += (
-            f" Approximating full fine-tuning's update with the parameters of LoRA rank {top}: least relative error "
-            f"{errors['lora']:.2f} for rank {top} (exact), {errors['randlora']:.2f} for RandLoRA's form (a fit, so an "
-            "upper bound). One seed per cell: a description, not a test."
-        )
-    return text
+    error = {(r["method"], r["lora_rank"]): r["error"] for r in errors(approximation)}
+    if not error:
+        return text
+    top = max(rank for _, rank in error)
+    return (
+        f"{text} Approximating full fine-tuning's update with the parameters of LoRA rank {top}: least relative error "
+        f"{error['lora', top]:.2f} for rank {top} (exact), {error['randlora', top]:.2f} for RandLoRA's form (a fit, so "
+        "an upper bound). One seed per cell: a description, not a test."
+    )
 
 
 def cka_sentence(table: pa.Table) -> str:
     """CKA of the last block, per method at its largest budget."""
-    rows = [r for r in table.to_pylist() if r["cka"] is not None]
+    rows = alignment(table)
     if not rows:
         return "No layer's activations vary between examples, so there is no CKA."
     last = max(r["depth"] for r in rows)
-    parts = []
-    for method in in_order({r["method"] for r in rows}):
-        most = max(r["adapter_params"] or 0 for r in rows if r["method"] == method)
-        mine = [
-            r["cka"] for r in rows if (r["method"], r["depth"]) == (method, last) and (r["adapter_params"] or 0) == most
-        ]
-        if mine:
-            parts.append(f"{style(method).name} {_mean(mine):.3f}")
+    parts = [f"{style(r['method']).name} {r['cka']:.3f}" for r in rows if r["depth"] == last]
     return (
         f"CKA with full fine-tuning in the last block, at each method's largest budget: {', '.join(parts)}. "
         "One seed per cell: a description, not a test."
@@ -157,7 +155,7 @@ def cka_sentence(table: pa.Table) -> str:
 
 def landscape_sentence(table: pa.Table) -> str:
     """Barrier heights of the three edges, on training and on validation examples; the mean over places."""
-    names = [style(m).name for m in ("lora", "randlora", "full")]
+    names = [style(m).name for m in CORNERS]
     edges: dict[tuple[str, int, int], dict[str, float | None]] = defaultdict(dict)
     rows = table.to_pylist()
     for r in rows:
@@ -179,9 +177,4 @@ def landscape_sentence(table: pa.Table) -> str:
 
 def _height(barriers: Iterable[float | None]) -> str:
     known = [b for b in barriers if b is not None]
-    return f"{_mean(known):.3f}" if known else "(not finite)"
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    return f"{fmean(known):.3f}" if known else "(not finite)"

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from analysis.diagnostics.units import Row, sweep_facts
+from analysis.diagnostics.units import sweep_facts
 from analysis.diagnostics.weights import ADAPTERS, Kept, trained_state
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.store.store import Store
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.models.encoders import HEAD_FILE

@@ -1,8 +1,8 @@
-"""Centred kernel alignment of activations (Kornblith et al. 2019), linear; plain, unbiased and over mini-batches.
+"""Centred kernel alignment of activations (Kornblith et al. 2019), linear, unbiased and over mini-batches.
 
 1 means equal representations up to rotation and scale. `rows` compares the output of every repeated block of a
 fine-tuned model with full fine-tuning's, on the same examples (Figure 4a of arXiv 2502.00987). An example is one vector
-per block, the mean over its tokens: CKA is over examples, and tokens of one example are no independent ones.
+per block, the mean over its tokens: CKA is over examples, and tokens of one example are not independent.
 """
 
 from __future__ import annotations
@@ -16,26 +16,13 @@ import torch
 from torch import Tensor
 
 from analysis.diagnostics.bench import Bench, State
-from analysis.diagnostics.units import Row, Unit, sweep_facts
+from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, full_of, kept_trials, need_full
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.store.store import Store
 
 EXAMPLES, BATCH, LEAST = 256, 64, 4
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """||Yc^T Xc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F) of features (n, p) and (n, q); biased upwards for small n.
-
-    Raises:
-        ValueError: different numbers of rows, or features without spread.
-    """
-    _same_rows(x, y)
-    xc, yc = (v.double() - v.double().mean(dim=0) for v in (x, y))
-    down = (xc.T @ xc).norm() * (yc.T @ yc).norm()
-    if float(down) == 0.0:
-        raise ValueError("CKA needs features that differ between examples, got constant ones")
-    return float((yc.T @ xc).square().sum() / down)
 
 
 def unbiased_hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741  the kernels' usual names
@@ -51,20 +38,17 @@ def unbiased_hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741  the kernels' u
     return (trace + means - cross) / (n * (n - 3))
 
 
-def unbiased_cka(x: Tensor, y: Tensor) -> float:
-    """CKA of linear kernels with unbiased HSIC: about 0 for unrelated features, whatever n and p."""
-    return minibatch_cka([(x, y)])
-
-
 def minibatch_cka(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     """CKA from HSIC_1 averaged over mini-batches (Nguyen et al. 2021): its expectation does not depend on their size.
 
     Raises:
-        ValueError: no batch, or batches of fewer than 4 examples.
+        ValueError: no batch, batches of fewer than 4 examples, features (n, p) and (n, q) of unlike numbers of rows, or
+            features without spread.
     """
     sums = torch.zeros(3, dtype=torch.double)
     for x, y in pairs:
-        _same_rows(x, y)
+        if x.ndim != 2 or y.ndim != 2 or x.shape[0] != y.shape[0]:
+            raise ValueError(f"CKA needs features (n, p) and (n, q) of the same examples, got {x.shape} and {y.shape}")
         k, l = (v.double() @ v.double().T for v in (x, y))  # noqa: E741
         sums += torch.stack([unbiased_hsic(k, l), unbiased_hsic(k, k), unbiased_hsic(l, l)])
     down = float((sums[1] * sums[2]).clamp_min(0).sqrt())
@@ -96,7 +80,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
 
     Args:
         folder: the results.
-        warm: as of `Bench`.
+        warm: as in `Bench`.
 
     Raises:
         StoreError: a model without layers to compare, or too few examples.
@@ -133,8 +117,3 @@ def _cka_or_none(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
     except ValueError:
         return None
     return found if math.isfinite(found) else None
-
-
-def _same_rows(x: Tensor, y: Tensor) -> None:
-    if x.ndim != 2 or y.ndim != 2 or x.shape[0] != y.shape[0]:
-        raise ValueError(f"CKA needs features (n, p) and (n, q) of the same examples, got {x.shape} and {y.shape}")

@@ -16,13 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from analysis.diagnostics.bench import Bench, State
-from analysis.diagnostics.units import Row, Unit, sweep_facts
+from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, kept_trials, need_full
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.store.store import Store
+from analysis.tables.diagnostics import CORNERS
 from trainables.tasks.task import Split
 
-CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.5, 1.0))
 EXAMPLES, POINTS, MARGIN = 128, 9, 0.5
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -82,7 +83,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
 
     Args:
         folder: the results.
-        warm: as of `Bench`.
+        warm: as in `Bench`.
     """
     bench = Bench(unit.facts, unit.trials[-1], warm)
     states = [bench.state(Kept.of(t, folder)) for t in unit.trials]
@@ -90,10 +91,11 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     points: int = settings["points"]
     edge: list[int] | None = settings.get("edge")
     if edge is None:
-        ticks = grid(points, settings["margin"])
+        margin = settings["margin"]
+        ticks = [-margin + (1 + 2 * margin) * i / (points - 1) for i in range(points)]
         where = [(x, ticks[settings["line"]]) for x in ticks]
     else:
-        (ax, ay), (bx, by) = (CORNERS[i] for i in edge)
+        (ax, ay), (bx, by) = (list(CORNERS.values())[i] for i in edge)
         shares = [i / (points - 1) for i in range(points)]
         where = [(ax + (bx - ax) * t, ay + (by - ay) * t) for t in shares]
     about = unit.place | {"reference": unit.trials[0]["reference"], "points": points}
@@ -109,11 +111,6 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
                 one: Row = {"split": which, "x": x, "y": y, "loss": value, "barrier": height, "examples": len(examples)}
                 found.append(about | one | ({} if edge is None else {"t": i / (points - 1)}))
     return found
-
-
-def grid(points: int, margin: float) -> list[float]:
-    """Evenly spaced ticks of either axis."""
-    return [-margin + (1 + 2 * margin) * i / (points - 1) for i in range(points)]
 
 
 def _corners(trials: Sequence[Kept], full: Kept) -> tuple[Kept, Kept, Kept] | None:

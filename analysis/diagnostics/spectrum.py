@@ -7,7 +7,7 @@ by rank r (the truncated SVD, equation 8 of arXiv 2502.00987) and by RandLoRA's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import randlora
-from analysis.diagnostics.units import Row, Unit
+from analysis.diagnostics.units import Unit
 from analysis.diagnostics.weights import Kept, deltas, full_of, kept_trials, target_names
+from analysis.format import Row
 from analysis.store.store import Store
 from trainables.tasks.lane_cache import Warm
 
@@ -93,33 +94,20 @@ def randlora_error(
     if norm <= TINY:
         return 0, 0.0
     wanted = target.double() / norm
-    b, a, count = _bases(wanted, r, basis_seed)
+    adapter, count = _adapter(wanted, randlora.RandLoraConfig(r=r), basis_seed)
+    b, a = adapter.part().b.double(), adapter.part().a.double()  # (D, r n), (r, m)
     if wanted.shape[0] < wanted.shape[1]:
         wanted = wanted.T
     n = b.shape[1] // r
     gram, cross = b.T @ b, b.T @ wanted  # (r n, r n), (r n, m)
-    lam = torch.randn(r, n, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-    last = 1.0
-    for _ in range(sweeps):
+
+    def turn(lam: Tensor) -> tuple[Tensor, Tensor]:
         gam = _gammas(gram, cross, a, lam)
         q = (a.unsqueeze(1) * gam).flatten(0, 1)  # (r n, m): row k n + j is A_k * gamma_j
         lam = _solve(gram * (q @ q.T), (cross * q).sum(dim=1)).reshape(r, n)
-        error = float((wanted - b @ (lam.reshape(-1, 1) * q)).norm())
-        if last - error < settle:
-            break
-        last = error
-    return count, min(error, last)
+        return lam, b @ (lam.reshape(-1, 1) * q)
 
-
-def _bases(wanted: Tensor, r: int, basis_seed: int) -> tuple[Tensor, Tensor, int]:
-    """B (D, r n) and A (r, m) as a RandLoRA of this shape draws them, and its trainables."""
-    out, in_ = wanted.shape
-    host = nn.Sequential(nn.Linear(in_, out, bias=False))
-    adapted = randlora.attach(host, randlora.RandLoraConfig(r=r), ["0.weight"], basis_seed=basis_seed)
-    adapter: Any = adapted.adapters["0.weight"]
-    part, count = adapter.part(), adapted.count()
-    adapted.detach()
-    return part.b.double(), part.a.double(), count
+    return count, _by_turns(wanted, (r, n), turn, sweeps, settle)
 
 
 def vera_error(
@@ -133,28 +121,56 @@ def vera_error(
     if norm <= TINY:
         return 0, 0.0
     wanted = target.double() / norm
-    host = nn.Sequential(nn.Linear(wanted.shape[1], wanted.shape[0], bias=False))
-    adapted = randlora.attach(host, randlora.VeraConfig(r=r), ["0.weight"], basis_seed=basis_seed)
-    adapter: Any = adapted.adapters["0.weight"]
+    adapter, count = _adapter(wanted, randlora.VeraConfig(r=r), basis_seed)
     b, a = adapter.bases.get("B").double(), adapter.bases.get("A").double()  # (out, r), (r, in)
-    count = adapted.count()
-    adapted.detach()
-    d = torch.randn(r, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-    last = 1.0
-    for _ in range(sweeps):
+
+    def turn(d: Tensor) -> tuple[Tensor, Tensor]:
         product = (b * d) @ a
         rows = (wanted * product).sum(dim=1) / product.square().sum(dim=1).clamp_min(TINY)
         scaled = b * rows.unsqueeze(1)
         d = _solve((scaled.T @ scaled) * (a @ a.T), ((scaled.T @ wanted) * a).sum(dim=1))
-        error = float((wanted - (scaled * d) @ a).norm())
+        return d, (scaled * d) @ a
+
+    return count, _by_turns(wanted, (r,), turn, sweeps, settle)
+
+
+def _adapter(wanted: Tensor, config: Any, basis_seed: int) -> tuple[Any, int]:
+    """A fresh adapter of a matrix of this shape (out, in), and its trainables."""
+    host = nn.Sequential(nn.Linear(wanted.shape[1], wanted.shape[0], bias=False))
+    adapted = randlora.attach(host, config, ["0.weight"], basis_seed=basis_seed)
+    adapter, count = adapted.adapters["0.weight"], adapted.count()
+    adapted.detach()
+    return adapter, count
+
+
+def _by_turns(
+    wanted: Tensor,
+    shape: tuple[int, ...],
+    turn: Callable[[Tensor], tuple[Tensor, Tensor]],
+    sweeps: int,
+    settle: float,
+) -> float:
+    """The error of a form whose two halves are fitted by turns, from a random start of one of them.
+
+    Args:
+        wanted: what is fitted, of norm 1.
+        shape: of the half that starts.
+        turn: from that half to a better one, and the fitted matrix.
+        sweeps, settle: as in `randlora_error`.
+    """
+    half = torch.randn(*shape, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    error = last = 1.0
+    for _ in range(sweeps):
+        half, fitted = turn(half)
+        error = float((wanted - fitted).norm())
         if last - error < settle:
             break
         last = error
-    return count, min(error, last)
+    return min(error, last)
 
 
 def _gammas(gram: Tensor, cross: Tensor, a: Tensor, lam: Tensor) -> Tensor:
-    """(n, m): gamma by least squares, every column of the target for itself."""
+    """(n, m): gamma by least squares, column by column of the target."""
     r, n = lam.shape
     scaled = (lam.unsqueeze(2) * a.unsqueeze(1)).flatten(0, 1).T  # (m, r n)
     at_once = max(1, CHUNK // gram.numel())

@@ -8,15 +8,14 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.store.store import Store
 from analysis.store.tables import set_aside, write_part
-
-Row = dict[str, Any]
 
 VERSIONS = {"cka": 1, "landscape": 1, "spectrum": 1, "approximation": 2}
 """Raised when a table's numbers come about differently: units of an earlier version are then computed again."""

@@ -6,20 +6,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import randlora
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.store.store import Store
 from analysis.styles import style
 from randlora.files.checkpoint import META, read_meta
 from randlora.model.sites import find_sites
 from randlora.model.targets import select
 
-Row = dict[str, Any]
 FULL_WEIGHTS = "weights.safetensors"
 ADAPTERS = "adapters"
 BRIEF = (

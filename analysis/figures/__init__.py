@@ -1,0 +1,14 @@
+"""Figures: each draws a table that another room computed, and one function draws it in every form.
+
+Uses matplotlib without pyplot, and every room below; knows nothing of the page.
+
+    drawing      what all figures share: their look, panels, markers and legend, and how they are written
+    scaling      score against trainable parameters
+    rank         score against the rank of the update
+    mean_ranks   mean ranks of the methods over data sets
+    fits         fitted curves, Pareto fronts, data-size curves, published curves
+    tuning       stage TUNE: learning rates, and the expected best of n of them
+    diagnostics  spectra, CKA and loss planes of trained weights
+    svg          a figure as inline SVG, with the page's colours and hover texts
+    pictures     every figure of the report, with its caption and its sentence
+"""

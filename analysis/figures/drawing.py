@@ -1,7 +1,12 @@
-"""What all figures share: their look, how they are made without pyplot (no global state), and how they are written."""
+"""What all figures share: their look, their panels, markers and legend, and how they are written.
+
+Figures are made without pyplot, so there is no global state.
+"""
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +14,17 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from analysis.styles import place_text, style
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
 COLUMN_INCHES = 3.5
+TITLE_WIDTH = 42
+"""Characters that fit over one panel."""
+DASHES = (0, (5, 2))
+"""Of the lines of methods without a budget."""
 FORMATS = ("png", "svg", "pdf")
 STYLE = {
     "font.family": "sans-serif",
@@ -48,14 +60,18 @@ STYLE = {
 }
 
 
-class Tips(dict[str, str]):
-    """Artist id -> what it says on hover; a drawing function fills it."""
+class Chart(Figure):
+    """A figure drawn by matplotlib's Agg that knows what its markers say on hover.
 
-    def add(self, text: str) -> str:
-        """A new id for an artist that says `text`."""
-        name = f"tip:{len(self)}"
-        self[name] = text
-        return name
+    Attributes:
+        tips: artist id -> text; `dot` fills it.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        """An empty one; sizes in inches."""
+        super().__init__(figsize=(width, height), facecolor=PAPER)
+        self.tips: dict[str, str] = {}
+        FigureCanvasAgg(self)
 
 
 def count_text(value: float, _: int | None = None) -> str:
@@ -79,11 +95,101 @@ def _fine_text(value: float, _: int | None = None) -> str:
     return count_text(value) if float(f"{value:.3g}") == value else f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches, drawn by matplotlib's Agg."""
-    figure = Figure(figsize=(width, height), facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    return figure
+def panels(
+    count: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    extra: tuple[float, float],
+    margins: tuple[float, float, float, float],
+    gaps: tuple[float, float],
+) -> tuple[Chart, list[Any]]:
+    """A figure with room for panels, and the places (matplotlib's SubplotSpec) of the panels in it.
+
+    Args:
+        count: of panels.
+        columns: most panels in a row.
+        size: width and height of a panel, in inches.
+        extra: width and height of the figure beyond its panels, in inches.
+        margins: around all panels, in inches: left, right, bottom, top.
+        gaps: between panels, as parts of a panel's width and height.
+    """
+    across = min(columns, count)
+    down = math.ceil(count / across)
+    width, height = size[0] * across + extra[0], size[1] * down + extra[1]
+    left, right, bottom, top = margins
+    figure = Chart(width, height)
+    grid = figure.add_gridspec(
+        down,
+        across,
+        wspace=gaps[0],
+        hspace=gaps[1],
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+    )
+    return figure, [grid[i // across, i % across] for i in range(count)]
+
+
+def place_title(dataset: str | None, size: str | None) -> str:
+    """The title of a panel: the data set by its name alone (its source is in the tables), and the training size."""
+    short = (dataset or "mean over data sets").rpartition("/")[2].rpartition(":")[2]
+    named = place_text(short, size) if size else short
+    return textwrap.shorten(named, TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
+
+
+def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None = None, **look: Any) -> None:
+    """A method's marker at one point, hollow for a method without a budget, and what it says on hover."""
+    tips = axes.figure.tips
+    gid = gid or f"tip:{len(tips)}"
+    tips[gid] = says
+    mine = style(method)
+    solid = mine.marker is not None
+    drawn: dict[str, Any] = {
+        "marker": mine.marker or "o",
+        "color": mine.colour,
+        "markerfacecolor": mine.colour if solid else PAPER,
+        "markeredgecolor": PAPER if solid else mine.colour,
+        "markeredgewidth": 0.6,
+        "linestyle": "none",
+        "zorder": 3,
+    }
+    axes.plot([x], [y], gid=gid, **drawn | look)
+
+
+def band(axes: Any, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str, alpha: float) -> None:
+    """Shade between two lines of fractions, in percent."""
+    ends = [100 * v for v in low], [100 * v for v in high]
+    axes.fill_between(x, *ends, color=colour, alpha=alpha, linewidth=0)
+
+
+def legend(figure: Figure, methods: Sequence[str], columns: int = 6, *, edge: float = 1.0, **look: Any) -> None:
+    """Methods over the panels, in their colours, at most `columns` in a row; those without a budget dashed."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=style(m).colour,
+            marker=style(m).marker or "None",
+            markeredgecolor=PAPER,
+            markeredgewidth=edge,
+            linestyle="-" if style(m).marker else DASHES,
+        )
+        for m in methods
+    ]
+    many = len(methods) > 4
+    shown: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (0.0, 1.0),
+        "ncols": min(len(methods), columns),
+        "fontsize": 5.8 if many else 7.5,
+        "handlelength": 1.2 if many else 1.6,
+        "columnspacing": 0.8,
+        "handletextpad": 0.4,
+        "borderaxespad": 0.3,
+    }
+    figure.legend(handles, [style(m).name for m in methods], **shown | look)
 
 
 def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:

@@ -1,36 +1,74 @@
-"""Every figure of the report: drawn, said in one sentence, with what its markers say and its Vega-Lite form.
+"""Every figure of the report: drawn, with its caption, its one-sentence conclusion and what its markers say.
 
 A figure without enough budgets, sizes or numbers is left out. The numbers come from tables that other functions return.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.curves import measured, pareto, readings, sizes
-from analysis.curves.measured import AXES, EXAMPLES, axis
-from analysis.figures import drawing, evidence_pictures, svg, vega
-from analysis.figures import fits as fit_plots
-from analysis.figures import rank as rank_figure
-from analysis.figures import rates as rate_plots
-from analysis.figures import scaling as plots
-from analysis.figures.drawing import Tips
-from analysis.figures.picture import Picture, few_panels, fit_picture, panel_of, place_of, width_of
-from analysis.statistics import scaling, tuning
+from analysis.curves.measured import EXAMPLES, axis
+from analysis.figures import drawing, fits, svg, tuning
+from analysis.figures.drawing import Chart
+from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
+from analysis.figures.rank import draw_ranks
+from analysis.figures.scaling import draw_scaling
+from analysis.format import Row
+from analysis.statistics import rank_effects, scaling
+from analysis.statistics.groups import mean_ranks
 from analysis.statistics.published import overlaid
+from analysis.statistics.tuning import best_of_n, rates
 from analysis.store.store import Store
-from analysis.styles import place_text, places, style
-from analysis.words import figures as say
-from analysis.words.conclusions import conclude
+from analysis.styles import Place, place_of, place_text, places
+from analysis.words.conclusions import conclude, conclude_rank_effects
+from analysis.words.figures import (
+    conclude_crossings,
+    conclude_expected,
+    conclude_front,
+    conclude_overlay,
+    conclude_ranks,
+    conclude_rates,
+    conclude_sizes,
+)
 
-Row = dict[str, Any]
+K = TypeVar("K")
+MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED = 8, 4, 6, 4
+"""Most panels of a figure, and most figures of a section; the tables below them have all."""
+LEAST_RANKS = 3
+"""Ranks at one budget from which there is a figure: two are the comparison of two methods, which the report has."""
 
-MOST_SIZE_FIGURES, MOST_RATE_FIGURES = 4, 6
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure.
+
+    Attributes:
+        stem: of its files; `kind`: which section it belongs to.
+        figure: drawn by matplotlib.
+        label: what it shows, for a screen reader.
+        caption: how to read it. says: its one-sentence conclusion.
+        width: in the page, in rem; None for all of it.
+    """
+
+    stem: str
+    kind: str
+    figure: Chart
+    label: str
+    caption: str
+    says: str
+    width: int | None = None
+
+    @property
+    def svg(self) -> str:
+        """Markup for the page."""
+        return svg.inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}")
 
 
 def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None) -> list[Picture]:
@@ -44,44 +82,28 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [*_scaling(store), *rank_figure.picture(store), *evidence_pictures.ranks(store)]
+    found = [*_scaling(store), *_rank(store), *mean_ranks_picture(store)]
     found += [*_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store), *_size_fits(store)]
-    return [*found, *_rates(store), *evidence_pictures.expected(store)]
+    return [*found, *_rates(store), *expected_pictures(store)]
 
 
 def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
-    """Write figures into a results folder's `figures/`: PNG, SVG, PDF, and Vega-Lite; returns file name -> path."""
+    """Write figures into a results folder's `figures/`: PNG, SVG and PDF; returns file name -> path."""
     paths: dict[str, Path] = {}
     for picture in found:
         paths |= drawing.save(picture.figure, folder / "figures", picture.stem)
-        if picture.chart is not None:
-            path = folder / "figures" / f"{picture.stem}.vl.json"
-            vega.save(picture.chart, path)
-            paths[path.name] = path
     return paths
 
 
+def kinds(found: Sequence[Picture]) -> dict[str, list[Picture]]:
+    """Pictures by section."""
+    return {kind: [p for p in found if p.kind == kind] for kind in dict.fromkeys(p.kind for p in found)}
+
+
 def _scaling(store: Store) -> list[Picture]:
-    score = scaling.score_name(store)
-    curve = scaling.curve(store)
+    score, curve = scaling.score_name(store), scaling.curve(store)
     if curve.num_rows == 0:
         return []
-    panels = places(curve)
-    rows = [
-        vega.point(
-            panel_of(r),
-            r["method"],
-            r["adapter_params"] if r["kind"] == "curve" else None,
-            r["mean"],
-            low=r["low"],
-            high=r["high"],
-            reference=r["reference"],
-            seeds=r["n"],
-        )
-        for panel in panels
-        for r in curve.to_pylist()
-        if place_of(r) == panel
-    ]
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
         f"{score.capitalize()} against trainable adapter parameters (log axis). Points are means over seeds, bands "
@@ -89,99 +111,115 @@ def _scaling(store: Store) -> list[Picture]:
         "each budget. Point at a marker, or tap it, for its numbers."
     )
     says = conclude(scaling.comparisons(store))
-    columns = 1 if len(panels) == 1 else 2
-    chart = vega.chart(
-        rows,
-        title="Score against trainable parameters",
-        description=says,
-        x=AXES["adapter_params"].label,
-        y=f"{score} (%)",
+    figure = draw_scaling(curve, columns=2, score=score)
+    width = 42 if len(places(curve)) == 1 else None
+    return [Picture("scaling_curve", "scaling", figure, label, caption, says, width)]
+
+
+def _rank(store: Store) -> list[Picture]:
+    """Score against the rank of the update, in the panels where some budget has `LEAST_RANKS` ranks."""
+    table, score = rank_effects.points(store), scaling.score_name(store)
+    seen: dict[tuple[Place, str], set[float]] = {}
+    for r in table.to_pylist():
+        seen.setdefault((place_of(r), r["reference"]), set()).add(r["update_rank"])
+    enough = list(dict.fromkeys(place for (place, _), found in seen.items() if len(found) >= LEAST_RANKS))
+    if not enough:
+        return []
+    label = f"{score.capitalize()} against the rank of the update, at equal trainable parameters"
+    caption = (
+        "At equal trainable parameters (paler: fewer). The axis is the largest rank that the update of a weight can "
+        "have, mean over the target weights; bars are 95 % t intervals over seeds, lines join variants of one method "
+        "at one budget."
     )
-    figure = plots.draw_scaling(curve, columns=columns, score=score)
-    tips = svg.scaling_tips(curve)
-    return [
-        Picture("scaling_curve", "scaling", figure, label, caption, says, tips, chart, 42 if columns == 1 else None)
-    ]
+    says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
+    figure = draw_ranks(_where(table, place_of, enough[:MOST_PANELS]), score=score)
+    return [Picture("rank", "rank", figure, label, caption, says, _width(len(enough)))]
+
+
+def mean_ranks_picture(store: Store) -> list[Picture]:
+    """Mean ranks over data sets, where there are several."""
+    table = mean_ranks(store)
+    says = conclude_ranks(table.to_pylist())
+    if says is None:
+        return []
+    kept = rank_places(table.to_pylist())[:MOST_PANELS]
+    label = "Mean ranks of the methods over data sets at each budget"
+    caption = (
+        "Mean ranks by test score over data sets, a row per budget; methods confirmed on every data set. The bar "
+        "reaches from the first one as far as Nemenyi's critical difference: what lies in it is not distinguishable "
+        "from the first. It is drawn where there are three methods and three data sets."
+    )
+    figure = draw_mean_ranks(_where(table, rank_place, kept))
+    return [Picture("mean_ranks", "ranks", figure, label, caption, says, _width(len(kept)))]
+
+
+def _overlay(store: Store, overlay: str | None) -> list[Picture]:
+    if overlay is None:
+        return []
+    score = scaling.score_name(store)
+    ours, theirs, title = overlaid(store, overlay)
+    if not any(r["kind"] == "curve" and r["adapter_params"] for r in [*ours.to_pylist(), *theirs.to_pylist()]):
+        return []
+    label = "Published curves, dashed, beside the curves of this sweep"
+    caption = (
+        f"Dashed, hollow markers: published numbers ({overlay}), read off a figure where no table gives them; other "
+        "model, data and protocol unless said otherwise. Nothing is tested against them."
+    )
+    says = conclude_overlay(ours.to_pylist(), theirs.to_pylist())
+    figure = fits.draw_overlay(ours, theirs, title, score=score)
+    return [Picture("overlay", "overlay", figure, label, caption, says, 36)]
 
 
 def _fits(store: Store, x: str) -> list[Picture]:
     cost = axis(x).label
-    bands, points = few_panels(readings.band_table(store, x)), pareto.front(store, x)
+    bands = readings.band_table(store, x)
     if bands.num_rows == 0:
         return []
     crossings = readings.crossing_table(store, x)
-    return [fit_picture("fits", "fits", points, bands, crossings, cost, scaling.score_name(store))]
+    return [_fitted("fits", "fits", pareto.front(store, x), bands, crossings, cost, store)]
+
+
+def _fitted(
+    stem: str, kind: str, points: pa.Table, bands: pa.Table, crossings: pa.Table, cost: str, store: Store
+) -> Picture:
+    """Fitted curves: of a cost, or of training examples."""
+    score, shown = scaling.score_name(store), _first_panels(bands)
+    label = f"Isotonic fits of {score} against {cost} with bootstrap bands, crossings marked"
+    caption = (
+        f"Isotonic fits (never falling) of mean {score} against {cost}; bands are a 95 % bootstrap over seeds, a "
+        "shaded column is a crossing's interval. With few seeds a bootstrap is rough."
+    )
+    says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0])
+    figure = fits.draw_fits(points, shown, crossings, score=score)
+    return Picture(stem, kind, figure, label, caption, says, _width(len(_keys(shown, place_of))))
 
 
 def _front(store: Store, x: str) -> list[Picture]:
-    score = scaling.score_name(store)
-    everything = pareto.front(store, x)
+    score, everything = scaling.score_name(store), pareto.front(store, x)
     if len({r["cost"] for r in everything.to_pylist() if r["cost"] > 0}) < 2:
         return []
-    front, tips = few_panels(everything), Tips()
-    figure = fit_plots.draw_front(front, tips=tips, score=score)
-    says = say.conclude_front(everything.to_pylist())
-    rows = [
-        vega.point(
-            panel_of(r),
-            r["method"],
-            r["cost"],
-            r["score"],
-            reference=r["reference"],
-            seeds=r["n"],
-            note="on the front" if r["on_front"] else f"beaten by {r['beaten_by']}",
-        )
-        for r in front.to_pylist()
-        if r["cost"] > 0
-    ]
-    cost = AXES[x].label
-    chart = vega.chart(rows, title=f"Score against {cost}", description=says, x=cost, y=f"{score} (%)", joined=False)
+    shown = _first_panels(everything)
     label = f"{score.capitalize()} against cost; the cells that no other beats are joined"
     caption = "Every confirmed cell; pale ones are beaten by a cell that costs no more and scores no less."
-    return [Picture("pareto", "pareto", figure, label, caption, says, tips, chart, width_of(front))]
+    says = conclude_front(everything.to_pylist())
+    figure = fits.draw_front(shown, score=score)
+    return [Picture("pareto", "pareto", figure, label, caption, says, _width(len(_keys(shown, place_of))))]
 
 
 def _sizes(store: Store) -> list[Picture]:
-    score = scaling.score_name(store)
-    found = []
-    compared = scaling.comparisons(store).to_pylist() if _size_tables(store) else []
-    for index, table in enumerate(_size_tables(store)[:MOST_SIZE_FIGURES]):
-        tips, rows = Tips(), table.to_pylist()
-        first = rows[0]
-        mine = [r for r in compared if r["sweep"] == first["sweep"] and r["model"] == first["model"]]
-        says = say.conclude_sizes([r for r in mine if first["dataset"] in (None, r["dataset"])])
-        where = first["dataset"] or "the mean over data sets"
-        shown = [
-            vega.point(
-                where,
-                r["method"],
-                r["images"] or r["position"] + 1,
-                r["mean"],
-                low=r["low"],
-                high=r["high"],
-                reference=r["reference"],
-                seeds=r["n"],
-                note=r["train_size"],
-                line=r["reference"],
-            )
-            for r in rows
-            if r["method"] != "zero-shot"
-        ]
-        chart = vega.chart(
-            shown,
-            title=f"Score against training size: {where}",
-            description=says,
-            x="training examples",
-            y=f"{score} (%)",
-        )
+    score, table = scaling.score_name(store), sizes.size_curves(store)
+    label = f"{score.capitalize()} against the number of training examples, a line per method and budget"
+    compared = scaling.comparisons(store).to_pylist() if table.num_rows else []
+    found: list[Picture] = []
+    for sweep, model, dataset in _keys(table, _data)[:MOST_SIZE_FIGURES]:
+        mine = [r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])]
         caption = (
-            f"On {where}: one line per method and budget (paler is smaller); band: 95 % t interval of the largest "
-            "budget. Under the sizes, the examples of an epoch."
+            f"On {dataset or 'the mean over data sets'}: one line per method and budget (paler is smaller); band: "
+            "95 % t interval of the largest budget. Under the sizes, the examples of an epoch."
         )
-        stem = f"data_size{'' if index == 0 else f'_{index + 1}'}"
-        figure = fit_plots.draw_sizes(table, tips=tips, score=score)
-        label = f"{score.capitalize()} against the number of training examples, a line per method and budget"
-        found.append(Picture(stem, "sizes", figure, label, caption, says, tips, chart, 34))
+        says = conclude_sizes(mine)
+        figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)
+        found.append(Picture(_numbered("data_size", len(found)), "sizes", figure, label, caption, says, 34))
     return found
 
 
@@ -190,134 +228,86 @@ def _size_fits(store: Store) -> list[Picture]:
     bands = readings.band_table(store, EXAMPLES, points=40)
     if bands.num_rows == 0:
         return []
-    first = next((r["sweep"], r["model"], r["dataset"]) for r in bands.to_pylist())
-    budgeted = [r for r in _of(bands, first) if r["reference"] is not None]
-    if not budgeted:
+    first = _keys(bands, _data)[:1]
+    budgeted = _where(bands, _data, first).filter(pc.field("reference").is_valid())
+    if budgeted.num_rows == 0:
         return []
-    points = pa.Table.from_pylist(_of(measured.point_table(store), first), schema=measured.POINTS)
-    turns = readings.crossing_table(store, EXAMPLES)
-    crossings = pa.Table.from_pylist(_of(turns, first), schema=turns.schema)
-    shown = few_panels(pa.Table.from_pylist(budgeted, schema=bands.schema))
-    return [
-        fit_picture(
-            "data_size_fits",
-            "sizes",
-            _unsized(points),
-            shown,
-            crossings,
-            "training examples",
-            scaling.score_name(store),
-        )
-    ]
-
-
-def _unsized(points: pa.Table) -> pa.Table:
-    """Points whose panel is a budget, not a size."""
-    return points.drop_columns(["train_size"])
+    # a panel is a budget, so points go without their training size
+    points = _where(measured.point_table(store), _data, first).drop_columns(["train_size"])
+    crossings = _where(readings.crossing_table(store, EXAMPLES), _data, first)
+    return [_fitted("data_size_fits", "sizes", points, budgeted, crossings, "training examples", store)]
 
 
 def _rates(store: Store) -> list[Picture]:
-    table = tuning.rates(store)
-    parity = store.table("parity").to_pylist()
-    keys = list(dict.fromkeys((r["sweep"], r["dataset"], r["train_size"]) for r in table.to_pylist()))
-    found = []
-    for index, key in enumerate(keys[:MOST_RATE_FIGURES]):
-        mine = [r for r in table.to_pylist() if (r["sweep"], r["dataset"], r["train_size"]) == key]
-        if all(r["mean_val"] is None for r in mine):
+    table, parity = rates(store), store.table("parity").to_pylist()
+    found: list[Picture] = []
+    for place in _keys(table, _tuned)[:MOST_RATE_FIGURES]:
+        mine, where = _where(table, _tuned, [place]), place_text(*place[1:])
+        if mine["mean_val"].null_count == mine.num_rows:
             continue
-        tips, where = Tips(), place_text(key[1], key[2])
-        says = say.conclude_rates([r for r in parity if (r["sweep"], r["dataset"], r["train_size"]) == key])
-        figure = rate_plots.draw_rates(pa.Table.from_pylist(mine, schema=table.schema), tips=tips)
-        rows = [
-            vega.point(
-                style(r["method"]).name,
-                r["method"],
-                r["lr"],
-                r["mean_val"],
-                low=r["min_val"],
-                high=r["max_val"],
-                reference=r["reference"],
-                line=r["reference"],
-                note="chosen" if r["chosen"] else None,
-            )
-            for r in sorted(mine, key=lambda r: style(r["method"]).order)
-            if r["mean_val"] is not None
-        ]
-        title = f"Validation score against learning rate: {where}"
-        chart = vega.chart(
-            rows, title=title, description=says, x="learning rate", y="validation score (%)", columns=3, band=False
-        )
+        label = f"Validation score against learning rate on {where}"
         caption = (
             f"Stage TUNE on {where}: validation score against learning rate, one line per budget (darker is "
             "larger), stars the choices."
         )
-        stem = f"learning_rates{'' if index == 0 else f'_{index + 1}'}"
-        found.append(
-            Picture(
-                stem,
-                "rates",
-                figure,
-                f"Validation score against learning rate on {where}",
-                caption,
-                says,
-                tips,
-                chart,
-            )
-        )
+        says = conclude_rates([r for r in parity if _tuned(r) == place])
+        stem, figure = _numbered("learning_rates", len(found)), tuning.draw_rates(mine)
+        found.append(Picture(stem, "rates", figure, label, caption, says))
     return found
 
 
-def _overlay(store: Store, overlay: str | None) -> list[Picture]:
-    score = scaling.score_name(store)
-    if overlay is None:
-        return []
-    ours, theirs, title = overlaid(store, overlay)
-    tips = Tips()
-    figure = fit_plots.draw_overlay(ours, theirs, title, tips=tips, score=score)
-    says = say.conclude_overlay(ours.to_pylist(), theirs.to_pylist())
-    rows = [
-        vega.point(
-            "",
-            r["method"],
-            r["adapter_params"],
-            r["mean"],
-            reference=r["reference"],
-            seeds=r["n"],
-            note=whose,
-            line=whose,
+def expected_pictures(store: Store) -> list[Picture]:
+    """Expected best validation score against the rates tried, per data set and training size."""
+    table = best_of_n(store)
+    found: list[Picture] = []
+    for place in _keys(table, _tuned):
+        mine, where = _where(table, _tuned, [place]).to_pylist(), place_text(*place[1:])
+        if max(r["n"] for r in mine) < 2 or len(found) == MOST_EXPECTED:
+            continue
+        panels = tuning.budgets_of(mine)[:MOST_PANELS]
+        shown = [r for r in mine if r["reference"] in (*panels, None)]
+        label = f"Expected best validation score against learning rates tried on {where}"
+        caption = (
+            f"Stage TUNE on {where}: the validation score that the best of n learning rates is expected to have "
+            "(Tang et al. 2020), a panel per budget; methods without a budget are dashed in each. A line still rising "
+            "at its end says that more tuning would have helped; lines that cross, that with another allowance another "
+            "method would have come first."
         )
-        for table, whose in ((ours, "this sweep"), (theirs, title))
-        for r in table.to_pylist()
-        if r["kind"] == "curve" and r["adapter_params"]
-    ]
-    if not rows:
-        return []
-    caption = (
-        f"Dashed, hollow markers: published numbers ({overlay}), read off a figure where no table gives them; other "
-        "model, data and protocol unless said otherwise. Nothing is tested against them."
-    )
-    chart = vega.chart(
-        rows, title=f"Beside {title}", description=says, x=AXES["adapter_params"].label, y=f"{score} (%)", dashes=title
-    )
-    label = "Published curves, dashed, beside the curves of this sweep"
-    return [Picture("overlay", "overlay", figure, label, caption, says, tips, chart, 36)]
-
-
-def _of(table: pa.Table, first: tuple[str, str, str | None]) -> list[Row]:
-    return [r for r in table.to_pylist() if (r["sweep"], r["model"], r["dataset"]) == first]
-
-
-def _size_tables(store: Store) -> list[pa.Table]:
-    table = sizes.size_curves(store)
-    keys = dict.fromkeys((r["sweep"], r["model"], r["dataset"]) for r in table.to_pylist())
-    found = []
-    for sweep, model, dataset in keys:
-        same = pc.is_null(table["dataset"]) if dataset is None else pc.equal(table["dataset"], dataset)
-        chosen = pc.and_(pc.and_(pc.equal(table["sweep"], sweep), pc.equal(table["model"], model)), same)
-        found.append(table.filter(pc.fill_null(chosen, False)))
+        says = conclude_expected(mine)
+        figure = tuning.draw_expected(pa.Table.from_pylist(shown, schema=table.schema))
+        stem = _numbered("expected_best", len(found))
+        found.append(Picture(stem, "expected", figure, label, caption, says, _width(len(panels))))
     return found
 
 
-def kinds(found: Sequence[Picture]) -> dict[str, list[Picture]]:
-    """Pictures by section."""
-    return {kind: [p for p in found if p.kind == kind] for kind in dict.fromkeys(p.kind for p in found)}
+def _first_panels(table: pa.Table) -> pa.Table:
+    """The rows of the first panels; the tables below a figure have them all."""
+    return _where(table, place_of, _keys(table, place_of)[:MOST_PANELS])
+
+
+def _keys(table: pa.Table, key: Callable[[Row], K]) -> list[K]:
+    """The rows' keys in order of first appearance."""
+    return list(dict.fromkeys(map(key, table.to_pylist())))
+
+
+def _where(table: pa.Table, key: Callable[[Row], K], among: Collection[K]) -> pa.Table:
+    """The rows whose key is one of these."""
+    return table.filter(pa.array([key(r) in among for r in table.to_pylist()], pa.bool_()))
+
+
+def _width(panels: int) -> int | None:
+    """Narrow for one panel; None: all of the page."""
+    return 30 if panels == 1 else None
+
+
+def _numbered(stem: str, before: int) -> str:
+    """The stem of one of several figures."""
+    return f"{stem}_{before + 1}" if before else stem
+
+
+def _data(row: Row) -> tuple[str, str, str | None]:
+    return row["sweep"], row["model"], row["dataset"]
+
+
+def _tuned(row: Row) -> tuple[str, str, str]:
+    return row["sweep"], row["dataset"], row["train_size"]

@@ -1,37 +1,40 @@
-"""Figures. Each `draw_*` takes the Arrow table that another function computed and only draws it.
+"""Score against trainable parameters: the figure that the report begins with.
 
-Log parameter axis, 95 % bands, one colour and marker per method everywhere (`methods.STYLES`, colour-blind safe),
-readable at the width of a paper's column.
+Log parameter axis, 95 % bands, one colour and marker per method everywhere, readable at the width of a paper's column.
 """
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.figures.drawing import COLUMN_INCHES, MUTED, PAPER, STYLE, log_ticks, new_figure
-from analysis.styles import in_order, place_text, places, style
+from analysis.figures.drawing import (
+    COLUMN_INCHES,
+    DASHES,
+    MUTED,
+    STYLE,
+    Chart,
+    band,
+    dot,
+    legend,
+    log_ticks,
+    panels,
+    place_title,
+)
+from analysis.format import Row, percent
+from analysis.styles import in_order, place_of, places, style
 
-Row = dict[str, Any]
 
-
-TITLE_WIDTH = 42  # characters that fit over one panel
-
-
-def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True, score: str = "test accuracy") -> Figure:
+def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accuracy") -> Chart:
     """Score against trainable parameters: one panel per data set and training size.
 
     Args:
         curve: from `scaling.curve`; not empty.
         columns: most panels in a row.
-        title: name the data set and size over each panel.
         score: what is measured, in words.
 
     Lines carry the id 'PANEL:METHOD' and the numbers of the table in percent; points the id 'point:PANEL:METHOD:INDEX'.
@@ -41,51 +44,31 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, title: bool = True, score
     """
     if curve.num_rows == 0:
         raise ValueError("no curve to draw: the table has no row")
-    panels = places(curve)
     rows = curve.to_pylist()
-    across = min(columns, len(panels))
-    down = math.ceil(len(panels) / across)
-    groups = [[r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == p] for p in panels]
     with mpl.rc_context(STYLE):
-        width, height = COLUMN_INCHES * across, 2.55 * down + 0.2
-        figure = new_figure(width, height)
-        grid = figure.add_gridspec(
-            down,
-            across,
-            hspace=0.5,
-            wspace=0.24,
-            left=0.56 / width,
-            right=1 - 0.12 / width,
-            bottom=0.42 / height,
-            top=1 - 0.6 / height,
+        figure, spots = panels(
+            len(places(curve)),
+            columns,
+            (COLUMN_INCHES, 2.55),
+            extra=(0.0, 0.2),
+            margins=(0.56, 0.12, 0.42, 0.6),
+            gaps=(0.24, 0.5),
         )
-        for index, (panel, group) in enumerate(zip(panels, groups, strict=True)):
-            spot = grid[index // across, index % across]
-            _panel(
-                figure,
-                spot,
-                index,
-                group,
-                _panel_title(panel, group) if title else None,
-                score if index % across == 0 else None,
-            )
-        _legend(figure, rows)
+        for index, (place, spot) in enumerate(zip(places(curve), spots, strict=True)):
+            mine = [r for r in rows if place_of(r) == place]
+            axes = _panel(figure, spot, index, mine)
+            if spot.is_first_col():
+                axes.set_ylabel(f"{score} (%)")
+            where = f"mean of {mine[0]['n_datasets']} data sets" if place[2] is None else place[2]
+            pad = 16 if _lora_ranks(mine) else 6
+            axes.set_title(place_title(where, place[3]), loc="left", pad=pad, fontweight="bold")
+        methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
+        legend(figure, methods, len(methods), edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
         return figure
 
 
-def _panel_title(panel: tuple[str, str, str | None, str], group: Sequence[Row]) -> str:
-    _, _, dataset, size = panel
-    where = f"mean of {group[0]['n_datasets']} data sets" if dataset is None else dataset
-    return place_title(where, size)
-
-
-def place_title(dataset: str, size: str) -> str:
-    """The title of a panel: the data set by its name alone (its source is in the tables), and the training size."""
-    short = dataset.rpartition("/")[2].rpartition(":")[2]
-    return textwrap.shorten(place_text(short, size), TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
-
-
-def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: str | None, score: str | None) -> None:
+def _panel(figure: Chart, spot: Any, index: int, rows: Sequence[Row]) -> Any:
+    """Draw one panel; returns its axes, the upper ones where a line far below breaks them."""
     lines = [r for r in rows if r["kind"] == "line"]
     curves = [r for r in rows if r["kind"] == "curve"]
     low, high = _range(curves + [r for r in lines if r["method"] != "zero-shot"] or lines)
@@ -109,8 +92,6 @@ def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: st
     log_ticks(base.xaxis, *_span(curves))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     base.set_xlabel("trainable adapter parameters")
-    if score:
-        axes.set_ylabel(f"{score} (%)")
     for row in shown:
         _line(axes, index, row, _clear_side(row, curves))
     for row in far:
@@ -118,10 +99,7 @@ def _panel(figure: Figure, spot: Any, index: int, rows: Sequence[Row], title: st
     for method in reversed(in_order({r["method"] for r in curves})):  # the first method ends on top
         _curve(axes, index, method, [r for r in curves if r["method"] == method])
     _ranks(axes, curves)
-    if title:
-        axes.set_title(
-            textwrap.fill(title, TITLE_WIDTH), loc="left", pad=16 if _lora_ranks(curves) else 6, fontweight="bold"
-        )
+    return axes
 
 
 def _range(rows: Sequence[Row]) -> tuple[float, float]:
@@ -180,7 +158,7 @@ def _line(axes: Any, index: int, row: Row, side: str) -> None:
     """A method without a budget: a dashed line at its score, named on the line."""
     look = style(row["method"])
     level = 100 * row["mean"]
-    dashes = (0, (1.2, 1.6)) if row["method"] == "zero-shot" else (0, (5, 2))
+    dashes = (0, (1.2, 1.6)) if row["method"] == "zero-shot" else DASHES
     if row["low"] is not None:
         axes.axhspan(100 * row["low"], 100 * row["high"], color=look.colour, alpha=0.08, linewidth=0)
     axes.axhline(level, color=look.colour, linewidth=1.1, linestyle=dashes, gid=f"{index}:{row['method']}")
@@ -203,38 +181,25 @@ def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
     x = [r["adapter_params"] for r in rows]
     y = [100 * r["mean"] for r in rows]
     banded = [r for r in rows if r["low"] is not None]
+    low, high = [r["low"] for r in banded], [r["high"] for r in banded]
     if len(banded) > 1:
-        axes.fill_between(
-            [r["adapter_params"] for r in banded],
-            [100 * r["low"] for r in banded],
-            [100 * r["high"] for r in banded],
-            color=look.colour,
-            alpha=0.16,
-            linewidth=0,
-        )
+        band(axes, [r["adapter_params"] for r in banded], low, high, look.colour, 0.16)
     elif banded:
-        only = banded[0]
-        axes.vlines(
-            only["adapter_params"], 100 * only["low"], 100 * only["high"], color=look.colour, linewidth=1.1, alpha=0.7
-        )
+        at = banded[0]["adapter_params"]
+        axes.vlines(at, 100 * low[0], 100 * high[0], color=look.colour, linewidth=1.1, alpha=0.7)
     axes.plot(x, y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
-    for i in range(len(rows)):  # one artist a point, so that each can say its numbers
-        axes.plot(
-            x[i : i + 1],
-            y[i : i + 1],
-            marker=look.marker or "o",
-            color=look.colour,
-            markeredgecolor=PAPER,
-            markeredgewidth=0.6,
-            linestyle="none",
-            gid=f"point:{index}:{method}:{i}",
-            zorder=3,
+    for i, r in enumerate(rows):
+        interval = "" if r["low"] is None else f" [{percent(r['low'])}, {percent(r['high'])}]"
+        said = (
+            f"{look.name} at {r['reference']}: {r['adapter_params']:,} parameters, "
+            f"{percent(r['mean'])} %{interval}, {r['n']} seeds"
         )
+        dot(axes, method, x[i], y[i], said, f"point:{index}:{method}:{i}")
 
 
 def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:
     """Rank label -> budget, where budgets are LoRA ranks; empty where any is not."""
-    found = {r["reference"]: r["budget"] for r in curves}
+    found = {r["reference"]: r["budget"] for r in curves if r["kind"] == "curve"}
     if not all(name and name.startswith("lora-") for name in found):
         return {}
     return {name.removeprefix("lora-"): budget for name, budget in found.items()}
@@ -259,25 +224,4 @@ def _ranks(axes: Any, curves: Sequence[Row]) -> None:
         ha="right",
         fontsize=6.5,
         color=MUTED,
-    )
-
-
-def _legend(figure: Figure, rows: Sequence[Row]) -> None:
-    from matplotlib.lines import Line2D
-
-    methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
-    handles = [
-        Line2D([], [], color=style(m).colour, marker=style(m).marker or "o", markeredgecolor=PAPER, markeredgewidth=0.6)
-        for m in methods
-    ]
-    figure.legend(
-        handles,
-        [style(m).name for m in methods],
-        loc="upper left",
-        bbox_to_anchor=(0.0, 1.0),
-        ncols=len(methods),
-        columnspacing=1.1,
-        handlelength=1.6,
-        handletextpad=0.4,
-        borderaxespad=0.3,
     )

@@ -1,0 +1,9 @@
+"""The report: one self-contained HTML page per results folder, with its figures and tables beside it.
+
+Uses every room of `analysis` but the diagnostics' computations, whose results it reads from files.
+
+    page       what is written, and the page drawn from its template
+    facts      what the page says beside figures and tables
+    tables     all sheets by name, in the order of the page
+    templates  the page's template and its script
+"""

@@ -7,34 +7,32 @@ from collections.abc import Callable, Sequence
 from analysis.errors import StoreError, nearest
 from analysis.statistics.published import overlaid
 from analysis.store.store import Store
-from analysis.tables import evidence, ranks
-from analysis.tables import fits as fit_sheets
-from analysis.tables import results as result_sheets
+from analysis.tables import evidence, fits, results
 from analysis.tables.diagnostics import DIAGNOSTIC_SHEETS, diagnostic_sheets
 from analysis.tables.sheet import Sheet
 
 
 def _overlay(store: Store, overlay: str) -> Sheet:
     ours, theirs, title = overlaid(store, overlay)
-    return fit_sheets.overlay(ours.to_pylist(), theirs.to_pylist(), title)
+    return fits.overlay(ours.to_pylist(), theirs.to_pylist(), title)
 
 
 def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, ...], Callable[[], list[Sheet]]]]:
     """Names, and what makes the tables of those names; in the order of the page."""
     beside = [(("overlay",), lambda: [_overlay(store, overlay)])] if overlay is not None else []
     return [
-        (("results",), lambda: [result_sheets.results(store)]),
-        (("averages",), lambda: [result_sheets.averages(store)]),
-        (("comparisons",), lambda: [result_sheets.compared(store)]),
-        (("full_fine_tuning",), lambda: [result_sheets.gaps(store)]),
-        (("groups",), lambda: [result_sheets.grouped(store)]),
-        (("ranks",), lambda: [result_sheets.ranks(store)]),
-        (("seeds",), lambda: [result_sheets.seeds(store)]),
-        (("rank_effects",), lambda: [ranks.sheet(store)]),
+        (("results",), lambda: [results.results(store)]),
+        (("averages",), lambda: [results.averages(store)]),
+        (("comparisons",), lambda: [results.compared(store)]),
+        (("full_fine_tuning",), lambda: [results.gaps(store)]),
+        (("groups",), lambda: [results.grouped(store)]),
+        (("ranks",), lambda: [results.ranks(store)]),
+        (("seeds",), lambda: [results.seeds(store)]),
+        (("rank_effects",), lambda: [results.rank_effects(store)]),
         *beside,
-        (("crossings", "budget_needed", "areas", "fits"), lambda: fit_sheets.fitted(store, x)),
-        (("front",), lambda: [fit_sheets.front(store, x)]),
-        (fit_sheets.SIZES, lambda: fit_sheets.sizes(store)),
+        (fits.FITS, lambda: fits.fitted(store, x)),
+        (("front",), lambda: [fits.front(store, x)]),
+        (fits.SIZES, lambda: fits.sizes(store)),
         (DIAGNOSTIC_SHEETS, lambda: diagnostic_sheets(store)),
         (("parity",), lambda: [evidence.parity(evidence.parity_rows(store))]),
         (("learning_rates",), lambda: [evidence.learning_rates(store)]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,14 +11,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from analysis.format import points
+from analysis.format import Row, change_text, percent, quantity
 from analysis.statistics import scaling
 from analysis.store.store import Store
 from analysis.styles import place_text, style
 from analysis.words import conclusions
 
-Row = dict[str, Any]
-
+DIFFERENCE = ("difference", "difference_low", "difference_high")
+"""Columns of the paired difference to LoRA at the same budget."""
 RESULTS = pa.schema(
     [
         ("sweep", pa.string()),
@@ -65,12 +66,8 @@ def results_table(store: Store) -> pa.Table:
     rows = []
     for cell in store.table("cells").to_pylist():
         score, difference = scored.get(_key(cell)), compared.get(_key(cell))
-        row: Row = {name: cell.get(name) for name in RESULTS.names} | {"name": style(cell["method"]).name}
-        row |= {
-            "adapter_params": cell["count"],
-            "n": 0,
-            "note": None,
-        }
+        row: Row = {name: cell.get(name) for name in RESULTS.names}
+        row |= {"name": style(cell["method"]).name, "adapter_params": cell["count"], "n": 0, "note": None}
         off = cell["residual_fraction"]
         row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
@@ -81,23 +78,10 @@ def results_table(store: Store) -> pa.Table:
         else:
             row["note"] = unscored.get((cell["sweep"], cell["cell_id"]), "not confirmed yet")
         if difference:
-            row |= {"difference": difference["difference"], "difference_low": difference["low"]}
-            row |= {
-                "difference_high": difference["high"],
-                "p_holm": difference["p_holm"],
-                "verdict": difference["verdict"],
-            }
+            row |= dict(zip(DIFFERENCE, (difference[k] for k in ("difference", "low", "high")), strict=True))
+            row |= {k: difference[k] for k in ("p_holm", "verdict")}
         rows.append(row)
-    rows.sort(
-        key=lambda r: (
-            r["sweep"],
-            r["dataset"],
-            r["train_size"],
-            style(r["method"]).order,
-            r["method"],
-            r["budget"] or 0,
-        )
-    )
+    rows.sort(key=_order)
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
 
@@ -118,6 +102,10 @@ def _tolerance(store: Store) -> float | None:
     return budgets.get("tolerance") if isinstance(budgets, dict) else None
 
 
+def _order(r: Row) -> tuple[Any, ...]:
+    return r["sweep"], r["dataset"], r["train_size"], style(r["method"]).order, r["method"], r["budget"] or 0
+
+
 def _key(row: Row) -> tuple[str, str, str, str, str | None]:
     return row["sweep"], row["dataset"], row["train_size"], row["method"], row["reference"]
 
@@ -134,27 +122,32 @@ def print_results_table(store: Store, console: Console | None = None) -> None:
         mine = [r for r in rows if (r["sweep"], r["dataset"], r["train_size"]) == (sweep, dataset, size)]
         measured = scaling.score_name(store, dataset)
         print_whole(_block(f"{sweep}: {measured} on {place_text(dataset, size)}", measured, mine), console)
-    left_out = [r for r in rows if r["note"] and r["note"].startswith("infeasible")]
-    for row in left_out:
+    for row in (r for r in rows if _left_out(r)):
         where = place_text(row["dataset"], row["train_size"])
         said = f"  left out: {row['name']} at {row['reference']} on {where}, {row['note']}"
         console.print(said, highlight=False, markup=False)
-    console.print(
-        "  \N{PLUS-MINUS SIGN} and [ ]: 95 % t intervals over seeds, each for itself; differences in points, paired "
-        "by seed; verdicts are Holm-corrected over the whole table",
-        style="dim",
-        highlight=False,
-        markup=False,
-    )
+    for said in _footnotes(rows):
+        console.print(f"  {said}", style="dim", highlight=False, markup=False)
+
+
+def _left_out(row: Row) -> bool:
+    return bool(row["note"] and row["note"].startswith("infeasible"))
+
+
+def _footnotes(rows: Sequence[Row]) -> list[str]:
+    """How the table is read, and what its marks mean where it has them."""
+    found = [
+        "\N{PLUS-MINUS SIGN} and [ ]: 95 % t intervals over seeds, each for itself; differences in points, paired by "
+        "seed; verdicts are Holm-corrected over the whole table"
+    ]
     if any(r["edge"] for r in rows):
-        console.print("  * the chosen rate is the end of its range: perhaps under-tuned", style="dim", highlight=False)
+        found.append("* the chosen rate is the end of its range: perhaps under-tuned")
     if any(r["off_budget"] for r in rows):
-        said = "  \N{DAGGER} off its budget by more than the tolerance: not a comparison at equal parameters"
-        console.print(said, style="dim", highlight=False, markup=False)
+        found.append("\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal parameters")
     few = [f"{r['name']} {r['reference'] or ''}".strip() for r in rows if "few" in (r["under_tuned"] or "")]
     if few:
-        said = f"  perhaps under-tuned, few of their learning rates having finished: {', '.join(few)}"
-        console.print(said, style="dim", highlight=False, markup=False)
+        found.append(f"perhaps under-tuned, few of their learning rates having finished: {', '.join(few)}")
+    return found
 
 
 def print_whole(table: Table, console: Console) -> None:
@@ -179,7 +172,7 @@ def _block(title: str, measured: str, rows: list[Row]) -> Table:
     table.add_column("verdict", no_wrap=True)
     previous = None
     for row in rows:
-        if row["note"] and row["note"].startswith("infeasible"):
+        if _left_out(row):
             continue
         look = style(row["method"])
         shown = Text(look.name if row["method"] != previous else "", style=look.dark if look.order < 90 else "")
@@ -187,18 +180,14 @@ def _block(title: str, measured: str, rows: list[Row]) -> Table:
         table.add_row(
             shown,
             row["reference"] or "",
-            _whole(row["adapter_params"]) + "\N{DAGGER}" * bool(row["off_budget"]),
+            quantity(row["adapter_params"]) + "\N{DAGGER}" * bool(row["off_budget"]),
             _rate(row),
             _score(row),
             str(row["n"]),
-            _difference(row),
+            change_text(row, *DIFFERENCE),
             _verdict(row),
         )
     return table
-
-
-def _whole(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
 
 
 def _rate(row: Row) -> str:
@@ -208,16 +197,8 @@ def _rate(row: Row) -> str:
 def _score(row: Row) -> str:
     if row["mean"] is None:
         return ""
-    half = "" if row["high"] is None else f" \N{PLUS-MINUS SIGN} {points(row['high'] - row['mean'], sign=False):>4}"
-    return f"{points(row['mean'], sign=False)}{half}"
-
-
-def _difference(row: Row) -> str:
-    if row["difference"] is None:
-        return ""
-    if row["difference_low"] is None:
-        return points(row["difference"])
-    return f"{points(row['difference'])} [{points(row['difference_low'])}, {points(row['difference_high'])}]"
+    half = "" if row["high"] is None else f" \N{PLUS-MINUS SIGN} {percent(row['high'] - row['mean']):>4}"
+    return f"{percent(row['mean'])}{half}"
 
 
 def _verdict(row: Row) -> Text:

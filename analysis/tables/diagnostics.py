@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis.format import short, whole
+from analysis.format import Row
 from analysis.store.store import Store
 from analysis.styles import style
-from analysis.tables.sheet import BUDGET, METHOD, Column, Row, Sheet, columns_of
+from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, columns_of, number
 
 FOLDER = "diagnostics"
 WIDE = ("spectrum",)
 SHEETS = {"spectrum": ("spectrum", "approximation"), "cka": ("cka",), "landscape": ("landscape",)}
 """Sheets under a figure, by its stem."""
-_CORNERS = ("lora", "randlora", "full")
+CORNERS = {"lora": (0.0, 0.0), "randlora": (1.0, 0.0), "full": (0.5, 1.0)}
+"""Where the three models of a loss plane stand, in order."""
 
 
 def diagnostic_sheets(store: Store) -> list[Sheet]:
@@ -32,12 +33,13 @@ def diagnostic_sheets(store: Store) -> list[Sheet]:
     return found
 
 
-def _number(name: str, head: str | None = None) -> Column:
-    return Column(head or name.replace("_", " "), lambda r: short(r[name]), "number")
+def _numbers(*keys: str) -> tuple[Column, ...]:
+    """A column of each key, headed by it."""
+    return tuple(number(key.replace("_", " "), key) for key in keys)
 
 
-def _method_of(key: str) -> Callable[[Row], str]:
-    return lambda r: style(_CORNERS[r[key]]).name
+def _corner(key: str) -> Callable[[Row], str]:
+    return lambda r: style(list(CORNERS)[r[key]]).name
 
 
 _PLACE = "sweep, dataset, train_size"
@@ -49,7 +51,7 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
                avg(effective_rank) as effective_rank, avg(frobenius) as frobenius_norm, avg(overlap) as overlap
         from spectrum group by all
         """,  # noqa: S608  a name of ours
-        (METHOD, BUDGET, *map(_number, ("stable_rank", "effective_rank", "frobenius_norm", "overlap"))),
+        (METHOD, BUDGET, *_numbers("stable_rank", "effective_rank", "frobenius_norm", "overlap")),
     ),
     "approximation": (
         "Full fine-tuning's update approximated: relative error, mean over the weights looked at",
@@ -61,8 +63,8 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         (
             METHOD,
             BUDGET,
-            Column("parameters", lambda r: whole(int(r["adapter_params"])), "number"),
-            *map(_number, ("error", "largest", "weights")),
+            PARAMETERS,
+            *_numbers("error", "largest", "weights"),
         ),
     ),
     "cka": (
@@ -76,7 +78,7 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
                avg(cka) as mean_over_blocks, arg_max(cka, depth) as last_block
         from newest group by {_PLACE}, method, reference, adapter_params
         """,  # noqa: S608  a name of ours
-        (METHOD, BUDGET, *map(_number, ("first_block", "mean_over_blocks", "last_block"))),
+        (METHOD, BUDGET, *_numbers("first_block", "mean_over_blocks", "last_block")),
     ),
     "landscape": (
         "Barriers on the straight path between two models",
@@ -90,10 +92,10 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         from newest group by {_PLACE}, split, a, b order by {_PLACE}, split, a, b
         """,  # noqa: S608  a name of ours
         (
-            Column("from", _method_of("a")),
-            Column("to", _method_of("b")),
+            Column("from", _corner("a")),
+            Column("to", _corner("b")),
             Column("examples of", lambda r: {"train": "training", "val": "validation"}[r["split"]]),
-            *map(_number, ("barrier", "loss_at_start", "loss_at_end", "examples")),
+            *_numbers("barrier", "loss_at_start", "loss_at_end", "examples"),
         ),
     ),
 }

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from analysis.format import duration, mib, percent, points, quantity, short, signed_percent, whole
+from analysis.format import Row, duration, off_budget, percent, points, quantity
 from analysis.statistics.estimates import foresight
 from analysis.statistics.tuning import best_of_n, rates
 from analysis.store.store import Store
 from analysis.styles import size_key, style
-from analysis.tables.results import LONG, PARAMETERS
-from analysis.tables.sheet import BUDGET, METHOD, PLACE, Column, Sheet, columns_of
-
-Row = dict[str, Any]
+from analysis.tables.results import LONG
+from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, PLACE, Column, Sheet, columns_of, number, pivoted, text
 
 MOST_FAILURES = 50
 
 
 def parity_rows(store: Store) -> list[Row]:
     """The view `parity` in the order of the tables."""
-    rows: list[Row] = store.table("parity").to_pylist()
-    rows.sort(key=_order)
-    return rows
+    return sorted(store.table("parity").to_pylist(), key=_order)
 
 
 def _order(r: Row) -> tuple[Any, ...]:
@@ -36,15 +31,15 @@ def parity(rows: list[Row]) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        Column("budget, parameters", lambda r: whole(r["budget"]), "number"),
+        number("budget, parameters", "budget"),
         Column("built", _built, "number"),
-        Column("residual", lambda r: signed_percent(r["residual_fraction"]), "number"),
-        Column("allocation", lambda r: r["allocation"] or ""),
+        number("residual", "residual_fraction", off_budget),
+        text("allocation", "allocation"),
         Column("tuning used / given", _allowance, "number"),
-        Column("rates", lambda r: str(r["rates_tried"] or ""), "number"),
-        Column("chosen", lambda r: short(r["chosen_lr"]), "number"),
-        Column("last gain, points", lambda r: points(r["last_gain"]), "number"),
-        Column("under-tuned?", lambda r: r["under_tuned"] or ""),
+        text("rates", "rates_tried", "number"),
+        number("chosen", "chosen_lr"),
+        number("last gain, points", "last_gain", points),
+        text("under-tuned?", "under_tuned"),
         Column("seeds", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
     )
     note = (
@@ -57,45 +52,17 @@ def parity(rows: list[Row]) -> Sheet:
 
 
 def _built(r: Row) -> str:
-    return whole(r["adapter_params"]) + (f" (predicted {whole(r['count'])})" if r["count_holds"] is False else "")
+    predicted = f" (predicted {quantity(r['count'])})" if r["count_holds"] is False else ""
+    return quantity(r["adapter_params"]) + predicted
 
 
 def _allowance(r: Row) -> str:
     used = str(r["allowance_used"])
     if r["allowance_samples"] is not None:
-        used += f" trials, {whole(r['tune_samples'] or 0)} / {whole(r['allowance_samples'])} examples"
+        used += f" trials, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
     else:
         used += f" / {r['allowance']}"
     return used + (f" ({r['tune_failed']} failed)" if r["tune_failed"] else "")
-
-
-def tuning_says(rows: list[Row]) -> list[str]:
-    """Sentences on what tuned cells were given and what they used, rows of the view `parity`, true as they are."""
-    sampled = [r for r in rows if r["allowance_samples"] is not None]
-    rest = [r for r in rows if r["allowance_samples"] is None]
-    said = []
-    for mine, given, used, unit in (
-        (rest, "allowance", "allowance_used", "trials"),
-        (sampled, "allowance_samples", "tune_samples", "training examples"),
-    ):
-        if not mine:
-            continue
-        each = {r[given] for r in mine}
-        equal = f"{'every tuned cell was' if len(each) == 1 else 'cells were'} given {_span(each)} {unit}"
-        full = _span(r["tune_full_length"] for r in mine)
-        if mine is rest:
-            spent = f"{_span(r[used] for r in mine)} were used, {full} of them finished at full length"
-        else:
-            trials = _span(r["allowance_used"] for r in mine)
-            spent = f"{_span(r[used] or 0 for r in mine)} were used, in {trials} trials, {full} of them finished at "
-            spent += "full length; points past an edge and failed trials are among them"
-        said.append(f"Tuning: {equal}; {spent}.")
-    return said
-
-
-def _span(values: Iterable[float]) -> str:
-    found = [quantity(value) for value in sorted(values)]
-    return found[0] if found[0] == found[-1] else f"{found[0]} to {found[-1]}"
 
 
 def learning_rates(store: Store) -> Sheet:
@@ -105,24 +72,21 @@ def learning_rates(store: Store) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        Column("learning rate", lambda r: short(r["lr"]) + "*" * bool(r["chosen"]), "number"),
-        Column("validation score, %", lambda r: percent(r["mean_val"]), "number"),
-        Column("runs", lambda r: str(r["n"]), "number"),
-        Column("failed", lambda r: str(r["failed"] or ""), "number"),
+        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["chosen"]), "number"),
+        number("validation score, %", "mean_val", percent),
+        number("runs", "n"),
+        text("failed", "failed", "number"),
     )
     return Sheet("learning_rates", "Stage TUNE, rate by rate", columns, rows, "* chosen.", folded=True)
 
 
 def expected(store: Store) -> Sheet:
     """Expected best validation score of n rates."""
-    lines: dict[tuple[str, str], Row] = {}
-    for r in best_of_n(store).to_pylist():
-        lines.setdefault((r["sweep"], r["cell_id"]), {**r, "by": {}})["by"][r["n"]] = r["expected"]
-    rows = sorted(lines.values(), key=_order)
+    rows = sorted(pivoted(best_of_n(store).to_pylist(), ("sweep", "cell_id"), "n"), key=_order)
     most = max((len(r["by"]) for r in rows), default=0)
 
     def cell(n: int) -> Column:
-        return Column(f"n = {n}", lambda r: percent(r["by"].get(n)), "number")
+        return Column(f"n = {n}", lambda r: percent(r["by"][n]["expected"]) if n in r["by"] else "", "number")
 
     columns = columns_of(rows, METHOD, BUDGET, *(cell(n) for n in range(1, most + 1)))
     note = (
@@ -137,22 +101,18 @@ def cost(store: Store) -> Sheet:
     rows = store.table("cost").to_pylist()
     rows.sort(key=lambda r: (r["sweep"], style(r["method"]).order, r["method"], r["adapter_params"] or 0))
     columns = [
-        *([Column("sweep", lambda r: r["sweep"])] if len({r["sweep"] for r in rows}) > 1 else []),
+        *([text("sweep", "sweep")] if len({r["sweep"] for r in rows}) > 1 else []),
         METHOD,
         BUDGET,
         PARAMETERS,
-        Column("attempts", lambda r: str(r["attempts"]), "number"),
-        Column("trial time in all", lambda r: duration(None if r["hours"] is None else 3600 * r["hours"]), "number"),
-        Column("per trial", lambda r: duration(r["seconds_per_trial"]), "number"),
-        Column("training", lambda r: duration(r["seconds_train"]), "number"),
-        Column("overhead", lambda r: duration(r["seconds_overhead"]), "number"),
-        Column(
-            "examples/s",
-            lambda r: "" if r["samples_per_second"] is None else f"{r['samples_per_second']:,.0f}",
-            "number",
-        ),
-        Column("peak memory, MiB", lambda r: mib(r["peak_memory_bytes"]), "number"),
-        Column("stored, bytes", lambda r: whole(r["stored_bytes"]), "number"),
+        number("attempts", "attempts"),
+        number("trial time in all", "hours", lambda v: duration(None if v is None else 3600 * v)),
+        number("per trial", "seconds_per_trial", duration),
+        number("training", "seconds_train", duration),
+        number("overhead", "seconds_overhead", duration),
+        number("examples/s", "samples_per_second", lambda v: "" if v is None else f"{v:,.0f}"),
+        number("peak memory, MiB", "peak_memory_bytes", lambda v: "" if v is None else f"{v / 2**20:,.0f}"),
+        number("stored, bytes", "stored_bytes"),
     ]
     return Sheet("cost", "What it cost", columns, rows)
 
@@ -163,9 +123,9 @@ def estimate(store: Store) -> Sheet:
     columns = [
         Column("quantity", lambda r: r["quantity"] + (f", {r['unit']}" if r["unit"] else "")),
         METHOD,
-        Column("estimated", lambda r: quantity(r["estimated"]), "number"),
-        Column("actual", lambda r: quantity(r["actual"]), "number"),
-        Column("actual / estimated", lambda r: short(r["ratio"]), "number"),
+        number("estimated", "estimated"),
+        number("actual", "actual"),
+        number("actual / estimated", "ratio"),
     ]
     return Sheet("estimate", "Estimated before the last run, against what it took", columns, rows)
 
@@ -174,14 +134,14 @@ def failures(store: Store) -> Sheet:
     """Failed attempts with their reasons, the first `MOST_FAILURES`."""
     rows = store.table("failures").to_pylist()
     columns = [
-        Column("trial", lambda r: r["trial_id"], "code"),
-        Column("attempt", lambda r: str(r["attempt"]), "number"),
-        Column("stage", lambda r: r["stage"] or ""),
+        text("trial", "trial_id", "code"),
+        number("attempt", "attempt"),
+        text("stage", "stage"),
         METHOD,
         BUDGET,
         PLACE,
-        Column("learning rate", lambda r: short(r["lr"]), "number"),
-        Column("reason", lambda r: r["reason"] or "", "long"),
+        number("learning rate", "lr"),
+        text("reason", "reason", "long"),
         Column("afterwards", lambda r: "finished on a later attempt" if r["recovered"] else "not recovered"),
     ]
     more = len(rows) - MOST_FAILURES
@@ -196,9 +156,9 @@ def infeasible(store: Store) -> Sheet:
         METHOD,
         BUDGET,
         PLACE,
-        Column("aimed at", lambda r: whole(r["budget"]), "number"),
-        Column("nearest", lambda r: whole(r["count"]), "number"),
-        Column("off by", lambda r: signed_percent(r["residual_fraction"]), "number"),
-        Column("why", lambda r: r["reason"] or "", "long"),
+        number("aimed at", "budget"),
+        number("nearest", "count"),
+        number("off by", "residual_fraction", off_budget),
+        text("why", "reason", "long"),
     ]
     return Sheet("infeasible", "Infeasible cells", columns, rows)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+
+import pyarrow as pa
 
 from analysis.curves import pareto, readings
 from analysis.curves.measured import EXAMPLES, axis
 from analysis.curves.sizes import size_curves
-from analysis.format import percent, quantity, ranged, score, whole
+from analysis.format import Row, percent, quantity, ranged, score_text
 from analysis.store.store import Store
-from analysis.styles import size_key, size_text, style
-from analysis.tables.sheet import BUDGET, METHOD, Column, Sheet, columns_of
+from analysis.styles import style
+from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, text
 
-Row = dict[str, Any]
-
+FITS = ("crossings", "budget_needed", "areas", "fits")
+"""Names of the tables of `fitted`."""
 SIZES = ("data_sizes", "size_crossings", "size_needed", "size_areas", "size_fits")
 """Names of the tables of `sizes`."""
-
-AGAINST = Column("against", lambda r: style(r["baseline"]).name)
 
 
 def _estimate(r: Row) -> str:
@@ -32,73 +31,44 @@ def _estimate(r: Row) -> str:
 
 
 def _mean(r: Row) -> str:
-    return str(r["note"]) if r["value"] is None else score(r, "value")
+    return str(r["note"]) if r["value"] is None else score_text(r, "value")
 
 
 def _parameters(r: Row) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in json.loads(r["parameters"]).items())
 
 
-def _share(r: Row) -> str:
-    return percent(r["share"])
-
-
-def _rmse(r: Row) -> str:
-    return f"{100 * r['rmse']:.2f}"
+_DATA = Column("data", lambda r: r["dataset"] or "mean over data sets")
+_COLUMNS: tuple[tuple[Column, ...], ...] = (
+    (
+        Column("against", lambda r: style(r["baseline"]).name),
+        Column("crosses at [95 %]", _estimate, "number"),
+        number("in range, % of resamples", "share", percent),
+    ),
+    (text("goal", "goal"), number("score, %", "target", percent), Column("needs [95 %]", _estimate, "number")),
+    (number("from", "from_x"), number("to", "to_x"), Column("mean score, % [95 %]", _mean, "number")),
+    (
+        text("form", "kind"),
+        number("points", "n_points"),
+        number("root mean square error, points", "rmse", lambda v: f"{100 * v:.2f}"),
+        Column("parameters", _parameters, "long"),
+    ),
+)
+"""Of crossings, of costs that a score needs, of areas, of the fits' parameters."""
 
 
 def fitted(store: Store, x: str) -> list[Sheet]:
     """Crossings, budgets needed, areas and parameters of the fits against a cost."""
     label = axis(x).label
-    tables = [
-        (
-            "crossings",
-            f"Where curves cross, in {label}",
-            readings.crossing_table(store, x),
-            [
-                AGAINST,
-                Column("crosses at [95 %]", _estimate, "number"),
-                Column("in range, % of resamples", _share, "number"),
-            ],
-        ),
-        (
-            "budget_needed",
-            f"What a score costs, in {label}",
-            readings.needed_table(store, x),
-            [
-                Column("goal", lambda r: r["goal"]),
-                Column("score, %", lambda r: percent(r["target"]), "number"),
-                Column("needs [95 %]", _estimate, "number"),
-            ],
-        ),
-        (
-            "areas",
-            "Mean score over the range (area under the curve, log axis)",
-            readings.area_table(store, x),
-            _range_columns(),
-        ),
-        ("fits", "Parameters of the fits", readings.fit_table(store, x), _fit_columns()),
-    ]
+    tables: tuple[tuple[str, pa.Table], ...] = (
+        (f"Where curves cross, in {label}", readings.crossing_table(store, x)),
+        (f"What a score costs, in {label}", readings.needed_table(store, x)),
+        ("Mean score over the range (area under the curve, log axis)", readings.area_table(store, x)),
+        ("Parameters of the fits", readings.fit_table(store, x)),
+    )
     return [
         Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows, folded=name == "fits")
-        for name, title, table, columns in tables
-    ]
-
-
-def _range_columns() -> list[Column]:
-    return [
-        Column("from", lambda r: quantity(r["from_x"]), "number"),
-        Column("to", lambda r: quantity(r["to_x"]), "number"),
-        Column("mean score, % [95 %]", _mean, "number"),
-    ]
-
-
-def _fit_columns() -> list[Column]:
-    return [
-        Column("form", lambda r: r["kind"]),
-        Column("points", lambda r: str(r["n_points"]), "number"),
-        Column("root mean square error, points", _rmse, "number"),
-        Column("parameters", _parameters, "long"),
+        for name, (title, table), columns in zip(FITS, tables, _COLUMNS, strict=True)
     ]
 
 
@@ -109,84 +79,34 @@ def front(store: Store, x: str) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        Column(axis(x).label, lambda r: quantity(r["cost"]), "number"),
-        Column("score, %", lambda r: percent(r["score"]), "number"),
-        Column("on it in resamples, %", lambda r: percent(r["front_share"]), "number"),
+        number(axis(x).label, "cost"),
+        number("score, %", "score", percent),
+        number("on it in resamples, %", "front_share", percent),
     )
     return Sheet("front", "Cells that no other beats", columns, rows, folded=len(rows) > 20)
 
 
 def sizes(store: Store) -> list[Sheet]:
     """The numbers of the data-size curves, and what is read off their fits."""
-    lines: dict[tuple[Any, ...], Row] = {}
-    rows = size_curves(store).to_pylist()
-    for r in rows:
-        key = tuple(r[k] for k in ("sweep", "model", "dataset", "method", "reference"))
-        lines.setdefault(key, {**r, "by": {}})["by"][r["train_size"]] = r
-    names = sorted({r["train_size"] for r in rows}, key=size_key)
-
-    def cell(size: str) -> Column:
-        return Column(
-            f"{size_text(size)}, % [95 %]", lambda r: score(r["by"][size]) if size in r["by"] else "", "number"
-        )
-
-    whole_table = Sheet(
-        "data_sizes",
-        "Test score by training size",
-        [_DATA, METHOD, BUDGET, *map(cell, names)],
-        list(lines.values()),
-        "Means over seeds with 95 % t intervals.",
-        folded=len(lines) > 20,
+    lines, columns = by_size(size_curves(store).to_pylist(), ("sweep", "model", "dataset", "method", "reference"))
+    note, lead = "Means over seeds with 95 % t intervals.", [_DATA, METHOD, BUDGET]
+    whole = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
+    tables: tuple[tuple[str, pa.Table], ...] = (
+        ("Where curves cross, in training examples", readings.crossing_table(store, EXAMPLES)),
+        ("Training examples that a score needs", readings.needed_table(store, EXAMPLES)),
+        ("Mean score over the range of training examples", readings.area_table(store, EXAMPLES)),
+        ("Parameters of the fits against training examples", readings.fit_table(store, EXAMPLES)),
     )
-    goal = [Column("goal", lambda r: r["goal"]), Column("score, %", lambda r: percent(r["target"]), "number")]
-    tables = [
-        (
-            "size_crossings",
-            "Where curves cross, in training examples",
-            readings.crossing_table(store, EXAMPLES),
-            [
-                AGAINST,
-                Column("crosses at [95 %]", _estimate, "number"),
-                Column("in range, % of resamples", _share, "number"),
-            ],
-        ),
-        (
-            "size_needed",
-            "Training examples that a score needs",
-            readings.needed_table(store, EXAMPLES),
-            [*goal, Column("needs [95 %]", _estimate, "number")],
-        ),
-        (
-            "size_areas",
-            "Mean score over the range of training examples",
-            readings.area_table(store, EXAMPLES),
-            _range_columns(),
-        ),
-        (
-            "size_fits",
-            "Parameters of the fits against training examples",
-            readings.fit_table(store, EXAMPLES),
-            _fit_columns(),
-        ),
-    ]
-    return [whole_table] + [
-        Sheet(name, title, [_DATA, METHOD, BUDGET, *columns], rows, folded=len(rows) > 20 or name == "size_fits")
-        for name, title, table, columns in tables
+    return [whole] + [
+        Sheet(name, title, [*lead, *found], rows, folded=len(rows) > 20 or name == "size_fits")
+        for name, (title, table), found in zip(SIZES[1:], tables, _COLUMNS, strict=True)
         if (rows := table.to_pylist())
     ]
-
-
-_DATA = Column("data", lambda r: r["dataset"] or "mean over data sets")
 
 
 def overlay(ours: Sequence[Row], theirs: Sequence[Row], source: str) -> Sheet:
     """Our numbers and the published ones, row by row."""
     rows = [{**r, "whose": "this sweep"} for r in ours] + [{**r, "whose": source} for r in theirs]
-    columns = [
-        Column("from", lambda r: r["whose"]),
-        METHOD,
-        Column("setting", lambda r: r["reference"] or ""),
-        Column("parameters", lambda r: whole(r["adapter_params"]), "number"),
-        Column("score, % [95 %]", score, "number"),
-    ]
+    score = Column("score, % [95 %]", score_text, "number")
+    columns = [text("from", "whose"), METHOD, text("setting", "reference"), PARAMETERS, score]
     return Sheet("overlay", "Published numbers beside ours", columns, rows, folded=True)

@@ -1,35 +1,30 @@
-"""The report's tables of scores and comparisons, as `Sheet`s."""
+"""The report's tables of scores, comparisons and ranks, as `Sheet`s."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from analysis.format import change, p_text, percent, points, ranged, score, short, whole
+from analysis.format import Row, change_text, p_text, percent, quantity, ranged, score_text
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import SIGN_FLIP
 from analysis.statistics.planning import DIFFERENCES, seeds_table
+from analysis.statistics.rank_effects import RANK, effects
 from analysis.statistics.scaling import BASELINE, PLANTED, comparisons, curve
 from analysis.store.store import Store
 from analysis.styles import budget_order, size_key, size_text, style
-from analysis.tables.console import results_table
-from analysis.tables.sheet import BUDGET, METHOD, Column, Sheet, columns_of
-
-Row = dict[str, Any]
+from analysis.tables.console import DIFFERENCE, results_table
+from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, pivoted, text
 
 LONG = 45
 """A table of more rows is closed in the page until asked for."""
 
 
-def _seeds(r: Row) -> str:
-    """Seeds per data set; their mean where data sets have unequally many."""
-    return f"{r['n'] / (r.get('datasets') or 1):.3g}"
-
-
-SEEDS = Column("seeds", lambda r: str(r["n"]), "number")
-PAIRS = Column("seeds", _seeds, "number")
-PARAMETERS = Column("parameters", lambda r: whole(r["adapter_params"]), "number")
-ACCURACY = Column("test score, % [95 %]", score, "number")
+SEEDS = number("seeds", "n")
+PAIRS = Column("seeds", lambda r: f"{r['n'] / (r.get('datasets') or 1):.3g}", "number")
+"""Seeds per data set; their mean where data sets have unequally many."""
+BUDGETS = Column("budget", lambda r: r["reference"] or "all budgets")
+SIZE = Column("size", lambda r: size_text(r["train_size"]))
+VERDICT = text("verdict", "verdict", "verdict")
 
 
 def results(store: Store) -> Sheet:
@@ -40,15 +35,11 @@ def results(store: Store) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        Column("parameters", lambda r: whole(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
-        Column("learning rate", lambda r: short(r["lr"]) + "*" * bool(r["edge"]), "number"),
-        ACCURACY,
+        Column("parameters", lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
+        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["edge"]), "number"),
+        Column("test score, % [95 %]", score_text, "number"),
         SEEDS,
-        Column(
-            "vs LoRA, points [95 %]",
-            lambda r: change(r, "difference", "difference_low", "difference_high"),
-            "number",
-        ),
+        Column("vs LoRA, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
     )
     note = (
@@ -61,37 +52,29 @@ def results(store: Store) -> Sheet:
         * any(r["off_budget"] for r in rows)
     )
     return Sheet(
-        "results", "Test score of every cell", columns, rows, note, faint=lambda r: bool(r["note"]), folded=_long(rows)
+        "results",
+        "Test score of every cell",
+        columns,
+        rows,
+        note,
+        faint=lambda r: bool(r["note"]),
+        folded=len(rows) > LONG,
     )
 
 
 def averages(store: Store) -> Sheet:
     """Mean over data sets by method and budget, a column per training size: the form of the paper's Tables 11 to 14."""
     rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
-    sizes = sorted({r["train_size"] for r in rows}, key=size_key)
-    lines: dict[tuple[str, str, str | None], Row] = {}
-    for r in rows:
-        line = lines.setdefault((r["sweep"], r["method"], r["reference"]), {**r, "by_size": {}})
-        line["by_size"][r["train_size"]] = r
-
-    def cell(size: str) -> Column:
-        return Column(
-            f"{size_text(size)}, % [95 %]",
-            lambda r: score(r["by_size"][size]) if size in r["by_size"] else "",
-            "number",
-        )
-
-    sets = Column("data sets", lambda r: str(r["n_datasets"]), "number")
-    found = list(lines.values())
-    sweeps = [Column("sweep", lambda r: r["sweep"])] if len({r["sweep"] for r in found}) > 1 else []
+    found, sizes = by_size(rows, ("sweep", "method", "reference"))
+    sweeps = [text("sweep", "sweep")] if len({r["sweep"] for r in found}) > 1 else []
     return Sheet(
         "averages",
         "Mean test score over data sets",
-        [*sweeps, METHOD, BUDGET, PARAMETERS, *map(cell, sizes), sets, SEEDS],
+        [*sweeps, METHOD, BUDGET, PARAMETERS, *sizes, number("data sets", "n_datasets"), SEEDS],
         found,
         "Every data set weighs the same; intervals are t intervals over seeds, each seed averaged over the data sets "
         "first, so they speak of these data sets only. Methods and budgets confirmed on every data set.",
-        folded=_long(found),
+        folded=len(found) > LONG,
     )
 
 
@@ -114,7 +97,7 @@ def compared(store: Store, baseline: str = BASELINE) -> Sheet:
         rows,
         note,
         strong=lambda r: r["reference"] is None,
-        folded=_long(rows),
+        folded=len(rows) > LONG,
     )
 
 
@@ -127,33 +110,30 @@ def gaps(store: Store) -> Sheet:
         _difference_columns(rows, ratio=False),
         rows,
         "A family of its own: corrected over this table.",
-        folded=_long(rows),
+        folded=len(rows) > LONG,
     )
 
 
 def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
-    ratios = Column(
-        "parameters, ratio", lambda r: "" if r["params_ratio"] is None else f"{r['params_ratio']:.3f}", "number"
-    )
     return columns_of(
         rows,
         METHOD,
-        Column("budget", lambda r: r["reference"] or "all budgets"),
-        *([ratios] if ratio else []),
-        Column("difference, points [95 %]", change, "number"),
+        BUDGETS,
+        *([number("parameters, ratio", "params_ratio", lambda v: "" if v is None else f"{v:.3f}")] if ratio else []),
+        Column("difference, points [95 %]", change_text, "number"),
         PAIRS,
-        Column("p", lambda r: p_text(r["p"]), "number"),
-        Column("p, Holm", lambda r: p_text(r["p_holm"]), "number"),
-        Column("verdict", lambda r: r["verdict"], "verdict"),
+        number("p", "p", p_text),
+        number("p, Holm", "p_holm", p_text),
+        VERDICT,
         Column(
             "with the choice of rates",
             lambda r: r["verdict_choice"] if r["choice_sd"] is not None else "not known",
             "verdict",
         ),
         Column("effect [95 %]", _effect, "number"),
-        Column("power", lambda r: "" if r["power"] is None else f"{100 * r['power']:.0f} %", "number"),
-        Column("seeds for it", lambda r: whole(r["seeds_needed"]), "number"),
-        Column("detectable, points", lambda r: points(r["detectable"], sign=False), "number"),
+        number("power", "power", lambda v: "" if v is None else f"{100 * v:.0f} %"),
+        number("seeds for it", "seeds_needed"),
+        number("detectable, points", "detectable", percent),
     )
 
 
@@ -164,7 +144,7 @@ def _permuted(rows: Sequence[Row]) -> str:
     return (
         " Over many data sets: p by sign-flip permutation, each data set weighing the same; the effect's standard "
         "deviation is pooled within data sets; power and what follows are those of the t test with as many degrees of "
-        "freedom, which by simulation is close, were the difference the same on every data set. The test takes it that "
+        "freedom, which by simulation is close, were the difference the same on every data set. The test assumes that "
         "what a seed does on one data set says nothing of another"
         + ("; here it does, so its p is too small." if any((r["p_seeds"] or 1.0) <= 0.05 for r in rows) else ".")
     )
@@ -186,7 +166,7 @@ def grouped(store: Store) -> Sheet:
             rows,
             BUDGET,
             METHOD,
-            Column("mean score, %", lambda r: percent(r["mean"]), "number"),
+            number("mean score, %", "mean", percent),
             SEEDS,
             Column("group", lambda r: r["group"] if r["tested"] else f"{r['group']} (untested)"),
         ),
@@ -195,7 +175,7 @@ def grouped(store: Store) -> Sheet:
         "over seeds, the choice of rates included where it is known, Holm-corrected over all pairs of this table: a "
         "family of its own, stricter than the table against LoRA. Untested: no seed in common with another, or no "
         "spread between seeds.",
-        folded=_long(rows),
+        folded=len(rows) > LONG,
     )
 
 
@@ -207,48 +187,63 @@ def ranks(store: Store) -> Sheet:
         "ranks",
         "Mean ranks over data sets",
         [
-            *(
-                [Column("size", lambda r: size_text(r["train_size"]))]
-                if len({r["train_size"] for r in rows}) > 1
-                else []
-            ),
+            *([SIZE] if len({r["train_size"] for r in rows}) > 1 else []),
             BUDGET,
             METHOD,
-            Column("mean rank", lambda r: f"{r['mean_rank']:.2f}", "number"),
-            Column("of methods", lambda r: str(r["methods"]), "number"),
-            Column("data sets", lambda r: str(r["datasets"]), "number"),
-            Column("p, Friedman", lambda r: p_text(r["p_friedman"]), "number"),
-            Column("critical difference", lambda r: short(r["critical_difference"]), "number"),
+            number("mean rank", "mean_rank", lambda v: f"{v:.2f}"),
+            number("of methods", "methods"),
+            number("data sets", "datasets"),
+            number("p, Friedman", "p_friedman", p_text),
+            number("critical difference", "critical_difference"),
         ],
         rows,
         "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
         "all methods of a budget rank alike, uncorrected; it needs three of both. Two methods whose mean ranks are "
         "further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the table) differ.",
-        folded=_long(rows),
+        folded=len(rows) > LONG,
+    )
+
+
+def rank_effects(store: Store) -> Sheet:
+    """What a doubling of the rank, and of the parameters, brings."""
+    rows = effects(store).to_pylist()
+    return Sheet(
+        "rank_effects",
+        "Rank against parameters",
+        columns_of(
+            rows,
+            Column("doubled", lambda r: "rank, parameters equal" if r["effect"] == RANK else "parameters, rank equal"),
+            Column("over", lambda r: f"variants of {style(r['scope']).name}" if r["scope"] else "all methods"),
+            number("from", "least"),
+            number("to", "most"),
+            number("cells", "cells"),
+            SEEDS,
+            Column("points [95 %]", lambda r: change_text(r, "slope"), "number"),
+            number("p, Holm", "p_holm", p_text),
+            VERDICT,
+        ),
+        rows,
+        "Slopes of the test score per doubling, fitted for each seed: over the methods of one budget, each budget with "
+        "a level of its own; over the budgets of methods whose rank stays, each method with a level of its own. The "
+        "rank is the largest that an update can have. Methods differ in more than rank: variants of one method are the "
+        "cleaner evidence. t tests over seeds, Holm-corrected over this table, given the chosen rates.",
     )
 
 
 def seeds(store: Store, baseline: str = BASELINE, differences: Sequence[float] = DIFFERENCES) -> Sheet:
     """Seeds that would see a difference, for each comparison with the baseline."""
-    lines: dict[tuple[Any, ...], Row] = {}
-    asked: list[float] = []
-    for r in seeds_table(store, baseline, differences).to_pylist():
-        key = tuple(r[k] for k in ("sweep", "model", "dataset", "train_size", "method", "reference"))
-        line = lines.setdefault(key, {**r, "by": {}})
-        line["by"][r["difference"]] = r
-        asked += [r["difference"]] * (r["difference"] not in asked)
+    found = seeds_table(store, baseline, differences).to_pylist()
+    rows = pivoted(found, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
 
     def cell(difference: float) -> Column:
         return Column(f"seeds for {100 * difference:g} points", lambda r: _needed(r["by"][difference]), "number")
 
-    rows = list(lines.values())
-    sd = Column("sd of paired differences, points", lambda r: points(r["sd"], sign=False), "number")
+    asked = dict.fromkeys(r["difference"] for r in found)
+    sd = number("sd of paired differences, points", "sd", percent)
     return Sheet(
         "seeds",
         f"Seeds needed to see a difference to {style(baseline).name}",
-        columns_of(
-            rows, METHOD, Column("budget", lambda r: r["reference"] or "all budgets"), PAIRS, sd, *map(cell, asked)
-        ),
+        columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *map(cell, asked)),
         rows,
         "Least number of paired seeds (of each data set) that finds a true difference of that size four times in five, "
         "at the level of the first step of Holm's correction over the table of comparisons; in brackets with the "
@@ -259,11 +254,7 @@ def seeds(store: Store, baseline: str = BASELINE, differences: Sequence[float] =
 
 
 def _needed(r: Row) -> str:
-    plain = whole(r["seeds_needed"]) or "\N{EM DASH}"
+    plain = quantity(r["seeds_needed"]) or "\N{EM DASH}"
     if r["choice_sd"] is None:
         return plain
-    return f"{plain} [{whole(r['seeds_needed_choice']) or chr(0x2014)}]"
-
-
-def _long(rows: Sequence[Row]) -> bool:
-    return len(rows) > LONG
+    return f"{plain} [{quantity(r['seeds_needed_choice']) or chr(0x2014)}]"

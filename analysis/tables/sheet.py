@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analysis.styles import place_text, style
+from analysis.format import Row, quantity, score_text
+from analysis.styles import place_text, size_key, size_text, style
 
-Row = dict[str, Any]
 Kind = Literal["text", "number", "method", "verdict", "long", "code"]
 
 
@@ -69,6 +69,16 @@ class Sheet:
         return found
 
 
+def number(head: str, key: str, form: Callable[[Any], str] = quantity) -> Column:
+    """A column of one value of the rows, as a number."""
+    return Column(head, lambda r: form(r[key]), "number")
+
+
+def text(head: str, key: str, kind: Kind = "text") -> Column:
+    """A column of one value of the rows, as it is; empty for null."""
+    return Column(head, lambda r: str(r[key] or ""), kind)
+
+
 def where(row: Mapping[str, Any]) -> str:
     """A row's data set and training size in words; the mean over data sets where it names none."""
     count = row.get("n_datasets")
@@ -76,17 +86,33 @@ def where(row: Mapping[str, Any]) -> str:
     return place_text(row["dataset"] or several, row["train_size"])
 
 
-def name(row: Mapping[str, Any]) -> str:
-    """A row's method in words."""
-    return style(row["method"]).name if row["method"] else ""
-
-
 PLACE = Column("data", where)
-METHOD = Column("method", name, "method")
-BUDGET = Column("budget", lambda r: r["reference"] or "")
+METHOD = Column("method", lambda r: style(r["method"]).name if r["method"] else "", "method")
+BUDGET = text("budget", "reference")
+PARAMETERS = number("parameters", "adapter_params")
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]], *columns: Column) -> list[Column]:
     """The columns, led by the place where the rows are of more than one."""
     several = len({(r.get("sweep"), r["dataset"], r["train_size"]) for r in rows}) > 1
     return [PLACE, *columns] if several else list(columns)
+
+
+def pivoted(rows: Iterable[Row], names: Sequence[str], key: str) -> list[Row]:
+    """Rows that agree in the columns `names` as one, whose `by` has each of them by its value of `key`."""
+    lines: dict[tuple[Any, ...], Row] = {}
+    for r in rows:
+        lines.setdefault(tuple(r[k] for k in names), {**r, "by": {}})["by"][r[key]] = r
+    return list(lines.values())
+
+
+def by_size(rows: Iterable[Row], names: Sequence[str]) -> tuple[list[Row], list[Column]]:
+    """Rows that agree in the columns `names` as one, and a column of scores for each training size."""
+    lines = pivoted(rows, names, "train_size")
+
+    def column(size: str) -> Column:
+        return Column(
+            f"{size_text(size)}, % [95 %]", lambda r: score_text(r["by"][size]) if size in r["by"] else "", "number"
+        )
+
+    return lines, [column(size) for size in sorted({size for line in lines for size in line["by"]}, key=size_key)]

@@ -1,0 +1,8 @@
+"""Sentences made from numbers, never stronger than what was tested.
+
+Uses the rooms that compute the numbers; draws and prints nothing.
+
+    conclusions  the sweep's answer, the gap to full fine-tuning, rank against parameters
+    figures      one sentence per figure, and on groups and mean ranks
+    parity       what was equal over all cells, and what was not
+"""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
-from analysis.format import points
+from analysis.format import Row, change_text, percent, points
+from analysis.statistics.rank_effects import PARAMETERS, RANK
 from analysis.statistics.scaling import BASELINE, FOCUS
-from analysis.styles import place_text, style
+from analysis.styles import place_of, place_text, style
 
-Row = dict[str, Any]
-
+A, B = style(FOCUS).name, style(BASELINE).name
+"""The question's two methods in words."""
 MATCHED = 0.05
 """Counts further apart than this are pointed out in the sentence."""
 
@@ -23,34 +23,33 @@ def interval_text(row: Row) -> str:
     return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
 
 
-def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -> str:
-    """One sentence on `focus` against `baseline` at equal budgets, from `scaling.comparisons`.
+def conclude(compared: pa.Table) -> str:
+    """One sentence on the question's two methods at equal budgets, from `scaling.comparisons`.
 
-    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where `focus`
-    does not win.
+    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where
+    RandLoRA does not win.
     """
-    a, b = style(focus).name, style(baseline).name
-    rows = [r for r in compared.to_pylist() if r["method"] == focus and r["baseline"] == baseline]
+    rows = [r for r in compared.to_pylist() if r["method"] == FOCUS and r["baseline"] == BASELINE]
     cells = [r for r in rows if r["reference"] is not None]
     overall = [r for r in rows if r["reference"] is None]
     if not cells:
-        return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
+        return f"No conclusion about {A} and {B} yet: no budget at which both are confirmed with a common seed."
     if all(r["verdict"] == "not testable" for r in [*cells, *overall]):
         why = "only one seed" if max(r["n"] for r in cells) < 2 else "no spread between seeds"
-        return f"No conclusion about {a} and {b}: {why}, so no difference can be tested (observed {_range(cells)})."
+        return f"No conclusion about {A} and {B}: {why}, so no difference can be tested (observed {_range(cells)})."
     higher, lower = ([r for r in cells if r["verdict"] == v] for v in ("higher", "lower"))
     untested = sum(r["verdict"] == "not testable" for r in cells)
     open_ = len(cells) - len(higher) - len(lower) - untested
     total, what = len(cells), _places(cells)
     if higher and not lower:
-        text = f"At equal trainable parameters {a} scores higher than {b} at {_count(higher, total, what)}"
+        text = f"At equal trainable parameters {A} scores higher than {B} at {_count(higher, total, what)}"
         text += f", and is not distinguishable from it at the other {open_}" if open_ else ""
     elif higher:
-        text = f"There is no one answer here: at equal trainable parameters {a} scores higher than {b} at "
+        text = f"There is no one answer here: at equal trainable parameters {A} scores higher than {B} at "
         text += f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower)})"
         text += f", and is not distinguishable at the other {open_}" if open_ else ""
     elif lower:
-        text = f"{a} does not win here: at equal trainable parameters it scores lower than {b} at "
+        text = f"{A} does not win here: at equal trainable parameters it scores lower than {B} at "
         text += _count(lower, total, what)
         text += f", and is not distinguishable at the other {open_}" if open_ else ""
     else:
@@ -58,11 +57,11 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
         one = f"at the one {what[:-1]} {'tested' if untested else 'compared'}"
         where = f"at any of the {tested} {what}" if tested > 1 else one
         settled = any(r["verdict"] in ("higher", "lower") for r in overall)
-        start = "No single comparison decides" if settled else f"{a} does not win here"
+        start = "No single comparison decides" if settled else f"{A} does not win here"
         text = (
-            f"{start}: at equal trainable parameters {a if settled else 'it'} is not distinguishable from {b} {where}"
+            f"{start}: at equal trainable parameters {A if settled else 'it'} is not distinguishable from {B} {where}"
             if tested
-            else f"At equal trainable parameters no single comparison of {a} and {b} can be tested"
+            else f"At equal trainable parameters no single comparison of {A} and {B} can be tested"
         )
         text += f" (differences {_range(cells)}{_power(cells)})"
     if untested and untested < total:
@@ -73,7 +72,7 @@ def conclude(compared: pa.Table, focus: str = FOCUS, baseline: str = BASELINE) -
     apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
     unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
     given = f"paired over {seeds} seed{'s' * (seeds != '1')}, Holm-corrected at 5 %, given the chosen learning rates"
-    return f"{text} ({given}{unequal}{_edges(cells, a, b)})."
+    return f"{text} ({given}{unequal}{_edges(cells)})."
 
 
 def conclude_gap(compared: pa.Table) -> str | None:
@@ -94,6 +93,45 @@ def conclude_gap(compared: pa.Table) -> str | None:
     if not parts:
         return None
     return f"Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
+
+
+def conclude_rank_effects(rows: Sequence[Row]) -> str:
+    """What a doubling of rank and of parameters brings, in one place or the mean over data sets.
+
+    Args:
+        rows: of `rank_effects.effects`.
+    """
+    if not rows:
+        return "No budget has updates of different rank."
+    first = rows[0]
+    place = [r for r in rows if place_of(r) == place_of(first)]
+    where = place_text(first["dataset"] or "the mean over data sets", first["train_size"])
+    said = [_brings(place, effect) for effect in (RANK, PARAMETERS)]
+    text = f"On {where}, {'; '.join(filter(None, said))}."
+    untested = [r for r in place if r["p_holm"] is None]
+    if untested:
+        return f"{text} Not tested: that takes two seeds or more."
+    return f"{text} {_tested([r for r in place if r['verdict'] == 'not distinguishable'])}"
+
+
+def _brings(rows: Sequence[Row], effect: str) -> str:
+    """One effect over all methods, and over the variants of one."""
+    mine = sorted((r for r in rows if r["effect"] == effect), key=lambda r: r["scope"] is not None)
+    if not mine:
+        return ""
+    held = "the rank at equal parameters" if effect == RANK else "the parameters at equal rank"
+    whose = [f"over {'variants of ' + style(r['scope']).name if r['scope'] else 'all methods'}" for r in mine]
+    return f"doubling {held} brings, in points, " + " and ".join(
+        f"{change_text(r, 'slope')} {named}" for r, named in zip(mine, whose, strict=True)
+    )
+
+
+def _tested(silent: Sequence[Row]) -> str:
+    given = "paired over seeds, Holm-corrected, given the chosen rates"
+    if not silent:
+        return f"All differ from zero ({given})."
+    named = ", ".join(r["effect"] + (f" ({style(r['scope']).name})" if r["scope"] else "") for r in silent)
+    return f"Not distinguishable from zero: {named} ({given})."
 
 
 def _count(rows: Sequence[Row], total: int, what: str) -> str:
@@ -133,9 +171,9 @@ def _power(rows: Sequence[Row]) -> str:
     return f"; a true 2-point difference would be found {share} % of the time"
 
 
-def _edges(rows: Sequence[Row], a: str, b: str) -> str:
+def _edges(rows: Sequence[Row]) -> str:
     """A warning where a rate was chosen at the end of its range: that method may be under-tuned."""
-    counts = [(name, sum(r["edge"] in (arm, "both") for r in rows)) for name, arm in ((a, "method"), (b, "baseline"))]
+    counts = [(name, sum(r["edge"] in (arm, "both") for r in rows)) for name, arm in ((A, "method"), (B, "baseline"))]
     said = [f"{name} at {count} of {len(rows)}" for name, count in counts if count]
     return f"; perhaps under-tuned, its rate being the end of the range: {', '.join(said)}" if said else ""
 
@@ -146,13 +184,12 @@ def _overall(rows: Sequence[Row]) -> str:
     if len(rows) > 1:
         counts = [(v, sum(r["verdict"] == v for r in rows)) for v in ("higher", "lower", "not distinguishable")]
         said = ", ".join(f"{verdict} at {n}" for verdict, n in counts if n) or "not testable"
-        low, high = (points(end(r["difference"] for r in rows)) for end in (min, max))
-        return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({low} to {high} points)"
+        return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({_range(rows)})"
     row = rows[0]
     where = "budgets" if row["dataset"] is not None else f"budgets and {row['n_datasets']} data sets"
     text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
     if row["verdict"] == "not distinguishable" and row.get("detectable") is not None:
-        text += f", where {points(row['detectable'], sign=False)} points would be found four times in five"
+        text += f", where {percent(row['detectable'])} points would be found four times in five"
     if (row.get("p_seeds") or 1.0) <= 0.05:
         text += "; but a seed moves all data sets alike here, so that test is too sure of itself"
     return text

@@ -14,28 +14,26 @@ import numpy as np
 
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
-from analysis.format import points
+from analysis.format import Row, points
 from analysis.statistics.scaling import BASELINE, FOCUS, UNTRAINED
 from analysis.store.views import RISING
-from analysis.styles import in_order, place_text, size_key, size_text, style
-
-Row = dict[str, Any]
+from analysis.styles import in_order, size_key, size_text, style
+from analysis.words.conclusions import A, B
 
 SURE = 0.95
 """Share of the resamples from which a cell's place on a front is called settled."""
 _MOST = 4  # cells named in a sentence; more are counted
 
 
-def conclude_crossings(rows: Sequence[Row], axis: str, focus: str = FOCUS, baseline: str = BASELINE) -> str:
+def conclude_crossings(rows: Sequence[Row], axis: str) -> str:
     """Where the fitted curves of the question's two methods cross.
 
     Args:
         rows: of `readings.crossing_table`. axis: the cost in words.
     """
-    a, b = style(focus).name, style(baseline).name
-    mine = [r for r in rows if r["method"] == focus and r["baseline"] == baseline]
+    mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE]
     if not mine:
-        return f"No conclusion on a crossing of {a} and {b}: they do not both have three points of different cost."
+        return f"No conclusion on a crossing of {A} and {B}: they do not both have three points of different cost."
     if len(mine) == 1:
         return crossing_sentence(mine[0])
     settled = sum(r["value"] is not None and r["low"] is not None and r["high"] is not None for r in mine)
@@ -49,10 +47,10 @@ def conclude_crossings(rows: Sequence[Row], axis: str, focus: str = FOCUS, basel
     if none:
         above = sum("above throughout" in r["note"] for r in none)
         below = sum("below throughout" in r["note"] for r in none)
-        sides = [f"{a} above throughout in {above}"] if above else []
+        sides = [f"{A} above throughout in {above}"] if above else []
         sides += [f"below throughout in {below}"] if below else []
         parts.append(f"show no lasting crossing in {len(none)}{' (' + ', '.join(sides) + ')' if sides else ''}")
-    return f"The isotonic fits of {a} and {b} against {axis} {'; '.join(parts)}: a description, not a test."
+    return f"The isotonic fits of {A} and {B} against {axis} {'; '.join(parts)}: a description, not a test."
 
 
 def conclude_front(rows: Sequence[Row]) -> str:
@@ -81,16 +79,15 @@ def conclude_front(rows: Sequence[Row]) -> str:
     return text + (f"; on it with one seed, so there is no saying how sure: {_cells(single)}." if single else ".")
 
 
-def conclude_sizes(rows: Sequence[Row], focus: str = FOCUS, baseline: str = BASELINE) -> str:
-    """`focus` against `baseline` at equal parameters, by training size.
+def conclude_sizes(rows: Sequence[Row]) -> str:
+    """The question's two methods at equal parameters, by training size.
 
     Args:
         rows: of `scaling.comparisons`, of the sweep and data sets that the figure shows.
     """
-    a, b = style(focus).name, style(baseline).name
-    mine = [r for r in rows if r["method"] == focus and r["baseline"] == baseline and r["reference"] and r["dataset"]]
+    mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE and r["reference"] and r["dataset"]]
     if not mine:
-        return f"No conclusion about {a} and {b} by training size: nowhere are both confirmed with a common seed."
+        return f"No conclusion about {A} and {B} by training size: nowhere are both confirmed with a common seed."
     what = "budgets" if len({r["dataset"] for r in mine}) == 1 else "budgets and data sets"
     parts = []
     for size in sorted({r["train_size"] for r in mine}, key=size_key):
@@ -100,7 +97,7 @@ def conclude_sizes(rows: Sequence[Row], focus: str = FOCUS, baseline: str = BASE
         ]
         parts.append(f"{size_text(size)}: {', '.join(words)} of {verdicts.total()}")
     return (
-        f"{a} against {b} at equal trainable parameters, {what} by training size: {'; '.join(parts)} "
+        f"{A} against {B} at equal trainable parameters, {what} by training size: {'; '.join(parts)} "
         "(Holm-corrected at 5 % over all comparisons, given the chosen learning rates)."
     )
 
@@ -218,23 +215,22 @@ def _apart(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
     return found
 
 
-def conclude_expected(rows: Sequence[Row], focus: str = FOCUS, baseline: str = BASELINE) -> str:
+def conclude_expected(rows: Sequence[Row]) -> str:
     """Whether another allowance would have ordered the question's two methods otherwise, and whose curve still rises.
 
     Args:
         rows: of `tuning.best_of_n`, of one data set and training size.
     """
-    a, b = style(focus).name, style(baseline).name
     curves: dict[tuple[str, str | None], dict[int, float]] = {}
     for r in rows:
         curves.setdefault((r["method"], r["reference"]), {})[r["n"]] = r["expected"]
-    both = [r for m, r in curves if m == focus and (baseline, r) in curves]
+    both = [r for m, r in curves if m == FOCUS and (BASELINE, r) in curves]
     parts = []
     if both:
-        least = min(len(curves[m, r]) for m in (focus, baseline) for r in both)
-        ahead = [sum(curves[focus, r][n] > curves[baseline, r][n] for r in both) for n in (1, least)]
+        least = min(len(curves[m, r]) for m in (FOCUS, BASELINE) for r in both)
+        ahead = [sum(curves[FOCUS, r][n] > curves[BASELINE, r][n] for r in both) for n in (1, least)]
         parts.append(
-            f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
+            f"had one learning rate been tried, {A}'s expected best validation score would be above {B}'s at "
             f"{ahead[0]} of {len(both)} budgets; with {least}, at {ahead[1]}"
         )
     gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}
@@ -275,8 +271,3 @@ def _line(rows: Sequence[Row], method: str) -> dict[int, float]:
         if r["method"] == method and r["kind"] == "curve" and r["adapter_params"] and r["mean"] is not None
     }
     return dict(sorted(found.items()))
-
-
-def place_caption(row: Mapping[str, Any]) -> str:
-    """A figure's place in words."""
-    return place_text(row["dataset"] or "the mean over data sets", row["train_size"])

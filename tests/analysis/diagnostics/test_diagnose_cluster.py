@@ -41,7 +41,7 @@ def test_a_cluster_computes_what_this_process_does(tmp_path: Path, own_ray: OwnR
     code, said = found["done"]
     assert code == 0, (found["error"], said)
     answer = json.loads(said)
-    assert "landscape.vl.json" in answer["paths"] and "barrier" in answer["says"]
+    assert "landscape.txt" in answer["paths"] and "barrier" in answer["says"]
     table, _, _ = analyze(alone, "landscape", points=4, examples=16)
     store = open_store(folder)
     again = analyze(store, "landscape", points=4, examples=16, execute=lambda *_: pytest.fail("computed again"))[0]

@@ -14,10 +14,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis import Store, print_results_table
-from analysis.figures import drawing, svg
-from analysis.figures import rates as rate_plots
-from analysis.figures import scaling as plots
+from analysis.figures import drawing
+from analysis.figures.pictures import pictures
+from analysis.figures.scaling import draw_scaling
+from analysis.figures.tuning import draw_rates
 from analysis.statistics import scaling, tuning
+from analysis.statistics.scaling import CURVE
 from analysis.styles import STYLES, in_order, places, style
 from randlora import METHODS
 
@@ -37,7 +39,8 @@ def test_every_line_has_the_tables_numbers(store: Store, wide: Store) -> None:
     for one in (store, wide):
         curve = scaling.curve(one)
         rows = curve.to_pylist()
-        drawn = lines(plots.draw_scaling(curve))
+        figure = draw_scaling(curve)
+        drawn = lines(figure)
         wanted = set()
         for index, panel in enumerate(places(curve)):
             mine = [r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == panel]
@@ -54,12 +57,12 @@ def test_every_line_has_the_tables_numbers(store: Store, wide: Store) -> None:
                     assert list(y) == [100 * p["mean"] for p in points]
                     wanted |= {f"point:{index}:{method}:{i}" for i in range(len(points))}
         assert set(drawn) == wanted
-        assert set(svg.scaling_tips(curve)) == {gid for gid in wanted if gid.startswith("point")}
+        assert set(figure.tips) == {gid for gid in wanted if gid.startswith("point")}
 
 
 def test_bands_are_the_intervals(store: Store) -> None:
     curve = scaling.curve(store)
-    figure = plots.draw_scaling(curve)
+    figure = draw_scaling(curve)
     filled = [c for c in figure.axes[0].collections if len(c.get_facecolor())]
     bands = [c for c in filled if to_hex(c.get_facecolor()[0]) == STYLES["lora"].colour.lower()]
     rows = [r for r in curve.to_pylist() if r["method"] == "lora"]
@@ -69,7 +72,7 @@ def test_bands_are_the_intervals(store: Store) -> None:
 
 
 def test_the_parameter_axis_is_logarithmic_and_a_far_line_breaks_the_other(store: Store) -> None:
-    upper, foot = plots.draw_scaling(scaling.curve(store)).axes[:2]
+    upper, foot = draw_scaling(scaling.curve(store)).axes[:2]
     assert upper.get_xscale() == foot.get_xscale() == "log"
     assert upper.get_xlim() == foot.get_xlim()
     assert upper.get_ylim()[0] > 60  # the curves are not flattened by zero-shot at 38 %
@@ -83,29 +86,29 @@ def test_one_cell_and_lines_alone_can_be_drawn(store: Store) -> None:
         [r for r in rows if r["kind"] == "line"],
         [r for r in rows if r["method"] == "zero-shot"],
     ):
-        figure = plots.draw_scaling(pa.Table.from_pylist(chosen, schema=scaling.CURVE))
+        figure = draw_scaling(pa.Table.from_pylist(chosen, schema=CURVE))
         assert len(lines(figure)) >= 1
         figure.canvas.draw()
     with pytest.raises(ValueError, match="no row"):
-        plots.draw_scaling(scaling.CURVE.empty_table())
+        draw_scaling(CURVE.empty_table())
 
 
 def test_rates_are_drawn_as_they_are(store: Store, wide: Store) -> None:
     table = tuning.rates(store)
-    drawn = lines(rate_plots.draw_rates(table))
+    drawn = lines(draw_rates(table))
     for cell in {r["cell_id"] for r in table.to_pylist()}:
         rows = [r for r in table.to_pylist() if r["cell_id"] == cell and r["mean_val"] is not None]
         [(x, y, _)] = drawn[f"rates:{cell}"]
         assert list(x) == [r["lr"] for r in rows]
         assert list(y) == [100 * r["mean_val"] for r in rows]
     with pytest.raises(ValueError, match="exactly one data set"):
-        rate_plots.draw_rates(tuning.rates(wide))
+        draw_rates(tuning.rates(wide))
 
 
 def test_files_depend_on_the_numbers_only(store: Store, tmp_path: Path) -> None:
     curve = scaling.curve(store)
-    first = drawing.save(plots.draw_scaling(curve), tmp_path / "a", "scaling_curve")
-    second = drawing.save(plots.draw_scaling(curve), tmp_path / "b", "scaling_curve")
+    first = drawing.save(draw_scaling(curve), tmp_path / "a", "scaling_curve")
+    second = drawing.save(draw_scaling(curve), tmp_path / "b", "scaling_curve")
     assert list(first) == ["scaling_curve.png", "scaling_curve.svg", "scaling_curve.pdf"]
     for name, path in first.items():
         assert path.read_bytes() == second[name].read_bytes(), name
@@ -138,7 +141,6 @@ def test_counts_on_the_axis() -> None:
 
 def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path) -> None:
     from analysis import open_store
-    from analysis.figures.pictures import pictures
     from tests.analysis.synthetic import make_results
 
     assert scaling.score_name(store) == "test accuracy"
@@ -156,7 +158,14 @@ def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path)
         named = {axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()}
         tuned = {"rates": "validation score (%)", "expected": "expected best validation (%)"}  # of every metric
         assert named == {tuned.get(p.kind, "test bleu (%)")}, p.stem
-        assert "accuracy" not in p.label + p.caption + str(p.chart)
+        assert "accuracy" not in p.label + p.caption
+
+
+def test_a_marker_says_its_numbers_in_every_figure(store: Store, wide: Store) -> None:
+    for p in (*pictures(store, overlay="fig1-clip"), *pictures(wide)):
+        assert p.figure.tips and p.svg.count('class="tip"') == len(p.figure.tips), p.stem
+        said = ("mean rank",) if p.kind == "ranks" else ("%", ":")
+        assert all(word in tip for tip in p.figure.tips.values() for word in said)
 
 
 def test_methods_have_the_names_of_their_papers() -> None:

@@ -1,8 +1,7 @@
-"""Mean ranks with critical differences, and expected bests: numbers, sentences, figures, charts, and the page."""
+"""Mean ranks with critical differences, and expected bests: numbers, sentences, figures, and the page."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analysis import Store, open_store
-from analysis.figures import evidence_pictures, evidence_plots
+from analysis.figures.mean_ranks import draw_mean_ranks
+from analysis.figures.pictures import MOST_EXPECTED, expected_pictures, mean_ranks_picture
+from analysis.figures.tuning import draw_expected
 from analysis.report.page import render
 from analysis.statistics import tuning
 from analysis.statistics.groups import critical_difference, mean_ranks
-from analysis.styles import style
 from analysis.words import figures as say
 from tests.analysis.synthetic import make_results
 
@@ -76,7 +76,7 @@ def test_equal_scores_share_a_rank_whatever_their_rounding(tmp_path: Path) -> No
 
 
 def test_the_figure_of_ranks(many: Store, wide: Store, store: Store) -> None:
-    (picture,) = evidence_pictures.ranks(many)
+    (picture,) = mean_ranks_picture(many)
     rows = mean_ranks(many).to_pylist()
     axes = picture.figure.axes[0]
     drawn = sorted(float(line.get_xdata()[0]) for line in axes.lines if line.get_gid())
@@ -85,22 +85,17 @@ def test_the_figure_of_ranks(many: Store, wide: Store, store: Store) -> None:
         sorted({r["critical_difference"] for r in rows} - {None})
     )
     assert [t.get_text() for t in axes.get_yticklabels()] == ["lora-1", "lora-4", "lora-16"]
-    assert len(picture.tips) == len(rows) and picture.svg.count('class="tip"') == len(rows)
-    assert picture.chart is not None
-    values = picture.chart["data"]["values"]
-    assert [(v["method"], v["mean_rank"]) for v in values] == [(style(r["method"]).name, r["mean_rank"]) for r in rows]
-    bars = [v for v in values if "to" in v]
-    assert bars and all(v["to"] - v["from"] == pytest.approx(v["critical_difference"]) for v in bars)
-    (few,) = evidence_pictures.ranks(wide)  # two data sets: markers, nothing tested, no bar
+    assert len(picture.figure.tips) == len(rows) and picture.svg.count('class="tip"') == len(rows)
+    (few,) = mean_ranks_picture(wide)  # two data sets: markers, nothing tested, no bar
     assert not few.figure.axes[0].patches and "can't be tested" in few.says
-    assert evidence_pictures.ranks(store) == []  # one data set
+    assert mean_ranks_picture(store) == []  # one data set
     with pytest.raises(ValueError, match="no row"):
-        evidence_plots.draw_ranks(mean_ranks(store))
+        draw_mean_ranks(mean_ranks(store))
 
 
 def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
-    assert len(evidence_pictures.expected(many)) == evidence_pictures.MOST_EXPECTED
-    (picture,) = evidence_pictures.expected(store)
+    assert len(expected_pictures(many)) == MOST_EXPECTED
+    (picture,) = expected_pictures(store)
     rows = tuning.best_of_n(store).to_pylist()
     seen = [a for a in picture.figure.axes if a.get_visible()]
     assert [a.get_title("left") for a in seen] == ["lora-1", "lora-2", "lora-4", "lora-8", "lora-16"]
@@ -108,12 +103,8 @@ def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
     assert any(list(line.get_ydata()) == curve for line in seen[3].lines) and len(curve) == 4
     whole = [100 * r["expected"] for r in rows if r["method"] == "full"]
     assert all(any(list(line.get_ydata()) == whole for line in a.lines) for a in seen)  # no budget: in every panel
-    assert picture.chart is not None
-    values = picture.chart["data"]["values"]
-    charted = [v["score"] for v in values if (v["panel"], v["method"]) == ("lora-8", "LoRA")]
-    assert charted == curve and {v["panel"] for v in values} == {a.get_title("left") for a in seen}
     with pytest.raises(ValueError, match="exactly one"):
-        evidence_plots.draw_expected(tuning.best_of_n(many))
+        draw_expected(tuning.best_of_n(many))
 
 
 def test_what_another_allowance_would_have_said() -> None:
@@ -132,20 +123,4 @@ def test_the_page_has_both(store: Store, tmp_path: Path) -> None:
     page = render(open_store(make_results(tmp_path / "three", datasets=("a", "b", "c"), plan=plan)))
     assert 'id="figure-mean_ranks"' in page and 'id="figure-expected_best"' in page
     assert page.count("further apart than Nemenyi") == 2  # under the figure, and for a screen reader
-    assert "ranks" not in {p.kind for p in evidence_pictures.ranks(store)}
-
-
-def test_charts_hold_to_the_schema_of_vega_lite(many: Store, tmp_path: Path) -> None:
-    altair = pytest.importorskip("altair", reason="altair, which has Vega-Lite's schema, is not installed")
-    jsonschema = pytest.importorskip("jsonschema")
-    path = Path(altair.__file__).parent / "vegalite" / "v6" / "schema" / "vega-lite-schema.json"
-    if not path.is_file():
-        pytest.skip("this altair has another version of Vega-Lite")
-    validator = jsonschema.Draft7Validator(json.loads(path.read_text(encoding="utf-8")))
-    sized = open_store(make_results(tmp_path / "sizes", datasets=("a", "b", "c"), sizes=("4-shot", "1.0"), plan=FEW))
-    for picture in (
-        *evidence_pictures.ranks(many),
-        *evidence_pictures.ranks(sized),
-        *evidence_pictures.expected(many)[:1],
-    ):
-        assert [e.message[:200] for e in validator.iter_errors(picture.chart)] == [], picture.stem
+    assert "ranks" not in {p.kind for p in mean_ranks_picture(store)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis import open_store
-from analysis.figures import diagnostic_plots, pictures
+from analysis.figures import diagnostics, pictures
 from analysis.report.page import render
 from analysis.store.tables import to_table, write_part
 from analysis.styles import style
@@ -45,8 +45,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
         for d in range(4)
     ]
     write_part(folder, "cka", rows)
-    figure = diagnostic_plots.draw_cka(to_table("cka", rows))
-    diagnostic_plots.write([diagnostic_plots.Drawing("cka", figure, "Made-up numbers of a test.")], folder, "cka")
+    figure = diagnostics.draw_cka(to_table("cka", rows))
+    diagnostics.write([diagnostics.Drawing("cka", figure, "Made-up numbers of a test.")], folder, "cka")
     store = open_store(folder)
     drawn = pictures.pictures(store, overlay="fig1-clip")
     page = folder / "report.html"

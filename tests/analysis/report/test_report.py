@@ -168,7 +168,7 @@ def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "made")
     paths = write_report(folder)
     stems = ("scaling_curve", "fits", "pareto", "learning_rates", "expected_best")
-    drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf", "vl.json")]
+    drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
     tables = [f"{name}.{kind}" for name in sheets(open_store(folder)) for kind in ("md", "tex")]
     assert list(paths) == [*drawn, *tables, "report"]
     assert all(p.is_file() and p.stat().st_size > 100 for p in paths.values())

@@ -17,7 +17,7 @@ from analysis.report import tables as report_tables
 from analysis.statistics.inference import mean_interval
 from analysis.statistics.rank_effects import EFFECTS, effects, points
 from analysis.store.tables import write_part
-from analysis.words.ranks import conclude
+from analysis.words.conclusions import conclude_rank_effects
 
 Row = dict[str, Any]
 BUDGETS = {"lora-4": 9216, "lora-16": 36_864}
@@ -118,7 +118,7 @@ def test_seeds_are_those_that_all_cells_have(tmp_path: Path) -> None:
 def test_one_seed_is_not_tested(tmp_path: Path) -> None:
     store = made(tmp_path, {**METHODS, **FAMILY}, seeds=(0,))
     assert {(r["low"], r["p"], r["verdict"]) for r in found(store).values()} == {(None, None, "not testable")}
-    assert conclude(effects(store).to_pylist()).endswith("Not tested: that takes two seeds or more.")
+    assert conclude_rank_effects(effects(store).to_pylist()).endswith("Not tested: that takes two seeds or more.")
 
 
 def test_data_sets_are_averaged_seed_by_seed(tmp_path: Path) -> None:
@@ -133,13 +133,13 @@ def test_data_sets_are_averaged_seed_by_seed(tmp_path: Path) -> None:
 
 
 def test_the_sentence_says_what_was_tested(tmp_path: Path) -> None:
-    says = conclude(effects(made(tmp_path, {**METHODS, **FAMILY})).to_pylist())
+    says = conclude_rank_effects(effects(made(tmp_path, {**METHODS, **FAMILY})).to_pylist())
     assert says.startswith(
         "On some, doubling the rank at equal parameters brings, in points, +2.0 [+1.8, +2.2] over all methods and +2.0 "
         "[+1.8, +2.2] over variants of RandLoRA-a; doubling the parameters at equal rank brings, in points, +1.0"
     )
     flat = made(tmp_path / "flat", FAMILY, score=lambda rank, count, seed, _: 0.5 + 0.01 * seed * math.log2(rank))
-    says = conclude(effects(flat).to_pylist())
+    says = conclude_rank_effects(effects(flat).to_pylist())
     assert "rank at equal parameters brings, in points, 0.0 [−2.5, +2.5] over all methods;" in says
     assert "Not distinguishable from zero: rank, parameters (" in says
 
@@ -147,13 +147,13 @@ def test_the_sentence_says_what_was_tested(tmp_path: Path) -> None:
 def test_the_figure_and_the_table_are_in_the_report(tmp_path: Path) -> None:
     store = made(tmp_path, {**METHODS, **FAMILY})
     picture = next(p for p in pictures.pictures(store) if p.stem == "rank")
-    said = list(picture.tips.values())
+    said = list(picture.figure.tips.values())
     assert len(said) == 10
     middle = level(16, 9216, 0, "")
     text = f"a-16 at lora-4: rank 16, 9,216 parameters, {100 * middle:.1f} ["
     assert [tip.endswith(", 3 seeds") for tip in said if tip.startswith(text)] == [True]
-    assert picture.chart is not None
-    assert {r["x"] for r in picture.chart["data"]["values"]} == {4, 16, 64}
+    markers = [line for line in picture.figure.axes[0].lines if line.get_gid()]
+    assert {float(line.get_xdata()[0]) for line in markers} == {4, 16, 64}
     page = report.render(store)
     assert "Rank or parameters" in page and picture.says.partition(";")[0] in page
     sheet = report_tables.sheets(store)["rank_effects"]

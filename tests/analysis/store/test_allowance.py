@@ -11,7 +11,8 @@ import pytest
 from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import to_table
-from analysis.tables.evidence import parity, tuning_says
+from analysis.tables.evidence import parity
+from analysis.words.parity import tuning_says
 
 Row = dict[str, Any]
 

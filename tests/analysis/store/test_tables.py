@@ -238,7 +238,7 @@ def test_nothing_here_imports_torch_or_ray() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.partition('.')[0] in ('torch', 'ray'): raise ImportError(name + ' is not to be imported')\n"
         "sys.meta_path.insert(0, Block())\n"
-        "import analysis, analysis.report.page, analysis.tables.console, analysis.figures.rates, analysis.figures.svg\n"
+        "import analysis, analysis.report.page, analysis.tables.console, analysis.figures.tuning\n"
         "assert analysis.open_store and analysis.write_report"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

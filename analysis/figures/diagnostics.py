@@ -1,0 +1,230 @@
+"""Figures of the diagnostics, drawn from tables that `spectrum`, `cka` and `landscape` computed. Needs no torch.
+
+The numbers that the figures show, means over weights, cells and data sets, are tables of their own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+
+from analysis.figures import drawing
+from analysis.figures.drawing import COLUMN_INCHES, INK, MUTED, PAPER, STYLE, Chart
+from analysis.format import Row
+from analysis.styles import in_order, place_of, style
+from analysis.tables.diagnostics import CORNERS
+
+LEAST = 1e-6
+"""What a logarithm begins at."""
+SHARES = 101
+"""Points of a mean spectrum, from the largest singular value to the last."""
+
+
+def spectra(spectrum: pa.Table) -> list[Row]:
+    """Singular values over the largest, `relative`, at shares (0 to 1) of their number: means over updates.
+
+    Args:
+        spectrum: rows of the table `spectrum`; updates that are zero have none.
+    """
+    rows, found = spectrum.to_pylist(), list[Row]()
+    at = np.linspace(0, 1, SHARES)
+    for method in in_order({r["method"] for r in rows}):
+        curves = [np.asarray(r["singular_values"]) for r in rows if r["method"] == method and r["spectral"] > 0]
+        if curves:
+            mean = np.mean([np.interp(at, np.linspace(0, 1, len(c)), c / c.max()) for c in curves], axis=0)
+            found += [{"method": method, "share": s, "relative": v} for s, v in zip(at, mean, strict=True)]
+    return found
+
+
+def errors(approximation: pa.Table) -> list[Row]:
+    """Relative `error` by form (`method`) and parameters (`lora_rank`), the mean over `n` weights.
+
+    Args:
+        approximation: rows of the table of that name.
+    """
+    rows = [r | {"method": r["form"]} for r in approximation.to_pylist()]
+    return _means(rows, "lora_rank", "error")
+
+
+def alignment(cka: pa.Table) -> list[Row]:
+    """CKA by block (`depth`), each method at its largest budget: the mean over `n` cells.
+
+    Args:
+        cka: rows of the table of that name; those without a number are left out.
+    """
+    rows = [r for r in cka.to_pylist() if r["cka"] is not None]
+    most: dict[str, int] = defaultdict(int)
+    for r in rows:
+        most[r["method"]] = max(most[r["method"]], r["adapter_params"] or 0)
+    return _means([r for r in rows if (r["adapter_params"] or 0) == most[r["method"]]], "depth", "cka")
+
+
+def _means(rows: Sequence[Row], at: str, value: str) -> list[Row]:
+    """The mean of a column by method and the column `at`, over `n` rows."""
+    values: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for r in rows:
+        values[r["method"], r[at]].append(r[value])
+    return [
+        {"method": method, at: x, value: float(np.mean(values[method, x])), "n": len(values[method, x])}
+        for method in in_order({m for m, _ in values})
+        for x in sorted(x for m, x in values if m == method)
+    ]
+
+
+def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
+    """Left: mean singular values over the largest, per method; right: errors for full fine-tuning's update."""
+    points = errors(approximation)
+    curves = [
+        {"method": r["method"], "share": 100 * r["share"], "relative": max(r["relative"], LEAST)}
+        for r in spectra(table)
+    ]
+    with mpl.rc_context(STYLE):
+        count = 2 if points else 1
+        figure = Chart(COLUMN_INCHES * count, 2.7)
+        left, *right = figure.subplots(1, count, squeeze=False)[0]
+        _lines(left, curves, "share", "relative", marker=None, linestyle="-")
+        left.set_yscale("log")
+        left.set_ylim(1e-4, 1.5)
+        left.set_xlabel("singular value, % of all")
+        left.set_ylabel("relative to the largest")
+        left.legend(loc="lower left")
+        for axes in right:
+            _lines(axes, points, "lora_rank", "error", markeredgecolor=PAPER)
+            axes.set_xscale("log", base=2)
+            axes.set_ylim(0, 1.05)
+            axes.set_xlabel("parameters, as LoRA rank")
+            axes.set_ylabel("relative error")
+            axes.legend(loc="lower left")
+        figure.tight_layout()
+        return figure
+
+
+def draw_cka(table: pa.Table) -> Chart:
+    """CKA with full fine-tuning against depth, a line per method at its largest budget."""
+    rows = alignment(table)
+    with mpl.rc_context(STYLE):
+        figure = Chart(COLUMN_INCHES, 2.7)
+        axes = figure.add_axes((0.15, 0.16, 0.82, 0.78))
+        _lines(axes, rows, "depth", "cka")
+        axes.set_xticks(sorted({r["depth"] for r in rows}))
+        axes.set_xlabel("block")
+        axes.set_ylabel("CKA with full fine-tuning")
+        if rows:
+            axes.legend(loc="lower left")
+        return figure
+
+
+def _lines(axes: Any, rows: Sequence[Row], x: str, y: str, **look: Any) -> None:
+    """A line per method, with its markers; dotted for a method without a budget."""
+    for method in dict.fromkeys(r["method"] for r in rows):
+        line, mine = [r for r in rows if r["method"] == method], style(method)
+        dashes = "-" if mine.marker else (0, (1.2, 1.6))
+        drawn = {"color": mine.colour, "marker": mine.marker, "linestyle": dashes, "label": mine.name}
+        axes.plot([r[x] for r in line], [r[y] for r in line], **drawn | look)
+
+
+def planes(table: pa.Table) -> list[pa.Table]:
+    """The rows of each place, in order of first appearance."""
+    keys = [place_of(r) for r in table.to_pylist()]
+    return [table.filter(pa.array([k == place for k in keys])) for place in dict.fromkeys(keys)]
+
+
+def draw_landscape(table: pa.Table) -> Chart:
+    """The training loss over the plane of one place as contours, the three models marked."""
+    xs, ys, shown = _heights(table)
+    with mpl.rc_context(STYLE):
+        figure = Chart(COLUMN_INCHES, 3.0)
+        axes = figure.add_axes((0.13, 0.14, 0.7, 0.8))
+        filled = axes.contourf(xs, ys, shown, levels=14, cmap="Greys")
+        axes.contour(xs, ys, shown, levels=14, colors=INK, linewidths=0.3)
+        for method, (x, y) in CORNERS.items():
+            look = style(method)
+            axes.plot([x], [y], marker=look.marker or "*", color=look.colour, markeredgecolor=PAPER, markersize=8)
+            axes.annotate(look.name, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=6.8, color=look.colour)
+        axes.grid(visible=False)
+        bar = figure.colorbar(filled, ax=axes, fraction=0.05)
+        bar.set_label("log10 loss")
+        return figure
+
+
+def draw_surface(table: pa.Table) -> Chart:
+    """The training loss over the plane of one place as a surface, the three models and the edges on it."""
+    xs, ys, shown = _heights(table)
+    with mpl.rc_context(STYLE):
+        figure = Chart(COLUMN_INCHES, 3.2)
+        axes: Any = figure.add_axes((0.0, 0.04, 0.9, 0.94), projection="3d")
+        grid_x, grid_y = np.meshgrid(xs, ys)
+        axes.computed_zorder = False  # the models stand on the surface, not inside it
+        axes.plot_surface(
+            grid_x, grid_y, shown, cmap="Greys", rstride=1, cstride=1, edgecolor=INK, linewidth=0.2, zorder=1
+        )
+        edges = [
+            r for r in table.to_pylist() if r["kind"] == "edge" and r["split"] == "train" and r["loss"] is not None
+        ]
+        for pair in sorted({(r["a"], r["b"]) for r in edges}):
+            line = sorted((r for r in edges if (r["a"], r["b"]) == pair), key=lambda r: r["t"])
+            heights = _log([r["loss"] for r in line])
+            axes.plot([r["x"] for r in line], [r["y"] for r in line], heights, color=MUTED, linewidth=0.9, zorder=2)
+        for corner, (method, (x, y)) in enumerate(CORNERS.items()):
+            at = next((r for r in edges if corner in (r["a"], r["b"]) and (r["x"], r["y"]) == (x, y)), None)
+            if at is not None:
+                look, height = style(method), float(_log([at["loss"]])[0])
+                axes.plot(
+                    [x], [y], [height], look.marker or "*", color=look.colour, markeredgecolor=PAPER,
+                    markersize=8, zorder=3, label=look.name,
+                )  # fmt: skip
+        axes.view_init(elev=32, azim=-60)
+        axes.tick_params(labelsize=6, pad=-2)
+        axes.set_xticks([0, 0.5, 1])
+        axes.set_yticks([0, 0.5, 1])
+        axes.set_zlabel("log10 loss", labelpad=-4)
+        if edges:
+            axes.legend(loc="upper left", fontsize=6.8)
+        return figure
+
+
+def _heights(table: pa.Table) -> tuple[list[float], list[float], Any]:
+    """Ticks of both axes and log10 of the training loss (y, x); gaps where it was not finite."""
+    rows = [r for r in table.to_pylist() if r["kind"] == "plane" and r["split"] == "train"]
+    xs, ys = sorted({r["x"] for r in rows}), sorted({r["y"] for r in rows})
+    level = {(r["x"], r["y"]): r["loss"] for r in rows}
+    found = np.array([[level[x, y] for x in xs] for y in ys], dtype=float)  # None becomes NaN
+    return xs, ys, np.ma.masked_invalid(_log(found))
+
+
+def _log(losses: Any) -> Any:
+    return np.log10(np.maximum(np.asarray(losses, dtype=float), LEAST))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a diagnostic: the stem of its files, and what the report prints under it."""
+
+    stem: str
+    figure: Chart
+    says: str
+
+
+def write(found: Sequence[Drawing], folder: Path, kind: str) -> dict[str, Path]:
+    """Save figures into `diagnostics/`: PNG, SVG, PDF, and the sentence; returns file name -> path.
+
+    What an earlier run of the kind left there is taken away: it may have had more figures, or files of another form.
+    """
+    place = folder / "diagnostics"
+    for old in place.glob(f"{kind}*"):
+        if old.suffix in (".png", ".svg", ".pdf", ".txt", ".json"):
+            old.unlink()
+    paths: dict[str, Path] = {}
+    for one in found:
+        paths |= drawing.save(one.figure, place, one.stem)
+        text = place / f"{one.stem}.txt"
+        text.write_text(one.says + "\n", encoding="utf-8")
+        paths[text.name] = text
+    return paths

@@ -1,0 +1,165 @@
+"""Figures of stage TUNE: did every method get a range of learning rates that holds its best, and enough of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pyarrow as pa
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from analysis.figures.drawing import DASHES, PAPER, STYLE, Chart, dot, legend, panels
+from analysis.format import Row
+from analysis.styles import in_order, style
+
+
+def draw_rates(rates: pa.Table) -> Chart:
+    """Validation score against learning rate, one panel per method, one line per budget (darker is larger).
+
+    Args:
+        rates: from `tuning.rates`, of one data set and training size; not empty.
+
+    Raises:
+        ValueError: no row, or several data sets or sizes.
+    """
+    rows = _of_one_place(rates, "rates")
+    methods = in_order({r["method"] for r in rows})
+    with mpl.rc_context(STYLE):
+        figure, each = _panels(len(methods), 1.75, (0.3, 0.22, 0.55), "validation score (%)")
+        for method, axes in zip(methods, each, strict=True):
+            _rates_panel(axes, method, [r for r in rows if r["method"] == method])
+        return figure
+
+
+def draw_expected(expected: pa.Table) -> Chart:
+    """Expected best validation score against the learning rates tried: a panel per budget, a line per method.
+
+    Args:
+        expected: from `tuning.best_of_n`, of one data set and training size; not empty. Methods without a budget are
+            drawn dashed in every panel.
+
+    Raises:
+        ValueError: no row, or several data sets or sizes.
+    """
+    rows = _of_one_place(expected, "expected bests")
+    budgets = budgets_of(rows)
+    with mpl.rc_context(STYLE):
+        figure, each = _panels(len(budgets), 1.85, (0.35, 0.5, 0.6), "expected best validation (%)")
+        for budget, axes in zip(budgets, each, strict=True):
+            mine = [r for r in rows if r["reference"] in (budget, None)]
+            for method in reversed(in_order({r["method"] for r in mine})):
+                _expected_line(axes, [r for r in mine if r["method"] == method])
+            axes.set_title(budget or "", loc="left", fontweight="bold", pad=3)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlabel("learning rates tried")
+        legend(figure, in_order({r["method"] for r in rows}))
+        return figure
+
+
+def budgets_of(rows: Sequence[Row]) -> list[str | None]:
+    """The panels of expected bests: budgets by size; one without a name where no method has a budget."""
+    found = {r["reference"]: r["budget"] for r in rows if r["reference"] is not None}
+    return sorted(found, key=lambda k: (found[k] or 0, k)) or [None]
+
+
+def _of_one_place(table: pa.Table, what: str) -> list[Row]:
+    rows: list[Row] = table.to_pylist()
+    if len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) != 1:
+        raise ValueError(f"{what} of exactly one data set and training size can be drawn in one figure")
+    return rows
+
+
+def _panels(count: int, height: float, room: tuple[float, float, float], label: str) -> tuple[Chart, Iterator[Any]]:
+    """A figure and the axes of its panels, which share the y axis.
+
+    Args:
+        count: of panels. height: of a panel, in inches. label: of the y axis.
+        room: height beyond the panels and above them, in inches, and between them, in panels.
+    """
+    beyond, above, between = room
+    width = 2.3 * min(3, count) + 0.4
+    figure, spots = panels(
+        count,
+        3,
+        (2.3, height),
+        extra=(0.4, beyond),
+        margins=(0.45, 0.01 * width, 0.4, above),
+        gaps=(0.08, between),
+    )
+
+    def each() -> Iterator[Any]:
+        first = None
+        for spot in spots:
+            axes = figure.add_subplot(spot, sharey=first)
+            first = first or axes
+            if spot.is_first_col():
+                axes.set_ylabel(label)
+            else:
+                axes.tick_params(axis="y", labelleft=False)
+            yield axes
+
+    return figure, each()
+
+
+def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
+    look = style(method)
+    axes.set_xscale("log")
+    axes.set_title(look.name, loc="left", color=look.colour, fontweight="bold", pad=3)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", visible=False)
+    axes.set_xlabel("learning rate")
+    low, high = min(r["lr"] for r in rows), max(r["lr"] for r in rows)
+    axes.set_xlim(low / 1.6, high * (high / low * 2) ** 0.2)  # room for the names at the right
+    cells = sorted({(r["budget"] or 0, r["reference"] or "", r["cell_id"]) for r in rows})
+    for k, (_, reference, cell) in enumerate(cells):
+        mine = [r for r in rows if r["cell_id"] == cell and r["mean_val"] is not None]
+        alpha = 0.35 + 0.65 * (k + 1) / len(cells)
+        axes.plot(
+            [r["lr"] for r in mine],
+            [100 * r["mean_val"] for r in mine],
+            color=look.colour,
+            alpha=alpha,
+            linewidth=1.1,
+            gid=f"rates:{cell}",
+        )
+        for r in mine:
+            runs = f"{r['n']} run{'s' * (r['n'] > 1)}{', chosen' * bool(r['chosen'])}"
+            said = f"{look.name} {reference}: rate {r['lr']:.2g}, validation {100 * r['mean_val']:.1f} %, {runs}"
+            dot(
+                axes,
+                method,
+                r["lr"],
+                100 * r["mean_val"],
+                said,
+                marker="*" if r["chosen"] else ".",
+                markersize=7 if r["chosen"] else 4,
+                markerfacecolor=look.colour,
+                markeredgecolor=PAPER if r["chosen"] else look.colour,
+                markeredgewidth=0.4,
+                alpha=alpha,
+            )
+        if mine and reference and k in (0, len(cells) - 1):
+            axes.annotate(
+                reference,
+                (mine[-1]["lr"], 100 * mine[-1]["mean_val"]),
+                xytext=(2, 0),
+                textcoords="offset points",
+                fontsize=6,
+                color=look.colour,
+                alpha=alpha,
+                va="center" if len(cells) == 1 else ("bottom" if k else "top"),
+                annotation_clip=False,
+            )
+
+
+def _expected_line(axes: Any, rows: Sequence[Row]) -> None:
+    method = rows[0]["method"]
+    look = style(method)
+    rows = sorted(rows, key=lambda r: r["n"])
+    dashes = "-" if look.marker else DASHES
+    axes.plot([r["n"] for r in rows], [100 * r["expected"] for r in rows], color=look.colour, linestyle=dashes, lw=1.1)
+    for r in rows:
+        where = f" at {r['reference']}" if r["reference"] else ""
+        said = f"{look.name}{where}: {100 * r['expected']:.1f} % expected of the best of {r['n']} rates"
+        dot(axes, method, r["n"], 100 * r["expected"], said, markersize=3.6, markeredgewidth=0.5)

@@ -1,0 +1,79 @@
+"""Sentences on the three parities of a sweep, each true of the rows as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from analysis.format import Row, quantity
+from analysis.styles import style
+
+
+def parity_says(parity: Sequence[Row]) -> list[str]:
+    """What was equal over the cells, and what was not: parameters, counts, tuning, rates, epochs.
+
+    Args:
+        parity: rows of the view of that name.
+    """
+    said = []
+    budgeted = [r for r in parity if r["residual_fraction"] is not None]
+    if budgeted:
+        worst = max(budgeted, key=lambda r: abs(r["residual_fraction"]))
+        said.append(
+            "Parameters: the largest distance of a count from its budget is "
+            f"{100 * abs(worst['residual_fraction']):.2f} % ({style(worst['method']).name} at {worst['reference']})."
+        )
+    built = [r for r in parity if r["count_holds"] is not None and r["count"] is not None]
+    wrong = [r for r in built if not r["count_holds"]]
+    if wrong:
+        said.append(
+            f"Counts: {len(wrong)} cell(s) built another number of parameters than the solver predicted; see the table."
+        )
+    elif built:
+        said.append(f"Counts: in all {len(built)} cells with a predicted count the built module has exactly that many.")
+    tuned = [r for r in parity if r["allowance"]]
+    said += tuning_says(tuned)
+    widths = sorted({round(r["decades"], 2) for r in tuned if r["decades"] is not None})
+    if widths:
+        said.append(f"Rates: the ranges are {_equal(widths, '{} decades wide for every method', '{} decades wide')}.")
+    epochs = sorted({r["epochs"] for r in tuned if r["epochs"] is not None})
+    if epochs:
+        trained = _equal(epochs, "every confirmed run trained {} epochs", "runs trained {} epochs")
+        said.append(f"Data and steps: {trained}.")
+    return said
+
+
+def tuning_says(rows: Sequence[Row]) -> list[str]:
+    """Sentences on what tuned cells were given and what they used, rows of the view `parity`."""
+    sampled = [r for r in rows if r["allowance_samples"] is not None]
+    counted = [r for r in rows if r["allowance_samples"] is None]
+    said = []
+    for mine, given, used, unit in (
+        (counted, "allowance", "allowance_used", "trials"),
+        (sampled, "allowance_samples", "tune_samples", "training examples"),
+    ):
+        if not mine:
+            continue
+        each = {r[given] for r in mine}
+        equal = f"{'every tuned cell was' if len(each) == 1 else 'cells were'} given {_span(each)} {unit}"
+        spent, full = _span(r[used] or 0 for r in mine), _span(r["tune_full_length"] for r in mine)
+        if mine is counted:
+            tail = f"{full} of them finished at full length"
+        else:
+            tail = (
+                f"in {_span(r['allowance_used'] for r in mine)} trials, {full} of them finished at full length; points "
+                "past an edge and failed trials are among them"
+            )
+        said.append(f"Tuning: {equal}; {spent} were used, {tail}.")
+    return said
+
+
+def _equal(values: Sequence[float], one: str, several: str) -> str:
+    """`one` filled with the only value; else `several` with the range, and that it is not equal."""
+    if len(values) == 1:
+        return one.format(f"{values[0]:g}")
+    return f"{several.format(f'{values[0]:g} to {values[-1]:g}')}: NOT equal"
+
+
+def _span(values: Iterable[float]) -> str:
+    found = [quantity(value) for value in sorted(values)]
+    return found[0] if found[0] == found[-1] else f"{found[0]} to {found[-1]}"
