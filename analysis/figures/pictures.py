@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.curves import measured, pareto, readings, sizes
-from analysis.curves.measured import AXES, EXAMPLES
+from analysis.curves.measured import EXAMPLES, axis
 from analysis.figures import drawing, fits, svg, tuning
 from analysis.figures.drawing import Chart
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
@@ -171,11 +171,12 @@ def _overlay(store: Store, overlay: str | None) -> list[Picture]:
 
 
 def _fits(store: Store, x: str) -> list[Picture]:
+    cost = axis(x).label
     bands = readings.band_table(store, x)
     if bands.num_rows == 0:
         return []
     crossings = readings.crossing_table(store, x)
-    return [_fitted("fits", "fits", pareto.front(store, x), bands, crossings, AXES[x].label, store)]
+    return [_fitted("fits", "fits", pareto.front(store, x), bands, crossings, cost, store)]
 
 
 def _fitted(

@@ -204,7 +204,7 @@ def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
 
 
 def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Runs]:
-    """log10 of the rates, None where more than rates was searched; the scores of the points that the first seed has.
+    """log10 of the rates (None where more was searched), and the scores of the points that the first seed has.
 
     Re-run points keep the seeds that all of them have.
     """

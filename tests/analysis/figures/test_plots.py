@@ -19,6 +19,7 @@ from analysis.figures.pictures import pictures
 from analysis.figures.scaling import draw_scaling
 from analysis.figures.tuning import draw_rates
 from analysis.statistics import scaling, tuning
+from analysis.statistics.scaling import CURVE
 from analysis.styles import STYLES, in_order, places, style
 from randlora import METHODS
 
@@ -85,11 +86,11 @@ def test_one_cell_and_lines_alone_can_be_drawn(store: Store) -> None:
         [r for r in rows if r["kind"] == "line"],
         [r for r in rows if r["method"] == "zero-shot"],
     ):
-        figure = draw_scaling(pa.Table.from_pylist(chosen, schema=scaling.CURVE))
+        figure = draw_scaling(pa.Table.from_pylist(chosen, schema=CURVE))
         assert len(lines(figure)) >= 1
         figure.canvas.draw()
     with pytest.raises(ValueError, match="no row"):
-        draw_scaling(scaling.CURVE.empty_table())
+        draw_scaling(CURVE.empty_table())
 
 
 def test_rates_are_drawn_as_they_are(store: Store, wide: Store) -> None:
