@@ -71,7 +71,7 @@ def test_equal_scores_share_a_rank_whatever_their_rounding(tmp_path: Path) -> No
         for m, s in scores.items()
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups, "confirmed_scores", lambda _: cells)
+        patch.setattr(groups, "confirmed", lambda _: cells)
         assert {r["mean_rank"] for r in mean_ranks(store).to_pylist()} == {1.5}
 
 
