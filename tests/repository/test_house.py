@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_modules_stay_small() -> None:
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
     }
     assert not long
+
+
+def test_every_room_says_what_each_module_in_it_is() -> None:
+    """Its `__init__` is a docstring alone: a paragraph, and four spaces, name, spaces, words for all that is in it."""
+    wrong = {}
+    for init in (path for package in PACKAGES for path in (ROOT / package).glob("*/**/__init__.py")):
+        room = init.parent
+        rooms = {path.parent.name for path in room.glob("*/__init__.py")}
+        modules = {path.stem for path in room.glob("*.py")} - {"__init__"}
+        module = ast.parse(init.read_text(encoding="utf-8"))
+        named = re.findall(r"^    (\w+) {2,}\S", ast.get_docstring(module, clean=False) or "", re.MULTILINE)
+        problems = [f"{name} is not named" for name in sorted((modules | rooms) - set(named))]
+        problems += [f"{name} is not there" for name in sorted(set(named) - {path.stem for path in room.iterdir()})]
+        problems += ["a name twice"] if len(set(named)) < len(named) else []
+        problems += ["more than a docstring"] if len(module.body) > 1 else []
+        if problems:
+            wrong[str(room.relative_to(ROOT))] = problems
+    assert not wrong
 
 
 def test_test_modules_share_by_support_modules_alone() -> None:
