@@ -192,7 +192,8 @@ class Pool:
 
 
 def _import_ahead() -> None:
-    pass
+    import sweeps.lanes.lanes
+    import sweeps.lanes.tune  # noqa: F401  # for the modules' cache alone
 
 
 def host_facts() -> dict[str, Any]:
