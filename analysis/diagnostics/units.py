@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -56,10 +56,6 @@ class Unit:
         """The columns that every diagnostic's rows begin with."""
         first = self.trials[0]
         return {"unit": self.unit_id} | {k: first[k] for k in ("sweep", "model", "dataset", "train_size")}
-
-    def as_dict(self) -> Row:
-        """For `Unit(**...)` elsewhere."""
-        return asdict(self)
 
 
 class Execute(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tupl
     gpu = ray.cluster_resources().get("GPU", 0.0) >= 1
     task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_compute)
     on_gpu = task.options(num_gpus=1) if gpu else task
-    waiting = {(task if unit.table in ON_CPU else on_gpu).remote(str(folder), unit.as_dict()): unit for unit in units}
+    waiting = {(task if unit.table in ON_CPU else on_gpu).remote(str(folder), asdict(unit)): unit for unit in units}
     try:
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
