@@ -23,7 +23,7 @@ VERSIONS = {"cka": 1, "landscape": 1, "spectrum": 1, "approximation": 2}
 
 @dataclass(frozen=True)
 class Unit:
-    """One task. JSON-able, so that it travels to another process.
+    """One task.
 
     Attributes:
         table: the table that its rows go to.
