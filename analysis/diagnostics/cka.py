@@ -77,9 +77,7 @@ def plan(store: Store, *, examples: int = EXAMPLES) -> list[Unit]:
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """One row per layer: `cka` of a trial, or of the untouched base model, with full fine-tuning.
 
-    Args:
-        folder: the results.
-        warm: as in `Bench`.
+    Arguments: `analyze.compute`.
 
     Raises:
         StoreError: a model without layers to compare, or too few examples.

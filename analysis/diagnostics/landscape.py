@@ -80,9 +80,7 @@ def plan(store: Store, *, examples: int = EXAMPLES, points: int = POINTS) -> lis
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """Losses along one row of the grid, from -margin to 1 + margin, or along one edge; on training and validation rows.
 
-    Args:
-        folder: the results.
-        warm: as in `Bench`.
+    Arguments: `analyze.compute`.
     """
     bench = Bench(unit.facts, unit.trials[-1], warm)
     states = [bench.state(Kept.of(t, folder)) for t in unit.trials]
