@@ -5,11 +5,24 @@ Every function gives an empty text for a null.
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Mapping
 from typing import Any
 
 Row = dict[str, Any]
 """One row of a table, by column."""
+
+
+def finite(value: Any) -> Any:
+    """A copy for JSON: a number that is not finite (a loss may be; JSON has none) is None, bytes are base64 text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def points(fraction: float | None) -> str:

@@ -150,11 +150,9 @@ def fit(kind: Kind, x: Array, y: Array) -> Fit | None:
     return {"isotonic": isotonic, "power law": power_law, "sigmoid": sigmoid}[kind](x, y)
 
 
-def band(
-    curve: Curve, kind: Kind, at: Array, *, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[Array, Array] | None:
+def band(curve: Curve, kind: Kind, at: Array) -> tuple[Array, Array] | None:
     """Pointwise bootstrap band of a fit, two arrays like `at`; None with one seed or where too few resamples settle."""
-    found = [fit(kind, curve.x, curve.resampled(draw)) for draw in _draws(curve.seeds, seed, resamples)]
+    found = [fit(kind, curve.x, curve.resampled(draw)) for draw in _draws(curve.seeds)]
     values = [f.predict(at) for f in found if f is not None]
     if not found or len(values) < _KEPT * len(found):
         return None
@@ -162,7 +160,7 @@ def band(
     return np.asarray(low, dtype=float), np.asarray(high, dtype=float)
 
 
-def crossing(a: Curve, b: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def crossing(a: Curve, b: Curve, *, resamples: int = RESAMPLES) -> Estimate:
     """The x from which `a` stays on the other side of `b` than it began, on isotonic fits over the common range.
 
     A resample without the crossing counts as one before the range (already on the final side) or beyond it, so that an
@@ -191,11 +189,11 @@ def crossing(a: Curve, b: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -
         note = f"no crossing in range: {side} throughout" if lasting else "no lasting crossing in range"
         return Estimate(None, None, None, None, note)
     turn = float(np.sign(observed[-1]))
-    found = [_last_turn(at, turn * gap(a.resampled(d), b.resampled(d))) for d in _draws(a.seeds, seed, resamples)]
+    found = [_last_turn(at, turn * gap(a.resampled(d), b.resampled(d))) for d in _draws(a.seeds, resamples)]
     return _estimate(_last_turn(at, turn * observed), found)
 
 
-def needed(curve: Curve, target: float, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def needed(curve: Curve, target: float) -> Estimate:
     """The least x at which the isotonic fit reaches `target`."""
 
     def least(mean: Array) -> float:
@@ -204,14 +202,14 @@ def needed(curve: Curve, target: float, *, seed: int = 0, resamples: int = RESAM
             return -math.inf
         return float(curve.x[-1]) if level[-1] == target else _last_turn(curve.x, level - target)
 
-    value, found = least(curve.mean), [least(curve.resampled(d)) for d in _draws(curve.seeds, seed, resamples)]
+    value, found = least(curve.mean), [least(curve.resampled(d)) for d in _draws(curve.seeds)]
     if math.isfinite(value):
         return _estimate(value, found)
     note = "reached at the smallest x already" if value < 0 else "not reached in range"
     return Estimate(None, None, None, float(np.mean(np.isfinite(found))) if found else None, note)
 
 
-def area(curve: Curve, low: float, high: float, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def area(curve: Curve, low: float, high: float) -> Estimate:
     """Mean score over log x between two costs: the area under the points joined by lines, over its width."""
     if not curve.x[0] <= low < high <= curve.x[-1] * (1 + 1e-9):
         return Estimate(None, None, None, None, "the curve does not span the range")
@@ -222,7 +220,7 @@ def area(curve: Curve, low: float, high: float, *, seed: int = 0, resamples: int
     def of(mean: Array) -> float:
         return float(np.trapezoid(interpolate(curve.x, mean, at), np.log(at)) / width)
 
-    return _estimate(of(curve.mean), [of(curve.resampled(d)) for d in _draws(curve.seeds, seed, resamples)])
+    return _estimate(of(curve.mean), [of(curve.resampled(d)) for d in _draws(curve.seeds)])
 
 
 def _last_turn(at: Array, gap: Array) -> float:
@@ -251,9 +249,9 @@ def _estimate(value: float, found: Sequence[float]) -> Estimate:
     return Estimate(value, ends[0], ends[1], float(np.isfinite(values).mean()), note)
 
 
-def _draws(seeds: int, seed: int, resamples: int) -> NDArray[np.int64]:
+def _draws(seeds: int, resamples: int = RESAMPLES) -> NDArray[np.int64]:
     """(resamples, seeds) which seeds a resample has; of one seed there is no resample."""
-    return np.random.default_rng(seed).integers(0, seeds, size=(resamples if seeds > 1 else 0, seeds))
+    return np.random.default_rng(0).integers(0, seeds, size=(resamples if seeds > 1 else 0, seeds))
 
 
 def _settle(form: Callable[..., Array], u: Array, y: Array, start: Sequence[float], bounds: Any) -> list[float] | None:

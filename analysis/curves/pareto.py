@@ -37,7 +37,7 @@ def efficient(cost: Array, score: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 @remembered
-def front(store: Store, x: str = "adapter_params", *, seed: int = 0, resamples: int = RESAMPLES) -> pa.Table:
+def front(store: Store, x: str = "adapter_params") -> pa.Table:
     """Every confirmed cell with its cost and mean score, and whether it is on the front of its place; columns `FRONT`.
 
     Methods without adapter (full fine-tuning) take part with their own cost; cells without a known cost do not.
@@ -53,7 +53,7 @@ def front(store: Store, x: str = "adapter_params", *, seed: int = 0, resamples: 
         cost = np.array([float(np.median([r["cost"] for r in runs])) for runs in cells])
         scores = [np.array([r["test_score"] for r in runs]) for runs in cells]
         mean = np.array([float(s.mean()) for s in scores])
-        on, share = efficient(cost, mean), _share(cost, scores, seed, resamples)
+        on, share = efficient(cost, mean), _share(cost, scores)
         for k, runs in enumerate(cells):
             beats = [j for j in range(len(cells)) if j != k and cost[j] <= cost[k] and mean[j] >= mean[k]]
             alone = len(runs) < 2 and runs[0]["method"] != UNTRAINED
@@ -71,13 +71,13 @@ def _order(row: Row) -> tuple[Any, ...]:
     return *place, row["cost"], style(row["method"]).order
 
 
-def _share(cost: Array, scores: list[Array], seed: int, resamples: int) -> Array | None:
+def _share(cost: Array, scores: list[Array]) -> Array | None:
     if max(len(s) for s in scores) < 2:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = []
     for s in scores:
-        means = s[rng.integers(0, len(s), size=(resamples, len(s)))].mean(axis=1)
+        means = s[rng.integers(0, len(s), size=(RESAMPLES, len(s)))].mean(axis=1)
         # resampling n values shrinks their variance by (n - 1) / n: stretch it back
         drawn.append(s.mean() + (means - s.mean()) * math.sqrt(len(s) / max(len(s) - 1, 1)))
     return np.asarray(np.mean([efficient(cost, one) for one in np.stack(drawn, axis=1)], axis=0), dtype=float)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analysis.diagnostics.bench import Bench, State
 from analysis.diagnostics.units import Unit, sweep_facts
-from analysis.diagnostics.weights import Kept, full_of, kept_trials, need_full
+from analysis.diagnostics.weights import Kept, full_of, kept_trials
 from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
@@ -63,8 +63,7 @@ def plan(store: Store, *, examples: int = EXAMPLES) -> list[Unit]:
     Raises:
         StoreError: nothing kept, or no full fine-tuning.
     """
-    trials = kept_trials(store)
-    need_full(trials)
+    trials = kept_trials(store, need_full=True)
     facts, settings = sweep_facts(store), {"examples": examples}
     units = []
     for kept in trials:
@@ -78,9 +77,7 @@ def plan(store: Store, *, examples: int = EXAMPLES) -> list[Unit]:
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """One row per layer: `cka` of a trial, or of the untouched base model, with full fine-tuning.
 
-    Args:
-        folder: the results.
-        warm: as in `Bench`.
+    Arguments: `analyze.compute`.
 
     Raises:
         StoreError: a model without layers to compare, or too few examples.

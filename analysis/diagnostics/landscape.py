@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analysis.diagnostics.bench import Bench, State
 from analysis.diagnostics.units import Unit, sweep_facts
-from analysis.diagnostics.weights import Kept, kept_trials, need_full
+from analysis.diagnostics.weights import Kept, kept_trials
 from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
@@ -59,8 +59,7 @@ def plan(store: Store, *, examples: int = EXAMPLES, points: int = POINTS) -> lis
     Raises:
         StoreError: nothing kept, no full fine-tuning, or no budget at which LoRA and RandLoRA are both kept.
     """
-    trials = kept_trials(store)
-    need_full(trials)
+    trials = kept_trials(store, need_full=True)
     facts, units = sweep_facts(store), []
     for full in (k for k in trials if k.row["method"] == "full"):
         corners = _corners(trials, full)
@@ -81,9 +80,7 @@ def plan(store: Store, *, examples: int = EXAMPLES, points: int = POINTS) -> lis
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """Losses along one row of the grid, from -margin to 1 + margin, or along one edge; on training and validation rows.
 
-    Args:
-        folder: the results.
-        warm: as in `Bench`.
+    Arguments: `analyze.compute`.
     """
     bench = Bench(unit.facts, unit.trials[-1], warm)
     states = [bench.state(Kept.of(t, folder)) for t in unit.trials]

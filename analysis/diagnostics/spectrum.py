@@ -7,7 +7,7 @@ by rank r (the truncated SVD, equation 8 of arXiv 2502.00987) and by RandLoRA's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,7 @@ def lora_errors(singular: Tensor) -> list[float]:
     return [float(v) for v in (rest.clamp_min(0) / total).sqrt()]
 
 
-def randlora_error(
-    target: Tensor, r: int, *, basis_seed: int = 0, sweeps: int = 40, settle: float = 1e-4
-) -> tuple[int, float]:
+def randlora_error(target: Tensor, r: int, *, sweeps: int = 40, settle: float = 1e-4) -> tuple[int, float]:
     """(trainables, relative Frobenius error) of RandLoRA's form (equation 6) fitted to one matrix (out, in).
 
     The form is linear in lambda and in gamma, so each is found exactly by least squares while the other is held, in
@@ -87,14 +85,13 @@ def randlora_error(
 
     Args:
         r: RandLoRA's rank.
-        basis_seed: of the frozen bases.
         sweeps: most turns.
     """
     norm = float(target.norm())
     if norm <= TINY:
         return 0, 0.0
     wanted = target.double() / norm
-    adapter, count = _adapter(wanted, randlora.RandLoraConfig(r=r), basis_seed)
+    adapter, count = _adapter(wanted, randlora.RandLoraConfig(r=r))
     b, a = adapter.part().b.double(), adapter.part().a.double()  # (D, r n), (r, m)
     if wanted.shape[0] < wanted.shape[1]:
         wanted = wanted.T
@@ -110,9 +107,7 @@ def randlora_error(
     return count, _by_turns(wanted, (r, n), turn, sweeps, settle)
 
 
-def vera_error(
-    target: Tensor, r: int, *, basis_seed: int = 0, sweeps: int = 40, settle: float = 1e-4
-) -> tuple[int, float]:
+def vera_error(target: Tensor, r: int, *, sweeps: int = 40, settle: float = 1e-4) -> tuple[int, float]:
     """(trainables, relative Frobenius error) of VeRA's form, diag(b) B diag(d) A, fitted to one matrix (out, in).
 
     Linear in b and in d: by turns, as `randlora_error`, and an upper bound as well.
@@ -121,7 +116,7 @@ def vera_error(
     if norm <= TINY:
         return 0, 0.0
     wanted = target.double() / norm
-    adapter, count = _adapter(wanted, randlora.VeraConfig(r=r), basis_seed)
+    adapter, count = _adapter(wanted, randlora.VeraConfig(r=r))
     b, a = adapter.bases.get("B").double(), adapter.bases.get("A").double()  # (out, r), (r, in)
 
     def turn(d: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,10 +129,10 @@ def vera_error(
     return count, _by_turns(wanted, (r,), turn, sweeps, settle)
 
 
-def _adapter(wanted: Tensor, config: Any, basis_seed: int) -> tuple[Any, int]:
+def _adapter(wanted: Tensor, config: Any) -> tuple[Any, int]:
     """A fresh adapter of a matrix of this shape (out, in), and its trainables."""
     host = nn.Sequential(nn.Linear(wanted.shape[1], wanted.shape[0], bias=False))
-    adapted = randlora.attach(host, config, ["0.weight"], basis_seed=basis_seed)
+    adapted = randlora.attach(host, config, ["0.weight"], basis_seed=0)
     adapter, count = adapted.adapters["0.weight"], adapted.count()
     adapted.detach()
     return adapter, count
@@ -210,12 +205,7 @@ def plan(store: Store) -> list[Unit]:
 
 
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
-    """Rows of one unit of `plan`; see `spectrum_rows` and `approximations`.
-
-    Args:
-        folder: the results.
-        warm: keeps the base model from unit to unit.
-    """
+    """Rows of one unit of `plan` (arguments: `analyze.compute`); see `spectrum_rows` and `approximations`."""
     module = Warm(warm, torch.device("cpu")).model(unit.trials[0]["model"]).module
     kept = Kept.of(unit.trials[0], folder)
     if unit.table == "approximation":
@@ -252,21 +242,18 @@ def spectrum_rows(mine: Mapping[str, Tensor], full: Mapping[str, Tensor] | None)
     return found
 
 
-def approximations(name: str, update: Tensor, ranks: Sequence[int] = ()) -> list[Row]:
+def approximations(name: str, update: Tensor) -> list[Row]:
     """How well LoRA's, RandLoRA's and VeRA's forms can hold one weight's update at equal parameters.
 
-    LoRA's error is the exact optimum, the others' are fits, so upper bounds. RandLoRA's rank is the one nearest to
-    LoRA's count; VeRA's count r + out reaches that of LoRA rank 1 alone, at r = in.
-
-    Args:
-        update: (out, in).
-        ranks: LoRA ranks whose counts are compared; default powers of two that RandLoRA reaches too (m (m + 1)).
+    LoRA's ranks are powers of two whose counts RandLoRA reaches too (m (m + 1)). Its error is the exact optimum, the
+    others' are fits, so upper bounds. RandLoRA's rank is the one nearest to LoRA's count; VeRA's count r + out reaches
+    that of LoRA rank 1 alone, at r = in. `update`: (out, in).
     """
     out, in_ = update.shape
     m = min(out, in_)
     errors = lora_errors(torch.linalg.svdvals(update))
     found: list[Row] = []
-    for rank in ranks or [2**i for i in range(12) if 2**i * (out + in_) <= m * (m + 1)]:
+    for rank in (2**i for i in range(12) if 2**i * (out + in_) <= m * (m + 1)):
         lora_count = rank * (out + in_)
         # RandLoRA's count n (r + m), n = ceil(m / r), falls with r on the whole: take the nearest
         r = min(range(1, m + 1), key=lambda q: abs(-(-m // q) * (q + m) - lora_count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +23,7 @@ VERSIONS = {"cka": 1, "landscape": 1, "spectrum": 1, "approximation": 2}
 
 @dataclass(frozen=True)
 class Unit:
-    """One task. JSON-able, so that it travels to another process.
+    """One task.
 
     Attributes:
         table: the table that its rows go to.
@@ -56,10 +56,6 @@ class Unit:
         """The columns that every diagnostic's rows begin with."""
         first = self.trials[0]
         return {"unit": self.unit_id} | {k: first[k] for k in ("sweep", "model", "dataset", "train_size")}
-
-    def as_dict(self) -> Row:
-        """For `Unit(**...)` elsewhere."""
-        return asdict(self)
 
 
 class Execute(Protocol):

@@ -60,11 +60,11 @@ class Kept:
         return cls(brief, folder / ADAPTERS / brief["trial_id"])
 
 
-def kept_trials(store: Store) -> list[Kept]:
+def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
     """One kept trial per confirmed cell, by place, method and budget; of several, the lowest seed (shared by methods).
 
     Raises:
-        StoreError: none is kept, with what to set.
+        StoreError: none is kept, or no full fine-tuning where that is needed; with what to set.
     """
     cells: dict[tuple[str, str], list[Kept]] = defaultdict(list)
     for row in store.table("confirmed").to_pylist():
@@ -76,6 +76,11 @@ def kept_trials(store: Store) -> list[Kept]:
             f'{store.path} keeps no trained weights; set [keep] adapters = "confirm" and full = true before it runs'
         )
     chosen = [min(group, key=lambda k: k.row["slot"]) for group in cells.values()]
+    if need_full and not any(k.full for k in chosen):
+        raise StoreError(
+            "this diagnostic compares with full fine-tuning, whose weights are not kept here; "
+            "add [methods.full] and set [keep] full = true before the sweep runs"
+        )
     return sorted(chosen, key=lambda k: (*k.place, style(k.row["method"]).order, k.row["adapter_params"] or 0))
 
 
@@ -83,15 +88,6 @@ def full_of(trials: Sequence[Kept], one: Kept) -> Kept | None:
     """Full fine-tuning in the place of `one`; None where it was not kept."""
     found = [k for k in trials if k.full and k.place == one.place]
     return next((k for k in found if k.row["method"] == "full"), found[0] if found else None)
-
-
-def need_full(trials: Sequence[Kept]) -> None:
-    """Raises StoreError where no full fine-tuning is kept."""
-    if not any(k.full for k in trials):
-        raise StoreError(
-            "this diagnostic compares with full fine-tuning, whose weights are not kept here; "
-            "add [methods.full] and set [keep] full = true before the sweep runs"
-        )
 
 
 def target_names(trials: Sequence[Kept], one: Kept) -> list[str]:

@@ -25,13 +25,12 @@ COLUMNS: dict[str, str] = {
 """Columns that a file may have; `method` and one of `score` and `percent` it must have."""
 
 
-def import_csv(folder: Path, paths: Sequence[Path], sweep: str | None = None) -> Path:
+def import_csv(folder: Path, paths: Sequence[Path]) -> Path:
     """Write the rows of CSV files with a header (`COLUMNS`) into a new folder.
 
     Args:
         folder: to make.
         paths: the files; each is a sweep of its own, named after the file, in the folder.
-        sweep: another name for that sweep, where there is one file.
 
     Raises:
         StoreError: everything that is wrong with the files, a line each; or a folder that exists.
@@ -43,7 +42,7 @@ def import_csv(folder: Path, paths: Sequence[Path], sweep: str | None = None) ->
     for path in paths:
         seen: dict[tuple[object, ...], int] = {}
         for line, raw in _lines(path, problems):
-            cell, trial = _rows(sweep or path.stem, path, line, raw, problems)
+            cell, trial = _rows(path, line, raw, problems)
             key = tuple(cell[k] for k in ("model", "dataset", "train_size", "method", "reference", "count"))
             if key in seen:
                 problems.append(
@@ -91,7 +90,7 @@ def _lines(path: Path, problems: list[str]) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _rows(sweep: str, path: Path, line: int, raw: Mapping[str, str], problems: list[str]) -> Imported:
+def _rows(path: Path, line: int, raw: Mapping[str, str], problems: list[str]) -> Imported:
     def number(name: str, low: float, high: float, rule: str) -> float | None:
         text = raw.get(name, "")
         if not text:
@@ -115,7 +114,7 @@ def _rows(sweep: str, path: Path, line: int, raw: Mapping[str, str], problems: l
     if not raw.get("score", "") and not raw.get("percent", ""):
         problems.append(f"{path}, line {line}: no score")
     cell = {
-        "sweep": sweep,
+        "sweep": path.stem,
         "cell_id": f"{path.stem}-{line}",
         "model": raw.get("model") or "unknown",
         "adapt": "all",

@@ -1,7 +1,8 @@
 """The reading side of the journal: one JSON object a line, append-only, fsync'd; a torn last line is forgiven.
 
-Events (`ev`): `estimate` and `sweep` (forecast and provenance of one run), `ask`, `report`, `finish` (a trial's rows),
-`choose` (a rate chosen), `memory` (a trial's micro-batch made smaller), `unpack` (a pack of trials given up).
+Events (`ev`): `estimate` and `sweep` (forecast and provenance of one run), `ask` (a trial's configuration, before it
+starts), `report` (one epoch), `finish` (a trial's row, metrics and predictions), `choose` (a cell's learning rate),
+`memory` (a trial's micro-batch made smaller), `unpack` (a pack of trials given up).
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ _LOCKS = (
 _READS = ("SELECT", "EXPLAIN")
 
 
-def t95_table(largest: int = 2000) -> pa.Table:
-    """Critical values of the two-sided 95 % t interval: columns df (1 .. largest) and t."""
-    df = list(range(1, largest + 1))
+def t95_table() -> pa.Table:
+    """Critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
+    df = list(range(1, 2001))
     return pa.table({"df": pa.array(df, pa.int64()), "t": pa.array(stats.t.ppf(0.975, df), pa.float64())})
 
 

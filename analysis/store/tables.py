@@ -43,11 +43,6 @@ def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.table(columns, schema=wanted)
 
 
-def cells_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows of the plan as the `cells` table."""
-    return to_table("cells", rows)
-
-
 def _value(table: str, field: pa.Field, value: Any) -> Any:
     kind = field.type
     if value is None:
@@ -135,12 +130,17 @@ def write_part(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Pa
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    directory = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # else the rename may be lost with the power
-    finally:
-        os.close(directory)
+    sync_folder(place)
     return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's list of files to disk: without that a new or renamed file may be lost with the power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def part_paths(folder: Path, name: str) -> list[Path]:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from analysis.format import Row, change_text, percent, quantity
 from analysis.statistics import scaling
+from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style
 from analysis.words import conclusions
@@ -21,28 +22,15 @@ DIFFERENCE = ("difference", "difference_low", "difference_high")
 """Columns of the paired difference to LoRA at the same budget."""
 RESULTS = pa.schema(
     [
-        ("sweep", pa.string()),
-        ("dataset", pa.string()),
-        ("train_size", pa.string()),
-        ("method", pa.string()),
-        ("name", pa.string()),
-        ("reference", pa.string()),
-        ("budget", pa.int64()),
-        ("adapter_params", pa.int64()),
-        ("off_budget", pa.float64()),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
-        ("lr", pa.float64()),
-        ("edge", pa.string()),
-        ("under_tuned", pa.string()),  # why more tuning might help: the view `tuned`
-        ("mean", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("n", pa.int64()),
-        ("difference", pa.float64()),  # to LoRA at the same budget
-        ("difference_low", pa.float64()),
-        ("difference_high", pa.float64()),
-        ("p_holm", pa.float64()),
-        ("verdict", pa.string()),  # null where there is nothing to compare with
-        ("note", pa.string()),  # why a row has no score
+        *typed(TEXT, "sweep", "dataset", "train_size", "method", "name", "reference"),
+        *typed(INT, "budget", "adapter_params"),
+        ("off_budget", REAL),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
+        ("lr", REAL),
+        *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
+        *typed(REAL, "mean", "low", "high"),
+        ("n", INT),
+        *typed(REAL, *DIFFERENCE, "p_holm"),
+        *typed(TEXT, "verdict", "note"),  # null where there is nothing to compare with; why a row has no score
     ]
 )
 

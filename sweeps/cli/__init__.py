@@ -2,7 +2,6 @@
 
 Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C are answered at once.
 
-    compare   the verbs that compare: `compare`, `mcnemar`, `tables`
     data      the verb `data`: registered data sets
     doctor    the verb `doctor`: checks of this machine
     main      the program: its verbs in a table, and what bad input and interruptions give
@@ -10,7 +9,7 @@ Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C
     plan      the verbs before a run: `init`, `plan`, `estimate`, `budget`
     printing  how the verbs print: JSON, lines, tables
     program   the entry point, which imports nothing at first
-    results   the verbs that read results: `best`, `report`, `query`, and `import`
+    results   the verbs that read results: `best`, `report`, `query`, `compare`, `mcnemar`, `tables`; and `import`
     run       the verbs `run` and `resume`
     status    the verb `status`: how far a sweep is
     trials    the verbs that take trials up again: `export`, `again`, `analyze`

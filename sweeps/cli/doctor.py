@@ -50,12 +50,18 @@ def _print(checks: Sequence[Check]) -> None:
 
 def examine() -> list[Check]:
     """Run every check; none starts Ray or touches an accelerator's settings."""
-    return [_python(), *_names(), *_versions(), _ray(), _devices(), _memory(), _disk(), _hub()]
-
-
-def _python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed")
+    memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
+    return [
+        Check("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed"),
+        *_names(),
+        *_versions(),
+        _ray(),
+        _devices(),
+        Check("memory", memory > 3, f"{memory:.1f} GiB free", "Ray and two workers take about 3 GiB: close something"),
+        Check("disk", disk > 1, f"{disk:.1f} GiB free here", "give `output` a folder on a disk with more room"),
+        _hub(),
+    ]
 
 
 def _names() -> list[Check]:
@@ -115,13 +121,3 @@ def _devices() -> Check:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     none = f"none; trials run on {psutil.cpu_count(logical=False) or 1} CPU core(s)"
     return Check("accelerators", True, ", ".join(names) or none, "")
-
-
-def _memory() -> Check:
-    free = psutil.virtual_memory().available / 2**30
-    return Check("memory", free > 3, f"{free:.1f} GiB free", "Ray and two workers take about 3 GiB: close something")
-
-
-def _disk() -> Check:
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return Check("disk", free > 1, f"{free:.1f} GiB free here", "give `output` a folder on a disk with more room")

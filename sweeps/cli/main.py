@@ -11,13 +11,12 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from sweeps.cli.compare import compare, mcnemar, tables
 from sweeps.cli.data import data
 from sweeps.cli.doctor import doctor
 from sweeps.cli.options import BAD_INPUT, INTERRUPTED
 from sweeps.cli.plan import budget, estimate, init, plan
 from sweeps.cli.printing import err, print_json
-from sweeps.cli.results import best, import_results, query, report
+from sweeps.cli.results import best, compare, import_results, mcnemar, query, report, tables
 from sweeps.cli.run import run
 from sweeps.cli.status import status
 from sweeps.cli.trials import again, analyze, export

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from analysis.format import finite
 from analysis.tables.console import print_whole
 
 if TYPE_CHECKING:
@@ -42,17 +41,7 @@ def print_json(value: Any) -> None:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(_plain(value), default=str, allow_nan=False, indent=2) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+    return json.dumps(finite(value), default=str, allow_nan=False, indent=2) + "\n"
 
 
 def as_bytes(table: pa.Table, kind: str) -> bytes:
@@ -61,7 +50,7 @@ def as_bytes(table: pa.Table, kind: str) -> bytes:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")  # as shells read it
         writer.writerow(table.column_names)
-        writer.writerows(_plain(list(row.values())) for row in table.to_pylist())
+        writer.writerows(finite(list(row.values())) for row in table.to_pylist())
         return text.getvalue().encode()
     if kind == "json":
         return _json(table.to_pylist()).encode()

@@ -1,4 +1,4 @@
-"""The verbs that read results: `best`, `report`, `query`; and `import`, which makes them of numbers from elsewhere."""
+"""The verbs that read results, show and compare them; and `import`, which makes results of numbers from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sweeps.cli.options import Json, Set, Source, folder_of, store_of
-from sweeps.cli.printing import as_bytes, emit, out, print_files, print_table
+from sweeps.cli.printing import as_bytes, emit, out, print_files, print_json, print_named, print_sheet, print_table
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
     from analysis import Store
+
+Also = Annotated[list[Path] | None, typer.Option(help="A further sweep to read beside it; may be repeated.")]
+Cost = Annotated[str, typer.Option("--x", help="Cost of the fits and the front: seconds_train, ...")]
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 _OF_SUFFIX = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
@@ -38,9 +41,7 @@ def print_best(store: Store) -> None:
 def report(
     source: Source,
     overrides: Set = None,
-    x: Annotated[
-        str, typer.Option("--x", help="Cost of the fits and the front: seconds_train, ...")
-    ] = "adapter_params",
+    x: Cost = "adapter_params",
     overlay: Annotated[str | None, typer.Option(help="Published curve to draw beside ours: fig1-clip, ...")] = None,
     as_json: Json = False,
 ) -> None:
@@ -56,9 +57,7 @@ def query(
     sql: Annotated[
         str, typer.Argument(help="SQL over the tables and views, or the name of one: best, scaling, cost, ...")
     ],
-    also: Annotated[
-        list[Path] | None, typer.Option("--also", help="A further sweep to read beside it; may be repeated.")
-    ] = None,
+    also: Also = None,
     form: Annotated[str | None, typer.Option("--format", help="table, csv, json, parquet or arrow.")] = None,
     to: Annotated[Path | None, typer.Option("--to", help="File to write; its suffix names the format.")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="The same as --format csv.")] = False,
@@ -96,6 +95,101 @@ def _format(form: str | None, to: Path | None, *, csv: bool, as_json: bool) -> s
     if to is not None and to.is_dir():
         raise SpecError([Problem("--to", str(to), "is a folder; give a file")])
     return str(kind or "table")
+
+
+def compare(
+    source: Source,
+    overrides: Set = None,
+    baseline: Annotated[str, typer.Option(help="What each method is compared with: lora, full, ...")] = "lora",
+    points: Annotated[
+        list[float] | None, typer.Option("--points", help="True difference, in points, to plan seeds for.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Methods against each other over seeds: differences, groups, mean ranks, averages, seeds needed."""
+    from analysis.statistics.groups import groups, mean_ranks
+    from analysis.statistics.planning import DIFFERENCES, seeds_table
+    from analysis.statistics.scaling import comparisons, curve
+    from analysis.tables.results import averages, compared, grouped, ranks, seeds
+    from analysis.words.figures import conclude_groups, conclude_ranks
+
+    store = store_of(source, overrides)
+    wrong = [p for p in points or () if not 0.0 < p < 100.0]
+    if wrong:
+        raise SpecError([Problem("--points", wrong[0], "is a difference in points, above 0 and below 100")])
+    methods = store.table("cells").column("method").unique().to_pylist()
+    if methods and baseline not in methods:
+        raise SpecError([unknown("--baseline", baseline, "method of this sweep", sorted(methods))])
+    asked = tuple(p / 100 for p in points) if points else DIFFERENCES
+    table, letters, ranked = comparisons(store, baseline), groups(store), mean_ranks(store)
+    says = [s for s in (conclude_groups(letters.to_pylist()), conclude_ranks(ranked.to_pylist())) if s]
+
+    def answer() -> dict[str, Any]:
+        return {
+            "comparisons": table.to_pylist(),
+            "groups": letters.to_pylist(),
+            "mean_ranks": ranked.to_pylist(),
+            "averages": [r for r in curve(store).to_pylist() if r["dataset"] is None],
+            "seeds_needed": seeds_table(store, baseline, asked).to_pylist(),
+            "says": says,
+        }
+
+    def draw() -> None:
+        if table.num_rows == 0 and letters.num_rows == 0:
+            out.print("nothing to compare yet: no two methods are confirmed at one budget")
+            return
+        found = [compared(store, baseline), grouped(store), ranks(store), averages(store)]
+        for sheet in [*found, seeds(store, baseline, asked)]:
+            if sheet.rows:
+                print_sheet(sheet)
+        for said in says:
+            out.print(said)
+
+    emit(as_json, answer, draw)
+
+
+def mcnemar(
+    source: Source,
+    a: Annotated[str, typer.Argument(help="Trial id (or its beginning) of one checkpoint.")],
+    b: Annotated[str, typer.Argument(help="Trial id (or its beginning) of the other.")],
+    also: Also = None,
+    as_json: Json = False,
+) -> None:
+    """McNemar's exact test of two fixed checkpoints on the same test examples. It says nothing of their methods."""
+    from analysis.statistics.mcnemar import checkpoint_sentence, compare_checkpoints
+
+    row = compare_checkpoints(store_of(source, also=also), a, b).to_pylist()[0]
+    says = checkpoint_sentence(row)
+    names = ("both_right", "only_a", "only_b", "both_wrong")
+    counts = ", ".join(f"{row[k]:,} {k.replace('_', ' ')}" for k in names)
+    words = (
+        f"A  {row['a']}  {row['label_a']}\n"
+        f"B  {row['b']}  {row['label_b']}\n"
+        f"{row['n_examples']:,} test examples of {row['dataset']}: {counts}\n{says}"
+    )
+    emit(as_json, lambda: {**row, "says": says}, lambda: out.print(words))
+
+
+def tables(
+    source: Source,
+    names: Annotated[list[str] | None, typer.Argument(help="Tables of the report; none lists them.")] = None,
+    form: Annotated[str, typer.Option("--format", help="markdown or latex.")] = "markdown",
+    x: Cost = "adapter_params",
+    as_json: Json = False,
+) -> None:
+    """Tables of the report as Markdown or LaTeX; `report` writes all of them into report_tables/."""
+    from analysis.report.tables import pick, sheets
+    from analysis.tables.export import form_of
+
+    write = form_of(form)
+    store = store_of(source)
+    found = pick(store, names, x) if names else list(sheets(store, x).values())
+    if as_json:
+        print_json([{"name": s.name, "title": s.title, "header": s.header, "rows": s.cells} for s in found])
+    elif names:
+        sys.stdout.write("\n".join(write(sheet) for sheet in found))
+    else:
+        print_named({s.name: f"{len(s.rows):4d} rows  {s.title}" for s in found})
 
 
 def import_results(

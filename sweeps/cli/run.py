@@ -106,10 +106,12 @@ def _end(
     """Write down what ran, draw it, and say how it ended; the exit code. `again`: the command that goes on."""
     from analysis.report.page import write_report
     from sweeps.engine.export import write_spec
-    from sweeps.records.upload import put_fact
+    from sweeps.records.upload import Upload
 
-    path = write_spec(loaded)
-    missing = summary.not_uploaded or (None if location is None else put_fact(location, path))
+    write_spec(loaded)
+    missing = summary.not_uploaded
+    if location is not None and not missing:
+        missing = Upload(loaded.folder, location, note=lambda _: None).once()
     if missing:
         err.print(f"{missing}; the same command tries again", style="red")
     if summary.interrupted or summary.stopped_by:

@@ -62,7 +62,7 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tupl
     gpu = ray.cluster_resources().get("GPU", 0.0) >= 1
     task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_compute)
     on_gpu = task.options(num_gpus=1) if gpu else task
-    waiting = {(task if unit.table in ON_CPU else on_gpu).remote(str(folder), unit.as_dict()): unit for unit in units}
+    waiting = {(task if unit.table in ON_CPU else on_gpu).remote(folder, unit): unit for unit in units}
     try:
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
@@ -77,11 +77,10 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tupl
             ray.cancel(left, force=True)
 
 
-def _compute(folder: str, unit: Row) -> list[Row]:
+def _compute(folder: Path, unit: Unit) -> list[Row]:
     from analysis.diagnostics.analyze import compute
-    from analysis.diagnostics.units import Unit
 
-    return compute(Path(folder), Unit(**{**unit, "trials": tuple(unit["trials"])}), _warm)
+    return compute(folder, unit, _warm)
 
 
 def _shown(done: Iterator[tuple[Unit, list[Row]]], units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis import open_store
 from sweeps.errors import Problem, SpecError, nearest, unknown
+from sweeps.records.journal import write_atomically
 from sweeps.spec.spec import SweepSpec
 
 FORMS = ("adapter", "peft", "merged")
@@ -97,10 +98,7 @@ def write_spec(spec: SweepSpec) -> Path:
     tree = spec.model_dump(mode="json", exclude_none=True)
     if spec.search.allowance is not None:
         del tree["search"]["trials"]  # a file has one of the two
-    text = json.dumps(tree, indent=2)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_atomically(path, json.dumps(tree, indent=2))
     return path
 
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from analysis.format import Row
 from sweeps.cluster.resources import LaneShape, accelerators
 from sweeps.search.stages import SweepState
 from sweeps.spec.resources import LimitsSection
-
-
-def hours_of(rows: Iterable[Row]) -> float:
-    """Hours that finished trials took, from lease to outcome."""
-    return sum(row.get("seconds_total") or 0.0 for row in rows) / 3600
 
 
 class Meter:
@@ -41,7 +35,7 @@ class Meter:
         self._each = accelerators(shapes)
         self._at_once = sum(shape.trials for shape in shapes)
         rows = [row for cell in state.cells.values() for row in cell.rows.values()]
-        self._hours = hours_of(rows)  # of one trial's share, summed over trials
+        self._hours = sum(row.get("seconds_total") or 0.0 for row in rows) / 3600  # one accelerator each
         self._last = clock()
 
     def tick(self) -> None:

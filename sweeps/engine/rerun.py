@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import open_store
+from analysis import Store, open_store
+from analysis.store.journal import JOURNAL
 from sweeps.errors import Problem, SpecError, nearest
 from trainables.config import TrialConfig
 
@@ -42,13 +42,14 @@ def again(folder: Path, trial: str) -> Again:
 
     from trainables.training.worker import run_trial
 
-    rows = [r for r in open_store(folder).table("last_attempts").to_pylist() if r["status"] == "finished"]
+    store = open_store(folder)
+    rows = [r for r in store.table("last_attempts").to_pylist() if r["status"] == "finished"]
     found = [r for r in rows if trial and r["trial_id"].startswith(trial)]
     if len(found) != 1:
         rule = f"matches {len(found)} finished trials; one is needed" if found else "no such finished trial"
         raise SpecError([Problem("trial", trial, rule, nearest(trial, [r["trial_id"] for r in found or rows]))])
     (row,) = found
-    config, cpus = _asked(folder, row["trial_id"])
+    config, cpus = _asked(store, row["trial_id"])
     before = torch.get_num_threads()
     torch.set_num_threads(cpus)  # as its worker had: sums depend on it
     try:
@@ -60,21 +61,12 @@ def again(folder: Path, trial: str) -> Again:
     return Again(row["trial_id"], row["val_score"], now["val_score"], row["test_score"], now.get("test_score"))
 
 
-def _asked(folder: Path, trial_id: str) -> tuple[TrialConfig, int]:
+def _asked(store: Store, trial_id: str) -> tuple[TrialConfig, int]:
     """The configuration of a trial and the CPUs of a worker, as the journal has them."""
-    path = folder / "journal.jsonl"
-    config, cpus = None, 1
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # the torn last line of a killed driver
-        if event["ev"] == "sweep" and event.get("lanes"):
-            cpus = max(1, int(event["lanes"][0]["per_worker"].get("CPU", 1)))
-        if event["ev"] == "ask" and event.get("trial_id") == trial_id:
-            config = event["config"]
-    if config is None:
-        raise SpecError(
-            [Problem("trial", trial_id, f"its configuration is not in {path}; numbers from elsewhere have none")]
-        )
-    return TrialConfig.model_validate(config), cpus
+    lanes = [event["lanes"][0] for event in store.events("sweep") if event.get("lanes")]
+    cpus = max(1, int(lanes[-1]["per_worker"].get("CPU", 1))) if lanes else 1
+    configs = [event["config"] for event in store.events("ask") if event["trial_id"] == trial_id]
+    if not configs:
+        rule = f"its configuration is not in {store.path / JOURNAL}; numbers from elsewhere have none"
+        raise SpecError([Problem("trial", trial_id, rule)])
+    return TrialConfig.model_validate(configs[-1]), cpus

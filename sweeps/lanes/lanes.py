@@ -105,12 +105,11 @@ class _Deaths(UserCallback):  # type: ignore[misc]
         }
         if causes:
             reasons = {f"{self.lane}/{0 if self.group else rank}": reason(cause) for rank, cause in causes.items()}
-            memory = any(_killed_for_memory(cause) for cause in causes.values())
+            memory = any(
+                isinstance(cause, ray.exceptions.OutOfMemoryError) or "out of memory" in str(cause).lower()
+                for cause in causes.values()
+            )
             ray.get(self.broker.died.remote(self.lane, reasons, memory=memory))
-
-
-def _killed_for_memory(cause: BaseException) -> bool:
-    return isinstance(cause, ray.exceptions.OutOfMemoryError) or "out of memory" in str(cause).lower()
 
 
 @dataclass

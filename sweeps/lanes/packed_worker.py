@@ -28,19 +28,14 @@ def run_together(worker: Line, orders: Sequence[Order]) -> None:
     try:
         pack.run()
     except Exception as error:  # noqa: BLE001  # whoever is at fault raises it again by itself
-        why = reason(error), _cause(error)
+        cause = "uneven" if isinstance(error, UnevenTrialsError) else "refused"
+        why = reason(error), "memory" if out_of_memory(error) else cause
         if not isinstance(error, FORESEEN):
             worker.warm.clear()  # nothing that such trials touched is trusted
     if why is not None:  # out of the handler: the exception's frames hold tensors
         free_memory()
         left = [order["key"] for place, order in enumerate(orders) if place in pack.open]
         worker.ask("unpack", left, *why)
-
-
-def _cause(error: Exception) -> str:
-    if out_of_memory(error):
-        return "memory"
-    return "uneven" if isinstance(error, UnevenTrialsError) else "refused"
 
 
 class _Pack:

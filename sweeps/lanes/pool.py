@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -109,7 +110,7 @@ class Pool:
             node = local_node()
             self.shapes = plan_lanes(self.resources, [node])
             self._session.local[PROXY_RESOURCE] = float(self.trials * (MOST if node.gpus else 1))
-        imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
+        imports = threading.Thread(target=importlib.import_module, args=("sweeps.lanes.lanes",), daemon=True)
         imports.start()  # while Ray's processes come up
         self._session.connect()
         if self.address is not None:
@@ -189,10 +190,6 @@ class Pool:
         except (ray.exceptions.RayError, TimeoutError):
             return False
         return True
-
-
-def _import_ahead() -> None:
-    pass
 
 
 def host_facts() -> dict[str, Any]:

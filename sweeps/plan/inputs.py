@@ -12,6 +12,7 @@ import torch
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import loaded, split_sizes
+from sweeps.records.journal import write_atomically
 from sweeps.records.locks import check_identity
 from trainables.data.images.dataset import Dataset
 from trainables.data.text.dataset import TextDataset
@@ -74,6 +75,4 @@ def _check_data(folder: Path, names: dict[str, None]) -> None:
         remedy = "restore it, or give the sweep another name"
         raise SpecError([Problem("data.datasets", name, f"{rule}; {remedy}") for name in changed])
     if now.items() - seen.items():
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(seen | now, indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_atomically(path, json.dumps(seen | now, indent=1) + "\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import ValidationError
 
-from analysis.store.tables import cells_table
+from analysis.store.tables import to_table
 from sweeps.budget.reach import Shapes
 from sweeps.budget.solving import Solved, rank_problems, solutions, update_rank
 from sweeps.errors import Problem, SpecError
@@ -52,7 +52,7 @@ class Plan:
 
     def table(self) -> pa.Table:
         """The cells as an Arrow table (schema: docs/tables.md, `cells`)."""
-        return cells_table([cell.row() for cell in self.cells])
+        return to_table("cells", [cell.row() for cell in self.cells])
 
     @classmethod
     def from_spec(cls, spec: SweepSpec) -> Plan:

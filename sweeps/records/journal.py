@@ -1,9 +1,6 @@
 """The journal: an append-only file of events, one JSON object a line, and the truth about a sweep.
 
-Events: `estimate` (what a run is thought to take), `sweep` (provenance of one run), `ask` (a trial's configuration,
-before it starts), `report` (one epoch), `memory` (a trial went on with smaller micro-batches), `finish` (the complete
-row, metrics and predictions of a trial), `choose` (a cell's learning rate).
-`analysis.store.journal` reads.
+`analysis.store.journal` reads it, and says which events there are.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from analysis.store.journal import read_journal
+from analysis.store.tables import sync_folder
 
 
 class Journal:
@@ -42,7 +40,7 @@ class Journal:
             os.truncate(path, found.size)  # before anything is appended to it
         self._file = path.open("ab", buffering=0)
         if fresh:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def write(self, event: Mapping[str, Any], *, sync: bool = True) -> None:
         """Append one event.
@@ -77,14 +75,6 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.format import Row
+from analysis.format import Row, finite
 from sweeps.records.journal import Journal
-from sweeps.records.rows import choice_row, finite, metric_rows, prediction_row, trial_row
+from sweeps.records.rows import choice_row, metric_rows, prediction_row, trial_row
 from sweeps.records.sealing import Sealer
 from sweeps.search.slots import Slot
 from sweeps.search.stages import SweepState

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -109,17 +108,6 @@ def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float) -> Row:
         "edge": choice.edge,
         "chosen_at": utc(seconds),
     }
-
-
-def finite(value: Any) -> Any:
-    """A JSON-able copy in which a number that is not finite is None (a loss may be; JSON has no such number)."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return value
 
 
 @cache

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.format import Row
-from analysis.store.tables import cells_table, scan_parts, set_aside, write_part
+from analysis.store.schemas import TABLES
+from analysis.store.tables import scan_parts, set_aside, to_table, write_part
 
 SEAL_EVERY = 256
 _TABLES = ("predictions", "metrics", "trials")  # trials last: a trial whose row is sealed has all its rows sealed
@@ -73,7 +74,7 @@ class Sealer:
 
     def write_cells(self, rows: Iterable[Row]) -> None:
         """Write rows of the `cells` table, a function of the plan, that are not there as they should be."""
-        wanted = cells_table(rows).to_pylist()
+        wanted = to_table("cells", rows).to_pylist()
         changed = [row for row in wanted if self._cells.get(row["cell_id"]) != row]
         if changed:
             write_part(self._folder, "cells", changed)
@@ -85,9 +86,8 @@ class Sealer:
 
 
 def _key(name: str, row: Mapping[str, Any]) -> Any:
-    if name == "choices":
-        chosen = row["chosen_at"]
-        return row["cell_id"], datetime.fromisoformat(chosen) if isinstance(chosen, str) else chosen, row["n_trials"]
-    if name == "metrics":
-        return row["trial_id"], row["attempt"], row["epoch"]
-    return row["trial_id"] if name == "predictions" else (row["trial_id"], row["attempt"])
+    """What identifies a row in the folder of one sweep; the journal has instants as text."""
+    values = {column: row[column] for column in TABLES[name].key if column != "sweep"}
+    if isinstance(values.get("chosen_at"), str):
+        values["chosen_at"] = datetime.fromisoformat(values["chosen_at"])
+    return tuple(values.values())

@@ -71,15 +71,6 @@ def _answering(location: Location) -> Iterator[None]:
         raise SpecError([Problem("--upload", location.uri, f"does not answer ({first_line(error)})")]) from error
 
 
-def put_fact(location: Location, path: Path) -> str | None:
-    """Copy one small file of a results folder there; why that was not possible, or None."""
-    try:
-        location.put(path, path.name)
-    except OSError as error:
-        return f"not uploaded: {error}"
-    return None
-
-
 class Upload:
     """Copies what is new every `every` seconds, in a thread, and once more at the end.
 

@@ -132,16 +132,14 @@ def grid_points(rates: int, low: float, high: float) -> list[float]:
     return [_rounded(low), *inner, _rounded(high)]
 
 
-def step_of(space: Space, rates: Iterable[float]) -> float:
-    """Factor between neighbouring rates at the density that a cell was searched with: its range over its rates."""
-    inside = {lr for lr in rates if space.low <= lr <= space.high}
-    return float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
-
-
 def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Point:
-    """One step past the end of the rates tried, everything else as in the best point."""
+    """One step past the end of the rates tried, everything else as in the best point.
+
+    A step is as far as neighbouring rates lie apart at the density of the search: the range over its rates.
+    """
     rates = [t.lr for t in tried]
-    step = step_of(space, rates)
+    inside = {lr for lr in rates if space.low <= lr <= space.high}
+    step = float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
     return Point(_rounded(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
 
 

@@ -49,10 +49,10 @@ class StudyMirror:
             if one.slot.stage != "TUNE" or one.row is None:
                 continue
             known = self._known(one.cell).get(one.slot.trial_id)
-            if known is None or not known.state.is_finished():
+            state = None if known is None else known.state
+            again = state == TrialState.FAIL and one.row["status"] != "failed"  # tried in a run without the mirror
+            if state is None or not state.is_finished() or again:
                 tell(self, one)
-            elif known.state == TrialState.FAIL and one.row["status"] != "failed":
-                self._study(one.cell).add_trial(self._frozen(one))  # tried again, in a run without the mirror
 
     def asked(self, cell: Cell, slot: Slot) -> None:
         """Show a trial as running."""
@@ -66,7 +66,7 @@ class StudyMirror:
             self._trials[slot.trial_id] = optuna.Trial(study, known._trial_id)
             self._reported[slot.trial_id] = set(known.intermediate_values)
             return
-        study.enqueue_trial(_params(slot), user_attrs=_attrs(slot))
+        study.enqueue_trial({"lr": slot.lr, **dict(slot.extra)}, user_attrs=_attrs(slot))
         self._trials[slot.trial_id] = study.ask(_distributions(cell.space, slot))
         self._reported[slot.trial_id] = set()
 
@@ -113,20 +113,6 @@ class StudyMirror:
         trials = self._study(cell).get_trials(deepcopy=False)
         return {t.user_attrs["trial_id"]: t for t in trials if "trial_id" in t.user_attrs}
 
-    def _frozen(self, one: Seen) -> optuna.trial.FrozenTrial:
-        import optuna
-
-        if one.row is None or one.cell.space is None:
-            raise AssertionError("a finished TUNE trial has a row and a space")
-        state = _state(one.row)
-        return optuna.trial.create_trial(
-            state=state,
-            params=_params(one.slot),
-            distributions=_distributions(one.cell.space, one.slot),
-            user_attrs=_attrs(one.slot),
-            value=one.row["val_score"] if state == optuna.trial.TrialState.COMPLETE else None,
-        )
-
 
 def open_storage(where: str) -> optuna.storages.BaseStorage:
     """Open a database by URL, or a journal file by path; made when absent.
@@ -156,10 +142,6 @@ def _state(row: Row) -> optuna.trial.TrialState:
     if row["status"] == "pruned":
         return TrialState.PRUNED
     return TrialState.COMPLETE if row["status"] == "finished" and row["val_score"] is not None else TrialState.FAIL
-
-
-def _params(slot: Slot) -> dict[str, Any]:
-    return {"lr": slot.lr, **dict(slot.extra)}
 
 
 def _attrs(slot: Slot) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import importlib
 import io
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from sweeps.spec.cell import Cell
 from sweeps.watch.observers import Observer, Seen, tell
 
 OPTION = "--track"
+_OUTCOME = ("val_score", "test_score", "adapter_params", "seconds_total", "samples_per_second", "peak_memory_bytes")
+"""The numbers of a trial's row that trackers show."""
 
 
 class RunTracker:
@@ -36,7 +38,11 @@ class RunTracker:
 
     def __init__(self, sweep: str, folder: Path) -> None:
         self.sweep, self.folder = sweep, folder
-        self.tracker = _import(self.name, self.package)
+        try:
+            self.tracker: Any = importlib.import_module(self.package)
+        except ImportError as error:
+            rule = f"needs the package {self.package}: pip install 'randlora-sweeps[{self.name}]'"
+            raise SpecError([Problem(OPTION, self.name, rule)]) from error
         self._runs: dict[str, Any] = {}
 
     def start(self, seen: Sequence[Seen]) -> None:
@@ -61,7 +67,7 @@ class RunTracker:
         """Log the outcome and end the run."""
         run = self._runs.pop(slot.trial_id, None)
         if run is not None:
-            self.end(run, row, summary_of(row))
+            self.end(run, row, {name: float(row[name]) for name in _OUTCOME if row.get(name) is not None})
 
     def close(self) -> None:
         """Leave the runs of unfinished trials to the next run of the sweep."""
@@ -212,6 +218,11 @@ class WeightsAndBiases(RunTracker):
         run.finish(exit_code=int(row["status"] == "failed"))
 
 
+def _silence() -> contextlib.AbstractContextManager[Any]:
+    """Trackio prints; standard output belongs to `--json`."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
 class Trackio(RunTracker):
     """Runs of the project SWEEP, grouped by cell; local (`trackio show`), or where TRACKIO_SPACE_ID says."""
 
@@ -219,8 +230,9 @@ class Trackio(RunTracker):
     package = "trackio"
 
     def open(self, cell: Cell, slot: Slot) -> Any:
-        def begin() -> Any:
-            return self.tracker.init(
+        with _silence():  # Trackio ends the context's current run with each new one: every trial has a context
+            return contextvars.Context().run(
+                self.tracker.init,
                 project=self.sweep,
                 name=f"{title_of(cell, slot)} {slot.trial_id}",
                 group=cell.cell_id,
@@ -230,9 +242,6 @@ class Trackio(RunTracker):
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-
-        with _silence():  # Trackio ends the context's current run with each new one: every trial has a context
-            return contextvars.Context().run(begin)
 
     def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
         run.log({f"outcome/{k}": v for k, v in summary.items()} | {"status": row["status"]})
@@ -271,24 +280,3 @@ def config_of(cell: Cell, slot: Slot) -> dict[str, Any]:
     values |= {"stage": slot.stage, "slot": slot.slot, "lr": slot.lr, **dict(slot.extra), "origin": slot.origin}
     values |= {"data_seed": data, "init_seed": init, "basis_seed": basis}
     return {key: value for key, value in values.items() if value is not None}
-
-
-def summary_of(row: Row) -> dict[str, float]:
-    """The numbers of a trial's outcome."""
-    names = ("val_score", "test_score", "adapter_params", "seconds_total", "samples_per_second", "peak_memory_bytes")
-    return {name: float(row[name]) for name in names if row.get(name) is not None}
-
-
-def _import(name: str, package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        rule = f"needs the package {package}: pip install 'randlora-sweeps[{name}]'"
-        raise SpecError([Problem(OPTION, name, rule)]) from error
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Trackio prints; standard output belongs to `--json`."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -33,11 +33,10 @@ LEAST_S = 1.0
 _whole = diagnose._compute
 
 
-def logged(folder: str, unit: dict[str, Any]) -> list[dict[str, Any]]:
+def logged(folder: Path, unit: Unit) -> list[dict[str, Any]]:
     """A unit's rows; says first who computes it."""
-    one = Unit(**{**unit, "trials": tuple(unit["trials"])})
     with Path(os.environ[LOG]).open("a") as log:
-        log.write(f"{one.unit_id} {os.getppid()} {os.getpid()}\n")
+        log.write(f"{unit.unit_id} {os.getppid()} {os.getpid()}\n")
     time.sleep(LEAST_S)
     return _whole(folder, unit)
 

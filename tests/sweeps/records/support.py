@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sweeps.records.rows import finite, metric_rows, prediction_row, trial_row
+from analysis.format import finite
+from sweeps.records.rows import metric_rows, prediction_row, trial_row
 from sweeps.search.stages import Slot
 from tests.fakes import FakeCell, FakeTrain, analytic_trial
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from analysis.format import finite
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths
 from sweeps.records import sealing
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger
-from sweeps.records.rows import choice_row, finite
+from sweeps.records.rows import choice_row
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import Choice, Slot, SweepState
 from tests.fakes import FakeCell, FakeTrain, fake_plan

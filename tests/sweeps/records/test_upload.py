@@ -22,7 +22,7 @@ from sweeps.lanes.pool import Pool
 from sweeps.records import sealing
 from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
-from sweeps.records.upload import Upload, check_there, put_fact, restore
+from sweeps.records.upload import Upload, check_there, restore
 from tests.fakes import TRIAL, FakeKeep, FakePlan, FakeTrain, fake_plan
 from tests.sweeps.records.support import finish_events
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables
@@ -124,7 +124,7 @@ def test_a_place_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
     for ask in (lambda: check_there(there, {}), lambda: restore(tmp_path / "r", there)):
         with pytest.raises(SpecError, match=r"--upload = 'test://deaf': does not answer \(connection refused"):
             ask()
-    assert "connection refused" in str(put_fact(there, Path(__file__)))
+    assert "connection refused" in str(Upload(tmp_path, there, note=lambda _: None).once())
 
 
 def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

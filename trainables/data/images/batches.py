@@ -38,14 +38,14 @@ def epoch_batches(
     return list(torch.split(torch.cat(orders)[:wanted], batch_size))
 
 
-def crop_flip_plan(n: int, draw: torch.Generator, *, smallest: float = 0.5, tries: int = 10) -> Tensor:
-    """Affine maps (n, 2, 3) of random resized crops (area share in [smallest, 1], aspect in [3/4, 4/3]) with flips.
+def crop_flip_plan(n: int, draw: torch.Generator) -> Tensor:
+    """Affine maps (n, 2, 3) of random resized crops (area share in [0.5, 1], aspect in [3/4, 4/3]) with flips.
 
     The same law as torchvision's RandomResizedCrop and RandomHorizontalFlip, drawn from an explicit generator, which
     torchvision's transforms do not take.
     """
-    area = torch.empty(n, tries).uniform_(smallest, 1.0, generator=draw)
-    aspect = torch.empty(n, tries).uniform_(math.log(3 / 4), math.log(4 / 3), generator=draw).exp()
+    area = torch.empty(n, 10).uniform_(0.5, 1.0, generator=draw)
+    aspect = torch.empty(n, 10).uniform_(math.log(3 / 4), math.log(4 / 3), generator=draw).exp()
     width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
     fits = (width <= 1.0) & (height <= 1.0)
     first = fits.int().argmax(dim=1, keepdim=True)  # the first try that fits, or the whole image when none does

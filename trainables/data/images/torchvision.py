@@ -95,10 +95,10 @@ def per_class_rows(labels: Tensor, where: str, each: int = PER_CLASS) -> tuple[T
     return train, val, test
 
 
-def share_rows(n: int, share: float = TEST_SHARE) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, no validation, and test rows, the latter a share of all, drawn with a fixed seed."""
+def share_rows(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, no validation, and test rows, the latter `TEST_SHARE` of all, drawn with a fixed seed."""
     order = torch.randperm(n, generator=generator(SPLIT_SEED, "pool"))
-    n_train = int((1 - share) * n)
+    n_train = int((1 - TEST_SHARE) * n)
     return order[:n_train].sort().values, order[:0], order[n_train:].sort().values
 
 
