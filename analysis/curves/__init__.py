@@ -6,5 +6,4 @@ Uses `statistics` for the confirmed runs. None of it is a test, and none enters 
     measured  a store's curves, against a cost or against training examples
     readings  tables of fits, bands, crossings, scores' costs and areas
     pareto    the cells that no other beats in both score and cost
-    sizes     the scaling curve's rows, arranged by training size
 """

@@ -20,10 +20,10 @@ from analysis.curves.fits import FEWEST_POINTS, Curve
 from analysis.errors import StoreError, nearest
 from analysis.format import Row
 from analysis.statistics.runs import Seed, averaged, by, by_seed, shared_seeds
-from analysis.statistics.scaling import UNTRAINED
-from analysis.store.columns import PLACE, REAL, TEXT, typed
+from analysis.statistics.scaling import UNTRAINED, curve
+from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import Place, budget_order, size_key, style
+from analysis.styles import Place, budget_order, place_of, size_key, size_text, style
 
 Line = tuple[str, str, str | None, str | None]
 """Which curves are compared: the values of `line_columns`. No data set: the mean over them."""
@@ -202,3 +202,39 @@ def point_table(store: Store) -> pa.Table:
         for x, name, score in zip(one.curve.x, one.names, one.curve.mean, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=POINTS)
+
+
+SIZES = pa.schema(
+    [
+        *typed(TEXT, "sweep", "model", "dataset"),  # dataset null: the mean over data sets
+        *typed(TEXT, "method", "reference"),
+        ("adapter_params", INT),
+        ("train_size", TEXT),
+        ("position", INT),  # 0 for the least size of the sweep
+        ("images", REAL),  # examples in an epoch; null where no trial says
+        ("n", INT),
+        *typed(REAL, "mean", "low", "high"),
+    ]
+)
+
+
+def size_curves(store: Store) -> pa.Table:
+    """Rows of `scaling.curve` arranged by training size, where a (sweep, model, data set) has at least two; `SIZES`."""
+    at = examples(store)
+    rows: list[Row] = []
+    for mine in by(curve(store).to_pylist(), "sweep", "model", "dataset").values():
+        sizes = sorted({r["train_size"] for r in mine}, key=size_key)
+        if len(sizes) > 1:
+            rows += [r | {"position": sizes.index(r["train_size"]), "images": at.get(place_of(r))} for r in mine]
+    return pa.Table.from_pylist(sorted(rows, key=_order), schema=SIZES)
+
+
+def size_labels(table: pa.Table) -> list[str]:
+    """The sizes in words, by position; of one (sweep, model, data set)."""
+    found = {r["position"]: size_text(r["train_size"]) for r in table.to_pylist()}
+    return [found[i] for i in sorted(found)]
+
+
+def _order(r: Row) -> tuple[Any, ...]:
+    place = (r["sweep"], r["model"], r["dataset"] is not None, r["dataset"] or "")
+    return (*place, style(r["method"]).order, r["method"], r["adapter_params"] or 0, r["position"])

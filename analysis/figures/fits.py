@@ -13,8 +13,7 @@ import pyarrow as pa
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from analysis.curves.measured import AXES
-from analysis.curves.sizes import size_labels
+from analysis.curves.measured import AXES, size_labels
 from analysis.figures.drawing import (
     COLUMN_INCHES,
     DASHES,
@@ -85,7 +84,7 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
     """Score against training size, a line per method and budget (paler as it shrinks), the largest with its band.
 
     Args:
-        table: from `sizes.size_curves`, of one (sweep, model, data set); not empty. The axis is the logarithm of the
+        table: from `measured.size_curves`, of one (sweep, model, data set); not empty. The axis is the logarithm of the
             number of training examples where it is known for all sizes, else their order.
         score: what is measured, in words.
     """

@@ -13,7 +13,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.curves import measured, pareto, readings, sizes
+from analysis.curves import measured, pareto, readings
 from analysis.curves.measured import EXAMPLES, axis
 from analysis.figures import drawing, fits, svg, tuning
 from analysis.figures.drawing import Chart
@@ -207,7 +207,7 @@ def _front(store: Store, x: str) -> list[Picture]:
 
 
 def _sizes(store: Store) -> list[Picture]:
-    score, table = scaling.score_name(store), sizes.size_curves(store)
+    score, table = scaling.score_name(store), measured.size_curves(store)
     label = f"{score.capitalize()} against the number of training examples, a line per method and budget"
     compared = scaling.comparisons(store).to_pylist() if table.num_rows else []
     found: list[Picture] = []

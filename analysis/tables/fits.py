@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from analysis.curves import pareto, readings
-from analysis.curves.measured import EXAMPLES, axis
-from analysis.curves.sizes import size_curves
+from analysis.curves.measured import EXAMPLES, axis, size_curves
 from analysis.format import Row, percent, quantity, ranged, score_text
 from analysis.store.store import Store
 from analysis.styles import style

@@ -51,12 +51,6 @@ def make_adamw(groups: Sequence[Group]) -> torch.optim.AdamW:
     )
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set the learning rate of every group of `make_adamw` to this share of its peak."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-
-
 def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:
     """Sum gradients over the workers, in one message. A worker without images in this batch adds zeros."""
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

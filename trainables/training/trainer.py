@@ -185,7 +185,9 @@ class Trainer:
             penalty.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
         start, length = self._hooks.phase(step, total)
-        optim.set_lr(self._optimizer, optim.lr_factor(step - start, length, settings))
+        factor = optim.lr_factor(step - start, length, settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
         self._optimizer.step()
         self._hooks.on_step(step + 1, total)
         if self._hooks.restarts(step + 1, total):

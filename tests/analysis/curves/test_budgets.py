@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis import Store, StoreError, open_store
-from analysis.curves import fits, measured, pareto, readings, sizes
+from analysis.curves import fits, measured, pareto, readings
 from analysis.figures import fits as fit_figures
 from analysis.figures import pictures
 from analysis.report.page import render
@@ -84,9 +84,9 @@ def test_front(store: Store) -> None:
 
 
 def test_data_size_curves_in_order_of_size(shots: Store, store: Store) -> None:
-    table = sizes.size_curves(shots)
-    assert sizes.size_labels(table) == ["4-shot", "16-shot", "all data"]
-    assert sizes.size_curves(store).num_rows == 0
+    table = measured.size_curves(shots)
+    assert measured.size_labels(table) == ["4-shot", "16-shot", "all data"]
+    assert measured.size_curves(store).num_rows == 0
 
 
 def test_the_report_has_the_sections(store: Store, shots: Store, empty: Store) -> None:

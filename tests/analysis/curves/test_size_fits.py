@@ -10,8 +10,7 @@ import pytest
 from analysis import Store, open_store
 from analysis.curves import readings
 from analysis.curves.measured import EXAMPLES as IMAGES
-from analysis.curves.measured import curves, point_table
-from analysis.curves.sizes import size_curves
+from analysis.curves.measured import curves, point_table, size_curves
 from analysis.figures import pictures
 from analysis.figures.fits import draw_sizes
 from analysis.report import tables as report_tables
