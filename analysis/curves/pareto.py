@@ -42,9 +42,7 @@ def front(store: Store, x: str = "adapter_params") -> pa.Table:
 
     Methods without adapter (full fine-tuning) take part with their own cost; cells without a known cost do not.
     `front_share` resamples each cell's seeds apart; a trained cell with one seed has none.
-
-    Raises:
-        StoreError: unknown axis.
+    Raises StoreError: unknown axis.
     """
     axis(x)
     rows: list[Row] = []

@@ -155,11 +155,7 @@ class Bench:
 
 
 def bench_of(store: Store, trial_id: str) -> Bench:
-    """The bench of a kept trial of a store, by its id.
-
-    Raises:
-        StoreError: no trial of that id kept its weights.
-    """
+    """The bench of a kept trial of a store, by its id. Raises StoreError: no trial of that id kept its weights."""
     known = {row["trial_id"]: row for row in store.table("confirmed").to_pylist()}
     folder = store.path / ADAPTERS / trial_id
     if trial_id not in known or not folder.is_dir():

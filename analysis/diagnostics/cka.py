@@ -77,10 +77,7 @@ def plan(store: Store, *, examples: int = EXAMPLES) -> list[Unit]:
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """One row per layer: `cka` of a trial, or of the untouched base model, with full fine-tuning.
 
-    Arguments: `analyze.compute`.
-
-    Raises:
-        StoreError: a model without layers to compare, or too few examples.
+    Arguments: `analyze.compute`. Raises StoreError: a model without layers to compare, or too few examples.
     """
     full = Kept.of(unit.trials[-1], folder)
     bench = Bench(unit.facts, unit.trials[-1], warm)

@@ -54,10 +54,7 @@ def plan(store: Store, *, examples: int = EXAMPLES, points: int = POINTS) -> lis
     """Units of every place: a row of the grid each, and an edge of the triangle each.
 
     LoRA is at (0, 0), RandLoRA at (1, 0), full fine-tuning at (0.5, 1); the first two of the largest budget that both
-    keep.
-
-    Raises:
-        StoreError: nothing kept, no full fine-tuning, or no budget at which LoRA and RandLoRA are both kept.
+    keep. Raises StoreError: nothing kept, no full fine-tuning, or no budget at which LoRA and RandLoRA are both kept.
     """
     trials = kept_trials(store, need_full=True)
     facts, units = sweep_facts(store), []

@@ -65,11 +65,7 @@ class Execute(Protocol):
 
 
 def sweep_facts(store: Store) -> Row:
-    """What a trial's task needs of the sweep's specification.
-
-    Raises:
-        StoreError: the folder does not have it.
-    """
+    """What a trial's task needs of the sweep's specification. Raises StoreError: the folder does not have it."""
     spec = store.spec() or {}
     identity = spec.get("identity", spec)
     if not isinstance(identity, dict) or "train" not in identity:

@@ -38,9 +38,7 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
         score: what is measured, in words.
 
     Lines carry the id 'PANEL:METHOD' and the numbers of the table in percent; points the id 'point:PANEL:METHOD:INDEX'.
-
-    Raises:
-        ValueError: no row.
+    Raises ValueError: no row.
     """
     if curve.num_rows == 0:
         raise ValueError("no curve to draw: the table has no row")

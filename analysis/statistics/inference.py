@@ -78,11 +78,7 @@ class Difference:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean and t interval over runs.
-
-    Raises:
-        ValueError: no value.
-    """
+    """Mean and t interval over runs. Raises ValueError: no value."""
     if len(values) == 0:
         raise ValueError("an interval needs at least one value, got none")
     n, mean = len(values), float(np.mean(values))
@@ -156,9 +152,7 @@ def blocked_difference(blocks: Mapping[str, Sequence[float]], *, seed: int = 0, 
 
     The bootstrap resamples seeds within each data set and corrects the spread for their number. Where a data set has
     one seed, the interval is the t interval of the deviation pooled within the others.
-
-    Raises:
-        ValueError: no difference at all.
+    Raises ValueError: no difference at all.
     """
     groups = [np.asarray(values, dtype=float) for values in blocks.values() if len(values)]
     if not groups:

@@ -42,9 +42,7 @@ def read_journal(path: Path, start: int = 0) -> Journal:
     """Read a journal from byte `start` (the `size` of an earlier reading). A file that does not exist is empty.
 
     A last line without a newline is torn: it was never acknowledged, so it did not happen.
-
-    Raises:
-        StoreError: a damaged line that is not the last one; names the line.
+    Raises StoreError: a damaged line that is not the last one; names the line.
     """
     if not path.exists():
         return Journal((), 0, None)

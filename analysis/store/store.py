@@ -168,9 +168,7 @@ def open_store(path: str | Path, *more: str | Path) -> Store:
     """Open a results folder, or several as one: their rows are told apart by the column `sweep`.
 
     A folder may be a URI that pyarrow reaches (`sweeps run --upload`): what is new there is copied into a cache first.
-
-    Raises:
-        StoreError: a folder that does not exist or holds no sweep, with the nearest that does.
+    Raises StoreError: a folder that does not exist or holds no sweep, with the nearest that does.
     """
     paths = tuple(local_copy(str(p)) if is_uri(p) else Path(p) for p in (path, *more))
     for folder in paths:

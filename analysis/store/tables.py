@@ -28,9 +28,7 @@ def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
     Missing keys become null. Values may be as JSON has them: ISO 8601 text for instants (UTC where no zone is given),
     base64 text for bits; mappings and lists in a text column become JSON. A number that is not finite becomes null.
-
-    Raises:
-        StoreError: unknown table, unknown column (with the nearest known ones), or a value of the wrong type.
+    Raises StoreError: unknown table, unknown column (with the nearest known ones), or a value of the wrong type.
     """
     wanted = schema(name)
     columns: dict[str, list[Any]] = {field.name: [] for field in wanted}

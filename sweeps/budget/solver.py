@@ -135,10 +135,7 @@ def solve_pinned(
     """A capacity that the user chose, with its count and its residual to a budget, however large.
 
     It may lie beyond the reach, as the NoLA paper's k does on narrow layers: the count is then larger than what the
-    method can make use of, but it is the count.
-
-    Raises:
-        ValueError: a capacity below the method's smallest.
+    method can make use of, but it is the count. Raises ValueError: a capacity below the method's smallest.
     """
     counts = Reach(method, shapes, options)
     if capacity < counts.least:

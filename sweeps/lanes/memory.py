@@ -73,11 +73,7 @@ class MicroBatch:
         return self.size if self.events else None
 
     def shrink(self, reason: str) -> None:
-        """Halve it.
-
-        Raises:
-            TrialError: it can't be smaller, with the reason.
-        """
+        """Halve it. Raises TrialError: it can't be smaller, with the reason."""
         if self.size is None:
             raise TrialError(f"out of memory, and this trial has no micro-batch to make smaller ({reason})")
         if self._whole_batch:

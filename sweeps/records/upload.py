@@ -118,11 +118,7 @@ class Upload:
         return self.error
 
     def sync(self) -> None:
-        """Copy everything that is sealed here and not there.
-
-        Raises:
-            OSError: it can't be written.
-        """
+        """Copy everything that is sealed here and not there. Raises OSError: it can't be written."""
         there = self.location.files()
         for table in TABLES:
             for part in sorted((self.folder / "tables" / table).glob("part-*.parquet")):

@@ -37,9 +37,7 @@ class SweepSpec(Sections):
         """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
 
         `scale` "small" applies the file's `[small]` table first.
-
-        Raises:
-            SpecError: every problem of the file and the overrides at once.
+        Raises SpecError: every problem of the file and the overrides at once.
         """
         path = Path(path)
         if not path.is_file():
