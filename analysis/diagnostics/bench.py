@@ -52,11 +52,7 @@ class Bench:
         self.module = self.loaded.module.eval()
         precision, autocast = choose_precision("fp32", self._lane.device)
         parts = Parts(
-            trial=trial_config(facts, row),
-            lane=self._lane,
-            loaded=self.loaded,
-            autocast=autocast,
-            precision=precision,
+            trial=trial_config(facts, row), lane=self._lane, loaded=self.loaded, autocast=autocast, precision=precision
         )
         self.task: Task = make_task(parts)
         if self.task.head is not None:

@@ -139,11 +139,7 @@ def _adapter(wanted: Tensor, config: Any) -> tuple[Any, int]:
 
 
 def _by_turns(
-    wanted: Tensor,
-    shape: tuple[int, ...],
-    turn: Callable[[Tensor], tuple[Tensor, Tensor]],
-    sweeps: int,
-    settle: float,
+    wanted: Tensor, shape: tuple[int, ...], turn: Callable[[Tensor], tuple[Tensor, Tensor]], sweeps: int, settle: float
 ) -> float:
     """The error of a form whose two halves are fitted by turns, from a random start of one of them.
 

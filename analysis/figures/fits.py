@@ -144,12 +144,7 @@ def _panels(rows: Sequence[Row], measured: str) -> tuple[Chart, Iterator[tuple[A
     """
     places = list(dict.fromkeys(place_of(r) for r in rows))
     figure, spots = panels(
-        len(places),
-        2,
-        (COLUMN_INCHES, 2.4),
-        extra=(0.0, 0.35),
-        margins=(0.56, 0.12, 0.45, 0.52),
-        gaps=(0.24, 0.55),
+        len(places), 2, (COLUMN_INCHES, 2.4), extra=(0.0, 0.35), margins=(0.56, 0.12, 0.45, 0.52), gaps=(0.24, 0.55)
     )
 
     def each() -> Iterator[tuple[Any, Any, list[Row]]]:

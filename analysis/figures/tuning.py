@@ -80,12 +80,7 @@ def _panels(count: int, height: float, room: tuple[float, float, float], label: 
     beyond, above, between = room
     width = 2.3 * min(3, count) + 0.4
     figure, spots = panels(
-        count,
-        3,
-        (2.3, height),
-        extra=(0.4, beyond),
-        margins=(0.45, 0.01 * width, 0.4, above),
-        gaps=(0.08, between),
+        count, 3, (2.3, height), extra=(0.4, beyond), margins=(0.45, 0.01 * width, 0.4, above), gaps=(0.08, between)
     )
 
     def each() -> Iterator[Any]:

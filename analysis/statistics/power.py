@@ -54,11 +54,7 @@ def detectable(error: float, freedom: int, alpha: float = 1 - LEVEL, wanted: flo
 
 
 def seeds_needed(
-    sd: float,
-    difference: float,
-    alpha: float = 1 - LEVEL,
-    added: float = 0.0,
-    datasets: int = 1,
+    sd: float, difference: float, alpha: float = 1 - LEVEL, added: float = 0.0, datasets: int = 1
 ) -> int | None:
     """Least number of paired seeds that finds a difference with the power WANTED; None beyond 1000.
 

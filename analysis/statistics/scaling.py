@@ -211,11 +211,7 @@ def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[Runs, Runs]]) 
 
 
 def _overall(
-    cells: Mapping[Cell, list[Row]],
-    rows: Sequence[Row],
-    baseline: str,
-    focus: str,
-    choice: Mapping[CellKey, float],
+    cells: Mapping[Cell, list[Row]], rows: Sequence[Row], baseline: str, focus: str, choice: Mapping[CellKey, float]
 ) -> list[Row]:
     """The rows of `focus` over all its matched budgets and data sets."""
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]

@@ -130,9 +130,7 @@ class Store:
         return _Snapshot(state, {name: latest(name, found) for name, found in parts.items()}, everything, damaged)
 
 
-def remembered(
-    make: Callable[Concatenate[Store, Arguments], T],
-) -> Callable[Concatenate[Store, Arguments], T]:
+def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:
     """A function of a store and hashable arguments that computes its result once for the folder as it is.
 
     It is for tables that a report reads again and again; nobody may change what they get.

@@ -60,12 +60,7 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
                avg(error) as error, max(error) as largest, count(*) as weights
         from approximation group by {_PLACE}, form, lora_rank
         """,  # noqa: S608  a name of ours
-        (
-            METHOD,
-            BUDGET,
-            PARAMETERS,
-            *_numbers("error", "largest", "weights"),
-        ),
+        (METHOD, BUDGET, PARAMETERS, *_numbers("error", "largest", "weights")),
     ),
     "cka": (
         "CKA with full fine-tuning",

@@ -1,4 +1,6 @@
-"""Models with adapters: attached, loaded, several at a time, accumulated. Uses everything below.
+"""Models with adapters: attached, loaded, several at a time, accumulated.
+
+Uses everything below.
 
     accumulate   gradient accumulation through one W0 + delta
     adapted      the model with its adapters: count, merge, disable, detach, save

@@ -196,9 +196,7 @@ def _vera(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
 
 def _randlora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
     ours = RandLoraConfig(
-        r=int(config["r"]),
-        alpha=float(config["randlora_alpha"]),
-        dropout=float(config.get("randlora_dropout") or 0.0),
+        r=int(config["r"]), alpha=float(config["randlora_alpha"]), dropout=float(config.get("randlora_dropout") or 0.0)
     )
     frozen = _frozen(bases, "randlora")
     frozen = {"A": frozen["A"].squeeze(1), "B": frozen["B"].flatten(1)}

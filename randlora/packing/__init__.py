@@ -1,4 +1,6 @@
-"""Several adapters of one kind in one forward of the frozen model they share. Uses `adapted` and below.
+"""Several adapters of one kind in one forward of the frozen model they share.
+
+Uses `adapted` and below.
 
     turns     whose slices a batch has, and their random numbers
     dropouts  dropout of the frozen model, slice by slice

@@ -37,11 +37,7 @@ Reports = dict[int, Report | TrialError | TrainablesError]
 
 
 def run_pack(
-    trials: Sequence[TrialConfig],
-    *,
-    warm: dict[str, Any],
-    directories: Sequence[Path],
-    keep: Sequence[bool],
+    trials: Sequence[TrialConfig], *, warm: dict[str, Any], directories: Sequence[Path], keep: Sequence[bool]
 ) -> Generator[Reports, set[int] | None, None]:
     """Train and evaluate trials together, reporting after every epoch; see `trainables.training.worker.run_trial`.
 

@@ -1,4 +1,6 @@
-"""Methods that train vectors between frozen random bases, which all layers share. Uses `randlora.methods.factored`.
+"""Methods that train vectors between frozen random bases, which all layers share.
+
+Uses `randlora.methods.factored`.
 
     vera       VeRA, and its lean product
     nola       NoLA: factors as trained sums of random ones

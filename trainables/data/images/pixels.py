@@ -147,10 +147,5 @@ class Pixels:
 
 def key(split: ImageSplit, recipe: Recipe) -> str:
     """The cache folder's name: what decides the decoded bits, hashed."""
-    parts = [
-        split.stamp,
-        split.examples_hash(torch.arange(len(split))),
-        dataclasses.asdict(recipe),
-        PIL.__version__,
-    ]
+    parts = [split.stamp, split.examples_hash(torch.arange(len(split))), dataclasses.asdict(recipe), PIL.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -98,13 +98,7 @@ def _score_tails(model: LanguageModel, parts: Sequence[_Split], owner: Tensor, c
     places = widths.unsqueeze(1) + torch.arange(now)
     rows, columns, targets = positions([tails[i] for i in chosen], [0] * len(chosen))
     logits, _ = model.logits(
-        ids,
-        rows,
-        columns,
-        cache=cache,
-        attention_mask=mask.to(device),
-        position_ids=places.to(device),
-        use_cache=True,
+        ids, rows, columns, cache=cache, attention_mask=mask.to(device), position_ids=places.to(device), use_cache=True
     )
     found = log_likelihood(logits, targets).double().cpu()
     scores = torch.zeros(len(tails), dtype=torch.float64)
