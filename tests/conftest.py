@@ -1,7 +1,8 @@
 """One Ray session for all engine tests: its lanes stay warm from sweep to sweep, as they do from trial to trial.
 
-Where tests run in several processes (`make test`), those of one file run in one of them, since they share fixtures, and
-those that need Ray all run in the same one.
+Where tests run in several processes (`make test`), those of one file run in one of them, since they share fixtures.
+Those that start Ray sessions of their own begin in one process, those on the shared session in another: both wait more
+than they compute, and they are the longest.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def group(item: pytest.Item) -> str:
+        needs = set(getattr(item, "fixturenames", ()))
+        if {"own_ray", "start_driver"} & needs:
+            return "own sessions"
+        return "the shared session" if "pool" in needs else item.nodeid.partition("::")[0]
+
     for item in items:
-        needs_ray = {"pool", "own_ray", "start_driver"} & set(getattr(item, "fixturenames", ()))
-        group = "ray" if needs_ray else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    first = ["own sessions", "the shared session"]
+    items.sort(key=lambda item: [*first, group(item)].index(group(item)))
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from randlora.errors import nearest
-
 
 class TrainablesError(ValueError):
     """Base class: bad input to a model, a data set or a trial. The message ends with what to do next."""
@@ -30,6 +28,8 @@ def first_line(error: BaseException | str) -> str:
 
 def folder_of(name: str, text: str) -> Path:
     """The folder that a data set's id names. Raises DataError, saying where it was looked for and what is beside it."""
+    from randlora.errors import nearest  # loads torch, which reading a sweep file must not
+
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder

@@ -17,7 +17,8 @@ from sweeps.cluster.signals import signals
 from sweeps.engine.limits import Meter
 from sweeps.lanes.packs import Packing
 from sweeps.lanes.pool import Pool
-from sweeps.lanes.tune import Dispatcher, PerCell, Proxy
+from sweeps.lanes.proxy import Proxy
+from sweeps.lanes.tune import Dispatcher, PerCell
 from sweeps.records.ledger import Ledger
 
 WAVE = 1000

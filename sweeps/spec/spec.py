@@ -21,7 +21,6 @@ import yaml
 from pydantic import ValidationError
 
 from sweeps.errors import Problem, SpecError, nearest, unknown
-from sweeps.spec.checks import method_problems, priority_problems
 from sweeps.spec.messages import is_echo, problem
 from sweeps.spec.sections import Sections
 
@@ -57,6 +56,8 @@ class SweepSpec(Sections):
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> SweepSpec:
         """Build a specification from nested mappings; raises `SpecError` with every problem found."""
+        from sweeps.spec.checks import method_problems, priority_problems  # loads the registry, and torch
+
         problems: list[Problem] = []
         spec: SweepSpec | None = None
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -97,3 +99,12 @@ def test_links_between_documents_lead_somewhere() -> None:
             if "://" not in link and not (page.parent / link).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {link}")
     assert not broken
+
+
+@pytest.mark.parametrize(
+    "module", ["sweeps.cli.main", "sweeps.spec.spec", "sweeps.lanes.proxy", "analysis.store.store"]
+)
+def test_what_must_start_at_once_does_not_load_torch(module: str) -> None:
+    """`--help`, a table, a misspelt key; and a process that runs for every trial in flight, of 250 MB more with torch."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
