@@ -24,6 +24,7 @@ if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the 
     atexit.register(shutil.rmtree, os.environ["SWEEPS_CACHE"], ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def group(item: pytest.Item) -> str:
         needs = set(getattr(item, "fixturenames", ()))
