@@ -1,21 +1,23 @@
 """One Ray session for all engine tests: its lanes stay warm from sweep to sweep, as they do from trial to trial.
 
-Where tests run in several processes (`make test`), those of one file run in one of them, since they share fixtures.
-Those that start Ray sessions of their own begin in one process, those on the shared session in another: both wait more
-than they compute, and they are the longest.
+Where tests run in several processes (`make test`), those of one file run in one of them, since they share fixtures, and
+the files with Ray all in the same one, first.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support import ROOT
 from tests.sweeps.cluster.support import OwnRay
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,18 +26,23 @@ if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the 
     atexit.register(shutil.rmtree, os.environ["SWEEPS_CACHE"], ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def group(item: pytest.Item) -> str:
-        needs = set(getattr(item, "fixturenames", ()))
-        if {"own_ray", "start_driver"} & needs:
-            return "own sessions"
-        return "the shared session" if "pool" in needs else item.nodeid.partition("::")[0]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By file, those with Ray as one (xdist 3.8 loses the groups of its own `loadgroup` under pytest 9.2)."""
+    from xdist.scheduler import LoadFileScheduling
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    first = ["own sessions", "the shared session"]
-    items.sort(key=lambda item: [*first, group(item)].index(group(item)))
+    class RayTogether(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "ray" if _needs_ray(file) else file
+
+    return RayTogether(config, log)
+
+
+@functools.cache
+def _needs_ray(file: str) -> bool:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return any(word in text for word in ("pool: Pool", "pool: object", "start_driver", "own_ray"))
 
 
 @pytest.fixture(scope="session")
