@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -89,9 +90,13 @@ def test_an_unreadable_lock_is_taken_over(tmp_path: Path) -> None:
 def test_a_driver_that_lost_its_folder_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a host that was suspended until another took the folder over: it must not write on, nor take it back."""
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)
-    with pytest.raises(KeyboardInterrupt), FolderLock(tmp_path):
-        rewrite(tmp_path, token="theirs", host="elsewhere")
-        time.sleep(240)  # the interrupt ends it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run has its own; under nohup it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt), FolderLock(tmp_path):
+            rewrite(tmp_path, token="theirs", host="elsewhere")
+            time.sleep(240)  # the interrupt ends it
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads((tmp_path / "lock.json").read_text())["token"] == "theirs"
 
 

@@ -279,6 +279,6 @@ def test_two_processes_that_start_together_hold_one_copy(tmp_path: Path, cache: 
         for worker in workers:
             worker.communicate(timeout=60)
     assert size(plain) > 60e6
-    assert sum(own) < 0.7 * size(plain), "two copies would be twice the model"
+    assert sum(own) < 0.95 * size(plain), "one copy of one's own is the model, two are twice that; the rest is the heap"
     assert len(list(cache.glob("*/*.safetensors"))) == 1
     assert not list(cache.glob("*/*.part"))
