@@ -30,7 +30,8 @@ def replay(
     for event in events:
         kind = event["ev"]
         if kind == "ask":
-            slot = Slot.from_config(event["cell_id"], event["stage"], event["slot"], event["trial_id"], event["config"])
+            names = (event["cell_id"], event["stage"], event["slot"], event["trial_id"])
+            slot = Slot.from_config(*names, event["config"], event.get("seeds"))
             asked[slot.trial_id] = state.restore(slot)
         elif kind == "report":
             known = asked.get(event["trial_id"])
