@@ -20,6 +20,7 @@ from sweeps.lanes.packs import TOGETHER
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
 from sweeps.plan.plan import Plan
+from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
 from sweeps.records.locks import FolderLock, check_identity, stored_rules, write_identity
@@ -160,6 +161,7 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
     unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
     write_identity(folder, spec.identity(), rules)
     sealer.write_cells(cell.row() | {"seed_rule": rules.seed_rule} for cell in plan.cells)
+    declare(state, journal)
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:
         display.note(f"damaged table file set aside: {line}")

@@ -2,6 +2,7 @@
 
 Uses `search`, `watch`, `spec` and analysis' store; knows nothing of Ray.
 
+    declared what a sweep declares of its seeds and margin, and when that was changed
     journal  the append-only file of events, and the truth about a sweep
     ledger   the books of a running sweep: journal, state in memory, tables, in this order
     locks    one driver per results folder, and one sweep per name

@@ -55,6 +55,7 @@ def replay(
         if cell is not None and trial_id not in cell.rows and trial_id not in (retry or ()):
             state.restore(Slot.from_row(row))
             state.finish(row)
+    state.keep_known()
     for cell_id, row in sealer.choices.items():
         cell = state.cells.get(cell_id)
         if cell is not None and cell.choice is None:

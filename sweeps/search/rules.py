@@ -16,9 +16,12 @@ class Rules:
         seed_rule: "per-data-set": a trial's seeds are derived from the declared one, its data set and its training
             size, alike for all methods and budgets, so that a seed's luck on one data set says nothing of another;
             "shared": the declared seeds themselves.
+        grid_rule: "nested": the k-th point of a grid is the same for every allowance; "equal-steps": a grid has equal
+            steps for the allowance it was begun with, lower rates first.
     """
 
     seed_rule: str = "per-data-set"
+    grid_rule: str = "nested"
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
@@ -26,7 +29,7 @@ class Rules:
         return cls(**{name: stored.get(name, old) for name, old in asdict(OLD).items()})
 
 
-OLD = Rules(seed_rule="shared")
+OLD = Rules(seed_rule="shared", grid_rule="equal-steps")
 
 
 def derived_seed(seed: int, dataset: str, train_size: str | float) -> int:

@@ -6,6 +6,7 @@ one, and a sweep whose lists have grown.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -53,7 +54,7 @@ class CellState:
         self.version = 0  # raised by every change of what is counted
         self.choice: Choice | None = None  # the last one journaled
         self.neighbour: CellState | None = None  # of the same method and data, at the next smaller budget
-        self.effort = Effort(cell, spec.search)
+        self.effort = Effort(cell, spec.search, rules)
         self._made: dict[tuple[str, int, Point | None, Seeds], Slot] = {}
 
     def seeds(self, seed: int) -> Seeds:
@@ -140,6 +141,12 @@ class CellState:
         wanted += [s.trial_id for s in self._reruns()] if self._points_done else []
         wanted += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
         return sum(trial_id in self.rows for trial_id in dict.fromkeys(wanted))
+
+    @property
+    def asked_points(self) -> int:
+        """Points asked without a gap from the first; those past an edge are counted apart."""
+        asked = self._first_seeds()
+        return next(k for k in itertools.count() if k not in asked)
 
     def known(self, slot: Slot) -> Slot:
         """A slot from the journal, completed by what its number and its configuration say."""
@@ -322,6 +329,16 @@ class SweepState:
             return slot
         cell.version += 1
         return cell.asked.setdefault(slot.trial_id, cell.known(slot))
+
+    def keep_known(self) -> None:
+        """After all is restored: points that every tuned cell has count, although the allowance was lowered since.
+
+        So nothing known is thrown away, and no method's choice rests on more points than another's.
+        """
+        tuned = [cell for cell in self.cells.values() if cell.cell.tune_trials]
+        least = min((cell.asked_points for cell in tuned), default=0)
+        for cell in tuned:
+            cell.effort.least = least
 
     def report(self, cell_id: str, trial_id: str, epoch: int, score: float | None) -> bool:
         """Note a validation score; returns whether it is new."""

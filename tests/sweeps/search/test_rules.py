@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -109,5 +110,5 @@ def test_a_folder_keeps_the_rules_that_it_was_made_by(tmp_path: Path, rules: Rul
     (tmp_path / "spec.json").write_text(json.dumps({"identity": spec["identity"]}))
     assert stored_rules(tmp_path, []) == OLD
     (tmp_path / "spec.json").unlink()  # then its journal says so
-    assert stored_rules(tmp_path, [{"ev": "sweep", "seed_rule": rules.seed_rule}]) == rules
+    assert stored_rules(tmp_path, [{"ev": "sweep", **asdict(rules)}]) == rules
     assert stored_rules(tmp_path, [{"ev": "sweep"}]) == OLD
