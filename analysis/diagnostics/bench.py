@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from analysis.diagnostics.units import sweep_facts
-from analysis.diagnostics.weights import ADAPTERS, Kept, trained_state
+from analysis.diagnostics.weights import ADAPTERS, Kept, confirmed_as_trained, trained_state
 from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
@@ -152,7 +152,7 @@ class Bench:
 
 def bench_of(store: Store, trial_id: str) -> Bench:
     """The bench of a kept trial of a store, by its id. Raises StoreError: no trial of that id kept its weights."""
-    known = {row["trial_id"]: row for row in store.table("confirmed").to_pylist()}
+    known = {row["trial_id"]: row for row in confirmed_as_trained(store)}
     folder = store.path / ADAPTERS / trial_id
     if trial_id not in known or not folder.is_dir():
         raise StoreError(f"{store.path} keeps no trained weights of trial {trial_id!r}; [keep] says which are kept")

@@ -21,9 +21,10 @@ from randlora.model.targets import select
 
 FULL_WEIGHTS = "weights.safetensors"
 ADAPTERS = "adapters"
+SEEDS = ("data_seed", "init_seed", "basis_seed")
 BRIEF = (
     *("sweep", "trial_id", "model", "adapt", "dataset", "train_size", "method", "reference", "budget"),
-    *("adapter_params", "data_seed", "init_seed", "basis_seed"),
+    *("adapter_params", *SEEDS),
 )
 
 
@@ -60,6 +61,13 @@ class Kept:
         return cls(brief, folder / ADAPTERS / brief["trial_id"])
 
 
+def confirmed_as_trained(store: Store) -> list[Row]:
+    """The confirmed trials, with the seeds that they trained with where the journal has them."""
+    configs = {event["trial_id"]: event.get("config") or {} for event in store.events("ask")}
+    rows = store.table("confirmed").to_pylist()
+    return [row | {name: configs.get(row["trial_id"], {}).get(name, row[name]) for name in SEEDS} for row in rows]
+
+
 def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
     """One kept trial per confirmed cell, by place, method and budget; of several, the lowest seed (shared by methods).
 
@@ -67,7 +75,7 @@ def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
         StoreError: none is kept, or no full fine-tuning where that is needed; with what to set.
     """
     cells: dict[tuple[str, str], list[Kept]] = defaultdict(list)
-    for row in store.table("confirmed").to_pylist():
+    for row in confirmed_as_trained(store):
         folder = store.path / ADAPTERS / row["trial_id"]
         if (folder / META).is_file() or (folder / FULL_WEIGHTS).is_file():
             cells[row["sweep"], row["cell_id"]].append(Kept(row, folder))

@@ -11,13 +11,14 @@ from analysis.figures import svg
 from analysis.format import Row
 from analysis.statistics import scaling
 from analysis.statistics.groups import groups, mean_ranks
+from analysis.statistics.looks import looks
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude, conclude_gap
 from analysis.words.figures import conclude_groups, conclude_ranks
-from analysis.words.parity import parity_says
+from analysis.words.parity import looks_says, parity_says
 
 QUESTION = (
     "When LoRA falls short of full fine-tuning, is it the number of trainable parameters or the rank of the update? "
@@ -45,7 +46,7 @@ def facts(store: Store) -> dict[str, Any]:
         "groups_say": conclude_groups(groups(store).to_pylist()),
         "ranks_say": conclude_ranks(mean_ranks(store).to_pylist()),
         "setting": _setting(store),
-        "parity_says": parity_says(parity),
+        "parity_says": [*parity_says(parity), *looks_says(looks(store).values())],
         "edges": sum(bool(r["edge"]) for r in parity),
         "under_tuned": [r for r in parity if r["under_tuned"]],
         "test_looks": confirm.column("n")[0].as_py(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from analysis.format import Row, quantity
+from analysis.statistics.looks import Looks
 from analysis.styles import style
 
 
@@ -64,6 +65,24 @@ def tuning_says(rows: Sequence[Row]) -> list[str]:
                 "past an edge and failed trials are among them"
             )
         said.append(f"Tuning: {equal}; {spent} were used, {tail}.")
+    return said
+
+
+def looks_says(found: Iterable[Looks]) -> list[str]:
+    """Sentences on how often the scores of CONFIRM's seeds were there to be seen before more seeds were added."""
+    said = []
+    for each in found:
+        *earlier, now = each.seeds
+        most = "no maximum was declared" if each.maximum is None else f"{each.maximum} were declared as the most"
+        if earlier:
+            text = (
+                f"scores of {' and then '.join(map(str, earlier))} seeds were there to be seen before there were {now}"
+            )
+        else:
+            text = f"one, at {now} seeds"
+        said.append(f"Looks: {text}; {most}, and tests of this look are made at {100 * each.level:.2g} %.")
+        if each.margins:
+            said.append(f"The margin of equivalence was changed {each.margins} time(s) after test scores were there.")
     return said
 
 

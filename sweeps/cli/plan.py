@@ -42,7 +42,8 @@ def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json =
     planned = load(spec, overrides, scale)
 
     def answer() -> dict[str, Any]:
-        counted = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
+        counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
+        counted |= {"margin": planned.spec.confirm.margin, "max_seeds": planned.spec.confirm.max_seeds}
         return {"cells": planned.table().to_pylist(), **counted, "packing": packing_of(planned)}
 
     emit(as_json, answer, lambda: print_plan(planned))
@@ -132,6 +133,11 @@ def print_plan(plan: Plan) -> None:
         if not cell.feasible:
             around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
             out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
+    confirm = plan.spec.confirm
+    if confirm.margin is not None:
+        out.print(f"margin    differences below {100 * confirm.margin:g} points count as none")
+    if confirm.max_seeds is not None:
+        out.print(f"seeds     {len(confirm.seeds)} of at most {confirm.max_seeds}, the level spread over them")
     _print_packing(plan)
 
 

@@ -20,9 +20,10 @@ from sweeps.lanes.packs import TOGETHER
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
 from sweeps.plan.plan import Plan
+from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
-from sweeps.records.locks import FolderLock, check_identity, write_identity
+from sweeps.records.locks import FolderLock, check_identity, stored_rules, write_identity
 from sweeps.records.replay import replay
 from sweeps.records.rows import git_commit, utc
 from sweeps.records.sealing import Sealer
@@ -154,11 +155,13 @@ class _Sweep:
 
 def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: Progress, retry_failed: bool) -> _Sweep:
     """The sweep as its folder has it; what an earlier run left half written is written."""
-    spec, state = plan.spec, SweepState(plan.feasible, plan.spec)
+    spec, rules = plan.spec, stored_rules(folder, journal.events)
+    state = SweepState(plan.feasible, spec, rules)
     earlier: dict[str, int] = {}
     unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
-    write_identity(folder, spec.identity())
-    sealer.write_cells(cell.row() for cell in plan.cells)
+    write_identity(folder, spec.identity(), rules)
+    sealer.write_cells(cell.row() | {"seed_rule": rules.seed_rule} for cell in plan.cells)
+    declare(state, journal)
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:
         display.note(f"damaged table file set aside: {line}")
@@ -213,7 +216,7 @@ def _serve(sweep: _Sweep, pool: Pool, trial: str, begun: float, estimate: Mappin
         held = {**estimate, "accelerators": accelerators(pool.shapes)}
         journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
     packed = pool.pack(state.spec.resources) if trial in TOGETHER else 1
-    journal.write(_provenance(state.spec.name, trial, pool, packed))
+    journal.write(_provenance(state, trial, pool, packed))
     state.used = meter = Meter(state.spec.limits, state, pool.shapes, begun)
     stop = Stop(meter)
     try:
@@ -223,14 +226,15 @@ def _serve(sweep: _Sweep, pool: Pool, trial: str, begun: float, estimate: Mappin
         sweep.limit = stop.limit if sweep.left else None
 
 
-def _provenance(name: str, trial: str, pool: Pool, packed: int) -> dict[str, Any]:
+def _provenance(state: SweepState, trial: str, pool: Pool, packed: int) -> dict[str, Any]:
     facts = host_facts() | {"lanes": [asdict(shape) for shape in pool.shapes], "pack": packed}
     if pool.measured is not None:
         facts["probe"] = asdict(pool.measured)
     return {
         "ev": "sweep",
-        "name": name,
+        "name": state.spec.name,
         "trial": trial,
+        **asdict(state.rules),
         "git_commit": git_commit(),
         "at": utc(facts["started"]),
         **facts,

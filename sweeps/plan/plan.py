@@ -173,6 +173,7 @@ def _cell(
         image_size=spec.model.image_size,
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,
+        written=dataset,
     )
 
 

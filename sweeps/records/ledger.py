@@ -45,7 +45,7 @@ class Ledger:
         """Write a new slot down before it runs. `packed`: trials of its pack."""
         if slot.trial_id not in self.state.cells[slot.cell_id].asked:
             names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
-            self.journal.write({"ev": "ask", **names, "config": dict(slot.config)})
+            self.journal.write({"ev": "ask", **names, "seeds": slot.seeds, "config": dict(slot.config)})
         self.state.start(slot, packed)
         self.observers.asked(self.state.cells[slot.cell_id].cell, slot)
 

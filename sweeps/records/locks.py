@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ import psutil
 
 from sweeps.errors import Problem, SpecError
 from sweeps.records.journal import write_atomically
+from sweeps.search.rules import Rules
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
@@ -189,25 +190,37 @@ def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: 
 
 def stored_identity(folder: Path) -> dict[str, Any] | None:
     """The identity written into a results folder; None when there is none yet."""
+    stored = _stored(folder)
+    return None if stored is None else dict(stored["identity"])
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
     path = folder / "spec.json"
     if not path.exists():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        dict(stored["identity"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         rule = "can't be read as a sweep's identity; restore it, or choose another output"
         raise IdentityError([Problem("results", str(path), rule)]) from error
     return dict(stored)
 
 
-def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+def stored_rules(folder: Path, events: Sequence[Mapping[str, Any]]) -> Rules:
+    """The rules that a folder's trials were made by: `spec.json`'s, else its journal's; today's where nothing began."""
+    stored = _stored(folder) or next((e for e in events if e["ev"] == "sweep"), None)
+    return Rules() if stored is None and not events else Rules.of(stored or {})
+
+
+def write_identity(folder: Path, identity: Mapping[str, Any], rules: Rules = Rules()) -> None:
     """Write `spec.json`; sections of methods that earlier runs had stay in it."""
     merged = dict(identity)
     stored = stored_identity(folder)
     if stored is not None and isinstance(stored.get("methods"), dict):
         merged["methods"] = {**stored["methods"], **merged.get("methods", {})}
     if merged != stored:
-        write_atomically(folder / "spec.json", json.dumps({"identity": merged}, indent=1) + "\n")
+        write_atomically(folder / "spec.json", json.dumps({"identity": merged, **asdict(rules)}, indent=1) + "\n")
 
 
 def differences(stored: Any, asked: Any, path: str = "") -> list[tuple[str, Any, Any]]:

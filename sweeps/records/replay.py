@@ -30,7 +30,8 @@ def replay(
     for event in events:
         kind = event["ev"]
         if kind == "ask":
-            slot = Slot.from_config(event["cell_id"], event["stage"], event["slot"], event["trial_id"], event["config"])
+            names = (event["cell_id"], event["stage"], event["slot"], event["trial_id"])
+            slot = Slot.from_config(*names, event["config"], event.get("seeds"))
             asked[slot.trial_id] = state.restore(slot)
         elif kind == "report":
             known = asked.get(event["trial_id"])
@@ -54,6 +55,7 @@ def replay(
         if cell is not None and trial_id not in cell.rows and trial_id not in (retry or ()):
             state.restore(Slot.from_row(row))
             state.finish(row)
+    state.keep_known()
     for cell_id, row in sealer.choices.items():
         cell = state.cells.get(cell_id)
         if cell is not None and cell.choice is None:

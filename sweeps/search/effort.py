@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from analysis.format import Row
-from sweeps.search.points import beyond, propose
+from sweeps.search.points import EQUAL_STEPS, beyond, propose
+from sweeps.search.rules import Rules
 from sweeps.search.samplers import State, Tried
 from sweeps.search.slots import Edge, Slot
 from sweeps.spec.cell import Cell
@@ -43,10 +44,18 @@ def neighbours(cells: Iterable[Cell]) -> Iterator[tuple[str, str]]:
 
 
 class Effort:
-    """The tuning effort of one cell. It knows the plan alone; what has been asked and found is given to it."""
+    """The tuning effort of one cell. It knows the plan alone; what has been asked and found is given to it.
 
-    def __init__(self, cell: Cell, search: SearchSection) -> None:
+    Attributes:
+        least: points that count however small the allowance: those that every cell of the sweep had been asked for
+            under a larger one.
+    """
+
+    def __init__(self, cell: Cell, search: SearchSection, rules: Rules) -> None:
         self._cell, self._search = cell, search
+        old = search.sampler == "grid" and rules.grid_rule == "equal-steps"
+        self._sampler = EQUAL_STEPS if old else search.sampler
+        self.least = 0
 
     @property
     def _space(self) -> Space:
@@ -79,12 +88,14 @@ class Effort:
         """
         search = self._search
         if search.allowance is None:
-            return search.rates
+            return max(search.rates, self.least)
         searched = [int(value) for d in self._space.dimensions if d.name == "epochs" for value in d.ends]
         longest = max(self._samples(epochs) for epochs in (None, *searched))
         used, count = search.reruns * longest, 0
         while (slot := asked.get(count)) is not None:
             used += self._used(slot, rows.get(slot.trial_id))
+            if used > search.allowance.samples and count >= self.least:
+                return count
             count += 1
         return count + max(0, search.allowance.samples - used) // longest
 
@@ -127,7 +138,7 @@ class Effort:
         warm = len(search.warm_start)
         planned = cell.tune_trials - search.reruns - warm
         mine = number - warm if number >= warm else planned + number
-        return propose(search.sampler, search.seed, cell.cell_id, mine, planned, self._space, tried), None
+        return propose(self._sampler, search.seed, cell.cell_id, mine, planned, self._space, tried), None
 
     def tried(self, slot: Slot, row: Row | None) -> Tried:
         """A slot as the samplers see it."""

@@ -13,11 +13,15 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sweeps.errors import Problem, SpecError
+from sweeps.search.grids import equal_steps, nested
 from sweeps.search.samplers import Tried, ask, has_cmaes, sobol
-from sweeps.spec.space import Dimension, Extra, Point, Space, Value, extra_of
+from sweeps.spec.space import Extra, Point, Space
 
 FIXED_SAMPLERS = ("grid", "qmc", "random")
 """Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
+
+EQUAL_STEPS = "equal steps"
+"""The grid of folders made before grids were nested."""
 
 _RETRIES = 16
 
@@ -62,22 +66,24 @@ def propose(
     """The point of a slot, never one that the cell has tried already.
 
     Args:
-        sampler: "grid" (the product of equal steps, ends included), "qmc" (scrambled Sobol points), "random", "tpe",
-            "gp" or "cmaes" (Optuna's samplers).
+        sampler: "grid" (`grids.nested`), "qmc" (scrambled Sobol points), "random", "tpe", "gp" or "cmaes" (Optuna's
+            samplers); `EQUAL_STEPS`, the grid of older folders.
         search_seed: the sweep's `search.seed`.
         cell_id: the study.
         slot: position among the sampler's points, from 0.
-        points: number of points that the sampler is to give in all.
+        points: number of points that the sampler is to give in all; read by `EQUAL_STEPS` alone. When they have grown
+            since, it halves the widest gaps of the rate, or goes on with Sobol points where more is searched.
         space: what is searched.
-        tried: the cell's points so far. The fixed samplers read them to avoid repeats only; a grid whose allowance has
-            grown since then halves the widest gaps of the rate, or goes on with Sobol points where more is searched.
+        tried: the cell's points so far. The fixed samplers read them to avoid repeats only.
 
     Returns:
         A point of the space, its numbers rounded to 6 significant digits (so that ids do not hang on a last bit).
     """
     taken = {t.point for t in tried}
     if sampler == "grid":
-        planned = grid(points, space)
+        return next(point for point in itertools.islice(nested(space), slot, None) if point not in taken)
+    if sampler == EQUAL_STEPS:
+        planned = equal_steps(points, space)
         earlier = {t.slot: t.point for t in tried if t.slot < slot and not t.warm}
         kept = all(planned[k] == point for k, point in earlier.items() if k < len(planned))
         if kept and slot < len(planned) and planned[slot] not in taken:
@@ -97,39 +103,6 @@ def propose(
         if sampler == "qmc":
             break
     return Point(_widest_gap(space, taken, point.extra), point.extra)
-
-
-def grid(points: int, space: Space) -> list[Point]:
-    """The product of all lists and of equal steps of all ranges, as many as `points` leaves room for.
-
-    Every range, the learning rate's too, gets the same number of values, the largest whose product fits. What is left
-    of `points` is not a grid's: `propose` fills it with Sobol points.
-    """
-    lists = math.prod(len(d.values) for d in space.dimensions if d.values)
-    ranges = 1 + sum(not d.values for d in space.dimensions)
-    steps = max(1, math.floor((points / lists) ** (1 / ranges) + 1e-9))
-    rates = grid_points(steps, space.low, space.high)
-    axes = [[(d.name, value) for value in (d.values or _levels(d, steps))] for d in space.dimensions]
-    return [Point(lr, extra_of(dict(chosen))) for chosen in itertools.product(*axes) for lr in rates]
-
-
-def _levels(d: Dimension, steps: int) -> list[Value]:
-    """Equal steps of one range, ends included; whole numbers once each."""
-    if d.low is None or d.high is None:
-        raise AssertionError(f"{d.name} is no range")
-    low, high = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)
-    shares = [0.5] if steps == 1 else [k / (steps - 1) for k in range(steps)]
-    raw = [low + share * (high - low) for share in shares]
-    return list(dict.fromkeys(d.nearest(math.exp(v) if d.log else v) for v in raw))
-
-
-def grid_points(rates: int, low: float, high: float) -> list[float]:
-    """`rates` learning rates at equal steps of the logarithm, both ends included; the middle for a single one."""
-    if rates == 1:
-        return [_rounded(math.sqrt(low * high))]
-    step = (math.log(high) - math.log(low)) / (rates - 1)
-    inner = [_rounded(math.exp(math.log(low) + step * k)) for k in range(1, rates - 1)]
-    return [_rounded(low), *inner, _rounded(high)]
 
 
 def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Point:

@@ -5,7 +5,7 @@ A slot's configuration is fixed when it is asked, and its trial id is the hash o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class Slot:
 
     Attributes:
         config: the trial's configuration as JSON values.
-        seeds: (data, init, basis).
+        seeds: (data, init, basis) as declared, alike for all data sets; the configuration has those it trains with.
         extra: searched hyperparameters beside the rate.
         origin: what proposed it where that is not the sampler: "published", "neighbour" or "widened".
     """
@@ -52,10 +52,18 @@ class Slot:
         return cls(row["cell_id"], row["stage"], row["slot"], row["trial_id"], {}, row["lr"], seeds, extra)
 
     @classmethod
-    def from_config(cls, cell_id: str, stage: str, slot: int, trial_id: str, config: Mapping[str, Any]) -> Slot:
-        """Rebuild a slot from a journaled configuration."""
-        seeds = (config["data_seed"], config["init_seed"], config["basis_seed"])
-        return cls(cell_id, stage, slot, trial_id, config, config["lr"], seeds)
+    def from_config(
+        cls,
+        cell_id: str,
+        stage: str,
+        slot: int,
+        trial_id: str,
+        config: Mapping[str, Any],
+        seeds: Sequence[int] | None = None,
+    ) -> Slot:
+        """Rebuild a slot from a journaled configuration and its declared `seeds`; None: those in the configuration."""
+        data, init, basis = seeds or (config["data_seed"], config["init_seed"], config["basis_seed"])
+        return cls(cell_id, stage, slot, trial_id, config, config["lr"], (data, init, basis))
 
 
 @dataclass(frozen=True)

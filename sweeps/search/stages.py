@@ -6,6 +6,7 @@ one, and a sweep whose lists have grown.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from analysis.format import Row
 from sweeps.search.effort import WIDENED, Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
 from sweeps.search.points import FIXED_SAMPLERS
+from sweeps.search.rules import Rules, derived_seed
 from sweeps.search.slots import Choice, Seeds, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.sections import TUNE_SEED
@@ -40,9 +42,10 @@ _NOTHING: Mapping[str, Slot] = {}
 class CellState:
     """What is known of one cell, and what it needs next."""
 
-    def __init__(self, cell: Cell, spec: SweepSpec) -> None:
+    def __init__(self, cell: Cell, spec: SweepSpec, rules: Rules) -> None:
         self.cell = cell
         self.spec = spec
+        self.rules = rules
         self.asked: dict[str, Slot] = {}
         self.rows: dict[str, Row] = {}
         self.running: set[str] = set()
@@ -51,13 +54,23 @@ class CellState:
         self.version = 0  # raised by every change of what is counted
         self.choice: Choice | None = None  # the last one journaled
         self.neighbour: CellState | None = None  # of the same method and data, at the next smaller budget
-        self.effort = Effort(cell, spec.search)
+        self.effort = Effort(cell, spec.search, rules)
         self._made: dict[tuple[str, int, Point | None, Seeds], Slot] = {}
 
     def seeds(self, seed: int) -> Seeds:
-        """(data, init, basis) seeds of a named seed, those that the spec holds fixed put in."""
+        """Declared (data, init, basis) seeds of a named seed, those that the spec holds fixed put in."""
         hold = self.spec.confirm.hold
         data, init, basis = (int(hold.get(name, seed)) for name in ("data_seed", "init_seed", "basis_seed"))
+        return data, init, basis
+
+    def trained_seeds(self, declared: Seeds) -> Seeds:
+        """The seeds that a trial trains with; those held fixed are used as they are."""
+        if self.rules.seed_rule == "shared":
+            return declared
+        cell, hold = self.cell, self.spec.confirm.hold
+        place = (cell.written or cell.dataset, cell.train_size)
+        pairs = zip(("data_seed", "init_seed", "basis_seed"), declared, strict=True)
+        data, init, basis = (seed if name in hold else derived_seed(seed, *place) for name, seed in pairs)
         return data, init, basis
 
     def next_slot(self, beside: Mapping[str, Slot] = _NOTHING) -> Slot | None:
@@ -129,6 +142,12 @@ class CellState:
         wanted += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
         return sum(trial_id in self.rows for trial_id in dict.fromkeys(wanted))
 
+    @property
+    def asked_points(self) -> int:
+        """Points asked without a gap from the first; those past an edge are counted apart."""
+        asked = self._first_seeds()
+        return next(k for k in itertools.count() if k not in asked)
+
     def known(self, slot: Slot) -> Slot:
         """A slot from the journal, completed by what its number and its configuration say."""
         extra = slot.extra
@@ -163,7 +182,7 @@ class CellState:
         key = (stage, slot, point, seeds)
         if key not in self._made:  # hashing a configuration costs a millisecond, and progress asks often
             lr, extra = (None, ()) if point is None else point
-            trial = self.cell.trial(stage, lr, seeds, self.spec.train, extra)
+            trial = self.cell.trial(stage, lr, self.trained_seeds(seeds), self.spec.train, extra)
             config = trial.model_dump(mode="json")
             self._made[key] = Slot(self.cell.cell_id, stage, slot, trial.trial_id, config, lr, seeds, extra, origin)
         return self._made[key]
@@ -260,9 +279,9 @@ class CellState:
 class SweepState:
     """All cells of a sweep, and the order in which their slots are served."""
 
-    def __init__(self, cells: Iterable[Cell], spec: SweepSpec) -> None:
-        self.spec = spec
-        self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
+    def __init__(self, cells: Iterable[Cell], spec: SweepSpec, rules: Rules = Rules()) -> None:
+        self.spec, self.rules = spec, rules
+        self.cells = {cell.cell_id: CellState(cell, spec, rules) for cell in cells}
         listed = [state.cell for state in self.cells.values()]
         self._tier = tiers(listed, spec.resources.priority)
         self._order = sorted(ordered(listed, spec.resources.order), key=self._tier.__getitem__)
@@ -310,6 +329,16 @@ class SweepState:
             return slot
         cell.version += 1
         return cell.asked.setdefault(slot.trial_id, cell.known(slot))
+
+    def keep_known(self) -> None:
+        """After all is restored: points that every tuned cell has count, although the allowance was lowered since.
+
+        So nothing known is thrown away, and no method's choice rests on more points than another's.
+        """
+        tuned = [cell for cell in self.cells.values() if cell.cell.tune_trials]
+        least = min((cell.asked_points for cell in tuned), default=0)
+        for cell in tuned:
+            cell.effort.least = least
 
     def report(self, cell_id: str, trial_id: str, epoch: int, score: float | None) -> bool:
         """Note a validation score; returns whether it is new."""

@@ -30,6 +30,7 @@ class Cell:
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
         allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
+        written: the data set as the sweep file names it; `dataset` has a path made absolute.
         base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
 
@@ -69,6 +70,7 @@ class Cell:
     skip_bad: bool = False
     evaluate: EvaluateSettings = field(default=EvaluateSettings())
     update_rank: float | None = None
+    written: str | None = None
 
     @property
     def space(self) -> Space | None:
@@ -130,7 +132,7 @@ class Cell:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
         hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
-        for name in (*hidden, "image_size", "evaluate"):
+        for name in (*hidden, "image_size", "evaluate", "written"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {

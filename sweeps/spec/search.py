@@ -96,12 +96,13 @@ class SearchSection(Section):
     trained, so that pruning buys more points.
     """
 
-    trials: int = Field(default=12, ge=1)
+    trials: int = Field(default=13, ge=1)
     """Trials of stage TUNE of every cell: different rates, and re-runs."""
     allowance: Annotated[Allowance | None, LATER] = None
     """Instead of `trials`: training samples (docs/fairness.md)."""
     sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
-    """grid: evenly over the range; qmc, random: without learning; tpe, gp, cmaes: learn from the trials so far."""
+    """grid: centre, ends, quarters, eighths, so best an odd number of them; qmc, random: without learning; tpe, gp,
+    cmaes: learn from the trials so far."""
     lr: LrSearch = LrSearch()
     """How wide every method's range is; where it lies is the method's own `lr`."""
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}

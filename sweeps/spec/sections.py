@@ -153,8 +153,13 @@ class ConfirmSection(_Section):
 
     seeds: tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
     """Seeds of stage CONFIRM: a number (3 means 0, 1, 2) or a list."""
+    max_seeds: Annotated[int | None, Field(ge=1), LATER] = None
+    """Most seeds there will be, declared before results are seen: the level is spread over them (docs/fairness.md).
+    With as many as `seeds` the tests have all of it. None declared: seeds may be added, and each look costs level."""
+    margin: Annotated[float | None, LATER] = None
+    """Differences smaller than this are none, for the word "equivalent": in the score's units, 0.01 is one point."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
-    """Kinds of seed that stay fixed over all trials: `data_seed`, `init_seed`, `basis_seed`."""
+    """Kinds of seed that stay fixed over all trials, as written: `data_seed`, `init_seed`, `basis_seed`."""
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -171,6 +176,21 @@ class ConfirmSection(_Section):
         if len(set(value)) != len(value):
             raise ValueError("each seed may stand once")
         return value
+
+    @field_validator("margin")
+    @classmethod
+    def _within(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value < 1:
+            raise ValueError("must be above 0 and below 1, the range of the scores; one point is margin = 0.01")
+        return value
+
+    @model_validator(mode="after")
+    def _declared(self) -> Self:
+        if self.max_seeds is not None and self.max_seeds < len(self.seeds):
+            raise ValueError(
+                f"max_seeds = {self.max_seeds} is below the {len(self.seeds)} seeds; the least is {len(self.seeds)}"
+            )
+        return self
 
 
 class KeepSection(_Section):
@@ -227,4 +247,6 @@ class Sections(_Section):
             kept["model"] = whole["model"] | {"adapt": "both"}
         if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:
             kept["data"] = data
+        if self.confirm.max_seeds is not None:  # what was declared before results were seen stays
+            kept["confirm.max_seeds"] = self.confirm.max_seeds
         return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from analysis.diagnostics.spectrum import (
     subspace_overlap,
     vera_error,
 )
+from analysis.diagnostics.weights import confirmed_as_trained
 from analysis.tables.diagnostics import CORNERS
 from randlora import RandLoraConfig
 from sweeps.cli.main import app
@@ -196,6 +198,19 @@ def test_full_weights_are_kept_for_one_seed_when_asked(
     ledger = Ledger(state, nothing, nothing, tmp_path, keep)
     one: Any = SimpleNamespace(cell_id="c", stage="CONFIRM", slot=slot, trial_id="t")
     assert (ledger.kept_folder(one) is not None) == kept
+
+
+def test_a_kept_trial_has_the_seeds_that_it_trained_with(folder: Any) -> None:
+    """Tables have the declared seeds; its data and its head are those of the journaled configuration."""
+    journal = folder / "journal.jsonl"
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    for event in events:
+        if event["ev"] == "ask":
+            event["config"] |= {"data_seed": 77, "init_seed": 78, "basis_seed": 79}
+    journal.write_text("".join(json.dumps(event) + "\n" for event in events))
+    trained = confirmed_as_trained(open_store(folder))
+    assert {(row["data_seed"], row["init_seed"], row["basis_seed"]) for row in trained} == {(77, 78, 79)}
+    assert {row["data_seed"] for row in open_store(folder).table("confirmed").to_pylist()} == {0, 1, 2}
 
 
 def test_without_kept_weights_the_verbs_say_what_to_set(folder: Any) -> None:

@@ -50,7 +50,10 @@ def test_plan_json_has_counts_and_infeasible_cells() -> None:
 
 
 def test_a_plan_says_what_a_cell_is_given(tmp_path: Path) -> None:
-    assert json.loads(sweeps("plan", QUICKSTART, "--json").stdout)["allowance"] == {"trials": 6}
+    answer = json.loads(sweeps("plan", QUICKSTART, "--set", "confirm.margin=0.01", "--json").stdout)
+    assert (answer["allowance"], answer["margin"], answer["max_seeds"]) == ({"trials": 9}, 0.01, 5)
+    shown = sweeps("plan", QUICKSTART, "--set", "confirm.margin=0.01").output
+    assert "below 1 points count as none" in shown and "5 of at most 5" in shown
 
 
 def test_budget_prints_the_solver() -> None:

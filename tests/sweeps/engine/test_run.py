@@ -25,6 +25,7 @@ from tests.fakes import (
     fake_plan,
 )
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go, logged, rows, trained
+from trainables.config import TrialConfig
 
 
 def test_a_sweep_end_to_end_and_again(tmp_path: Path, pool: Pool) -> None:
@@ -44,6 +45,9 @@ def test_a_sweep_end_to_end_and_again(tmp_path: Path, pool: Pool) -> None:
     store = open_store(tmp_path / "r")
     assert store.table("predictions")["correct"][0].as_py() == bytes([0b10110000])
     assert store.table("trials")["ended_at"].null_count == 0
+    assert store.seed_rule == "per-data-set" and {r["data_seed"] for r in trials} == {0, 1, 1_000_000, 1_000_001}
+    again_ids = {e["trial_id"]: TrialConfig.model_validate(e["config"]).trial_id for e in store.events("ask")}
+    assert all(name == made for name, made in again_ids.items())  # so a trial can be rerun from its configuration alone
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("*") if p.is_file()}
     assert not (tmp_path / "r" / "work").exists()
     again = go(plan, None)  # nothing to do, so no Ray either

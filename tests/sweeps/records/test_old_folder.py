@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -34,8 +35,12 @@ def plan(folder: Path, *more: str) -> Plan:
     return Plan.from_spec(SweepSpec.load(folder / "old.toml", [f"output={folder}", *more]))
 
 
-def events(folder: Path) -> list[dict[str, object]]:
+def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def asked(folder: Path) -> list[dict[str, Any]]:
+    return [event for event in events(folder) if event["ev"] == "ask"]
 
 
 def by_id(table: pa.Table) -> dict[str, dict[str, object]]:
@@ -56,9 +61,8 @@ def test_it_opens_with_and_without_its_tables(folder: Path) -> None:
 def test_cells_and_trials_keep_their_ids(folder: Path) -> None:
     cells = {row["cell_id"] for row in open_store(folder).table("cells").to_pylist()}
     assert {cell.cell_id for cell in plan(folder).cells} == cells
-    asked = [event for event in events(folder) if event["ev"] == "ask"]
-    assert len(asked) == 10
-    for event in asked:
+    assert len(asked(folder)) == 10
+    for event in asked(folder):
         assert TrialConfig.model_validate(event["config"]).trial_id == event["trial_id"]
 
 
@@ -87,3 +91,10 @@ def test_cut_off_it_goes_on_and_a_third_seed_extends_it(folder: Path, pool: Pool
     now = by_id(open_store(folder).table("trials"))
     assert {name: now[name] for name in kept} == kept
     assert by_id(open_store(OLD).table("trials")).keys() - now.keys() == set()
+    third = [
+        event["config"] for event in asked(folder) if event["trial_id"] not in by_id(open_store(OLD).table("trials"))
+    ]
+    assert [(c["data_seed"], c["init_seed"], c["basis_seed"]) for c in third] == [
+        (2, 2, 2)
+    ] * 2  # as it always had them
+    assert open_store(folder).seed_rule == "shared"

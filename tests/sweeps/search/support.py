@@ -55,6 +55,7 @@ def simulate(plan: FakePlan, rows: Rows, *, fails: Any = None, parallel: int = 1
     for row in rows.values():
         state.restore(slot_of(row, plan))
         state.finish(row)
+    state.keep_known()
 
     def end(slot: Slot) -> dict[str, Any]:
         return row_of(slot, "failed" if fails and fails(slot) else "finished")
@@ -87,6 +88,7 @@ class Bench:
             state.restore(replace(slot, extra=(), origin=None))  # a journal has the configuration alone
         for row in self.rows.values():
             state.finish(row)
+        state.keep_known()
         return drive(state, self.rows, self.end, parallel=self.parallel, limit=limit, begin=self.begin)
 
     def begin(self, slot: Slot) -> None:

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from sweeps.errors import SpecError
-from sweeps.search.points import ask_seed, check_sampler, grid, grid_points, propose
+from sweeps.search.grids import equal_steps, nested, rate_steps
+from sweeps.search.points import EQUAL_STEPS, ask_seed, check_sampler, propose
 from sweeps.search.pruning import should_stop
 from sweeps.search.samplers import Tried
 from sweeps.spec.space import Dimension, Point, Space
@@ -22,7 +23,7 @@ MORE = Space(
         Dimension("epochs", 2, 10, integer=True),
     ),
 )
-SAMPLERS = ("grid", "qmc", "random", "tpe", "gp")
+SAMPLERS = ("grid", EQUAL_STEPS, "qmc", "random", "tpe", "gp")
 
 
 def rate(sampler: str, seed: int, cell: str, slot: int, points: int, tried: list[Tried]) -> float:
@@ -40,22 +41,63 @@ def fixed(sampler: str, count: int, cell: str = "cell", seed: int = 0) -> list[f
     return [t.lr for t in tried]
 
 
-def test_grid_is_even_on_the_log_range_with_both_ends() -> None:
-    points = fixed("grid", 7)
-    assert points == grid_points(7, LOW, HIGH)
+def first(count: int, space: Space = SPACE) -> list[Point]:
+    return list(itertools.islice(nested(space), count))
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 9, 17])
+def test_a_grid_of_these_many_rates_has_equal_steps_about_its_centre(count: int) -> None:
+    assert sorted(fixed("grid", count)) == pytest.approx(rate_steps(count, LOW, HIGH), rel=1e-5)
+
+
+def test_a_grid_of_any_odd_number_has_its_centre_and_is_even_about_it() -> None:
+    for count in range(1, 40, 2):
+        away = sorted(math.log10(lr / math.sqrt(LOW * HIGH)) for lr in fixed("grid", count))
+        assert away[count // 2] == pytest.approx(0.0, abs=1e-5)
+        assert away == pytest.approx([-x for x in reversed(away)], abs=1e-5)
+
+
+def test_a_larger_grid_has_all_points_of_a_smaller_one() -> None:
+    for space in (SPACE, MORE):
+        points = first(60, space)
+        assert len(set(points)) == 60
+        for count in range(60):
+            assert first(count, space) == points[:count]
+
+
+def test_a_nested_grid_of_several_ranges_is_their_product() -> None:
+    space = Space(LOW, HIGH, (Dimension("dropout", values=(0.0, 0.1)), Dimension("alpha", 1.0, 4.0)))
+    points = first(2 * 5 * 5, space)
+    for steps in (1, 3, 5):
+        part = points[: 2 * steps**2]
+        assert {p.lr for p in part} == set(rate_steps(steps, LOW, HIGH))
+        assert len({dict(p.extra)["alpha"] for p in part}) == steps
+        assert [dict(p.extra)["dropout"] for p in part] == [0.0, 0.1] * steps**2
+
+
+def test_a_grid_goes_on_when_all_whole_numbers_of_a_range_are_tried() -> None:
+    space = Space(LOW, HIGH, (Dimension("epochs", 2, 4, integer=True),))
+    points = first(9 * 3, space)
+    assert {dict(p.extra)["epochs"] for p in points} == {2, 3, 4}
+    assert {p.lr for p in points} == set(rate_steps(9, LOW, HIGH))
+
+
+def test_equal_steps_have_both_ends() -> None:
+    points = fixed(EQUAL_STEPS, 7)
+    assert points == rate_steps(7, LOW, HIGH)
     assert (points[0], points[-1]) == (LOW, HIGH)
     steps = [math.log(b / a) for a, b in itertools.pairwise(points)]
     assert steps == pytest.approx([steps[0]] * 6, rel=1e-5)
-    assert grid_points(1, LOW, HIGH) == [pytest.approx(math.sqrt(LOW * HIGH), rel=1e-5)]
+    assert rate_steps(1, LOW, HIGH) == [pytest.approx(math.sqrt(LOW * HIGH), rel=1e-5)]
 
 
-@pytest.mark.parametrize("sampler", ["grid", "qmc", "random"])
+@pytest.mark.parametrize("sampler", ["grid", EQUAL_STEPS, "qmc", "random"])
 def test_fixed_samplers_are_functions_of_seed_cell_and_slot(sampler: str) -> None:
     rates = fixed(sampler, 8)
     told = [Tried(k, lr, 0.1 * k, "finished") for k, lr in enumerate(rates)]
     for slot, lr in enumerate(rates):  # neither the order of asks nor what the others scored matters
         assert rate(sampler, 0, "cell", slot, 8, told[:slot]) == lr
-        if sampler != "grid":
+        if sampler not in ("grid", EQUAL_STEPS):
             assert rate(sampler, 0, "cell", slot, 8, []) == lr
             assert rate(sampler, 1, "cell", slot, 8, []) != lr
             assert rate(sampler, 0, "other", slot, 8, []) != lr
@@ -79,22 +121,22 @@ def test_sobol_points_fill_the_range_evenly() -> None:
 
 def test_adaptive_samplers_use_results() -> None:
     def next_rate(best: float) -> float:
-        points = grid_points(8, LOW, HIGH)
+        points = rate_steps(8, LOW, HIGH)
         tried = [Tried(k, lr, -abs(math.log10(lr / best)), "finished") for k, lr in enumerate(points)]
         return rate("tpe", 0, "cell", 8, 20, tried)
 
     assert next_rate(2e-5) < next_rate(5e-3)
 
 
-def test_a_grown_grid_keeps_its_rates_and_halves_the_widest_gaps() -> None:
-    old = grid_points(4, LOW, HIGH)
+def test_a_grown_grid_of_equal_steps_keeps_its_rates_and_halves_the_widest_gaps() -> None:
+    old = rate_steps(4, LOW, HIGH)
     tried = [Tried(k, lr, 0.5, "finished") for k, lr in enumerate(old)]
     added = []
     for slot in range(4, 7):
-        lr = rate("grid", 0, "cell", slot, 7, tried)
+        lr = rate(EQUAL_STEPS, 0, "cell", slot, 7, tried)
         tried.append(Tried(slot, lr, 0.5, "finished"))
         added.append(lr)
-    assert sorted(t.lr for t in tried) == pytest.approx(grid_points(7, LOW, HIGH), rel=1e-4)
+    assert sorted(t.lr for t in tried) == pytest.approx(rate_steps(7, LOW, HIGH), rel=1e-4)
     assert not set(added) & set(old)
 
 
@@ -106,9 +148,11 @@ def test_seeds_differ_by_slot_and_cell() -> None:
 
 def test_old_rates_are_what_they_were() -> None:
     """Ids of stored trials hang on these digits."""
+    assert fixed(EQUAL_STEPS, 4) == [1e-05, 0.0001, 0.001, 0.01]
+    assert fixed("grid", 5) == [0.000316228, 1e-05, 0.01, 5.62341e-05, 0.00177828]
     assert fixed("qmc", 4) == [0.00647577, 7.76902e-05, 3.87031e-05, 0.000575984]
     assert fixed("random", 3) == [1.32761e-05, 0.00182305, 0.000696894]
-    told = [Tried(k, lr, -abs(math.log10(lr) + 3), "finished") for k, lr in enumerate(grid_points(5, LOW, HIGH))]
+    told = [Tried(k, lr, -abs(math.log10(lr) + 3), "finished") for k, lr in enumerate(rate_steps(5, LOW, HIGH))]
     assert rate("tpe", 0, "cell", 5, 8, told) == 0.0066282
 
 
@@ -152,15 +196,15 @@ def test_every_sampler_searches_more_than_the_rate(sampler: str) -> None:
     assert len({dict(p.extra)["dropout"] for p in found}) > 1
 
 
-def test_a_grid_is_the_product_and_the_rest_of_the_allowance_is_not_wasted() -> None:
+def test_equal_steps_are_the_product_and_the_rest_of_the_allowance_is_not_wasted() -> None:
     space = Space(LOW, HIGH, (Dimension("dropout", values=(0.0, 0.1)), Dimension("alpha", 1.0, 4.0)))
-    product = grid(20, space)
+    product = equal_steps(20, space)
     assert len(product) == 18  # 2 values x 3 x 3 equal steps
-    assert {p.lr for p in product} == set(grid_points(3, LOW, HIGH))
+    assert {p.lr for p in product} == set(rate_steps(3, LOW, HIGH))
     assert {dict(p.extra)["alpha"] for p in product} == {1.0, 2.5, 4.0}
     tried: list[Tried] = []
     for slot in range(20):
-        point = propose("grid", 0, "cell", slot, 20, space, tried)
+        point = propose(EQUAL_STEPS, 0, "cell", slot, 20, space, tried)
         tried.append(Tried(slot, point.lr, None, "running", point.extra))
     assert [t.point for t in tried[:18]] == product
     assert len({t.point for t in tried}) == 20

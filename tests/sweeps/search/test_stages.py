@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.search.slots import Choice
 from sweeps.search.stages import SweepState
 from sweeps.spec.sections import TUNE_SEED
-from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSamples, FakeSearch, fake_plan
 from tests.sweeps.search.support import Rows, keys, row_of, simulate
 
 
@@ -82,9 +83,50 @@ def test_a_longer_allowance_only_adds(tmp_path: Path, sampler: str) -> None:
         assert cell.choice.n_trials == 9
         confirmed = [r for r in cell.rows.values() if r["stage"] == "CONFIRM" and r["lr"] == cell.choice.lr]
         assert len(confirmed) == 2  # CONFIRM is run again when the choice has changed
-    if sampler == "qmc":  # whose points do not hang on the allowance: what counts equals a sweep begun with it
-        fresh = simulate(fake_plan(tmp_path, cells, search=FakeSearch(trials=9, sampler="qmc")), {})
+    if sampler != "tpe":  # whose points do not hang on the allowance: what counts equals a sweep begun with it
+        fresh = simulate(fake_plan(tmp_path, cells, search=FakeSearch(trials=9, sampler=sampler)), {})
         assert [c.choice for c in fresh.cells.values()] == [c.choice for c in state.cells.values()]
+
+
+def chosen(state: SweepState) -> list[Choice | None]:
+    """The choice of every cell; a loop of these tests journals none of earlier runs."""
+    return [cell.settle() or cell.choice for cell in state.cells.values()]
+
+
+def rates(rows: Rows, cell_id: str) -> set[float]:
+    return {r["lr"] for r in rows.values() if r["cell_id"] == cell_id and r["stage"] == "TUNE"}
+
+
+@pytest.mark.parametrize("sampler", ["grid", "qmc"])
+def test_a_method_that_joins_a_longer_allowance_tries_the_rates_of_the_others(tmp_path: Path, sampler: str) -> None:
+    lora, vera = FakeCell("lora"), FakeCell("vera")
+    rows: Rows = {}
+    simulate(fake_plan(tmp_path, (lora,), search=FakeSearch(trials=6, sampler=sampler)), rows)
+    both = fake_plan(tmp_path, (lora, vera), search=FakeSearch(trials=8, sampler=sampler))
+    state = simulate(both, rows)
+    if sampler == "grid":  # Sobol points have a seed of the cell's own
+        assert rates(rows, "lora-1000") == rates(rows, "vera-1000")
+    assert chosen(simulate(both, {})) == chosen(state)
+
+
+@pytest.mark.parametrize("allowance", ["trials", "samples"])
+def test_a_lowered_allowance_keeps_what_every_cell_knows(tmp_path: Path, allowance: str) -> None:
+    """Of trials at the best rates, the last ones of a grid, nothing may be lost."""
+    lora, vera, dora = (FakeCell(m, epoch_samples=100, lr_low=1e-6, lr_high=1e-2) for m in ("lora", "vera", "dora"))
+
+    def plan(trials: int, *cells: FakeCell) -> FakePlan:
+        given = {"trials": trials} if allowance == "trials" else {"allowance": FakeSamples(300 * trials)}
+        return fake_plan(tmp_path, cells, search=FakeSearch(**given))
+
+    rows: Rows = {}
+    before = chosen(simulate(plan(9, lora, vera), rows))
+    assert len(rates(rows, "lora-1000")) == 8
+    state = simulate(plan(6, lora, vera), rows)
+    assert chosen(state) == before
+    state = simulate(plan(6, lora, vera, dora), rows)  # one that knows less: then what all know counts, and no more
+    assert [len(c.effort.points(c._first_seeds(), c.rows)) for c in state.cells.values()] == [5, 5, 5]
+    assert rates(rows, "dora-1000") == {1e-4, 1e-6, 1e-2, 1e-5, 1e-3}
+    assert chosen(simulate(plan(6, lora, vera, dora), {})) == chosen(state)
 
 
 def test_more_seeds_only_add_confirm_trials(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_defaults(tmp_path: Path) -> None:
     spec = SweepSpec.load(write(tmp_path, GOOD))
     assert spec.folder == Path("results/t")
     assert spec.data.train_size == (1.0,)
-    assert spec.search.rates == 12 - 4
+    assert spec.search.rates == 13 - 4
     assert spec.confirm.seeds == (0, 1, 2, 3, 4)
     assert max(spec.confirm.seeds) < TUNE_SEED
     assert spec.budgets.references() == ("lora-1", "lora-4")
@@ -50,6 +50,11 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (GOOD + "[confirm]\nseeds = [1, 1]", "confirm.seeds", "once"),
         (GOOD + f"[confirm]\nseeds = [{TUNE_SEED}]", "confirm.seeds", "below 1000000"),
         (GOOD + "[confirm]\nseeds = 0", "confirm.seeds", "at least 1"),
+        (GOOD + "[confirm]\nmargin = 0", "confirm.margin", "above 0 and below 1, the range of the scores"),
+        (GOOD + "[confirm]\nmargin = -0.01", "confirm.margin", "above 0"),
+        (GOOD + "[confirm]\nmargin = 1", "confirm.margin", "one point is margin = 0.01"),
+        (GOOD + "[confirm]\nmargin = nan", "confirm.margin", "finite"),
+        (GOOD + "[confirm]\nseeds = 5\nmax_seeds = 3", "confirm", "max_seeds = 3 is below the 5 seeds"),
         (GOOD + "[search]\ntrials = 4", "search", "least that works is trials = 6"),
         (GOOD + "[train]\nepochs = 0", "train.epochs", "at least 1"),
         (GOOD + "[train]\nepoch = 3", "train.epoch", "unknown key"),

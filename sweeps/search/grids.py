@@ -1,0 +1,87 @@
+"""Grids: a nested one, whose k-th point is the same for every allowance, and the one that older folders go on with."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from sweeps.spec.space import Dimension, Point, Space, Value, extra_of
+
+
+def nested(space: Space) -> Iterator[Point]:
+    """The points of a grid, coarse to fine: the first n are the grid of an allowance of n points.
+
+    Of a range alone they are its centre, its low and high end, the quarters, then the eighths (those beside the centre
+    first), and so on, in pairs about the centre, the lower one first: 3, 5, 9 and 17 points are equally spaced. Of
+    several ranges they are the product, level by level, the points that leave the centre in fewest ranges first, and
+    in the rate before others; every one with all combinations of the lists.
+    """
+    lists = [[(d.name, value) for value in d.values] for d in space.dimensions if d.values]
+    ranges = [d for d in space.dimensions if not d.values]
+    sources = [_values(Dimension("lr", space.low, space.high, log=True)), *map(_values, ranges)]
+    axes: list[list[Value]] = [[] for _ in sources]
+    for level in itertools.count():
+        for axis, source in zip(axes, sources, strict=True):
+            axis.extend(itertools.islice(source, 2 if level else 1))
+        places = itertools.product(*(range(len(axis)) for axis in axes))
+        new = [place for place in places if max((k + 1) // 2 for k in place) == level]
+        for place in sorted(new, key=lambda place: (sum(k > 0 for k in place), place[::-1])):
+            lr, *others = (axis[k] for axis, k in zip(axes, place, strict=True))
+            named = {d.name: value for d, value in zip(ranges, others, strict=True)}
+            for chosen in itertools.product(*lists):
+                yield Point(float(lr), extra_of(named | dict(chosen)))
+
+
+def _values(d: Dimension) -> Iterator[Value]:
+    """The values of a range, coarse to fine, each once; of whole numbers until all are there."""
+    seen: set[Value] = set()
+    for share in _shares():
+        value = _at(d, share)
+        if value not in seen:
+            seen.add(value)
+            yield value
+        if d.integer and seen >= set(range(round(d.ends[0]), round(d.ends[1]) + 1)):
+            return
+
+
+def _shares() -> Iterator[float]:
+    """1/2, 0, 1, 1/4, 3/4, 3/8, 5/8, 1/8, 7/8, ..."""
+    yield from (0.5, 0.0, 1.0)
+    for depth in itertools.count(2):
+        for k in range(2 ** (depth - 1) - 1, 0, -2):
+            yield from (k / 2**depth, 1 - k / 2**depth)
+
+
+def _at(d: Dimension, share: float) -> Value:
+    """The value of a range at a share of its width."""
+    if d.low is None or d.high is None:
+        raise AssertionError(f"{d.name} is no range")
+    low, high = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)
+    value = low + share * (high - low)
+    return d.nearest(math.exp(value) if d.log else value)
+
+
+def equal_steps(points: int, space: Space) -> list[Point]:
+    """The grid of older folders: equal steps of all ranges, ends included, as many as `points` leaves room for.
+
+    It is the product of all lists and ranges; every range gets the same number of values, the largest whose product
+    fits. What is left of `points` is not a grid's.
+    """
+    lists = math.prod(len(d.values) for d in space.dimensions if d.values)
+    ranges = 1 + sum(not d.values for d in space.dimensions)
+    steps = max(1, math.floor((points / lists) ** (1 / ranges) + 1e-9))
+    axes = [[(d.name, value) for value in (d.values or _levels(d, steps))] for d in space.dimensions]
+    rates = rate_steps(steps, space.low, space.high)
+    return [Point(lr, extra_of(dict(chosen))) for chosen in itertools.product(*axes) for lr in rates]
+
+
+def _levels(d: Dimension, steps: int) -> list[Value]:
+    """Equal steps of one range, ends included; whole numbers once each."""
+    shares = [0.5] if steps == 1 else [k / (steps - 1) for k in range(steps)]
+    return list(dict.fromkeys(_at(d, share) for share in shares))
+
+
+def rate_steps(rates: int, low: float, high: float) -> list[float]:
+    """`rates` learning rates at equal steps of the logarithm, both ends included; the middle for a single one."""
+    return [float(lr) for lr in _levels(Dimension("lr", low, high, log=True), rates)]

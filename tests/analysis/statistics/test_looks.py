@@ -1,0 +1,81 @@
+"""How the level is spread over looks: added up, and on tables of a method against itself whose seeds are added to."""
+
+from __future__ import annotations
+
+import json
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import open_store
+from analysis.statistics.inference import LEVEL
+from analysis.statistics.looks import Looks, level, looks
+from analysis.words.parity import looks_says
+
+
+def ever_different(each: list[int], levels: list[float], runs: int = 20_000) -> float:
+    """How often a method differs from itself at any look: `each` seeds more, until there is a difference."""
+    draws = np.random.default_rng(0).normal(size=(runs, sum(each)))
+    found = np.zeros(runs, dtype=bool)
+    for seeds, alpha in zip(accumulate(each), levels, strict=True):
+        found |= stats.ttest_1samp(draws[:, :seeds], 0.0, axis=1).pvalue <= alpha
+    return float(found.mean())
+
+
+@pytest.mark.parametrize("maximum", [None, 20])
+def test_adding_seeds_until_there_is_a_difference_keeps_the_level(maximum: int | None) -> None:
+    each = [5, 5, 5, 5]
+    counts = list(accumulate(each))
+    levels = [Looks(tuple(counts[: k + 1]), maximum).level for k in range(4)]
+    assert sum(levels) <= 1 - LEVEL
+    assert ever_different(each, levels) < 1 - LEVEL
+    assert ever_different(each, [1 - LEVEL] * 4) > 0.1  # what it would be without
+
+
+def test_the_levels_of_any_looks_sum_to_five_percent_at_most() -> None:
+    for maximum, counts in [(None, range(1, 60)), (30, [3, 10, 11, 30]), (30, [30]), (7, [2, 7])]:
+        spent = [Looks(tuple(counts)[: k + 1], maximum).level for k in range(len(counts))]
+        assert all(alpha > 0 for alpha in spent) and sum(spent) <= 1 - LEVEL + 1e-12
+    assert Looks((5,), 5).level == pytest.approx(1 - LEVEL)  # one look at all seeds has all of it
+    assert Looks((5,)).level == pytest.approx(0.8 * (1 - LEVEL))
+
+
+def declared(folder: Path, *events: dict[str, Any]) -> Path:
+    lines = [{"ev": "declare", "name": "a", "max_seeds": None, "margin": None, "scored": 0} | event for event in events]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_look_is_taken_where_seeds_are_added_to_scores(tmp_path: Path) -> None:
+    events = [
+        {"seeds": [0, 1]},
+        {"seeds": [0, 1, 2]},  # before any score: no look was taken at two
+        {"seeds": [0, 1], "scored": 6},  # what was removed was seen, and counts
+        {"seeds": [0, 1], "scored": 6, "margin": 0.01},
+        {"seeds": [3, 4], "scored": 6, "margin": 0.01},
+        {"seeds": [0, 1, 2, 3, 4], "scored": 9, "margin": 0.02},
+    ]
+    store = open_store(declared(tmp_path, *events))
+    assert looks(store) == {"a": Looks((3, 5), None, 2)}
+    assert level(store) == pytest.approx(0.2 * 0.8 * (1 - LEVEL))
+    assert looks_says(looks(store).values()) == [
+        "Looks: scores of 3 seeds were there to be seen before there were 5; no maximum was declared, and tests of "
+        "this look are made at 0.8 %.",
+        "The margin of equivalence was changed 2 time(s) after test scores were there.",
+    ]
+
+
+def test_a_folder_that_declares_nothing_has_the_whole_level(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text(json.dumps({"ev": "sweep", "name": "old"}) + "\n")
+    store = open_store(tmp_path)
+    assert (looks(store), level(store), looks_says([])) == ({}, pytest.approx(1 - LEVEL), [])
+
+
+def test_a_maximum_is_said(tmp_path: Path) -> None:
+    store = open_store(declared(tmp_path, {"seeds": [0, 1, 2, 3, 4], "max_seeds": 5}))
+    (said,) = looks_says(looks(store).values())
+    assert said == "Looks: one, at 5 seeds; 5 were declared as the most, and tests of this look are made at 5 %."

@@ -1,0 +1,53 @@
+"""What a sweep declares of stage CONFIRM is on record, with how many test scores there were to be seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.records.declared import declare
+from sweeps.records.journal import Journal
+from sweeps.records.locks import IdentityError, check_identity, write_identity
+from sweeps.search.stages import SweepState
+from sweeps.spec.sections import ConfirmSection
+from tests.fakes import FakeCell, fake_plan
+from tests.sweeps.support import events
+
+
+def run(folder: Path, scored: int = 0, **confirm: Any) -> list[tuple[Any, ...]]:
+    """A run's declaration, with so many test scores known; what the journal has then."""
+    plan = fake_plan(folder, (FakeCell("lora"), FakeCell("zero-shot", None)), confirm=ConfirmSection(**confirm))
+    state = SweepState(plan.feasible, plan.spec)
+    for name, lr, count in (("lora-1000", 1e-3, scored), ("zero-shot-None", None, 1)):
+        for k in range(count):
+            row = {"cell_id": name, "trial_id": f"{name}{k}", "stage": "CONFIRM", "slot": k, "lr": lr}
+            state.finish({**row, "test_score": 0.5, "val_score": 0.5})
+    with Journal(folder / "journal.jsonl") as journal:
+        declare(state, journal)
+    return [(e["seeds"], e["max_seeds"], e["margin"], e["scored"]) for e in events(folder, "declare")]
+
+
+def test_it_is_written_once_and_again_where_it_changes(tmp_path: Path) -> None:
+    first = ([0, 1], None, 0.01, 0)
+    assert run(tmp_path, seeds=2, margin=0.01) == [first]
+    assert run(tmp_path, scored=1, seeds=2, margin=0.01) == [first]  # as after an interruption
+    assert run(tmp_path, scored=2, seeds=3, margin=0.01) == [first, ([0, 1, 2], None, 0.01, 2)]
+    assert run(tmp_path, scored=3, seeds=3, margin=0.02)[2:] == [([0, 1, 2], None, 0.02, 3)]
+
+
+def test_an_older_folder_declares_what_it_ran_once_more_is_asked(tmp_path: Path) -> None:
+    assert run(tmp_path, scored=2, seeds=2) == []
+    assert run(tmp_path, scored=2, seeds=4) == [([0, 1], None, None, 0), ([0, 1, 2, 3], None, None, 2)]
+
+
+def test_a_maximum_of_seeds_stays_as_it_was_declared(tmp_path: Path) -> None:
+    def identity(**confirm: Any) -> dict[str, Any]:
+        return fake_plan(tmp_path, confirm=ConfirmSection(**confirm)).spec.identity()
+
+    write_identity(tmp_path, identity(seeds=2, max_seeds=4))
+    check_identity(tmp_path, identity(seeds=4, max_seeds=4, margin=0.01))
+    for changed in ({"max_seeds": 8}, {}):
+        with pytest.raises(IdentityError, match=r"confirm\.max_seeds.*were made with 4"):
+            check_identity(tmp_path, identity(seeds=4, **changed))
