@@ -47,6 +47,15 @@ def shared_seeds(scores: Sequence[Mapping[Seed, Any]]) -> list[Seed]:
     return [seed for seed in scores[0] if all(seed in other for other in scores)]
 
 
+def seeds_are_shared(blocks: Sequence[Mapping[Seed, Any]]) -> bool:
+    """Whether any two data sets have a seed in common.
+
+    Sweeps derive their seeds per data set and size. Those of older folders are the same on all data sets, and so is
+    what a seed does.
+    """
+    return len({seed for block in blocks for seed in block}) < sum(len(block) for block in blocks)
+
+
 def averaged(scores: Sequence[Mapping[Seed, float]]) -> dict[Seed, float]:
     """Seed by seed the mean over several, of the seeds that all have."""
     return {seed: sum(each[seed] for each in scores) / len(scores) for seed in shared_seeds(scores)}
