@@ -7,7 +7,7 @@ are then confirmed and compared by the functions that `scaling.comparisons` call
 scores, what `choice` says the choice of rates adds, pooled over a method's budgets, one standard error by
 Welch-Satterthwaite; the mean over all budgets first, then Holm over the rows. A planted advantage gives the power.
 
-    python benchmarks/calibration.py                    # the table of docs/fairness.md, about a quarter of an hour
+    python benchmarks/calibration.py                    # the table of docs/fairness.md, about half an hour of one core
     python benchmarks/calibration.py --regime steep     # one regime
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.statistics.choice import Runs, chosen_variance, run_noise
+from analysis.statistics.choice import Runs, chosen_variance, noise_share, run_noise
 from analysis.statistics.inference import proportion_interval, step_down, two_sided
 
 Real = NDArray[np.float64]
@@ -39,6 +39,7 @@ class Protocol:
         budgets, datasets: a table has a comparison at each budget of each data set. seeds: CONFIRM seeds of each.
         rates, decades: the grid of learning rates. rerun_rates, rerun_seeds: the best rates re-run on further seeds.
         luck_sd: spread that all methods share at one seed. own_sd: a run's own spread.
+        shared: share of a run's own variance that a method's budgets have in common at one seed.
         common: share of a run's own variance that its validation and its test score have in common.
         curvature: score lost at one decade from the best rate, growing with the square of the distance.
         cliff: how much steeper the response is above the best rate than below.
@@ -54,6 +55,7 @@ class Protocol:
     rerun_seeds: int = 2
     luck_sd: float = 0.010
     own_sd: float = 0.006
+    shared: float = 0.0
     common: float = 0.5
     curvature: float = 0.05
     cliff: float = 1.0
@@ -107,14 +109,17 @@ def simulate(protocol: Protocol, tables: int = 1000, seed: int = 0) -> Outcome:
     """
     if protocol.seeds < 2 or protocol.rates < 2 or tables < 1:
         raise ValueError(f"a simulation needs two seeds, two rates and a table, got {protocol} and {tables} tables")
-    differences, variances = draw(protocol, tables, np.random.default_rng(seed))
-    found = [verdicts(differences, v) for v in (variances, np.zeros_like(variances))]
-    counted = [int(f.any(axis=-1).sum()) for f in found]
-    return Outcome(tables, *counted, overall=float(found[0][:, 0].mean()), cells=float(found[0][:, 1:].mean()))
+    differences, variances, share = draw(protocol, tables, np.random.default_rng(seed))
+    found = [verdicts(differences, v, share) for v in (variances, np.zeros_like(variances))]
+    false, given = (int(f.any(axis=-1).sum()) for f in found)
+    return Outcome(tables, false, given, overall=float(found[0][:, 0].mean()), cells=float(found[0][:, 1:].mean()))
 
 
-def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real]:
-    """(tables, data sets, budgets, seeds) paired differences, and (tables, data sets, 2) what `choice` says of arms."""
+def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real, Real]:
+    """(tables, data sets, budgets, seeds) paired differences, (tables, data sets, 2) what `choice` says of arms.
+
+    And (tables, data sets) which share of it the mean over budgets has.
+    """
     shape = (tables * protocol.datasets, 2, protocol.budgets)
     grid = np.linspace(-protocol.decades / 2, protocol.decades / 2, protocol.rates)
     step = grid[1] - grid[0]
@@ -126,32 +131,39 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
     again_seeds = protocol.rerun_seeds if protocol.rerun_rates else 0
     runs = 1 + again_seeds
     luck = rng.normal(0, protocol.luck_sd, (shape[0], 1, shape[2], 1, runs))  # a TUNE seed is shared by all rates
-    tried = quality[..., None] + luck + rng.normal(0, protocol.own_sd, (*shape, protocol.rates, runs))
+    tried = quality[..., None] + luck + _own(protocol, (*shape, protocol.rates, runs), rng)
     first = tried[..., 0]
     at = np.argsort(-first, axis=-1)[..., : max(1, protocol.rerun_rates)]
     again = np.take_along_axis(tried, at[..., None], axis=-2)
     chosen = np.take_along_axis(at, again.mean(axis=-1).argmax(axis=-1)[..., None], axis=-1)
     picked = np.array(np.take_along_axis(quality, chosen, axis=-1))
     luck = rng.normal(0, protocol.luck_sd, (2, shape[0], 1, shape[2], protocol.seeds))
-    own = rng.normal(0, protocol.own_sd, (3, *shape, protocol.seeds))
+    own = [_own(protocol, (*shape, protocol.seeds), rng) for _ in range(3)]
     test, val = (
         picked + luck[k] + np.sqrt(protocol.common) * own[0] + np.sqrt(1 - protocol.common) * own[1 + k] for k in (0, 1)
     )
     test[:, 0] += protocol.advantage
     squares, freedom = run_noise(np.swapaxes(val, 1, 2))  # budget by budget
     noise = squares.mean(axis=-1) / freedom
+    share = noise_share(np.swapaxes(val, 1, 2))
     reruns = (protocol.rerun_rates, again_seeds)
     seen = Runs(first, again, at)
     added = chosen_variance(grid, seen, chosen[..., 0], noise[:, None, None], reruns, rng, draws=100)
     pairs = (test[:, 0] - test[:, 1]).reshape(tables, protocol.datasets, protocol.budgets, protocol.seeds)
-    return pairs, added.mean(axis=-1).reshape(tables, protocol.datasets, 2)
+    return pairs, added.mean(axis=-1).reshape(tables, protocol.datasets, 2), share.reshape(tables, protocol.datasets)
 
 
-def verdicts(differences: Real, variances: Real) -> NDArray[np.bool_]:
+def _own(protocol: Protocol, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
+    """A run's own luck, of shape (tables, arms, budgets, ...)."""
+    alone, alike = (rng.normal(0, protocol.own_sd, s) for s in (shape, (*shape[:2], 1, *shape[3:])))
+    return np.asarray(np.sqrt(1 - protocol.shared) * alone + np.sqrt(protocol.shared) * alike)
+
+
+def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool_]:
     """(tables, 1 + rows) which of a table's rows have a verdict: the mean of all first, where there are several.
 
     Args:
-        differences: (tables, data sets, budgets, seeds). variances: (tables, data sets, 2) of both arms' choice.
+        differences, variances, share: as `draw` returns them.
     """
     tables, datasets, budgets, seeds = differences.shape
     added = variances.sum(axis=-1)
@@ -162,20 +174,25 @@ def verdicts(differences: Real, variances: Real) -> NDArray[np.bool_]:
         return np.hstack([steps, steps]) <= LEVEL
     by_seed = differences.mean(axis=2)
     own = by_seed.var(axis=-1, ddof=1) / seeds / datasets**2
-    extra = added.sum(axis=-1) / budgets / datasets**2
+    extra = (added * share).sum(axis=-1) / datasets**2
     first = two_sided(by_seed.mean(axis=(1, 2)), own, np.full(datasets, seeds - 1.0), extra)[:, None]
     return np.hstack([first, np.maximum(first, steps)]) <= LEVEL
 
 
-def table(regimes: dict[str, Protocol], tables: int) -> Iterator[str]:
-    """The lines of the table: error and power of every regime, by seeds, budgets and data sets."""
-    yield "| regime | seeds | budgets | data sets | false, % [95 %] | given the rates, % | 2 points: mean, % | each, % |"
+def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
+    """The lines of the table: error and power of every regime, by seeds, budgets and data sets.
+
+    Args:
+        rows: comparisons to simulate for each line, which make as many more tables as these have fewer rows.
+    """
+    yield "| regime | seeds | budgets | sets | false, % [95 %] | given the rates, % | 2 points: mean, % | each, % |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for name, base in regimes.items():
         for seeds in SEEDS:
             for budgets in BUDGETS:
                 for datasets in DATASETS:
                     protocol = replace(base, seeds=seeds, budgets=budgets, datasets=datasets)
+                    tables = max(1, min(rows // 4, rows // (budgets * datasets)))
                     same = simulate(protocol, tables)
                     planted = simulate(replace(protocol, advantage=0.02), max(1, tables // 4), seed=1)
                     low, high = same.interval
@@ -189,11 +206,11 @@ def table(regimes: dict[str, Protocol], tables: int) -> Iterator[str]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=32_000, help="comparisons simulated for each line")
     parser.add_argument("--regime", choices=list(REGIMES), default=None)
     given = parser.parse_args()
     wanted = REGIMES if given.regime is None else {given.regime: REGIMES[given.regime]}
-    for line in table(wanted, given.tables):
+    for line in table(wanted, given.rows):
         print(line, flush=True)
 
 

@@ -73,6 +73,26 @@ def run_noise(scores: Array) -> tuple[Array, int]:
     return np.asarray((rest**2).sum(axis=-1)), round(float(np.trace(left)))
 
 
+def noise_share(scores: Array) -> Array:
+    """Variance of a run's noise averaged over budgets, as a share of one run's: 1 / budgets where they are independent.
+
+    A method's budgets share TUNE's seeds, so that what a seed does may move all its choices alike. CONFIRM shows how
+    far it does.
+
+    Args:
+        scores: (..., budgets, cells, seeds) validation scores of stage CONFIRM, of the same methods at every budget.
+
+    Returns:
+        (...) from 1 / budgets to 1; 1 where the scores don't tell.
+    """
+    budgets = scores.shape[-3]
+    (each, freedom), (mean, _) = run_noise(scores), run_noise(scores.mean(axis=-3))
+    one = each.mean(axis=-1)
+    if not freedom:
+        return np.ones_like(one)
+    return np.clip(mean / np.where(one > 0, one, 1.0), 1.0 / budgets, 1.0)
+
+
 def levels(runs: Runs) -> tuple[Array, Array]:
     """Expected scores by point, relative to the first seed, and the number of runs behind each; both (..., K)."""
     weight = np.ones_like(runs.first)
@@ -159,9 +179,9 @@ def chosen_variance(
 def choice_variances(store: Store) -> dict[CellKey, float]:
     """(sweep, cell) -> variance that the choice adds to the cell's expected score, pooled over its method's budgets.
 
-    0 where nothing was to choose: what trains nothing, rates that were fixed beforehand, an allowance of one point. Left
-    out, for it is not known: a cell of several points of which fewer than two finished, or whose TUNE is not in the
-    store; a cell of a place where CONFIRM's validation scores don't tell the noise of a run.
+    0 where nothing was to choose: what trains nothing, rates that were fixed beforehand, an allowance of one point.
+    Left out, for it is not known: a cell of several points of which fewer than two finished, or whose TUNE is not in
+    the store; a cell of a place where CONFIRM's validation scores don't tell the noise of a run.
     """
     cells = store.table("cells").to_pylist()
     tuned, noise = _tuned(store), _noise(store)
@@ -224,7 +244,8 @@ def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
 def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Runs]:
     """log10 of the rates (None where more was searched), and the scores of the points that the first seed has.
 
-    That seed is the one that most points ran on, for seeds have no order. Re-run points keep the seeds that all of them have.
+    That seed is the one that most points ran on, for seeds have no order. Re-run points keep the seeds that all of
+    them have.
     """
     start = Counter(seed for runs in points.values() for seed in runs).most_common(1)[0][0]
     kept = {point: runs for point, runs in points.items() if start in runs}

@@ -27,6 +27,8 @@ Verdict = Literal[
     "not testable",
     "not testable with the choice of rates",
 ]
+NOT_KNOWN: Verdict = "not testable with the choice of rates"
+"""Where it is not known what the choice of rates adds."""
 
 LEVEL = 0.95
 """Level of every interval; 1 - LEVEL is the family-wise error rate of a family of comparisons."""
@@ -272,15 +274,21 @@ def in_sequence(first: float | None, rest: Sequence[float | None]) -> tuple[floa
     return first, [None if p is None else max(p, first or 0.0) for p in adjusted]
 
 
-def verdict(difference: float | None, adjusted_p: float | None, beyond: float | None = None) -> Verdict:
+def verdict(
+    difference: float | None, adjusted_p: float | None, *, beyond: float | None = None, known: bool = True
+) -> Verdict:
     """What corrected tests allow to be said of a difference.
 
     Args:
-        difference: seen. adjusted_p: of no difference, corrected.
+        difference: seen.
+        adjusted_p: of no difference, corrected; None where it can't be tested.
         beyond: of a true difference outside the margin, corrected; None without a margin.
+        known: whether it is known what the choice of rates adds; not for a verdict that takes the rates for given.
     """
-    if difference is None or adjusted_p is None:
+    if difference is None or (known and adjusted_p is None):
         return "not testable"
+    if adjusted_p is None:
+        return NOT_KNOWN
     if adjusted_p <= 1 - LEVEL:
         return "higher" if difference > 0 else "lower"
     return "equivalent" if beyond is not None and beyond <= 1 - LEVEL else "not distinguishable"

@@ -95,7 +95,7 @@ def effect_size(difference: Difference) -> Interval | None:
     return Interval(correction * difference.mean / sd, low, high, None, difference.n)
 
 
-def _noncentrality(t: float, freedom: int, share: float) -> float:
+def _noncentrality(t: float, freedom: float, share: float) -> float:
     """The shift under which a share of the noncentral t distribution lies below `t`."""
     reach = 10.0 + abs(t) * 10.0
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.format import Row
+from analysis.statistics.inference import OVER_SEEDS, T_TEST, Difference, stratified_difference, t_difference
 from analysis.store.store import Store, remembered
 from analysis.styles import Place, place_of
 
@@ -17,7 +18,7 @@ Seed = tuple[int, int, int]
 
 _RUNS = """
 select sweep, cell_id, model, dataset, train_size, method, reference, budget, adapter_params, lr,
-       data_seed, init_seed, basis_seed, test_score
+       data_seed, init_seed, basis_seed, val_score, test_score
 from confirmed where test_score is not null
 order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed, basis_seed
 """
@@ -67,3 +68,14 @@ def by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
     for row in rows:
         groups[tuple(row[name] for name in names)].append(row)
     return dict(groups)
+
+
+def over_datasets(blocks: Sequence[Mapping[Seed, float]]) -> Difference | None:
+    """The mean over data sets of values by seed, its spread from the seeds; None where there is nothing to average.
+
+    Seeds that data sets share move them together: then each is averaged over the data sets, and counts once.
+    """
+    if len(blocks) > 1 and not seeds_are_shared(blocks):
+        return stratified_difference([list(values.values()) for values in blocks])
+    means = list(averaged(blocks).values()) if blocks else []
+    return t_difference(means, OVER_SEEDS if len(blocks) > 1 else T_TEST) if means else None

@@ -7,27 +7,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from analysis.errors import StoreError
 from analysis.format import Row
-from analysis.statistics.choice import CellKey, choice_variances
+from analysis.statistics.choice import CellKey, choice_variances, noise_share
 from analysis.statistics.inference import (
     LEVEL,
     OVER_DATASETS,
-    OVER_SEEDS,
-    T_TEST,
     Difference,
-    Verdict,
     in_sequence,
     mean_interval,
     paired_difference,
-    stratified_difference,
     t_difference,
     verdict,
 )
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
-from analysis.statistics.runs import Cell, Seed, averaged, by, by_seed, confirmed, seeds_are_shared
+from analysis.statistics.runs import (
+    Cell,
+    Seed,
+    averaged,
+    by,
+    by_seed,
+    confirmed,
+    over_datasets,
+    seed_of,
+    seeds_are_shared,
+    shared_seeds,
+)
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import style
@@ -42,9 +50,6 @@ UNTRAINED = "zero-shot"
 
 PLANTED = 0.02
 """The true difference that `power` is given for: 2 points."""
-
-NOT_KNOWN: Verdict = "not testable with the choice of rates"
-"""The verdict where it is not known what the choice of rates adds."""
 
 CURVE = pa.schema(
     [
@@ -78,7 +83,8 @@ COMPARISONS = pa.schema(
         ("choice_sd", REAL),  # what the choice of both arms' rates adds (`choice`); null where not known
         ("p", REAL),  # with the choice of rates in it, as `low` and `high`
         ("p_holm", REAL),  # in sequence: the mean over budgets first, then Holm's steps over the budgets
-        ("p_equivalent", REAL),  # corrected alike, of a true difference beyond the margin; null without a margin
+        ("margin", REAL),  # below which a difference counts as none (`confirm.margin`); null where none was named
+        ("p_equivalent", REAL),  # corrected as `p_holm`, of a true difference beyond the margin
         ("verdict", TEXT),
         ("p_given_rates", REAL),  # were the chosen rates the only ones possible
         ("verdict_given_rates", TEXT),
@@ -124,7 +130,7 @@ def curve(store: Store) -> pa.Table:
     for sweep, model, size, method, reference in dict.fromkeys((p[0], p[1], p[3], m, r) for p, m, r in cells):
         names = sorted(datasets[sweep, model, size])
         groups = [cells.get(((sweep, model, name, size), method, reference), []) for name in names]
-        difference = _over_datasets([by_seed(runs) for runs in groups]) if len(names) > 1 and all(groups) else None
+        difference = over_datasets([by_seed(runs) for runs in groups]) if len(names) > 1 and all(groups) else None
         if difference is not None:
             mean = {"dataset": None, "lr": None, "n_datasets": len(names), "n": difference.n // len(difference.pairs)}
             seen = {k: getattr(difference, k) for k in ("mean", "low", "high", "sd")}
@@ -180,7 +186,7 @@ def compared(store: Store, baseline: str, focus: str = FOCUS) -> list[tuple[Row,
     found.sort(key=lambda pair: _order(pair[0]))
     _corrected([row for row, _ in found], focus)
     for row, difference in found:
-        row |= _prospects(row, difference)
+        row.update(_prospects(row, difference))
     return found
 
 
@@ -218,9 +224,8 @@ def _corrected(rows: Sequence[Row], focus: str) -> None:
                 row["alpha_all"] = (1 - LEVEL) / shares / max(1, _tested(block))
     for row in rows:
         row["verdict_given_rates"] = verdict(row["difference"], row["p_given_rates_holm"])
-        row["verdict"] = verdict(row["difference"], row["p_holm"], row["p_equivalent"])
-        if row["choice_sd"] is None and row["p_given_rates"] is not None:
-            row["verdict"] = NOT_KNOWN
+        known = row["choice_sd"] is not None or row["p_given_rates"] is None
+        row["verdict"] = verdict(row["difference"], row["p_holm"], beyond=row["p_equivalent"], known=known)
 
 
 def _tested(rows: Sequence[Row]) -> int:
@@ -250,7 +255,7 @@ def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
 
 
 def _prospects(row: Row, difference: Difference) -> Row:
-    """Power for PLANTED, the seeds for it, the smallest detectable difference, and the interval for all rows at once."""
+    """Power for PLANTED, the seeds for it, the smallest detectable difference, the interval for all rows at once."""
     if row["p"] is None or not difference.testable:
         return {}
     alpha, tested = row["alpha"], difference.widened(row["choice_sd"] ** 2)
@@ -265,14 +270,19 @@ def _prospects(row: Row, difference: Difference) -> Row:
 
 
 def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[Runs, Runs]]) -> float | None:
-    """Variance that choices add to a mean over pairs of cells; None where one of them is not known."""
-    cells: dict[CellKey, int] = defaultdict(int)
-    for pair in pairs:
-        for runs in pair:
-            cells[runs[0]["sweep"], runs[0]["cell_id"]] += 1
-    if any(key not in choice for key in cells):
-        return None
-    return sum(choice[key] * times**2 for key, times in cells.items()) / len(pairs) ** 2
+    """Variance that choices add to a mean over budgets of one data set; None where one of them is not known."""
+    found = [choice.get((runs[0]["sweep"], runs[0]["cell_id"])) for pair in pairs for runs in pair]
+    known = [variance for variance in found if variance is not None]
+    return sum(known) / len(pairs) * _share(pairs) if len(known) == len(found) else None
+
+
+def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
+    """Which share of one choice's variance the mean over budgets has (`choice.noise_share`)."""
+    scores = [[{seed_of(r): r["val_score"] for r in runs if r["val_score"] is not None} for runs in p] for p in pairs]
+    seeds = shared_seeds([cell for pair in scores for cell in pair])
+    if len(pairs) == 1 or not seeds:
+        return 1.0
+    return float(noise_share(np.array([[[cell[seed] for seed in seeds] for cell in pair] for pair in scores])))
 
 
 def _overall(
@@ -305,26 +315,17 @@ def _overall(
         total = {"sweep": sweep, "model": model, "dataset": dataset, "train_size": size, "method": focus}
         total |= {"reference": None, "budget": None}
         known = [p for p in parts if p is not None]
-        added = sum(known) / len(parts) ** 2 if len(known) == len(parts) else None
-        tests = [(_over_datasets(list(blocks.values())), added)]
+        each = list(blocks.values())
+        together = 1 if seeds_are_shared(each) else len(parts)  # choices on shared seeds may go wrong alike
+        added = sum(known) / len(parts) / together if len(known) == len(parts) else None
+        tests = [(over_datasets(each), added)]
         if len(blocks) > 1:
-            tests.append((_like_these(list(blocks.values())), 0.0))  # spread over data sets has their choices in it
+            tests.append((_like_these(each), 0.0))  # spread over data sets has their choices in it
         for difference, extra in tests:
             if difference is not None:
                 row = _compared(total, baseline, difference, extra, margin)
                 found.append((row | {"n_datasets": len(blocks)}, difference))
     return found
-
-
-def _over_datasets(blocks: Sequence[Mapping[Seed, float]]) -> Difference | None:
-    """The mean over data sets of values by seed, its spread from the seeds; None where there is nothing to average.
-
-    Seeds that data sets share move them together: then each is averaged over the data sets, and counts once.
-    """
-    if len(blocks) > 1 and not seeds_are_shared(blocks):
-        return stratified_difference([list(values.values()) for values in blocks])
-    means = averaged(blocks)
-    return t_difference(list(means.values()), OVER_SEEDS if len(blocks) > 1 else T_TEST) if means else None
 
 
 def _like_these(blocks: Sequence[Mapping[Seed, float]]) -> Difference:
@@ -347,7 +348,10 @@ def _compared(cell: Row, baseline: str, difference: Difference, added: float | N
         | {"difference": difference.mean, "sd": difference.sd, "error": difference.error, "freedom": difference.freedom}
         | {"p_given_rates": difference.p, "choice_sd": None if added is None else added**0.5}
         | {"low": widened and widened.low, "high": widened and widened.high, "p": widened and widened.p}
-        | {"p_beyond": widened.p_beyond(margin) if widened is not None and margin is not None else None}
+        | {
+            "margin": margin,
+            "p_beyond": widened.p_beyond(margin) if widened is not None and margin is not None else None,
+        }
         | {"effect": effect and effect.mean, "effect_low": effect and effect.low}
         | {"effect_high": effect and effect.high}
     )

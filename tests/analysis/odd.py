@@ -35,6 +35,7 @@ def odd_results(
     for (method, reference, dataset), scores in cells.items():
         cell = _cell(sweep, dataset, "1.0", method, reference, seeds)
         lr = cell["lr_centre"]
+        cell["tune_trials"] = len(tune) if lr else 0
         planned.append(cell)
         runs = [("TUNE", lr * 10 ** (k - 1), 10**6, v) for k, v in enumerate(tune)] if lr else []
         for stage, rate, seed, score in [*runs, *(("CONFIRM", lr, s, v) for s, v in scores.items())]:
