@@ -204,7 +204,10 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
 
 
 def _noise(store: Store) -> dict[Place, float]:
-    """Variance of one run by place: pooled over its budgets, or over all its cells where no budget has two methods."""
+    """Variance of one run by place: pooled over its budgets, or over all its cells where no budget has two methods.
+
+    One cell alone does not tell a seed's luck from a run's own: its whole spread over seeds counts.
+    """
     rows = store.sql(_CONFIRMED).to_pylist()
     found: dict[Place, float] = {}
     for place in dict.fromkeys(place_of(r) for r in rows):
@@ -215,6 +218,10 @@ def _noise(store: Store) -> dict[Place, float]:
             if freedom:
                 found[place] = sum(squares for squares, _ in parts) / freedom
                 break
+        else:
+            alone = [r["val_score"] for r in mine]
+            if len({r["cell_id"] for r in mine}) == 1 < len(alone):
+                found[place] = float(np.var(alone, ddof=1))
     return found
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances
 from analysis.statistics.inference import holm, mean_interval, verdict
-from analysis.statistics.runs import Seed, by, by_seed, over_datasets, seeds_are_shared, shared_seeds
+from analysis.statistics.runs import Seed, by, by_seed, over_datasets, shared_seeds, sharing_seeds
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import in_order
@@ -87,17 +87,18 @@ def effects(store: Store) -> pa.Table:
     correction is over all rows of the table.
     """
     rows: list[Row] = []
-    choice = choice_variances(store)
+    choice, sharing = choice_variances(store), sharing_seeds(store)
     for (sweep, model, size), runs in by(_runs(store), "sweep", "model", "train_size").items():
         datasets = by(runs, "dataset")
         for scope in (None, *_families(runs)):
+            shared = sweep in sharing
             slopes = {d: _slopes([r for r in g if scope in (None, r["base"])]) for (d,), g in datasets.items()}
             for effect in (RANK, PARAMETERS, CONTRAST):
                 found = {d: _Slope.of(each[effect], choice) for d, each in slopes.items() if effect in each}
                 place = {"sweep": sweep, "model": model, "train_size": size, "scope": scope, "effect": effect}
-                rows += [place | {"dataset": d} | _said([f]) for d, f in found.items()]
+                rows += [place | {"dataset": d} | _said([f], shared=shared) for d, f in found.items()]
                 if len(found) > 1 and len(found) == len(datasets):
-                    rows.append(place | {"dataset": None} | _said(list(found.values())))
+                    rows.append(place | {"dataset": None} | _said(list(found.values()), shared=shared))
     for p, said in (("p", "verdict"), ("p_given_rates", "verdict_given_rates")):
         for row, adjusted in zip(rows, holm([r[p] for r in rows]), strict=True):
             known = p != "p" or row["choice_sd"] is not None or row["p_given_rates"] is None
@@ -173,14 +174,14 @@ def _weights(runs: Sequence[Row], level: str, along: str) -> tuple[Weights, list
     return {k: (off[k[0], k[1]] / total, mine) for cells in groups for k, mine in cells.items()}, spanned
 
 
-def _said(found: Sequence[_Slope]) -> Row:
+def _said(found: Sequence[_Slope], *, shared: bool) -> Row:
     """Mean slope over data sets with its interval and test."""
     spanned = [value for f in found for value in f.spanned]
     known = [f.added for f in found if f.added is not None]
     slopes = [f.by_seed for f in found]
-    together = 1 if seeds_are_shared(slopes) else len(found)  # choices on shared seeds may go wrong alike
+    together = 1 if shared else len(found)  # choices on shared seeds may go wrong alike
     added = sum(known) / len(found) / together if len(known) == len(found) else None
-    given = over_datasets(slopes)
+    given = over_datasets(slopes, shared=shared)
     tested = None if given is None or added is None else given.widened(added)
     return {
         "cells": sum(f.cells for f in found),

@@ -48,13 +48,13 @@ def shared_seeds(scores: Sequence[Mapping[Seed, Any]]) -> list[Seed]:
     return [seed for seed in scores[0] if all(seed in other for other in scores)]
 
 
-def seeds_are_shared(blocks: Sequence[Mapping[Seed, Any]]) -> bool:
-    """Whether any two data sets have a seed in common.
+def sharing_seeds(store: Store) -> frozenset[str]:
+    """The sweeps whose declared seeds are trained with as they are, on all data sets alike: those of older folders.
 
-    Sweeps derive their seeds per data set and size. Those of older folders are the same on all data sets, and so is
-    what a seed does.
+    What a seed does there it does to all data sets. Later sweeps derive their seeds per data set and training size.
     """
-    return len({seed for block in blocks for seed in block}) < sum(len(block) for block in blocks)
+    cells = store.table("cells").select(["sweep", "seed_rule"]).to_pylist()
+    return frozenset(r["sweep"] for r in cells if r["seed_rule"] != "per-data-set")
 
 
 def averaged(scores: Sequence[Mapping[Seed, float]]) -> dict[Seed, float]:
@@ -70,12 +70,15 @@ def by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
     return dict(groups)
 
 
-def over_datasets(blocks: Sequence[Mapping[Seed, float]]) -> Difference | None:
+def over_datasets(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Difference | None:
     """The mean over data sets of values by seed, its spread from the seeds; None where there is nothing to average.
 
-    Seeds that data sets share move them together: then each is averaged over the data sets, and counts once.
+    Args:
+        blocks: of each data set.
+        shared: whether a seed is the same on all of them (`sharing_seeds`) and moves them together: then each is
+            averaged over the data sets, and counts once.
     """
-    if len(blocks) > 1 and not seeds_are_shared(blocks):
+    if len(blocks) > 1 and not shared:
         return stratified_difference([list(values.values()) for values in blocks])
     means = list(averaged(blocks).values()) if blocks else []
     return t_difference(means, OVER_SEEDS if len(blocks) > 1 else T_TEST) if means else None

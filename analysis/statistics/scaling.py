@@ -25,7 +25,6 @@ from analysis.statistics.inference import (
 )
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
-    Cell,
     Seed,
     averaged,
     by,
@@ -33,8 +32,8 @@ from analysis.statistics.runs import (
     confirmed,
     over_datasets,
     seed_of,
-    seeds_are_shared,
     shared_seeds,
+    sharing_seeds,
 )
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -122,7 +121,7 @@ def curve(store: Store) -> pa.Table:
     several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds,
     for methods and budgets that are confirmed on each.
     """
-    cells = confirmed(store)
+    cells, sharing = confirmed(store), sharing_seeds(store)
     rows = [_point(runs, [r["test_score"] for r in runs]) for runs in cells.values()]
     datasets: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for (sweep, model, dataset, size), _, _ in cells:
@@ -130,7 +129,9 @@ def curve(store: Store) -> pa.Table:
     for sweep, model, size, method, reference in dict.fromkeys((p[0], p[1], p[3], m, r) for p, m, r in cells):
         names = sorted(datasets[sweep, model, size])
         groups = [cells.get(((sweep, model, name, size), method, reference), []) for name in names]
-        difference = over_datasets([by_seed(runs) for runs in groups]) if len(names) > 1 and all(groups) else None
+        if len(names) < 2 or not all(groups):
+            continue
+        difference = over_datasets([by_seed(runs) for runs in groups], shared=sweep in sharing)
         if difference is not None:
             mean = {"dataset": None, "lr": None, "n_datasets": len(names), "n": difference.n // len(difference.pairs)}
             seen = {k: getattr(difference, k) for k in ("mean", "low", "high", "sd")}
@@ -182,7 +183,7 @@ def compared(store: Store, baseline: str, focus: str = FOCUS) -> list[tuple[Row,
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
             row |= {"params_ratio": _ratio(runs[0], other[0]), "edge": _edge(edges, runs[0], other[0])}
             found.append((row, difference))
-    found += _overall(cells, [row for row, _ in found], baseline, focus, choice, margin)
+    found += _overall(store, [row for row, _ in found], baseline, focus)
     found.sort(key=lambda pair: _order(pair[0]))
     _corrected([row for row, _ in found], focus)
     for row, difference in found:
@@ -205,12 +206,13 @@ def margin_of(store: Store) -> float | None:
     return None if margin is None else float(margin)
 
 
-def _corrected(rows: Sequence[Row], focus: str) -> None:
-    """Adjusted p values, levels and verdicts of a whole table, put into its rows."""
+def _corrected(rows: Sequence[Row], focus: str, level: float = 1 - LEVEL) -> None:
+    """Adjusted p values, levels and verdicts of a whole table, put into its rows; `level` is what a family may take."""
     main = [r for r in rows if r["method"] == focus]
     places = list(by(main, "sweep", "model", "train_size").values()) if any(map(_is_overall, main)) else [main]
     rest = [r for r in rows if r["method"] != focus]
-    for block, shares in [*((place, len(places)) for place in places), (rest, 1)]:
+    spent = (1 - LEVEL) / level
+    for block, shares in [*((place, spent * len(places)) for place in places), (rest, spent)]:
         ahead, behind = ([r for r in block if _is_overall(r) is first] for first in (True, False))
         for p, adjusted in (("p", "p_holm"), ("p_given_rates", "p_given_rates_holm"), ("p_beyond", "p_equivalent")):
             # places are tested side by side, each at its share of the level (Bonferroni)
@@ -285,15 +287,9 @@ def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
     return float(noise_share(np.array([[[cell[seed] for seed in seeds] for cell in pair] for pair in scores])))
 
 
-def _overall(
-    cells: Mapping[Cell, list[Row]],
-    rows: Sequence[Row],
-    baseline: str,
-    focus: str,
-    choice: Mapping[CellKey, float],
-    margin: float | None,
-) -> list[tuple[Row, Difference]]:
+def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str) -> list[tuple[Row, Difference]]:
     """The rows of `focus` over all its matched budgets and data sets, and of data sets like these."""
+    cells, choice, sharing = confirmed(store), choice_variances(store), sharing_seeds(store)
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
     found = []
     for (sweep, model, size), several in by(matched, "sweep", "model", "train_size").items():
@@ -315,27 +311,27 @@ def _overall(
         total = {"sweep": sweep, "model": model, "dataset": dataset, "train_size": size, "method": focus}
         total |= {"reference": None, "budget": None}
         known = [p for p in parts if p is not None]
-        each = list(blocks.values())
-        together = 1 if seeds_are_shared(each) else len(parts)  # choices on shared seeds may go wrong alike
+        each, shared = list(blocks.values()), sweep in sharing
+        together = 1 if shared else len(parts)  # choices on shared seeds may go wrong alike
         added = sum(known) / len(parts) / together if len(known) == len(parts) else None
-        tests = [(over_datasets(each), added)]
+        tests = [(over_datasets(each, shared=shared), added)]
         if len(blocks) > 1:
-            tests.append((_like_these(each), 0.0))  # spread over data sets has their choices in it
+            tests.append((_like_these(each, shared=shared), 0.0))  # spread over data sets has their choices in it
         for difference, extra in tests:
             if difference is not None:
-                row = _compared(total, baseline, difference, extra, margin)
+                row = _compared(total, baseline, difference, extra, margin_of(store))
                 found.append((row | {"n_datasets": len(blocks)}, difference))
     return found
 
 
-def _like_these(blocks: Sequence[Mapping[Seed, float]]) -> Difference:
+def _like_these(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Difference:
     """The mean over data sets as a sample of data sets like them: a t test over their means.
 
     Without a spread where data sets share seeds: what a seed does to all of them is in no spread between them.
     """
     means = [sum(values.values()) / len(values) for values in blocks]
     found = t_difference(means, OVER_DATASETS)
-    return replace(found, variances=(), freedoms=()) if seeds_are_shared(blocks) else found
+    return replace(found, variances=(), freedoms=()) if shared else found
 
 
 def _compared(cell: Row, baseline: str, difference: Difference, added: float | None, margin: float | None) -> Row:

@@ -48,9 +48,14 @@ _TRIALS = (
     ("lr", REAL, "Peak learning rate; null where nothing trains."),
     ("hyperparameters", TEXT, "JSON object: what is searched beside the rate; null where the rate is all."),
     ("origin", TEXT, "'published' or 'neighbour' (warm starts), 'widened' (past the edge); null: the sampler's point."),
-    ("data_seed", INT, "Draws the training subset and the order of batches."),
-    ("init_seed", INT, "Draws the trainable tensors' start and dropout."),
-    ("basis_seed", INT, "Draws the frozen random bases."),
+    (
+        "data_seed",
+        INT,
+        "Declared seed of the training subset and the order of batches. Runs that agree in the three are paired; what "
+        "a trial trains with is derived from it by `cells.seed_rule`, and stands in its journaled configuration.",
+    ),
+    ("init_seed", INT, "Declared seed of the trainable tensors' start and dropout."),
+    ("basis_seed", INT, "Declared seed of the frozen random bases."),
     ("status", TEXT, "'finished', 'failed', or 'pruned' (stopped early by a pruner)."),
     ("reason", TEXT, "Why the attempt failed or was pruned; null for a finished one."),
     (
@@ -147,6 +152,12 @@ _CELLS = (
     ("tune_trials", INT, "The allowance: TUNE trials of the cell; of an allowance in samples, what fits unpruned."),
     ("allowance_samples", INT, "The allowance where it is in training examples; null where it is not."),
     ("confirm_seeds", INT, "CONFIRM trials of the cell."),
+    (
+        "seed_rule",
+        TEXT,
+        "'per-data-set': trials train with seeds derived from data set, training size and declared seed; 'shared', and "
+        "null: with the declared seeds, the same on all data sets.",
+    ),
 )
 
 _CHOICES = (

@@ -108,6 +108,12 @@ class Store:
         identity = spec.get("identity")
         return str((identity if isinstance(identity, dict) else spec).get("protocol", "standard"))
 
+    @property
+    def seed_rule(self) -> str:
+        """'per-data-set' where every cell's seeds are derived for its data set and size, else 'shared'."""
+        rules = set(self.table("cells").column("seed_rule").to_pylist())
+        return "per-data-set" if rules == {"per-data-set"} else "shared"
+
     def _snapshot(self) -> _Snapshot:
         state = [_state(path) for path in self.paths]
         if self._cache is None or self._cache.state != state:

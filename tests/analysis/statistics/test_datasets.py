@@ -22,13 +22,12 @@ DATASETS, SEEDS = 8, 3
 
 
 def made(folder: Path, gain: Callable[[int, int], float], *, own_seeds: bool, sets: int = DATASETS) -> Store:
-    """RandLoRA `gain(data set, seed)` above LoRA; seeds of each data set's own, or the same on all; no search."""
+    """RandLoRA `gain(data set, seed)` above LoRA; seeds derived for each data set, or the same on all; no search."""
     cells: Cells = {}
     for d in range(sets):
-        names = [10 * d * own_seeds + s for s in range(SEEDS)]
-        cells["lora", "lora-1", f"set-{d}"] = dict.fromkeys(names, 0.5)
-        cells["randlora", "lora-1", f"set-{d}"] = {name: 0.5 + gain(d, s) for s, name in enumerate(names)}
-    return open_store(odd_results(folder, cells, tune=()))
+        cells["lora", "lora-1", f"set-{d}"] = dict.fromkeys(range(SEEDS), 0.5)
+        cells["randlora", "lora-1", f"set-{d}"] = {s: 0.5 + gain(d, s) for s in range(SEEDS)}
+    return open_store(odd_results(folder, cells, tune=(), seed_rule="per-data-set" if own_seeds else None))
 
 
 def over_all(store: Store) -> dict[str, Row]:
@@ -88,7 +87,7 @@ def test_shared_seeds_are_averaged_first() -> None:
     p = inference.two_sided(by_seed.mean(axis=-1), by_seed.var(axis=-1, ddof=1)[:, None] / SEEDS, [SEEDS - 1.0])
     assert 0.03 < (p <= 0.05).mean() < 0.07
     blocks = [{s: float(shared[0, d, s]) for s in range(SEEDS)} for d in range(DATASETS)]
-    found = over_datasets(blocks)
+    found = over_datasets(blocks, shared=True)
     assert found is not None and found.test == OVER_SEEDS and found.p == pytest.approx(p[0])
 
 
