@@ -25,7 +25,7 @@ from analysis.statistics.inference import (
 
 WANTED = 0.8
 """The power that a smallest detectable difference and a number of seeds are given for."""
-DRAWS = 4000
+DRAWS = 2000
 MOST_SEEDS = 1000
 
 
@@ -69,10 +69,12 @@ def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL
         parts = replace(tested, variances=tuple(v / n for v in own), freedoms=(n - 1.0,) * len(own))
         return (power_at(parts, difference, alpha) or 0.0) >= WANTED
 
-    low, high = 2, MOST_SEEDS
-    if not enough(high):
-        return None
-    while low < high:  # the power grows with the seeds
+    low = high = 2
+    while not enough(high):  # the power grows with the seeds
+        if high == MOST_SEEDS:
+            return None
+        low, high = high + 1, min(2 * high, MOST_SEEDS)
+    while low < high:
         n = (low + high) // 2
         low, high = (low, n) if enough(n) else (n + 1, high)
     return low
