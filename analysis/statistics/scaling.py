@@ -71,7 +71,7 @@ COMPARISONS = pa.schema(
         ("reference", TEXT),  # null: all matched budgets together
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
-        ("n", INT),  # pairs; of a permutation test those of all its data sets
+        ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
         ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
         ("n_datasets", INT),  # that the row is of
         *typed(REAL, "difference", "low", "high"),  # the choice of rates in the interval; null where it is not known
