@@ -10,8 +10,8 @@ a table, the tuning ones too, are its own, so tables are independent given the t
 images and the pool that training images are drawn from are the same in all, so what is measured is the error over
 training runs, not over tasks.
 
-Printed: the share of tables in which the two arms are called different, by the printed verdict (given the chosen rates)
-and by the verdict that has their choice in it, each with its exact binomial interval.
+Printed: the share of tables in which the two arms are called different, by the verdict, which has the choice of rates
+in it, and by the one that takes the chosen rates for given, each with its exact binomial interval.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def table_row(number: int, spec: SweepSpec) -> Row:
     store = open_store(spec.folder)
     (row,) = comparisons(store, baseline=f"{ARMS[0]}-{number:04d}").to_pylist()
     rates = {r["cell_id"]: r["lr"] for r in store.table("chosen").to_pylist()}
-    keys = ("n", "difference", "low", "high", "sd", "p", "verdict", "choice_sd", "p_choice", "verdict_choice")
+    keys = ("n", "difference", "low", "high", "sd", "p", "verdict", "choice_sd", "p_given_rates", "verdict_given_rates")
     means = store.sql("select method, mean from scaling order by method").to_pylist()
     return {
         "table": number,
@@ -100,13 +100,13 @@ def table_row(number: int, spec: SweepSpec) -> Row:
 def summary(rows: Sequence[Row]) -> Row:
     """Shares of tables with a false difference, with exact 95 % intervals."""
     found: Row = {"tables": len(rows)}
-    for key in ("verdict", "verdict_choice"):
+    for key in ("verdict_given_rates", "verdict"):
         false = sum(r[key] in DIFFERENT for r in rows)
         found[key] = {"false": false, "share": false / len(rows), "interval": proportion_interval(false, len(rows))}
         for name, same in (("same_rate", True), ("other_rate", False)):
             part = [r for r in rows if (len(set(r["rates"])) == 1) is same]
             found[key][name] = [sum(r[key] in DIFFERENT for r in part), len(part)]
-    found["not_testable"] = sum(r["verdict_choice"] == "not testable" for r in rows)
+    found["not_testable"] = sum(r["verdict"].startswith("not testable") for r in rows)
     found["sd_of_difference"] = (sum(r["difference"] ** 2 for r in rows) / len(rows)) ** 0.5
     found["mean_score"] = sum(sum(r["means"]) / 2 for r in rows) / len(rows)
     return found
@@ -115,7 +115,7 @@ def summary(rows: Sequence[Row]) -> Row:
 def report(found: Row) -> str:
     """The summary in words."""
     lines = [f"{found['tables']} tables of LoRA against LoRA, mean test score {100 * found['mean_score']:.1f} %"]
-    for key, name in (("verdict", "given the chosen rates"), ("verdict_choice", "with the choice of rates")):
+    for key, name in (("verdict_given_rates", "given the chosen rates"), ("verdict", "with the choice of rates")):
         one = found[key]
         low, high = one["interval"]
         same, other = one["same_rate"], one["other_rate"]

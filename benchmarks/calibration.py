@@ -1,17 +1,21 @@
 """Does the protocol call a method different from itself? Simulated sweeps, both arms tuned separately.
 
-Each simulated table compares two arms at several budgets. Both arms are the same method: one response curve of
-score against learning rate, whose best rate lies anywhere in a grid step. Each arm is tuned as the engine tunes: a grid
-on one TUNE seed, the best rates re-run on further seeds, the best mean chosen. The chosen rates are then confirmed on
-common seeds and compared as `scaling.comparisons` does: paired t tests, widened by what `choice` says the choice of
-rates adds, Holm over the table. A planted advantage gives the power instead.
+Each simulated table compares two arms at several budgets of several data sets. Both arms are the same method: one
+response curve of score against learning rate, whose best rate lies anywhere in a grid step. Each arm is tuned as the
+engine tunes: a grid on one TUNE seed, the best rates re-run on further seeds, the best mean chosen. The chosen rates
+are then confirmed and compared by the functions that `scaling.comparisons` calls: noise from CONFIRM's validation
+scores, what `choice` says the choice of rates adds, pooled over a method's budgets, one standard error by
+Welch-Satterthwaite; the mean over all budgets first, then Holm over the rows. A planted advantage gives the power.
 
-`python benchmarks/calibration.py` prints the rates of the default protocol.
+    python benchmarks/calibration.py                    # the table of docs/fairness.md, about half an hour of one core
+    python benchmarks/calibration.py --regime steep     # one regime
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +24,11 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.statistics.choice import Runs, chosen_variance, own_noise
-from analysis.statistics.inference import holm, proportion_interval, t_difference, widened_p
+from analysis.statistics.choice import Runs, chosen_variance, noise_share, run_noise
+from analysis.statistics.inference import proportion_interval, step_down, two_sided
 
 Real = NDArray[np.float64]
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,18 @@ class Protocol:
     """A simulated sweep; scores are fractions in [0, 1].
 
     Attributes:
-        budgets: comparisons in a table. seeds: CONFIRM seeds.
+        budgets, datasets: a table has a comparison at each budget of each data set. seeds: CONFIRM seeds of each.
         rates, decades: the grid of learning rates. rerun_rates, rerun_seeds: the best rates re-run on further seeds.
         luck_sd: spread that all methods share at one seed. own_sd: a run's own spread.
+        shared: share of a run's own variance that a method's budgets have in common at one seed.
+        common: share of a run's own variance that its validation and its test score have in common.
         curvature: score lost at one decade from the best rate, growing with the square of the distance.
         cliff: how much steeper the response is above the best rate than below.
-        widened: test as `scaling.comparisons` does, the choice of rates included; else given the chosen rates.
         advantage: planted lead of the first arm.
     """
 
     budgets: int = 6
+    datasets: int = 1
     seeds: int = 5
     rates: int = 8
     decades: float = 3.0
@@ -48,111 +55,170 @@ class Protocol:
     rerun_seeds: int = 2
     luck_sd: float = 0.010
     own_sd: float = 0.006
+    shared: float = 0.0
+    common: float = 0.5
     curvature: float = 0.05
     cliff: float = 1.0
-    widened: bool = True
     advantage: float = 0.0
+
+
+REGIMES = {
+    "default": Protocol(),
+    "flat": Protocol(curvature=0.01),
+    "steep": Protocol(curvature=0.2),
+    "cliff": Protocol(cliff=5.0),
+    "like the real A/A tables": Protocol(rates=4, decades=1.2, own_sd=0.024, luck_sd=0.02, curvature=0.3),
+    "like the quickstart": Protocol(rates=4, decades=1.2, own_sd=0.012, curvature=0.4, rerun_seeds=1),
+    "one seed picks the rate": Protocol(rerun_rates=1, rerun_seeds=0),
+}
+SEEDS, BUDGETS, DATASETS = (3, 5, 10), (1, 4, 6), (1, 4, 8)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of `tables` simulated tables `any_found` hold a verdict other than 'not distinguishable'.
+    """What was found in simulated tables.
 
     Attributes:
-        low, high: exact 95 % interval of the share of such tables.
-        cells_found: share of all comparisons with such a verdict: the power, where an advantage is planted.
+        tables: simulated. any_found: those with a verdict other than 'not distinguishable'.
+        given_rates: those with one by the tests that take the chosen rates for given.
+        overall: share of tables whose mean over all rows has a verdict; cells: share of all rows that have one.
     """
 
     tables: int
     any_found: int
-    low: float
-    high: float
-    cells_found: float
+    given_rates: int
+    overall: float
+    cells: float
 
     @property
     def share(self) -> float:
         """Share of tables with a verdict."""
         return self.any_found / self.tables
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Exact 95 % interval of that share."""
+        return proportion_interval(self.any_found, self.tables)
+
 
 def simulate(protocol: Protocol, tables: int = 1000, seed: int = 0) -> Outcome:
-    """Simulate tables and count verdicts at 5 % after Holm's correction.
+    """Simulate tables and count verdicts at 5 %.
 
     Raises:
         ValueError: fewer than two seeds or rates, or no table.
     """
     if protocol.seeds < 2 or protocol.rates < 2 or tables < 1:
         raise ValueError(f"a simulation needs two seeds, two rates and a table, got {protocol} and {tables} tables")
-    rng = np.random.default_rng(seed)
-    shape = (tables, 2, protocol.budgets)
-    quality, variance = _tune(protocol, tables, rng)
-    quality[:, 0] += protocol.advantage
-    luck = rng.normal(0, protocol.luck_sd, (tables, 1, protocol.budgets, protocol.seeds))
-    own = rng.normal(0, protocol.own_sd, (*shape, protocol.seeds))
-    differences = np.subtract(*np.moveaxis(quality[..., None] + luck + own, 1, 0))
-    added = variance.sum(axis=1) if protocol.widened else np.zeros((tables, protocol.budgets))
-    found = np.zeros((tables, protocol.budgets), dtype=bool)
-    for table in range(tables):
-        tested = [
-            widened_p(t_difference(list(d)), float(v)) for d, v in zip(differences[table], added[table], strict=True)
-        ]
-        found[table] = [p is not None and p <= 0.05 for p in holm(tested)]
-    any_found = int(found.any(axis=1).sum())
-    low, high = proportion_interval(any_found, tables)
-    return Outcome(tables, any_found, low, high, float(found.mean()))
+    differences, variances, share = draw(protocol, tables, np.random.default_rng(seed))
+    found = [verdicts(differences, v, share) for v in (variances, np.zeros_like(variances))]
+    false, given = (int(f.any(axis=-1).sum()) for f in found)
+    return Outcome(tables, false, given, overall=float(found[0][:, 0].mean()), cells=float(found[0][:, 1:].mean()))
 
 
-def _tune(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real]:
-    """Expected score at the rate each arm chooses, relative to the best rate's, and what `choice` says of its variance.
+def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real, Real]:
+    """(tables, data sets, budgets, seeds) paired differences, (tables, data sets, 2) what `choice` says of arms.
 
-    Both (tables, 2, budgets); the variance is 0 where nothing is run again, since the noise is unknown then.
+    And (tables, data sets) which share of it the mean over budgets has.
     """
-    shape = (tables, 2, protocol.budgets)
+    shape = (tables * protocol.datasets, 2, protocol.budgets)
     grid = np.linspace(-protocol.decades / 2, protocol.decades / 2, protocol.rates)
     step = grid[1] - grid[0]
-    best = rng.uniform(-step / 2, step / 2, (tables, 1, protocol.budgets, 1))  # the same method: the same best rate
+    best = rng.uniform(-step / 2, step / 2, (shape[0], 1, shape[2], 1))  # the same method: the same best rate
     apart = grid - best
     quality = np.broadcast_to(
         -protocol.curvature * apart**2 * np.where(apart > 0, protocol.cliff, 1.0), (*shape, protocol.rates)
     )
     again_seeds = protocol.rerun_seeds if protocol.rerun_rates else 0
     runs = 1 + again_seeds
-    luck = rng.normal(0, protocol.luck_sd, (tables, 1, protocol.budgets, 1, runs))  # a TUNE seed is shared by all rates
-    tried = quality[..., None] + luck + rng.normal(0, protocol.own_sd, (*shape, protocol.rates, runs))
+    luck = rng.normal(0, protocol.luck_sd, (shape[0], 1, shape[2], 1, runs))  # a TUNE seed is shared by all rates
+    tried = quality[..., None] + luck + _own(protocol, (*shape, protocol.rates, runs), rng)
     first = tried[..., 0]
     at = np.argsort(-first, axis=-1)[..., : max(1, protocol.rerun_rates)]
     again = np.take_along_axis(tried, at[..., None], axis=-2)
     chosen = np.take_along_axis(at, again.mean(axis=-1).argmax(axis=-1)[..., None], axis=-1)
-    picked = np.array(np.take_along_axis(quality, chosen, axis=-1)[..., 0])
-    if not protocol.widened or min(again.shape[-2:]) < 2:
-        return picked, np.zeros(shape)
-    noise = own_noise(again).mean(axis=(1, 2))[:, None, None]  # pooled over a table's cells, as in a sweep
+    picked = np.array(np.take_along_axis(quality, chosen, axis=-1))
+    luck = rng.normal(0, protocol.luck_sd, (2, shape[0], 1, shape[2], protocol.seeds))
+    own = [_own(protocol, (*shape, protocol.seeds), rng) for _ in range(3)]
+    test, val = (
+        picked + luck[k] + np.sqrt(protocol.common) * own[0] + np.sqrt(1 - protocol.common) * own[1 + k] for k in (0, 1)
+    )
+    test[:, 0] += protocol.advantage
+    squares, freedom = run_noise(np.swapaxes(val, 1, 2))  # budget by budget
+    noise = squares.mean(axis=-1) / freedom
+    share = noise_share(np.swapaxes(val, 1, 2))
     reruns = (protocol.rerun_rates, again_seeds)
-    return picked, chosen_variance(grid, Runs(first, again, at), chosen[..., 0], noise, reruns, rng, draws=100)
+    seen = Runs(first, again, at)
+    added = chosen_variance(grid, seen, chosen[..., 0], noise[:, None, None], reruns, rng, draws=100)
+    pairs = (test[:, 0] - test[:, 1]).reshape(tables, protocol.datasets, protocol.budgets, protocol.seeds)
+    return pairs, added.mean(axis=-1).reshape(tables, protocol.datasets, 2), share.reshape(tables, protocol.datasets)
 
 
-def main(tables: int = 2000) -> None:
-    """Print the rates of a few protocols."""
-    base = Protocol()
-    settings = {
-        "the default: 12 trials, 5 seeds": base,
-        "3 seeds": replace(base, seeds=3),
-        "10 seeds": replace(base, seeds=10),
-        "6 trials: 4 rates, 2 run once more": replace(base, rates=4, decades=1.2, rerun_seeds=1),
-        "3 rates run again on 4 seeds": replace(base, rerun_rates=3, rerun_seeds=4),
-        "flatter response": replace(base, curvature=0.01),
-        "steeper response": replace(base, curvature=0.2),
-        "a cliff above the best rate": replace(base, cliff=5.0),
-        "noisier runs": replace(base, own_sd=0.015),
-        "one budget": replace(base, budgets=1),
-        "given the chosen rates": replace(base, widened=False),
-        "one seed picks the rate": replace(base, rerun_rates=1, rerun_seeds=0),
-    }
-    print(f"{'protocol':36s} {'A/A tables with a verdict':>30s} {'2 points found':>16s}")
-    for name, protocol in settings.items():
-        same, planted = simulate(protocol, tables), simulate(replace(protocol, advantage=0.02), tables // 2)
-        rate = f"{100 * same.share:.1f} % [{100 * same.low:.1f}, {100 * same.high:.1f}]"
-        print(f"{name:36s} {rate:>30s} {100 * planted.cells_found:>14.0f} %")
+def _own(protocol: Protocol, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
+    """A run's own luck, of shape (tables, arms, budgets, ...)."""
+    alone, alike = (rng.normal(0, protocol.own_sd, s) for s in (shape, (*shape[:2], 1, *shape[3:])))
+    return np.asarray(np.sqrt(1 - protocol.shared) * alone + np.sqrt(protocol.shared) * alike)
+
+
+def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool_]:
+    """(tables, 1 + rows) which of a table's rows have a verdict: the mean of all first, where there are several.
+
+    Args:
+        differences, variances, share: as `draw` returns them.
+    """
+    tables, datasets, budgets, seeds = differences.shape
+    added = variances.sum(axis=-1)
+    rows = differences.mean(axis=-1).reshape(tables, -1)
+    spread = (differences.var(axis=-1, ddof=1) / seeds).reshape(tables, -1, 1)
+    steps = step_down(two_sided(rows, spread, np.array([seeds - 1.0]), np.repeat(added, budgets, axis=-1)))
+    if rows.shape[-1] == 1:
+        return np.hstack([steps, steps]) <= LEVEL
+    by_seed = differences.mean(axis=2)
+    own = by_seed.var(axis=-1, ddof=1) / seeds / datasets**2
+    extra = (added * share).sum(axis=-1) / datasets**2
+    first = two_sided(by_seed.mean(axis=(1, 2)), own, np.full(datasets, seeds - 1.0), extra)[:, None]
+    return np.hstack([first, np.maximum(first, steps)]) <= LEVEL
+
+
+def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
+    """The lines of the table: error by budgets x data sets, and power on one data set.
+
+    Args:
+        rows: comparisons to simulate for each number, which make as many more tables as these have fewer rows.
+    """
+    sizes = [(budgets, datasets) for budgets in BUDGETS for datasets in DATASETS]
+    names = ["regime", "seeds", *(f"{b} x {d}" for b, d in sizes), "largest [95 %]", "given the rates"]
+    yield f"| {' | '.join([*names, '2 points: one budget', 'each of 6', 'their mean'])} |"
+    yield f"|---|{'---:|' * (len(names) + 2)}"
+    for name, base in regimes.items():
+        for seeds in SEEDS:
+            found, planted = {}, {}
+            for budgets, datasets in sizes:
+                protocol = replace(base, seeds=seeds, budgets=budgets, datasets=datasets)
+                tables = max(1, min(rows // 4, rows // (budgets * datasets)))
+                found[budgets, datasets] = simulate(protocol, tables)
+                if datasets == 1 and budgets != 4:
+                    planted[budgets] = simulate(replace(protocol, advantage=0.02), max(1, tables // 4), seed=1)
+            largest = max(found.values(), key=lambda f: f.share)
+            low, high = largest.interval
+            given = [100 * f.given_rates / f.tables for f in found.values()]
+            cells = [
+                *(f"{100 * f.share:.1f}" for f in found.values()),
+                f"{100 * largest.share:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+                f"{min(given):.0f} to {max(given):.0f}",
+                *(f"{100 * p:.0f}" for p in (planted[1].cells, planted[6].cells, planted[6].overall)),
+            ]
+            yield f"| {name} | {seeds} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=32_000, help="comparisons simulated for each line")
+    parser.add_argument("--regime", choices=list(REGIMES), default=None)
+    given = parser.parse_args()
+    wanted = REGIMES if given.regime is None else {given.regime: REGIMES[given.regime]}
+    for line in table(wanted, given.rows):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """What the choice of a learning rate adds to the uncertainty of a comparison.
 
 CONFIRM runs every seed at the one rate that stage TUNE chose. So the spread over CONFIRM's seeds does not show that
-another draw of TUNE's noise would have chosen another rate, with another expected score. That spread is estimated from
-TUNE itself (a parametric bootstrap). Its noise comes from the re-runs (rates x seeds, what a seed does to all rates
-taken out, pooled over the cells of one place), its response curve from a local quadratic in log rate. TUNE is then
-drawn again many times; the variance of the expected score at the rate it chooses is what the choice adds.
+another draw of TUNE's noise would have chosen another rate, with another expected score. That spread is estimated by a
+parametric bootstrap: TUNE is drawn again many times, and the variance of the expected score at the rate it chooses is
+what the choice adds. A run's noise comes from CONFIRM's validation scores, among which nothing was selected; the
+response from TUNE's scores and from a local quadratic in log rate. The variance is pooled over a method's budgets.
 `benchmarks/calibration.py` shows that tests widened by it keep their 5 % over tables in which both arms are tuned.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.format import Row
-from analysis.statistics.runs import Seed, seed_of
+from analysis.statistics.runs import Seed, by, seed_of
 from analysis.store.store import Store, remembered
 from analysis.styles import Place, place_of
 
@@ -34,6 +34,11 @@ AT_ONCE = 2**20
 """Numbers drawn at once, at most."""
 WIDTH = 2.0
 """Width of the local fit's kernel, in steps of the grid of rates."""
+
+_CONFIRMED = """
+select sweep, model, dataset, train_size, reference, cell_id, data_seed, init_seed, basis_seed, val_score
+from confirmed where val_score is not null and lr is not null
+"""
 
 
 @dataclass(frozen=True)
@@ -50,24 +55,42 @@ class Runs:
     again: Array
     at: NDArray[np.int64]
 
-    @property
-    def freedom(self) -> int:
-        """Degrees of freedom that the re-runs give to the noise, per cell."""
-        return int(max(0, self.again.shape[-2] - 1) * max(0, self.again.shape[-1] - 1))
 
+def run_noise(scores: Array) -> tuple[Array, int]:
+    """Squares of what is left of scores when every cell and every seed has a level of its own, summed.
 
-def own_noise(runs: Array) -> Array:
-    """Variance of one run, what a seed does to all rates taken out; runs (..., rates, seeds) -> (...).
+    Args:
+        scores: (..., cells, seeds) validation scores of stage CONFIRM; NaN where a run is missing, in all tables alike.
 
-    Raises:
-        ValueError: fewer than two rates or seeds.
+    Returns:
+        The sums (...), and their degrees of freedom; a sum over these is the variance of one run's own noise.
     """
-    rates, seeds = runs.shape[-2:]
-    if rates < 2 or seeds < 2:
-        raise ValueError(f"the noise of a run needs two rates on two seeds, got {rates} on {seeds}")
-    mean_rate, mean_seed = runs.mean(axis=-1, keepdims=True), runs.mean(axis=-2, keepdims=True)
-    residual = runs - mean_rate - mean_seed + runs.mean(axis=(-1, -2), keepdims=True)
-    return np.asarray((residual**2).sum(axis=(-1, -2)) / ((rates - 1) * (seeds - 1)), dtype=float)
+    cells, seeds = scores.shape[-2:]
+    there = np.isfinite(scores).reshape(-1, cells, seeds)[0]
+    design = np.hstack([np.repeat(np.eye(cells), seeds, axis=0), np.tile(np.eye(seeds), (cells, 1))])[there.ravel()]
+    left = np.eye(len(design)) - design @ np.linalg.pinv(design)
+    rest = scores.reshape(*scores.shape[:-2], -1)[..., there.ravel()] @ left
+    return np.asarray((rest**2).sum(axis=-1)), round(float(np.trace(left)))
+
+
+def noise_share(scores: Array) -> Array:
+    """Variance of a run's noise averaged over budgets, as a share of one run's: 1 / budgets where they are independent.
+
+    A method's budgets share TUNE's seeds, so that what a seed does may move all its choices alike. CONFIRM shows how
+    far it does.
+
+    Args:
+        scores: (..., budgets, cells, seeds) validation scores of stage CONFIRM, of the same methods at every budget.
+
+    Returns:
+        (...) from 1 / budgets to 1; 1 where the scores don't tell.
+    """
+    budgets = scores.shape[-3]
+    (each, freedom), (mean, _) = run_noise(scores), run_noise(scores.mean(axis=-3))
+    one = each.mean(axis=-1)
+    if not freedom:
+        return np.ones_like(one)
+    return np.clip(mean / np.where(one > 0, one, 1.0), 1.0 / budgets, 1.0)
 
 
 def levels(runs: Runs) -> tuple[Array, Array]:
@@ -154,39 +177,61 @@ def chosen_variance(
 
 @remembered
 def choice_variances(store: Store) -> dict[CellKey, float]:
-    """(sweep, cell) -> variance that the choice adds to the cell's expected score.
+    """(sweep, cell) -> variance that the choice adds to the cell's expected score, pooled over its method's budgets.
 
-    0 where nothing was chosen: fixed rates, or one point. A cell whose place has no re-runs is left out: its noise is
-    not known.
+    0 where nothing was to choose: what trains nothing, rates that were fixed beforehand, an allowance of one point.
+    Left out, for it is not known: a cell of several points of which fewer than two finished, or whose TUNE is not in
+    the store; a cell of a place where CONFIRM's validation scores don't tell the noise of a run.
     """
     cells = store.table("cells").to_pylist()
-    tuned = _tuned(store)
-    noise = _noise(cells, tuned)
+    tuned, noise = _tuned(store), _noise(store)
     found: dict[CellKey, float] = {}
+    chosen: dict[tuple[Place, str], dict[CellKey, float]] = defaultdict(dict)
     for cell in cells:
         key = (cell["sweep"], cell["cell_id"])
-        one, place = tuned.get(key), place_of(cell)
-        if one is None or len(one[1].first) < 2:
+        rates, runs = tuned.get(key, (None, None))
+        if (cell["tune_trials"] or 0) < 2 and (runs is None or len(runs.first) < 2):
             found[key] = 0.0
-        elif place in noise:
-            rates, runs = one
+        elif runs is not None and len(runs.first) > 1 and place_of(cell) in noise:
             rng = np.random.default_rng(zlib.crc32("/".join(key).encode()))
             best = int(runs.at[runs.again.mean(axis=1).argmax()] if len(runs.at) else runs.first.argmax())
             reruns = (runs.again.shape[0], max(0, runs.again.shape[1] - 1))
-            found[key] = float(chosen_variance(rates, runs, np.array(best), noise[place], reruns, rng))
+            variance = chosen_variance(rates, runs, np.array(best), noise[place_of(cell)], reruns, rng)
+            chosen[place_of(cell), cell["method"]][key] = float(variance)
+    for budgets in chosen.values():
+        found |= dict.fromkeys(budgets, sum(budgets.values()) / len(budgets))
     return found
 
 
-def _noise(cells: Sequence[Row], tuned: dict[CellKey, tuple[Array | None, Runs]]) -> dict[Place, float]:
-    """Variance of one TUNE run by place, pooled over its cells."""
-    squares: dict[Place, float] = defaultdict(float)
-    freedom: dict[Place, int] = defaultdict(int)
-    for cell in cells:
-        one, place = tuned.get((cell["sweep"], cell["cell_id"])), place_of(cell)
-        if one is not None and one[1].freedom:
-            squares[place] += float(own_noise(one[1].again)) * one[1].freedom
-            freedom[place] += one[1].freedom
-    return {place: squares[place] / freedom[place] for place in freedom}
+def _noise(store: Store) -> dict[Place, float]:
+    """Variance of one run by place: pooled over its budgets, or over all its cells where no budget has two methods.
+
+    One cell alone does not tell a seed's luck from a run's own: its whole spread over seeds counts.
+    """
+    rows = store.sql(_CONFIRMED).to_pylist()
+    found: dict[Place, float] = {}
+    for place in dict.fromkeys(place_of(r) for r in rows):
+        mine = [r for r in rows if place_of(r) == place]
+        for names in (("reference",), ()):
+            parts = [_left(runs) for runs in by(mine, *names).values()]
+            freedom = sum(f for _, f in parts)
+            if freedom:
+                found[place] = sum(squares for squares, _ in parts) / freedom
+                break
+        else:
+            alone = [r["val_score"] for r in mine]
+            if len({r["cell_id"] for r in mine}) == 1 < len(alone):
+                found[place] = float(np.var(alone, ddof=1))
+    return found
+
+
+def _left(runs: Sequence[Row]) -> tuple[float, int]:
+    cells, seeds = (list(dict.fromkeys(keys)) for keys in ([r["cell_id"] for r in runs], map(seed_of, runs)))
+    scores = np.full((len(cells), len(seeds)), np.nan)
+    for r in runs:
+        scores[cells.index(r["cell_id"]), seeds.index(seed_of(r))] = r["val_score"]
+    squares, freedom = run_noise(scores)
+    return float(squares), freedom
 
 
 def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
@@ -206,13 +251,14 @@ def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
 def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Runs]:
     """log10 of the rates (None where more was searched), and the scores of the points that the first seed has.
 
-    Re-run points keep the seeds that all of them have.
+    That seed is the one that most points ran on, for seeds have no order. Re-run points keep the seeds that all of
+    them have.
     """
-    start = min(seed for runs in points.values() for seed in runs)
+    start = Counter(seed for runs in points.values() for seed in runs).most_common(1)[0][0]
     kept = {point: runs for point, runs in points.items() if start in runs}
     rerun = [i for i, runs in enumerate(kept.values()) if len(runs) > 1]
     every = list(kept.values())
-    shared = sorted(set.intersection(*(set(every[i]) for i in rerun))) if rerun else []
+    shared = sorted(set.intersection(*(set(every[i]) for i in rerun)), key=lambda s: (s != start, s)) if rerun else []
     again = np.array([[every[i][seed] for seed in shared] for i in rerun], dtype=float)
     rates = np.log10([lr for lr, _ in kept])
     alone = all(extra is None for _, extra in kept) and len(set(rates.tolist())) == len(kept)

@@ -1,7 +1,8 @@
 """All methods of one budget against each other: groups that the tests do not tell apart, and mean ranks over data sets.
 
-Groups are letters, as in a compact letter display: two methods that share one are not distinguishable. The tests are
-paired by seed and include what the choice of rates adds where it is known (`choice`); Holm over all pairs of the table.
+Groups are letters, as in a compact letter display: two methods that share one are not distinguishable. A pair that
+`scaling.comparisons` has keeps its verdict; the other pairs are tested alike, the choice of rates included (`choice`),
+Holm over these. A pair for which the choice is not known is not tested.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from scipy import stats
 
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
-from analysis.statistics.inference import holm, paired_difference, verdict, widened_p
+from analysis.statistics.inference import Array, holm, paired_difference, verdict
 from analysis.statistics.runs import by, by_seed, confirmed
+from analysis.statistics.scaling import comparisons
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import in_order
+from analysis.styles import in_order, place_of
 
 GROUPS = pa.schema(
     [
@@ -34,12 +36,15 @@ GROUPS = pa.schema(
         ("group", TEXT),  # letters; methods of one place and budget that share one are not distinguishable
     ]
 )
+PERMUTATIONS = 9999
+"""Of Friedman's test, drawn at random."""
 RANKS = pa.schema(
     [
         *typed(TEXT, "sweep", "model", "train_size", "reference", "method"),
         ("mean_rank", REAL),  # 1 is the best; ties share the mean of their ranks
         *typed(INT, "methods", "datasets"),
-        ("p_friedman", REAL),  # that all methods rank alike, data sets being the blocks; null under 3 of either
+        # that all methods rank alike, data sets being the blocks; by permutation; null under 3 of either
+        ("p_friedman", REAL),
         # Nemenyi's: mean ranks further apart differ, at 5 % over all budgets of the table; null where `p_friedman` is
         ("critical_difference", REAL),
     ]
@@ -61,23 +66,33 @@ def _blocks(store: Store) -> list[list[Row]]:
 @remembered
 def groups(store: Store) -> pa.Table:
     """Methods with a budget, by place and budget where there are two or more, best mean first; columns `GROUPS`."""
+    said = {(place_of(r), r["reference"], r["method"], r["baseline"]): r for r in comparisons(store).to_pylist()}
     choice = choice_variances(store)
     blocks = [methods for methods in _blocks(store) if len(methods) > 1]
-    tests: list[tuple[int, int, int, float, float | None]] = []
-    for block, methods in enumerate(blocks):
-        for i, j in combinations(range(len(methods)), 2):
-            a, b = methods[i], methods[j]
-            difference = paired_difference(a["scores"], b["scores"])
-            if difference is not None:
-                added = sum(choice.get((row["sweep"], row["cell_id"]), 0.0) for row in (a, b))
-                tests.append((block, i, j, difference.mean, widened_p(difference, added)))
+    tests: list[tuple[int, tuple[int, int], float, float | None]] = []
     tested: Counter[tuple[int, int]] = Counter()
     apart: dict[int, set[tuple[int, int]]] = defaultdict(set)
-    for (block, i, j, mean, p), adjusted in zip(tests, holm([p for *_, p in tests]), strict=True):
-        if p is not None:
-            tested.update([(block, i), (block, j)])
+    for block, methods in enumerate(blocks):
+        for pair in combinations(range(len(methods)), 2):
+            a, b = (methods[k] for k in pair)
+            ends = ((a["method"], b["method"]), (b["method"], a["method"]))
+            known = [said[key] for end in ends if (key := (place_of(a), a["reference"], *end)) in said]
+            difference = paired_difference(a["scores"], b["scores"])
+            added = [choice.get((row["sweep"], row["cell_id"])) for row in (a, b)]
+            if known:
+                p = known[0]["p"]
+                if known[0]["verdict"] in ("higher", "lower"):
+                    apart[block].add(pair)
+            elif difference is None or None in added:
+                p = None
+            else:
+                p = difference.widened(sum(v for v in added if v is not None)).p
+                tests.append((block, pair, difference.mean, p))
+            if p is not None:
+                tested.update((block, k) for k in pair)
+    for (block, pair, mean, _), adjusted in zip(tests, holm([p for *_, p in tests]), strict=True):
         if verdict(mean, adjusted) in ("higher", "lower"):
-            apart[block].add((i, j))
+            apart[block].add(pair)
     rows = []
     for block, methods in enumerate(blocks):
         letters = letter_groups(len(methods), apart[block])
@@ -117,11 +132,11 @@ def mean_ranks(store: Store) -> pa.Table:
         if len(datasets) < 2 or len(whole) < 2:
             continue
         scores = np.array([[means[m, d] for d in datasets] for m in whole]).round(12)  # sums end in rounding
-        ranks = stats.rankdata(-scores, axis=0).mean(axis=1)
-        p = _friedman(scores)
+        ranks = stats.rankdata(-scores, axis=0)
+        p = _friedman(ranks)
         tables += p is not None
         named = dict(zip(names, key, strict=True)) | {"methods": len(whole), "datasets": len(datasets), "p_friedman": p}
-        rows += [named | {"method": m, "mean_rank": float(r)} for m, r in zip(whole, ranks, strict=True)]
+        rows += [named | {"method": m, "mean_rank": float(r)} for m, r in zip(whole, ranks.mean(axis=1), strict=True)]
     for r in rows:
         if r["p_friedman"] is not None:
             r["critical_difference"] = critical_difference(r["methods"], r["datasets"], 0.05 / tables)
@@ -142,7 +157,17 @@ def _studentized_range(methods: int, alpha: float) -> float:
     return float(stats.studentized_range.isf(alpha, methods, np.inf))  # a tenth of a second
 
 
-def _friedman(scores: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
-    if min(scores.shape) < 3 or bool((scores == scores[:1]).all()):
+def _friedman(ranks: Array) -> float | None:
+    """p value that all methods rank alike: Friedman's statistic over permutations of the ranks within data sets.
+
+    Exact but for the draws, ties included; chi-squared's p, its limit, is far off on few data sets.
+
+    Args:
+        ranks: (methods, data sets).
+    """
+    if min(ranks.shape) < 3 or bool((ranks == ranks[:1]).all()):
         return None
-    return float(stats.friedmanchisquare(*scores).pvalue)
+    # the same ranks are dealt out anew, so their sums' squares order the permutations as the statistic does
+    drawn = np.random.default_rng(0).permuted(np.broadcast_to(ranks, (PERMUTATIONS, *ranks.shape)), axis=1)
+    seen, found = (np.square(r.sum(axis=-1)).sum(axis=-1) for r in (ranks, drawn))
+    return float((np.sum(found >= seen - 1e-9) + 1) / (PERMUTATIONS + 1))

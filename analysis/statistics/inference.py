@@ -1,32 +1,46 @@
 """Statistics of comparisons (scipy): intervals over seeds, paired differences, Holm, and words no stronger than tests.
 
-The unit of a claim is the trained run. A score's interval is a t interval over seeds; a difference between two methods
-is the mean of per-seed paired differences, with its t interval on one data set and a sign-flip permutation test over
-data set x seed blocks on several. Scores and differences are fractions in [0, 1].
+The unit of a claim is the trained run. A difference between two methods is the mean of per-seed paired differences. Its
+variance is a sum of estimates, each with its degrees of freedom: the seeds' within every data set, and what the choice
+of learning rates adds (`choice`). One standard error and one number of degrees of freedom (Welch-Satterthwaite) give
+the p value, the interval and the test of equivalence. Scores and differences are fractions in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+Array = NDArray[np.float64]
 Seed = TypeVar("Seed", bound=Hashable)
-Verdict = Literal["higher", "lower", "not distinguishable", "not testable"]
+Verdict = Literal[
+    "higher",
+    "lower",
+    "equivalent",
+    "not distinguishable",
+    "not testable",
+    "not testable with the choice of rates",
+]
+NOT_KNOWN: Verdict = "not testable with the choice of rates"
+"""Where it is not known what the choice of rates adds."""
 
 LEVEL = 0.95
-"""Level of every interval; 1 - LEVEL is the family-wise error rate of a table."""
+"""Level of every interval; 1 - LEVEL is the family-wise error rate of a family of comparisons."""
 
-T_TEST, SIGN_FLIP = "paired t", "sign-flip permutation"
-CHOICE_FREEDOM = 2
+T_TEST = "paired t"
+OVER_SEEDS = "paired t, each seed averaged over data sets"
+WELCH = "Welch-Satterthwaite within data sets"
+OVER_DATASETS = "t over data sets"
+"""The tests: on one data set; on several that share seeds; on several whose seeds are their own; of sets like these."""
+CHOICE_FREEDOM = 3
 """Degrees of freedom of the variance that a choice of rates adds. Few runs estimate it, and it is far from normal.
-By simulation (`benchmarks/calibration.py`): 2 keeps 5 % over shapes of the response, 4 does not."""
-AT_ONCE = 10_000
-"""Permutations drawn at once: all of them would fill the memory."""
+By simulation (`benchmarks/calibration.py`): 3 keeps 5 % over shapes of the response, 4 does not."""
 NO_SPREAD = 1e-12
 """Below it a spread is rounding."""
 
@@ -37,7 +51,7 @@ class Interval:
 
     Attributes:
         mean: their mean.
-        low, high: t interval; None where `n` is 1, since one run says nothing about spread.
+        low, high: t interval; None where `n` is 1 or all are equal: neither says anything about spread.
         sd: standard deviation of the sample (n - 1); None where `n` is 1.
         n: number of runs.
     """
@@ -51,44 +65,135 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference a - b.
+    """A paired difference a - b, and what tests it.
 
     Attributes:
-        mean, low, high: of the per-seed differences; see `Interval`.
-        sd: their standard deviation; over several data sets the pooled one within data sets. None where no data set has
-            two pairs.
-        p: two-sided p value; None where it cannot be tested: fewer than two pairs, or no spread between them.
-        n: number of pairs.
+        mean: of the differences.
+        pairs: number of them, of each data set whose pairs count by themselves.
+        sd: their standard deviation; over several data sets the pooled one within them. None without two pairs.
+        variances: of the mean, estimates whose sum is its variance; none where it can't be estimated.
+        freedoms: their degrees of freedom.
         test: the test's name.
-        datasets: number of data sets, where the pairs of each count by themselves.
-        error: standard error of the mean, from `sd`.
-        freedom: degrees of freedom of `sd`.
+        added: variance that the choice of rates adds to the mean.
     """
 
     mean: float
-    low: float | None
-    high: float | None
-    sd: float | None
-    p: float | None
-    n: int
-    test: str
-    datasets: int = 1
-    error: float | None = None
-    freedom: int = 0
+    pairs: tuple[int, ...]
+    sd: float | None = None
+    variances: tuple[float, ...] = ()
+    freedoms: tuple[float, ...] = ()
+    test: str = T_TEST
+    added: float = 0.0
+
+    @property
+    def n(self) -> int:
+        """Number of pairs."""
+        return sum(self.pairs)
+
+    def widened(self, variance: float) -> Difference:
+        """The same difference, the variance that the choice of rates adds included."""
+        return replace(self, added=variance)
+
+    @property
+    def testable(self) -> bool:
+        """Whether there is a spread between pairs."""
+        return sum(self.variances) > NO_SPREAD**2
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None where it is not known."""
+        return float(satterthwaite(self.variances, self.freedoms, self.added)[0]) if self.testable else None
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of `error`; 0 where that is not known."""
+        return float(satterthwaite(self.variances, self.freedoms, self.added)[1]) if self.testable else 0.0
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p value of no difference; None where it cannot be tested: fewer than two pairs, or no spread.
+
+        Without spread (a coarse score, or one run against itself) the statistic has no distribution: all differences
+        zero give p = 1, all equal but not zero give no p.
+        """
+        if not self.testable:
+            return 1.0 if self.variances and abs(self.mean) <= NO_SPREAD else None
+        return float(two_sided(self.mean, self.variances, self.freedoms, self.added))
+
+    def p_beyond(self, margin: float) -> float | None:
+        """p value of a true difference of `margin` or more, either way: two one-sided tests (Schuirmann 1987)."""
+        if not self.testable:
+            return None
+        return float(tail(margin - abs(self.mean), self.variances, self.freedoms, self.added))
+
+    def interval(self, alpha: float = 1 - LEVEL) -> tuple[float, float] | tuple[None, None]:
+        """The interval of level 1 - alpha: it excludes zero exactly where p < alpha."""
+        if not self.testable:
+            return None, None
+        half = float(half_width(self.variances, self.freedoms, self.added, alpha))
+        return self.mean - half, self.mean + half
+
+    @property
+    def low(self) -> float | None:
+        """Low end of the 95 % interval."""
+        return self.interval()[0]
+
+    @property
+    def high(self) -> float | None:
+        """High end of the 95 % interval."""
+        return self.interval()[1]
+
+
+def satterthwaite(variances: ArrayLike, freedoms: ArrayLike, added: ArrayLike = 0.0) -> tuple[Array, Array]:
+    """Standard error and degrees of freedom of a mean (Welch 1947): (sum v)^2 / sum(v^2 / f).
+
+    Args:
+        variances: (..., parts) of the mean, independent estimates whose sum is its variance.
+        freedoms: (..., parts) or (parts,) theirs.
+        added: (...) variance that the choice of rates adds, of CHOICE_FREEDOM.
+
+    Returns:
+        Both (...).
+    """
+    v, extra = np.asarray(variances, dtype=float), np.asarray(added, dtype=float)
+    total = v.sum(axis=-1) + extra
+    squares = (v**2 / np.asarray(freedoms, dtype=float)).sum(axis=-1) + extra**2 / CHOICE_FREEDOM
+    return np.sqrt(total), np.asarray(total**2 / np.maximum(squares, np.finfo(float).tiny))
+
+
+def tail(distance: ArrayLike, variances: ArrayLike, freedoms: ArrayLike, added: ArrayLike = 0.0) -> Array:
+    """Chance that a mean is off by `distance` or more to one side; (...). Arguments as of `satterthwaite`.
+
+    What the choice of rates adds never makes a claim stronger: it may bring degrees of freedom along, so the larger
+    chance of those with and without it counts.
+    """
+    found = []
+    for extra in (added, 0.0):
+        error, freedom = satterthwaite(variances, freedoms, extra)
+        found.append(special.stdtr(freedom, -np.asarray(distance, dtype=float) / error))
+    return np.asarray(np.maximum(*found), dtype=float)
+
+
+def two_sided(mean: ArrayLike, variances: ArrayLike, freedoms: ArrayLike, added: ArrayLike = 0.0) -> Array:
+    """Two-sided p value that a mean is zero; (...). Arguments as of `satterthwaite`."""
+    return np.asarray(2.0 * tail(np.abs(np.asarray(mean, dtype=float)), variances, freedoms, added))
+
+
+def half_width(variances: ArrayLike, freedoms: ArrayLike, added: ArrayLike = 0.0, alpha: float = 1 - LEVEL) -> Array:
+    """Half of the interval of level 1 - alpha that `two_sided` inverts; (...). Arguments as of `satterthwaite`."""
+    found = []
+    for extra in (added, 0.0):
+        error, freedom = satterthwaite(variances, freedoms, extra)
+        found.append(-special.stdtrit(freedom, alpha / 2) * error)
+    return np.asarray(np.maximum(*found), dtype=float)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Mean and t interval over runs. Raises ValueError: no value."""
     if len(values) == 0:
         raise ValueError("an interval needs at least one value, got none")
-    n, mean = len(values), float(np.mean(values))
-    if n == 1:
-        return Interval(mean, None, None, None, 1)
-    sd = float(np.std(values, ddof=1))
-    if sd <= NO_SPREAD:
-        return Interval(mean, mean, mean, 0.0, n)
-    low, high = stats.t.interval(LEVEL, n - 1, loc=mean, scale=sd / math.sqrt(n))
-    return Interval(mean, float(low), float(high), sd, n)
+    found = t_difference(values)
+    return Interval(found.mean, found.low, found.high, found.sd, found.n)
 
 
 def paired_difference(a: Mapping[Seed, float], b: Mapping[Seed, float]) -> Difference | None:
@@ -101,112 +206,42 @@ def paired_difference(a: Mapping[Seed, float], b: Mapping[Seed, float]) -> Diffe
     return t_difference(differences) if differences else None
 
 
-def t_difference(differences: Sequence[float]) -> Difference:
-    """t test that the mean of paired differences is zero, with its interval.
-
-    Without spread (a coarse score, or one run against itself) the statistic has no distribution: all differences zero
-    give p = 1, all equal but not zero give no p.
-    """
-    interval = mean_interval(differences)
-    p: float | None = None
-    if interval.sd is not None:
-        if interval.sd > NO_SPREAD:
-            p = float(stats.ttest_1samp(differences, 0.0).pvalue)
-        elif abs(interval.mean) <= NO_SPREAD:
-            p = 1.0
-    n, sd = interval.n, interval.sd
-    error = None if sd is None else sd / math.sqrt(n)
-    return Difference(interval.mean, interval.low, interval.high, sd, p, n, T_TEST, 1, error, n - 1)
+def t_difference(differences: Sequence[float], test: str = T_TEST) -> Difference:
+    """t test that the mean of paired differences is zero. Raises ValueError: no difference."""
+    if len(differences) == 0:
+        raise ValueError("a difference needs at least one pair, got none")
+    n, mean = len(differences), float(np.mean(differences))
+    if n == 1:
+        return Difference(mean, (1,), test=test)
+    sd = float(np.std(differences, ddof=1))
+    sd = 0.0 if sd <= NO_SPREAD else sd
+    return Difference(mean, (n,), sd, (sd**2 / n,), (n - 1.0,), test)
 
 
-def widened_p(difference: Difference, variance: float) -> float | None:
-    """The p value of a difference whose mean has a further variance, that of the choice of learning rates.
+def stratified_difference(blocks: Sequence[Sequence[float]]) -> Difference:
+    """The mean over data sets of their mean paired differences, each data set weighing the same.
 
-    A t test's standard error grows. Its degrees of freedom are Satterthwaite's, where the choice's part counts for
-    CHOICE_FREEDOM. A permutation test's p is widened by the same ratio on the normal scale; its standard error is that
-    of its interval.
-    """
-    if difference.p is None or variance <= 0.0:
-        return difference.p
-    if difference.test == T_TEST:
-        if difference.sd is None:
-            return difference.p
-        seeds = difference.sd**2 / difference.n
-        freedom = (seeds + variance) ** 2 / (seeds**2 / (difference.n - 1) + variance**2 / CHOICE_FREEDOM)
-        widened = float(2 * stats.t.sf(abs(difference.mean) / math.sqrt(seeds + variance), freedom))
-        return max(difference.p, widened)  # more degrees of freedom must not make a claim stronger
-    if difference.low is None or difference.high is None:
-        return None
-    error = (difference.high - difference.low) / (2 * stats.norm.isf((1 - LEVEL) / 2))
-    z = stats.norm.isf(difference.p / 2) * error / math.sqrt(error**2 + variance)
-    return float(2 * stats.norm.sf(z))
-
-
-def blocked_difference(blocks: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 9999) -> Difference:
-    """The mean over data sets of paired differences: sign-flip permutation p, bootstrap interval.
+    Its variance is the sum of the data sets' own, so that effects which differ between data sets are no noise. A data
+    set with one pair has the variance pooled within the others.
 
     Args:
-        blocks: per data set its per-seed differences; each data set weighs the same.
-        seed: of the resampling.
-        resamples: random permutations and bootstrap samples; where all sign flips are fewer, they are enumerated.
+        blocks: per data set its per-seed differences; no seed is shared between data sets.
 
-    The bootstrap resamples seeds within each data set and corrects the spread for their number. Where a data set has
-    one seed, the interval is the t interval of the deviation pooled within the others.
-    Raises ValueError: no difference at all.
+    Raises:
+        ValueError: no difference at all.
     """
-    groups = [np.asarray(values, dtype=float) for values in blocks.values() if len(values)]
+    groups = [np.asarray(values, dtype=float) for values in blocks if len(values)]
     if not groups:
-        raise ValueError("a blocked difference needs at least one data set with a paired seed, got none")
-    values = np.concatenate(groups)
-    weights = np.concatenate([np.full(len(g), 1 / (len(g) * len(groups))) for g in groups])
-    mean, n, sets = float(values @ weights), len(values), len(groups)
-    freedom = n - sets
-    sd = math.sqrt(sum(float(((g - g.mean()) ** 2).sum()) for g in groups) / freedom) if freedom else None
-    error = None if sd is None else sd * math.sqrt(float((weights**2).sum()))
-    if freedom == 0:  # one seed: what it does to a method on all data sets alike would pass for a difference
-        return Difference(mean, None, None, sd, None, n, SIGN_FLIP, sets, error, freedom)
-    rng = np.random.default_rng(seed)
-    result = stats.permutation_test(
-        (values, np.zeros(n)),
-        lambda x, y, axis: ((x - y) * weights).sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=AT_ONCE,
-        rng=rng,
-    )
-    p = float(result.pvalue)
-    if min(len(g) for g in groups) < 2:  # nothing to resample there: the pooled deviation's t interval, if there is one
-        half = float(stats.t.isf((1 - LEVEL) / 2, freedom)) * (error or 0.0)
-        return Difference(mean, mean - half, mean + half, sd, p, n, SIGN_FLIP, sets, error, freedom)
-    # resampling n values shrinks their variance by (n - 1) / n, which matters at 3 seeds: stretch it back
-    shifts = sum(
-        (rng.choice(g, size=(resamples, len(g)), replace=True).mean(axis=1) - g.mean())
-        * math.sqrt(len(g) / (len(g) - 1))
-        for g in groups
-    )
-    low, high = mean + np.quantile(shifts / sets, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(mean, float(low), float(high), sd, p, n, SIGN_FLIP, sets, error, freedom)
-
-
-def common_seed_p(differences: Sequence[Sequence[float]]) -> float | None:
-    """F test that a seed moves the difference on all data sets alike; `differences` by data set and seed.
-
-    A sign-flip test over data set x seed assumes that none does; where one does, its p is too small. None with fewer
-    than two of either, or without spread.
-    """
-    x = np.asarray(differences, dtype=float)
-    sets, seeds = x.shape
-    if sets < 2 or seeds < 2:
-        return None
-    by_seed = x.mean(axis=0) - x.mean()
-    rest = x - x.mean(axis=1, keepdims=True) - by_seed
-    error = float((rest**2).sum()) / ((sets - 1) * (seeds - 1))
-    if error <= NO_SPREAD**2:
-        return None
-    return float(
-        stats.f.sf(sets * float((by_seed**2).sum()) / (seeds - 1) / error, seeds - 1, (sets - 1) * (seeds - 1))
-    )
+        raise ValueError("a difference over data sets needs at least one with a pair, got none")
+    pairs, sets = tuple(len(g) for g in groups), len(groups)
+    mean = float(np.mean([g.mean() for g in groups]))
+    freedom = float(sum(pairs) - sets)
+    if not freedom:  # one seed: what it does to a method on all data sets alike would pass for a difference
+        return Difference(mean, pairs, test=WELCH)
+    pooled = sum(float(((g - g.mean()) ** 2).sum()) for g in groups) / freedom
+    own = [(float(g.var(ddof=1)), len(g) - 1.0) if len(g) > 1 else (pooled, freedom) for g in groups]
+    variances = tuple(v / len(g) / sets**2 for (v, _), g in zip(own, groups, strict=True))
+    return Difference(mean, pairs, math.sqrt(pooled), variances, tuple(f for _, f in own), WELCH)
 
 
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:
@@ -214,22 +249,49 @@ def holm(pvalues: Sequence[float | None]) -> list[float | None]:
 
     Reject where the adjusted value is at most alpha: the chance of any false rejection in the family is at most alpha.
     """
-    tested = sorted((p, i) for i, p in enumerate(pvalues) if p is not None)
+    tested = [i for i, p in enumerate(pvalues) if p is not None]
     adjusted: list[float | None] = [None] * len(pvalues)
-    running = 0.0
-    for rank, (p, index) in enumerate(tested):
-        running = max(running, min(1.0, (len(tested) - rank) * p))
-        adjusted[index] = running
+    for i, p in zip(tested, step_down(np.array([pvalues[i] for i in tested], dtype=float)), strict=True):
+        adjusted[i] = float(p)
     return adjusted
 
 
-def verdict(difference: float | None, adjusted_p: float | None) -> Verdict:
-    """What a corrected test allows to be said of a difference."""
-    if difference is None or adjusted_p is None:
+def step_down(p: Array) -> Array:
+    """Holm's adjusted p values along the last axis; of the same shape."""
+    order = np.argsort(p, axis=-1)
+    steps = np.take_along_axis(p, order, axis=-1) * np.arange(p.shape[-1], 0, -1)
+    raised = np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)
+    return np.take_along_axis(raised, np.argsort(order, axis=-1), axis=-1)
+
+
+def in_sequence(first: float | None, rest: Sequence[float | None]) -> tuple[float | None, list[float | None]]:
+    """A fixed sequence: `first` is tested at the whole level, and where it is rejected Holm's steps over `rest` are.
+
+    The chance of any false rejection is at most alpha, and `first` pays nothing for the others. Where it can't be
+    tested, which no result decides, Holm's steps are taken over `rest` alone.
+    """
+    adjusted = holm(rest)
+    return first, [None if p is None else max(p, first or 0.0) for p in adjusted]
+
+
+def verdict(
+    difference: float | None, adjusted_p: float | None, *, beyond: float | None = None, known: bool = True
+) -> Verdict:
+    """What corrected tests allow to be said of a difference.
+
+    Args:
+        difference: seen.
+        adjusted_p: of no difference, corrected; None where it can't be tested.
+        beyond: of a true difference outside the margin, corrected; None without a margin.
+        known: whether it is known what the choice of rates adds; not for a verdict that takes the rates for given.
+    """
+    if difference is None or (known and adjusted_p is None):
         return "not testable"
-    if adjusted_p > 1 - LEVEL:
-        return "not distinguishable"
-    return "higher" if difference > 0 else "lower"
+    if adjusted_p is None:
+        return NOT_KNOWN
+    if adjusted_p <= 1 - LEVEL:
+        return "higher" if difference > 0 else "lower"
+    return "equivalent" if beyond is not None and beyond <= 1 - LEVEL else "not distinguishable"
 
 
 def expected_best(scores: Sequence[float]) -> list[float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import pyarrow as pa
 
+from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.power import power_at, seeds_needed
-from analysis.statistics.scaling import BASELINE, comparisons
+from analysis.statistics.scaling import BASELINE, compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store
 
@@ -19,16 +19,15 @@ SEEDS = pa.schema(
     [
         *typed(TEXT, *PLACE, "method", "baseline", "reference"),
         *typed(INT, "n", "datasets", "n_datasets"),
-        *typed(REAL, "sd", "error"),
-        ("freedom", INT),
+        *typed(REAL, "sd", "error", "freedom"),
         ("choice_sd", REAL),  # what the choice of rates adds to their mean; null where not known
         ("test", TEXT),
-        ("alpha", REAL),  # level of one comparison, the family's 5 % shared out (Holm's first step)
+        ("alpha", REAL),  # level of the row's first step
         ("difference", REAL),  # the true difference asked about
-        ("power", REAL),  # chance that the seeds it has find it
+        ("power", REAL),  # chance that the seeds it has find it; this and the next two with the choice of rates
         ("detectable", REAL),  # smallest true difference that they find 4 times in 5
         ("seeds_needed", INT),  # least seeds (of each data set) that find it 4 times in 5; null: not within 1000
-        ("seeds_needed_choice", INT),  # the same with the choice of rates, which more seeds do not lessen
+        ("seeds_needed_given_rates", INT),  # the same, were the chosen rates the only ones possible
     ]
 )
 
@@ -46,18 +45,15 @@ def seeds_table(store: Store, baseline: str = BASELINE, differences: Sequence[fl
     wrong = [d for d in differences if not 0.0 < abs(d) < 1.0]
     if wrong:
         raise ValueError(f"a difference of {wrong[0]:g} can't be asked about; it is a fraction between 0 and 1")
-    compared = comparisons(store, baseline).to_pylist()
-    alpha = 0.05 / max(1, sum(r["p"] is not None for r in compared))
     rows = []
-    for r in (r for r in compared if r["detectable"] is not None):
+    for r, given in compared(store, baseline):
+        if not given.testable or given.test == OVER_DATASETS:
+            continue
+        tested = None if r["choice_sd"] is None else given.widened(r["choice_sd"] ** 2)
         for difference in differences:
-            needed, added = partial(seeds_needed, r["sd"], difference, alpha, datasets=r["datasets"]), r["choice_sd"]
-            found = {
-                "alpha": alpha,
-                "difference": difference,
-                "power": power_at(r["error"], r["freedom"], difference, alpha),
-                "seeds_needed": needed(),
-                "seeds_needed_choice": None if added is None else needed(added=added),
-            }
-            rows.append(r | found)
+            found = {"difference": difference, "seeds_needed_given_rates": seeds_needed(given, difference, r["alpha"])}
+            if tested is not None:
+                found |= {"power": power_at(tested, difference, r["alpha"])}
+                found |= {"seeds_needed": seeds_needed(tested, difference, r["alpha"])}
+            rows.append(r | dict.fromkeys(("power", "seeds_needed")) | found)
     return pa.Table.from_pylist(rows, schema=SEEDS)

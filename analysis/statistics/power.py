@@ -1,79 +1,80 @@
-"""How much a comparison can see: its power, the smallest difference it detects, the seeds it needs, its effect size."""
+"""How much a comparison can see: its power, the smallest difference it detects, the seeds it needs, its effect size.
+
+Power is found by simulation, the estimated variances being taken for the true ones: means are drawn around a true
+difference, variances anew with their degrees of freedom, and every draw is tested as the comparison is.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from analysis.statistics.inference import LEVEL, NO_SPREAD, Difference, Interval
+from analysis.statistics.inference import (
+    CHOICE_FREEDOM,
+    LEVEL,
+    NO_SPREAD,
+    OVER_DATASETS,
+    Array,
+    Difference,
+    Interval,
+    half_width,
+)
 
 WANTED = 0.8
 """The power that a smallest detectable difference and a number of seeds are given for."""
+DRAWS = 2000
+MOST_SEEDS = 1000
 
 
-def power_at(error: float, freedom: int, difference: float, alpha: float = 1 - LEVEL) -> float | None:
-    """Chance that a paired t test finds a true difference (noncentral t); None without freedom or spread.
+def power_at(tested: Difference, difference: float, alpha: float = 1 - LEVEL) -> float | None:
+    """Chance that the test finds a true difference, its sign right; None where nothing can be tested.
 
     Args:
-        error, freedom: standard error of the mean difference, and its degrees of freedom.
+        tested: whose variances count, with what the choice of rates adds.
         difference: the true mean difference.
         alpha: two-sided level; divide it by the number of comparisons for the power within a Holm family's first step.
-
-    Of a sign-flip permutation test it is an approximation, were the difference the same on every data set: by
-    simulation within 0.1, mostly within 0.05 (`tests/analysis/statistics/test_blocked_power.py`).
     """
-    if freedom < 1 or error <= NO_SPREAD:
-        return None
-    shift, critical = abs(difference) / error, stats.t.ppf(1 - alpha / 2, freedom)
-    above, below = stats.nct.sf(critical, freedom, shift), stats.nct.cdf(-critical, freedom, shift)
-    # the far tail underflows to NaN for a large shift
-    return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))
+    return float((_needed(tested, alpha) < abs(difference)).mean()) if tested.testable else None
 
 
-def detectable(error: float, freedom: int, alpha: float = 1 - LEVEL, wanted: float = WANTED) -> float | None:
-    """The smallest true difference that is found with the wanted power (minimum detectable difference).
+def detectable(tested: Difference, alpha: float = 1 - LEVEL, wanted: float = WANTED) -> float | None:
+    """The smallest true difference that is found with the wanted power; arguments and None as of `power_at`."""
+    return float(np.quantile(_needed(tested, alpha), wanted)) if tested.testable else None
 
-    Args:
-        error, freedom, alpha: as of `power_at`. wanted: the power.
 
-    Returns:
-        None where `power_at` has none.
+def _needed(tested: Difference, alpha: float) -> Array:
+    """(DRAWS,) the true difference from which each draw would be found."""
+    rng = np.random.default_rng(0)
+    freedoms = np.array(tested.freedoms)
+    variances = np.array(tested.variances) * rng.chisquare(freedoms, (DRAWS, len(freedoms))) / freedoms
+    added = tested.added * rng.chisquare(CHOICE_FREEDOM, DRAWS) / CHOICE_FREEDOM
+    noise = math.sqrt(sum(tested.variances) + tested.added) * rng.normal(size=DRAWS)
+    return half_width(variances, freedoms, added, alpha) - noise
+
+
+def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL) -> int | None:
+    """Least number of paired seeds (of each data set) that finds a difference with the power WANTED; None beyond 1000.
+
+    Arguments as of `power_at`. More seeds lessen the seeds' part of the variance, not that of the choice of rates.
+    None of a test over data sets, too: it asks for data sets.
     """
-    if freedom < 1 or error <= NO_SPREAD:
+    if not tested.testable or tested.test == OVER_DATASETS:
         return None
-
-    def beyond(shift: float) -> float:
-        return (power_at(1.0, freedom, shift, alpha) or 0.0) - wanted
-
-    high = 4.0
-    while beyond(high) < 0.0:
-        high *= 2.0
-    return error * float(optimize.brentq(beyond, 0.0, high))
-
-
-def seeds_needed(
-    sd: float, difference: float, alpha: float = 1 - LEVEL, added: float = 0.0, datasets: int = 1
-) -> int | None:
-    """Least number of paired seeds that finds a difference with the power WANTED; None beyond 1000.
-
-    Args:
-        sd: standard deviation of the per-seed differences. difference, alpha: as of `power_at`.
-        added: deviation that the choice of rates adds to the mean, which more seeds do not lessen.
-        datasets: data sets, each with that number of seeds.
-    """
-    if sd <= NO_SPREAD:
-        return None
+    own = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]  # of a mean of one seed
 
     def enough(n: int) -> bool:
-        error = math.hypot(sd / math.sqrt(n * datasets), added)
-        return (power_at(error, datasets * (n - 1), difference, alpha) or 0.0) >= WANTED
+        parts = replace(tested, variances=tuple(v / n for v in own), freedoms=(n - 1.0,) * len(own))
+        return (power_at(parts, difference, alpha) or 0.0) >= WANTED
 
-    low, high = 2, 1000
-    if not enough(high):
-        return None
-    while low < high:  # the power grows with the seeds
+    low = high = 2
+    while not enough(high):  # the power grows with the seeds
+        if high == MOST_SEEDS:
+            return None
+        low, high = high + 1, min(2 * high, MOST_SEEDS)
+    while low < high:
         n = (low + high) // 2
         low, high = (low, n) if enough(n) else (n + 1, high)
     return low
@@ -96,7 +97,7 @@ def effect_size(difference: Difference) -> Interval | None:
     return Interval(correction * difference.mean / sd, low, high, None, difference.n)
 
 
-def _noncentrality(t: float, freedom: int, share: float) -> float:
+def _noncentrality(t: float, freedom: float, share: float) -> float:
     """The shift under which a share of the noncentral t distribution lies below `t`."""
     reach = 10.0 + abs(t) * 10.0
 

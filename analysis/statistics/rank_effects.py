@@ -3,22 +3,25 @@ equal rank?
 
 Both are slopes of the test score per doubling, fitted for each seed with fixed effects: of rank, over the methods of
 one budget, every budget having a level of its own; of parameters, over the budgets of a method whose rank is the same
-at all of them, every method having a level of its own. Their spread over seeds gives the interval and the test.
-Methods differ in more than rank, so the slope over all of them says what goes along with rank; the slope over variants
-of one method (RandLoRA-a, whose rank is an option) says what rank does in that method, whose number of bases makes up
-for the parameters.
+at all of them, every method having a level of its own. Their spread over seeds, and what the choice of rates adds to
+the cells' scores, give the interval and the test; so for the one slope less the other, seed by seed: is rank worth more
+than parameters? Methods differ in more than rank, so the slope over all of them says what goes along with rank; the
+slope over variants of one method (RandLoRA-a, whose rank is an option) says what rank does in that method, whose number
+of bases makes up for the parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from analysis.format import Row
-from analysis.statistics.inference import holm, mean_interval, t_difference, verdict
-from analysis.statistics.runs import averaged, by, seed_of, shared_seeds
+from analysis.statistics.choice import CellKey, choice_variances
+from analysis.statistics.inference import holm, mean_interval, verdict
+from analysis.statistics.runs import Seed, by, by_seed, over_datasets, shared_seeds, sharing_seeds
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import in_order
@@ -26,7 +29,7 @@ from analysis.styles import in_order
 MATCHED = 0.1
 """Largest distance of a cell's count from its budget: beyond it parameters are not equal."""
 
-RANK, PARAMETERS = "rank", "parameters"
+RANK, PARAMETERS, CONTRAST = "rank", "parameters", "rank less parameters"
 
 POINTS = pa.schema(
     [
@@ -42,14 +45,16 @@ EFFECTS = pa.schema(
     [
         *typed(TEXT, *PLACE),  # dataset null: the mean over `n_datasets` data sets
         ("scope", TEXT),  # the method whose variants are compared; null: all methods
-        ("effect", TEXT),  # 'rank' at equal parameters, or 'parameters' at equal rank
-        *typed(REAL, "least", "most"),  # of the ranks, or of the parameters
+        ("effect", TEXT),  # 'rank' at equal parameters, 'parameters' at equal rank, or the one slope less the other
+        *typed(REAL, "least", "most"),  # of the ranks, or of the parameters; null of the contrast
         ("cells", INT),
         ("n", INT),  # seeds
         ("n_datasets", INT),
         ("slope", REAL),  # of the score, a fraction, per doubling
-        *typed(REAL, "low", "high", "p", "p_holm"),
+        *typed(REAL, "low", "high", "p", "p_holm"),  # with the choice of rates in them; null where it is not known
         ("verdict", TEXT),  # 'higher': the score rises with the rank, or the parameters
+        ("choice_sd", REAL),  # what the choice of rates adds to the slope; null where not known
+        ("verdict_given_rates", TEXT),
     ]
 )
 
@@ -75,28 +80,29 @@ def points(store: Store) -> pa.Table:
 
 @remembered
 def effects(store: Store) -> pa.Table:
-    """What a doubling of the rank, and of the parameters, brings; columns `EFFECTS`.
+    """What a doubling of the rank, and of the parameters, brings, and which brings more; columns `EFFECTS`.
 
-    A row needs two ranks at one budget, or two budgets at one rank of a method. Seeds are those that all its cells
-    have; one seed has no interval and no test. Data sets of a sweep are also averaged, seed by seed. Holm's correction
-    is over all rows of the table.
+    A row needs two ranks at one budget, or two budgets at one rank of a method; the contrast needs both. Seeds are
+    those that all its cells have; one seed has no interval and no test. Data sets of a sweep are also averaged. Holm's
+    correction is over all rows of the table.
     """
     rows: list[Row] = []
+    choice, sharing = choice_variances(store), sharing_seeds(store)
     for (sweep, model, size), runs in by(_runs(store), "sweep", "model", "train_size").items():
         datasets = by(runs, "dataset")
         for scope in (None, *_families(runs)):
-            for effect in (RANK, PARAMETERS):
-                found = {
-                    dataset: slopes
-                    for (dataset,), group in datasets.items()
-                    if (slopes := _slopes([r for r in group if scope in (None, r["base"])], effect))
-                }
+            shared = sweep in sharing
+            slopes = {d: _slopes([r for r in g if scope in (None, r["base"])]) for (d,), g in datasets.items()}
+            for effect in (RANK, PARAMETERS, CONTRAST):
+                found = {d: _Slope.of(each[effect], choice) for d, each in slopes.items() if effect in each}
                 place = {"sweep": sweep, "model": model, "train_size": size, "scope": scope, "effect": effect}
-                rows += [place | {"dataset": d, "n_datasets": 1} | _said([f]) for d, f in found.items()]
+                rows += [place | {"dataset": d} | _said([f], shared=shared) for d, f in found.items()]
                 if len(found) > 1 and len(found) == len(datasets):
-                    rows.append(place | {"dataset": None, "n_datasets": len(found)} | _said(list(found.values())))
-    for row, adjusted in zip(rows, holm([r["p"] for r in rows]), strict=True):
-        row |= {"p_holm": adjusted, "verdict": verdict(row["slope"], adjusted)}
+                    rows.append(place | {"dataset": None} | _said(list(found.values()), shared=shared))
+    for p, said in (("p", "verdict"), ("p_given_rates", "verdict_given_rates")):
+        for row, adjusted in zip(rows, holm([r[p] for r in rows]), strict=True):
+            known = p != "p" or row["choice_sd"] is not None or row["p_given_rates"] is None
+            row |= {f"{p}_holm": adjusted, said: verdict(row["slope"], adjusted, known=known)}
     rows.sort(key=lambda r: (r["sweep"], r["model"], r["dataset"] is not None, r["dataset"] or "", r["train_size"]))
     return pa.Table.from_pylist(rows, schema=EFFECTS)
 
@@ -114,47 +120,79 @@ def _families(runs: Sequence[Row]) -> list[str]:
     return in_order({base for (base,), group in variants.items() if len({r["method"] for r in group}) > 1})
 
 
-def _slopes(runs: Sequence[Row], effect: str) -> Row | None:
-    """Slope by seed over the cells that tell of the effect, with what they span; None where none do."""
-    if effect == RANK:
-        level, along, kept = "reference", "update_rank", list(runs)
-    else:
-        level, along = "method", "adapter_params"
-        same = [m for (m,), g in by(runs, "method").items() if len({r["update_rank"] for r in g}) == 1]
-        kept = [r for r in runs if r["method"] in same]
-    groups = [g for g in by(kept, level).values() if len({r[along] for r in g}) > 1]
-    used = [r for g in groups for r in g]
-    cells = [{seed_of(r): r for r in cell} for cell in by(used, "cell_id").values()]
-    if not cells:
-        return None
-    by_seed = {
-        seed: _slope([[(math.log2(r[along]), r["test_score"]) for r in g if seed_of(r) == seed] for g in groups])
-        for seed in sorted(shared_seeds(cells))
+Weights = dict[CellKey, tuple[float, list[Row]]]
+"""A cell's weight in a slope, which is the weighted sum of the cells' scores; and its runs."""
+
+
+@dataclass(frozen=True)
+class _Slope:
+    """A slope on one data set: by seed, what the choice of rates adds to its variance, the cells, what they span."""
+
+    by_seed: dict[Seed, float]
+    added: float | None
+    cells: int
+    spanned: list[float]
+
+    @classmethod
+    def of(cls, found: tuple[Weights, list[float]], choice: Mapping[CellKey, float]) -> _Slope:
+        weights, spanned = found
+        cells = [(weight, by_seed(runs)) for weight, runs in weights.values()]
+        shared = shared_seeds([scores for _, scores in cells])
+        slopes = {seed: sum(weight * scores[seed] for weight, scores in cells) for seed in shared}
+        known = all(key in choice for key in weights)
+        added = sum(weight**2 * choice[key] for key, (weight, _) in weights.items()) if known else None
+        return cls(slopes, added, len(cells), spanned)
+
+
+def _slopes(runs: Sequence[Row]) -> dict[str, tuple[Weights, list[float]]]:
+    """The weights of each effect that the cells tell of, and the ranks or parameters that they span."""
+    same = [m for (m,), g in by(runs, "method").items() if len({r["update_rank"] for r in g}) == 1]
+    level = [r for r in runs if r["method"] in same]
+    asked = {RANK: _weights(runs, "reference", "update_rank"), PARAMETERS: _weights(level, "method", "adapter_params")}
+    found = {effect: one for effect, one in asked.items() if one[0]}
+    if len(found) == len(asked):
+        (rank, _), (count, _) = found[RANK], found[PARAMETERS]
+        none = (0.0, list[Row]())
+        contrast = {
+            key: (rank.get(key, none)[0] - count.get(key, none)[0], (rank.get(key) or count[key])[1])
+            for key in {**rank, **count}
+        }
+        found[CONTRAST] = (contrast, [])
+    return found
+
+
+def _weights(runs: Sequence[Row], level: str, along: str) -> tuple[Weights, list[float]]:
+    """Least squares of the score on log2 of `along` with a level of its own for every group (the within estimator)."""
+    groups = [by(g, "sweep", "cell_id") for g in by(runs, level).values() if len({r[along] for r in g}) > 1]
+    off: dict[CellKey, float] = {}
+    for cells in groups:
+        x = {key: math.log2(mine[0][along]) for key, mine in cells.items()}
+        centre = sum(x.values()) / len(x)
+        off |= {(key[0], key[1]): value - centre for key, value in x.items()}
+    total = sum(value**2 for value in off.values())
+    spanned = [r[along] for cells in groups for mine in cells.values() for r in mine]
+    return {k: (off[k[0], k[1]] / total, mine) for cells in groups for k, mine in cells.items()}, spanned
+
+
+def _said(found: Sequence[_Slope], *, shared: bool) -> Row:
+    """Mean slope over data sets with its interval and test."""
+    spanned = [value for f in found for value in f.spanned]
+    known = [f.added for f in found if f.added is not None]
+    slopes = [f.by_seed for f in found]
+    together = 1 if shared else len(found)  # choices on shared seeds may go wrong alike
+    added = sum(known) / len(found) / together if len(known) == len(found) else None
+    given = over_datasets(slopes, shared=shared)
+    tested = None if given is None or added is None else given.widened(added)
+    return {
+        "cells": sum(f.cells for f in found),
+        "n_datasets": len(found),
+        "least": min(spanned, default=None),
+        "most": max(spanned, default=None),
+        "n": given.n // len(given.pairs) if given else 0,
+        "slope": given and given.mean,
+        "low": tested and tested.low,
+        "high": tested and tested.high,
+        "p": tested and tested.p,
+        "p_given_rates": given and given.p,
+        "choice_sd": None if added is None else math.sqrt(added),
     }
-    spanned = [r[along] for r in used]
-    return {"slopes": by_seed, "cells": len(cells), "least": min(spanned), "most": max(spanned)} if by_seed else None
-
-
-def _slope(groups: Iterable[Sequence[tuple[float, float]]]) -> float:
-    """Least squares with a level of its own for every group (the within estimator)."""
-    above = below = 0.0
-    for group in groups:
-        x0, y0 = (sum(column) / len(group) for column in zip(*group, strict=True))
-        above += sum((x - x0) * (y - y0) for x, y in group)
-        below += sum((x - x0) ** 2 for x, _ in group)
-    return above / below
-
-
-def _said(found: Sequence[Row]) -> Row:
-    """Mean slope of data sets, seed by seed, with its interval and test."""
-    values = list(averaged([f["slopes"] for f in found]).values())
-    spans = {
-        "cells": sum(f["cells"] for f in found),
-        "least": min(f["least"] for f in found),
-        "most": max(f["most"] for f in found),
-        "n": len(values),
-    }
-    if not values:  # the data sets share no seed
-        return spans | dict.fromkeys(("slope", "low", "high", "p"))
-    tested = t_difference(values)
-    return spans | {"slope": tested.mean, "low": tested.low, "high": tested.high, "p": tested.p}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.format import Row
+from analysis.statistics.inference import OVER_SEEDS, T_TEST, Difference, stratified_difference, t_difference
 from analysis.store.store import Store, remembered
 from analysis.styles import Place, place_of
 
@@ -17,7 +18,7 @@ Seed = tuple[int, int, int]
 
 _RUNS = """
 select sweep, cell_id, model, dataset, train_size, method, reference, budget, adapter_params, lr,
-       data_seed, init_seed, basis_seed, test_score
+       data_seed, init_seed, basis_seed, val_score, test_score
 from confirmed where test_score is not null
 order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed, basis_seed
 """
@@ -47,6 +48,15 @@ def shared_seeds(scores: Sequence[Mapping[Seed, Any]]) -> list[Seed]:
     return [seed for seed in scores[0] if all(seed in other for other in scores)]
 
 
+def sharing_seeds(store: Store) -> frozenset[str]:
+    """The sweeps whose declared seeds are trained with as they are, on all data sets alike: those of older folders.
+
+    What a seed does there it does to all data sets. Later sweeps derive their seeds per data set and training size.
+    """
+    cells = store.table("cells").select(["sweep", "seed_rule"]).to_pylist()
+    return frozenset(r["sweep"] for r in cells if r["seed_rule"] != "per-data-set")
+
+
 def averaged(scores: Sequence[Mapping[Seed, float]]) -> dict[Seed, float]:
     """Seed by seed the mean over several, of the seeds that all have."""
     return {seed: sum(each[seed] for each in scores) / len(scores) for seed in shared_seeds(scores)}
@@ -58,3 +68,17 @@ def by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
     for row in rows:
         groups[tuple(row[name] for name in names)].append(row)
     return dict(groups)
+
+
+def over_datasets(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Difference | None:
+    """The mean over data sets of values by seed, its spread from the seeds; None where there is nothing to average.
+
+    Args:
+        blocks: of each data set.
+        shared: whether a seed is the same on all of them (`sharing_seeds`) and moves them together: then each is
+            averaged over the data sets, and counts once.
+    """
+    if len(blocks) > 1 and not shared:
+        return stratified_difference([list(values.values()) for values in blocks])
+    means = list(averaged(blocks).values()) if blocks else []
+    return t_difference(means, OVER_SEEDS if len(blocks) > 1 else T_TEST) if means else None

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from analysis.errors import StoreError
 from analysis.format import Row
-from analysis.statistics.choice import CellKey, choice_variances
+from analysis.statistics.choice import CellKey, choice_variances, noise_share
 from analysis.statistics.inference import (
-    SIGN_FLIP,
+    LEVEL,
+    OVER_DATASETS,
     Difference,
-    blocked_difference,
-    common_seed_p,
-    holm,
+    in_sequence,
     mean_interval,
     paired_difference,
     t_difference,
     verdict,
-    widened_p,
 )
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
-from analysis.statistics.runs import Cell, Seed, averaged, by, by_seed, confirmed, shared_seeds
+from analysis.statistics.runs import (
+    Seed,
+    averaged,
+    by,
+    by_seed,
+    confirmed,
+    over_datasets,
+    seed_of,
+    shared_seeds,
+    sharing_seeds,
+)
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import style
@@ -60,25 +71,26 @@ COMPARISONS = pa.schema(
         ("reference", TEXT),  # null: all matched budgets together
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
-        ("n", INT),  # pairs; of a permutation test those of all its data sets
+        ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
         ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
         ("n_datasets", INT),  # that the row is of
-        *typed(REAL, "difference", "low", "high"),
+        *typed(REAL, "difference", "low", "high"),  # the choice of rates in the interval; null where it is not known
+        *typed(REAL, "low_simultaneous", "high_simultaneous"),  # the same for all rows of the row's family at once
         ("sd", REAL),  # of the paired differences; over several data sets pooled within them
-        ("error", REAL),  # standard error of the mean difference, from `sd`
-        ("freedom", INT),  # degrees of freedom of `sd`
-        ("p", REAL),
-        # of a permutation test: F test that a seed moves the difference on all data sets alike; small: `p` is too small
-        ("p_seeds", REAL),
-        ("p_holm", REAL),
-        ("verdict", TEXT),
+        ("error", REAL),  # standard error of the mean difference, given the chosen rates
+        ("freedom", REAL),  # its degrees of freedom
         ("choice_sd", REAL),  # what the choice of both arms' rates adds (`choice`); null where not known
-        ("p_choice", REAL),  # of the test that includes it; null where it is not known
-        ("p_choice_holm", REAL),
-        ("verdict_choice", TEXT),  # 'not testable' where it is not known
-        ("test", TEXT),
+        ("p", REAL),  # with the choice of rates in it, as `low` and `high`
+        ("p_holm", REAL),  # in sequence: the mean over budgets first, then Holm's steps over the budgets
+        ("margin", REAL),  # below which a difference counts as none (`confirm.margin`); null where none was named
+        ("p_equivalent", REAL),  # corrected as `p_holm`, of a true difference beyond the margin
+        ("verdict", TEXT),
+        ("p_given_rates", REAL),  # were the chosen rates the only ones possible
+        ("verdict_given_rates", TEXT),
+        ("test", TEXT),  # 'paired t'; over several data sets which rule: `inference.OVER_SEEDS`, `WELCH`, ...
         ("edge", TEXT),  # which arms chose the end of their range of rates: 'method', 'baseline', 'both'; else null
-        ("power", REAL),  # chance to find a true difference of PLANTED in this family; null where not computable
+        ("alpha", REAL),  # level of the row's first step, which the next three are for
+        ("power", REAL),  # chance to find a true difference of PLANTED; null where not computable
         ("seeds_needed", INT),  # least seeds that would find it 4 times in 5; null: not within 1000, or unknown
         ("detectable", REAL),  # smallest true difference that is found 4 times in 5; null where not computable
         ("effect", REAL),  # Hedges' g of the paired differences: their mean in standard deviations
@@ -109,7 +121,7 @@ def curve(store: Store) -> pa.Table:
     several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds,
     for methods and budgets that are confirmed on each.
     """
-    cells = confirmed(store)
+    cells, sharing = confirmed(store), sharing_seeds(store)
     rows = [_point(runs, [r["test_score"] for r in runs]) for runs in cells.values()]
     datasets: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for (sweep, model, dataset, size), _, _ in cells:
@@ -117,10 +129,13 @@ def curve(store: Store) -> pa.Table:
     for sweep, model, size, method, reference in dict.fromkeys((p[0], p[1], p[3], m, r) for p, m, r in cells):
         names = sorted(datasets[sweep, model, size])
         groups = [cells.get(((sweep, model, name, size), method, reference), []) for name in names]
-        means = averaged([by_seed(runs) for runs in groups])
-        if len(names) > 1 and means:
-            mean = {"dataset": None, "lr": None, "n_datasets": len(names)}
-            rows.append(_point(groups[0], list(means.values())) | mean)
+        if len(names) < 2 or not all(groups):
+            continue
+        difference = over_datasets([by_seed(runs) for runs in groups], shared=sweep in sharing)
+        if difference is not None:
+            mean = {"dataset": None, "lr": None, "n_datasets": len(names), "n": difference.n // len(difference.pairs)}
+            seen = {k: getattr(difference, k) for k in ("mean", "low", "high", "sd")}
+            rows.append(_point(groups[0], [difference.mean]) | mean | seen)
     return pa.Table.from_pylist(sorted(rows, key=_order), schema=CURVE)
 
 
@@ -134,39 +149,93 @@ def _point(runs: Runs, scores: Sequence[float]) -> Row:
 
 @remembered
 def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> pa.Table:
-    """Every method with a budget against `baseline`, paired by seed; one Holm family.
+    """Every method with a budget against `baseline`, paired by seed; columns `COMPARISONS`.
 
     Args:
         store: the results.
         baseline: a method with budgets (compared at the same budget) or without ('full': compared at every budget).
         focus: the method that also gets one row over all matched budgets and data sets (`reference` null), where it has
-            more than one.
+            more than one, and one for data sets like these (`test` OVER_DATASETS).
 
     Returns:
-        Columns `COMPARISONS`, ordered by place, method and budget. `p_holm` and `verdict` hold for the whole table: the
-        chance of any false 'higher' or 'lower' in it is at most 5 %, given the chosen learning rates; with
-        `verdict_choice` it is so over their choice too.
+        Rows by place, method and budget. `verdict` has the choice of rates in it. The rows of `focus` are one family:
+        its mean over budgets first, then Holm over the others; the rows of the other methods are a second one. The
+        chance of any false 'higher' or 'lower' in a family is at most 5 %, and so is that of any false 'equivalent'.
+
+    Raises:
+        StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
     """
-    cells, choice = confirmed(store), choice_variances(store)
+    return pa.Table.from_pylist([row for row, _ in compared(store, baseline, focus)], schema=COMPARISONS)
+
+
+@remembered
+def compared(store: Store, baseline: str, focus: str = FOCUS) -> list[tuple[Row, Difference]]:
+    """The rows of `comparisons`, each with the difference that it is of, given the chosen rates."""
+    cells, choice, margin = confirmed(store), choice_variances(store), margin_of(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
-    rows: list[Row] = []
+    found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
         other = cells.get((place, baseline, reference)) or cells.get((place, baseline, None))
         if method == baseline or runs[0]["budget"] is None or not other:
             continue
         difference = _paired(runs, other)
         if difference is not None:
-            row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]))
-            rows.append(row | {"params_ratio": _ratio(runs[0], other[0]), "edge": _edge(edges, runs[0], other[0])})
-    rows += _overall(cells, rows, baseline, focus, choice)
-    rows.sort(key=_order)
-    for p, said in (("p", "verdict"), ("p_choice", "verdict_choice")):
-        for row, adjusted in zip(rows, holm([r[p] for r in rows]), strict=True):
-            row |= {f"{p}_holm": adjusted, said: verdict(row["difference"], adjusted)}
-    alpha = 0.05 / max(1, sum(row["p"] is not None for row in rows))
+            row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
+            row |= {"params_ratio": _ratio(runs[0], other[0]), "edge": _edge(edges, runs[0], other[0])}
+            found.append((row, difference))
+    found += _overall(store, [row for row, _ in found], baseline, focus)
+    found.sort(key=lambda pair: _order(pair[0]))
+    _corrected([row for row, _ in found], focus)
+    for row, difference in found:
+        row.update(_prospects(row, difference))
+    return found
+
+
+def margin_of(store: Store) -> float | None:
+    """The difference below which two methods count as equivalent, named beforehand in the sweep file; None: no one did.
+
+    Raises:
+        StoreError: it is no fraction between 0 and 1.
+    """
+    section = (store.spec() or {}).get("confirm")
+    margin = section.get("margin") if isinstance(section, dict) else None
+    if margin is not None and not (isinstance(margin, int | float) and 0.0 < margin < 1.0):
+        raise StoreError(
+            f"{store.path}: confirm.margin is {margin!r}; it must be a fraction above 0 and below 1: 0.01 is one point"
+        )
+    return None if margin is None else float(margin)
+
+
+def _corrected(rows: Sequence[Row], focus: str, level: float = 1 - LEVEL) -> None:
+    """Adjusted p values, levels and verdicts of a whole table, put into its rows; `level` is what a family may take."""
+    main = [r for r in rows if r["method"] == focus]
+    places = list(by(main, "sweep", "model", "train_size").values()) if any(map(_is_overall, main)) else [main]
+    rest = [r for r in rows if r["method"] != focus]
+    spent = (1 - LEVEL) / level
+    for block, shares in [*((place, spent * len(places)) for place in places), (rest, spent)]:
+        ahead, behind = ([r for r in block if _is_overall(r) is first] for first in (True, False))
+        for p, adjusted in (("p", "p_holm"), ("p_given_rates", "p_given_rates_holm"), ("p_beyond", "p_equivalent")):
+            # places are tested side by side, each at its share of the level (Bonferroni)
+            raw = [[None if r[p] is None else min(1.0, shares * r[p]) for r in part] for part in (ahead, behind)]
+            first, others = in_sequence(raw[0][0] if ahead else None, raw[1])
+            for row, value in zip([*ahead, *behind], [*[first] * len(ahead), *others], strict=True):
+                row[adjusted] = value
+        for part in (ahead, behind):
+            for row in part:
+                row["alpha"] = (1 - LEVEL) / shares / max(1, _tested(part))
+                row["alpha_all"] = (1 - LEVEL) / shares / max(1, _tested(block))
     for row in rows:
-        row.update(_prospects(row, alpha))
-    return pa.Table.from_pylist(rows, schema=COMPARISONS)
+        row["verdict_given_rates"] = verdict(row["difference"], row["p_given_rates_holm"])
+        known = row["choice_sd"] is not None or row["p_given_rates"] is None
+        row["verdict"] = verdict(row["difference"], row["p_holm"], beyond=row["p_equivalent"], known=known)
+
+
+def _tested(rows: Sequence[Row]) -> int:
+    return sum(r["p_given_rates"] is not None for r in rows)
+
+
+def _is_overall(row: Row) -> bool:
+    return row["reference"] is None and row["test"] != OVER_DATASETS
 
 
 def _paired(runs: Runs, other: Runs) -> Difference | None:
@@ -187,33 +256,40 @@ def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
     return {(True, True): "both", (True, False): "method", (False, True): "baseline"}.get((ours, theirs))
 
 
-def _prospects(row: Row, alpha: float) -> Row:
-    """Power for PLANTED, the seeds for it, and the smallest detectable difference."""
-    error, freedom = row["error"], row["freedom"]
-    if error is None or row["p"] is None:
+def _prospects(row: Row, difference: Difference) -> Row:
+    """Power for PLANTED, the seeds for it, the smallest detectable difference, the interval for all rows at once."""
+    if row["p"] is None or not difference.testable:
         return {}
+    alpha, tested = row["alpha"], difference.widened(row["choice_sd"] ** 2)
+    low, high = tested.interval(row["alpha_all"])
     return {
-        "power": power_at(error, freedom, PLANTED, alpha),
-        "seeds_needed": seeds_needed(row["sd"], PLANTED, alpha, datasets=row["datasets"]),
-        "detectable": detectable(error, freedom, alpha),
+        "power": power_at(tested, PLANTED, alpha),
+        "seeds_needed": seeds_needed(tested, PLANTED, alpha),
+        "detectable": detectable(tested, alpha),
+        "low_simultaneous": low,
+        "high_simultaneous": high,
     }
 
 
 def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[Runs, Runs]]) -> float | None:
-    """Variance that choices add to a mean over pairs of cells; None where one of them is not known."""
-    cells: dict[CellKey, int] = defaultdict(int)
-    for pair in pairs:
-        for runs in pair:
-            cells[runs[0]["sweep"], runs[0]["cell_id"]] += 1
-    if any(key not in choice for key in cells):
-        return None
-    return sum(choice[key] * times**2 for key, times in cells.items()) / len(pairs) ** 2
+    """Variance that choices add to a mean over budgets of one data set; None where one of them is not known."""
+    found = [choice.get((runs[0]["sweep"], runs[0]["cell_id"])) for pair in pairs for runs in pair]
+    known = [variance for variance in found if variance is not None]
+    return sum(known) / len(pairs) * _share(pairs) if len(known) == len(found) else None
 
 
-def _overall(
-    cells: Mapping[Cell, list[Row]], rows: Sequence[Row], baseline: str, focus: str, choice: Mapping[CellKey, float]
-) -> list[Row]:
-    """The rows of `focus` over all its matched budgets and data sets."""
+def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
+    """Which share of one choice's variance the mean over budgets has (`choice.noise_share`)."""
+    scores = [[{seed_of(r): r["val_score"] for r in runs if r["val_score"] is not None} for runs in p] for p in pairs]
+    seeds = shared_seeds([cell for pair in scores for cell in pair])
+    if len(pairs) == 1 or not seeds:
+        return 1.0
+    return float(noise_share(np.array([[[cell[seed] for seed in seeds] for cell in pair] for pair in scores])))
+
+
+def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str) -> list[tuple[Row, Difference]]:
+    """The rows of `focus` over all its matched budgets and data sets, and of data sets like these."""
+    cells, choice, sharing = confirmed(store), choice_variances(store), sharing_seeds(store)
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
     found = []
     for (sweep, model, size), several in by(matched, "sweep", "model", "train_size").items():
@@ -229,47 +305,49 @@ def _overall(
             if differences:
                 blocks[dataset] = differences
                 parts.append(_added(choice, pairs))
-        if blocks:
-            difference = _over_datasets(blocks, len(rows) + 1)
-            known = [p for p in parts if p is not None]
-            added = sum(known) / len(parts) ** 2 if len(known) == len(parts) else None
-            dataset = next(iter(blocks)) if len(blocks) == 1 else None
-            total = {"sweep": sweep, "model": model, "dataset": dataset, "train_size": size, "method": focus}
-            row = _compared(total | {"reference": None, "budget": None}, baseline, difference, added)
-            p_seeds = _common_seeds(blocks) if row["test"] == SIGN_FLIP else None
-            found.append(row | {"n_datasets": len(blocks), "p_seeds": p_seeds})
+        if not blocks:
+            continue
+        dataset = next(iter(blocks)) if len(blocks) == 1 else None
+        total = {"sweep": sweep, "model": model, "dataset": dataset, "train_size": size, "method": focus}
+        total |= {"reference": None, "budget": None}
+        known = [p for p in parts if p is not None]
+        each, shared = list(blocks.values()), sweep in sharing
+        together = 1 if shared else len(parts)  # choices on shared seeds may go wrong alike
+        added = sum(known) / len(parts) / together if len(known) == len(parts) else None
+        tests = [(over_datasets(each, shared=shared), added)]
+        if len(blocks) > 1:
+            tests.append((_like_these(each, shared=shared), 0.0))  # spread over data sets has their choices in it
+        for difference, extra in tests:
+            if difference is not None:
+                row = _compared(total, baseline, difference, extra, margin_of(store))
+                found.append((row | {"n_datasets": len(blocks)}, difference))
     return found
 
 
-def _over_datasets(blocks: Mapping[str, Mapping[Seed, float]], family: int) -> Difference:
-    """The mean over data sets of paired differences.
+def _like_these(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Difference:
+    """The mean over data sets as a sample of data sets like them: a t test over their means.
 
-    With few data sets and seeds a permutation test cannot reach 5 % in a family, whatever the data; then it is the t
-    test over seeds, each averaged over the data sets. The choice between the two looks at the numbers of blocks and
-    comparisons only.
+    Without a spread where data sets share seeds: what a seed does to all of them is in no spread between them.
     """
-    means = averaged(list(blocks.values()))
-    floor = 2.0 ** (1 - sum(len(b) for b in blocks.values()))
-    if len(blocks) == 1 or (floor * family > 0.05 and len(means) > 1):
-        return t_difference(list(means.values()))
-    # random flips can't show a p below 2 / resamples: a large family needs more of them, lest it hide everything
-    resamples = max(9999, 200 * family)
-    return blocked_difference({d: list(values.values()) for d, values in blocks.items()}, resamples=resamples)
+    means = [sum(values.values()) / len(values) for values in blocks]
+    found = t_difference(means, OVER_DATASETS)
+    return replace(found, variances=(), freedoms=()) if shared else found
 
 
-def _common_seeds(blocks: Mapping[str, Mapping[Seed, float]]) -> float | None:
-    shared = shared_seeds(list(blocks.values()))
-    return common_seed_p([[b[s] for s in shared] for b in blocks.values()]) if shared else None
-
-
-def _compared(cell: Row, baseline: str, difference: Difference, added: float | None) -> Row:
+def _compared(cell: Row, baseline: str, difference: Difference, added: float | None, margin: float | None) -> Row:
     effect = effect_size(difference)
+    widened = None if added is None else difference.widened(added)
     return (
         {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}
-        | {"baseline": baseline, "n_datasets": 1, "difference": difference.mean}
-        | vars(difference)
-        | {"choice_sd": None if added is None else added**0.5}
-        | {"p_choice": None if added is None else widened_p(difference, added)}
+        | {"params_ratio": None, "edge": None, "baseline": baseline, "n_datasets": 1}
+        | {"n": difference.n, "datasets": len(difference.pairs), "test": difference.test}
+        | {"difference": difference.mean, "sd": difference.sd, "error": difference.error, "freedom": difference.freedom}
+        | {"p_given_rates": difference.p, "choice_sd": None if added is None else added**0.5}
+        | {"low": widened and widened.low, "high": widened and widened.high, "p": widened and widened.p}
+        | {
+            "margin": margin,
+            "p_beyond": widened.p_beyond(margin) if widened is not None and margin is not None else None,
+        }
         | {"effect": effect and effect.mean, "effect_low": effect and effect.low}
         | {"effect_high": effect and effect.high}
     )
@@ -279,5 +357,5 @@ def _order(row: Row) -> tuple[Any, ...]:
     method = style(row["method"])
     params = row.get("adapter_params") if row.get("budget") is None else row["budget"]
     place = (row["sweep"], row["model"], row["dataset"] is None, row["dataset"] or "", row["train_size"])
-    total = row["budget"] is None and row.get("baseline") is not None  # "all budgets" after the budgets
-    return (*place, method.order, row["method"], total, params or 0)
+    total = (row["budget"] is None and row.get("baseline") is not None) + (row.get("test") == OVER_DATASETS)
+    return (*place, method.order, row["method"], total, params or 0)  # "all budgets" after the budgets

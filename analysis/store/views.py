@@ -66,15 +66,15 @@ _ALL = (
     View(
         "scaling",
         "One row per confirmed cell: number of seeds, mean test score with its 95 % t interval over seeds (null with "
-        "one seed), adapter parameters as built.",
+        "one seed, or where all are equal), adapter parameters as built.",
         """
         select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id,
                s.adapter_params, s.lr, s.n, s.mean, s.sd,
-               s.mean - t.t * s.sd / sqrt(s.n) as low, s.mean + t.t * s.sd / sqrt(s.n) as high
+               s.mean - t.t * nullif(s.sd, 0) / sqrt(s.n) as low, s.mean + t.t * nullif(s.sd, 0) / sqrt(s.n) as high
         from (
           select sweep, model, dataset, train_size, method, reference, budget, cell_id,
                  max(adapter_params) as adapter_params, max(lr) as lr, count(test_score) as n,
-                 avg(test_score) as mean, stddev_samp(test_score) as sd
+                 avg(test_score) as mean, round(stddev_samp(test_score), 12) as sd
           from confirmed where test_score is not null group by all
         ) s left join t95 t on t.df = s.n - 1
         order by s.sweep, s.model, s.dataset, s.train_size, s.method, s.adapter_params

@@ -125,8 +125,8 @@ def _left_out(row: Row) -> bool:
 def _footnotes(rows: Sequence[Row]) -> list[str]:
     """How the table is read, and what its marks mean where it has them."""
     found = [
-        "\N{PLUS-MINUS SIGN} and [ ]: 95 % t intervals over seeds, each for itself; differences in points, paired by "
-        "seed; verdicts are Holm-corrected over the whole table"
+        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals over seeds, each for itself; differences in points, paired by "
+        "seed, the choice of rates in their intervals and verdicts, which are Holm-corrected over the whole table"
     ]
     if any(r["edge"] for r in rows):
         found.append("* the chosen rate is the end of its range: perhaps under-tuned")

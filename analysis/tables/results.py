@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.format import Row, change_text, p_text, percent, quantity, ranged, score_text
+from analysis.format import Row, change_text, p_text, percent, points, quantity, ranged, score_text
+from analysis.statistics import rank_effects as slopes
 from analysis.statistics.groups import groups, mean_ranks
-from analysis.statistics.inference import SIGN_FLIP
+from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.planning import DIFFERENCES, seeds_table
-from analysis.statistics.rank_effects import RANK, effects
 from analysis.statistics.scaling import BASELINE, PLANTED, comparisons, curve
 from analysis.store.store import Store
 from analysis.styles import budget_order, size_key, size_text, style
@@ -22,7 +22,7 @@ LONG = 45
 SEEDS = number("seeds", "n")
 PAIRS = Column("seeds", lambda r: f"{r['n'] / (r.get('datasets') or 1):.3g}", "number")
 """Seeds per data set; their mean where data sets have unequally many."""
-BUDGETS = Column("budget", lambda r: r["reference"] or "all budgets")
+BUDGETS = Column("budget", lambda r: r["reference"] or ("all, sets like these" if _like_these(r) else "all budgets"))
 SIZE = Column("size", lambda r: size_text(r["train_size"]))
 VERDICT = text("verdict", "verdict", "verdict")
 
@@ -43,10 +43,10 @@ def results(store: Store) -> Sheet:
         Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
     )
     note = (
-        "Intervals are 95 % t intervals over seeds, each for itself. Differences are paired by seed, over "
-        "those that both have. Verdicts are "
-        "Holm-corrected over the whole table of comparisons below: at most one such table in twenty has a false "
-        '"higher" or "lower", given the chosen learning rates. "Not distinguishable" does not mean equal: see the '
+        "Intervals are 95 % intervals, each for itself. Differences are paired by seed, over those that both have, and "
+        "their intervals and verdicts have the choice of learning rates in them. Verdicts are corrected as in the "
+        "table of comparisons below: at most one such family in twenty has a false "
+        '"higher" or "lower". "Not distinguishable" does not mean equal: see the '
         "power column. * the chosen rate is the end of its range."
         + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
         * any(r["off_budget"] for r in rows)
@@ -80,25 +80,41 @@ def averages(store: Store) -> Sheet:
 
 def compared(store: Store, baseline: str = BASELINE) -> Sheet:
     """Each method against a baseline, LoRA at the same budget unless said otherwise."""
-    note = (
-        "Power: the chance that this comparison, at this table's corrected level, finds a true difference of "
-        f"{100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true difference that is "
-        "found, four times in five. With the choice of "
-        "rates: the same test, widened by what another draw of stage TUNE might have chosen; without re-runs that is "
-        "not known. Parameters, ratio: the method's over LoRA's. Effect: Hedges' g of the paired differences, their "
-        "mean in their own standard deviations, with its 95 % interval."
-    )
     rows = comparisons(store, baseline).to_pylist()
-    note += _permuted(rows)
     return Sheet(
         "comparisons",
         f"Each method against {style(baseline).name} at the same budget",
         _difference_columns(rows, ratio=True),
         rows,
-        note,
+        _reading(rows),
         strong=lambda r: r["reference"] is None,
         folded=len(rows) > LONG,
     )
+
+
+def _reading(rows: Sequence[Row]) -> str:
+    """How the table of comparisons is read."""
+    note = (
+        "Intervals, p and verdict have the choice of learning rates in them: the test is widened by what another draw "
+        "of stage TUNE might have chosen. Simultaneous: all intervals of a family cover at once, 19 times in 20. A "
+        "family is one method's rows in question, the mean over all budgets tested first and then Holm over the rest, "
+        "or the rows of all other methods; each spends 5 %. Given the rates: the verdict, were the chosen rates the "
+        "only ones possible. Power: the chance that this comparison, at its level, finds a true difference of "
+        f"{100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true difference that is "
+        "found, four times in five; by simulation at the variances seen. Parameters, ratio: the method's over LoRA's. "
+        "Effect: Hedges' g of the paired differences, their mean in their own standard deviations, with its 95 % "
+        "interval, given the rates."
+    )
+    if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
+        note += f" Equivalent: the 90 % interval lies within {percent(margin)} points of zero, corrected alike."
+    tests = list(dict.fromkeys(r["test"] for r in rows if r["n_datasets"] > 1))
+    if tests:
+        note += f" Over data sets: {'; '.join(tests)}. Without data sets like these, it speaks of these alone."
+    return note
+
+
+def _like_these(r: Row) -> bool:
+    return bool(r["test"] == OVER_DATASETS)
 
 
 def gaps(store: Store) -> Sheet:
@@ -109,7 +125,7 @@ def gaps(store: Store) -> Sheet:
         "Each method against full fine-tuning",
         _difference_columns(rows, ratio=False),
         rows,
-        "A family of its own: corrected over this table.",
+        "A family of its own: corrected over this table. " + _reading(rows),
         folded=len(rows) > LONG,
     )
 
@@ -121,15 +137,12 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         BUDGETS,
         *([number("parameters, ratio", "params_ratio", lambda v: "" if v is None else f"{v:.3f}")] if ratio else []),
         Column("difference, points [95 %]", change_text, "number"),
+        Column("simultaneous, points", _simultaneous, "number"),
         PAIRS,
         number("p", "p", p_text),
         number("p, Holm", "p_holm", p_text),
         VERDICT,
-        Column(
-            "with the choice of rates",
-            lambda r: r["verdict_choice"] if r["choice_sd"] is not None else "not known",
-            "verdict",
-        ),
+        text("given the rates", "verdict_given_rates", "verdict"),
         Column("effect [95 %]", _effect, "number"),
         number("power", "power", lambda v: "" if v is None else f"{100 * v:.0f} %"),
         number("seeds for it", "seeds_needed"),
@@ -137,17 +150,9 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
     )
 
 
-def _permuted(rows: Sequence[Row]) -> str:
-    """How a row that a permutation test decides is read."""
-    if all(r["test"] != SIGN_FLIP for r in rows):
-        return ""
-    return (
-        " Over many data sets: p by sign-flip permutation, each data set weighing the same; the effect's standard "
-        "deviation is pooled within data sets; power and what follows are those of the t test with as many degrees of "
-        "freedom, which by simulation is close, were the difference the same on every data set. The test assumes that "
-        "what a seed does on one data set says nothing of another"
-        + ("; here it does, so its p is too small." if any((r["p_seeds"] or 1.0) <= 0.05 for r in rows) else ".")
-    )
+def _simultaneous(r: Row) -> str:
+    ends = [points(r[k]) for k in ("low_simultaneous", "high_simultaneous")]
+    return f"[{', '.join(ends)}]" if all(ends) else ""
 
 
 def _effect(r: Row) -> str:
@@ -171,10 +176,10 @@ def grouped(store: Store) -> Sheet:
             Column("group", lambda r: r["group"] if r["tested"] else f"{r['group']} (untested)"),
         ),
         rows,
-        "At one budget, two methods that share a letter are not distinguishable; 'a' is the best group. Paired tests "
-        "over seeds, the choice of rates included where it is known, Holm-corrected over all pairs of this table: a "
-        "family of its own, stricter than the table against LoRA. Untested: no seed in common with another, or no "
-        "spread between seeds.",
+        "At one budget, two methods that share a letter are not distinguishable; 'a' is the best group. Pairs with "
+        "LoRA have the verdicts of the table against it; the other pairs are tested alike, the choice of rates "
+        "included, Holm-corrected over all of them: a family of its own. Untested: no seed in common with another, no "
+        "spread between seeds, or what the choice of rates adds is not known.",
         folded=len(rows) > LONG,
     )
 
@@ -198,21 +203,29 @@ def ranks(store: Store) -> Sheet:
         ],
         rows,
         "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
-        "all methods of a budget rank alike, uncorrected; it needs three of both. Two methods whose mean ranks are "
-        "further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the table) differ.",
+        "all methods of a budget rank alike, by permutation, uncorrected; it needs three of both. Two methods "
+        "whose mean ranks are further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the "
+        "table) differ.",
         folded=len(rows) > LONG,
     )
 
 
+_DOUBLED = {
+    slopes.RANK: "rank, parameters equal",
+    slopes.PARAMETERS: "parameters, rank equal",
+    slopes.CONTRAST: "rank less parameters",
+}
+
+
 def rank_effects(store: Store) -> Sheet:
     """What a doubling of the rank, and of the parameters, brings."""
-    rows = effects(store).to_pylist()
+    rows = slopes.effects(store).to_pylist()
     return Sheet(
         "rank_effects",
         "Rank against parameters",
         columns_of(
             rows,
-            Column("doubled", lambda r: "rank, parameters equal" if r["effect"] == RANK else "parameters, rank equal"),
+            Column("doubled", lambda r: _DOUBLED[r["effect"]]),
             Column("over", lambda r: f"variants of {style(r['scope']).name}" if r["scope"] else "all methods"),
             number("from", "least"),
             number("to", "most"),
@@ -226,7 +239,8 @@ def rank_effects(store: Store) -> Sheet:
         "Slopes of the test score per doubling, fitted for each seed: over the methods of one budget, each budget with "
         "a level of its own; over the budgets of methods whose rank stays, each method with a level of its own. The "
         "rank is the largest that an update can have. Methods differ in more than rank: variants of one method are the "
-        "cleaner evidence. t tests over seeds, Holm-corrected over this table, given the chosen rates.",
+        "cleaner evidence. The last rows are the one slope less the other. t tests over seeds, the choice of rates "
+        "included, Holm-corrected over this table.",
     )
 
 
@@ -246,15 +260,13 @@ def seeds(store: Store, baseline: str = BASELINE, differences: Sequence[float] =
         columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *map(cell, asked)),
         rows,
         "Least number of paired seeds (of each data set) that finds a true difference of that size four times in five, "
-        "at the level of the first step of Holm's correction over the table of comparisons; in brackets with the "
-        "doubt of the choice of rates, which more seeds do not lessen. \N{EM DASH}: not within 1,000 seeds.",
+        "at the row's level in the table of comparisons, the choice of rates included, which more seeds do not lessen; "
+        "in brackets, were the chosen rates the only ones possible. \N{EM DASH}: not within 1,000 seeds, or not known.",
         strong=lambda r: r["reference"] is None,
         folded=True,
     )
 
 
 def _needed(r: Row) -> str:
-    plain = quantity(r["seeds_needed"]) or "\N{EM DASH}"
-    if r["choice_sd"] is None:
-        return plain
-    return f"{plain} [{quantity(r['seeds_needed_choice']) or chr(0x2014)}]"
+    found, given = (quantity(r[k]) or "\N{EM DASH}" for k in ("seeds_needed", "seeds_needed_given_rates"))
+    return f"{found} [{given}]"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from analysis.format import Row, change_text, percent, points
-from analysis.statistics.rank_effects import PARAMETERS, RANK
+from analysis.statistics.inference import NOT_KNOWN, OVER_DATASETS
+from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import BASELINE, FOCUS
 from analysis.styles import place_of, place_text, style
 
@@ -15,6 +16,8 @@ A, B = style(FOCUS).name, style(BASELINE).name
 """The question's two methods in words."""
 MATCHED = 0.05
 """Counts further apart than this are pointed out in the sentence."""
+SAID = ("higher", "lower", "equivalent", "not distinguishable")
+"""The verdicts of what was tested."""
 
 
 def interval_text(row: Row) -> str:
@@ -26,53 +29,90 @@ def interval_text(row: Row) -> str:
 def conclude(compared: pa.Table) -> str:
     """One sentence on the question's two methods at equal budgets, from `scaling.comparisons`.
 
-    It says 'higher' or 'lower' only of budgets where the Holm-corrected paired test does, and says so where
-    RandLoRA does not win.
+    It says 'higher', 'lower' or 'equivalent' only of budgets whose `verdict` does, and says so where RandLoRA does not
+    win.
     """
     rows = [r for r in compared.to_pylist() if r["method"] == FOCUS and r["baseline"] == BASELINE]
     cells = [r for r in rows if r["reference"] is not None]
-    overall = [r for r in rows if r["reference"] is None]
+    whole = [r for r in rows if r["reference"] is None]
     if not cells:
         return f"No conclusion about {A} and {B} yet: no budget at which both are confirmed with a common seed."
-    if all(r["verdict"] == "not testable" for r in [*cells, *overall]):
-        why = "only one seed" if max(r["n"] for r in cells) < 2 else "no spread between seeds"
-        return f"No conclusion about {A} and {B}: {why}, so no difference can be tested (observed {_range(cells)})."
-    higher, lower = ([r for r in cells if r["verdict"] == v] for v in ("higher", "lower"))
-    untested = sum(r["verdict"] == "not testable" for r in cells)
-    open_ = len(cells) - len(higher) - len(lower) - untested
-    total, what = len(cells), _places(cells)
-    if higher and not lower:
-        text = f"At equal trainable parameters {A} scores higher than {B} at {_count(higher, total, what)}"
-        text += f", and is not distinguishable from it at the other {open_}" if open_ else ""
-    elif higher:
-        text = f"There is no one answer here: at equal trainable parameters {A} scores higher than {B} at "
-        text += f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower)})"
-        text += f", and is not distinguishable at the other {open_}" if open_ else ""
-    elif lower:
-        text = f"{A} does not win here: at equal trainable parameters it scores lower than {B} at "
-        text += _count(lower, total, what)
-        text += f", and is not distinguishable at the other {open_}" if open_ else ""
-    else:
-        tested = total - untested
-        one = f"at the one {what[:-1]} {'tested' if untested else 'compared'}"
-        where = f"at any of the {tested} {what}" if tested > 1 else one
-        settled = any(r["verdict"] in ("higher", "lower") for r in overall)
-        start = "No single comparison decides" if settled else f"{A} does not win here"
-        text = (
-            f"{start}: at equal trainable parameters {A if settled else 'it'} is not distinguishable from {B} {where}"
-            if tested
-            else f"At equal trainable parameters no single comparison of {A} and {B} can be tested"
+    if all(_untested(r) for r in [*cells, *whole]):
+        return f"No conclusion about {A} and {B}: {_why_untested(cells)} (observed {_range(cells)})."
+    text = _at_budgets(cells, whole)
+    untested = [r for r in cells if _untested(r)]
+    if untested and len(untested) < len(cells):
+        unknown = all(r["verdict"] == NOT_KNOWN for r in untested)
+        why = "what the choice of rates adds is not known" if unknown else "one seed, or no spread between seeds"
+        text += f"; at {len(untested)} nothing can be tested ({why})"
+    text += _overall([r for r in whole if r["test"] != OVER_DATASETS])
+    apart_all_the_same = [r for r in cells if r["verdict"] == SAID[-1] and _excludes_zero(r)]
+    if apart_all_the_same:
+        text += (
+            f"; yet at {len(apart_all_the_same)} of the {_places(cells)} the simultaneous interval excludes zero "
+            f"({_range(apart_all_the_same)}): the mean hides how unlike they are"
         )
-        text += f" (differences {_range(cells)}{_power(cells)})"
-    if untested and untested < total:
-        text += f"; at {untested} nothing can be tested (one seed, or no spread between seeds)"
-    text += _overall(overall)
+    text += _like_these([r for r in whole if r["test"] == OVER_DATASETS])
     n = sorted({r["n"] for r in cells})
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
     unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
-    given = f"paired over {seeds} seed{'s' * (seeds != '1')}, Holm-corrected at 5 %, given the chosen learning rates"
-    return f"{text} ({given}{unequal}{_edges(cells)})."
+    order = ", the mean first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
+    paired = f"paired over {seeds} seed{'s' * (seeds != '1')}, the choice of learning rates included"
+    return f"{text} ({paired}, Holm-corrected at 5 %{order}{unequal}{_edges(cells)})."
+
+
+def _excludes_zero(row: Row) -> bool:
+    low, high = row["low_simultaneous"], row["high_simultaneous"]
+    return low is not None and high is not None and not low <= 0.0 <= high
+
+
+def _untested(row: Row) -> bool:
+    return bool(row["verdict"].startswith("not testable"))
+
+
+def _why_untested(cells: Sequence[Row]) -> str:
+    if any(r["verdict"] == NOT_KNOWN for r in cells):
+        given = [(v, sum(r["verdict_given_rates"] == v for r in cells)) for v in SAID]
+        said = ", ".join(f"{v} at {n}" for v, n in given if n) or "not testable either"
+        return (
+            "what the choice of learning rates adds is not known here, so no difference can be tested with it; were "
+            f"the chosen rates the only ones possible, of {len(cells)} {_places(cells)}: {said}"
+        )
+    why = "only one seed" if max(r["n"] for r in cells) < 2 else "no spread between seeds"
+    return f"{why}, so no difference can be tested"
+
+
+def _at_budgets(cells: Sequence[Row], whole: Sequence[Row]) -> str:
+    """The budgets' verdicts in words."""
+    higher, lower, equal, same = ([r for r in cells if r["verdict"] == v] for v in SAID)
+    total, what = len(cells), _places(cells)
+    others = [f"is not distinguishable from it at the other {len(same)}"] if same else []
+    if equal:
+        others.insert(0, f"is equivalent to it, within {percent(equal[0]['margin'])} points, at {len(equal)}")
+    rest = "".join(f", and {other}" for other in others)
+    if higher and not lower:
+        return f"At equal trainable parameters {A} scores higher than {B} at {_count(higher, total, what)}{rest}"
+    if higher:
+        return (
+            f"There is no one answer here: at equal trainable parameters {A} scores higher than {B} at "
+            f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower)}){rest}"
+        )
+    start = f"{A} does not win here: at equal trainable parameters it"
+    if lower:
+        return f"{start} scores lower than {B} at {_count(lower, total, what)}{rest}"
+    if any(r["verdict"] in ("higher", "lower") for r in whole):
+        start = f"No single comparison decides: at equal trainable parameters {A}"
+    seen = f" (differences {_range(cells)}{_power(cells)})"
+    if equal:
+        end = f", and not distinguishable at the other {len(same)}" if same else ""
+        margin = percent(equal[0]["margin"])
+        return f"{start} is equivalent to {B}, within {margin} points, at {_count(equal, total, what)}{end}{seen}"
+    if not same:
+        return f"At equal trainable parameters no single comparison of {A} and {B} can be tested{seen}"
+    where = f"at the one {what[:-1]} {'compared' if total == 1 else 'tested'}"
+    where = f"at any of the {len(same)} {what}" if len(same) > 1 else where
+    return f"{start} is not distinguishable from {B} {where}{seen}"
 
 
 def conclude_gap(compared: pa.Table) -> str | None:
@@ -96,7 +136,7 @@ def conclude_gap(compared: pa.Table) -> str | None:
 
 
 def conclude_rank_effects(rows: Sequence[Row]) -> str:
-    """What a doubling of rank and of parameters brings, in one place or the mean over data sets.
+    """What a doubling of rank and of parameters brings, and which more, in one place or the mean over data sets.
 
     Args:
         rows: of `rank_effects.effects`.
@@ -106,11 +146,12 @@ def conclude_rank_effects(rows: Sequence[Row]) -> str:
     first = rows[0]
     place = [r for r in rows if place_of(r) == place_of(first)]
     where = place_text(first["dataset"] or "the mean over data sets", first["train_size"])
-    said = [_brings(place, effect) for effect in (RANK, PARAMETERS)]
+    said = [_brings(place, effect) for effect in (RANK, PARAMETERS, CONTRAST)]
     text = f"On {where}, {'; '.join(filter(None, said))}."
-    untested = [r for r in place if r["p_holm"] is None]
-    if untested:
-        return f"{text} Not tested: that takes two seeds or more."
+    if any(r["verdict"] == NOT_KNOWN for r in place):
+        return f"{text} Not tested: what the choice of rates adds is not known."
+    if any(r["p_holm"] is None for r in place):
+        return f"{text} Not tested: that takes two seeds or more, and a spread between them."
     return f"{text} {_tested([r for r in place if r['verdict'] == 'not distinguishable'])}"
 
 
@@ -119,15 +160,19 @@ def _brings(rows: Sequence[Row], effect: str) -> str:
     mine = sorted((r for r in rows if r["effect"] == effect), key=lambda r: r["scope"] is not None)
     if not mine:
         return ""
-    held = "the rank at equal parameters" if effect == RANK else "the parameters at equal rank"
+    doubled = {
+        RANK: "doubling the rank at equal parameters brings, in points, ",
+        PARAMETERS: "doubling the parameters at equal rank brings, in points, ",
+        CONTRAST: "of the two the rank brings more by ",
+    }
     whose = [f"over {'variants of ' + style(r['scope']).name if r['scope'] else 'all methods'}" for r in mine]
-    return f"doubling {held} brings, in points, " + " and ".join(
+    return doubled[effect] + " and ".join(
         f"{change_text(r, 'slope')} {named}" for r, named in zip(mine, whose, strict=True)
     )
 
 
 def _tested(silent: Sequence[Row]) -> str:
-    given = "paired over seeds, Holm-corrected, given the chosen rates"
+    given = "paired over seeds, Holm-corrected, the choice of rates included"
     if not silent:
         return f"All differ from zero ({given})."
     named = ", ".join(r["effect"] + (f" ({style(r['scope']).name})" if r["scope"] else "") for r in silent)
@@ -182,14 +227,20 @@ def _overall(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     if len(rows) > 1:
-        counts = [(v, sum(r["verdict"] == v for r in rows)) for v in ("higher", "lower", "not distinguishable")]
-        said = ", ".join(f"{verdict} at {n}" for verdict, n in counts if n) or "not testable"
+        said = ", ".join(f"{v} at {n}" for v in SAID if (n := sum(r["verdict"] == v for r in rows))) or "not testable"
         return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({_range(rows)})"
     row = rows[0]
     where = "budgets" if row["dataset"] is not None else f"budgets and {row['n_datasets']} data sets"
     text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
+    if row["verdict"] == "equivalent":
+        text += f", within {percent(row['margin'])} points"
     if row["verdict"] == "not distinguishable" and row.get("detectable") is not None:
         text += f", where {percent(row['detectable'])} points would be found four times in five"
-    if (row.get("p_seeds") or 1.0) <= 0.05:
-        text += "; but a seed moves all data sets alike here, so that test is too sure of itself"
     return text
+
+
+def _like_these(rows: Sequence[Row]) -> str:
+    """The claim on data sets like those of the sweep, where their seeds let it be made."""
+    if len(rows) != 1 or rows[0]["low"] is None:
+        return ""
+    return f"; for data sets like these it is {interval_text(rows[0])}: {rows[0]['verdict']}"

@@ -15,13 +15,15 @@ import numpy as np
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
 from analysis.format import Row, points
+from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.scaling import BASELINE, FOCUS, UNTRAINED
 from analysis.store.views import RISING
 from analysis.styles import in_order, size_key, size_text, style
-from analysis.words.conclusions import A, B
+from analysis.words.conclusions import SAID, A, B
 
 SURE = 0.95
 """Share of the resamples from which a cell's place on a front is called settled."""
+_GIVEN = "Holm-corrected, the choice of rates included"
 _MOST = 4  # cells named in a sentence; more are counted
 
 
@@ -92,13 +94,11 @@ def conclude_sizes(rows: Sequence[Row]) -> str:
     parts = []
     for size in sorted({r["train_size"] for r in mine}, key=size_key):
         verdicts = Counter(r["verdict"] for r in mine if r["train_size"] == size)
-        words = [
-            f"{v} at {verdicts[v]}" for v in ("higher", "lower", "not distinguishable", "not testable") if verdicts[v]
-        ]
+        words = [f"{v} at {verdicts[v]}" for v in (*SAID, "not testable", NOT_KNOWN) if verdicts[v]]
         parts.append(f"{size_text(size)}: {', '.join(words)} of {verdicts.total()}")
     return (
         f"{A} against {B} at equal trainable parameters, {what} by training size: {'; '.join(parts)} "
-        "(Holm-corrected at 5 % over all comparisons, given the chosen learning rates)."
+        "(Holm-corrected at 5 % as in the table of comparisons, the choice of learning rates included)."
     )
 
 
@@ -156,7 +156,8 @@ def conclude_groups(rows: Sequence[Row]) -> str:
     if not blocks:
         return "No budget has two confirmed methods, so there is nothing to group."
     if all(r["tested"] == 0 for r in rows):
-        why = "With one seed" if all(r["n"] < 2 for r in rows) else "Without common seeds, or spread between them,"
+        why = "Without common seeds, a spread between them, and knowing what the choice of rates adds,"
+        why = "With one seed" if all(r["n"] < 2 for r in rows) else why
         return f"{why} no two methods can be told apart: every group is a single 'a' for want of a test."
     alone = Counter(b[0]["method"] for b in blocks.values() if [r for r in b if "a" in r["group"]] == b[:1])
     blind = sum(all(r["tested"] == 0 for r in b) for b in blocks.values())
@@ -171,11 +172,10 @@ def conclude_groups(rows: Sequence[Row]) -> str:
     places = len({k[:4] for k in blocks})
     what = "budgets" if places == 1 else "budgets, data sets and sizes"
     if len(blocks) == 1:
-        return f"At the one budget with two or more methods {_one(alone)} (Holm-corrected over all its pairs)."
-    return (
-        f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} (Holm-corrected over all pairs of the "
-        "table)."
-    )
+        return (
+            f"At the one budget with two or more methods {_one(alone)} (Holm-corrected, the choice of rates included)."
+        )
+    return f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} ({_GIVEN})."
 
 
 def conclude_ranks(rows: Sequence[Row]) -> str | None:
@@ -192,7 +192,7 @@ def conclude_ranks(rows: Sequence[Row]) -> str | None:
     found = sum(p * len(known) <= 0.05 for p in known)  # Bonferroni over the budgets
     text = (
         f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
-        "Bonferroni-corrected at 5 %)"
+        "by permutation, Bonferroni-corrected at 5 %)"
     )
     pairs = _apart(rows)
     if not pairs:

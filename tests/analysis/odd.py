@@ -20,7 +20,12 @@ Cells = dict[Key, Scores]
 
 
 def odd_results(
-    folder: Path, cells: Mapping[Key, Scores], *, tune: Sequence[float | None] = (0.5, 0.6, 0.55), seeds: int = 3
+    folder: Path,
+    cells: Mapping[Key, Scores],
+    *,
+    tune: Sequence[float | None] = (0.5, 0.6, 0.55),
+    seeds: int = 3,
+    seed_rule: str | None = None,
 ) -> Path:
     """A folder with these cells' CONFIRM scores.
 
@@ -29,12 +34,14 @@ def odd_results(
         cells: (method, reference, data set) -> score by seed; None: the run failed; `NOT_A_NUMBER`: it has no score.
         tune: validation scores of the learning rates tried, None for a failed trial; empty: nothing was tuned.
         seeds: planned for CONFIRM.
+        seed_rule: as in `cells`; none: an older folder.
     """
     folder.mkdir(parents=True)
     sweep, planned, trials, choices = folder.name, [], list[Row](), []
     for (method, reference, dataset), scores in cells.items():
         cell = _cell(sweep, dataset, "1.0", method, reference, seeds)
         lr = cell["lr_centre"]
+        cell |= {"tune_trials": len(tune) if lr else 0, "seed_rule": seed_rule}
         planned.append(cell)
         runs = [("TUNE", lr * 10 ** (k - 1), 10**6, v) for k, v in enumerate(tune)] if lr else []
         for stage, rate, seed, score in [*runs, *(("CONFIRM", lr, s, v) for s, v in scores.items())]:

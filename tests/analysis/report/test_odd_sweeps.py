@@ -94,34 +94,18 @@ def test_a_cell_without_a_score_says_why(tmp_path: Path) -> None:
         assert notes["RandLoRA"] == why and notes["LoRA"] != why
 
 
-def test_one_seed_on_many_data_sets_is_no_test(tmp_path: Path) -> None:
-    """What that one seed does to a method everywhere (its bases, say) would pass for a difference."""
-    cells: Cells = {("lora", "lora-1", d): {0: 0.7 + 0.01 * i} for i, d in enumerate(SETS)}
-    cells |= {("randlora", "lora-1", d): {0: 0.72 + 0.011 * i} for i, d in enumerate(SETS)}
-    folder = odd_results(tmp_path / "many", cells, seeds=1)
-    row = json.loads(sweeps("compare", folder, "--json").stdout)["comparisons"][-1]
-    assert (row["n_datasets"], row["p"], row["verdict"]) == (8, None, "not testable")
-    assert "only one seed" in conclusion(open_store(folder))
-
-
 def test_single_seeds_beside_more_are_tested_together(tmp_path: Path) -> None:
+    """Failures left one seed on most data sets: these have the others' spread."""
     cells: Cells = {}
     for i, d in enumerate(SETS):
-        cells["lora", "lora-1", d] = {0: 0.7 + 0.01 * i, **({1: 0.71} if i == 7 else {})}
-        cells["randlora", "lora-1", d] = {0: 0.72 + 0.01 * i, **({1: 0.728} if i == 7 else {})}
-    store = open_store(odd_results(tmp_path / "some", cells))
-    row = scaling.comparisons(store).to_pylist()[-1]
-    assert (row["test"], row["n"], row["n_datasets"], row["verdict"]) == (inference.SIGN_FLIP, 9, 8, "higher")
+        seeds = range(1 if i < 6 else 3)
+        cells["lora", "lora-1", d] = dict.fromkeys(seeds, 0.7 + 0.01 * i)
+        cells["randlora", "lora-1", d] = {s: 0.72 + 0.01 * i + 0.002 * s for s in seeds}
+    store = open_store(odd_results(tmp_path / "some", cells, tune=(), seed_rule="per-data-set"))
+    row = next(r for r in scaling.comparisons(store).to_pylist() if r["test"] == inference.WELCH)
+    assert (row["n"], row["n_datasets"], row["verdict"]) == (12, 8, "higher")
     assert row["low"] < row["difference"] < row["high"]
-    assert "8 data sets the difference is +2.0 points" in (said := conclusion(store)) and said.count("tested") == 1
-
-
-def test_data_sets_of_unequally_many_seeds(tmp_path: Path) -> None:
-    values = {"a": [0.02], "b": [0.03, 0.01], "c": [0.02, 0.03, 0.01], "d": [0.02, 0.025], "e": [0.02, 0.03]}
-    found = inference.blocked_difference(values)
-    assert (found.n, found.datasets, found.freedom) == (10, 5, 5) and found.p is not None and found.p < 0.05
-    assert found.low is not None and found.high is not None and found.error is not None
-    assert found.high - found.mean == pytest.approx(inference.stats.t.isf(0.025, 5) * found.error)
+    assert "8 data sets the difference is +2.1 points" in (said := conclusion(store)) and said.count("tested") == 1
 
 
 def test_a_row_names_the_data_sets_it_is_of(tmp_path: Path) -> None:
@@ -133,7 +117,9 @@ def test_what_trains_nothing_is_compared_with_every_seed(tmp_path: Path) -> None
     folder = odd_results(tmp_path / "zero", {LORA: LESS, ZERO: {0: 0.69}})
     row = json.loads(sweeps("compare", folder, "--baseline", "zero-shot", "--json").stdout)["comparisons"][0]
     wanted = inference.t_difference([v - 0.69 for v in LESS.values()])
-    assert (row["n"], row["difference"], row["p"]) == (3, pytest.approx(wanted.mean), pytest.approx(wanted.p))
+    found = (row["n"], row["difference"], row["p_given_rates"])
+    assert found == (3, pytest.approx(wanted.mean), pytest.approx(wanted.p))
+    assert row["choice_sd"] > 0 and row["verdict"] == "not distinguishable"  # of LoRA's rate; zero-shot chose nothing
 
 
 def test_one_seed_is_never_sure_of_its_place_on_the_front(tmp_path: Path) -> None:

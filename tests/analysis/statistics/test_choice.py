@@ -1,4 +1,4 @@
-"""What choosing a rate adds: the noise from re-runs, the variance of what is chosen, and the widened test."""
+"""What choosing a rate adds: a run's noise from CONFIRM, the variance of what is chosen, and one verdict with it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,65 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import Store, comparisons, open_store
-from analysis.statistics.choice import Runs, choice_variance, choice_variances, levels, own_noise, smoothed
-from analysis.statistics.inference import Difference, blocked_difference, t_difference, widened_p
+from analysis import Store, comparisons, conclusion, open_store
+from analysis.statistics.choice import (
+    Runs,
+    _of_points,
+    choice_variance,
+    choice_variances,
+    levels,
+    noise_share,
+    run_noise,
+    smoothed,
+)
+from analysis.statistics.groups import groups
+from analysis.words.conclusions import conclude_gap
+from analysis.words.figures import conclude_groups
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 
-def test_noise_of_a_run_without_what_a_seed_does_to_all_rates() -> None:
+def test_noise_of_a_run_without_what_a_seed_does_to_all_methods() -> None:
     rng = np.random.default_rng(0)
     runs = rng.normal(0, 0.05, (4000, 1, 3)) + rng.normal(0, 0.2, (4000, 2, 1)) + rng.normal(0, 0.01, (4000, 2, 3))
-    assert own_noise(runs).mean() == pytest.approx(0.01**2, rel=0.05)
-    with pytest.raises(ValueError, match="two rates on two seeds"):
-        own_noise(runs[:, :1])
+    squares, freedom = run_noise(runs)
+    assert freedom == 2 and (squares / freedom).mean() == pytest.approx(0.01**2, rel=0.05)
+    runs[:, 1, 2] = np.nan  # a run that failed, in every table
+    squares, freedom = run_noise(runs)
+    assert freedom == 1 and (squares / freedom).mean() == pytest.approx(0.01**2, rel=0.08)
+    assert run_noise(runs[:, :1])[1] == 0
+
+
+def test_noise_has_no_selection_in_it() -> None:
+    """Re-runs hold the run that made its rate one of the best: on a flat response their spread is too small."""
+    rng = np.random.default_rng(0)
+    tried = rng.normal(0, 1.0, (3000, 8, 3))
+    best = np.argsort(-tried[..., 0], axis=-1)[:, :2]
+    again = np.take_along_axis(tried, best[..., None], axis=1)
+    squares, freedom = run_noise(again)
+    assert (squares / freedom).mean() < 0.85
+    confirmed, freedom = run_noise(rng.normal(0, 1.0, (3000, 2, 5)))
+    assert (confirmed / freedom).mean() == pytest.approx(1.0, rel=0.04)
+
+
+def test_how_far_noise_is_common_to_budgets() -> None:
+    rng = np.random.default_rng(0)
+    alone, alike = rng.normal(size=(2000, 4, 2, 6)), rng.normal(size=(2000, 1, 2, 6))
+    assert noise_share(alone).mean() == pytest.approx(0.28, abs=0.03)  # a quarter, and what cutting off there adds
+    assert noise_share(alone + alike).mean() == pytest.approx(0.625, abs=0.05)
+    assert noise_share(np.broadcast_to(alike, alone.shape)) == pytest.approx(1.0)
+    assert noise_share(alone[..., :1]) == pytest.approx(1.0) and noise_share(np.zeros((3, 2, 4))) == pytest.approx(
+        1 / 3
+    )
+
+
+def test_the_first_seed_of_tune_is_the_one_most_points_ran_on() -> None:
+    """Derived seeds have no order: a re-run's may be the smaller."""
+    first, again = (9, 9, 9), (1, 1, 1)
+    points = {(10.0**-k, None): {first: 0.5 + 0.1 * k} for k in range(4)}
+    points[1e-2, None] = {again: 0.9, first: 0.7}
+    _, runs = _of_points(points)
+    assert runs.first == pytest.approx([0.5, 0.6, 0.7, 0.8]) and runs.again == pytest.approx(np.array([[0.7, 0.9]]))
 
 
 def test_levels_average_the_runs_of_a_point_on_the_first_seeds_scale() -> None:
@@ -28,7 +75,7 @@ def test_levels_average_the_runs_of_a_point_on_the_first_seeds_scale() -> None:
     assert level == pytest.approx([0.5, 0.675, 0.625])  # the second seed is 0.25 higher for all
     assert weight.tolist() == [1, 2, 2]
     alone = Runs(np.array([0.5, 0.7]), np.zeros((0, 0)), np.zeros(0, dtype=np.int64))
-    assert levels(alone)[0].tolist() == [0.5, 0.7] and alone.freedom == 0
+    assert levels(alone)[0].tolist() == [0.5, 0.7]
 
 
 def test_smoothing_keeps_a_quadratic_and_takes_noise_out() -> None:
@@ -56,44 +103,65 @@ def test_variance_of_a_choice_known_cases() -> None:
     assert float(choice_variance(np.zeros(5), 1.0, (2, 2), rng)) == 0.0  # equal rates: it does not matter which
 
 
-def test_widening_a_test() -> None:
-    one = t_difference([0.01, 0.02, 0.03, 0.015])
-    assert widened_p(one, 0.0) == one.p
-    assert one.p is not None and one.sd is not None
-    little, much = widened_p(one, 1e-8), widened_p(one, 1e-3)
-    assert little == pytest.approx(one.p, rel=1e-2)
-    assert much is not None and much > 0.5
-    seeds = one.sd**2 / 4
-    wanted = 2 * scipy_stats.t.sf(one.mean / np.sqrt(2 * seeds), 4 / (1 / 3 + 1 / 2))  # equal parts
-    assert widened_p(one, seeds) == pytest.approx(max(wanted, one.p))
-    assert widened_p(Difference(0.1, None, None, None, None, 1, "paired t"), 1e-4) is None
-    blocks = blocked_difference({"a": [0.01, 0.02, 0.03, 0.02], "b": [0.02, 0.01, 0.02, 0.01]})
-    assert blocks.p is not None
-    wide = widened_p(blocks, 1e-4)
-    assert wide is not None and blocks.p < wide < 1.0
-
-
-def test_a_sweep_with_re_runs_has_its_choice_in_the_verdicts(tmp_path: Path) -> None:
+def test_a_sweep_has_its_choice_in_the_verdicts(tmp_path: Path) -> None:
     noisy = open_store(make_results(tmp_path / "noisy", noise=0.03, seeds=5))
     added = choice_variances(noisy)
-    assert len(added) == noisy.table("cells").num_rows and all(v >= 0 for v in added.values())
+    assert len(added) == 15 and all(v >= 0 for v in added.values())
     assert added["noisy", "zero-shot_embedded-fashion_1.0"] == 0.0  # nothing was chosen
-    rows = [r for r in comparisons(noisy).to_pylist() if r["test"] == "paired t"]
+    pooled = {v for (_, cell), v in added.items() if cell.startswith("randlora")}
+    assert len(pooled) == 1 and pooled.pop() > 0  # over the method's budgets
+    rows = comparisons(noisy).to_pylist()
     assert any(r["choice_sd"] > 0.001 for r in rows)
     for r in rows:
-        assert r["p_choice"] >= r["p"] and r["p_choice_holm"] >= r["p_choice"]
-        if r["verdict_choice"] in ("higher", "lower"):  # never more than what holds given the rates
-            assert r["verdict"] == r["verdict_choice"]
-    assert any(r["p_choice"] > 1.01 * r["p"] for r in rows)
+        assert r["p"] >= r["p_given_rates"] and r["p_holm"] >= r["p"]
+        assert (r["low"] > 0 or r["high"] < 0) == (r["p"] < 0.05)  # one standard error
+        assert r["low_simultaneous"] <= r["low"] and r["high_simultaneous"] >= r["high"]
+        if r["verdict"] in ("higher", "lower"):  # never more than what holds given the rates
+            assert r["verdict"] == r["verdict_given_rates"]
+    assert any(r["p"] > 1.01 * r["p_given_rates"] for r in rows)
 
 
-def test_without_re_runs_the_choice_is_not_known(store: Store, tmp_path: Path) -> None:
-    folder = make_results(tmp_path / "bare", seal=0.0)
-    journal = folder / "journal.jsonl"
-    kept = [line for line in journal.read_text().splitlines() if '"data_seed":1000001' not in line]
-    journal.write_text("\n".join(kept) + "\n")
-    bare = open_store(folder)
-    table = comparisons(bare)
-    assert table.column("choice_sd").null_count == table.num_rows > 0
-    assert set(table.column("verdict_choice").to_pylist()) == {"not testable"}
-    assert comparisons(store).column("choice_sd").null_count == 0
+CLEAR: Cells = {
+    ("randlora", "lora-1", "a"): {0: 0.81, 1: 0.83, 2: 0.8},
+    ("lora", "lora-1", "a"): {0: 0.7, 1: 0.71, 2: 0.7},
+    ("full", None, "a"): {0: 0.9, 1: 0.92, 2: 0.905},
+}
+
+
+def without_validation(folder: Path, cells: Cells, **more: object) -> Store:
+    """Its CONFIRM runs have no validation score, so the noise of a run is not known."""
+    store = open_store(odd_results(folder, cells, **more))  # type: ignore[arg-type]
+    from analysis.store.tables import write_part
+
+    rows = store.table("trials").to_pylist()
+    write_part(folder, "trials", [r | {"val_score": None} for r in rows if r["stage"] == "CONFIRM"])
+    return open_store(folder)
+
+
+def test_without_re_runs_the_choice_is_known_all_the_same(tmp_path: Path) -> None:
+    rows = comparisons(open_store(odd_results(tmp_path / "bare", CLEAR, tune=(0.5, 0.6, 0.59)))).to_pylist()
+    assert all(r["choice_sd"] > 0 for r in rows) and rows[0]["verdict_given_rates"] == "higher"
+
+
+def test_an_unknown_choice_is_said_everywhere(tmp_path: Path) -> None:
+    """Groups took it as nothing, and claimed what the table called not testable."""
+    store = without_validation(tmp_path / "bare", CLEAR)
+    (row,) = comparisons(store).to_pylist()
+    assert (row["choice_sd"], row["p"], row["low"], row["power"]) == (None, None, None, None)
+    assert (row["verdict"], row["verdict_given_rates"]) == ("not testable with the choice of rates", "higher")
+    assert {(r["group"], r["tested"]) for r in groups(store).to_pylist()} == {("a", 0)}
+    said = conclusion(store)
+    assert said.startswith("No conclusion") and "what the choice of learning rates adds is not known" in said
+    assert "of 1 budgets: higher at 1" in said
+    assert "knowing what the choice of rates adds" in conclude_groups(groups(store).to_pylist())
+    gap = conclude_gap(comparisons(store, "full"))
+    assert gap is not None and gap.count("not testable with the choice of rates") == 2
+
+
+@pytest.mark.parametrize(("tune", "known"), [((), True), ((0.6,), True), ((None, 0.6, None), False)])
+def test_what_was_never_chosen_adds_nothing(tmp_path: Path, tune: tuple[float | None, ...], known: bool) -> None:
+    """No search, or one point, is no choice; one point left of three is one whose noise is not known."""
+    (row,) = comparisons(open_store(odd_results(tmp_path / "fixed", CLEAR, tune=tune))).to_pylist()
+    assert (row["choice_sd"], row["verdict"]) == (
+        (0.0, "higher") if known else (None, "not testable with the choice of rates")
+    )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis.statistics import inference, power
+from analysis.statistics import inference
 
 
 def test_interval_is_scipys() -> None:
@@ -22,7 +22,8 @@ def test_interval_is_scipys() -> None:
 def test_one_run_has_no_interval_and_none_is_an_error() -> None:
     alone = inference.mean_interval([0.5])
     assert (alone.mean, alone.low, alone.high, alone.sd) == (0.5, None, None, None)
-    assert inference.mean_interval([0.5, 0.5]).low == 0.5
+    equal = inference.mean_interval([0.5, 0.5, 0.5])  # a coarse score, or chance: no interval of zero width
+    assert (equal.mean, equal.low, equal.high, equal.sd) == (0.5, None, None, 0.0)
     with pytest.raises(ValueError, match="at least one"):
         inference.mean_interval([])
 
@@ -58,59 +59,53 @@ def test_holm_known_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "p", "said"),
-    [(0.1, 0.05, "higher"), (-0.1, 0.01, "lower"), (0.1, 0.051, "not distinguishable"), (None, 0.01, "not testable")],
+    ("difference", "p", "beyond", "said"),
+    [
+        (0.1, 0.05, None, "higher"),
+        (-0.1, 0.01, None, "lower"),
+        (0.1, 0.051, None, "not distinguishable"),
+        (None, 0.01, None, "not testable"),
+        (0.001, 0.3, 0.05, "equivalent"),
+        (0.001, 0.3, 0.051, "not distinguishable"),
+        (0.001, 0.04, 0.001, "higher"),  # small as it is
+    ],
 )
-def test_verdicts(difference: float | None, p: float, said: str) -> None:
-    assert inference.verdict(difference, p) == said
+def test_verdicts(difference: float | None, p: float, beyond: float | None, said: str) -> None:
+    assert inference.verdict(difference, p, beyond=beyond) == said
 
 
-def test_blocked_difference_of_few_blocks_is_the_exact_sign_flip_test() -> None:
-    blocks = {"a": [0.03, 0.01, 0.02], "b": [0.02, -0.01]}
-    found = inference.blocked_difference(blocks)
-    weights = [1 / 6] * 3 + [1 / 4] * 2
-    values = [v for block in blocks.values() for v in block]
-    observed = sum(w * v for w, v in zip(weights, values, strict=True))
-    flips = [
-        sum(s * w * v for s, w, v in zip(signs, weights, values, strict=True))
-        for signs in itertools.product((1, -1), repeat=5)
-    ]
-    exact = np.mean([abs(f) >= abs(observed) - 1e-12 for f in flips])
-    assert found.mean == pytest.approx(observed)
-    assert found.p == pytest.approx(exact, abs=1 / 32)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.mean < found.high
-    assert inference.blocked_difference(blocks) == found  # seeded
-    with pytest.raises(ValueError, match="got none"):
-        inference.blocked_difference({})
+def test_an_unknown_choice_is_never_none() -> None:
+    assert inference.verdict(0.1, None, known=False) == "not testable with the choice of rates"
+    assert inference.verdict(0.1, None) == "not testable"
 
 
-def test_bootstrap_interval_is_not_too_narrow_at_three_seeds() -> None:
-    rng = np.random.default_rng(0)
-    held = 0
-    for k in range(150):
-        blocks = {str(d): list(rng.normal(0.0, 0.01, 3)) for d in range(8)}
-        found = inference.blocked_difference(blocks, seed=k, resamples=500)
-        assert found.low is not None
-        assert found.high is not None
-        held += found.low <= 0.0 <= found.high
-    assert held >= 132  # 95 % of 150 is 142; the chance of fewer than 132 at 95 % is below 0.1 %
+def test_one_standard_error_for_p_interval_and_equivalence() -> None:
+    """Formula by hand; p is 5 % at the interval's end; the 90 % interval is in the margin where it is equivalent."""
+    values, added = [0.012, 0.004, 0.009, 0.015, 0.007], 2e-5
+    given = inference.t_difference(values)
+    found = given.widened(added)
+    own = np.var(values, ddof=1) / 5
+    freedom = (own + added) ** 2 / (own**2 / 4 + added**2 / inference.CHOICE_FREEDOM)
+    assert (found.error, found.freedom) == pytest.approx((np.sqrt(own + added), freedom))
+    wanted = 2 * scipy_stats.t.sf(np.mean(values) / np.sqrt(own + added), freedom)
+    assert found.p == pytest.approx(wanted) and found.p > given.p  # type: ignore[operator]
+    low, high = found.interval()
+    assert low is not None and high is not None and given.low is not None and low < given.low
+    shifted = inference.t_difference([v - low for v in values]).widened(added)
+    assert shifted.p == pytest.approx(0.05)
+    inner = found.interval(0.1)
+    assert inner[1] is not None
+    assert found.p_beyond(inner[1]) == pytest.approx(0.05)
+    assert given.widened(0.0).p == given.p
 
 
-def test_power_agrees_with_simulation_and_seeds_with_power() -> None:
-    rng = np.random.default_rng(1)
-    draws = rng.normal(0.02, 0.015, size=(4000, 5))
-    found = (scipy_stats.ttest_1samp(draws, 0.0, axis=1).pvalue <= 0.05).mean()
-    assert power.power_at(0.015 / 5**0.5, 4, 0.02) == pytest.approx(found, abs=0.03)
-    assert power.power_at(0.01, 0, 0.02) is None
-    assert power.power_at(0.0, 2, 0.02) is None
-    assert power.power_at(1e-6, 2, 0.02) == pytest.approx(1.0)
-    needed = power.seeds_needed(0.015, 0.02)
-    assert needed is not None
-    fewer, enough = (power.power_at(0.015 / n**0.5, n - 1, 0.02) or 0 for n in (needed - 1, needed))
-    assert fewer < 0.8 <= enough
-    assert power.seeds_needed(1.0, 0.001) is None
+def test_what_the_choice_adds_never_makes_a_claim_stronger() -> None:
+    """Its degrees of freedom outweigh its variance at three seeds: the wider of both intervals counts."""
+    given = inference.t_difference([0.010, 0.013, 0.017])
+    (own,) = given.variances
+    error, freedom = inference.satterthwaite(given.variances, given.freedoms, own / 5)
+    assert 2 * scipy_stats.t.sf(given.mean / error, freedom) < (given.p or 0)
+    assert given.widened(own / 5).p == given.p
 
 
 def test_expected_best_is_the_mean_over_all_subsets() -> None:
@@ -136,13 +131,9 @@ def test_a_method_against_itself_differs_in_at_most_one_table_of_twenty() -> Non
     assert false <= 45
 
 
-def test_a_planted_two_point_difference_is_found() -> None:
-    rng = np.random.default_rng(2)
-    found = 0
-    for _ in range(200):
-        differences = rng.normal(0.02, 0.006 * 2**0.5, size=(6, 5))
-        adjusted = inference.holm([inference.t_difference(list(d)).p for d in differences])
-        found += sum(p is not None and p <= 0.05 for p in adjusted)
-    expected = power.power_at(0.006 * (2 / 5) ** 0.5, 4, 0.02, alpha=0.05 / 6)
-    assert expected is not None
-    assert found / 1200 >= expected  # Holm's later steps are easier than its first
+def test_the_first_of_a_sequence_pays_nothing_for_the_others() -> None:
+    assert inference.in_sequence(0.04, [0.001, 0.03]) == (0.04, pytest.approx([0.04, 0.04]))
+    assert inference.in_sequence(0.2, [0.001, None]) == (0.2, [0.2, None])
+    assert inference.in_sequence(None, [0.001, 0.03]) == (None, pytest.approx([0.002, 0.03]))
+    many = inference.step_down(np.array([[0.01, 0.04, 0.03, 0.005], [0.9, 0.8, 0.7, 0.6]]))
+    assert many == pytest.approx(np.array([[0.03, 0.06, 0.06, 0.02], [1.0, 1.0, 1.0, 1.0]]))

@@ -15,7 +15,7 @@ from analysis.figures.rank import draw_ranks
 from analysis.report import page as report
 from analysis.report import tables as report_tables
 from analysis.statistics.inference import mean_interval
-from analysis.statistics.rank_effects import EFFECTS, effects, points
+from analysis.statistics.rank_effects import CONTRAST, EFFECTS, effects, points
 from analysis.store.tables import write_part
 from analysis.words.conclusions import conclude_rank_effects
 
@@ -74,7 +74,8 @@ def found(store: Store) -> dict[tuple[str | None, str | None, str], Row]:
 
 def test_planted_slopes_are_found(tmp_path: Path) -> None:
     rows = found(made(tmp_path, {**METHODS, **FAMILY}))
-    assert set(rows) == {("some", scope, effect) for scope in (None, "randlora-a") for effect in ("rank", "parameters")}
+    effects_ = ("rank", "parameters", CONTRAST)
+    assert set(rows) == {("some", scope, effect) for scope in (None, "randlora-a") for effect in effects_}
     expected = mean_interval([PER_RANK + 0.001 * seed for seed in (-1, 0, 1)])
     for scope, cells in ((None, 10), ("randlora-a", 6)):
         row = rows["some", scope, "rank"]
@@ -85,6 +86,34 @@ def test_planted_slopes_are_found(tmp_path: Path) -> None:
         row = rows["some", scope, "parameters"]  # LoRA's rank grows along, so it is not among these
         assert row["slope"] == pytest.approx(PER_COUNT)
         assert (row["least"], row["most"], row["cells"]) == (9216, 36_864, cells - 2 * (scope is None))
+
+
+def test_whether_rank_is_worth_more_than_parameters_is_tested(tmp_path: Path) -> None:
+    """The one slope less the other, seed by seed: both may differ from zero and not from each other."""
+
+    def score(rank: float, count: int, seed: int, _: str) -> float:
+        return 0.4 + (0.02 + 0.006 * seed) * math.log2(rank) + (0.015 - 0.001 * seed) * math.log2(count / 1000)
+
+    row = found(made(tmp_path / "a", FAMILY, score=score))["some", None, CONTRAST]
+    expected = mean_interval([0.005 + 0.007 * seed for seed in (-1, 0, 1)])
+    assert row["slope"] == pytest.approx(expected.mean)
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    assert (row["verdict"], row["cells"], row["least"]) == ("not distinguishable", 6, None)
+    clear = made(tmp_path / "b", {**METHODS, **FAMILY})
+    assert found(clear)["some", None, CONTRAST]["verdict"] == "higher"
+    assert "of the two the rank brings more by +1.0 [" in conclude_rank_effects(effects(clear).to_pylist())
+
+
+def test_a_slope_has_the_choice_of_rates_in_it(tmp_path: Path) -> None:
+    store = made(tmp_path, FAMILY, score=lambda rank, count, seed, _: (0.02 + 0.001 * seed) * math.log2(rank * count))
+    cells = store.table("cells").to_pylist()
+    tuned = [c | {"tune_trials": 3} for c in cells]  # whose TUNE is not there, so what it adds is not known
+    write_part(tmp_path, "cells", tuned)
+    rows = found(open_store(tmp_path)).values()
+    assert {r["verdict"] for r in rows if r["effect"] != CONTRAST} == {"not testable with the choice of rates"}
+    assert {(r["low"], r["choice_sd"]) for r in rows} == {(None, None)}
+    assert {r["verdict_given_rates"] for r in rows if r["effect"] != CONTRAST} == {"higher"}
+    assert "what the choice of rates adds is not known" in conclude_rank_effects(list(rows))
 
 
 def test_a_method_at_a_level_of_its_own_moves_the_slope_over_all_but_not_over_variants(tmp_path: Path) -> None:
@@ -118,7 +147,9 @@ def test_seeds_are_those_that_all_cells_have(tmp_path: Path) -> None:
 def test_one_seed_is_not_tested(tmp_path: Path) -> None:
     store = made(tmp_path, {**METHODS, **FAMILY}, seeds=(0,))
     assert {(r["low"], r["p"], r["verdict"]) for r in found(store).values()} == {(None, None, "not testable")}
-    assert conclude_rank_effects(effects(store).to_pylist()).endswith("Not tested: that takes two seeds or more.")
+    assert conclude_rank_effects(effects(store).to_pylist()).endswith(
+        "that takes two seeds or more, and a spread between them."
+    )
 
 
 def test_data_sets_are_averaged_seed_by_seed(tmp_path: Path) -> None:
@@ -141,7 +172,7 @@ def test_the_sentence_says_what_was_tested(tmp_path: Path) -> None:
     flat = made(tmp_path / "flat", FAMILY, score=lambda rank, count, seed, _: 0.5 + 0.01 * seed * math.log2(rank))
     says = conclude_rank_effects(effects(flat).to_pylist())
     assert "rank at equal parameters brings, in points, 0.0 [−2.5, +2.5] over all methods;" in says
-    assert "Not distinguishable from zero: rank, parameters (" in says
+    assert "Not distinguishable from zero: rank, parameters, rank less parameters (" in says
 
 
 def test_the_figure_and_the_table_are_in_the_report(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analysis import Store, open_store
+from analysis.errors import StoreError
 from analysis.statistics import scaling, tuning
-from analysis.statistics.inference import expected_best
+from analysis.statistics.inference import OVER_DATASETS, OVER_SEEDS, T_TEST, expected_best, holm
+from analysis.tables.results import compared
 from analysis.words import conclusions
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import PLAN, make_results
 
 ONE = {"randlora": ("lora-4",), "lora": ("lora-4",)}
@@ -28,7 +32,7 @@ def fake(*differences: tuple[float, str], n: int = 3, ratio: float = 1.0, **more
     base = {"sweep": "s", "model": "m", "dataset": "d", "train_size": "1.0", "method": "randlora", "baseline": "lora"}
     rows = [
         {**base, "reference": f"lora-{2**i}", "budget": 2**i, "n": n, "difference": d, "low": d - 0.01,
-         "high": d + 0.01, "params_ratio": ratio, "verdict": v, "power": 0.3, **more}
+         "high": d + 0.01, "params_ratio": ratio, "verdict": v, "verdict_given_rates": v, "power": 0.3, **more}
         for i, (d, v) in enumerate(differences)
     ]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=scaling.COMPARISONS)
@@ -76,12 +80,75 @@ def test_comparisons_are_paired_by_seed_and_one_family(store: Store) -> None:
         .to_pylist()
         for m in ("randlora", "lora")
     }
-    assert row["p"] == pytest.approx(scipy_stats.ttest_rel(scores["randlora"], scores["lora"]).pvalue)
+    wanted = scipy_stats.ttest_rel(scores["randlora"], scores["lora"]).pvalue
+    assert row["p_given_rates"] == pytest.approx(wanted) and row["p"] >= row["p_given_rates"]
     assert row["params_ratio"] == pytest.approx((98_304 + 776) / 98_304)
-    p = sorted(r["p"] for r in compared.to_pylist())
-    smallest = min(compared.to_pylist(), key=lambda r: r["p"])
-    assert smallest["p_holm"] == pytest.approx(p[0] * len(p))
+    mine = rows_of(compared, method="randlora")
+    (overall,) = (r for r in mine if r["reference"] is None)
+    assert overall["p_holm"] == overall["p"] and overall["alpha"] == pytest.approx(0.05)  # it pays for no other
+    assert [r["p_holm"] for r in mine if r["reference"]] == pytest.approx(
+        [max(p or 0, overall["p"]) for p in holm([r["p"] for r in mine if r["reference"]])]
+    )
+    others = [r for r in compared.to_pylist() if r["method"] != "randlora"]
+    assert [r["p_holm"] for r in others] == pytest.approx(holm([r["p"] for r in others]))
+    assert all(r["alpha"] == pytest.approx(0.05 / 5) for r in mine if r["reference"])
     assert 0 < row["power"] <= 1
+
+
+def test_budgets_are_asked_only_where_their_mean_is_settled(tmp_path: Path) -> None:
+    """A fixed sequence: a budget is called 'higher' after the mean is, whatever its own p."""
+    seeds = range(5)
+    cells: Cells = {("lora", f"lora-{r}", "a"): {s: 0.5 + 0.001 * s for s in seeds} for r in (1, 4)}
+    gains = {1: 0.05, 4: -0.05}
+    for r, gain in gains.items():
+        cells["randlora", f"lora-{r}", "a"] = {s: 0.5 + gain + 0.001 * (s % 2) + 0.001 * s for s in seeds}
+    table = scaling.comparisons(open_store(odd_results(tmp_path / "crossing", cells, tune=()))).to_pylist()
+    assert {r["verdict"] for r in table} == {"not distinguishable"}
+    assert max(r["p"] for r in table if r["reference"]) < 1e-4
+    said = conclusions.conclude(pa.Table.from_pylist(table, schema=scaling.COMPARISONS))
+    assert "yet at 2 of the budgets the simultaneous interval excludes zero (−5.0 to +5." in said
+
+
+def test_places_are_families_side_by_side(tmp_path: Path) -> None:
+    store = open_store(make_results(tmp_path / "sizes", sizes=("4-shot", "1.0"), plan={**ONE, "randlora": ("lora-4",)}))
+    assert all(r["alpha"] == pytest.approx(0.025) for r in scaling.comparisons(store).to_pylist())  # two rows, no mean
+    both = dict.fromkeys(("randlora", "lora"), ("lora-1", "lora-4"))
+    store = open_store(make_results(tmp_path / "more", sizes=("4-shot", "1.0"), plan=both))
+    for r in scaling.comparisons(store).to_pylist():
+        assert r["alpha"] == pytest.approx(0.025 if r["reference"] is None else 0.0125)
+        assert r["p_holm"] >= min(1.0, 2 * r["p"])
+
+
+def test_equivalence_is_claimed_within_a_margin_named_beforehand(tmp_path: Path) -> None:
+    seeds = range(5)
+    cells: Cells = {("lora", f"lora-{r}", "a"): {s: 0.5 + 0.01 * s for s in seeds} for r in (1, 4)}
+    for r, spread in ((1, 0.001), (4, 0.05)):
+        cells["randlora", f"lora-{r}", "a"] = {s: 0.5 + 0.01 * s + spread * (s % 3 - 0.8) for s in seeds}
+    folder = odd_results(tmp_path / "margin", cells, tune=())
+    silent = scaling.comparisons(open_store(folder)).to_pylist()
+    assert {r["verdict"] for r in silent} == {"not distinguishable"} and {r["p_equivalent"] for r in silent} == {None}
+
+    def named(margin: object) -> Store:
+        (folder / "sweep.json").write_text(json.dumps({"name": "margin", "confirm": {"margin": margin}}))
+        return open_store(folder)
+
+    store = named(0.03)
+    rows = {r["reference"]: r for r in scaling.comparisons(store).to_pylist()}
+    assert {k: r["verdict"] for k, r in rows.items()} == {
+        "lora-1": "equivalent",
+        "lora-4": "not distinguishable",
+        None: "equivalent",
+    }
+    given = rows["lora-1"]
+    inner = given["error"] * scipy_stats.t.isf(0.05, given["freedom"])
+    assert abs(given["difference"]) + inner < 0.03 and given["margin"] == 0.03
+    said = conclusions.conclude(scaling.comparisons(store))
+    assert "it is equivalent to LoRA, within 3.0 points, at 1 of 2 budgets (lora-1: " in said
+    assert "and not distinguishable at the other 1" in said and ": equivalent, within 3.0 points (" in said
+    assert "Equivalent: the 90 % interval lies within 3.0 points" in compared(store).note
+    for wrong in (0, -0.01, 1, 1.5, "much", True):
+        with pytest.raises(StoreError, match=r"confirm.margin is .*; it must be a fraction above 0 and below 1"):
+            scaling.comparisons(named(wrong))
 
 
 def test_overall_row_is_the_mean_of_the_budgets(store: Store, wide: Store) -> None:
@@ -91,19 +158,7 @@ def test_overall_row_is_the_mean_of_the_budgets(store: Store, wide: Store) -> No
     assert overall["difference"] == pytest.approx(np.mean([r["difference"] for r in cells]))
     assert overall["dataset"] == "embedded:fashion"
     several = rows_of(scaling.comparisons(wide), method="randlora", reference=None)
-    assert len(several) == 1
-    assert several[0]["dataset"] is None
-    assert several[0]["test"] == "paired t"  # six sign flips cannot reach 5 % in this family
-
-
-def test_many_blocks_are_permuted(tmp_path: Path) -> None:
-    names = [f"set-{i}" for i in range(5)]
-    store = open_store(make_results(tmp_path / "many", datasets=names, plan={**ONE, "randlora": ("lora-4",)}))
-    overall = rows_of(scaling.comparisons(store), reference=None)[0]
-    assert overall["test"] == "sign-flip permutation"
-    assert overall["n"] == 15
-    assert 0 < overall["power"] <= 1
-    assert overall["low"] < overall["difference"] < overall["high"]
+    assert [(r["dataset"], r["test"]) for r in several] == [(None, OVER_SEEDS), (None, OVER_DATASETS)]
 
 
 def test_gap_to_full_fine_tuning(store: Store) -> None:
@@ -137,13 +192,22 @@ def test_sentences_are_no_stronger_than_the_verdicts() -> None:
         "There is no one answer here: at equal trainable parameters RandLoRA scores higher than LoRA at 1"
     )
     assert "lower at 1 (lora-2: −3.0" in mixed
-    assert "(lora-1: +2.0" in mixed and "not distinguishable at the other 1 (paired" in mixed
+    assert "(lora-1: +2.0" in mixed and "not distinguishable from it at the other 1 (paired" in mixed
     table = fake((0.02, same), (0.03, same)).to_pylist()
-    whole = [r | {"reference": None, "verdict": "higher"} for r in table]
+    whole = [r | {"reference": None, "verdict": "higher", "test": T_TEST} for r in table]
     one = conclusions.conclude(pa.Table.from_pylist([*table, whole[0]], schema=scaling.COMPARISONS))
-    assert one.startswith("No single comparison decides") and "does not win" not in one and ": higher (paired" in one
+    assert (
+        one.startswith("No single comparison decides")
+        and "does not win" not in one
+        and ": higher (paired" in one
+        and "5 %, the mean first" in one
+    )
     two = conclusions.conclude(pa.Table.from_pylist([*table, *whole], schema=scaling.COMPARISONS))
     assert "averaged over budgets, at 2 sizes, models or sweeps: higher at 2 (+2.0 to +3.0 points)" in two
+    small = conclusions.conclude(fake((0.02, "higher"), (0.001, "equivalent"), (0.0, same), margin=0.01))
+    assert (
+        ", and is equivalent to it, within 1.0 points, at 1, and is not distinguishable from it at the other 1" in small
+    )
     worse = conclusions.conclude(fake((-0.02, "lower"), (-0.03, "lower")))
     assert "lower than LoRA at all 2 budgets" in worse
     one = conclusions.conclude(fake((0.02, same)))

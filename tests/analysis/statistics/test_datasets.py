@@ -1,0 +1,135 @@
+"""Several data sets: one standard error within them, by the rule that their seeds allow; and data sets like these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from analysis import Store, conclusion, open_store
+from analysis.statistics import inference, scaling
+from analysis.statistics.inference import OVER_DATASETS, OVER_SEEDS, WELCH
+from analysis.statistics.runs import over_datasets
+from analysis.tables.results import compared
+from tests.analysis.odd import Cells, odd_results
+
+Row = dict[str, Any]
+DATASETS, SEEDS = 8, 3
+
+
+def made(folder: Path, gain: Callable[[int, int], float], *, own_seeds: bool, sets: int = DATASETS) -> Store:
+    """RandLoRA `gain(data set, seed)` above LoRA; seeds derived for each data set, or the same on all; no search."""
+    cells: Cells = {}
+    for d in range(sets):
+        cells["lora", "lora-1", f"set-{d}"] = dict.fromkeys(range(SEEDS), 0.5)
+        cells["randlora", "lora-1", f"set-{d}"] = {s: 0.5 + gain(d, s) for s in range(SEEDS)}
+    return open_store(odd_results(folder, cells, tune=(), seed_rule="per-data-set" if own_seeds else None))
+
+
+def over_all(store: Store) -> dict[str, Row]:
+    return {r["test"]: r for r in scaling.comparisons(store).to_pylist() if r["reference"] is None}
+
+
+def test_welch_satterthwaite_within_data_sets_by_hand() -> None:
+    blocks = [[0.03, 0.01, 0.02], [0.02, -0.01], [0.05, 0.06, 0.055, 0.07]]
+    found = inference.stratified_difference(blocks)
+    own = np.array([np.var(b, ddof=1) / len(b) / 9 for b in blocks])
+    freedom = own.sum() ** 2 / (own**2 / np.array([2, 1, 3])).sum()
+    assert found.mean == pytest.approx(np.mean([np.mean(b) for b in blocks]))
+    assert (found.error, found.freedom) == pytest.approx((own.sum() ** 0.5, freedom))
+    assert found.p == pytest.approx(2 * scipy_stats.t.sf(found.mean / own.sum() ** 0.5, freedom))
+    half = scipy_stats.t.isf(0.025, freedom) * own.sum() ** 0.5
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
+    assert (found.n, found.pairs, found.test) == (9, (3, 2, 4), WELCH)
+    with pytest.raises(ValueError, match="got none"):
+        inference.stratified_difference([[], []])
+
+
+def test_a_data_set_with_one_pair_has_the_others_spread() -> None:
+    found = inference.stratified_difference([[0.02], [0.03, 0.01], [0.02, 0.03, 0.01]])
+    pooled = (0.0002 + 0.0002) / 3
+    assert found.variances[0] == pytest.approx(pooled / 9) and found.freedoms == (3.0, 1.0, 2.0)
+    alone = inference.stratified_difference([[0.02], [0.03], [0.02]])
+    assert (alone.p, alone.low, alone.high, alone.sd) == (None, None, None, None)
+
+
+def drawn(effects: float, common: float, tables: int = 1500) -> np.ndarray:
+    """Differences (tables, data sets, seeds): effects that differ between data sets, seeds' luck in common."""
+    rng = np.random.default_rng(0)
+    own, alike = rng.normal(size=(tables, DATASETS, SEEDS)), rng.normal(size=(tables, 1, SEEDS))
+    spread = rng.normal(size=(tables, DATASETS, 1))
+    spread -= spread.mean(axis=1, keepdims=True)  # of these data sets, whose mean is the question
+    return np.asarray(np.sqrt(1 - common) * own + np.sqrt(common) * alike + effects * spread)
+
+
+def p_within(x: np.ndarray) -> np.ndarray:
+    variances = x.var(axis=-1, ddof=1) / SEEDS / DATASETS**2
+    return inference.two_sided(x.mean(axis=(1, 2)), variances, np.full(DATASETS, SEEDS - 1.0))
+
+
+@pytest.mark.parametrize("effects", [0.0, 2.0])
+def test_effects_that_differ_between_data_sets_hide_nothing(effects: float) -> None:
+    """A sign flip of the raw differences found 0.6 sd in 5 of 100 tables where effects vary by 2 sd."""
+    same = drawn(effects, 0.0)
+    assert (p_within(same) <= 0.05).mean() <= 0.055
+    assert (p_within(same + 0.6) <= 0.05).mean() > 0.7
+
+
+def test_shared_seeds_are_averaged_first() -> None:
+    """Within data sets the test would be too sure of luck that a seed brings to all of them."""
+    shared = drawn(0.0, 0.2)
+    assert (p_within(shared) <= 0.05).mean() > 0.1
+    by_seed = shared.mean(axis=1)
+    p = inference.two_sided(by_seed.mean(axis=-1), by_seed.var(axis=-1, ddof=1)[:, None] / SEEDS, [SEEDS - 1.0])
+    assert 0.03 < (p <= 0.05).mean() < 0.07
+    blocks = [{s: float(shared[0, d, s]) for s in range(SEEDS)} for d in range(DATASETS)]
+    found = over_datasets(blocks, shared=True)
+    assert found is not None and found.test == OVER_SEEDS and found.p == pytest.approx(p[0])
+
+
+def test_p_and_interval_of_a_row_agree(tmp_path: Path) -> None:
+    """They were of two questions: the interval excluded zero where p said 1."""
+    rng = np.random.default_rng(3)
+    store = made(tmp_path / "a", lambda d, s: 0.003 + 0.02 * (d - 3.5) + rng.normal(0, 0.002), own_seeds=True)
+    rows = over_all(store)
+    assert set(rows) == {WELCH, OVER_DATASETS}
+    these, like = rows[WELCH], rows[OVER_DATASETS]
+    assert these["verdict"] == "higher" and these["low"] > 0 and these["p"] < 0.01
+    assert like["verdict"] == "not distinguishable" and like["low"] < 0 < like["high"]  # data sets differ by 5 points
+    assert like["difference"] == pytest.approx(these["difference"]) and (like["n"], like["datasets"]) == (8, 1)
+    said = conclusion(store)
+    assert "averaged over budgets and 8 data sets the difference is +0.3 points" in said
+    assert "for data sets like these it is +0.3 points [" in said and "]: not distinguishable (" in said
+    assert WELCH in compared(store).note
+    assert "all, sets like these" in [cell for row in compared(store).cells for cell in row]
+
+
+def test_shared_seeds_say_nothing_of_data_sets_like_these(tmp_path: Path) -> None:
+    store = made(tmp_path / "old", lambda d, s: 0.02 + 0.002 * s + 0.001 * d, own_seeds=False)
+    rows = over_all(store)
+    assert set(rows) == {OVER_SEEDS, OVER_DATASETS}
+    assert rows[OVER_SEEDS]["verdict"] == "higher" and rows[OVER_SEEDS]["n"] == SEEDS
+    assert rows[OVER_DATASETS]["verdict"] == "not testable" and rows[OVER_DATASETS]["low"] is None
+    assert "like these" not in conclusion(store)
+    mean = next(r for r in scaling.curve(store).to_pylist() if r["dataset"] is None and r["method"] == "randlora")
+    own = next(
+        r
+        for r in scaling.curve(made(tmp_path / "new", lambda d, s: 0.02 + 0.002 * s, own_seeds=True)).to_pylist()
+        if r["dataset"] is None and r["method"] == "randlora"
+    )
+    assert (mean["n"], own["n"], mean["n_datasets"]) == (3, 3, 8)
+    assert own["high"] - own["low"] < (mean["high"] - mean["low"]) / 2  # 24 draws of luck, not 3
+
+
+def test_one_seed_on_many_data_sets_is_no_test(tmp_path: Path) -> None:
+    """What that one seed does to a method everywhere (its bases, say) would pass for a difference."""
+    names = [f"set-{i}" for i in range(8)]
+    cells: Cells = {("lora", "lora-1", d): {0: 0.7 + 0.01 * i} for i, d in enumerate(names)}
+    cells |= {("randlora", "lora-1", d): {0: 0.72 + 0.011 * i} for i, d in enumerate(names)}
+    store = open_store(odd_results(tmp_path / "many", cells, seeds=1))
+    assert {(r["p"], r["verdict"]) for r in over_all(store).values()} == {(None, "not testable")}
+    assert "only one seed" in conclusion(store)
