@@ -36,7 +36,7 @@ _PUBLISHED = (0, (4, 2))
 
 
 def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: str = SCORE) -> Chart:
-    """Fitted curves with bootstrap bands, the cells' means as markers, crossings as vertical spans.
+    """Fitted curves with their bands, the cells' means as markers, crossings as vertical spans.
 
     Args:
         points: from `pareto.front` (cost and mean score of every cell), or `measured.point_table`.

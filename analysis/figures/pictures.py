@@ -184,10 +184,10 @@ def _fitted(
 ) -> Picture:
     """Fitted curves: of a cost, or of training examples."""
     score, shown = scaling.score_name(store), _first_panels(bands)
-    label = f"Isotonic fits of {score} against {cost} with bootstrap bands, crossings marked"
+    label = f"Isotonic fits of {score} against {cost} with simultaneous bands, crossings marked"
     caption = (
-        f"Isotonic fits (never falling) of mean {score} against {cost}; bands are a 95 % bootstrap over seeds, a "
-        "shaded column is a crossing's interval. With few seeds a bootstrap is rough."
+        f"Isotonic fits (never falling) of mean {score} against {cost}; bands are simultaneous, each a "
+        "95 % band over seeds of one whole curve; a shaded column is a crossing's interval."
     )
     says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0])
     figure = fits.draw_fits(points, shown, crossings, score=score)

@@ -21,7 +21,7 @@ from analysis.styles import in_order, size_key, size_text, style
 from analysis.words.conclusions import A, B
 
 SURE = 0.95
-"""Share of the resamples from which a cell's place on a front is called settled."""
+"""Share of the draws from which a cell's place on a front is called settled."""
 _MOST = 4  # cells named in a sentence; more are counted
 
 
@@ -72,9 +72,7 @@ def conclude_front(rows: Sequence[Row]) -> str:
     single = [r for r in on if r["front_share"] is None]
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
     unsure = [r for r in on if r not in single and r["front_share"] < SURE]
-    text = (
-        f"On the front of score against {cost} in at least {100 * SURE:.0f} % of resamples: {_cells(sure) or 'no cell'}"
-    )
+    text = f"On the front of score against {cost} in at least {100 * SURE:.0f} % of draws: {_cells(sure) or 'no cell'}"
     text += f"; on it, but not settled: {_cells(unsure, share=True)}" if unsure else ""
     return text + (f"; on it with one seed, so there is no saying how sure: {_cells(single)}." if single else ".")
 

@@ -46,7 +46,7 @@ def test_fronts() -> None:
 
     assert say.conclude_front([cell("lora", 0.2, on=False)]) == "No confirmed cell has this cost."
     text = say.conclude_front([cell("lora", 1.0), cell("randlora", 0.6), cell("vera", 0.1, on=False)])
-    assert "at least 95 % of resamples: LoRA at lora-1; on it, but not settled: RandLoRA at lora-1 (60 %)." in text
+    assert "at least 95 % of draws: LoRA at lora-1; on it, but not settled: RandLoRA at lora-1 (60 %)." in text
     assert "no cell; on it, but not settled" in say.conclude_front([cell("lora", 0.9)])
     assert "no saying how sure" in say.conclude_front([cell("lora", None)])
 
