@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from analysis.curves import measured, pareto, readings
 from analysis.curves.measured import EXAMPLES, axis
 from analysis.figures import drawing, fits, svg, tuning
+from analysis.figures.differences import draw_differences
 from analysis.figures.drawing import Chart
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
 from analysis.figures.rank import draw_ranks
@@ -24,12 +25,14 @@ from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
 from analysis.statistics.published import overlaid
+from analysis.statistics.simultaneous import difference_curves, margin_of
 from analysis.statistics.tuning import best_of_n, rates
 from analysis.store.store import Store
-from analysis.styles import Place, place_of, place_text, places
-from analysis.words.conclusions import conclude, conclude_rank_effects
+from analysis.styles import Place, place_of, place_text, places, style
+from analysis.words.conclusions import A, conclude, conclude_rank_effects
 from analysis.words.figures import (
     conclude_crossings,
+    conclude_differences,
     conclude_expected,
     conclude_front,
     conclude_overlay,
@@ -82,7 +85,7 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [*_scaling(store), *_rank(store), *mean_ranks_picture(store)]
+    found = [*_scaling(store), *_differences(store), *_rank(store), *mean_ranks_picture(store)]
     found += [*_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store), *_size_fits(store)]
     return [*found, *_rates(store), *expected_pictures(store)]
 
@@ -107,13 +110,34 @@ def _scaling(store: Store) -> list[Picture]:
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
         f"{score.capitalize()} against trainable adapter parameters (log axis). Points are means over seeds, bands "
-        "95 % t intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank that defines "
-        "each budget. Point at a marker, or tap it, for its numbers."
+        "pointwise 95 % t intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank "
+        "that defines each budget. Point at a marker, or tap it, for its numbers."
     )
     says = conclude(scaling.comparisons(store))
     figure = draw_scaling(curve, columns=2, score=score)
     width = 42 if len(places(curve)) == 1 else None
     return [Picture("scaling_curve", "scaling", figure, label, caption, says, width)]
+
+
+def _differences(store: Store) -> list[Picture]:
+    """The paired difference of every method to LoRA against the budget."""
+    table, score = difference_curves(store), scaling.score_name(store)
+    if table.num_rows == 0:
+        return []
+    shown, margin = _first_panels(table), margin_of(store)
+    name = style(scaling.BASELINE).name
+    label = f"{score.capitalize()} less {name}'s at the same budget, with simultaneous 95 % bands and the zero line"
+    given = " or ".join(sorted({r["band"] for r in table.to_pylist() if r["band"]})) or "none: one seed, or no spread"
+    caption = (
+        f"Paired difference to {name} at equal trainable parameters, in points. The band (of {A}) and the bars (of the "
+        f"others) are simultaneous 95 % intervals over seeds ({given}): all {table['family'][0]} comparisons of the "
+        f"table lie in theirs at once. {name} is the zero line."
+    )
+    if margin is not None:
+        caption += f" Grey: differences within the margin of {100 * margin:g} points, which count as none."
+    figure = draw_differences(shown, score=score, margin=margin)
+    width = 42 if len(_keys(shown, place_of)) == 1 else None
+    return [Picture("differences", "scaling", figure, label, caption, conclude_differences(table.to_pylist()), width)]
 
 
 def _rank(store: Store) -> list[Picture]:

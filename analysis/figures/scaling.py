@@ -1,6 +1,7 @@
 """Score against trainable parameters: the figure that the report begins with.
 
-Log parameter axis, 95 % bands, one colour and marker per method everywhere, readable at the width of a paper's column.
+Log parameter axis, pointwise 95 % bands, one colour and marker per method everywhere, readable at the width of a
+paper's column.
 """
 
 from __future__ import annotations

@@ -25,6 +25,27 @@ SURE = 0.95
 _MOST = 4  # cells named in a sentence; more are counted
 
 
+def conclude_differences(rows: Sequence[Row]) -> str:
+    """The differences of the question's two methods, and how many their bands tell from zero beside the verdicts.
+
+    Args:
+        rows: of `simultaneous.difference_curves`.
+    """
+    mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE]
+    if not mine:
+        return f"No difference of {A} and {B}: nowhere are both confirmed with a common seed."
+    low, high = (points(f(r["difference"] for r in mine)) for f in (min, max))
+    what = "budgets" if len({(r["sweep"], r["dataset"], r["train_size"]) for r in mine}) == 1 else "budgets and places"
+    text = f"{A} less {B} at equal trainable parameters: {low} to {high} points over {len(mine)} {what}"
+    verdicts = Counter(r["verdict"] for r in mine)
+    said = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.most_common())
+    banded = [r for r in mine if r["band"]]
+    if not banded:
+        return f"{text}, {said}; with one seed, or no spread between seeds, there is no band."
+    apart = sum(r["low"] > 0 or r["high"] < 0 for r in banded)
+    return f"{text}; by the corrected verdicts {said}; the simultaneous 95 % band leaves out zero at {apart}."
+
+
 def conclude_crossings(rows: Sequence[Row], axis: str) -> str:
     """Where the fitted curves of the question's two methods cross.
 

@@ -116,7 +116,7 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "1 trial(s) failed for good",
     ):
         assert said in text, said
-    assert page.count("<svg") == 5  # scaling, fits, front, rates, expected bests
+    assert page.count("<svg") == 6  # scaling, differences, fits, front, rates, expected bests
     assert 'class="tip"><title>RandLoRA at lora-1: 12,385 parameters' in page
 
 
@@ -167,7 +167,7 @@ def test_hostile_text_is_text(tmp_path: Path) -> None:
 def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "made")
     paths = write_report(folder)
-    stems = ("scaling_curve", "fits", "pareto", "learning_rates", "expected_best")
+    stems = ("scaling_curve", "differences", "fits", "pareto", "learning_rates", "expected_best")
     drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
     tables = [f"{name}.{kind}" for name in sheets(open_store(folder)) for kind in ("md", "tex")]
     assert list(paths) == [*drawn, *tables, "report"]

@@ -51,6 +51,18 @@ def test_fronts() -> None:
     assert "no saying how sure" in say.conclude_front([cell("lora", None)])
 
 
+def test_differences() -> None:
+    def one(low: float | None, verdict: str, **more: Any) -> Row:
+        ends = {"low": low, "high": low and low + 0.08, "band": low and "given the chosen rates"}
+        return compared(verdict, "1.0") | {"difference": 0.03} | ends | more
+
+    assert "nowhere are both confirmed" in say.conclude_differences([one(0.01, "higher", method="vera")])
+    text = say.conclude_differences([one(0.01, "higher"), one(-0.02, "not distinguishable")])
+    assert "over 2 budgets; by the corrected verdicts higher at 1, not distinguishable at 1" in text
+    assert text.endswith("band leaves out zero at 1.")
+    assert "there is no band" in say.conclude_differences([one(None, "not testable")])
+
+
 def compared(verdict: str, size: str, **more: Any) -> Row:
     return place() | {"method": "randlora", "baseline": "lora", "verdict": verdict, "train_size": size} | more
 
@@ -115,7 +127,8 @@ def test_groups_and_ranks() -> None:
 
 def test_every_figure_of_the_report_has_one(store: Store) -> None:
     found = pictures.pictures(store, overlay="fig1-clip")
-    assert [p.stem for p in found] == ["scaling_curve", "overlay", "fits", "pareto", "learning_rates", "expected_best"]
+    stems = ["scaling_curve", "differences", "overlay", "fits", "pareto", "learning_rates", "expected_best"]
+    assert [p.stem for p in found] == stems
     for p in found:
         assert p.says.endswith(".") and "\n" not in p.says
         assert p.says in unescape(p.svg)
