@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.curves import fits
 from analysis.curves.fits import Curve, Estimate, Kind
 from analysis.curves.pareto import front_share
+from analysis.statistics.examples import crossed_interval
 from analysis.statistics.inference import LEVEL, mean_interval, paired_difference, proportion_interval
 from analysis.statistics.simultaneous import critical
 
@@ -106,6 +108,13 @@ def front(rng: np.random.Generator, seeds: int) -> bool:
     return share is None or bool(share[1] < LEVEL)
 
 
+def examples(rng: np.random.Generator, seeds: int) -> bool | None:
+    """An accuracy over seeds and 200 test examples: a seed's skill, an example's ease and noise, right above zero."""
+    latent = 0.5 + rng.normal(0, 0.1, (seeds, 1)) + rng.normal(0, 1.0, 200) + rng.normal(0, 0.5, (seeds, 200))
+    found = crossed_interval((latent > 0).astype(float))
+    return None if found is None else found[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= found[1]
+
+
 KINDS: Mapping[str, tuple[Simulated, int]] = {
     "t interval of a mean": (t_interval, 1),
     "area": (area, 1),
@@ -117,6 +126,7 @@ KINDS: Mapping[str, tuple[Simulated, int]] = {
     "power-law band, pointwise": (band("power law", 0.73 - 0.03 * (X / X[0]) ** -0.5), 20),
     "paired differences, simultaneous": (differences, 1),
     "not surely on the front": (front, 1),
+    "accuracy over seeds and test examples": (examples, 1),
 }
 """What is simulated, and how many times fewer tables than asked (curve_fit takes its time)."""
 

@@ -6,6 +6,7 @@ Uses `store`, `format` and `styles`; draws and words nothing. Every number comes
     runs          confirmed runs by cell and by seed
     inference     intervals, paired and blocked tests, Holm's correction, verdicts
     simultaneous  critical values of several intervals at once, and joint t draws of means
+    examples      intervals over seeds and test examples
     power         what a comparison can see, and the seeds that it needs
     choice        what the choice of a learning rate adds to a comparison's uncertainty
     scaling       the scaling curve, and every method against a baseline

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from analysis.format import Row, change_text, p_text, percent, quantity, ranged, score_text
+from analysis.format import Row, change_text, p_text, percent, points, quantity, ranged, score_text
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import SIGN_FLIP
 from analysis.statistics.planning import DIFFERENCES, seeds_table
@@ -41,13 +41,16 @@ def results(store: Store) -> Sheet:
         SEEDS,
         Column("vs LoRA, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
+        Column("score, over test examples too, % [95 %]", _over_examples, "number"),
+        Column("vs LoRA, over them too, points", lambda r: _ends(r, "difference_", points), "number"),
     )
     note = (
         "Intervals are 95 % t intervals over seeds, each for itself. Differences are paired by seed, over "
         "those that both have. Verdicts are "
         "Holm-corrected over the whole table of comparisons below: at most one such table in twenty has a false "
         '"higher" or "lower", given the chosen learning rates. "Not distinguishable" does not mean equal: see the '
-        "power column. * the chosen rate is the end of its range."
+        "power column. Over test examples too: intervals for other examples of the same kind, seeds and examples both "
+        "being samples; the others speak of this test set. * the chosen rate is the end of its range."
         + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
         * any(r["off_budget"] for r in rows)
     )
@@ -60,6 +63,15 @@ def results(store: Store) -> Sheet:
         faint=lambda r: bool(r["note"]),
         folded=len(rows) > LONG,
     )
+
+
+def _ends(r: Row, value: str, form: Callable[[float], str]) -> str:
+    low, high = r[f"{value}low_examples"], r[f"{value}high_examples"]
+    return "" if low is None else f"[{form(low)}, {form(high)}]"
+
+
+def _over_examples(r: Row) -> str:
+    return _ends(r, "", percent) or r["examples_note"] or ""
 
 
 def averages(store: Store) -> Sheet:

@@ -202,13 +202,16 @@ def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
     lines = text.splitlines()
     assert len(lines) == 2 + 15  # the infeasible cell is left out
     assert len({line.count("|") for line in lines}) == 1
-    assert "| RandLoRA | lora-1 | 12,385 | 0.0316 | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher |" in text
+    assert (
+        "| RandLoRA | lora-1 | 12,385 | 0.0316 | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher | [80.0, 83.0] |"
+        in text
+    )
     assert markdown(results(wide)).startswith("| data |")
     tex = latex(results(store))
     assert tex.count(r"\\") == 16
-    assert r"\begin{tabular}{llrrrrrl}" in tex
+    assert r"\begin{tabular}{llrrrrrlrr}" in tex
     assert "LoRA & lora-4 & 49,152 & 0.00316* & 81.1 [79.9, 82.2] & 3 &  & " in tex
-    assert latex(results(wide)).count(" & ") % 8 == 0
+    assert latex(results(wide)).count(" & ") % 10 == 0
     odd = Sheet("odd", "", [Column("100 %", lambda r: r["text"])], [{"text": "50%_a&b|c"}, {"text": "[0, 1]"}])
     assert r"50\%\_a\&b|c" in latex(odd) and "{[0, 1]}" in latex(odd)  # a bare bracket would belong to the line break
     assert "50%_a&b\\|c" in markdown(odd)
