@@ -112,7 +112,7 @@ def examples(rng: np.random.Generator, seeds: int) -> bool | None:
     """An accuracy over seeds and 200 test examples: a seed's skill, an example's ease and noise, right above zero."""
     latent = 0.5 + rng.normal(0, 0.1, (seeds, 1)) + rng.normal(0, 1.0, 200) + rng.normal(0, 0.5, (seeds, 200))
     found = crossed_interval((latent > 0).astype(float))
-    return None if found is None else found[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= found[1]
+    return None if found is None else bool(found[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= found[1])
 
 
 KINDS: Mapping[str, tuple[Simulated, int]] = {
@@ -136,7 +136,7 @@ def covered(kind: str, seeds: int, tables: int, seed: int = 0) -> tuple[int, int
     one, fewer = KINDS[kind]
     rng = np.random.default_rng((seed, seeds))
     found = [held for _ in range(max(1, tables // fewer)) if (held := one(rng, seeds)) is not None]
-    return sum(found), len(found)
+    return int(sum(found)), len(found)
 
 
 def main() -> None:

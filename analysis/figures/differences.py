@@ -18,6 +18,7 @@ from analysis.figures.drawing import (
     dot,
     legend,
     log_ticks,
+    mark_bands,
     panels,
     place_title,
 )
@@ -66,6 +67,7 @@ def draw_differences(table: pa.Table, *, score: str, margin: float | None = None
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} less {style(mine[0]['baseline']).name}'s (points)")
         legend(figure, methods, len(methods), edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
+        mark_bands(figure, "simultaneous")
         return figure
 
 

@@ -114,12 +114,9 @@ def example_intervals(store: Store, baseline: str = BASELINE) -> pa.Table:
         if found:
             row |= dict(zip(("low_examples", "high_examples"), found, strict=True))
         other = bases.get((place_of(runs[0]), runs[0]["reference"]))
-        known = key in choice and other in choice
-        if (
-            other not in (None, key)
-            and known
-            and (found := _difference(one, tested[other], choice[key] + choice[other]))
-        ):
+        known = other is not None and other != key and key in choice and other in choice
+        found = _difference(one, tested[other], choice[key] + choice[other]) if other and known else None
+        if found:
             row |= dict(zip(("difference_low_examples", "difference_high_examples"), found, strict=True))
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=EXAMPLES)

@@ -96,7 +96,7 @@ def difference_curves(store: Store, baseline: str = BASELINE) -> pa.Table:
 
 
 def _spread(row: Row) -> bool:
-    return row["error"] is not None and row["error"] > NO_SPREAD
+    return row["error"] is not None and bool(row["error"] > NO_SPREAD)
 
 
 def _half(row: Row, intervals: int, added: float) -> float:
@@ -109,6 +109,6 @@ def _half(row: Row, intervals: int, added: float) -> float:
 
 def margin_of(store: Store) -> float | None:
     """`confirm.margin` of the sweep, below which a difference counts as none; None where it names none."""
-    spec = store.spec() or {}
-    confirm = spec.get("identity", spec).get("confirm")
-    return confirm.get("margin") if isinstance(confirm, dict) else None
+    confirm = (store.spec() or {}).get("confirm")
+    margin: float | None = confirm.get("margin") if isinstance(confirm, dict) else None
+    return margin

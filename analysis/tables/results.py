@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from analysis.format import Row, change_text, p_text, percent, points, quantity, ranged, score_text
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import SIGN_FLIP
+from analysis.statistics.many import interquartile_means, wilcoxon
 from analysis.statistics.planning import DIFFERENCES, seeds_table
 from analysis.statistics.rank_effects import RANK, effects
 from analysis.statistics.scaling import BASELINE, PLANTED, comparisons, curve
@@ -214,6 +215,32 @@ def ranks(store: Store) -> Sheet:
         "further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the table) differ.",
         folded=len(rows) > LONG,
     )
+
+
+def many(store: Store) -> list[Sheet]:
+    """Interquartile means, and Wilcoxon's test of every two methods; of five data sets or more."""
+    means, pairs = ([r | {"dataset": None} for r in f(store).to_pylist()] for f in (interquartile_means, wilcoxon))
+    note = (
+        "Mean of the middle half of all runs over data sets and seeds; 95 % stratified bootstrap over the seeds of "
+        "these data sets (Agarwal et al. 2021)."
+    )
+    value = Column("interquartile mean, % [95 %]", lambda r: score_text(r, "iqm"), "number")
+    runs, sets = number("runs", "n"), number("data sets", "datasets")
+    title = "Interquartile means over data sets"
+    first = Sheet("iqm", title, [SIZE, BUDGET, METHOD, value, runs, sets], means, note, folded=len(means) > LONG)
+    columns = [
+        *(SIZE, BUDGET, METHOD),
+        Column("against", lambda r: style(r["other"]).name),
+        number("median difference, points", "difference", points),
+        *(sets, number("p", "p", p_text), number("p, Holm", "p_holm", p_text), VERDICT),
+    ]
+    note = (
+        "Wilcoxon's signed-rank test of the mean scores over data sets, for data sets like these; Holm over this "
+        "table. It looks at two methods alone, where Nemenyi's critical difference depends on the others. Five data "
+        "sets cannot reach 5 %."
+    )
+    title = "Every two methods over data sets"
+    return [first, Sheet("wilcoxon", title, columns, pairs, note, folded=len(pairs) > LONG)]
 
 
 def rank_effects(store: Store) -> Sheet:

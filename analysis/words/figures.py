@@ -34,9 +34,10 @@ def conclude_differences(rows: Sequence[Row]) -> str:
     mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE]
     if not mine:
         return f"No difference of {A} and {B}: nowhere are both confirmed with a common seed."
-    low, high = (points(f(r["difference"] for r in mine)) for f in (min, max))
+    gaps = [r["difference"] for r in mine]
     what = "budgets" if len({(r["sweep"], r["dataset"], r["train_size"]) for r in mine}) == 1 else "budgets and places"
-    text = f"{A} less {B} at equal trainable parameters: {low} to {high} points over {len(mine)} {what}"
+    seen = f"{points(min(gaps))} to {points(max(gaps))} points over {len(mine)} {what}"
+    text = f"{A} less {B} at equal trainable parameters: {seen}"
     verdicts = Counter(r["verdict"] for r in mine)
     said = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.most_common())
     banded = [r for r in mine if r["band"]]
@@ -261,6 +262,40 @@ def conclude_expected(rows: Sequence[Row]) -> str:
     )
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}: a description of stage TUNE, nothing is tested."
+
+
+def conclude_effort(rows: Sequence[Row]) -> str:
+    """What half of the learning rates would have cost in expected test score.
+
+    Args:
+        rows: of `tuning.best_of_n`, of one data set and training size.
+    """
+    cells: dict[str, dict[int, Row]] = {}
+    for r in (r for r in rows if r["test"] is not None):
+        cells.setdefault(r["cell_id"], {})[r["n"]] = r
+    lost = {i: c[len(c)]["test"] - c[(len(c) + 1) // 2]["test"] for i, c in cells.items() if len(c) > 1}
+    if not lost:
+        return "No conclusion on tuning effort: no confirmed cell tried two learning rates."
+    most = max(lost, key=lambda i: lost[i])
+    return (
+        f"With half of the learning rates the expected test score would be {100 * np.mean(list(lost.values())):.1f} "
+        f"points lower, mean of {len(lost)} cells; most in {_cell(cells[most][1])}, {100 * lost[most]:.1f}: a "
+        "description, nothing is tested."
+    )
+
+
+def conclude_sharpness(rows: Sequence[Row]) -> str:
+    """How wide the range of good rates is, by method.
+
+    Args:
+        rows: of `tuning.sharpness`, of one data set and training size; not empty.
+    """
+    parts = []
+    for method in in_order({r["method"] for r in rows}):
+        mine = [r for r in rows if r["method"] == method]
+        least = "at least " * (sum(r["open"] for r in mine) * 2 >= len(mine))
+        parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in mine])):.1f}")
+    return f"Median decades of learning rate within a point of the best: {', '.join(parts)}; nothing is tested."
 
 
 def _one(alone: Counter[str]) -> str:

@@ -71,10 +71,17 @@ def test_one_seed_and_no_spread_have_no_band_and_say_so(tmp_path: Path) -> None:
 
 def test_a_margin_is_a_strip(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "margin", plan={"randlora": ("lora-1",), "lora": ("lora-1",)})
-    spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-    spec["identity"]["confirm"] = {"margin": 0.01}
-    (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    (folder / "sweep.json").write_text(json.dumps({"name": "margin", "confirm": {"margin": 0.01}}), encoding="utf-8")
     [picture] = [p for p in pictures(open_store(folder)) if p.stem == "differences"]
     [strip] = [p for p in picture.figure.axes[0].patches if p.get_gid() == f"0:{MARGIN}"]
     assert (strip.get_y(), strip.get_height()) == pytest.approx((-1.0, 2.0))
     assert "margin of 1 points" in picture.caption
+
+
+def test_figures_say_which_kind_their_bands_are(store: Store) -> None:
+    kinds = {"differences": "simultaneous", "fits": "simultaneous", "scaling_curve": "pointwise"}
+    kinds |= {"tuning_effort": "pointwise"}
+    for p in pictures(store):
+        said = [t.get_text() for t in p.figure.texts if t.get_text().startswith("bands")]
+        assert said == ([f"bands: 95 %, {kinds[p.stem]}"] if p.stem in kinds else []), p.stem
+        assert p.stem not in kinds or kinds[p.stem] in p.caption

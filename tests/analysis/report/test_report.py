@@ -116,7 +116,7 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "1 trial(s) failed for good",
     ):
         assert said in text, said
-    assert page.count("<svg") == 6  # scaling, differences, fits, front, rates, expected bests
+    assert page.count("<svg") == 8  # scaling, differences, fits, front, rates, expected bests, effort, sharpness
     assert 'class="tip"><title>RandLoRA at lora-1: 12,385 parameters' in page
 
 
@@ -168,6 +168,7 @@ def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "made")
     paths = write_report(folder)
     stems = ("scaling_curve", "differences", "fits", "pareto", "learning_rates", "expected_best")
+    stems += ("tuning_effort", "sharpness")
     drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
     tables = [f"{name}.{kind}" for name in sheets(open_store(folder)) for kind in ("md", "tex")]
     assert list(paths) == [*drawn, *tables, "report"]
@@ -245,6 +246,7 @@ def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> N
         "crossings",
     }
     wanted |= {"budget_needed", "areas", "fits", "front", "parity", "learning_rates", "expected_best", "cost"}
+    wanted |= {"tuning_effort", "sharpness"}
     assert set(found) == wanted | {"failures", "infeasible"}
 
 

@@ -63,6 +63,17 @@ def test_differences() -> None:
     assert "there is no band" in say.conclude_differences([one(None, "not testable")])
 
 
+def test_tuning_effort_and_sharpness() -> None:
+    def cell(method: str, *curve: float | None) -> list[Row]:
+        return [place(method=method, cell_id=method, n=n, test=v) for n, v in enumerate(curve, 1)]
+
+    text = say.conclude_effort([*cell("lora", 0.60, 0.62, 0.63, 0.63), *cell("vera", 0.5, 0.56), *cell("nola", None)])
+    assert "3.5 points lower, mean of 2 cells; most in VeRA at lora-1, 6.0: a description" in text
+    assert "No conclusion" in say.conclude_effort(cell("lora", 0.6))
+    rows = [place(method="lora", decades=d, open=o) for d, o in ((0.4, False), (0.6, True))]
+    assert "LoRA at least 0.5; nothing is tested." in say.conclude_sharpness(rows)
+
+
 def compared(verdict: str, size: str, **more: Any) -> Row:
     return place() | {"method": "randlora", "baseline": "lora", "verdict": verdict, "train_size": size} | more
 
@@ -128,6 +139,7 @@ def test_groups_and_ranks() -> None:
 def test_every_figure_of_the_report_has_one(store: Store) -> None:
     found = pictures.pictures(store, overlay="fig1-clip")
     stems = ["scaling_curve", "differences", "overlay", "fits", "pareto", "learning_rates", "expected_best"]
+    stems += ["tuning_effort", "sharpness"]
     assert [p.stem for p in found] == stems
     for p in found:
         assert p.says.endswith(".") and "\n" not in p.says
