@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all check lint types imports format api clean help
+.PHONY: setup demo pictures test test-all check lint types imports format api clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,11 @@ setup: .venv/.ready  ## make .venv with everything in it
 
 demo: setup  ## the quickstart sweep, end to end: table, scaling curve, report
 	$(BIN)/sweeps run examples/quickstart.toml
+
+pictures: setup  ## the README's figures, from the results that `make demo` left
+	$(BIN)/sweeps report results/quickstart
+	cp results/quickstart/figures/scaling_curve.png docs/images/quickstart.png
+	cp results/quickstart/figures/differences.png docs/images/quickstart-differences.png
 
 check: setup  ## style, types and the import order, side by side
 	@$(MAKE) --no-print-directory --jobs=3 lint types imports

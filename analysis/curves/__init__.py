@@ -2,7 +2,7 @@
 
 Uses `statistics` for the confirmed runs. None of it is a test, and none enters a Holm family.
 
-    fits      isotonic, power-law and sigmoid fits with bootstrap bands, as pure functions
+    fits      isotonic, power-law and sigmoid fits with bands over seeds, as pure functions
     measured  a store's curves, against a cost or against training examples
     readings  tables of fits, bands, crossings, scores' costs and areas
     pareto    the cells that no other beats in both score and cost

@@ -1,9 +1,8 @@
 """Curves through score against cost: isotonic, power law and sigmoid fits, and what is read off them.
 
 Pure functions of arrays. A curve is K points: `x` (K,) positive and increasing, and `scores` (K, S), one column per
-seed. Everything is computed in log x. Uncertainty is a bootstrap over seeds. It draws whole columns, so what a seed
-does at one budget goes with what it does at the next. It stretches the resampled means by sqrt(S / (S - 1)), since S
-resampled values have too little spread, which matters at 3 seeds. One seed gives no interval.
+seed. Everything is computed in log x. Intervals over seeds: t intervals where there are such (areas, the band of the
+isotonic fit), else quantiles over joint t draws of the points (`simultaneous.t_weights`). One seed gives no interval.
 """
 
 from __future__ import annotations
@@ -18,15 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
+from analysis.statistics.inference import LEVEL, NO_SPREAD, mean_interval
+from analysis.statistics.simultaneous import critical, t_weights
+
 Array = NDArray[np.float64]
 Kind = Literal["isotonic", "power law", "sigmoid"]
 
-LEVEL = 0.95
-RESAMPLES = 400
 FEWEST_POINTS = 3
 _PARAMETERS: dict[Kind, int] = {"isotonic": 1, "power law": 3, "sigmoid": 4}
 KINDS = tuple(_PARAMETERS)
-_KEPT = 0.9  # share of the resamples that a parametric fit must settle on for its band to be shown
+NO_INTERVAL = "no spread between seeds: no interval"
+_KEPT = 0.9  # share of the draws that a parametric fit must settle on for its band to be shown
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class Curve:
         """(K,) mean over seeds."""
         return np.asarray(self.scores.mean(axis=1), dtype=float)
 
-    def resampled(self, draw: NDArray[np.int64]) -> Array:
-        """(K,) mean over the drawn seeds, its distance from the mean stretched for the number of seeds."""
-        mean, n = self.mean, self.seeds
-        return np.asarray(mean + (self.scores[:, draw].mean(axis=1) - mean) * math.sqrt(n / (n - 1)), dtype=float)
+    @property
+    def drawn(self) -> Array:
+        """(draws, K) the means drawn again; curves of as many seeds are drawn together. No draw of one seed."""
+        return np.asarray(self.mean + t_weights(range(self.seeds)) @ (self.scores - self.mean[:, None]).T, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Estimate:
 
     Attributes:
         value: None where the curves do not reach it within their range.
-        low, high: bootstrap interval; None where that end lies beyond the range, or with one seed.
-        share: share of the resamples in which the value lies in the range; None with one seed.
+        low, high: 95 % interval; None where that end lies beyond the range, or with one seed.
+        share: share of the draws in which the value lies in the range; None with one seed.
         note: what there is to say, 'no crossing in range' and so on; empty where all is said.
     """
 
@@ -151,23 +152,34 @@ def fit(kind: Kind, x: Array, y: Array) -> Fit | None:
 
 
 def band(curve: Curve, kind: Kind, at: Array) -> tuple[Array, Array] | None:
-    """Pointwise bootstrap band of a fit, two arrays like `at`; None with one seed or where too few resamples settle."""
-    found = [fit(kind, curve.x, curve.resampled(draw)) for draw in _draws(curve.seeds)]
+    """Band of a fit, two arrays like `at`; None with one seed, a point without spread, or too few draws that settle.
+
+    The isotonic fit's is simultaneous. Isotonic regression keeps order, so if t intervals hold at all points at once,
+    the fits of their lower and of their upper ends enclose the fit of the true scores everywhere. The other forms' are
+    pointwise, over draws.
+    """
+    if curve.seeds < 2 or (error := curve.scores.std(axis=1, ddof=1) / math.sqrt(curve.seeds)).min() <= NO_SPREAD:
+        return None
+    if kind == "isotonic":
+        half = critical(len(curve.x), curve.seeds - 1) * error
+        ends = (isotonic(curve.x, curve.mean + side * half).predict(at) for side in (-1, 1))
+        return next(ends), next(ends)
+    found = [fit(kind, curve.x, mean) for mean in curve.drawn]
     values = [f.predict(at) for f in found if f is not None]
-    if not found or len(values) < _KEPT * len(found):
+    if not values or len(values) < _KEPT * len(found):
         return None
     low, high = np.quantile(np.stack(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return np.asarray(low, dtype=float), np.asarray(high, dtype=float)
 
 
-def crossing(a: Curve, b: Curve, *, resamples: int = RESAMPLES) -> Estimate:
+def crossing(a: Curve, b: Curve) -> Estimate:
     """The x from which `a` stays on the other side of `b` than it began, on isotonic fits over the common range.
 
-    A resample without the crossing counts as one before the range (already on the final side) or beyond it, so that an
+    A draw without the crossing counts as one before the range (already on the final side) or beyond it, so that an
     interval's end is None, 'beyond the range', where more than its tail has none.
 
     Args:
-        a, b: curves whose columns are the same seeds; they are resampled together.
+        a, b: curves whose columns are the same seeds; they are drawn together.
 
     Raises:
         ValueError: different numbers of seeds.
@@ -189,7 +201,7 @@ def crossing(a: Curve, b: Curve, *, resamples: int = RESAMPLES) -> Estimate:
         note = f"no crossing in range: {side} throughout" if lasting else "no lasting crossing in range"
         return Estimate(None, None, None, None, note)
     turn = float(np.sign(observed[-1]))
-    found = [_last_turn(at, turn * gap(a.resampled(d), b.resampled(d))) for d in _draws(a.seeds, resamples)]
+    found = [_last_turn(at, turn * gap(*means)) for means in zip(a.drawn, b.drawn, strict=True)]
     return _estimate(_last_turn(at, turn * observed), found)
 
 
@@ -202,7 +214,7 @@ def needed(curve: Curve, target: float) -> Estimate:
             return -math.inf
         return float(curve.x[-1]) if level[-1] == target else _last_turn(curve.x, level - target)
 
-    value, found = least(curve.mean), [least(curve.resampled(d)) for d in _draws(curve.seeds)]
+    value, found = least(curve.mean), [least(mean) for mean in curve.drawn]
     if math.isfinite(value):
         return _estimate(value, found)
     note = "reached at the smallest x already" if value < 0 else "not reached in range"
@@ -210,17 +222,26 @@ def needed(curve: Curve, target: float) -> Estimate:
 
 
 def area(curve: Curve, low: float, high: float) -> Estimate:
-    """Mean score over log x between two costs: the area under the points joined by lines, over its width."""
-    if not curve.x[0] <= low < high <= curve.x[-1] * (1 + 1e-9):
+    """Mean score over log x between two costs: the area under the points joined by lines, over its width.
+
+    It is linear in the scores, so its interval is a t interval over the areas of the seeds.
+    """
+    values = seed_areas(curve, low, high)
+    if values is None:
         return Estimate(None, None, None, None, "the curve does not span the range")
-    inside = curve.x[(curve.x > low) & (curve.x < high)]
-    at = np.concatenate([[low], inside, [high]])
-    width = math.log(high) - math.log(low)
+    if curve.seeds < 2:
+        return _estimate(values[0], ())
+    found = mean_interval(values)
+    return Estimate(found.mean, found.low, found.high, 1.0)
 
-    def of(mean: Array) -> float:
-        return float(np.trapezoid(interpolate(curve.x, mean, at), np.log(at)) / width)
 
-    return _estimate(of(curve.mean), [of(curve.resampled(d)) for d in _draws(curve.seeds)])
+def seed_areas(curve: Curve, low: float, high: float) -> list[float] | None:
+    """The area of every seed's own curve, see `area`; None where the curve does not span the range."""
+    if not curve.x[0] <= low < high <= curve.x[-1] * (1 + 1e-9):
+        return None
+    at = np.concatenate([[low], curve.x[(curve.x > low) & (curve.x < high)], [high]])
+    heights = [interpolate(curve.x, seed, at) for seed in curve.scores.T]
+    return [float(np.trapezoid(y, np.log(at)) / (math.log(high) - math.log(low))) for y in heights]
 
 
 def _last_turn(at: Array, gap: Array) -> float:
@@ -236,10 +257,12 @@ def _last_turn(at: Array, gap: Array) -> float:
 
 
 def _estimate(value: float, found: Sequence[float]) -> Estimate:
-    """A value with the interval that its resamples give."""
+    """A value with the interval that its draws give."""
     if not found:
         return Estimate(value, None, None, None, "one seed: no interval")
     values = np.sort(np.asarray(found, dtype=float))
+    if values[0] == values[-1]:
+        return Estimate(value, None, None, None, NO_INTERVAL)
     n = len(values)
     # order statistics, not interpolation: infinities must stay whole
     low, high = values[math.floor((1 - LEVEL) / 2 * (n - 1))], values[math.ceil((1 + LEVEL) / 2 * (n - 1))]
@@ -247,11 +270,6 @@ def _estimate(value: float, found: Sequence[float]) -> Estimate:
     said = [word for word, end in (("below", ends[0]), ("above", ends[1])) if end is None]
     note = f"the interval runs out of the range {' and '.join(said)}" if said else ""
     return Estimate(value, ends[0], ends[1], float(np.isfinite(values).mean()), note)
-
-
-def _draws(seeds: int, resamples: int = RESAMPLES) -> NDArray[np.int64]:
-    """(resamples, seeds) which seeds a resample has; of one seed there is no resample."""
-    return np.random.default_rng(0).integers(0, seeds, size=(resamples if seeds > 1 else 0, seeds))
 
 
 def _settle(form: Callable[..., Array], u: Array, y: Array, start: Sequence[float], bounds: Any) -> list[float] | None:

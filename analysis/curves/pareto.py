@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from analysis.curves.fits import RESAMPLES, Array
+from analysis.curves.fits import Array
 from analysis.curves.measured import axis, costed_runs
 from analysis.format import Row
-from analysis.statistics.runs import by
+from analysis.statistics.runs import Seed, by, by_seed
 from analysis.statistics.scaling import UNTRAINED
+from analysis.statistics.simultaneous import DRAWS, t_weights
 from analysis.store.columns import FLAG, INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import size_key, style
@@ -23,7 +24,7 @@ FRONT = pa.schema(
         *typed(REAL, "cost", "score"),
         ("n", INT),
         ("on_front", FLAG),
-        ("front_share", REAL),  # share of the seed resamples in which it is on the front; null with one seed
+        ("front_share", REAL),  # share of the draws over seeds in which it is on the front; null with one seed
         ("beaten_by", TEXT),  # the best-scoring cell that beats it; null on the front
     ]
 )
@@ -41,7 +42,8 @@ def front(store: Store, x: str = "adapter_params") -> pa.Table:
     """Every confirmed cell with its cost and mean score, and whether it is on the front of its place; columns `FRONT`.
 
     Methods without adapter (full fine-tuning) take part with their own cost; cells without a known cost do not.
-    `front_share` resamples each cell's seeds apart; a trained cell with one seed has none.
+    `front_share` draws the cells' means together, so that a seed's luck stays common to all that share it; a trained
+    cell with one seed has none.
     Raises StoreError: unknown axis.
     """
     axis(x)
@@ -49,9 +51,9 @@ def front(store: Store, x: str = "adapter_params") -> pa.Table:
     for mine in by([r for r in costed_runs(store, x) if r["cost"] is not None], *PLACE).values():
         cells = list(by(mine, "cell_id").values())
         cost = np.array([float(np.median([r["cost"] for r in runs])) for runs in cells])
-        scores = [np.array([r["test_score"] for r in runs]) for runs in cells]
-        mean = np.array([float(s.mean()) for s in scores])
-        on, share = efficient(cost, mean), _share(cost, scores)
+        scores = [by_seed(runs) for runs in cells]
+        mean = np.array([float(np.mean(list(s.values()))) for s in scores])
+        on, share = efficient(cost, mean), front_share(cost, scores)
         for k, runs in enumerate(cells):
             beats = [j for j in range(len(cells)) if j != k and cost[j] <= cost[k] and mean[j] >= mean[k]]
             alone = len(runs) < 2 and runs[0]["method"] != UNTRAINED
@@ -69,13 +71,14 @@ def _order(row: Row) -> tuple[Any, ...]:
     return *place, row["cost"], style(row["method"]).order
 
 
-def _share(cost: Array, scores: list[Array]) -> Array | None:
+def front_share(cost: Array, scores: Sequence[Mapping[Seed, float]]) -> Array | None:
+    """(K,) share of the joint draws in which each cell is on the front; None where no cell has two seeds."""
     if max(len(s) for s in scores) < 2:
         return None
-    rng = np.random.default_rng(0)
+    number = {seed: i for i, seed in enumerate(dict.fromkeys(seed for s in scores for seed in s))}
     drawn = []
     for s in scores:
-        means = s[rng.integers(0, len(s), size=(RESAMPLES, len(s)))].mean(axis=1)
-        # resampling n values shrinks their variance by (n - 1) / n: stretch it back
-        drawn.append(s.mean() + (means - s.mean()) * math.sqrt(len(s) / max(len(s) - 1, 1)))
+        values = np.array(list(s.values()))
+        shift = t_weights([number[seed] for seed in s]) @ (values - values.mean()) if len(s) > 1 else np.zeros(DRAWS)
+        drawn.append(values.mean() + shift)
     return np.asarray(np.mean([efficient(cost, one) for one in np.stack(drawn, axis=1)], axis=0), dtype=float)

@@ -17,6 +17,7 @@ from analysis.curves import fits
 from analysis.curves.fits import KINDS, Kind
 from analysis.curves.measured import EXAMPLES, Line, Measured, axis_words, costed_runs, curves, line_columns
 from analysis.format import Row, quantity
+from analysis.statistics.inference import paired_difference
 from analysis.statistics.scaling import BASELINE, FOCUS
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -27,10 +28,11 @@ NEAR_FULL = 0.99
 
 _ESTIMATE = [*typed(REAL, "value", "low", "high", "share"), ("note", TEXT)]
 FIT = [*typed(TEXT, "method", "x", "kind"), *typed(INT, "n_points", "seeds"), ("rmse", REAL), ("parameters", TEXT)]
-BAND = [*typed(TEXT, "method", "x", "kind"), *typed(REAL, "at", "score", "low", "high")]
+BAND = [*typed(TEXT, "method", "x", "kind"), *typed(REAL, "at", "score", "low", "high"), ("band", TEXT)]
 CROSSING = [*typed(TEXT, "method", "baseline", "x"), ("seeds", INT), *_ESTIMATE]
 NEED = [*typed(TEXT, "method", "x", "goal"), ("target", REAL), ("seeds", INT), *_ESTIMATE]
 AREA = [*typed(TEXT, "method", "x"), *typed(REAL, "from_x", "to_x"), ("seeds", INT), *_ESTIMATE]
+AREA += [("baseline", TEXT), *typed(REAL, "difference", "difference_low", "difference_high")]
 """Columns of the tables after `measured.line_columns`."""
 
 
@@ -57,17 +59,22 @@ def fit_table(store: Store, x: str = "adapter_params", kinds: Sequence[Kind] = K
 
 
 def band_table(store: Store, x: str = "adapter_params", kind: Kind = "isotonic", points: int = 60) -> pa.Table:
-    """The fitted curves on a logarithmic grid of `points`, with bootstrap bands over seeds; columns `BAND`."""
+    """The fitted curves on a logarithmic grid of `points`, with 95 % bands over seeds; columns `BAND`.
+
+    `band` says what a band is: 'simultaneous' (it holds the whole curve) or 'pointwise'; null without one.
+    """
     rows = []
     for named, _, one in _named(store, x):
         found = fits.fit(kind, one.curve.x, one.curve.mean)
         if found is None:
             continue
         at = np.geomspace(one.curve.x[0], one.curve.x[-1], points)
-        low, high = fits.band(one.curve, kind, at) or ([None] * points, [None] * points)
+        band = fits.band(one.curve, kind, at)
+        low, high = band or ([None] * points, [None] * points)
+        called = None if band is None else "simultaneous" if kind == "isotonic" else "pointwise"
         for place, score, *ends in zip(at, found.predict(at), low, high, strict=True):
             row = {"kind": kind, "at": float(place), "score": float(score), "low": ends[0], "high": ends[1]}
-            rows.append(named | row)
+            rows.append(named | row | {"band": called})
     return _table(rows, x, BAND)
 
 
@@ -89,7 +96,7 @@ def needed_table(store: Store, x: str = "adapter_params", target: float | None =
 
     Args:
         target: a fraction. Default: LoRA's best mean score, and against a cost also 99 % of full fine-tuning's mean
-            score. A goal taken from data is held fixed in the bootstrap.
+            score. A goal taken from data is held fixed.
     """
     full: dict[Line, list[float]] = defaultdict(list)
     for run in costed_runs(store, x) if x != EXAMPLES else ():
@@ -113,19 +120,33 @@ def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
     """Mean score over the logarithm of x, in a range that several curves share; columns `AREA`.
 
     Against a cost the range is that of FOCUS and BASELINE where there are such; else that of all curves of the line.
+    `difference` is the area less BASELINE's in that range, paired over the seeds both have.
     """
-    lines: dict[Line, list[tuple[Row, fits.Curve]]] = defaultdict(list)
+    lines: dict[Line, list[tuple[Row, Measured]]] = defaultdict(list)
     for named, line, one in _named(store, x):
-        lines[line].append((named, one.curve))
+        lines[line].append((named, one))
     rows = []
-    for mine in lines.values():
-        core = [c for named, c in mine if x != EXAMPLES and named["method"] in (FOCUS, BASELINE)]
-        spans = core or [c for _, c in mine]
-        low, high = max(float(c.x[0]) for c in spans), min(float(c.x[-1]) for c in spans)
-        for named, curve in mine if low < high else ():
-            row = {"from_x": low, "to_x": high, "seeds": curve.seeds}
-            rows.append(named | row | vars(fits.area(curve, low, high)))
+    for line, mine in lines.items():
+        core = [one for named, one in mine if x != EXAMPLES and named["method"] in (FOCUS, BASELINE)]
+        spans = [one.curve.x for one in core or [one for _, one in mine]]
+        low, high = max(float(at[0]) for at in spans), min(float(at[-1]) for at in spans)
+        base = curves(store, x).get((line, BASELINE))
+        for named, one in mine if low < high else ():
+            row = {"from_x": low, "to_x": high, "seeds": one.curve.seeds} | vars(fits.area(one.curve, low, high))
+            if base is not None and base is not one:
+                row |= _area_difference(one, base, low, high)
+            rows.append(named | row)
     return _table(rows, x, AREA)
+
+
+def _area_difference(one: Measured, base: Measured, low: float, high: float) -> Row:
+    a, b = ({} if (areas := fits.seed_areas(m.curve, low, high)) is None else dict(zip(m.seeds, areas, strict=True))
+            for m in (one, base))  # fmt: skip
+    found = paired_difference(a, b)
+    if found is None:
+        return {}
+    ends = {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
+    return {"baseline": BASELINE} | ends
 
 
 def crossing_sentence(row: Row) -> str:
@@ -137,8 +158,9 @@ def crossing_sentence(row: Row) -> str:
         return f"{a}'s curve and {b}'s: {seen} (isotonic fits against {where}; a description, not a test)."
     at, low, high = (quantity(row[name]) for name in ("value", "low", "high"))
     if row["share"] is None:
-        return f"{a}'s curve crosses {b}'s at {at} {where}, seen on one seed, so without an interval."
-    seen = f"the crossing is in {100 * row['share']:.0f} % of resamples"
+        why = "without spread between seeds" if row["note"] == fits.NO_INTERVAL else "on one seed"
+        return f"{a}'s curve crosses {b}'s at {at} {where}, seen {why}, so without an interval."
+    seen = f"the crossing is in {100 * row['share']:.0f} % of draws"
     if not low or not high:
         ends = f"{low or 'below the range'} to {high or 'above the range'}"
         return f"Whether {a}'s curve crosses {b}'s is not settled: seen at {at} {where}, 95 % interval {ends}; {seen}."

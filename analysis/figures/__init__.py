@@ -4,8 +4,10 @@ Uses matplotlib without pyplot, and every room below; knows nothing of the page.
 
     drawing      what all figures share: their look, panels, markers and legend, and how they are written
     scaling      score against trainable parameters
+    differences  the paired difference to a baseline against the budget
     rank         score against the rank of the update
     mean_ranks   mean ranks of the methods over data sets
+    profiles     performance profiles over data sets
     fits         fitted curves, Pareto fronts, data-size curves, published curves
     tuning       stage TUNE: learning rates, and the expected best of n of them
     diagnostics  spectra, CKA and loss planes of trained weights

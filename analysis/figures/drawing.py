@@ -9,7 +9,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -190,6 +190,11 @@ def legend(figure: Figure, methods: Sequence[str], columns: int = 6, *, edge: fl
         "borderaxespad": 0.3,
     }
     figure.legend(handles, [style(m).name for m in methods], **shown | look)
+
+
+def mark_bands(figure: Figure, kind: Literal["pointwise", "simultaneous"]) -> None:
+    """Say in a corner what the figure's bands hold: each point for itself, or all at once."""
+    figure.text(0.995, 0.008, f"bands: 95 %, {kind}", ha="right", va="bottom", fontsize=5.5, color=MUTED)
 
 
 def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:

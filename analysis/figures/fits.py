@@ -25,6 +25,7 @@ from analysis.figures.drawing import (
     dot,
     legend,
     log_ticks,
+    mark_bands,
     panels,
     place_title,
 )
@@ -36,7 +37,7 @@ _PUBLISHED = (0, (4, 2))
 
 
 def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: str = SCORE) -> Chart:
-    """Fitted curves with bootstrap bands, the cells' means as markers, crossings as vertical spans.
+    """Fitted curves with their bands, the cells' means as markers, crossings as vertical spans.
 
     Args:
         points: from `pareto.front` (cost and mean score of every cell), or `measured.point_table`.
@@ -58,6 +59,7 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
             for method in reversed(in_order({r["method"] for r in mine})):
                 _fitted(axes, method, [r for r in mine if r["method"] == method])
                 _dots(axes, [d for d in dots if place_of(d) == place and d["method"] == method])
+        mark_bands(figure, "simultaneous" if {r["band"] for r in rows} <= {"simultaneous", None} else "pointwise")
         return figure
 
 
@@ -108,6 +110,7 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
         axes.set_ylabel(f"{score} (%)")
         axes.set_title(place_title(rows[0]["dataset"], None), loc="left", weight="bold")
         legend(figure, methods)
+        mark_bands(figure, "pointwise")
         return figure
 
 

@@ -16,25 +16,32 @@ import pyarrow.compute as pc
 from analysis.curves import measured, pareto, readings
 from analysis.curves.measured import EXAMPLES, axis
 from analysis.figures import drawing, fits, svg, tuning
+from analysis.figures.differences import draw_differences
 from analysis.figures.drawing import Chart
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
+from analysis.figures.profiles import draw_profiles, panel_of
 from analysis.figures.rank import draw_ranks
 from analysis.figures.scaling import draw_scaling
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
+from analysis.statistics.many import profiles
 from analysis.statistics.published import overlaid
-from analysis.statistics.tuning import best_of_n, rates
+from analysis.statistics.simultaneous import difference_curves, margin_of
+from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.store.store import Store
-from analysis.styles import Place, place_of, place_text, places
-from analysis.words.conclusions import conclude, conclude_rank_effects
+from analysis.styles import Place, place_of, place_text, places, style
+from analysis.words.conclusions import A, conclude, conclude_rank_effects
 from analysis.words.figures import (
     conclude_crossings,
+    conclude_differences,
+    conclude_effort,
     conclude_expected,
     conclude_front,
     conclude_overlay,
     conclude_ranks,
     conclude_rates,
+    conclude_sharpness,
     conclude_sizes,
 )
 
@@ -82,9 +89,9 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [*_scaling(store), *_rank(store), *mean_ranks_picture(store)]
+    found = [*_scaling(store), *_differences(store), *_rank(store), *mean_ranks_picture(store), *_profiles(store)]
     found += [*_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store), *_size_fits(store)]
-    return [*found, *_rates(store), *expected_pictures(store)]
+    return [*found, *_rates(store), *tuning_pictures(store)]
 
 
 def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
@@ -107,13 +114,34 @@ def _scaling(store: Store) -> list[Picture]:
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
         f"{score.capitalize()} against trainable adapter parameters (log axis). Points are means over seeds, bands "
-        "95 % t intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank that defines "
-        "each budget. Point at a marker, or tap it, for its numbers."
+        "pointwise 95 % t intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank "
+        "that defines each budget. Point at a marker, or tap it, for its numbers."
     )
     says = conclude(scaling.comparisons(store))
     figure = draw_scaling(curve, columns=2, score=score)
     width = 42 if len(places(curve)) == 1 else None
     return [Picture("scaling_curve", "scaling", figure, label, caption, says, width)]
+
+
+def _differences(store: Store) -> list[Picture]:
+    """The paired difference of every method to LoRA against the budget."""
+    table, score = difference_curves(store), scaling.score_name(store)
+    if table.num_rows == 0:
+        return []
+    shown, margin = _first_panels(table), margin_of(store)
+    name = style(scaling.BASELINE).name
+    label = f"{score.capitalize()} less {name}'s at the same budget, with simultaneous 95 % bands and the zero line"
+    given = " or ".join(sorted({r["band"] for r in table.to_pylist() if r["band"]})) or "none: one seed, or no spread"
+    caption = (
+        f"Paired difference to {name} at equal trainable parameters, in points. The band (of {A}) and the bars (of the "
+        f"others) are simultaneous 95 % intervals over seeds ({given}): all {table['family'][0]} comparisons of the "
+        f"table lie in theirs at once. {name} is the zero line."
+    )
+    if margin is not None:
+        caption += f" Grey: differences within the margin of {100 * margin:g} points, which count as none."
+    figure = draw_differences(shown, score=score, margin=margin)
+    width = 42 if len(_keys(shown, place_of)) == 1 else None
+    return [Picture("differences", "scaling", figure, label, caption, conclude_differences(table.to_pylist()), width)]
 
 
 def _rank(store: Store) -> list[Picture]:
@@ -153,6 +181,22 @@ def mean_ranks_picture(store: Store) -> list[Picture]:
     return [Picture("mean_ranks", "ranks", figure, label, caption, says, _width(len(kept)))]
 
 
+def _profiles(store: Store) -> list[Picture]:
+    """Performance profiles, of five data sets or more, in the panels of the first budgets."""
+    table, score = profiles(store), scaling.score_name(store)
+    if table.num_rows == 0:
+        return []
+    kept = _keys(table, panel_of)[:MOST_PANELS]
+    label = f"Performance profiles: the share of runs above a {score}, at each budget"
+    caption = (
+        f"Share of the runs over data sets and seeds that have more than a {score} (Agarwal et al. 2021), every data "
+        "set weighing the same; methods confirmed on all of them. A line above all others is better throughout."
+    )
+    says = "Performance profiles describe the runs; nothing is tested in them, but in the tables beside."
+    figure = draw_profiles(_where(table, panel_of, kept), score=score)
+    return [Picture("profiles", "profiles", figure, label, caption, says, _width(len(kept)))]
+
+
 def _overlay(store: Store, overlay: str | None) -> list[Picture]:
     if overlay is None:
         return []
@@ -184,10 +228,10 @@ def _fitted(
 ) -> Picture:
     """Fitted curves: of a cost, or of training examples."""
     score, shown = scaling.score_name(store), _first_panels(bands)
-    label = f"Isotonic fits of {score} against {cost} with bootstrap bands, crossings marked"
+    label = f"Isotonic fits of {score} against {cost} with simultaneous bands, crossings marked"
     caption = (
-        f"Isotonic fits (never falling) of mean {score} against {cost}; bands are a 95 % bootstrap over seeds, a "
-        "shaded column is a crossing's interval. With few seeds a bootstrap is rough."
+        f"Isotonic fits (never falling) of mean {score} against {cost}; bands are simultaneous, each a "
+        "95 % band over seeds of one whole curve; a shaded column is a crossing's interval."
     )
     says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0])
     figure = fits.draw_fits(points, shown, crossings, score=score)
@@ -215,7 +259,7 @@ def _sizes(store: Store) -> list[Picture]:
         mine = [r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])]
         caption = (
             f"On {dataset or 'the mean over data sets'}: one line per method and budget (paler is smaller); band: "
-            "95 % t interval of the largest budget. Under the sizes, the examples of an epoch."
+            "pointwise 95 % t intervals of the largest budget. Under the sizes, the examples of an epoch."
         )
         says = conclude_sizes(mine)
         figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)
@@ -256,27 +300,45 @@ def _rates(store: Store) -> list[Picture]:
     return found
 
 
-def expected_pictures(store: Store) -> list[Picture]:
-    """Expected best validation score against the rates tried, per data set and training size."""
-    table = best_of_n(store)
+def tuning_pictures(store: Store) -> list[Picture]:
+    """The expected best of n rates, in validation and in test terms, and the rates' sharpness; per place."""
+    table, sharp, score = best_of_n(store), sharpness(store), scaling.score_name(store)
     found: list[Picture] = []
-    for place in _keys(table, _tuned):
+    shown_places = [p for p in _keys(table, _tuned) if max(r["n"] for r in _where(table, _tuned, [p]).to_pylist()) > 1]
+    for i, place in enumerate(shown_places[:MOST_EXPECTED]):
         mine, where = _where(table, _tuned, [place]).to_pylist(), place_text(*place[1:])
-        if max(r["n"] for r in mine) < 2 or len(found) == MOST_EXPECTED:
-            continue
-        panels = tuning.budgets_of(mine)[:MOST_PANELS]
-        shown = [r for r in mine if r["reference"] in (*panels, None)]
+        budgets = tuning.budgets_of(mine)[:MOST_PANELS]
+        shown = pa.Table.from_pylist([r for r in mine if r["reference"] in (*budgets, None)], schema=table.schema)
         label = f"Expected best validation score against learning rates tried on {where}"
         caption = (
-            f"Stage TUNE on {where}: the validation score that the best of n learning rates is expected to have "
-            "(Tang et al. 2020), a panel per budget; methods without a budget are dashed in each. A line still rising "
-            "at its end says that more tuning would have helped; lines that cross, that with another allowance another "
+            f"Stage TUNE on {where}: the validation score that the best of n learning rates, drawn at random from "
+            "those tried, is expected to have (Tang et al. 2020; a grid is no random sample, and n even points would "
+            "do better), a panel per budget; methods without a budget are dashed in each. A line still rising at its "
+            "end says that more tuning would have helped; lines that cross, that with another allowance another "
             "method would have come first."
         )
-        says = conclude_expected(mine)
-        figure = tuning.draw_expected(pa.Table.from_pylist(shown, schema=table.schema))
-        stem = _numbered("expected_best", len(found))
-        found.append(Picture(stem, "expected", figure, label, caption, says, _width(len(panels))))
+        width = _width(len(budgets))
+        figure, says = tuning.draw_expected(shown), conclude_expected(mine)
+        found.append(Picture(_numbered("expected_best", i), "expected", figure, label, caption, says, width))
+        if shown["test"].null_count < shown.num_rows:
+            label = f"Expected {score} against learning rates tried on {where}"
+            caption = (
+                "The same in test terms: the confirmed score at the chosen rate, less what the best of n rates "
+                "validates below it, for test scores are known at the chosen rate alone. Bands are pointwise 95 % "
+                "intervals over seeds, the noise of validation in them."
+            )
+            figure, says = tuning.draw_expected(shown, score), conclude_effort(mine)
+            found.append(Picture(_numbered("tuning_effort", i), "effort", figure, label, caption, says, width))
+        flat = _where(sharp, _tuned, [place])
+        if flat.num_rows:
+            label = f"Decades of learning rate within a point of the best on {where}"
+            caption = (
+                "How exactly a rate must be met: the decades around the best rate in which the validation score stays "
+                "within a point of its, lines drawn between the rates tried. Pale: the range ends before. No band: "
+                "every score is noisy, so this describes."
+            )
+            figure, says = tuning.draw_sharpness(flat), conclude_sharpness(flat.to_pylist())
+            found.append(Picture(_numbered("sharpness", i), "sharpness", figure, label, caption, says, 30))
     return found
 
 

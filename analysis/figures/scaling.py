@@ -1,6 +1,7 @@
 """Score against trainable parameters: the figure that the report begins with.
 
-Log parameter axis, 95 % bands, one colour and marker per method everywhere, readable at the width of a paper's column.
+Log parameter axis, pointwise 95 % bands, one colour and marker per method everywhere, readable at the width of a
+paper's column.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from analysis.figures.drawing import (
     dot,
     legend,
     log_ticks,
+    mark_bands,
     panels,
     place_title,
 )
@@ -62,6 +64,7 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
             axes.set_title(place_title(where, place[3]), loc="left", pad=pad, fontweight="bold")
         methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
         legend(figure, methods, len(methods), edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
+        mark_bands(figure, "pointwise")
         return figure
 
 

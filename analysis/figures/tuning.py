@@ -9,8 +9,8 @@ import matplotlib as mpl
 import pyarrow as pa
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from analysis.figures.drawing import DASHES, PAPER, STYLE, Chart, dot, legend, panels
-from analysis.format import Row
+from analysis.figures.drawing import DASHES, PAPER, STYLE, Chart, band, dot, legend, log_ticks, mark_bands, panels
+from analysis.format import Row, score_text
 from analysis.styles import in_order, style
 
 
@@ -32,12 +32,13 @@ def draw_rates(rates: pa.Table) -> Chart:
         return figure
 
 
-def draw_expected(expected: pa.Table) -> Chart:
+def draw_expected(expected: pa.Table, test: str | None = None) -> Chart:
     """Expected best validation score against the learning rates tried: a panel per budget, a line per method.
 
     Args:
         expected: from `tuning.best_of_n`, of one data set and training size; not empty. Methods without a budget are
             drawn dashed in every panel.
+        test: what test scores measure, to draw the expected test score with its bands; default the validation score.
 
     Raises:
         ValueError: no row, or several data sets or sizes.
@@ -45,15 +46,17 @@ def draw_expected(expected: pa.Table) -> Chart:
     rows = _of_one_place(expected, "expected bests")
     budgets = budgets_of(rows)
     with mpl.rc_context(STYLE):
-        figure, each = _panels(len(budgets), 1.85, (0.35, 0.5, 0.6), "expected best validation (%)")
+        figure, each = _panels(len(budgets), 1.85, (0.35, 0.5, 0.6), f"expected {test or 'best validation'} (%)")
         for budget, axes in zip(budgets, each, strict=True):
             mine = [r for r in rows if r["reference"] in (budget, None)]
             for method in reversed(in_order({r["method"] for r in mine})):
-                _expected_line(axes, [r for r in mine if r["method"] == method])
+                _expected_line(axes, [r for r in mine if r["method"] == method], "test" if test else "expected")
             axes.set_title(budget or "", loc="left", fontweight="bold", pad=3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("learning rates tried")
         legend(figure, in_order({r["method"] for r in rows}))
+        if test:
+            mark_bands(figure, "pointwise")
         return figure
 
 
@@ -148,13 +151,54 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
             )
 
 
-def _expected_line(axes: Any, rows: Sequence[Row]) -> None:
+def _expected_line(axes: Any, rows: Sequence[Row], value: str) -> None:
     method = rows[0]["method"]
     look = style(method)
-    rows = sorted(rows, key=lambda r: r["n"])
+    rows = sorted((r for r in rows if r[value] is not None), key=lambda r: r["n"])
     dashes = "-" if look.marker else DASHES
-    axes.plot([r["n"] for r in rows], [100 * r["expected"] for r in rows], color=look.colour, linestyle=dashes, lw=1.1)
+    axes.plot([r["n"] for r in rows], [100 * r[value] for r in rows], color=look.colour, linestyle=dashes, lw=1.1)
+    if value == "test" and rows and all(r["test_low"] is not None for r in rows):
+        ends = [r["test_low"] for r in rows], [r["test_high"] for r in rows]
+        band(axes, [r["n"] for r in rows], *ends, look.colour, 0.13)
     for r in rows:
         where = f" at {r['reference']}" if r["reference"] else ""
-        said = f"{look.name}{where}: {100 * r['expected']:.1f} % expected of the best of {r['n']} rates"
-        dot(axes, method, r["n"], 100 * r["expected"], said, markersize=3.6, markeredgewidth=0.5)
+        shown = score_text(r, "test", "test_low", "test_high") if value == "test" else f"{100 * r[value]:.1f}"
+        said = f"{look.name}{where}: {shown} % expected of the best of {r['n']} rates"
+        dot(axes, method, r["n"], 100 * r[value], said, markersize=3.6, markeredgewidth=0.5)
+
+
+def draw_sharpness(table: pa.Table) -> Chart:
+    """Decades of learning rate within a point of the best, against the budget; pale where the range ends before.
+
+    Args:
+        table: from `tuning.sharpness`, of one data set and training size; not empty. Methods without a budget are
+            dashed lines.
+
+    Raises:
+        ValueError: no row, or several data sets or sizes.
+    """
+    rows = _of_one_place(table, "sharpness")
+    budgets = sorted({r["budget"] for r in rows if r["budget"]}) or [1, 10]
+    with mpl.rc_context(STYLE):
+        figure, [spot] = panels(1, 1, (3.5, 1.9), extra=(0, 0.35), margins=(0.5, 0.1, 0.4, 0.4), gaps=(0, 0))
+        axes = figure.add_subplot(spot)
+        axes.set_xscale("log")
+        for method in reversed(in_order({r["method"] for r in rows})):
+            look, mine = style(method), [r for r in rows if r["method"] == method]
+            mine = [r | {"at": b} for r in mine for b in ([r["budget"]] if r["budget"] else budgets)]
+            mine.sort(key=lambda r: r["at"])
+            dashes = "-" if mine[0]["budget"] else DASHES
+            axes.plot([r["at"] for r in mine], [r["decades"] for r in mine], color=look.colour, ls=dashes, lw=1.1)
+            for r in mine if mine[0]["budget"] else mine[-1:]:
+                least, where = "at least " * r["open"], f" at {r['reference']}" if r["reference"] else ""
+                said = (
+                    f"{look.name}{where}: {least}{r['decades']:.1f} decades within a point of {100 * r['best']:.1f} %"
+                )
+                dot(axes, method, r["at"], r["decades"], said, alpha=0.4 if r["open"] else 1.0)
+        axes.set_ylim(bottom=0.0)
+        log_ticks(axes.xaxis, *axes.get_xlim())
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel("trainable adapter parameters")
+        axes.set_ylabel("decades within a point")
+        legend(figure, in_order({r["method"] for r in rows}))
+        return figure

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from analysis.format import Row, change_text, percent, quantity
 from analysis.statistics import scaling
+from analysis.statistics.examples import example_intervals
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style
@@ -20,6 +21,7 @@ from analysis.words import conclusions
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 """Columns of the paired difference to LoRA at the same budget."""
+OVER_EXAMPLES = ("low_examples", "high_examples", "difference_low_examples", "difference_high_examples")
 RESULTS = pa.schema(
     [
         *typed(TEXT, "sweep", "dataset", "train_size", "method", "name", "reference"),
@@ -30,6 +32,8 @@ RESULTS = pa.schema(
         *typed(REAL, "mean", "low", "high"),
         ("n", INT),
         *typed(REAL, *DIFFERENCE, "p_holm"),
+        *typed(REAL, *OVER_EXAMPLES),  # the intervals of the score and of the difference, over test examples too
+        ("examples_note", TEXT),  # why the score has none over test examples
         *typed(TEXT, "verdict", "note"),  # null where there is nothing to compare with; why a row has no score
     ]
 )
@@ -49,6 +53,7 @@ def results_table(store: Store) -> pa.Table:
     compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
+    examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
     unscored = _unscored(store)
     tolerance = _tolerance(store)
     rows = []
@@ -61,6 +66,7 @@ def results_table(store: Store) -> pa.Table:
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
         if score:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
+            row |= {k: examples[cell["sweep"], cell["cell_id"]][k] for k in (*OVER_EXAMPLES, "examples_note")}
         elif not cell["feasible"]:
             row["note"] = f"infeasible: {cell['reason']}"
         else:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from analysis.format import Row, duration, off_budget, percent, points, quantity
+from analysis.format import Row, duration, off_budget, percent, points, quantity, score_text
 from analysis.statistics.estimates import foresight
-from analysis.statistics.tuning import best_of_n, rates
+from analysis.statistics.tuning import NEAR, best_of_n, rates, sharpness
 from analysis.store.store import Store
 from analysis.styles import size_key, style
 from analysis.tables.results import LONG
 from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, PLACE, Column, Sheet, columns_of, number, pivoted, text
 
 MOST_FAILURES = 50
+AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
 
 
 def parity_rows(store: Store) -> list[Row]:
@@ -82,18 +84,53 @@ def learning_rates(store: Store) -> Sheet:
 
 def expected(store: Store) -> Sheet:
     """Expected best validation score of n rates."""
-    rows = sorted(pivoted(best_of_n(store).to_pylist(), ("sweep", "cell_id"), "n"), key=_order)
-    most = max((len(r["by"]) for r in rows), default=0)
+    note = (
+        "Expected best validation score, %, had only n of the learning rates been tried, drawn at random (Tang et al. "
+        "2020; a grid is no random sample, and n even points would do better): a row still rising at its end says that "
+        "more tuning would have helped."
+    )
+    title = "Was anyone under-tuned? Expected best of n rates"
+    return _by_n("expected_best", title, note, best_of_n(store).to_pylist(), lambda r: percent(r["expected"]))
+
+
+def effort(store: Store) -> Sheet:
+    """The same in test terms."""
+    rows = [r for r in best_of_n(store).to_pylist() if r["test"] is not None]
+    note = (
+        "Expected test score, % with its pointwise 95 % interval, had only n of the learning rates been tried: the "
+        "confirmed score at the chosen rate, less what the best of n rates validates below it."
+    )
+    title = "Test score against tuning effort"
+    return _by_n("tuning_effort", title, note, rows, lambda r: score_text(r, "test", "test_low", "test_high"))
+
+
+def _by_n(name: str, title: str, note: str, rows: Sequence[Row], form: Callable[[Row], str]) -> Sheet:
+    rows = sorted(pivoted(rows, ("sweep", "cell_id"), "n"), key=_order)
 
     def cell(n: int) -> Column:
-        return Column(f"n = {n}", lambda r: percent(r["by"][n]["expected"]) if n in r["by"] else "", "number")
+        return Column(f"n = {n}", lambda r: form(r["by"][n]) if n in r["by"] else "", "number")
 
+    most = max((len(r["by"]) for r in rows), default=0)
     columns = columns_of(rows, METHOD, BUDGET, *(cell(n) for n in range(1, most + 1)))
-    note = (
-        "Expected best validation score, %, had only n of the learning rates been tried (Tang et al. 2020): a row "
-        "still rising at its end says that more tuning would have helped."
+    return Sheet(name, title, columns, rows, note, folded=True)
+
+
+def sharp(store: Store) -> Sheet:
+    """How exactly each cell's rate must be met."""
+    rows = sorted(sharpness(store).to_pylist(), key=_order)
+    columns = columns_of(
+        rows,
+        METHOD,
+        BUDGET,
+        Column("decades within a point", lambda r: f"{AT_LEAST * r['open']}{r['decades']:.2f}", "number"),
+        number("decades searched", "searched", lambda v: f"{v:.2f}"),
+        number("best validation score, %", "best", percent),
     )
-    return Sheet("expected_best", "Was anyone under-tuned? Expected best of n rates", columns, rows, note, folded=True)
+    note = (
+        f"Decades of learning rate around the best one in which the validation score stays within {100 * NEAR:g} point "
+        f"of its. {AT_LEAST.strip()}: the range tried ends before. Scores are noisy, and so is the best of them."
+    )
+    return Sheet("sharpness", "How exactly a rate must be met", columns, rows, note, folded=True)
 
 
 def cost(store: Store) -> Sheet:

@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from analysis.curves import pareto, readings
 from analysis.curves.measured import EXAMPLES, axis, size_curves
-from analysis.format import Row, percent, quantity, ranged, score_text
+from analysis.format import Row, change_text, percent, quantity, ranged, score_text
 from analysis.store.store import Store
 from analysis.styles import style
+from analysis.tables.console import DIFFERENCE
 from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, text
 
 FITS = ("crossings", "budget_needed", "areas", "fits")
@@ -42,10 +43,15 @@ _COLUMNS: tuple[tuple[Column, ...], ...] = (
     (
         Column("against", lambda r: style(r["baseline"]).name),
         Column("crosses at [95 %]", _estimate, "number"),
-        number("in range, % of resamples", "share", percent),
+        number("in range, % of draws", "share", percent),
     ),
     (text("goal", "goal"), number("score, %", "target", percent), Column("needs [95 %]", _estimate, "number")),
-    (number("from", "from_x"), number("to", "to_x"), Column("mean score, % [95 %]", _mean, "number")),
+    (
+        number("from", "from_x"),
+        number("to", "to_x"),
+        Column("mean score, % [95 %]", _mean, "number"),
+        Column("less LoRA's, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
+    ),
     (
         text("form", "kind"),
         number("points", "n_points"),
@@ -80,7 +86,7 @@ def front(store: Store, x: str) -> Sheet:
         BUDGET,
         number(axis(x).label, "cost"),
         number("score, %", "score", percent),
-        number("on it in resamples, %", "front_share", percent),
+        number("on it, % of draws", "front_share", percent),
     )
     return Sheet("front", "Cells that no other beats", columns, rows, folded=len(rows) > 20)
 

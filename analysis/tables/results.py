@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from analysis.format import Row, change_text, p_text, percent, points, quantity, ranged, score_text
 from analysis.statistics import rank_effects as slopes
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import OVER_DATASETS
+from analysis.statistics.many import interquartile_means, wilcoxon
 from analysis.statistics.planning import DIFFERENCES, seeds_table
 from analysis.statistics.scaling import BASELINE, PLANTED, comparisons, curve
 from analysis.store.store import Store
@@ -41,13 +42,16 @@ def results(store: Store) -> Sheet:
         SEEDS,
         Column("vs LoRA, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
+        Column("score, over test examples too, % [95 %]", _over_examples, "number"),
+        Column("vs LoRA, over them too, points", lambda r: _ends(r, "difference_", points), "number"),
     )
     note = (
         "Intervals are 95 % intervals, each for itself. Differences are paired by seed, over those that both have, and "
         "their intervals and verdicts have the choice of learning rates in them. Verdicts are corrected as in the "
         "table of comparisons below: at most one such family in twenty has a false "
         '"higher" or "lower". "Not distinguishable" does not mean equal: see the '
-        "power column. * the chosen rate is the end of its range."
+        "power column. Over test examples too: intervals for other examples of the same kind, seeds and examples both "
+        "being samples; the others speak of this test set. * the chosen rate is the end of its range."
         + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
         * any(r["off_budget"] for r in rows)
     )
@@ -60,6 +64,15 @@ def results(store: Store) -> Sheet:
         faint=lambda r: bool(r["note"]),
         folded=len(rows) > LONG,
     )
+
+
+def _ends(r: Row, value: str, form: Callable[[float], str]) -> str:
+    low, high = r[f"{value}low_examples"], r[f"{value}high_examples"]
+    return "" if low is None else f"[{form(low)}, {form(high)}]"
+
+
+def _over_examples(r: Row) -> str:
+    return _ends(r, "", percent) or r["examples_note"] or ""
 
 
 def averages(store: Store) -> Sheet:
@@ -215,6 +228,32 @@ _DOUBLED = {
     slopes.PARAMETERS: "parameters, rank equal",
     slopes.CONTRAST: "rank less parameters",
 }
+
+
+def many(store: Store) -> list[Sheet]:
+    """Interquartile means, and Wilcoxon's test of every two methods; of five data sets or more."""
+    means, pairs = ([r | {"dataset": None} for r in f(store).to_pylist()] for f in (interquartile_means, wilcoxon))
+    note = (
+        "Mean of the middle half of all runs over data sets and seeds; 95 % stratified bootstrap over the seeds of "
+        "these data sets (Agarwal et al. 2021)."
+    )
+    value = Column("interquartile mean, % [95 %]", lambda r: score_text(r, "iqm"), "number")
+    runs, sets = number("runs", "n"), number("data sets", "datasets")
+    title = "Interquartile means over data sets"
+    first = Sheet("iqm", title, [SIZE, BUDGET, METHOD, value, runs, sets], means, note, folded=len(means) > LONG)
+    columns = [
+        *(SIZE, BUDGET, METHOD),
+        Column("against", lambda r: style(r["other"]).name),
+        number("median difference, points", "difference", points),
+        *(sets, number("p", "p", p_text), number("p, Holm", "p_holm", p_text), VERDICT),
+    ]
+    note = (
+        "Wilcoxon's signed-rank test of the mean scores over data sets, for data sets like these; Holm over this "
+        "table. It looks at two methods alone, where Nemenyi's critical difference depends on the others. Five data "
+        "sets cannot reach 5 %."
+    )
+    title = "Every two methods over data sets"
+    return [first, Sheet("wilcoxon", title, columns, pairs, note, folded=len(pairs) > LONG)]
 
 
 def rank_effects(store: Store) -> Sheet:

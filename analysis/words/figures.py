@@ -22,9 +22,31 @@ from analysis.styles import in_order, size_key, size_text, style
 from analysis.words.conclusions import SAID, A, B
 
 SURE = 0.95
-"""Share of the resamples from which a cell's place on a front is called settled."""
+"""Share of the draws from which a cell's place on a front is called settled."""
 _GIVEN = "Holm-corrected, the choice of rates included"
 _MOST = 4  # cells named in a sentence; more are counted
+
+
+def conclude_differences(rows: Sequence[Row]) -> str:
+    """The differences of the question's two methods, and how many their bands tell from zero beside the verdicts.
+
+    Args:
+        rows: of `simultaneous.difference_curves`.
+    """
+    mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE]
+    if not mine:
+        return f"No difference of {A} and {B}: nowhere are both confirmed with a common seed."
+    gaps = [r["difference"] for r in mine]
+    what = "budgets" if len({(r["sweep"], r["dataset"], r["train_size"]) for r in mine}) == 1 else "budgets and places"
+    seen = f"{points(min(gaps))} to {points(max(gaps))} points over {len(mine)} {what}"
+    text = f"{A} less {B} at equal trainable parameters: {seen}"
+    verdicts = Counter(r["verdict"] for r in mine)
+    said = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.most_common())
+    banded = [r for r in mine if r["band"]]
+    if not banded:
+        return f"{text}, {said}; with one seed, or no spread between seeds, there is no band."
+    apart = sum(r["low"] > 0 or r["high"] < 0 for r in banded)
+    return f"{text}; by the corrected verdicts {said}; the simultaneous 95 % band leaves out zero at {apart}."
 
 
 def conclude_crossings(rows: Sequence[Row], axis: str) -> str:
@@ -74,9 +96,7 @@ def conclude_front(rows: Sequence[Row]) -> str:
     single = [r for r in on if r["front_share"] is None]
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
     unsure = [r for r in on if r not in single and r["front_share"] < SURE]
-    text = (
-        f"On the front of score against {cost} in at least {100 * SURE:.0f} % of resamples: {_cells(sure) or 'no cell'}"
-    )
+    text = f"On the front of score against {cost} in at least {100 * SURE:.0f} % of draws: {_cells(sure) or 'no cell'}"
     text += f"; on it, but not settled: {_cells(unsure, share=True)}" if unsure else ""
     return text + (f"; on it with one seed, so there is no saying how sure: {_cells(single)}." if single else ".")
 
@@ -242,6 +262,40 @@ def conclude_expected(rows: Sequence[Row]) -> str:
     )
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}: a description of stage TUNE, nothing is tested."
+
+
+def conclude_effort(rows: Sequence[Row]) -> str:
+    """What half of the learning rates would have cost in expected test score.
+
+    Args:
+        rows: of `tuning.best_of_n`, of one data set and training size.
+    """
+    cells: dict[str, dict[int, Row]] = {}
+    for r in (r for r in rows if r["test"] is not None):
+        cells.setdefault(r["cell_id"], {})[r["n"]] = r
+    lost = {i: c[len(c)]["test"] - c[(len(c) + 1) // 2]["test"] for i, c in cells.items() if len(c) > 1}
+    if not lost:
+        return "No conclusion on tuning effort: no confirmed cell tried two learning rates."
+    most = max(lost, key=lambda i: lost[i])
+    return (
+        f"With half of the learning rates the expected test score would be {100 * np.mean(list(lost.values())):.1f} "
+        f"points lower, mean of {len(lost)} cells; most in {_cell(cells[most][1])}, {100 * lost[most]:.1f}: a "
+        "description, nothing is tested."
+    )
+
+
+def conclude_sharpness(rows: Sequence[Row]) -> str:
+    """How wide the range of good rates is, by method.
+
+    Args:
+        rows: of `tuning.sharpness`, of one data set and training size; not empty.
+    """
+    parts = []
+    for method in in_order({r["method"] for r in rows}):
+        mine = [r for r in rows if r["method"] == method]
+        least = "at least " * (sum(r["open"] for r in mine) * 2 >= len(mine))
+        parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in mine])):.1f}")
+    return f"Median decades of learning rate within a point of the best: {', '.join(parts)}; nothing is tested."
 
 
 def _one(alone: Counter[str]) -> str:

@@ -53,7 +53,7 @@ for row in comparisons(store).select(["method", "reference", "difference", "low"
 
 # %% [markdown]
 # ## 3. What does a score cost?
-# The budget at which each method's isotonic fit reaches 99 % of full fine-tuning, with a bootstrap interval; it needs
+# The budget at which each method's isotonic fit reaches 99 % of full fine-tuning, with an interval over seeds; it needs
 # three budgets or more. `x` may be `seconds_train`, `peak_memory_bytes`, ... (docs/analysis.md).
 
 # %%

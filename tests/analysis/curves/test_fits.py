@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from analysis.curves import fits
 from analysis.curves.fits import Curve
+from analysis.statistics.inference import mean_interval
 
 X = np.array([1e3, 4e3, 1.6e4, 6.4e4, 2.56e5])
 
@@ -56,20 +57,15 @@ def test_crossing_of_two_lines_is_where_they_meet() -> None:
     flat, steep = np.full(len(X), 0.6), 0.6 + 0.02 * (u - math.log(2e4))
     found = fits.crossing(curve(steep), curve(flat))
     assert found.value == pytest.approx(2e4, rel=1e-6)
-    assert found.low == found.high == pytest.approx(2e4, rel=1e-6)  # no noise, no width
-    assert found.share == 1.0
+    assert found.low is found.high is found.share is None and found.note == fits.NO_INTERVAL  # never a zero width
+    assert fits.band(curve(steep), "isotonic", X) is None
 
 
-def test_crossing_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    u = np.log(X)
-    hits = 0
-    for seed in range(60):
-        steep = curve(0.6 + 0.02 * (u - math.log(2e4)), noise=0.01, seeds=5, seed=seed)
-        flat = curve(np.full(len(X), 0.6), noise=0.01, seeds=5, seed=1000 + seed)
-        found = fits.crossing(steep, flat, resamples=120)
-        low, high = found.low or 0.0, found.high or math.inf
-        hits += found.value is not None and low <= 2e4 <= high
-    assert hits >= 48  # nominal 57 of 60; few seeds make a bootstrap a little short
+def test_the_band_encloses_the_fit_and_does_not_fall() -> None:
+    one = curve(np.array([0.5, 0.6, 0.58, 0.7, 0.71]), noise=0.01, seeds=3)
+    low, high = fits.band(one, "isotonic", X) or (X, X)
+    middle = fits.isotonic(X, one.mean).predict(X)
+    assert (low < middle).all() and (middle < high).all() and (np.diff([low, high]) >= 0).all()
 
 
 def test_crossing_says_so_where_there_is_none() -> None:
@@ -98,6 +94,14 @@ def test_budget_needed_and_area() -> None:
     assert fits.needed(one, 0.4).note == "reached at the smallest x already"
     assert fits.area(one, X[0], X[-1]).value == pytest.approx(0.7)
     assert fits.area(one, 10.0, X[-1]).value is None
+
+
+def test_an_area_has_the_t_interval_of_the_seeds_areas() -> None:
+    one = curve(np.linspace(0.5, 0.7, 5), noise=0.01, seeds=3)
+    found, areas = fits.area(one, X[0], X[-1]), fits.seed_areas(one, X[0], X[-1])
+    assert areas is not None and len(areas) == 3
+    wanted = mean_interval(areas)
+    assert (found.value, found.low, found.high) == pytest.approx((wanted.mean, wanted.low, wanted.high))
 
 
 def test_a_noisy_target_leaves_the_range_open() -> None:

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from analysis import Store, open_store
 from analysis.figures.mean_ranks import draw_mean_ranks
-from analysis.figures.pictures import MOST_EXPECTED, expected_pictures, mean_ranks_picture
+from analysis.figures.pictures import MOST_EXPECTED, mean_ranks_picture, tuning_pictures
 from analysis.figures.tuning import draw_expected
 from analysis.report.page import render
 from analysis.statistics import tuning
@@ -97,8 +97,9 @@ def test_the_figure_of_ranks(many: Store, wide: Store, store: Store) -> None:
 
 
 def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
-    assert len(expected_pictures(many)) == MOST_EXPECTED
-    (picture,) = expected_pictures(store)
+    assert [p.kind for p in tuning_pictures(many)].count("expected") == MOST_EXPECTED
+    picture, in_test, sharp = tuning_pictures(store)
+    assert (picture.kind, in_test.kind, sharp.kind) == ("expected", "effort", "sharpness")
     rows = tuning.best_of_n(store).to_pylist()
     seen = [a for a in picture.figure.axes if a.get_visible()]
     assert [a.get_title("left") for a in seen] == ["lora-1", "lora-2", "lora-4", "lora-8", "lora-16"]
@@ -106,6 +107,11 @@ def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
     assert any(list(line.get_ydata()) == curve for line in seen[3].lines) and len(curve) == 4
     whole = [100 * r["expected"] for r in rows if r["method"] == "full"]
     assert all(any(list(line.get_ydata()) == whole for line in a.lines) for a in seen)  # no budget: in every panel
+    tested = [100 * r["test"] for r in rows if (r["method"], r["reference"]) == ("lora", "lora-8")]
+    assert any(list(line.get_ydata()) == tested for line in in_test.figure.axes[3].lines)
+    assert len(in_test.figure.axes[3].collections) == 3  # the bands of LoRA, RandLoRA and full fine-tuning
+    decades = [r["decades"] for r in tuning.sharpness(store).to_pylist() if r["method"] == "lora"]
+    assert any(list(line.get_ydata()) == decades for line in sharp.figure.axes[0].lines)
     with pytest.raises(ValueError, match="exactly one"):
         draw_expected(tuning.best_of_n(many))
 

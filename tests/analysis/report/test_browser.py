@@ -51,7 +51,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     drawn = pictures.pictures(store, overlay="fig1-clip")
     page = folder / "report.html"
     page.write_text(render(store, overlay="fig1-clip", drawn=drawn), encoding="utf-8")
-    assert {p.kind for p in drawn} == {"scaling", "overlay", "fits", "pareto", "sizes", "rates", "expected"}
+    assert {p.kind for p in drawn} == {
+        "scaling",
+        "overlay",
+        "fits",
+        "pareto",
+        "sizes",
+        "rates",
+        "expected",
+        "effort",
+        "sharpness",
+    }
     return page, len(drawn) + 1
 
 

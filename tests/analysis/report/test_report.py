@@ -116,7 +116,7 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "1 trial(s) failed for good",
     ):
         assert said in text, said
-    assert page.count("<svg") == 5  # scaling, fits, front, rates, expected bests
+    assert page.count("<svg") == 8  # scaling, differences, fits, front, rates, expected bests, effort, sharpness
     assert 'class="tip"><title>RandLoRA at lora-1: 12,385 parameters' in page
 
 
@@ -167,7 +167,8 @@ def test_hostile_text_is_text(tmp_path: Path) -> None:
 def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "made")
     paths = write_report(folder)
-    stems = ("scaling_curve", "fits", "pareto", "learning_rates", "expected_best")
+    stems = ("scaling_curve", "differences", "fits", "pareto", "learning_rates", "expected_best")
+    stems += ("tuning_effort", "sharpness")
     drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
     tables = [f"{name}.{kind}" for name in sheets(open_store(folder)) for kind in ("md", "tex")]
     assert list(paths) == [*drawn, *tables, "report"]
@@ -202,13 +203,16 @@ def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
     lines = text.splitlines()
     assert len(lines) == 2 + 15  # the infeasible cell is left out
     assert len({line.count("|") for line in lines}) == 1
-    assert "| RandLoRA | lora-1 | 12,385 | 0.0316 | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher |" in text
+    assert (
+        "| RandLoRA | lora-1 | 12,385 | 0.0316 | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher | [80.0, 83.0] |"
+        in text
+    )
     assert markdown(results(wide)).startswith("| data |")
     tex = latex(results(store))
     assert tex.count(r"\\") == 16
-    assert r"\begin{tabular}{llrrrrrl}" in tex
+    assert r"\begin{tabular}{llrrrrrlrr}" in tex
     assert "LoRA & lora-4 & 49,152 & 0.00316* & 81.1 [79.9, 82.2] & 3 &  & " in tex
-    assert latex(results(wide)).count(" & ") % 8 == 0
+    assert latex(results(wide)).count(" & ") % 10 == 0
     odd = Sheet("odd", "", [Column("100 %", lambda r: r["text"])], [{"text": "50%_a&b|c"}, {"text": "[0, 1]"}])
     assert r"50\%\_a\&b|c" in latex(odd) and "{[0, 1]}" in latex(odd)  # a bare bracket would belong to the line break
     assert "50%_a&b\\|c" in markdown(odd)
@@ -242,6 +246,7 @@ def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> N
         "crossings",
     }
     wanted |= {"budget_needed", "areas", "fits", "front", "parity", "learning_rates", "expected_best", "cost"}
+    wanted |= {"tuning_effort", "sharpness"}
     assert set(found) == wanted | {"failures", "infeasible"}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analysis import open_store, results_table
+from analysis import Store, open_store, results_table
 from analysis.report.page import render
 from analysis.statistics.inference import expected_best
-from analysis.statistics.tuning import best_of_n
+from analysis.statistics.tuning import best_of_n, best_weights, sharpness
 from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import to_table
@@ -92,3 +92,36 @@ def test_the_flag_stands_in_the_results_the_report_and_agrees_with_the_curve(tmp
     page = render(store)
     assert "edge high" in page
     assert "Under-tuned, perhaps" in page
+
+
+def test_the_curve_in_test_terms_ends_at_the_confirmed_score(store: Store) -> None:
+    rows = best_of_n(store).to_pylist()
+    scored = {(r["method"], r["reference"]): r for r in results_table(store).to_pylist()}
+    ends = {r["cell_id"]: r for r in rows}  # the last n
+    met = 0
+    for last in ends.values():
+        mine, score = [r for r in rows if r["cell_id"] == last["cell_id"]], scored[last["method"], last["reference"]]
+        assert all(r["test_low"] < r["test"] < r["test_high"] for r in mine)
+        assert [r["test"] - mine[0]["test"] for r in mine] == pytest.approx(
+            [r["expected"] - mine[0]["expected"] for r in mine]
+        )
+        if last["test"] == pytest.approx(score["mean"]):  # the choice is the best by its mean over re-runs
+            met += 1
+            assert (last["test_low"], last["test_high"]) == pytest.approx((score["low"], score["high"]))
+    assert met > len(ends) / 2
+
+
+def test_weights_are_those_of_the_expected_best() -> None:
+    scores = [0.3, 0.7, 0.5, 0.6]
+    for n, expected in enumerate(expected_best(scores), start=1):
+        weights = best_weights(scores, n)
+        assert weights.sum() == pytest.approx(1.0) and weights @ scores == pytest.approx(expected)
+    assert best_weights(scores, 4).tolist() == [0, 1, 0, 0]
+
+
+def test_sharpness_of_a_known_response(tmp_path: Path) -> None:
+    plan = {"lora": ("lora-1",), "randlora": ("lora-1",)}
+    made = open_store(make_results(tmp_path / "sharp", plan=plan, noise=0.0))
+    for r in sharpness(made).to_pylist():  # the response falls by 0.05 per squared decade
+        assert 0.3 < r["decades"] < 1.0 and r["searched"] >= 2.0
+    assert {r["open"] for r in sharpness(made).to_pylist()} <= {True, False}

@@ -46,9 +46,32 @@ def test_fronts() -> None:
 
     assert say.conclude_front([cell("lora", 0.2, on=False)]) == "No confirmed cell has this cost."
     text = say.conclude_front([cell("lora", 1.0), cell("randlora", 0.6), cell("vera", 0.1, on=False)])
-    assert "at least 95 % of resamples: LoRA at lora-1; on it, but not settled: RandLoRA at lora-1 (60 %)." in text
+    assert "at least 95 % of draws: LoRA at lora-1; on it, but not settled: RandLoRA at lora-1 (60 %)." in text
     assert "no cell; on it, but not settled" in say.conclude_front([cell("lora", 0.9)])
     assert "no saying how sure" in say.conclude_front([cell("lora", None)])
+
+
+def test_differences() -> None:
+    def one(low: float | None, verdict: str, **more: Any) -> Row:
+        ends = {"low": low, "high": low and low + 0.08, "band": low and "given the chosen rates"}
+        return compared(verdict, "1.0") | {"difference": 0.03} | ends | more
+
+    assert "nowhere are both confirmed" in say.conclude_differences([one(0.01, "higher", method="vera")])
+    text = say.conclude_differences([one(0.01, "higher"), one(-0.02, "not distinguishable")])
+    assert "over 2 budgets; by the corrected verdicts higher at 1, not distinguishable at 1" in text
+    assert text.endswith("band leaves out zero at 1.")
+    assert "there is no band" in say.conclude_differences([one(None, "not testable")])
+
+
+def test_tuning_effort_and_sharpness() -> None:
+    def cell(method: str, *curve: float | None) -> list[Row]:
+        return [place(method=method, cell_id=method, n=n, test=v) for n, v in enumerate(curve, 1)]
+
+    text = say.conclude_effort([*cell("lora", 0.60, 0.62, 0.63, 0.63), *cell("vera", 0.5, 0.56), *cell("nola", None)])
+    assert "3.5 points lower, mean of 2 cells; most in VeRA at lora-1, 6.0: a description" in text
+    assert "No conclusion" in say.conclude_effort(cell("lora", 0.6))
+    rows = [place(method="lora", decades=d, open=o) for d, o in ((0.4, False), (0.6, True))]
+    assert "LoRA at least 0.5; nothing is tested." in say.conclude_sharpness(rows)
 
 
 def compared(verdict: str, size: str, **more: Any) -> Row:
@@ -115,7 +138,9 @@ def test_groups_and_ranks() -> None:
 
 def test_every_figure_of_the_report_has_one(store: Store) -> None:
     found = pictures.pictures(store, overlay="fig1-clip")
-    assert [p.stem for p in found] == ["scaling_curve", "overlay", "fits", "pareto", "learning_rates", "expected_best"]
+    stems = ["scaling_curve", "differences", "overlay", "fits", "pareto", "learning_rates", "expected_best"]
+    stems += ["tuning_effort", "sharpness"]
+    assert [p.stem for p in found] == stems
     for p in found:
         assert p.says.endswith(".") and "\n" not in p.says
         assert p.says in unescape(p.svg)

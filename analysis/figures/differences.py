@@ -1,0 +1,118 @@
+"""The paired difference to a baseline against the budget: the figure of the claim, beside the scaling curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pyarrow as pa
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.drawing import (
+    COLUMN_INCHES,
+    MUTED,
+    STYLE,
+    Chart,
+    band,
+    dot,
+    legend,
+    log_ticks,
+    mark_bands,
+    panels,
+    place_title,
+)
+from analysis.format import Row, change_text
+from analysis.statistics.scaling import FOCUS
+from analysis.styles import in_order, place_of, places, style
+
+APART = 1.025
+"""Factor between the places of two methods at one budget, so that their bars are seen apart."""
+MARGIN = "margin"
+"""End of the id of the strip of equivalence."""
+
+
+def draw_differences(table: pa.Table, *, score: str, margin: float | None = None, columns: int = 2) -> Chart:
+    """Differences to the baseline over the budgets, a panel per place: FOCUS with its band, the others with bars.
+
+    The baseline is the zero line.
+
+    Args:
+        table: from `simultaneous.difference_curves`; not empty.
+        score: what is measured, in words.
+        margin: differences within it count as none; a strip.
+        columns: most panels in a row.
+
+    Raises:
+        ValueError: no row.
+    """
+    rows = table.to_pylist()
+    if not rows:
+        raise ValueError("no difference to draw: the table has no row")
+    methods = in_order({r[arm] for r in rows for arm in ("method", "baseline")})
+    with mpl.rc_context(STYLE):
+        figure, spots = panels(
+            len(places(table)),
+            columns,
+            (COLUMN_INCHES, 2.55),
+            extra=(0.0, 0.2),
+            margins=(0.56, 0.12, 0.42, 0.6),
+            gaps=(0.24, 0.5),
+        )
+        for index, (place, spot) in enumerate(zip(places(table), spots, strict=True)):
+            axes = figure.add_subplot(spot)
+            mine = [r for r in rows if place_of(r) == place]
+            _panel(axes, index, mine, margin)
+            axes.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
+            if spot.is_first_col():
+                axes.set_ylabel(f"{score} less {style(mine[0]['baseline']).name}'s (points)")
+        legend(figure, methods, len(methods), edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
+        mark_bands(figure, "simultaneous")
+        return figure
+
+
+def _panel(axes: Any, index: int, rows: Sequence[Row], margin: float | None) -> None:
+    budgets = sorted({r["budget"] for r in rows})
+    edge = (budgets[-1] / budgets[0]) ** 0.06 if len(budgets) > 1 else 2.0
+    axes.set_xscale("log")
+    axes.set_xlim(budgets[0] / edge, budgets[-1] * edge)
+    log_ticks(axes.xaxis, *axes.get_xlim())
+    axes.grid(axis="x", visible=False)
+    axes.set_xlabel("trainable adapter parameters")
+    if margin is not None:
+        axes.axhspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{MARGIN}")
+    axes.axhline(0.0, color=style(rows[0]["baseline"]).colour, linewidth=1.2, gid=f"{index}:zero")
+    methods = in_order({r["method"] for r in rows})
+    for k, method in enumerate(reversed(methods)):
+        place = APART ** (len(methods) - 1 - k - (len(methods) - 1) / 2)
+        _curve(axes, f"{index}:{method}", method, [r for r in rows if r["method"] == method], place)
+    axes.set_ylim(*_range(rows))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _curve(axes: Any, gid: str, method: str, rows: Sequence[Row], shift: float) -> None:
+    look = style(method)
+    x = [r["budget"] * shift for r in rows]
+    axes.plot(x, [100 * r["difference"] for r in rows], color=look.colour, gid=gid)
+    banded = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
+    low, high = [r["low"] for _, r in banded], [r["high"] for _, r in banded]
+    if method == FOCUS and len(banded) > 1:
+        band(axes, [at for at, _ in banded], low, high, look.colour, 0.16)
+    else:
+        ends = [100 * v for v in low], [100 * v for v in high]
+        axes.vlines([at for at, _ in banded], *ends, color=look.colour, linewidth=1.0, alpha=0.7)
+    for at, r in zip(x, rows, strict=True):
+        said = f"95 % band {r['band']}" if r["band"] else "no 95 % band: one seed, or no spread"
+        where = f"{look.name} at {r['reference']}: {change_text(r)} points, {r['n']} pairs, {said}; {r['verdict']}"
+        dot(axes, method, at, 100 * r["difference"], where)
+
+
+def _range(rows: Sequence[Row]) -> tuple[float, float]:
+    """Least and largest value to show, in points; a band wider than the picture may run out of it."""
+    seen = [0.0, *(100 * r["difference"] for r in rows)]
+    reach = max(1.5 * (max(seen) - min(seen)), 3.0)
+    ends = [100 * r[k] for r in rows for k in ("low", "high") if r["low"] is not None]
+    low = max(min([*seen, *ends]), min(seen) - reach)
+    high = min(max([*seen, *ends]), max(seen) + reach)
+    pad = max(0.06 * (high - low), 0.3)
+    return low - pad, high + pad

@@ -1,0 +1,129 @@
+"""Intervals that hold for other test examples too: seeds and examples are both samples, and every seed sees them all.
+
+A t interval over seeds speaks of the test set at hand. From the table `predictions` (which examples each seed got
+right) the variance of an accuracy over both is V = (MS_seed + MS_example - MS_both) / (S N), the mean squares of a
+two-way table of S seeds and N examples without replication (Owen, Ann. Appl. Stat. 1, 2007, has the general case).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis.format import Row
+from analysis.statistics.choice import choice_variances
+from analysis.statistics.inference import CHOICE_FREEDOM, LEVEL, NO_SPREAD
+from analysis.statistics.mcnemar import unpacked
+from analysis.statistics.runs import Seed, by, seed_of
+from analysis.statistics.scaling import BASELINE
+from analysis.store.columns import INT, REAL, TEXT, typed
+from analysis.store.store import Store, remembered
+from analysis.styles import place_of
+
+NONE_KEPT, ONE_SEED = "no predictions", "one seed"
+DIFFERENT, OTHER_SCORE = "seeds tested on different examples", "the score is no accuracy over examples"
+"""Why a cell has no such interval."""
+
+EXAMPLES = pa.schema(
+    [
+        *typed(TEXT, "sweep", "cell_id"),
+        *typed(INT, "seeds", "n_examples"),
+        *typed(REAL, "low_examples", "high_examples"),  # of the accuracy, over seeds and test examples
+        # of that less the baseline's, the choice of rates included; null where that is not known
+        *typed(REAL, "difference_low_examples", "difference_high_examples"),
+        ("examples_note", TEXT),  # why there is no interval of the accuracy; null where there is
+    ]
+)
+
+_KEPT = """
+select t.*, p.n_examples, p.correct, p.examples_hash
+from confirmed t left join predictions p using (sweep, trial_id) where t.test_score is not null
+order by t.sweep, t.cell_id, t.data_seed
+"""
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """What the seeds of a cell got right, or why that is not known: right (examples,) by seed."""
+
+    right: dict[Seed, NDArray[np.bool_]]
+    examples: str
+    note: str | None
+
+    @classmethod
+    def of(cls, runs: list[Row]) -> _Tested:
+        if any(r["correct"] is None for r in runs):
+            return cls({}, "", NONE_KEPT)
+        if len({(r["examples_hash"], r["n_examples"]) for r in runs}) > 1:
+            return cls({}, "", DIFFERENT)
+        right = {seed_of(r): unpacked(r["correct"], r["n_examples"]) for r in runs}
+        if any(abs(right[seed_of(r)].mean() - r["test_score"]) > 0.5 / r["n_examples"] for r in runs):
+            return cls({}, "", OTHER_SCORE)
+        return cls(right, runs[0]["examples_hash"], ONE_SEED if len(right) < 2 else None)
+
+
+def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[float, float] | None:
+    """95 % interval of the mean over seeds and examples like these; None without spread.
+
+    Satterthwaite's degrees of freedom; never narrower than over the seeds alone.
+
+    Args:
+        scores: (S, N) of every seed on every example, 0 and 1, or differences of these.
+        added: variance that the choice of rates adds to the mean.
+
+    Raises:
+        ValueError: fewer than two seeds or examples.
+    """
+    seeds, examples = scores.shape
+    if min(scores.shape) < 2:
+        raise ValueError(f"seeds and examples must be two or more, got {seeds} and {examples}")
+    mean = float(scores.mean())
+    of_seed = examples * float(((scores.mean(axis=1) - mean) ** 2).sum())
+    of_example = seeds * float(((scores.mean(axis=0) - mean) ** 2).sum())
+    both = max(0.0, float(((scores - mean) ** 2).sum()) - of_seed - of_example)
+    freedom = np.array([seeds - 1, CHOICE_FREEDOM, examples - 1, (seeds - 1) * (examples - 1)], dtype=float)
+    parts = np.array([of_seed, 0.0, of_example, both]) / freedom / (seeds * examples) + [0.0, added, 0.0, 0.0]
+    halves = [0.0]
+    crossed = [[1, 0, 1, -1], [1, 1, 1, -1]] if parts[2] > parts[3] else []  # an estimate below zero tells nothing
+    for used in ([1, 0, 0, 0], [1, 1, 0, 0], *crossed):
+        variance = float(parts @ used)
+        if variance > NO_SPREAD**2:
+            nu = variance**2 / float(((parts * used) ** 2 / freedom).sum())
+            halves.append(float(stats.t.isf((1 - LEVEL) / 2, nu)) * math.sqrt(variance))
+    return (mean - max(halves), mean + max(halves)) if max(halves) > 0.0 else None
+
+
+@remembered
+def example_intervals(store: Store, baseline: str = BASELINE) -> pa.Table:
+    """Every confirmed cell's accuracy, and its difference to the baseline's at the same budget; columns `EXAMPLES`."""
+    cells = by(store.sql(_KEPT).to_pylist(), "sweep", "cell_id")
+    choice = choice_variances(store)
+    tested = {key: _Tested.of(runs) for key, runs in cells.items()}
+    bases = {(place_of(r[0]), r[0]["reference"]): key for key, r in cells.items() if r[0]["method"] == baseline}
+    rows: list[Row] = []
+    for key, runs in cells.items():
+        one = tested[key]
+        row: Row = {"sweep": key[0], "cell_id": key[1], "seeds": len(runs), "n_examples": runs[0]["n_examples"]}
+        row["examples_note"] = one.note
+        found = None if one.note else crossed_interval(np.stack(list(one.right.values())).astype(float))
+        if found:
+            row |= dict(zip(("low_examples", "high_examples"), found, strict=True))
+        other = bases.get((place_of(runs[0]), runs[0]["reference"]))
+        known = other is not None and other != key and key in choice and other in choice
+        found = _difference(one, tested[other], choice[key] + choice[other]) if other and known else None
+        if found:
+            row |= dict(zip(("difference_low_examples", "difference_high_examples"), found, strict=True))
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=EXAMPLES)
+
+
+def _difference(one: _Tested, base: _Tested, added: float) -> tuple[float, float] | None:
+    shared = [seed for seed in one.right if seed in base.right]
+    if len(shared) < 2 or one.examples != base.examples:
+        return None
+    return crossed_interval(np.stack([one.right[s].astype(float) - base.right[s] for s in shared]), added)

@@ -1,0 +1,158 @@
+"""How often the intervals of curves and differences hold the truth: simulated scores, the product's functions.
+
+Curves have four budgets (0, 2, 3 and 3 standard deviations of a run above the first: they rise, then lie flat), half of
+the variance is a seed's luck that all cells share. `python benchmarks/coverage.py` prints a row for each kind of
+interval at 3, 5 and 10 seeds, with the exact 95 % interval of the share; `--tables N` simulates N of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from analysis.curves import fits
+from analysis.curves.fits import Curve, Estimate, Kind
+from analysis.curves.pareto import front_share
+from analysis.statistics.examples import crossed_interval
+from analysis.statistics.inference import LEVEL, mean_interval, paired_difference, proportion_interval
+from analysis.statistics.simultaneous import critical
+
+Real = NDArray[np.float64]
+Simulated = Callable[[np.random.Generator, int], bool | None]
+"""(randomness, seeds) -> whether the interval of a simulated table holds the truth; None where it has none."""
+X = np.array([1e3, 4e3, 1.6e4, 6.4e4])
+SD = 0.01
+RISING, FLAT = 0.7 + SD * np.array([0.0, 2.0, 3.0, 3.0]), np.full(4, 0.7)
+STEEP = 0.7 + SD * np.array([-2.0, -1.0, 1.0, 2.0])
+"""Crosses FLAT half-way, in log x, between the second budget and the third."""
+CROSSING = math.sqrt(X[1] * X[2])
+
+
+def curves(rng: np.random.Generator, seeds: int, *means: Real) -> list[Curve]:
+    """Curves of these true means, their noise half of it common to all cells of a seed."""
+    luck = rng.normal(0, SD * math.sqrt(0.5), seeds)
+    return [Curve(X, mean[:, None] + luck + rng.normal(0, SD * math.sqrt(0.5), (4, seeds))) for mean in means]
+
+
+def holds(found: Estimate, truth: float) -> bool | None:
+    """Whether an interval holds the truth, None without one; an end beyond the range holds all that lies there."""
+    if found.value is None:
+        return None
+    return (found.low or 0.0) <= truth <= (math.inf if found.high is None else found.high)
+
+
+def t_interval(rng: np.random.Generator, seeds: int) -> bool:
+    """A cell's mean."""
+    found = mean_interval(curves(rng, seeds, FLAT)[0].scores[0].tolist())
+    return found.low is not None and found.high is not None and found.low <= FLAT[0] <= found.high
+
+
+def area(rng: np.random.Generator, seeds: int) -> bool | None:
+    """A curve's area."""
+    truth = fits.area(Curve(X, RISING[:, None]), X[0], X[-1]).value or 0.0
+    return holds(fits.area(curves(rng, seeds, RISING)[0], X[0], X[-1]), truth)
+
+
+def area_difference(rng: np.random.Generator, seeds: int) -> bool:
+    """The paired difference of two areas."""
+    both = curves(rng, seeds, RISING, FLAT)
+    areas = [dict(enumerate(fits.seed_areas(c, X[0], X[-1]) or [])) for c in both]
+    truth = [fits.area(Curve(X, mean[:, None]), X[0], X[-1]).value or 0.0 for mean in (RISING, FLAT)]
+    found = paired_difference(*areas)
+    return found is not None and (found.low or 0.0) <= truth[0] - truth[1] <= (found.high or 0.0)
+
+
+def crossing(rng: np.random.Generator, seeds: int) -> bool | None:
+    """Where two isotonic fits cross."""
+    return holds(fits.crossing(*curves(rng, seeds, STEEP, FLAT)), CROSSING)
+
+
+def needed(rng: np.random.Generator, seeds: int) -> bool | None:
+    """The budget that a score needs."""
+    return holds(fits.needed(curves(rng, seeds, STEEP)[0], FLAT[0]), CROSSING)
+
+
+def band(kind: Kind, truth: Real) -> Simulated:
+    """A fit's band: all of it where it is simultaneous, its second point where it is pointwise."""
+
+    def covers(rng: np.random.Generator, seeds: int) -> bool | None:
+        found = fits.band(curves(rng, seeds, truth)[0], kind, X)
+        if found is None:
+            return None
+        inside = (found[0] <= truth + 1e-12) & (truth - 1e-12 <= found[1])
+        return bool(inside.all() if kind == "isotonic" else inside[1])
+
+    return covers
+
+
+def differences(rng: np.random.Generator, seeds: int) -> bool:
+    """Paired differences at all budgets at once."""
+    a, b = (c.scores for c in curves(rng, seeds, FLAT, FLAT))
+    error = (a - b).std(axis=1, ddof=1) / math.sqrt(seeds)
+    return bool((np.abs((a - b).mean(axis=1)) <= critical(4, seeds - 1) * error).all())
+
+
+def front(rng: np.random.Generator, seeds: int) -> bool:
+    """An equally good, costlier cell is not called surely on the front."""
+    a, b = (dict(enumerate(c.scores[0])) for c in curves(rng, seeds, FLAT, FLAT))
+    share = front_share(X[:2], [a, b])
+    return share is None or bool(share[1] < LEVEL)
+
+
+def examples(rng: np.random.Generator, seeds: int) -> bool | None:
+    """An accuracy over seeds and 200 test examples: a seed's skill, an example's ease and noise, right above zero."""
+    latent = 0.5 + rng.normal(0, 0.1, (seeds, 1)) + rng.normal(0, 1.0, 200) + rng.normal(0, 0.5, (seeds, 200))
+    found = crossed_interval((latent > 0).astype(float))
+    return None if found is None else bool(found[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= found[1])
+
+
+KINDS: Mapping[str, tuple[Simulated, int]] = {
+    "t interval of a mean": (t_interval, 1),
+    "area": (area, 1),
+    "paired difference of areas": (area_difference, 1),
+    "crossing": (crossing, 1),
+    "budget needed": (needed, 1),
+    "isotonic band, simultaneous, rising": (band("isotonic", RISING), 1),
+    "isotonic band, simultaneous, flat": (band("isotonic", FLAT), 1),
+    "power-law band, pointwise": (band("power law", 0.73 - 0.03 * (X / X[0]) ** -0.5), 20),
+    "paired differences, simultaneous": (differences, 1),
+    "not surely on the front": (front, 1),
+    "accuracy over seeds and test examples": (examples, 1),
+}
+"""What is simulated, and how many times fewer tables than asked (curve_fit takes its time)."""
+
+
+def covered(kind: str, seeds: int, tables: int, seed: int = 0) -> tuple[int, int]:
+    """(tables whose interval holds the truth, tables that have an interval)."""
+    one, fewer = KINDS[kind]
+    rng = np.random.default_rng((seed, seeds))
+    found = [held for _ in range(max(1, tables // fewer)) if (held := one(rng, seeds)) is not None]
+    return int(sum(found)), len(found)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--tables", type=int, default=2000)
+    tables = parser.parse_args().tables
+    print(f"{'covered, %':38}" + "".join(f"{f'{seeds} seeds':>22}" for seeds in (3, 5, 10)))
+    for kind in KINDS:
+        cells = []
+        for seeds in (3, 5, 10):
+            hit, count = covered(kind, seeds, tables)
+            low, high = proportion_interval(hit, count)
+            cells.append(f"{100 * hit / count:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        print(f"{kind:38}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()

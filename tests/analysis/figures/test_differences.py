@@ -1,0 +1,87 @@
+"""The figure of paired differences: what is drawn is what was computed, and no band says more than its verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from analysis import Store, open_store
+from analysis.figures.differences import MARGIN, draw_differences
+from analysis.figures.pictures import pictures
+from analysis.statistics.scaling import comparisons
+from analysis.statistics.simultaneous import DIFFERENCES, GIVEN_RATES, WITH_CHOICE, difference_curves
+from analysis.styles import style
+from tests.analysis.odd import odd_results
+from tests.analysis.synthetic import make_results
+
+
+def test_lines_and_bands_are_the_tables(store: Store) -> None:
+    rows = difference_curves(store).to_pylist()
+    [axes] = draw_differences(difference_curves(store), score="test accuracy").axes
+    drawn = {line.get_gid(): np.asarray(line.get_ydata()) for line in axes.lines if line.get_gid()}
+    for method in {r["method"] for r in rows}:
+        mine = [r for r in rows if r["method"] == method]
+        assert drawn[f"0:{method}"] == pytest.approx([100 * r["difference"] for r in mine])
+    assert (drawn["0:zero"] == 0).all() and len([k for k in drawn if k.startswith("tip")]) == len(rows)
+    focus = [r for r in rows if r["method"] == "randlora"]
+    [band] = [c for c in axes.collections if len(c.get_facecolor()) and c.get_alpha() == 0.16]
+    assert to_hex(band.get_facecolor()[0]) == style("randlora").colour.lower()
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(100 * min(r["low"] for r in focus))
+    assert heights.max() == pytest.approx(100 * max(r["high"] for r in focus))
+
+
+def test_a_band_that_leaves_out_zero_has_a_verdict(store: Store, wide: Store) -> None:
+    for one in (store, wide):
+        compared = {tuple(r[k] for k in DIFFERENCES.names[:7]): r for r in comparisons(one).to_pylist()}
+        apart = 0
+        for r in difference_curves(one).to_pylist():
+            mine = compared[tuple(r[k] for k in DIFFERENCES.names[:7])]
+            assert r["low"] < mine["low"] < mine["difference"] == r["difference"] < mine["high"] < r["high"]
+            if r["low"] > 0 or r["high"] < 0:
+                apart += 1
+                assert r["verdict"] == ("higher" if r["low"] > 0 else "lower")
+        assert apart > 2
+
+
+def test_a_band_says_whether_the_choice_of_rates_is_in_it(store: Store, tmp_path: Path) -> None:
+    assert set(difference_curves(store)["band"].to_pylist()) == {WITH_CHOICE}
+    cells = {(m, f"lora-{r}", "a"): {s: 0.7 + r / 50 + (m == "randlora") * s / 99 for s in range(3)}
+             for m in ("lora", "randlora") for r in (1, 4)}  # fmt: skip
+    fixed = open_store(odd_results(tmp_path / "fixed", cells))
+    assert set(difference_curves(fixed)["band"].to_pylist()) <= {GIVEN_RATES, WITH_CHOICE}
+
+
+def test_one_seed_and_no_spread_have_no_band_and_say_so(tmp_path: Path) -> None:
+    plan = {"randlora": ("lora-1", "lora-4"), "lora": ("lora-1", "lora-4")}
+    one = open_store(make_results(tmp_path / "one", seeds=1, plan=plan))
+    assert {r["band"] for r in difference_curves(one).to_pylist()} == {None}
+    [picture] = [p for p in pictures(one) if p.stem == "differences"]
+    assert "there is no band" in picture.says and "(none: one seed, or no spread)" in picture.caption
+    same = open_store(odd_results(tmp_path / "same", {(m, "lora-1", "a"): dict.fromkeys(range(3), 0.7 + k)
+                                                      for k, m in enumerate(("lora", "randlora"))}))  # fmt: skip
+    assert [r["low"] for r in difference_curves(same).to_pylist()] == [None]
+    with pytest.raises(ValueError, match="no row"):
+        draw_differences(DIFFERENCES.empty_table(), score="test accuracy")
+
+
+def test_a_margin_is_a_strip(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "margin", plan={"randlora": ("lora-1",), "lora": ("lora-1",)})
+    (folder / "sweep.json").write_text(json.dumps({"name": "margin", "confirm": {"margin": 0.01}}), encoding="utf-8")
+    [picture] = [p for p in pictures(open_store(folder)) if p.stem == "differences"]
+    [strip] = [p for p in picture.figure.axes[0].patches if p.get_gid() == f"0:{MARGIN}"]
+    assert (strip.get_y(), strip.get_height()) == pytest.approx((-1.0, 2.0))
+    assert "margin of 1 points" in picture.caption
+
+
+def test_figures_say_which_kind_their_bands_are(store: Store) -> None:
+    kinds = {"differences": "simultaneous", "fits": "simultaneous", "scaling_curve": "pointwise"}
+    kinds |= {"tuning_effort": "pointwise"}
+    for p in pictures(store):
+        said = [t.get_text() for t in p.figure.texts if t.get_text().startswith("bands")]
+        assert said == ([f"bands: 95 %, {kinds[p.stem]}"] if p.stem in kinds else []), p.stem
+        assert p.stem not in kinds or kinds[p.stem] in p.caption
