@@ -23,7 +23,7 @@ def declare(state: SweepState, journal: Journal) -> None:
     before = _last(journal.events, now)
     if before is None and scored:
         ran = {row["slot"] for row in _compared(state)}
-        before = {**now, "seeds": now["seeds"][: len(ran)], "margin": None}
+        before = {**now, "seeds": sorted(confirm.seeds)[: len(ran)], "margin": None}
         if before != now:
             _write(journal, state.spec.name, before, 0)
     if before != now:
