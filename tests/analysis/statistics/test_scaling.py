@@ -109,6 +109,19 @@ def test_budgets_are_asked_only_where_their_mean_is_settled(tmp_path: Path) -> N
     assert "yet at 2 of the budgets the simultaneous interval excludes zero (−5.0 to +5." in said
 
 
+def test_looks_share_the_level(tmp_path: Path) -> None:
+    """What the report says of looks holds of the verdicts: the first without a maximum has four fifths of 5 %."""
+    cells: Cells = {("lora", "lora-1", "a"): {0: 0.5, 1: 0.51}, ("randlora", "lora-1", "a"): {0: 0.52, 1: 0.534}}
+    folder = odd_results(tmp_path / "looks", cells, tune=())
+    (before,) = scaling.comparisons(open_store(folder)).to_pylist()
+    said = {"ev": "declare", "name": "looks", "seeds": [0, 1], "max_seeds": None, "margin": None, "scored": 0}
+    with (folder / "journal.jsonl").open("a") as journal:
+        journal.write(json.dumps(said) + "\n")
+    (after,) = scaling.comparisons(open_store(folder)).to_pylist()
+    assert (after["p"], after["p_holm"]) == pytest.approx((before["p"], 1.25 * before["p_holm"]))
+    assert after["alpha"] == pytest.approx(0.8 * before["alpha"])
+
+
 def test_places_are_families_side_by_side(tmp_path: Path) -> None:
     store = open_store(make_results(tmp_path / "sizes", sizes=("4-shot", "1.0"), plan={**ONE, "randlora": ("lora-4",)}))
     assert all(r["alpha"] == pytest.approx(0.025) for r in scaling.comparisons(store).to_pylist())  # two rows, no mean
