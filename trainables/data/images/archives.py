@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 
 from trainables.data.downloads import FOLDER_VARIABLE, data_folder
-from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, file_stamp, from_paths
+from trainables.data.images.dataset import (
+    Dataset,
+    ImageSplit,
+    Words,
+    assemble,
+    check_labels,
+    file_stamp,
+    from_paths,
+    open_image,
+)
 from trainables.data.images.info import class_words, clean
 from trainables.errors import DataError
 
@@ -47,7 +56,7 @@ def _voc_split(name: str, which: str) -> ImageSplit:
 
     def read(row: int) -> Image.Image:
         path, _, box = boxes[row]
-        return Image.open(path).crop(box)
+        return open_image(Path(path)).crop(box)
 
     stamp = file_stamp([Path(p) for p in found.images])
     split = "test" if which == "test" else "train"
