@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
+from analysis.format import visible
+from analysis.tables.console import safe_console
 from sweeps.errors import Problem, SpecError
 from trainables.cache import cache_folder, draft, mark_used
 from trainables.data.downloads import DataWarning
@@ -58,9 +59,8 @@ def _refuse_shared(dataset: Dataset | TextDataset, train: list[bytes], test: lis
     remedy = "take them out of one split"
     if len(shared) > _MOST_SHARED * len(test):
         raise SpecError([Problem("data.datasets", dataset.name, f"{rule}; {remedy}")])
-    warnings.warn(
-        f"data set {dataset.name!r}: {rule}; {remedy}, or say so beside its scores", DataWarning, stacklevel=2
-    )
+    said = f"data set {dataset.name!r}: {rule}; {remedy}, or say so beside its scores"
+    warnings.warn(visible(said), DataWarning, stacklevel=2)
 
 
 def _place(part: ImageSplit | TextSplit, row: int) -> str:
@@ -78,7 +78,7 @@ def _digests(part: ImageSplit | TextSplit) -> list[bytes]:
         joined = kept.read_bytes()
         return [joined[at : at + _SIZE] for at in range(0, len(joined), _SIZE)]
     found: list[bytes] = []
-    console = Console(stderr=True)
+    console = safe_console(stderr=True)
     silent = len(part) < MANY or not console.is_terminal
     chunks = [range(at, min(at + _CHUNK, len(part))) for at in range(0, len(part), _CHUNK)]
     text = f"reading {part.source}, {part.name}"

@@ -135,7 +135,7 @@ def load_ucf(name: str, words: Words) -> Dataset:
         }
         names = {label: word for each in rows.values() for _, label, word in each}
         parts = {which: rows[which] for which in ("train", "val", "test")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"data set {name!r}: {lists} can't be read ({type(error).__name__}: {error})") from error
 
     def read(which: str) -> ImageSplit:

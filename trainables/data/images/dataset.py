@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import stat
+import string
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -219,8 +220,13 @@ def check_labels(labels: Tensor, n_classes: int, where: str) -> Tensor:
 def check_templates(templates: tuple[str, ...], where: str) -> tuple[str, ...]:
     """`templates` when there is one at least and each holds "{}" once. Raises DataError otherwise."""
     for template in templates:
-        if template.count("{}") != 1:
-            raise DataError(f"{where}: prompt template {template!r} must hold '{{}}' exactly once, for the class name")
+        try:
+            fields = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
+        except ValueError:  # a brace alone
+            fields = []
+        if fields != [["", "", None]]:
+            rule = "must hold '{}' exactly once, for the class name, and no other braces; {{ and }} stand for braces"
+            raise DataError(f"{where}: prompt template {template!r} {rule}")
     if not templates:
         raise DataError(f"{where}: no prompt template; give at least one such as 'a photo of a {{}}.'")
     return templates

@@ -47,7 +47,7 @@ def read_words(folder: Path) -> Words:
         return Words()
     try:
         found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: must hold one JSON object, not {type(found).__name__}")
@@ -243,9 +243,11 @@ def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tupl
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return tuple(sorted(str(v) for v in column.unique().to_pylist() if v is not None))
     metadata = table.schema.metadata or {}
-    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
-    names = info.get("features", {}).get(label, {}).get("names")
-    if names:
+    try:
+        names = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][label]["names"]
+    except (ValueError, LookupError, TypeError, RecursionError):  # none, or none that can be read
+        names = None
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     if words.class_names is not None:
         return words.class_names
