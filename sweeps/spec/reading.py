@@ -25,8 +25,9 @@ def read_tree(path: Path) -> dict[str, Any]:
         folder = path.parent if path.parent.is_dir() else Path()
         near = nearest(path.name, [p.name for p in folder.iterdir() if p.suffix in (".toml", *READERS)])
         raise SpecError([Problem("file", str(path), "no such sweep file", near)])
+    read: Callable[[str], Any] = READERS.get(path.suffix, tomllib.loads)
     try:
-        tree = READERS.get(path.suffix, tomllib.loads)(path.read_text(encoding="utf-8"))
+        tree = read(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise SpecError([Problem("file", str(path), f"has more than {DEPTH} levels")]) from None
     except (ValueError, yaml.YAMLError) as error:  # TOML's, JSON's and UTF-8's errors are ValueErrors

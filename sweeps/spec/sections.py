@@ -164,7 +164,7 @@ class ConfirmSection(_Section):
         if not isinstance(value, int) or isinstance(value, bool):
             return value
         if not 1 <= value <= MOST_SEEDS:
-            raise ValueError(f"a number of seeds, from 1 to {MOST_SEEDS:,}, or a list of seeds")
+            raise ValueError(f"a number of seeds, at least 1 and at most {MOST_SEEDS:,}, or a list of seeds")
         return tuple(range(value))
 
     @field_validator("seeds")

@@ -57,7 +57,10 @@ def test_whole_numbers_beyond_64_bits(tmp_path: Path, key: str, number: int) -> 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("confirm.seeds=20240101", "confirm.seeds = 20240101: a number of seeds, from 1 to 10,000, or a list of seeds"),
+        (
+            "confirm.seeds=20240101",
+            "confirm.seeds = 20240101: a number of seeds, at least 1 and at most 10,000, or a list",
+        ),
         ("search.trials=1000000000", "search.trials = 1000000000: must be at most 100000"),
         ('methods.lora.method=["lora"]', "methods.lora.method = ['lora']: must be text"),
         ("methods.lora.method={lora=1}", "unknown method that takes a budget"),
