@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -67,7 +66,8 @@ def _one_line(text: str) -> str:
 
 def _md(text: str) -> str:
     """A cell whose text is shown as it is: no tags, links, code or further cells."""
-    return re.sub(r"[\\|`]|(?<=\])\(", r"\\\g<0>", html.escape(_one_line(text), quote=False))
+    plain = re.sub(r"&(?=#?\w+;)", "&amp;", _one_line(text)).replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\\|`]|(?<=\])\(", r"\\\g<0>", plain)
 
 
 def _tex(text: str) -> str:
