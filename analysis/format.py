@@ -14,6 +14,18 @@ Row = dict[str, Any]
 """One row of a table, by column."""
 
 
+_HIDDEN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+_HIDDEN |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+
+
+def visible(text: str) -> str:
+    """A text with a picture for every character that moves a cursor, colours a terminal or turns what is read around.
+
+    Names, failure texts and file names come from outside; as they are they could rewrite what stands above them.
+    """
+    return text.translate(_HIDDEN)
+
+
 def finite(value: Any) -> Any:
     """A copy for JSON: a number that is not finite (a loss may be; JSON has none) is None, bytes are base64 text."""
     if isinstance(value, float):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Problem:
     nearest: str | None = None
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {_short(self.value)}"
+        shown = "" if self.value is None else f" = {_SHOWN.repr(self.value)}"
         hint = f" Nearest: {self.nearest}." if self.nearest else ""
         stop = "" if self.rule.endswith(":") else "."
         return f"{self.field}{shown}: {self.rule.rstrip('.')}{stop}{hint}"
@@ -50,6 +51,5 @@ def unknown(field: str, value: str, kind: str, known: Iterable[str]) -> Problem:
     return Problem(field, value, f"unknown {kind}; known: {', '.join(names)}", nearest(value, names))
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+_SHOWN = reprlib.Repr()  # texts (names, paths) whole, a few of many items, both ends of a long number
+_SHOWN.maxlevel, _SHOWN.maxlong, _SHOWN.maxstring, _SHOWN.maxother = 3, 80, 4000, 4000

@@ -134,7 +134,7 @@ def _read_json(path: Path) -> Row:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a JSON file ({error})") from error
     whole = isinstance(found, dict) and all(isinstance(found.get(k), dict) for k in ("run_info", "train_info"))
     if not whole or "experiment_name" not in found["run_info"]:

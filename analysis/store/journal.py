@@ -64,6 +64,11 @@ def read_journal(path: Path, start: int = 0) -> Journal:
                     "Restore it from a copy, or cut the file before that line to repeat what came after"
                 )
             return Journal(tuple(events), start + position, data[position:])
+        if event["ev"] in ("finish", "choose") and not isinstance(event.get("row"), dict):
+            where = f"line {len(events) + 1}{f' after byte {start}' if start else ''}"
+            raise StoreError(
+                f"{path}: the event {event['ev']!r} of {where} has no row; restore the journal from a copy"
+            )
         events.append(event)
         position = end
     return Journal(tuple(events), start + position, None)
@@ -72,7 +77,7 @@ def read_journal(path: Path, start: int = 0) -> Journal:
 def _parse(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
-    except ValueError:  # JSON and UTF-8 errors both
+    except (ValueError, RecursionError):  # JSON's and UTF-8's errors are ValueErrors
         return None
     return event if isinstance(event, dict) and "ev" in event else None
 

@@ -7,7 +7,10 @@ variables, and what it makes is gone when it ends.
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,7 +21,12 @@ from scipy import stats
 from analysis.errors import QueryError, nearest
 from analysis.store.views import VIEWS
 
+SECONDS_VARIABLE, GB_VARIABLE = "SWEEPS_SQL_SECONDS", "SWEEPS_SQL_GB"
+"""Environment variables: how long a query may run, and the memory that it and its result may each take."""
+SECONDS, GB = 60.0, 2.0
+
 _LOCKS = (
+    "SET temp_directory = ''",  # else what does not fit is spilled into the working folder
     "SET threads = 1",  # else sums over several threads differ in their last digits from run to run
     "SET TimeZone = 'UTC'",
     "SET python_enable_replacements = false",  # else a query reads the caller's local variables
@@ -29,6 +37,7 @@ _LOCKS = (
     "SET lock_configuration = true",
 )
 _READS = ("SELECT", "EXPLAIN")
+_BATCH = 10_000
 
 
 def t95_table() -> pa.Table:
@@ -44,9 +53,21 @@ def connect(tables: Mapping[str, pa.Table], views: Iterable[str] = VIEWS) -> duc
         connection.register(name, table)
     for name in views:
         connection.execute(f"create view {name} as {VIEWS[name].sql}")
-    for lock in _LOCKS:
+    for lock in (f"SET memory_limit = '{_limit(GB_VARIABLE, GB)}GB'", *_LOCKS):
         connection.execute(lock)
     return connection
+
+
+def _limit(variable: str, default: float) -> float:
+    """A limit from the environment. Raises QueryError where the variable is no positive number."""
+    given = os.environ.get(variable) or str(default)
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise QueryError(f"{variable} = {given!r}: must be a number above 0; {default:g} where it is not set")
+    return value
 
 
 def _named_in(query: str) -> list[str]:
@@ -68,10 +89,14 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     Whole-number sums come back as int64 and other decimals as float64, so that they print and serialise as numbers.
 
     Raises:
-        QueryError: SQL that is wrong, more than one statement, or one that does more than read. An unknown table or
-            column is answered with the known ones.
+        QueryError: SQL that is wrong, more than one statement, or one that does more than read; that takes longer or
+            more memory than the environment allows; whose values Python has no type for. An unknown table or column
+            is answered with the known ones.
     """
+    seconds = _limit(SECONDS_VARIABLE, SECONDS)
     with connect(tables, _named_in(query)) as connection:
+        timer = threading.Timer(seconds, connection.interrupt)
+        timer.start()
         try:
             statements = connection.extract_statements(query)
             kinds = [statement.type.name for statement in statements]
@@ -80,9 +105,33 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
                 raise QueryError(
                     f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {query!r}"
                 )
-            return _plain(connection.sql(statements[0].query).to_arrow_table())
-        except duckdb.Error as error:
-            raise QueryError(_explain(_columns(tables), query, str(error))) from error
+            return _plain(_fetched(connection.sql(statements[0].query).to_arrow_reader(_BATCH)))
+        except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's reader raises DuckDB's as OSError
+            said = str(error)
+            if said.startswith("INTERRUPT"):
+                raise QueryError(f"the query took more than {seconds:g} s ({SECONDS_VARIABLE} allows more)") from error
+            if "Out of Memory" in said:
+                raise QueryError(_too_large("the query")) from error
+            raise QueryError(_explain(_columns(tables), query, said)) from error
+        finally:
+            timer.cancel()
+            timer.join()  # it must not interrupt a connection that is closed
+
+
+def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
+    """A result, within the limit of memory."""
+    batches, left = [], _limit(GB_VARIABLE, GB) * 2**30
+    for batch in reader:
+        left -= batch.nbytes
+        if left < 0:
+            raise QueryError(_too_large("the result"))
+        batches.append(batch)
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+def _too_large(what: str) -> str:
+    allowed = f"{_limit(GB_VARIABLE, GB):g} GB of memory ({GB_VARIABLE} allows more)"
+    return f"{what} takes more than {allowed}: choose columns, aggregate, or add a LIMIT"
 
 
 def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
@@ -122,4 +171,9 @@ def _plain(table: pa.Table) -> pa.Table:
                 table = table.set_column(i, field.name, table.column(i).cast(kind))
             except pa.ArrowInvalid:  # beyond 64 bits: leave it exact
                 continue
+        elif pa.types.is_temporal(field.type) or pa.types.is_nested(field.type):
+            try:
+                table.column(i).to_pylist()
+            except (ValueError, OverflowError) as error:  # 'infinity', years after 9999
+                raise QueryError(f"column {field.name!r} has an instant that is no date; cast it to varchar") from error
     return table

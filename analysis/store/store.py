@@ -97,7 +97,7 @@ class Store:
             return None
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{path}: not a JSON file ({error})") from error
         return spec if isinstance(spec, dict) else None
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from analysis.format import Row, change_text, percent, quantity
+from analysis.format import Row, change_text, percent, quantity, visible
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
 from analysis.store.columns import INT, REAL, TEXT, typed
@@ -37,6 +38,19 @@ RESULTS = pa.schema(
         *typed(TEXT, "verdict", "note"),  # null where there is nothing to compare with; why a row has no score
     ]
 )
+
+
+class _Visible(Console):
+    """A console that prints texts as `visible`; the escapes of rich's own styles are made after `render`."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+def safe_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """A console whose texts reach the terminal as characters: no markup, and no escapes that stand in them."""
+    return _Visible(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
 
 
 def conclusion(store: Store) -> str:
@@ -106,7 +120,7 @@ def _key(row: Row) -> tuple[str, str, str, str, str | None]:
 
 def print_results_table(store: Store, console: Console | None = None) -> None:
     """Draw `results_table`: one block per data set and training size, infeasible cells listed beneath."""
-    console = console or Console()
+    console = console or safe_console()
     rows = results_table(store).to_pylist()
     if not rows:
         console.print("no results yet: the store has no cells", highlight=False)

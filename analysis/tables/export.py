@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from analysis.errors import StoreError, nearest
+from analysis.format import visible
 from analysis.tables.sheet import Sheet
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
 _TEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "\N{MINUS SIGN}": "$-$", "<": "$<$", ">": "$>$"}
+
+_PICTURES = "[\u2400-\u2421\ufffd]"  # of `visible`, which LaTeX's fonts lack
 
 FOLDER = "report_tables"
 """Where a results folder keeps them; `tables/` holds the Parquet parts."""
@@ -19,13 +23,13 @@ def markdown(sheet: Sheet) -> str:
     """A Markdown table."""
     rule = ["---:" if c.kind == "number" else "---" for c in sheet.columns]
     lines = [sheet.header, rule, *sheet.cells]
-    return "".join(f"| {' | '.join(_one_line(c).replace('|', chr(92) + '|') for c in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(_md, line))} |\n" for line in lines)
 
 
 def latex(sheet: Sheet) -> str:
     """A LaTeX tabular with booktabs rules, its title in a comment."""
     spec = "".join("r" if c.kind == "number" else "l" for c in sheet.columns)
-    lines = [f"% {sheet.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    lines = [f"% {_one_line(sheet.title)}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines += [" & ".join(map(_tex, sheet.header)) + r" \\", r"\midrule"]
     # a row that begins with a bracket would be read as an option of the line break before it
     lines += [" & ".join(map(_tex, row)) + r" \\" for row in sheet.cells]
@@ -57,9 +61,15 @@ def form_of(name: str) -> Callable[[Sheet], str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
+
+
+def _md(text: str) -> str:
+    """A cell whose text is shown as it is: no tags, links, code or further cells."""
+    plain = re.sub(r"&(?=#?\w+;)", "&amp;", _one_line(text)).replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\\|`]|(?<=\])\(", r"\\\g<0>", plain)
 
 
 def _tex(text: str) -> str:
-    shown = "".join(_TEX.get(character, character) for character in _one_line(text))
+    shown = "".join(_TEX.get(character, character) for character in re.sub(_PICTURES, "?", _one_line(text)))
     return f"{{{shown}}}" if shown.startswith("[") else shown

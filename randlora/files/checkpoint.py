@@ -128,7 +128,7 @@ def read_json(path: Path, missing: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{missing} in {path.parent}: {path.name} is missing") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 

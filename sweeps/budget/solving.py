@@ -16,10 +16,19 @@ from sweeps.spec.spec import SweepSpec
 
 
 def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
-    """LoRA ranks of the budgets that no target weight has."""
+    """LoRA ranks of the budgets that no target weight has, and pinned capacities beyond their method's reach."""
     largest = max(min(shape) for shape in shapes.values())
     rule = f"is above the largest rank of the target weights, {largest}"
-    return [Problem("budgets.lora_rank", r, rule, str(largest)) for r in spec.budgets.lora_rank or () if r > largest]
+    ranks = spec.budgets.lora_rank or ()
+    problems = [Problem("budgets.lora_rank", r, rule, str(largest)) for r in ranks if r > largest]
+    for name, section in spec.methods.items():
+        if section.capacity is None:
+            continue
+        most = METHODS[spec.base(name)].max_capacity(tuple(set(shapes.values())), **section.options)
+        if section.capacity > most:
+            rule = f"is above the largest that {name} is built with on these weights, {most:,}"
+            problems.append(Problem(f"methods.{name}.capacity", section.capacity, rule, str(most)))
+    return problems
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 
 from analysis.format import finite
-from analysis.tables.console import print_whole
+from analysis.tables.console import print_whole, safe_console
 
 if TYPE_CHECKING:
     from analysis.tables.sheet import Sheet
 
+_MOST_ROWS = 1000  # of a table on a terminal
 _MOST_NAMES = 6  # of files that are named on one line
 
-out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+out = safe_console(soft_wrap=True)
+err = safe_console(stderr=True, soft_wrap=True)
 
 
 def emit(as_json: bool, value: Callable[[], Any], draw: Callable[[], object]) -> None:
@@ -66,10 +66,11 @@ def as_bytes(table: pa.Table, kind: str) -> bytes:
 
 
 def print_table(table: pa.Table, title: str | None = None) -> None:
-    """Any Arrow table on the terminal."""
-    rows = table.to_pylist()
+    """Any Arrow table on the terminal, its first rows where it has very many."""
+    rows = table.slice(0, _MOST_ROWS).to_pylist()
     print_rows(table.column_names, [[shown(v) for v in row.values()] for row in rows], title)
-    out.print(f"{len(rows)} row(s)", style="dim")
+    rest = f", of which the first {_MOST_ROWS:,} are shown; --to FILE writes all" if len(rows) < len(table) else ""
+    out.print(f"{table.num_rows} row(s){rest}", style="dim")
 
 
 def print_sheet(sheet: Sheet) -> None:

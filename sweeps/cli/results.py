@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.format import visible
 from sweeps.cli.options import Json, Set, Source, folder_of, store_of
 from sweeps.cli.printing import as_bytes, emit, out, print_files, print_json, print_named, print_sheet, print_table
 from sweeps.errors import Problem, SpecError, unknown
@@ -73,7 +74,8 @@ def query(
     elif kind == "table":
         print_table(table)
     elif kind in ("json", "csv"):
-        sys.stdout.write(as_bytes(table, kind).decode())
+        text = as_bytes(table, kind).decode()
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     else:
         sys.stdout.buffer.write(as_bytes(table, kind))
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from analysis.format import Row
+from analysis.tables.console import safe_console
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
 from sweeps.errors import Problem
@@ -85,7 +85,7 @@ def _compute(folder: Path, unit: Unit) -> list[Row]:
 
 def _shown(done: Iterator[tuple[Unit, list[Row]]], units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
     """The same with a bar on standard error; in a log, a line at the end."""
-    console = Console(stderr=True)
+    console = safe_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         line = bar.add_task(units[0].table, total=len(units))

@@ -19,6 +19,7 @@ from sweeps.engine.limits import Meter
 from sweeps.lanes.packs import TOGETHER
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
+from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
@@ -102,7 +103,8 @@ def run(
 
     Raises:
         SpecError: the request can't be met (resources, sampler), or the folder belongs to another sweep or process;
-            nothing was written then.
+            nothing was written then. With the trial function of this package also what `plan.inputs` refuses.
+        DataError: the same.
         EngineError: no lane can be kept up.
         RayLostError: Ray's own processes died; the same command goes on.
         OSError: the journal can't be written.
@@ -116,6 +118,8 @@ def run(
     with FolderLock(folder):
         if location is not None:
             restore(folder, location)
+        if trial == TRIAL:
+            check_inputs(plan)
         with Journal(folder / "journal.jsonl") as journal:
             sealer = Sealer(folder, None if location is None else EVERY_S)
             sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)

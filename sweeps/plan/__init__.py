@@ -5,6 +5,7 @@ Uses all rooms below; trains probes alone and starts no Ray. It writes the resul
     split_sizes  how many examples a cell trains, validates and tests on
     checks       adapters that attach, and an allowance that holds enough trials
     plan         from a specification to cells
+    digests      data as it is now: bytes of every example, and those that are in both splits
     inputs       data and folder, looked at before a sweep starts
     packing      which methods' trials share a worker
     disk_size    bytes that kept weights will take

@@ -14,6 +14,7 @@ from randlora.methods.registry import METHODS
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.methods import has_budget
+from sweeps.spec.search import MOST_TRIALS
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Extra, extra_of
 from trainables.data.images.batches import steps_per_epoch
@@ -77,17 +78,21 @@ def _corners(cell: Cell) -> list[Extra]:
 def counted(cell: Cell, spec: SweepSpec) -> Cell:
     """The cell with the trials that its allowance is; of samples, as many as they are unpruned."""
     allowance = spec.search.allowance
-    if allowance is None or not cell.feasible or not cell.tune_trials:
+    if allowance is None or not cell.feasible or not cell.tune_trials or cell.space is None:
         return cell
     least = spec.search.reruns + max(1, len(spec.search.warm_start) + 1, spec.search.rerun_rates)
     n, _, _ = split_sizes(cell)
     train = cell.settings(spec.train)
     steps = steps_per_epoch(n, train.global_batch_size, train.min_batches_per_epoch)
     samples = n if steps > train.min_batches_per_epoch else max(n, steps * train.global_batch_size)
-    longest = max((int(v) for d in cell.dimensions if d.name == "epochs" for v in d.ends), default=train.epochs)
+    longest = cell.space.epochs or train.epochs
     trials = allowance.samples // (samples * longest)
     if trials < least:
         rule = f"is {trials} trial(s) of {samples * longest} samples for {cell.label}, and {least} are needed"
         enough = f"samples = {least * samples * longest}"
+        raise SpecError([Problem("search.allowance.samples", allowance.samples, rule, enough)])
+    if trials > MOST_TRIALS:
+        rule = f"is {trials:,} trials for {cell.label}, and {MOST_TRIALS:,} are allowed"
+        enough = f"samples = {MOST_TRIALS * samples * longest}"
         raise SpecError([Problem("search.allowance.samples", allowance.samples, rule, enough)])
     return replace(cell, tune_trials=trials, epoch_samples=samples, allowance_samples=allowance.samples)

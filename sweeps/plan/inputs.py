@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 
-import torch
-
 from sweeps.errors import Problem, SpecError
+from sweeps.plan.digests import KIND, fingerprint, label_digest
 from sweeps.plan.plan import Plan
-from sweeps.plan.split_sizes import loaded, split_sizes
+from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
 from sweeps.records.locks import check_identity
-from trainables.data.images.dataset import Dataset
 from trainables.data.text.dataset import TextDataset
 from trainables.models.families import parse_id
 
@@ -28,22 +25,26 @@ def check_inputs(plan: Plan) -> None:
 
     Raises:
         SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
-            whose finished trials saw other data under the same name.
+            whose finished trials saw other data under the same name; a test split that is a copy of train.
         DataError: missing or damaged files, fewer images per class than shots, an image that does not open.
     """
     parsed = parse_id(plan.spec.model.id)
     if parsed.scheme == "open_clip" and parsed.tag is None:
         raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
     check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before this writes into it
+    forget()  # files may have changed since this process read them
     for cell in plan.feasible:
         split_sizes(cell)
+    now = {name: fingerprint(loaded(name)) for name in dict.fromkeys(cell.dataset for cell in plan.feasible)}
+    for cell in plan.feasible:
         if not cell.skip_bad:
-            _open_images(cell.dataset)
-    _check_data(plan.spec.folder, dict.fromkeys(cell.dataset for cell in plan.feasible))
+            _open_images(cell.dataset, now[cell.dataset])
+    _check_data(plan.spec.folder, now)
 
 
 @functools.cache
-def _open_images(name: str) -> None:
+def _open_images(name: str, found: str) -> None:
+    """Open the images of a data set whose fingerprint is `found`."""
     dataset = loaded(name)
     if isinstance(dataset, TextDataset):
         return  # read whole already
@@ -52,26 +53,27 @@ def _open_images(name: str) -> None:
         dataset.train.image(row)
 
 
-def fingerprint(dataset: Dataset | TextDataset) -> str:
-    """A digest of a data set's class names and of the labels or texts of both splits, in order; not of pixels."""
-    parts = [json.dumps(dataset.class_names)]
-    parts += [part.examples_hash(torch.arange(len(part))) for part in (dataset.train, dataset.test)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _check_data(folder: Path, names: dict[str, None]) -> None:
-    """Compare each data set with the one that the folder's trials saw; note those that are new."""
+def _check_data(folder: Path, now: dict[str, str]) -> None:
+    """Compare each data set's fingerprint with the one that the folder's trials saw; note those that are new."""
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        seen: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except OSError as error:
         rule = f"can't be made or read ({error.strerror}); choose another output"
         raise SpecError([Problem("output", str(folder), rule)]) from error
-    now = {name: fingerprint(loaded(name)) for name in names}
-    changed = [name for name in now if seen.get(name, now[name]) != now[name]]
+    except (ValueError, RecursionError):
+        seen = None
+    if not isinstance(seen, dict) or not all(isinstance(value, str) for value in seen.values()):
+        rule = "is no JSON object of data sets and their digests; restore it, or remove it to trust the data as it is"
+        raise SpecError([Problem("results", str(path), rule)])
+    changed = []
+    for name, found in now.items():  # a folder of an older version has no digest of the images
+        known = seen.get(name, found)
+        if known != (found if known.startswith(KIND) else label_digest(loaded(name))):
+            changed.append(name)
     if changed:
-        rule = f"is not the data that the trials in {folder} saw (images were added, removed or relabelled)"
+        rule = f"is not the data that the trials in {folder} saw (examples were added, removed, replaced or relabelled)"
         remedy = "restore it, or give the sweep another name"
         raise SpecError([Problem("data.datasets", name, f"{rule}; {remedy}") for name in changed])
     if now.items() - seen.items():

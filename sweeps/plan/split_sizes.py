@@ -42,3 +42,9 @@ def _split_sizes(
     if isinstance(data, TextDataset):
         val, test = limited(data.train, val, most[0], "val"), limited(data.test, test, most[1], "test")
     return len(rows.train_idx), len(val), len(test)
+
+
+def forget() -> None:
+    """Have data sets read again that this process has read."""
+    loaded.cache_clear()
+    _split_sizes.cache_clear()

@@ -74,9 +74,10 @@ def holder(folder: Path) -> Holder | None:
 
 def _read(path: Path) -> Holder | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Holder(**values)
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        found = Holder(**json.loads(path.read_text(encoding="utf-8")))
+        numbers = (found.pid, found.process_start, found.started, found.heartbeat)
+        return found if all(isinstance(n, int | float) for n in numbers) and isinstance(found.pid, int) else None
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):  # damaged: nobody's
         return None
 
 
@@ -201,10 +202,9 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         dict(stored["identity"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         rule = "can't be read as a sweep's identity; restore it, or choose another output"
         raise IdentityError([Problem("results", str(path), rule)]) from error
-    return dict(stored)
 
 
 def stored_rules(folder: Path, events: Sequence[Mapping[str, Any]]) -> Rules:

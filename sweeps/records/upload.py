@@ -19,7 +19,7 @@ import pyarrow as pa
 from analysis.store import diagnostic_schemas
 from analysis.store.remote import FACTS, Location
 from sweeps.errors import Problem, SpecError
-from sweeps.records.locks import refuse_other, stored_identity
+from sweeps.records.locks import IdentityError, refuse_other, stored_identity
 from trainables.errors import first_line
 
 EVERY_S = 300.0
@@ -49,9 +49,15 @@ def check_there(location: Location, identity: Mapping[str, Any]) -> None:
         SpecError: no answer.
     """
     with _answering(location):
-        stored = json.loads(location.read("spec.json")) if "spec.json" in location.files() else None
-    if stored is not None:
-        refuse_other(stored["identity"], identity, location.uri)
+        found = location.read("spec.json") if "spec.json" in location.files() else None
+    if found is None:
+        return
+    try:
+        stored = dict(json.loads(found)["identity"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        rule = "has a spec.json that can't be read as a sweep's identity; restore it, or choose another place"
+        raise IdentityError([Problem("--upload", location.uri, rule)]) from error
+    refuse_other(stored, identity, location.uri)
 
 
 def check_same(location: Location, folder: Path) -> None:

@@ -89,8 +89,7 @@ class Effort:
         search = self._search
         if search.allowance is None:
             return max(search.rates, self.least)
-        searched = [int(value) for d in self._space.dimensions if d.name == "epochs" for value in d.ends]
-        longest = max(self._samples(epochs) for epochs in (None, *searched))
+        longest = self._samples(self._space.epochs)
         used, count = search.reruns * longest, 0
         while (slot := asked.get(count)) is not None:
             used += self._used(slot, rows.get(slot.trial_id))

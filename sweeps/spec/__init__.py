@@ -8,6 +8,7 @@ Uses `randlora`'s registry and `trainables`; nothing here solves a budget, start
     sections      the other sections, and all of them together
     methods       what a sweep file may name under `[methods]`, and what is published of it
     search_space  from `[search.space]` to what each method searches
+    reading       TOML, YAML or JSON to a tree of values, within limits
     messages      pydantic's errors as problems of a sweep file
     checks        section against section: options, spaces, priorities
     spec          `SweepSpec`: a file read, overridden, scaled down and checked

@@ -32,7 +32,7 @@ def method_problems(tree: Mapping[str, Any], spec: Sections | None) -> list[Prob
             rule = "unknown method; known: " + ", ".join(known_methods())
             rule += f"; for a variant of one under a name of its own, write method = NAME in [methods.{name}]"
             problems.append(Problem(f"methods.{name}", name, rule, nearest(name, known_methods())))
-        elif isinstance(section, Mapping) and (base is None or base in METHODS):
+        elif isinstance(section, Mapping) and (base is None or (isinstance(base, str) and base in METHODS)):
             problems += _option_problems(name, base or name, section)
     if spec is not None and not problems:
         for name in spec.methods:
@@ -42,7 +42,7 @@ def method_problems(tree: Mapping[str, Any], spec: Sections | None) -> list[Prob
 
 
 def _variant_problems(name: str, base: object) -> list[Problem]:
-    if base not in METHODS:
+    if not isinstance(base, str) or base not in METHODS:
         return [unknown(f"methods.{name}.method", str(base), "method that takes a budget", tuple(METHODS))]
     if name in known_methods() and name != base:
         return [Problem(f"methods.{name}.method", base, f"{name} is a method itself; give the variant another name")]

@@ -10,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from sweeps.spec.space import Value
 from trainables.config import LATER
 
+MOST_TRIALS = 100_000
+"""Most trials of a cell."""
+
 
 class Section(BaseModel):
     """A part of a sweep file: frozen, and unknown keys are errors."""
@@ -96,7 +99,7 @@ class SearchSection(Section):
     trained, so that pruning buys more points.
     """
 
-    trials: int = Field(default=13, ge=1)
+    trials: int = Field(default=13, ge=1, le=MOST_TRIALS)
     """Trials of stage TUNE of every cell: different rates, and re-runs."""
     allowance: Annotated[Allowance | None, LATER] = None
     """Instead of `trials`: training samples (docs/fairness.md)."""
@@ -109,11 +112,11 @@ class SearchSection(Section):
     """What is searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64, log = true }`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
     """Points tried first: the published rate, or the choice at the neighbouring budget."""
-    rerun_rates: int = Field(default=2, ge=0)
+    rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)
     """How many of the best rates are run again ..."""
-    rerun_seeds: int = Field(default=2, ge=0)
+    rerun_seeds: int = Field(default=2, ge=0, le=MOST_TRIALS)
     """... on how many further seeds each; the best mean is chosen."""
-    widen: Annotated[int, Field(ge=0), LATER] = 0
+    widen: Annotated[int, Field(ge=0, le=MOST_TRIALS), LATER] = 0
     """Points past the edge of a range that a cell may add, one at a time, while its best rate is the outermost one."""
     pruner: Literal["none", "asha", "median"] = "none"
     """Stops bad TUNE trials early; off by default."""

@@ -19,6 +19,8 @@ Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 
 TUNE_SEED = 1_000_000
 """Seed of every first TUNE trial of a learning rate; re-runs take the seeds after it, CONFIRM those below."""
+MOST_SEEDS = 10_000
+"""Most seeds that a number asks for; a larger one is a seed, whose place is a list."""
 
 
 class ModelSection(_Section):
@@ -166,8 +168,8 @@ class ConfirmSection(_Section):
     def _count(cls, value: object) -> object:
         if not isinstance(value, int) or isinstance(value, bool):
             return value
-        if value < 1:
-            raise ValueError("a number of seeds, at least 1, or a list of seeds")
+        if not 1 <= value <= MOST_SEEDS:
+            raise ValueError(f"a number of seeds, at least 1 and at most {MOST_SEEDS:,}, or a list of seeds")
         return tuple(range(value))
 
     @field_validator("seeds")

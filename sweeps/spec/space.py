@@ -86,6 +86,11 @@ class Space:
         """Number of hyperparameters whose values lie on a line, the learning rate included."""
         return 1 + sum(d.ordered for d in self.dimensions)
 
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of the longest trial; None where they are not searched."""
+        return max((int(value) for d in self.dimensions if d.name == "epochs" for value in d.ends), default=None)
+
 
 def extra_of(values: Mapping[str, Value]) -> Extra:
     """Named values as an `Extra`."""

@@ -11,17 +11,15 @@ gets "-small" unless `[small]` gives another, so that the two never share a resu
 from __future__ import annotations
 
 import copy
-import json
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.spec.messages import is_echo, problem
+from sweeps.spec.reading import check_tree, read_tree, read_value
 from sweeps.spec.sections import Sections
 
 SCALES = ("full", "small")
@@ -38,19 +36,8 @@ class SweepSpec(Sections):
         `scale` "small" applies the file's `[small]` table first.
         Raises SpecError: every problem of the file and the overrides at once.
         """
-        path = Path(path)
-        if not path.is_file():
-            folder = path.parent if path.parent.is_dir() else Path()
-            near = nearest(path.name, [p.name for p in folder.iterdir() if p.suffix in (".toml", *_READERS)])
-            raise SpecError([Problem("file", str(path), "no such sweep file", near)])
-        try:
-            text = path.read_text(encoding="utf-8")
-            read: Callable[[str], Any] = _READERS.get(path.suffix, tomllib.loads)
-            tree = read(text)
-        except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
-        if not isinstance(tree, dict):
-            raise SpecError([Problem("file", str(path), "must be a table of sections")])
+        tree = read_tree(Path(path))
+        check_tree(tree)  # before it is copied
         return cls.parse(_override(at_scale(tree, scale), overrides))
 
     @classmethod
@@ -58,6 +45,7 @@ class SweepSpec(Sections):
         """Build a specification from nested mappings; raises `SpecError` with every problem found."""
         from sweeps.spec.checks import method_problems, priority_problems  # loads the registry, and torch
 
+        check_tree(tree)
         problems: list[Problem] = []
         spec: SweepSpec | None = None
         try:
@@ -72,9 +60,6 @@ class SweepSpec(Sections):
         return spec
 
 
-_READERS: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
-
-
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     problems = []
     for text in overrides:
@@ -82,10 +67,6 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         if not sign or not key.strip():
             problems.append(Problem("--set", text, "must be KEY=VALUE, such as --set search.trials=6"))
             continue
-        try:
-            parsed = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            parsed = value.strip()
         *path, last = key.strip().split(".")
         node: Any = tree
         for part in path:
@@ -93,7 +74,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         if not isinstance(node, dict):
             problems.append(Problem("--set", text, f"{'.'.join(path)} is not a section"))
             continue
-        node[last] = parsed
+        node[last] = read_value(value)
     if problems:
         raise SpecError(problems)
     return tree

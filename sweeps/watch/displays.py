@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.format import duration
+from analysis.tables.console import safe_console
 from sweeps.search.stages import SweepState
 from sweeps.watch.snapshot import Best, Counting, Failure, Snapshot
 
@@ -54,7 +55,7 @@ def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
         return progress
     if not progress:
         return Silent()
-    console = Console(stderr=True)
+    console = safe_console(stderr=True)
     return LiveProgress(console) if console.is_terminal else LineProgress(console)
 
 

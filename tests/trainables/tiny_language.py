@@ -45,10 +45,11 @@ def instruction_rows(n: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def write_rows(folder: Path, train: int = 40, test: int = 12) -> Path:
-    """A folder with train.json and test.json."""
+    """A folder with train.json and test.json, which share no row."""
     folder.mkdir(parents=True, exist_ok=True)
-    for which, n, seed in (("train", train, 0), ("test", test, 1)):
-        (folder / f"{which}.json").write_text(json.dumps(instruction_rows(n, seed)), encoding="utf-8")
+    for which, n, seed, end in (("train", train, 0, ""), ("test", test, 1, " ")):
+        rows = [row | {"instruction": row["instruction"] + end} for row in instruction_rows(n, seed)]
+        (folder / f"{which}.json").write_text(json.dumps(rows), encoding="utf-8")
     return folder
 
 
@@ -57,7 +58,7 @@ def e2e_rows(n: int, seed: int = 0) -> list[tuple[str, str]]:
     rng = random.Random(seed)
     rows = []
     for i in range(n // 2):
-        name, kind = f"Place{i}", rng.choice(["pub", "coffee shop"])
+        name, kind = f"Place{i + 10 * seed}", rng.choice(["pub", "coffee shop"])
         representation = f"name[{name}], eatType[{kind}], familyFriendly[no]"
         rows += [(representation, f"{name} is a {kind}, not for families."), (representation, f"A {kind} is {name}.")]
     return rows

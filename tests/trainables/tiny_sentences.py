@@ -24,9 +24,15 @@ def sentence(rng: random.Random, label: int) -> str:
 def write_sst2(folder: Path, train: int = 60, test: int = 24) -> Path:
     """`train.tsv`, `val.tsv` and `test.tsv` of a folder that is best called SST-2 or CoLA."""
     folder.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
     for which, n, seed in (("train", train, 0), ("val", test, 1), ("test", test, 2)):
         rng = random.Random(seed)
-        rows = [f"{sentence(rng, i % 2)}\t{i % 2}" for i in range(n)]
+        rows: list[str] = []
+        while len(rows) < n:
+            row = f"{sentence(rng, len(rows) % 2)}\t{len(rows) % 2}"
+            if which != "test" or row not in seen:  # which shares no row with the others
+                rows.append(row)
+        seen |= set(rows)
         (folder / f"{which}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n", encoding="utf-8")
     return folder
 

@@ -27,6 +27,8 @@ UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.er
 
 Shape = tuple[int, int]
 
+MOST_LAYERS = 10_000
+"""A config with more layers would be built for hours, if not for ever."""
 VISUAL = "visual."
 """open_clip's prefix of the image tower's weights."""
 
@@ -46,8 +48,12 @@ def meta_model(model_id: str) -> nn.Module:
         folder, known = parsed.folder, open_clip.get_model_config
         return _open_clip_meta(known(parsed.name) if folder is None else _read_config(folder, model_id), model_id)
     config = shape_config(parsed, model_id)
-    with torch.device("meta"):
-        return cast("nn.Module", hf_class(config).from_config(config, trust_remote_code=False))
+    try:
+        with torch.device("meta"):
+            return cast("nn.Module", hf_class(config).from_config(config, trust_remote_code=False))
+    except Exception as error:  # sizes that no model has fail anywhere in it; named and raised on
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{model_id!r}: no model can be built from its config ({said}). {advice(model_id)}") from error
 
 
 def model_kind(model_id: str) -> Kind:
@@ -127,8 +133,10 @@ def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remo
     from transformers import AutoConfig
 
     try:
+        if (local := Path(source) / "config.json").is_file() and gguf is None:
+            _check_layers(json.loads(local.read_text(encoding="utf-8")))  # a config makes a list of its layers
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **gguf_argument(gguf, model_id))
-    except UNREADABLE as error:
+    except Exception as error:  # values of any kind, a file of any kind; named and raised on
         raise ModelError(f"{model_id!r}: its config can't be read ({first_line(error)}). {advice(model_id)}") from error
 
 
@@ -195,12 +203,27 @@ def _read_config(folder: Path, model_id: str) -> dict[str, Any]:
     path = folder / "open_clip_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{model_id!r}: {path} can't be read as JSON ({first_line(error)})") from error
     inner = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(inner, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= inner.keys():
+    needed = {"embed_dim", "vision_cfg", "text_cfg"}
+    towers = isinstance(inner, dict) and all(isinstance(inner.get(name), dict) for name in ("vision_cfg", "text_cfg"))
+    if not isinstance(inner, dict) or not towers or not needed <= inner.keys():
         raise ModelError(f"{model_id!r}: {path} must have model_cfg with embed_dim, vision_cfg and text_cfg")
+    try:
+        _check_layers(inner)
+    except ValueError as error:
+        raise ModelError(f"{model_id!r}: {path}: {error}") from error
     return inner
+
+
+def _check_layers(config: Any) -> None:
+    """Raise ValueError where a config, at any level, asks for more layers than a model has."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        counts = value if isinstance(value, list) else [value]
+        if "layer" in key and any(isinstance(n, int) and n > MOST_LAYERS for n in counts):
+            raise ValueError(f"{key} = {value}, and {MOST_LAYERS:,} are allowed")
+        _check_layers(value)
 
 
 def _open_clip_meta(config: dict[str, Any], model_id: str) -> nn.Module:
@@ -223,5 +246,5 @@ def _open_clip_meta(config: dict[str, Any], model_id: str) -> nn.Module:
             return cast("nn.Module", build(**config))
     except OSError as error:  # a text tower whose config lives on the hub
         raise ModelError(f"{model_id!r}: its text tower's config can't be read. {advice(model_id)}") from error
-    except (TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # sizes that no model has fail anywhere in it; named and raised on
         raise ModelError(f"{model_id!r}: open_clip can't build its config ({first_line(error)})") from error

@@ -72,7 +72,7 @@ def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
         if index["trial_id"] != trial_id or file.stat().st_size != index["bytes"]:
             return None
         return Checkpoint(index["epoch"], index["history"], load_file(str(file)))
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError):
+    except (ValueError, KeyError, TypeError, RecursionError, OSError, SafetensorError):
         return None
 
 

@@ -136,6 +136,16 @@ def test_unbiased_hsic_against_the_definition_by_permutations() -> None:
     assert float(unbiased_hsic(k, l)) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("value", [1.0, 0.1, 1e-3, 123.456, 1e8])
+def test_constant_features_have_no_cka(value: float) -> None:
+    x, constant = draw(8, 3), torch.full((8, 5), value)
+    noise = constant * (1 + 1e-7 * draw(8, 5))
+    for features in (constant, noise):
+        for pair in ((x, features), (features, x), (features, features)):
+            with pytest.raises(ValueError, match="features that differ between examples"):
+                minibatch_cka([pair, pair])
+
+
 def test_minibatches_agree_with_the_whole() -> None:
     x = draw(400, 6)
     y = x + 0.5 * draw(400, 6, seed=9)

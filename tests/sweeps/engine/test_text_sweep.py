@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sweeps.errors import SpecError
 from sweeps.lanes.pool import Pool
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
-from sweeps.plan.split_sizes import loaded, split_sizes
+from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.spec import SweepSpec
 from tests.trainables.tiny_language import instruction_rows, save_model, write_e2e, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
@@ -67,8 +68,8 @@ def test_changed_texts_are_noticed(place: Path, tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "rows")
     whole = tree(place, output=str(tmp_path / "results")) | {"data": {"datasets": [f"json:{folder}"]}}
     check_inputs(Plan.from_spec(SweepSpec.parse(whole)))
-    (folder / "test.json").write_text(str(instruction_rows(12, seed=5)).replace("'", '"'), encoding="utf-8")
-    loaded.cache_clear()
+    rows = [row | {"instruction": row["instruction"] + " "} for row in instruction_rows(12, seed=5)]
+    (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(SpecError, match="not the data that the trials"):
         check_inputs(Plan.from_spec(SweepSpec.parse(whole)))
 

@@ -9,6 +9,7 @@ import pytest
 from sweeps.errors import SpecError
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
+from sweeps.search.effort import Effort
 from sweeps.spec.spec import SweepSpec
 
 DATA = "embedded:fashion-mnist-turned"
@@ -39,3 +40,11 @@ def test_whole_trials_of_an_allowance_in_samples(sections: dict[str, Any], epoch
     assert lora.allowance_samples == 20 * 160 * 4 + 1
     with pytest.raises(SpecError, match=rf"2 trial\(s\) of {160 * epochs} samples .* Nearest: samples = "):
         planned(2 * 160 * epochs, **sections)
+
+
+@pytest.mark.parametrize("space", [[1, 2], {"low": 1, "high": 2}, [2, 8]])
+def test_searched_epochs_count_alike_before_and_while_it_runs(space: object) -> None:
+    plan = planned(20 * 160 * 8, search={"allowance": {"samples": 20 * 160 * 8}, "space": {"epochs": space}})
+    cell = plan.feasible[0]
+    assert cell.tune_trials == 20 * 8 // (8 if space == [2, 8] else 2)
+    assert len(Effort(cell, plan.spec.search).points({}, {})) == cell.tune_trials - plan.spec.search.reruns

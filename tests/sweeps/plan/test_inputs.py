@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from sweeps.engine.run import run
 from sweeps.errors import SpecError
-from sweeps.plan import inputs, split_sizes
+from sweeps.plan import digests, split_sizes
+from sweeps.plan.digests import fingerprint, label_digest
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from trainables.data.downloads import DataWarning
+from trainables.data.images.dataset import ImageSplit
 from trainables.errors import DataError
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Two classes of eight images, and of two for the test."""
-    split_sizes.loaded.cache_clear()
-    inputs._open_images.cache_clear()
-    split_sizes._split_sizes.cache_clear()
-    for part, count in (("train", 8), ("test", 2)):
+    for part, count, more in (("train", 8, 0), ("test", 2, 20)):
         for shade, name in ((40, "shirt"), (200, "shoe")):
             folder = tmp_path / "images" / part / name
             folder.mkdir(parents=True)
             for k in range(count):
-                Image.new("L", (28, 28), shade + k).save(folder / f"{k}.png")
+                Image.new("L", (28, 28), shade + k + more).save(folder / f"{k}.png")
     return tmp_path / "images"
 
 
@@ -40,12 +44,6 @@ def plan(images: Path, output: str, **data: object) -> Plan:
         "methods": {"lora": {}},
     }
     return Plan.from_spec(SweepSpec.parse(tree))
-
-
-def again() -> None:
-    split_sizes.loaded.cache_clear()
-    inputs._open_images.cache_clear()
-    split_sizes._split_sizes.cache_clear()
 
 
 def test_a_damaged_image_is_named(images: Path, tmp_path: Path) -> None:
@@ -67,12 +65,95 @@ def test_bad_images_may_be_skipped(images: Path, tmp_path: Path) -> None:
 def test_other_data_under_the_same_name_is_refused(images: Path, tmp_path: Path) -> None:
     planned = plan(images, str(tmp_path / "r"))
     check_inputs(planned)
-    again()
     check_inputs(planned)
     (images / "test" / "shoe" / "1.png").unlink()
-    again()
     with pytest.raises(SpecError, match="not the data that the trials"):
         check_inputs(planned)
+
+
+def recolour(images: Path) -> None:
+    """Other pixels in every image, under the same names."""
+    for path in images.rglob("*.png"):
+        with Image.open(path) as image:
+            other = image.point(lambda value: value // 2)
+        other.save(path)
+
+
+def test_other_pixels_under_the_same_names_are_refused(images: Path, tmp_path: Path) -> None:
+    planned = plan(images, str(tmp_path / "r"))
+    check_inputs(planned)
+    recolour(images)
+    with pytest.raises(SpecError, match="not the data that the trials"):
+        run(planned, progress=False)  # from Python too
+    assert not (tmp_path / "r" / "journal.jsonl").exists()
+
+
+def test_a_folder_of_an_older_version_is_compared_by_its_labels(images: Path, tmp_path: Path) -> None:
+    planned, name = plan(images, str(tmp_path / "r")), f"folder:{images}"
+    record = tmp_path / "r" / "data.json"
+    record.parent.mkdir()
+    old = label_digest(split_sizes.loaded(name))
+    record.write_text(json.dumps({name: "0" * 64}))
+    with pytest.raises(SpecError, match="not the data that the trials"):
+        check_inputs(planned)
+    record.write_text(json.dumps({name: old, "gone": "1" * 64}))
+    check_inputs(planned)
+    written = json.loads(record.read_text())
+    assert written["gone"] == "1" * 64
+    assert written[name] != old  # from now on the images count
+    recolour(images)
+    with pytest.raises(SpecError, match="not the data that the trials"):
+        check_inputs(planned)
+
+
+@pytest.mark.parametrize("copy", [shutil.copytree, lambda old, new: Path(new).symlink_to(old)])
+def test_a_test_split_that_copies_train_is_refused(
+    images: Path, tmp_path: Path, copy: Callable[[Path, Path], object]
+) -> None:
+    shutil.rmtree(images / "test")
+    copy(images / "train", images / "test")
+    with pytest.raises(SpecError, match=r"16 of 16 test examples stand in train.*test/shirt/0\.png is .*train/shirt/0"):
+        check_inputs(plan(images, str(tmp_path / "r")))
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_example_in_both_splits_is_named(images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "train" / "shoe" / "3.png", images / "test" / "shoe" / "9.png")
+    with pytest.warns(DataWarning, match=r"1 of 5 test examples .*test/shoe/9\.png is .*train/shoe/3\.png"):
+        check_inputs(plan(images, str(tmp_path / "r")))
+
+
+def test_texts_in_both_splits_are_refused(tmp_path: Path) -> None:
+    rows = [{"instruction": f"What is {n}?", "output": str(n)} for n in range(20)]
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.json").write_text(json.dumps(rows))
+    with pytest.raises(SpecError, match=r"20 of 20 test examples stand in train.*test\.json, row 0 is .*train\.json"):
+        fingerprint(split_sizes.loaded(f"json:{tmp_path}"))
+
+
+def test_digests_of_many_images_are_kept_until_a_file_changes(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "MANY", 2)
+    monkeypatch.setenv("SWEEPS_CACHE", str(tmp_path / "cache"))
+    planned = plan(images, str(tmp_path / "r"))
+    check_inputs(planned)
+    kept = {path: path.stat().st_size for path in (tmp_path / "cache").rglob("digests")}
+    assert sorted(kept.values()) == [16 * 4, 16 * 16]
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageSplit, "digest", None)  # nothing is read again
+        check_inputs(planned)
+    recolour(images)
+    with pytest.raises(SpecError, match="not the data that the trials"):
+        check_inputs(planned)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', "[" * 100_000, "\udcff"])
+def test_a_damaged_record_of_the_data_is_named(images: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "data.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(SpecError, match=r"data\.json.*no JSON object of data sets.*restore it, or remove it"):
+        check_inputs(plan(images, str(tmp_path / "r")))
 
 
 def test_a_folder_that_cannot_be_made(images: Path, tmp_path: Path) -> None:

@@ -43,6 +43,24 @@ def test_a_second_driver_is_refused_naming_the_first(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+WRONG = b'{"host": 1, "pid": "x", "process_start": [], "started": 0, "heartbeat": "now", "token": 0}'
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"[]", b"[" * 100_000, b"9", b'{"host": "h"}', WRONG])
+def test_a_damaged_lock_is_nobodys(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "lock.json").write_bytes(text)
+    assert holder(tmp_path) is None
+    with FolderLock(tmp_path):
+        assert holder(tmp_path) is not None
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"[]", b"[" * 100_000, b'{"identity": [1]}', b'{"identity": 1}'])
+def test_a_damaged_identity_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "spec.json").write_bytes(text)
+    with pytest.raises(IdentityError, match=r"spec\.json.*can't be read as a sweep's identity; restore it"):
+        check_identity(tmp_path, IDENTITY)
+
+
 def test_a_dead_process_loses_its_lock(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from sweeps.records.locks import FolderLock\n"
     code += "FolderLock(Path(sys.argv[1])).__enter__(); os._exit(0)"

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from analysis.errors import StoreError
 from analysis.format import finite
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths
 from sweeps.records import sealing
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger
+from sweeps.records.replay import replay
 from sweeps.records.rows import choice_row
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import Choice, Slot, SweepState
@@ -106,3 +108,19 @@ def test_what_is_kept_goes_by_stage_and_method(tmp_path: Path, keep: str, stages
 def test_numbers_that_are_not_finite_become_null() -> None:
     values = {"a": float("nan"), "b": [1.0, float("inf")], "c": ("x", None)}
     assert finite(values) == {"a": None, "b": [1.0, None], "c": ["x", None]}
+
+
+@pytest.mark.parametrize(
+    ("event", "lacking"),
+    [
+        ({"ev": "ask", "cell_id": "c"}, r"stage \(str\)"),
+        ({"ev": "report", "trial_id": "t", "epoch": "1", "values": {}}, r"epoch \(int\)"),
+        ({"ev": "finish", "row": {"trial_id": "t", "status": "finished"}}, r"row\.cell_id \(str\)"),
+        ({"ev": "choose", "cell_id": "c", "row": {"cell_id": "c"}}, r"row\.chosen_at \(str\)"),
+    ],
+)
+def test_an_event_without_its_keys_is_named(tmp_path: Path, event: dict[str, object], lacking: str) -> None:
+    plan, sealer = fake_plan(tmp_path / "r", (FakeCell("lora"),)), Sealer(tmp_path)
+    state = SweepState(plan.feasible, plan.spec)
+    with pytest.raises(StoreError, match=rf"event '{event['ev']}' of line 2 has no {lacking}; restore the journal"):
+        replay(state, sealer, [{"ev": "sweep"}, event], sealer.rows)

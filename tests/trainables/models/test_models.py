@@ -198,6 +198,45 @@ def test_a_malformed_transformers_config_is_named(tmp_path: Path) -> None:
         meta_model(f"local:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "wide"},
+        {"hidden_size": -64},
+        {"hidden_size": 10**30},
+        {"num_hidden_layers": "two"},
+        {"num_hidden_layers": 10**9},
+        {"num_attention_heads": 0},
+        {"vocab_size": -1},
+        {"vocab_size": None},
+        {"hidden_act": ["gelu"]},
+    ],
+)
+def test_sizes_that_no_model_has_are_one_error(tmp_path: Path, changes: dict[str, Any]) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    config = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], **sizes, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"can't be read|no model can be built from its config|10,000 are allowed"):
+        meta_model(f"local:{tmp_path}")
+
+
+@pytest.mark.parametrize("where", ["config.json", "open_clip_config.json"])
+def test_a_config_with_too_many_levels(tmp_path: Path, where: str) -> None:
+    (tmp_path / where).write_text('{"a":' * 100_000)
+    with pytest.raises(ModelError, match="can't be read"):
+        meta_model(f"local:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "tower", [{"layers": 10**9}, {"layers": "two"}, {"width": -8}, {"width": "8"}, [], {"layers": [10**9, 1, 1, 1]}]
+)
+def test_towers_that_no_model_has_are_one_error(tmp_path: Path, tower: Any) -> None:
+    vision = {**TINY_CLIP["vision_cfg"], **tower} if tower else tower
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**TINY_CLIP, "vision_cfg": vision}}))
+    with pytest.raises(ModelError, match=r"can't build its config|10,000 are allowed|must have model_cfg with"):
+        meta_model(f"local:{tmp_path}")
+
+
 def test_without_a_network_the_error_says_how_to_use_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("We couldn't connect to the hub\nand more")

@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 
 from trainables.data.downloads import FOLDER_VARIABLE, data_folder
-from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, file_stamp, from_paths
+from trainables.data.images.dataset import (
+    Dataset,
+    ImageSplit,
+    Words,
+    assemble,
+    check_labels,
+    file_stamp,
+    from_paths,
+    open_image,
+)
 from trainables.data.images.info import class_words, clean
 from trainables.errors import DataError
 
@@ -47,7 +56,7 @@ def _voc_split(name: str, which: str) -> ImageSplit:
 
     def read(row: int) -> Image.Image:
         path, _, box = boxes[row]
-        return Image.open(path).crop(box)
+        return open_image(Path(path)).crop(box)
 
     stamp = file_stamp([Path(p) for p in found.images])
     split = "test" if which == "test" else "train"
@@ -126,7 +135,7 @@ def load_ucf(name: str, words: Words) -> Dataset:
         }
         names = {label: word for each in rows.values() for _, label, word in each}
         parts = {which: rows[which] for which in ("train", "val", "test")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"data set {name!r}: {lists} can't be read ({type(error).__name__}: {error})") from error
 
     def read(which: str) -> ImageSplit:

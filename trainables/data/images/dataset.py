@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import stat
+import string
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TypeVar
 
 import torch
 from PIL import Image
@@ -19,8 +23,21 @@ DEFAULT_TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}
 DEFAULT_PROMPT = "An image of {}"
 """The single prompt of the contrastive loss (arXiv 2502.00987's released code)."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What Pillow may take bytes for, whatever a file is called: others start programs (EPS) or are rarely tested."""
+
+_BOMB = Image.DecompressionBombWarning
+warnings.filterwarnings("error", category=_BOMB)  # half of what Pillow refuses is more than an image needs
+
 # What Pillow raises on bytes that are no image, by format
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, _BOMB)
+
+_V = TypeVar("_V")
+
+
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """An image of `FORMATS`, not yet decoded. Raises what Pillow raises."""
+    return Image.open(file, formats=FORMATS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +50,8 @@ class ImageSplit:
         labels: (N,) int64, in [0, number of classes).
         read: opens the image of one row; may raise what Pillow raises.
         stamp: changes whenever the files behind it do; "" where that can't be known, and nothing is cached.
-        file: names the file of one row, for messages; None where rows have no files of their own.
+        file: the file of one row; None where rows have no files of their own.
+        raw: the encoded image of one row that has no file; None where there is none.
     """
 
     source: str
@@ -42,6 +60,7 @@ class ImageSplit:
     read: Callable[[int], Image.Image]
     stamp: str = ""
     file: Callable[[int], str] | None = None
+    raw: Callable[[int], bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,6 +76,17 @@ class ImageSplit:
                 f"{self.source}, {self.name} row {row}{file}: not a readable image ({error}); replace or remove it, "
                 "or set data.skip_bad = true to leave such images out and count them"
             ) from error
+
+    def digest(self, row: int) -> bytes:
+        """16 bytes of BLAKE2b over a row's encoded image, or over its pixels; its own for one that can't be read."""
+        new = functools.partial(hashlib.blake2b, digest_size=16)
+        try:
+            if self.file is not None:
+                with Path(self.file(row)).open("rb") as file:
+                    return hashlib.file_digest(file, new).digest()
+            return new(self.image(row).tobytes() if self.raw is None else self.raw(row)).digest()
+        except (OSError, ValueError):
+            return new(f"{self.name} row {row} can't be read".encode()).digest()
 
     def examples_hash(self, rows: Tensor) -> str:
         """SHA-256 over the list of example ids (split, row, label): equal lists, equal hashes, on every machine."""
@@ -118,22 +148,25 @@ def from_paths(source: str, which: str, paths: Sequence[Path], labels: Sequence[
     """A split whose images are files."""
     checked = check_labels(torch.tensor(labels, dtype=torch.int64), n_classes, f"{source} ({which})")
     return ImageSplit(
-        source, which, checked, lambda row: Image.open(paths[row]), file_stamp(paths), lambda row: str(paths[row])
+        source, which, checked, lambda row: open_image(paths[row]), file_stamp(paths), lambda row: str(paths[row])
     )
 
 
 def joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
     """Both, one after the other, under the first one's name."""
     n = len(first)
-    labels = torch.cat([first.labels, second.labels])
-    one, two = first.file, second.file
+
+    def either(one: Callable[[int], _V] | None, two: Callable[[int], _V] | None) -> Callable[[int], _V] | None:
+        return None if one is None or two is None else lambda row: one(row) if row < n else two(row - n)
+
     return ImageSplit(
         first.source,
         first.name,
-        labels,
+        torch.cat([first.labels, second.labels]),
         lambda row: first.read(row) if row < n else second.read(row - n),
         f"{first.stamp}+{second.stamp}" if first.stamp and second.stamp else "",
-        None if one is None or two is None else lambda row: one(row) if row < n else two(row - n),
+        either(first.file, second.file),
+        either(first.raw, second.raw),
     )
 
 
@@ -141,7 +174,7 @@ def subset(pool: ImageSplit, which: str, rows: Tensor) -> ImageSplit:
     """Some rows of a split as a split of their own."""
     index = rows.tolist()
     digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
-    file = pool.file
+    file, raw = pool.file, pool.raw
     return ImageSplit(
         pool.source,
         which,
@@ -149,14 +182,23 @@ def subset(pool: ImageSplit, which: str, rows: Tensor) -> ImageSplit:
         lambda row: pool.read(index[row]),
         f"{pool.stamp}/{digest}" if pool.stamp else "",
         None if file is None else lambda row: file(index[row]),
+        None if raw is None else lambda row: raw(index[row]),
     )
 
 
 def file_stamp(paths: Sequence[Path]) -> str:
-    """A digest of files' places, sizes and times of change: what the cache of decoded images is bound to."""
+    """A digest of files' places, sizes and times of change: what the cache of decoded images is bound to.
+
+    Raises DataError: a link to nothing, or what is no file (reading a device or a pipe would never end).
+    """
     digest = hashlib.sha256()
     for path in paths:
-        found = path.stat()
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({error.strerror}); replace or remove it") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path}: is no file, nor a link to one; replace or remove it")
         digest.update(f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -178,8 +220,13 @@ def check_labels(labels: Tensor, n_classes: int, where: str) -> Tensor:
 def check_templates(templates: tuple[str, ...], where: str) -> tuple[str, ...]:
     """`templates` when there is one at least and each holds "{}" once. Raises DataError otherwise."""
     for template in templates:
-        if template.count("{}") != 1:
-            raise DataError(f"{where}: prompt template {template!r} must hold '{{}}' exactly once, for the class name")
+        try:
+            fields = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
+        except ValueError:  # a brace alone
+            fields = []
+        if fields != [["", "", None]]:
+            rule = "must hold '{}' exactly once, for the class name, and no other braces; {{ and }} stand for braces"
+            raise DataError(f"{where}: prompt template {template!r} {rule}")
     if not templates:
         raise DataError(f"{where}: no prompt template; give at least one such as 'a photo of a {{}}.'")
     return templates

@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 
 from randlora.errors import nearest
 from trainables.data.downloads import hub_splits
@@ -29,6 +28,7 @@ from trainables.data.images.dataset import (
     check_templates,
     file_stamp,
     from_paths,
+    open_image,
 )
 from trainables.errors import DataError
 
@@ -36,6 +36,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 _VALIDATION = ("validation", "valid", "val")
+UNPACKED, UNPACKED_BYTES = 50, 2**30
+"""A table may unpack to so many times its file's size, and to so many bytes in any case."""
 
 
 def read_words(folder: Path) -> Words:
@@ -45,7 +47,7 @@ def read_words(folder: Path) -> Words:
         return Words()
     try:
         found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: must hold one JSON object, not {type(found).__name__}")
@@ -90,12 +92,12 @@ def from_tables(
 
 def from_parquet(name: str, folder: Path) -> Dataset:
     """`FOLDER/train*.parquet` and `FOLDER/test*.parquet`, also under `data/` or split folders, as the hub lays them."""
-    return _from_files(name, folder, "parquet", lambda paths: pq.read_table([str(p) for p in paths]))
+    return _from_files(name, folder, "parquet", _read_parquet)
 
 
 def from_arrow(name: str, folder: Path) -> Dataset:
     """The same with Arrow files or streams, which includes what `datasets`' `save_to_disk` writes."""
-    return _from_files(name, folder, "arrow", lambda paths: pa.concat_tables([_read_arrow(p) for p in paths]))
+    return _from_files(name, folder, "arrow", _read_arrow)
 
 
 def from_folder(name: str, folder: Path) -> Dataset:
@@ -162,7 +164,7 @@ def from_hub(
     return from_tables(name, tables, words or Words(), stamps, clean=clean)
 
 
-def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Sequence[Path]], pa.Table]) -> Dataset:
+def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Iterable[pa.RecordBatch]]) -> Dataset:
     splits: dict[str, list[Path]] = {}
     for which in ("train", "test", *_VALIDATION):
         for pattern in (f"{which}.{suffix}", f"{which}-*.{suffix}", f"data/{which}-*.{suffix}", f"{which}/*.{suffix}"):
@@ -173,7 +175,7 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Sequence[P
 
     def opened(which: str) -> pa.Table:
         try:
-            return read(splits[which])
+            return pa.concat_tables([_table(p, read(p)) for p in splits[which]], promote_options="default")
         except (pa.ArrowException, OSError) as error:
             listed = ", ".join(str(p) for p in splits[which])
             raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
@@ -183,13 +185,43 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Sequence[P
     return from_tables(name, tables, read_words(folder), stamps)
 
 
-def _read_arrow(path: Path) -> pa.Table:
+def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        about = file.metadata
+        _check_unpacked(path, sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
+        yield from file.iter_batches(1024)
+
+
+def _read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(path)) as file:
         try:
-            return pa.ipc.open_file(file).read_all()
+            found = pa.ipc.open_file(file)
         except pa.ArrowInvalid:  # no file footer: a stream
             file.seek(0)
-            return pa.ipc.open_stream(file).read_all()
+            yield from pa.ipc.open_stream(file)
+        else:
+            yield from (found.get_batch(i) for i in range(found.num_record_batches))
+
+
+def _table(path: Path, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """The table of a file, unless it unpacks to more than encoded images can."""
+    kept, size = [], 0
+    for batch in batches:
+        size += batch.nbytes
+        _check_unpacked(path, size)
+        kept.append(batch)
+    if not kept:
+        raise DataError(f"{path}: no rows")
+    return pa.Table.from_batches(kept)
+
+
+def _check_unpacked(path: Path, size: int) -> None:
+    limit = max(UNPACKED_BYTES, UNPACKED * path.stat().st_size)
+    if size > limit:
+        raise DataError(
+            f"{path}: unpacks to {size:,} bytes or more, from {path.stat().st_size:,}; encoded images do not, and "
+            f"{limit:,} are allowed"
+        )
 
 
 def _columns(table: pa.Table, source: str) -> tuple[str, str]:
@@ -211,9 +243,11 @@ def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tupl
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return tuple(sorted(str(v) for v in column.unique().to_pylist() if v is not None))
     metadata = table.schema.metadata or {}
-    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
-    names = info.get("features", {}).get(label, {}).get("names")
-    if names:
+    try:
+        names = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][label]["names"]
+    except (ValueError, LookupError, TypeError, RecursionError):  # none, or none that can be read
+        names = None
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     if words.class_names is not None:
         return words.class_names
@@ -243,14 +277,14 @@ def _table_split(
     labels = check_labels(torch.tensor(values, dtype=torch.int64), len(class_names), where)
     cells = table.column(image)
 
-    def read(row: int) -> Image.Image:
+    def raw(row: int) -> bytes:
         cell = cells[row].as_py()
         encoded = cell["bytes"] if isinstance(cell, dict) else cell
         if encoded is None:
             raise ValueError("the row holds no bytes")
-        return Image.open(io.BytesIO(encoded))
+        return bytes(encoded)
 
-    return ImageSplit(source, which, labels, read, stamp)
+    return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), stamp, raw=raw)
 
 
 def _must_have(name: str, folder: Path, splits: Mapping[str, object], what: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from trainables.data.downloads import FOLDER_VARIABLE, data_folder
-from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, subset
+from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, file_stamp, subset
 from trainables.data.images.info import Load, class_words, clean
 from trainables.errors import DataError
 from trainables.seeds import generator
@@ -129,11 +130,23 @@ def _split(name: str, which: str, parts: list[Any], n_classes: int) -> ImageSpli
     labels = torch.cat([_labels(name, p) for p in parts])
     where: list[tuple[Any, int]] = [(p, i) for p in parts for i in range(len(p))]
     read: Callable[[int], Any] = lambda row: where[row][0][where[row][1]][0]  # noqa: E731
-    return ImageSplit(name, which, check_labels(labels, n_classes, f"{name} ({which})"), read, _stamp(parts, which))
+    checked = check_labels(labels, n_classes, f"{name} ({which})")
+    paths = [path for part in parts for path in _paths(part)]
+    if len(paths) < len(where):
+        return ImageSplit(name, which, checked, read, _stamp(parts, which))
+    return ImageSplit(name, which, checked, read, file_stamp(paths), lambda row: str(paths[row]))
+
+
+def _paths(part: Any) -> list[Path]:
+    """The image files of a set; none where torchvision keeps it in memory, or makes the paths as it reads."""
+    for attribute in ("_image_files", "_images", "samples", "_samples"):  # torchvision's spellings
+        if found := getattr(part, attribute, None):
+            return [Path(each[0] if isinstance(each, tuple) else each) for each in found]
+    return []
 
 
 def _stamp(parts: list[Any], which: str) -> str:
-    """torchvision checks archives, so a set is known by its class, its folder and its version."""
+    """Of a set without paths: torchvision checks archives, so its class, its folder and its version say which it is."""
     import torchvision
 
     words = [torchvision.__version__, which, str(data_folder().resolve())]

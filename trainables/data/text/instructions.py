@@ -79,7 +79,7 @@ def _objects(path: Path) -> Sequence[object]:
         if path.suffix == ".jsonl":
             return [_object(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         found = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again, or mend it") from error
     if not isinstance(found, list):
         raise DataError(f"{path}: must hold a JSON list of rows, not {type(found).__name__}")

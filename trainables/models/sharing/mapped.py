@@ -101,7 +101,7 @@ def read(path: Path, *, check: bool = True) -> tuple[dict[str, Tensor], dict[str
             tensors = {name: _view(mapped, start, header[name]) for name in sums}
         except DamagedError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise DamagedError(f"{path}: its header can't be read") from error
     for name, tensor in tensors.items() if check else ():
         if zlib.crc32(_bytes_of(tensor)) != sums[name]:

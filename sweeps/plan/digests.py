@@ -1,0 +1,103 @@
+"""What a data set's examples are, byte for byte, and which of them stand in both of its splits."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from analysis.format import visible
+from analysis.tables.console import safe_console
+from sweeps.errors import Problem, SpecError
+from trainables.cache import cache_folder, draft, mark_used
+from trainables.data.downloads import DataWarning
+from trainables.data.images.dataset import Dataset, ImageSplit
+from trainables.data.text.dataset import TextDataset, TextSplit
+
+MANY = 20_000
+"""Images of a split whose digests are kept in the machine's cache, until a file's size or time changes."""
+KIND = "blake2b:"
+"""Begins a digest of the examples' bytes; `fingerprint`'s first form, over labels alone, begins with nothing."""
+_MOST_SHARED = 0.5
+_READERS, _CHUNK = 8, 256
+_SIZE = 16
+
+
+def fingerprint(dataset: Dataset | TextDataset) -> str:
+    """A digest of a data set's class names and of the labels, images or texts of both splits, in order.
+
+    Warns of examples that stand in both splits. Raises SpecError where they are most of the test split.
+    """
+    train, test = (_digests(part) for part in (dataset.train, dataset.test))
+    _refuse_shared(dataset, train, test)
+    whole = hashlib.blake2b(label_digest(dataset).encode(), digest_size=32)
+    for digest in (*train, *test):
+        whole.update(digest)
+    return KIND + whole.hexdigest()
+
+
+def label_digest(dataset: Dataset | TextDataset) -> str:
+    """The same without images: what older versions wrote down."""
+    parts = [json.dumps(dataset.class_names)]
+    parts += [part.examples_hash(torch.arange(len(part))) for part in (dataset.train, dataset.test)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _refuse_shared(dataset: Dataset | TextDataset, train: list[bytes], test: list[bytes]) -> None:
+    known = {digest: row for row, digest in enumerate(train)}
+    shared = [row for row, digest in enumerate(test) if digest in known]
+    if not shared:
+        return
+    first, twin = (_place(*at) for at in ((dataset.test, shared[0]), (dataset.train, known[test[shared[0]]])))
+    rule = f"{len(shared):,} of {len(test):,} test examples stand in train too, byte for byte: {first} is {twin}"
+    remedy = "take them out of one split"
+    if len(shared) > _MOST_SHARED * len(test):
+        raise SpecError([Problem("data.datasets", dataset.name, f"{rule}; {remedy}")])
+    said = f"data set {dataset.name!r}: {rule}; {remedy}, or say so beside its scores"
+    warnings.warn(visible(said), DataWarning, stacklevel=2)
+
+
+def _place(part: ImageSplit | TextSplit, row: int) -> str:
+    """An example's file, or its row."""
+    if isinstance(part, TextSplit):
+        return part.place(row)
+    return f"{part.name} row {row}" if part.file is None else part.file(row)
+
+
+def _digests(part: ImageSplit | TextSplit) -> list[bytes]:
+    """`digest` of every row, from the machine's cache where there are many."""
+    kept = None if isinstance(part, TextSplit) or len(part) < MANY else _kept(part)
+    if kept is not None and kept.is_file() and kept.stat().st_size == _SIZE * len(part):
+        mark_used(kept.parent)
+        joined = kept.read_bytes()
+        return [joined[at : at + _SIZE] for at in range(0, len(joined), _SIZE)]
+    found: list[bytes] = []
+    console = safe_console(stderr=True)
+    silent = len(part) < MANY or not console.is_terminal
+    chunks = [range(at, min(at + _CHUNK, len(part))) for at in range(0, len(part), _CHUNK)]
+    text = f"reading {part.source}, {part.name}"
+    with ThreadPoolExecutor(_READERS if isinstance(part, ImageSplit) and part.file else 1) as pool:
+        made = pool.map(lambda rows: [part.digest(row) for row in rows], chunks)
+        for some in track(made, text, len(chunks), console=console, transient=True, disable=silent):
+            found += some
+    if kept is not None:
+        with contextlib.suppress(OSError):  # a cache that is full or can't be written
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with draft(kept.parent) as file:
+                file.write_bytes(b"".join(found))
+                file.replace(kept)
+    return found
+
+
+def _kept(part: ImageSplit) -> Path | None:
+    """Where the digests of a split are kept, by its files' places, sizes and times; None where these are unknown."""
+    folder = cache_folder()
+    if folder is None or not part.stamp:
+        return None
+    return folder / f"digests-{hashlib.sha256(f'{part.stamp}/{len(part)}'.encode()).hexdigest()[:32]}" / "digests"

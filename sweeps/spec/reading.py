@@ -1,0 +1,78 @@
+"""From a file to a tree of values: TOML, YAML or JSON by its suffix, and what no sweep file can hold."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweeps.errors import Problem, SpecError, nearest
+
+READERS: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+"""By suffix; any other file is TOML."""
+DEPTH, VALUES = 20, 100_000
+"""Most levels of a sweep file and most values in it, those that a YAML alias repeats counted each time."""
+_INTEGERS = range(-(2**63), 2**63)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A sweep file's content. Raises SpecError: no such file, one that can't be read, or no table."""
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = nearest(path.name, [p.name for p in folder.iterdir() if p.suffix in (".toml", *READERS)])
+        raise SpecError([Problem("file", str(path), "no such sweep file", near)])
+    read: Callable[[str], Any] = READERS.get(path.suffix, tomllib.loads)
+    try:
+        tree = read(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise SpecError([Problem("file", str(path), f"has more than {DEPTH} levels")]) from None
+    except (ValueError, yaml.YAMLError) as error:  # TOML's, JSON's and UTF-8's errors are ValueErrors
+        raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
+    if not isinstance(tree, dict):
+        raise SpecError([Problem("file", str(path), "must be a table of sections")])
+    return tree
+
+
+def read_value(text: str) -> Any:
+    """The value that TOML reads in a text; the text itself where it is no TOML."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text.strip()
+
+
+def check_tree(tree: Mapping[str, Any]) -> None:
+    """Raise SpecError for more levels or values than a sweep file has, keys that are no text, whole numbers too large.
+
+    TOML, Arrow and the samplers know whole numbers of 64 bits.
+    """
+    problems = []
+    for count, (field, value) in enumerate(_leaves(tree)):
+        if count >= VALUES:
+            raise SpecError([Problem("file", None, f"has more than {VALUES:,} values")])
+        if isinstance(value, int) and value not in _INTEGERS:
+            problems.append(Problem(field, value, f"must lie between {_INTEGERS[0]} and {_INTEGERS[-1]}"))
+    if problems:
+        raise SpecError(problems)
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    while left:
+        path, value = left.pop()
+        field = ".".join(path)
+        if len(path) > DEPTH:
+            raise SpecError([Problem(field, None, f"has more than {DEPTH} levels")])
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    raise SpecError([Problem(field or "file", key, "a key must be text", f'"{key}"')])
+                left.append(((*path, key), inner))
+        elif isinstance(value, list | tuple):
+            left += [((*path, str(i)), inner) for i, inner in enumerate(value)]
+        else:
+            yield field, value

@@ -1,0 +1,77 @@
+"""What a query may take: memory, time, space on disk; and what of a journal is no event."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis import QueryError
+from analysis.errors import StoreError
+from analysis.store.journal import read_journal
+from analysis.store.queries import run_sql
+from analysis.store.schemas import SCHEMAS
+
+ENDLESS = "with recursive t(a) as (select 1 union all select 1 - a from t) select count(*) from t"
+
+
+def ask(query: str) -> object:
+    return run_sql({name: shape.empty_table() for name, shape in SCHEMAS.items()}, query).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("query", "what"),
+    [
+        ("select list(a) from range(30000000) t(a)", "the query"),
+        ("select a, count(*) from range(30000000) t(a) group by a order by a limit 1", "the query"),
+        ("select * from range(30000000)", "the result"),
+    ],
+)
+def test_memory_is_limited_and_nothing_is_spilled(
+    query: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SWEEPS_SQL_GB", "0.05")
+    with pytest.raises(QueryError, match=f"{what} takes more than 0.05 GB of memory .*SWEEPS_SQL_GB.*add a LIMIT"):
+        ask(query)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("query", [ENDLESS, "select count(*) from range(1000000000000)"])
+def test_time_is_limited(query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_SQL_SECONDS", "0.2")
+    with pytest.raises(QueryError, match=r"took more than 0\.2 s \(SWEEPS_SQL_SECONDS allows more\)"):
+        ask(query)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "much"])
+@pytest.mark.parametrize("variable", ["SWEEPS_SQL_SECONDS", "SWEEPS_SQL_GB"])
+def test_a_limit_is_a_number_above_0(variable: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, given)
+    with pytest.raises(QueryError, match=rf"{variable} = '{given}': must be a number above 0"):
+        ask("select 1")
+
+
+@pytest.mark.parametrize(
+    "value", ["'infinity'::timestamp", "'-infinity'::date", "[timestamp 'infinity']", "'99999-01-01'::timestamptz"]
+)
+def test_an_instant_that_is_no_date_is_named(value: str) -> None:
+    with pytest.raises(QueryError, match="column 'x' has an instant that is no date; cast it to varchar"):
+        ask(f"select {value} as x")
+    assert ask(f"select ({value})::varchar as x")
+
+
+@pytest.mark.parametrize("kind", ["finish", "choose"])
+def test_a_row_that_is_none_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f'{{"ev": "sweep"}}\n{{"ev": "{kind}", "row": [1]}}\n')
+    with pytest.raises(StoreError, match=rf"event '{kind}' of line 2 has no row; restore the journal"):
+        read_journal(path)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"ev": ' * 100_000, "\udcff"])
+def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(f'{line}\n{{"ev": "sweep"}}\n'.encode(errors="surrogateescape"))
+    with pytest.raises(StoreError, match="line 1 is not a JSON object"):
+        read_journal(path)

@@ -1,0 +1,69 @@
+"""Names and failure texts from outside: a terminal, a Markdown page and LaTeX show them and do nothing they say."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from analysis.tables.console import print_whole, safe_console
+from analysis.tables.export import latex, markdown
+from analysis.tables.sheet import Sheet, text
+from sweeps.watch.displays import make_progress
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\x1b[31mred\x9b1A\rlora\x00\u202ereversed [bold]x[/bold] [/]"
+
+
+def sheet(value: str) -> Sheet:
+    return Sheet("t", f"T {value}", [text("name", "name"), text("other", "other")], [{"name": value, "other": "b"}])
+
+
+@pytest.mark.parametrize("cell", [HOSTILE, Text(HOSTILE)], ids=["str", "text"])
+def test_a_terminal_gets_no_escapes_of_names(cell: str | Text) -> None:
+    console = safe_console(soft_wrap=True)
+    console.file = file = io.StringIO()
+    table = Table("name")
+    table.add_row(cell)
+    print_whole(table, console)
+    console.print(cell, style="red")
+    shown = file.getvalue()
+    assert "\u241b[2J\u241b[31mred\ufffd1A" in shown
+    assert "[bold]x[/bold] [/]" in shown
+    assert not {"\x1b", "\x07", "\x9b", "\r", "\x00", "\u202e"} & set(shown)
+
+
+def test_the_live_display_gets_no_escapes_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr("sys.stderr", file)
+    make_progress(True).note(HOSTILE)
+    assert "\u241b[2J" in file.getvalue()
+    assert "\x1b[2J" not in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("a|b\n| c | d |", "a\\|b \\| c \\| d \\|"),
+        ("`rm`", "\\`rm\\`"),
+        ("![x](http://a/b)", "![x]\\(http://a/b)"),
+        ("a\\|b", "a\\\\\\|b"),
+        ("&amp;", "&amp;amp;"),
+        ("\x1b[31m\x00", "\u241b[31m\u2400"),
+        ("61.4 [60.9, 61.9] <0.001", "61.4 [60.9, 61.9] &lt;0.001"),
+        ("log_likelihood 50 %", "log_likelihood 50 %"),
+    ],
+)
+def test_a_markdown_cell_is_text(value: str, shown: str) -> None:
+    lines = markdown(sheet(value)).splitlines()
+    assert lines == ["| name | other |", "| --- | --- |", f"| {shown} | b |"]
+
+
+def test_latex_has_no_control_characters_and_its_title_is_one_comment() -> None:
+    made = latex(sheet("a\n\\input{/etc/passwd}\x1b[31m\x00\u202e"))
+    assert made.splitlines()[0].startswith("% T a \\input")
+    assert made.splitlines()[1].startswith("\\begin{tabular}")
+    row = next(line for line in made.splitlines() if line.endswith("& b \\\\"))
+    assert row == "a \\textbackslash{}input\\{/etc/passwd\\}?[31m??  & b \\\\".replace("  &", " &")

@@ -1,0 +1,78 @@
+"""Sweep files that no person wrote: too deep, too large, of other types. Each is one error, and quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.errors import Problem, SpecError
+from sweeps.spec.spec import SweepSpec
+from tests.sweeps.spec.support import GOOD, problems
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("s.toml", "a = " + "[" * 100_000),
+        ("s.json", "[" * 100_000),
+        ("s.json", '{"a":' * 100_000),
+        ("s.yaml", "- " * 5_000 + "x"),
+        ("s.yaml", "a: " + "[" * 25 + "]" * 25),
+        ("s.toml", "a." * 30 + "b = 1"),
+    ],
+)
+def test_a_file_with_too_many_levels(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SpecError, match="has more than 20 levels"):
+        SweepSpec.load(tmp_path / name)
+
+
+def test_aliases_that_multiply_are_counted(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    (tmp_path / "s.yaml").write_text("\n".join(lines))
+    with pytest.raises(SpecError, match="has more than 100,000 values"):
+        SweepSpec.load(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("s.toml", b"\xff\xfe"), ("s.json", b""), ("s.yaml", b"? [a]\n: 3\n"), ("s.yaml", b"1: 2\n")]
+)
+def test_a_file_that_is_none(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SpecError, match=r"can't be read|a key must be text. Nearest: \"1\""):
+        SweepSpec.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("number", [10**21, -(2**63) - 1, 10**400])
+@pytest.mark.parametrize("key", ["train.epochs", "search.trials", "methods.lora.alpha", "confirm.hold.data_seed"])
+def test_whole_numbers_beyond_64_bits(tmp_path: Path, key: str, number: int) -> None:
+    found = problems(tmp_path, GOOD, (f"{key}={number}",))
+    assert len(found) == 1
+    assert f"{key} = " in found[0]
+    assert "must lie between -9223372036854775808 and 9223372036854775807" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "confirm.seeds=20240101",
+            "confirm.seeds = 20240101: a number of seeds, at least 1 and at most 10,000, or a list",
+        ),
+        ("search.trials=1000000000", "search.trials = 1000000000: must be at most 100000"),
+        ('methods.lora.method=["lora"]', "methods.lora.method = ['lora']: must be text"),
+        ("methods.lora.method={lora=1}", "unknown method that takes a budget"),
+        ("name=" + "[" * 100_000, "name = '[[["),
+    ],
+)
+def test_values_that_no_sweep_has(tmp_path: Path, override: str, said: str) -> None:
+    assert any(said in problem for problem in problems(tmp_path, GOOD, (override,)))
+
+
+def test_a_message_has_paths_whole_and_lists_short() -> None:
+    path = "/data/" + "a-folder-with-a-long-name/" * 8 + "sweep.toml"
+    assert path in str(Problem("file", path, "no such sweep file"))
+    assert len(str(Problem("x", list(range(10**6)), "is long"))) < 80
+    assert len(str(Problem("x", 10**4000, "is large"))) < 120

@@ -1,0 +1,112 @@
+"""Files of data that were made to harm: programs for another reader, bombs, and links out of the data."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import EpsImagePlugin, Image
+
+from tests.trainables.tiny_images import COLOURS, colour_tables
+from trainables.data.images import archives, sources
+from trainables.data.registry import load_dataset
+from trainables.errors import DataError
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for which in ("train", "test"):
+        for name, colour in COLOURS.items():
+            (tmp_path / "images" / which / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4), colour).save(tmp_path / "images" / which / name / "0.png")
+    return tmp_path / "images"
+
+
+def test_postscript_under_an_images_name_starts_no_program(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: started.append(given))
+    bad = images / "train" / "red" / "0.png"
+    Image.new("RGB", (4, 4)).save(bad, format="EPS")
+    with pytest.raises(DataError, match=r"0\.png.*not a readable image"):
+        load_dataset(f"folder:{images}").train.image(3)
+    with pytest.raises(DataError, match="not a readable image"):
+        in_a_table(images.parent, bad.read_bytes()).train.image(0)
+    assert started == []
+
+
+def in_a_table(place: Path, image: bytes) -> sources.Dataset:
+    """A data set of tables whose first training image has these bytes."""
+    folder = place / "tables"
+    folder.mkdir()
+    for which, table in colour_tables().items():
+        cells = [{"bytes": image}, *table["image"].to_pylist()[1:]]
+        pq.write_table(table.set_column(0, "image", pa.array(cells)), folder / f"{which}.parquet")
+    return load_dataset(f"parquet:{folder}")
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])  # Pillow warns of the first, and refuses the second
+def test_an_image_bomb_is_no_image(images: Path, side: int) -> None:
+    (images / "train" / "red" / "0.png").write_bytes(huge_png(side, side))
+    with pytest.raises(DataError, match=r"0\.png.*not a readable image.*decompression bomb"):
+        load_dataset(f"folder:{images}").train.image(3)
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_tables_that_unpack_without_end_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, dictionary: bool
+) -> None:
+    monkeypatch.setattr(sources, "UNPACKED_BYTES", 2**20)
+    table = pa.table({"image": pa.array([b"\0" * 2000] * 4000), "label": ["a", "b"] * 2000})
+    for which in ("train", "test"):
+        if form == "parquet":
+            pq.write_table(table, tmp_path / f"{which}.parquet", compression="zstd", use_dictionary=dictionary)
+        else:
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            opened = pa.ipc.new_file if dictionary else pa.ipc.new_stream
+            with opened(tmp_path / f"{which}.arrow", table.schema, options=options) as writer:
+                writer.write_table(table, 500)
+    with pytest.raises(DataError, match=rf"train\.{form}: unpacks to .* bytes or more, from .*are allowed"):
+        load_dataset(f"{form}:{tmp_path}")
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "nothing", "."])
+def test_a_link_to_no_file_is_refused(images: Path, target: str) -> None:
+    bad = images / "train" / "red" / "1.png"
+    bad.symlink_to(target)
+    with pytest.raises(DataError, match=r"red/1\.png: (is no file|can't be read)"):
+        load_dataset(f"folder:{images}")
+
+
+def test_a_pipe_is_refused(images: Path) -> None:
+    os.mkfifo(images / "train" / "red" / "1.png")
+    with pytest.raises(DataError, match=r"red/1\.png: is no file"):
+        load_dataset(f"folder:{images}")
+
+
+def test_an_archive_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_url: str, root: str, file: str, _md5: str) -> None:
+        with tarfile.open(Path(root) / file, "w:gz") as archive:
+            archive.addfile(tarfile.TarInfo("../../outside.txt"), io.BytesIO())
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    with pytest.raises(DataError, match=r"CUB_200_2011\.tgz could not be had.*outside the destination"):
+        archives._fetch_cub("cub200", tmp_path / "a" / "b")
+    assert not (tmp_path / "outside.txt").exists()
