@@ -17,6 +17,7 @@ from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style
 from analysis.words import conclusions
+from analysis.words.parity import devices_apart
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 """Columns of the paired difference to LoRA at the same budget."""
@@ -37,7 +38,8 @@ RESULTS = pa.schema(
 
 def conclusion(store: Store) -> str:
     """The sweep's answer in one sentence, no stronger than its tests allow."""
-    return conclusions.conclude(scaling.comparisons(store))
+    apart = devices_apart(store.table("parity").to_pylist(), (scaling.FOCUS, scaling.BASELINE))
+    return conclusions.conclude(scaling.comparisons(store), apart)
 
 
 def results_table(store: Store) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -79,6 +80,17 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
+def _name_too(file: Path, name: Path) -> None:
+    """Give a file a further name, or its copy where the file system has no hard links. Raises FileExistsError."""
+    try:
+        os.link(file, name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with name.open("xb") as copy:
+            copy.write(file.read_bytes())
+
+
 class FolderLock:
     """Holds `lock.json` of a results folder while in its `with` block, and renews its heartbeat.
 
@@ -122,7 +134,7 @@ class FolderLock:
         own = self._path.with_name(f".lock.{self._holder.token}")
         own.write_text(json.dumps(asdict(self._holder)), encoding="utf-8")
         try:
-            os.link(own, self._path)
+            _name_too(own, self._path)
         except FileExistsError:
             return False
         finally:
@@ -139,7 +151,7 @@ class FolderLock:
         moved = _read(aside)
         if moved is not None and moved.alive and (stale is None or moved.token != stale.token):
             with contextlib.suppress(FileExistsError):  # a third driver holds it by now; the next round says so
-                os.link(aside, self._path)
+                _name_too(aside, self._path)
         aside.unlink()
 
     def _beat(self) -> None:
@@ -160,7 +172,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse a results folder that belongs to a sweep which differs in what must not change.
 
     Args:
-        folder: the results folder; one without `spec.json` belongs to nobody, and has no results.
+        folder: the results folder; one without `spec.json` belongs to nobody, and has neither journal nor tables.
         identity: `SweepSpec.identity()`. Sections of single methods may come and go; what stands in both must agree.
 
     Raises:
@@ -169,8 +181,10 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     stored = stored_identity(folder)
     if stored is not None:
         refuse_other(stored, identity, str(folder))
-    elif any((folder / "tables").glob("*/*.parquet")):
-        rule = "holds tables, and no spec.json that says whose; restore it, or choose another name or output"
+        return
+    journal, parts = folder / "journal.jsonl", (folder / "tables").glob("*/*.parquet")
+    if any(parts) or (journal.is_file() and journal.stat().st_size):
+        rule = "holds results, and no spec.json that says whose; restore it, or choose another name or output"
         raise IdentityError([Problem("results", str(folder), rule)])
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -41,6 +42,15 @@ def test_a_second_driver_is_refused_naming_the_first(tmp_path: Path) -> None:
         assert holder(tmp_path) == held
     assert holder(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_locks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_a_second_driver_is_refused_naming_the_first(tmp_path)
 
 
 def test_a_dead_process_loses_its_lock(tmp_path: Path) -> None:
