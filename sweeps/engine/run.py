@@ -190,7 +190,7 @@ def _followed(sweep: _Sweep, observers: Sequence[Observer], location: Location |
     except BaseException:
         with contextlib.suppress(OSError):  # of a disk that is full or gone, as the first error says
             sweep.ledger.seal()
-        if folder.is_dir() and {path.name for path in folder.iterdir()} == {"work"}:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"work", "lock.json"}:
             shutil.rmtree(folder, ignore_errors=True)  # what Ray made anew of a folder that was moved away
         raise
     finally:

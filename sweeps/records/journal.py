@@ -92,11 +92,10 @@ class Journal:
             if os.path.samestat(mine, place.stat()):
                 return None
         again = "run the same command again"
-        if not place.parent.is_dir():
-            what = f"the results folder was moved or removed while the sweep ran; put it back and {again}"
-            return OSError(errno.ESTALE, what, str(place.parent))
-        if mine.st_nlink > 0:
-            what = f"the journal was moved while the sweep ran; put it back and {again}"
+        if mine.st_nlink > 0 or not place.parent.is_dir():
+            what = (
+                f"the results folder, or its journal, was moved or removed while the sweep ran; put it back and {again}"
+            )
             return OSError(errno.ESTALE, what, str(place))
         saved = place.with_name(f"journal-{os.getpid()}-saved.jsonl") if place.exists() else place
         draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")

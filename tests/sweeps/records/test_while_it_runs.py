@@ -6,12 +6,14 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from analysis.store.journal import read_journal
 from analysis.store.tables import write_part
+from sweeps.engine.drive import Stop
 from sweeps.records.journal import Journal
 from sweeps.records.upload import Upload
 from tests.fakes import FakeCell
@@ -51,14 +53,20 @@ def test_a_folder_that_refuses_stops_the_sweep_and_fails_no_trial(
     assert_same_tables(folder, whole)
 
 
-def test_a_folder_that_is_moved_while_it_runs_is_not_begun_anew(tmp_path: Path, whole: Path) -> None:
+@pytest.mark.parametrize("remade", [False, True], ids=["gone", "Ray makes its own part anew"])
+def test_a_folder_that_is_moved_while_it_runs_is_not_begun_anew(tmp_path: Path, whole: Path, remade: bool) -> None:
     folder, away = tmp_path / "r", tmp_path / "away"
 
     def move(done: int) -> None:
         if done == 6:
             folder.rename(away)
+            if remade:
+                (folder / "work" / "ray").mkdir(parents=True)
+                (folder / "lock.json").touch()  # as the heartbeat does
 
-    with pytest.raises(OSError, match="the results folder was moved or removed while the sweep ran; put it back"):
+    with pytest.raises(
+        OSError, match="the results folder, or its journal, was moved or removed while the sweep ran; put"
+    ):
         go_inline(small(folder), move)
     assert not folder.exists()
     away.rename(folder)
@@ -99,10 +107,11 @@ def test_the_heartbeat_saves_a_removed_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.write({"ev": "ask", "trial_id": "a"})
-        journal.check()
+        meter: Any = SimpleNamespace(tick=lambda: None, reached=lambda: None)
+        stop = Stop(meter, journal.check)
+        assert not stop.wait()
         path.unlink()
-        with pytest.raises(OSError, match="written again"):
-            journal.check()
+        assert stop.wait() and "written again" in str(stop.fault)
         with pytest.raises(OSError, match="written again"):
             journal.write({"ev": "ask", "trial_id": "b"})
     assert [e["trial_id"] for e in read_journal(path).events] == ["a"]
