@@ -16,7 +16,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -203,6 +203,9 @@ class FakeCell(Cell):
         self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: TrainSettings, extra: Extra = ()
     ) -> FakeTrial:
         return FakeTrial(**dict(super().trial(stage, lr, seeds, train, extra)))
+
+    def identify(self, config: Mapping[str, Any]) -> str:
+        return FakeTrial.model_validate(config).trial_id
 
 
 class FakeTrain(TrainSettings):

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER_VARIABLE = "SWEEPS_CACHE"
-"""Environment variable naming the cache folder; default ~/.cache/randlora-sweeps/pixels; "off" for none."""
+"""Environment variable naming the cache folder; default ~/.cache/randlora-sweeps/pixels; a word of `OFF` for none."""
+OFF = ("off", "none", "no", "false", "0")
 LIMIT_VARIABLE = "SWEEPS_CACHE_GB"
 LIMIT_GB = 50.0
 """Most the whole cache may take; folders unused for longest go first."""
@@ -25,12 +26,12 @@ SPARE_BYTES = 2**30
 _USED = "used"  # its time is when the folder was last opened
 
 
-def cache_folder() -> Path | None:
-    """Where decoded images are kept; None when the cache is switched off."""
+def cache_folder(usual: str = "pixels") -> Path | None:
+    """Where decoded images are kept; None when the cache is switched off. `usual`: its name where none is given."""
     given = os.environ.get(FOLDER_VARIABLE, "")
-    if given == "off":
+    if given.lower() in OFF:
         return None
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "randlora-sweeps" / "pixels"
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "randlora-sweeps" / usual
 
 
 def limit_bytes() -> int:

@@ -31,7 +31,8 @@ from analysis.statistics.simultaneous import difference_curves, margin_of
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text, places, style
-from analysis.words.conclusions import A, conclude, conclude_rank_effects
+from analysis.tables.console import conclusion
+from analysis.words.conclusions import A, conclude_rank_effects
 from analysis.words.figures import (
     conclude_crossings,
     conclude_differences,
@@ -117,7 +118,7 @@ def _scaling(store: Store) -> list[Picture]:
         "pointwise 95 % t intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank "
         "that defines each budget. Point at a marker, or tap it, for its numbers."
     )
-    says = conclude(scaling.comparisons(store))
+    says = conclusion(store)
     figure = draw_scaling(curve, columns=2, score=score)
     width = 42 if len(places(curve)) == 1 else None
     return [Picture("scaling_curve", "scaling", figure, label, caption, says, width)]

@@ -14,9 +14,10 @@ from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.looks import looks
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
+from analysis.tables.console import conclusion
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
-from analysis.words.conclusions import conclude, conclude_gap
+from analysis.words.conclusions import conclude_gap
 from analysis.words.figures import conclude_groups, conclude_ranks
 from analysis.words.parity import looks_says, parity_says
 
@@ -31,7 +32,7 @@ _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 def facts(store: Store) -> dict[str, Any]:
     """What the page says beside its tables and figures."""
     trials = store.table("trials")
-    answer, _, given = conclude(scaling.comparisons(store)).partition(" (paired over")
+    answer, _, given = conclusion(store).partition(" (paired over")
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
     confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")

@@ -9,6 +9,8 @@ trial's micro-batch made smaller), `unpack` (a pack of trials given up).
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,47 +41,75 @@ class Journal:
     torn: bytes | None
 
 
-def read_journal(path: Path, start: int = 0) -> Journal:
-    """Read a journal from byte `start` (the `size` of an earlier reading). A file that does not exist is empty.
+def read_journal(path: Path) -> Journal:
+    """Read a journal. A file that does not exist is empty.
 
     A last line without a newline is torn: it was never acknowledged, so it did not happen.
-    Raises StoreError: a damaged line that is not the last one; names the line.
+    Raises StoreError: a damaged line that is not the last one, or one whose checksum is off; names the line.
     """
     if not path.exists():
         return Journal((), 0, None)
-    with path.open("rb") as file:
-        file.seek(start)
-        data = file.read()
+    data = path.read_bytes()
     events: list[Event] = []
-    position = 0
+    position, torn = 0, None
     while position < len(data):
         end = data.find(b"\n", position) + 1
         event = _parse(data[position:end]) if end else None
-        if event is None:
-            if end and data[end:].strip(b"\n\0 "):
-                after = f"after byte {start} " if start else ""
-                raise StoreError(
-                    f"{path}: line {len(events) + 1} {after}is not a JSON object and is not the last line "
-                    f"({data[position : min(end, position + 60)]!r}); the journal was edited or the disk is damaged. "
-                    "Restore it from a copy, or cut the file before that line to repeat what came after"
-                )
-            return Journal(tuple(events), start + position, data[position:])
-        if event["ev"] in ("finish", "choose") and not isinstance(event.get("row"), dict):
-            where = f"line {len(events) + 1}{f' after byte {start}' if start else ''}"
+        if event is None and end and data[end:].strip(b"\n\0 "):
             raise StoreError(
-                f"{path}: the event {event['ev']!r} of {where} has no row; restore the journal from a copy"
+                f"{path}: line {len(events) + 1} is no event, or does not match its checksum, and is not the last line "
+                f"({data[position : min(end, position + 60)]!r}); the journal was edited or the disk is damaged. "
+                "Restore it from a copy, or cut the file before that line to repeat what came after"
             )
+        if event is None:
+            torn = data[position:]
+            break
+        if event["ev"] in ("finish", "choose") and not isinstance(event.get("row"), dict):
+            where = f"{path}: the event {event['ev']!r} of line {len(events) + 1}"
+            raise StoreError(f"{where} has no row; restore the journal from a copy")
         events.append(event)
         position = end
-    return Journal(tuple(events), start + position, None)
+    _number(events)
+    return Journal(tuple(events), position, torn)
+
+
+def journal_line(event: Mapping[str, Any]) -> bytes:
+    """An event as a line with its checksum, `"crc"` at the end: CRC-32 of the bytes before, in hexadecimal.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    text = json.dumps(event, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    return b'%b,"crc":"%08x"}\n' % (text, zlib.crc32(text))
+
+
+_CRC = re.compile(rb',"crc":"([0-9a-f]{8})"\}\n')
+_CRC_BYTES = 19
 
 
 def _parse(line: bytes) -> Event | None:
+    checked = _CRC.fullmatch(line, max(0, len(line) - _CRC_BYTES))  # lines from before checksums have none
+    if checked is not None and zlib.crc32(line[:-_CRC_BYTES]) != int(checked[1], 16):
+        return None
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):  # JSON's and UTF-8's errors are ValueErrors
         return None
-    return event if isinstance(event, dict) and "ev" in event else None
+    if not isinstance(event, dict) or "ev" not in event:
+        return None
+    event.pop("crc", None)
+    return event
+
+
+def _number(events: Iterable[Event]) -> None:
+    """Give choices from before they had a number the one that they have by the order of lines."""
+    last: dict[str, int] = {}
+    for event in events:
+        row = event.get("row")
+        if event["ev"] == "choose" and isinstance(row, dict):
+            cell = str(event.get("cell_id"))
+            last[cell] = max(row.get("sequence") or 0, last.get(cell, 0) + (not row.get("sequence")))
+            row.setdefault("sequence", last[cell])
 
 
 def rows_of(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Row]]:

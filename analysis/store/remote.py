@@ -5,10 +5,13 @@ A results folder there holds `tables/NAME/part-*.parquet` and the small JSON fil
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
 import uuid
 from dataclasses import dataclass
@@ -19,11 +22,12 @@ import pyarrow.fs as pafs
 
 from analysis.errors import StoreError
 from analysis.store.schemas import SCHEMAS
+from trainables.cache import FOLDER_VARIABLE, cache_folder
 
 FACTS = ("spec.json", "sweep.json", "data.json")
 """Small files of a results folder that may change; all others are immutable."""
 STAGING = ".uploading"
-CACHE_VARIABLE = "SWEEPS_CACHE"
+_PART = re.compile(r"tables/\w+/part-[\w-]+\.parquet")
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,17 @@ class Location:
         """Copy tables and facts that a local folder lacks into it; how many files came.
 
         Raises:
+            StoreError: a name there leads out of the folder; nothing was copied.
             OSError: the file system does not answer, or the disk is full.
         """
         count = 0
-        for name in sorted(self.files()):
-            table = PurePosixPath(name).parts[:1] == ("tables",)
-            if not table and name not in FACTS:
+        there = sorted(self.files())
+        if out := [name for name in there if ".." in PurePosixPath(name).parts]:
+            raise StoreError(f"{self.uri}: {out[0]!r} leads out of the folder, as no sweep writes it; remove it there")
+        for name in there:
+            if name not in FACTS and _PART.fullmatch(name) is None:
                 continue
-            target = folder / name
+            table, target = name not in FACTS, folder / name
             if table and target.exists():
                 continue
             data = self.read(name)
@@ -130,9 +137,8 @@ def local_copy(uri: str) -> Path:
         StoreError: no place for results, no results there, or no answer.
     """
     location = Location.of(uri)
-    root = Path(os.environ.get(CACHE_VARIABLE) or Path(tempfile.gettempdir()) / f"sweeps-{os.getuid()}")
-    folder = root / "stores" / hashlib.sha256(uri.encode()).hexdigest()[:16]
     try:
+        folder = _copies() / hashlib.sha256(uri.encode()).hexdigest()[:16]
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         there = location.files()
         if not any(name.startswith(tuple(f"tables/{table}/" for table in SCHEMAS)) for name in there):
@@ -144,3 +150,25 @@ def local_copy(uri: str) -> Path:
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{uri} can't be read: {error}") from error
     return folder
+
+
+def _copies() -> Path:
+    """The folder of all local copies, this user's alone; one for this process where the cache is switched off.
+
+    Raises:
+        StoreError: another user has put something in its place.
+    """
+    cache = cache_folder("stores")
+    if cache is None:
+        place = Path(tempfile.mkdtemp(prefix="sweeps-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        return place
+    place = cache / f"stores-{os.getuid()}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        rule = "is a link or another user's, so what is read there can't be trusted; remove it"
+        raise StoreError(f"{place} {rule}, or set {FOLDER_VARIABLE} to a folder of yours")
+    return place

@@ -158,6 +158,12 @@ _CELLS = (
         "'per-data-set': trials train with seeds derived from data set, training size and declared seed; 'shared', and "
         "null: with the declared seeds, the same on all data sets.",
     ),
+    (
+        "seeds",
+        TEXT,
+        "Their declared seeds, each 'data/init/basis', a space between two. Runs on seeds that were taken out of the "
+        "file stay in `trials` and are superseded. Null in parts older than this column: then all count.",
+    ),
 )
 
 _CHOICES = (
@@ -169,7 +175,13 @@ _CHOICES = (
     ("n_trials", INT, "TUNE trials the choice was made from."),
     ("n_rerun_seeds", INT, "Seeds per re-run rate; 0 where the choice rests on one seed."),
     ("edge", TEXT, "'low' or 'high' where the choice is the end of the range (perhaps under-tuned); null inside it."),
-    ("chosen_at", TIME, "When. The latest choice of a cell counts; CONFIRM trials at an earlier one are superseded."),
+    ("chosen_at", TIME, "When, by the driver's clock, and never before the cell's last choice."),
+    (
+        "sequence",
+        INT,
+        "Its number among the cell's choices, from 1, in the journal's order. The highest counts, whatever the clock "
+        "said; CONFIRM trials at an earlier one are superseded. Null in parts older than this column.",
+    ),
 )
 
 TABLES: dict[str, Table] = {

@@ -7,9 +7,11 @@ that supersedes another has the same key (`schemas.TABLES`) and is written later
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +23,8 @@ import pyarrow.parquet as pq
 
 from analysis.errors import DamagedPart, StoreError, nearest
 from analysis.store.schemas import SCHEMA_VERSION, TABLES, doc, schema
+
+_STAMP = re.compile(r"part-(\d{8})T(\d{12})-")
 
 
 def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -108,28 +112,43 @@ def write_part(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Pa
     """Seal rows into one immutable part of a results folder; on disk it is whole, or not there.
 
     Args:
-        folder: the results folder.
+        folder: the results folder; it must be there, since one that was moved away must not begin anew.
         name: the table.
         rows: at least one row, by column name; see `to_table`.
 
     Raises:
         StoreError: rows that do not fit, or none.
+        OSError: the disk is full, or the folder gone or read-only; nothing is left of the part.
     """
     table = to_table(name, rows)
     if table.num_rows == 0:
         raise StoreError(f"a part of table {name!r} needs at least one row")
     place = Path(folder) / "tables" / name
-    place.mkdir(parents=True, exist_ok=True)
-    # the leading time keeps the parts in the order they were written: a later part's rows win
-    path = place / f"part-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
+    for made in (place.parent, place):
+        made.mkdir(exist_ok=True)
+    path = place / f"part-{_next_stamp(place)}-{uuid.uuid4().hex[:8]}.parquet"
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync_folder(place)
     return path
+
+
+def _next_stamp(place: Path) -> str:
+    """The time, or what follows the newest part's where a clock was set back: parts sort as written, the last wins."""
+    found = (_STAMP.match(path.name) for path in place.glob("part-*.parquet"))
+    newest = max((stamp[1] + stamp[2] for stamp in found if stamp), default="")
+    now = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"
+    digits = now if now > newest else str(int(newest) + 1)
+    return f"{digits[:8]}T{digits[8:]}"
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,6 +25,10 @@ class View:
     sql: str
 
 
+_LISTED = """(k.seeds is null or
+              list_contains(string_split(k.seeds, ' '), concat_ws('/', t.data_seed, t.init_seed, t.basis_seed)))"""
+"""Whether the sweep file has the seed of trial `t` of cell `k`."""
+
 _ALL = (
     View(
         "last_attempts",
@@ -39,29 +43,33 @@ _ALL = (
         "One row per tuned cell: its latest choice, as in `choices`.",
         """
         select * from choices
-        qualify row_number() over (partition by sweep, cell_id order by chosen_at desc nulls last, n_trials desc) = 1
+        qualify row_number() over (partition by sweep, cell_id
+                                   order by sequence desc nulls last, chosen_at desc nulls last, n_trials desc) = 1
         """,
     ),
     View(
         "confirmed",
         "The trials results are made of: stage CONFIRM, finished, last good attempt, at the cell's latest choice of "
-        "learning rate (or a method, or protocol, without one).",
-        """
-        select t.* from trials t left join chosen c using (sweep, cell_id)
-        where t.stage = 'CONFIRM' and t.status = 'finished'
+        "learning rate (or a method, or protocol, without one), on the seeds that the sweep file has.",
+        f"""
+        select t.* from trials t left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
+        where t.stage = 'CONFIRM' and t.status = 'finished' and {_LISTED}
           and (t.lr is null or c.lr is null or (abs(t.lr - c.lr) <= 1e-9 * c.lr
                and t.hyperparameters is not distinct from c.hyperparameters))
         qualify row_number() over (partition by t.sweep, t.trial_id order by t.attempt desc) = 1
-        """,
+        """,  # noqa: S608  ours
     ),
     View(
         "superseded",
-        "Finished CONFIRM trials whose cell later chose another rate: test was looked at, the result does not count.",
-        """
-        select t.* from last_attempts t join chosen c using (sweep, cell_id)
-        where t.stage = 'CONFIRM' and t.status = 'finished' and (abs(t.lr - c.lr) > 1e-9 * c.lr
-              or t.hyperparameters is distinct from c.hyperparameters)
-        """,
+        "Finished CONFIRM trials whose cell later chose another rate, or whose seed was taken out of the sweep file: "
+        "test was looked at, the result does not count.",
+        f"""
+        select t.* from last_attempts t
+        left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
+        where t.stage = 'CONFIRM' and t.status = 'finished'
+          and (not {_LISTED} or abs(t.lr - c.lr) > 1e-9 * c.lr
+               or (c.lr is not null and t.hyperparameters is distinct from c.hyperparameters))
+        """,  # noqa: S608  ours
     ),
     View(
         "scaling",
@@ -153,8 +161,9 @@ _ALL = (
         "parity",
         "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
         "given and used in trials, and in samples where it is in these; device-seconds and kinds of devices of stage "
-        "TUNE; warm starts among it, points past the range's edge; rates tried, range width in decades, the "
-        "choice, whether it is the range's edge, and why the cell may be under-tuned; epochs and samples trained.",
+        "TUNE, devices with precision of both stages (`computed_on`); warm starts among it, points past the range's "
+        "edge; rates tried, range width in decades, the choice, whether it is the range's edge, and why the cell may "
+        "be under-tuned; epochs and samples trained.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.residual, c.residual_fraction, n.adapter_params, n.adapter_params = c.count as count_holds,
@@ -165,7 +174,7 @@ _ALL = (
                u.under_tuned, u.last_gain,
                coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
-               c.allowance_samples, n.tune_samples, n.tune_seconds, n.devices,
+               c.allowance_samples, n.tune_samples, n.tune_seconds, n.devices, n.computed_on,
                f.confirm_samples, f.epochs
         from cells c left join chosen h using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join (
@@ -186,7 +195,9 @@ _ALL = (
                    filter (stage = 'TUNE') as tune_seconds,
                  string_agg(distinct coalesce(nullif(device, 'cpu'), processor, device),
                             ', ' order by coalesce(nullif(device, 'cpu'), processor, device))
-                   filter (stage = 'TUNE') as devices
+                   filter (stage = 'TUNE') as devices,
+                 string_agg(distinct device || ' ' || precision, ', ' order by device || ' ' || precision)
+                   filter (status = 'finished') as computed_on
           from last_attempts group by all
         ) n using (sweep, cell_id)
         left join (

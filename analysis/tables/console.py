@@ -19,6 +19,7 @@ from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style
 from analysis.words import conclusions
+from analysis.words.parity import devices_apart
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 """Columns of the paired difference to LoRA at the same budget."""
@@ -55,7 +56,8 @@ def safe_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
 
 def conclusion(store: Store) -> str:
     """The sweep's answer in one sentence, no stronger than its tests allow."""
-    return conclusions.conclude(scaling.comparisons(store))
+    apart = devices_apart(store.table("parity").to_pylist(), (scaling.FOCUS, scaling.BASELINE))
+    return conclusions.conclude(scaling.comparisons(store), apart)
 
 
 def results_table(store: Store) -> pa.Table:

@@ -42,6 +42,7 @@ def parity(rows: list[Row]) -> Sheet:
         number("chosen", "chosen_lr"),
         number("last gain, points", "last_gain", points),
         text("under-tuned?", "under_tuned"),
+        text("ran on", "computed_on"),
         Column("seeds", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
     )
     note = (

@@ -26,11 +26,11 @@ def interval_text(row: Row) -> str:
     return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
 
 
-def conclude(compared: pa.Table) -> str:
+def conclude(compared: pa.Table, devices: str | None = None) -> str:
     """One sentence on the question's two methods at equal budgets, from `scaling.comparisons`.
 
     It says 'higher', 'lower' or 'equivalent' only of budgets whose `verdict` does, and says so where RandLoRA does not
-    win.
+    win. `devices`: what the two ran on, where that differs (`parity.devices_apart`).
     """
     rows = [r for r in compared.to_pylist() if r["method"] == FOCUS and r["baseline"] == BASELINE]
     cells = [r for r in rows if r["reference"] is not None]
@@ -53,6 +53,7 @@ def conclude(compared: pa.Table) -> str:
             f"({_range(apart_all_the_same)}): the mean hides how unlike they are"
         )
     text += _like_these([r for r in whole if r["test"] == OVER_DATASETS])
+    text += f"; but devices or precision are NOT equal, {devices}" if devices else ""
     n = sorted({r["n"] for r in cells})
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)

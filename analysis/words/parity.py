@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from analysis.format import Row, quantity
 from analysis.statistics.looks import Looks
@@ -40,7 +40,35 @@ def parity_says(parity: Sequence[Row]) -> list[str]:
     if epochs:
         trained = _equal(epochs, "every confirmed run trained {} epochs", "runs trained {} epochs")
         said.append(f"Data and steps: {trained}.")
+    if apart := devices_apart(parity):
+        said.append(f"Devices and precision: NOT equal, {apart}.")
+    elif ran := {r["computed_on"] for r in parity} - {None}:
+        said.append(f"Devices and precision: every method ran on {' and '.join(sorted(ran))}.")
     return said
+
+
+def devices_apart(parity: Sequence[Row], methods: Collection[str] | None = None) -> str | None:
+    """Which methods ran on what, where that differs between methods of one place; None where it does not.
+
+    Another precision rounds otherwise, and so may another device: a difference of scores may then be theirs.
+
+    Args:
+        parity: rows of the view of that name.
+        methods: those to compare; all.
+    """
+    places: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    for r in parity:
+        if r["computed_on"] is not None and (methods is None or r["method"] in methods):
+            place = places.setdefault((r["sweep"], r["dataset"], r["train_size"]), {})
+            place.setdefault(r["method"], set()).update(r["computed_on"].split(", "))
+    for ran in places.values():
+        if len({frozenset(on) for on in ran.values()}) > 1:
+            kinds = {name: " and ".join(sorted(on)) for name, on in ran.items()}
+            return "; ".join(
+                f"{', '.join(style(name).name for name in kinds if kinds[name] == kind)} on {kind}"
+                for kind in sorted({*kinds.values()})
+            )
+    return None
 
 
 def tuning_says(rows: Sequence[Row]) -> list[str]:

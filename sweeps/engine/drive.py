@@ -33,20 +33,29 @@ class EngineError(RuntimeError):
 
 
 class Stop:
-    """Whether a sweep is to end, and why: a signal, or a limit that is reached."""
+    """Whether a sweep is to end, and why: a signal, a limit that is reached, or a journal that is gone.
 
-    def __init__(self, meter: Meter) -> None:
+    Args:
+        check: raises OSError when the journal is gone.
+    """
+
+    def __init__(self, meter: Meter, check: Callable[[], None] = lambda: None) -> None:
         self.signalled = threading.Event()
         self.limit: str | None = None
-        self._meter = meter
+        self.fault: OSError | None = None
+        self._meter, self._check = meter, check
 
     def __bool__(self) -> bool:
-        return self.signalled.is_set() or self.limit is not None
+        return self.signalled.is_set() or self.limit is not None or self.fault is not None
 
     def wait(self) -> bool:
-        """Wait a moment for a signal, look at the limits; whether to end."""
+        """Wait a moment for a signal, look at the journal and the limits; whether to end."""
         self.signalled.wait(_EVERY_S)
         self._meter.tick()
+        try:
+            self._check()
+        except OSError as error:
+            self.fault = error
         if not self.signalled.is_set():
             self.limit = self.limit or self._meter.reached()
         return bool(self)
@@ -88,6 +97,8 @@ def drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], s
             dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, most, changed, packing)
             with watch(stop, dispatcher):
                 _tune(dispatcher, pool, packed)
+            if stop.fault is not None:
+                raise stop.fault
             if dispatcher.error is not None:
                 raise dispatcher.error
             if dispatcher.dead is not None:

@@ -95,6 +95,7 @@ def _complete(to: Path, module: Any, model: str) -> None:
 def write_spec(spec: SweepSpec) -> Path:
     """Keep the whole sweep file beside its results, as `sweep.json`: what `sweeps run` takes to do it again."""
     path = spec.folder / "sweep.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     tree = spec.model_dump(mode="json", exclude_none=True)
     if spec.search.allowance is not None:
         del tree["search"]["trials"]  # a file has one of the two

@@ -107,7 +107,7 @@ def run(
         DataError: the same.
         EngineError: no lane can be kept up.
         RayLostError: Ray's own processes died; the same command goes on.
-        OSError: the journal can't be written.
+        OSError: the journal can't be written, or it, or the folder, was moved or removed meanwhile.
     """
     begun = time.monotonic()
     folder, identity = plan.spec.folder.absolute(), plan.spec.identity()
@@ -164,7 +164,8 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
     earlier: dict[str, int] = {}
     unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
     write_identity(folder, spec.identity(), rules)
-    sealer.write_cells(cell.row() | {"seed_rule": rules.seed_rule} for cell in plan.cells)
+    cells = (state.cells.get(cell.cell_id, cell) for cell in plan.cells)
+    sealer.write_cells(cell.row() | {"seed_rule": rules.seed_rule} for cell in cells)
     declare(state, journal)
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:
@@ -188,11 +189,18 @@ def _followed(sweep: _Sweep, observers: Sequence[Observer], location: Location |
     if copies is not None:
         copies.start()
     try:
-        yield
-    except KeyboardInterrupt:  # while Ray came up, or the second one
-        sweep.interrupted = True
+        try:
+            yield
+        except KeyboardInterrupt:  # while Ray came up, or the second one
+            sweep.interrupted = True
+        sweep.ledger.seal()
+    except BaseException:
+        with contextlib.suppress(OSError):  # of a disk that is full or gone, as the first error says
+            sweep.ledger.seal()
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"work", "lock.json"}:
+            shutil.rmtree(folder, ignore_errors=True)  # what Ray made anew of a folder that was moved away
+        raise
     finally:
-        sweep.ledger.sealer.seal()
         watching.close()
         sweep.not_uploaded = None if copies is None else copies.finish()
 
@@ -222,7 +230,7 @@ def _serve(sweep: _Sweep, pool: Pool, trial: str, begun: float, estimate: Mappin
     packed = pool.pack(state.spec.resources) if trial in TOGETHER else 1
     journal.write(_provenance(state, trial, pool, packed))
     state.used = meter = Meter(state.spec.limits, state, pool.shapes, begun)
-    stop = Stop(meter)
+    stop = Stop(meter, journal.check)
     try:
         drive(sweep.ledger, pool, trial, functools.partial(sweep.display.update, state), stop, packed)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
-from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, reason
+from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, reason
 from trainables.config import TrialConfig, UnevenTrialsError
 
 Order = dict[str, Any]
@@ -51,7 +51,7 @@ class _Pack:
         """Train, report, tell outcomes."""
         directories = [Path(order["directory"]) for order in self.orders]
         for order, directory in zip(self.orders, directories, strict=True):
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             if MicroBatch(directory, order["config"], 1).events:
                 raise UnevenTrialsError("one of the trials has smaller micro-batches since memory ran out")
         trials = load_trial(self.orders[0]["together"])(
@@ -79,7 +79,7 @@ class _Pack:
         for place, report in reports.items():
             key = self.orders[place]["key"]
             if isinstance(report, Exception):
-                self._finish(place, None, failed(report))
+                self._finish(place, None, failed(report, Path(self.orders[place]["directory"])))
             elif report.get("done"):
                 self._done(place, dict(report))
             else:
@@ -95,7 +95,7 @@ class _Pack:
         try:
             keep(order, Path(order["directory"]))
         except OSError as error:
-            self._finish(place, None, failed(error))
+            self._finish(place, None, failed(error, Path(order["directory"])))
             return
         self._finish(place, last, outcome)
 

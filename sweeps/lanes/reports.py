@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
+import os
 import platform
 import re
 import socket
@@ -26,6 +27,7 @@ _STORAGE = {
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ESTALE", "ENOTCONN")
     if hasattr(errno, name)
 }
+_REFUSED = (errno.EPERM, errno.EACCES, errno.ENOENT)
 _RUST = re.compile(r"\(os error (\d+)\)")
 """How safetensors, written in Rust, tells what the system said."""
 
@@ -57,10 +59,22 @@ def load_trial(name: str) -> Callable[..., Generator[Any, Any, None]]:
     return found
 
 
-def failed(error: BaseException) -> dict[str, Any]:
-    """The outcome of a trial that raised."""
+def failed(error: BaseException, directory: Path) -> dict[str, Any]:
+    """The outcome of a trial that raised. `directory`: its own folder."""
     trace = "".join(traceback.format_exception(error))[-4000:]
-    return {"status": "failed", "reason": reason(error), "traceback": trace, "storage": storage_fault(error)}
+    return {"status": "failed", "reason": reason(error), "traceback": trace, "storage": storage_fault(error, directory)}
+
+
+def make_folder(directory: Path) -> None:
+    """Make a trial's own folder. Raises FileNotFoundError: the results folder is gone, and must not begin anew."""
+    if not results_of(directory).is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the results folder is gone", str(results_of(directory)))
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def results_of(directory: Path) -> Path:
+    """The results folder of a trial's own folder, `work/trials/ID` in it."""
+    return directory.parents[2]
 
 
 def facts(started: float, seconds: float) -> dict[str, Any]:
@@ -91,7 +105,7 @@ def keep(order: dict[str, Any], directory: Path) -> None:
     made = directory / "adapter"
     if order["keep"] is not None and made.exists():
         kept = Path(order["keep"])
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.parent.mkdir(exist_ok=True)
         if not kept.exists():
             made.rename(kept)
 
@@ -102,10 +116,14 @@ def reason(error: BaseException) -> str:
     return name if said == name else f"{name}: {said[:500]}"
 
 
-def storage_fault(error: BaseException | None) -> int | None:
+def storage_fault(error: BaseException | None, directory: Path) -> int | None:
     """The system's error number when an exception, or its cause, says that storage is full, read-only or gone; or None.
 
-    No trial is to blame for that, so the sweep stops.
+    No trial is to blame for that, so the sweep stops. A file that is refused or missing counts where it is the results
+    folder's: elsewhere it is the trial's own mistake.
+
+    Args:
+        directory: the trial's own folder, in the results folder.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -113,7 +131,18 @@ def storage_fault(error: BaseException | None) -> int | None:
         code = error.errno if isinstance(error, OSError) else None
         if code is None and (found := _RUST.search(str(error))):
             code = int(found.group(1))
-        if code in _STORAGE:
+        if code in _STORAGE or (code in _REFUSED and _refuses(error, code, directory)):
             return code
         error = error.__cause__ or error.__context__
     return None
+
+
+def _refuses(error: BaseException, code: int | None, directory: Path) -> bool:
+    """Whether it is the results folder that refuses or is gone."""
+    gone = not directory.is_dir()
+    named = [error.filename, error.filename2] if isinstance(error, OSError) else []
+    paths = [Path(os.fsdecode(name)) for name in named if isinstance(name, str | bytes)]
+    if not paths:  # safetensors names none
+        return gone or not os.access(directory, os.W_OK)
+    inside = any(path.absolute().is_relative_to(results_of(directory)) for path in paths)
+    return inside and (gone or code != errno.ENOENT)

@@ -18,7 +18,7 @@ import torch
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
 from sweeps.lanes.packed_worker import run_together
-from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, place, reason
+from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, place, reason
 from trainables.config import TrialConfig
 from trainables.errors import TrialError
 
@@ -87,7 +87,7 @@ class _Worker(Line):
         failure: Exception | None = None
         micro: MicroBatch | None = None
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             micro = self._micro_batch(order, directory)
             last = self._train(order, directory, micro)
             if last is None:
@@ -100,7 +100,7 @@ class _Worker(Line):
         except Exception as error:  # noqa: BLE001  # whatever a trial raises is that trial's row
             failure = error
             last = None
-            outcome = failed(error)
+            outcome = failed(error, directory)
             if not isinstance(error, FORESEEN):
                 self.warm.clear()  # nothing that such a trial touched is trusted
         outcome |= facts(started, time.perf_counter() - clock)

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from analysis.store.journal import read_journal
+from analysis.store.journal import journal_line, read_journal
 from analysis.store.tables import sync_folder
 
 
@@ -38,7 +40,9 @@ class Journal:
         fresh = not path.exists()
         if found.torn is not None:
             os.truncate(path, found.size)  # before anything is appended to it
-        self._file = path.open("ab", buffering=0)
+        self._file = path.open("a+b", buffering=0)
+        self._lock = threading.Lock()
+        self._lost: OSError | None = None
         if fresh:
             sync_folder(path.parent)
 
@@ -50,9 +54,10 @@ class Journal:
             sync: wait for the disk. Reports need not: a lost one is trained again or reported again.
 
         Raises:
-            OSError: disk full or read-only; the half-written line is taken back, so the journal stays whole.
+            OSError: disk full or read-only; the half-written line is taken back, so the journal stays whole. Or
+                `check` found it gone.
         """
-        line = json.dumps(event, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = journal_line(event)
         start = self._file.seek(0, os.SEEK_END)
         try:
             written = 0
@@ -63,6 +68,46 @@ class Journal:
         except OSError:
             self._file.truncate(start)
             raise
+        if sync:
+            self.check()
+
+    def check(self) -> None:
+        """Refuse to go on when another file, or none, stands where this one is written; from any thread.
+
+        A file that was removed is gone with this process, so it is written again first: in its place, or beside what
+        stands there now.
+
+        Raises:
+            OSError: what happened, and where the events are; every later call raises it too.
+        """
+        with self._lock:
+            if self._lost is None:
+                self._lost = self._missing()
+            if self._lost is not None:
+                raise self._lost
+
+    def _missing(self) -> OSError | None:
+        mine, place = os.fstat(self._file.fileno()), self.path
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(mine, place.stat()):
+                return None
+        again = "run the same command again"
+        if mine.st_nlink > 0 or not place.parent.is_dir():
+            what = (
+                f"the results folder, or its journal, was moved or removed while the sweep ran; put it back and {again}"
+            )
+            return OSError(errno.ESTALE, what, str(place))
+        saved = place.with_name(f"journal-{os.getpid()}-saved.jsonl") if place.exists() else place
+        draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        with draft.open("wb") as file:
+            while part := os.pread(self._file.fileno(), 1 << 20, file.tell()):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(saved)
+        sync_folder(place.parent)
+        what = f"the journal was removed while the sweep ran, and is written again ({saved.name}); {again}"
+        return OSError(errno.ESTALE, what, str(place))
 
     def close(self) -> None:
         """Flush to disk and close."""
@@ -78,12 +123,16 @@ class Journal:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by its new text: never half of it, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace a file by its new text: never half of it, whatever happens. Its folder is not made."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync_folder(path.parent)

@@ -90,7 +90,7 @@ class Ledger:
         cell = self.state.cells[cell_id]
         choice = cell.settle()
         if choice is not None:
-            row = choice_row(self.name, cell_id, choice, time.time())
+            row = choice_row(self.name, cell_id, choice, time.time(), self.sealer.choices.get(cell_id))
             names = {"cell_id": cell_id, "lr": choice.lr, "mean_val": choice.mean_val, "trials": choice.n_trials}
             event = {"ev": "choose", **names, "row": row}
             self.journal.write(event)
@@ -98,6 +98,11 @@ class Ledger:
             cell.choice = choice
         if self.keep == "best" and cell.phase == "done" and cell.cell.method not in NEVER_KEPT:
             self._keep_best(cell_id)
+
+    def seal(self) -> None:
+        """Write the tables' waiting rows. Raises OSError: the folder is full, or no longer that of the journal."""
+        self.journal.check()
+        self.sealer.seal()
 
     def _keep_best(self, cell_id: str) -> None:
         rows = [r for r in self.state.cells[cell_id].rows.values() if r["stage"] == "CONFIRM"]

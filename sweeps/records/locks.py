@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -81,6 +82,17 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
+def _name_too(file: Path, name: Path) -> None:
+    """Give a file a further name, or its copy where the file system has no hard links. Raises FileExistsError."""
+    try:
+        os.link(file, name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with name.open("xb") as copy:
+            copy.write(file.read_bytes())
+
+
 class FolderLock:
     """Holds `lock.json` of a results folder while in its `with` block, and renews its heartbeat.
 
@@ -124,7 +136,7 @@ class FolderLock:
         own = self._path.with_name(f".lock.{self._holder.token}")
         own.write_text(json.dumps(asdict(self._holder)), encoding="utf-8")
         try:
-            os.link(own, self._path)
+            _name_too(own, self._path)
         except FileExistsError:
             return False
         finally:
@@ -141,7 +153,7 @@ class FolderLock:
         moved = _read(aside)
         if moved is not None and moved.alive and (stale is None or moved.token != stale.token):
             with contextlib.suppress(FileExistsError):  # a third driver holds it by now; the next round says so
-                os.link(aside, self._path)
+                _name_too(aside, self._path)
         aside.unlink()
 
     def _beat(self) -> None:
@@ -162,7 +174,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse a results folder that belongs to a sweep which differs in what must not change.
 
     Args:
-        folder: the results folder; one without `spec.json` belongs to nobody, and has no results.
+        folder: the results folder; one without `spec.json` belongs to nobody, and has neither journal nor tables.
         identity: `SweepSpec.identity()`. Sections of single methods may come and go; what stands in both must agree.
 
     Raises:
@@ -171,8 +183,10 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     stored = stored_identity(folder)
     if stored is not None:
         refuse_other(stored, identity, str(folder))
-    elif any((folder / "tables").glob("*/*.parquet")):
-        rule = "holds tables, and no spec.json that says whose; restore it, or choose another name or output"
+        return
+    journal, parts = folder / "journal.jsonl", (folder / "tables").glob("*/*.parquet")
+    if any(parts) or (journal.is_file() and journal.stat().st_size):
+        rule = "holds results, and no spec.json that says whose; restore it, or choose another name or output"
         raise IdentityError([Problem("results", str(folder), rule)])
 
 
@@ -205,6 +219,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         rule = "can't be read as a sweep's identity; restore it, or choose another output"
         raise IdentityError([Problem("results", str(path), rule)]) from error
+    return dict(stored)
 
 
 def stored_rules(folder: Path, events: Sequence[Mapping[str, Any]]) -> Rules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,18 @@ def prediction_row(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> Row | 
     return {**head, **{name: result.get(name) for name in names}}
 
 
-def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float) -> Row:
-    """The `choices` row of one cell."""
+def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float, before: Row | None = None) -> Row:
+    """The `choices` row of one cell.
+
+    Args:
+        seconds: since 1970, by a clock that may have been set back.
+        before: the cell's last choice: the new one gets the next number, and a later time.
+    """
+    at = datetime.fromtimestamp(seconds, UTC)
+    if before is not None:
+        last = before["chosen_at"]
+        last = datetime.fromisoformat(last) if isinstance(last, str) else last
+        at = max(at, last + timedelta(microseconds=1))
     return {
         "sweep": sweep,
         "cell_id": cell_id,
@@ -106,7 +116,8 @@ def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float) -> Row:
         "n_trials": choice.n_trials,
         "n_rerun_seeds": choice.n_rerun_seeds,
         "edge": choice.edge,
-        "chosen_at": utc(seconds),
+        "chosen_at": at.isoformat(),
+        "sequence": 1 + ((before or {}).get("sequence") or 0),
     }
 
 

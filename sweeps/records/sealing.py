@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from analysis.format import Row
 from analysis.store.schemas import TABLES
 from analysis.store.tables import scan_parts, set_aside, to_table, write_part
 
 SEAL_EVERY = 256
+_DRAFT = re.compile(r"\.[\w.]+\.(\d{1,9})\.tmp")
 _TABLES = ("predictions", "metrics", "trials")  # trials last: a trial whose row is sealed has all its rows sealed
 
 
@@ -20,13 +24,14 @@ class Sealer:
     """Writes the tables of one results folder.
 
     Args:
-        folder: the results folder. Damaged parts are set aside (their names in `damaged`); rows of theirs that the
-            journal has are written again.
+        folder: the results folder, held by this process. Drafts of a killed driver are removed, damaged parts set aside
+            (their names in `damaged`); rows of theirs that the journal has are written again.
         every: seconds after which a row that waits is sealed with the next one, however few there are; None: no limit.
     """
 
     def __init__(self, folder: Path, every: float | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
+        _clear_drafts(folder)
         self._every, self._oldest = every, 0.0
         self.damaged: list[str] = []
         self._sealed: dict[str, set[Any]] = {}
@@ -39,9 +44,11 @@ class Sealer:
                 set_aside(part)
                 self.damaged.append(str(part))
             if name == "trials":
-                self.rows = {row["trial_id"]: row for row in table.to_pylist()}
+                attempts = sorted(table.to_pylist(), key=lambda r: r["attempt"] or 1)
+                self.rows = {row["trial_id"]: row for row in attempts}
             if name == "choices":
-                self.choices = {row["cell_id"]: row for row in sorted(table.to_pylist(), key=lambda r: r["chosen_at"])}
+                for row in sorted(table.to_pylist(), key=lambda r: r["chosen_at"]):  # numbers are newer than this rule
+                    self._chosen(row)
             if name == "cells":
                 self._cells = {row["cell_id"]: row for row in table.to_pylist()}
             else:
@@ -51,6 +58,7 @@ class Sealer:
         """Take a `finish` or `choose` event; its rows are written with the next part, unless they have been."""
         if event["ev"] == "choose":
             self._put("choices", [event["row"]])
+            self._chosen(event["row"])
             return
         prediction = event.get("prediction")
         self._put("predictions", [] if prediction is None else [prediction])
@@ -68,7 +76,7 @@ class Sealer:
         for name in (*_TABLES, "choices"):
             rows = self._waiting[name]
             if rows:
-                write_part(self._folder, name, rows)
+                write_part(self.folder, name, rows)
                 self._sealed[name].update(_key(name, row) for row in rows)
                 rows.clear()
 
@@ -77,12 +85,28 @@ class Sealer:
         wanted = to_table("cells", rows).to_pylist()
         changed = [row for row in wanted if self._cells.get(row["cell_id"]) != row]
         if changed:
-            write_part(self._folder, "cells", changed)
+            write_part(self.folder, "cells", changed)
             self._cells.update({row["cell_id"]: row for row in changed})
+
+    def _chosen(self, row: Row) -> None:
+        before = self.choices.get(row["cell_id"], {})
+        if (row.get("sequence") or 0) >= (before.get("sequence") or 0):
+            self.choices[row["cell_id"]] = row
 
     def _put(self, name: str, rows: Iterable[Row]) -> None:
         sealed = self._sealed[name]
         self._waiting[name] += [row for row in rows if _key(name, row) not in sealed]
+
+
+def _clear_drafts(folder: Path) -> None:
+    """Remove files that a killed driver left half written. Whoever calls holds the folder, so no driver writes them."""
+    drafts = [draft for name in (*_TABLES, "choices", "cells") for draft in (folder / "tables" / name).glob("*.tmp")]
+    for draft in folder.glob(".*.tmp"):
+        of = _DRAFT.fullmatch(draft.name)  # `sweeps report` and other commands write some without holding the folder
+        if of is not None and not psutil.pid_exists(int(of[1])):
+            drafts.append(draft)
+    for draft in drafts:
+        draft.unlink(missing_ok=True)
 
 
 def _key(name: str, row: Mapping[str, Any]) -> Any:

@@ -7,8 +7,10 @@ driver's machine is. A run on another machine fetches what is there and goes on 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -124,7 +126,9 @@ class Upload:
         return self.error
 
     def sync(self) -> None:
-        """Copy everything that is sealed here and not there. Raises OSError: it can't be written."""
+        """Copy everything that is sealed here and not there. Raises OSError: it can't be written, or read here."""
+        if not self.folder.is_dir():  # moved away: what it kept is not to be removed there
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         there = self.location.files()
         for table in TABLES:
             for part in sorted((self.folder / "tables" / table).glob("part-*.parquet")):

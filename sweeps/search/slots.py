@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from analysis.format import Row
-from sweeps.spec.space import Extra, Point, extra_from
+from sweeps.spec.space import Extra, Point
 
 Seeds = tuple[int, int, int]
 Edge = Literal["low", "high"]
@@ -43,13 +42,6 @@ class Slot:
         if self.lr is None:
             raise AssertionError(f"trial {self.trial_id} has no learning rate")
         return Point(self.lr, self.extra)
-
-    @classmethod
-    def from_row(cls, row: Row) -> Slot:
-        """Rebuild the slot of a finished trial from its row, where the journal is lost."""
-        seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
-        extra = extra_from(row.get("hyperparameters"))
-        return cls(row["cell_id"], row["stage"], row["slot"], row["trial_id"], {}, row["lr"], seeds, extra)
 
     @classmethod
     def from_config(

@@ -20,7 +20,7 @@ from sweeps.search.rules import Rules, derived_seed
 from sweeps.search.slots import Choice, Seeds, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.sections import TUNE_SEED
-from sweeps.spec.space import Point, extra_of
+from sweeps.spec.space import Point, extra_from, extra_of
 from sweeps.spec.spec import SweepSpec
 from trainables.config import FULL_METHODS
 
@@ -159,6 +159,19 @@ class CellState:
             extra = extra_of({d.name: have[d.name] for d in space.dimensions})
         origin = origin_of(slot.slot, self.spec.search) if self._is_first(slot) else None
         return replace(slot, extra=extra, origin=origin)
+
+    def row(self) -> Row:
+        """The cell's row of the `cells` table, with the seeds that count now."""
+        seeds = self.spec.confirm.seeds if self.cell.lr_centre is not None else (0,)
+        return self.cell.row() | {"seeds": " ".join("/".join(map(str, self.seeds(seed))) for seed in seeds)}
+
+    def recall(self, row: Row) -> Slot | None:
+        """The slot of a row whose journal is lost, made anew; None where the row is of no trial of this cell."""
+        extra = extra_from(row.get("hyperparameters"))
+        point = None if row["lr"] is None else Point(row["lr"], extra)
+        seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
+        made = self._make(row["stage"], row["slot"], point, seeds)
+        return made if made.trial_id == row["trial_id"] else None
 
     @property
     def _tunes(self) -> bool:

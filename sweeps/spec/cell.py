@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -123,6 +124,10 @@ class Cell:
                 "evaluate": self.evaluate,
             }
         )
+
+    def identify(self, config: Mapping[str, Any]) -> str:
+        """The trial id that a journaled configuration of this cell has. Raises ValidationError: it is none."""
+        return TrialConfig.model_validate(config).trial_id
 
     def settings(self, train: TrainSettings) -> TrainSettings:
         """A sweep's training settings as they hold for this cell."""

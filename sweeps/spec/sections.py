@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sweeps.spec.resources import LimitsSection, ResourceSection
 from sweeps.spec.search import MAY_CHANGE, ListsAreValues, LrRange, OneOrMany, SearchSection, SpaceEntry
@@ -16,6 +17,17 @@ from sweeps.spec.search import Section as _Section
 from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
 Allocation = Literal["auto", "uniform", "per-layer", "fill"]
+
+
+def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    if values is not None and len(set(values)) < len(values):
+        twice = next(value for value, count in Counter(values).items() if count > 1)
+        raise ValueError(f"each may stand once, and {twice!r} stands twice; leave the second out")
+    return values
+
+
+Once = AfterValidator(_each_once)
+"""A list without repetitions, which would be planned, counted and paid for twice."""
 
 TUNE_SEED = 1_000_000
 """Seed of every first TUNE trial of a learning rate; re-runs take the seeds after it, CONFIRM those below."""
@@ -30,7 +42,7 @@ class ModelSection(_Section):
     """The base model: `embedded:tiny-clip`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, `local:DIR` (docs/models.md)."""
     adapt: Literal["vision", "both", "all"] | None = None
     """None: "both" towers of a CLIP model, "all" of a model with one tower."""
-    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    targets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
     """Weights to adapt, by the end of their names; none given: the family's."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
     """Side of the input in pixels, for image encoders whose positions interpolate; None: the model's own."""
@@ -39,9 +51,9 @@ class ModelSection(_Section):
 class DataSection(_Section):
     """`[data]`: data sets and training sizes; a size is a fraction in (0, 1] or 'K-shot'."""
 
-    datasets: tuple[str, ...] = Field(min_length=1)
+    datasets: Annotated[tuple[str, ...], Once] = Field(min_length=1)
     """Data sets by name or place, `folder:DIR`, `json:DIR` (docs/data.md); paths start where the command is run."""
-    train_size: Annotated[tuple[str | float, ...], OneOrMany] = Field(default=(1.0,), min_length=1)
+    train_size: Annotated[tuple[str | float, ...], OneOrMany, Once] = Field(default=(1.0,), min_length=1)
     """A fraction in (0, 1] or `"K-shot"`; one, or a list."""
     skip_bad: Annotated[bool, LATER] = False
     """Leave images that can't be read out, counted in the results, instead of stopping."""
@@ -89,11 +101,13 @@ def _paper_epochs(dataset: str, size: str | float) -> int | None:
 class BudgetSection(_Section):
     """`[budgets]`: exactly one of LoRA ranks, parameter counts, or percentages of the adapted weights."""
 
-    lora_rank: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    lora_rank: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
     """Budgets as the count that LoRA has at these ranks; this, `params` or `percent`."""
-    params: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    params: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
     """Budgets as numbers of trained parameters."""
-    percent: tuple[Annotated[float, Field(gt=0, le=100)], ...] | None = Field(default=None, min_length=1)
+    percent: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...] | None, Once] = Field(
+        default=None, min_length=1
+    )
     """Budgets in percent of the adapted weights."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """A cell whose nearest count is farther from its budget, as a share, is left out and listed."""
@@ -126,7 +140,7 @@ class MethodSection(BaseModel):
     """Its learning rates: the range's centre as a number, or `{ low = 1e-4, high = 1e-2 }`; none: the published."""
     space: Annotated[dict[str, SpaceEntry] | None, ListsAreValues, LATER] = None
     """What is searched beside the rate for this method alone, as in `search.space`."""
-    budgets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    budgets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
     """Only these budgets, by label: `["lora-8"]`; none: all."""
     allocation: Allocation | None = None
     """Instead of `budgets.allocation`."""
@@ -153,7 +167,9 @@ class MethodSection(BaseModel):
 class ConfirmSection(_Section):
     """`[confirm]`: stage CONFIRM. `seeds` is a count or a list; `hold` fixes a kind of seed for all trials."""
 
-    seeds: tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...], Once] = Field(
+        default=(0, 1, 2, 3, 4), min_length=1
+    )
     """Seeds of stage CONFIRM: a number (3 means 0, 1, 2) or a list."""
     max_seeds: Annotated[int | None, Field(ge=1), LATER] = None
     """Most seeds there will be, declared before results are seen: the level is spread over them (docs/fairness.md).
@@ -171,13 +187,6 @@ class ConfirmSection(_Section):
         if not 1 <= value <= MOST_SEEDS:
             raise ValueError(f"a number of seeds, at least 1 and at most {MOST_SEEDS:,}, or a list of seeds")
         return tuple(range(value))
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("each seed may stand once")
-        return value
 
     @field_validator("margin")
     @classmethod

@@ -37,7 +37,7 @@ def save_checkpoint(
 
     Nothing is forced to the disk: after a power cut the files may be torn, which `load_checkpoint` notices.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)  # not its parents: a results folder that was moved away is not made anew
     path = directory / f"epoch-{epoch:05d}.safetensors"
     temporary = path.with_suffix(".tmp")
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary))

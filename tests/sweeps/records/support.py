@@ -1,14 +1,25 @@
-"""What the engine journals for finished trials."""
+"""What the engine journals for finished trials, and a results folder made worse."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
+
 from analysis.format import finite
+from analysis.store.journal import journal_line, read_journal
+from analysis.store.remote import Location
 from sweeps.records.rows import metric_rows, prediction_row, trial_row
 from sweeps.search.stages import Slot
-from tests.fakes import FakeCell, FakeTrain, analytic_trial
+from tests.fakes import FakeCell, FakePlan, FakeSearch, FakeTrain, analytic_trial, fake_plan
+from tests.sweeps.support import PAIR
+
+Harm = Callable[[Path], object]
+"""What is done to a results folder."""
 
 
 def finish_event(seed: int, folder: Path) -> dict[str, Any]:
@@ -33,3 +44,28 @@ def finish_events(tmp_path: Path, count: int) -> list[dict[str, Any]]:
         trial = FakeCell("lora").trial("CONFIRM", 1e-3, (seed, seed, seed), FakeTrain())
         (tmp_path / "work" / trial.trial_id).mkdir(parents=True)
     return [finish_event(seed, tmp_path / "work") for seed in range(count)]
+
+
+def subtree(folder: Path) -> Location:
+    folder.mkdir(exist_ok=True)
+    return Location(pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem()), "results/a", "test://results/a")
+
+
+def edit(folder: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Change the journal's events, with checksums that hold."""
+    found = list(read_journal(folder / "journal.jsonl").events)
+    change(found)
+    (folder / "journal.jsonl").write_bytes(b"".join(map(journal_line, found)))
+
+
+def without(*names: str) -> Harm:
+    def harm(folder: Path) -> None:
+        for name in names:
+            (shutil.rmtree if (folder / name).is_dir() else os.unlink)(folder / name)
+
+    return harm
+
+
+def small(folder: Path, cells: tuple[FakeCell, ...] = PAIR, **sections: Any) -> FakePlan:
+    """Twelve trials: three rates, a re-run and two seeds, of two cells."""
+    return fake_plan(folder, cells, search=FakeSearch(trials=4), **sections)

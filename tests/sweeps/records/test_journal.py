@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
 
 
 def test_write_atomically_replaces(tmp_path: Path) -> None:
-    path = tmp_path / "sub" / "spec.json"
+    path = tmp_path / "spec.json"
     write_atomically(path, "one")
     write_atomically(path, "two")
     assert path.read_text() == "two"

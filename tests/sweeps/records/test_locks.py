@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -59,6 +60,15 @@ def test_a_damaged_identity_is_named(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "spec.json").write_bytes(text)
     with pytest.raises(IdentityError, match=r"spec\.json.*can't be read as a sweep's identity; restore it"):
         check_identity(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_locks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_a_second_driver_is_refused_naming_the_first(tmp_path)
 
 
 def test_a_dead_process_loses_its_lock(tmp_path: Path) -> None:

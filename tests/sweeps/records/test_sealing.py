@@ -48,6 +48,7 @@ def test_rows_are_sealed_in_parts_and_once(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_crash_between_two_tables_repeats_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, made = tmp_path / "r", finish_events(tmp_path, 3)
+    folder.mkdir()
     real = sealing.write_part
 
     def crash(where: Path, name: str, rows: Any) -> Path:

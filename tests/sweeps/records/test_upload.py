@@ -24,7 +24,7 @@ from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import Upload, check_there, restore
 from tests.fakes import TRIAL, FakeKeep, FakePlan, FakeTrain, fake_plan
-from tests.sweeps.records.support import finish_events
+from tests.sweeps.records.support import finish_events, subtree
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables
 
 
@@ -47,12 +47,8 @@ class Flaky(LocalFileSystem):  # type: ignore[misc]
         return file
 
 
-def subtree(folder: Path) -> Location:
-    folder.mkdir(exist_ok=True)
-    return Location(pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem()), "results/a", "test://results/a")
-
-
 def sealed(folder: Path, count: int, tmp_path: Path) -> None:
+    folder.mkdir()
     sealer = Sealer(folder)
     for event in finish_events(tmp_path, count):
         sealer.add(event)
@@ -90,6 +86,52 @@ def test_a_store_is_opened_by_its_uri(tmp_path: Path) -> None:
         open_store((tmp_path / "elsewhere").as_uri())
     with pytest.raises(StoreError, match=r"'nfs://x/y' is no place for results.*nearest: s3://BUCKET/FOLDER"):
         open_store("nfs://x/y")
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Location, "files", lambda _: {"spec.json": 2, "tables/../../victim/part-1.parquet": 2})
+    monkeypatch.setattr(Location, "read", lambda *_: b"{}")
+    with pytest.raises(StoreError, match=r"test://results/a: 'tables/../../victim/part-1.parquet' leads out of"):
+        restore(tmp_path / "r", subtree(tmp_path / "bucket"))
+    assert [path.name for path in tmp_path.iterdir()] == ["bucket"]
+
+
+def test_a_copy_goes_where_nobody_else_can_put_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sealed(tmp_path / "r", 2, tmp_path)
+    uri = (tmp_path / "bucket").as_uri()
+    Upload(tmp_path / "r", Location.of(uri)).sync()
+    monkeypatch.setenv("SWEEPS_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "cache" / f"stores-{os.getuid()}"
+    assert open_store(uri).path.parent == place
+    assert place.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(place)
+    (tmp_path / "another").mkdir()
+    place.symlink_to(tmp_path / "another")
+    with pytest.raises(
+        StoreError, match=r"stores-\d+ is a link or another user's.*set SWEEPS_CACHE to a folder of yours"
+    ):
+        open_store(uri)
+    assert list((tmp_path / "another").iterdir()) == []
+    place.unlink()
+    place.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    place.rename(place.with_name("stores-12345"))
+    with pytest.raises(StoreError, match="another user's"):
+        open_store(uri)
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", "none", "0"])
+def test_a_cache_switched_off_makes_no_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    sealed(tmp_path / "r", 2, tmp_path)
+    uri = (tmp_path / "bucket").as_uri()
+    Upload(tmp_path / "r", Location.of(uri)).sync()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SWEEPS_CACHE", word)
+    before = sorted(tmp_path.iterdir())
+    assert open_store(uri).table("trials").num_rows == 2
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_half_a_file_is_never_seen(tmp_path: Path) -> None:
@@ -130,6 +172,7 @@ def test_a_place_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
 def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(sealing.time, "monotonic", lambda: clock[0])
+    (tmp_path / "r").mkdir()
     sealer, made = Sealer(tmp_path / "r", every=60.0), finish_events(tmp_path, 3)
     sealer.add(made[0])
     clock[0] += 59

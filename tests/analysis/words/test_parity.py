@@ -1,0 +1,61 @@
+"""What was equal over the methods of a sweep is said, and what was not is said of the verdict too."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis import open_store
+from analysis.report.facts import facts
+from analysis.store.store import Store
+from analysis.store.tables import write_part
+from analysis.tables.console import conclusion
+from analysis.words.parity import devices_apart, parity_says
+
+
+def moved(folder: Path, tmp_path: Path, method: str, **ran_on: str) -> Store:
+    """The same results, where one method ran elsewhere."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    rows = open_store(folder).table("trials").to_pylist()
+    (copy / "journal.jsonl").unlink()
+    shutil.rmtree(copy / "tables" / "trials")
+    write_part(copy, "trials", [row | (ran_on if row["method"] == method else {}) for row in rows])
+    return open_store(copy)
+
+
+def test_equal_devices_are_said_once(store: Store) -> None:
+    said = parity_says(store.table("parity").to_pylist())
+    assert "Devices and precision: every method ran on cpu fp32." in said
+    assert "devices" not in conclusion(store)
+
+
+@pytest.mark.parametrize(
+    ("ran_on", "where"),
+    [({"device": "NVIDIA H100", "precision": "bf16"}, "NVIDIA H100 bf16"), ({"precision": "bf16"}, "cpu bf16")],
+)
+def test_a_method_that_ran_elsewhere_is_named_in_parity_and_verdict(
+    folder: Path, tmp_path: Path, ran_on: dict[str, str], where: str
+) -> None:
+    store = moved(folder, tmp_path, "lora", **ran_on)
+    (said,) = [line for line in parity_says(store.table("parity").to_pylist()) if line.startswith("Devices")]
+    assert said.startswith("Devices and precision: NOT equal, ")
+    assert f"LoRA on {where}" in said and "on cpu fp32" in said
+    verdict = conclusion(store)
+    assert "; but devices or precision are NOT equal, " in verdict and f"LoRA on {where}" in verdict
+    assert f"LoRA on {where}" in facts(store)["answer"]
+
+
+def test_a_third_method_elsewhere_leaves_the_verdict_on_two_alone(folder: Path, tmp_path: Path) -> None:
+    store = moved(folder, tmp_path, "nola", device="NVIDIA H100", precision="bf16")
+    parity = store.table("parity").to_pylist()
+    assert "NoLA on NVIDIA H100 bf16" in str(devices_apart(parity))
+    assert devices_apart(parity, ("lora", "randlora")) is None
+    assert "devices" not in conclusion(store)
+
+
+def test_what_is_not_known_is_not_called_unequal(folder: Path, tmp_path: Path) -> None:
+    parity = [r | {"computed_on": None} for r in open_store(folder).table("parity").to_pylist()]
+    assert devices_apart(parity) is None
+    assert not [line for line in parity_says(parity) if line.startswith("Devices")]

@@ -1,0 +1,117 @@
+"""Neither a clock that is set back nor what was once in the sweep file decides what counts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from analysis.store.store import open_store
+from analysis.store.tables import part_paths, write_part
+from sweeps.records import ledger
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
+from tests.sweeps.inline import go_inline
+from tests.sweeps.records.support import edit, without
+from tests.sweeps.support import PAIR, rows
+
+
+@pytest.fixture
+def back(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the driver's clock back by seconds."""
+    clock = [1.8e9]
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(time=lambda: clock[0]))
+    return lambda seconds: clock.__setitem__(0, clock[0] - seconds)
+
+
+def longer(folder: Path) -> FakePlan:
+    return fake_plan(folder, PAIR, search=FakeSearch(trials=9, sampler="qmc"))
+
+
+def shorter(folder: Path) -> FakePlan:
+    return fake_plan(folder, PAIR, search=FakeSearch(trials=4, sampler="qmc"))
+
+
+@pytest.mark.parametrize("lost", ["", "journal.jsonl", "tables"])
+def test_a_clock_that_is_set_back_changes_no_result(tmp_path: Path, back: Callable[[float], None], lost: str) -> None:
+    folder = tmp_path / "r"
+    go_inline(shorter(folder))
+    before = open_store(folder).table("chosen").to_pylist()
+    back(3600.0)
+    go_inline(longer(folder))
+    if lost:
+        without(lost)(folder)
+        go_inline(longer(folder))
+    go_inline(longer(tmp_path / "undisturbed"))
+    now = open_store(folder)
+    assert now.table("chosen").column("lr").to_pylist() != [r["lr"] for r in before]
+    for view in ("confirmed", "scaling", "tuned"):
+        kept = [n for n in now.table(view).column_names if n not in ("started_at", "ended_at")]
+        order = [(n, "ascending") for n in ("cell_id", "trial_id") if n in kept]
+        expected = open_store(tmp_path / "undisturbed").table(view).select(kept).sort_by(order)
+        assert now.table(view).select(kept).sort_by(order).equals(expected), view
+    stamps = [r["chosen_at"] for r in now.table("choices").to_pylist() if r["cell_id"] == "lora-1000"]
+    assert stamps == sorted(set(stamps))
+
+
+def test_an_old_folder_of_a_wrong_clock_goes_by_the_order_of_lines(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    go_inline(shorter(folder))
+    go_inline(longer(folder))
+    good = open_store(folder).table("confirmed").num_rows, open_store(folder).table("chosen").to_pylist()
+
+    def change(found: list[dict[str, Any]]) -> None:
+        for k, event in enumerate(e for e in found if e["ev"] == "choose"):
+            del event["row"]["sequence"]
+            event["row"]["chosen_at"] = f"2026-01-01T{20 - k:02d}:00:00+00:00"
+
+    edit(folder, change)
+    shutil.rmtree(folder / "tables" / "choices")
+    for _ in range(2):  # as it is, and after a run that seals it
+        now = open_store(folder)
+        assert now.table("confirmed").num_rows == good[0]
+        assert [r["lr"] for r in now.table("chosen").to_pylist()] == [r["lr"] for r in good[1]]
+        assert go_inline(longer(folder)).finished == 0
+
+
+def test_a_part_written_later_sorts_later(tmp_path: Path) -> None:
+    ahead = tmp_path / "tables" / "cells" / "part-29991231T235959999999-0123abcd.parquet"
+    for tolerated in range(3):
+        path = write_part(tmp_path, "cells", [FakeCell("lora", tune_trials=tolerated).row()])
+        if not tolerated:
+            path.rename(ahead)
+    assert part_paths(tmp_path, "cells")[0] == ahead
+    assert open_store(tmp_path).table("cells").column("tune_trials").to_pylist() == [2]
+
+
+def seeds(folder: Path, *wanted: int) -> FakePlan:
+    search = FakeSearch(trials=2, rerun_rates=0, rerun_seeds=0)
+    return fake_plan(folder, PAIR, search=search, confirm=FakeConfirm(wanted))
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2, 0), (2, 1, 0), (1, 3)])
+def test_seeds_taken_out_or_reordered_leave_what_such_a_file_gives(tmp_path: Path, wanted: tuple[int, ...]) -> None:
+    folder = tmp_path / "r"
+    go_inline(seeds(folder, 0, 1, 2))
+    go_inline(seeds(folder, *wanted))
+    go_inline(seeds(tmp_path / "undisturbed", *wanted))
+    now, expected = open_store(folder), open_store(tmp_path / "undisturbed")
+    for name in ("scaling", "coverage"):
+        assert now.table(name).equals(expected.table(name)), name
+    left = {s for s in (0, 1, 2) if s not in wanted}
+    assert {r["data_seed"] for r in now.table("superseded").to_pylist()} == left
+    assert go_inline(seeds(folder, 0, 1, 2)).finished == 0
+    assert open_store(folder).table("superseded").num_rows == 2 * len(set(wanted) - {0, 1, 2})
+
+
+def test_budgets_taken_out_and_put_back_run_nothing_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    cells = tuple(FakeCell("lora", budget) for budget in (1000, 4000))
+    go_inline(fake_plan(folder, cells))
+    before = rows(folder, "trials")
+    for listed in (cells[1:], cells[::-1], cells):
+        assert go_inline(fake_plan(folder, listed), retry_failed=True).finished == 0
+    assert rows(folder, "trials") == before

@@ -1,0 +1,128 @@
+"""A folder that is filled, refused, moved or robbed of its journal while a sweep runs: it stops, and loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from analysis.store.journal import read_journal
+from analysis.store.tables import write_part
+from sweeps.engine.drive import Stop
+from sweeps.records.journal import Journal
+from sweeps.records.upload import Upload
+from tests.fakes import FakeCell
+from tests.sweeps.inline import go_inline
+from tests.sweeps.records.support import small, subtree
+from tests.sweeps.support import assert_same_tables
+
+
+def test_a_part_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_part(tmp_path, "cells", [FakeCell("lora").row()])
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ESTALE, errno.EROFS])
+def test_a_folder_that_refuses_stops_the_sweep_and_fails_no_trial(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    folder = tmp_path / "r"
+
+    def refuse(done: int) -> None:
+        if done == 4:
+            monkeypatch.setattr(Journal, "write", refused)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code), str(folder))
+
+    with monkeypatch.context(), pytest.raises(OSError, match=os.strerror(code)):
+        go_inline(small(folder), refuse)
+    monkeypatch.undo()
+    summary = go_inline(small(folder))
+    assert (summary.skipped, summary.complete) == (4, True)
+    assert_same_tables(folder, whole)
+
+
+@pytest.mark.parametrize("remade", [False, True], ids=["gone", "Ray makes its own part anew"])
+def test_a_folder_that_is_moved_while_it_runs_is_not_begun_anew(tmp_path: Path, whole: Path, remade: bool) -> None:
+    folder, away = tmp_path / "r", tmp_path / "away"
+
+    def move(done: int) -> None:
+        if done == 6:
+            folder.rename(away)
+            if remade:
+                (folder / "work" / "ray").mkdir(parents=True)
+                (folder / "lock.json").touch()  # as the heartbeat does
+
+    with pytest.raises(
+        OSError, match="the results folder, or its journal, was moved or removed while the sweep ran; put"
+    ):
+        go_inline(small(folder), move)
+    assert not folder.exists()
+    away.rename(folder)
+    (folder / "lock.json").unlink()  # its holder, which lives on here, could not
+    assert go_inline(small(folder)).skipped >= 6
+    assert_same_tables(folder, whole)
+
+
+def test_a_journal_that_is_removed_is_written_again_and_the_sweep_stops(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "r"
+
+    def remove(done: int) -> None:
+        if done == 6:
+            (folder / "journal.jsonl").unlink()
+
+    with pytest.raises(OSError, match=r"the journal was removed .* is written again \(journal.jsonl\)"):
+        go_inline(small(folder), remove)
+    shutil.rmtree(folder / "tables")  # the journal alone has them
+    assert go_inline(small(folder)).skipped == 6
+    assert_same_tables(folder, whole)
+
+
+def test_a_journal_that_another_took_the_place_of_is_saved_beside_it(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "r"
+
+    def exchange(done: int) -> None:
+        if done == 6:
+            (folder / "journal.jsonl").unlink()
+            shutil.copy(whole / "journal.jsonl", folder)
+
+    with pytest.raises(OSError, match=rf"written again \(journal-{os.getpid()}-saved.jsonl\)"):
+        go_inline(small(folder), exchange)
+    assert len([e for e in read_journal(next(folder.glob("*-saved.jsonl"))).events if e["ev"] == "finish"]) == 6
+    assert go_inline(small(folder)).skipped == 12
+
+
+def test_the_heartbeat_saves_a_removed_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.write({"ev": "ask", "trial_id": "a"})
+        meter: Any = SimpleNamespace(tick=lambda: None, reached=lambda: None)
+        stop = Stop(meter, journal.check)
+        assert not stop.wait()
+        path.unlink()
+        assert stop.wait() and "written again" in str(stop.fault)
+        with pytest.raises(OSError, match="written again"):
+            journal.write({"ev": "ask", "trial_id": "b"})
+    assert [e["trial_id"] for e in read_journal(path).events] == ["a"]
+
+
+def test_the_copy_elsewhere_outlives_a_folder_that_is_moved(tmp_path: Path, whole: Path) -> None:
+    folder, there = Path(shutil.copytree(whole, tmp_path / "r")), subtree(tmp_path / "bucket")
+    (folder / "adapters" / "x").mkdir(parents=True)
+    (folder / "adapters" / "x" / "adapter.json").write_text("{}")
+    upload = Upload(folder, there, note=lambda _: None)
+    upload.sync()
+    folder.rename(tmp_path / "away")
+    assert "No such file" in str(upload.once())
+    assert "adapters/x/adapter.json" in there.files()
