@@ -26,6 +26,7 @@ from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
 from analysis.statistics.many import profiles
+from analysis.statistics.looks import level
 from analysis.statistics.published import overlaid
 from analysis.statistics.simultaneous import difference_curves, margin_of
 from analysis.statistics.tuning import best_of_n, rates, sharpness
@@ -117,7 +118,7 @@ def _scaling(store: Store) -> list[Picture]:
         "pointwise 95 % t intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank "
         "that defines each budget. Point at a marker, or tap it, for its numbers."
     )
-    says = conclude(scaling.comparisons(store))
+    says = conclude(scaling.comparisons(store), level(store))
     figure = draw_scaling(curve, columns=2, score=score)
     width = 42 if len(places(curve)) == 1 else None
     return [Picture("scaling_curve", "scaling", figure, label, caption, says, width)]

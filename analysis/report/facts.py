@@ -11,7 +11,7 @@ from analysis.figures import svg
 from analysis.format import Row
 from analysis.statistics import scaling
 from analysis.statistics.groups import groups, mean_ranks
-from analysis.statistics.looks import looks
+from analysis.statistics.looks import level, looks
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
@@ -31,7 +31,7 @@ _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 def facts(store: Store) -> dict[str, Any]:
     """What the page says beside its tables and figures."""
     trials = store.table("trials")
-    answer, _, given = conclude(scaling.comparisons(store)).partition(" (paired over")
+    answer, _, given = conclude(scaling.comparisons(store), level(store)).partition(" (paired over")
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
     confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")

@@ -23,6 +23,7 @@ from analysis.statistics.inference import (
     t_difference,
     verdict,
 )
+from analysis.statistics.looks import level
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
@@ -185,7 +186,7 @@ def compared(store: Store, baseline: str, focus: str = FOCUS) -> list[tuple[Row,
             found.append((row, difference))
     found += _overall(store, [row for row, _ in found], baseline, focus)
     found.sort(key=lambda pair: _order(pair[0]))
-    _corrected([row for row, _ in found], focus)
+    _corrected([row for row, _ in found], focus, level(store))
     for row, difference in found:
         row.update(_prospects(row, difference))
     return found
@@ -206,7 +207,7 @@ def margin_of(store: Store) -> float | None:
     return None if margin is None else float(margin)
 
 
-def _corrected(rows: Sequence[Row], focus: str, level: float = 1 - LEVEL) -> None:
+def _corrected(rows: Sequence[Row], focus: str, level: float) -> None:
     """Adjusted p values, levels and verdicts of a whole table, put into its rows; `level` is what a family may take."""
     main = [r for r in rows if r["method"] == focus]
     places = list(by(main, "sweep", "model", "train_size").values()) if any(map(_is_overall, main)) else [main]

@@ -14,6 +14,7 @@ from rich.text import Text
 from analysis.format import Row, change_text, percent, quantity
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
+from analysis.statistics.looks import level
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style
@@ -41,7 +42,7 @@ RESULTS = pa.schema(
 
 def conclusion(store: Store) -> str:
     """The sweep's answer in one sentence, no stronger than its tests allow."""
-    return conclusions.conclude(scaling.comparisons(store))
+    return conclusions.conclude(scaling.comparisons(store), level(store))
 
 
 def results_table(store: Store) -> pa.Table:
