@@ -20,7 +20,8 @@ from scipy import stats
 
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
-from analysis.statistics.inference import Array, holm, paired_difference, verdict
+from analysis.statistics.inference import Array, paired_difference, verdict
+from analysis.statistics.looks import holm_at, level
 from analysis.statistics.runs import by, by_seed, confirmed
 from analysis.statistics.scaling import comparisons
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
@@ -90,7 +91,7 @@ def groups(store: Store) -> pa.Table:
                 tests.append((block, pair, difference.mean, p))
             if p is not None:
                 tested.update((block, k) for k in pair)
-    for (block, pair, mean, _), adjusted in zip(tests, holm([p for *_, p in tests]), strict=True):
+    for (block, pair, mean, _), adjusted in zip(tests, holm_at(level(store), [p for *_, p in tests]), strict=True):
         if verdict(mean, adjusted) in ("higher", "lower"):
             apart[block].add(pair)
     rows = []

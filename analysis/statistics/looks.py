@@ -7,9 +7,10 @@ of all looks sum to at most `1 - LEVEL`, whatever the correlation between them; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.statistics.inference import LEVEL
+from analysis.statistics.inference import LEVEL, holm
 from analysis.store.store import Store, remembered
 
 FIRST = 0.8
@@ -67,3 +68,9 @@ def looks(store: Store) -> dict[str, Looks]:
 def level(store: Store) -> float:
     """The level of a table's tests: 5 %, or what looks have left of it; of several sweeps the least."""
     return min((each.level for each in looks(store).values()), default=1 - LEVEL)
+
+
+def holm_at(level: float, pvalues: Sequence[float | None]) -> list[float | None]:
+    """`holm`, its adjusted values larger by what looks have spent: at most `1 - LEVEL` where they may be rejected."""
+    spent = (1 - LEVEL) / level
+    return holm([None if p is None else min(1.0, spent * p) for p in pvalues])

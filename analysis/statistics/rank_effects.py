@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances
-from analysis.statistics.inference import holm, mean_interval, verdict
+from analysis.statistics.inference import mean_interval, verdict
+from analysis.statistics.looks import holm_at, level
 from analysis.statistics.runs import Seed, by, by_seed, over_datasets, shared_seeds, sharing_seeds
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -100,7 +101,7 @@ def effects(store: Store) -> pa.Table:
                 if len(found) > 1 and len(found) == len(datasets):
                     rows.append(place | {"dataset": None} | _said(list(found.values()), shared=shared))
     for p, said in (("p", "verdict"), ("p_given_rates", "verdict_given_rates")):
-        for row, adjusted in zip(rows, holm([r[p] for r in rows]), strict=True):
+        for row, adjusted in zip(rows, holm_at(level(store), [r[p] for r in rows]), strict=True):
             known = p != "p" or row["choice_sd"] is not None or row["p_given_rates"] is None
             row |= {f"{p}_holm": adjusted, said: verdict(row["slope"], adjusted, known=known)}
     rows.sort(key=lambda r: (r["sweep"], r["model"], r["dataset"] is not None, r["dataset"] or "", r["train_size"]))

@@ -15,6 +15,7 @@ from rich.text import Text
 from analysis.format import Row, change_text, percent, quantity, visible
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
+from analysis.statistics.looks import level
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style
@@ -57,7 +58,7 @@ def safe_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
 def conclusion(store: Store) -> str:
     """The sweep's answer in one sentence, no stronger than its tests allow."""
     apart = devices_apart(store.table("parity").to_pylist(), (scaling.FOCUS, scaling.BASELINE))
-    return conclusions.conclude(scaling.comparisons(store), apart)
+    return conclusions.conclude(scaling.comparisons(store), level(store), apart)
 
 
 def results_table(store: Store) -> pa.Table:

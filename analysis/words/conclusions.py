@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from analysis.format import Row, change_text, percent, points
-from analysis.statistics.inference import NOT_KNOWN, OVER_DATASETS
+from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import BASELINE, FOCUS
 from analysis.styles import place_of, place_text, style
@@ -26,11 +26,12 @@ def interval_text(row: Row) -> str:
     return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
 
 
-def conclude(compared: pa.Table, devices: str | None = None) -> str:
+def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None = None) -> str:
     """One sentence on the question's two methods at equal budgets, from `scaling.comparisons`.
 
     It says 'higher', 'lower' or 'equivalent' only of budgets whose `verdict` does, and says so where RandLoRA does not
-    win. `devices`: what the two ran on, where that differs (`parity.devices_apart`).
+    win. `level`: of the tests (`looks.level`). `devices`: what the two ran on, where that differs
+    (`parity.devices_apart`).
     """
     rows = [r for r in compared.to_pylist() if r["method"] == FOCUS and r["baseline"] == BASELINE]
     cells = [r for r in rows if r["reference"] is not None]
@@ -60,7 +61,7 @@ def conclude(compared: pa.Table, devices: str | None = None) -> str:
     unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
     order = ", the mean first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
     paired = f"paired over {seeds} seed{'s' * (seeds != '1')}, the choice of learning rates included"
-    return f"{text} ({paired}, Holm-corrected at 5 %{order}{unequal}{_edges(cells)})."
+    return f"{text} ({paired}, Holm-corrected at {100 * level:.2g} %{order}{unequal}{_edges(cells)})."
 
 
 def _excludes_zero(row: Row) -> bool:

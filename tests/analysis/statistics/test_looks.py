@@ -12,9 +12,13 @@ import pytest
 from scipy import stats
 
 from analysis import open_store
+from analysis.statistics.groups import groups
 from analysis.statistics.inference import LEVEL
 from analysis.statistics.looks import Looks, level, looks
+from analysis.statistics.scaling import comparisons
+from analysis.words.conclusions import conclude
 from analysis.words.parity import looks_says
+from tests.analysis.synthetic import make_results
 
 
 def ever_different(each: list[int], levels: list[float], runs: int = 20_000) -> float:
@@ -67,6 +71,30 @@ def test_a_look_is_taken_where_seeds_are_added_to_scores(tmp_path: Path) -> None
         "this look are made at 0.8 %.",
         "The margin of equivalence was changed 2 time(s) after test scores were there.",
     ]
+
+
+def test_later_looks_pay_for_the_first(tmp_path: Path) -> None:
+    """In the table, its groups and the sentence: numbers that are enough at one look are not at the sixth."""
+    make_results(tmp_path, seeds=3, advantage=0.03)
+    (one, said_of_one, apart_of_one) = answers(tmp_path)
+    more = {"ev": "declare", "name": tmp_path.name, "max_seeds": None, "margin": None}
+    with (tmp_path / "journal.jsonl").open("a") as journal:
+        for count in range(3, 9):
+            journal.write(json.dumps(more | {"seeds": list(range(count)), "scored": count - 3}) + "\n")
+    (two, said_of_two, apart_of_two) = answers(tmp_path)
+    factor = (1 - LEVEL) / Looks((3, 4, 5, 6, 7, 8)).level
+    assert [r["p_holm"] for r in two] == pytest.approx([min(1.0, factor * r["p_holm"]) for r in one])
+    assert "Holm-corrected at 5 %" in said_of_one and "Holm-corrected at 0.0013 %" in said_of_two
+    assert any(r["verdict"] == "higher" for r in one) and not any(r["verdict"] == "higher" for r in two)
+    assert apart_of_two < apart_of_one
+
+
+def answers(folder: Path) -> tuple[list[dict[str, Any]], str, int]:
+    """Tested rows of the comparisons, the conclusion, and the letters of all groups."""
+    store = open_store(folder)
+    compared = comparisons(store)
+    letters = len({(r["dataset"], r["train_size"], r["reference"], r["group"]) for r in groups(store).to_pylist()})
+    return [r for r in compared.to_pylist() if r["p_holm"] is not None], conclude(compared, level(store)), letters
 
 
 def test_a_folder_that_declares_nothing_has_the_whole_level(tmp_path: Path) -> None:
