@@ -18,6 +18,7 @@ from rich.text import Text
 from analysis.format import duration
 from sweeps.search.stages import SweepState
 from sweeps.watch.snapshot import Best, Counting, Failure, Snapshot
+from sweeps.watch.streams import lasting
 
 _REFRESH_S = 0.5
 _LINES_S = 10.0
@@ -49,12 +50,12 @@ class Silent:
 def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
     """The display for a run: live on a terminal, lines otherwise, JSON lines for "json", silent for False."""
     if progress == "json":
-        return JsonProgress(sys.stderr)
+        return JsonProgress(lasting(sys.stderr))
     if not isinstance(progress, bool | str):
         return progress
     if not progress:
         return Silent()
-    console = Console(stderr=True)
+    console = Console(file=lasting(sys.stderr))
     return LiveProgress(console) if console.is_terminal else LineProgress(console)
 
 
