@@ -76,7 +76,8 @@ class Holder:
         if over:  # killed, and its parent has not looked after it: in a container there may be nobody to
             return False
         # else the pid has been given to another process; a start since 1970 moves when the clock is set
-        return _ticks(self.pid) == self.ticks if self.ticks is not None else abs(start - self.process_start) < 2.0
+        known = self.ticks is not None
+        return bool(_ticks(self.pid) == self.ticks if known else abs(start - self.process_start) < 2.0)
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.started, UTC).isoformat(sep=" ", timespec="seconds")

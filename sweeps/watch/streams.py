@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Any, TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
 
 
 class Lasting:
@@ -27,7 +28,7 @@ class Lasting:
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _dropped(self) -> Any:
+    def _dropped(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: it is closed here
@@ -46,5 +47,4 @@ def keep_streams() -> None:
 
 def lasting(stream: TextIO) -> TextIO:
     """The same stream, which drops what can't be written."""
-    made: Any = stream if isinstance(stream, Lasting) else Lasting(stream)
-    return made  # type: ignore[no-any-return]
+    return stream if isinstance(stream, Lasting) else cast("TextIO", Lasting(stream))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_closed_pipe_drops_what_is_written(broken: io.TextIOWrapper) -> None:
 
 @pytest.mark.parametrize("kind", [True, "json"])
 def test_a_display_goes_on_without_its_reader(
-    kind: bool, broken: io.TextIOWrapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Literal[True, "json"], broken: io.TextIOWrapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", broken)
     display = make_progress(kind)
