@@ -66,7 +66,7 @@ def token_of(folder: Path) -> Path:
 def guarded(folder: Path) -> Iterator[None]:
     """What is started in the block listens on loopback and asks for the folder's token, whatever the user has set."""
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # no stubs
 
     def reread() -> None:
         Config.initialize("")  # first: a thread of Ray's that still ends must not look for a token that is gone
