@@ -29,6 +29,8 @@ STALE_S = 60.0
 """A lock held elsewhere is alive while its heartbeat is younger than this; one that seems older is watched first."""
 _WATCHED = 2.5
 """For so many heartbeats: clocks may differ, or have been set."""
+_ENDS_S = 5.0
+"""For the threads of a process that was killed to let the kernel's lock go, or for a contender to write its name."""
 
 
 class LockedError(SpecError):
@@ -137,8 +139,12 @@ class FolderLock:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as kernels:
-            if not self._lock_folder(kernels):
-                raise self._refused(_read(self._path))
+            end = time.monotonic() + _ENDS_S
+            while not self._lock_folder(kernels):
+                other = _read(self._path)
+                if other is None or not other.here or other.alive or time.monotonic() > end:
+                    raise self._refused(other)
+                time.sleep(0.05)
             self._take()
             self._kernels = kernels.pop_all()
         self._thread.start()
@@ -151,13 +157,14 @@ class FolderLock:
     def _lock_folder(self, kernels: contextlib.ExitStack) -> bool:
         """Take the kernel's lock until `kernels` closes; False where another has it. NFS and others may have none."""
         handle = os.open(self.folder, os.O_RDONLY)
-        kernels.callback(os.close, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(handle)
             return False
         except OSError:
-            return True
+            pass
+        kernels.callback(os.close, handle)
         return True
 
     def _take(self) -> None:
