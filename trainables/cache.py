@@ -34,6 +34,12 @@ def cache_folder(usual: str = "pixels") -> Path | None:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "randlora-sweeps" / usual
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder in the cache; the cache itself, where there is none, for its owner alone. Raises OSError."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+
+
 def limit_bytes() -> int:
     """The size that the cache may have. Raises ValueError when the variable is no number."""
     return int(float(os.environ.get(LIMIT_VARIABLE) or LIMIT_GB) * 2**30)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -50,9 +50,9 @@ class _Visible(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
-def safe_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+def safe_console(*, stderr: bool = False, soft_wrap: bool = False, file: IO[str] | None = None) -> Console:
     """A console whose texts reach the terminal as characters: no markup, and no escapes that stand in them."""
-    return _Visible(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+    return _Visible(file=file, stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
 
 
 def conclusion(store: Store) -> str:

@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+import typer
 from rich.text import Text
 
 from sweeps.cli.options import FAILED_TRIALS, Json
@@ -20,31 +22,42 @@ from sweeps.cli.printing import emit, out
 from trainables.errors import first_line
 
 RAY_MINOR = "2.60"
+_CLUSTER_S = 10.0
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: what was looked at, whether it is well, what was found, and how to mend it."""
+    """One finding: what was looked at, whether it is well, what was found, and how to mend it.
+
+    Attributes:
+        warns: it is to be mended, but does not stand in a sweep's way.
+    """
 
     name: str
     ok: bool
     found: str
     mend: str
+    warns: bool = False
 
 
-def doctor(as_json: Json = False) -> int:
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to look at: auto, or HOST:PORT; default: auto, if there is one.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
     """Check this machine: Python, packages, devices, disk, and that the four package names are ours."""
-    checks = examine()
+    checks = [*examine(), *_cluster(address)]
     emit(as_json, lambda: [asdict(c) for c in checks], lambda: _print(checks))
     return 0 if all(c.ok for c in checks) else FAILED_TRIALS
 
 
 def _print(checks: Sequence[Check]) -> None:
     for check in checks:
-        mark = Text("ok  ", "green") if check.ok else Text("fail", "red")
+        mark = Text("fail", "red") if not check.ok else Text("warn", "yellow") if check.warns else Text("ok  ", "green")
         out.print(mark, f"{check.name}: {check.found}")
-        if not check.ok:
+        if check.warns or not check.ok:
             out.print(f"       {check.mend}")
 
 
@@ -100,6 +113,25 @@ def _ray() -> Check:
     known = minor == RAY_MINOR
     mend = f"pip install 'ray[tune,train]=={RAY_MINOR}.*'" if not known else f"make room in {place}, or set RAY_TMPDIR"
     return Check("ray parts", known and free > 1, f"tune and train of {minor}; {free:.1f} GiB free in {place}", mend)
+
+
+def _cluster(asked: str | None) -> list[Check]:
+    """Whether a cluster that sweeps would join asks for a token; none is fine, unless one was asked for."""
+    from sweeps.cluster.joining import ask, find
+    from sweeps.cluster.resources import ResourceError
+
+    try:
+        address = find(asked or "auto")
+    except ResourceError:
+        if asked is not None:
+            raise
+        return []
+    said = ask(address, address, token=False, seconds=_CLUSTER_S)
+    if said is None:
+        mend = "whoever reaches its ports can run code on it: RAY_AUTH_MODE=token (docs/clusters.md), or a firewall"
+        return [Check("cluster", True, f"{address} answers without a token", mend, warns=True)]
+    refused = "InvalidAuthToken" in said
+    return [Check("cluster", refused, f"{address}: {'asks for a token' if refused else said}", "start it again")]
 
 
 def _hub() -> Check:

@@ -1,6 +1,6 @@
 """The command line: a file and a few verbs. Every verb takes `--json`.
 
-Exit codes: 0 done, 1 finished with failed trials, 2 bad input, 3 stopped by a limit, 130 interrupted.
+Exit codes: 0 done, 1 finished with failed trials, 2 bad input, 3 stopped by a limit, 4 lost Ray, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _program(
 
 
 def _guarded(function: Callable[P, int | None]) -> Callable[P, None]:
-    """Run a verb; say everything that is wrong with its input, and leave with code 2."""
+    """Run a verb; say everything that is wrong with its input, and leave with code 2, or the error's own."""
 
     @functools.wraps(function)
     def verb(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -69,7 +69,7 @@ def _guarded(function: Callable[P, int | None]) -> Callable[P, None]:
                 print_json({"errors": lines})
             for line in lines:
                 err.print(f"error: {line}", style="red")
-            raise typer.Exit(BAD_INPUT) from error
+            raise typer.Exit(getattr(error, "exit_code", BAD_INPUT)) from error
         raise typer.Exit(code or 0)
 
     return verb

@@ -8,6 +8,9 @@ import sys
 def main() -> None:
     """Load the command line and run it; interrupted before it listens, say so and leave with its exit code."""
     try:
+        from sweeps.watch.streams import keep_streams
+
+        keep_streams()
         from sweeps.cli.main import main as run
 
         run()

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import psutil
 
 _WAIT = """
-import json, os, signal, sys
+import json, os, shutil, signal, sys, time
 
 def started(pid):
     try:
@@ -24,14 +29,20 @@ def started(pid):
     except OSError:
         return None
 
-seen = {pid: started(pid) for pid in json.loads(sys.stdin.readline())}
-sys.stdin.read()  # ends when the driver closes the pipe, or is gone
+folder, seen = json.loads(sys.stdin.readline()), {}
+for line in sys.stdin:  # ends when the driver closes the pipe, or is gone
+    seen |= {pid: started(pid) for pid in json.loads(line)}
 for pid, start in seen.items():
     if start is not None and started(pid) == start:  # else the number belongs to another process by now
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+for _ in range(50):  # others of them may write while they end
+    shutil.rmtree(folder, ignore_errors=True)
+    if not os.path.exists(folder):
+        break
+    time.sleep(0.1)
 """
 
 
@@ -54,6 +65,33 @@ def ray_processes() -> list[int]:
     return found
 
 
+def agents(raylet: psutil.Process) -> dict[str, psutil.Process]:
+    """The agents of a raylet, without which it ends: of the dashboard, and of runtime environments."""
+    found = {}
+    for child in raylet.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = " ".join(child.cmdline()).lower()
+            if "agent" in words:
+                found["runtime-environment agent" if "runtime" in words else "dashboard agent"] = child
+    return found
+
+
+@contextlib.contextmanager
+def ended(processes: Sequence[psutil.Process]) -> Iterator[Callable[[float], object]]:
+    """Gives what waits for so many seconds, or until one of the processes has ended."""
+    if not hasattr(os, "pidfd_open"):  # Linux alone has it
+        yield time.sleep
+        return
+    ends = select.poll()
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            with contextlib.suppress(OSError):
+                handle = os.pidfd_open(process.pid)
+                stack.callback(os.close, handle)
+                ends.register(handle, select.POLLIN)
+        yield lambda seconds: ends.poll(1000 * seconds)
+
+
 def runs(process: psutil.Process) -> bool:
     """Whether it has not ended; one that nobody waited for has."""
     try:
@@ -63,20 +101,32 @@ def runs(process: psutil.Process) -> bool:
 
 
 class Reaper:
-    """Watches over processes, by their ids. Linux only; elsewhere it does nothing."""
+    """Watches over processes, by their ids, and their folder. Linux only; elsewhere `close` removes the folder.
 
-    def __init__(self, pids: Sequence[int]) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+    Args:
+        folder: removed at the end, whoever ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[str] | None = None
         if not sys.platform.startswith("linux"):
             return
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WAIT], stdin=subprocess.PIPE, start_new_session=True
-        )
-        if self._process.stdin is not None:
-            self._process.stdin.write(json.dumps(list(pids)).encode() + b"\n")
+        command = [sys.executable, "-I", "-S", "-c", _WAIT]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        self._tell(str(folder))
+
+    def mind(self, pids: Sequence[int]) -> None:
+        """These are to end too."""
+        self._tell(list(pids))
+
+    def _tell(self, words: object) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(json.dumps(words) + "\n")
             self._process.stdin.flush()
 
     def close(self) -> None:
         """End it, and with it what is left of those processes; to be called after Ray's own shutdown."""
         if self._process is not None:
             self._process.communicate()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
+from sweeps.cluster.joining import ask, find
 from sweeps.cluster.nodes import job_variables, own_paths
-from sweeps.cluster.reaper import Reaper, own_processes, ray_processes, runs
+from sweeps.cluster.private import clear, guarded, make_folder
+from sweeps.cluster.reaper import Reaper, agents, ended, own_processes, ray_processes, runs
 from sweeps.cluster.resources import Node, ResourceError
 from sweeps.cluster.signals import handled, held, signalled
 from sweeps.errors import Problem
@@ -24,17 +29,24 @@ from trainables.errors import first_line
 
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
 _KNOCK_S = 2.5
+_STARTS = 2
+"""Times that a local Ray is started before it is an error: a loaded machine's time-outs and taken ports pass."""
 _LOOK_S = 1.0
 _LEAVE_S = 15.0
 """For the main thread to end a session that is lost: Ray's own shut-down takes half of that."""
+_HEARD_S = 0.2
+"""For a signal to all processes to reach this one too."""
 _KEPT = "finished trials are kept, and the same command goes on"
+EXIT_LOST = 4
 _VITAL = ("raylet", "gcs_server")
+_QUIET_S = 3.0
+"""How long the control store of a local session may take no connection: told to end, it hangs with its port closed."""
+_RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_ENDS_S = 60.0
+"""When Ray gives a control store up, and ends the driver with exit code 1; a cluster's may come back before."""
+_SPARE_S = 15.0
 
-_LOCAL = {
-    "RAY_AUTH_MODE": "disabled",  # loopback only
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes Ray bind 127.0.0.1 on Linux
-    "RAY_prestart_worker_first_driver": "0",  # idle workers that none of our actors can use
-}
+_LOCAL = {"RAY_prestart_worker_first_driver": "0"}  # idle workers that none of our actors can use
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
@@ -80,6 +92,12 @@ def _import_paths() -> str:
 class RayLostError(RuntimeError):
     """Ray's own processes died under a sweep. What is finished stays; the same command goes on from there."""
 
+    exit_code = EXIT_LOST
+
+
+class RayStartError(RuntimeError):
+    """Ray did not come up on this machine. Nothing of it is left."""
+
 
 class Session:
     """The Ray session of a driver, from `connect` to the end of the `with`; its environment holds in the whole of it.
@@ -88,23 +106,30 @@ class Session:
 
     Args:
         address: the cluster to join; None starts a local one.
-        local: Ray's custom resources of a local session.
+        note: is told which address is tried.
 
     Attributes:
-        lost: which of a local session's own processes died, in words. Nothing goes on without them, and Ray would end
-            this process a minute later, with exit code 1; so its main thread is interrupted.
+        local: Ray's custom resources of a local session.
+        lost: which of a local session's own processes died, or that the control store is gone, in words. Nothing goes
+            on without them, and Ray would end this process with exit code 1, at once or a minute later; so its main
+            thread is interrupted.
 
     Raises:
-        ResourceError: no cluster answers at the address.
+        ResourceError: no cluster answers at the address; Ray's files can go nowhere.
+        RayStartError: it did not come up.
     """
 
-    def __init__(self, address: str | None = None, local: Mapping[str, float] | None = None) -> None:
+    def __init__(self, address: str | None = None, note: Callable[[str], None] = lambda _: None) -> None:
         self.address = address
-        self.local: dict[str, float] = dict(local or {})
+        self.local: dict[str, float] = {}
+        self._note = note
+        self._private = ExitStack()
         self.owned = False
         self.lost: str | None = None
         self._reaper: Reaper | None = None
         self._own: dict[str, psutil.Process] = {}
+        self._store: str | None = None
+        self._heard, self._patience = 0.0, _QUIET_S
         self._over, self._ended = threading.Event(), threading.Event()
         self._variables = _environment(_ALWAYS | ({} if address else _LOCAL))
 
@@ -119,6 +144,7 @@ class Session:
         self._over.set()
         if self.owned:
             ray.shutdown()
+        self._private.close()
         if self._reaper is not None:
             self._reaper.close()
         self._ended.set()
@@ -126,9 +152,15 @@ class Session:
 
     def look(self) -> str | None:
         """Look after Ray's own processes; returns `lost`."""
-        if self.lost is None and not self._over.is_set():
+        if self.lost is None and not self._over.is_set() and self._store is not None:
             died = [f"{name} (process {p.pid})" for name, p in self._own.items() if not runs(p)]
-            self.lost = f"Ray's {' and '.join(died)} died" if died else None
+            with suppress(OSError):
+                _knock(self._store)
+                self._heard = time.monotonic()
+            if died:
+                self.lost = f"Ray's {' and '.join(died)} died"
+            elif time.monotonic() - self._heard > self._patience:
+                self.lost = f"Ray's control store at {self._store} takes no connections any more"
         return self.lost
 
     @contextmanager
@@ -142,23 +174,34 @@ class Session:
             raise RayLostError(f"{self.lost}; {_KEPT}") from error
 
     def _watch(self) -> None:
-        while not self._over.wait(_LOOK_S):
-            if self.look() is not None:
-                if handled():
-                    self._leave()
-                return
+        helpers = [name for name in self._own if name not in _VITAL]
+        with ended(list(self._own.values())) as wait:
+            while not self._over.is_set():
+                wait(_LOOK_S)
+                if self.look() is not None:
+                    if not all(runs(self._own[name]) for name in helpers):
+                        # the raylet ends with them, and the driver by Ray's hand within half a second
+                        time.sleep(_HEARD_S)
+                        self._exit(130 if signalled() else EXIT_LOST)
+                    elif handled():
+                        self._leave()
+                    return
 
     def _leave(self) -> None:
         """Interrupt the main thread; and where that is in a call of Ray's which nothing ends, leave without it.
 
         Every step of the sweep is on disk, and the reaper sees to the processes.
         """
-        code = 130 if signalled() else 2
+        code = 130 if signalled() else EXIT_LOST
         os.kill(os.getpid(), signal.SIGINT)
         if not self._ended.wait(_LEAVE_S) and handled():
-            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live display has hidden it
-            print(f"{cursor}error: {self.lost}; {_KEPT}", file=sys.stderr, flush=True)
-            os._exit(code)
+            self._exit(code)
+
+    def _exit(self, code: int) -> None:
+        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live display has hidden it
+        with suppress(OSError):
+            os.write(2, f"{cursor}error: {self.lost}; {_KEPT}\n".encode())
+        os._exit(code)
 
     def connect(self) -> None:
         """Start, or join; nothing where this process has a session."""
@@ -171,25 +214,51 @@ class Session:
             return
         paths = _import_paths()
         if self.address is not None:
-            try:
-                _knock(self.address)
-                variables = {"PYTHONPATH": own_paths(paths), **_ALWAYS}
-                given = job_variables()
-                with held(), _own_handlers():
-                    ray.init(
-                        address=self.address,
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                        runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
-                    )
-                    self.owned = True
-            except (OSError, ray.exceptions.AuthenticationError) as error:
-                rule = f"no Ray cluster answers there ({first_line(error)})"
-                problem = Problem("--address", self.address, rule, "leave it out to run locally")
-                raise ResourceError([problem]) from error
+            self._join(self.address, paths)
         else:
-            node = local_node()
             with held(), _own_handlers(), _environment({"PYTHONPATH": paths}, over=True):
+                self._start()
+        self._store, self._heard = ray.get_runtime_context().gcs_address, time.monotonic()
+        threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
+        _silence_ray()
+
+    def _join(self, asked: str, paths: str) -> None:
+        import ray
+
+        address = find(asked)
+        self._note(f"joining the Ray cluster at {address}")
+        try:
+            if "://" not in address:
+                _knock(address)
+                if why := ask(address, asked):
+                    raise ConnectionError(why)
+            variables = {"PYTHONPATH": own_paths(paths), **_ALWAYS}
+            given = job_variables()
+            # "auto" lets Ray use the token that the user has
+            with held(), _own_handlers(), _environment({"RAY_ADDRESS": address}, over=True):
+                ray.init(
+                    address="auto" if asked == "auto" else address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
+                )
+                self.owned = True
+            self._patience = float(os.environ.get(_RECONNECT, _ENDS_S)) - _SPARE_S
+        except (OSError, ray.exceptions.AuthenticationError) as error:
+            at = "" if address == asked else f" at {address}"
+            rule = f"no Ray cluster answers there{at} ({first_line(error)})"
+            raise ResourceError([Problem("--address", asked, rule, "leave it out to run locally")]) from error
+
+    def _start(self) -> None:
+        """Start a session of our own; once more where it did not come up."""
+        import ray
+
+        node = local_node()
+        for left in reversed(range(_STARTS)):
+            folder = make_folder()
+            self._reaper = Reaper(folder)
+            self._private.enter_context(guarded(folder))
+            try:
                 ray.init(
                     address="local",  # whatever RAY_ADDRESS says
                     include_dashboard=False,
@@ -199,18 +268,40 @@ class Session:
                     object_store_memory=_STORE_BYTES,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    _temp_dir=str(folder / "r"),
                 )
-                self.owned = True
-                self._reaper = Reaper(ray_processes())
-                self._own = {name: psutil.Process(pid) for name, pid in own_processes().items() if name in _VITAL}
-                threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
-        _silence_ray()
+            except BaseException as error:
+                ray.shutdown()
+                self._private.close()
+                clear(folder)
+                self._reaper.close()
+                if not isinstance(error, Exception):
+                    raise
+                if not left:
+                    raise RayStartError(_why_not(error)) from error
+                logging.getLogger("sweeps").warning("Ray did not come up, and is started again: %s", first_line(error))
+                continue
+            self.owned = True
+            self._reaper.mind(ray_processes())
+            self._own = {name: psutil.Process(pid) for name, pid in own_processes().items() if name in _VITAL}
+            self._own |= agents(self._own["raylet"])
+            return
+
+
+def _why_not(error: Exception) -> str:
+    """Why a local Ray did not come up, and what to do."""
+    memory, store = psutil.virtual_memory().available, shutil.disk_usage(tempfile.gettempdir()).free
+    room = f"{memory / 2**30:.1f} GiB of memory and {store / 2**30:.1f} GiB of {tempfile.gettempdir()} are free"
+    return (
+        f"Ray did not come up, {_STARTS} times ({first_line(error)}); {room}. "
+        "Close what else runs, or set RAY_TMPDIR to a folder with room, then give the same command again"
+    )
 
 
 def _knock(address: str) -> None:
     """Fail within seconds where nothing listens; Ray would try for more than a minute."""
     host, _, port = address.rpartition(":")
-    if port.isdecimal() and "://" not in address:
+    if port.isdecimal():
         socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 

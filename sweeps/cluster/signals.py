@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a clean end, or one that waits while a Ray session starts or ends."""
+"""SIGINT, SIGTERM and SIGHUP: a clean end, or one that waits while a Ray session starts or ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PATIENCE_S = 20.0
 
 @contextlib.contextmanager
 def signals(stop: threading.Event | None, lost: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stop`, for a clean end; without it, or the second time, they end the run at once.
+    """SIGINT, SIGTERM and SIGHUP set `stop`, for a clean end; without it, or the second time, they end the run at once.
 
     So do they where nothing can be ended cleanly, since Ray is `lost`.
     """
@@ -31,7 +31,7 @@ def signals(stop: threading.Event | None, lost: Callable[[], object] = lambda: N
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """SIGINT and SIGTERM wait for the end of the block, which is a KeyboardInterrupt then.
+    """SIGINT, SIGTERM and SIGHUP wait for the end of the block, which is a KeyboardInterrupt then.
 
     For what must not be left half done: a process ends with an error when Ray's session goes down around its threads.
     """
@@ -75,7 +75,10 @@ def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
     if not _depth:
         _came.clear()
-    before = {number: signal.signal(number, noted) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, noted) for number in numbers}
     _depth.append(None)
     try:
         yield

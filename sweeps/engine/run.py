@@ -212,12 +212,21 @@ def _started(sweep: _Sweep, plan: Plan, address: str | None, trial: str, pool: P
     try:
         with signals(None), contextlib.ExitStack() as stack:
             if pool is None:
+                if address is None:  # a cluster's workers may be other users of a group that shares the folder
+                    _close_to_others(sweep.ledger.folder / "work")
                 measure = functools.partial(probe_gpu, plan) if trial == TRIAL else None
                 place = sweep.ledger.folder / "work" / "ray"
-                pool = stack.enter_context(Pool(plan.spec.resources, place, address=address, measure=measure))
+                note, asked = sweep.display.note, plan.spec.resources
+                pool = stack.enter_context(Pool(asked, place, address=address, measure=measure, note=note))
             yield pool
     finally:
         sweep.display.stop(sweep.state)
+
+
+def _close_to_others(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a file system without modes
+        folder.chmod(0o700)
 
 
 def _serve(sweep: _Sweep, pool: Pool, trial: str, begun: float, estimate: Mapping[str, Any] | None) -> None:

@@ -38,6 +38,7 @@ class Pool:
             and left running.
         measure: run on a GPU for `gpus_per_worker = "auto"`, so that trials share GPUs by the memory they take; None:
             a GPU each.
+        note: is told which cluster is joined.
 
     Raises:
         ResourceError: the machines can't hold what is asked; nothing was started for a local session.
@@ -50,6 +51,7 @@ class Pool:
         *,
         address: str | None = None,
         measure: Callable[[], Measured] | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
         self.measured: Measured | None = None
@@ -59,7 +61,7 @@ class Pool:
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
         self._room = 0.0  # of the resource that proxies share
         self._lanes: Any = None
-        self._session = Session(address)
+        self._session = Session(address, note)
 
     @property
     def trials(self) -> int:

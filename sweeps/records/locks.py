@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -26,7 +27,11 @@ from sweeps.search.rules import Rules
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
-"""A lock held on another host is dead when its heartbeat is older than this."""
+"""A lock held elsewhere is alive while its heartbeat is younger than this; one that seems older is watched first."""
+_WATCHED = 2.5
+"""For so many heartbeats: clocks may differ, or have been set."""
+_ENDS_S = 5.0
+"""For the threads of a process that was killed to let the kernel's lock go, or for a contender to write its name."""
 
 
 class LockedError(SpecError):
@@ -39,7 +44,13 @@ class IdentityError(SpecError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a results folder: host, process, its start and last heartbeat in seconds since 1970."""
+    """Who holds a results folder: host, process, its start and last heartbeat in seconds since 1970.
+
+    Attributes:
+        place: where its process number means that process: the boot of a machine, and a name space. Hosts' names may be
+            equal, and containers of one host count processes apart. Empty in locks of before.
+        ticks: the process's start by the machine's clock since its boot, which nobody sets; None where unknown.
+    """
 
     host: str
     pid: int
@@ -47,12 +58,19 @@ class Holder:
     started: float
     heartbeat: float
     token: str
+    place: str = ""
+    ticks: int | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether its process can be looked up."""
+        return self.place == _place() if self.place else self.host == socket.gethostname()
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs: by its process on this host, by its heartbeat elsewhere."""
-        if self.host != socket.gethostname():
-            return time.time() - self.heartbeat < STALE_S
+        """Whether it still runs: by its process where that can be looked up, by its heartbeat elsewhere."""
+        if not self.here:
+            return abs(time.time() - self.heartbeat) < STALE_S
         try:
             process = psutil.Process(self.pid)
             start, over = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
@@ -60,11 +78,28 @@ class Holder:
             return False
         if over:  # killed, and its parent has not looked after it: in a container there may be nobody to
             return False
-        return bool(abs(start - self.process_start) < 2.0)  # else the pid has been given to another process
+        # else the pid has been given to another process; a start since 1970 moves when the clock is set
+        known = self.ticks is not None
+        return bool(_ticks(self.pid) == self.ticks if known else abs(start - self.process_start) < 2.0)
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.started, UTC).isoformat(sep=" ", timespec="seconds")
         return f"process {self.pid} on host {self.host}, running since {since}"
+
+
+def _place() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _ticks(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    except OSError:
+        return None
 
 
 def holder(folder: Path) -> Holder | None:
@@ -96,6 +131,9 @@ def _name_too(file: Path, name: Path) -> None:
 class FolderLock:
     """Holds `lock.json` of a results folder while in its `with` block, and renews its heartbeat.
 
+    Beside it, the kernel's lock of the folder, where the file system has one: contenders for a dead driver's lock get
+    through one at a time, and drivers of one machine see each other whatever their clocks and name spaces say.
+
     Raises:
         LockedError: on entry, when a living driver holds the folder. A dead driver's lock is taken over. A driver that
             stood still until another took its folder over interrupts itself when it notices.
@@ -105,22 +143,50 @@ class FolderLock:
         self.folder = folder
         self._path = folder / "lock.json"
         now = time.time()
-        self._holder = Holder(
-            socket.gethostname(), os.getpid(), psutil.Process().create_time(), now, now, uuid.uuid4().hex
-        )
+        host, pid, begun = socket.gethostname(), os.getpid(), psutil.Process().create_time()
+        self._holder = Holder(host, pid, begun, now, now, uuid.uuid4().hex, _place(), _ticks(pid))
+        self._kernels = contextlib.ExitStack()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as kernels:
+            end = time.monotonic() + _ENDS_S
+            while not self._lock_folder(kernels):
+                other = _read(self._path)
+                if other is None or not other.here or other.alive or time.monotonic() > end:
+                    raise self._refused(other)
+                time.sleep(0.05)
+            self._take()
+            self._kernels = kernels.pop_all()
+        self._thread.start()
+        return self
+
+    def _refused(self, other: Holder | None) -> LockedError:
+        rule = f"is being run by {other or 'another process'}; wait for it, stop it, or give this sweep another folder"
+        return LockedError([Problem("results", str(self.folder), rule)])
+
+    def _lock_folder(self, kernels: contextlib.ExitStack) -> bool:
+        """Take the kernel's lock until `kernels` closes; False where another has it. NFS and others may have none."""
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        except OSError:
+            pass
+        kernels.callback(os.close, handle)
+        return True
+
+    def _take(self) -> None:
         for _ in range(10):
             if self._create():
-                self._thread.start()
-                return self
+                return
             other = _read(self._path)
-            if other is not None and other.alive:
-                rule = f"is being run by {other}; wait for it, stop it, or give this sweep another folder"
-                raise LockedError([Problem("results", str(self.folder), rule)])
+            if other is not None and (other.alive or self._beats(other)):
+                raise self._refused(other)
             self._clear(other)
         raise LockedError([Problem("results", str(self.folder), "its lock.json keeps changing hands; try again")])
 
@@ -130,6 +196,17 @@ class FolderLock:
         found = _read(self._path)
         if found is not None and found.token == self._holder.token:
             self._path.unlink(missing_ok=True)
+        self._kernels.close()
+
+    def _beats(self, other: Holder) -> bool:
+        """Whether the lock of a process elsewhere is renewed while we watch, by no clock but ours."""
+        end = time.monotonic() + (0.0 if other.here else _WATCHED * HEARTBEAT_S)
+        while time.monotonic() < end:
+            time.sleep(HEARTBEAT_S / 10)
+            found = _read(self._path)
+            if found != other:
+                return found is not None and found.token == other.token
+        return False
 
     def _create(self) -> bool:
         """Make the lock file with its content in one step; False when there is one."""

@@ -6,5 +6,6 @@ Uses `search` and `spec`; nothing here decides anything.
     mirror     a copy of every cell's study in an Optuna storage
     observers  tells mirrors and trackers what happens, from a thread of its own
     snapshot   the numbers of a sweep in progress
+    streams    standard output and error that outlive their reader
     trackers   TensorBoard, MLflow, Weights & Biases and Trackio as observers
 """

@@ -19,6 +19,7 @@ from analysis.format import duration
 from analysis.tables.console import safe_console
 from sweeps.search.stages import SweepState
 from sweeps.watch.snapshot import Best, Counting, Failure, Snapshot
+from sweeps.watch.streams import lasting
 
 _REFRESH_S = 0.5
 _LINES_S = 10.0
@@ -50,12 +51,12 @@ class Silent:
 def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
     """The display for a run: live on a terminal, lines otherwise, JSON lines for "json", silent for False."""
     if progress == "json":
-        return JsonProgress(sys.stderr)
+        return JsonProgress(lasting(sys.stderr))
     if not isinstance(progress, bool | str):
         return progress
     if not progress:
         return Silent()
-    console = safe_console(stderr=True)
+    console = safe_console(file=lasting(sys.stderr))
     return LiveProgress(console) if console.is_terminal else LineProgress(console)
 
 

@@ -39,9 +39,9 @@ def start_driver() -> Iterator[StartDriver]:
     """Starts drivers; those that still run at the end of the test end with it, and all that they started."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(folder: Path, log: Path, delay: float, code: str = DRIVER) -> subprocess.Popen[str]:
+    def start(folder: Path, log: Path, delay: float, code: str = DRIVER, **more: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", code, str(folder), str(log), str(delay)]
-        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **more))
         return started[-1]
 
     yield start

@@ -46,3 +46,19 @@ def test_another_ray_another_package_and_a_closed_cache_are_named(
     assert "HF_HOME" in checks["hub cache"].mend
     assert checks["package sweeps"].ok
     assert not checks["package json"].ok
+
+
+def test_a_cluster_without_authentication_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.cluster.resources import ResourceError
+
+    answers = {"open:1": None, "closed:1": "AuthenticationError: InvalidAuthToken", "gone:1": "no answer within 10 s"}
+    monkeypatch.setattr("sweeps.cluster.joining.ask", lambda address, *_, **__: answers[address])
+    seen = {address: doctor._cluster(address)[0] for address in answers}
+    assert [(check.ok, check.warns) for check in seen.values()] == [(True, True), (True, False), (False, False)]
+    assert "open:1 answers without a token" in seen["open:1"].found
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: None)
+    monkeypatch.setattr("sweeps.cluster.joining._running", list)
+    assert doctor._cluster(None) == []
+    with pytest.raises(ResourceError):
+        doctor._cluster("auto")

@@ -56,7 +56,7 @@ def test_two_machines_run_the_same_line(tmp_path: Path, own_ray: OwnRay) -> None
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_TOKEN": "0" * 32,
     }
-    script = [str(ROOT / "tests" / "sweeps" / "two_machines.sh"), str(own_ray.folder)]
+    script = [str(ROOT / "tests" / "sweeps" / "cluster" / "two_machines.sh"), str(own_ray.folder)]
     line = ["bash", str(ROOT / "examples" / "cluster" / "machines.sh"), str(sweep), "--quiet", "--no-report"]
     command = [*SPACES, "bash", *script, *line]
     done = subprocess.run(

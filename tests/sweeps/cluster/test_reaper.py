@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,11 +18,14 @@ SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the reaper reads /proc")
-def test_it_ends_what_it_was_told_of() -> None:
+def test_it_ends_what_it_was_told_of(tmp_path: Path) -> None:
     """A tracker's helper, or what else the caller has started, is none of its business."""
     with subprocess.Popen(SLEEP) as own, subprocess.Popen(SLEEP) as other:
-        reaper = Reaper([own.pid])
+        (tmp_path / "session").mkdir()
+        reaper = Reaper(tmp_path / "session")
+        reaper.mind([own.pid])
         reaper.close()
+        assert list(tmp_path.iterdir()) == []
         assert own.wait(10) == -signal.SIGKILL
         assert other.poll() is None
         other.kill()

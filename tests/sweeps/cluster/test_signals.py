@@ -10,7 +10,7 @@ import pytest
 from sweeps.cluster import signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_held_signals_are_heard_at_the_end(number: int) -> None:
     reached = []
     before = signal.getsignal(number)
@@ -29,3 +29,12 @@ def test_what_hangs_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), signals.held():
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the signal was not heard")
+
+
+def test_a_terminal_that_closes_under_nohup_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.cluster.session import EXIT_LOST
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
@@ -153,6 +154,25 @@ def test_a_signal_while_ray_comes_up_leaves_nothing_behind(
     assert not (tmp_path / "r" / "lock.json").exists()
 
 
+def test_a_raylet_killed_while_ray_comes_up(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
+) -> None:
+    """Ray is started once more."""
+    running = start_driver(tmp_path / "r", tmp_path / "log", 0)
+    driver = psutil.Process(running.pid)
+    found: list[psutil.Process] = []
+
+    def raylet() -> bool:
+        with contextlib.suppress(psutil.Error):
+            found.extend(p for p in driver.children(recursive=True) if p.name() == "raylet")
+        return bool(found)
+
+    wait_for(raylet, "Ray's raylet")
+    found[0].kill()
+    assert running.communicate(timeout=200)[0].split()[-1] == "False"
+    assert_same_tables(tmp_path / "r", undisturbed(logged(tmp_path / "log")))
+
+
 def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool, start_driver: StartDriver) -> None:
     """They are in the middle of an epoch, longer than anything waits for: Ray must not go down around their threads."""
     log = tmp_path / "log"
@@ -179,13 +199,22 @@ except RayLostError as error:
 )
 
 
-@pytest.mark.parametrize("victim", ["gcs_server", "raylet", "everything"])
+VICTIMS = {
+    "gcs_server": "Ray's gcs_server (process",
+    "raylet": "Ray's raylet (process",
+    "DashboardAgent": "Ray's dashboard agent (process",
+    "RuntimeEnvAgent": "Ray's runtime-environment agent (process",
+    "terminated gcs_server": "Ray's control store at",
+}
+
+
+@pytest.mark.parametrize("victim", [*VICTIMS, "everything"])
 def test_ray_itself_is_killed(
     tmp_path: Path, pool: Pool, undisturbed: Undisturbed, victim: str, start_driver: StartDriver
 ) -> None:
     """Nothing goes on then; Ray would end the driver a minute later. systemd and Slurm send SIGTERM to everything."""
     log = tmp_path / "log"
-    running = start_driver(tmp_path / "r", log, 1.0, UNTIL_LOST)
+    running = start_driver(tmp_path / "r", log, 1.0, UNTIL_LOST, stderr=subprocess.PIPE)
     wait_for(log.exists, "an epoch", 200)
     family = psutil.Process(running.pid).children(recursive=True)
     if victim == "everything":
@@ -193,12 +222,14 @@ def test_ray_itself_is_killed(
             with contextlib.suppress(psutil.Error):
                 process.terminate()
     else:
-        next(p for p in family if p.name() == victim).kill()
-    said = running.communicate(timeout=60)[0].strip().splitlines()
+        found = next(p for p in family if p.name().endswith(victim.rsplit(maxsplit=1)[-1]))
+        found.send_signal(signal.SIGTERM if "terminated" in victim else signal.SIGKILL)
+    said, errors = running.communicate(timeout=60)
     if victim == "everything":  # by itself, or from the main thread, which may be in a call of Ray's that nothing ends
-        assert said == ["True"] if running.returncode == 0 else running.returncode == 130
+        assert said.strip() == "True" if running.returncode == 0 else running.returncode == 130
     else:
-        assert running.returncode == 2 or said[-1].startswith(f"lost: Ray's {victim} (process")
+        assert running.returncode in (0, EXIT_LOST)
+        assert VICTIMS[victim] in said + errors
     wait_for(lambda: gone(family), "its processes to end", 20)
     go(fake_plan(tmp_path / "r", logged(log)), pool)
     assert_same_tables(tmp_path / "r", undisturbed(logged(log)))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -16,6 +19,7 @@ from sweeps.records import locks
 from sweeps.records.locks import (
     STALE_S,
     FolderLock,
+    Holder,
     IdentityError,
     LockedError,
     check_identity,
@@ -27,9 +31,25 @@ from sweeps.records.locks import (
 IDENTITY = {"name": "a", "train": {"epochs": 3, "lr": 1e-3}, "methods": {"lora": {"alpha": 16}}}
 
 
+def held(folder: Path) -> Holder:
+    found = holder(folder)
+    assert found is not None
+    return found
+
+
 def rewrite(folder: Path, **values: object) -> None:
     path = folder / "lock.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture
+def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system without the kernel's lock."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 def test_a_second_driver_is_refused_naming_the_first(tmp_path: Path) -> None:
@@ -92,21 +112,103 @@ def test_a_killed_process_that_nobody_waited_for_loses_its_lock(tmp_path: Path) 
             assert holder(tmp_path) is not None
 
 
-def test_a_reused_pid_does_not_count_as_alive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"ticks": 12345}, {"ticks": None, "process_start": 12345.0}], ids=["now", "before"])
+def test_a_reused_pid_does_not_count_as_alive(tmp_path: Path, no_flock: None, other: dict[str, object]) -> None:
     with FolderLock(tmp_path):
-        rewrite(tmp_path, process_start=12345.0)
+        rewrite(tmp_path, **other)
         with FolderLock(tmp_path):
             pass
 
 
-def test_another_host_counts_by_its_heartbeat(tmp_path: Path) -> None:
+def test_a_clock_that_is_set_kills_nobody(tmp_path: Path, no_flock: None) -> None:
+    """The start of a process since 1970 moves with it."""
     with FolderLock(tmp_path):
-        rewrite(tmp_path, host="elsewhere")
+        rewrite(tmp_path, process_start=psutil.Process().create_time() + 3)
+        with pytest.raises(LockedError):
+            FolderLock(tmp_path).__enter__()
+
+
+ELSEWHERE = {"another machine": {"host": "elsewhere", "place": "b n"}, "another container": {"place": "b n"}}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_a_process_elsewhere_counts_by_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_flock: None, where: str
+) -> None:
+    """Another container of this host, or a host of the same name, has other processes of the same numbers."""
+    with FolderLock(tmp_path):
+        lock = (tmp_path / "lock.json").read_text()
+        monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)  # of what waits from here on
+        rewrite(tmp_path, pid=2**22, **ELSEWHERE[where])
+        with pytest.raises(LockedError, match="on host"):
+            FolderLock(tmp_path).__enter__()
+        for clock in (-2 * STALE_S, 2 * STALE_S):
+            (tmp_path / "lock.json").write_text(lock)
+            rewrite(tmp_path, pid=2**22, **ELSEWHERE[where], heartbeat=time.time() + clock)
+            with FolderLock(tmp_path):
+                pass
+
+
+def test_a_heartbeat_that_moves_counts_whatever_the_clocks_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_flock: None
+) -> None:
+    with FolderLock(tmp_path):
+        rewrite(tmp_path, host="elsewhere", place="b n", heartbeat=1.0)
+        monkeypatch.setattr(locks, "HEARTBEAT_S", 2.0)
+        beat = threading.Timer(0.3, rewrite, (tmp_path,), {"heartbeat": 2.0})
+        beat.start()
         with pytest.raises(LockedError, match="on host elsewhere"):
             FolderLock(tmp_path).__enter__()
-        rewrite(tmp_path, host="elsewhere", heartbeat=time.time() - 2 * STALE_S)
-        with FolderLock(tmp_path):
-            pass
+        beat.join()
+
+
+def test_the_kernel_knows_better_than_a_lock_file(tmp_path: Path) -> None:
+    with FolderLock(tmp_path):
+        rewrite(tmp_path, host="elsewhere", place="b n", heartbeat=1.0)
+        with pytest.raises(LockedError, match="on host elsewhere"):
+            FolderLock(tmp_path).__enter__()
+
+
+CONTENDERS = """
+import json, os, sys
+from pathlib import Path
+from sweeps.records.locks import FolderLock, LockedError
+
+folder, rounds, several = Path(sys.argv[1]), int(sys.argv[2]), 4
+for _ in range(rounds):
+    (folder / "lock.json").write_text(sys.argv[3])
+    go, done, end = os.pipe(), os.pipe(), os.pipe()
+    for _ in range(several):
+        if os.fork() == 0:
+            os.close(end[1])
+            os.read(go[0], 1)
+            lock = FolderLock(folder)
+            try:
+                lock.__enter__()
+                os.write(done[1], b"1")
+                os.read(end[0], 1)
+                lock.__exit__()
+            except LockedError:
+                os.write(done[1], b"0")
+            os._exit(0)
+    os.write(go[1], b"x" * several)
+    said = b"".join(os.read(done[0], 1) for _ in range(several))
+    os.close(end[1])
+    for _ in range(several):
+        os.wait()
+    for handle in (*go, *done, end[0]):
+        os.close(handle)
+    print(said.count(b"1"))
+"""
+
+
+def test_of_contenders_for_a_dead_lock_one_gets_it(tmp_path: Path) -> None:
+    with FolderLock(tmp_path):
+        stale = json.dumps({**asdict(held(tmp_path)), "pid": 2**22})
+    done = subprocess.run(
+        [sys.executable, "-c", CONTENDERS, str(tmp_path), "20", stale], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1"] * 20
 
 
 def test_an_unreadable_lock_is_taken_over(tmp_path: Path) -> None:

@@ -198,6 +198,16 @@ def test_a_write_is_noticed_and_reaches_nobody_else(cache: Path) -> None:
     assert Marks(other).holds(other)
 
 
+def test_a_write_that_torch_does_not_count_is_noticed(cache: Path) -> None:
+    lane = Warm({}, CPU)
+    module: Any = lane.model("embedded:tiny-clip").module
+    assert lane.check_model("embedded:tiny-clip")
+    before = module.visual.proj._version
+    module.visual.proj.data[0, 0] += 1e-3
+    assert module.visual.proj._version == before
+    assert not lane.check_model("embedded:tiny-clip")
+
+
 def test_merging_changes_this_worker_alone(cache: Path) -> None:
     lane = Warm({}, CPU)
     name = "embedded:tiny-clip"

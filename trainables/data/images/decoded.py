@@ -18,7 +18,7 @@ import pyarrow.ipc
 import torch
 from torch import Tensor
 
-from trainables.cache import draft, in_turn, make_room, mark_used
+from trainables.cache import draft, in_turn, make_folder, make_room, mark_used
 
 BATCH_BYTES = 2**26
 """Pixels decoded, and written, at a time."""
@@ -102,7 +102,7 @@ class DecodedRows:
             decode: gives, for some rows, those that can be decoded and their pixels (n, 3, S, S) uint8.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with in_turn(self.folder):
                 self.refresh()
                 missing = rows[~self.has(rows)]

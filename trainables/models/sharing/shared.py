@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainables.cache import cache_folder, draft, in_turn, make_room, mark_used
+from trainables.cache import cache_folder, draft, in_turn, make_folder, make_room, mark_used
 from trainables.models.families import ModelError, ModelId, parse_id
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shapes import UNREADABLE
@@ -70,7 +70,7 @@ def shared_model(model_id: str) -> LoadedModel:
         return _with(model_id, kept)
     with contextlib.ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             stack.enter_context(in_turn(folder))
         except OSError as error:
             _say(f"{cache} can't be written ({error})")
