@@ -171,7 +171,7 @@ class TrialConfig(BaseModel):
     """Draws the frozen bases."""
     train: TrainSettings = TrainSettings()
     protocol: Protocol = "standard"
-    """paper: training on train and validation images together, hence no validation score."""
+    """paper: training also on images that are else carved out for validation, hence no validation score."""
     skip_bad: Annotated[bool, LATER] = False
     """Leave examples that can't be read out of every split, and count them; else one stops the trial."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
