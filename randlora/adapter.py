@@ -6,6 +6,7 @@ Shape suffixes of this package: O out, I in, R rank, N rows (tokens), M the smal
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +43,11 @@ class AdapterConfig:
             ConfigError: a value that is not allowed.
         """
         check_capacity(self.method, self.capacity_field, self.capacity, self.least)
-        check_positive(self.method, "alpha", getattr(self, "alpha", None))
+        alpha = getattr(self, "alpha", None)
+        if isinstance(alpha, str):
+            check_rule(self.method, alpha, by_bases=getattr(self, "by_bases", False))
+        else:
+            check_positive(self.method, "alpha", alpha)
         dropout = getattr(self, "dropout", 0.0)
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"{self.method}: dropout must be in [0, 1) but got {dropout!r}; 0.0 turns it off")
@@ -64,7 +69,8 @@ class AdapterConfig:
                 )
             kind, fits = _accepts(known[key])
             words = cls.words.get(key, ())
-            if not fits(options[key]) and options[key] not in words:
+            rule = key == "alpha" and isinstance(options[key], str)  # checked with the rest
+            if not fits(options[key]) and options[key] not in words and not rule:
                 either = "".join(f" or {word!r}" for word in words)
                 raise ConfigError(f"{cls.method}: {key} must be {kind}{either} but got {options[key]!r}")
         return cls(**{cls.capacity_field: capacity, **options})
@@ -81,17 +87,35 @@ class AdapterConfig:
         return values
 
 
+_RULE = re.compile(r"(\d+(?:\.\d+)?)r(/sqrt\(n\))?")
+
+
 class AlphaScale:
-    """Mixed into a configuration with `r` and `alpha`: the scale of its delta, one number for all layers of a model."""
+    """Mixed into a configuration with `r` and `alpha`: the scale of its delta.
+
+    `alpha` is a number, or a rule in r, as papers write it: "2r" is a scale of 2 at every rank, and of methods with
+    `by_bases` "2r/sqrt(n)" is 2 / sqrt(n) for a weight of n bases.
+    """
 
     r: int
-    alpha: float | None
+    alpha: float | str | None
     default_scale: ClassVar[float] = 1.0
+    by_bases: ClassVar[bool] = False
 
     @property
     def scale(self) -> float:
-        """alpha / r where alpha is given, else `default_scale` at every rank."""
-        return self.default_scale if self.alpha is None else self.alpha / self.r
+        """alpha / r where alpha is given, else `default_scale` at every rank; before a rule's division by sqrt(n)."""
+        return self.over(self.r)
+
+    def over(self, rank: int) -> float:
+        """alpha / rank; of a rule its number."""
+        if isinstance(self.alpha, str):
+            return float(self.alpha.partition("r")[0])
+        return self.default_scale if self.alpha is None else self.alpha / rank
+
+    def scale_of(self, bases: int) -> float:
+        """The scale of a weight of so many bases."""
+        return self.scale / bases**0.5 if isinstance(self.alpha, str) and "sqrt" in self.alpha else self.scale
 
 
 @dataclass(frozen=True)
@@ -99,7 +123,7 @@ class RankConfig(AlphaScale, AdapterConfig):
     """Base of the configurations of most methods; `r` is a rank, `dropout` falls on the adapter's input."""
 
     r: int
-    alpha: float | None = None
+    alpha: float | str | None = None
     dropout: float = 0.0
 
 
@@ -125,6 +149,14 @@ def check_positive(method: str, field: str, value: float | None) -> None:
     """Refuse a scale that is not positive; None asks for the default."""
     if value is not None and not value > 0:
         raise ConfigError(f"{method}: {field} must be positive or None (the default rule) but got {value!r}")
+
+
+def check_rule(method: str, alpha: str, *, by_bases: bool) -> None:
+    """Refuse an `alpha` in words that is no rule in r, or one in n where no bases are summed."""
+    found = _RULE.fullmatch(alpha)
+    if found is None or not float(found[1]) > 0 or (found[2] and not by_bases):
+        rules = "'2r' (a scale of 2 at every rank)" + (" or '2r/sqrt(n)' (n bases of a weight)" if by_bases else "")
+        raise ConfigError(f"{method}: alpha must be a positive number or a rule such as {rules} but got {alpha!r}")
 
 
 def check_share(method: str, field: str, value: float) -> None:

@@ -91,6 +91,8 @@ class TrainSettings(BaseModel):
     """The cosine, or the line, ends at this share of the learning rate."""
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the steps in which the rate rises from 0."""
+    warmup_steps: Annotated[int | None, Field(ge=1), LATER] = None
+    """The same as a number of steps, whatever the length; fewer where the training is shorter."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
@@ -117,6 +119,15 @@ class TrainSettings(BaseModel):
     Methods with adapters keep copies: what they train is small."""
     gradient_checkpointing: Annotated[bool, LATER] = False
     """Models of text: keep the inputs of layers alone and make the rest again in the backward pass."""
+
+    @model_validator(mode="after")
+    def _one_warm_up(self) -> TrainSettings:
+        if self.warmup_steps is not None and self.warmup_fraction:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} and warmup_fraction = {self.warmup_fraction} are two lengths of "
+                "one warm-up; leave one out"
+            )
+        return self
 
 
 class EvaluateSettings(BaseModel):
@@ -171,7 +182,7 @@ class TrialConfig(BaseModel):
     """Draws the frozen bases."""
     train: TrainSettings = TrainSettings()
     protocol: Protocol = "standard"
-    """paper: training on train and validation images together, hence no validation score."""
+    """paper: training also on images that are else carved out for validation, hence no validation score."""
     skip_bad: Annotated[bool, LATER] = False
     """Leave examples that can't be read out of every split, and count them; else one stops the trial."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None

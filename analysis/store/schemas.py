@@ -72,6 +72,7 @@ _TRIALS = (
     ("adapter_params", INT, "Trainable adapter parameters, counted in the built module; the x-axis of the curve."),
     ("head_params", INT, "Trainable parameters of a new task head, outside the budget; 0 for CLIP's towers."),
     ("stored_bytes", INT, "Frozen bases and stored starting points of the adapter, not parameters."),
+    ("train_examples", INT, "Training examples, each counted once; of few shots, fewer where classes have no more."),
     ("samples", INT, "Training examples seen, repeats counted."),
     ("skipped", INT, "Examples left out because they can't be read (data.skip_bad); CONFIRM counts test ones too."),
     ("unit", TEXT, "What an example is, which `samples` counts: 'images', or 'texts' of the text tasks."),

@@ -23,7 +23,7 @@ from torch import nn
 from randlora.errors import ExportError
 from randlora.files.checkpoint import Adapted, write_tensors, write_text
 from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, attention, called, write_lora
-from randlora.methods.random.randlora import RandLoraConfig
+from randlora.methods.random.randlora import RandLora, RandLoraConfig
 from randlora.methods.random.vera import VeraConfig
 
 
@@ -136,7 +136,12 @@ def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
     a_all[:, 0, : a.shape[1]] = a
     b_all[: b.shape[0], : b.shape[1]] = b
     frozen = {"A": a_all, "B": b_all.view(large, n, rank)}
-    return _native(adapted, rank, {"randlora_alpha": config.scale * rank}, frozen)
+    written, tensors = _native(adapted, rank, {"randlora_alpha": config.scale * rank}, frozen)
+    for weight, adapter in adapted.adapters.items():  # PEFT has one scale for all layers: the rest goes into lambda
+        if isinstance(adapter, RandLora) and adapter.scale != config.scale:
+            key = f"{PREFIX}{adapted.sites[weight].module_name}.randlora_lambda"
+            tensors[key] = tensors[key] * (adapter.scale / config.scale)
+    return written, tensors
 
 
 _Write = Callable[[Adapted], tuple[dict[str, Any], Tensors]]

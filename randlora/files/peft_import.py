@@ -154,7 +154,7 @@ def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
     state = _state(layers, names, transposed=["lora_A"])
     for weight in layers:
         module = weight.rpartition(".")[0]
-        alpha = _of_pattern(config.get("alpha_pattern"), module, ours.alpha)
+        alpha = _of_pattern(config.get("alpha_pattern"), module, float(config["lora_alpha"]))
         rank = state[f"{weight}.a"].shape[1]
         scale = alpha / (math.sqrt(rank) if ours.rank_stabilised else rank)
         if scale != ours.scale:  # here a model has one scale: the rest goes into B
@@ -162,7 +162,7 @@ def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
     return ours, state, None
 
 
-def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: float | None) -> float:
+def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """PEFT's rule: the first key that is the end of the name, from any dot on, as a regular expression."""
     for key, value in (patterns or {}).items():
         try:
@@ -171,7 +171,6 @@ def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: floa
             raise CheckpointError(f"the PEFT adapter's alpha_pattern has the key {key!r}: {error}") from error
         if match:
             return float(value)
-    assert default is not None
     return default
 
 

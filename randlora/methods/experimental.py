@@ -79,6 +79,7 @@ class RandLoraSvdConfig(RankConfig):
 
     method: ClassVar[str] = "randlora-svd"
     default_scale: ClassVar[float] = DEFAULT_SCALE
+    by_bases: ClassVar[bool] = True
 
 
 def lora_part(shape: Shape, r: int, share: float) -> int:
@@ -133,7 +134,7 @@ class RandLoraSvd(RandLora):
         base, shape, r = request.weights[name], request.shapes[name], request.capacities[name]
         Adapter.__init__(self, shape, config.dropout)
         m, n = min(shape), num_bases(shape, r)
-        self.r, self.n, self.scale = r, n, config.scale
+        self.r, self.n, self.scale = r, n, config.scale_of(n)
         self.tall = shape[0] >= shape[1]
         u, _, v = singular(base, request.dtype)
         long, short = (u, v) if self.tall else (v, u)

@@ -70,6 +70,7 @@ def run(
     from sweeps.engine.run import run as run_engine
     from sweeps.plan.estimate import estimate_plan
     from sweeps.plan.inputs import check_inputs
+    from sweeps.plan.split_sizes import fewer_words
     from sweeps.records.upload import check_there, restore
 
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
@@ -81,6 +82,8 @@ def run(
         check_there(location, loaded.identity())
         restore(loaded.folder, location)
     check_inputs(planned)
+    for line in fewer_words(planned.feasible):
+        err.print(line, style="yellow")
     observers = watchers(loaded, optuna_storage, track or ())
     foreseen = None if quiet else estimate_plan(planned)
     if foreseen is not None and not as_json:

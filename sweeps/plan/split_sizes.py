@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 from sweeps.spec.cell import Cell
+from trainables.config import Protocol
 from trainables.data.images.dataset import Dataset
 from trainables.data.registry import load_dataset, load_text_dataset
-from trainables.data.splits import split
+from trainables.data.splits import fewer_shots, split
 from trainables.data.text.dataset import TextDataset
 from trainables.data.text.registry import text_loader
 from trainables.tasks.text.rows import limited
@@ -24,6 +26,19 @@ def class_count(name: str) -> int:
     return len(loaded(name).class_names)
 
 
+def fewer_words(cells: Iterable[Cell]) -> list[str]:
+    """One line for each data set and size of few shots that has classes with fewer examples than the size says."""
+    lines = {}
+    for cell in cells:
+        if few := fewer_shots(loaded(cell.dataset), cell.train_size, _protocol(cell.protocol)):
+            name, least = min(few.items(), key=lambda item: item[1])
+            lines[cell.dataset, cell.train_size] = (
+                f"{cell.train_size} of {cell.dataset}: {len(few)} of {class_count(cell.dataset)} classes train on "
+                f"fewer examples, {least} of {name!r} at the least; every class gives what it has"
+            )
+    return list(lines.values())
+
+
 @functools.cache
 def loaded(name: str) -> Dataset | TextDataset:
     """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not."""
@@ -37,7 +52,7 @@ def _split_sizes(
     name: str, train_size: str | float, protocol: str, most: tuple[int | None, int | None]
 ) -> tuple[int, int, int]:
     data = loaded(name)
-    rows = split(data, train_size, 0, "CONFIRM", "paper" if protocol == "paper" else "standard")
+    rows = split(data, train_size, 0, "CONFIRM", _protocol(protocol))
     val, test = rows.val_idx, rows.test_idx
     if isinstance(data, TextDataset):
         val, test = limited(data.train, val, most[0], "val"), limited(data.test, test, most[1], "test")
@@ -48,3 +63,7 @@ def forget() -> None:
     """Have data sets read again that this process has read."""
     loaded.cache_clear()
     _split_sizes.cache_clear()
+
+
+def _protocol(name: str) -> Protocol:
+    return "paper" if name == "paper" else "standard"

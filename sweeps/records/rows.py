@@ -19,7 +19,7 @@ _OF_CELL = ("model", "adapt", "dataset", "method", "allocation", "reference", "b
 _OF_SLOT = ("trial_id", "cell_id", "stage", "slot", "lr", "origin")
 _OF_RESULT = (
     *("metric", "unit", "val_score", "test_score", "adapter_params", "head_params", "stored_bytes"),
-    *("samples", "skipped", "seconds_setup", "seconds_train", "seconds_eval", "peak_memory_bytes"),
+    *("train_examples", "samples", "skipped", "seconds_setup", "seconds_train", "seconds_eval", "peak_memory_bytes"),
     *("device", "precision", "backend"),
 )
 _OF_OUTCOME = ("status", "reason", "seconds_total", "micro_batch_size", "packed", "workers", "processor", "host")

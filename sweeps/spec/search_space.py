@@ -61,6 +61,8 @@ def published(name: str, spec: Sections, space: tuple[Dimension, ...], capacity:
         if value is None and name in METHODS:
             value = _default(name, d.name)
             value = capacity if value is None and d.name == "alpha" else value
+        if isinstance(value, str) and d.name == "alpha" and not d.values and capacity is not None:
+            value = float(value.partition("r")[0]) * capacity  # a rule such as "2r" in a range of numbers
         given[d.name] = d.ends[0] if value is None else d.nearest(value)
     return extra_of(given)
 

@@ -223,7 +223,7 @@ class Sections(_Section):
     output: Path | None = None
     """Results folder; none: `results/NAME` where the command is run."""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: fixed rates, no tuning, training on train and validation together."""
+    """paper: fixed rates, no tuning; training also on images that are else carved out for validation."""
     model: ModelSection
     data: DataSection
     budgets: BudgetSection

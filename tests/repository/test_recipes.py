@@ -137,7 +137,19 @@ def test_the_papers_protocol_is_one_setting_away(name: str) -> None:
     plan = plan_of(name, "protocol=paper")
     assert {cell.tune_trials for cell in plan.cells} == {0}
     (lora,) = {dict(cell.options)["alpha"] for cell in plan.cells if cell.method == "lora"}
-    assert lora == (1 if name == "fig1-clip" else 64)
+    assert lora == (1 if name == "fig1-clip" else "2r")
+
+
+@pytest.mark.parametrize("name", ["fig1-llama3", "table1-llama3", "table1-phi3", "table1-qwen2", "table2-dora"])
+def test_language_models_have_the_papers_scales_and_warm_up(name: str) -> None:
+    """Appendix C.4, table 9: 2 for LoRA, 2 / sqrt(n) for RandLoRA, whatever the rank; 100 steps of warm-up."""
+    spec = SweepSpec.load(FOLDER / f"{name}.toml")
+    assert spec.train.warmup_steps == 100
+    rules = {"lora": "2r", "dora": "2r", "randlora": "2r/sqrt(n)"}
+    for method in rules.keys() & spec.methods.keys():
+        assert spec.methods[method].options["alpha"] == rules[method]
+        space = spec.methods[method].space
+        assert space is not None and rules[method] in space["alpha"].values
 
 
 def test_the_pages_are_in_step_with_headers_and_registry() -> None:

@@ -90,12 +90,15 @@ def split(
 ) -> Splits:
     """Draw a trial's rows.
 
-    "k-shot": k images of every class, and min(k, 4) others of every class for validation. A smaller k's images are
-    among a larger k's of the same seed. A fraction: that share of the training rows left after the validation split,
-    nested in the same way; the validation split is the authors' own, or 10 % of the training rows and 5,000 at
-    most, drawn once with seed 0. Protocol "paper" validates on nothing and draws from training and validation rows.
+    "k-shot": k images of every class, and min(k, 4) others of every class for validation. A class with fewer gives
+    what it has (`fewer_shots` counts such classes): all that its authors gave for training or, without a validation
+    split of theirs, at least half of its images to training. A smaller k's images are among a larger k's of the same
+    seed. A fraction: that share of the training rows left after the validation split, nested in the same way; the
+    validation split is the authors' own, or 10 % of the training rows and 5,000 at most, drawn once with seed 0.
+    Protocol "paper" validates on nothing: rows that are carved out for validation here are trained on, those that the
+    authors set apart are not, as in the paper's released loaders.
 
-    Raises DataError: fewer images of a class than asked for, naming the class and the largest size that works.
+    Raises DataError: a class without a row to train or validate on, or a fraction that is no row.
     """
     k = shots(train_size)
     if k is not None:
@@ -106,6 +109,16 @@ def split(
     return Splits(stage, train.sort().values, val.sort().values, dataset)
 
 
+def fewer_shots(dataset: SplitSet[Any], train_size: TrainSize, protocol: Protocol = "standard") -> dict[str, int]:
+    """Training images of each class that has fewer than `train_size` asks for; {} for fractions."""
+    k = shots(train_size)
+    if k is None:
+        return {}
+    rows, _ = _few_shot(dataset, k, 0, protocol)
+    counts = torch.bincount(dataset.train.labels[rows], minlength=len(dataset.class_names)).tolist()
+    return {name: n for name, n in zip(dataset.class_names, counts, strict=True) if n < k}
+
+
 def _few_shot(dataset: SplitSet[Any], k: int, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
     if not dataset.class_names:
         raise DataError(
@@ -114,48 +127,37 @@ def _few_shot(dataset: SplitSet[Any], k: int, data_seed: int, protocol: Protocol
         )
     labels = dataset.train.labels
     own_val = torch.zeros(len(labels), dtype=torch.bool)
-    if dataset.val_rows is not None and protocol == "standard":
+    if dataset.val_rows is not None:
         own_val[dataset.val_rows] = True
     n_val = 0 if protocol == "paper" else min(k, VAL_SHOTS)
+    counts = torch.bincount(labels, minlength=len(dataset.class_names)).tolist()
+    of_class = labels.argsort(stable=True).split(counts)
     train, val = [], []
-    for index, name in enumerate(dataset.class_names):
-        rows = (labels == index).nonzero().flatten()
+    for index, (name, rows) in enumerate(zip(dataset.class_names, of_class, strict=True)):
         draw = rows[torch.randperm(len(rows), generator=generator(data_seed, "subset", index))]
-        pool, held = (draw[~own_val[draw]], draw[own_val[draw]]) if own_val.any() else (draw, draw.flip(0))
-        # without a split of the authors', validation comes from the far end of the same permutation
-        room = len(pool) if own_val.any() else len(pool) - n_val
-        if k > room or n_val > len(held):
+        if dataset.val_rows is not None:
+            pool, held = draw[~own_val[draw]], draw[own_val[draw]][:n_val]
+        else:  # validation comes from the far end of the same permutation
+            most = min(n_val, len(draw) // 2)
+            pool, held = draw[: len(draw) - most], draw.flip(0)[:most]
+        if not len(pool) or (n_val and not len(held)):
             raise DataError(
-                f"train_size '{k}-shot' of {dataset.name!r}: class {name!r} has {len(draw)} training images, and "
-                f"{k} to train on and {n_val} to validate on are needed; {_most_shots(dataset, protocol)}"
+                f"train_size '{k}-shot' of {dataset.name!r}: class {name!r} has {len(pool)} images to train on and "
+                f"{len(held)} to validate on, and one of each is needed; add images, or leave the class out"
             )
         train.append(pool[:k])
-        val.append(held[:n_val])
+        val.append(held)
     return torch.cat(train), torch.cat(val)
-
-
-def _most_shots(dataset: SplitSet[Any], protocol: Protocol) -> str:
-    labels = dataset.train.labels
-    counts = torch.bincount(labels, minlength=len(dataset.class_names))
-    if dataset.val_rows is not None and protocol == "standard":
-        counts = counts - torch.bincount(labels[dataset.val_rows], minlength=len(dataset.class_names))
-        least, fits = int(counts.min()), int(counts.min())
-    else:
-        least = int(counts.min())
-        n_val = 0 if protocol == "paper" else VAL_SHOTS
-        fits = max((k for k in range(1, least + 1) if k + min(k, n_val) <= least), default=0)
-    return f"the largest that works is '{fits}-shot'" if fits else f"no k works: the rarest class has {least} images"
 
 
 def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
     n = len(dataset.train)
     val = torch.zeros(n, dtype=torch.bool)
-    if protocol == "standard":
-        if dataset.val_rows is not None:
-            val[dataset.val_rows] = True
-        else:
-            n_val = min(int(VAL_FRACTION * n), VAL_MOST)
-            val[torch.randperm(n, generator=generator(VAL_SEED, "validation"))[:n_val]] = True
+    if dataset.val_rows is not None:
+        val[dataset.val_rows] = True
+    elif protocol == "standard":
+        n_val = min(int(VAL_FRACTION * n), VAL_MOST)
+        val[torch.randperm(n, generator=generator(VAL_SEED, "validation"))[:n_val]] = True
         if not val.any():
             raise DataError(f"{dataset.name!r} has {n} training images: too few for a validation split of 10 %")
     rest = (~val).nonzero().flatten()
@@ -166,4 +168,5 @@ def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, protocol:
             f"the smallest that works is {1 / len(rest):.3g}"
         )
     order = torch.randperm(len(rest), generator=generator(data_seed, "subset"))
-    return rest[order[:n_train]], val.nonzero().flatten()
+    held = val.nonzero().flatten()
+    return rest[order[:n_train]], held[:0] if protocol == "paper" else held

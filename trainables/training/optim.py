@@ -16,7 +16,8 @@ from trainables.models.sharded import like, whole
 
 def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
     """Share of the peak rate at `step` of 0..total-1: linear warm-up, then half a cosine (or a line) to the least."""
-    warm = int(settings.warmup_fraction * total)
+    share, steps = settings.warmup_fraction, settings.warmup_steps
+    warm = int(share * total) if steps is None else min(steps, total - 1)
     if step < warm:
         return (step + 1) / (warm + 1)
     if settings.schedule == "constant":

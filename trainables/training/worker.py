@@ -236,6 +236,7 @@ class Run:
             "val_score": last["val_score"],
             **tested,
             "skipped": last.get("skipped"),
+            "train_examples": len(work.task.rows("train")),
             "further": {which: values for which, values in further.items() if values},
             "adapter_params": work.trainables.adapter_params,
             "head_params": sum(p.numel() for p in head.values()),

@@ -32,7 +32,7 @@ class HydraLoraConfig(AlphaScale, AdapterConfig):
 
     r: int
     heads: int = 3
-    alpha: float | None = None
+    alpha: float | str | None = None
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

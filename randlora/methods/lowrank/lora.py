@@ -27,6 +27,7 @@ from randlora.arithmetic.contract import (
     low_rank_weight,
     prefers_matrix,
 )
+from randlora.errors import ConfigError
 from randlora.methods.factored import Factored, lora_start
 from randlora.methods.method import Method
 
@@ -41,10 +42,17 @@ class LoraConfig(RankConfig):
 
     rank_stabilised: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank_stabilised and isinstance(self.alpha, str):
+            raise ConfigError(
+                f"{self.method}: alpha = {self.alpha!r} is one rule and rank_stabilised another; leave one out"
+            )
+
     @property
     def scale(self) -> float:
         """The factor of B A, one number for all layers of a model."""
-        if self.rank_stabilised:
+        if self.rank_stabilised and not isinstance(self.alpha, str):
             return (STABILISED_ALPHA if self.alpha is None else self.alpha) / math.sqrt(self.r)
         return super().scale
 

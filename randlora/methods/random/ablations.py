@@ -44,7 +44,7 @@ class RandLoraAConfig(AlphaScale, AdapterConfig):
 
     n: int
     r: int = 32
-    alpha: float | None = None
+    alpha: float | str | None = None
     dropout: float = 0.0
     distribution: str = "uniform"
     sparsity: float | Literal["sqrt"] = 6.0

@@ -41,7 +41,7 @@ class NolaConfig(AlphaScale, AdapterConfig):
 
     k: int
     r: int = 1
-    alpha: float | None = None
+    alpha: float | str | None = None
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

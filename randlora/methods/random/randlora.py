@@ -6,9 +6,10 @@ in > out the delta is the transpose. One B (flat, max out-or-in x max n r) and o
 layer reads B's first n r columns, and column k n + j is the k-th column of B_j: PEFT's pairing at any n.
 
 Start: lambda = 0 and gamma = 1 / m, so the delta is 0 and lambda gets the gradient (as PEFT and the released LLM code).
-Scale: alpha / r where alpha is given, else `DEFAULT_SCALE` at every rank. Published codes differ: 1 / r and 10 / r
-(paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). A constant keeps the size of a step equal over ranks: with
-n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r.
+Scale: alpha / r where alpha is given, else `DEFAULT_SCALE` at every rank; alpha = "2r/sqrt(n)" is the paper's for
+language models (appendix C.4), which gives layers of different shape scales of their own. Published codes differ:
+1 / r and 10 / r (paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). A constant keeps the size of a step equal over
+ranks: with n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class RandLoraConfig(RankConfig):
 
     method: ClassVar[str] = "randlora"
     default_scale: ClassVar[float] = DEFAULT_SCALE
+    by_bases: ClassVar[bool] = True
     words = MappingProxyType({"sparsity": ("sqrt",)})
 
     distribution: str = "uniform"
@@ -93,7 +95,7 @@ class RandLora(Adapter):
     def __init__(self, shape: Shape, r: int, n: int, config: RandLoraConfig, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
         device = bases.get("A").device
-        self.r, self.n, self.scale = r, n, config.scale
+        self.r, self.n, self.scale = r, n, config.scale_of(n)
         self.tall = shape[0] >= shape[1]
         self.ternary = config.distribution == "ternary"
         self.bases = bases
@@ -177,6 +179,6 @@ RANDLORA = Method(
     build=build_randlora,
     published_lr=1e-3,
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
-    scale_rule=f"alpha / r; by default {DEFAULT_SCALE:g} at every rank",
+    scale_rule=f"alpha / r; by default {DEFAULT_SCALE:g} at every rank; '2r/sqrt(n)': by weight",
     update_rank=lambda shape, capacity, **_: min(shape),  # n r >= m
 )

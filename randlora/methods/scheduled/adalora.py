@@ -73,7 +73,7 @@ class AdaLoraConfig(TermsConfig):
     @property
     def scale(self) -> float:
         """alpha / init_r where alpha is given; one number for all layers."""
-        return self.default_scale if self.alpha is None else self.alpha / self.initial_rank(self.r)
+        return self.over(self.initial_rank(self.r))
 
 
 class AdaLora(Terms):

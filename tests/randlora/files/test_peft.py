@@ -23,6 +23,7 @@ from randlora import (
     SvftConfig,
     VeraConfig,
     attach,
+    load,
 )
 from randlora.methods.lowrank.lora import Dora, Lora
 from randlora.methods.random.randlora import RandLora
@@ -63,6 +64,24 @@ def test_parity_through_the_exported_files(
     assert len(pairs) == len(list(adapted.parameters()))
     for mine, other in pairs:
         torch.testing.assert_close(mine, other, rtol=tolerance * 10, atol=tolerance * 10 * float(other.abs().max()))
+
+
+def test_scales_that_differ_by_layer_are_exported_and_saved(tmp_path: Path) -> None:
+    """PEFT has one scale for all layers of RandLoRA: the rest is in lambda."""
+    model = nn.Sequential(nn.Linear(24, 12), nn.Linear(12, 5))
+    copies = [copy.deepcopy(model) for _ in range(2)]
+    adapted = attach(model, RandLoraConfig(4, alpha="2r/sqrt(n)"), ["*"], basis_seed=2)
+    scales = {adapter.scale for adapter in adapted.adapters.values() if isinstance(adapter, RandLora)}
+    assert len(scales) > 1
+    perturb(adapted)
+    x = torch.randn(3, 24)
+    expected = model(x)
+    adapted.export_peft(tmp_path / "peft")
+    adapted.save(tmp_path / "own")
+    reference = load_in_peft(tmp_path / "peft", torch.float32, copies[0])
+    torch.testing.assert_close(reference(x), expected, rtol=1e-5, atol=1e-5)
+    load(copies[1], tmp_path / "own")
+    assert torch.equal(copies[1](x), expected)
 
 
 def _copy_exactly(adapted: Adapted, model: Any) -> None:

@@ -62,6 +62,23 @@ def test_start_and_scale() -> None:
     assert RandLoraConfig(5, alpha=10.0).scale == 2.0
 
 
+def test_the_papers_scales_of_language_models() -> None:
+    """2 for LoRA and 2 / sqrt(n) for RandLoRA (appendix C.4), per layer; Llama-3's k and v at r = 30 have n = 35."""
+    from randlora import ConfigError, LoraConfig
+
+    assert {LoraConfig(r, alpha="2r").scale for r in (16, 32, 64)} == {2.0}
+    _, adapter = one_layer((20, 12), RandLoraConfig(5, alpha="2r/sqrt(n)"))
+    assert (adapter.n, adapter.scale) == (3, 2.0 / 3**0.5)
+    assert RandLoraConfig(30, alpha="2r/sqrt(n)").scale_of(35) == pytest.approx(0.338, abs=1e-3)
+    for bad in ("2", "r", "0r", "2r/n", "-2r"):
+        with pytest.raises(ConfigError, match=f"a rule such as '2r' .*2r/sqrt.*but got '{bad}'"):
+            RandLoraConfig(5, alpha=bad)
+    with pytest.raises(ConfigError, match=r"lora: alpha must be a positive number or a rule such as '2r' .* but got"):
+        LoraConfig(5, alpha="2r/sqrt(n)")
+    with pytest.raises(ConfigError, match="rank_stabilised another; leave one out"):
+        LoraConfig(5, alpha="2r", rank_stabilised=True)
+
+
 def test_layers_of_any_rank_read_the_same_first_columns() -> None:
     layers = nn.ModuleList([nn.Linear(16, 16), nn.Linear(24, 40)])
     adapted = attach(layers, RandLoraConfig(4), ["*"], capacities={"0.weight": 5, "1.weight": 3})

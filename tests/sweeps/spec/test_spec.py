@@ -157,7 +157,7 @@ def test_epochs_by_data_set() -> None:
         ("train.batch_size=32", "Nearest: global_batch_size."),
         ("methods.lora.rank=4", "is decided by the budget; to pin it, write capacity. Nearest: capacity = 4."),
         ("methods.lora.learning_rate=1", "Nearest: lr."),
-        ("methods.lora.alpha=abc", "methods.lora.alpha = 'abc': must be a number."),
+        ("methods.lora.alpha=abc", "methods.lora: lora: alpha must be a positive number or a rule such as '2r'"),
     ],
 )
 def test_a_wrong_value_is_told_its_rule_in_words(tmp_path: Path, line: str, says: str) -> None:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from trainables.config import shots
 from trainables.data.images.dataset import Dataset, ImageSplit
+from trainables.data.images.paper_sets import PAPER_SETS
 from trainables.data.registry import load_dataset
-from trainables.data.splits import split
+from trainables.data.splits import fewer_shots, split
 from trainables.errors import DataError, SplitError
 
 
@@ -84,13 +86,45 @@ def test_tune_cannot_name_test_rows() -> None:
     assert len(split(data, 1.0, 0, "CONFIRM").test_idx) == 60
 
 
-def test_too_many_shots_names_the_class_and_the_largest_size() -> None:
-    data = fake(torch.tensor([0] * 30 + [1] * 10))
-    with pytest.raises(DataError, match=r"'7-shot' of 'fake': class 'class 1' has 10 .*largest that works is '6-shot'"):
-        split(data, "7-shot", 0, "TUNE")
-    assert len(split(data, "6-shot", 0, "TUNE").train_idx) == 12
-    with pytest.raises(DataError, match="no k works: the rarest class has 1"):
+def test_classes_with_fewer_images_than_shots_give_what_they_have() -> None:
+    data = fake(torch.tensor([0] * 30 + [1] * 10 + [2] * 3))
+    sizes = {}
+    before: set[int] = set()
+    for k in (1, 2, 4, 7, 16):
+        rows = split(data, f"{k}-shot", 3, "TUNE")
+        counts = [torch.bincount(data.train.labels[of], minlength=3).tolist() for of in (rows.train_idx, rows.val_idx)]
+        sizes[k] = counts
+        assert before <= members(rows.train_idx)
+        assert not members(rows.train_idx) & members(rows.val_idx)
+        before = members(rows.train_idx)
+    assert sizes[2] == [[2, 2, 2], [2, 2, 1]]
+    assert sizes[7] == [[7, 6, 2], [4, 4, 1]]
+    assert sizes[16] == [[16, 6, 2], [4, 4, 1]]
+    assert fewer_shots(data, "7-shot") == {"class 1": 6, "class 2": 2}
+    assert fewer_shots(data, "2-shot") == fewer_shots(data, 1.0) == {}
+    with pytest.raises(DataError, match=r"'1-shot' of 'fake': class 'class 1' has 1 images to train on and 0 to val"):
         split(fake(torch.tensor([0, 0, 0, 1])), "1-shot", 0, "TUNE")
+
+
+@pytest.mark.parametrize("name", PAPER_SETS)
+def test_every_size_of_the_paper_can_be_drawn(name: str) -> None:
+    """On labels of the real sizes (arXiv 2502.00987, Table 7): 6 sizes, in both protocols."""
+    info = PAPER_SETS[name]
+    assert info.classes is not None and info.sizes is not None
+    train, val = info.sizes.train, info.sizes.val
+    own = not info.rule.endswith("seed 0") or name == "eurosat"  # else 10 % of train are carved out here
+    parts = [torch.arange(n) % info.classes for n in (train, val)]
+    data = fake(torch.cat(parts), torch.arange(train, train + val) if own else None)
+    for size in ("1-shot", "2-shot", "4-shot", "16-shot"):
+        for protocol in ("standard", "paper"):
+            rows = split(data, size, 0, "CONFIRM", protocol)
+            assert len(rows.train_idx) == info.classes * min(shots(size) or 0, 10 if name == "flowers102" else 16)
+            assert bool(len(rows.val_idx)) is (protocol == "standard")
+    whole = split(data, 1.0, 0, "CONFIRM", "paper")
+    assert len(whole.train_idx) == train + (0 if own else val), "the authors' validation images are not trained on"
+    assert len(split(data, 1.0, 0, "CONFIRM").train_idx) == train
+    assert len(split(data, 0.5, 0, "CONFIRM").train_idx) == round(train / 2)
+    assert bool(fewer_shots(data, "16-shot")) is (name == "flowers102")
 
 
 def test_too_small_a_fraction() -> None:
@@ -110,16 +144,17 @@ def test_validation_split_of_the_authors_is_used() -> None:
     assert members(few.val_idx) <= members(val_rows)
     assert len(few.val_idx) == 8
     assert not members(few.train_idx) & members(val_rows)
-    with pytest.raises(DataError, match="largest that works is '10-shot'"):
-        split(data, "11-shot", 0, "TUNE")
+    assert len(split(data, "11-shot", 0, "TUNE").train_idx) == 20
 
 
-def test_paper_protocol_trains_on_validation_images_too() -> None:
-    data = fake(torch.arange(2).repeat(20), torch.arange(20, 40))
-    rows = split(data, 1.0, 0, "CONFIRM", "paper")
-    assert len(rows.train_idx) == 40
-    assert len(rows.val_idx) == 0
-    assert len(split(data, "20-shot", 0, "CONFIRM", "paper").train_idx) == 40
+def test_paper_protocol_trains_on_what_is_carved_out_here_and_not_on_the_authors_validation_images() -> None:
+    labels = torch.arange(2).repeat(20)
+    own = split(fake(labels, torch.arange(20, 40)), 1.0, 0, "CONFIRM", "paper")
+    assert own.train_idx.tolist() == list(range(20))
+    carved = split(fake(labels), 1.0, 0, "CONFIRM", "paper")
+    assert len(carved.train_idx) == 40
+    assert len(own.val_idx) == len(carved.val_idx) == 0
+    assert len(split(fake(labels), "20-shot", 0, "CONFIRM", "paper").train_idx) == 40
 
 
 def test_examples_hash_follows_the_list(colours: Path) -> None:
