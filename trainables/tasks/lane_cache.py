@@ -32,8 +32,11 @@ class Marks:
     def __init__(self, model: nn.Module) -> None:
         self._seen = {n: (id(t), t.data_ptr(), t._version, _checksum(t)) for n, t in named_tensors(model).items()}
 
-    def holds(self, model: nn.Module) -> bool:
-        """Whether every tensor is the same object with the same bits; only those written to are read."""
+    def holds(self, model: nn.Module, *, thorough: bool = False) -> bool:
+        """Whether every tensor is the same object with the same bits; only those written to are read.
+
+        A write through `.data` leaves the counter as it was: `thorough` reads every tensor.
+        """
         tensors = named_tensors(model)
         if tensors.keys() != self._seen.keys():
             return False
@@ -41,7 +44,7 @@ class Marks:
             identity, address, version, checksum = self._seen[name]
             if (id(tensor), tensor.data_ptr()) != (identity, address):
                 return False
-            if tensor._version != version:
+            if thorough or tensor._version != version:
                 if _checksum(tensor) != checksum:
                     return False
                 self._seen[name] = (identity, address, tensor._version, checksum)
@@ -89,10 +92,13 @@ class Warm:
         found: LoadedModel = models[model_id]
         return found
 
-    def check_model(self, model_id: str) -> bool:
-        """Whether the model is as it was loaded; if not, it is dropped and the next trial loads it afresh."""
+    def check_model(self, model_id: str, *, thorough: bool = False) -> bool:
+        """Whether the model is as it was loaded; if not, it is dropped and the next trial loads it afresh.
+
+        `thorough`: after code of another package, which may write in ways that torch does not count.
+        """
         models, marks = self._table("models"), self._table("marks")
-        if model_id not in models or marks[model_id].holds(models[model_id].module):
+        if model_id not in models or marks[model_id].holds(models[model_id].module, thorough=thorough):
             return True
         del models[model_id], marks[model_id]
         return False

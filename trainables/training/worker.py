@@ -94,7 +94,7 @@ def run_trial(
             facts = {"device": device_name(device), "precision": precision, "backend": backend}
             yield from Run(work, Path(directory), keep, facts, memory, started).go()
     finally:
-        lane.check_model(trial.model)
+        lane.check_model(trial.model, thorough=":" in trial.method)  # peft:NAME
 
 
 def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int) -> tuple[Warm, LoadedModel]:

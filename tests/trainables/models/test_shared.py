@@ -198,6 +198,16 @@ def test_a_write_is_noticed_and_reaches_nobody_else(cache: Path) -> None:
     assert Marks(other).holds(other)
 
 
+def test_a_write_past_torchs_counter_is_found_where_it_is_looked_for(cache: Path) -> None:
+    """As PEFT's OLoRA writes: the next trial would start from another model."""
+    lane, name = Warm({}, CPU), "embedded:tiny-clip"
+    module: Any = lane.model(name).module
+    assert lane.check_model(name, thorough=True)
+    module.visual.proj.data.sub_(1e-3)
+    assert lane.check_model(name)  # the counter alone tells nothing
+    assert not lane.check_model(name, thorough=True)
+
+
 def test_merging_changes_this_worker_alone(cache: Path) -> None:
     lane = Warm({}, CPU)
     name = "embedded:tiny-clip"
