@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 
+from torch.sparse import check_sparse_tensor_invariants
+
 from randlora.adapter import AdapterConfig
 from randlora.errors import AdapterError, ConfigError, nearest
 from randlora.methods.bridge.kinds import PREFIX, Kind
@@ -44,6 +46,8 @@ def peft() -> Any:
         raise AdapterError(
             f"methods called {PREFIX}NAME need the package peft ({error}): pip install 'randlora-sweeps[peft]'"
         ) from error
+    if not check_sparse_tensor_invariants.is_enabled():
+        check_sparse_tensor_invariants.disable()  # as it is; torch warns in SHiRA's forward as long as nobody chose
     return peft
 
 

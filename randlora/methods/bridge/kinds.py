@@ -9,31 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 from randlora.adapter import Shape
 from randlora.errors import UnknownMethodError, nearest
+from randlora.methods.bridge import counts
+from randlora.methods.bridge.counts import Options
 
 PREFIX = "peft:"
-Options = Mapping[str, Any]
 Count = Callable[[Shape, int, Options], int]
-_MOST = 1 << 20
-"""Capacities of a weight that are tried at most."""
-_STEPS = 100_000
-"""Steps of a capacity that is a fraction in PEFT."""
-
-
-@lru_cache(maxsize=4096)
-def divisors(number: int) -> tuple[int, ...]:
-    """All divisors, ascending."""
-    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return tuple(sorted({*low, *(number // d for d in low)}))
-
-
-def _close(choices: tuple[int, ...], capacity: int) -> int:
-    """The choice nearest to the capacity, of two equally near the smaller."""
-    return min(choices, key=lambda choice: abs(choice - capacity))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,82 +71,6 @@ class Kind:
     source: str = "PEFT's method comparison, its default"
 
 
-def _lora(shape: Shape, r: int, options: Options) -> int:
-    more = bool(options.get("use_dora")) + bool(options.get("lora_bias"))
-    return r * sum(shape) + more * shape[0]
-
-
-def _miss(shape: Shape, r: int, options: Options) -> int:
-    return r * int(options["mini_r"] if options["init_weights"] == "mini" else shape[0])
-
-
-def _miss_legal(shape: Shape, r: int, options: Options) -> int:
-    if options["init_weights"] == "bat":
-        return _close(divisors(math.gcd(*shape)), r)
-    return min(r, shape[1])
-
-
-def _peanut(shape: Shape, r: int, options: Options) -> int:
-    return 2 * r * shape[0] + 2 * int(options["depth"]) * r * r
-
-
-def _glora(shape: Shape, r: int, options: Options) -> int:
-    return 2 * {"lora": r * sum(shape), "vector": shape[0], "constant": 1, "none": 0}[options["config_A_B"]]
-
-
-def _lokr(shape: Shape, r: int, options: Options) -> int:
-    from peft.tuners.lokr.layer import factorization
-
-    (out_l, out_k), (in_m, in_n) = (factorization(side, options["decompose_factor"]) for side in shape)
-    first = r * (out_l + in_m) if options["decompose_both"] and r < max(out_l, in_m) / 2 else out_l * in_m
-    return int(first + (r * (out_k + in_n) if r < max(out_k, in_n) / 2 else out_k * in_n))
-
-
-def _lokr_most(shape: Shape, options: Options) -> int:
-    return -(-max(shape) // 2)
-
-
-def _entries(shape: Shape, options: Options) -> int:
-    return min(_MOST, shape[0] * shape[1])
-
-
-def _within(most: Callable[[Shape, Options], int]) -> Callable[[Shape, int, Options], int]:
-    """Legal are all capacities up to the largest."""
-    return lambda shape, capacity, options: min(capacity, most(shape, options))
-
-
-def _supra(shape: Shape, step: int, options: Options) -> int:
-    return int(shape[0] * shape[1] * (1 - _sparsity(step))) + (options.get("r") or 0) * sum(shape)
-
-
-def _supra_legal(shape: Shape, step: int, options: Options) -> int:
-    while int(shape[0] * shape[1] * (1 - _sparsity(step))) < 1:
-        step += 1
-    return step
-
-
-def _sparsity(step: int) -> float:
-    return 1 - step / _STEPS
-
-
-def _frod(shape: Shape, step: int, options: Options) -> int:
-    side = shape[1]
-    return side + min(max(1, int(side * side * (step / _STEPS))), side * side - side)
-
-
-def _psoft(shape: Shape, r: int, options: Options) -> int:
-    middle = r * (r - 1) // 2 if options["psoft_orth"] else r * r
-    return middle + r * int(options["psoft_mag_a"] + options["psoft_mag_b"])
-
-
-def _gralora_legal(shape: Shape, r: int, options: Options) -> int:
-    k: int = options["gralora_k"]
-    return max(k, k * ((r + k // 2) // k))
-
-
-_shira_most: Callable[[Shape, Options], int] = lambda shape, options: shape[0] * shape[1] // sum(shape)  # noqa: E731
-_narrow: Callable[[Shape, Options], int] = lambda shape, options: min(shape)  # noqa: E731
-_width: Callable[[Shape, Options], int] = lambda shape, options: shape[1]  # noqa: E731
 _WRITES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga", "mica")
 
 
@@ -173,14 +81,14 @@ def _rate(rate: float, folder: str) -> dict[str, Any]:
 KINDS: dict[str, Kind] = {
     "lora": Kind(
         title="LoRA",
-        count=_lora,
+        count=counts.lora,
         alpha=("lora_alpha", 1.0),
         refused={"init_lora_weights": _WRITES_BASE},
         fixed={"use_qalora": False, "ensure_weight_tying": False},
     ),
     "hira": Kind(
         title="HiRA",
-        count=lambda shape, r, options: r * sum(shape),
+        count=counts.low_rank,
         **_rate(4.5e-3, "hira/llama-3.2-3B-rank32-lr4.5e-3"),
     ),
     "delora": Kind(title="DeLoRA", count=lambda shape, r, options: r * sum(shape) + 1),
@@ -192,8 +100,8 @@ KINDS: dict[str, Kind] = {
     ),
     "gralora": Kind(
         title="GraLoRA",
-        count=lambda shape, r, options: r * sum(shape),
-        legal=_gralora_legal,
+        count=counts.low_rank,
+        legal=counts.gralora_legal,
         alpha=("alpha", 2.0),
         fixed={"hybrid_r": 0},
         **_rate(2e-4, "gralora/llama-3.2-3B-rank32"),
@@ -206,30 +114,30 @@ KINDS: dict[str, Kind] = {
     ),
     "lokr": Kind(
         title="LoKr",
-        count=_lokr,
-        most=_lokr_most,
+        count=counts.lokr,
+        most=counts.lokr_most,
         alpha=("alpha", 1.0),
         fixed={"use_effective_conv2d": False},
         **_rate(3e-3, "lokr/llama-3.2-3B-rank32-factor4-lr0.003"),
     ),
-    "glora": Kind(title="GLoRA", count=_glora, fixed={"config_C": "none", "config_D_E": "none"}),
-    "miss": Kind(title="MiSS", count=_miss, most=_width, legal=_miss_legal),
+    "glora": Kind(title="GLoRA", count=counts.glora, fixed={"config_C": "none", "config_D_E": "none"}),
+    "miss": Kind(title="MiSS", count=counts.miss, most=counts.width, legal=counts.miss_legal),
     "hra": Kind(
         title="HRA",
         count=lambda shape, r, options: r * shape[1],
-        most=_width,
+        most=counts.width,
         least=2,
         legal=lambda shape, r, options: max(2, r - r % 2),
         start="rounded",
     ),
-    "peanut": Kind(title="PEANuT", count=_peanut),
+    "peanut": Kind(title="PEANuT", count=counts.peanut),
     "boft": Kind(
         title="BOFT",
         capacity_field="boft_block_size",
         count=lambda shape, block, options: block * shape[1] + shape[0],
-        most=_width,
+        most=counts.width,
         least=2,
-        legal=lambda shape, block, options: _close(divisors(shape[1])[1:], block),
+        legal=lambda shape, block, options: counts.close(counts.divisors(shape[1])[1:], block),
         fixed={"boft_block_num": 0, "boft_n_butterfly_factor": 1},
         bias_too=True,
     ),
@@ -237,9 +145,9 @@ KINDS: dict[str, Kind] = {
         title="OFT",
         capacity_field="oft_block_size",
         count=lambda shape, block, options: shape[1] * (block - 1) // 2,
-        most=_width,
+        most=counts.width,
         least=2,
-        legal=lambda shape, block, options: _close(divisors(shape[1])[1:], block),
+        legal=lambda shape, block, options: counts.close(counts.divisors(shape[1])[1:], block),
         fixed={"r": 0, "block_share": False},
     ),
     "c3a": Kind(
@@ -247,7 +155,7 @@ KINDS: dict[str, Kind] = {
         capacity_field="block_size",
         count=lambda shape, block, options: shape[0] * shape[1] // block,
         most=lambda shape, options: math.gcd(*shape),
-        legal=lambda shape, block, options: _close(divisors(math.gcd(*shape)), block),
+        legal=lambda shape, block, options: counts.close(counts.divisors(math.gcd(*shape)), block),
         defaults={"init_weights": True},
         **_rate(0.3, "c3a/llama-3.2-3B-default"),
     ),
@@ -255,8 +163,8 @@ KINDS: dict[str, Kind] = {
         title="FourierFT",
         capacity_field="n_frequency",
         count=lambda shape, n, options: n,
-        most=_entries,
-        legal=_within(_entries),
+        most=counts.entries,
+        legal=counts.within(counts.entries),
         seed="random_loc_seed",
         defaults={"init_weights": True},
     ),
@@ -264,16 +172,16 @@ KINDS: dict[str, Kind] = {
         title="WaveFT",
         capacity_field="n_frequency",
         count=lambda shape, n, options: n,
-        most=_entries,
-        legal=_within(_entries),
+        most=counts.entries,
+        legal=counts.within(counts.entries),
         fixed={"proportional_parameters": False},
         seed="random_loc_seed",
     ),
     "shira": Kind(
         title="SHiRA",
-        count=lambda shape, r, options: r * sum(shape),
-        most=_shira_most,
-        legal=_within(_shira_most),
+        count=counts.low_rank,
+        most=counts.shira_most,
+        legal=counts.within(counts.shira_most),
         seed="random_seed",
         meta=False,
         **_rate(3e-4, "shira/llama-3.2-3B-lr_0.0003-random_seed_42"),
@@ -281,19 +189,19 @@ KINDS: dict[str, Kind] = {
     "supertuning": Kind(
         title="Super-Tuning",
         capacity_field="sparsity",
-        count=_supra,
-        most=lambda shape, options: _STEPS,
-        legal=_supra_legal,
-        value=_sparsity,
+        count=counts.supra,
+        most=lambda shape, options: counts.STEPS,
+        legal=counts.supra_legal,
+        value=counts.sparsity,
         fixed={"save_precomputed_indices": True},
         derived=True,
     ),
     "frod": Kind(
         title="FRoD",
         capacity_field="sparse_rate",
-        count=_frod,
-        most=lambda shape, options: _STEPS,
-        value=lambda step: step / _STEPS,
+        count=counts.frod,
+        most=lambda shape, options: counts.STEPS,
+        value=lambda step: step / counts.STEPS,
         fixed={"progressbar": False, "save_projection": True, "runtime_offload_base_weight": False},
         seed="projection_prng_key",
         start="rounded",
@@ -302,8 +210,8 @@ KINDS: dict[str, Kind] = {
     ),
     "psoft": Kind(
         title="PSOFT",
-        count=_psoft,
-        legal=_within(_narrow),
+        count=counts.psoft,
+        legal=counts.within(counts.narrow),
         alpha=("psoft_alpha", 1.0),
         seed="random_seed",
         derived=True,
@@ -355,8 +263,8 @@ KINDS: dict[str, Kind] = {
         capacity_field="variant",
         count=lambda shape, variant, options: variant * shape[0],
         most=lambda shape, options: 4,
-        legal=lambda shape, variant, options: _close((1, 2, 4), variant),
-        value=lambda variant: f"road_{_close((1, 2, 4), variant)}",
+        legal=lambda shape, variant, options: counts.close((1, 2, 4), variant),
+        value=lambda variant: f"road_{counts.close((1, 2, 4), variant)}",
         bias_too=True,
         **_rate(1e-3, "road/llama-3.2-3B-lr_0.001"),
     ),

@@ -29,10 +29,10 @@ from randlora import (
 from randlora.methods.bridge import config as bridge
 from randlora.methods.bridge.build import legal_capacities, module_name
 from randlora.methods.bridge.config import PeftOptions
-from randlora.methods.bridge.kinds import KINDS, UNFIT, divisors
+from randlora.methods.bridge.counts import divisors
+from randlora.methods.bridge.kinds import KINDS, UNFIT
 from tests.support import ROOT
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 NAMES = sorted(KINDS)
 TARGETS = ["up", "down", "q"]
 SHAPES = [(32, 16), (16, 32), (16, 16)]
