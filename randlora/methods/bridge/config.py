@@ -46,8 +46,9 @@ def peft() -> Any:
         raise AdapterError(
             f"methods called {PREFIX}NAME need the package peft ({error}): pip install 'randlora-sweeps[peft]'"
         ) from error
-    if not check_sparse_tensor_invariants.is_enabled():
-        check_sparse_tensor_invariants.disable()  # as it is; torch warns in SHiRA's forward as long as nobody chose
+    invariants: Any = check_sparse_tensor_invariants
+    if not invariants.is_enabled():
+        invariants.disable()  # as it is; torch warns in SHiRA's forward as long as nobody chose
     return peft
 
 

@@ -109,7 +109,7 @@ def test_budget_lists_chosen_methods_and_what_of_them_acts() -> None:
     ]
     answer = json.loads(sweeps(*words, "--method", "peft:all", "--json").stdout)
     rows = {row["method"]: row for row in answer["methods"]}
-    assert len(rows) == len(answer["methods"]) > 30
+    assert len(rows) == len(answer["methods"]) == 29
     assert rows["peft:lora"]["count"] == answer["budget"]
     assert rows["peft:waveft"]["acting"] == 1.0
     assert rows["peft:boft"]["acting"] < 0.9
