@@ -174,6 +174,10 @@ class Request:
     capacities: Mapping[str, int]
     init_seed: int
     basis_seed: int
+    biased: frozenset[str] = frozenset()
+    """Weights that are called with a bias."""
+    quantised: frozenset[str] = frozenset()
+    """Weights that the model keeps in 4 or 8 bits."""
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -214,6 +218,8 @@ class Adapter(nn.Module, ABC):
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
+    moves_bias: bool = False
+    """Whether the layer's bias changes too, so that no change of the weight alone is the same."""
     schedule: object | None = None
     held: Held | None = None
 
@@ -266,9 +272,14 @@ class Adapter(nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
     @property
+    def draws(self) -> bool:
+        """Whether a training forward draws random numbers, by default for dropout."""
+        return self.dropout > 0.0
+
+    @property
     def dropping(self) -> bool:
         """Whether the next forward draws a dropout mask."""
-        return self.training and self.dropout > 0.0
+        return self.training and self.draws
 
     def drop(self, x: Tensor) -> Tensor:
         """Inverted dropout with a mask from the adapter's own stream, which follows `init_seed`."""

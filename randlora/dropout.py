@@ -32,14 +32,18 @@ class Masks:
         self._seed, self._next = seed, 0
         self._numbers: OrderedDict[int, int] = OrderedDict()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # Python state: torch.compile goes around it
-    def draw(self, x: Tensor) -> Tensor:
-        """A mask for x, of x's shape, dtype and device: 0 or 1 / (1 - dropout).
+    def seed(self) -> int:
+        """The seed of the next draw.
 
         Raises `AdapterError` in a recomputation whose first run is unknown (checkpoint's preserve_rng_state=False).
         """
         number = self._number(int(torch.randint(1 << 62, ())))
-        generator = torch.Generator().manual_seed(derive_seed("mask", self._seed, number))
+        return derive_seed("mask", self._seed, number)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # Python state: torch.compile goes around it
+    def draw(self, x: Tensor) -> Tensor:
+        """A mask for x, of x's shape, dtype and device: 0 or 1 / (1 - dropout). Raises as `seed` does."""
+        generator = torch.Generator().manual_seed(self.seed())
         keep = torch.empty(x.shape).bernoulli_(1.0 - self.dropout, generator=generator)
         return keep.to(device=x.device, dtype=x.dtype).div_(1.0 - self.dropout)
 

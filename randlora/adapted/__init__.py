@@ -6,5 +6,6 @@ Uses everything below.
     adapted      the model with its adapters: count, merge, disable, detach, save
     attach       adapters put on weights chosen by name
     load         adapters read from disk and attached
+    freedom      how many of the counted parameters act
     adapter_set  several named adapters, one in the model at a time
 """

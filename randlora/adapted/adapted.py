@@ -19,9 +19,14 @@ from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sites import Site, is_adapted, shared_names
 
 
-def check_can_merge(model: nn.Module, sites: Mapping[str, Site]) -> None:
-    """Refuse to merge into a tensor that another module uses as well, or into a quantised one."""
+def check_can_merge(model: nn.Module, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
+    """Refuse to merge what is no change of a weight alone, into a tensor with other users, or into a quantised one."""
     for name, site in sites.items():
+        if adapters[name].moves_bias:
+            raise AdapterError(
+                f"cannot merge {name}: the adapter changes the layer's bias as well, which a merged weight would not; "
+                "save() or export_peft() keeps the adapter itself"
+            )
         if site.quantised:
             raise AdapterError(
                 f"cannot merge {name}: its weight is quantised, and rounding W0 + delta would lose the delta; keep the "
@@ -199,7 +204,7 @@ class Adapted:
             raise AdapterError("cannot merge: the adapters are detached from the model; attach again or load()")
         if not self._attached:
             raise AdapterError("cannot merge: the adapters are disabled; enable() them first")
-        check_can_merge(self.model, self.sites)
+        check_can_merge(self.model, self.sites, self.adapters)
         with torch.no_grad():
             new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
             self._before_merge = {name: site.base.detach().clone() for name, site in self.sites.items()}

@@ -127,7 +127,7 @@ class AdapterSet:
         sites: dict[str, Site] = {}
         for name, weight in weights.items():
             member = self[name]
-            check_can_merge(self.model, member.sites)
+            check_can_merge(self.model, member.sites, member.adapters)
             for target, delta in member.deltas().items():
                 share = delta * weight
                 sums[target] = sums[target] + share if target in sums else share

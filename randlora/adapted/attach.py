@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -28,6 +28,12 @@ class _Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._sites)
+
+
+def _few(names: Iterable[str]) -> str:
+    """Some names, or "none of them"."""
+    some = list(names)
+    return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "") if some else "none of them"
 
 
 def attach(
@@ -56,17 +62,20 @@ def attach(
     packed = [name for name, site in sites.items() if not site.by_activation]
     if packed and not method.mergeable:
         raise ConfigError(
-            f"{method.title}'s update depends on the input and needs a called nn.Linear, but {packed[0]} is read as a "
-            "matrix; leave the weight out of targets, or take another method"
+            f"{method.title}'s update is no matrix and needs a called nn.Linear, but {packed[0]} is read as a "
+            "matrix; leave the weight out of targets, or take another method (of these targets it can adapt "
+            f"{_few(n for n in sites if n not in packed)})"
         )
-    if packed and float(config.options().get("dropout", 0.0)) > 0.0:
+    if packed and float(getattr(config, "dropout", 0.0)) > 0.0:
         raise ConfigError(
             f"dropout on the adapter's input needs a called nn.Linear, but {packed[0]} is read as a matrix; "
             "use dropout=0.0, or leave the weight out of targets"
         )
     if unread := [name for name, site in sites.items() if site.quantised and not site.by_activation]:
         raise TargetError(f"{unread[0]} is quantised and read by the module around it: it cannot be adapted")
-    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed)
+    biased = frozenset(n for n, site in sites.items() if site.by_activation and site.owner.bias is not None)
+    quantised = frozenset(n for n, site in sites.items() if site.quantised)
+    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed, biased, quantised)
     adapters = method.build(request)
     for name, adapter in adapters.items():
         adapter.train(sites[name].owner.training)

@@ -34,7 +34,8 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
         )
     method = get_method(meta["method"])
     config = method.config.from_options(meta["capacity"], meta["options"])
-    settings = {"init_seed": meta["init_seed"], "basis_seed": 0 if basis is None else basis["seed"]}
+    seed = meta.get("basis_seed", 0) if basis is None else basis["seed"]  # older files have it with the bases alone
+    settings = {"init_seed": meta["init_seed"], "basis_seed": seed}
     try:
         adapted = attach(model, config, list(meta["shapes"]), capacities=meta["capacities"], **settings)
     except AdapterError as error:

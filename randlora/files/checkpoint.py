@@ -84,6 +84,7 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
         "capacities": adapted.capacities,
         "shapes": {name: list(shape) for name, shape in adapted.shapes.items()},
         "init_seed": adapted.init_seed,
+        "basis_seed": adapted.basis_seed,
         "basis": None
         if frozen is None
         else {

@@ -23,6 +23,9 @@ from torch import nn
 from randlora.errors import ExportError
 from randlora.files.checkpoint import Adapted, write_tensors, write_text
 from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, attention, called, write_lora
+from randlora.methods.bridge.build import PeftAdapter
+from randlora.methods.bridge.config import quiet
+from randlora.methods.bridge.kinds import PREFIX as FOREIGN
 from randlora.methods.random.randlora import RandLora, RandLoraConfig
 from randlora.methods.random.vera import VeraConfig
 
@@ -34,6 +37,8 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
     RandLoRA with several ranks or on parts, and methods without a low-rank delta.
     """
     method = adapted.method
+    if method.name.startswith(FOREIGN):
+        return _foreign(adapted, Path(directory))
     if not method.mergeable:
         raise ExportError(f"PEFT has no {method.title}, and its update is no matrix; save() keeps the adapter itself")
     native = method.name in ("lora", "dora")
@@ -65,6 +70,27 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_text(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")
     write_text(folder / "README.md", _card(adapted, native and not parted))
+    return folder
+
+
+def _foreign(adapted: Adapted, folder: Path) -> Path:
+    """PEFT's own files of one of its own methods; the names of modules are the model's."""
+    for name, site in adapted.sites.items():
+        if not site.by_activation or site.part is not None or site.quantised:
+            raise ExportError(f"{name} is not the weight of a called nn.Linear, which PEFT adapts; {INSTEAD}")
+    tuners = {id(a.tuner): a.tuner for a in adapted.adapters.values() if isinstance(a, PeftAdapter)}
+    if len(tuners) > 1:
+        field, sizes = adapted.method.capacity_field, sorted(set(adapted.capacities.values()))
+        raise ExportError(f"the layers differ in {field}: {sizes}, PEFT's {adapted.method.title} holds one; {INSTEAD}")
+    (tuner,) = tuners.values()
+    config = tuner.peft_config["default"]
+    inside = config.target_modules
+    config.target_modules = _target_modules(adapted.model, [site.module_name for site in adapted.sites.values()])
+    try:
+        with quiet():
+            tuner.save_pretrained(folder)
+    finally:
+        config.target_modules = inside
     return folder
 
 

@@ -8,5 +8,6 @@ Uses `adapter`, `model` and `arithmetic`; knows nothing of attaching, files or p
     random        methods over frozen random bases: VeRA, NoLA, RandLoRA and its ablations
     scheduled     methods that follow the training: AdaLoRA, AutoLoRA
     experimental  what the RandLoRA paper names as future work
+    bridge        the methods of Hugging Face PEFT, by name
     registry      all of this package's entries, in order
 """

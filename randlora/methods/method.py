@@ -98,7 +98,17 @@ class _Methods(MutableMapping[str, Method]):
         return self.registered
 
     def __getitem__(self, name: str) -> Method:
-        return self._all()[name]
+        known = self._all()
+        family = FAMILIES.get(name.partition(":")[0]) if name not in known and ":" in name else None
+        if family is None:
+            return known[name]
+        return family(name)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return isinstance(name, str) and self[name] is not None
+        except (KeyError, UnknownMethodError):
+            return False
 
     def __setitem__(self, name: str, method: Method) -> None:
         self._all()[name] = method
@@ -114,6 +124,8 @@ class _Methods(MutableMapping[str, Method]):
 
 
 METHODS = _Methods()
+FAMILIES: dict[str, Callable[[str], Method]] = {}
+"""What makes the methods whose names start with a word and a colon, which no table lists."""
 
 
 def _load_plugins() -> None:
@@ -138,7 +150,7 @@ def register(method: Method) -> Method:
 
 
 def get_method(name: str) -> Method:
-    """The method called `name`; unknown names list the known ones."""
-    if name not in METHODS:
+    """The method called `name`; unknown names list the known ones. "peft:NAME" is PEFT's own, where it is installed."""
+    if name.partition(":")[0] not in FAMILIES and name not in METHODS:
         raise UnknownMethodError(f"unknown method {name!r}: known are {sorted(METHODS)}; {nearest(name, METHODS)}")
     return METHODS[name]

@@ -8,12 +8,16 @@ Other packages add theirs by `register(Method(...))`; nothing else has to know a
 from __future__ import annotations
 
 from randlora.methods import experimental
+from randlora.methods.bridge.entry import entry
+from randlora.methods.bridge.kinds import PREFIX
 from randlora.methods.lowrank import hydra, lora, spectral
-from randlora.methods.method import METHODS, Method, get_method, register
+from randlora.methods.method import FAMILIES, METHODS, Method, get_method, register
 from randlora.methods.random import ablations, nola, randlora, vera
 from randlora.methods.scheduled import adalora, autolora
 
 __all__ = ["METHODS", "Method", "get_method", "register"]
+
+FAMILIES[PREFIX.removesuffix(":")] = entry
 
 # the order in which tables list the methods
 for _method in (

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -143,8 +143,18 @@ def solve_pinned(
     return _solution(counts, "uniform", counts.same(capacity), budget)
 
 
-def budget_table(shapes: Shapes, lora_rank: int, *, tolerance: float = TOLERANCE) -> dict[str, Any]:
+def budget_table(
+    shapes: Shapes,
+    lora_rank: int,
+    *,
+    tolerance: float = TOLERANCE,
+    methods: Sequence[str] | None = None,
+    allocations: Sequence[str] = ALLOCATIONS,
+) -> dict[str, Any]:
     """Every method and allocation at the count of one LoRA rank, ready for JSON.
+
+    Arguments:
+        methods: names; None: all that tables list.
 
     Returns:
         `{reference, budget, methods: [...]}`. An entry has `method`, `allocation`, `ranks` (one number where all
@@ -155,7 +165,7 @@ def budget_table(shapes: Shapes, lora_rank: int, *, tolerance: float = TOLERANCE
     """
     budget = reference_budget(shapes, lora_rank)
     rows = []
-    for method, allocation in itertools.product(METHODS, ALLOCATIONS):
+    for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
         nearest = solve(method, shapes, budget, allocation, tolerance=None)
         answer = solve(method, shapes, budget, allocation, tolerance=tolerance)
         assert isinstance(nearest, Solution)

@@ -77,6 +77,7 @@ def budget(
     lora_rank: Annotated[int, typer.Option(help="The LoRA rank whose count is the budget.", min=1)],
     targets: Annotated[list[str] | None, typer.Option(help="Target weights; default: the family's.")] = None,
     adapt: Annotated[str, typer.Option(help="CLIP: vision or both towers; else all.")] = "both",
+    method: Annotated[list[str] | None, typer.Option(help="A method, also peft:NAME; peft:all; default: ours.")] = None,
     as_json: Json = False,
 ) -> None:
     """The budget solver alone: what every method trains at a LoRA rank's count. Needs no weights."""
@@ -90,8 +91,45 @@ def budget(
     if lora_rank > largest:
         rule = "is above the largest rank of these weights"
         raise SpecError([Problem("--lora-rank", lora_rank, rule, f"--lora-rank {largest}")])
-    answer = budget_table(shapes, lora_rank)
+    answer = budget_table(shapes, lora_rank, **_chosen(method))
+    if method:
+        _add_acting(answer, shapes)
     emit(as_json, lambda: answer, lambda: _print_budget(model, answer))
+
+
+def _chosen(names: list[str] | None) -> dict[str, Any]:
+    """What `budget_table` lists: of "peft:all" one row a method, of methods by name every allocation."""
+    from randlora.errors import AdapterError
+    from randlora.methods.bridge.kinds import KINDS, PREFIX
+    from randlora.methods.registry import get_method
+
+    if not names:
+        return {}
+    whole = f"{PREFIX}all" in names
+    chosen = [name for name in names if name != f"{PREFIX}all"] + ([PREFIX + kind for kind in KINDS] if whole else [])
+    for name in chosen:
+        try:
+            get_method(name)
+        except AdapterError as error:
+            raise SpecError([Problem("--method", name, str(error))]) from error
+    return {"methods": chosen, "allocations": ("auto",)} if whole else {"methods": chosen}
+
+
+def _add_acting(answer: dict[str, Any], shapes: Mapping[str, Any]) -> None:
+    """Which share of the counted parameters acts, on the weight that most targets look like."""
+    from collections import Counter
+
+    from randlora.adapted.freedom import acting
+    from randlora.errors import AdapterError
+
+    (shape, _), *_ = Counter(shapes.values()).most_common(1)
+    name = next(name for name, own in shapes.items() if own == shape)
+    for row in answer["methods"]:
+        capacity = row["ranks"][name] if isinstance(row["ranks"], Mapping) else row["ranks"]
+        try:
+            row["acting"] = acting(row["method"], shape, capacity)
+        except AdapterError:  # PEFT refuses so small a weight with these options
+            row["acting"] = None
 
 
 def print_header(plan: Plan) -> None:
@@ -154,9 +192,14 @@ def _print_budget(model: str, answer: Mapping[str, Any]) -> None:
     for m in answer["methods"]:
         residual = _residual(m["residual"], answer["budget"])
         near = [_near(m["below"]), _near(m["above"])]
-        rows.append([m["method"], m["allocation"], _ranks(m["ranks"]), quantity(m["count"]), residual, *near])
+        acts = [] if "acting" not in m else [f"{m['acting']:.0%}" if m["acting"] is not None else ""]
+        rows.append([m["method"], m["allocation"], _ranks(m["ranks"]), quantity(m["count"]), residual, *near, *acts])
+    header = ["method", "allocation", "capacity", "count", "residual", "below", "above"]
     title = f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters"
-    print_rows(["method", "allocation", "capacity", "count", "residual", "below", "above"], rows, title)
+    print_rows(header + ["acts"] * (len(rows[0]) - len(header)), rows, title)
+    for m in answer["methods"]:
+        if "acting" in m and not m["feasible"]:
+            out.print(f"infeasible  {m['method']}, {m['allocation']}: {m['reason']}; {m['lever']}")
 
 
 def _print_estimate(estimate: Estimate, plan: Plan) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from randlora.methods.registry import METHODS
+from randlora.errors import AdapterError
+from randlora.methods.registry import METHODS, get_method
 from sweeps.errors import Problem, nearest, unknown
 from sweeps.spec.messages import meant, rule_of
 from sweeps.spec.methods import has_budget, known_methods, published_lr
@@ -28,7 +29,9 @@ def method_problems(tree: Mapping[str, Any], spec: Sections | None) -> list[Prob
         base = section.get("method") if isinstance(section, Mapping) else None
         if base is not None:
             problems += _variant_problems(name, base)
-        if base is None and name not in known_methods():
+        if base is None and (problem := _family_problem(f"methods.{name}", name)):
+            problems.append(problem)
+        elif base is None and name not in METHODS and name not in known_methods():
             rule = "unknown method; known: " + ", ".join(known_methods())
             rule += f"; for a variant of one under a name of its own, write method = NAME in [methods.{name}]"
             problems.append(Problem(f"methods.{name}", name, rule, nearest(name, known_methods())))
@@ -41,7 +44,20 @@ def method_problems(tree: Mapping[str, Any], spec: Sections | None) -> list[Prob
     return problems
 
 
+def _family_problem(field: str, name: str) -> Problem | None:
+    """Why a name with a colon, such as peft:miss, is no method."""
+    if ":" not in name:
+        return None
+    try:
+        get_method(name)
+    except AdapterError as error:
+        return Problem(field, name, str(error))
+    return None
+
+
 def _variant_problems(name: str, base: object) -> list[Problem]:
+    if isinstance(base, str) and (problem := _family_problem(f"methods.{name}.method", base)):
+        return [problem]
     if not isinstance(base, str) or base not in METHODS:
         return [unknown(f"methods.{name}.method", str(base), "method that takes a budget", tuple(METHODS))]
     if name in known_methods() and name != base:

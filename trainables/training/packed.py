@@ -100,7 +100,7 @@ def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
     for name, site in first.adapters.sites.items():
         if head is not None and site.owner is head:
             raise NotPackableError(f"{name} is the output layer, which reads other numbers of tokens in every trial")
-    dropping = drawing or any(adapter.dropout > 0.0 for adapter in first.adapters.adapters.values())
+    dropping = drawing or any(adapter.draws for adapter in first.adapters.adapters.values())
     if first.trial.adapt == "both" and dropping:
         raise NotPackableError("the text tower reads other numbers of classes in every trial, and dropout sees it")
     return drawing

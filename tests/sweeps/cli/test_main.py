@@ -98,6 +98,36 @@ def test_json_holds_bytes_and_numbers_that_are_not_finite(results: Path) -> None
     assert base64.b64decode(rows[0]["correct"], validate=True)
 
 
+def test_budget_lists_chosen_methods_and_what_of_them_acts() -> None:
+    words = [
+        "budget",
+        "--model",
+        "embedded:tiny-clip",
+        "--lora-rank",
+        "4",
+        "--adapt",
+        "vision",
+        "--targets",
+        "mlp.c_fc",
+    ]
+    answer = json.loads(sweeps(*words, "--method", "peft:all", "--json").stdout)
+    rows = {row["method"]: row for row in answer["methods"]}
+    assert len(rows) == len(answer["methods"]) == 29
+    assert rows["peft:lora"]["count"] == answer["budget"]
+    assert rows["peft:waveft"]["acting"] == 1.0
+    assert rows["peft:boft"]["acting"] < 0.9
+    assert not rows["peft:ia3"]["feasible"]
+    two = json.loads(sweeps(*words, "--method", "lora", "--method", "peft:miss", "--json").stdout)["methods"]
+    assert {row["method"] for row in two} == {"lora", "peft:miss"}
+    assert len(two) == 8
+    shown = sweeps(*words, "--method", "peft:miss", "--method", "peft:ia3").output
+    assert "acts" in shown
+    assert "infeasible" in shown
+    wrong = sweeps(*words, "--method", "peft:mis")
+    assert wrong.exit_code == 2
+    assert "peft:miss" in wrong.output
+
+
 def test_budget_refuses_a_rank_beyond_the_weights() -> None:
     result = sweeps("budget", "--model", "embedded:tiny-clip", "--lora-rank", "1000", "--adapt", "vision")
     assert result.exit_code == 2

@@ -50,6 +50,26 @@ def test_every_method_is_planned_with_its_options_and_built() -> None:
     assert seen == set(METHODS)
 
 
+def test_methods_of_peft_are_planned_and_built_at_the_count_of_the_budget() -> None:
+    given: dict[str, dict[str, object]] = {
+        "lora": {},
+        "peft:lora": {"lora_dropout": 0.1},
+        "dora-of-peft": {"method": "peft:lora", "use_dora": True},
+        "peft:fourierft": {},
+        "peft:shira": {},
+        "peft:osf": {"allocation": "fill"},
+        "peft:ia3": {},
+    }
+    plan = Plan.from_spec(SweepSpec.parse(tree(given)))
+    cells = {(cell.method, cell.reference): cell for cell in plan.cells}
+    assert cells["peft:lora", "lora-4"].count == cells["lora", "lora-4"].count
+    assert cells["peft:fourierft", "lora-4"].residual == 0
+    assert abs(cells["peft:osf", "lora-4"].residual or 0) < 0.05 * (cells["lora", "lora-4"].count or 0)
+    assert cells["dora-of-peft", "lora-4"].base == "peft:lora"
+    assert not cells["peft:ia3", "lora-4"].feasible
+    assert "largest count of peft:ia3" in (cells["peft:ia3", "lora-4"].reason or "")
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
@@ -61,6 +81,12 @@ def test_every_method_is_planned_with_its_options_and_built() -> None:
         ("autolora", {"order": 3}, "order must be 1 or 2"),
         ("hydralora", {"head": 2}, "heads"),
         ("randlora-c", {}, "randlora-"),
+        ("peft:mis", {}, "nearest: 'peft:miss'"),
+        ("peft:prefix_tuning", {}, "adds virtual tokens"),
+        ("peft:lora", {"lora_alfa": 8}, "Nearest: lora_alpha"),
+        ("peft:lora", {"r": 8}, "capacity = 8"),
+        ("peft:lora", {"init_lora_weights": "olora"}, "writes into the base weights"),
+        ("peft:road", {"group_size": "x"}, "must be a whole number"),
     ],
 )
 def test_bad_options_are_named(method: str, options: dict[str, object], message: str) -> None:

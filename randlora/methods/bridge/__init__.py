@@ -1,0 +1,10 @@
+"""The methods of Hugging Face PEFT as methods of this package, called "peft:" and PEFT's name in small letters.
+
+    counts   counts and legal capacities that need more than a product
+    kinds    one table: what every type counts, at which capacities, from which seed; and the types that do not fit
+    config   a type's configuration, checked by PEFT's own class
+    build    PEFT's layers as adapters: its tuner runs on a tree that has the target weights alone
+    entry    a type's entry in the registry
+
+`peft` is imported when a name is first looked up, and never by `import randlora`.
+"""

@@ -1,0 +1,121 @@
+"""Counts of PEFT's types that depend on options or need arithmetic, and the capacities that are legal on a weight.
+
+`shape` is (out, in), `options` those of the type with their defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from randlora.adapter import Shape
+
+Options = Mapping[str, Any]
+MOST = 1 << 20
+"""Capacities of a weight that are tried at most."""
+STEPS = 100_000
+"""Steps of a capacity that is a fraction in PEFT."""
+
+
+@lru_cache(maxsize=4096)
+def divisors(number: int) -> tuple[int, ...]:
+    """All divisors, ascending."""
+    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return tuple(sorted({*low, *(number // d for d in low)}))
+
+
+def close(choices: tuple[int, ...], capacity: int) -> int:
+    """The choice nearest to the capacity, of two equally near the smaller."""
+    return min(choices, key=lambda choice: abs(choice - capacity))
+
+
+def low_rank(shape: Shape, r: int, options: Options) -> int:
+    """Two thin factors."""
+    return r * sum(shape)
+
+
+def lora(shape: Shape, r: int, options: Options) -> int:
+    more = bool(options.get("use_dora")) + bool(options.get("lora_bias"))
+    return low_rank(shape, r, options) + more * shape[0]
+
+
+def miss(shape: Shape, r: int, options: Options) -> int:
+    return r * int(options["mini_r"] if options["init_weights"] == "mini" else shape[0])
+
+
+def miss_legal(shape: Shape, r: int, options: Options) -> int:
+    if options["init_weights"] == "bat":
+        return close(divisors(math.gcd(*shape)), r)
+    return min(r, shape[1])
+
+
+def peanut(shape: Shape, r: int, options: Options) -> int:
+    return 2 * r * shape[0] + 2 * int(options["depth"]) * r * r
+
+
+def glora(shape: Shape, r: int, options: Options) -> int:
+    return 2 * {"lora": r * sum(shape), "vector": shape[0], "constant": 1, "none": 0}[options["config_A_B"]]
+
+
+def lokr(shape: Shape, r: int, options: Options) -> int:
+    from peft.tuners.lokr.layer import factorization
+
+    (out_l, out_k), (in_m, in_n) = (factorization(side, options["decompose_factor"]) for side in shape)
+    first = r * (out_l + in_m) if options["decompose_both"] and r < max(out_l, in_m) / 2 else out_l * in_m
+    return int(first + (r * (out_k + in_n) if r < max(out_k, in_n) / 2 else out_k * in_n))
+
+
+def lokr_most(shape: Shape, options: Options) -> int:
+    return -(-max(shape) // 2)
+
+
+def entries(shape: Shape, options: Options) -> int:
+    return min(MOST, shape[0] * shape[1])
+
+
+def within(most: Callable[[Shape, Options], int]) -> Callable[[Shape, int, Options], int]:
+    """Legal are all capacities up to the largest."""
+    return lambda shape, capacity, options: min(capacity, most(shape, options))
+
+
+def supra(shape: Shape, step: int, options: Options) -> int:
+    return int(shape[0] * shape[1] * (1 - sparsity(step))) + (options.get("r") or 0) * sum(shape)
+
+
+def supra_legal(shape: Shape, step: int, options: Options) -> int:
+    while int(shape[0] * shape[1] * (1 - sparsity(step))) < 1:
+        step += 1
+    return step
+
+
+def sparsity(step: int) -> float:
+    return 1 - step / STEPS
+
+
+def frod(shape: Shape, step: int, options: Options) -> int:
+    side = shape[1]
+    return side + min(max(1, int(side * side * (step / STEPS))), side * side - side)
+
+
+def psoft(shape: Shape, r: int, options: Options) -> int:
+    middle = r * (r - 1) // 2 if options["psoft_orth"] else r * r
+    return middle + r * int(options["psoft_mag_a"] + options["psoft_mag_b"])
+
+
+def gralora_legal(shape: Shape, r: int, options: Options) -> int:
+    k: int = options["gralora_k"]
+    return max(k, k * ((r + k // 2) // k))
+
+
+def shira_most(shape: Shape, options: Options) -> int:
+    return shape[0] * shape[1] // sum(shape)
+
+
+def narrow(shape: Shape, options: Options) -> int:
+    return min(shape)
+
+
+def width(shape: Shape, options: Options) -> int:
+    return shape[1]

@@ -1,0 +1,50 @@
+"""A type of PEFT as an entry of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from randlora.adapter import Shape
+from randlora.errors import AdapterError
+from randlora.methods.bridge.build import build
+from randlora.methods.bridge.config import config_class, peft
+from randlora.methods.bridge.kinds import PREFIX, kind_of
+from randlora.methods.method import Method
+
+
+@cache
+def entry(name: str) -> Method:
+    """The method called `name`, such as "peft:miss".
+
+    Raises:
+        AdapterError: `peft` is not installed, or is too old for the type.
+        UnknownMethodError: no such type, or one that does not fit.
+    """
+    kind, short = kind_of(name), name.removeprefix(PREFIX)
+    theirs = peft().mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    if short.upper() not in theirs:
+        raise AdapterError(f"{name} needs a newer peft than {peft().__version__}: pip install -U peft")
+    config = config_class(name, kind, theirs[short.upper()])
+    defaults = {**config.option_defaults(), **kind.fixed}
+
+    def count(shape: Shape, capacity: int, **options: Any) -> int:
+        merged: Mapping[str, Any] = {**defaults, **options}
+        return kind.count(shape, kind.legal(shape, capacity, merged), merged)
+
+    def most(shapes: Sequence[Shape], **options: Any) -> int:
+        return max(kind.most(shape, {**defaults, **options}) for shape in shapes)
+
+    return Method(
+        title=f"{kind.title} (PEFT)",
+        config=config,
+        count=count,
+        max_capacity=most,
+        min_capacity=kind.least,
+        build=build,
+        published_lr=kind.rate,
+        published_lr_source=kind.source,
+        scale_rule="PEFT's" if kind.alpha is None else f"{kind.alpha[0]} / r, {kind.alpha[1]:g} at every rank",
+        mergeable=kind.matrix,
+    )

@@ -1,0 +1,336 @@
+"""What is known of every adapter type of PEFT: its capacity, its count in closed form, its seed, its published rate.
+
+Counts are those of PEFT 0.21 on an `nn.Linear` of (out, in); `tests/randlora/methods/test_bridge.py` builds every one.
+Rates are those of PEFT's own comparison (method_comparison/MetaMathQA of its repository), whose default is 1e-4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from randlora.adapter import Shape
+from randlora.errors import UnknownMethodError, nearest
+from randlora.methods.bridge import counts
+from randlora.methods.bridge.counts import Options
+
+PREFIX = "peft:"
+Count = Callable[[Shape, int, Options], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One adapter type of PEFT.
+
+    Attributes:
+        title: as PEFT's documentation spells it.
+        capacity_field: of PEFT's configuration that the capacity sets; None where the type has one size.
+        count: trainable parameters of one weight at a legal capacity.
+        most: the largest capacity worth trying on one weight; nothing beyond it acts.
+        least: the smallest.
+        legal: the nearest capacity that PEFT takes on a weight, of those that it does.
+        value: what PEFT's field is at a capacity.
+        alpha: the field that PEFT divides by the rank, and what it is a unit of rank (the quotient of PEFT's defaults).
+        seed: the field that draws what is frozen; None: nothing random is frozen.
+        start: whether W0 + delta is W0 at the start, by default: to the bit, to rounding, or not.
+        defaults: options whose default is not PEFT's, so that training starts from the base model.
+        fixed: fields that are set here, because they would change the count or what trains.
+        refused: option -> words that PEFT takes and this package does not, since they write into the base weights or
+            need data.
+        matrix: whether the update is a matrix, so that weights that are read and not called can be adapted.
+        bias_too: whether the layer's bias is changed as well.
+        pooled: whether one vector for the whole model is what trains; its length is the sum of all capacities.
+        derived: whether frozen tensors are made from W0 (a decomposition), so that a checkpoint keeps them.
+        draws: whether a training forward draws random numbers even without dropout.
+        meta: whether PEFT builds it without weights.
+        rate, source: the centre of a search.
+    """
+
+    title: str
+    capacity_field: str | None = "r"
+    count: Count
+    most: Callable[[Shape, Options], int] = lambda shape, options: min(shape)
+    least: int = 1
+    legal: Callable[[Shape, int, Options], int] = lambda shape, capacity, options: capacity
+    value: Callable[[int], Any] = lambda capacity: capacity
+    alpha: tuple[str, float] | None = None
+    seed: str | None = None
+    start: Literal["exact", "rounded", "changed"] = "exact"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    matrix: bool = True
+    bias_too: bool = False
+    pooled: bool = False
+    derived: bool = False
+    draws: bool = False
+    meta: bool = True
+    rate: float = 1e-4
+    source: str = "PEFT's method comparison, its default"
+
+
+_WRITES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga", "mica")
+
+
+def _rate(rate: float, folder: str) -> dict[str, Any]:
+    return {"rate": rate, "source": f"PEFT's method comparison, {folder}"}
+
+
+KINDS: dict[str, Kind] = {
+    "lora": Kind(
+        title="LoRA",
+        count=counts.lora,
+        alpha=("lora_alpha", 1.0),
+        refused={"init_lora_weights": _WRITES_BASE},
+        fixed={"use_qalora": False, "ensure_weight_tying": False},
+    ),
+    "hira": Kind(
+        title="HiRA",
+        count=counts.low_rank,
+        **_rate(4.5e-3, "hira/llama-3.2-3B-rank32-lr4.5e-3"),
+    ),
+    "delora": Kind(title="DeLoRA", count=lambda shape, r, options: r * sum(shape) + 1),
+    "deft": Kind(
+        title="DEFT",
+        count=lambda shape, r, options: r * (shape[0] if options["para"] else sum(shape)),
+        legal=lambda shape, r, options: min(r, shape[0]),
+        start="rounded",
+    ),
+    "gralora": Kind(
+        title="GraLoRA",
+        count=counts.low_rank,
+        legal=counts.gralora_legal,
+        alpha=("alpha", 2.0),
+        fixed={"hybrid_r": 0},
+        **_rate(2e-4, "gralora/llama-3.2-3B-rank32"),
+    ),
+    "loha": Kind(
+        title="LoHa",
+        count=lambda shape, r, options: 2 * r * sum(shape),
+        alpha=("alpha", 1.0),
+        fixed={"use_effective_conv2d": False},
+    ),
+    "lokr": Kind(
+        title="LoKr",
+        count=counts.lokr,
+        most=counts.lokr_most,
+        alpha=("alpha", 1.0),
+        fixed={"use_effective_conv2d": False},
+        **_rate(3e-3, "lokr/llama-3.2-3B-rank32-factor4-lr0.003"),
+    ),
+    "glora": Kind(title="GLoRA", count=counts.glora, fixed={"config_C": "none", "config_D_E": "none"}),
+    "miss": Kind(title="MiSS", count=counts.miss, most=counts.width, legal=counts.miss_legal),
+    "hra": Kind(
+        title="HRA",
+        count=lambda shape, r, options: r * shape[1],
+        most=counts.width,
+        least=2,
+        legal=lambda shape, r, options: max(2, r - r % 2),
+        start="rounded",
+    ),
+    "peanut": Kind(title="PEANuT", count=counts.peanut),
+    "boft": Kind(
+        title="BOFT",
+        capacity_field="boft_block_size",
+        count=lambda shape, block, options: block * shape[1] + shape[0],
+        most=counts.width,
+        least=2,
+        legal=lambda shape, block, options: counts.close(counts.divisors(shape[1])[1:], block),
+        fixed={"boft_block_num": 0, "boft_n_butterfly_factor": 1},
+        bias_too=True,
+    ),
+    "oft": Kind(
+        title="OFT",
+        capacity_field="oft_block_size",
+        count=lambda shape, block, options: shape[1] * (block - 1) // 2,
+        most=counts.width,
+        least=2,
+        legal=lambda shape, block, options: counts.close(counts.divisors(shape[1])[1:], block),
+        fixed={"r": 0, "block_share": False},
+    ),
+    "c3a": Kind(
+        title="C3A",
+        capacity_field="block_size",
+        count=lambda shape, block, options: shape[0] * shape[1] // block,
+        most=lambda shape, options: math.gcd(*shape),
+        legal=lambda shape, block, options: counts.close(counts.divisors(math.gcd(*shape)), block),
+        defaults={"init_weights": True},
+        **_rate(0.3, "c3a/llama-3.2-3B-default"),
+    ),
+    "fourierft": Kind(
+        title="FourierFT",
+        capacity_field="n_frequency",
+        count=lambda shape, n, options: n,
+        most=counts.entries,
+        legal=counts.within(counts.entries),
+        seed="random_loc_seed",
+        defaults={"init_weights": True},
+    ),
+    "waveft": Kind(
+        title="WaveFT",
+        capacity_field="n_frequency",
+        count=lambda shape, n, options: n,
+        most=counts.entries,
+        legal=counts.within(counts.entries),
+        fixed={"proportional_parameters": False},
+        seed="random_loc_seed",
+    ),
+    "shira": Kind(
+        title="SHiRA",
+        count=counts.low_rank,
+        most=counts.shira_most,
+        legal=counts.within(counts.shira_most),
+        seed="random_seed",
+        meta=False,
+        **_rate(3e-4, "shira/llama-3.2-3B-lr_0.0003-random_seed_42"),
+    ),
+    "supertuning": Kind(
+        title="Super-Tuning",
+        capacity_field="sparsity",
+        count=counts.supra,
+        most=lambda shape, options: counts.STEPS,
+        legal=counts.supra_legal,
+        value=counts.sparsity,
+        fixed={"save_precomputed_indices": True},
+        derived=True,
+    ),
+    "frod": Kind(
+        title="FRoD",
+        capacity_field="sparse_rate",
+        count=counts.frod,
+        most=lambda shape, options: counts.STEPS,
+        value=lambda step: step / counts.STEPS,
+        fixed={"progressbar": False, "save_projection": True, "runtime_offload_base_weight": False},
+        seed="projection_prng_key",
+        start="rounded",
+        derived=True,
+        meta=False,
+    ),
+    "psoft": Kind(
+        title="PSOFT",
+        count=counts.psoft,
+        legal=counts.within(counts.narrow),
+        alpha=("psoft_alpha", 1.0),
+        seed="random_seed",
+        derived=True,
+    ),
+    "osf": Kind(
+        title="OSF",
+        capacity_field="effective_rank",
+        count=lambda shape, e, options: (min(shape) - e) * (sum(shape) + 1),
+        most=lambda shape, options: min(shape) - 1,
+        legal=lambda shape, e, options: min(e, min(shape) - 1),
+        start="rounded",
+        derived=True,
+        **_rate(5e-5, "osf/llama-3.2-3B-rank128"),
+    ),
+    "randlora": Kind(
+        title="RandLoRA",
+        count=lambda shape, r, options: -(-min(shape) // r) * (r + min(shape)),
+        alpha=("randlora_alpha", 20.0),
+        fixed={"save_projection": True},
+        seed="projection_prng_key",
+    ),
+    "vera": Kind(
+        title="VeRA",
+        count=lambda shape, r, options: r + shape[0],
+        most=lambda shape, options: max(shape),
+        fixed={"save_projection": True},
+        seed="projection_prng_key",
+    ),
+    "pvera": Kind(
+        title="PVeRA",
+        count=lambda shape, r, options: 2 * r + shape[0],
+        most=lambda shape, options: max(shape),
+        fixed={"save_projection": True, "sample_at_inference": False, "generator_seed": None},
+        seed="projection_prng_key",
+        matrix=False,
+        draws=True,
+    ),
+    "tinylora": Kind(
+        title="TinyLoRA",
+        capacity_field="u",
+        count=lambda shape, u, options: u,
+        most=lambda shape, options: options["r"] ** 2,
+        fixed={"weight_tying": 0.0, "save_projection": True},
+        seed="projection_seed",
+        derived=True,
+    ),
+    "road": Kind(
+        title="RoAd",
+        capacity_field="variant",
+        count=lambda shape, variant, options: variant * shape[0],
+        most=lambda shape, options: 4,
+        legal=lambda shape, variant, options: counts.close((1, 2, 4), variant),
+        value=lambda variant: f"road_{counts.close((1, 2, 4), variant)}",
+        bias_too=True,
+        **_rate(1e-3, "road/llama-3.2-3B-lr_0.001"),
+    ),
+    "beft": Kind(
+        title="BEFT",
+        capacity_field=None,
+        count=lambda shape, size, options: shape[0],
+        most=lambda shape, options: 1,
+        matrix=False,
+        bias_too=True,
+    ),
+    "ia3": Kind(
+        title="IA3",
+        capacity_field=None,
+        count=lambda shape, size, options: shape[0],
+        most=lambda shape, options: 1,
+        fixed={"feedforward_modules": []},
+        bias_too=True,
+        **_rate(5e-3, "ia3/llama-3.2-3B-all-attn-5k-lr0.005"),
+    ),
+    "unilora": Kind(
+        title="UniLoRA",
+        capacity_field="theta_d_length",
+        count=lambda shape, entries, options: entries,
+        most=lambda shape, options: options["r"] * sum(shape),
+        legal=lambda shape, entries, options: min(entries, options["r"] * sum(shape)),
+        fixed={"save_indices": False},
+        seed="proj_seed",
+        start="changed",
+        pooled=True,
+        **_rate(2e-3, "unilora/llama-3.2-3B-r4-td131072-lr0.002"),
+    ),
+}
+
+_PROMPT = "adds virtual tokens to a causal language model, not an update to its weights"
+UNFIT: dict[str, str] = {
+    "prompt_tuning": _PROMPT,
+    "multitask_prompt_tuning": _PROMPT,
+    "p_tuning": _PROMPT,
+    "prefix_tuning": _PROMPT,
+    "cartridge": _PROMPT,
+    "cpt": _PROMPT,
+    "adaption_prompt": "adapts whole attention modules of a few model types, and cannot be taken off again",
+    "ln_tuning": "trains the weights of norms, so that no capacity can meet a budget",
+    "trainable_tokens": "trains rows of an embedding, so that no capacity can meet a budget",
+    "shadow": "is a second backbone beside the model, not an update to its weights",
+    "xlora": "mixes LoRAs that are trained already",
+    "poly": "shares LoRAs between tasks, and a trial has one; take peft:lora",
+    "adalora": "trains more than its budget until its schedule has cut it down; take adalora, which fills the budget",
+    "adamss": "counts parameters by the values of the weights, so that no budget can be solved before they are loaded",
+    "vblora": "shares a bank of vectors between all weights, which its count per weight does not have",
+    "lily": "shares its factors between the layers of a group, which its count per weight does not have",
+}
+"""PEFT's other types, with the reason."""
+
+
+def kind_of(name: str) -> Kind:
+    """The type called `name`, as in "peft:miss".
+
+    Raises:
+        UnknownMethodError: a type that PEFT lacks, or that does not fit here, with the reason.
+    """
+    short = name.removeprefix(PREFIX)
+    if short in UNFIT:
+        raise UnknownMethodError(f"{name} is no method here: it {UNFIT[short]}")
+    if short not in KINDS:
+        names = [PREFIX + kind for kind in KINDS]
+        raise UnknownMethodError(f"unknown method {name!r}: {nearest(name, names)}; PEFT's methods here are {names}")
+    return KINDS[short]
