@@ -25,8 +25,8 @@ from analysis.figures.scaling import draw_scaling
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
-from analysis.statistics.many import profiles
 from analysis.statistics.looks import level
+from analysis.statistics.many import profiles
 from analysis.statistics.published import overlaid
 from analysis.statistics.simultaneous import difference_curves, margin_of
 from analysis.statistics.tuning import best_of_n, rates, sharpness
