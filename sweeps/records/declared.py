@@ -18,7 +18,7 @@ def declare(state: SweepState, journal: Journal) -> None:
     a first one with the seeds that it ran, as soon as more is asked of it.
     """
     confirm = state.spec.confirm
-    now = {"seeds": sorted(confirm.seeds), "max_seeds": confirm.max_seeds, "margin": confirm.margin}
+    now: dict[str, Any] = {"seeds": sorted(confirm.seeds), "max_seeds": confirm.max_seeds, "margin": confirm.margin}
     scored = sum(row.get("test_score") is not None for row in _compared(state))
     before = _last(journal.events, now)
     if before is None and scored:
