@@ -103,7 +103,7 @@ def run(
 
     Raises:
         SpecError: the request can't be met (resources, sampler), or the folder belongs to another sweep or process;
-            nothing was written then. With the trial function of this package also what `plan.inputs` refuses.
+            no trial was begun then. With the trial function of this package also what `plan.inputs` refuses.
         DataError: the same.
         EngineError: no lane can be kept up.
         RayLostError: Ray's own processes died; the same command goes on.

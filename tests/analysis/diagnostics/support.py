@@ -38,6 +38,7 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
         }
         | sections
     )
+    (folder / "work").mkdir(parents=True, exist_ok=True)
     cells = Plan.from_spec(spec).feasible
     warm: dict[str, Any] = {}
     trials, predictions = [], []

@@ -90,7 +90,9 @@ def test_what_was_not_tested_is_not_called_indistinguishable(tmp_path: Path) -> 
 def test_a_cell_without_a_score_says_why(tmp_path: Path) -> None:
     for name, why in (("not-a-number", "no score: it was not a number"), ("all-failed", "every confirming run failed")):
         store = open_store(odd_results(tmp_path / name, SWEEPS[name]))
-        notes = {row[0]: row[-1] for row in results(store).cells}
+        table = results(store)
+        at = table.header.index("verdict")
+        notes = {row[0]: row[at] for row in table.cells}
         assert notes["RandLoRA"] == why and notes["LoRA"] != why
 
 

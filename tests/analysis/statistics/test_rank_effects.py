@@ -63,6 +63,7 @@ def made(
                     drawn = {"data_seed": seed, "init_seed": seed, "basis_seed": seed, "adapter_params": count}
                     value = score(rank or 1.0, count, seed, dataset)
                     trials.append({**cell, **trial, **drawn, "status": "finished", "test_score": value})
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
     write_part(folder, "cells", cells)
     write_part(folder, "trials", trials)
     return open_store(folder)
@@ -138,6 +139,7 @@ def test_counts_off_the_budget_and_unknown_ranks_are_left_out(tmp_path: Path) ->
 def test_seeds_are_those_that_all_cells_have(tmp_path: Path) -> None:
     store = made(tmp_path / "whole", FAMILY)
     fewer = tmp_path / "fewer"
+    (fewer / "tables").mkdir(parents=True)
     kept = [r for r in store.table("trials").to_pylist() if (r["method"], r["data_seed"]) != ("a-4", 1)]
     write_part(fewer, "cells", store.table("cells").to_pylist())
     write_part(fewer, "trials", kept)

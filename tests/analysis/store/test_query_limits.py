@@ -73,5 +73,5 @@ def test_a_row_that_is_none_is_named(tmp_path: Path, kind: str) -> None:
 def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_bytes(f'{line}\n{{"ev": "sweep"}}\n'.encode(errors="surrogateescape"))
-    with pytest.raises(StoreError, match="line 1 is not a JSON object"):
+    with pytest.raises(StoreError, match="line 1 is no event, or does not match its checksum"):
         read_journal(path)

@@ -258,7 +258,10 @@ def test_bad_targets() -> None:
         (lambda: NolaConfig(1), "at least 2"),
         (lambda: VeraConfig(4, d_initial=0.0), "d_initial must not be 0"),
         (lambda: DoraConfig.from_options(2, {"alfa": 1.0}), "no option 'alfa'.*nearest: 'alpha'"),
-        (lambda: DoraConfig.from_options(2, {"alpha": "1"}), "alpha must be a number but got '1'"),
+        (
+            lambda: DoraConfig.from_options(2, {"alpha": "1"}),
+            "alpha must be a positive number or a rule .* but got '1'",
+        ),
         (lambda: RandLoraConfig.from_options(2, {"sparse_a": 1}), "sparse_a must be true or false but got 1"),
         (lambda: NolaConfig.from_options(2, {"r": 1.5}), r"r must be an integer but got 1\.5"),
         (lambda: get_method("randlor"), "unknown method 'randlor'.*nearest: 'randlora'"),

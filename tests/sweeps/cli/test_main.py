@@ -211,7 +211,7 @@ def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:
     (results / "spec.json").unlink()
     refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
     assert refused.exit_code == 2
-    assert "holds tables, and no spec.json that says whose" in refused.output
+    assert "holds results, and no spec.json that says whose" in refused.output
 
 
 def test_an_interrupted_run_answers_in_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ TRIAL = TrialConfig.model_validate(
 def folder(place: Path, score: float) -> Path:
     row: dict[str, Any] = {"sweep": "s", "trial_id": TRIAL.trial_id, "cell_id": "c", "attempt": 1, "stage": "TUNE"}
     row |= {"slot": 0, "method": TRIAL.method, "status": "finished", "val_score": score}
+    (place / "tables").mkdir(parents=True)
     write_part(place, "trials", [row])
     lanes = [{"per_worker": {"CPU": 1.0}}]
     ask = {"ev": "ask", "trial_id": TRIAL.trial_id, "config": TRIAL.model_dump(mode="json")}

@@ -30,6 +30,7 @@ def folders(tmp_path: Path, count: int) -> list[Path]:
 
 
 def together(trials: list[TrialConfig], tmp_path: Path, keep: bool = False, warm: Any = None) -> list[Reports]:
+    tmp_path.mkdir(exist_ok=True)
     places = folders(tmp_path, len(trials))
     warm = {} if warm is None else warm
     return list(run_pack(trials, warm=warm, directories=places, keep=[keep] * len(trials)))

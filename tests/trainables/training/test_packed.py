@@ -142,6 +142,7 @@ def test_a_stopped_trial_leaves_the_others(make_trial: MakeTrial, tmp_path: Path
     assert sorted(last) == [1, 2]
     check_same(last[2], alone(trials[2], tmp_path / "alone2", keep=True)[-1])  # type: ignore[arg-type]
     check_weights(tmp_path, 2, tmp_path / "alone2")
+    (tmp_path / "again").mkdir()
     again = run_pack(trials, warm={}, directories=folders(tmp_path / "again", 3), keep=[False] * 3)
     next(again)
     with pytest.raises(StopIteration):
