@@ -194,7 +194,7 @@ def legend(figure: Figure, methods: Sequence[str], columns: int = 6, *, edge: fl
 
 def mark_bands(figure: Figure, kind: Literal["pointwise", "simultaneous"]) -> None:
     """Say in a corner what the figure's bands hold: each point for itself, or all at once."""
-    figure.text(0.995, 0.008, f"bands: 95 %, {kind}", ha="right", va="bottom", fontsize=5.5, color=MUTED)
+    figure.text(0.005, 0.008, f"bands: 95 %, {kind}", ha="left", va="bottom", fontsize=5.5, color=MUTED)
 
 
 def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:
