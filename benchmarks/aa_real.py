@@ -4,7 +4,8 @@
     python benchmarks/aa_real.py --quick          # 2 tiny tables: does it run?
 
 A table is a sweep of its own on the embedded model: two names of one method at one budget, each with its own search of
-learning rates (4 rates on one seed, the best 2 again on 2 more) and 5 confirming seeds, compared as `sweeps best` does.
+learning rates (5 rates on one seed, the best 2 again on 2 more) and 10 confirming seeds, compared as `sweeps best`
+does, on the first 3, the first 5 and all of them.
 The arms see the same images in the same order at one seed, as two methods do, and draw their starts apart. All seeds of
 a table, the tuning ones too, are its own, so tables are independent given the task: its test images, its validation
 images and the pool that training images are drawn from are the same in all, so what is measured is the error over
@@ -29,9 +30,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # lanes import this file by name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis import open_store
+from analysis import Store, open_store
 from analysis.statistics.inference import proportion_interval
 from analysis.statistics.scaling import comparisons
+from analysis.store.tables import write_part
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
@@ -47,6 +49,8 @@ TABLE = 10_000_000
 ARM = 5_000_000
 _NAME = re.compile(rf"({'|'.join(ARMS)})-(\d+)_")
 DIFFERENT = ("higher", "lower")
+SEEDS = (3, 5, 10)
+"""The first so many confirming seeds are compared."""
 
 
 def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
@@ -65,7 +69,7 @@ def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
 
 
 def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:
-    """The sweep of one table: the quickstart's task with a fifth of its images and half of its epochs."""
+    """The sweep of one table: the quickstart's task with a fifth of its images and a quarter of its epochs."""
     names = [f"{arm}-{number:04d}" for arm in ARMS]
     return SweepSpec.parse(
         {
@@ -74,39 +78,52 @@ def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:
             "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},
             "data": {"datasets": ["embedded:fashion-mnist-turned"], "train_size": ["2-shot" if quick else 0.1]},
             "budgets": {"lora_rank": [4]},
-            "methods": {name: {"method": "lora", "lr": 1e-2} for name in names},
-            "search": {"sampler": "grid", "trials": 8, "rerun_rates": 2, "rerun_seeds": 2, "lr": {"decades": 1.2}},
-            "confirm": {"seeds": 5},
-            "train": {"epochs": 1 if quick else 2, "global_batch_size": 20 if quick else 32},
+            "methods": {name: {"method": "lora", "lr": 2e-2} for name in names},
+            "search": {"sampler": "grid", "trials": 9, "rerun_rates": 2, "rerun_seeds": 2, "lr": {"decades": 1.2}},
+            "confirm": {"seeds": max(SEEDS), "max_seeds": max(SEEDS)},
+            "train": {"epochs": 1, "global_batch_size": 20 if quick else 32},
         }
     )
 
 
-def table_row(number: int, spec: SweepSpec) -> Row:
-    """What a finished table's comparison says, and which rates its arms chose."""
-    store = open_store(spec.folder)
-    (row,) = comparisons(store, baseline=f"{ARMS[0]}-{number:04d}").to_pylist()
+def table_rows(number: int, folder: Path) -> list[Row]:
+    """What a finished table's comparison says on its first confirming seeds, and which rates its arms chose."""
+    store, found = open_store(folder), []
     rates = {r["cell_id"]: r["lr"] for r in store.table("chosen").to_pylist()}
     keys = ("n", "difference", "low", "high", "sd", "p", "verdict", "choice_sd", "p_given_rates", "verdict_given_rates")
-    means = store.sql("select method, mean from scaling order by method").to_pylist()
-    return {
-        "table": number,
-        **{k: row[k] for k in keys},
-        "rates": [rates[cell] for cell in sorted(rates)],
-        "means": [m["mean"] for m in means],
-    }
+    for seeds in SEEDS:
+        with tempfile.TemporaryDirectory() as temporary:
+            fewer = open_store(_first_seeds(store, Path(temporary), seeds))
+            (row,) = comparisons(fewer, baseline=f"{ARMS[0]}-{number:04d}").to_pylist()
+            means = fewer.sql("select method, mean from scaling order by method").to_pylist()
+        named = {"table": number, "seeds": seeds, **{k: row[k] for k in keys}}
+        found.append(named | {"rates": [rates[c] for c in sorted(rates)], "means": [m["mean"] for m in means]})
+    return found
+
+
+def _first_seeds(store: Store, folder: Path, seeds: int) -> Path:
+    """The store's tables again, with so many confirming seeds."""
+    (folder / "tables").mkdir()
+    cells = [row | {"seeds": None} for row in store.table("cells").to_pylist()]
+    kept = [r for r in store.table("trials").to_pylist() if r["stage"] == "TUNE" or r["slot"] < seeds]
+    for name, rows in (("cells", cells), ("choices", store.table("choices").to_pylist()), ("trials", kept)):
+        write_part(folder, name, rows)
+    return folder
 
 
 def summary(rows: Sequence[Row]) -> Row:
-    """Shares of tables with a false difference, with exact 95 % intervals."""
-    found: Row = {"tables": len(rows)}
-    for key in ("verdict_given_rates", "verdict"):
-        false = sum(r[key] in DIFFERENT for r in rows)
-        found[key] = {"false": false, "share": false / len(rows), "interval": proportion_interval(false, len(rows))}
-        for name, same in (("same_rate", True), ("other_rate", False)):
-            part = [r for r in rows if (len(set(r["rates"])) == 1) is same]
-            found[key][name] = [sum(r[key] in DIFFERENT for r in part), len(part)]
-    found["not_testable"] = sum(r["verdict"].startswith("not testable") for r in rows)
+    """Shares of tables with a false difference by number of seeds, with exact 95 % intervals."""
+    found: Row = {"tables": len({r["table"] for r in rows})}
+    for seeds in SEEDS:
+        mine = [r for r in rows if r["seeds"] == seeds]
+        found[seeds] = {"not_testable": sum(r["verdict"].startswith("not testable") for r in mine)}
+        for key in ("verdict_given_rates", "verdict"):
+            false = sum(r[key] in DIFFERENT for r in mine)
+            one = {"false": false, "share": false / len(mine), "interval": proportion_interval(false, len(mine))}
+            for name, same in (("same_rate", True), ("other_rate", False)):
+                part = [r for r in mine if (len(set(r["rates"])) == 1) is same]
+                one[name] = [sum(r[key] in DIFFERENT for r in part), len(part)]
+            found[seeds][key] = one
     found["sd_of_difference"] = (sum(r["difference"] ** 2 for r in rows) / len(rows)) ** 0.5
     found["mean_score"] = sum(sum(r["means"]) / 2 for r in rows) / len(rows)
     return found
@@ -115,14 +132,16 @@ def summary(rows: Sequence[Row]) -> Row:
 def report(found: Row) -> str:
     """The summary in words."""
     lines = [f"{found['tables']} tables of LoRA against LoRA, mean test score {100 * found['mean_score']:.1f} %"]
-    for key, name in (("verdict_given_rates", "given the chosen rates"), ("verdict", "with the choice of rates")):
-        one = found[key]
-        low, high = one["interval"]
-        same, other = one["same_rate"], one["other_rate"]
-        lines.append(
-            f"{name:26s} {one['false']:3d} false = {100 * one['share']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]; "
-            f"arms at one rate {same[0]} of {same[1]}, at two {other[0]} of {other[1]}"
-        )
+    for seeds in SEEDS:
+        for key, name in (("verdict_given_rates", "given the chosen rates"), ("verdict", "with the choice of rates")):
+            one = found[seeds][key]
+            low, high = one["interval"]
+            same, other = one["same_rate"], one["other_rate"]
+            lines.append(
+                f"{seeds:2d} seeds, {name:26s} {one['false']:3d} false = {100 * one['share']:.1f} % "
+                f"[{100 * low:.1f}, {100 * high:.1f}]; arms at one rate {same[0]} of {same[1]}, at two {other[0]} of "
+                f"{other[1]}"
+            )
     return "\n".join(lines)
 
 
@@ -147,28 +166,28 @@ def main() -> None:
 
 
 def tables(folder: Path, count: int, quick: bool, minutes: float | None) -> list[Row]:
-    """Rows of the first `count` tables, those in `tables.jsonl` as they are, the others run."""
+    """Rows of the first `count` tables; those that are not finished are run."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "tables.jsonl"
-    rows = [json.loads(line) for line in kept.read_text("utf-8").splitlines()] if kept.is_file() else []
-    done = {r["table"] for r in rows}
-    missing = [n for n in range(count) if n not in done]
-    if not missing:
-        return rows
+    specs = {number: table_spec(number, folder, quick) for number in range(count)}
+    missing = [n for n, spec in specs.items() if _left(spec)]
     begun = time.monotonic()
-    with Pool(table_spec(0, folder, quick).resources, folder / "ray") as pool, kept.open("a", encoding="utf-8") as out:
-        for number in missing:
-            spec = table_spec(number, folder, quick)
-            done_now = run(Plan.from_spec(spec), trial="aa_real:shifted", progress=False, pool=pool)
-            if not done_now.complete:
-                print(f"table {number}: stopped ({done_now.failed} failed trials)", file=sys.stderr)
-                break
-            rows.append(table_row(number, spec))
-            out.write(json.dumps(rows[-1]) + "\n")
-            out.flush()
-            if minutes is not None and time.monotonic() - begun > 60 * minutes:
-                break
-    return rows
+    if missing:
+        with Pool(specs[0].resources, folder / "ray") as pool:
+            for number in missing:
+                if minutes is not None and time.monotonic() - begun > 60 * minutes:
+                    break
+                done = run(Plan.from_spec(specs[number]), trial="aa_real:shifted", progress=False, pool=pool)
+                if not done.complete:
+                    print(f"table {number}: stopped ({done.failed} failed trials)", file=sys.stderr)
+                    break
+    return [row for n, spec in specs.items() if not _left(spec) for row in table_rows(n, spec.folder)]
+
+
+def _left(spec: SweepSpec) -> bool:
+    if not (spec.folder / "tables" / "trials").is_dir():
+        return True
+    finished = open_store(spec.folder).sql("select count(*) as n from confirmed").to_pylist()
+    return bool(finished[0]["n"] < len(ARMS) * len(spec.confirm.seeds))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ _STARTS = 2
 _LOOK_S = 1.0
 _LEAVE_S = 15.0
 """For the main thread to end a session that is lost: Ray's own shut-down takes half of that."""
-_HEARD_S = 0.2
+_HEARD_S = 0.05
 """For a signal to all processes to reach this one too."""
 _KEPT = "finished trials are kept, and the same command goes on"
 EXIT_LOST = 4
@@ -154,12 +154,13 @@ class Session:
         """Look after Ray's own processes; returns `lost`."""
         if self.lost is None and not self._over.is_set() and self._store is not None:
             died = [f"{name} (process {p.pid})" for name, p in self._own.items() if not runs(p)]
+            if died:
+                self.lost = f"Ray's {' and '.join(died)} died"
+                return self.lost
             with suppress(OSError):
                 _knock(self._store)
                 self._heard = time.monotonic()
-            if died:
-                self.lost = f"Ray's {' and '.join(died)} died"
-            elif time.monotonic() - self._heard > self._patience:
+            if time.monotonic() - self._heard > self._patience:
                 self.lost = f"Ray's control store at {self._store} takes no connections any more"
         return self.lost
 
@@ -180,7 +181,7 @@ class Session:
                 wait(_LOOK_S)
                 if self.look() is not None:
                     if not all(runs(self._own[name]) for name in helpers):
-                        # the raylet ends with them, and the driver by Ray's hand within half a second
+                        # the raylet ends with them, and the driver by Ray's hand soon after
                         time.sleep(_HEARD_S)
                         self._exit(130 if signalled() else EXIT_LOST)
                     elif handled():

@@ -52,26 +52,27 @@ def test_arms_share_data_and_no_start_and_tables_share_nothing(bench: Any, monke
 
 
 def test_what_is_counted(bench: Any) -> None:
-    def row(verdict: str, choice: str, rates: tuple[float, float]) -> dict[str, Any]:
-        return {
-            "verdict_given_rates": verdict,
-            "verdict": choice,
-            "rates": rates,
-            "difference": 0.0,
-            "means": [0.5, 0.5],
-        }
+    def row(given: str, verdict: str, rates: tuple[float, float]) -> list[dict[str, Any]]:
+        one = {"verdict_given_rates": given, "verdict": verdict, "rates": rates, "difference": 0.0, "means": [0.5, 0.5]}
+        return [one | {"table": len(rows), "seeds": seeds} for seeds in bench.SEEDS]
 
     same, other = (0.1, 0.1), (0.1, 0.2)
-    rows = [row("not distinguishable", "not distinguishable", same)] * 7
-    rows += [row("lower", "lower", same), row("higher", "not distinguishable", other)]
-    rows += [row("not distinguishable", "not testable", other)]
-    found = bench.summary(rows)
+    rows: list[dict[str, Any]] = []
+    for _ in range(7):
+        rows += row("not distinguishable", "not distinguishable", same)
+    rows += row("lower", "lower", same)
+    rows += row("higher", "not distinguishable", other)
+    rows += row("not distinguishable", "not testable", other)
+    rows[-1]["verdict"] = "higher"  # with all seeds
+    summary = bench.summary(rows)
+    found = summary[5]
     assert found["verdict_given_rates"]["false"] == 2 and found["verdict_given_rates"]["share"] == 0.2
     assert found["verdict_given_rates"]["same_rate"] == [1, 8] and found["verdict_given_rates"]["other_rate"] == [1, 2]
     low, high = found["verdict_given_rates"]["interval"]  # Clopper and Pearson's, from tables
     assert (low, high) == pytest.approx((0.0252, 0.5561), abs=1e-4)
     assert found["verdict"]["false"] == 1 and found["not_testable"] == 1
-    assert "20.0 % [2.5, 55.6]" in bench.report(found)
+    assert summary[10]["verdict"]["false"] == 2
+    assert " 5 seeds, given the chosen rates       2 false = 20.0 % [2.5, 55.6]" in bench.report(summary)
 
 
 @pytest.mark.slow
