@@ -34,7 +34,7 @@ _STARTS = 2
 _LOOK_S = 1.0
 _LEAVE_S = 15.0
 """For the main thread to end a session that is lost: Ray's own shut-down takes half of that."""
-_HEARD_S = 0.05
+_HEARD_S = 0.02
 """For a signal to all processes to reach this one too."""
 _KEPT = "finished trials are kept, and the same command goes on"
 EXIT_LOST = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -59,8 +60,32 @@ def handled() -> bool:
 
 
 def signalled() -> bool:
-    """Whether one has come since they are."""
+    """Whether one has come since they are, also where the main thread is in a call and has not heard of it yet."""
+    if _heard is not None:
+        with contextlib.suppress(BlockingIOError):
+            if os.read(_heard, 64):
+                _came.set()
     return _came.is_set()
+
+
+_heard: int | None = None
+"""Where Python writes a byte for every signal at once, whatever the main thread does."""
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    global _heard
+    _heard, writes = os.pipe()
+    os.set_blocking(_heard, False)
+    os.set_blocking(writes, False)
+    before = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        read, _heard = _heard, None
+        os.close(read)
+        os.close(writes)
 
 
 @contextlib.contextmanager
@@ -79,9 +104,11 @@ def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, noted) for number in numbers}
+    outermost = not _depth
     _depth.append(None)
     try:
-        yield
+        with _listening() if outermost else contextlib.nullcontext():
+            yield
     finally:
         _depth.pop()
         for number, handler in before.items():
