@@ -27,7 +27,7 @@ from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
 from analysis.statistics.many import profiles
 from analysis.statistics.published import overlaid
-from analysis.statistics.simultaneous import difference_curves, margin_of
+from analysis.statistics.simultaneous import difference_curves
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text, places, style
@@ -129,7 +129,7 @@ def _differences(store: Store) -> list[Picture]:
     table, score = difference_curves(store), scaling.score_name(store)
     if table.num_rows == 0:
         return []
-    shown, margin = _first_panels(table), margin_of(store)
+    shown, margin = _first_panels(table), scaling.margin_of(store)
     name = style(scaling.BASELINE).name
     label = f"{score.capitalize()} less {name}'s at the same budget, with simultaneous 95 % bands and the zero line"
     given = " or ".join(sorted({r["band"] for r in table.to_pylist() if r["band"]})) or "none: one seed, or no spread"

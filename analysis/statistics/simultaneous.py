@@ -105,10 +105,3 @@ def _half(row: Row, intervals: int, added: float) -> float:
     freedom = (seeds + added) ** 2 / (seeds**2 / row["freedom"] + added**2 / CHOICE_FREEDOM)
     wide = critical(intervals, freedom) * math.sqrt(seeds + added)
     return max(wide, critical(intervals, row["freedom"]) * math.sqrt(seeds))
-
-
-def margin_of(store: Store) -> float | None:
-    """`confirm.margin` of the sweep, below which a difference counts as none; None where it names none."""
-    confirm = (store.spec() or {}).get("confirm")
-    margin: float | None = confirm.get("margin") if isinstance(confirm, dict) else None
-    return margin
