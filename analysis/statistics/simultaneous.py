@@ -6,7 +6,6 @@ values to draw from.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.format import Row
-from analysis.statistics.inference import CHOICE_FREEDOM, LEVEL, NO_SPREAD
+from analysis.statistics.inference import LEVEL, NO_SPREAD, half_width
 from analysis.statistics.runs import by
 from analysis.statistics.scaling import BASELINE, comparisons
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
@@ -36,7 +35,12 @@ def critical(intervals: int, freedom: float, level: float = LEVEL) -> float:
     """
     if intervals < 1:
         raise ValueError(f"intervals that hold at once must be 1 or more, got {intervals}")
-    return float(stats.t.isf((1 - level ** (1 / intervals)) / 2, freedom))
+    return float(stats.t.isf(sidak(intervals, level) / 2, freedom))
+
+
+def sidak(intervals: int, level: float = LEVEL) -> float:
+    """The error that each of `intervals` may take, so that all of them hold at once with chance `level`."""
+    return float(1 - level ** (1 / intervals))
 
 
 def t_weights(seeds: Sequence[int], draws: int = DRAWS) -> NDArray[np.float64]:
@@ -75,9 +79,9 @@ WITH_CHOICE, GIVEN_RATES = "with the choice of rates", "given the chosen rates"
 def difference_curves(store: Store, baseline: str = BASELINE) -> pa.Table:
     """Every method's paired difference to a baseline over the budgets of a place; columns `DIFFERENCES`.
 
-    `low` and `high` are a band: with 95 % all comparisons of the table lie in theirs at once, so that what a band tells
-    from zero its verdict does too. What the choice of both arms' rates adds is in it where it is known at every budget
-    of the curve.
+    `low` and `high` are a band: with 95 % all comparisons of the table lie in theirs at once, whatever the order
+    of tests: a verdict may be withheld, because the mean over budgets is not settled, where a band leaves out zero.
+    What the choice of both arms' rates adds is in it where it is known at every budget of the curve.
     """
     rows: list[Row] = []
     compared = comparisons(store, baseline).to_pylist()
@@ -88,7 +92,8 @@ def difference_curves(store: Store, baseline: str = BASELINE) -> pa.Table:
             row = {name: r.get(name) for name in DIFFERENCES.names} | {"family": family, "low": None}
             row |= {"high": None, "band": None}
             if _spread(r):
-                half = _half(r, family, r["choice_sd"] ** 2 if known else 0.0)
+                added = r["choice_sd"] ** 2 if known else 0.0
+                half = float(half_width([r["error"] ** 2], [r["freedom"]], added, sidak(family)))
                 row |= {"low": r["difference"] - half, "high": r["difference"] + half}
                 row["band"] = WITH_CHOICE if known else GIVEN_RATES
             rows.append(row)
@@ -97,11 +102,3 @@ def difference_curves(store: Store, baseline: str = BASELINE) -> pa.Table:
 
 def _spread(row: Row) -> bool:
     return row["error"] is not None and bool(row["error"] > NO_SPREAD)
-
-
-def _half(row: Row, intervals: int, added: float) -> float:
-    """Half of an interval that holds at once with others (Welch-Satterthwaite); never narrower for what is added."""
-    seeds = row["error"] ** 2
-    freedom = (seeds + added) ** 2 / (seeds**2 / row["freedom"] + added**2 / CHOICE_FREEDOM)
-    wide = critical(intervals, freedom) * math.sqrt(seeds + added)
-    return max(wide, critical(intervals, row["freedom"]) * math.sqrt(seeds))
