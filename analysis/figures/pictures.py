@@ -25,10 +25,10 @@ from analysis.figures.scaling import draw_scaling
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
-from analysis.statistics.many import profiles
 from analysis.statistics.published import overlaid
 from analysis.statistics.simultaneous import difference_curves
 from analysis.statistics.tuning import best_of_n, rates, sharpness
+from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text, places, style
 from analysis.tables.console import conclusion

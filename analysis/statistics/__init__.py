@@ -7,16 +7,14 @@ Uses `store`, `format` and `styles`; draws and words nothing. Every number comes
     inference     intervals, one standard error for every test, Holm's correction, verdicts
     looks         looks at the test scores, and the level that each leaves
     simultaneous  critical values of several intervals at once, and joint t draws of means
-    examples      intervals over seeds and test examples
     power         what a comparison can see, and the seeds that it needs, by simulation
     choice        what the choice of a learning rate adds to a comparison's uncertainty
     scaling       the scaling curve, and every method against a baseline
     groups        all methods of a budget against each other; mean ranks over data sets
-    many          five data sets or more: interquartile means, profiles, Wilcoxon's test
     rank_effects  what a doubling of the update's rank, or of the parameters, brings, and which more
     tuning        scores against learning rates; the expected best of n
+    units         statements over test examples or data sets, not seeds
     planning      seeds needed for a difference, for the next sweep
-    mcnemar       two fixed checkpoints on the same test examples
     published     published numbers, and the curve of them beside ours
     estimates     what a sweep was estimated to take against what it took
 """

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from analysis.format import Row, change_text, percent, quantity, visible
 from analysis.statistics import scaling
-from analysis.statistics.examples import example_intervals
 from analysis.statistics.looks import level
+from analysis.statistics.units.examples import example_intervals
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style

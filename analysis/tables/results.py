@@ -8,9 +8,9 @@ from analysis.format import Row, change_text, p_text, percent, points, quantity,
 from analysis.statistics import rank_effects as slopes
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import OVER_DATASETS
-from analysis.statistics.many import interquartile_means, wilcoxon
 from analysis.statistics.planning import DIFFERENCES, seeds_table
 from analysis.statistics.scaling import BASELINE, PLANTED, comparisons, curve
+from analysis.statistics.units.many import interquartile_means, wilcoxon
 from analysis.store.store import Store
 from analysis.styles import budget_order, size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table

@@ -158,7 +158,7 @@ def mcnemar(
     as_json: Json = False,
 ) -> None:
     """McNemar's exact test of two fixed checkpoints on the same test examples. It says nothing of their methods."""
-    from analysis.statistics.mcnemar import checkpoint_sentence, compare_checkpoints
+    from analysis.statistics.units.mcnemar import checkpoint_sentence, compare_checkpoints
 
     row = compare_checkpoints(store_of(source, also=also), a, b).to_pylist()[0]
     says = checkpoint_sentence(row)

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from typer.testing import CliRunner
 
 from analysis import Store, StoreError, open_store
-from analysis.statistics.mcnemar import SCOPE, checkpoint_sentence, compare_checkpoints, exact_p, unpacked
+from analysis.statistics.units.mcnemar import SCOPE, checkpoint_sentence, compare_checkpoints, exact_p, unpacked
 from sweeps.cli.main import app
 from tests.analysis.synthetic import N_TEST, make_results
 

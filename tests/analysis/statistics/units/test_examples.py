@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from analysis import Store, open_store, results_table
-from analysis.statistics.examples import (
+from analysis.statistics.inference import mean_interval
+from analysis.statistics.units.examples import (
     DIFFERENT,
     NONE_KEPT,
     ONE_SEED,
@@ -18,7 +19,6 @@ from analysis.statistics.examples import (
     crossed_interval,
     example_intervals,
 )
-from analysis.statistics.inference import mean_interval
 from tests.analysis.odd import odd_results
 from tests.analysis.synthetic import make_results
 

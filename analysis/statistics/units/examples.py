@@ -18,9 +18,9 @@ from scipy import stats
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
 from analysis.statistics.inference import CHOICE_FREEDOM, LEVEL, NO_SPREAD
-from analysis.statistics.mcnemar import unpacked
 from analysis.statistics.runs import Seed, by, seed_of
 from analysis.statistics.scaling import BASELINE
+from analysis.statistics.units.mcnemar import unpacked
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import place_of

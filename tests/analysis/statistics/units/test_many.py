@@ -9,7 +9,7 @@ from scipy import stats
 from analysis import Store, open_store
 from analysis.figures.pictures import pictures
 from analysis.report.tables import pick
-from analysis.statistics.many import interquartile_means, iqm_interval, profiles, wilcoxon
+from analysis.statistics.units.many import interquartile_means, iqm_interval, profiles, wilcoxon
 from tests.analysis.synthetic import make_results
 
 PLAN = {"randlora": ("lora-1",), "lora": ("lora-1",), "nola": ("lora-1",)}
