@@ -6,10 +6,10 @@
 A table is a sweep of its own on the embedded model: two names of one method at one budget, each with its own search of
 learning rates (5 rates on one seed, the best 2 again on 2 more) and 10 confirming seeds, compared as `sweeps best`
 does, on the first 3, the first 5 and all of them.
-The arms see the same images in the same order at one seed, as two methods do, and draw their starts apart. All seeds of
-a table, the tuning ones too, are its own, so tables are independent given the task: its test images, its validation
-images and the pool that training images are drawn from are the same in all, so what is measured is the error over
-training runs, not over tasks.
+The arms see the same images in the same order at one seed, as two methods do, and draw their starts apart. A table's
+seeds, the tuning ones too, are its own, and so is its split: the 8,000 images of the task are dealt anew into training,
+validation and test. With one split for all tables, as once here, the share is that of one split's luck: rates may
+differ on its test images by twice what they differ by on its validation images, and no statement reads that off.
 
 Printed: the share of tables in which the two arms are called different, by the verdict, which has the choice of rates
 in it, and by the one that takes the chosen rates for given, each with its exact binomial interval.
@@ -20,12 +20,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # lanes import this file by name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,6 +44,7 @@ from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from trainables.config import TrialConfig
+from trainables.data.registry import EMBEDDED
 from trainables.training.worker import run_trial
 
 Row = dict[str, Any]
@@ -48,6 +54,7 @@ TABLE = 10_000_000
 """Seeds of one table: more than any that the engine uses."""
 ARM = 5_000_000
 _NAME = re.compile(rf"({'|'.join(ARMS)})-(\d+)_")
+TASK = EMBEDDED / "fashion-mnist-turned"
 DIFFERENT = ("higher", "lower")
 SEEDS = (3, 5, 10)
 """The first so many confirming seeds are compared."""
@@ -68,6 +75,24 @@ def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
     yield from run_trial(trial.model_copy(update=seeds), **more)
 
 
+def split_of(number: int, folder: Path) -> Path:
+    """Where a table's images lie."""
+    return folder / f"split-{number:04d}"
+
+
+def deal(number: int, folder: Path) -> None:
+    """Deal the task's images into a training and a test set of the table's own, of the sizes they have."""
+    parts = {name: pq.read_table(TASK / f"{name}.parquet") for name in ("train", "test")}
+    images = pa.concat_tables(parts.values())
+    order = np.random.default_rng(number).permutation(len(images))
+    at = len(parts["train"])
+    target = split_of(number, folder)
+    target.mkdir(exist_ok=True)
+    shutil.copy(TASK / "dataset.json", target)
+    for name, rows in (("train", order[:at]), ("test", order[at:])):
+        pq.write_table(images.take(rows), target / f"{name}.parquet")
+
+
 def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:
     """The sweep of one table: the quickstart's task with a fifth of its images and a quarter of its epochs."""
     names = [f"{arm}-{number:04d}" for arm in ARMS]
@@ -76,7 +101,7 @@ def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:
             "name": f"aa-{number:04d}",
             "output": str(folder / f"aa-{number:04d}"),
             "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},
-            "data": {"datasets": ["embedded:fashion-mnist-turned"], "train_size": ["2-shot" if quick else 0.1]},
+            "data": {"datasets": [f"parquet:{split_of(number, folder)}"], "train_size": ["2-shot" if quick else 0.1]},
             "budgets": {"lora_rank": [4]},
             "methods": {name: {"method": "lora", "lr": 2e-2} for name in names},
             "search": {"sampler": "grid", "trials": 9, "rerun_rates": 2, "rerun_seeds": 2, "lr": {"decades": 1.2}},
@@ -176,10 +201,12 @@ def tables(folder: Path, count: int, quick: bool, minutes: float | None) -> list
             for number in missing:
                 if minutes is not None and time.monotonic() - begun > 60 * minutes:
                     break
+                deal(number, folder)
                 done = run(Plan.from_spec(specs[number]), trial="aa_real:shifted", progress=False, pool=pool)
                 if not done.complete:
                     print(f"table {number}: stopped ({done.failed} failed trials)", file=sys.stderr)
                     break
+                shutil.rmtree(split_of(number, folder))
     return [row for n, spec in specs.items() if not _left(spec) for row in table_rows(n, spec.folder)]
 
 
