@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.statistics.choice import Runs, chosen_variance, noise_share, run_noise
+from analysis.statistics.choice import Runs, chosen_variance, noise_share, rerun_noise, run_noise
 from analysis.statistics.inference import proportion_interval, step_down, two_sided
 
 Real = NDArray[np.float64]
@@ -38,7 +38,9 @@ class Protocol:
     Attributes:
         budgets, datasets: a table has a comparison at each budget of each data set. seeds: CONFIRM seeds of each.
         rates, decades: the grid of learning rates. rerun_rates, rerun_seeds: the best rates re-run on further seeds.
-        luck_sd: spread that all methods share at one seed. own_sd: a run's own spread.
+        luck_sd: spread that all methods share at one seed, at all rates. own_sd: a run's own spread.
+        growth: powers of ten by which that grows in a decade of rate; `own_sd` is that at the grid's centre.
+        alike: share of a run's own variance that both arms have in common at one rate and seed.
         shared: share of a run's own variance that a method's budgets have in common at one seed.
         common: share of a run's own variance that its validation and its test score have in common.
         curvature: score lost at one decade from the best rate, growing with the square of the distance.
@@ -55,6 +57,8 @@ class Protocol:
     rerun_seeds: int = 2
     luck_sd: float = 0.010
     own_sd: float = 0.006
+    growth: float = 0.0
+    alike: float = 0.0
     shared: float = 0.0
     common: float = 0.5
     curvature: float = 0.05
@@ -67,8 +71,10 @@ REGIMES = {
     "flat": Protocol(curvature=0.01),
     "steep": Protocol(curvature=0.2),
     "cliff": Protocol(cliff=5.0),
-    "like the real A/A tables": Protocol(rates=4, decades=1.2, own_sd=0.024, luck_sd=0.02, curvature=0.3),
-    "like the quickstart": Protocol(rates=4, decades=1.2, own_sd=0.012, curvature=0.4, rerun_seeds=1),
+    "like the real A/A tables": Protocol(
+        rates=5, decades=1.2, own_sd=0.028, growth=0.4, alike=0.4, luck_sd=0.0, curvature=0.2
+    ),
+    "like the quickstart": Protocol(rates=5, decades=1.2, own_sd=0.012, curvature=0.4, rerun_seeds=1),
     "one seed picks the rate": Protocol(rerun_rates=1, rerun_seeds=0),
 }
 SEEDS, BUDGETS, DATASETS = (3, 5, 10), (1, 4, 6), (1, 4, 8)
@@ -131,20 +137,26 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
     again_seeds = protocol.rerun_seeds if protocol.rerun_rates else 0
     runs = 1 + again_seeds
     luck = rng.normal(0, protocol.luck_sd, (shape[0], 1, shape[2], 1, runs))  # a TUNE seed is shared by all rates
-    tried = quality[..., None] + luck + _own(protocol, (*shape, protocol.rates, runs), rng)
+    tried = quality[..., None] + luck + _own(protocol, grid, (*shape, runs), rng)
     first = tried[..., 0]
     at = np.argsort(-first, axis=-1)[..., : max(1, protocol.rerun_rates)]
     again = np.take_along_axis(tried, at[..., None], axis=-2)
     chosen = np.take_along_axis(at, again.mean(axis=-1).argmax(axis=-1)[..., None], axis=-1)
     picked = np.array(np.take_along_axis(quality, chosen, axis=-1))
     luck = rng.normal(0, protocol.luck_sd, (2, shape[0], 1, shape[2], protocol.seeds))
-    own = [_own(protocol, (*shape, protocol.seeds), rng) for _ in range(3)]
+    own = [
+        np.take_along_axis(_own(protocol, grid, (*shape, protocol.seeds), rng), chosen[..., None], axis=-2)[..., 0, :]
+        for _ in range(3)
+    ]
     test, val = (
         picked + luck[k] + np.sqrt(protocol.common) * own[0] + np.sqrt(1 - protocol.common) * own[1 + k] for k in (0, 1)
     )
     test[:, 0] += protocol.advantage
     squares, freedom = run_noise(np.swapaxes(val, 1, 2))  # budget by budget
     noise = squares.mean(axis=-1) / freedom
+    squares, freedom = rerun_noise(again)
+    if freedom:
+        noise = np.maximum(noise, squares.mean(axis=(1, 2)) / freedom)
     share = noise_share(np.swapaxes(val, 1, 2))
     reruns = (protocol.rerun_rates, again_seeds)
     seen = Runs(first, again, at)
@@ -153,10 +165,17 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
     return pairs, added.mean(axis=-1).reshape(tables, protocol.datasets, 2), share.reshape(tables, protocol.datasets)
 
 
-def _own(protocol: Protocol, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
-    """A run's own luck, of shape (tables, arms, budgets, ...)."""
-    alone, alike = (rng.normal(0, protocol.own_sd, s) for s in (shape, (*shape[:2], 1, *shape[3:])))
-    return np.asarray(np.sqrt(1 - protocol.shared) * alone + np.sqrt(protocol.shared) * alike)
+def _own(protocol: Protocol, grid: Real, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
+    """A run's own luck at every rate: (tables, arms, budgets, rates, runs) for `shape` without the rates."""
+    of_rates = (*shape[:3], len(grid), shape[3])
+    shares = (1 - protocol.shared - protocol.alike, protocol.shared, protocol.alike)
+    lone, budgets, arms = (np.sqrt(x) for x in shares)
+    found = lone * rng.normal(size=of_rates)
+    if budgets:
+        found = found + budgets * rng.normal(size=(*of_rates[:2], 1, *of_rates[3:]))
+    if arms:
+        found = found + arms * rng.normal(size=(of_rates[0], 1, *of_rates[2:]))
+    return np.asarray(protocol.own_sd * 10 ** (protocol.growth * grid)[:, None] * found)
 
 
 def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool_]:

@@ -3,8 +3,9 @@
 CONFIRM runs every seed at the one rate that stage TUNE chose. So the spread over CONFIRM's seeds does not show that
 another draw of TUNE's noise would have chosen another rate, with another expected score. That spread is estimated by a
 parametric bootstrap: TUNE is drawn again many times, and the variance of the expected score at the rate it chooses is
-what the choice adds. A run's noise comes from CONFIRM's validation scores, among which nothing was selected; the
-response from TUNE's scores and from a local quadratic in log rate. The variance is pooled over a method's budgets.
+what the choice adds. A run's noise comes from CONFIRM's validation scores and from TUNE's re-runs, of runs among which
+nothing was selected; the response from TUNE's scores and from a local quadratic in log rate. The variance is pooled
+over a method's budgets.
 `benchmarks/calibration.py` shows that tests widened by it keep their 5 % over tables in which both arms are tuned.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,18 @@ def run_noise(scores: Array) -> tuple[Array, int]:
     left = np.eye(len(design)) - design @ np.linalg.pinv(design)
     rest = scores.reshape(*scores.shape[:-2], -1)[..., there.ravel()] @ left
     return np.asarray((rest**2).sum(axis=-1)), round(float(np.trace(left)))
+
+
+def rerun_noise(again: Array) -> tuple[Array, int]:
+    """`run_noise` of rates that TUNE ran again, without the seed on which they were chosen to be run again.
+
+    CONFIRM compares methods, often at one rate, and what a seed's images do at that rate is common to them. TUNE
+    compares rates, which share less; so this can be the larger.
+
+    Args:
+        again: (..., k, 1 + S) as of `Runs`. S below 2 or k below 2 have no freedom.
+    """
+    return run_noise(again[..., 1:]) if again.shape[-2] and again.shape[-1] > 1 else (np.zeros(again.shape[:-2]), 0)
 
 
 def noise_share(scores: Array) -> Array:
@@ -184,7 +197,8 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     the store; a cell of a place where CONFIRM's validation scores don't tell the noise of a run.
     """
     cells = store.table("cells").to_pylist()
-    tuned, noise = _tuned(store), _noise(store)
+    tuned = _tuned(store)
+    noise = _noise(store, tuned)
     found: dict[CellKey, float] = {}
     chosen: dict[tuple[Place, str], dict[CellKey, float]] = defaultdict(dict)
     for cell in cells:
@@ -203,11 +217,25 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     return found
 
 
-def _noise(store: Store) -> dict[Place, float]:
-    """Variance of one run by place: pooled over its budgets, or over all its cells where no budget has two methods.
+def _noise(store: Store, tuned: Mapping[CellKey, tuple[Array | None, Runs]]) -> dict[Place, float]:
+    """Variance of one run by place: the larger of CONFIRM's and, where rates were run again, TUNE's.
 
-    One cell alone does not tell a seed's luck from a run's own: its whole spread over seeds counts.
+    CONFIRM's is pooled over its budgets, or over all its cells where no budget has two methods. One cell alone does not
+    tell a seed's luck from a run's own: its whole spread over seeds counts. TUNE's is pooled over all cells.
     """
+    found = _confirm_noise(store)
+    again: dict[Place, list[tuple[Array, int]]] = defaultdict(list)
+    for cell in store.table("cells").to_pylist():
+        if (key := (cell["sweep"], cell["cell_id"])) in tuned:
+            again[place_of(cell)].append(rerun_noise(tuned[key][1].again))
+    for place in found:
+        freedom = sum(f for _, f in again[place])
+        if freedom:
+            found[place] = max(found[place], float(sum(s for s, _ in again[place])) / freedom)
+    return found
+
+
+def _confirm_noise(store: Store) -> dict[Place, float]:
     rows = store.sql(_CONFIRMED).to_pylist()
     found: dict[Place, float] = {}
     for place in dict.fromkeys(place_of(r) for r in rows):
