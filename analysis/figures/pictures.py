@@ -25,6 +25,7 @@ from analysis.figures.scaling import draw_scaling
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
+from analysis.statistics.looks import level
 from analysis.statistics.published import overlaid
 from analysis.statistics.simultaneous import difference_curves
 from analysis.statistics.tuning import best_of_n, rates, sharpness
@@ -168,7 +169,7 @@ def _rank(store: Store) -> list[Picture]:
 def mean_ranks_picture(store: Store) -> list[Picture]:
     """Mean ranks over data sets, where there are several."""
     table = mean_ranks(store)
-    says = conclude_ranks(table.to_pylist())
+    says = conclude_ranks(table.to_pylist(), level(store))
     if says is None:
         return []
     kept = rank_places(table.to_pylist())[:MOST_PANELS]

@@ -11,7 +11,7 @@ from analysis.figures import svg
 from analysis.format import Row
 from analysis.statistics import scaling
 from analysis.statistics.groups import groups, mean_ranks
-from analysis.statistics.looks import looks
+from analysis.statistics.looks import level, looks
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.tables.console import conclusion
@@ -45,7 +45,7 @@ def facts(store: Store) -> dict[str, Any]:
         "given": f"(paired over{given}" if given else "",
         "gap": conclude_gap(scaling.comparisons(store, baseline="full")),
         "groups_say": conclude_groups(groups(store).to_pylist()),
-        "ranks_say": conclude_ranks(mean_ranks(store).to_pylist()),
+        "ranks_say": conclude_ranks(mean_ranks(store).to_pylist(), level(store)),
         "setting": _setting(store),
         "parity_says": [*parity_says(parity), *looks_says(looks(store).values())],
         "edges": sum(bool(r["edge"]) for r in parity),

@@ -46,7 +46,7 @@ RANKS = pa.schema(
         *typed(INT, "methods", "datasets"),
         # that all methods rank alike, data sets being the blocks; by permutation; null under 3 of either
         ("p_friedman", REAL),
-        # Nemenyi's: mean ranks further apart differ, at 5 % over all budgets of the table; null where `p_friedman` is
+        # Nemenyi's: mean ranks further apart differ, at this look's level over all budgets; null where `p_friedman` is
         ("critical_difference", REAL),
     ]
 )
@@ -140,7 +140,7 @@ def mean_ranks(store: Store) -> pa.Table:
         rows += [named | {"method": m, "mean_rank": float(r)} for m, r in zip(whole, ranks.mean(axis=1), strict=True)]
     for r in rows:
         if r["p_friedman"] is not None:
-            r["critical_difference"] = critical_difference(r["methods"], r["datasets"], 0.05 / tables)
+            r["critical_difference"] = critical_difference(r["methods"], r["datasets"], level(store) / tables)
     return pa.Table.from_pylist(rows, schema=RANKS)
 
 

@@ -217,8 +217,8 @@ def ranks(store: Store) -> Sheet:
         rows,
         "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
         "all methods of a budget rank alike, by permutation, uncorrected; it needs three of both. Two methods "
-        "whose mean ranks are further apart than the critical difference (Nemenyi's, at 5 % over all budgets of the "
-        "table) differ.",
+        "whose mean ranks are further apart than the critical difference (Nemenyi's, at the level of this look over "
+        "all budgets of the table) differ.",
         folded=len(rows) > LONG,
     )
 

@@ -198,8 +198,8 @@ def conclude_groups(rows: Sequence[Row]) -> str:
     return f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} ({_GIVEN})."
 
 
-def conclude_ranks(rows: Sequence[Row]) -> str | None:
-    """Mean ranks in words, from rows of `groups.mean_ranks`; None without rows."""
+def conclude_ranks(rows: Sequence[Row], level: float = 0.05) -> str | None:
+    """Mean ranks in words, from rows of `groups.mean_ranks`, tested at what looks have left; None without rows."""
     if not rows:
         return None
     tests = {(r["sweep"], r["model"], r["train_size"], r["reference"]): r["p_friedman"] for r in rows}
@@ -209,10 +209,10 @@ def conclude_ranks(rows: Sequence[Row]) -> str | None:
             "Mean ranks over data sets are a description: with fewer than three methods or data sets, or with all "
             "scores equal, they can't be tested (Friedman)."
         )
-    found = sum(p * len(known) <= 0.05 for p in known)  # Bonferroni over the budgets
+    found = sum(p * len(known) <= level for p in known)  # Bonferroni over the budgets
     text = (
         f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
-        "by permutation, Bonferroni-corrected at 5 %)"
+        f"by permutation, Bonferroni-corrected at {100 * level:.2g} %)"
     )
     pairs = _apart(rows)
     if not pairs:

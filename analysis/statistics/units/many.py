@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.format import Row
-from analysis.statistics.inference import LEVEL, holm, verdict
+from analysis.statistics.inference import LEVEL, verdict
+from analysis.statistics.looks import holm_at, level
 from analysis.statistics.runs import confirmed
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -120,6 +121,6 @@ def wilcoxon(store: Store) -> pa.Table:
             medians.append(float(np.median(apart)))
             row = {"method": a, "other": b, "datasets": len(apart), "difference": medians[-1], "p": p}
             rows.append(named | row)
-    for row, median, adjusted in zip(rows, medians, holm([r["p"] for r in rows]), strict=True):
+    for row, median, adjusted in zip(rows, medians, holm_at(level(store), [r["p"] for r in rows]), strict=True):
         row |= {"p_holm": adjusted, "verdict": verdict(median, adjusted)}
     return pa.Table.from_pylist(rows, schema=WILCOXON)

@@ -12,10 +12,11 @@ import pytest
 from scipy import stats
 
 from analysis import open_store
-from analysis.statistics.groups import groups
+from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import LEVEL
 from analysis.statistics.looks import Looks, level, looks
 from analysis.statistics.scaling import comparisons
+from analysis.statistics.units.many import wilcoxon
 from analysis.words.conclusions import conclude
 from analysis.words.parity import looks_says
 from tests.analysis.synthetic import make_results
@@ -77,16 +78,35 @@ def test_later_looks_pay_for_the_first(tmp_path: Path) -> None:
     """In the table, its groups and the sentence: numbers that are enough at one look are not at the sixth."""
     make_results(tmp_path, seeds=3, advantage=0.03)
     (one, said_of_one, apart_of_one) = answers(tmp_path)
-    more = {"ev": "declare", "name": tmp_path.name, "max_seeds": None, "margin": None}
-    with (tmp_path / "journal.jsonl").open("a") as journal:
-        for count in range(3, 9):
-            journal.write(json.dumps(more | {"seeds": list(range(count)), "scored": count - 3}) + "\n")
+    looked_at(tmp_path)
     (two, said_of_two, apart_of_two) = answers(tmp_path)
     factor = (1 - LEVEL) / Looks((3, 4, 5, 6, 7, 8)).level
     assert [r["p_holm"] for r in two] == pytest.approx([min(1.0, factor * r["p_holm"]) for r in one])
     assert "Holm-corrected at 5 %" in said_of_one and "Holm-corrected at 0.0013 %" in said_of_two
     assert any(r["verdict"] == "higher" for r in one) and not any(r["verdict"] == "higher" for r in two)
     assert apart_of_two < apart_of_one
+
+
+def looked_at(folder: Path) -> None:
+    """The journal says that seeds were added five times."""
+    more = {"ev": "declare", "name": folder.name, "max_seeds": None, "margin": None}
+    with (folder / "journal.jsonl").open("a") as journal:
+        for count in range(3, 9):
+            journal.write(json.dumps(more | {"seeds": list(range(count)), "scored": count - 3}) + "\n")
+
+
+def test_tests_over_data_sets_pay_for_looks_too(tmp_path: Path) -> None:
+    plan = dict.fromkeys(("randlora", "lora", "nola"), ("lora-1",))
+    make_results(tmp_path, datasets=[f"set-{i}" for i in range(8)], plan=plan)
+    found = []
+    for _ in range(2):
+        store = open_store(tmp_path)
+        found.append(([r["p_holm"] for r in wilcoxon(store).to_pylist()], mean_ranks(store).to_pylist()))
+        looked_at(tmp_path)
+    (one, ranks), (two, later) = found
+    factor = (1 - LEVEL) / Looks((3, 4, 5, 6, 7, 8)).level
+    assert two == pytest.approx([min(1.0, factor * p) for p in one]) and min(one) < 0.05
+    assert later[0]["critical_difference"] > 1.3 * ranks[0]["critical_difference"]
 
 
 def answers(folder: Path) -> tuple[list[dict[str, Any]], str, int]:

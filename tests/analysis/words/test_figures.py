@@ -133,7 +133,8 @@ def test_groups_and_ranks() -> None:
         place(reference=f"lora-{k}", p_friedman=p, critical_difference=None)
         for k, p in ((1, 0.001), (2, 0.04), (4, 0.9))
     ]
-    assert "At 1 of 3 budgets" in str(say.conclude_ranks(rows))  # 0.04 does not survive three looks
+    assert "At 1 of 3 budgets" in str(say.conclude_ranks(rows))  # 0.04 does not survive three budgets
+    assert "At 0 of 3 budgets" in (said := str(say.conclude_ranks(rows, 0.002))) and "at 0.2 %" in said
 
 
 def test_every_figure_of_the_report_has_one(store: Store) -> None:
