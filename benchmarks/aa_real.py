@@ -120,9 +120,12 @@ def table_rows(number: int, folder: Path) -> list[Row]:
         with tempfile.TemporaryDirectory() as temporary:
             fewer = open_store(_first_seeds(store, Path(temporary), seeds))
             (row,) = comparisons(fewer, baseline=f"{ARMS[0]}-{number:04d}").to_pylist()
-            means = fewer.sql("select method, mean from scaling order by method").to_pylist()
+            means = fewer.sql(
+                "select avg(test_score) as test, avg(val_score) as val from confirmed group by method order by method"
+            ).to_pylist()
         named = {"table": number, "seeds": seeds, **{k: row[k] for k in keys}}
-        found.append(named | {"rates": [rates[c] for c in sorted(rates)], "means": [m["mean"] for m in means]})
+        named |= {"means": [m["test"] for m in means], "validation": [m["val"] for m in means]}
+        found.append(named | {"rates": [rates[c] for c in sorted(rates)]})
     return found
 
 
@@ -151,6 +154,16 @@ def summary(rows: Sequence[Row]) -> Row:
             found[seeds][key] = one
     found["sd_of_difference"] = (sum(r["difference"] ** 2 for r in rows) / len(rows)) ** 0.5
     found["mean_score"] = sum(sum(r["means"]) / 2 for r in rows) / len(rows)
+    cells: dict[float, list[tuple[float, float]]] = {}
+    for r in rows:
+        if r["seeds"] == max(SEEDS):
+            for rate, *scores in zip(r["rates"], r["validation"], r["means"], strict=True):
+                cells.setdefault(rate, []).append((scores[0], scores[1]))
+    found["by_rate"] = [
+        {"lr": rate, "cells": len(mine), "validation": float(mean[0]), "test": float(mean[1])}
+        for rate, mine in sorted(cells.items())
+        for mean in [np.mean(mine, axis=0)]
+    ]
     return found
 
 
@@ -167,6 +180,11 @@ def report(found: Row) -> str:
                 f"[{100 * low:.1f}, {100 * high:.1f}]; arms at one rate {same[0]} of {same[1]}, at two {other[0]} of "
                 f"{other[1]}"
             )
+    for r in found["by_rate"]:
+        lines.append(
+            f"rate {r['lr']:.3g}: {r['cells']} cells, mean validation score {100 * r['validation']:.1f} %, "
+            f"test {100 * r['test']:.1f} %"
+        )
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.sections import TUNE_SEED
 from tests.support import ROOT
 from trainables.config import TrialConfig
+from trainables.data.registry import load_dataset
 
 FILE = ROOT / "benchmarks" / "aa_real.py"
 
@@ -35,6 +36,7 @@ def test_arms_share_data_and_no_start_and_tables_share_nothing(bench: Any, monke
     monkeypatch.setattr(bench, "run_trial", lambda trial, **_: iter([seen.append(trial)]))
     names = ("data_seed", "init_seed", "basis_seed")
     for table in (0, 1):
+        bench.deal(table, tmp_path)
         plan = Plan.from_spec(bench.table_spec(table, tmp_path, quick=True))
         assert len(plan.feasible) == 2 and len({c.count for c in plan.feasible}) == 1
         for cell in plan.feasible:
@@ -53,7 +55,8 @@ def test_arms_share_data_and_no_start_and_tables_share_nothing(bench: Any, monke
 
 def test_what_is_counted(bench: Any) -> None:
     def row(given: str, verdict: str, rates: tuple[float, float]) -> list[dict[str, Any]]:
-        one = {"verdict_given_rates": given, "verdict": verdict, "rates": rates, "difference": 0.0, "means": [0.5, 0.5]}
+        one = {"verdict_given_rates": given, "verdict": verdict, "rates": rates, "difference": 0.0}
+        one |= {"means": [0.5, 0.7], "validation": [0.4, 0.6]}
         return [one | {"table": len(rows), "seeds": seeds} for seeds in bench.SEEDS]
 
     same, other = (0.1, 0.1), (0.1, 0.2)
@@ -72,7 +75,20 @@ def test_what_is_counted(bench: Any) -> None:
     assert (low, high) == pytest.approx((0.0252, 0.5561), abs=1e-4)
     assert found["verdict"]["false"] == 1 and found["not_testable"] == 1
     assert summary[10]["verdict"]["false"] == 2
-    assert " 5 seeds, given the chosen rates       2 false = 20.0 % [2.5, 55.6]" in bench.report(summary)
+    said = bench.report(summary)
+    assert " 5 seeds, given the chosen rates       2 false = 20.0 % [2.5, 55.6]" in said
+    assert "rate 0.2: 2 cells, mean validation score 60.0 %, test 70.0 %" in said
+
+
+def test_a_table_has_a_split_of_its_own(bench: Any, tmp_path: Path) -> None:
+    found = []
+    for number in (0, 1):
+        bench.deal(number, tmp_path)
+        dataset = load_dataset(f"parquet:{bench.split_of(number, tmp_path)}", stage="CONFIRM")
+        assert (len(dataset.train), len(dataset.test)) == (6000, 2000)
+        assert dataset.prompt == "an image of a {}"
+        found.append(dataset.test.labels.tolist())
+    assert found[0] != found[1]
 
 
 @pytest.mark.slow
