@@ -43,7 +43,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from sweeps.engine.run import run
-from tests.fakes import FAULTS, FAULTS_OF_PACKS, TRIAL, FakeResources, fake_plan
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, FakeTrain, fake_plan
 from tests.sweeps.support import logged
 
 folder, log, delay = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])

@@ -137,15 +137,14 @@ def test_lanes_that_cannot_start_are_an_error_that_says_why(
 @pytest.mark.slow
 def test_a_data_parallel_group_trains_one_trial_at_a_time(tmp_path: Path) -> None:
     """In its own process: this one's Ray session has its CPUs in the shared lanes."""
-    cells = '(FakeCell("lora", options=(("fail_above", 1e-2),)), FakeCell("vera", options=(("kill", "once"),)))'
+    cells = '(FakeCell("lora", options=(("fail_above", 1e-4),)), FakeCell("vera", options=(("kill", "once"),)))'
     search = "search=FakeSearch(trials=2, rerun_rates=0, rerun_seeds=0), confirm=FakeConfirm((0,))"
     code = DRIVER.replace("concurrent=2", "workers=2").replace("logged(log, delay=delay)", f"{cells}, {search}")
-    code = code.replace("import TRIAL", "import TRIAL, FakeCell, FakeConfirm, FakeSearch")
     command = [sys.executable, "-c", code, str(tmp_path / "r"), str(tmp_path / "log"), "0"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
     assert done.stdout.split()[-1] == "False"
     trials = rows(tmp_path / "r", "trials")
-    assert {t["reason"] for t in trials if t["status"] == "failed"} == {"ValueError: lr 0.1 is too much"}
+    assert {t["reason"] for t in trials if t["status"] == "failed"} == {"ValueError: lr 0.001 is too much"}
     assert [t["status"] for t in trials].count("finished") == 5
     assert FakeResources().workers == 1
 
