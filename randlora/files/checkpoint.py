@@ -105,6 +105,18 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
     return folder
 
 
+_FORM: dict[str, Any] = {
+    "method": str,
+    "capacity": int,
+    "options": dict,
+    "capacities": dict,
+    "shapes": dict,
+    "init_seed": int,
+    "basis": dict | None,
+}
+_BASIS: dict[str, Any] = {"seed": int, "generator_version": int, "digest": str}
+
+
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bits."""
     total = hashlib.sha256()
@@ -140,6 +152,11 @@ def read_meta(directory: str | Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
         raise CheckpointError(f"{path} has format {found!r}, this version reads {FORMAT}")
+    wrong = [key for key, kind in _FORM.items() if not isinstance(meta.get(key, ...), kind)]
+    if not wrong and meta["basis"] is not None:
+        wrong = [f"basis.{key}" for key, kind in _BASIS.items() if not isinstance(meta["basis"].get(key), kind)]
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: {wrong[0]} is missing, or not what an adapter has there")
     return meta
 
 

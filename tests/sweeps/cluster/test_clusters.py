@@ -124,10 +124,10 @@ def test_a_machine_that_lacks_something_is_named(tmp_path: Path, pool: Pool, mon
     with pytest.raises(ResourceError, match=r"can't run this package \(.*No module named 'sweeps'"):
         check_nodes(tmp_path / "work" / "ray")
     monkeypatch.setattr("sweeps.cluster.nodes.look", _other_python)
-    with pytest.raises(ResourceError, match=r"has Python 0.0 there, and the driver 0.0 here; the same"):
+    with pytest.raises(ResourceError, match=r"has Python 0.0 there, and the driver 0.0 here"):
         check_nodes(tmp_path / "work" / "ray")
     monkeypatch.setattr("sweeps.cluster.nodes.look", _other_package)
-    with pytest.raises(ResourceError, match=r"has this package 0.0 there, and the driver 0.0 here; the same"):
+    with pytest.raises(ResourceError, match=r"has this package 0.0 there, and the driver 0.0 here"):
         check_nodes(tmp_path / "work" / "ray")
 
 

@@ -1,4 +1,4 @@
-"""A joined cluster whose head dies under the sweep, and one of another Ray: each ends with a message and its exit code."""
+"""A joined cluster whose head dies under the sweep, and one of another Ray: a message and an exit code each."""
 
 from __future__ import annotations
 
