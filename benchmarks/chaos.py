@@ -33,8 +33,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.sweeps.inline import go_inline  # noqa: E402
-from tests.sweeps.support import assert_same_tables, events, logged, trained  # noqa: E402
+from tests.sweeps.support import assert_same_tables, events, trained  # noqa: E402
 
 DRIVER = """
 import sys, time
@@ -65,7 +64,7 @@ class Round:
         self.done: list[str] = []
         self.over: dict[str, int] = {}
         """Trials that are finished on disk, with how many lines the log had then."""
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder.parent / "ray")}
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder.parent / "t")}
 
     def run(self, ends: float) -> None:
         """Drivers one after another until one finds nothing left; none is disturbed after `ends`."""
@@ -115,8 +114,10 @@ class Round:
             )
             victim.send_signal(sent)
             if sent == signal.SIGSTOP:
-                time.sleep(still)
-                victim.resume()
+                try:
+                    time.sleep(still)
+                finally:
+                    victim.resume()
 
     def hurt(self) -> None:
         """What a crash or a bad disk does to the folder between two drivers; perhaps nothing."""
@@ -161,13 +162,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--folder", type=Path, default=None, help="for everything; a short path (default: in /tmp)")
     asked = parser.parse_args()
-    top = Path(tempfile.mkdtemp(prefix="chaos-", dir=asked.folder))
-    (top / "ray").mkdir()
+    top = Path(tempfile.mkdtemp(prefix="c", dir=asked.folder))
+    (top / "t").mkdir()  # with as short a path as Ray's sockets ask for
     print(f"seed {asked.seed}, in {top}", flush=True)
     shm = {p.name for p in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
-    from tests.fakes import fake_plan
-
-    go_inline(fake_plan(top / "undisturbed", logged(top / "log")))
+    whole = top / "undisturbed"
+    whole.mkdir()
+    Round(whole, random.Random(0)).run(0.0)
     ends, number, broken = time.monotonic() + 60 * asked.minutes, 0, 0
     while time.monotonic() < ends:
         folder = top / f"round{number}"
@@ -176,8 +177,8 @@ def main() -> None:
         wrong = ""
         try:
             one.run(min(ends, time.monotonic() + 300))
-            one.check(top / "undisturbed")
-            assert not (files := left_over(shm, top / "ray")), f"left: {files}"
+            one.check(whole / "r")
+            assert not (files := left_over(shm, top / "t")), f"left: {files}"
         except AssertionError as error:
             wrong, broken = str(error)[:2000], broken + 1
         epochs = sum(trained(one.log).values())

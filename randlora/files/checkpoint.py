@@ -105,18 +105,6 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
     return folder
 
 
-_FORM: dict[str, Any] = {
-    "method": str,
-    "capacity": int,
-    "options": dict,
-    "capacities": dict,
-    "shapes": dict,
-    "init_seed": int,
-    "basis": dict | None,
-}
-_BASIS: dict[str, Any] = {"seed": int, "generator_version": int, "digest": str}
-
-
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bits."""
     total = hashlib.sha256()
@@ -143,6 +131,18 @@ def read_json(path: Path, missing: str) -> Any:
         raise CheckpointError(f"{missing} in {path.parent}: {path.name} is missing") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+_FORM: dict[str, Any] = {
+    "method": str,
+    "capacity": int,
+    "options": dict,
+    "capacities": dict,
+    "shapes": dict,
+    "init_seed": int,
+    "basis": dict | None,
+}
+_BASIS: dict[str, Any] = {"seed": int, "generator_version": int, "digest": str}
 
 
 def read_meta(directory: str | Path) -> dict[str, Any]:
