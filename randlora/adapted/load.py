@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
     settings = {"init_seed": meta["init_seed"], "basis_seed": seed}
     state = read_tensors(folder / TENSORS)
     try:
-        _check_size(model, config, meta, sum(tensor.numel() for tensor in state.values()))
+        _check_size(model, config, list(meta["shapes"]), meta["capacities"], state)
         adapted = attach(model, config, list(meta["shapes"]), capacities=meta["capacities"], **settings)
     except AdapterError as error:
         raise CheckpointError(f"the adapter in {folder} does not fit this model: {error}") from error
@@ -71,15 +71,21 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
         _fill_derived(own, meta.get("derived"), folder / DERIVED)
 
 
-def _check_size(model: nn.Module, config: AdapterConfig, meta: Mapping[str, Any], held: int) -> None:
-    """Refuse capacities beyond the numbers that the file holds, before memory for them is taken."""
-    method, wanted = get_method(config.method), 0
-    for name, site in select(model, list(meta["shapes"])).items():
-        capacity = meta["capacities"].get(name, config.capacity)
+def _check_size(
+    model: nn.Module,
+    config: AdapterConfig,
+    names: Sequence[str],
+    capacities: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+) -> None:
+    """Refuse capacities that need more numbers than the file's tensors have, before memory for them is taken."""
+    method, held, wanted = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
+    for name, site in select(model, names).items():
+        capacity = capacities.get(name, config.capacity)
         check_capacity(method.name, f"{method.capacity_field} of {name}", capacity, method.min_capacity)
         wanted += method.count(site.shape, capacity, **config.options())
     if wanted > held:
-        raise AdapterError(f"its capacities need {wanted:,} numbers, and {TENSORS} holds {held:,}")
+        raise AdapterError(f"its capacities need {wanted:,} numbers, and its file holds {held:,}")
 
 
 def _fill_derived(own: Mapping[str, Tensor], wanted: object, path: Path) -> None:
@@ -127,6 +133,7 @@ def load_peft(model: nn.Module, directory: str | Path) -> Adapted:
     """
     found = read_peft(model, Path(directory))
     try:
+        _check_size(model, found.config, found.weights, found.capacities, found.state)
         adapted = attach(model, found.config, list(found.weights), capacities=found.capacities)
     except AdapterError as error:
         raise CheckpointError(f"the PEFT adapter in {directory} does not fit this model: {error}") from error

@@ -135,7 +135,7 @@ def test_settings_that_no_adapter_has_are_refused(config: AdapterConfig, tmp_pat
         with pytest.raises(AdapterError):
             load(block(), tmp_path)
     rewrite(tmp_path, {**meta, "capacities": {first: 10**9}})
-    with pytest.raises(CheckpointError, match=r"capacities need [\d,]+ numbers, and adapter.safetensors holds [\d,]+"):
+    with pytest.raises(CheckpointError, match=r"capacities need [\d,]+ numbers, and its file holds [\d,]+"):
         load(block(), tmp_path)
     for key in meta.keys() - {"basis_seed", "derived"}:
         rewrite(tmp_path, {k: v for k, v in meta.items() if k != key})
