@@ -195,10 +195,14 @@ def compared(store: Store, baseline: str, focus: str = FOCUS) -> list[tuple[Row,
 def margin_of(store: Store) -> float | None:
     """The difference below which two methods count as equivalent, named beforehand in the sweep file; None: no one did.
 
+    The journal's declaration counts, where there is one: `sweep.json` may be lost, edited or another sweep's.
+
     Raises:
         StoreError: it is no fraction between 0 and 1.
     """
-    section = (store.spec() or {}).get("confirm")
+    declared = store.events("declare")
+    own = [event for event in declared if event.get("name") == declared[0].get("name")]
+    section = own[-1] if own else (store.spec() or {}).get("confirm")
     margin = section.get("margin") if isinstance(section, dict) else None
     if margin is not None and not (isinstance(margin, int | float) and 0.0 < margin < 1.0):
         raise StoreError(

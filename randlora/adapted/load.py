@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
+from randlora.adapter import AdapterConfig, check_capacity
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases, Draw
 from randlora.errors import AdapterError, CheckpointError
 from randlora.files.checkpoint import BASES, DERIVED, TENSORS, digest_of, read_meta, read_tensors
 from randlora.files.peft_import import read_peft
 from randlora.methods.registry import get_method
+from randlora.model.targets import select
 
 
 def load(model: nn.Module, directory: str | Path) -> Adapted:
@@ -36,12 +38,15 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
     config = method.config.from_options(meta["capacity"], meta["options"])
     seed = meta.get("basis_seed", 0) if basis is None else basis["seed"]  # older files have it with the bases alone
     settings = {"init_seed": meta["init_seed"], "basis_seed": seed}
+    state = read_tensors(folder / TENSORS)
     try:
+        _check_size(model, config, list(meta["shapes"]), meta["capacities"], state)
         adapted = attach(model, config, list(meta["shapes"]), capacities=meta["capacities"], **settings)
     except AdapterError as error:
         raise CheckpointError(f"the adapter in {folder} does not fit this model: {error}") from error
     try:
         _fill(adapted, meta, folder)
+        adapted.load_state_dict(state)
     except CheckpointError:
         adapted.detach()
         raise
@@ -64,7 +69,23 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
             )
     if own := adapted.derived():
         _fill_derived(own, meta.get("derived"), folder / DERIVED)
-    adapted.load_state_dict(read_tensors(folder / TENSORS))
+
+
+def _check_size(
+    model: nn.Module,
+    config: AdapterConfig,
+    names: Sequence[str],
+    capacities: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+) -> None:
+    """Refuse capacities that need more numbers than the file's tensors have, before memory for them is taken."""
+    method, held, wanted = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
+    for name, site in select(model, names).items():
+        capacity = capacities.get(name, config.capacity)
+        check_capacity(method.name, f"{method.capacity_field} of {name}", capacity, method.min_capacity)
+        wanted += method.count(site.shape, capacity, **config.options())
+    if wanted > held:
+        raise AdapterError(f"its capacities need {wanted:,} numbers, and its file holds {held:,}")
 
 
 def _fill_derived(own: Mapping[str, Tensor], wanted: object, path: Path) -> None:
@@ -112,6 +133,7 @@ def load_peft(model: nn.Module, directory: str | Path) -> Adapted:
     """
     found = read_peft(model, Path(directory))
     try:
+        _check_size(model, found.config, found.weights, found.capacities, found.state)
         adapted = attach(model, found.config, list(found.weights), capacities=found.capacities)
     except AdapterError as error:
         raise CheckpointError(f"the PEFT adapter in {directory} does not fit this model: {error}") from error

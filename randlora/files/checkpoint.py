@@ -133,6 +133,18 @@ def read_json(path: Path, missing: str) -> Any:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
+_FORM: dict[str, Any] = {
+    "method": str,
+    "capacity": int,
+    "options": dict,
+    "capacities": dict,
+    "shapes": dict,
+    "init_seed": int,
+    "basis": dict | None,
+}
+_BASIS: dict[str, Any] = {"seed": int, "generator_version": int, "digest": str}
+
+
 def read_meta(directory: str | Path) -> dict[str, Any]:
     """The parsed `adapter.json`. Raises `CheckpointError` where it is missing, damaged or of another format."""
     path = Path(directory) / META
@@ -140,6 +152,11 @@ def read_meta(directory: str | Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
         raise CheckpointError(f"{path} has format {found!r}, this version reads {FORMAT}")
+    wrong = [key for key, kind in _FORM.items() if not isinstance(meta.get(key, ...), kind)]
+    if not wrong and meta["basis"] is not None:
+        wrong = [f"basis.{key}" for key, kind in _BASIS.items() if not isinstance(meta["basis"].get(key), kind)]
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: {wrong[0]} is missing, or not what an adapter has there")
     return meta
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora.adapter import AdapterConfig
-from randlora.errors import CheckpointError
+from randlora.errors import AdapterError, CheckpointError
 from randlora.files.checkpoint import read_json, read_tensors
 from randlora.files.peft_lora import PREFIX, TRAINED
 from randlora.methods.lowrank.lora import DoraConfig, LoraConfig
@@ -62,7 +62,13 @@ def read_peft(model: nn.Module, directory: Path) -> PeftAdapter:
     _drop_silent(layers)
     if not layers:
         raise CheckpointError(f"{directory} holds no adapter tensors")
-    ours, state, frozen = reader(config, {_weight(model, name): found for name, found in layers.items()}, bases)
+    try:
+        ours, state, frozen = reader(config, {_weight(model, name): found for name, found in layers.items()}, bases)
+    except AdapterError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"the PEFT adapter in {directory} has settings that none has ({said})") from error
     return PeftAdapter(ours, tuple(_weight(model, name) for name in layers), state, frozen)
 
 
@@ -162,9 +168,15 @@ def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
     return ours, state, None
 
 
+_ENDLESS, _REPEATS = re.compile(r"\)[*+?{]"), re.compile(r"[*+{]")
+"""Of regular expressions: a group that is repeated, and any repetition; nested or many, they take for ever."""
+
+
 def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """PEFT's rule: the first key that is the end of the name, from any dot on, as a regular expression."""
     for key, value in (patterns or {}).items():
+        if _ENDLESS.search(key) or len(_REPEATS.findall(key)) > 3:
+            raise CheckpointError(f"the PEFT adapter's alpha_pattern has the key {key!r}, which may match without end")
         try:
             match = re.match(rf"(.*\.)?({key})$", module)
         except re.error as error:

@@ -44,7 +44,8 @@ _QUIET_S = 3.0
 _RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _ENDS_S = 60.0
 """When Ray gives a control store up, and ends the driver with exit code 1; a cluster's may come back before."""
-_SPARE_S = 15.0
+_SPARE_S = _LEAVE_S + 5.0
+"""So long before that the sweep ends by itself; ending may take `_LEAVE_S`."""
 
 _LOCAL = {"RAY_prestart_worker_first_driver": "0"}  # idle workers that none of our actors can use
 _ALWAYS = {
@@ -249,6 +250,11 @@ class Session:
             at = "" if address == asked else f" at {address}"
             rule = f"no Ray cluster answers there{at} ({first_line(error)})"
             raise ResourceError([Problem("--address", asked, rule, "leave it out to run locally")]) from error
+        except RuntimeError as error:
+            if not str(error).startswith("Version mismatch"):
+                raise
+            rule = f"runs another version of Ray or Python ({' '.join(str(error).split())})"
+            raise ResourceError([Problem("--address", asked, rule, "the same versions on every machine")]) from error
 
     def _start(self) -> None:
         """Start a session of our own; once more where it did not come up."""

@@ -63,7 +63,7 @@ class MicroBatch:
         self.asked: int | None = share if micro is None else min(micro, share or micro)
         self.events: list[dict[str, Any]] = events or []
         if events is None:
-            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # damaged: memory runs out once more
                 self.events = json.loads(self._path.read_text(encoding="utf-8"))
         self.size: int | None = self.events[-1]["micro_batch_size"] if self.events else self.asked
 

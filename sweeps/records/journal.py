@@ -41,6 +41,7 @@ class Journal:
         if found.torn is not None:
             os.truncate(path, found.size)  # before anything is appended to it
         self._file = path.open("a+b", buffering=0)
+        self._end = self._file.seek(0, os.SEEK_END)
         self._lock = threading.Lock()
         self._lost: OSError | None = None
         if fresh:
@@ -55,10 +56,16 @@ class Journal:
 
         Raises:
             OSError: disk full or read-only; the half-written line is taken back, so the journal stays whole. Or
-                `check` found it gone.
+                `check` found it gone. Or another process has written to it: a driver of another machine that took the
+                folder over while this one stood still.
         """
         line = journal_line(event)
         start = self._file.seek(0, os.SEEK_END)
+        if start != self._end and self._lost is None:
+            what = "another process has written to the journal, so this run stops; what it finished before is kept"
+            self._lost = OSError(errno.ESTALE, what, str(self.path))
+        if self._lost is not None:
+            raise self._lost
         try:
             written = 0
             while written < len(line):
@@ -68,6 +75,7 @@ class Journal:
         except OSError:
             self._file.truncate(start)
             raise
+        self._end = start + len(line)
         if sync:
             self.check()
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +36,15 @@ def save_checkpoint(
 ) -> None:
     """Write the state after `epoch`. A kill at any moment leaves the old state or the new one, never a mixture.
 
-    Nothing is forced to the disk: after a power cut the files may be torn, which `load_checkpoint` notices.
+    Nothing is forced to the disk: after a power cut the files may be torn, or zeros, which `load_checkpoint` notices.
     """
     directory.mkdir(exist_ok=True)  # not its parents: a results folder that was moved away is not made anew
     path = directory / f"epoch-{epoch:05d}.safetensors"
     temporary = path.with_suffix(".tmp")
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary))
-    size = temporary.stat().st_size
+    checksum = _checksum(temporary)
     temporary.replace(path)
-    index = {"trial_id": trial_id, "epoch": epoch, "file": path.name, "bytes": size, "history": history}
+    index = {"trial_id": trial_id, "epoch": epoch, "file": path.name, "crc32": checksum, "history": history}
     text = json.dumps(index, allow_nan=False)
     body = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "index": text})
     temporary = directory / f"{INDEX}.tmp"
@@ -52,6 +53,14 @@ def save_checkpoint(
     for old in directory.glob("epoch-*"):
         if old != path:
             old.unlink()
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            total = zlib.crc32(part, total)
+    return total
 
 
 def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
@@ -69,10 +78,10 @@ def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
             return None
         index = json.loads(text)
         file = directory / index["file"]
-        if index["trial_id"] != trial_id or file.stat().st_size != index["bytes"]:
+        if index["trial_id"] != trial_id or _checksum(file) != index["crc32"]:
             return None
         return Checkpoint(index["epoch"], index["history"], load_file(str(file)))
-    except (ValueError, KeyError, TypeError, RecursionError, OSError, SafetensorError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, SafetensorError):
         return None
 
 

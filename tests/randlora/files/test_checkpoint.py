@@ -13,7 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 import randlora
-from randlora import AdapterConfig, CheckpointError, LoraConfig, RandLoraConfig, attach, export_merged, load
+from randlora import (
+    AdapterConfig,
+    AdapterError,
+    CheckpointError,
+    LoraConfig,
+    RandLoraConfig,
+    VeraConfig,
+    attach,
+    export_merged,
+    load,
+)
 from tests.randlora.support import CONFIGS, TARGETS, batch, block, config_id, perturb, targets_of
 
 
@@ -104,6 +114,33 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors"):
         load(model, tmp_path)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("config", [LoraConfig(2), VeraConfig(2), RandLoraConfig(2)], ids=config_id)
+def test_settings_that_no_adapter_has_are_refused(config: AdapterConfig, tmp_path: Path) -> None:
+    meta = saved(tmp_path, config)
+    first = next(iter(dict(meta["capacities"])))  # type: ignore[call-overload]
+    changes: list[dict[str, object]] = [
+        {"capacities": {first: 10**9}},
+        {"capacities": {first: "x"}},
+        {"capacities": {}, "capacity": 10**9},
+        {"shapes": {"nothing": [1, 2]}},
+        {"shapes": {**dict(meta["shapes"]), first: "x"}},  # type: ignore[call-overload]
+        {"basis": {}},
+    ]
+    for key in ("method", "capacity", "options", "capacities", "shapes", "init_seed", "basis"):
+        changes += [{key: "x"}, {key: [1]}]
+    for change in changes:
+        rewrite(tmp_path, {**meta, **change})
+        with pytest.raises(AdapterError):
+            load(block(), tmp_path)
+    rewrite(tmp_path, {**meta, "capacities": {first: 10**9}})
+    with pytest.raises(CheckpointError, match=r"capacities need [\d,]+ numbers, and its file holds [\d,]+"):
+        load(block(), tmp_path)
+    for key in meta.keys() - {"basis_seed", "derived"}:
+        rewrite(tmp_path, {k: v for k, v in meta.items() if k != key})
+        with pytest.raises(CheckpointError, match=r"adapter\.json"):
+            load(block(), tmp_path)
 
 
 def test_bases_on_request(tmp_path: Path) -> None:

@@ -164,6 +164,12 @@ def rewrite(folder: Path, **changes: object) -> None:
         ({"modules_to_save": ["head"]}, r"modules_to_save=\['head'\]"),
         ({"lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa"}, "changes the base weights"),
+        ({"r": "x"}, "settings that none has .*ValueError"),
+        ({"lora_alpha": None}, "settings that none has .*TypeError"),
+        ({"lora_alpha": 10**400}, "settings that none has .*OverflowError"),
+        ({"alpha_pattern": [1]}, "settings that none has .*AttributeError"),
+        ({"alpha_pattern": {"(a+)+$": 2}}, "may match without end"),
+        ({"alpha_pattern": {".*a.*a.*a.*a.*b": 2}}, "may match without end"),
     ],
 )
 def test_what_has_no_counterpart_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -173,6 +179,13 @@ def test_what_has_no_counterpart_is_refused(changes: dict[str, object], message:
     with pytest.raises(CheckpointError, match=message):
         load_peft(model, tmp_path)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_rank_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:
+    in_peft(MAKERS["vera"](), layers(torch.float32), tmp_path)
+    rewrite(tmp_path, r=10**9)
+    with pytest.raises(CheckpointError, match=r"its capacities need [\d,]+ numbers, and its file holds"):
+        load_peft(layers(torch.float32), tmp_path)
 
 
 def test_damaged_or_unfit_files_are_refused(tmp_path: Path) -> None:

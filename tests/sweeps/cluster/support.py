@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
+
+from tests.support import wait_for
 
 TINY = {
     "name": "tiny",
@@ -46,3 +50,48 @@ class OwnRay:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             psutil.wait_procs(left, timeout=5)
+
+
+class Head:
+    """A cluster of one machine with two CPUs, as `ray start --head` makes it, on loopback and with a token.
+
+    Args:
+        own: where its files go; ends it with the test.
+        variables: environment variables of everything in it, also of drivers (`environment`).
+    """
+
+    def __init__(self, own: OwnRay, **variables: str) -> None:
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        self.environment = own.environment | token | variables
+        options = ["--port=0", "--num-cpus=2", "--include-dashboard=false", f"--object-store-memory={80 * 2**20}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options, "--block"]
+        out = own.folder / "head.log"
+        with out.open("wb") as log:
+            self._started = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        wait_for(lambda: self.address or self._started.poll() is not None, "the head's raylet")
+        assert self.address, out.read_text()
+
+    @property
+    def family(self) -> list[psutil.Process]:
+        started = psutil.Process(self._started.pid)
+        return [started, *started.children(recursive=True)]
+
+    @property
+    def address(self) -> str:
+        """Of its control store, from its raylet's command line; empty before that is up."""
+        with contextlib.suppress(psutil.Error):
+            words = [word for process in self.family if process.name() == "raylet" for word in process.cmdline()]
+            return next((word.partition("=")[2] for word in words if word.startswith("--gcs-address=")), "")
+        return ""
+
+    def kill(self, name: str) -> None:
+        """SIGKILL of the process of that name, or of "everything" at once."""
+        for process in self.family:
+            with contextlib.suppress(psutil.Error):
+                if name in ("everything", process.name()):
+                    process.kill()
+
+    def close(self) -> None:
+        if self._started.poll() is None:
+            self.kill("everything")
+        self._started.wait()

@@ -123,13 +123,31 @@ def test_a_machine_that_lacks_something_is_named(tmp_path: Path, pool: Pool, mon
     monkeypatch.setattr("sweeps.cluster.nodes.look", _bare)
     with pytest.raises(ResourceError, match=r"can't run this package \(.*No module named 'sweeps'"):
         check_nodes(tmp_path / "work" / "ray")
+    monkeypatch.setattr("sweeps.cluster.nodes.look", _other_python)
+    with pytest.raises(ResourceError, match=r"has Python 0.0 there, and the driver 0.0 here"):
+        check_nodes(tmp_path / "work" / "ray")
+    monkeypatch.setattr("sweeps.cluster.nodes.look", _other_package)
+    with pytest.raises(ResourceError, match=r"has this package 0.0 there, and the driver 0.0 here"):
+        check_nodes(tmp_path / "work" / "ray")
 
 
 def _blind(token: str) -> dict[str, Any]:
     return {"host": "h", "python": f"3.{sys.version_info.minor}", "package": None, "sees": False}
 
 
+def _there() -> bool:
+    return "raylet" in " ".join(sys.argv) or "default_worker" in " ".join(sys.argv)
+
+
 def _bare(token: str) -> dict[str, Any]:
-    if "raylet" in " ".join(sys.argv) or "default_worker" in " ".join(sys.argv):
+    if _there():
         raise ModuleNotFoundError("No module named 'sweeps'")
     return _blind(token)
+
+
+def _other_python(token: str) -> dict[str, Any]:
+    return {**_blind(token), "sees": True, "python": "0.0 there" if _there() else "0.0 here"}
+
+
+def _other_package(token: str) -> dict[str, Any]:
+    return {**_blind(token), "sees": True, "package": "0.0 there" if _there() else "0.0 here"}

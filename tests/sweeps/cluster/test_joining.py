@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from sweeps.cluster import joining
+from sweeps.cluster import joining, session
 from sweeps.cluster.joining import ask, find
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
@@ -59,3 +59,19 @@ def test_what_does_not_answer_is_an_error_that_names_it(monkeypatch: pytest.Monk
         server.listen()
         assert ask(address, address, seconds=0.5) == "no answer within 0.5 s"
     assert said == [f"joining the Ray cluster at {address}"]
+
+
+@pytest.mark.parametrize("differs", ["ray_version", "python_version"])
+def test_a_cluster_of_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch, differs: str) -> None:
+    from ray._private.utils import check_version_info, compute_version_info
+
+    def init(**_: object) -> None:
+        mine = dict(zip(("ray_version", "python_version"), compute_version_info(), strict=True))
+        check_version_info(mine | {differs: "1.2.3"}, "node 127.0.0.1:1")
+
+    for name, does in {"is_initialized": lambda: False, "init": init}.items():
+        monkeypatch.setattr(f"ray.{name}", does)
+    monkeypatch.setattr(session, "_knock", lambda _: None)
+    monkeypatch.setattr(session, "ask", lambda *_: None)
+    with pytest.raises(ResourceError, match=r"--address = 'head:1'.*another version of Ray or Python \(.*1\.2\.3.*\)"):
+        Session("head:1").connect()

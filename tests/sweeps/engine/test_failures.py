@@ -18,9 +18,11 @@ import psutil
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.cluster.reaper import runs
 from sweeps.cluster.session import EXIT_LOST
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
+from sweeps.records.locks import HEARTBEAT_S, LockedError
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
 from tests.support import ROOT, gone, wait_for
 from tests.sweeps.support import (
@@ -233,6 +235,49 @@ def test_ray_itself_is_killed(
     wait_for(lambda: gone(family), "its processes to end", 20)
     go(fake_plan(tmp_path / "r", logged(log)), pool)
     assert_same_tables(tmp_path / "r", undisturbed(logged(log)))
+
+
+def test_what_stands_still_for_a_while_goes_on(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
+) -> None:
+    """SIGSTOP and SIGCONT of the driver, a worker in its epoch, the raylet, the control store, and of them all.
+
+    For longer than a lock's heartbeat, a lane's patience with its worker, and what is called lost (`_QUIET_S`).
+    """
+    log = tmp_path / "log"
+    running = start_driver(tmp_path / "r", log, 1.0)
+    wait_for(log.exists, "an epoch", 200)
+    driver = psutil.Process(running.pid)
+    for title in (str(driver.cmdline()), "RayTrainWorker", "raylet", "gcs_server", ""):
+        family = [driver, *driver.children(recursive=True)]
+        still = [p for p in family if runs(p) and title in f"{p.cmdline()} {p.name()}"]
+        for process in still:
+            process.suspend()
+        time.sleep(1.2 * HEARTBEAT_S)
+        with pytest.raises(LockedError, match=f"process {driver.pid} on host"):
+            go(fake_plan(tmp_path / "r", logged(log)), pool)
+        for process in still:
+            process.resume()
+        assert still
+    assert running.communicate(timeout=300)[0].split()[-1] == "False"
+    assert set(trained(log).values()) == {1}
+    assert_same_tables(tmp_path / "r", undisturbed(logged(log)))
+
+
+SMALL_SHM = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k none /dev/shm; exec "$@"']
+
+
+@pytest.mark.skipif(
+    subprocess.run([*SMALL_SHM, "", "true"], capture_output=True, check=False).returncode != 0,
+    reason="no name space with mounts of its own on this machine",
+)
+def test_shared_memory_that_is_too_small(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """As in a container of 64 MB; and in a folder of any name, with all of Ray in it."""
+    folder, log = tmp_path / 'it\'s "odd" #1 %20 опыт?', tmp_path / "log"
+    command = [*SMALL_SHM, "", sys.executable, "-c", DRIVER, str(folder), str(log), "0"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=400)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "False")
+    assert_same_tables(folder, undisturbed(logged(log)))
 
 
 FIRST: dict[str, Any] = {"confirm": FakeConfirm((0, 1)), "search": FakeSearch(trials=4, sampler="qmc")}

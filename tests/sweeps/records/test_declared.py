@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from analysis.statistics.scaling import margin_of
+from analysis.store.store import open_store
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.locks import IdentityError, check_identity, write_identity
@@ -51,3 +53,11 @@ def test_a_maximum_of_seeds_stays_as_it_was_declared(tmp_path: Path) -> None:
     for changed in ({"max_seeds": 8}, {}):
         with pytest.raises(IdentityError, match=r"confirm\.max_seeds.*were made with 4"):
             check_identity(tmp_path, identity(seeds=4, **changed))
+
+
+@pytest.mark.parametrize("left", ["", "[", '{"name": "other", "confirm": {"margin": 0.2}}'])
+def test_the_margin_is_the_declared_one_whatever_became_of_the_file(tmp_path: Path, left: str) -> None:
+    run(tmp_path, seeds=2, margin=0.01)
+    if left:
+        (tmp_path / "sweep.json").write_text(left)
+    assert margin_of(open_store(tmp_path)) == 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from sweeps.records.upload import Upload
 from tests.fakes import FakeCell
 from tests.sweeps.inline import go_inline
 from tests.sweeps.records.support import small, subtree
-from tests.sweeps.support import assert_same_tables
+from tests.sweeps.support import assert_same_tables, events
 
 
 def test_a_part_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +127,23 @@ def test_the_copy_elsewhere_outlives_a_folder_that_is_moved(tmp_path: Path, whol
     folder.rename(tmp_path / "away")
     assert "No such file" in str(upload.once())
     assert "adapters/x/adapter.json" in there.files()
+
+
+def test_a_driver_that_wakes_after_another_has_taken_over_writes_nothing(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still on another machine, and until its next heartbeat its lock says nothing."""
+    folder = tmp_path / "r"
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # as over NFS
+
+    def sleep(done: int) -> None:
+        if done == 4:
+            (folder / "lock.json").unlink()
+            assert go_inline(small(folder)).skipped == 4
+
+    with pytest.raises(OSError, match="another process has written to the journal, so this run stops"):
+        go_inline(small(folder), sleep)
+    finishes = [e["trial_id"] for e in events(folder, "finish")]
+    assert len(finishes) == len(set(finishes)) == 12
+    assert go_inline(small(folder)).finished == 0
+    assert_same_tables(folder, whole)

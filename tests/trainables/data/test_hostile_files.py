@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import struct
 import tarfile
 import zlib
@@ -110,3 +111,32 @@ def test_an_archive_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match=r"CUB_200_2011\.tgz could not be had.*outside the destination"):
         archives._fetch_cub("cub200", tmp_path / "a" / "b")
     assert not (tmp_path / "outside.txt").exists()
+
+
+@pytest.mark.parametrize("form", ["png", "jpg", "webp", "parquet", "arrow"])
+def test_a_flipped_bit_anywhere_is_an_error_of_ours_or_harmless(images: Path, tmp_path: Path, form: str) -> None:
+    if form in ("parquet", "arrow"):
+        source, bad = f"{form}:{tmp_path}", tmp_path / f"train.{form}"
+        for which, table in colour_tables().items():
+            if form == "parquet":
+                pq.write_table(table, tmp_path / f"{which}.parquet")
+            else:
+                with pa.ipc.new_stream(tmp_path / f"{which}.arrow", table.schema) as writer:
+                    writer.write_table(table)
+    else:
+        source, bad = f"folder:{images}", images / "train" / "red" / f"0.{form}"
+        (images / "train" / "red" / "0.png").unlink()
+        Image.effect_noise((16, 16), 50).convert("RGB").save(bad)
+    whole, draw, named = bad.read_bytes(), random.Random(0), 0
+    for _ in range(60):
+        hurt = bytearray(whole)
+        place = draw.randrange(len(hurt))
+        hurt[place : place + 4] = bytes([hurt[place] ^ 1 << draw.randrange(8), 255, 255, 255][: len(hurt) - place])
+        bad.write_bytes(hurt)
+        try:
+            found = load_dataset(source).train
+            for row in range(4):
+                found.image(row)
+        except DataError:
+            named += 1
+    assert named > 0

@@ -1,0 +1,196 @@
+"""A sweep that is never left alone: random faults, again and again, until its tables are those of an undisturbed one.
+
+    python benchmarks/chaos.py --minutes 20            # prints its seed; --seed N repeats the same faults
+    python benchmarks/chaos.py --minutes 180 --folder DIR
+
+Each round is a new sweep of a trial that trains nothing (`tests.fakes`), whose driver is a process of its own. While it
+runs, a fault is drawn every few seconds: a driver killed, interrupted, told to end or stopped for a while; a worker, a
+lane's controller, a Tune process or the broker killed or stopped; Ray's raylet, control store or an agent killed.
+Between a driver's end and the next one the journal's last line is torn, the tables or the journal are
+lost; and the driver's clock is set. A round is over when a driver says that nothing is left.
+Then its tables must be those of an undisturbed sweep, no trial may have run after its end, and neither processes, nor
+session folders, nor files of /dev/shm may be left. What differs is printed, and its folder kept; the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.sweeps.support import assert_same_tables, events, trained  # noqa: E402
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+clock, step = time.time, float(sys.argv[3])
+time.time = lambda: clock() + step
+from sweeps.engine.run import run
+from tests.fakes import TRIAL, FakeResources, fake_plan
+from tests.sweeps.support import logged
+plan = fake_plan(Path(sys.argv[1]), logged(Path(sys.argv[2]), delay=0.3), resources=FakeResources(concurrent=2))
+print(run(plan, trial=TRIAL, progress=False, retry_failed=True).complete)
+"""
+VICTIMS = ("driver", "RayTrainWorker", "TrainController", "ResourceTrainable", "Broker")
+RAYS = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent")
+STILL_S = (1.0, 8.0)
+
+
+class Round:
+    """One sweep and its faults.
+
+    Args:
+        folder: of its results and logs.
+        draw: of faults and of when they come.
+    """
+
+    def __init__(self, folder: Path, draw: random.Random) -> None:
+        self.results, self.log, self.draw = folder / "r", folder / "log", draw
+        self.done: list[str] = []
+        self.over: dict[str, int] = {}
+        """Trials that are finished on disk, with how many lines the log had then."""
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder.parent / "t")}
+
+    def run(self, ends: float) -> None:
+        """Drivers one after another until one finds nothing left; none is disturbed after `ends`."""
+        while True:
+            step = self.draw.choice([0.0, 0.0, -3600.0, 86400.0, -86400.0 * 400])
+            command = [sys.executable, "-c", DRIVER, *map(str, (self.results, self.log, step))]
+            with (self.results.parent / "said").open("ab") as said:
+                driver = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=said)
+            family = {psutil.Process(driver.pid)}
+            strikes = time.monotonic() + self.draw.uniform(5.0, 40.0)
+            while driver.poll() is None:
+                time.sleep(0.2)
+                with contextlib.suppress(psutil.Error):
+                    family.update(psutil.Process(driver.pid).children(recursive=True))
+                if strikes < time.monotonic() < ends:
+                    self.strike(driver.pid)
+                    strikes = time.monotonic() + self.draw.uniform(2.0, 20.0)
+            answer = driver.communicate()[0].decode().split()[-1:]
+            self.done.append(f"ended with {driver.returncode}, clock {step:+.0f} s")
+            left = [p for p in psutil.wait_procs(family, timeout=90)[1] if p.status() != psutil.STATUS_ZOMBIE]
+            assert not left, f"still running: {left}"
+            if driver.returncode == 0 and answer == ["True"]:
+                return
+            assert driver.returncode in (0, 1, 4, -signal.SIGKILL, 130, -signal.SIGTERM), driver.returncode
+            seen = len(self.log.read_text().splitlines()) if self.log.exists() else 0
+            self.over = {e["trial_id"]: self.over.get(e["trial_id"], seen) for e in events(self.results, "finish")}
+            if time.monotonic() < ends:
+                self.hurt()
+
+    def strike(self, pid: int) -> None:
+        """One fault to one process of the run; Ray's own are struck seldom, since each ends the run."""
+        name = self.draw.choice(RAYS if self.draw.random() < 0.15 else VICTIMS)
+        sent = self.draw.choice(
+            [signal.SIGKILL, signal.SIGSTOP, *([signal.SIGINT, signal.SIGTERM] * (name == "driver"))]
+        )
+        still, pick = self.draw.uniform(*STILL_S), self.draw.random()
+        with contextlib.suppress(psutil.Error):
+            driver = psutil.Process(pid)
+            children = driver.children(recursive=True)
+            named = [p for p in children if name in " ".join([p.name(), *p.cmdline()[:1]])]
+            found = [driver] if name == "driver" else sorted(named, key=lambda p: p.pid)
+            if not found:
+                return
+            victim = found[int(pick * len(found))]
+            self.done.append(
+                f"{signal.Signals(sent).name} to {name}" + f" for {still:.1f} s" * (sent == signal.SIGSTOP)
+            )
+            victim.send_signal(sent)
+            if sent == signal.SIGSTOP:
+                try:
+                    time.sleep(still)
+                finally:
+                    victim.resume()
+
+    def hurt(self) -> None:
+        """What a crash or a bad disk does to the folder between two drivers; perhaps nothing."""
+        kinds: dict[str, Callable[[], None]] = {
+            "nothing": lambda: None,
+            "torn line": self._torn,
+            "tables lost": lambda: shutil.rmtree(self.results / "tables", ignore_errors=True),
+            "journal lost": self._journal_lost,
+        }
+        kind = self.draw.choice(list(kinds))
+        if (self.results / "journal.jsonl").exists():
+            kinds[kind]()
+            self.done.append(kind)
+
+    def _torn(self) -> None:
+        with (self.results / "journal.jsonl").open("ab") as file:
+            file.write(self.draw.choice([b'{"ev":"ask","trial_id":"to', b"\0" * 300]))
+
+    def _journal_lost(self) -> None:
+        """As from a copy of the tables alone: what is not sealed runs again."""
+        (self.results / "journal.jsonl").unlink()
+        self.over = {}
+
+    def check(self, undisturbed: Path) -> None:
+        """Raises AssertionError: the tables differ, or a trial ran after its end."""
+        assert_same_tables(self.results, undisturbed)
+        lines = self.log.read_text().splitlines()
+        late = {line.split()[0] for trial, seen in self.over.items() for line in lines[seen:] if line.startswith(trial)}
+        assert not late, f"trained again: {late}"
+        assert not (self.results / "lock.json").exists() and not (self.results / "work").exists()
+
+
+def left_over(before: set[str], ray: Path) -> set[str]:
+    """Files of /dev/shm, and Ray's folders, that were not there before."""
+    now = {p.name for p in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
+    return {name for name in now - before if "plasma" in name or "ray" in name} | {p.name for p in ray.iterdir()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--folder", type=Path, default=None, help="for everything; a short path (default: in /tmp)")
+    asked = parser.parse_args()
+    top = Path(tempfile.mkdtemp(prefix="c", dir=asked.folder))
+    (top / "t").mkdir()  # with as short a path as Ray's sockets ask for
+    print(f"seed {asked.seed}, in {top}", flush=True)
+    shm = {p.name for p in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
+    whole = top / "undisturbed"
+    whole.mkdir()
+    Round(whole, random.Random(0)).run(0.0)
+    ends, number, broken = time.monotonic() + 60 * asked.minutes, 0, 0
+    while time.monotonic() < ends:
+        folder = top / f"round{number}"
+        folder.mkdir()
+        one = Round(folder, random.Random(f"{asked.seed} {number}"))
+        wrong = ""
+        try:
+            one.run(min(ends, time.monotonic() + 300))
+            one.check(whole / "r")
+            assert not (files := left_over(shm, top / "t")), f"left: {files}"
+        except AssertionError as error:
+            wrong, broken = str(error)[:2000], broken + 1
+        epochs = sum(trained(one.log).values())
+        print(json.dumps({"round": number, "epochs": epochs, "faults": one.done, "wrong": wrong}), flush=True)
+        if not wrong:
+            shutil.rmtree(folder)
+        number += 1
+    print(f"{number} rounds, {broken} wrong, seed {asked.seed}")
+    if not broken:
+        shutil.rmtree(top)
+    raise SystemExit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()
