@@ -70,7 +70,7 @@ def _check_data(folder: Path, now: dict[str, str]) -> None:
         raise SpecError([Problem("results", str(path), rule)])
     changed = []
     for name, found in now.items():  # a folder of an older version has no digest of the images
-        known = seen.get(name, seen.get(absolute(name), found))  # or by the older path rule
+        known = seen[name] if name in seen else seen.get(absolute(name), found)  # or by the older path rule
         if known != (found if known.startswith(KIND) else label_digest(loaded(name))):
             changed.append(name)
     if changed:
