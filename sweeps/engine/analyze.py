@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from analysis.tables.console import safe_console
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
 from sweeps.errors import Problem
+from sweeps.spec.paths import anchored
 
 if TYPE_CHECKING:
     from analysis.diagnostics.units import Execute, Unit
@@ -62,7 +64,7 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tupl
     gpu = ray.cluster_resources().get("GPU", 0.0) >= 1
     task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_compute)
     on_gpu = task.options(num_gpus=1) if gpu else task
-    waiting = {(task if unit.table in ON_CPU else on_gpu).remote(folder, unit): unit for unit in units}
+    waiting = {(task if unit.table in ON_CPU else on_gpu).remote(folder, _anchored(unit)): unit for unit in units}
     try:
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
@@ -71,10 +73,14 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tupl
                 rows: list[Row] = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause or error) from None
-            yield unit, rows
+            yield unit, [row | unit.place for row in rows]
     finally:
         for left in waiting:
             ray.cancel(left, force=True)
+
+
+def _anchored(unit: Unit) -> Unit:
+    return replace(unit, trials=tuple(anchored(trial) for trial in unit.trials))
 
 
 def _compute(folder: Path, unit: Unit) -> list[Row]:

@@ -160,6 +160,7 @@ class _Sweep:
 def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: Progress, retry_failed: bool) -> _Sweep:
     """The sweep as its folder has it; what an earlier run left half written is written."""
     spec, rules = plan.spec, stored_rules(folder, journal.events)
+    plan = plan if rules.path_rule == "as-written" else Plan(spec, tuple(c.anchored() for c in plan.cells))
     state = SweepState(plan.feasible, spec, rules)
     earlier: dict[str, int] = {}
     unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)

@@ -17,6 +17,7 @@ from sweeps.lanes.packs import TOGETHER, Packing
 from sweeps.records.ledger import Ledger, pruned
 from sweeps.search.pruning import should_stop
 from sweeps.search.slots import Slot
+from sweeps.spec.paths import anchored
 
 F = TypeVar("F", bound=Callable[..., Any])
 MAX_PROXY_LOSSES = 3
@@ -123,7 +124,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         return {
             "trial": self.trial,
             "together": TOGETHER.get(self.trial),
-            "config": dict(slot.config),
+            "config": anchored(slot.config),
             "directory": str(self.ledger.trial_folder(slot)),
             "keep": None if kept is None else str(kept),
             "timeout": resources.trial_timeout,

@@ -12,6 +12,7 @@ from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
 from sweeps.records.locks import check_identity
+from sweeps.spec.paths import absolute
 from trainables.data.text.dataset import TextDataset
 from trainables.models.families import parse_id
 
@@ -69,7 +70,7 @@ def _check_data(folder: Path, now: dict[str, str]) -> None:
         raise SpecError([Problem("results", str(path), rule)])
     changed = []
     for name, found in now.items():  # a folder of an older version has no digest of the images
-        known = seen.get(name, found)
+        known = seen[name] if name in seen else seen.get(absolute(name), found)  # or by the older path rule
         if known != (found if known.startswith(KIND) else label_digest(loaded(name))):
             changed.append(name)
     if changed:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -24,13 +23,9 @@ from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
 from trainables.data.registry import check_dataset
-from trainables.data.text.registry import TEXT_FORMS
 from trainables.errors import DataError
 from trainables.models.families import ModelError
 from trainables.models.shapes import default_targets, model_kind, target_shapes
-
-PATH_FORMS = {"local", "folder", "parquet", "arrow", *TEXT_FORMS}
-"""Schemes of model and data ids that name a path."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +136,10 @@ def _cell(
     return Cell(
         cell_id=_cell_id(spec, targets, name, solved.reference, dataset, size),
         sweep=spec.name,
-        model=_absolute(spec.model.id),
+        model=spec.model.id,
         adapt=spec.model.adapt or "both",
         targets=targets,
-        dataset=_absolute(dataset),
+        dataset=dataset,
         train_size=size,
         method=name,
         base=base,
@@ -195,12 +190,6 @@ def _cell_id(
     digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:6]
     words = [name, reference, dataset.rpartition("/")[2].replace(":", "-"), str(size)]
     return "_".join([w for w in words if w] + [digest])
-
-
-def _absolute(name: str) -> str:
-    """A path in a model or data id, made absolute: workers run in other folders."""
-    scheme, colon, path = name.partition(":")
-    return f"{scheme}:{Path(path).resolve()}" if colon and scheme in PATH_FORMS else name
 
 
 def _lr_range(name: str, spec: SweepSpec) -> tuple[float, float, float] | tuple[None, None, None]:

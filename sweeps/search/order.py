@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from sweeps.spec.cell import Cell
+from sweeps.spec.paths import absolute
 
 
 def spread(count: int) -> list[int]:
@@ -57,6 +57,5 @@ def tiers(cells: Iterable[Cell], priority: Sequence[str | float]) -> dict[str, i
 def _is(cell: Cell, name: str | float) -> bool:
     if not isinstance(name, str):
         return cell.train_size == name
-    scheme, colon, path = name.partition(":")
-    absolute = f"{scheme}:{Path(path).resolve()}" if colon else name  # as a plan has data sets that are paths
-    return name in (cell.method, cell.reference, cell.dataset, cell.train_size) or absolute == cell.dataset
+    named = (cell.method, cell.reference, cell.train_size)
+    return name in named or absolute(name) == absolute(cell.dataset)

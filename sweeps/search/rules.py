@@ -18,10 +18,13 @@ class Rules:
             "shared": the declared seeds themselves.
         grid_rule: "nested": the k-th point of a grid is the same for every allowance; "equal-steps": a grid has equal
             steps for the allowance it was begun with, lower rates first.
+        path_rule: "as-written": ids have the paths of the sweep file, so a folder goes on wherever its data lie;
+            "absolute": they have where the data lay.
     """
 
     seed_rule: str = "per-data-set"
     grid_rule: str = "nested"
+    path_rule: str = "as-written"
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
@@ -29,7 +32,7 @@ class Rules:
         return cls(**{name: stored.get(name, old) for name, old in asdict(OLD).items()})
 
 
-OLD = Rules(seed_rule="shared", grid_rule="equal-steps")
+OLD = Rules(seed_rule="shared", grid_rule="equal-steps", path_rule="absolute")
 
 
 def derived_seed(seed: int, dataset: str, train_size: str | float) -> int:

@@ -10,6 +10,7 @@ Uses `randlora`'s registry and `trainables`; nothing here solves a budget, start
     search_space  from `[search.space]` to what each method searches
     reading       TOML, YAML or JSON to a tree of values, within limits
     messages      pydantic's errors as problems of a sweep file
+    paths         ids with a path in them: as written, and made absolute for workers
     checks        section against section: options, spaces, priorities
     spec          `SweepSpec`: a file read, overridden, scaled down and checked
     task_checks   what a kind of model can be asked to do

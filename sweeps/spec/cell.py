@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from sweeps.spec.paths import absolute
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Dimension, Extra, Space
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
@@ -31,7 +32,7 @@ class Cell:
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
         allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
-        written: the data set as the sweep file names it; `dataset` has a path made absolute.
+        written: the data set as the sweep file names it; in folders of the older `path_rule` `dataset` is absolute.
         base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
 
@@ -128,6 +129,10 @@ class Cell:
     def identify(self, config: Mapping[str, Any]) -> str:
         """The trial id that a journaled configuration of this cell has. Raises ValidationError: it is none."""
         return TrialConfig.model_validate(config).trial_id
+
+    def anchored(self) -> Cell:
+        """This cell with absolute paths, as folders of the older `path_rule` have it."""
+        return replace(self, model=absolute(self.model), dataset=absolute(self.dataset))
 
     def settings(self, train: TrainSettings) -> TrainSettings:
         """A sweep's training settings as they hold for this cell."""

@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.Dinov2Config(architectures=["Dinov2Model"], **VIT).save_pretrained(folder / "models" / "vit-s14")
     llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
     llama.save_pretrained(folder / "models" / "smollm2-135m")
-    for name in ("gtsrb", "dtd10"):
+    for name in ("gtsrb", "dtd10", "study/signdigits", "study/dtd10", "study/cifar10"):
         (folder / "data" / name).mkdir(parents=True)
         for which, table in colour_tables().items():
             pq.write_table(table, folder / "data" / name / f"{which}.parquet")
@@ -43,7 +43,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [p.stem for p in sorted(REAL.glob("*.toml"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(p.stem for p in sorted(REAL.glob("*.toml"))),
+        *(pytest.param(f"study/{p.stem}", marks=pytest.mark.slow) for p in sorted((REAL / "study").glob("*.toml"))),
+    ],
+)
 def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     plan = Plan.from_spec(SweepSpec.load(REAL / f"{name}.toml"))
@@ -51,5 +57,7 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
     counts = {(c.method, c.reference): c.count for c in plan.cells}
     if name == "arc-easy":
         assert (counts["lora", "lora-16"], counts["randlora", "lora-16"]) == (3_317_760, 3_301_320)
+    elif "study" in name:
+        assert counts["lora", "lora-8"] == 8 * 12 * (3 * (384 + 384) + 2 * (1536 + 384))
     else:
         assert counts["lora", "lora-4"] == 4 * 12 * (3 * (384 + 384) + 2 * (1536 + 384))

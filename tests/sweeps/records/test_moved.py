@@ -1,0 +1,111 @@
+"""A results folder goes on in another working folder: ids have paths as the sweep file writes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sweeps import Plan, SweepSpec
+from sweeps.errors import SpecError
+from sweeps.plan.inputs import check_inputs
+from sweeps.records.locks import write_identity
+from sweeps.search.order import tiers
+from sweeps.search.rules import Rules
+from sweeps.spec.paths import absolute, anchored
+from tests.sweeps.inline import go_inline, lines
+from tests.trainables.tiny_images import colour_tables
+
+FILE = """
+name = "moved"
+output = "results"
+[model]
+id = "embedded:tiny-clip"
+adapt = "vision"
+[data]
+datasets = ["parquet:data/colours"]
+[budgets]
+lora_rank = [1]
+[methods.lora]
+[search]
+trials = 4
+rerun_rates = 1
+rerun_seeds = 1
+[confirm]
+seeds = SEEDS
+"""
+
+
+def place(folder: Path) -> Path:
+    (folder / "data" / "colours").mkdir(parents=True)
+    for which, table in colour_tables().items():
+        pq.write_table(table, folder / "data" / "colours" / f"{which}.parquet")
+    return folder
+
+
+def plan(seeds: int = 2) -> Plan:
+    Path("moved.toml").write_text(FILE.replace("SEEDS", str(seeds)))
+    return Plan.from_spec(SweepSpec.load("moved.toml"))
+
+
+def configs() -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in lines(Path("results"))]
+    return [event["config"] for event in events if event["ev"] == "ask"]
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_a_folder_goes_on_where_it_was_moved(journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place(tmp_path / "here"))
+    assert go_inline(plan()).finished == 6
+    assert {config["dataset"] for config in configs()} == {"parquet:data/colours"}
+    there = place(tmp_path / "there")
+    shutil.copytree("results", there / "results")
+    monkeypatch.chdir(there)
+    if not journal:
+        (there / "results" / "journal.jsonl").unlink()
+    summary = go_inline(plan(seeds=3))
+    assert (summary.finished, summary.skipped) == (1, 6)
+    assert str(tmp_path) not in (there / "results" / "journal.jsonl").read_text()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_other_data_at_the_same_path_are_refused(older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place(tmp_path))
+    check_inputs(plan())
+    if older:  # whose `data.json` has absolute paths
+        names = json.loads(Path("results/data.json").read_text())
+        Path("results/data.json").write_text(json.dumps({absolute(name): value for name, value in names.items()}))
+    check_inputs(plan())
+    for part in ("train", "test"):
+        table = pq.read_table(f"data/colours/{part}.parquet")
+        pq.write_table(table.slice(1), f"data/colours/{part}.parquet")
+    with pytest.raises(SpecError, match="is not the data"):
+        check_inputs(plan())
+
+
+def test_a_folder_by_the_older_rule_keeps_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place(tmp_path))
+    Path("results").mkdir()
+    write_identity(Path("results"), plan().spec.identity(), Rules(path_rule="absolute"))
+    assert go_inline(plan()).finished == 6
+    assert {config["dataset"] for config in configs()} == {f"parquet:{tmp_path}/data/colours"}
+    assert go_inline(plan()).skipped == 6
+
+
+def test_a_folder_without_a_path_rule_is_of_the_older_one() -> None:
+    stored = {name: value for name, value in asdict(Rules()).items() if name != "path_rule"}
+    assert Rules.of(stored) == Rules(path_rule="absolute")
+
+
+def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place(tmp_path))
+    (cell,) = plan().cells
+    names = anchored({"model": "local:models/vit", "dataset": cell.dataset, "lr": 1.0})
+    assert names == {"model": f"local:{tmp_path}/models/vit", "dataset": f"parquet:{tmp_path}/data/colours", "lr": 1.0}
+    assert anchored({"model": "open_clip:A/b", "dataset": "pets"}) == {"model": "open_clip:A/b", "dataset": "pets"}
+    assert tiers([cell], ["parquet:./data/colours"]) == {cell.cell_id: 0}
