@@ -101,8 +101,9 @@ class TrainSettings(BaseModel):
     """With micro-batches, adapters make W0 + delta once per optimiser step; `randlora.accumulating`. Costs memory."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
-    head_lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False), LATER] = 1e-3
-    """Peak learning rate of a new task head, the same for every method and never searched (the paper: 1e-3)."""
+    head_lr: Annotated[Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["lr"], LATER] = 1e-3
+    """Peak learning rate of a new task head, the same for every method and never searched (the paper's DINOv2: 1e-3);
+    "lr": the trial's own rate, as one optimiser of adapter and head has it (the paper's GLUE)."""
     sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
     """shuffle: every example once before any comes again; replacement: each drawn anew from all (the paper's)."""
     min_batches_per_epoch: int = Field(default=0, ge=0)

@@ -63,7 +63,7 @@ class Trainer:
         self._trial, self._module, self._task = trial, work.module, task
         self._device, self._rank, self._world = work.device, work.rank, work.world
         decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
-        head_lr = trial.lr if trial.method == LINEAR_PROBE else settings.head_lr
+        head_lr = trial.lr if trial.method == LINEAR_PROBE or settings.head_lr == "lr" else settings.head_lr
         self._hooks = Hooks(()) if trainables.added is None else trainables.added.hooks
         self._named = trainables.parameters | head
         apart = {id(p) for p in self._hooks.apart()}
