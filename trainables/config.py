@@ -120,9 +120,20 @@ class TrainSettings(BaseModel):
     Methods with adapters keep copies: what they train is small."""
     gradient_checkpointing: Annotated[bool, LATER] = False
     """Models of text: keep the inputs of layers alone and make the rest again in the backward pass."""
+    select: Annotated[Literal["last", "best"], LATER] = "last"
+    """Which weights of a training are scored and kept. last: those it ends with; best: those with the lowest loss on
+    validation (transformers' load_best_model_at_end), for which `protocol = "paper"` keeps validation rows apart too:
+    `evaluate.validation_rows`, 5,000 where that is not given, and a tenth of all at most."""
+    select_every: Annotated[int | None, Field(ge=1), LATER] = None
+    """Steps between the looks of `select = "best"`; None: one after every epoch. The last step is always looked at."""
 
     @model_validator(mode="after")
-    def _one_warm_up(self) -> TrainSettings:
+    def _agree(self) -> TrainSettings:
+        if self.select_every is not None and self.select != "best":
+            raise ValueError(
+                f"select_every = {self.select_every} counts the steps between looks of select = 'best', and select is "
+                f"{self.select!r}; write select = 'best', or leave it out"
+            )
         if self.warmup_steps is not None and self.warmup_fraction:
             raise ValueError(
                 f"warmup_steps = {self.warmup_steps} and warmup_fraction = {self.warmup_fraction} are two lengths of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from randlora.methods.registry import METHODS
 from sweeps.errors import Problem, nearest
 from sweeps.spec.spec import SweepSpec
 from trainables.config import LINEAR_PROBE, NO_TRAINING
@@ -57,6 +58,11 @@ def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    if spec.train.select == "best":
+        settling = [name for name in spec.methods if (base := spec.base(name)) in METHODS and METHODS[base].scheduled]
+        rule = "settles its ranks while it trains, so train.select = 'best' may take weights of more than its budget"
+        if settling:
+            return [Problem(f"methods.{settling[0]}", None, rule, 'train.select = "last"')]
     if kind in HEADLESS and NO_TRAINING in spec.methods:
         rule = "the model has no head that could classify untrained"
         return [Problem(f"methods.{NO_TRAINING}", None, rule, f"methods.{LINEAR_PROBE}")]

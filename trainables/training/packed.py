@@ -138,7 +138,7 @@ class _Together:
                 self.pack.select(k)
                 run = self.runs[k]
                 try:
-                    report = run.report(epoch, losses[k], seconds, self.trainers[k].samples_per_epoch)
+                    report = run.report(epoch, losses[k], seconds, self.trainers[k])
                     histories[k].append(report)
                     reports[k] = run.finish(histories[k], setup) if epoch == epochs else report
                 except (TrialError, TrainablesError) as error:
@@ -202,6 +202,9 @@ class _Together:
                             self.trainers[k].check(sums[k][: index + 1], epoch)
                         except TrialError as error:
                             self._fail(k, error)
+                for k in self.active if self.runs[0].work.trial.train.select == "best" else ():
+                    self.pack.select(k)
+                    self.trainers[k].look(epoch, index)
                 if not self.active:
                     break
         return {k: self.trainers[k].mean_loss(sums[k], batches[k]) for k in self.active}

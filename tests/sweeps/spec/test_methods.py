@@ -50,6 +50,11 @@ def test_every_method_is_planned_with_its_options_and_built() -> None:
     assert seen == set(METHODS)
 
 
+def test_weights_are_not_selected_among_those_of_other_ranks() -> None:
+    with pytest.raises(SpecError, match=r"methods.slow.*settles its ranks"):
+        Plan.from_spec(SweepSpec.parse({**tree({"slow": {"method": "adalora"}}), "train": {"select": "best"}}))
+
+
 def test_methods_of_peft_are_planned_and_built_at_the_count_of_the_budget() -> None:
     given: dict[str, dict[str, object]] = {
         "lora": {},
