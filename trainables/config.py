@@ -95,6 +95,8 @@ class TrainSettings(BaseModel):
     """The same as a number of steps, whatever the length; fewer where the training is shorter."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
+    base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
+    """Language models: what the frozen weights are kept in. bf16 takes half the memory; adapters train in float32."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
     """fast: on CPUs oneDNN's float32 products, where they are as accurate; see `trainables.runtime`."""
     hold_weights: Annotated[bool, LATER] = False

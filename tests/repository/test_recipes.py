@@ -146,6 +146,7 @@ def test_language_models_have_the_papers_scales_and_warm_up(name: str) -> None:
     spec = SweepSpec.load(FOLDER / f"{name}.toml")
     assert spec.train.warmup_steps == 100
     assert (spec.train.select, spec.train.select_every) == ("best", 200)  # section 5.4, and the released scripts
+    assert spec.train.base_weights == "bf16"  # the released scripts load float16
     rules = {"lora": "2r", "dora": "2r", "randlora": "2r/sqrt(n)"}
     for method in rules.keys() & spec.methods.keys():
         assert spec.methods[method].options["alpha"] == rules[method]

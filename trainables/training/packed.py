@@ -63,7 +63,7 @@ def run_pack(
     device = pick_device()
     memory = PeakMemory(device)
     lane, first = Warm(warm, device), trials[0]
-    loaded = lane.model(first.model)
+    loaded = lane.model(first.model, first.train.base_weights)
     precision, autocast = choose_precision(first.train.precision, device)
     try:
         with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def run_pack(
     except PackingError as error:
         raise NotPackableError(str(error)) from error
     finally:
-        lane.check_model(first.model)
+        lane.check_model(first.model, first.train.base_weights)
 
 
 def _drawing(first: Work, tasks: Sequence[Task]) -> bool:

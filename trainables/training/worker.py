@@ -94,14 +94,14 @@ def run_trial(
             facts = {"device": device_name(device), "precision": precision, "backend": backend}
             yield from Run(work, Path(directory), keep, facts, memory, started).go()
     finally:
-        lane.check_model(trial.model)
+        lane.check_model(trial.model, trial.train.base_weights)
 
 
 def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int) -> tuple[Warm, LoadedModel]:
     """The lane's cache and the base model; for `train.parallel = "fsdp"` a copy split over the workers."""
     if world == 1 or trial.train.parallel != "fsdp" or trial.method not in FULL_METHODS:
         lane = Warm(warm, device)
-        return lane, lane.model(trial.model)
+        return lane, lane.model(trial.model, trial.train.base_weights)
     lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
     loaded = lane.model(trial.model)
     if loaded.kind != "causal-lm":
