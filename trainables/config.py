@@ -95,14 +95,17 @@ class TrainSettings(BaseModel):
     """The same as a number of steps, whatever the length; fewer where the training is shorter."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
+    base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
+    """Language models: what the frozen weights are kept in. bf16 takes half the memory; adapters train in float32."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
     """fast: on CPUs oneDNN's float32 products, where they are as accurate; see `trainables.runtime`."""
     hold_weights: Annotated[bool, LATER] = False
     """With micro-batches, adapters make W0 + delta once per optimiser step; `randlora.accumulating`. Costs memory."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
-    head_lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False), LATER] = 1e-3
-    """Peak learning rate of a new task head, the same for every method and never searched (the paper: 1e-3)."""
+    head_lr: Annotated[Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["lr"], LATER] = 1e-3
+    """Peak learning rate of a new task head, the same for every method and never searched (the paper's DINOv2: 1e-3);
+    "lr": the trial's own rate, as one optimiser of adapter and head has it (the paper's GLUE)."""
     sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
     """shuffle: every example once before any comes again; replacement: each drawn anew from all (the paper's)."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
@@ -119,9 +122,20 @@ class TrainSettings(BaseModel):
     Methods with adapters keep copies: what they train is small."""
     gradient_checkpointing: Annotated[bool, LATER] = False
     """Models of text: keep the inputs of layers alone and make the rest again in the backward pass."""
+    select: Annotated[Literal["last", "best"], LATER] = "last"
+    """Which weights of a training are scored and kept. last: those it ends with; best: those with the lowest loss on
+    validation (transformers' load_best_model_at_end), for which `protocol = "paper"` keeps validation rows apart too:
+    `evaluate.validation_rows`, 5,000 where that is not given, and a tenth of all at most."""
+    select_every: Annotated[int | None, Field(ge=1), LATER] = None
+    """Steps between the looks of `select = "best"`; None: one after every epoch. The last step is always looked at."""
 
     @model_validator(mode="after")
-    def _one_warm_up(self) -> TrainSettings:
+    def _agree(self) -> TrainSettings:
+        if self.select_every is not None and self.select != "best":
+            raise ValueError(
+                f"select_every = {self.select_every} counts the steps between looks of select = 'best', and select is "
+                f"{self.select!r}; write select = 'best', or leave it out"
+            )
         if self.warmup_steps is not None and self.warmup_fraction:
             raise ValueError(
                 f"warmup_steps = {self.warmup_steps} and warmup_fraction = {self.warmup_fraction} are two lengths of "

@@ -47,13 +47,11 @@ class Bench:
     """
 
     def __init__(self, facts: Row, row: Row, warm: dict[str, Any]) -> None:
-        self._lane = Warm(warm, pick_device())
-        self.loaded = self._lane.model(row["model"])
+        self._lane, trial = Warm(warm, pick_device()), trial_config(facts, row)
+        self.loaded = self._lane.model(trial.model, trial.train.base_weights)
         self.module = self.loaded.module.eval()
         precision, autocast = choose_precision("fp32", self._lane.device)
-        parts = Parts(
-            trial=trial_config(facts, row), lane=self._lane, loaded=self.loaded, autocast=autocast, precision=precision
-        )
+        parts = Parts(trial=trial, lane=self._lane, loaded=self.loaded, autocast=autocast, precision=precision)
         self.task: Task = make_task(parts)
         if self.task.head is not None:
             self.task.head.eval()

@@ -2,7 +2,8 @@
 
 For every target weight: stable and effective rank and the singular values of the update, the overlap of its leading
 singular subspaces with those of full fine-tuning's update, and the least relative error of approximating the latter:
-by rank r (the truncated SVD, equation 8 of arXiv 2502.00987) and by RandLoRA's form (equation 6), fitted.
+by rank r (the truncated SVD, equation 8 of arXiv 2502.00987) and by RandLoRA's form (equation 6), fitted, with the
+bound of its theorem (equation 7).
 """
 
 from __future__ import annotations
@@ -95,7 +96,41 @@ def randlora_error(target: Tensor, r: int, *, sweeps: int = 40, settle: float = 
     b, a = adapter.part().b.double(), adapter.part().a.double()  # (D, r n), (r, m)
     if wanted.shape[0] < wanted.shape[1]:
         wanted = wanted.T
-    n = b.shape[1] // r
+    return count, _fitted(wanted, b, a, sweeps, settle)
+
+
+def randlora_bound(target: Tensor, r: int, *, sweeps: int = 40, settle: float = 1e-4) -> float:
+    """n eps, relative to the target's norm: what the paper's theorem (equation 7) promises of RandLoRA's error.
+
+    The SVD of the target (out, in) is cut into n parts of rank r at most, part j is fitted by the one term
+    B_j diag(lambda_j) A diag(gamma_j), and eps is the largest Frobenius error of a part. An upper bound of the bound,
+    as the fits are (`randlora_error`).
+    """
+    norm = float(target.norm())
+    if norm <= TINY:
+        return 0.0
+    wanted = target.double() / norm
+    adapter, _ = _adapter(wanted, randlora.RandLoraConfig(r=r))
+    b, a = adapter.part().b.double(), adapter.part().a.double()
+    u, s, v = torch.linalg.svd(wanted.T if wanted.shape[0] < wanted.shape[1] else wanted, full_matrices=False)
+    n: int = b.shape[1] // r
+    largest = 0.0
+    for j in range(n):
+        at = slice(j * r, (j + 1) * r)
+        part = (u[:, at] * s[at]) @ v[at]
+        if (size := float(part.norm())) > TINY:
+            largest = max(largest, size * _fitted(part / size, b[:, j::n], a, sweeps, settle))
+    return n * largest
+
+
+def _fitted(wanted: Tensor, b: Tensor, a: Tensor, sweeps: int, settle: float) -> float:
+    """The error of sum_j B_j diag(lambda_j) A diag(gamma_j) fitted to `wanted` (D, m), of norm 1.
+
+    Args:
+        b: (D, r n), column k n + j of B_j.
+        a: (r, m).
+    """
+    r, n = len(a), b.shape[1] // len(a)
     gram, cross = b.T @ b, b.T @ wanted  # (r n, r n), (r n, m)
 
     def turn(lam: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +139,7 @@ def randlora_error(target: Tensor, r: int, *, sweeps: int = 40, settle: float = 
         lam = _solve(gram * (q @ q.T), (cross * q).sum(dim=1)).reshape(r, n)
         return lam, b @ (lam.reshape(-1, 1) * q)
 
-    return count, _by_turns(wanted, (r, n), turn, sweeps, settle)
+    return _by_turns(wanted, (r, n), turn, sweeps, settle)
 
 
 def vera_error(target: Tensor, r: int, *, sweeps: int = 40, settle: float = 1e-4) -> tuple[int, float]:
@@ -256,7 +291,8 @@ def approximations(name: str, update: Tensor) -> list[Row]:
         count, error = randlora_error(update, r)
         fixed: Row = {"weight": name, "out_features": out, "in_features": in_, "lora_rank": rank}
         found.append(fixed | {"form": "lora", "capacity": rank, "parameters": lora_count, "error": errors[rank]})
-        found.append(fixed | {"form": "randlora", "capacity": r, "parameters": count, "error": error})
+        bound = randlora_bound(update, r)
+        found.append(fixed | {"form": "randlora", "capacity": r, "parameters": count, "error": error, "bound": bound})
         if rank == 1:
             count, error = vera_error(update, in_)
             found.append(fixed | {"form": "vera", "capacity": in_, "parameters": count, "error": error})

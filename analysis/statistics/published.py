@@ -54,9 +54,13 @@ def publication(name: str) -> Publication:
         raise StoreError(f"unknown published results {name!r}; {nearest(name, names())}")
     whole = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     points = [
-        {**{k: v for k, v in group.items() if k != "points"}, **point, "score": point["score"] / 100}
-        for group in whole["groups"]
+        {k: v for k, v in {**group, **point}.items() if k not in ("points", "datasets", "scores")}
+        | {"dataset": dataset, "score": score / 100}
+        for group in whole["groups"]  # of one data set, or of several with a score for each
         for point in group["points"]
+        for dataset, score in zip(
+            group.get("datasets") or [group["dataset"]], point.get("scores") or [point["score"]], strict=True
+        )
     ]
     facts = {k: whole[k] for k in ("name", "title", "source", "precision", "note")}
     return Publication(**facts, points=tuple(points))

@@ -93,6 +93,7 @@ _APPROXIMATION = (
     ("capacity", INT, "The form's own rank."),
     ("parameters", INT, "Parameters that the form trains on this weight."),
     ("error", REAL, "Relative Frobenius error of the approximation."),
+    ("bound", REAL, "RandLoRA's: equation 7's bound of the same, n times the largest error of a part of the SVD."),
     _WHEN,
 )
 

@@ -145,15 +145,17 @@ def solve_pinned(
 
 def budget_table(
     shapes: Shapes,
-    lora_rank: int,
+    budget: int,
+    reference: str,
     *,
     tolerance: float = TOLERANCE,
     methods: Sequence[str] | None = None,
     allocations: Sequence[str] = ALLOCATIONS,
 ) -> dict[str, Any]:
-    """Every method and allocation at the count of one LoRA rank, ready for JSON.
+    """Every method and allocation at one budget, ready for JSON.
 
     Arguments:
+        reference: what the budget is, in a word: "lora-32".
         methods: names; None: all that tables list.
 
     Returns:
@@ -163,7 +165,6 @@ def budget_table(
         `below` and `above` enclose the budget instead of the count, and `reason` and `lever` say why. `chosen` is the
         allocation that "auto" took.
     """
-    budget = reference_budget(shapes, lora_rank)
     rows = []
     for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
         nearest = solve(method, shapes, budget, allocation, tolerance=None)
@@ -184,7 +185,7 @@ def budget_table(
             "lever": answer.lever if isinstance(answer, Infeasible) else None,
         }
         rows.append(row)
-    return {"reference": f"lora-{lora_rank}", "budget": budget, "methods": rows}
+    return {"reference": reference, "budget": budget, "methods": rows}
 
 
 def _solution(counts: Reach, allocation: str, capacities: dict[str, int], budget: int) -> Solution:

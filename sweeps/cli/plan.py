@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -73,38 +74,102 @@ def estimate(
 
 
 def budget(
-    model: Annotated[str, typer.Option(help="Model id: open_clip:ARCH, local:DIR, hf:ORG/NAME, embedded:NAME.")],
-    lora_rank: Annotated[int, typer.Option(help="The LoRA rank whose count is the budget.", min=1)],
+    model: Annotated[str | None, typer.Option(help="Model: open_clip:ARCH, local:DIR, hf:ORG/NAME, ...")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="In its place weights, OUTxIN: 4096x4096.")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="The budget as LoRA's count at this rank.", min=1)] = None,
+    params: Annotated[int | None, typer.Option(help="The budget as a number of parameters.", min=1)] = None,
+    percent: Annotated[float | None, typer.Option(help="The budget in percent of all parameters of the model.")] = None,
+    rank: Annotated[int | None, typer.Option(help="The budget as the count of --method at this rank.", min=1)] = None,
     targets: Annotated[list[str] | None, typer.Option(help="Target weights; default: the family's.")] = None,
     adapt: Annotated[str, typer.Option(help="CLIP: vision or both towers; else all.")] = "both",
     method: Annotated[list[str] | None, typer.Option(help="A method, also peft:NAME; peft:all; default: ours.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every allocation, where else auto's choice stands.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The budget solver alone: what every method trains at a LoRA rank's count. Needs no weights."""
-    from sweeps.budget.solver import budget_table
-    from trainables.models.shapes import default_targets, target_shapes
+    """The budget solver alone: what every method trains at a budget, or at the count of one's rank. No weights."""
+    from sweeps.budget.solver import ALLOCATIONS, budget_table
 
     if adapt not in _TOWERS:
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
-    shapes = target_shapes(model, targets or list(default_targets(model)), adapt)
-    largest = max(min(shape) for shape in shapes.values())
-    if lora_rank > largest:
-        rule = "is above the largest rank of these weights"
-        raise SpecError([Problem("--lora-rank", lora_rank, rule, f"--lora-rank {largest}")])
-    answer = budget_table(shapes, lora_rank, **_chosen(method))
+    chosen = _chosen(method)
+    shapes, whole = _weights(model, shape, targets, adapt)
+    aims = {"--lora-rank": lora_rank, "--params": params, "--percent": percent, "--rank": rank}
+    asked, reference = _budget_of({n: v for n, v in aims.items() if v is not None}, shapes, whole, chosen)
+    if rank is not None and chosen is not None and "lora" not in chosen:
+        chosen = [*chosen, "lora"]
+    answer = budget_table(shapes, asked, reference, methods=chosen, allocations=ALLOCATIONS if every else ("auto",))
+    answer["model_parameters"] = whole
+    for row in answer["methods"]:
+        row["percent"] = 100 * row["count"] / whole
     if method:
         _add_acting(answer, shapes)
-    emit(as_json, lambda: answer, lambda: _print_budget(model, answer))
+    emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer))
 
 
-def _chosen(names: list[str] | None) -> dict[str, Any]:
-    """What `budget_table` lists: of "peft:all" one row a method, of methods by name every allocation."""
+def _weights(
+    model: str | None, shape: list[str] | None, targets: list[str] | None, adapt: str
+) -> tuple[dict[str, tuple[int, int]], int]:
+    """The target weights' shapes by name, and the parameters of the whole model, or of the shapes."""
+    from trainables.models.shapes import default_targets, meta_model, target_shapes
+
+    if (model is None) == (shape is None):
+        given = "both" if model else "neither"
+        raise SpecError([Problem("--model", given, "give a model, or in its place shapes", "--shape 4096x4096")])
+    if model is not None:
+        found = target_shapes(model, targets or list(default_targets(model)), adapt)
+        return dict(found), sum(p.numel() for p in meta_model(model).parameters())
+    sides = [re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text) for text in shape or ()]
+    for text, match in zip(shape or (), sides, strict=True):
+        if match is None:
+            raise SpecError([Problem("--shape", text, "is no shape of a weight, OUTxIN", "4096x4096")])
+    shapes = {f"weight{i}": (int(m[1]), int(m[2])) for i, m in enumerate(sides) if m is not None}
+    return shapes, sum(rows * columns for rows, columns in shapes.values())
+
+
+def _budget_of(
+    given: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]], whole: int, chosen: Sequence[str] | None
+) -> tuple[int, str]:
+    """The budget in parameters, and its name."""
+    from randlora.methods.registry import get_method
+    from sweeps.budget.solver import reference_budget, solve_pinned
+
+    if len(given) != 1:
+        said = ", ".join(given) or "none"
+        raise SpecError(
+            [Problem("budget", said, "give exactly one of --lora-rank, --params, --percent, --rank", "--lora-rank 8")]
+        )
+    ((name, value),) = given.items()
+    if name == "--params":
+        return value, f"params-{value}"
+    if name == "--percent":
+        if not 0 < value <= 100:
+            raise SpecError([Problem("--percent", value, "is above 0 and at most 100", "1")])
+        return max(1, round(whole * value / 100)), f"percent-{value:g}"
+    if name == "--rank":
+        if chosen is None or len(chosen) != 1:
+            raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
+        entry = get_method(chosen[0])
+        least, most = entry.min_capacity, entry.max_capacity(tuple(set(shapes.values())))
+        if not least <= value <= most:
+            rule = f"{entry.name} takes {least} to {most} on these weights"
+            raise SpecError([Problem("--rank", value, rule, f"--rank {min(max(value, least), most)}")])
+        return solve_pinned(entry.name, shapes, value, 1).count, f"{entry.name}-{value}"
+    largest = max(min(shape) for shape in shapes.values())
+    if value > largest:
+        raise SpecError(
+            [Problem("--lora-rank", value, "is above the largest rank of these weights", f"--lora-rank {largest}")]
+        )
+    return reference_budget(shapes, value), f"lora-{value}"
+
+
+def _chosen(names: list[str] | None) -> list[str] | None:
+    """The methods that `budget_table` lists; None: all of ours."""
     from randlora.errors import AdapterError
     from randlora.methods.bridge.kinds import KINDS, PREFIX
     from randlora.methods.registry import get_method
 
     if not names:
-        return {}
+        return None
     whole = f"{PREFIX}all" in names
     chosen = [name for name in names if name != f"{PREFIX}all"] + ([PREFIX + kind for kind in KINDS] if whole else [])
     for name in chosen:
@@ -112,7 +177,7 @@ def _chosen(names: list[str] | None) -> dict[str, Any]:
             get_method(name)
         except AdapterError as error:
             raise SpecError([Problem("--method", name, str(error))]) from error
-    return {"methods": chosen, "allocations": ("auto",)} if whole else {"methods": chosen}
+    return chosen
 
 
 def _add_acting(answer: dict[str, Any], shapes: Mapping[str, Any]) -> None:
@@ -193,8 +258,10 @@ def _print_budget(model: str, answer: Mapping[str, Any]) -> None:
         residual = _residual(m["residual"], answer["budget"])
         near = [_near(m["below"]), _near(m["above"])]
         acts = [] if "acting" not in m else [f"{m['acting']:.0%}" if m["acting"] is not None else ""]
-        rows.append([m["method"], m["allocation"], _ranks(m["ranks"]), quantity(m["count"]), residual, *near, *acts])
-    header = ["method", "allocation", "capacity", "count", "residual", "below", "above"]
+        counted = [quantity(m["count"]), f"{m['percent']:.3g}"]
+        taken = m["chosen"] if m["allocation"] == "auto" else m["allocation"]
+        rows.append([m["method"], taken, _ranks(m["ranks"]), *counted, residual, *near, *acts])
+    header = ["method", "allocation", "capacity", "count", "% of all", "residual", "below", "above"]
     title = f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters"
     print_rows(header + ["acts"] * (len(rows[0]) - len(header)), rows, title)
     for m in answer["methods"]:

@@ -13,7 +13,9 @@ from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
 from sweeps.records.locks import check_identity
 from sweeps.spec.paths import absolute
+from trainables.data.registry import DATASETS
 from trainables.data.text.dataset import TextDataset
+from trainables.errors import DataError
 from trainables.models.families import parse_id
 
 OPENED = 4000
@@ -27,20 +29,37 @@ def check_inputs(plan: Plan) -> None:
     Raises:
         SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
             whose finished trials saw other data under the same name; a test split that is a copy of train.
-        DataError: missing or damaged files, fewer images per class than shots, an image that does not open.
+        DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
+            can't be had at once, each with how to get it.
     """
     parsed = parse_id(plan.spec.model.id)
     if parsed.scheme == "open_clip" and parsed.tag is None:
         raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
     check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before this writes into it
     forget()  # files may have changed since this process read them
-    for cell in plan.feasible:
-        split_sizes(cell)
+    _check_sizes(plan)
     now = {name: fingerprint(loaded(name)) for name in dict.fromkeys(cell.dataset for cell in plan.feasible)}
     for cell in plan.feasible:
         if not cell.skip_bad:
             _open_images(cell.dataset, now[cell.dataset])
     _check_data(plan.spec.folder, now)
+
+
+def _check_sizes(plan: Plan) -> None:
+    """Load and split every data set; raise one DataError for all that can't be."""
+    found: dict[str, DataError] = {}
+    for cell in plan.feasible:
+        if cell.dataset not in found:
+            try:
+                split_sizes(cell)
+            except DataError as error:
+                found[cell.dataset] = error
+    if len(found) == 1:
+        raise next(iter(found.values()))
+    if found:
+        get = {name: getattr(DATASETS.get(name), "get", "") for name in found}
+        lines = [f"{error}{f' (how to get it: {get[name]})' if get[name] else ''}" for name, error in found.items()]
+        raise DataError("\n".join([f"{len(found)} data sets can't be had:", *lines]))
 
 
 @functools.cache

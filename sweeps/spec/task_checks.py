@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from randlora.methods.registry import METHODS
 from sweeps.errors import Problem, nearest
 from sweeps.spec.spec import SweepSpec
-from trainables.config import LINEAR_PROBE, NO_TRAINING
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING
 from trainables.data.registry import DATASETS
 from trainables.data.text.dataset import TextKind
 from trainables.data.text.registry import TEXT_DATASETS, text_kind, text_loader
@@ -21,7 +22,7 @@ HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
 
 TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
 """Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too."""
-LANGUAGE_ONLY = ("train.loss_on_prompt",)
+LANGUAGE_ONLY = ("train.loss_on_prompt", "train.base_weights")
 """Settings of `[train]` that language models alone take; of `[evaluate]` those are all but `COUNTED`."""
 COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")
 """How many rows are evaluated: for text encoders too."""
@@ -57,6 +58,14 @@ def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    if spec.train.select == "best":
+        settling = [name for name in spec.methods if (base := spec.base(name)) in METHODS and METHODS[base].scheduled]
+        rule = "settles its ranks while it trains, so train.select = 'best' may take weights of more than its budget"
+        if settling:
+            return [Problem(f"methods.{settling[0]}", None, rule, 'train.select = "last"')]
+    if spec.train.base_weights != "fp32" and (whole := [n for n in spec.methods if n in FULL_METHODS]):
+        rule = f"trains the base weights, whose steps train.base_weights = {spec.train.base_weights!r} would round away"
+        return [Problem(f"methods.{whole[0]}", None, rule, 'train.base_weights = "fp32"')]
     if kind in HEADLESS and NO_TRAINING in spec.methods:
         rule = "the model has no head that could classify untrained"
         return [Problem(f"methods.{NO_TRAINING}", None, rule, f"methods.{LINEAR_PROBE}")]

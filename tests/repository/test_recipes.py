@@ -140,11 +140,15 @@ def test_the_papers_protocol_is_one_setting_away(name: str) -> None:
     assert lora == (1 if name == "fig1-clip" else "2r")
 
 
-@pytest.mark.parametrize("name", ["fig1-llama3", "table1-llama3", "table1-phi3", "table1-qwen2", "table2-dora"])
+@pytest.mark.parametrize(
+    "name", ["fig1-llama3", "table1-llama3", "table1-phi3", "table1-qwen2", "table2-dora", "table4-llama3"]
+)
 def test_language_models_have_the_papers_scales_and_warm_up(name: str) -> None:
     """Appendix C.4, table 9: 2 for LoRA, 2 / sqrt(n) for RandLoRA, whatever the rank; 100 steps of warm-up."""
     spec = SweepSpec.load(FOLDER / f"{name}.toml")
     assert spec.train.warmup_steps == 100
+    assert (spec.train.select, spec.train.select_every) == ("best", 200)  # section 5.4, and the released scripts
+    assert spec.train.base_weights == "bf16"  # the released scripts load float16
     rules = {"lora": "2r", "dora": "2r", "randlora": "2r/sqrt(n)"}
     for method in rules.keys() & spec.methods.keys():
         assert spec.methods[method].options["alpha"] == rules[method]

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from trainables.config import Protocol, Stage, TrainSize, shots
+from trainables.config import Protocol, Stage, TrainSize, TrialConfig, shots
 from trainables.errors import DataError, SplitError
 from trainables.seeds import generator
 
@@ -65,7 +65,7 @@ class Splits:
 
     Attributes:
         train_idx: (N,) int64, ascending.
-        val_idx: (V,) int64, ascending, disjoint from train_idx; empty in protocol "paper".
+        val_idx: (V,) int64, ascending, disjoint from train_idx.
     """
 
     stage: Stage
@@ -85,8 +85,19 @@ class Splits:
         return self.train_idx if which == "train" else self.val_idx
 
 
+def split_of(dataset: SplitSet[Any], trial: TrialConfig) -> Splits:
+    """The rows of a trial; one that selects its weights on validation has some in every protocol."""
+    keep = (trial.evaluate.validation_rows or VAL_MOST) if trial.train.select == "best" else 0
+    return split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol, keep)
+
+
 def split(
-    dataset: SplitSet[Any], train_size: TrainSize, data_seed: int, stage: Stage, protocol: Protocol = "standard"
+    dataset: SplitSet[Any],
+    train_size: TrainSize,
+    data_seed: int,
+    stage: Stage,
+    protocol: Protocol = "standard",
+    keep: int = 0,
 ) -> Splits:
     """Draw a trial's rows.
 
@@ -96,16 +107,17 @@ def split(
     seed. A fraction: that share of the training rows left after the validation split, nested in the same way; the
     validation split is the authors' own, or 10 % of the training rows and 5,000 at most, drawn once with seed 0.
     Protocol "paper" validates on nothing: rows that are carved out for validation here are trained on, those that the
-    authors set apart are not, as in the paper's released loaders.
+    authors set apart are not, as in the paper's released loaders. `keep` has it carve out so many rows at most after
+    all, and validate.
 
     Raises DataError: a class without a row to train or validate on, or a fraction that is no row.
     """
     k = shots(train_size)
     if k is not None:
-        train, val = _few_shot(dataset, k, data_seed, protocol)
+        train, val = _few_shot(dataset, k, data_seed, "standard" if keep else protocol)
     else:
         assert not isinstance(train_size, str)
-        train, val = _fraction(dataset, train_size, data_seed, protocol)
+        train, val = _fraction(dataset, train_size, data_seed, VAL_MOST if protocol == "standard" else keep)
     return Splits(stage, train.sort().values, val.sort().values, dataset)
 
 
@@ -150,13 +162,13 @@ def _few_shot(dataset: SplitSet[Any], k: int, data_seed: int, protocol: Protocol
     return torch.cat(train), torch.cat(val)
 
 
-def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, most: int) -> tuple[Tensor, Tensor]:
     n = len(dataset.train)
     val = torch.zeros(n, dtype=torch.bool)
     if dataset.val_rows is not None:
         val[dataset.val_rows] = True
-    elif protocol == "standard":
-        n_val = min(int(VAL_FRACTION * n), VAL_MOST)
+    elif most:
+        n_val = min(int(VAL_FRACTION * n), most)
         val[torch.randperm(n, generator=generator(VAL_SEED, "validation"))[:n_val]] = True
         if not val.any():
             raise DataError(f"{dataset.name!r} has {n} training images: too few for a validation split of 10 %")
@@ -169,4 +181,4 @@ def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, protocol:
         )
     order = torch.randperm(len(rest), generator=generator(data_seed, "subset"))
     held = val.nonzero().flatten()
-    return rest[order[:n_train]], held[:0] if protocol == "paper" else held
+    return rest[order[:n_train]], held if most else held[:0]

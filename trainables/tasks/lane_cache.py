@@ -74,25 +74,32 @@ class Warm:
         found: T = kept[key]
         return found
 
-    def model(self, model_id: str) -> LoadedModel:
-        """The base model on this worker's device, loaded on first use; on the CPU one copy for a machine's workers."""
-        models = self._table("models")
-        if model_id not in models:
+    def model(self, model_id: str, weights: str = "fp32") -> LoadedModel:
+        """The base model on this worker's device, loaded on first use; on the CPU one copy for a machine's workers.
+
+        `weights` "bf16" keeps parameters in bfloat16, which each worker has for itself; buffers, such as frequencies of
+        positions, stay as they are.
+        """
+        models, key = self._table("models"), _model_key(model_id, weights)
+        if key not in models:
             for table in ("models", "marks", "words", "features"):
                 self._table(table).clear()
             loaded = shared_model(model_id) if self.device.type == "cpu" else load_model(model_id)
+            if weights == "bf16":
+                for parameter in loaded.module.parameters():
+                    parameter.data = parameter.data.to(torch.bfloat16)
             loaded.module.to(self.device)
-            models[model_id] = loaded
-            self._table("marks")[model_id] = Marks(loaded.module)
-        found: LoadedModel = models[model_id]
+            models[key] = loaded
+            self._table("marks")[key] = Marks(loaded.module)
+        found: LoadedModel = models[key]
         return found
 
-    def check_model(self, model_id: str) -> bool:
+    def check_model(self, model_id: str, weights: str = "fp32") -> bool:
         """Whether the model is as it was loaded; if not, it is dropped and the next trial loads it afresh."""
-        models, marks = self._table("models"), self._table("marks")
-        if model_id not in models or marks[model_id].holds(models[model_id].module):
+        models, marks, key = self._table("models"), self._table("marks"), _model_key(model_id, weights)
+        if key not in models or marks[key].holds(models[key].module):
             return True
-        del models[model_id], marks[model_id]
+        del models[key], marks[key]
         return False
 
     def dataset(self, name: str, stage: Stage) -> Dataset:
@@ -123,6 +130,10 @@ class Warm:
         found = self._kept("features", key, make)
         _drop_oldest(self._table("features"), lambda vectors: vectors.nbytes, FEATURE_BYTES)
         return found
+
+
+def _model_key(model_id: str, weights: str) -> str:
+    return model_id if weights == "fp32" else f"{model_id} in {weights}"
 
 
 def _drop_oldest(kept: dict[Any, Any], size: Callable[[Any], int], limit: int) -> None:

@@ -106,6 +106,9 @@ class Task(Protocol):
     def rows(self, which: Split) -> Tensor:
         """The trial's training or validation rows (n,): numbers that `weight` and `loss_sum` take."""
 
+    def validated(self) -> Tensor:
+        """The validation rows (n,) that `evaluate` takes."""
+
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         """Summed loss of b > 0 rows of a batch, a scalar with gradient on the device; `plan`: their part of `draw`."""
 

@@ -5,6 +5,7 @@ Uses everything below; knows nothing of Ray or of sweeps.
     checkpoints  a trial's own checkpoint, and when one is due
     optim        AdamW, the schedule, and gradients of several workers
     adapting     what trains in a trial, and how the base model is given back
+    selection    the weights with the lowest validation loss
     trainer      epochs of optimiser steps
     worker       one trial: `run_trial`
     packed       several trials on one copy of the model: `run_pack`

@@ -63,7 +63,7 @@ def run_pack(
     device = pick_device()
     memory = PeakMemory(device)
     lane, first = Warm(warm, device), trials[0]
-    loaded = lane.model(first.model)
+    loaded = lane.model(first.model, first.train.base_weights)
     precision, autocast = choose_precision(first.train.precision, device)
     try:
         with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def run_pack(
     except PackingError as error:
         raise NotPackableError(str(error)) from error
     finally:
-        lane.check_model(first.model)
+        lane.check_model(first.model, first.train.base_weights)
 
 
 def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
@@ -138,7 +138,7 @@ class _Together:
                 self.pack.select(k)
                 run = self.runs[k]
                 try:
-                    report = run.report(epoch, losses[k], seconds, self.trainers[k].samples_per_epoch)
+                    report = run.report(epoch, losses[k], seconds, self.trainers[k])
                     histories[k].append(report)
                     reports[k] = run.finish(histories[k], setup) if epoch == epochs else report
                 except (TrialError, TrainablesError) as error:
@@ -202,6 +202,9 @@ class _Together:
                             self.trainers[k].check(sums[k][: index + 1], epoch)
                         except TrialError as error:
                             self._fail(k, error)
+                for k in self.active if self.runs[0].work.trial.train.select == "best" else ():
+                    self.pack.select(k)
+                    self.trainers[k].look(epoch, index)
                 if not self.active:
                     break
         return {k: self.trainers[k].mean_loss(sums[k], batches[k]) for k in self.active}

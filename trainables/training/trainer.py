@@ -18,9 +18,10 @@ from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.sharded import is_split
 from trainables.seeds import derive_seed, generator
-from trainables.tasks.task import Task
+from trainables.tasks.task import Task, summed
 from trainables.training import optim
 from trainables.training.adapting import Trainables, reseed_dropout
+from trainables.training.selection import Selected
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +64,7 @@ class Trainer:
         self._trial, self._module, self._task = trial, work.module, task
         self._device, self._rank, self._world = work.device, work.rank, work.world
         decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
-        head_lr = trial.lr if trial.method == LINEAR_PROBE else settings.head_lr
+        head_lr = trial.lr if trial.method == LINEAR_PROBE or settings.head_lr == "lr" else settings.head_lr
         self._hooks = Hooks(()) if trainables.added is None else trainables.added.hooks
         self._named = trainables.parameters | head
         apart = {id(p) for p in self._hooks.apart()}
@@ -71,6 +72,12 @@ class Trainer:
         groups = (optim.Group(own, trial.lr, decay), optim.Group(head, head_lr, settings.weight_decay))
         self._parameters = [p for group in groups for p in group.parameters.values()]
         self._split = is_split(self._parameters)
+        if settings.select == "best" and self._hooks.schedules:
+            raise TrialError(
+                f"train.select 'best' of method {trial.method!r}, whose ranks settle while it trains: earlier weights "
+                "may not hold the budget; leave one of them out"
+            )
+        self._selected = Selected(self._named)
         self._optimizer = optim.make_adamw([group for group in groups if group.parameters])
         self._aside = torch.zeros(0, dtype=torch.bool)  # which rows a search of ranks holds out
         first = task.batches(1)
@@ -94,6 +101,7 @@ class Trainer:
             torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch))
             for index, batch in enumerate(batches):
                 sums[index] = self._step(batch, draw, epoch, index)
+                self.look(epoch, index)
                 # reading a device's numbers stops it, so not at every step; workers must stop together, after the sum
                 if self._world == 1 and (device.type == "cpu" or index % 25 == 24):
                     self.check(sums[: index + 1], epoch)
@@ -194,6 +202,35 @@ class Trainer:
             self._optimizer.state.clear()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def look(self, epoch: int, index: int) -> None:
+        """After step `index` of an epoch: with `train.select` "best" the loss on validation, where it is due."""
+        settings = self._trial.train
+        if settings.select == "last":
+            return
+        step, last = (epoch - 1) * self._steps + index + 1, self._steps * settings.epochs
+        if step % (settings.select_every or self._steps) and step < last:
+            return
+        self._module.eval()
+        self._selected.offer(step, self._validation_loss())
+        self._module.train()
+        freeze_statistics(self._module)
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """The loss on the validation rows per unit of weight, in batches as large as in training."""
+        rows, settings = self._task.validated(), self._trial.train
+        if not len(rows):
+            raise TrialError("train.select 'best': there are no validation rows to select on; use 'last'")
+        parts = torch.split(rows, self._micro or max(1, settings.global_batch_size // self._world))
+        mine = parts if self._split else parts[self._rank :: self._world]  # split weights need all in every pass
+        found = sum(float(self._task.loss_sum(part, None)) for part in mine)
+        total = float(summed(torch.tensor(found).double(), self._world, self._device))  # one number for all
+        return total / (self._world if self._split else 1) / self._task.weight(rows)
+
+    def settle(self) -> dict[str, float]:
+        """At the end of the training: the selected weights in place of the last ones; what was seen, by name."""
+        return self._selected.settle()
+
     def check(self, sums: Tensor, epoch: int) -> None:
         """Raise `TrialError` where the summed losses of an epoch's steps are not finite, naming the step."""
         if not math.isfinite(float(sums.sum())):
@@ -207,12 +244,13 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on besides its number."""
-        return optim.state_tensors(self._optimizer, self._named) | self._hooks.state()
+        return optim.state_tensors(self._optimizer, self._named) | self._hooks.state() | self._selected.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
         optim.load_state_tensors(self._optimizer, self._named, tensors)
         self._hooks.load_state(tensors)
+        self._selected.load_state(tensors)
 
 
 def freeze_statistics(model: nn.Module) -> None:

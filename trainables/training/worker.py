@@ -94,14 +94,14 @@ def run_trial(
             facts = {"device": device_name(device), "precision": precision, "backend": backend}
             yield from Run(work, Path(directory), keep, facts, memory, started).go()
     finally:
-        lane.check_model(trial.model)
+        lane.check_model(trial.model, trial.train.base_weights)
 
 
 def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int) -> tuple[Warm, LoadedModel]:
     """The lane's cache and the base model; for `train.parallel = "fsdp"` a copy split over the workers."""
     if world == 1 or trial.train.parallel != "fsdp" or trial.method not in FULL_METHODS:
         lane = Warm(warm, device)
-        return lane, lane.model(trial.model)
+        return lane, lane.model(trial.model, trial.train.base_weights)
     lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
     loaded = lane.model(trial.model)
     if loaded.kind != "causal-lm":
@@ -130,7 +130,7 @@ class Run:
         work, trial = self.work, self.work.trial
         if trial.method == NO_TRAINING:
             setup = time.perf_counter() - self.started
-            yield self.finish([self.report(1, None, 0.0, 0)], setup)
+            yield self.finish([self.report(1, None, 0.0)], setup)
             return
         trainer = Trainer(work)
         history, finished = self._resume(trainer)
@@ -140,7 +140,8 @@ class Run:
         for epoch in range(finished + 1, trial.train.epochs + 1):
             begun = time.perf_counter()
             loss = trainer.epoch(epoch)
-            report = self.report(epoch, loss, time.perf_counter() - begun, trainer.samples_per_epoch)
+            seconds = time.perf_counter() - begun
+            report = self.report(epoch, loss, seconds, trainer)
             history.append(report)
             if epoch == trial.train.epochs:
                 yield self.finish(history, setup)
@@ -152,16 +153,18 @@ class Run:
                         save_checkpoint(self.directory, trial.trial_id, epoch, history, state)
             yield report
 
-    def report(self, epoch: int, loss: float | None, seconds: float, count: int) -> Report:
-        """Evaluate after an epoch of `count` samples, which trained for `seconds`, and report it."""
+    def report(self, epoch: int, loss: float | None, seconds: float, trainer: Trainer | None = None) -> Report:
+        """Evaluate after an epoch, which trained for `seconds`, and report it; after the last, the selected weights."""
         begun = time.perf_counter()
+        count = 0 if trainer is None else trainer.samples_per_epoch
+        selected = trainer.settle() if trainer is not None and epoch == self.work.trial.train.epochs else {}
         val = self._evaluate("val")
         return {
             "epoch": epoch,
             "done": False,
             "train_loss": loss,
             "val_score": None if val is None else val.score,
-            "val_further": {} if val is None else dict(val.further),
+            "val_further": selected if val is None else {**val.further, **selected},
             "skipped": None if val is None else val.skipped,
             "seconds": seconds,
             "seconds_eval": time.perf_counter() - begun,

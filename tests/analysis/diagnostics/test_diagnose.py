@@ -63,6 +63,7 @@ def test_spectrum_of_trained_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch
     assert "Effective rank" in says and "RandLoRA" in says and {"spectrum.png", "spectrum.pdf"} <= set(paths)
     fits = store.table("approximation").to_pylist()
     assert {r["form"] for r in fits} == {"lora", "randlora", "vera"} and all(0 <= r["error"] <= 1 for r in fits)
+    assert all((r["bound"] is not None) == (r["form"] == "randlora") for r in fits)
     lora = [r for r in rows if r["method"] == "lora"]
     assert all(r["rank"] <= 2 for r in lora)  # LoRA's rank bounds its update's
     assert all(r["rank"] > 16 for r in rows if r["method"] == "randlora")

@@ -18,6 +18,7 @@ from analysis.diagnostics.spectrum import (
     effective_rank,
     lora_errors,
     numerical_rank,
+    randlora_bound,
     randlora_error,
     stable_rank,
     subspace_overlap,
@@ -106,6 +107,10 @@ def test_a_fit_of_noise_is_as_good_as_its_dimensions_allow() -> None:
     assert count == 12 * 13 and error == pytest.approx(0.5**0.5, abs=0.08)
     assert randlora_error(torch.zeros(4, 4), 1) == (0, 0.0)
     errors = [randlora_error(noise, r)[1] for r in (12, 6, 3)]
+    bounds = [randlora_bound(noise, r) for r in (12, 6, 3)]
+    assert all(error <= bound for error, bound in zip(errors, bounds, strict=True))
+    assert bounds[0] == pytest.approx(errors[0], rel=1e-6)  # n = 1: the theorem's parts are the whole
+    assert randlora_bound(torch.zeros(4, 4), 1) == 0.0
     assert errors == sorted(errors, reverse=True)  # more parameters, less error
 
 

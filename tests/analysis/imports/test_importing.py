@@ -14,6 +14,8 @@ from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_pu
 from analysis.report.page import render
 from analysis.statistics.published import names, publication, published_curve
 from sweeps.cli.main import app
+from trainables.data.registry import DATASETS
+from trainables.data.text.registry import TEXT_DATASETS
 
 
 @pytest.mark.parametrize("name", names())
@@ -44,6 +46,30 @@ def test_the_mean_of_the_data_sets_is_the_printed_average() -> None:
         scores = [100 * p["score"] for p in rows if p["method"] == method]
         assert len(scores) == 22
         assert sum(scores) / 22 == pytest.approx(printed, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "means", "off"), [("commonsense-tasks", "commonsense", 0.02), ("glue-tasks", "glue", 0.08)]
+)
+def test_the_means_over_tasks_are_the_printed_ones(tasks: str, means: str, off: float) -> None:
+    found: dict[tuple[str, ...], list[float]] = {}
+    for point in publication(tasks).points:
+        data = point["dataset"].partition(":")[0] if means == "commonsense" else "glue-mean-of-6"
+        found.setdefault((point["model"], data, point["method"], point["setting"]), []).append(100 * point["score"])
+    printed = {
+        (p["model"], p["dataset"], p["method"], p["setting"]): 100 * p["score"] for p in publication(means).points
+    }
+    assert len(found) == (36 if means == "commonsense" else 6) and found.keys() <= printed.keys()
+    for key, scores in found.items():
+        assert len(scores) == (8 if means == "commonsense" else 6)
+        assert sum(scores) / len(scores) == pytest.approx(printed[key], abs=off), key
+
+
+def test_published_data_sets_have_the_names_of_the_registry() -> None:
+    """So that overlays join. Means over several sets have names of their own; tasks stand behind a colon."""
+    known = {*DATASETS, *TEXT_DATASETS, "metamathqa-gsm8k"}
+    points = [p for name in names() for p in publication(name).points]
+    assert {p["dataset"].partition(":")[0] for p in points if "mean-of" not in p["dataset"]} <= known
 
 
 def test_unknown_publication_lists_the_known() -> None:

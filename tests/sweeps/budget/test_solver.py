@@ -240,7 +240,7 @@ def test_bad_tolerance_and_reference_are_named() -> None:
 
 def test_the_table_lists_every_method_and_allocation() -> None:
     shapes = clip_b32()
-    table = json.loads(json.dumps(budget_table(shapes, 32)))
+    table = json.loads(json.dumps(budget_table(shapes, reference_budget(shapes, 32), "lora-32")))
     assert table["reference"] == "lora-32"
     assert table["budget"] == 6_881_280
     rows = {(row["method"], row["allocation"]): row for row in table["methods"]}

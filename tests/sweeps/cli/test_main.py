@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,14 +119,53 @@ def test_budget_lists_chosen_methods_and_what_of_them_acts() -> None:
     assert rows["peft:boft"]["acting"] < 0.9
     assert not rows["peft:ia3"]["feasible"]
     two = json.loads(sweeps(*words, "--method", "lora", "--method", "peft:miss", "--json").stdout)["methods"]
-    assert {row["method"] for row in two} == {"lora", "peft:miss"}
-    assert len(two) == 8
+    assert [row["method"] for row in two] == ["lora", "peft:miss"]
+    every = json.loads(sweeps(*words, "--method", "lora", "--method", "peft:miss", "--all", "--json").stdout)["methods"]
+    assert len(every) == 8 and {row["method"] for row in every} == {"lora", "peft:miss"}
     shown = sweeps(*words, "--method", "peft:miss", "--method", "peft:ia3").output
     assert "acts" in shown
     assert "infeasible" in shown
     wrong = sweeps(*words, "--method", "peft:mis")
     assert wrong.exit_code == 2
     assert "peft:miss" in wrong.output
+
+
+def test_budget_answers_for_bare_weights_counts_shares_and_ranks() -> None:
+    def asked(*words: str) -> dict[str, Any]:
+        return json.loads(sweeps("budget", *words, "--json").stdout)
+
+    one = asked("--shape", "4096x4096", "--params", "262144", "--method", "lora", "--method", "randlora")
+    assert (one["reference"], one["budget"], one["model_parameters"]) == ("params-262144", 262_144, 4096**2)
+    rows = {row["method"]: row for row in one["methods"]}
+    assert rows["lora"]["ranks"] == 32  # 32 (4096 + 4096)
+    n, rank = -(-4096 // rows["randlora"]["ranks"]), rows["randlora"]["ranks"]
+    assert rows["randlora"]["count"] == n * (rank + 4096)
+    assert asked("--shape", "4096x4096", "--percent", "1.5625", "--method", "lora")["methods"] == [rows["lora"]]
+    llama = ("--model", "hf:meta-llama/Meta-Llama-3-8B", "--adapt", "all")
+    back = asked(*llama, "--method", "randlora", "--rank", "30")  # Table 15: 0.7 % each, LoRA-32
+    own, lora = back["methods"]
+    assert (back["reference"], own["method"], own["ranks"], own["count"]) == ("randlora-30", "randlora", 30, 56_626_112)
+    assert (lora["method"], lora["ranks"], lora["residual"]) == ("lora", 32, 56_623_104 - 56_626_112)
+    assert [round(row["percent"], 2) for row in (own, lora)] == [0.71, 0.71]
+    shown = sweeps("budget", *llama, "--method", "randlora", "--rank", "30").output
+    assert "randlora-30 = 56,626,112 trainable parameters" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lora-rank", "4"], "give a model, or in its place shapes"),
+        (["--shape", "4096", "--lora-rank", "4"], "OUTxIN"),
+        (["--shape", "64x64"], "exactly one of --lora-rank, --params, --percent, --rank"),
+        (["--shape", "64x64", "--params", "9", "--percent", "1"], "--params, --percent"),
+        (["--shape", "64x64", "--percent", "0"], "above 0"),
+        (["--shape", "64x64", "--rank", "4"], "--method randlora --rank 4"),
+        (["--shape", "64x64", "--rank", "65", "--method", "randlora"], "randlora takes 1 to 64 on these weights"),
+    ],
+)
+def test_budget_names_what_it_cannot_answer(words: list[str], said: str) -> None:
+    result = sweeps("budget", *words)
+    assert result.exit_code == 2 and said in " ".join(result.output.split())
 
 
 def test_budget_refuses_a_rank_beyond_the_weights() -> None:

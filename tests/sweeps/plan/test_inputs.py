@@ -52,6 +52,22 @@ def test_a_damaged_image_is_named(images: Path, tmp_path: Path) -> None:
         check_inputs(plan(images, str(tmp_path / "r")))
 
 
+def test_all_data_that_is_missing_is_named_at_once(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = images.parent
+    monkeypatch.setenv("SWEEPS_DATA", str(there / "nowhere"))
+    names = [f"folder:{images}", "ucf101", "imagenet@torchvision"]
+    planned = plan(images, str(there / "r"), datasets=names)
+    with pytest.raises(DataError) as caught:
+        check_inputs(planned)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "2 data sets can't be had:"
+    assert [name in line for name, line in zip(names[1:], lines, strict=True)] == [True, True]
+    assert "put UCF-101-midframes/" in lines[0]
+    assert not (there / "r").exists() or not list((there / "r").iterdir())
+    with pytest.raises(DataError, match=r"^(?!2)[^\n]*ucf101[^\n]*$"):  # one alone is its own message
+        check_inputs(plan(images, str(there / "r"), datasets=names[:2]))
+
+
 def test_bad_images_may_be_skipped(images: Path, tmp_path: Path) -> None:
     (images / "train" / "shoe" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     planned = plan(images, str(tmp_path / "r"), skip_bad=True)

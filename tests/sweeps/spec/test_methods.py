@@ -50,6 +50,18 @@ def test_every_method_is_planned_with_its_options_and_built() -> None:
     assert seen == set(METHODS)
 
 
+def test_weights_are_not_selected_among_those_of_other_ranks() -> None:
+    with pytest.raises(SpecError, match=r"methods.slow.*settles its ranks"):
+        Plan.from_spec(SweepSpec.parse({**tree({"slow": {"method": "adalora"}}), "train": {"select": "best"}}))
+
+
+def test_full_fine_tuning_keeps_float32_weights() -> None:
+    language = {"id": "hf:openai-community/gpt2-medium"}
+    given = {**tree({"full": {}}), "model": language, "train": {"base_weights": "bf16"}}
+    with pytest.raises(SpecError, match=r"methods.full.*round away"):
+        Plan.from_spec(SweepSpec.parse(given))
+
+
 def test_methods_of_peft_are_planned_and_built_at_the_count_of_the_budget() -> None:
     given: dict[str, dict[str, object]] = {
         "lora": {},

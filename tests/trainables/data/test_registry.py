@@ -92,6 +92,31 @@ def test_another_source(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_dataset("svhn@hup")
 
 
+def test_the_prompts_are_those_that_clip_published() -> None:
+    """Numbers, and the last of each longer list, of openai/CLIP's data/prompts.md."""
+    counts = {"cars": 8, "dtd": 8, "eurosat": 3, "gtsrb": 3, "resisc45": 18, "cifar10": 18, "cifar100": 18}
+    counts |= {"sun397": 2, "stl10": 2, "caltech101": 34, "fgvc-aircraft": 2, "country211": 5, "ucf101": 48}
+    lacking = {"svhn": "mnist", "caltech256": "caltech101"}
+    found = {name: info.templates for name, info in PAPER_SETS.items() if name != "imagenet"}  # open_clip has those
+    assert {name: len(set(own)) for name, own in found.items()} == {
+        name: counts.get(lacking.get(name, name), 1) for name in found
+    }
+    assert all(found[name] == found[other] for name, other in lacking.items())
+    last = {
+        "cars": "a photo of my old {}.",
+        "dtd": "a photo of the {} object.",
+        "gtsrb": 'a close up photo of a "{}" traffic sign.',
+        "resisc45": "aerial view of the {}.",
+        "cifar100": "a photo of the big {}.",
+        "caltech101": "a doodle of the {}.",
+        "country211": "a photo showing the country of {}.",
+        "ucf101": "a demonstration of the person practicing {}.",
+    }
+    assert {name: found[name][-1] for name in last} == last
+    assert {"the {} in a video game.", "a plastic {}."} <= set(found["caltech101"])
+    assert "a low contrast photo of the {}." in found["cifar10"]
+
+
 def test_class_names_read_as_words() -> None:
     found = {
         n: clean(n) for n in ("001.Black_footed_Albatross", "/b/bar/indoor", "airplanes-101", "SeaLake", "F-16A/B")

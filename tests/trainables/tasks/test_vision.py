@@ -186,6 +186,8 @@ def test_the_head_trains_at_its_own_rate(vision_trial: MakeTrial, tmp_path: Path
     run(vision_trial("lora", lr=1e-12, train={"epochs": 1}), tmp_path / "b", keep=True)
     moved = (load_head(tmp_path / "b" / "adapter").weight - start).abs().mean()
     assert moved > 1e-3
+    run(vision_trial("lora", lr=1e-12, train={"head_lr": "lr", "epochs": 1}), tmp_path / "c", keep=True)
+    torch.testing.assert_close(load_head(tmp_path / "c" / "adapter").weight, start, rtol=0, atol=1e-9)
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(vision_trial: MakeTrial) -> None:

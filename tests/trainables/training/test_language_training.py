@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import trainables.training.checkpoints
@@ -114,6 +115,24 @@ def test_resuming_is_exact(lm_trial: MakeTrial, tmp_path: Path, monkeypatch: pyt
     next(generator)
     generator.close()
     assert outcome(run(trial, tmp_path / "cut")) == outcome(whole)
+
+
+@pytest.mark.parametrize("method", ["lora", "randlora"])
+def test_base_weights_in_bfloat16_train_float32_adapters(lm_trial: MakeTrial, tmp_path: Path, method: str) -> None:
+    evaluate = {"validation_rows": 2, "test_rows": 2}
+    warm: dict[str, Any] = {}
+    losses = {}
+    for weights in ("fp32", "bf16"):
+        trial = lm_trial(method, train={"epochs": 1, "base_weights": weights}, evaluate=evaluate)
+        losses[weights] = run(trial, tmp_path / weights, warm, keep=True)[-1]["train_loss"]
+        (loaded,) = warm["models"].values()  # one at a time, and still there: the trial left it as it was
+        kinds = {p.dtype for p in loaded.module.parameters()}
+        assert kinds == {torch.float32 if weights == "fp32" else torch.bfloat16}
+        assert all(b.dtype != torch.bfloat16 for b in loaded.module.buffers())
+        kept = load_file(str(tmp_path / weights / "adapter" / "adapter.safetensors"))
+        assert {t.dtype for t in kept.values()} == {torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+    assert losses["bf16"] != losses["fp32"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches
 from trainables.data.images.dataset import Dataset
 from trainables.data.images.pixels import Pixels
-from trainables.data.splits import split
+from trainables.data.splits import split_of
 from trainables.errors import TrialError
 from trainables.models.encoders import hidden_size, image_encoder, new_head
 from trainables.runtime import Autocast
@@ -75,7 +75,7 @@ class ImageTask:
         self._dataset, self.classifier, self.head = dataset, classifier, head
         trial, look = parts.trial, parts.loaded.preprocess
         assert look is not None  # a model of images has one
-        self._rows = split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol)
+        self._rows = split_of(dataset, trial)
         self._usable: dict[str, tuple[Pixels, Tensor]] = {}
         self._skipped = 0
         self._recipe = look.recipe
@@ -108,6 +108,9 @@ class ImageTask:
 
     def rows(self, which: Split) -> Tensor:
         return self._images_of(which)[1]
+
+    def validated(self) -> Tensor:
+        return self.rows("val")
 
     def weight(self, batch: Tensor) -> float:
         return len(batch)
@@ -179,7 +182,8 @@ class FrozenTask(ImageTask):
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         labels = self._pixels.split.labels[rows].to(self._normalise.device)
         if plan is None:
-            pool = self._rows.train_idx  # ascending
+            train, val = self._rows.train_idx, self._rows.val_idx  # ascending
+            pool = train if bool((train == rows[0]).any()) else val
             features = self._features(self._pixels, pool)[torch.searchsorted(pool, rows)]
         else:
             features = self._through_tower(self._images(self._pixels, rows, plan))

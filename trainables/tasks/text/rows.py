@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainables.config import LINEAR_PROBE, TrialConfig
-from trainables.data.splits import VAL_SEED, split
+from trainables.data.splits import VAL_SEED, split_of
 from trainables.data.text.batches import bucketed_batches
 from trainables.data.text.dataset import TextDataset, TextSplit
 from trainables.errors import TrialError
@@ -76,7 +76,7 @@ class TextTask(Generic[T]):
         self._trial, self._dataset, self._lane, self._module = trial, dataset, parts.lane, parts.loaded.module
         self._max_tokens, self._encoded = max_tokens, encoded
         self.metric = dataset.metric
-        self._rows = split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol)
+        self._rows = split_of(dataset, trial)
         self._train = self._in_tokens(dataset.train)
         self._cut = self._train.cut_share(self._rows.train_idx.tolist())
 
@@ -89,6 +89,9 @@ class TextTask(Generic[T]):
 
     def rows(self, which: Split) -> Tensor:
         return self._rows.of(which)
+
+    def validated(self) -> Tensor:
+        return self._evaluated("val")[1]
 
     def weight(self, batch: Tensor) -> float:
         return float(len(batch))

@@ -1,0 +1,51 @@
+"""The weights with the lowest loss on validation so far (`train.select = "best"`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trainables.models.sharded import like, whole
+
+_PREFIX = "best."
+
+
+class Selected:
+    """A copy, on the CPU, of the best weights among those that were offered; ties go to the earlier ones.
+
+    Where weights are split over workers, all must make the same calls with the same losses.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._best: dict[str, Tensor] = {}
+        self._seen = torch.tensor([0.0, math.inf, math.nan], dtype=torch.float64)  # the best's step, its loss, the last
+
+    def offer(self, step: int, loss: float) -> None:
+        """Keep the weights as they are after `step` if their loss is the lowest; one that is not finite never is."""
+        self._seen[2] = loss
+        if loss < self._seen[1]:
+            self._seen[:2] = torch.tensor([step, loss])
+            self._best = {n: whole(p.detach()).to("cpu", copy=True) for n, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def settle(self) -> dict[str, float]:
+        """Put the best weights in place; its step, its loss and the last weights' loss by name, {} without an offer."""
+        if not self._best:
+            return {}
+        for name, value in self._best.items():
+            self._parameters[name].copy_(like(value, self._parameters[name]))
+        return dict(zip(("selected-step", "selected-loss", "last-loss"), self._seen.tolist(), strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint; {} without an offer."""
+        return {_PREFIX + n: t for n, t in {"": self._seen.clone(), **self._best}.items()} if self._best else {}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`; other keys are left alone."""
+        mine = {n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}
+        self._seen = mine.pop("", self._seen)
+        self._best = mine
