@@ -18,10 +18,13 @@ class Rules:
             "shared": the declared seeds themselves.
         grid_rule: "nested": the k-th point of a grid is the same for every allowance; "equal-steps": a grid has equal
             steps for the allowance it was begun with, lower rates first.
+        tie_rule: of points with equal validation scores "loss-then-centre" takes the one with the lower training loss,
+            then the one whose rate is nearest to the centre of its range; "earlier" the one that was asked first.
     """
 
     seed_rule: str = "per-data-set"
     grid_rule: str = "nested"
+    tie_rule: str = "loss-then-centre"
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
@@ -29,7 +32,7 @@ class Rules:
         return cls(**{name: stored.get(name, old) for name, old in asdict(OLD).items()})
 
 
-OLD = Rules(seed_rule="shared", grid_rule="equal-steps")
+OLD = Rules(seed_rule="shared", grid_rule="equal-steps", tie_rule="earlier")
 
 
 def derived_seed(seed: int, dataset: str, train_size: str | float) -> int:
