@@ -20,6 +20,7 @@ from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude_gap
 from analysis.words.figures import conclude_groups, conclude_ranks
 from analysis.words.parity import looks_says, parity_says
+from analysis.words.weak import weak_evidence
 
 QUESTION = (
     "When LoRA falls short of full fine-tuning, is it the number of trainable parameters or the rank of the update? "
@@ -49,6 +50,7 @@ def facts(store: Store) -> dict[str, Any]:
         "setting": _setting(store),
         "parity_says": [*parity_says(parity), *looks_says(looks(store).values())],
         "edges": sum(bool(r["edge"]) for r in parity),
+        "weak": weak_evidence(store.table("signs").to_pylist()),
         "under_tuned": [r for r in parity if r["under_tuned"]],
         "test_looks": confirm.column("n")[0].as_py(),
         "superseded": store.table("superseded").num_rows,

@@ -21,6 +21,7 @@ from analysis.store.store import Store
 from analysis.styles import place_text, style
 from analysis.words import conclusions
 from analysis.words.parity import devices_apart
+from analysis.words.weak import weak_evidence
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 """Columns of the paired difference to LoRA at the same budget."""
@@ -32,6 +33,7 @@ RESULTS = pa.schema(
         ("off_budget", REAL),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
         ("lr", REAL),
         *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
+        ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
         ("n", INT),
         *typed(REAL, *DIFFERENCE, "p_holm"),
@@ -70,6 +72,7 @@ def results_table(store: Store) -> pa.Table:
     compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
+    weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in store.table("signs").to_pylist()}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
     unscored = _unscored(store)
     tolerance = _tolerance(store)
@@ -81,6 +84,7 @@ def results_table(store: Store) -> pa.Table:
         off = cell["residual_fraction"]
         row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
+        row["weak"] = weak.get((cell["sweep"], cell["cell_id"])) or None
         if score:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
             row |= {k: examples[cell["sweep"], cell["cell_id"]][k] for k in (*OVER_EXAMPLES, "examples_note")}
@@ -151,13 +155,10 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals over seeds, each for itself; differences in points, paired by "
         "seed, the choice of rates in their intervals and verdicts, which are Holm-corrected over the whole table"
     ]
-    if any(r["edge"] for r in rows):
-        found.append("* the chosen rate is the end of its range: perhaps under-tuned")
+    if any(r["under_tuned"] for r in rows):
+        found.append("* perhaps under-tuned, as said above")
     if any(r["off_budget"] for r in rows):
         found.append("\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal parameters")
-    few = [f"{r['name']} {r['reference'] or ''}".strip() for r in rows if "few" in (r["under_tuned"] or "")]
-    if few:
-        found.append(f"perhaps under-tuned, few of their learning rates having finished: {', '.join(few)}")
     return found
 
 
@@ -202,7 +203,7 @@ def _block(title: str, measured: str, rows: list[Row]) -> Table:
 
 
 def _rate(row: Row) -> str:
-    return "" if row["lr"] is None else f"{row['lr']:.2g}{'*' if row['edge'] else ' '}"
+    return "" if row["lr"] is None else f"{row['lr']:.2g}{'*' if row['under_tuned'] else ' '}"
 
 
 def _score(row: Row) -> str:

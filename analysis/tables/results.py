@@ -37,7 +37,7 @@ def results(store: Store) -> Sheet:
         METHOD,
         BUDGET,
         Column("parameters", lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
-        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["edge"]), "number"),
+        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number"),
         Column("test score, % [95 %]", score_text, "number"),
         SEEDS,
         Column("vs LoRA, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
@@ -51,7 +51,7 @@ def results(store: Store) -> Sheet:
         "table of comparisons below: at most one such family in twenty has a false "
         '"higher" or "lower". "Not distinguishable" does not mean equal: see the '
         "power column. Over test examples too: intervals for other examples of the same kind, seeds and examples both "
-        "being samples; the others speak of this test set. * the chosen rate is the end of its range."
+        "being samples; the others speak of this test set. * perhaps under-tuned."
         + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
         * any(r["off_budget"] for r in rows)
     )

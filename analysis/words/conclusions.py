@@ -61,7 +61,7 @@ def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None =
     unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
     order = ", the mean first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
     paired = f"paired over {seeds} seed{'s' * (seeds != '1')}, the choice of learning rates included"
-    return f"{text} ({paired}, Holm-corrected at {100 * level:.2g} %{order}{unequal}{_edges(cells)})."
+    return f"{text} ({paired}, Holm-corrected at {100 * level:.2g} %{order}{unequal})."
 
 
 def _excludes_zero(row: Row) -> bool:
@@ -216,13 +216,6 @@ def _power(rows: Sequence[Row]) -> str:
     low, high = (f"{100 * end(known):.0f}" for end in (min, max))
     share = low if low == high else f"{low} to {high}"
     return f"; a true 2-point difference would be found {share} % of the time"
-
-
-def _edges(rows: Sequence[Row]) -> str:
-    """A warning where a rate was chosen at the end of its range: that method may be under-tuned."""
-    counts = [(name, sum(r["edge"] in (arm, "both") for r in rows)) for name, arm in ((A, "method"), (B, "baseline"))]
-    said = [f"{name} at {count} of {len(rows)}" for name, count in counts if count]
-    return f"; perhaps under-tuned, its rate being the end of the range: {', '.join(said)}" if said else ""
 
 
 def _overall(rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from analysis.format import duration, quantity
 from sweeps.cli.options import Json, Scale, Set, Source, Spec, load, store_of
-from sweeps.cli.printing import emit, err, out, print_rows, print_table
+from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json =
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
     from sweeps.plan.packing import packing_of
 
-    planned = load(spec, overrides, scale)
+    planned = load(spec, overrides, scale).with_sizes(download=False)
 
     def answer() -> dict[str, Any]:
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
         counted |= {"margin": planned.spec.confirm.margin, "max_seeds": planned.spec.confirm.max_seeds}
-        return {"cells": planned.table().to_pylist(), **counted, "packing": packing_of(planned)}
+        weak, packing = weak_of(planned), packing_of(planned)
+        return {"cells": planned.table().to_pylist(), **counted, "weak": weak, "packing": packing}
 
     emit(as_json, answer, lambda: print_plan(planned))
 
@@ -132,6 +133,13 @@ def _add_acting(answer: dict[str, Any], shapes: Mapping[str, Any]) -> None:
             row["acting"] = None
 
 
+def weak_of(plan: Plan) -> list[str]:
+    """What will be weak in the results, as far as it is known before a run."""
+    from analysis.words.weak import weak_evidence
+
+    return weak_evidence(cell.row() for cell in plan.feasible)
+
+
 def print_header(plan: Plan) -> None:
     """One line on what is about to run."""
     spec, left_out = plan.spec, len(plan.cells) - len(plan.feasible)
@@ -148,6 +156,7 @@ def print_header(plan: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    print_weak(weak_of(plan))
     rows = [
         {
             "method": cell.method,

@@ -10,7 +10,17 @@ import typer
 
 from analysis.format import visible
 from sweeps.cli.options import Json, Set, Source, folder_of, store_of
-from sweeps.cli.printing import as_bytes, emit, out, print_files, print_json, print_named, print_sheet, print_table
+from sweeps.cli.printing import (
+    as_bytes,
+    emit,
+    out,
+    print_files,
+    print_json,
+    print_named,
+    print_sheet,
+    print_table,
+    print_weak,
+)
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -32,9 +42,11 @@ def best(source: Source, overrides: Set = None, as_json: Json = False) -> None:
 
 
 def print_best(store: Store) -> None:
-    """The results table and its one-sentence conclusion."""
+    """What the evidence is weak in, the results table and its one-sentence conclusion."""
     from analysis.tables.console import conclusion, print_results_table
+    from analysis.words.weak import weak_evidence
 
+    print_weak(weak_evidence(store.table("signs").to_pylist()))
     print_results_table(store, out)
     out.print(f"\n{conclusion(store)}")
 

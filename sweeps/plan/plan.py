@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from sweeps.budget.reach import Shapes
 from sweeps.budget.solving import Solved, rank_problems, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.checks import check_adapters, counted
+from sweeps.plan.split_sizes import sized
 from sweeps.search.points import check_sampler
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget, published_lr
@@ -23,7 +24,7 @@ from sweeps.spec.search_space import dimensions, published
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
-from trainables.data.registry import check_dataset
+from trainables.data.registry import check_dataset, on_disk
 from trainables.data.text.registry import TEXT_FORMS
 from trainables.errors import DataError
 from trainables.models.families import ModelError
@@ -53,6 +54,12 @@ class Plan:
     def table(self) -> pa.Table:
         """The cells as an Arrow table (schema: docs/tables.md, `cells`)."""
         return to_table("cells", [cell.row() for cell in self.cells])
+
+    def with_sizes(self, *, download: bool) -> Plan:
+        """The plan with the sizes of its cells' splits; without `download`, of the data sets that are files here."""
+        return replace(
+            self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
+        )
 
     @classmethod
     def from_spec(cls, spec: SweepSpec) -> Plan:

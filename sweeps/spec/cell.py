@@ -32,6 +32,8 @@ class Cell:
         allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
         written: the data set as the sweep file names it; `dataset` has a path made absolute.
+        val_examples, test_examples: what it validates and tests on; None where the data has not been read.
+        test_lacks: classes of which the test split has no example.
         base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
 
@@ -72,6 +74,9 @@ class Cell:
     evaluate: EvaluateSettings = field(default=EvaluateSettings())
     update_rank: float | None = None
     written: str | None = None
+    val_examples: int | None = None
+    test_examples: int | None = None
+    test_lacks: tuple[str, ...] = ()
 
     @property
     def space(self) -> Space | None:
@@ -144,6 +149,7 @@ class Cell:
             "label": self.label,
             "train_size": str(self.train_size),
             "capacities": json.dumps(dict(self.capacities)),
+            "test_lacks": json.dumps(self.test_lacks) if self.test_lacks else None,
             "space": json.dumps({d.name: d.as_dict() for d in self.dimensions}) if self.dimensions else None,
             "residual_fraction": fraction,
             "below": None if self.below is None else json.dumps(self.below),

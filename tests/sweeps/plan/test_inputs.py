@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sweeps.cli.plan import weak_of
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
 from sweeps.plan import digests, split_sizes
@@ -160,3 +161,19 @@ def test_a_folder_that_cannot_be_made(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SpecError, match=r"output = .*choose another output"):
         check_inputs(plan(images, str(tmp_path / "file" / "r")))
+
+
+def test_a_plan_knows_small_splits_and_classes_that_test_lacks(images: Path, tmp_path: Path) -> None:
+    shutil.rmtree(images / "test" / "shoe")
+    before = plan(images, str(tmp_path / "out"))
+    (cell,) = before.with_sizes(download=False).cells
+    assert (cell.val_examples, cell.test_examples, cell.test_lacks) == (1, 2, ("shoe",))
+    assert (before.cells[0].val_examples, cell.cell_id) == (None, before.cells[0].cell_id)
+    said = weak_of(before.with_sizes(download=False))
+    assert said[:2] == [
+        "validation has 1 example: one is 100.0 points",
+        "test has 2 examples: one is 50.0 points",
+    ]
+    assert said[2] == "test of images has no example of shoe"
+    registered = plan(images, str(tmp_path / "out"), datasets=["cifar10"])
+    assert registered.with_sizes(download=False) == registered  # it may not be here
