@@ -132,6 +132,7 @@ _CELLS = (
     SIZE,
     ("method", TEXT, "Method name."),
     ("base", TEXT, "The method itself where `method` is a variant of one with a name of its own; else the same."),
+    ("title", TEXT, "The method's title; null for a variant, which has its name alone, and in older parts."),
     ("label", TEXT, "The cell in words."),
     REFERENCE,
     BUDGET,

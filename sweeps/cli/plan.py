@@ -45,7 +45,13 @@ def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json =
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
         counted |= {"margin": planned.spec.confirm.margin, "max_seeds": planned.spec.confirm.max_seeds}
         weak, packing = weak_of(planned), packing_of(planned)
-        return {"cells": planned.table().to_pylist(), **counted, "weak": weak, "packing": packing}
+        return {
+            "cells": planned.table().to_pylist(),
+            **counted,
+            "weak": weak,
+            "packing": packing,
+            "instead": planned.instead(),
+        }
 
     emit(as_json, answer, lambda: print_plan(planned))
 
@@ -157,6 +163,8 @@ def print_header(plan: Plan) -> None:
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
     print_weak(weak_of(plan))
+    if plan.spec.description:
+        out.print(plan.spec.description, style="dim")
     rows = [
         {
             "method": cell.method,
@@ -180,6 +188,8 @@ def print_plan(plan: Plan) -> None:
         if not cell.feasible:
             around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
             out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
+    for reference, budget in plan.instead().items():
+        out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     confirm = plan.spec.confirm
     if confirm.margin is not None:
         out.print(f"margin    differences below {100 * confirm.margin:g} points count as none")

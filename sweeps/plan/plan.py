@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from analysis.store.tables import to_table
 from sweeps.budget.reach import Shapes
-from sweeps.budget.solving import Solved, rank_problems, solutions, update_rank
+from sweeps.budget.solving import Solved, rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.plan.split_sizes import sized
@@ -60,6 +60,16 @@ class Plan:
         return replace(
             self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
         )
+
+    def instead(self) -> dict[str, str]:
+        """Budgets that some method does not reach -> the nearest that all reach, as a sweep file writes it."""
+        missed = dict.fromkeys(c.reference for c in self.cells if not c.feasible and c.reference is not None)
+        if not missed:
+            return {}
+        cell = self.cells[0]
+        shapes = target_shapes(self.spec.model.id, cell.targets, cell.adapt)
+        found = {reference: reached_by_all(self.spec, shapes, reference) for reference in missed}
+        return {reference: budget for reference, budget in found.items() if budget is not None}
 
     @classmethod
     def from_spec(cls, spec: SweepSpec) -> Plan:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from randlora.methods.registry import METHODS
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Dimension, Extra, Space
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
@@ -146,6 +147,7 @@ class Cell:
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
+            "title": METHODS[self.base].title if self.base == self.method and self.base in METHODS else None,
             "label": self.label,
             "train_size": str(self.train_size),
             "capacities": json.dumps(dict(self.capacities)),

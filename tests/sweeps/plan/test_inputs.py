@@ -177,3 +177,24 @@ def test_a_plan_knows_small_splits_and_classes_that_test_lacks(images: Path, tmp
     assert said[2] == "test of images has no example of shoe"
     registered = plan(images, str(tmp_path / "out"), datasets=["cifar10"])
     assert registered.with_sizes(download=False) == registered  # it may not be here
+
+
+@pytest.mark.parametrize(
+    ("budgets", "methods", "instead"),
+    [
+        ({"params": [5000]}, {"lora": {}, "dora": {}}, {"params-5000": "budgets.params = [4608]"}),
+        ({"lora_rank": [1, 2]}, {"lora": {}, "vera": {}}, {"lora-2": "budgets.lora_rank = [1]"}),
+        ({"lora_rank": [16]}, {"lora": {}, "vera": {}}, {}),  # none near it
+        ({"lora_rank": [16]}, {"lora": {}, "vera": {"unmatched": True}}, {}),
+    ],
+)
+def test_a_budget_that_every_method_reaches(budgets: object, methods: object, instead: dict[str, str]) -> None:
+    model = {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]}
+    tree = {"name": "t", "model": model, "data": {"datasets": ["embedded:fashion-mnist"]}}
+    planned = Plan.from_spec(SweepSpec.parse({**tree, "budgets": budgets, "methods": methods}))
+    assert planned.instead() == instead
+    for reference, budget in instead.items():
+        again = SweepSpec.parse(
+            {**tree, "methods": methods, "budgets": {budget[8:].split(" ")[0]: json.loads(budget.split(" = ")[1])}}
+        )
+        assert all(cell.feasible for cell in Plan.from_spec(again).cells), reference
