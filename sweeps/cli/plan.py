@@ -1,10 +1,9 @@
-"""The verbs before a run: `init`, `plan`, `estimate`, `budget`."""
+"""The verbs before a run: `plan`, `estimate`, `budget`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,19 +19,6 @@ if TYPE_CHECKING:
     from sweeps.plan.plan import Plan
 
 _TOWERS = ("vision", "both", "all")
-
-
-def init(
-    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("sweep.toml"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a commented starter file."""
-    if path.exists() and not force:
-        raise SpecError([Problem("path", str(path), "exists; give another name, or --force to overwrite it")])
-    starter = resources.files("sweeps.cli").joinpath("starter.toml")
-    path.write_text(starter.read_text(encoding="utf-8"), encoding="utf-8")
-    emit(as_json, lambda: {"path": str(path)}, lambda: out.print(f"wrote {path}; next: sweeps plan {path}"))
 
 
 def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
@@ -82,7 +68,9 @@ def estimate(
 def budget(
     model: Annotated[str, typer.Option(help="Model id: open_clip:ARCH, local:DIR, hf:ORG/NAME, embedded:NAME.")],
     lora_rank: Annotated[int, typer.Option(help="The LoRA rank whose count is the budget.", min=1)],
-    targets: Annotated[list[str] | None, typer.Option(help="Target weights; default: the family's.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="Target weights, repeated or with commas; default: the family's.")
+    ] = None,
     adapt: Annotated[str, typer.Option(help="CLIP: vision or both towers; else all.")] = "both",
     method: Annotated[list[str] | None, typer.Option(help="A method, also peft:NAME; peft:all; default: ours.")] = None,
     as_json: Json = False,
@@ -93,7 +81,8 @@ def budget(
 
     if adapt not in _TOWERS:
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
-    shapes = target_shapes(model, targets or list(default_targets(model)), adapt)
+    named = [each for given in targets or () for each in re.split(r",(?![^\[]*\])", given)]  # no comma in [q,v]
+    shapes = target_shapes(model, named or list(default_targets(model)), adapt)
     largest = max(min(shape) for shape in shapes.values())
     if lora_rank > largest:
         rule = "is above the largest rank of these weights"

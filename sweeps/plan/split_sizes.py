@@ -25,10 +25,14 @@ def split_sizes(cell: Cell) -> tuple[int, int, int]:
 def sized(cell: Cell) -> Cell:
     """The cell with how many examples it validates and tests on, and the classes that its test split lacks."""
     _, val, test = split_sizes(cell)
-    data = loaded(cell.dataset)
+    return replace(cell, val_examples=val, test_examples=test, test_lacks=absent_from_test(cell.dataset))
+
+
+def absent_from_test(name: str) -> tuple[str, ...]:
+    """Classes of a data set of which its test split has no example."""
+    data = loaded(name)
     present = set(data.test.labels.tolist())
-    lacks = tuple(name for index, name in enumerate(data.class_names) if index not in present)
-    return replace(cell, val_examples=val, test_examples=test, test_lacks=lacks)
+    return tuple(each for index, each in enumerate(data.class_names) if index not in present)
 
 
 def class_count(name: str) -> int:
