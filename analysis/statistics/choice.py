@@ -196,7 +196,8 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
             found[key] = 0.0
         elif runs is not None and len(runs.first) > 1 and place_of(cell) in noise:
             rng = np.random.default_rng(zlib.crc32("/".join(key).encode()))
-            best = 0 if rates is None or key not in took else int(np.abs(rates - np.log10(took[key])).argmin())
+            known = rates is not None and key in took
+            best = int(np.abs(rates - np.log10(took[key])).argmin() if known else runs.first.argmax())
             reruns = (runs.again.shape[0], max(0, runs.again.shape[1] - 1))
             variance = chosen_variance(rates, runs, np.array(best), noise[place_of(cell)], reruns, rng)
             chosen[place_of(cell), cell["method"]][key] = float(variance)

@@ -17,12 +17,12 @@ DECISIONS = pa.schema(
         *typed(TEXT, *PLACE, "reference"),
         ("budget", INT),
         ("methods", INT),  # confirmed at the budget
-        ("best", TEXT),  # methods, a space between two: those that no test tells from the one with the best mean
+        ("best", pa.list_(TEXT)),  # methods that no test tells from the one with the best mean, and that one first
         ("method", TEXT),  # the one with the best mean
         *typed(REAL, "mean", "low", "high"),  # its score
         *typed(INT, "n", "adapter_params"),
         *typed(REAL, "seconds", "memory_bytes"),  # training of one of its confirmed runs; peak
-        ("next", TEXT),  # the method with the second mean; null where there is no other
+        ("next", TEXT),  # the second of these, or else the method with the second mean; null where there is none
         ("verdict", TEXT),  # on the two
         *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # of the next
         ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
@@ -49,16 +49,19 @@ def _decide(block: Block) -> Row:
     methods, pairs = block
     top = methods[0]
     letters = letter_groups(len(methods), {at for at, pair in pairs.items() if pair.apart})
-    best = [m for m, letter in zip(methods, letters, strict=True) if set(letter) & set(letters[0])]
+    best = [k for k, letter in enumerate(letters) if set(letter) & set(letters[0])]
     seen = mean_interval(list(top["scores"].values()))
     named = {k: top[k] for k in (*PLACE, "reference", "budget", "method", "n")}
-    row = named | {"methods": len(methods), "best": " ".join(m["method"] for m in best)}
+    row = named | {"methods": len(methods), "best": [methods[k]["method"] for k in best]}
     row |= {"mean": seen.mean, "low": seen.low, "high": seen.high}
-    return row | (_against_next(top, methods[1], pairs[0, 1]) if len(methods) > 1 else {})
+    if len(methods) == 1:
+        return row
+    second = best[1] if len(best) > 1 else 1
+    return row | _against(top, methods[second], pairs[0, second])
 
 
-def _against_next(top: Row, second: Row, pair: Pair) -> Row:
-    """The best mean against the second one."""
+def _against(top: Row, second: Row, pair: Pair) -> Row:
+    """The best mean against the next one."""
     row: Row = {"next": second["method"], "verdict": pair.verdict, "ahead": top["mean"] - second["mean"]}
     if pair.tested is None or not pair.tested.testable:
         return row

@@ -11,7 +11,7 @@ def best_text(row: Row) -> str:
     """The best methods of a row of `decisions.decisions`; of several none is known to be better than the others."""
     if row["methods"] > 1 and not tested(row):
         return f"{style(row['method']).name} (untested)"
-    return " = ".join(style(m).name for m in row["best"].split())
+    return " = ".join(style(m).name for m in row["best"])
 
 
 def tested(row: Row) -> bool:

@@ -55,13 +55,13 @@ def _few_examples(rows: Sequence[Row], trained: Sequence[Row], *, several: bool)
     for part, column, mine in (("validation", "val_examples", trained), ("test", "test_examples", rows)):
         found = {(r["dataset"], n) for r in mine if (n := r.get(column)) and n < FEW_EXAMPLES}
         for dataset, n in sorted(found):
-            of = f" of {short_id(dataset)}" if several else ""
+            of = f" of {_short(dataset)}" if several else ""
             yield f"{part}{of} has {n} example{'s' * (n > 1)}: one is {percent(1 / n)} points"
 
 
 def _absent_classes(rows: Sequence[Row]) -> list[str]:
     found = {r["dataset"]: json.loads(r["test_lacks"]) for r in rows if r.get("test_lacks")}
-    return [f"test of {short_id(name)} has no example of {_first(lacks)}" for name, lacks in found.items()]
+    return [f"test of {_short(name)} has no example of {_first(lacks)}" for name, lacks in found.items()]
 
 
 def _few_seeds(trained: Sequence[Row]) -> list[str]:
@@ -82,7 +82,7 @@ def _why(row: Row) -> str:
     return ", ".join(_WHY.get(reason, reason) for reason in row["under_tuned"].split("; "))
 
 
-def short_id(name: str) -> str:
+def _short(name: str) -> str:
     """A data set's id, a path cut to its last part."""
     return name.rpartition("/")[2] if "/" in name and name.partition(":")[0] != "hf" else name
 
@@ -92,7 +92,7 @@ def _listed(rows: Sequence[Row], note: Callable[[Row], str] | None = None, *, se
     names = []
     for r in rows:
         at = f" at {r['reference']}" if r["reference"] else ""
-        on = f" on {place_text(short_id(r['dataset']), r['train_size'])}" if several else ""
+        on = f" on {place_text(_short(r['dataset']), r['train_size'])}" if several else ""
         names.append(f"{style(r['method']).name}{at}{on}" + (f" ({note(r)})" if note is not None else ""))
     return _first(names)
 

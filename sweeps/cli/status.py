@@ -32,9 +32,8 @@ def _print(p: Row) -> None:
     )
     words = [", ".join(f"{n} cell(s) {phase}" for phase, n in p["phases"].items())]
     if p["per_minute"] is not None:
-        words.append(
-            f"{p['this_run']} trials of the {'run' if p['running'] else 'last run'} at {p['per_minute']:.1f}/min"
-        )
+        which = "run" if p["running"] else "last run"
+        words.append(f"{p['this_run']} trials of the {which} at {p['per_minute']:.1f}/min")
     if p["seconds_left"]:
         words.append(f"about {duration(p['seconds_left'])} left")
     words.append(f"{p['accelerator_hours']:.2f} accelerator-hours")
