@@ -10,7 +10,7 @@ from analysis.statistics.inference import mean_interval
 from analysis.statistics.power import detectable, seeds_needed
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import size_key
+from analysis.styles import budget_order, size_key
 
 DECISIONS = pa.schema(
     [
@@ -41,7 +41,9 @@ def decisions(store: Store) -> pa.Table:
     """One row per place and budget with a confirmed method; columns `DECISIONS`."""
     costs = {(r["sweep"], r["cell_id"]): r for r in store.sql(_COST).to_pylist()}
     rows = [_decide(block) | costs[block[0][0]["sweep"], block[0][0]["cell_id"]] for block in blocks(store)]
-    rows.sort(key=lambda r: (r["sweep"], r["model"], r["dataset"], size_key(r["train_size"]), r["budget"]))
+    rows.sort(
+        key=lambda r: (r["sweep"], r["model"], r["dataset"], size_key(r["train_size"]), budget_order(r["reference"]))
+    )
     return pa.Table.from_pylist(rows, schema=DECISIONS)
 
 

@@ -69,7 +69,7 @@ def question(store: Store) -> Question:
     Else the baseline is LoRA, or the first other method in the order of tables, and in question is RandLoRA, or the one
     method that is left.
     """
-    rows = store.sql("select distinct method from cells where feasible and budget is not null").to_pylist()
+    rows = store.sql("select distinct method from cells where feasible and reference is not null").to_pylist()
     methods = in_order({r["method"] for r in rows})
     baseline = BASELINE if BASELINE in methods else next((m for m in methods if m != FOCUS), BASELINE)
     rest = [m for m in methods if m != baseline]
