@@ -60,8 +60,16 @@ _NAMES = {
 }
 """Of the methods without a style of their own; a variant keeps the name that its sweep file gives it."""
 
+_TITLES: dict[str, str] = {}
+"""Of methods that are not ours, as the tables of an opened folder name them (`cells.title`)."""
+
 _SPARE = (("#8C510A", "#D8A25E"), ("#542788", "#B79AE0"), ("#7F7F00", "#CFCF4A"), ("#A50026", "#F0708A"))
 _MARKERS = ("v", "P", "X", "h", "<", ">")
+
+
+def entitle(titles: Mapping[str, str]) -> None:
+    """Name methods that have no name here, in every table and figure of this process."""
+    _TITLES.update(titles)
 
 
 def style(method: str) -> Style:
@@ -70,7 +78,9 @@ def style(method: str) -> Style:
         return STYLES[method]
     digest = zlib.crc32(method.encode())
     colour, dark = _SPARE[digest % len(_SPARE)]
-    return Style(_NAMES.get(method, method), colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50)
+    return Style(
+        _NAMES.get(method) or _TITLES.get(method, method), colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50
+    )
 
 
 def size_text(train_size: str) -> str:

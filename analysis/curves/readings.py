@@ -18,7 +18,7 @@ from analysis.curves.fits import KINDS, Kind
 from analysis.curves.measured import EXAMPLES, Line, Measured, axis_words, costed_runs, curves, line_columns
 from analysis.format import Row, quantity
 from analysis.statistics.inference import paired_difference
-from analysis.statistics.scaling import BASELINE, FOCUS
+from analysis.statistics.scaling import question
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import place_of, style
@@ -79,8 +79,9 @@ def band_table(store: Store, x: str = "adapter_params", kind: Kind = "isotonic",
 
 
 @remembered
-def crossing_table(store: Store, x: str = "adapter_params", baseline: str = BASELINE) -> pa.Table:
+def crossing_table(store: Store, x: str = "adapter_params", baseline: str | None = None) -> pa.Table:
     """Where each method's curve crosses `baseline`'s, over the seeds both have; columns `CROSSING`."""
+    baseline = baseline or question(store).baseline
     rows = []
     for named, line, one in _named(store, x):
         other = curves(store, x).get((line, baseline))
@@ -95,8 +96,8 @@ def needed_table(store: Store, x: str = "adapter_params", target: float | None =
     """The cost, or the examples, that each method needs for a score; columns `NEED`.
 
     Args:
-        target: a fraction. Default: LoRA's best mean score, and against a cost also 99 % of full fine-tuning's mean
-            score. A goal taken from data is held fixed.
+        target: a fraction. Default: the baseline's best mean score, and against a cost also 99 % of full fine-tuning's
+            mean score. A goal taken from data is held fixed.
     """
     full: dict[Line, list[float]] = defaultdict(list)
     for run in costed_runs(store, x) if x != EXAMPLES else ():
@@ -107,9 +108,10 @@ def needed_table(store: Store, x: str = "adapter_params", target: float | None =
         goals = [] if target is None else [(f"{100 * target:g} %", target)]
         if target is None and line in full:
             goals.append((f"{100 * NEAR_FULL:g} % of full fine-tuning's score", NEAR_FULL * float(np.mean(full[line]))))
-        other = curves(store, x).get((line, BASELINE))
-        if target is None and other is not None and named["method"] != BASELINE and line[3] is not None:
-            goals.append((f"{style(BASELINE).name}'s best score", float(other.curve.mean.max())))
+        baseline = question(store).baseline
+        other = curves(store, x).get((line, baseline))
+        if target is None and other is not None and named["method"] != baseline and line[3] is not None:
+            goals.append((f"{style(baseline).name}'s best score", float(other.curve.mean.max())))
         for goal, value in goals:
             row = {"goal": goal, "target": value, "seeds": one.curve.seeds}
             rows.append(named | row | vars(fits.needed(one.curve, value)))
@@ -119,22 +121,23 @@ def needed_table(store: Store, x: str = "adapter_params", target: float | None =
 def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
     """Mean score over the logarithm of x, in a range that several curves share; columns `AREA`.
 
-    Against a cost the range is that of FOCUS and BASELINE where there are such; else that of all curves of the line.
-    `difference` is the area less BASELINE's in that range, paired over the seeds both have.
+    Against a cost the range is that of the question's two methods where there are such; else that of all curves of the
+    line. `difference` is the area less the baseline's in that range, paired over the seeds both have.
     """
+    asked = question(store)
     lines: dict[Line, list[tuple[Row, Measured]]] = defaultdict(list)
     for named, line, one in _named(store, x):
         lines[line].append((named, one))
     rows = []
     for line, mine in lines.items():
-        core = [one for named, one in mine if x != EXAMPLES and named["method"] in (FOCUS, BASELINE)]
+        core = [one for named, one in mine if x != EXAMPLES and named["method"] in (asked.focus, asked.baseline)]
         spans = [one.curve.x for one in core or [one for _, one in mine]]
         low, high = max(float(at[0]) for at in spans), min(float(at[-1]) for at in spans)
-        base = curves(store, x).get((line, BASELINE))
+        base = curves(store, x).get((line, asked.baseline))
         for named, one in mine if low < high else ():
             row = {"from_x": low, "to_x": high, "seeds": one.curve.seeds} | vars(fits.area(one.curve, low, high))
             if base is not None and base is not one:
-                row |= _area_difference(one, base, low, high)
+                row |= _area_difference(one, base, low, high) | {"baseline": asked.baseline}
             rows.append(named | row)
     return _table(rows, x, AREA)
 
@@ -145,8 +148,7 @@ def _area_difference(one: Measured, base: Measured, low: float, high: float) -> 
     found = paired_difference(a, b)
     if found is None:
         return {}
-    ends = {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
-    return {"baseline": BASELINE} | ends
+    return {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
 
 
 def crossing_sentence(row: Row) -> str:

@@ -23,7 +23,6 @@ from analysis.figures.drawing import (
     place_title,
 )
 from analysis.format import Row, change_text
-from analysis.statistics.scaling import FOCUS
 from analysis.styles import in_order, place_of, places, style
 
 APART = 1.025
@@ -32,14 +31,17 @@ MARGIN = "margin"
 """End of the id of the strip of equivalence."""
 
 
-def draw_differences(table: pa.Table, *, score: str, margin: float | None = None, columns: int = 2) -> Chart:
-    """Differences to the baseline over the budgets, a panel per place: FOCUS with its band, the others with bars.
+def draw_differences(
+    table: pa.Table, *, score: str, focus: str | None = None, margin: float | None = None, columns: int = 2
+) -> Chart:
+    """Differences to the baseline over the budgets, a panel per place: one method with its band, the others with bars.
 
     The baseline is the zero line.
 
     Args:
         table: from `simultaneous.difference_curves`; not empty.
         score: what is measured, in words.
+        focus: the method with the band.
         margin: differences within it count as none; a strip.
         columns: most panels in a row.
 
@@ -62,7 +64,7 @@ def draw_differences(table: pa.Table, *, score: str, margin: float | None = None
         for index, (place, spot) in enumerate(zip(places(table), spots, strict=True)):
             axes = figure.add_subplot(spot)
             mine = [r for r in rows if place_of(r) == place]
-            _panel(axes, index, mine, margin)
+            _panel(axes, index, mine, focus, margin)
             axes.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} less {style(mine[0]['baseline']).name}'s (points)")
@@ -71,7 +73,7 @@ def draw_differences(table: pa.Table, *, score: str, margin: float | None = None
         return figure
 
 
-def _panel(axes: Any, index: int, rows: Sequence[Row], margin: float | None) -> None:
+def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin: float | None) -> None:
     budgets = sorted({r["budget"] for r in rows})
     edge = (budgets[-1] / budgets[0]) ** 0.06 if len(budgets) > 1 else 2.0
     axes.set_xscale("log")
@@ -85,22 +87,24 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], margin: float | None) -> 
     methods = in_order({r["method"] for r in rows})
     for k, method in enumerate(reversed(methods)):
         place = APART ** (len(methods) - 1 - k - (len(methods) - 1) / 2)
-        _curve(axes, f"{index}:{method}", method, [r for r in rows if r["method"] == method], place)
+        mine = [r for r in rows if r["method"] == method]
+        _curve(axes, f"{index}:{method}", mine, place, banded=method == focus)
     axes.set_ylim(*_range(rows))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _curve(axes: Any, gid: str, method: str, rows: Sequence[Row], shift: float) -> None:
+def _curve(axes: Any, gid: str, rows: Sequence[Row], shift: float, *, banded: bool) -> None:
+    method = rows[0]["method"]
     look = style(method)
     x = [r["budget"] * shift for r in rows]
     axes.plot(x, [100 * r["difference"] for r in rows], color=look.colour, gid=gid)
-    banded = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
-    low, high = [r["low"] for _, r in banded], [r["high"] for _, r in banded]
-    if method == FOCUS and len(banded) > 1:
-        band(axes, [at for at, _ in banded], low, high, look.colour, 0.16)
+    known = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
+    low, high = [r["low"] for _, r in known], [r["high"] for _, r in known]
+    if banded and len(known) > 1:
+        band(axes, [at for at, _ in known], low, high, look.colour, 0.16)
     else:
         ends = [100 * v for v in low], [100 * v for v in high]
-        axes.vlines([at for at, _ in banded], *ends, color=look.colour, linewidth=1.0, alpha=0.7)
+        axes.vlines([at for at, _ in known], *ends, color=look.colour, linewidth=1.0, alpha=0.7)
     for at, r in zip(x, rows, strict=True):
         said = f"95 % band {r['band']}" if r["band"] else "no 95 % band: one seed, or no spread"
         where = f"{look.name} at {r['reference']}: {change_text(r)} points, {r['n']} pairs, {said}; {r['verdict']}"

@@ -31,9 +31,9 @@ from analysis.statistics.simultaneous import difference_curves
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
-from analysis.styles import Place, place_of, place_text, places, style
+from analysis.styles import Place, place_of, place_text, places
 from analysis.tables.console import conclusion
-from analysis.words.conclusions import A, conclude_rank_effects
+from analysis.words.conclusions import conclude_rank_effects, names_of
 from analysis.words.figures import (
     conclude_crossings,
     conclude_differences,
@@ -126,24 +126,26 @@ def _scaling(store: Store) -> list[Picture]:
 
 
 def _differences(store: Store) -> list[Picture]:
-    """The paired difference of every method to LoRA against the budget."""
+    """The paired difference of every method to the baseline against the budget."""
     table, score = difference_curves(store), scaling.score_name(store)
     if table.num_rows == 0:
         return []
     shown, margin = _first_panels(table), scaling.margin_of(store)
-    name = style(scaling.BASELINE).name
+    asked = scaling.question(store)
+    focus, name = names_of(asked)
+    shapes = "The bars are" if asked.focus is None else f"The band (of {focus}) and the bars (of the others) are"
     label = f"{score.capitalize()} less {name}'s at the same budget, with simultaneous 95 % bands and the zero line"
     given = " or ".join(sorted({r["band"] for r in table.to_pylist() if r["band"]})) or "none: one seed, or no spread"
     caption = (
-        f"Paired difference to {name} at equal trainable parameters, in points. The band (of {A}) and the bars (of the "
-        f"others) are simultaneous 95 % intervals over seeds ({given}): all {table['family'][0]} comparisons of the "
-        f"table lie in theirs at once. {name} is the zero line."
+        f"Paired difference to {name} at the same budget, in points. {shapes} simultaneous 95 % intervals over seeds "
+        f"({given}): all {table['family'][0]} comparisons of the table lie in theirs at once. {name} is the zero line."
     )
     if margin is not None:
         caption += f" Grey: differences within the margin of {100 * margin:g} points, which count as none."
-    figure = draw_differences(shown, score=score, margin=margin)
+    figure = draw_differences(shown, score=score, focus=asked.focus, margin=margin)
     width = 42 if len(_keys(shown, place_of)) == 1 else None
-    return [Picture("differences", "scaling", figure, label, caption, conclude_differences(table.to_pylist()), width)]
+    says = conclude_differences(table.to_pylist(), asked)
+    return [Picture("differences", "scaling", figure, label, caption, says, width)]
 
 
 def _rank(store: Store) -> list[Picture]:
@@ -235,7 +237,7 @@ def _fitted(
         f"Isotonic fits (never falling) of mean {score} against {cost}; bands are simultaneous, each a "
         "95 % band over seeds of one whole curve; a shaded column is a crossing's interval."
     )
-    says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0])
+    says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0], scaling.question(store))
     figure = fits.draw_fits(points, shown, crossings, score=score)
     return Picture(stem, kind, figure, label, caption, says, _width(len(_keys(shown, place_of))))
 
@@ -263,7 +265,7 @@ def _sizes(store: Store) -> list[Picture]:
             f"On {dataset or 'the mean over data sets'}: one line per method and budget (paler is smaller); band: "
             "pointwise 95 % t intervals of the largest budget. Under the sizes, the examples of an epoch."
         )
-        says = conclude_sizes(mine)
+        says = conclude_sizes(mine, scaling.question(store))
         figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)
         found.append(Picture(_numbered("data_size", len(found)), "sizes", figure, label, caption, says, 34))
     return found
@@ -320,7 +322,7 @@ def tuning_pictures(store: Store) -> list[Picture]:
             "method would have come first."
         )
         width = _width(len(budgets))
-        figure, says = tuning.draw_expected(shown), conclude_expected(mine)
+        figure, says = tuning.draw_expected(shown), conclude_expected(mine, scaling.question(store))
         found.append(Picture(_numbered("expected_best", i), "expected", figure, label, caption, says, width))
         if shown["test"].null_count < shown.num_rows:
             label = f"Expected {score} against learning rates tried on {where}"

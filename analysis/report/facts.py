@@ -14,14 +14,16 @@ from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.looks import level, looks
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
+from analysis.styles import style
 from analysis.tables.console import conclusion
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
-from analysis.words.conclusions import conclude_gap
+from analysis.words.conclusions import conclude_gap, names_of
 from analysis.words.figures import conclude_groups, conclude_ranks
 from analysis.words.parity import looks_says, parity_says
+from analysis.words.weak import weak_evidence
 
-QUESTION = (
+RANK_OR_PARAMETERS = (
     "When LoRA falls short of full fine-tuning, is it the number of trainable parameters or the rank of the update? "
     "LoRA and RandLoRA train equally many parameters; LoRA's update has low rank, RandLoRA's has full rank."
 )
@@ -31,7 +33,7 @@ _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 
 def facts(store: Store) -> dict[str, Any]:
     """What the page says beside its tables and figures."""
-    trials = store.table("trials")
+    trials, asked = store.table("trials"), scaling.question(store)
     answer, _, given = conclusion(store).partition(" (paired over")
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
@@ -40,15 +42,18 @@ def facts(store: Store) -> dict[str, Any]:
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
-        "question": QUESTION,
+        "question": _question(asked),
+        "baseline": style(asked.baseline).name,
+        "description": (store.spec() or {}).get("description") or None,
         "answer": answer,
         "given": f"(paired over{given}" if given else "",
-        "gap": conclude_gap(scaling.comparisons(store, baseline="full")),
+        "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked),
         "groups_say": conclude_groups(groups(store).to_pylist()),
         "ranks_say": conclude_ranks(mean_ranks(store).to_pylist(), level(store)),
         "setting": _setting(store),
         "parity_says": [*parity_says(parity), *looks_says(looks(store).values())],
         "edges": sum(bool(r["edge"]) for r in parity),
+        "weak": weak_evidence(store.table("signs").to_pylist()),
         "under_tuned": [r for r in parity if r["under_tuned"]],
         "test_looks": confirm.column("n")[0].as_py(),
         "superseded": store.table("superseded").num_rows,
@@ -68,6 +73,15 @@ def facts(store: Store) -> dict[str, Any]:
         "light": svg.colour_variables(dark=False),
         "dark": svg.colour_variables(dark=True),
     }
+
+
+def _question(asked: scaling.Question) -> str:
+    if asked == scaling.Question():
+        return RANK_OR_PARAMETERS
+    focus, baseline = names_of(asked)
+    if asked.focus is None:
+        return f"Which method scores highest at the same number of trainable parameters, and is it above {baseline}?"
+    return f"Does {focus} score higher than {baseline} at the same number of trainable parameters?"
 
 
 def _diagnostics(store: Store) -> list[Row]:

@@ -21,6 +21,7 @@ def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, 
     """Names, and what makes the tables of those names; in the order of the page."""
     beside = [(("overlay",), lambda: [_overlay(store, overlay)])] if overlay is not None else []
     return [
+        (("decisions",), lambda: [results.decided(store)]),
         (("results",), lambda: [results.results(store)]),
         (("averages",), lambda: [results.averages(store)]),
         (("comparisons",), lambda: [results.compared(store)]),

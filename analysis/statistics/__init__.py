@@ -11,6 +11,7 @@ Uses `store`, `format` and `styles`; draws and words nothing. Every number comes
     choice        what the choice of a learning rate adds to a comparison's uncertainty
     scaling       the scaling curve, and every method against a baseline
     groups        all methods of a budget against each other; mean ranks over data sets
+    decisions     at each budget the best methods, what they cost, and what would tell them apart
     rank_effects  what a doubling of the update's rank, or of the parameters, brings, and which more
     tuning        scores against learning rates; the expected best of n
     units         statements over test examples or data sets, not seeds

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import string
 from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
@@ -20,10 +21,10 @@ from scipy import stats
 
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
-from analysis.statistics.inference import Array, paired_difference, verdict
+from analysis.statistics.inference import Array, Difference, Verdict, paired_difference, verdict
 from analysis.statistics.looks import holm_at, level
 from analysis.statistics.runs import by, by_seed, confirmed
-from analysis.statistics.scaling import comparisons
+from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import in_order, place_of
@@ -52,52 +53,86 @@ RANKS = pa.schema(
 )
 
 
-def _blocks(store: Store) -> list[list[Row]]:
+@dataclass(frozen=True)
+class Pair:
+    """Two methods of one budget, the one with the better mean first.
+
+    Attributes:
+        tested: their difference, the choice of rates included; None where that, or a common seed, is missing.
+        verdict: on the difference, or on its opposite; corrected.
+        alpha: level of the first step of its family.
+    """
+
+    tested: Difference | None
+    verdict: Verdict
+    alpha: float
+
+    @property
+    def apart(self) -> bool:
+        """Whether the test tells the two apart."""
+        return self.verdict in ("higher", "lower")
+
+
+Block = tuple[list[Row], dict[tuple[int, int], Pair]]
+"""The methods of a place and budget, best mean first, with their `scores` by seed; every pair of them by position."""
+
+
+@remembered
+def blocks(store: Store) -> list[Block]:
+    """Every place and budget, each pair of its methods tested."""
+    said = {
+        (place_of(r), r["reference"], frozenset((r["method"], r["baseline"]))): (r, difference)
+        for r, difference in compared(store)
+    }
+    choice = choice_variances(store)
+    found: list[Block] = [(methods, {}) for methods in _methods(store)]
+    others: list[tuple[dict[tuple[int, int], Pair], tuple[int, int], Difference | None]] = []
+    for methods, pairs in found:
+        for at in combinations(range(len(methods)), 2):
+            a, b = (methods[k] for k in at)
+            known = said.get((place_of(a), a["reference"], frozenset((a["method"], b["method"]))))
+            if known is not None:
+                row, difference = known
+                widened = None if row["choice_sd"] is None else difference.widened(row["choice_sd"] ** 2)
+                if widened is not None and row["method"] != a["method"]:
+                    widened = replace(widened, mean=-widened.mean)
+                pairs[at] = Pair(widened, row["verdict"], row["alpha"])
+                continue
+            seen = paired_difference(a["scores"], b["scores"])
+            added = [choice.get((row["sweep"], row["cell_id"])) for row in (a, b)]
+            known_choice = [v for v in added if v is not None]
+            tested = seen.widened(sum(known_choice)) if seen is not None and len(known_choice) == 2 else None
+            others.append((pairs, at, tested))
+    adjusted = holm_at(level(store), [None if tested is None else tested.p for *_, tested in others])
+    alpha = level(store) / max(1, sum(p is not None for p in adjusted))
+    for (pairs, at, tested), p in zip(others, adjusted, strict=True):
+        pairs[at] = Pair(tested, verdict(None if tested is None else tested.mean, p), alpha)
+    return found
+
+
+def _methods(store: Store) -> list[list[Row]]:
     """The methods of every place and budget, best mean first, with their `scores` by seed."""
-    blocks: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for (place, _, reference), runs in confirmed(store).items():
         if reference is not None:
             scores = by_seed(runs)
-            named = {k: runs[0][k] for k in (*PLACE, "reference", "method", "cell_id")}
+            named = {k: runs[0][k] for k in (*PLACE, "reference", "budget", "method", "cell_id")}
             means = {"scores": scores, "mean": sum(scores.values()) / len(scores), "n": len(scores)}
-            blocks[*place, reference].append(named | means)
-    return [sorted(methods, key=lambda row: -row["mean"]) for methods in blocks.values()]
+            found[*place, reference].append(named | means)
+    return [sorted(methods, key=lambda row: -row["mean"]) for methods in found.values()]
 
 
 @remembered
 def groups(store: Store) -> pa.Table:
     """Methods with a budget, by place and budget where there are two or more, best mean first; columns `GROUPS`."""
-    said = {(place_of(r), r["reference"], r["method"], r["baseline"]): r for r in comparisons(store).to_pylist()}
-    choice = choice_variances(store)
-    blocks = [methods for methods in _blocks(store) if len(methods) > 1]
-    tests: list[tuple[int, tuple[int, int], float, float | None]] = []
-    tested: Counter[tuple[int, int]] = Counter()
-    apart: dict[int, set[tuple[int, int]]] = defaultdict(set)
-    for block, methods in enumerate(blocks):
-        for pair in combinations(range(len(methods)), 2):
-            a, b = (methods[k] for k in pair)
-            ends = ((a["method"], b["method"]), (b["method"], a["method"]))
-            known = [said[key] for end in ends if (key := (place_of(a), a["reference"], *end)) in said]
-            difference = paired_difference(a["scores"], b["scores"])
-            added = [choice.get((row["sweep"], row["cell_id"])) for row in (a, b)]
-            if known:
-                p = known[0]["p"]
-                if known[0]["verdict"] in ("higher", "lower"):
-                    apart[block].add(pair)
-            elif difference is None or None in added:
-                p = None
-            else:
-                p = difference.widened(sum(v for v in added if v is not None)).p
-                tests.append((block, pair, difference.mean, p))
-            if p is not None:
-                tested.update((block, k) for k in pair)
-    for (block, pair, mean, _), adjusted in zip(tests, holm_at(level(store), [p for *_, p in tests]), strict=True):
-        if verdict(mean, adjusted) in ("higher", "lower"):
-            apart[block].add(pair)
     rows = []
-    for block, methods in enumerate(blocks):
-        letters = letter_groups(len(methods), apart[block])
-        rows += [row | {"group": letters[k], "tested": tested[block, k]} for k, row in enumerate(methods)]
+    for methods, pairs in blocks(store):
+        letters = letter_groups(len(methods), {at for at, pair in pairs.items() if pair.apart})
+        tested = Counter(
+            k for at, pair in pairs.items() if pair.tested is not None and pair.tested.testable for k in at
+        )
+        if len(methods) > 1:
+            rows += [row | {"group": letters[k], "tested": tested[k]} for k, row in enumerate(methods)]
     return pa.Table.from_pylist(rows, schema=GROUPS)
 
 
@@ -126,7 +161,7 @@ def mean_ranks(store: Store) -> pa.Table:
     names = ("sweep", "model", "train_size", "reference")
     rows: list[Row] = []
     tables = 0  # that Friedman's test is made of
-    for key, mine in by([row for methods in _blocks(store) for row in methods], *names).items():
+    for key, mine in by([row for methods in _methods(store) for row in methods], *names).items():
         means = {(r["method"], r["dataset"]): r["mean"] for r in mine}
         datasets = sorted({dataset for _, dataset in means})
         whole = [m for m in in_order({m for m, _ in means}) if all((m, d) in means for d in datasets)]

@@ -113,11 +113,10 @@ class Difference:
     def p(self) -> float | None:
         """Two-sided p value of no difference; None where it cannot be tested: fewer than two pairs, or no spread.
 
-        Without spread (a coarse score, or one run against itself) the statistic has no distribution: all differences
-        zero give p = 1, all equal but not zero give no p.
+        Without spread (a coarse score, or one run against itself) the statistic has no distribution.
         """
         if not self.testable:
-            return 1.0 if self.variances and abs(self.mean) <= NO_SPREAD else None
+            return None
         return float(two_sided(self.mean, self.variances, self.freedoms, self.added))
 
     def p_beyond(self, margin: float) -> float | None:

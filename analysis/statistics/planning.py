@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.power import power_at, seeds_needed
-from analysis.statistics.scaling import BASELINE, compared
+from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store
 
@@ -32,7 +32,7 @@ SEEDS = pa.schema(
 )
 
 
-def seeds_table(store: Store, baseline: str = BASELINE, differences: Sequence[float] = DIFFERENCES) -> pa.Table:
+def seeds_table(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> pa.Table:
     """Power and seeds needed for each difference, of every comparison with a spread between seeds; columns `SEEDS`.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from analysis.statistics.runs import (
 )
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import style
+from analysis.styles import in_order, style
 
 Runs = Sequence[Row]
 """The confirmed runs of a cell."""
@@ -47,6 +47,34 @@ FOCUS, BASELINE = "randlora", "lora"
 """The question's two methods: full rank and low rank at the same count."""
 
 UNTRAINED = "zero-shot"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which methods a sweep compares at equal parameters.
+
+    Attributes:
+        focus: the method in question; None where there are several, each against the baseline alike.
+        baseline: what each is compared with.
+    """
+
+    focus: str | None = FOCUS
+    baseline: str = BASELINE
+
+
+@remembered
+def question(store: Store) -> Question:
+    """RandLoRA against LoRA, where the sweep has both with a budget.
+
+    Else the baseline is LoRA, or the first other method in the order of tables, and in question is RandLoRA, or the one
+    method that is left.
+    """
+    rows = store.sql("select distinct method from cells where feasible and reference is not null").to_pylist()
+    methods = in_order({r["method"] for r in rows})
+    baseline = BASELINE if BASELINE in methods else next((m for m in methods if m != FOCUS), BASELINE)
+    rest = [m for m in methods if m != baseline]
+    return Question(FOCUS if FOCUS in rest else rest[0] if len(rest) == 1 else None, baseline)
+
 
 PLANTED = 0.02
 """The true difference that `power` is given for: 2 points."""
@@ -148,13 +176,13 @@ def _point(runs: Runs, scores: Sequence[float]) -> Row:
     return shared | named | vars(mean_interval(scores))
 
 
-@remembered
-def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> pa.Table:
+def comparisons(store: Store, baseline: str | None = None, focus: str | None = None) -> pa.Table:
     """Every method with a budget against `baseline`, paired by seed; columns `COMPARISONS`.
 
     Args:
         store: the results.
-        baseline: a method with budgets (compared at the same budget) or without ('full': compared at every budget).
+        baseline: a method with budgets (compared at the same budget) or without ('full': compared at every budget);
+            default: that of the sweep's `question`, as `focus`.
         focus: the method that also gets one row over all matched budgets and data sets (`reference` null), where it has
             more than one, and one for data sets like these (`test` OVER_DATASETS).
 
@@ -169,9 +197,14 @@ def comparisons(store: Store, baseline: str = BASELINE, focus: str = FOCUS) -> p
     return pa.Table.from_pylist([row for row, _ in compared(store, baseline, focus)], schema=COMPARISONS)
 
 
-@remembered
-def compared(store: Store, baseline: str, focus: str = FOCUS) -> list[tuple[Row, Difference]]:
+def compared(store: Store, baseline: str | None = None, focus: str | None = None) -> list[tuple[Row, Difference]]:
     """The rows of `comparisons`, each with the difference that it is of, given the chosen rates."""
+    asked = question(store)
+    return _compared_with(store, baseline or asked.baseline, focus or asked.focus)
+
+
+@remembered
+def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
     cells, choice, margin = confirmed(store), choice_variances(store), margin_of(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
     found: list[tuple[Row, Difference]] = []
@@ -211,7 +244,7 @@ def margin_of(store: Store) -> float | None:
     return None if margin is None else float(margin)
 
 
-def _corrected(rows: Sequence[Row], focus: str, spend: float) -> None:
+def _corrected(rows: Sequence[Row], focus: str | None, spend: float) -> None:
     """Adjusted p values, levels and verdicts of a whole table, put into its rows; a family may spend `spend`."""
     main = [r for r in rows if r["method"] == focus]
     places = list(by(main, "sweep", "model", "train_size").values()) if any(map(_is_overall, main)) else [main]
@@ -292,9 +325,11 @@ def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
     return float(noise_share(np.array([[[cell[seed] for seed in seeds] for cell in pair] for pair in scores])))
 
 
-def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str) -> list[tuple[Row, Difference]]:
+def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
     """The rows of `focus` over all its matched budgets and data sets, and of data sets like these."""
     cells, choice, sharing = confirmed(store), choice_variances(store), sharing_seeds(store)
+    if focus is None:
+        return []
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
     found = []
     for (sweep, model, size), several in by(matched, "sweep", "model", "train_size").items():

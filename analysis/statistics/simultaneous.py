@@ -16,7 +16,7 @@ from scipy import stats
 from analysis.format import Row
 from analysis.statistics.inference import LEVEL, NO_SPREAD, half_width
 from analysis.statistics.runs import by
-from analysis.statistics.scaling import BASELINE, comparisons
+from analysis.statistics.scaling import comparisons
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 
@@ -76,7 +76,7 @@ WITH_CHOICE, GIVEN_RATES = "with the choice of rates", "given the chosen rates"
 
 
 @remembered
-def difference_curves(store: Store, baseline: str = BASELINE) -> pa.Table:
+def difference_curves(store: Store, baseline: str | None = None) -> pa.Table:
     """Every method's paired difference to a baseline over the budgets of a place; columns `DIFFERENCES`.
 
     `low` and `high` are a band: with 95 % all comparisons of the table lie in theirs at once, whatever the order

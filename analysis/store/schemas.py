@@ -132,6 +132,7 @@ _CELLS = (
     SIZE,
     ("method", TEXT, "Method name."),
     ("base", TEXT, "The method itself where `method` is a variant of one with a name of its own; else the same."),
+    ("title", TEXT, "The method's title; null for a variant, which has its name alone, and in older parts."),
     ("label", TEXT, "The cell in words."),
     REFERENCE,
     BUDGET,
@@ -153,6 +154,9 @@ _CELLS = (
     ("tune_trials", INT, "The allowance: TUNE trials of the cell; of an allowance in samples, what fits unpruned."),
     ("allowance_samples", INT, "The allowance where it is in training examples; null where it is not."),
     ("confirm_seeds", INT, "CONFIRM trials of the cell."),
+    ("val_examples", INT, "Examples it validates on; null in parts older than this column."),
+    ("test_examples", INT, "Test examples; null in parts older than this column."),
+    ("test_lacks", TEXT, "JSON list: classes of which the test split has no example; null for none."),
     (
         "seed_rule",
         TEXT,

@@ -19,6 +19,7 @@ from analysis.store.remote import is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
+from analysis.styles import entitle
 
 T = TypeVar("T")
 Arguments = ParamSpec("Arguments")
@@ -133,7 +134,9 @@ class Store:
                 sealed, bad = scan_parts(path, name)
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
                 damaged += bad
-        return _Snapshot(state, {name: latest(name, found) for name, found in parts.items()}, everything, damaged)
+        tables = {name: latest(name, found) for name, found in parts.items()}
+        entitle({row["method"]: row["title"] for row in tables["cells"].to_pylist() if row["title"]})
+        return _Snapshot(state, tables, everything, damaged)
 
 
 def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:

@@ -158,6 +158,44 @@ _ALL = (
         """,  # noqa: S608  numbers of ours
     ),
     View(
+        "signs",
+        "One row per feasible cell, what its result rests on: seeds, validation and test examples, rates tried on the "
+        "first seed and how many of them share the best score (`rates_tied`), `under_tuned`, whether every confirmed "
+        "run scores as zero-shot does (`untrained`), and what the last epoch brought in validation score, mean over "
+        "the confirmed runs, null where it did not bring it to all of them (`still_rising`).",
+        """
+        with points as (
+          select sweep, cell_id, arg_min(val_score, slot) as score from last_attempts
+          where stage = 'TUNE' and status = 'finished' and val_score is not null and lr is not null
+          group by sweep, cell_id, lr, hyperparameters
+        ), tied as (
+          select sweep, cell_id, any_value(n) as rates, count(*) as rates_tied from (
+            select *, count(*) over cell as n, max(score) over cell as best from points
+            window cell as (partition by sweep, cell_id)
+          ) where score > best - 1e-12 group by all
+        ), zero as (
+          select sweep, model, dataset, train_size, any_value(test_score) as test, any_value(val_score) as val
+          from confirmed where method = 'zero-shot' group by all
+        ), same as (
+          select t.sweep, t.cell_id, bool_and(abs(t.test_score - z.test) < 1e-12
+                                              and coalesce(abs(t.val_score - z.val) < 1e-12, true)) as untrained
+          from confirmed t join zero z using (sweep, model, dataset, train_size) where t.lr is not null group by all
+        ), gains as (
+          select m.sweep, m.cell_id, arg_max(m.val_score, m.epoch) - arg_max(m.val_score, m.epoch)
+                 filter (m.epoch < t.epochs) as gain
+          from metrics m join confirmed t using (sweep, trial_id, attempt) group by m.sweep, m.cell_id, m.trial_id
+        ), last as (
+          select sweep, cell_id, case when min(gain) > 0 then avg(gain) end as still_rising from gains group by all
+        )
+        select c.sweep, c.cell_id, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.lr_centre,
+               c.confirm_seeds, c.val_examples, c.test_examples, c.test_lacks, d.rates, d.rates_tied, u.under_tuned,
+               s.untrained, l.still_rising
+        from cells c left join tied d using (sweep, cell_id) left join tuned u using (sweep, cell_id)
+        left join same s using (sweep, cell_id) left join last l using (sweep, cell_id)
+        where c.feasible order by c.sweep, c.dataset, c.train_size, c.budget nulls last, c.method
+        """,
+    ),
+    View(
         "parity",
         "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
         "given and used in trials, and in samples where it is in these; device-seconds and kinds of devices of stage "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from analysis.format import Row, change_text, percent, quantity, visible
+from analysis.format import Row, change_text, duration, percent, quantity, ranged, visible
 from analysis.statistics import scaling
 from analysis.statistics.looks import level
 from analysis.statistics.units.examples import example_intervals
@@ -20,10 +20,12 @@ from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_text, style
 from analysis.words import conclusions
+from analysis.words.decisions import best_text, would_change
 from analysis.words.parity import devices_apart
+from analysis.words.weak import weak_evidence
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
-"""Columns of the paired difference to LoRA at the same budget."""
+"""Columns of the paired difference to the baseline at the same budget."""
 OVER_EXAMPLES = ("low_examples", "high_examples", "difference_low_examples", "difference_high_examples")
 RESULTS = pa.schema(
     [
@@ -32,8 +34,10 @@ RESULTS = pa.schema(
         ("off_budget", REAL),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
         ("lr", REAL),
         *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
+        ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
         ("n", INT),
+        ("baseline", TEXT),  # that the differences are to; null where there is none
         *typed(REAL, *DIFFERENCE, "p_holm"),
         *typed(REAL, *OVER_EXAMPLES),  # the intervals of the score and of the difference, over test examples too
         ("examples_note", TEXT),  # why the score has none over test examples
@@ -57,12 +61,14 @@ def safe_console(*, stderr: bool = False, soft_wrap: bool = False, file: IO[str]
 
 def conclusion(store: Store) -> str:
     """The sweep's answer in one sentence, no stronger than its tests allow."""
-    apart = devices_apart(store.table("parity").to_pylist(), (scaling.FOCUS, scaling.BASELINE))
-    return conclusions.conclude(scaling.comparisons(store), level(store), apart)
+    asked = scaling.question(store)
+    methods = None if asked.focus is None else (asked.focus, asked.baseline)
+    apart = devices_apart(store.table("parity").to_pylist(), methods)
+    return conclusions.conclude(scaling.comparisons(store), level(store), apart, asked)
 
 
 def results_table(store: Store) -> pa.Table:
-    """One row per cell of the plan: chosen rate, mean test score with interval, and the paired difference to LoRA.
+    """One row per cell of the plan: chosen rate, mean test score with interval, and the difference to the baseline.
 
     Cells without a score have `n` 0 and a `note`: infeasible with the reason, not confirmed yet, or confirmed without a
     score. Columns: `RESULTS`.
@@ -70,6 +76,7 @@ def results_table(store: Store) -> pa.Table:
     compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
+    weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in store.table("signs").to_pylist()}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
     unscored = _unscored(store)
     tolerance = _tolerance(store)
@@ -81,6 +88,7 @@ def results_table(store: Store) -> pa.Table:
         off = cell["residual_fraction"]
         row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
+        row["weak"] = weak.get((cell["sweep"], cell["cell_id"])) or None
         if score:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
             row |= {k: examples[cell["sweep"], cell["cell_id"]][k] for k in (*OVER_EXAMPLES, "examples_note")}
@@ -90,7 +98,7 @@ def results_table(store: Store) -> pa.Table:
             row["note"] = unscored.get((cell["sweep"], cell["cell_id"]), "not confirmed yet")
         if difference:
             row |= dict(zip(DIFFERENCE, (difference[k] for k in ("difference", "low", "high")), strict=True))
-            row |= {k: difference[k] for k in ("p_holm", "verdict")}
+            row |= {k: difference[k] for k in ("baseline", "p_holm", "verdict")}
         rows.append(row)
     rows.sort(key=_order)
     return pa.Table.from_pylist(rows, schema=RESULTS)
@@ -121,24 +129,46 @@ def _key(row: Row) -> tuple[str, str, str, str, str | None]:
     return row["sweep"], row["dataset"], row["train_size"], row["method"], row["reference"]
 
 
-def print_results_table(store: Store, console: Console | None = None) -> None:
-    """Draw `results_table`: one block per data set and training size, infeasible cells listed beneath."""
+def print_results_table(
+    store: Store, console: Console | None = None, references: Collection[str] | None = None
+) -> None:
+    """Draw `results_table`: one block per data set and training size, infeasible cells listed beneath.
+
+    Args:
+        references: the budgets to show, with the methods that have none; all.
+    """
     console = console or safe_console()
     rows = results_table(store).to_pylist()
+    if references is not None:
+        rows = [r for r in rows if r["reference"] is None or r["reference"] in references]
     if not rows:
         console.print("no results yet: the store has no cells", highlight=False)
         return
+    against = style(scaling.question(store).baseline).name
     blocks = dict.fromkeys((r["sweep"], r["dataset"], r["train_size"]) for r in rows)
     for sweep, dataset, size in blocks:
         mine = [r for r in rows if (r["sweep"], r["dataset"], r["train_size"]) == (sweep, dataset, size)]
         measured = scaling.score_name(store, dataset)
-        print_whole(_block(f"{sweep}: {measured} on {place_text(dataset, size)}", measured, mine), console)
+        print_whole(_block(f"{sweep}: {measured} on {place_text(dataset, size)}", measured, against, mine), console)
     for row in (r for r in rows if _left_out(r)):
         where = place_text(row["dataset"], row["train_size"])
         said = f"  left out: {row['name']} at {row['reference']} on {where}, {row['note']}"
         console.print(said, highlight=False, markup=False)
     for said in _footnotes(rows):
         console.print(f"  {said}", style="dim", highlight=False, markup=False)
+
+
+def print_decisions(rows: Sequence[Row], console: Console) -> None:
+    """What to take at each budget (`decisions.decisions`): the methods, and beneath what would change the answer."""
+    several = len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) > 1
+    if rows:
+        console.print("what to take at each budget; = stands between methods that no test tells apart", style="bold")
+    for r in rows:
+        at = f"{r['reference']} on {place_text(r['dataset'], r['train_size'])}" if several else r["reference"]
+        seconds = "" if r["seconds"] is None else f", {duration(r['seconds'])} of training a run"
+        score = ranged(percent(r["mean"]), percent(r["low"]), percent(r["high"]))
+        console.print(f"  {at}: {best_text(r)}, {score} %, {quantity(r['adapter_params'])} parameters{seconds}")
+        console.print(f"    {would_change(r)}", style="dim")
 
 
 def _left_out(row: Row) -> bool:
@@ -151,13 +181,10 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals over seeds, each for itself; differences in points, paired by "
         "seed, the choice of rates in their intervals and verdicts, which are Holm-corrected over the whole table"
     ]
-    if any(r["edge"] for r in rows):
-        found.append("* the chosen rate is the end of its range: perhaps under-tuned")
+    if any(r["under_tuned"] for r in rows):
+        found.append("* perhaps under-tuned, as said above")
     if any(r["off_budget"] for r in rows):
         found.append("\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal parameters")
-    few = [f"{r['name']} {r['reference'] or ''}".strip() for r in rows if "few" in (r["under_tuned"] or "")]
-    if few:
-        found.append(f"perhaps under-tuned, few of their learning rates having finished: {', '.join(few)}")
     return found
 
 
@@ -174,11 +201,11 @@ def print_whole(table: Table, console: Console) -> None:
         console.width = width
 
 
-def _block(title: str, measured: str, rows: list[Row]) -> Table:
+def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
-    for name in ("parameters", "rate", f"{measured.removeprefix('test ')} %", "n", "vs LoRA [95 %]"):
+    for name in ("parameters", "rate", f"{measured.removeprefix('test ')} %", "n", f"vs {against} [95 %]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     previous = None
@@ -202,7 +229,7 @@ def _block(title: str, measured: str, rows: list[Row]) -> Table:
 
 
 def _rate(row: Row) -> str:
-    return "" if row["lr"] is None else f"{row['lr']:.2g}{'*' if row['edge'] else ' '}"
+    return "" if row["lr"] is None else f"{row['lr']:.2g}{'*' if row['under_tuned'] else ' '}"
 
 
 def _score(row: Row) -> str:

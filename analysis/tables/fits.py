@@ -50,7 +50,7 @@ _COLUMNS: tuple[tuple[Column, ...], ...] = (
         number("from", "from_x"),
         number("to", "to_x"),
         Column("mean score, % [95 %]", _mean, "number"),
-        Column("less LoRA's, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
+        Column("less the baseline's, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
     ),
     (
         text("form", "kind"),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from analysis.format import Row, change_text, p_text, percent, points, quantity, ranged, score_text
+from analysis.format import Row, change_text, duration, p_text, percent, points, quantity, ranged, score_text
 from analysis.statistics import rank_effects as slopes
+from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.planning import DIFFERENCES, seeds_table
-from analysis.statistics.scaling import BASELINE, PLANTED, comparisons, curve
+from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.units.many import interquartile_means, wilcoxon
 from analysis.store.store import Store
 from analysis.styles import budget_order, size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table
 from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, pivoted, text
+from analysis.words.decisions import best_text, would_change
 
 LONG = 45
 """A table of more rows is closed in the page until asked for."""
@@ -29,7 +31,8 @@ VERDICT = text("verdict", "verdict", "verdict")
 
 
 def results(store: Store) -> Sheet:
-    """Every feasible cell: setting, score, and the difference to LoRA at the same budget."""
+    """Every feasible cell: setting, score, and the difference to the baseline at the same budget."""
+    versus = f"vs {style(question(store).baseline).name}"
     rows = [r for r in results_table(store).to_pylist() if not (r["note"] or "").startswith("infeasible")]
     rows.sort(key=lambda r: (r["sweep"], r["dataset"], size_key(r["train_size"])))
     columns = columns_of(
@@ -37,13 +40,13 @@ def results(store: Store) -> Sheet:
         METHOD,
         BUDGET,
         Column("parameters", lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
-        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["edge"]), "number"),
+        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number"),
         Column("test score, % [95 %]", score_text, "number"),
         SEEDS,
-        Column("vs LoRA, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
+        Column(f"{versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
         Column("score, over test examples too, % [95 %]", _over_examples, "number"),
-        Column("vs LoRA, over them too, points", lambda r: _ends(r, "difference_", points), "number"),
+        Column(f"{versus}, over them too, points", lambda r: _ends(r, "difference_", points), "number"),
     )
     note = (
         "Intervals are 95 % intervals, each for itself. Differences are paired by seed, over those that both have, and "
@@ -51,7 +54,7 @@ def results(store: Store) -> Sheet:
         "table of comparisons below: at most one such family in twenty has a false "
         '"higher" or "lower". "Not distinguishable" does not mean equal: see the '
         "power column. Over test examples too: intervals for other examples of the same kind, seeds and examples both "
-        "being samples; the others speak of this test set. * the chosen rate is the end of its range."
+        "being samples; the others speak of this test set. * perhaps under-tuned."
         + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
         * any(r["off_budget"] for r in rows)
     )
@@ -75,6 +78,29 @@ def _over_examples(r: Row) -> str:
     return _ends(r, "", percent) or r["examples_note"] or ""
 
 
+def decided(store: Store) -> Sheet:
+    """What to take at each budget, and what would change that."""
+    rows = decisions(store).to_pylist()
+    return Sheet(
+        "decisions",
+        "What to take at each budget",
+        columns_of(
+            rows,
+            BUDGET,
+            Column("best", best_text),
+            Column("test score, % [95 %]", score_text, "number"),
+            PARAMETERS,
+            number("training of a run", "seconds", duration),
+            Column("what would change the answer", would_change, "long"),
+        ),
+        rows,
+        "An equals sign stands between methods that no test tells apart from the one with the best mean, whose score "
+        "and cost these are. A difference is found when it would be seen four times in five, at the level of its row "
+        "in the comparisons, the choice of learning rates included.",
+        folded=len(rows) > LONG,
+    )
+
+
 def averages(store: Store) -> Sheet:
     """Mean over data sets by method and budget, a column per training size: the form of the paper's Tables 11 to 14."""
     rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
@@ -91,8 +117,9 @@ def averages(store: Store) -> Sheet:
     )
 
 
-def compared(store: Store, baseline: str = BASELINE) -> Sheet:
-    """Each method against a baseline, LoRA at the same budget unless said otherwise."""
+def compared(store: Store, baseline: str | None = None) -> Sheet:
+    """Each method against a baseline at the same budget."""
+    baseline = baseline or question(store).baseline
     rows = comparisons(store, baseline).to_pylist()
     return Sheet(
         "comparisons",
@@ -114,9 +141,9 @@ def _reading(rows: Sequence[Row]) -> str:
         "or the rows of all other methods; each spends 5 %. Given the rates: the verdict, were the chosen rates the "
         "only ones possible. Power: the chance that this comparison, at its level, finds a true difference of "
         f"{100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true difference that is "
-        "found, four times in five; by simulation at the variances seen. Parameters, ratio: the method's over LoRA's. "
-        "Effect: Hedges' g of the paired differences, their mean in their own standard deviations, with its 95 % "
-        "interval, given the rates."
+        "found, four times in five; by simulation at the variances seen. Parameters, ratio: the method's over the "
+        "baseline's. Effect: Hedges' g of the paired differences, their mean in their own standard deviations, with "
+        "its 95 % interval, given the rates."
     )
     if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
         note += f" Equivalent: the 90 % interval lies within {percent(margin)} points of zero, corrected alike."
@@ -190,9 +217,9 @@ def grouped(store: Store) -> Sheet:
         ),
         rows,
         "At one budget, two methods that share a letter are not distinguishable; 'a' is the best group. Pairs with "
-        "LoRA have the verdicts of the table against it; the other pairs are tested alike, the choice of rates "
-        "included, Holm-corrected over all of them: a family of its own. Untested: no seed in common with another, no "
-        "spread between seeds, or what the choice of rates adds is not known.",
+        f"{style(question(store).baseline).name} have the verdicts of the table against it; the other pairs are tested "
+        "alike, the choice of rates included, Holm-corrected over all of them: a family of its own. Untested: no seed "
+        "in common with another, no spread between seeds, or what the choice of rates adds is not known.",
         folded=len(rows) > LONG,
     )
 
@@ -283,8 +310,9 @@ def rank_effects(store: Store) -> Sheet:
     )
 
 
-def seeds(store: Store, baseline: str = BASELINE, differences: Sequence[float] = DIFFERENCES) -> Sheet:
+def seeds(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> Sheet:
     """Seeds that would see a difference, for each comparison with the baseline."""
+    baseline = baseline or question(store).baseline
     found = seeds_table(store, baseline, differences).to_pylist()
     rows = pivoted(found, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
 

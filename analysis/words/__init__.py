@@ -3,6 +3,8 @@
 Uses the rooms that compute the numbers; draws and prints nothing.
 
     conclusions  the sweep's answer, the gap to full fine-tuning, rank against parameters
+    decisions    the best methods of a budget, and what would change that
     figures      one sentence per figure, and on groups and mean ranks
     parity       what was equal over all cells, and what was not
+    weak         what results rest on too little
 """

@@ -9,13 +9,13 @@ import pyarrow as pa
 from analysis.format import Row, change_text, percent, points
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
-from analysis.statistics.scaling import BASELINE, FOCUS
-from analysis.styles import place_of, place_text, style
+from analysis.statistics.scaling import Question
+from analysis.styles import in_order, place_of, place_text, style
 
-A, B = style(FOCUS).name, style(BASELINE).name
-"""The question's two methods in words."""
+ASKED = Question()
 MATCHED = 0.05
-"""Counts further apart than this are pointed out in the sentence."""
+"""Counts further apart than this, as a share, are not called equal."""
+_MOST = 4  # methods that are named
 SAID = ("higher", "lower", "equivalent", "not distinguishable")
 """The verdicts of what was tested."""
 
@@ -26,21 +26,61 @@ def interval_text(row: Row) -> str:
     return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
 
 
-def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None = None) -> str:
-    """One sentence on the question's two methods at equal budgets, from `scaling.comparisons`.
+def names_of(asked: Question) -> tuple[str, str]:
+    """The methods in question, and what they are compared with, in words."""
+    return "each other method" if asked.focus is None else style(asked.focus).name, style(asked.baseline).name
 
-    It says 'higher', 'lower' or 'equivalent' only of budgets whose `verdict` does, and says so where RandLoRA does not
-    win. `level`: of the tests (`looks.level`). `devices`: what the two ran on, where that differs
+
+def of_question(rows: Sequence[Row], asked: Question) -> list[Row]:
+    """The rows that compare the methods in question."""
+    return [r for r in rows if r["baseline"] == asked.baseline and asked.focus in (None, r["method"])]
+
+
+def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None = None, asked: Question = ASKED) -> str:
+    """One sentence on the question's methods at the same budgets, from `scaling.comparisons`.
+
+    It says 'higher', 'lower' or 'equivalent' only of budgets whose `verdict` does, and says so where the method in
+    question does not win. `level`: of the tests (`looks.level`). `devices`: what they ran on, where that differs
     (`parity.devices_apart`).
     """
-    rows = [r for r in compared.to_pylist() if r["method"] == FOCUS and r["baseline"] == BASELINE]
+    (a, b), rows = names_of(asked), of_question(compared.to_pylist(), asked)
     cells = [r for r in rows if r["reference"] is not None]
     whole = [r for r in rows if r["reference"] is None]
     if not cells:
-        return f"No conclusion about {A} and {B} yet: no budget at which both are confirmed with a common seed."
+        return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
     if all(_untested(r) for r in [*cells, *whole]):
-        return f"No conclusion about {A} and {B}: {_why_untested(cells)} (observed {_range(cells)})."
-    text = _at_budgets(cells, whole)
+        return f"No conclusion about {a} and {b}: {_why_untested(cells)} (observed {_range(cells)})."
+    text = _each(cells, b) if asked.focus is None else _of_one(cells, whole, a, b)
+    text += f"; but devices or precision are NOT equal, {devices}" if devices else ""
+    n = sorted({r["n"] for r in cells})
+    seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    order = ", the mean first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
+    paired = f"paired over {seeds} seed{'s' * (seeds != '1')}, the choice of learning rates included"
+    return f"{text} ({paired}, Holm-corrected at {100 * level:.2g} %{order})."
+
+
+def _each(cells: Sequence[Row], b: str) -> str:
+    """Every method against the baseline."""
+    said = []
+    for method in in_order({r["method"] for r in cells}):
+        mine = [r for r in cells if r["method"] == method]
+        found = [(v, [r for r in mine if r["verdict"] == v]) for v in (*SAID, "not testable", NOT_KNOWN)]
+        at = [f"{v} at {_count(rows, len(mine), _places(mine))}" for v, rows in found if rows]
+        said.append(f"{style(method).name} {', '.join(at)}")
+    return f"{_matched(cells)} against {b}: {'; '.join(said)}"
+
+
+def _matched(cells: Sequence[Row]) -> str:
+    """How equal the counts are that are compared."""
+    apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
+    if apart <= MATCHED:
+        return "At equal trainable parameters"
+    return f"At the same budgets, where counts differ by up to {100 * apart:.1f} %,"
+
+
+def _of_one(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> str:
+    """The method in question against the baseline."""
+    text = _at_budgets(cells, whole, a, b)
     untested = [r for r in cells if _untested(r)]
     if untested and len(untested) < len(cells):
         unknown = all(r["verdict"] == NOT_KNOWN for r in untested)
@@ -53,15 +93,7 @@ def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None =
             f"; yet at {len(apart_all_the_same)} of the {_places(cells)} the simultaneous interval excludes zero "
             f"({_range(apart_all_the_same)}): the mean hides how unlike they are"
         )
-    text += _like_these([r for r in whole if r["test"] == OVER_DATASETS])
-    text += f"; but devices or precision are NOT equal, {devices}" if devices else ""
-    n = sorted({r["n"] for r in cells})
-    seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
-    apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
-    unequal = f"; the counts differ by up to {100 * apart:.1f} %" if apart > MATCHED else ""
-    order = ", the mean first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
-    paired = f"paired over {seeds} seed{'s' * (seeds != '1')}, the choice of learning rates included"
-    return f"{text} ({paired}, Holm-corrected at {100 * level:.2g} %{order}{unequal}{_edges(cells)})."
+    return text + _like_these([r for r in whole if r["test"] == OVER_DATASETS])
 
 
 def _excludes_zero(row: Row) -> bool:
@@ -85,8 +117,10 @@ def _why_untested(cells: Sequence[Row]) -> str:
     return f"{why}, so no difference can be tested"
 
 
-def _at_budgets(cells: Sequence[Row], whole: Sequence[Row]) -> str:
+def _at_budgets(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> str:
     """The budgets' verdicts in words."""
+    where = _matched(cells)
+    there = where[0].lower() + where[1:]
     higher, lower, equal, same = ([r for r in cells if r["verdict"] == v] for v in SAID)
     total, what = len(cells), _places(cells)
     others = [f"is not distinguishable from it at the other {len(same)}"] if same else []
@@ -94,31 +128,31 @@ def _at_budgets(cells: Sequence[Row], whole: Sequence[Row]) -> str:
         others.insert(0, f"is equivalent to it, within {percent(equal[0]['margin'])} points, at {len(equal)}")
     rest = "".join(f", and {other}" for other in others)
     if higher and not lower:
-        return f"At equal trainable parameters {A} scores higher than {B} at {_count(higher, total, what)}{rest}"
+        return f"{where} {a} scores higher than {b} at {_count(higher, total, what)}{rest}"
     if higher:
         return (
-            f"There is no one answer here: at equal trainable parameters {A} scores higher than {B} at "
+            f"There is no one answer here: {there} {a} scores higher than {b} at "
             f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower)}){rest}"
         )
-    start = f"{A} does not win here: at equal trainable parameters it"
+    start = f"{a} does not win here: {there} it"
     if lower:
-        return f"{start} scores lower than {B} at {_count(lower, total, what)}{rest}"
+        return f"{start} scores lower than {b} at {_count(lower, total, what)}{rest}"
     if any(r["verdict"] in ("higher", "lower") for r in whole):
-        start = f"No single comparison decides: at equal trainable parameters {A}"
+        start = f"No single comparison decides: {there} {a}"
     seen = f" (differences {_range(cells)}{_power(cells)})"
     if equal:
         end = f", and not distinguishable at the other {len(same)}" if same else ""
         margin = percent(equal[0]["margin"])
-        return f"{start} is equivalent to {B}, within {margin} points, at {_count(equal, total, what)}{end}{seen}"
+        return f"{start} is equivalent to {b}, within {margin} points, at {_count(equal, total, what)}{end}{seen}"
     if not same:
-        return f"At equal trainable parameters no single comparison of {A} and {B} can be tested{seen}"
-    where = f"at the one {what[:-1]} {'compared' if total == 1 else 'tested'}"
-    where = f"at any of the {len(same)} {what}" if len(same) > 1 else where
-    return f"{start} is not distinguishable from {B} {where}{seen}"
+        return f"{where} no single comparison of {a} and {b} can be tested{seen}"
+    at = f"at the one {what[:-1]} {'compared' if total == 1 else 'tested'}"
+    at = f"at any of the {len(same)} {what}" if len(same) > 1 else at
+    return f"{start} is not distinguishable from {b} {at}{seen}"
 
 
-def conclude_gap(compared: pa.Table) -> str | None:
-    """One sentence on LoRA's and RandLoRA's distance from full fine-tuning at their largest budgets; None without it.
+def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
+    """One sentence on the methods' distance from full fine-tuning at their largest budgets; None without it.
 
     Args:
         compared: `scaling.comparisons(store, baseline="full")`.
@@ -126,7 +160,8 @@ def conclude_gap(compared: pa.Table) -> str | None:
     rows = [r for r in compared.to_pylist() if r["budget"] is not None]
     places = {(r["sweep"], r["dataset"], r["train_size"]) for r in rows}
     parts = []
-    for method in (BASELINE, FOCUS):
+    several = in_order({r["method"] for r in rows})[:_MOST]
+    for method in several if asked.focus is None else (asked.baseline, asked.focus):
         mine = [r for r in rows if r["method"] == method]
         if not mine or len(places) != 1:
             continue
@@ -216,13 +251,6 @@ def _power(rows: Sequence[Row]) -> str:
     low, high = (f"{100 * end(known):.0f}" for end in (min, max))
     share = low if low == high else f"{low} to {high}"
     return f"; a true 2-point difference would be found {share} % of the time"
-
-
-def _edges(rows: Sequence[Row]) -> str:
-    """A warning where a rate was chosen at the end of its range: that method may be under-tuned."""
-    counts = [(name, sum(r["edge"] in (arm, "both") for r in rows)) for name, arm in ((A, "method"), (B, "baseline"))]
-    said = [f"{name} at {count} of {len(rows)}" for name, count in counts if count]
-    return f"; perhaps under-tuned, its rate being the end of the range: {', '.join(said)}" if said else ""
 
 
 def _overall(rows: Sequence[Row]) -> str:

@@ -16,10 +16,10 @@ from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
 from analysis.format import Row, points
 from analysis.statistics.inference import NOT_KNOWN
-from analysis.statistics.scaling import BASELINE, FOCUS, UNTRAINED
+from analysis.statistics.scaling import UNTRAINED, Question
 from analysis.store.views import RISING
 from analysis.styles import in_order, size_key, size_text, style
-from analysis.words.conclusions import SAID, A, B
+from analysis.words.conclusions import ASKED, SAID, names_of, of_question
 
 SURE = 0.95
 """Share of the draws from which a cell's place on a front is called settled."""
@@ -27,19 +27,20 @@ _GIVEN = "Holm-corrected, the choice of rates included"
 _MOST = 4  # cells named in a sentence; more are counted
 
 
-def conclude_differences(rows: Sequence[Row]) -> str:
-    """The differences of the question's two methods, and how many their bands tell from zero beside the verdicts.
+def conclude_differences(rows: Sequence[Row], asked: Question = ASKED) -> str:
+    """The differences of the question's methods, and how many their bands tell from zero beside the verdicts.
 
     Args:
         rows: of `simultaneous.difference_curves`.
     """
-    mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE]
+    (a, b), mine = names_of(asked), of_question(rows, asked)
     if not mine:
-        return f"No difference of {A} and {B}: nowhere are both confirmed with a common seed."
+        return f"No difference of {a} and {b}: nowhere are both confirmed with a common seed."
     gaps = [r["difference"] for r in mine]
     what = "budgets" if len({(r["sweep"], r["dataset"], r["train_size"]) for r in mine}) == 1 else "budgets and places"
+    what = what if asked.focus is not None else "comparisons"
     seen = f"{points(min(gaps))} to {points(max(gaps))} points over {len(mine)} {what}"
-    text = f"{A} less {B} at equal trainable parameters: {seen}"
+    text = f"{a[0].upper()}{a[1:]} less {b} at the same budget: {seen}"
     verdicts = Counter(r["verdict"] for r in mine)
     said = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.most_common())
     banded = [r for r in mine if r["band"]]
@@ -49,15 +50,15 @@ def conclude_differences(rows: Sequence[Row]) -> str:
     return f"{text}; by the corrected verdicts {said}; the simultaneous 95 % band leaves out zero at {apart}."
 
 
-def conclude_crossings(rows: Sequence[Row], axis: str) -> str:
-    """Where the fitted curves of the question's two methods cross.
+def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) -> str:
+    """Where the fitted curves of the question's methods cross.
 
     Args:
         rows: of `readings.crossing_table`. axis: the cost in words.
     """
-    mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE]
+    (a, b), mine = names_of(asked), of_question(rows, asked)
     if not mine:
-        return f"No conclusion on a crossing of {A} and {B}: they do not both have three points of different cost."
+        return f"No conclusion on a crossing of {a} and {b}: they do not both have three points of different cost."
     if len(mine) == 1:
         return crossing_sentence(mine[0])
     settled = sum(r["value"] is not None and r["low"] is not None and r["high"] is not None for r in mine)
@@ -71,10 +72,10 @@ def conclude_crossings(rows: Sequence[Row], axis: str) -> str:
     if none:
         above = sum("above throughout" in r["note"] for r in none)
         below = sum("below throughout" in r["note"] for r in none)
-        sides = [f"{A} above throughout in {above}"] if above else []
+        sides = [f"{a} above throughout in {above}"] if above else []
         sides += [f"below throughout in {below}"] if below else []
         parts.append(f"show no lasting crossing in {len(none)}{' (' + ', '.join(sides) + ')' if sides else ''}")
-    return f"The isotonic fits of {A} and {B} against {axis} {'; '.join(parts)}: a description, not a test."
+    return f"The isotonic fits of {a} and {b} against {axis} {'; '.join(parts)}: a description, not a test."
 
 
 def conclude_front(rows: Sequence[Row]) -> str:
@@ -101,15 +102,16 @@ def conclude_front(rows: Sequence[Row]) -> str:
     return text + (f"; on it with one seed, so there is no saying how sure: {_cells(single)}." if single else ".")
 
 
-def conclude_sizes(rows: Sequence[Row]) -> str:
-    """The question's two methods at equal parameters, by training size.
+def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
+    """The question's methods at the same budgets, by training size.
 
     Args:
         rows: of `scaling.comparisons`, of the sweep and data sets that the figure shows.
     """
-    mine = [r for r in rows if r["method"] == FOCUS and r["baseline"] == BASELINE and r["reference"] and r["dataset"]]
+    a, b = names_of(asked)
+    mine = [r for r in of_question(rows, asked) if r["reference"] and r["dataset"]]
     if not mine:
-        return f"No conclusion about {A} and {B} by training size: nowhere are both confirmed with a common seed."
+        return f"No conclusion about {a} and {b} by training size: nowhere are both confirmed with a common seed."
     what = "budgets" if len({r["dataset"] for r in mine}) == 1 else "budgets and data sets"
     parts = []
     for size in sorted({r["train_size"] for r in mine}, key=size_key):
@@ -117,7 +119,7 @@ def conclude_sizes(rows: Sequence[Row]) -> str:
         words = [f"{v} at {verdicts[v]}" for v in (*SAID, "not testable", NOT_KNOWN) if verdicts[v]]
         parts.append(f"{size_text(size)}: {', '.join(words)} of {verdicts.total()}")
     return (
-        f"{A} against {B} at equal trainable parameters, {what} by training size: {'; '.join(parts)} "
+        f"{a[0].upper()}{a[1:]} against {b} at the same budget, {what} by training size: {'; '.join(parts)} "
         "(Holm-corrected at 5 % as in the table of comparisons, the choice of learning rates included)."
     )
 
@@ -235,7 +237,7 @@ def _apart(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
     return found
 
 
-def conclude_expected(rows: Sequence[Row]) -> str:
+def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     """Whether another allowance would have ordered the question's two methods otherwise, and whose curve still rises.
 
     Args:
@@ -244,13 +246,14 @@ def conclude_expected(rows: Sequence[Row]) -> str:
     curves: dict[tuple[str, str | None], dict[int, float]] = {}
     for r in rows:
         curves.setdefault((r["method"], r["reference"]), {})[r["n"]] = r["expected"]
-    both = [r for m, r in curves if m == FOCUS and (BASELINE, r) in curves]
+    focus, base, (a, b) = asked.focus, asked.baseline, names_of(asked)
+    both = [r for m, r in curves if m == focus and (base, r) in curves]
     parts = []
-    if both:
-        least = min(len(curves[m, r]) for m in (FOCUS, BASELINE) for r in both)
-        ahead = [sum(curves[FOCUS, r][n] > curves[BASELINE, r][n] for r in both) for n in (1, least)]
+    if both and focus is not None:
+        least = min(len(curves[m, r]) for m in (focus, base) for r in both)
+        ahead = [sum(curves[focus, r][n] > curves[base, r][n] for r in both) for n in (1, least)]
         parts.append(
-            f"had one learning rate been tried, {A}'s expected best validation score would be above {B}'s at "
+            f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
             f"{ahead[0]} of {len(both)} budgets; with {least}, at {ahead[1]}"
         )
     gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from randlora.methods.registry import METHODS
-from sweeps.budget.reach import Neighbour, Shapes
+from sweeps.budget.reach import Neighbour, Reach, Shapes
 from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem
 from sweeps.spec.methods import full_rank, has_budget
 from sweeps.spec.spec import SweepSpec
+
+_MOST = 50  # counts of a method that are tried as a budget for all
 
 
 def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
@@ -92,6 +94,54 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
         Solved.of(r, solve(method, shapes, budgets[r], allocation, tolerance=tolerance, options=options))
         for r in references
     ]
+
+
+def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | None:
+    """A budget near `reference` that every method which is asked for it reaches, as a sweep file writes it.
+
+    The nearest LoRA rank; of other budgets the nearest number that one of the methods counts with one capacity for all
+    weights. None where no budget between half and twice of it will do, or all reach it.
+    """
+    asked = [
+        (spec.base(name), section)
+        for name, section in spec.methods.items()
+        if has_budget(spec.base(name)) and section.capacity is None and not section.unmatched
+        if reference in (section.budgets or (reference,))
+    ]
+    budget = _budgets(spec, shapes)[reference]
+
+    def all_reach(count: int) -> bool:
+        return all(
+            isinstance(
+                solve(
+                    method,
+                    shapes,
+                    count,
+                    section.allocation or spec.budgets.allocation,
+                    tolerance=spec.budgets.tolerance,
+                    options=section.options,
+                ),
+                Solution,
+            )
+            for method, section in asked
+        )
+
+    if all_reach(budget):
+        return None
+    if spec.budgets.lora_rank is not None:
+        unit, largest = reference_budget(shapes, 1), max(min(shape) for shape in shapes.values())
+        ranks = [r for r in range(1, largest + 1) if budget <= 2 * r * unit <= 4 * budget]
+        found = next((r for r in sorted(ranks, key=lambda r: abs(r * unit - budget)) if all_reach(r * unit)), None)
+        return None if found is None else f"budgets.lora_rank = [{found}]"
+    counts = {count for method, section in asked for count in _counted(method, section.options, shapes, budget)}
+    found = next((c for c in sorted(counts, key=lambda c: abs(c - budget)) if all_reach(c)), None)
+    return None if found is None else f"budgets.params = [{found}]"
+
+
+def _counted(method: str, options: Mapping[str, Any], shapes: Shapes, budget: int) -> Iterator[int]:
+    """Counts of a method between half and twice a budget, at most `_MOST` nearest ones."""
+    totals = [int(t) for t in Reach(method, shapes, options).totals if budget <= 2 * t <= 4 * budget]
+    yield from sorted(set(totals), key=lambda t: abs(t - budget))[:_MOST]
 
 
 def update_rank(method: str, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> float | None:

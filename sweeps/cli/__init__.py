@@ -2,11 +2,12 @@
 
 Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C are answered at once.
 
-    data      the verb `data`: registered data sets
+    data      the verb `data`: registered data sets, and files of one's own
     doctor    the verb `doctor`: checks of this machine
     main      the program: its verbs in a table, and what bad input and interruptions give
     options   the options that verbs share, exit codes, and where the name of a sweep leads
-    plan      the verbs before a run: `init`, `plan`, `estimate`, `budget`
+    new_file  the verb `init`: a sweep file to start from
+    plan      the verbs before a run: `plan`, `estimate`, `budget`
     printing  how the verbs print: JSON, lines, tables
     program   the entry point, which imports nothing at first
     results   the verbs that read results: `best`, `report`, `query`, `compare`, `mcnemar`, `tables`; and `import`

@@ -1,7 +1,9 @@
-"""The verb `data`: the registered data sets, and what is known of one."""
+"""The verb `data`: the registered data sets, what is known of one, and what is in files of one's own."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -9,15 +11,22 @@ from rich.table import Table
 
 from analysis.format import quantity
 from sweeps.cli.options import Json
-from sweeps.cli.printing import emit, out
+from sweeps.cli.printing import emit, out, print_weak
 from sweeps.errors import SpecError, unknown
+
+_CARVED = "validation is 10 % of train, 5,000 at most, the same examples in every trial"
 
 
 def data(
-    name: Annotated[str | None, typer.Argument(help="A data set, cifar100; default: a list of all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A data set, cifar100 or folder:DIR; default: a list of all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """The registered data sets and their sizes; of one also its split, source, licence, prompts, how to get it."""
+    """The registered data sets and their sizes; of one also its split, source, licence, prompts, how to get it.
+
+    Of files of your own: classes, sizes, what validates, and classes that the test split lacks.
+    """
     from trainables.data.registry import known_datasets
 
     if name is None:
@@ -29,12 +38,12 @@ def data(
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What is known of a registered or embedded data set, JSON-able.
+    """What is known of a registered data set, or is in one on this disk, JSON-able.
 
     Raises:
-        SpecError: a name that is not registered.
+        SpecError: a name that is neither. DataError: files that are missing or damaged.
     """
-    from trainables.data.registry import DATASETS, known_datasets, load_dataset
+    from trainables.data.registry import DATASETS, known_datasets, on_disk
     from trainables.data.text.registry import TEXT_DATASETS
 
     if name in DATASETS:
@@ -69,19 +78,43 @@ def describe(name: str) -> dict[str, Any]:
             "source": text.source,
             "licence": text.licence,
         }
-    if name.startswith("embedded:") and name in known_datasets():
-        data = load_dataset(name, stage="CONFIRM")
-        return {
-            "name": name,
-            "about": "comes with the package",
-            "kind": "images",
-            "classes": len(data.class_names),
-            "class_names": list(data.class_names),
-            "sizes": {"train": len(data.train), "test": len(data.test)},
-            "templates": list(data.templates),
-            "prompt": data.prompt,
-        }
-    raise SpecError([unknown("name", name, "data set", known_datasets())])
+    if on_disk(name):
+        return _read(name)
+    raise SpecError([unknown("name", name, "data set", [*known_datasets(), "folder:DIR", "parquet:DIR", "json:DIR"])])
+
+
+def _read(name: str) -> dict[str, Any]:
+    """What is in a data set on this disk."""
+    from sweeps.plan.split_sizes import absent_from_test, forget, loaded
+    from trainables.data.registry import embedded_datasets
+    from trainables.data.splits import split
+    from trainables.data.text.dataset import TextDataset
+
+    forget()  # files may have changed since this process read them
+    data = loaded(name)
+    rows = split(data, 1.0, 0, "CONFIRM")
+    known: dict[str, Any] = {"name": name, "kind": "text" if isinstance(data, TextDataset) else "images"}
+    known["about"] = "comes with the package" if name in embedded_datasets() else "files of this machine"
+    known["sizes"] = {"train": len(rows.train_idx), "val": len(rows.val_idx), "test": len(rows.test_idx)}
+    known["split"] = _CARVED if data.val_rows is None else "the validation split is the set's own"
+    if data.class_names:
+        counts = sorted(Counter(data.train.labels.tolist()).values())
+        known |= {"classes": len(data.class_names), "class_names": list(data.class_names)}
+        ends = dict.fromkeys((counts[0], counts[-1]))
+        known["per_class"] = f"{' to '.join(map(quantity, ends))} for train and validation"
+        known["test_lacks"] = list(absent_from_test(name))
+    if isinstance(data, TextDataset):
+        return known | {"metric": data.metric}
+    return known | {"templates": list(data.templates), "prompt": data.prompt}
+
+
+def _weak(found: dict[str, Any]) -> list[str]:
+    from analysis.words.weak import FEW_SEEDS, weak_evidence
+
+    sizes, lacks = found["sizes"] or {}, found.get("test_lacks")
+    row = {"dataset": found["name"], "train_size": "1.0", "lr_centre": 1.0, "confirm_seeds": FEW_SEEDS}
+    row |= {"val_examples": sizes.get("val"), "test_examples": sizes.get("test")}
+    return weak_evidence([row | {"test_lacks": json.dumps(lacks) if lacks else None}])
 
 
 def _print_all(found: list[dict[str, Any]]) -> None:
@@ -104,7 +137,8 @@ def _print_all(found: list[dict[str, Any]]) -> None:
 
 
 def _print_one(found: dict[str, Any]) -> None:
-    """A line per fact."""
+    """What is weak in it, and a line per fact."""
+    print_weak(_weak(found))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -13,8 +13,9 @@ import typer
 
 from sweeps.cli.data import data
 from sweeps.cli.doctor import doctor
+from sweeps.cli.new_file import init
 from sweeps.cli.options import BAD_INPUT, INTERRUPTED
-from sweeps.cli.plan import budget, estimate, init, plan
+from sweeps.cli.plan import budget, estimate, plan
 from sweeps.cli.printing import err, print_json
 from sweeps.cli.results import best, compare, import_results, mcnemar, query, report, tables
 from sweeps.cli.run import run
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -82,29 +84,31 @@ def _is_user_error(error: Exception) -> bool:
     return type(error).__module__.split(".")[0] in {"sweeps", "trainables", "analysis", "randlora"}
 
 
-VERBS: dict[str, Callable[..., int | None]] = {
-    "init": init,
-    "plan": plan,
-    "estimate": estimate,
-    "run": run,
-    "resume": run,
-    "status": status,
-    "best": best,
-    "report": report,
-    "export": export,
-    "again": again,
-    "budget": budget,
-    "data": data,
-    "query": query,
-    "analyze": analyze,
-    "import": import_results,
-    "compare": compare,
-    "mcnemar": mcnemar,
-    "tables": tables,
-    "doctor": doctor,
+VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
+    "init": (init, "sweeps init --data folder:leaves --model open_clip:ViT-B-32/openai"),
+    "plan": (plan, "sweeps plan my.toml --set search.trials=9"),
+    "estimate": (estimate, "sweeps estimate my.toml"),
+    "run": (run, "sweeps run my.toml --max-hours 8"),
+    "resume": (run, "sweeps resume my.toml"),
+    "status": (status, "sweeps status results/my-sweep"),
+    "best": (best, "sweeps best results/my-sweep --at lora-4"),
+    "report": (report, "sweeps report results/my-sweep"),
+    "export": (export, "sweeps export results/my-sweep 3fa9 adapter --form merged"),
+    "again": (again, "sweeps again results/my-sweep 3fa9"),
+    "budget": (budget, "sweeps budget --model open_clip:ViT-B-32 --lora-rank 8 --adapt vision"),
+    "data": (data, "sweeps data folder:leaves"),
+    "query": (query, 'sweeps query results/my-sweep "select * from scaling" --to scaling.csv'),
+    "analyze": (analyze, "sweeps analyze cka results/my-sweep"),
+    "import": (import_results, "sweeps import paper fig1-clip --to results/paper"),
+    "compare": (compare, "sweeps compare results/my-sweep --points 1"),
+    "mcnemar": (mcnemar, "sweeps mcnemar results/my-sweep 3fa9 81c2"),
+    "tables": (tables, "sweeps tables results/my-sweep results --format latex"),
+    "doctor": (doctor, "sweeps doctor"),
 }
-for _name, _verb in VERBS.items():
-    app.command(_name, help="The same as `run`." if _name == "resume" else None)(_guarded(_verb))
+"""Each with an example, which its `--help` ends with."""
+for _name, (_verb, _example) in VERBS.items():
+    _help = "The same as `run`." if _name == "resume" else None
+    app.command(_name, help=_help, epilog=f"Example: {_example}")(_guarded(_verb))
 
 
 def main(arguments: list[str] | None = None) -> Any:

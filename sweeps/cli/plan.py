@@ -1,11 +1,9 @@
-"""The verbs before a run: `init`, `plan`, `estimate`, `budget`."""
+"""The verbs before a run: `plan`, `estimate`, `budget`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +11,7 @@ from rich.text import Text
 
 from analysis.format import duration, quantity
 from sweeps.cli.options import Json, Scale, Set, Source, Spec, load, store_of
-from sweeps.cli.printing import emit, err, out, print_rows, print_table
+from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -23,29 +21,23 @@ if TYPE_CHECKING:
 _TOWERS = ("vision", "both", "all")
 
 
-def init(
-    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("sweep.toml"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a commented starter file."""
-    if path.exists() and not force:
-        raise SpecError([Problem("path", str(path), "exists; give another name, or --force to overwrite it")])
-    starter = resources.files("sweeps.cli").joinpath("starter.toml")
-    path.write_text(starter.read_text(encoding="utf-8"), encoding="utf-8")
-    emit(as_json, lambda: {"path": str(path)}, lambda: out.print(f"wrote {path}; next: sweeps plan {path}"))
-
-
 def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
     from sweeps.plan.packing import packing_of
 
-    planned = load(spec, overrides, scale)
+    planned = load(spec, overrides, scale).with_sizes(download=False)
 
     def answer() -> dict[str, Any]:
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
         counted |= {"margin": planned.spec.confirm.margin, "max_seeds": planned.spec.confirm.max_seeds}
-        return {"cells": planned.table().to_pylist(), **counted, "packing": packing_of(planned)}
+        weak, packing = weak_of(planned), packing_of(planned)
+        return {
+            "cells": planned.table().to_pylist(),
+            **counted,
+            "weak": weak,
+            "packing": packing,
+            "instead": planned.instead(),
+        }
 
     emit(as_json, answer, lambda: print_plan(planned))
 
@@ -80,7 +72,9 @@ def budget(
     params: Annotated[int | None, typer.Option(help="The budget as a number of parameters.", min=1)] = None,
     percent: Annotated[float | None, typer.Option(help="The budget in percent of all parameters of the model.")] = None,
     rank: Annotated[int | None, typer.Option(help="The budget as the count of --method at this rank.", min=1)] = None,
-    targets: Annotated[list[str] | None, typer.Option(help="Target weights; default: the family's.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="Target weights, repeated or with commas; default: the family's.")
+    ] = None,
     adapt: Annotated[str, typer.Option(help="CLIP: vision or both towers; else all.")] = "both",
     method: Annotated[list[str] | None, typer.Option(help="A method, also peft:NAME; peft:all; default: ours.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every allocation, where else auto's choice stands.")] = False,
@@ -116,7 +110,8 @@ def _weights(
         given = "both" if model else "neither"
         raise SpecError([Problem("--model", given, "give a model, or in its place shapes", "--shape 4096x4096")])
     if model is not None:
-        found = target_shapes(model, targets or list(default_targets(model)), adapt)
+        named = [each for given in targets or () for each in re.split(r",(?![^\[]*\])", given)]  # no comma in [q,v]
+        found = target_shapes(model, named or list(default_targets(model)), adapt)
         return dict(found), sum(p.numel() for p in meta_model(model).parameters())
     sides = [re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text) for text in shape or ()]
     for text, match in zip(shape or (), sides, strict=True):
@@ -197,6 +192,13 @@ def _add_acting(answer: dict[str, Any], shapes: Mapping[str, Any]) -> None:
             row["acting"] = None
 
 
+def weak_of(plan: Plan) -> list[str]:
+    """What will be weak in the results, as far as it is known before a run."""
+    from analysis.words.weak import weak_evidence
+
+    return weak_evidence(cell.row() for cell in plan.feasible)
+
+
 def print_header(plan: Plan) -> None:
     """One line on what is about to run."""
     spec, left_out = plan.spec, len(plan.cells) - len(plan.feasible)
@@ -213,6 +215,9 @@ def print_header(plan: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    print_weak(weak_of(plan))
+    if plan.spec.description:
+        out.print(plan.spec.description, style="dim")
     rows = [
         {
             "method": cell.method,
@@ -236,6 +241,8 @@ def print_plan(plan: Plan) -> None:
         if not cell.feasible:
             around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
             out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
+    for reference, budget in plan.instead().items():
+        out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     confirm = plan.spec.confirm
     if confirm.margin is not None:
         out.print(f"margin    differences below {100 * confirm.margin:g} points count as none")

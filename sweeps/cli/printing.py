@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 from rich.table import Table
 
 from analysis.format import finite
@@ -103,6 +104,14 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+
+
+def print_weak(says: Sequence[str], console: Console = out) -> None:
+    """What the evidence is weak in (`analysis.words.weak`), before anything else; nothing where nothing is."""
+    if says:
+        console.print("weak evidence", style="bold yellow")
+    for line in says:
+        console.print(f"  {line}", style="yellow")
 
 
 def print_named(texts: Mapping[str, object]) -> None:

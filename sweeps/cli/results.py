@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,18 @@ import typer
 
 from analysis.format import visible
 from sweeps.cli.options import Json, Set, Source, folder_of, store_of
-from sweeps.cli.printing import as_bytes, emit, out, print_files, print_json, print_named, print_sheet, print_table
+from sweeps.cli.printing import (
+    as_bytes,
+    emit,
+    err,
+    out,
+    print_files,
+    print_json,
+    print_named,
+    print_sheet,
+    print_table,
+    print_weak,
+)
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -19,24 +31,71 @@ if TYPE_CHECKING:
 Also = Annotated[list[Path] | None, typer.Option(help="A further sweep to read beside it; may be repeated.")]
 Cost = Annotated[str, typer.Option("--x", help="Cost of the fits and the front: seconds_train, ...")]
 
+_NEAR = 0.05  # of a number of parameters
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 _OF_SUFFIX = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 
 
-def best(source: Source, overrides: Set = None, as_json: Json = False) -> None:
-    """The results: score with interval per method and budget, and the difference to LoRA."""
+def best(
+    source: Source,
+    at: Annotated[
+        str | None, typer.Option(help="One budget: its label, lora-4, or a number of parameters, for the nearest.")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The results: what to take at each budget, scores with intervals, and the difference to the baseline."""
+    from analysis.statistics.decisions import decisions
     from analysis.tables.console import results_table
 
     store = store_of(source, overrides)
-    emit(as_json, lambda: results_table(store).to_pylist(), lambda: print_best(store))
+    if at is None:
+        emit(as_json, lambda: results_table(store).to_pylist(), lambda: print_best(store))
+        return
+    references = _budgets_at(store, at)
+
+    def answer() -> dict[str, Any]:
+        rows = results_table(store).to_pylist()
+        taken = [r for r in decisions(store).to_pylist() if r["reference"] in references]
+        return {"budgets": references, "decisions": taken, "cells": [r for r in rows if r["reference"] in references]}
+
+    emit(as_json, answer, lambda: print_best(store, references))
 
 
-def print_best(store: Store) -> None:
-    """The results table and its one-sentence conclusion."""
-    from analysis.tables.console import conclusion, print_results_table
+def _budgets_at(store: Store, asked: str) -> list[str]:
+    """Labels of the budgets that are meant: the one of that name, or all that are nearest to a number of parameters.
 
-    print_results_table(store, out)
-    out.print(f"\n{conclusion(store)}")
+    Raises:
+        SpecError: no such budget, with the nearest.
+    """
+    found = store.sql("select distinct reference, budget from cells where budget is not null order by budget")
+    budgets = {r["reference"]: r["budget"] for r in found.to_pylist()}
+    if asked in budgets:
+        return [asked]
+    number = asked.replace(",", "").replace("_", "")
+    if not number.isdecimal() or int(number) < 1 or not budgets:
+        raise SpecError([unknown("--at", asked, "budget", list(budgets))])
+    least = min(abs(budget / int(number) - 1) for budget in budgets.values())
+    nearest = [name for name, budget in budgets.items() if abs(budget / int(number) - 1) == least]
+    if least > _NEAR:
+        err.print(f"no budget within {_NEAR:.0%} of {int(number):,}; the nearest: {', '.join(nearest)}", style="yellow")
+    return nearest
+
+
+def print_best(store: Store, references: Sequence[str] | None = None) -> None:
+    """What the evidence is weak in, what to take, the results table, and a conclusion; or of some budgets alone."""
+    from analysis.statistics.decisions import decisions
+    from analysis.tables.console import conclusion, print_decisions, print_results_table
+    from analysis.words.weak import weak_evidence
+
+    def asked(rows: list[Any]) -> list[Any]:
+        return [r for r in rows if references is None or r["reference"] is None or r["reference"] in references]
+
+    print_weak(weak_evidence(asked(store.table("signs").to_pylist())))
+    print_decisions(asked(decisions(store).to_pylist()), out)
+    print_results_table(store, out, references)
+    if references is None:
+        out.print(f"\n{conclusion(store)}")
 
 
 def report(

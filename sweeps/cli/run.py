@@ -13,8 +13,8 @@ import typer
 
 from analysis.format import duration
 from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Json, Scale, Set, Spec, load
-from sweeps.cli.plan import print_estimate_line, print_header
-from sweeps.cli.printing import emit, err, out, print_files
+from sweeps.cli.plan import print_estimate_line, print_header, weak_of
+from sweeps.cli.printing import emit, err, out, print_files, print_weak
 from sweeps.cli.results import print_best
 from sweeps.errors import Problem, SpecError
 
@@ -84,6 +84,7 @@ def run(
     check_inputs(planned)
     for line in fewer_words(planned.feasible):
         err.print(line, style="yellow")
+    print_weak(weak_of(planned.with_sizes(download=True)), err)
     observers = watchers(loaded, optuna_storage, track or ())
     foreseen = None if quiet else estimate_plan(planned)
     if foreseen is not None and not as_json:

@@ -31,8 +31,11 @@ def _print(p: Row) -> None:
         f"{p['unfinished']} begun; {p['cells_confirmed']} of {p['cells']} cells confirmed; {state}"
     )
     words = [", ".join(f"{n} cell(s) {phase}" for phase, n in p["phases"].items())]
-    if p["per_minute"] is not None and p["seconds_left"]:
-        words.append(f"{p['per_minute']:.1f} trials/min, about {duration(p['seconds_left'])} left")
+    if p["per_minute"] is not None:
+        which = "run" if p["running"] else "last run"
+        words.append(f"{p['this_run']} trials of the {which} at {p['per_minute']:.1f}/min")
+    if p["seconds_left"]:
+        words.append(f"about {duration(p['seconds_left'])} left")
     words.append(f"{p['accelerator_hours']:.2f} accelerator-hours")
     if p["cost"] is not None:
         words.append(f"cost {p['cost']:.2f}")
@@ -50,7 +53,8 @@ def _print(p: Row) -> None:
 def progress_of(folder: Path) -> dict[str, Any]:
     """Counts of trials and cells by state; speed, time left and what it took; why trials failed; best scores so far.
 
-    JSON-able. `per_minute` and `seconds_left` are of the run in progress or the last one, null before its first trial;
+    JSON-able. `this_run`, `per_minute` and `seconds_left` are of the run in progress or the last one, its start-up left
+    out; null before its first trial;
     `cost` is null where the run was not estimated with a price; `estimate` has the wall time estimated at the last
     launch and, once that is over, the actual one.
     """
@@ -67,8 +71,10 @@ def progress_of(folder: Path) -> dict[str, Any]:
         row["cell_id"] for row in trials.values() if row["stage"] == "CONFIRM" and row["status"] == "finished"
     )
     done = {c["cell_id"] for c in cells if confirmed[c["cell_id"]] >= c["confirm_seeds"]}
-    missing = sum(row["missing"] for row in coverage)
-    per_minute = _speed(rows, events, running)
+    missing: Counter[str] = Counter()
+    for row in coverage:
+        missing[row["method"]] += row["missing"]
+    this_run, per_minute, left = pace(rows, events, missing, datetime.now(UTC) if running else None)
     hours, cost = _used(rows, events)
     return {
         "sweep": cells[0]["sweep"] if cells else folder.name,
@@ -81,8 +87,9 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "cells": len(cells),
         "cells_confirmed": len(done),
         "phases": _phases(cells, store, done, events),
+        "this_run": this_run,
         "per_minute": per_minute,
-        "seconds_left": 60 * missing / per_minute if per_minute and running else None,
+        "seconds_left": left,
         "accelerator_hours": hours,
         "cost": cost,
         "estimate": _estimate(store),
@@ -108,15 +115,34 @@ def _phases(cells: Sequence[Row], store: Store, done: set[str], events: Sequence
     return {phase: found[phase] for phase in PHASES if found[phase]}
 
 
-def _speed(rows: Sequence[Row], events: Sequence[Row], running: bool) -> float | None:
-    """Trials a minute since the last run began."""
-    begun = [datetime.fromisoformat(e["at"]) for e in events if e["ev"] == "sweep" and "at" in e]
-    ended = [row["ended_at"] for row in rows if row["ended_at"] is not None and begun and row["ended_at"] >= begun[-1]]
-    if not ended:
-        return None
-    until = datetime.now(UTC) if running else max(ended)
-    seconds = (until - begun[-1]).total_seconds()
-    return 60 * len(ended) / seconds if seconds > 0 else None
+def pace(
+    rows: Sequence[Row], events: Sequence[Row], missing: Mapping[str, int], now: datetime | None
+) -> tuple[int, float | None, float | None]:
+    """Trials that ended in the last run, how many a minute since the first of them began to train, and seconds left.
+
+    The start of Ray and of workers is in neither: it is over when trials end.
+
+    Args:
+        rows: of `trials`. events: the journal's. missing: trials to come by method. now: None where nothing runs.
+    """
+    from sweeps.watch.snapshot import seconds_left  # loads torch
+
+    runs = [e for e in events if e["ev"] == "sweep" and "at" in e]
+    ended = [r for r in rows if r["ended_at"] is not None and r["started_at"] is not None]
+    mine = [r for r in ended if runs and r["ended_at"] >= datetime.fromisoformat(runs[-1]["at"])]
+    if not mine:
+        return 0, None, None
+    first = min(mine, key=lambda r: r["started_at"])
+    until = now or max(r["ended_at"] for r in mine)
+    seconds = (until - first["started_at"]).total_seconds() - (first["seconds_setup"] or 0.0)
+    spent: dict[str, tuple[float, int]] = {}
+    for r in mine:
+        taken, trials = spent.get(r["method"], (0.0, 0))
+        own = max(0.0, (r["seconds_total"] or 0.0) - (r["seconds_setup"] or 0.0))
+        spent[r["method"]] = (taken + own, trials + 1)
+    left = None if now is None else seconds_left(missing, spent)
+    at_once = max(1, len(runs[-1].get("lanes") or ()) * runs[-1].get("pack", 1))
+    return len(mine), 60 * len(mine) / seconds if seconds > 0 else None, None if left is None else left / at_once
 
 
 def _used(rows: Sequence[Row], events: Sequence[Row]) -> tuple[float, float | None]:

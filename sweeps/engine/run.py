@@ -120,6 +120,7 @@ def run(
             restore(folder, location)
         if trial == TRIAL:
             check_inputs(plan)
+            plan = plan.with_sizes(download=True)
         with Journal(folder / "journal.jsonl") as journal:
             sealer = Sealer(folder, None if location is None else EVERY_S)
             sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)

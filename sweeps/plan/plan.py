@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from pydantic import ValidationError
 
 from analysis.store.tables import to_table
 from sweeps.budget.reach import Shapes
-from sweeps.budget.solving import Solved, rank_problems, solutions, update_rank
+from sweeps.budget.solving import Solved, rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.checks import check_adapters, counted
+from sweeps.plan.split_sizes import sized
 from sweeps.search.points import check_sampler
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget, published_lr
@@ -22,7 +23,7 @@ from sweeps.spec.search_space import dimensions, published
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
-from trainables.data.registry import check_dataset
+from trainables.data.registry import check_dataset, on_disk
 from trainables.errors import DataError
 from trainables.models.families import ModelError
 from trainables.models.shapes import default_targets, model_kind, target_shapes
@@ -48,6 +49,22 @@ class Plan:
     def table(self) -> pa.Table:
         """The cells as an Arrow table (schema: docs/tables.md, `cells`)."""
         return to_table("cells", [cell.row() for cell in self.cells])
+
+    def with_sizes(self, *, download: bool) -> Plan:
+        """The plan with the sizes of its cells' splits; without `download`, of the data sets that are files here."""
+        return replace(
+            self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
+        )
+
+    def instead(self) -> dict[str, str]:
+        """Budgets that some method does not reach -> the nearest that all reach, as a sweep file writes it."""
+        missed = dict.fromkeys(c.reference for c in self.cells if not c.feasible and c.reference is not None)
+        if not missed:
+            return {}
+        cell = self.cells[0]
+        shapes = target_shapes(self.spec.model.id, cell.targets, cell.adapt)
+        found = {reference: reached_by_all(self.spec, shapes, reference) for reference in missed}
+        return {reference: budget for reference, budget in found.items() if budget is not None}
 
     @classmethod
     def from_spec(cls, spec: SweepSpec) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sweeps.spec.cell import Cell
 from trainables.config import Protocol
@@ -19,6 +20,19 @@ def split_sizes(cell: Cell) -> tuple[int, int, int]:
     """Examples to train, validate and test on."""
     most = (cell.evaluate.validation_rows, cell.evaluate.test_rows)
     return _split_sizes(cell.dataset, cell.train_size, cell.protocol, most)
+
+
+def sized(cell: Cell) -> Cell:
+    """The cell with how many examples it validates and tests on, and the classes that its test split lacks."""
+    _, val, test = split_sizes(cell)
+    return replace(cell, val_examples=val, test_examples=test, test_lacks=absent_from_test(cell.dataset))
+
+
+def absent_from_test(name: str) -> tuple[str, ...]:
+    """Classes of a data set of which its test split has no example."""
+    data = loaded(name)
+    present = set(data.test.labels.tolist())
+    return tuple(each for index, each in enumerate(data.class_names) if index not in present)
 
 
 def class_count(name: str) -> int:

@@ -6,6 +6,8 @@ past the edge of the range.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -52,7 +54,7 @@ class Effort:
     """
 
     def __init__(self, cell: Cell, search: SearchSection, rules: Rules) -> None:
-        self._cell, self._search = cell, search
+        self._cell, self._search, self._rules = cell, search, rules
         old = search.sampler == "grid" and rules.grid_rule == "equal-steps"
         self._sampler = EQUAL_STEPS if old else search.sampler
         self.least = 0
@@ -118,18 +120,18 @@ class Effort:
         Args:
             number: the slot's number.
             tried: the cell's points so far, by slot.
-            start: the neighbour's choice, for a slot that starts from it; None where there is none.
+            start: the neighbour's choice, for a slot that starts from it, or the best point, for one past its edge;
+                None where there is none.
 
         A warm start that was tried already, or that does not exist, leaves its slot to the sampler.
         """
         search, cell = self._search, self._cell
         origin = origin_of(number, search)
         if origin == "widened":
-            best = min((t for t in tried if t.score is not None), key=lambda t: -(t.score or 0.0))  # as `ranked`
-            edge = _edge(best.lr, [t.lr for t in tried])
-            if edge is None:
+            edge = None if start is None else _edge(start.lr, [t.lr for t in tried])
+            if start is None or edge is None:
                 raise AssertionError(f"cell {cell.cell_id} widens, and its best rate is not at an edge")
-            return beyond(self._space, tried, best.point, edge), origin
+            return beyond(self._space, tried, start, edge), origin
         if origin == "published" and cell.lr_centre is not None:
             start = Point(float(f"{cell.lr_centre:.6g}"), cell.published)
         if origin is not None and start is not None and start not in {t.point for t in tried}:
@@ -151,11 +153,27 @@ class Effort:
         return Tried(number, lr, score, status, extra, warm)
 
     def ranked(self, points: Iterable[Slot | None], rows: Mapping[str, Row]) -> list[Slot]:
-        """The points that finished, best validation score first, the earlier slot where equal."""
-        done = [
-            (t, s) for s in points if s is not None and (t := self.tried(s, rows.get(s.trial_id))).score is not None
-        ]
-        return [s for t, s in sorted(done, key=lambda pair: (-(pair[0].score or 0.0), pair[1].slot))]
+        """The points that finished, the best first (`rank_key`)."""
+        done = []
+        for s in points:
+            if s is not None and (score := self.tried(s, row := rows.get(s.trial_id)).score) is not None:
+                done.append((self.rank_key(s, score, [(row or {}).get("train_loss")]), s))
+        return [s for _, s in sorted(done, key=lambda pair: pair[0])]
+
+    def rank_key(self, slot: Slot, score: float, losses: Sequence[float | None]) -> tuple[float, float, float, int]:
+        """Sort key of a point, the best first: by its validation score, and where that is equal by `Rules.tie_rule`.
+
+        Args:
+            slot: its trial on the first seed.
+            score: mean validation score of its runs. losses: their last training losses; None where one has none.
+        """
+        score = round(score, 12)  # a mean's rounding breaks no tie
+        if self._rules.tie_rule == "earlier":
+            return -score, 0.0, 0.0, slot.slot
+        known = [loss for loss in losses if loss is not None]
+        loss = statistics.fmean(known) if known and len(known) == len(losses) else math.inf
+        centre = math.log10(self._space.low * self._space.high) / 2
+        return -score, loss, round(abs(math.log10(slot.point.lr) - centre), 9), slot.slot
 
     def edge(self, slot: Slot, points: Iterable[Slot]) -> Edge | None:
         """Which end of the rates tried a slot's rate is."""

@@ -20,11 +20,14 @@ class Rules:
             steps for the allowance it was begun with, lower rates first.
         path_rule: "as-written": ids have the paths of the sweep file, so a folder goes on wherever its data lie;
             "absolute": they have where the data lay.
+        tie_rule: of points with equal validation scores "loss-then-centre" takes the one with the lower training loss,
+            then the one whose rate is nearest to the centre of its range; "earlier" the one that was asked first.
     """
 
     seed_rule: str = "per-data-set"
     grid_rule: str = "nested"
     path_rule: str = "as-written"
+    tie_rule: str = "loss-then-centre"
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
@@ -32,7 +35,7 @@ class Rules:
         return cls(**{name: stored.get(name, old) for name, old in asdict(OLD).items()})
 
 
-OLD = Rules(seed_rule="shared", grid_rule="equal-steps", path_rule="absolute")
+OLD = Rules(seed_rule="shared", grid_rule="equal-steps", path_rule="absolute", tie_rule="earlier")
 
 
 def derived_seed(seed: int, dataset: str, train_size: str | float) -> int:

@@ -230,12 +230,14 @@ class CellState:
                 return None
             choice = self.neighbour._compute_choice()
             start = None if choice is None else choice.point
+        elif origin == "widened":
+            start = self._ranked()[0].point
         tried = [self.effort.tried(s, self.rows.get(s.trial_id)) for _, s in sorted(points.items()) if s is not None]
         point, origin = self.effort.propose(number, tried, start)
         return self._make("TUNE", number, point, self.seeds(TUNE_SEED), origin)
 
     def _ranked(self) -> list[Slot]:
-        """The points that finished, best validation score first, the earlier slot where equal."""
+        """The points that finished, the best first."""
         return self.effort.ranked(self._points().values(), self.rows)
 
     def _reruns(self) -> list[Slot]:
@@ -263,22 +265,20 @@ class CellState:
         candidates = ranked[: search.rerun_rates] if again else ranked[:1]
         if not candidates:
             return None
-        best: tuple[int, float, int] | None = None
-        chosen = candidates[0]
+        found = []
         for rate in candidates:
             # dict: with every seed held fixed a re-run is its rate's own trial
             trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.point == rate.point)])
-            scores = [self.rows[t]["val_score"] for t in trials if self.rows[t]["status"] == "finished"]
-            key = (len(scores) - len(trials), statistics.fmean(scores), -rate.slot)  # a rate that fails on a seed loses
-            if best is None or key > best:
-                best, chosen = key, rate
-        if best is None:
-            raise AssertionError("a candidate was just found")
+            done = [row for t in trials if (row := self.rows[t])["status"] == "finished"]
+            mean = statistics.fmean(row["val_score"] for row in done)
+            key = self.effort.rank_key(rate, mean, [row.get("train_loss") for row in done])
+            found.append(((len(trials) - len(done), *key), mean, rate))  # a rate that fails on a seed loses
+        _, mean, chosen = min(found, key=lambda each: each[0])
         points = [s for s in self._points().values() if s is not None]
         n_trials = len({s.trial_id for s in [*points, *reruns]})
         edge = self.effort.edge(chosen, points)
         seeds = search.rerun_seeds if again else 0
-        return Choice(chosen.point.lr, best[1], n_trials, seeds, edge, chosen.extra)
+        return Choice(chosen.point.lr, mean, n_trials, seeds, edge, chosen.extra)
 
     def _confirm_slots(self) -> list[Slot]:
         if self.cell.lr_centre is None:  # nothing trains, so nothing varies with the seed

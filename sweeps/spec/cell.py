@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from randlora.methods.registry import METHODS
 from sweeps.spec.paths import absolute
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Dimension, Extra, Space
@@ -33,6 +34,8 @@ class Cell:
         allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
         written: the data set as the sweep file names it; in folders of the older `path_rule` `dataset` is absolute.
+        val_examples, test_examples: what it validates and tests on; None where the data has not been read.
+        test_lacks: classes of which the test split has no example.
         base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
 
@@ -73,6 +76,9 @@ class Cell:
     evaluate: EvaluateSettings = field(default=EvaluateSettings())
     update_rank: float | None = None
     written: str | None = None
+    val_examples: int | None = None
+    test_examples: int | None = None
+    test_lacks: tuple[str, ...] = ()
 
     @property
     def space(self) -> Space | None:
@@ -146,9 +152,11 @@ class Cell:
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {
+            "title": METHODS[self.base].title if self.base == self.method and self.base in METHODS else None,
             "label": self.label,
             "train_size": str(self.train_size),
             "capacities": json.dumps(dict(self.capacities)),
+            "test_lacks": json.dumps(self.test_lacks) if self.test_lacks else None,
             "space": json.dumps({d.name: d.as_dict() for d in self.dimensions}) if self.dimensions else None,
             "residual_fraction": fraction,
             "below": None if self.below is None else json.dumps(self.below),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -122,7 +122,7 @@ class Counting:
             total = spent.setdefault(c.best.method, [0.0, 0])
             total[0] += c.seconds[0]
             total[1] += c.seconds[1]
-        left = _left(missing, spent) if fresh > 0 else None
+        left = seconds_left(missing, spent) if fresh > 0 else None
         used = self._state.used
         phases = Counter(c.best.phase for c in cells)
         return Snapshot(
@@ -140,8 +140,12 @@ class Counting:
         )
 
 
-def _left(missing: Counter[str], spent: dict[str, list[float]]) -> float | None:
-    """Seconds of one worker for what is missing, by the mean of each method, or of all where it has none yet."""
+def seconds_left(missing: Mapping[str, int], spent: Mapping[str, Sequence[float]]) -> float | None:
+    """Seconds of one worker for what is missing, by the mean of each method, or of all where it has none yet.
+
+    Args:
+        missing: trials by method. spent: (seconds, trials) of those that are over by method, without set-up.
+    """
     means = {method: seconds / trials for method, (seconds, trials) in spent.items() if trials}
     if not means:
         return None

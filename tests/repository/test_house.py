@@ -82,6 +82,7 @@ def test_test_modules_share_by_support_modules_alone() -> None:
 def test_wheel_ships_what_the_packages_read() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
     assert set(build["targets"]["wheel"]["packages"]) == set(PACKAGES)
+    assert build["targets"]["wheel"]["force-include"] == {"examples": "sweeps/examples"}  # as `init` looks for them
     for needed in (
         "sweeps/cli/starter.toml",
         "analysis/report/templates/report.html.j2",

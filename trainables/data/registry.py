@@ -73,11 +73,16 @@ def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Pr
     """
     load = text_loader(name) or _loader(name)
     sizes = list(train_sizes)
-    form, colon, _ = name.partition(":")
-    if sizes and colon and form in ("embedded", *_FROM_PATH, *TEXT_FORMS):
+    if sizes and on_disk(name):
         data = load()
         for size in sizes:
             split(data, size, data_seed=0, stage="TUNE", protocol=protocol)
+
+
+def on_disk(name: str) -> bool:
+    """Whether an id names files of this machine, which are read without a download."""
+    form, colon, _ = name.partition(":")
+    return bool(colon) and form in ("embedded", *_FROM_PATH, *TEXT_FORMS)
 
 
 def load_dataset(name: str, *, stage: Stage = "TUNE") -> Dataset:

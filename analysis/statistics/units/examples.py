@@ -19,7 +19,7 @@ from analysis.format import Row
 from analysis.statistics.choice import choice_variances
 from analysis.statistics.inference import CHOICE_FREEDOM, LEVEL, NO_SPREAD
 from analysis.statistics.runs import Seed, by, seed_of
-from analysis.statistics.scaling import BASELINE
+from analysis.statistics.scaling import question
 from analysis.statistics.units.mcnemar import unpacked
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -99,8 +99,9 @@ def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[f
 
 
 @remembered
-def example_intervals(store: Store, baseline: str = BASELINE) -> pa.Table:
+def example_intervals(store: Store, baseline: str | None = None) -> pa.Table:
     """Every confirmed cell's accuracy, and its difference to the baseline's at the same budget; columns `EXAMPLES`."""
+    baseline = baseline or question(store).baseline
     cells = by(store.sql(_KEPT).to_pylist(), "sweep", "cell_id")
     choice = choice_variances(store)
     tested = {key: _Tested.of(runs) for key, runs in cells.items()}

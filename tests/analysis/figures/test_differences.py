@@ -21,7 +21,7 @@ from tests.analysis.synthetic import make_results
 
 def test_lines_and_bands_are_the_tables(store: Store) -> None:
     rows = difference_curves(store).to_pylist()
-    [axes] = draw_differences(difference_curves(store), score="test accuracy").axes
+    [axes] = draw_differences(difference_curves(store), score="test accuracy", focus="randlora").axes
     drawn = {line.get_gid(): np.asarray(line.get_ydata()) for line in axes.lines if line.get_gid()}
     for method in {r["method"] for r in rows}:
         mine = [r for r in rows if r["method"] == method]

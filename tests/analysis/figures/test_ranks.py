@@ -68,7 +68,7 @@ def test_equal_scores_share_a_rank_whatever_their_rounding(tmp_path: Path) -> No
     cells: Any = {
         (("two", "m", d, "1.0"), m, "lora-1"): [
             {"sweep": "two", "model": "m", "dataset": d, "train_size": "1.0", "method": m, "reference": "lora-1"}
-            | {"cell_id": m, "data_seed": 0, "init_seed": 0, "basis_seed": 0, "test_score": s}
+            | {"cell_id": m, "budget": 1, "data_seed": 0, "init_seed": 0, "basis_seed": 0, "test_score": s}
         ]
         for d in "ab"
         for m, s in scores.items()

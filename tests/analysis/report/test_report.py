@@ -204,7 +204,7 @@ def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
     assert len(lines) == 2 + 15  # the infeasible cell is left out
     assert len({line.count("|") for line in lines}) == 1
     assert (
-        "| RandLoRA | lora-1 | 12,385 | 0.0316 | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher | [80.0, 83.0] |"
+        "| RandLoRA | lora-1 | 12,385 | 0.0316* | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher | [80.0, 83.0] |"
         in text
     )
     assert markdown(results(wide)).startswith("| data |")
@@ -246,7 +246,7 @@ def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> N
         "crossings",
     }
     wanted |= {"budget_needed", "areas", "fits", "front", "parity", "learning_rates", "expected_best", "cost"}
-    wanted |= {"tuning_effort", "sharpness"}
+    wanted |= {"tuning_effort", "sharpness", "decisions"}
     assert set(found) == wanted | {"failures", "infeasible"}
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from PIL import Image
 
+from sweeps.cli.main import VERBS, app
 from sweeps.engine import run as engine
 from sweeps.engine.run import RunSummary
 from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
 
@@ -38,6 +43,63 @@ def test_init_then_plan(tmp_path: Path) -> None:
     planned = sweeps("plan", str(path))
     assert planned.exit_code == 0, planned.output
     assert "randlora" in planned.output
+
+
+def test_init_writes_an_example_or_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = json.loads(sweeps("init", "--list", "--json").stdout)
+    assert listed.keys() >= {"quickstart", "paper/fig1-clip", "real/vit-dtd10"} and all(listed.values())
+    assert not list(tmp_path.iterdir())
+    assert sweeps("init", "--example", "paper/fig1-clip").exit_code == 0
+    assert Path("fig1-clip.toml").read_bytes() == (ROOT / "examples" / "paper" / "fig1-clip.toml").read_bytes()
+    for words, said in (
+        (("--example", "quickstat"), "quickstart"),
+        (("--example", "quickstart", "--name", "x"), "--set"),
+        (("--data", "folder:nowhere"), "no folder nowhere"),
+        (("--model", "embedded:tiny-clp"), "tiny-clip"),
+        (("--name", "two words"), "name"),
+    ):
+        done = sweeps("init", "other.toml", *words)
+        assert (done.exit_code, Path("other.toml").exists()) == (2, False) and said in done.output, words
+    words = ("--data", "embedded:fashion-mnist-turned", "--model", "embedded:tiny-clip")
+    assert sweeps("init", "own.toml", *words).exit_code == 0
+    spec = SweepSpec.load(Path("own.toml"))
+    assert (spec.name, spec.data.datasets, spec.model.adapt) == ("fashion-mnist-turned", (words[1],), "vision")
+    assert spec.methods["full"].lr is None  # the starter's own is that of its model
+
+
+def test_every_verb_shows_an_example_that_it_takes() -> None:
+    for name, (_, example) in VERBS.items():
+        command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+        assert " ".join(sweeps(name, "-h").output.split()).endswith(f"Example: {example}"), name
+        program, verb, *rest = shlex.split(example)
+        assert (program, verb) == ("sweeps", name)
+        command.make_context(name, rest)  # raises where an option or an argument is unknown
+
+
+def test_targets_may_be_a_comma_list(tmp_path: Path) -> None:
+    words = ("budget", "--model", "embedded:tiny-clip", "--lora-rank", "1", "--adapt", "vision", "--json")
+    one = sweeps(*words, "--targets", "attn.in_proj_weight[q,v],mlp.c_fc").stdout
+    assert one == sweeps(*words, "--targets", "attn.in_proj_weight[q,v]", "--targets", "mlp.c_fc").stdout
+
+
+def test_data_says_what_is_in_a_folder(tmp_path: Path) -> None:
+    for part, classes, count in (("train", "abc", 20), ("test", "ab", 3)):
+        for k, name in enumerate(classes):
+            folder = tmp_path / "own" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count + k):
+                Image.new("L", (8, 8), 10 * i % 255).save(folder / f"{i}.png")
+    found = json.loads(sweeps("data", f"folder:{tmp_path / 'own'}", "--json").stdout)
+    assert found["sizes"] == {"train": 57, "val": 6, "test": 7}
+    assert (found["classes"], found["class_names"], found["test_lacks"]) == (3, ["a", "b", "c"], ["c"])
+    assert found["per_class"] == "20 to 22 for train and validation" and "10 % of train" in found["split"]
+    shown = sweeps("data", f"folder:{tmp_path / 'own'}").output
+    assert shown.startswith("weak evidence") and "test of own has no example of c" in shown
+    (tmp_path / "own" / "val").symlink_to(tmp_path / "own" / "test")
+    own = json.loads(sweeps("data", f"folder:{tmp_path / 'own'}", "--json").stdout)
+    assert (own["sizes"]["val"], own["split"]) == (7, "the validation split is the set's own")
+    assert "nearest" in sweeps("data", f"folder:{tmp_path / 'owm'}").output
 
 
 def test_plan_json_has_counts_and_infeasible_cells() -> None:

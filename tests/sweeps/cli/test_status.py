@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sweeps.cli.status import pace
 from sweeps.lanes.pool import Pool
 from tests.fakes import fake_plan
 from tests.support import ROOT
@@ -40,6 +42,24 @@ class Terminal(threading.Thread):
             self.told.append(json.loads(status(self.folder, "--json")))
 
 
+def test_the_pace_of_a_run_leaves_its_start_out() -> None:
+    """A minute until workers are up, then two trials of 5 s at a time, the first with 20 s of set-up."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def trial(method: str, began: float, ended: float, setup: float) -> dict[str, Any]:
+        times = {"started_at": start + timedelta(seconds=began), "ended_at": start + timedelta(seconds=ended)}
+        return {"method": method, **times, "seconds_setup": setup, "seconds_total": ended - began}
+
+    rows = [trial("lora", -99, -90, 1.0), trial("lora", 60, 85, 20.0), trial("vera", 60, 90, 20.0)]
+    run = {"ev": "sweep", "at": start.isoformat(), "lanes": [{}, {}], "pack": 1}
+    events = [run | {"at": (start - timedelta(hours=1)).isoformat()}, run]
+    now = start + timedelta(seconds=90)
+    assert pace(rows, events, {"lora": 8, "vera": 2}, now) == (2, 12.0, (8 * 5 + 2 * 10) / 2)
+    assert pace(rows, events, {"lora": 8, "dora": 2}, now)[2] == pytest.approx((8 * 5 + 2 * 7.5) / 2)
+    assert pace(rows, events, {}, None) == (2, 12.0, None)
+    assert pace(rows[:1], events, {"lora": 8}, now) == (0, None, None)
+
+
 @pytest.mark.slow
 def test_another_terminal_sees_the_numbers_grow(tmp_path: Path, pool: Pool) -> None:
     folder = tmp_path / "r"
@@ -52,7 +72,7 @@ def test_another_terminal_sees_the_numbers_grow(tmp_path: Path, pool: Pool) -> N
         terminal.join()
     assert (summary.finished, summary.failed) == (32, 0)
     assert "of 32 trials finished, 0 failed" in terminal.text
-    assert "trials/min" in terminal.text
+    assert "trials of the run at " in terminal.text
     assert "; running" in terminal.text
 
     during = [told for told in terminal.told if told["running"]]

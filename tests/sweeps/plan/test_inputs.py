@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sweeps.cli.plan import weak_of
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
 from sweeps.plan import digests, split_sizes
@@ -176,3 +177,40 @@ def test_a_folder_that_cannot_be_made(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SpecError, match=r"output = .*choose another output"):
         check_inputs(plan(images, str(tmp_path / "file" / "r")))
+
+
+def test_a_plan_knows_small_splits_and_classes_that_test_lacks(images: Path, tmp_path: Path) -> None:
+    shutil.rmtree(images / "test" / "shoe")
+    before = plan(images, str(tmp_path / "out"))
+    (cell,) = before.with_sizes(download=False).cells
+    assert (cell.val_examples, cell.test_examples, cell.test_lacks) == (1, 2, ("shoe",))
+    assert (before.cells[0].val_examples, cell.cell_id) == (None, before.cells[0].cell_id)
+    said = weak_of(before.with_sizes(download=False))
+    assert said[:2] == [
+        "validation has 1 example: one is 100.0 points",
+        "test has 2 examples: one is 50.0 points",
+    ]
+    assert said[2] == "test of images has no example of shoe"
+    registered = plan(images, str(tmp_path / "out"), datasets=["cifar10"])
+    assert registered.with_sizes(download=False) == registered  # it may not be here
+
+
+@pytest.mark.parametrize(
+    ("budgets", "methods", "instead"),
+    [
+        ({"params": [5000]}, {"lora": {}, "dora": {}}, {"params-5000": "budgets.params = [4608]"}),
+        ({"lora_rank": [1, 2]}, {"lora": {}, "vera": {}}, {"lora-2": "budgets.lora_rank = [1]"}),
+        ({"lora_rank": [16]}, {"lora": {}, "vera": {}}, {}),  # none near it
+        ({"lora_rank": [16]}, {"lora": {}, "vera": {"unmatched": True}}, {}),
+    ],
+)
+def test_a_budget_that_every_method_reaches(budgets: object, methods: object, instead: dict[str, str]) -> None:
+    model = {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]}
+    tree = {"name": "t", "model": model, "data": {"datasets": ["embedded:fashion-mnist"]}}
+    planned = Plan.from_spec(SweepSpec.parse({**tree, "budgets": budgets, "methods": methods}))
+    assert planned.instead() == instead
+    for reference, budget in instead.items():
+        again = SweepSpec.parse(
+            {**tree, "methods": methods, "budgets": {budget[8:].split(" ")[0]: json.loads(budget.split(" = ")[1])}}
+        )
+        assert all(cell.feasible for cell in Plan.from_spec(again).cells), reference

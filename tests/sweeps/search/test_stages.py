@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sweeps.search.slots import Choice
+from sweeps.search.rules import OLD, Rules
+from sweeps.search.slots import Choice, Slot
 from sweeps.search.stages import SweepState
 from sweeps.spec.sections import TUNE_SEED
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSamples, FakeSearch, fake_plan
-from tests.sweeps.search.support import Rows, keys, row_of, simulate
+from tests.sweeps.search.support import Rows, drive, keys, row_of, simulate
 
 
 @pytest.mark.parametrize("sampler", ["grid", "qmc", "random", "tpe"])
@@ -224,3 +226,46 @@ def test_a_cell_is_confirmed_while_others_are_still_tuned(tmp_path: Path) -> Non
     assert state.cells["vera-1000"].phase == "tuning"
     assert state.cells["lora-1000"].phase == "done"
     assert stages.count(("lora-1000", "CONFIRM")) == len(plan.spec.confirm.seeds)
+
+
+def tied(state: SweepState, losses: dict[float, float | None]) -> tuple[float, list[float]]:
+    """Run TUNE with all validation scores equal and the training losses of each rate; the choice, and the re-runs."""
+    rows: Rows = {}
+
+    def end(slot: Slot) -> dict[str, Any]:
+        return row_of(slot) | {"val_score": 0.5, "train_loss": losses.get(slot.point.lr)}
+
+    cell = drive(state, rows, end, parallel=1, limit=10**6).cells["lora-1000"]
+    assert cell.choice is not None
+    again = [s.point.lr for s in cell.asked.values() if s.stage == "TUNE" and s.seeds[0] > TUNE_SEED]
+    return cell.choice.lr, again
+
+
+@pytest.mark.parametrize("reruns", [0, 2])
+@pytest.mark.parametrize(
+    ("losses", "rule", "chosen"),
+    [
+        ({1e-1: 0.2, 1e-5: 0.3, 1e-3: 0.4}, "loss-then-centre", 1e-1),  # rates without a loss come last
+        ({}, "loss-then-centre", 1e-3),
+        ({1e-1: 0.2}, "earlier", 1e-5),  # a folder from before: grid of equal steps, the lowest rate
+    ],
+)
+def test_equal_scores_are_told_apart_by_loss_then_by_the_centre(
+    tmp_path: Path, losses: dict[float, float | None], rule: str, chosen: float, reruns: int
+) -> None:
+    cells = (FakeCell("lora", lr_low=1e-5, lr_high=1e-1),)
+    search = FakeSearch(trials=5 + reruns, sampler="grid", rerun_rates=2 if reruns else 1, rerun_seeds=bool(reruns))
+    plan = fake_plan(tmp_path, cells, search=search)
+    rules = OLD if rule == "earlier" else Rules()
+    lr, again = tied(SweepState(plan.feasible, plan.spec, rules), losses)
+    assert lr == pytest.approx(chosen)
+    assert len(again) == reruns
+    assert not again or again[0] == pytest.approx(chosen)
+
+
+def test_widening_past_equal_scores_goes_from_the_point_that_leads(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=5, sampler="grid", widen=1))
+    state = SweepState(plan.feasible, plan.spec)
+    top = max(s.point.lr for s in state.cells["lora-1000"].peek(9))
+    lr, _ = tied(SweepState(plan.feasible, plan.spec), {top: 0.1})
+    assert lr == pytest.approx(top)

@@ -1,0 +1,74 @@
+"""What to take at each budget: the best methods that no test tells apart, their cost, what would tell them apart."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from analysis.format import Row
+from analysis.statistics.groups import Block, Pair, blocks, letter_groups
+from analysis.statistics.inference import mean_interval
+from analysis.statistics.power import detectable, seeds_needed
+from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
+from analysis.store.store import Store, remembered
+from analysis.styles import budget_order, size_key
+
+DECISIONS = pa.schema(
+    [
+        *typed(TEXT, *PLACE, "reference"),
+        ("budget", INT),
+        ("methods", INT),  # confirmed at the budget
+        ("best", pa.list_(TEXT)),  # methods that no test tells from the one with the best mean, and that one first
+        ("method", TEXT),  # the one with the best mean
+        *typed(REAL, "mean", "low", "high"),  # its score
+        *typed(INT, "n", "adapter_params"),
+        *typed(REAL, "seconds", "memory_bytes"),  # training of one of its confirmed runs; peak
+        ("next", TEXT),  # the second of these, or else the method with the second mean; null where there is none
+        ("verdict", TEXT),  # on the two
+        *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # of the next
+        ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
+        ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null: not within 1000
+    ]
+)
+_COST = """
+select sweep, cell_id, max(adapter_params) as adapter_params, avg(seconds_train) as seconds,
+       max(peak_memory_bytes) as memory_bytes
+from confirmed group by all
+"""
+
+
+@remembered
+def decisions(store: Store) -> pa.Table:
+    """One row per place and budget with a confirmed method; columns `DECISIONS`."""
+    costs = {(r["sweep"], r["cell_id"]): r for r in store.sql(_COST).to_pylist()}
+    rows = [_decide(block) | costs[block[0][0]["sweep"], block[0][0]["cell_id"]] for block in blocks(store)]
+    rows.sort(
+        key=lambda r: (r["sweep"], r["model"], r["dataset"], size_key(r["train_size"]), budget_order(r["reference"]))
+    )
+    return pa.Table.from_pylist(rows, schema=DECISIONS)
+
+
+def _decide(block: Block) -> Row:
+    methods, pairs = block
+    top = methods[0]
+    letters = letter_groups(len(methods), {at for at, pair in pairs.items() if pair.apart})
+    best = [k for k, letter in enumerate(letters) if set(letter) & set(letters[0])]
+    seen = mean_interval(list(top["scores"].values()))
+    named = {k: top[k] for k in (*PLACE, "reference", "budget", "method", "n")}
+    row = named | {"methods": len(methods), "best": [methods[k]["method"] for k in best]}
+    row |= {"mean": seen.mean, "low": seen.low, "high": seen.high}
+    if len(methods) == 1:
+        return row
+    second = best[1] if len(best) > 1 else 1
+    return row | _against(top, methods[second], pairs[0, second])
+
+
+def _against(top: Row, second: Row, pair: Pair) -> Row:
+    """The best mean against the next one."""
+    row: Row = {"next": second["method"], "verdict": pair.verdict, "ahead": top["mean"] - second["mean"]}
+    if pair.tested is None or not pair.tested.testable:
+        return row
+    row |= {"ahead": pair.tested.mean, "ahead_low": pair.tested.low, "ahead_high": pair.tested.high}
+    row["detectable"] = detectable(pair.tested, pair.alpha)
+    if not pair.apart and pair.tested.mean:
+        row["seeds_needed"] = seeds_needed(pair.tested, pair.tested.mean, pair.alpha)
+    return row

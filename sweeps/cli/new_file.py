@@ -1,0 +1,89 @@
+"""The verb `init`: a sweep file to start from, commented, of one's own data and model, or an example."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweeps.cli.options import Json
+from sweeps.cli.printing import emit, out, print_named
+from sweeps.errors import Problem, SpecError, unknown
+
+
+def init(
+    path: Annotated[Path | None, typer.Argument(help="File to write; default: sweep.toml, or NAME.toml.")] = None,
+    example: Annotated[str | None, typer.Option(help="Write an example instead: quickstart, paper/fig1-clip.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="The examples; writes nothing.")] = False,
+    data: Annotated[str | None, typer.Option(help="The data set: folder:DIR, cifar100, json:DIR.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model id: open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep, and so of its results folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a commented starter file, with a data set and a model of your own if you like, or an example."""
+    found = examples()
+    if listed:
+        titles = {each: _title(file) for each, file in found.items()}
+        emit(as_json, lambda: titles, lambda: print_named(titles))
+        return
+    if example is not None and example not in found:
+        raise SpecError([unknown("--example", example, "example", found)])
+    if example is not None and (data or model or name):
+        rule = "is written as it is; change it with --set KEY=VALUE when you run it"
+        raise SpecError([Problem("--example", example, rule)])
+    to = path or Path("sweep.toml" if not (example or name) else f"{(example or name or '').rpartition('/')[2]}.toml")
+    if to.exists() and not force:
+        raise SpecError([Problem("path", str(to), "exists; give another name, or --force to overwrite it")])
+    text = starter(data, model, name) if example is None else found[example].read_text(encoding="utf-8")
+    to.write_text(text, encoding="utf-8")
+    emit(as_json, lambda: {"path": str(to)}, lambda: out.print(f"wrote {to}; next: sweeps plan {to}"))
+
+
+def examples() -> dict[str, Path]:
+    """Sweep files of `examples/` by name, as the wheel has them or the repository."""
+    within = Path(str(resources.files("sweeps"))) / "examples"
+    folder = within if within.is_dir() else Path(__file__).resolve().parents[2] / "examples"
+    files = [p for p in folder.rglob("*.toml") if p.name != "pyproject.toml"]
+    named = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
+    return dict(sorted(named.items(), key=lambda item: (item[0].count("/"), item[0])))
+
+
+def _title(file: Path) -> str:
+    return file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def starter(data: str | None, model: str | None, name: str | None) -> str:
+    """The starter file, with these in it.
+
+    Raises:
+        SpecError: a name that no sweep can have. DataError: no such data. ModelError: a model whose kind is not known.
+    """
+    from sweeps.spec.spec import SweepSpec
+    from trainables.data.registry import check_dataset
+    from trainables.models.shapes import model_kind
+
+    text = resources.files("sweeps.cli").joinpath("starter.toml").read_text(encoding="utf-8")
+    if data is not None:
+        check_dataset(data)
+        text = _with(text, "datasets", [data])
+        name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", data.rstrip("/"))[-1]).strip("-._") or None
+    if name is not None:
+        text = _with(text, "name", name).replace("results/my-sweep", f"results/{name}")
+    if model is not None:
+        text = _with(text, "id", model)
+        text = text.replace("lr = 3e-4\n", "# lr = 1e-5                            # centre of the range\n")
+        if model_kind(model) != "clip":  # one tower, and nothing that could score without training
+            text = re.sub(r"^adapt = .*\n", "", text, flags=re.M).replace("[methods.zero-shot]\n", "")
+    SweepSpec.parse(tomllib.loads(text))
+    return text
+
+
+def _with(text: str, key: str, value: str | list[str]) -> str:
+    """The file with a value exchanged, and the comment behind it gone."""
+    return re.sub(rf"^{key} = .*$", lambda _: f"{key} = {json.dumps(value)}", text, count=1, flags=re.M)

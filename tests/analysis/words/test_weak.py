@@ -1,0 +1,100 @@
+"""What evidence is weak in: each statement from the tables alone, and none where the evidence is good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import Store, open_store
+from analysis.report.facts import facts
+from analysis.store.tables import write_part
+from analysis.tables.console import results_table
+from analysis.words.weak import weak_evidence
+from tests.analysis.odd import odd_results
+
+LORA, NOLA, ZERO = ("lora", "lora-1", "d"), ("nola", "lora-1", "d"), ("zero-shot", None, "d")
+SOUND = {LORA: {s: 0.6 + s / 100 for s in range(5)}}
+
+
+def says(store: Store) -> list[str]:
+    return weak_evidence(store.table("signs").to_pylist())
+
+
+def with_columns(folder: Path, **columns: Any) -> Store:
+    """The folder with these values in all its rows of `cells`."""
+    cells = [row | columns for row in open_store(folder).table("cells").to_pylist()]
+    write_part(folder, "cells", cells)
+    return open_store(folder)
+
+
+def test_nothing_is_said_of_good_evidence(tmp_path: Path) -> None:
+    folder = odd_results(tmp_path / "good", SOUND, seeds=5, tune=(0.5, 0.6, 0.599))
+    assert says(open_store(folder)) == []  # as of a folder from before: how many examples is not known
+    assert says(with_columns(folder, val_examples=600, test_examples=1000)) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"val_examples": 24}, "validation has 24 examples: one is 4.2 points"),
+        ({"val_examples": 1}, "validation has 1 example: one is 100.0 points"),
+        ({"test_examples": 36}, "test has 36 examples: one is 2.8 points"),
+        ({"test_lacks": '["Dress", "Coat"]'}, "test of d has no example of Dress, Coat"),
+        ({"confirm_seeds": 2}, "2 seeds: an interval reaches 12.7 standard errors each way, with 5 seeds 2.8"),
+        ({"confirm_seeds": 1}, "1 seed: no interval, and no difference can be tested"),
+        ({"dataset": "folder:/a/leaves", "test_lacks": '["x"]'}, "test of leaves has no example of x"),
+    ],
+)
+def test_what_the_data_and_the_seeds_do_not_tell(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+    folder = odd_results(tmp_path / "few", SOUND, seeds=5, tune=(0.5, 0.6, 0.599))
+    assert says(with_columns(folder, **columns)) == [said]
+
+
+def test_one_split_is_named_once_whatever_trains_on_it_and_by_name_among_others() -> None:
+    cells = [
+        {"dataset": d, "train_size": s, "method": m, "reference": "lora-1", "lr_centre": 1.0, "confirm_seeds": 5}
+        | {"val_examples": 40}
+        for d in ("d", "e")
+        for s in ("0.5", "1.0")
+        for m in ("lora", "vera")
+    ]
+    assert weak_evidence(cells) == [f"validation of {d} has 40 examples: one is 2.5 points" for d in ("d", "e")]
+
+
+def test_cells_that_tie_and_that_did_not_train(tmp_path: Path) -> None:
+    runs = {LORA: {0: 0.6, 1: 0.6, 2: 0.6}, NOLA: {0: 0.6, 1: 0.7, 2: 0.6}, ZERO: {0: 0.6}}
+    store = open_store(odd_results(tmp_path / "flat", runs, tune=(0.5, 0.55, 0.55, 0.54, 0.5)))
+    untrained = "did not train, every run scoring as zero-shot does: LoRA at lora-1"
+    tie = "rates tie for the best: LoRA at lora-1 (2 of 5), NoLA at lora-1 (2 of 5)"
+    assert says(store) == [untrained, tie]
+    rows = {r["method"]: r["weak"] for r in results_table(store).to_pylist()}
+    assert untrained in rows["lora"] and "did not train" not in rows["nola"] and rows["zero-shot"] is None
+    assert facts(store)["weak"] == says(store)
+
+
+@pytest.mark.parametrize(("gains", "said"), [((0.02, 0.04, 0.03), True), ((0.06, 0.05, -0.001), False)])
+def test_validation_that_rises_to_the_last_epoch_in_every_run(
+    tmp_path: Path, gains: tuple[float, ...], said: bool
+) -> None:
+    folder = odd_results(tmp_path / "rising", SOUND, seeds=5, tune=(0.5, 0.6, 0.599))
+    trials = [r | {"epochs": 3} for r in open_store(folder).table("confirmed").to_pylist()]
+    write_part(folder, "trials", trials)
+    scores = [
+        (r, epoch, 0.5 + gain * (epoch == 3)) for r, gain in zip(trials, gains, strict=False) for epoch in (1, 2, 3)
+    ]
+    keys = ("sweep", "trial_id", "cell_id", "attempt")
+    write_part(folder, "metrics", [{k: r[k] for k in keys} | {"epoch": e, "val_score": v} for r, e, v in scores])
+    text = (
+        "validation still rising in the last epoch (points): LoRA at lora-1 (+3.0); more epochs might change the order"
+    )
+    assert says(open_store(folder)) == ([text] if said else [])
+
+
+def test_under_tuned_cells_are_named_once_with_the_reason_and_marked(tmp_path: Path) -> None:
+    runs = {(m, f"lora-{r}", "d"): {0: 0.6, 1: 0.62, 2: 0.7} for m in ("lora", "nola") for r in (1, 2, 4)}
+    store = open_store(odd_results(tmp_path / "under", runs, tune=(0.5, 0.6, None)))
+    (line,) = says(store)
+    assert line.startswith("perhaps under-tuned: LoRA at lora-1 (few rates finished, one rate far above the others), ")
+    assert line.endswith(" and 2 more")
