@@ -19,7 +19,7 @@ from sweeps.cli.printing import err, print_json
 from sweeps.cli.results import best, compare, import_results, mcnemar, query, report, tables
 from sweeps.cli.run import run
 from sweeps.cli.status import status
-from sweeps.cli.trials import again, analyze, export
+from sweeps.cli.trials import again, analyze, export, predict
 
 P = ParamSpec("P")
 
@@ -92,6 +92,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "best": best,
     "report": report,
     "export": export,
+    "predict": predict,
     "again": again,
     "budget": budget,
     "data": data,
