@@ -401,8 +401,8 @@ def test_repr_says_what_is_attached_and_where() -> None:
     ],
     ids=["lora", "randlora", "vera", "dora"],
 )
-def test_a_capacity_that_no_target_can_use_is_a_warning(config: AdapterConfig, nearest: str) -> None:
-    with pytest.warns(UserWarning, match=f"the most that any of the 2 targets can use.*nearest: {nearest}$"):
+def test_a_capacity_that_no_target_can_use_is_a_warning(config: AdapterConfig, most: int) -> None:
+    with pytest.warns(UserWarning, match=f"the most that any of the 2 targets can use.*nearest: r = {most}$"):
         attach(block(), config, ["fc", "attn.in_proj_weight"])
-    attach(block(), dataclasses.replace(config, r=int(nearest.split()[-1])), ["fc", "attn.in_proj_weight"])
+    attach(block(), dataclasses.replace(config, r=most), ["fc", "attn.in_proj_weight"])
     attach(nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 2)), config, ["0", "1"])  # one target may be small
