@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from trainables.config import TrialConfig
-from trainables.data.images.dataset import Dataset
+from trainables.data.images.dataset import Dataset, check_templates
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled, TextDataset, TextKind
 from trainables.errors import TrialError, first_line
@@ -63,6 +63,11 @@ class Facts(BaseModel):
     """Longest text in tokens."""
     generation: dict[str, int | float] = {}
     """Settings of generated texts, as `EvaluateSettings` names them."""
+
+    @field_validator("templates")
+    @classmethod
+    def _fill_in_names_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_templates(value, FACTS_FILE) if value else value
 
     def write(self, folder: Path) -> None:
         """Write `predict.json`."""

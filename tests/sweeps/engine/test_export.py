@@ -23,10 +23,11 @@ from tests.trainables.tiny_images import COLOURS, colour_tables, noisy, save_din
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import TrialConfig
+from trainables.errors import DataError, TrialError
 from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
 from trainables.predicting.answers import Answer, answers
-from trainables.predicting.facts import FACTS_FILE
+from trainables.predicting.facts import FACTS_FILE, Facts
 from trainables.predicting.trained import load_trained
 
 TRAIN = {"epochs": 1, "global_batch_size": 16}
@@ -91,7 +92,9 @@ def says(kept: KeptTrial, given: str) -> Answer:
     return answer
 
 
-@pytest.mark.filterwarnings("ignore")  # PEFT's, which the README names
+@pytest.mark.filterwarnings(
+    "ignore:Found missing adapter keys", "ignore:`is_gradient_checkpointing`"
+)  # as it says
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_in_the_readme_says_what_predict_says(
@@ -150,6 +153,17 @@ def test_what_was_kept_without_facts_reads_its_data(trained: dict[str, KeptTrial
         assert json.loads((to / FACTS_FILE).read_text())["classes"] == list(COLOURS)
     finally:
         (tmp_path / FACTS_FILE).rename(kept.folder / FACTS_FILE)
+
+
+def test_inputs_that_a_model_cannot_take_are_named(trained: dict[str, KeptTrial], place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"config\.json: not a readable image"):
+        says(trained["vision"], str(place / "llama" / "config.json"))
+    with pytest.raises(TrialError, match="two sentences with a tab between them"):
+        says(trained["bert"], "One sentence.")
+    for text in ("{", '{"kind": "clip", "model": "m", "dataset": "d", "templates": ["{0.__class__}"]}'):
+        (tmp_path / FACTS_FILE).write_text(text)
+        with pytest.raises(TrialError, match=r"predict\.json can't be read .*remove it, and the data are read"):
+            Facts.read(tmp_path)
 
 
 def test_a_probe_and_base_weights_come_out_too(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
