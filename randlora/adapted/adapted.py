@@ -63,6 +63,17 @@ class Adapted:
         self._before_merge: dict[str, Tensor] | None = None
         self._attached = self._detached = False
 
+    def __repr__(self) -> str:
+        sizes = sorted(set(self.capacities.values()))
+        span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}..{sizes[-1]}"
+        where = (
+            "merged" if self.merged else "attached" if self._attached else "detached" if self._detached else "disabled"
+        )
+        return (
+            f"<Adapted: {self.method.title}, {self.method.capacity_field} = {span}, {self.count():,} parameters on "
+            f"{len(self.sites)} weights of {type(self.model).__name__}, {where}>"
+        )
+
     # -- trainables ---------------------------------------------------------------------------------------------------
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

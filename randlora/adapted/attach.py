@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from randlora.adapted.adapted import Adapted
 from randlora.adapter import AdapterConfig, Request, check_capacity
 from randlora.errors import ConfigError, TargetError, nearest
+from randlora.methods.method import Method
 from randlora.methods.registry import get_method
 from randlora.model.sites import Site
 from randlora.model.targets import select
@@ -36,6 +38,19 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "") if some else "none of them"
 
 
+def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Site], sizes: Mapping[str, int]) -> None:
+    """Warn of a capacity that no target can use: it costs parameters and brings nothing. Some targets may be small."""
+    if ":" in method.name:  # another package's, which has limits of its own
+        return
+    most = method.max_capacity([site.shape for site in sites.values()], **config.options())
+    if (largest := max(sizes.values())) > most:
+        warnings.warn(
+            f"{method.title}: {method.capacity_field} = {largest} is above {most}, the most that any of the "
+            f"{len(sites)} targets can use, so parameters do nothing; nearest: {method.capacity_field} = {most}",
+            stacklevel=3,
+        )
+
+
 def attach(
     model: nn.Module,
     config: AdapterConfig,
@@ -49,7 +64,8 @@ def attach(
 
     The model computes what it computed. `capacities` overrides the configuration's capacity (r; NoLA's k) for named
     weights, the names being those of `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed`
-    the frozen bases. Raises `TargetError` or `ConfigError` and leaves the model untouched.
+    the frozen bases. A capacity above what any target can use (a LoRA's r above every min(out, in)) is a warning that
+    names the most that is of use. Raises `TargetError` or `ConfigError` and leaves the model untouched.
     """
     method = get_method(config.method)
     sites = select(model, targets)
@@ -77,6 +93,7 @@ def attach(
     quantised = frozenset(n for n, site in sites.items() if site.quantised)
     request = Request(config, _Weights(sites), sizes, init_seed, basis_seed, biased, quantised)
     adapters = method.build(request)
+    _warn_of_waste(method, config, sites, sizes)
     for name, adapter in adapters.items():
         adapter.train(sites[name].owner.training)
     adapted = Adapted(model, method, request, sites, adapters)

@@ -13,5 +13,5 @@ Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C
     results   the verbs that read results: `best`, `report`, `query`, `compare`, `mcnemar`, `tables`; and `import`
     run       the verbs `run` and `resume`
     status    the verb `status`: how far a sweep is
-    trials    the verbs that take trials up again: `export`, `again`, `analyze`
+    trials    the verbs that take trials up again: `export`, `predict`, `again`, `analyze`
 """

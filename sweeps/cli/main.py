@@ -20,7 +20,7 @@ from sweeps.cli.printing import err, print_json
 from sweeps.cli.results import best, compare, import_results, mcnemar, query, report, tables
 from sweeps.cli.run import run
 from sweeps.cli.status import status
-from sweeps.cli.trials import again, analyze, export
+from sweeps.cli.trials import again, analyze, export, predict
 
 P = ParamSpec("P")
 
@@ -94,6 +94,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "best": (best, "sweeps best results/my-sweep --at lora-4"),
     "report": (report, "sweeps report results/my-sweep"),
     "export": (export, "sweeps export results/my-sweep 3fa9 adapter --form merged"),
+    "predict": (predict, "sweeps predict results/my-sweep best leaf.jpg"),
     "again": (again, "sweeps again results/my-sweep 3fa9"),
     "budget": (budget, "sweeps budget --model open_clip:ViT-B-32 --lora-rank 8 --adapt vision"),
     "data": (data, "sweeps data folder:leaves"),

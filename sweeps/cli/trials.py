@@ -1,29 +1,79 @@
-"""The verbs that take trials up again: `export` (kept weights), `again` (once more), `analyze` (diagnostics)."""
+"""The verbs that take trials up again: `export` and `predict` (kept weights), `again` (once more), `analyze`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from analysis.format import percent
 from sweeps.cli.options import FAILED_TRIALS, Json, Set, Source, Trial, folder_of, store_of
 from sweeps.cli.printing import emit, err, out, print_named
+
+if TYPE_CHECKING:
+    from sweeps.engine.kept import KeptTrial
+
+
+Best = Annotated[str, typer.Argument(help="Trial id (or its beginning), or best: by validation score.")]
+Method = Annotated[str | None, typer.Option("--method", help="best of this method.")]
+Budget = Annotated[str | None, typer.Option("--budget", help="best at this budget: lora-4, params-5000.")]
 
 
 def export(
     source: Source,
-    trial: Trial,
-    to: Annotated[Path, typer.Argument(help="Folder to write.")],
+    trial: Best = "best",
+    to: Annotated[Path | None, typer.Argument(help="Folder to write; default: METHOD-BUDGET-FORM.")] = None,
+    method: Method = None,
+    budget: Budget = None,
     form: Annotated[str, typer.Option("--form", help="adapter, peft, or merged.")] = "adapter",
     as_json: Json = False,
 ) -> None:
-    """Write a kept adapter: as it is, as a PEFT folder, or merged into the base model's weights."""
+    """Write a kept trial, with all that it takes to predict: as it is, as a PEFT folder, or merged into the model."""
     from sweeps.engine.export import export_trial
+    from sweeps.engine.kept import kept_trial
 
-    written = export_trial(folder_of(source), trial, to, form)
-    emit(as_json, lambda: {"path": str(written), "form": form}, lambda: out.print(f"wrote {written}"))
+    kept = kept_trial(folder_of(source), trial, method, budget)
+    written = export_trial(kept, to or Path(f"{kept.name}-{form}"), form)
+    said = f"wrote {written}: {_named(kept)}; its README.md has code that loads it"
+    answer = {"path": str(written), "form": form, "trial_id": kept.row["trial_id"]}
+    emit(as_json, lambda: answer, lambda: out.print(said))
+
+
+def predict(
+    source: Source,
+    trial: Best,
+    given: Annotated[list[str], typer.Argument(help="Image files; of a text task texts.", metavar="INPUT...")],
+    method: Method = None,
+    budget: Budget = None,
+    as_json: Json = False,
+) -> None:
+    """What a kept trial says to new images or texts: class and probability, a line each. For a first look."""
+    from sweeps.engine.kept import kept_trial
+    from trainables.predicting.answers import answers
+    from trainables.predicting.trained import load_trained
+
+    kept = kept_trial(folder_of(source), trial, method, budget)
+    if not as_json:
+        err.print(_named(kept), style="dim")
+    found = list(answers(load_trained(kept.config, kept.folder), given))
+    width = max(len(one.given) for one in found)
+
+    def draw() -> None:
+        for one in found:
+            share = "" if one.probability is None else f"  {percent(one.probability)} %"
+            out.print(f"{one.given:<{width}}  {one.answer}{share}")
+
+    emit(as_json, lambda: {"trial_id": kept.row["trial_id"], "answers": [asdict(one) for one in found]}, draw)
+
+
+def _named(kept: KeptTrial) -> str:
+    """A kept trial in words."""
+    row = kept.row
+    budget = f" at {row['reference']}" if row["reference"] else ""
+    score = "" if row["val_score"] is None else f", validation score {percent(row['val_score'])}"
+    return f"{row['method']}{budget} on {row['dataset']}, trial {row['trial_id']}{score}"
 
 
 def again(source: Source, trial: Trial, as_json: Json = False) -> int:

@@ -1,4 +1,8 @@
-"""Take a trained adapter out of a results folder: as it is, as a PEFT folder, or merged into the base weights."""
+"""Take a trained model out of a results folder: as it is, as a PEFT folder, or merged into the base weights.
+
+Every form carries what it takes to predict: the head, the names of classes, prompts, preprocessing and tokenizer, and a
+README.md with code that loads it.
+"""
 
 from __future__ import annotations
 
@@ -7,89 +11,140 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from analysis import open_store
-from sweeps.errors import Problem, SpecError, nearest, unknown
+from safetensors.torch import save_file
+
+from randlora.errors import ExportError
+from randlora.files.checkpoint import META
+from sweeps.engine.kept import KeptTrial
+from sweeps.engine.usage import hub_name, write_usage
+from sweeps.errors import Problem, SpecError, unknown
 from sweeps.records.journal import write_atomically
 from sweeps.spec.spec import SweepSpec
+from trainables.models.encoders import HEAD_FILE
+from trainables.models.families import parse_id
+from trainables.models.loading import Preprocess, no_progress_bar, quick_gelu
+from trainables.predicting.trained import Trained, load_trained
 
 FORMS = ("adapter", "peft", "merged")
 
+OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
-def export_trial(folder: Path, trial: str, to: Path, form: str = "adapter") -> Path:
-    """Write one kept adapter of a results folder.
+
+def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
+    """Write a kept trial for use without its results folder.
 
     Args:
-        folder: the results folder.
-        trial: trial id, or an unambiguous beginning of one.
+        kept: the trial.
         to: folder to write; must not exist yet.
-        form: 'adapter' (randlora's own: trained tensors, seeds, digest), 'peft' (loadable by PEFT), or 'merged'
-            (the whole base model with the delta added, as safetensors; of transformers' models a folder that loads).
+        form: 'adapter' (what was trained, in randlora's form), 'peft' (loadable by PEFT), or 'merged' (the whole base
+            model with the delta added: a folder that transformers or open_clip loads, and `local:` here).
 
     Raises:
-        SpecError: unknown form or trial, an adapter that was not kept, a target that exists, or a method and form that
-            do not go together.
+        SpecError: unknown form, a target that exists, or a method and form that do not go together.
     """
     if form not in FORMS:
         raise SpecError([unknown("--form", form, "form", FORMS)])
     if to.exists():
         raise SpecError([Problem("to", str(to), "exists; give a new folder")])
-    kept = folder / "adapters"
-    ids = sorted(p.name for p in kept.iterdir()) if kept.is_dir() else []
-    row = _row(folder, trial, ids)
-    source = kept / row["trial_id"]
-    if form == "adapter":
-        shutil.copytree(source, to)
-        return to
-    from safetensors.torch import save_file
-
-    import randlora
-    from trainables.models.loading import load_model
-
-    module: Any = load_model(row["model"]).module
-    adapted = randlora.load(module, source)
+    if form == "peft" and not (kept.folder / META).is_file():
+        rule = f"{kept.row['method']} trains no adapter that PEFT could hold"
+        raise SpecError([Problem("--form", form, rule, "--form merged")])
+    trained = load_trained(kept.config, kept.folder)
     to.mkdir(parents=True)
-    if form == "peft":
-        try:
-            adapted.export_peft(to)
-        except ValueError as error:
-            to.rmdir()
-            reason = f"PEFT can't hold this adapter ({str(error).partition(';')[0]})"
-            raise SpecError([Problem("--form", form, reason, "--form merged")]) from error
-        _name_base(to / "adapter_config.json", module, row["model"])
-        return to
-    adapted.merge()
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(state, to / "model.safetensors", metadata={"format": "pt"})
-    _complete(to, module, row["model"])
+    try:
+        _WRITERS[form](kept, trained, to)
+        _accompany(kept, trained, to)
+        write_usage(kept, trained, to, form)
+    except BaseException:
+        shutil.rmtree(to)
+        raise
     return to
 
 
-def _base(model: str) -> str | None:
-    """What transformers and PEFT call a base model: its folder or its name on the hub; None for other ids."""
-    scheme, _, rest = model.partition(":")
-    if scheme == "local" and Path(rest).expanduser().is_dir():
-        return str(Path(rest).expanduser().absolute())
-    return rest if scheme == "hf" and not rest.endswith(".gguf") else None
+def _adapter(kept: KeptTrial, trained: Trained, to: Path) -> None:
+    shutil.copytree(kept.folder, to, dirs_exist_ok=True)
 
 
-def _name_base(path: Path, module: Any, model: str) -> None:
-    """Say in PEFT's file which model the adapter is for, so that its `Auto...` classes find it."""
+def _peft(kept: KeptTrial, trained: Trained, to: Path) -> None:
+    assert trained.adapted is not None
+    try:
+        trained.adapted.export_peft(to)
+    except ExportError as error:
+        reason = f"PEFT can't hold this adapter ({str(error).partition(';')[0]})"
+        raise SpecError([Problem("--form", "peft", reason, "--form merged")]) from error
+    # what PEFT's `Auto...` classes find the base model by
+    path = to / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = _base(model)
-    if type(module).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+    config["base_model_name_or_path"] = hub_name(trained.facts.model)
+    if trained.facts.kind == "causal-lm":
         config["task_type"] = "CAUSAL_LM"
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _complete(to: Path, module: Any, model: str) -> None:
-    """Make merged weights of a transformers model a folder that loads: its config, and a local model's tokenizer."""
-    config, base = getattr(module, "config", None), _base(model)
-    if config is None or not hasattr(config, "save_pretrained"):
+def _merged(kept: KeptTrial, trained: Trained, to: Path) -> None:
+    if trained.adapted is not None:
+        trained.adapted.detach(keep_merged=True)
+    module: Any = trained.loaded.module
+    if trained.facts.kind != "clip":
+        with no_progress_bar():
+            module.save_pretrained(to)
         return
-    config.save_pretrained(to)
-    for pattern in ("token*", "special_tokens_map.json", "vocab*", "merges.txt", "preprocessor_config.json"):
-        for path in Path(base).glob(pattern) if base and model.startswith("local:") else ():
-            shutil.copy(path, to)
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(state, to / OPEN_CLIP_WEIGHTS, metadata={"format": "pt"})
+    (to / OPEN_CLIP_CONFIG).write_text(json.dumps(_open_clip_config(trained), indent=2) + "\n", encoding="utf-8")
+    inner: Any = getattr(trained.loaded.tokenizer, "tokenizer", None)  # transformers'; open_clip has its own at hand
+    if hasattr(inner, "save_pretrained"):
+        inner.save_pretrained(to)
+
+
+_WRITERS = {"adapter": _adapter, "peft": _peft, "merged": _merged}
+
+
+def _open_clip_config(trained: Trained) -> dict[str, Any]:
+    """What a directory of open_clip's says of its model and images."""
+    import open_clip
+
+    parsed, module = parse_id(trained.facts.model), trained.loaded.module
+    if parsed.folder is not None:
+        found: dict[str, Any] = json.loads((parsed.folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+        return found
+    model = dict(open_clip.get_model_config(parsed.name))
+    if quick_gelu(parsed):
+        model["quick_gelu"] = True
+    settings: Any = module.visual.preprocess_cfg  # type: ignore[union-attr]
+    kept = ("mean", "std", "interpolation", "resize_mode")
+    return {"model_cfg": model, "preprocess_cfg": {key: settings[key] for key in kept if settings.get(key) is not None}}
+
+
+def _accompany(kept: KeptTrial, trained: Trained, to: Path) -> None:
+    """Facts, head, tokenizer and image processor, in the files that transformers and `local:` read."""
+    trained.facts.write(to)
+    if (kept.folder / HEAD_FILE).is_file():
+        shutil.copy(kept.folder / HEAD_FILE, to)
+    if trained.loaded.text_tokenizer is not None:
+        trained.loaded.text_tokenizer.save_pretrained(to)
+    if trained.facts.kind == "hf-vision" and trained.facts.look is not None:
+        settings = _image_processor(trained.facts.look)
+        (to / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _image_processor(look: Preprocess) -> dict[str, Any]:
+    """transformers' settings of an image processor that makes of an image what `look` makes."""
+    side, square = look.recipe.size, {"height": look.recipe.size, "width": look.recipe.size}
+    shape: dict[str, Any] = {"image_processor_type": "ViTImageProcessor", "size": square}
+    if look.recipe.resize_mode != "squash":
+        shape = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": side}}
+        shape |= {"do_center_crop": True, "crop_size": square}
+    return shape | {
+        "do_resize": True,
+        "resample": 2 if look.recipe.interpolation == "bilinear" else 3,  # PIL's numbers
+        "do_convert_rgb": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": look.mean,
+        "image_std": look.std,
+    }
 
 
 def write_spec(spec: SweepSpec) -> Path:
@@ -101,15 +156,3 @@ def write_spec(spec: SweepSpec) -> Path:
         del tree["search"]["trials"]  # a file has one of the two
     write_atomically(path, json.dumps(tree, indent=2))
     return path
-
-
-def _row(folder: Path, trial: str, kept: list[str]) -> dict[str, Any]:
-    rows: dict[str, dict[str, Any]] = {r["trial_id"]: r for r in open_store(folder).table("trials").to_pylist()}
-    found = [i for i in rows if i.startswith(trial)]
-    if not trial or len(found) != 1:
-        rule = f"matches {len(found)} trials; one is needed" if trial and found else "no such trial"
-        raise SpecError([Problem("trial", trial, rule, ", ".join((found or kept)[:5]) or nearest(trial, rows))])
-    if found[0] not in kept:
-        rule = 'its adapter was not kept; set [keep] adapters = "best", "confirm" or "all" before the sweep runs'
-        raise SpecError([Problem("trial", trial, rule, kept[0] if kept else None)])
-    return rows[found[0]]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import Store, open_store
-from analysis.store.journal import JOURNAL
+from sweeps.engine.kept import config_of
 from sweeps.errors import Problem, SpecError, nearest
-from trainables.config import TrialConfig
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def again(folder: Path, trial: str) -> Again:
         rule = f"matches {len(found)} finished trials; one is needed" if found else "no such finished trial"
         raise SpecError([Problem("trial", trial, rule, nearest(trial, [r["trial_id"] for r in found or rows]))])
     (row,) = found
-    config, cpus = _asked(store, row["trial_id"])
+    config, cpus = config_of(store, row["trial_id"]), _cpus(store)
     before = torch.get_num_threads()
     torch.set_num_threads(cpus)  # as its worker had: sums depend on it
     try:
@@ -61,12 +60,7 @@ def again(folder: Path, trial: str) -> Again:
     return Again(row["trial_id"], row["val_score"], now["val_score"], row["test_score"], now.get("test_score"))
 
 
-def _asked(store: Store, trial_id: str) -> tuple[TrialConfig, int]:
-    """The configuration of a trial and the CPUs of a worker, as the journal has them."""
+def _cpus(store: Store) -> int:
+    """CPUs of a worker, as the journal has them."""
     lanes = [event["lanes"][0] for event in store.events("sweep") if event.get("lanes")]
-    cpus = max(1, int(lanes[-1]["per_worker"].get("CPU", 1))) if lanes else 1
-    configs = [event["config"] for event in store.events("ask") if event["trial_id"] == trial_id]
-    if not configs:
-        rule = f"its configuration is not in {store.path / JOURNAL}; numbers from elsewhere have none"
-        raise SpecError([Problem("trial", trial_id, rule)])
-    return TrialConfig.model_validate(configs[-1]), cpus
+    return max(1, int(lanes[-1]["per_worker"].get("CPU", 1))) if lanes else 1

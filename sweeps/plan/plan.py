@@ -36,6 +36,11 @@ class Plan:
     spec: SweepSpec
     cells: tuple[Cell, ...]
 
+    def __repr__(self) -> str:
+        left_out = len(self.cells) - len(self.feasible)
+        less = f", {left_out} infeasible" if left_out else ""
+        return f"<Plan {self.spec.name}: {len(self.cells)} cells{less}, {self.n_trials} trials on {self.spec.model.id}>"
+
     @property
     def feasible(self) -> tuple[Cell, ...]:
         """The cells that will run."""

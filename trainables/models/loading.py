@@ -89,9 +89,7 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) ->
                 f"{model_id!r} names no weights, which is enough to count but not to train: "
                 f"write open_clip:{parsed.name}/TAG with one of {', '.join(tags) or '(open_clip lists none)'}"
             )
-        # OpenAI's weights were trained with QuickGELU, which the plain architecture names don't say
-        tag = open_clip.get_pretrained_cfg(parsed.name, parsed.tag)
-        arguments = {"pretrained": parsed.tag, "force_quick_gelu": bool(tag.get("quick_gelu", False))}
+        arguments = {"pretrained": parsed.tag, "force_quick_gelu": quick_gelu(parsed)}
     arguments |= {"device": "cpu"} if weights else {"device": "meta", "load_weights": False, "pretrained_text": False}
     try:
         with _quiet_root_logger():
@@ -122,6 +120,13 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) ->
     )
 
 
+def quick_gelu(parsed: ModelId) -> bool:
+    """Whether a tag's weights were trained with QuickGELU, as OpenAI's, which plain architecture names don't say."""
+    import open_clip
+
+    return bool(open_clip.get_pretrained_cfg(parsed.name, parsed.tag).get("quick_gelu", False))
+
+
 def check_finite(module: nn.Module, model_id: str) -> None:
     """Raise ModelError naming the first weight that holds NaN or infinity."""
     for name, weight in module.named_parameters():
@@ -140,7 +145,7 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: b
     arguments: dict[str, Any] = from_gguf or {"use_safetensors": True}
     kind = kind_of(config)
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             module, info = hf_class(config).from_pretrained(
                 source,
                 config=config,
@@ -265,8 +270,8 @@ def _not_without_weights(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for every load, into the middle of a sweep's own progress."""
+def no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every load and save, into the middle of a sweep's own progress."""
     from transformers.utils import logging as hf_logging
 
     drawn = hf_logging.is_progress_bar_enabled()

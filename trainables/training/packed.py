@@ -22,6 +22,7 @@ from randlora.packing.packing import Pack, PackingError, draws_of
 from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
 from trainables.errors import TrainablesError, TrialError
 from trainables.models.language import output_layer
+from trainables.predicting.facts import facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device
 from trainables.seeds import derive_seed
 from trainables.tasks.lane_cache import Warm
@@ -78,7 +79,8 @@ def run_pack(
                 trainables = stack.enter_context(adapted(loaded.module, trial))
                 work = Work(trial=trial, module=loaded.module, task=task, trainables=trainables, device=device)
                 work.adapters.disable()
-                runs.append(Run(work, Path(directory), kept, facts, memory, started))
+                about = facts_of(trial, loaded, lane) if kept else None
+                runs.append(Run(work, Path(directory), about, facts, memory, started))
             drawing = _drawing(runs[0].work, tasks)
             pack = Pack([run.work.adapters for run in runs])
             stack.callback(pack.remove)

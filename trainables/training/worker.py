@@ -20,6 +20,7 @@ from trainables.metrics.classification import pack
 from trainables.models.encoders import HEAD_FILE
 from trainables.models.loading import LoadedModel
 from trainables.models.sharded import is_split, shard, whole
+from trainables.predicting.facts import Facts, facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device, versions
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
@@ -92,7 +93,8 @@ def run_trial(
                 micro_batch_size=micro_batch_size,
             )
             facts = {"device": device_name(device), "precision": precision, "backend": backend}
-            yield from Run(work, Path(directory), keep, facts, memory, started).go()
+            about = facts_of(trial, loaded, lane) if keep else None
+            yield from Run(work, Path(directory), about, facts, memory, started).go()
     finally:
         lane.check_model(trial.model, trial.train.base_weights)
 
@@ -114,13 +116,14 @@ class Run:
     """A trial from its parts to its result.
 
     Attributes:
+        about: what is kept beside the trained weights; None: they are not kept.
         facts: what of its surroundings belongs into the result.
         started: the clock when the trial was begun.
     """
 
     work: Work
     directory: Path
-    keep: bool
+    about: Facts | None
     facts: Report
     memory: PeakMemory
     started: float
@@ -231,8 +234,8 @@ class Run:
             seconds_eval += time.perf_counter() - begun
             last = last | {"skipped": test.skipped}
         head = {} if work.task.head is None else dict(work.task.head.named_parameters())
-        if self.keep:
-            self._keep(head)
+        if self.about is not None:
+            self._keep(head, self.about)
         result = {
             "metric": work.task.metric,
             "unit": work.task.unit,
@@ -254,15 +257,16 @@ class Run:
         }
         return last | {"done": True, "result": result}
 
-    def _keep(self, head: dict[str, nn.Parameter]) -> None:
-        """Leave the trained weights in the trial's folder, written by rank 0."""
+    def _keep(self, head: dict[str, nn.Parameter], about: Facts) -> None:
+        """Leave the trained weights in the trial's folder with what it takes to use them, written by rank 0."""
         if self.work.rank > 0:
             if self._split:
                 for parameter in self.work.trainables.parameters.values():
                     whole(parameter)  # rank 0 gathers them
             return
         folder = self.directory / ADAPTER_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
         self.work.trainables.save(folder)
+        about.write(folder)
         if head:
-            folder.mkdir(parents=True, exist_ok=True)
             save_file({n: p.detach().contiguous() for n, p in head.items()}, str(folder / HEAD_FILE))

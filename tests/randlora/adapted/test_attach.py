@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -179,6 +180,7 @@ def test_one_scale_for_all_layers() -> None:
         adapted.detach()
 
 
+@pytest.mark.filterwarnings("ignore:.*targets can use")
 @given(
     method=st.sampled_from(sorted(name for name, entry in METHODS.items() if entry.mergeable)),
     shapes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=3),
@@ -377,3 +379,30 @@ def test_meta_model_is_counted_without_memory() -> None:
         adapted = attach(model, method.config.from_options(capacity, {}), ["*"])
         assert adapted.count() == method.total([(28672, 8192), (8192, 28672)], capacity)
         adapted.detach()
+
+
+def test_repr_says_what_is_attached_and_where() -> None:
+    adapted = attach(block(), LoraConfig(2), ["fc", "attn.in_proj_weight"], capacities={"fc.weight": 3})
+    n = adapted.count()
+    assert repr(adapted) == f"<Adapted: LoRA, r = 2..3, {n} parameters on 2 weights of Block, attached>"
+    adapted.merge()
+    assert repr(adapted).endswith("of Block, merged>")
+    adapted.detach()
+    assert repr(adapted).endswith("of Block, detached>")
+
+
+@pytest.mark.parametrize(
+    ("config", "nearest"),
+    [
+        (LoraConfig(17), "r = 16"),
+        (RandLoraConfig(40), "r = 16"),
+        (VeraConfig(49), "r = 48"),
+        (DoraConfig(17), "r = 16"),
+    ],
+    ids=["lora", "randlora", "vera", "dora"],
+)
+def test_a_capacity_that_no_target_can_use_is_a_warning(config: AdapterConfig, most: int) -> None:
+    with pytest.warns(UserWarning, match=f"the most that any of the 2 targets can use.*nearest: r = {most}$"):
+        attach(block(), config, ["fc", "attn.in_proj_weight"])
+    attach(block(), dataclasses.replace(config, r=most), ["fc", "attn.in_proj_weight"])
+    attach(nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 2)), config, ["0", "1"])  # one target may be small

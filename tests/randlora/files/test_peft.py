@@ -112,6 +112,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*targets can use")
 @given(
     method=st.sampled_from(sorted(MAKERS)),
     shape=st.tuples(st.integers(1, 20), st.integers(1, 20)) | st.integers(1, 20).map(lambda n: (n, n)),

@@ -18,6 +18,7 @@ def one_layer(shape: tuple[int, int], config: RandLoraConfig) -> tuple[Adapted, 
     return adapted, adapter
 
 
+@pytest.mark.filterwarnings("ignore:.*targets can use")
 @pytest.mark.parametrize("shape", [(96, 96), (128, 96), (96, 128), (97, 53)])
 @pytest.mark.parametrize("r", [1, 5, 32, 96])
 def test_full_rank(shape: tuple[int, int], r: int) -> None:
@@ -42,6 +43,7 @@ def test_a_stays_dense_unless_asked() -> None:
     assert (adapter.bases.get("A") == 0).double().mean() > 0.7
 
 
+@pytest.mark.filterwarnings("ignore:.*targets can use")
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20), (12, 12)])
 @pytest.mark.parametrize("r", [1, 4, 5, 12, 15])
 def test_equation_4_with_the_pairing(shape: tuple[int, int], r: int) -> None:

@@ -111,6 +111,7 @@ def test_hybrid_is_the_sum_of_its_parts(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(delta, (low + full).detach())
 
 
+@pytest.mark.filterwarnings("ignore:.*targets can use")
 @every_shape
 @pytest.mark.parametrize("r", [3, 5, 12, 15])
 def test_svd_bases_are_equation_4_with_full_rank(shape: tuple[int, int], r: int) -> None:

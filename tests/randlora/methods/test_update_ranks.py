@@ -17,6 +17,7 @@ def measured(config: AdapterConfig) -> dict[str, int]:
     return {name: int(torch.linalg.matrix_rank(delta.double())) for name, delta in adapted.deltas().items()}
 
 
+@pytest.mark.filterwarnings("ignore:.*targets can use")
 @pytest.mark.parametrize("change", [0, 1, 20], ids=["as-it-is", "one-more", "beyond-the-weight"])
 @pytest.mark.parametrize("config", [c for c in CONFIGS if get_method(c.method).update_rank is not None], ids=config_id)
 def test_a_stated_rank_is_the_measured_one(config: AdapterConfig, change: int) -> None:

@@ -1,43 +1,223 @@
-"""Kept adapters taken out of a results folder: what transformers and PEFT load by themselves afterwards."""
+"""Trained models taken out of a results folder: every form predicts by the code in its README what `predict` says."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from analysis.store.tables import write_part
-from randlora import LoraConfig, attach
-from sweeps.engine.export import export_trial
-from tests.trainables.tiny_language import save_model, save_tokenizer
+from randlora.model.targets import resolve_targets
+from sweeps.engine.export import FORMS, export_trial
+from sweeps.engine.kept import KeptTrial, kept_trial
+from sweeps.errors import SpecError
+from tests.sweeps.engine.kept_results import keep_trials
+from tests.trainables.support import one_tower_trial
+from tests.trainables.tiny_images import COLOURS, colour_tables, noisy, save_dinov2
+from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
+from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
+from trainables.config import TrialConfig
+from trainables.errors import DataError, TrialError
 from trainables.models.loading import load_model
+from trainables.models.shapes import meta_model
+from trainables.predicting.answers import Answer, answers
+from trainables.predicting.facts import FACTS_FILE, Facts
+from trainables.predicting.trained import load_trained
+
+TRAIN = {"epochs": 1, "global_batch_size": 16}
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_an_adapter_of_a_language_model_loads_by_itself(tmp_path: Path) -> None:
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    base = save_model(tmp_path / "a base", "llama")
-    save_tokenizer(base)
-    module = load_model(f"local:{base}").module
-    adapted = attach(module, LoraConfig(r=2), ["q_proj", "down_proj"])
-    with torch.no_grad():
-        for p in adapted.parameters():
-            p.add_(0.05)
-    ids = torch.tensor([[5, 9, 20]])
-    expected = module(input_ids=ids).logits
-    adapted.save(tmp_path / "results" / "adapters" / "abc1")
-    row = {"sweep": "s", "trial_id": "abc1", "cell_id": "c", "attempt": 1, "status": "finished"}
-    write_part(tmp_path / "results", "trials", [{**row, "model": f"local:{base}"}])
+def clip_trial(place: Path, method: str, adapt: str, **more: Any) -> TrialConfig:
+    targets = ["mlp.c_fc"]
+    names = [n for n in resolve_targets(meta_model("embedded:tiny-clip"), targets) if adapt == "both" or "visual" in n]
+    capacities = () if method in ("full-targets", "linear-probe") else tuple((n, 4) for n in names)
+    given = {"dataset": f"parquet:{place / 'colours'}", "train_size": 1.0, "adapt": adapt, "targets": tuple(targets)}
+    given |= {"capacities": capacities, "train": TRAIN, "cell_id": f"{method} {adapt}", "stage": "CONFIRM", "lr": 0.02}
+    seeds = {"data_seed": 1, "init_seed": 2, "basis_seed": 3}
+    return TrialConfig.model_validate({"method": method, "model": "embedded:tiny-clip", **given, **seeds, **more})
 
-    export_trial(tmp_path / "results", "abc", tmp_path / "for peft", "peft")
-    again = peft.AutoPeftModelForCausalLM.from_pretrained(
-        tmp_path / "for peft"
-    )  # finds the base by its name in the file
-    assert again.peft_config["default"].base_model_name_or_path == str(base)
-    assert torch.allclose(again(input_ids=ids).logits, expected, atol=1e-5)
 
-    merged = export_trial(tmp_path / "results", "abc", tmp_path / "merged", "merged")
-    model = transformers.AutoModelForCausalLM.from_pretrained(merged)
-    assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5)
-    assert transformers.AutoTokenizer.from_pretrained(merged)("red")["input_ids"]
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    save_dinov2(folder / "a base")
+    (folder / "colours").mkdir()
+    for which, table in colour_tables().items():
+        pq.write_table(table, folder / "colours" / f"{which}.parquet")
+    save_encoder(folder / "roberta")
+    save_encoder(folder / "bert", "bert")
+    write_sst2(folder / "SST-2")
+    write_stsb(folder / "STS-B")
+    save_model(folder / "llama", "llama")
+    write_rows(folder / "rows")
+    noisy(np.random.default_rng(9), COLOURS["green"]).resize((20, 24)).save(folder / "image.png")
+    return folder
+
+
+def trial_of(place: Path, kind: str) -> TrialConfig:
+    match kind:
+        case "dinov2":
+            data = {"dataset": f"parquet:{place / 'colours'}", "image_size": 16}
+            return one_tower_trial("randlora", model=place / "a base", train=TRAIN, **data)
+        case "roberta":
+            return one_tower_trial("lora", model=place / "roberta", train=TRAIN, dataset=f"glue:{place / 'SST-2'}")
+        case "bert":
+            return one_tower_trial("lora", model=place / "bert", train=TRAIN, dataset=f"glue:{place / 'STS-B'}")
+        case "llama":
+            return one_tower_trial("lora", model=place / "llama", train=TRAIN, dataset=f"json:{place / 'rows'}")
+        case _:
+            return clip_trial(place, "lora", kind)
+
+
+KINDS = ("dinov2", "vision", "both", "roberta", "bert", "llama")
+INPUT = {"roberta": "A sentence.", "bert": "The first sentence.\tThe second sentence."}
+QUESTION = "Is water wet?\n\nAnswer format: true/false"
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> dict[str, KeptTrial]:
+    """By kind of model, a trial that kept its weights."""
+    folders = {kind: keep_trials(place / f"results {kind}", [trial_of(place, kind)]) for kind in KINDS}
+    return {kind: kept_trial(folder) for kind, folder in folders.items()}
+
+
+def says(kept: KeptTrial, given: str) -> Answer:
+    (answer,) = answers(load_trained(kept.config, kept.folder), [given])
+    return answer
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys", "ignore:`is_gradient_checkpointing`")  # as it says
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_in_the_readme_says_what_predict_says(
+    place: Path, trained: dict[str, KeptTrial], kind: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    to = export_trial(trained[kind], tmp_path / "out", form)
+    assert not [p for p in to.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    (to / "image.png").write_bytes((place / "image.png").read_bytes())
+    monkeypatch.chdir(to)
+    (code,) = re.findall(r"```python\n(.*?)```", (to / "README.md").read_text(), re.S)
+    capsys.readouterr()
+    found: dict[str, Any] = {}
+    plain = code.replace(repr(QUESTION), repr("Is water wet?"))  # which names no choices
+    exec(compile(plain, f"{kind} {form}", "exec"), found)
+    printed = capsys.readouterr().out.splitlines()
+    if kind == "llama":
+        assert plain != code and says(trained[kind], "Is water wet?").answer == "\n".join(printed[:-1]).strip()
+        exec(compile(code, f"{kind} {form}", "exec"), found)
+        answer = says(trained[kind], QUESTION)
+        assert capsys.readouterr().out.splitlines()[-1] == f"the correct answer is {answer.answer}"
+        scores = torch.tensor([found["log_likelihood"](f"the correct answer is {w}") for w in ("true", "false")])
+        assert float(scores.softmax(0).max()) == pytest.approx(answer.probability, abs=1e-4)
+        return
+    answer = says(trained[kind], INPUT.get(kind, str(place / "image.png")))
+    if kind == "bert":  # a number
+        assert float(printed[-1]) == pytest.approx(float(answer.answer), abs=1e-3)
+        return
+    assert printed[-1].startswith(answer.answer)
+    assert float(found["probability"]) == pytest.approx(answer.probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_weights_are_a_base_model_for_local(trained: dict[str, KeptTrial], kind: str, tmp_path: Path) -> None:
+    to = export_trial(trained[kind], tmp_path / "out", "merged")
+    before = load_trained(trained[kind].config, trained[kind].folder)
+    again = load_model(f"local:{to}")
+    assert (again.kind, again.preprocess) == (before.loaded.kind, before.facts.look)
+    assert before.adapted is not None
+    before.adapted.merge()
+    old, new = before.loaded.module.state_dict(), again.module.state_dict()
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    if kind in ("vision", "both"):
+        model, _ = open_clip.create_model_from_pretrained(f"local-dir:{to}")
+        assert model.state_dict().keys() == old.keys()
+
+
+def test_what_was_kept_without_facts_reads_its_data(trained: dict[str, KeptTrial], place: Path, tmp_path: Path) -> None:
+    """As results folders of before have it."""
+    kept = trained["dinov2"]
+    (kept.folder / FACTS_FILE).rename(tmp_path / FACTS_FILE)
+    try:
+        assert says(kept, str(place / "image.png")).answer in COLOURS
+        to = export_trial(kept, tmp_path / "out")
+        assert json.loads((to / FACTS_FILE).read_text())["classes"] == list(COLOURS)
+    finally:
+        (tmp_path / FACTS_FILE).rename(kept.folder / FACTS_FILE)
+
+
+def test_inputs_that_a_model_cannot_take_are_named(trained: dict[str, KeptTrial], place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"config\.json: not a readable image"):
+        says(trained["vision"], str(place / "llama" / "config.json"))
+    with pytest.raises(TrialError, match="two sentences with a tab between them"):
+        says(trained["bert"], "One sentence.")
+    for text in ("{", '{"kind": "clip", "model": "m", "dataset": "d", "templates": ["{0.__class__}"]}'):
+        (tmp_path / FACTS_FILE).write_text(text)
+        with pytest.raises(TrialError, match=r"predict\.json can't be read .*remove it, and the data are read"):
+            Facts.read(tmp_path)
+
+
+def test_a_probe_and_base_weights_come_out_too(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("linear-probe", "full-targets"):
+        kept = kept_trial(keep_trials(tmp_path / method, [clip_trial(place, method, "vision")]))
+        with pytest.raises(SpecError, match=rf"--form = 'peft': {method} trains no adapter.*--form merged"):
+            export_trial(kept, tmp_path / "peft", "peft")
+        expected = says(kept, str(place / "image.png"))
+        for form in ("adapter", "merged"):
+            to = export_trial(kept, tmp_path / f"{method} {form}", form)
+            (to / "image.png").write_bytes((place / "image.png").read_bytes())
+            monkeypatch.chdir(to)
+            (code,) = re.findall(r"```python\n(.*?)```", (to / "README.md").read_text(), re.S)
+            found: dict[str, Any] = {}
+            exec(compile(code, f"{method} {form}", "exec"), found)
+            assert float(found["probability"]) == pytest.approx(expected.probability, abs=1e-4)
+
+
+def test_a_failed_export_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    svft = kept_trial(keep_trials(tmp_path / "r", [clip_trial(place, "svft", "vision")]))
+    with pytest.raises(SpecError, match=r"PEFT can't hold this adapter .*no SVFT.*--form merged"):
+        export_trial(svft, tmp_path / "out", "peft")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SpecError, match="exists; give a new folder"):
+        export_trial(svft, tmp_path / "out")
+
+
+def test_names_from_outside_stay_words_in_the_readme(place: Path, tmp_path: Path) -> None:
+    kept = kept_trial(keep_trials(tmp_path / "r", [clip_trial(place, "lora", "vision")]))
+    kept.row["dataset"] = "x` <script>\x1b[31m\n# y"
+    text = (export_trial(kept, tmp_path / "out") / "README.md").read_text()
+    assert "\x1b" not in text and "`x' <script>" in text and "\n# y" not in text
+
+
+def test_best_is_by_validation_and_never_by_test(place: Path, tmp_path: Path) -> None:
+    trials = [clip_trial(place, "lora", "vision", data_seed=s) for s in (1, 2)] + [
+        clip_trial(place, "vera", "vision", data_seed=1)
+    ]
+    folder = keep_trials(tmp_path / "r", trials, scores=(0.4, 0.9, 0.6))  # test scores fall as these rise
+    ids = [trial.trial_id for trial in trials]
+    assert kept_trial(folder).row["trial_id"] == ids[1]
+    assert kept_trial(folder, method="vera").row["trial_id"] == ids[2]
+    assert kept_trial(folder, budget="lora-4").row["trial_id"] == ids[1]
+    assert kept_trial(folder, ids[0][:6]).row["trial_id"] == ids[0]
+    with pytest.raises(SpecError, match=r"--method = 'vera-': unknown method with kept weights; known: lora, vera"):
+        kept_trial(folder, method="vera-")
+    with pytest.raises(SpecError, match=r"--budget = 'lora-8'.*Nearest: lora-4"):
+        kept_trial(folder, budget="lora-8")
+    with pytest.raises(SpecError, match="is one trial already"):
+        kept_trial(folder, ids[0], method="lora")
+    with pytest.raises(SpecError, match="no such trial"):
+        kept_trial(folder, "zzz")
+
+
+def test_a_question_in_the_form_of_the_data_is_answered_by_a_label(trained: dict[str, KeptTrial]) -> None:
+    row = instruction_rows(1, seed=7)[0]
+    answer = says(trained["llama"], row["instruction"])
+    assert answer.answer in ("answer1", "answer2", "answer3") and 1 / 3 <= (answer.probability or 0) <= 1

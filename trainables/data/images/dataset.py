@@ -30,7 +30,7 @@ _BOMB = Image.DecompressionBombWarning
 warnings.filterwarnings("error", category=_BOMB)  # half of what Pillow refuses is more than an image needs
 
 # What Pillow raises on bytes that are no image, by format
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, _BOMB)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, _BOMB)
 
 _V = TypeVar("_V")
 
@@ -70,7 +70,7 @@ class ImageSplit:
         try:
             with self.read(row) as image:
                 return image.convert("RGB")
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             file = "" if self.file is None else f" ({self.file(row)})"
             raise DataError(
                 f"{self.source}, {self.name} row {row}{file}: not a readable image ({error}); replace or remove it, "

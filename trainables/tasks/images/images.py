@@ -23,6 +23,7 @@ from trainables.data.images.pixels import Pixels
 from trainables.data.splits import split_of
 from trainables.errors import TrialError
 from trainables.models.encoders import hidden_size, image_encoder, new_head
+from trainables.models.loading import LoadedModel, Preprocess
 from trainables.runtime import Autocast
 from trainables.tasks.task import Alone, Parts, Scores, Split, Task, Which, summed
 
@@ -62,6 +63,15 @@ class FeatureClassifier(ABC):
         return self.classify(self.features(images)).argmax(dim=1)
 
 
+def image_look(loaded: LoadedModel, image_size: int | None) -> Preprocess:
+    """How images become a model's input; `image_size` replaces the side in pixels where the model takes any."""
+    look = loaded.preprocess
+    assert look is not None  # a model of images has one
+    if image_size is None or loaded.kind != "hf-vision":
+        return look
+    return dataclasses.replace(look, recipe=dataclasses.replace(look.recipe, size=image_size))
+
+
 class ImageTask:
     """One trial's images, and the classifier that learns them. The metric is top-1 accuracy."""
 
@@ -73,14 +83,11 @@ class ImageTask:
     ) -> None:
         self._parts, self._trial, self._lane = parts, parts.trial, parts.lane
         self._dataset, self.classifier, self.head = dataset, classifier, head
-        trial, look = parts.trial, parts.loaded.preprocess
-        assert look is not None  # a model of images has one
+        trial, look = parts.trial, image_look(parts.loaded, parts.trial.image_size)
         self._rows = split_of(dataset, trial)
         self._usable: dict[str, tuple[Pixels, Tensor]] = {}
         self._skipped = 0
         self._recipe = look.recipe
-        if trial.image_size is not None and parts.loaded.kind == "hf-vision":
-            self._recipe = dataclasses.replace(look.recipe, size=trial.image_size)
         self._normalise = Normalise(look.mean, look.std, self._lane.device)
 
     @functools.cached_property

@@ -28,9 +28,9 @@ from trainables.errors import TrialError
 from trainables.metrics.texts import check_installed, score_texts
 from trainables.models.language import LanguageModel, positions
 from trainables.tasks.task import Alone, Parts, Scores, Which, summed
-from trainables.tasks.text.encoding import DEFAULT_MAX_TOKENS, Encoded, EncodedRows, Encoder, exchange
+from trainables.tasks.text.encoding import Encoded, EncodedRows, encoder_of, exchange
 from trainables.tasks.text.generation import generate
-from trainables.tasks.text.rows import TextTask, positions_of, refuse_images
+from trainables.tasks.text.rows import TextTask, refuse_images
 from trainables.tasks.text.scoring import Question, choice_scores
 
 LOG_LIKELIHOOD, GENERATION = "log-likelihood", "generation"
@@ -64,9 +64,7 @@ class CausalLMTask(TextTask[Encoded]):
                 "choices; use 'generation'"
             )
         self._model, self._autocast = LanguageModel(module, parts.autocast), parts.autocast
-        window = positions_of(module.config)
-        most = settings.max_tokens or min(DEFAULT_MAX_TOKENS, window or DEFAULT_MAX_TOKENS)
-        self._encoder = encoder = Encoder(parts.loaded.text_tokenizer, most, window, trial.model)
+        self._encoder = encoder = encoder_of(parts.loaded, settings.max_tokens)
         super().__init__(parts, dataset, encoder.max_tokens, lambda part: EncodedRows(part, encoder))
         if self._references:
             check_installed()

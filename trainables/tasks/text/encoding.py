@@ -17,7 +17,8 @@ from torch import Tensor
 
 from trainables.data.text.dataset import Exchange, TextSplit
 from trainables.errors import TrialError
-from trainables.tasks.text.rows import TokenRows, check_tokenizer
+from trainables.models.loading import LoadedModel
+from trainables.tasks.text.rows import TokenRows, check_tokenizer, positions_of
 
 DEFAULT_MAX_TOKENS = 256
 """LLM-Adapters' cutoff_len."""
@@ -93,6 +94,13 @@ class Encoder:
             short = self.shortened(prompt, self.max_tokens - len(fitting))
             encoded.append(Encoded(short, fitting, len(short) + len(fitting) < len(prompt) + len(response)))
         return encoded
+
+
+def encoder_of(loaded: LoadedModel, max_tokens: int | None) -> Encoder:
+    """The encoder of a language model; the longest sequence is, unless given, the default or the model's window."""
+    window = positions_of(loaded.module.config)
+    most = max_tokens or min(DEFAULT_MAX_TOKENS, window or DEFAULT_MAX_TOKENS)
+    return Encoder(loaded.text_tokenizer, most, window, loaded.model_id)
 
 
 class EncodedRows(TokenRows[Encoded]):

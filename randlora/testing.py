@@ -1,0 +1,139 @@
+"""What `attach` promises of every method, checked of one: for those who write a method of their own.
+
+import my_method  # which registers it
+from randlora.testing import check
+
+check("my-method")
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora.adapted.adapted import Adapted
+from randlora.adapted.attach import attach
+from randlora.adapted.load import load
+from randlora.errors import AdapterError
+from randlora.methods.method import Method
+from randlora.methods.registry import get_method
+
+SHAPES = ((24, 16), (16, 24), (16, 16))
+"""(out, in) of the model's weights: taller, wider and square."""
+TARGETS = [str(layer) for layer in range(len(SHAPES))]
+TOLERANCE = 1e-5
+"""Largest difference of outputs of about 1 that is rounding, in float32."""
+
+
+class CheckError(AdapterError):
+    """A method that breaks promises; the message has one a line."""
+
+
+def check(name: str, *, capacity: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+    """Hold a registered method against what `attach` promises: exact counts, a start that changes nothing, gradients in
+    every trainable, one function in all its forms, files that give it back, and a detach that leaves no trace.
+
+    Args:
+        name: the registered method.
+        capacity: of every weight; default: a middle one of those within reach.
+        options: of its configuration; default: its own.
+
+    Raises:
+        CheckError: the promises that it breaks, all of them.
+        UnknownMethodError, ConfigError: no such method, or options that it does not take.
+    """
+    method = get_method(name)
+    if capacity is None:
+        reach = method.max_capacity(SHAPES, **(options or {}))
+        capacity = max(method.min_capacity, min(4, reach))
+    broken = list(_Check(method, capacity, options or {}).broken())
+    if broken:
+        raise CheckError(f"method {name!r} at {method.capacity_field} = {capacity}:\n" + "\n".join(broken))
+
+
+class _Check:
+    """One method at one capacity, on a small model."""
+
+    def __init__(self, method: Method, capacity: int, options: Mapping[str, Any]) -> None:
+        self.method, self.config = method, method.config.from_options(capacity, options)
+        self.x = torch.randn(5, SHAPES[0][1], generator=torch.Generator().manual_seed(1))
+
+    def model(self, device: str = "cpu") -> nn.Sequential:
+        draw = torch.Generator().manual_seed(0)
+        layers = nn.Sequential(*(nn.Linear(width, out, device=device) for out, width in SHAPES))
+        for parameter in layers.parameters() if device == "cpu" else ():
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=draw)
+        return layers.eval()
+
+    def attached(self, model: nn.Module) -> Adapted:
+        return attach(model, self.config, TARGETS, init_seed=3, basis_seed=4)
+
+    def broken(self) -> Iterator[str]:
+        """A line for every promise that does not hold."""
+        counted = self.method.total(SHAPES, self.config.capacity, **self.config.options())
+        for device in ("meta", "cpu"):
+            built = self.attached(self.model(device)).count()
+            if built != counted and not self.method.scheduled:
+                yield f"count says {counted} trainable parameters, {built} are built on {device!r}"
+        model = self.model()
+        before, state = model(self.x), {name: t.clone() for name, t in model.state_dict().items()}
+        adapted = self.attached(model)
+        if (off := _apart(model(self.x), before)) > TOLERANCE:
+            yield f"the start changes the model's outputs, by {off:.1e}"
+        yield from self._trained(model, adapted)
+        yield from self._again(model(self.x), adapted)
+        if self.method.mergeable:
+            yield from self._merged(model, adapted)
+        adapted.detach()
+        after = model.state_dict()
+        if after.keys() != state.keys() or any(not torch.equal(after[name], state[name]) for name in state):
+            yield "detach does not give the model back as it was, bit for bit"
+
+    def _trained(self, model: nn.Module, adapted: Adapted) -> Iterator[str]:
+        """Train for two steps: at the start some trainables multiply zeros, and have no gradient yet."""
+        start = {name: p.detach().clone() for name, p in adapted.named_parameters()}
+        model.train()
+        optimiser = torch.optim.SGD(list(adapted.parameters()), lr=0.1)
+        for _ in range(2):
+            optimiser.zero_grad()
+            (model(self.x) - 1.0).square().mean().backward()
+            nn.utils.clip_grad_norm_(adapted.parameters(), 1.0)  # outputs stay near 1, whatever the method's scale
+            optimiser.step()
+        model.eval()
+        still = [name for name, p in adapted.named_parameters() if p.requires_grad and torch.equal(p, start[name])]
+        if still:
+            yield f"two steps leave {', '.join(still[:3])} as it was"
+
+    def _again(self, outputs: Tensor, adapted: Adapted) -> Iterator[str]:
+        """Once more from the same seeds and tensors, in this process and from files."""
+        other = self.model()
+        twin = self.attached(other)
+        twin.load_state_dict(adapted.state_dict())
+        if (off := _apart(other(self.x), outputs)) > TOLERANCE:
+            yield f"the same seeds and tensors give other outputs, by {off:.1e}: what is drawn must come from the seeds"
+        with tempfile.TemporaryDirectory() as folder:
+            adapted.save(folder)
+            loaded = self.model()
+            load(loaded, folder)
+        if (off := _apart(loaded(self.x), outputs)) > TOLERANCE:
+            yield f"save and load give other outputs, by {off:.1e}"
+
+    def _merged(self, model: nn.Module, adapted: Adapted) -> Iterator[str]:
+        outputs = model(self.x)
+        deltas = adapted.deltas()
+        for name, site in adapted.sites.items():
+            weight = adapted.adapters[name].weight(site.base)
+            if (off := _apart(weight, site.base + deltas[name])) > TOLERANCE:
+                yield f"weight is not the base and delta of {name}, by {off:.1e}"
+        with adapted.merging():
+            off = _apart(model(self.x), outputs)
+        if off > TOLERANCE:
+            yield f"merged weights give other outputs than linear, by {off:.1e}"
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max())

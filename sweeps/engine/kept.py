@@ -1,0 +1,107 @@
+"""Trials that left their trained weights in a results folder, found by id, or as the best by validation score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis import Store, open_store
+from analysis.store.journal import JOURNAL
+from sweeps.errors import Problem, SpecError, nearest, unknown
+from trainables.config import TrialConfig
+
+BEST = "best"
+"""Stands for the id of the kept trial with the best validation score."""
+
+Row = dict[str, Any]
+
+PLACE = ("model", "dataset", "train_size")
+
+
+@dataclass(frozen=True)
+class KeptTrial:
+    """A trial with its weights. `row`: in the table `trials`; `folder`: the weights; `config`: as it was asked for."""
+
+    row: Row
+    folder: Path
+    config: TrialConfig
+
+    @property
+    def name(self) -> str:
+        """Method and budget, `randlora-lora-4`; letters that a file's name can have."""
+        return "-".join(filter(None, (self.row["method"], self.row["reference"]))).replace(":", "-")
+
+
+def kept_trial(folder: Path, trial: str = BEST, method: str | None = None, budget: str | None = None) -> KeptTrial:
+    """A kept trial of a results folder.
+
+    Args:
+        folder: the results folder.
+        trial: trial id, or an unambiguous beginning of one; or "best": of the cells with kept weights the one with the
+            best mean validation score, and in it the trial with the best. Test scores are never looked at.
+        method, budget: narrow "best" to cells of this method and reference, "lora-4".
+
+    Raises:
+        SpecError: no such trial, one that kept nothing, or a "best" that the validation scores don't tell.
+    """
+    store = open_store(folder)
+    kept = folder / "adapters"
+    ids = {p.name for p in kept.iterdir()} if kept.is_dir() else set()
+    if trial == BEST:
+        row = _best(store, ids, method, budget)
+    elif method is not None or budget is not None:
+        raise SpecError([Problem("trial", trial, "is one trial already; --method and --budget narrow best", BEST)])
+    else:
+        row = _by_id(store, trial, ids)
+    return KeptTrial(row, kept / row["trial_id"], config_of(store, row["trial_id"]))
+
+
+def config_of(store: Store, trial_id: str) -> TrialConfig:
+    """The configuration of a trial as the journal has it. Raises SpecError where it has none."""
+    configs = [event["config"] for event in store.events("ask") if event["trial_id"] == trial_id]
+    if not configs:
+        rule = f"its configuration is not in {store.path / JOURNAL}; numbers from elsewhere have none"
+        raise SpecError([Problem("trial", trial_id, rule)])
+    return TrialConfig.model_validate(configs[-1])
+
+
+def _by_id(store: Store, trial: str, kept: set[str]) -> Row:
+    rows: dict[str, Row] = {r["trial_id"]: r for r in store.table("trials").to_pylist()}
+    found = [i for i in rows if i.startswith(trial)]
+    if not trial or len(found) != 1:
+        rule = f"matches {len(found)} trials; one is needed" if trial and found else "no such trial"
+        raise SpecError([Problem("trial", trial, rule, ", ".join((found or sorted(kept))[:5]) or nearest(trial, rows))])
+    if found[0] not in kept:
+        raise SpecError([Problem("trial", trial, _not_kept("its"), min(kept, default=None))])
+    return rows[found[0]]
+
+
+def _not_kept(whose: str) -> str:
+    how = 'set [keep] adapters = "best", "confirm" or "all" before the sweep runs'
+    return f"{whose} trained weights were not kept; {how}"
+
+
+def _best(store: Store, kept: set[str], method: str | None, budget: str | None) -> Row:
+    rows: list[Row] = [r for r in store.table("confirmed").to_pylist() if r["trial_id"] in kept]
+    if not rows:
+        raise SpecError([Problem("trial", BEST, _not_kept("no confirmed trial's"))])
+    for option, value, column in (("--method", method, "method"), ("--budget", budget, "reference")):
+        if value is not None:
+            known = {r[column] for r in rows if r[column] is not None}
+            rows = [r for r in rows if r[column] == value]
+            if not rows:
+                raise SpecError([unknown(option, value, f"{column} with kept weights", known)])
+    means = {r["cell_id"]: r["mean_val"] for r in store.table("best").to_pylist()}
+    if any(r["val_score"] is None or means.get(r["cell_id"]) is None for r in rows):
+        rule = 'there are no validation scores (protocol = "paper") to say which is best; give the id of a trial'
+        raise SpecError([Problem("trial", BEST, rule, rows[0]["trial_id"])])
+    rows.sort(key=lambda r: (-means[r["cell_id"]], r["cell_id"], -r["val_score"], r["slot"]))
+    firsts: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        firsts.setdefault(tuple(row[column] for column in PLACE), row)
+    if len(firsts) > 1:
+        listed = "; ".join(f"{r['trial_id']} on {' '.join(place)}" for place, r in firsts.items())
+        rule = f"scores of different models, data or sizes don't compare; give the id of the best of one: {listed}"
+        raise SpecError([Problem("trial", BEST, rule)])
+    return rows[0]

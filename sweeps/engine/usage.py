@@ -1,0 +1,127 @@
+"""The README.md of an exported model: what it is, and code that loads it and predicts with it."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from torch import nn
+
+from analysis.format import percent, visible
+from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
+from sweeps.engine.kept import KeptTrial
+from trainables.config import FULL_METHODS
+from trainables.models.encoders import FIRST_TOKEN, ClassifierHead, model_type
+from trainables.models.families import parse_id
+from trainables.models.loading import quick_gelu
+from trainables.models.shapes import is_open_clip
+from trainables.predicting.facts import ANSWER, Facts
+from trainables.predicting.trained import Trained
+
+
+def hub_name(model: str) -> str | None:
+    """What transformers and PEFT call a base model: its folder or its name on the hub; None for other ids."""
+    parsed = parse_id(model)
+    if parsed.gguf is not None:
+        return None
+    if parsed.folder is not None:
+        return str(parsed.folder.absolute())
+    return parsed.name if parsed.scheme == "hf" else None
+
+
+def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str) -> None:
+    """Write README.md; a card that says more of a PEFT adapter than its trial does stays above the code."""
+    card, path = "", to / "README.md"
+    if form == "peft" and not kept.config.method.startswith(PEFTS_OWN):  # PEFT's own is a form to fill in
+        card = path.read_text(encoding="utf-8")
+    environment = Environment(  # of Markdown, where names are Python literals or stand in backticks
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701
+    )
+    template = resources.files("sweeps.engine").joinpath("usage.md.jinja").read_text(encoding="utf-8")
+    path.write_text(environment.from_string(template).render(card=card, **_known(kept, trained, form)), "utf-8")
+
+
+def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
+    """What the template asks of the model."""
+    facts, module, head = trained.facts, trained.loaded.module, trained.head
+    takes = inspect.signature(module.forward).parameters
+    found = {
+        "about": _about(kept),
+        "title": _code(kept.name),
+        "form": form,
+        "method": kept.config.method,
+        "kind": facts.kind,
+        "auto": "AutoModelForCausalLM" if facts.kind == "causal-lm" else "AutoModel",
+        "adapted": trained.adapted is not None,
+        "whole": kept.config.method in FULL_METHODS,
+        "head": None if head is None else "deep" if isinstance(head, ClassifierHead) else "linear",
+        "classes": facts.classes,
+        "pair": facts.pair,
+        "vector": _vector(module),
+        "interpolate": "interpolate_pos_encoding" in takes,
+        "typed": "token_type_ids" in takes,
+        "bos_between": facts.bos_between,
+        "generation": facts.generation,
+        **_example(facts),
+        **_bases(facts.model, form),
+    }
+    if (look := facts.look) is not None:
+        found |= {"side": look.recipe.size, "squash": look.recipe.resize_mode == "squash"}
+        found |= {"interpolation": look.recipe.interpolation.upper(), "mean": look.mean, "std": look.std}
+    return found
+
+
+def _about(kept: KeptTrial) -> str:
+    row = kept.row
+    budget = f" at {_code(row['reference'])}" if row["reference"] else ""
+    score = "" if row["val_score"] is None else f" Its validation score was {percent(row['val_score'])}."
+    return (
+        f"{_code(row['method'])}{budget}, trained on {_code(row['dataset'])} ({_code(row['train_size'])}) from the "
+        f"base model {_code(row['model'])}: trial {_code(row['trial_id'])} of the sweep {_code(row['sweep'])}.{score}"
+    )
+
+
+def _code(text: object) -> str:
+    """A name in Markdown, which no name can leave."""
+    return "`" + visible(" ".join(str(text).split())).replace("`", "'") + "`"
+
+
+def _vector(module: nn.Module) -> str:
+    """Python for the vector that `encoders.pooled` reads from `outputs`."""
+    return (
+        "outputs.last_hidden_state[:, 0]" if model_type(module) in FIRST_TOKEN else "outputs.pooler_output.flatten(1)"
+    )
+
+
+def _example(facts: Facts) -> dict[str, Any]:
+    """A prompt, and responses that compete, in Python."""
+    responses = [str(facts.response).replace(ANSWER, label) for label in ("true", "false")]
+    chosen = facts.rows == "instructions" and facts.response is not None
+    asked = (
+        "name[Alimentum], eatType[pub]" if facts.rows == "meanings" else "Is water wet?\n\nAnswer format: true/false"
+    )
+    return {"example": repr(asked), "choices": repr(responses) if chosen else ""}
+
+
+def _bases(model: str, form: str) -> dict[str, str]:
+    """Python for what the base model, and the tokenizer of open_clip's, are loaded from."""
+    parsed = parse_id(model)
+    if form == "merged":
+        return {"base": 'f"local-dir:{folder}"', "tokenizer": 'f"local-dir:{folder}"'} | (
+            {} if is_open_clip(parsed, model) else {"base": "folder"}
+        )
+    if not is_open_clip(parsed, model):
+        place = str(parsed.folder.absolute()) if parsed.folder is not None else parsed.name
+        return {"base": repr(place) + (f", gguf_file={parsed.gguf!r}" if parsed.gguf else ""), "tokenizer": ""}
+    if parsed.folder is not None:
+        place = repr(f"local-dir:{parsed.folder.absolute()}")
+        return {"base": place, "tokenizer": place}
+    quick = ", force_quick_gelu=True" if quick_gelu(parsed) else ""
+    return {"base": f"{parsed.name!r}, pretrained={parsed.tag!r}{quick}", "tokenizer": repr(parsed.name)}

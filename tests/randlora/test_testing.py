@@ -1,0 +1,61 @@
+"""`randlora.testing.check`: every method of ours passes, and each promise that is broken is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from randlora import METHODS, Adapter, Request
+from randlora.methods.lowrank.lora import Lora
+from randlora.testing import CheckError, check
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_keeps_its_promises(name: str) -> None:
+    check(name)
+
+
+class Restless(Lora):
+    """LoRA whose start is not zero."""
+
+    def delta(self, base: Tensor) -> Tensor:
+        return super().delta(base) + 0.1
+
+
+class Twice(Lora):
+    """LoRA whose forward pass has the delta twice."""
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        return 2 * super().linear(x, base, bias) - torch.nn.functional.linear(x, base, bias)
+
+
+def built_as(kind: type[Lora]) -> Callable[[Request], dict[str, Adapter]]:
+    plain = METHODS["lora"].build
+
+    def build(request: Request) -> dict[str, Adapter]:
+        made = plain(request)
+        for adapter in made.values():
+            adapter.__class__ = kind
+        return made
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"count": lambda shape, capacity, **options: 1}, "count says 3 trainable parameters, 448 are built on 'meta'"),
+        ({"build": built_as(Restless)}, "weight is not the base and delta of 0.weight, by 1.0e-01"),
+        ({"build": built_as(Twice)}, "merged weights give other outputs than linear"),
+    ],
+)
+def test_a_broken_promise_is_named(changed: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = dataclasses.replace(METHODS["lora"], **changed)
+    monkeypatch.setitem(METHODS.registered, "lora", method)
+    with pytest.raises(CheckError, match=f"method 'lora' at r = 4:\n(.*\n)*{words}"):
+        check("lora")

@@ -1,0 +1,123 @@
+"""What it takes to predict with the weights of a trial besides the weights: written beside them as `predict.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from trainables.config import TrialConfig
+from trainables.data.images.dataset import Dataset, check_templates
+from trainables.data.text import prompts
+from trainables.data.text.dataset import Exchange, Labelled, TextDataset, TextKind
+from trainables.errors import TrialError, first_line
+from trainables.models.families import Kind
+from trainables.models.loading import LoadedModel, Preprocess
+from trainables.tasks.images.images import image_look
+from trainables.tasks.lane_cache import Warm
+from trainables.tasks.text.encoding import encoder_of
+from trainables.tasks.text.sentences import SentenceEncoder
+
+FACTS_FILE = "predict.json"
+
+PLACE = "{instruction}"
+"""Stands in `Facts.prompt` for what is asked."""
+ANSWER = "{answer}"
+"""Stands in `Facts.response` for the label."""
+
+_GENERATION = {"num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram"}
+_PROMPTS = {
+    "instructions": prompts.alpaca(PLACE),
+    "questions": prompts.question(PLACE),
+    "meanings": PLACE,
+}
+
+
+class Facts(BaseModel):
+    """Everything but weights; JSON on disk."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    model: str
+    """Id of the base model."""
+    dataset: str
+    classes: tuple[str, ...] = ()
+    """Names, by the number of the logit; () for numbers and generated texts."""
+    look: Preprocess | None = None
+    """How an image becomes the model's input."""
+    templates: tuple[str, ...] = ()
+    """Of CLIP: prompts with one "{}" for the class, the mean of whose text features an image is compared with."""
+    rows: TextKind | None = None
+    """Of texts: what the data set's rows are."""
+    pair: bool = False
+    """Of sentences: two belong together."""
+    prompt: str | None = None
+    """Of language models: the prompt, with `PLACE` in it."""
+    response: str | None = None
+    """The response to a prompt that names its choices, with `ANSWER` in it."""
+    bos_between: bool = False
+    """Whether the tokenizer's BOS stands between prompt and response."""
+    max_tokens: int | None = None
+    """Longest text in tokens."""
+    generation: dict[str, int | float] = {}
+    """Settings of generated texts, as `EvaluateSettings` names them."""
+
+    @field_validator("templates")
+    @classmethod
+    def _fill_in_names_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_templates(value, FACTS_FILE) if value else value
+
+    def write(self, folder: Path) -> None:
+        """Write `predict.json`."""
+        text = self.model_dump_json(indent=1, exclude_defaults=True)
+        (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Facts:
+        """Read it again. Raises TrialError for a file that is damaged."""
+        path = folder / FACTS_FILE
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError) as error:
+            raise TrialError(f"{path} can't be read ({first_line(error)}); remove it, and the data are read") from error
+
+
+def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: Warm) -> Facts:
+    """The facts of a trial. Its test split stays closed. Raises DataError where its data can't be read."""
+    known: dict[str, Any] = {"kind": loaded.kind, "model": trial.model, "dataset": trial.dataset}
+    if loaded.preprocess is not None:
+        known["look"] = image_look(loaded, trial.image_size)
+        images = lane.dataset(trial.dataset, "TUNE")
+        templates = _templates(images, trial) if loaded.kind == "clip" else ()
+        return Facts(**known, classes=images.class_names, templates=templates)
+    texts = lane.text_dataset(trial.dataset, "TUNE")
+    known |= {"rows": texts.kind}
+    if loaded.kind == "text-encoder":
+        encoder = SentenceEncoder(loaded.text_tokenizer, trial.train.max_tokens, loaded.module, trial.model)
+        first = texts.train.rows[0]
+        pair = isinstance(first, Labelled) and len(first.sentences) > 1
+        return Facts(**known, classes=texts.class_names, pair=pair, max_tokens=encoder.max_tokens)
+    return Facts(
+        **known,
+        prompt=_PROMPTS[texts.kind],
+        response=_response(texts),
+        bos_between=any(isinstance(row, Exchange) and row.bos_between for row in texts.train.rows[:1]),
+        max_tokens=encoder_of(loaded, trial.train.max_tokens).max_tokens,
+        generation=trial.evaluate.model_dump(include=_GENERATION),
+    )
+
+
+def _templates(images: Dataset, trial: TrialConfig) -> tuple[str, ...]:
+    """The prompts that a CLIP model was evaluated with: where its text tower trains, the one of the loss."""
+    return (images.prompt,) if trial.adapt == "both" else images.templates
+
+
+def _response(texts: TextDataset) -> str | None:
+    """How the set writes a response with a label in it, from the first row that has choices; None where none has."""
+    for row in texts.train.rows:
+        if isinstance(row, Exchange) and row.choices and row.answer is not None:
+            head, found, tail = row.response.rpartition(row.answer)
+            return head + ANSWER + tail if found else None
+    return None

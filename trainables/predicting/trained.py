@@ -1,0 +1,59 @@
+"""A base model with the weights that a trial kept put in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import randlora
+from randlora.adapted.adapted import Adapted
+from randlora.files.checkpoint import META
+from trainables.config import TrialConfig
+from trainables.models.encoders import HEAD_FILE, ClassifierHead, load_head
+from trainables.models.loading import LoadedModel, load_model
+from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
+from trainables.tasks.lane_cache import Warm
+
+FULL_WEIGHTS = "weights.safetensors"
+"""Base weights after full fine-tuning, as `trainables.training.adapting` leaves them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model as a trial left it, on the CPU, in eval mode.
+
+    Attributes:
+        loaded: the base model, with the adapter in its forward or the trained weights in place of its own.
+        facts: what its outputs mean.
+        adapted: the adapter; None where there is none.
+        head: the trained head; None where the model has its own outputs.
+    """
+
+    loaded: LoadedModel
+    facts: Facts
+    adapted: Adapted | None
+    head: nn.Linear | ClassifierHead | None
+
+
+def load_trained(trial: TrialConfig, folder: Path) -> Trained:
+    """The model of a trial whose weights are in `folder`.
+
+    Weights that were kept before there was a `predict.json` need the trial's data, for the names of its classes.
+
+    Raises:
+        ModelError, CheckpointError: a base model that can't be had, or that is not the one of the weights.
+        TrainablesError, TrialError: facts that are damaged, or that were not kept and whose data can't be read.
+    """
+    loaded = load_model(trial.model)
+    known = (folder / FACTS_FILE).is_file()
+    facts = Facts.read(folder) if known else facts_of(trial, loaded, Warm({}, torch.device("cpu")))
+    adapted = randlora.load(loaded.module, folder) if (folder / META).is_file() else None
+    if (folder / FULL_WEIGHTS).is_file():
+        loaded.module.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False)
+    head = load_head(folder) if (folder / HEAD_FILE).is_file() else None
+    loaded.module.eval()
+    return Trained(loaded, facts, adapted, head)
