@@ -93,7 +93,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "status": (status, "sweeps status results/my-sweep"),
     "best": (best, "sweeps best results/my-sweep --at lora-4"),
     "report": (report, "sweeps report results/my-sweep"),
-    "export": (export, "sweeps export results/my-sweep 3fa9 adapter --form merged"),
+    "export": (export, "sweeps export results/my-sweep best --form merged"),
     "predict": (predict, "sweeps predict results/my-sweep best leaf.jpg"),
     "again": (again, "sweeps again results/my-sweep 3fa9"),
     "budget": (budget, "sweeps budget --model open_clip:ViT-B-32 --lora-rank 8 --adapt vision"),
