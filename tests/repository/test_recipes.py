@@ -134,8 +134,9 @@ def test_first_trials_are_the_papers_hyperparameters() -> None:
 
 @pytest.mark.parametrize("name", ["fig1-clip", pytest.param("table1-qwen2", marks=pytest.mark.slow)])
 def test_the_papers_protocol_is_one_setting_away(name: str) -> None:
-    plan = plan_of(name, "protocol=paper")
+    plan = plan_of(name, "protocol=paper", "confirm.seeds=1")
     assert {cell.tune_trials for cell in plan.cells} == {0}
+    assert plan.n_trials == len(plan.feasible) and (name != "fig1-clip" or plan.n_trials == 336)  # the page's number
     (lora,) = {dict(cell.options)["alpha"] for cell in plan.cells if cell.method == "lora"}
     assert lora == (1 if name == "fig1-clip" else "2r")
 
