@@ -134,10 +134,64 @@ def test_first_trials_are_the_papers_hyperparameters() -> None:
 
 @pytest.mark.parametrize("name", ["fig1-clip", pytest.param("table1-qwen2", marks=pytest.mark.slow)])
 def test_the_papers_protocol_is_one_setting_away(name: str) -> None:
-    plan = plan_of(name, "protocol=paper")
+    plan = plan_of(name, "protocol=paper", "confirm.seeds=1")
     assert {cell.tune_trials for cell in plan.cells} == {0}
+    assert plan.n_trials == len(plan.feasible) and (name != "fig1-clip" or plan.n_trials == 336)  # the page's number
     (lora,) = {dict(cell.options)["alpha"] for cell in plan.cells if cell.method == "lora"}
     assert lora == (1 if name == "fig1-clip" else "2r")
+
+
+IMAGES: dict[str, object] = {  # Table 8 and appendix C.1; the released code
+    **{"global_batch_size": 128, "weight_decay": 0.1, "full_weight_decay": 0.1, "grad_clip": 1.0},
+    **{"schedule": "cosine", "min_lr_ratio": 0.01, "warmup_steps": None, "warmup_fraction": 0.0},
+    **{"augment": "crop-flip", "sampling": "replacement"},
+}
+TEXTS: dict[str, object] = {"schedule": "linear", "min_lr_ratio": 0.0, "augment": "none"}
+LANGUAGE = TEXTS | {  # Table 9, appendix C.4; the released scripts
+    **{"global_batch_size": 16, "weight_decay": 0.0, "warmup_steps": 100, "max_tokens": 256, "loss_on_prompt": True},
+}
+GLUE = TEXTS | {  # the released train_all.sh and run_glue.py
+    **{"global_batch_size": 64, "epochs": 10, "max_tokens": 128, "warmup_fraction": 0.06, "head_lr": "lr"},
+}
+E2E = TEXTS | {  # the released NLG/train.sh, which is LoRA's
+    **{"global_batch_size": 8, "epochs": 5, "weight_decay": 0.01, "warmup_steps": 500, "label_smoothing": 0.1},
+}
+VISION_ALONE = {"lora": 1e-2, "randlora": 1e-2, "full": 1e-5, "vera": 1e-2, "nola": 1e-3}  # appendix C.3
+BOTH_TOWERS = VISION_ALONE | {"lora": 1e-3, "randlora": 1e-3, "randlora-a": 1e-3, "randlora-b": 1e-3, "dora": 1e-3}
+OF_LANGUAGE = {"lora": 1e-4, "dora": 1e-4, "randlora": 1e-4, "nola": 1e-4, "vera": 1e-2}  # VeRA: base_vera.sh
+OF_GPT2 = {"lora": 2e-4, "randlora": 2e-4, "vera": 2e-2}
+CLIP_ALPHAS: dict[str, object] = {"lora": 1, "randlora": 10}  # scales 1 / r and 10 / r
+TEXT_ALPHAS: dict[str, object] = {"lora": "2r", "dora": "2r", "randlora": "2r/sqrt(n)"}  # scales 2 and 2 / sqrt(n)
+FAMILIES: dict[str, tuple[dict[str, float], dict[str, object], dict[str, object]]] = {
+    **dict.fromkeys(
+        ("fig1-clip", "fig3-clip", "cost-clip", "table3-ranks", "table4-bases"), (BOTH_TOWERS, CLIP_ALPHAS, IMAGES)
+    ),
+    **dict.fromkeys(("fig2-clip", "fig4"), (VISION_ALONE, CLIP_ALPHAS, IMAGES)),
+    **dict.fromkeys(("fig1-dinov2", "fig2-dinov2"), (VISION_ALONE, CLIP_ALPHAS, IMAGES | {"head_lr": 1e-3})),
+    **dict.fromkeys(
+        ("fig1-llama3", "table1", "table2", "table4-llama3", "cost-llama3"), (OF_LANGUAGE, TEXT_ALPHAS, LANGUAGE)
+    ),
+    "glue": (OF_LANGUAGE, TEXT_ALPHAS, GLUE),
+    "e2e": (OF_GPT2, TEXT_ALPHAS, E2E),
+}
+"""By the beginning of a recipe's name: rates and alphas of methods, and settings of training."""
+
+
+@pytest.mark.parametrize("form", ["search", "protocol=paper"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_trial_is_the_papers(name: str, form: str) -> None:
+    """Rates, scales and training of every file against tables 8 and 9, appendix C and the released scripts."""
+    spec = SweepSpec.load(FOLDER / f"{name}.toml", () if form == "search" else (form,))
+    ((rates, alphas, train),) = (found for start, found in FAMILIES.items() if name.startswith(start))
+    for method, section in spec.methods.items():
+        base = spec.base(method)
+        if base in rates:
+            assert section.lr is not None and section.lr.centre == rates[base], method
+        if base in alphas:
+            assert section.options["alpha"] == alphas[base], method
+    assert {key: getattr(spec.train, key) for key in train} == train
+    assert spec.data.epochs == "paper" or name.startswith("cost")  # Table 7, and 10 of few shots
+    assert spec.protocol == "paper" or spec.search.warm_start == ("published",)
 
 
 @pytest.mark.parametrize(
