@@ -6,10 +6,10 @@
 Each round is a new sweep of a trial that trains nothing (`tests.fakes`), whose driver is a process of its own. While it
 runs, a fault is drawn every few seconds: a driver killed, interrupted, told to end or stopped for a while; a worker, a
 lane's controller, a Tune process or the broker killed or stopped; Ray's raylet, control store or an agent killed.
-Between a driver's end and the next one the journal's last line is torn, the tables or the journal are
-lost; and the driver's clock is set. A round is over when a driver says that nothing is left.
-Then its tables must be those of an undisturbed sweep, no trial may have run after its end, and neither processes, nor
-session folders, nor files of /dev/shm may be left. What differs is printed, and its folder kept; the exit code is 1.
+Between two drivers the journal's last line is torn, or tables or journal are lost; and the driver's clock is set. A
+round is over when a driver finds nothing left. Then its tables must be an undisturbed sweep's, no trial may have run
+after its end, and no process, session folder or file of /dev/shm may be left. What differs is printed, and its folder
+kept; the exit code is 1. Commit nothing meanwhile: `trials.git_commit` is compared too.
 """
 
 from __future__ import annotations
@@ -59,16 +59,11 @@ STILL_S = (1.0, 8.0)
 
 
 class Round:
-    """One sweep and its faults.
-
-    Args:
-        folder: of its results and logs.
-        draw: of faults and of when they come.
-    """
+    """One sweep in a folder, and its faults, as they are drawn."""
 
     def __init__(self, folder: Path, draw: random.Random) -> None:
         self.results, self.log, self.draw = folder / "r", folder / "log", draw
-        self.done: list[str] = []
+        self.journal, self.done = self.results / "journal.jsonl", list[str]()
         self.over: dict[str, int] = {}
         """Trials that are finished on disk, with how many lines the log had then."""
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder.parent)}
@@ -136,18 +131,17 @@ class Round:
             "journal lost": self._journal_lost,
         }
         kind = self.draw.choice(list(kinds))
-        if (self.results / "journal.jsonl").exists():
+        if self.journal.exists():
             kinds[kind]()
             self.done.append(kind)
 
     def _torn(self) -> None:
-        with (self.results / "journal.jsonl").open("ab") as file:
+        with self.journal.open("ab") as file:
             file.write(self.draw.choice([b'{"ev":"ask","trial_id":"to', b"\0" * 300]))
 
     def _journal_lost(self) -> None:
-        """As from a copy of the tables alone: what is not sealed runs again."""
-        (self.results / "journal.jsonl").unlink()
-        self.over = {}
+        self.journal.unlink()
+        self.over = {}  # what is not sealed runs again
 
     def check(self, undisturbed: Path) -> None:
         """Raises AssertionError: the tables differ, or a trial ran after its end."""
