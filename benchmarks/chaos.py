@@ -6,10 +6,10 @@
 Each round is a new sweep of a trial that trains nothing (`tests.fakes`), whose driver is a process of its own. While it
 runs, a fault is drawn every few seconds: a driver killed, interrupted, told to end or stopped for a while; a worker, a
 lane's controller, a Tune process or the broker killed or stopped; Ray's raylet, control store or an agent killed.
-Between a driver's end and the next one the journal's last line is torn, the tables or the journal are
-lost; and the driver's clock is set. A round is over when a driver says that nothing is left.
-Then its tables must be those of an undisturbed sweep, no trial may have run after its end, and neither processes, nor
-session folders, nor files of /dev/shm may be left. What differs is printed, and its folder kept; the exit code is 1.
+Between two drivers the journal's last line is torn, or tables or journal are lost; and the driver's clock is set. A
+round is over when a driver finds nothing left. Then its tables must be an undisturbed sweep's, no trial may have run
+after its end, and no process, session folder or file of /dev/shm may be left. What differs is printed, and its folder
+kept; the exit code is 1. Commit nothing meanwhile: `trials.git_commit` is compared too.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from sweeps.cluster.private import PREFIX  # noqa: E402
+from sweeps.cluster.session import EXIT_LOST  # noqa: E402
 from tests.sweeps.support import assert_same_tables, events, trained  # noqa: E402
 
 DRIVER = """
@@ -40,11 +42,16 @@ import sys, time
 from pathlib import Path
 clock, step = time.time, float(sys.argv[3])
 time.time = lambda: clock() + step
+from sweeps.cluster.session import RayLostError
 from sweeps.engine.run import run
 from tests.fakes import TRIAL, FakeResources, fake_plan
 from tests.sweeps.support import logged
 plan = fake_plan(Path(sys.argv[1]), logged(Path(sys.argv[2]), delay=0.3), resources=FakeResources(concurrent=2))
-print(run(plan, trial=TRIAL, progress=False, retry_failed=True).complete)
+try:
+    print(run(plan, trial=TRIAL, progress=False, retry_failed=True).complete)
+except RayLostError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
 """
 VICTIMS = ("driver", "RayTrainWorker", "TrainController", "ResourceTrainable", "Broker")
 RAYS = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent")
@@ -52,19 +59,14 @@ STILL_S = (1.0, 8.0)
 
 
 class Round:
-    """One sweep and its faults.
-
-    Args:
-        folder: of its results and logs.
-        draw: of faults and of when they come.
-    """
+    """One sweep in a folder, and its faults, as they are drawn."""
 
     def __init__(self, folder: Path, draw: random.Random) -> None:
         self.results, self.log, self.draw = folder / "r", folder / "log", draw
-        self.done: list[str] = []
+        self.journal, self.done = self.results / "journal.jsonl", list[str]()
         self.over: dict[str, int] = {}
         """Trials that are finished on disk, with how many lines the log had then."""
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder.parent / "t")}
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder.parent)}
 
     def run(self, ends: float) -> None:
         """Drivers one after another until one finds nothing left; none is disturbed after `ends`."""
@@ -88,7 +90,8 @@ class Round:
             assert not left, f"still running: {left}"
             if driver.returncode == 0 and answer == ["True"]:
                 return
-            assert driver.returncode in (0, 1, 4, -signal.SIGKILL, 130, -signal.SIGTERM), driver.returncode
+            fair = driver.returncode in (0, EXIT_LOST, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+            assert fair, f"exit code {driver.returncode}"  # 1 would mean failed trials
             seen = len(self.log.read_text().splitlines()) if self.log.exists() else 0
             self.over = {e["trial_id"]: self.over.get(e["trial_id"], seen) for e in events(self.results, "finish")}
             if time.monotonic() < ends:
@@ -128,18 +131,17 @@ class Round:
             "journal lost": self._journal_lost,
         }
         kind = self.draw.choice(list(kinds))
-        if (self.results / "journal.jsonl").exists():
+        if self.journal.exists():
             kinds[kind]()
             self.done.append(kind)
 
     def _torn(self) -> None:
-        with (self.results / "journal.jsonl").open("ab") as file:
+        with self.journal.open("ab") as file:
             file.write(self.draw.choice([b'{"ev":"ask","trial_id":"to', b"\0" * 300]))
 
     def _journal_lost(self) -> None:
-        """As from a copy of the tables alone: what is not sealed runs again."""
-        (self.results / "journal.jsonl").unlink()
-        self.over = {}
+        self.journal.unlink()
+        self.over = {}  # what is not sealed runs again
 
     def check(self, undisturbed: Path) -> None:
         """Raises AssertionError: the tables differ, or a trial ran after its end."""
@@ -150,10 +152,14 @@ class Round:
         assert not (self.results / "lock.json").exists() and not (self.results / "work").exists()
 
 
+def in_shm() -> set[str]:
+    return {p.name for p in Path("/dev/shm").glob("*")}
+
+
 def left_over(before: set[str], ray: Path) -> set[str]:
-    """Files of /dev/shm, and Ray's folders, that were not there before."""
-    now = {p.name for p in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
-    return {name for name in now - before if "plasma" in name or "ray" in name} | {p.name for p in ray.iterdir()}
+    """Files of Ray in /dev/shm, and folders of its sessions, that were not there before."""
+    files = {name for name in in_shm() - before if "ray" in name or "plasma" in name}
+    return files | {p.name for p in ray.glob(f"{PREFIX}*")}
 
 
 def main() -> None:
@@ -162,11 +168,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--folder", type=Path, default=None, help="for everything; a short path (default: in /tmp)")
     asked = parser.parse_args()
-    top = Path(tempfile.mkdtemp(prefix="c", dir=asked.folder))
-    (top / "t").mkdir()  # with as short a path as Ray's sockets ask for
+    top = Path(tempfile.mkdtemp(prefix="c", dir=asked.folder))  # short, for Ray's sockets
     print(f"seed {asked.seed}, in {top}", flush=True)
-    shm = {p.name for p in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
-    whole = top / "undisturbed"
+    shm, whole = in_shm(), top / "undisturbed"
     whole.mkdir()
     Round(whole, random.Random(0)).run(0.0)
     ends, number, broken = time.monotonic() + 60 * asked.minutes, 0, 0
@@ -178,7 +182,7 @@ def main() -> None:
         try:
             one.run(min(ends, time.monotonic() + 300))
             one.check(whole / "r")
-            assert not (files := left_over(shm, top / "t")), f"left: {files}"
+            assert not (files := left_over(shm, top)), f"left: {files}"
         except AssertionError as error:
             wrong, broken = str(error)[:2000], broken + 1
         epochs = sum(trained(one.log).values())
