@@ -37,6 +37,7 @@ def init(
 
 def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
+    from sweeps.plan.checks import peft_forms
     from sweeps.plan.packing import packing_of
 
     planned = load(spec, overrides, scale)
@@ -44,7 +45,8 @@ def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json =
     def answer() -> dict[str, Any]:
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
         counted |= {"margin": planned.spec.confirm.margin, "max_seeds": planned.spec.confirm.max_seeds}
-        return {"cells": planned.table().to_pylist(), **counted, "packing": packing_of(planned)}
+        counted |= {"packing": packing_of(planned), "peft": peft_forms(planned.cells)}
+        return {"cells": planned.table().to_pylist(), **counted}
 
     emit(as_json, answer, lambda: print_plan(planned))
 
@@ -148,6 +150,8 @@ def print_header(plan: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    from sweeps.plan.checks import peft_words
+
     rows = [
         {
             "method": cell.method,
@@ -171,6 +175,8 @@ def print_plan(plan: Plan) -> None:
         if not cell.feasible:
             around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
             out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
+    for line in peft_words(plan.cells):
+        out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
     if confirm.margin is not None:
         out.print(f"margin    differences below {100 * confirm.margin:g} points count as none")

@@ -92,9 +92,7 @@ def says(kept: KeptTrial, given: str) -> Answer:
     return answer
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Found missing adapter keys", "ignore:`is_gradient_checkpointing`"
-)  # as it says
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys", "ignore:`is_gradient_checkpointing`")  # as it says
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_in_the_readme_says_what_predict_says(
