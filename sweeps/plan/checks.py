@@ -80,7 +80,7 @@ def _built(module: nn.Module, cell: Cell, point: Extra) -> Iterator[Adapted]:
 def peft_forms(cells: Sequence[Cell]) -> dict[str, str]:
     """By cell, in which form PEFT can hold what it trains: "itself", "lora" (as a LoRA that computes the same), or why
     it can't. Cells without an adapter are left out."""
-    forms = {}
+    forms: dict[str, str] = {}
     for cell in cells:
         if cell.feasible and has_budget(cell.base):
             try:
