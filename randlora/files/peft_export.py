@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -36,9 +36,43 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
     Raises `ExportError`, which names the alternative, where PEFT has no exact form: weights that PEFT cannot reach,
     RandLoRA with several ranks or on parts, and methods without a low-rank delta.
     """
-    method = adapted.method
-    if method.name.startswith(FOREIGN):
+    if adapted.method.name.startswith(FOREIGN):
         return _foreign(adapted, Path(directory))
+    write, itself = _writer(adapted)
+    config, tensors = write(adapted)
+    modules = dict.fromkeys(site.module_name for site in adapted.sites.values())
+    config |= {
+        "target_modules": _target_modules(adapted.model, list(modules)),
+        "fan_in_fan_out": any(site.transposed for site in adapted.sites.values()),
+        "bias": "none",
+        "inference_mode": True,
+        "task_type": None,
+        "base_model_name_or_path": None,
+    }
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")
+    write_text(folder / "README.md", _card(adapted, itself))
+    return folder
+
+
+def peft_form(adapted: Adapted) -> Literal["itself", "lora"]:
+    """In which form PEFT can hold an adapter. Works on the meta device too. Raises `ExportError` where it cannot.
+
+    AdaLoRA and AutoLoRA are taken as they are before any of their terms is dropped.
+    """
+    if adapted.method.name.startswith(FOREIGN):
+        _one_tuner(adapted)
+        return "itself"
+    write, itself = _writer(adapted)
+    write(adapted)
+    return "itself" if itself else "lora"
+
+
+def _writer(adapted: Adapted) -> tuple[_Write, bool]:
+    """What makes PEFT's tensors, and whether PEFT then has the method itself."""
+    method = adapted.method
     if not method.mergeable:
         raise ExportError(f"PEFT has no {method.title}, and its update is no matrix; save() keeps the adapter itself")
     native = method.name in ("lora", "dora")
@@ -55,26 +89,11 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
                 f"{name} is not the weight of a called nn.Linear or Conv1D, which PEFT's "
                 f"{method.title if native else 'LoRA'} needs; {INSTEAD}"
             )
-    config, tensors = write(adapted)
-    modules = dict.fromkeys(site.module_name for site in adapted.sites.values())
-    config |= {
-        "target_modules": _target_modules(adapted.model, list(modules)),
-        "fan_in_fan_out": any(site.transposed for site in adapted.sites.values()),
-        "bias": "none",
-        "inference_mode": True,
-        "task_type": None,
-        "base_model_name_or_path": None,
-    }
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-    write_text(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")
-    write_text(folder / "README.md", _card(adapted, native and not parted))
-    return folder
+    return write, native and not parted
 
 
-def _foreign(adapted: Adapted, folder: Path) -> Path:
-    """PEFT's own files of one of its own methods; the names of modules are the model's."""
+def _one_tuner(adapted: Adapted) -> Any:
+    """PEFT's tuner of all adapters. Raises `ExportError` for several, and for weights that PEFT cannot reach."""
     for name, site in adapted.sites.items():
         if not site.by_activation or site.part is not None or site.quantised:
             raise ExportError(f"{name} is not the weight of a called nn.Linear, which PEFT adapts; {INSTEAD}")
@@ -83,6 +102,12 @@ def _foreign(adapted: Adapted, folder: Path) -> Path:
         field, sizes = adapted.method.capacity_field, sorted(set(adapted.capacities.values()))
         raise ExportError(f"the layers differ in {field}: {sizes}, PEFT's {adapted.method.title} holds one; {INSTEAD}")
     (tuner,) = tuners.values()
+    return tuner
+
+
+def _foreign(adapted: Adapted, folder: Path) -> Path:
+    """PEFT's own files of one of its own methods; the names of modules are the model's."""
+    tuner = _one_tuner(adapted)
     config = tuner.peft_config["default"]
     inside = config.target_modules
     config.target_modules = _target_modules(adapted.model, [site.module_name for site in adapted.sites.values()])

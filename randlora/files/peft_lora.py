@@ -49,7 +49,7 @@ def _factors(adapter: Adapter) -> LowRank | None:
         return None
     with torch.no_grad():
         a, b = adapter.factors()
-    if isinstance(adapter, Terms):  # dropped ones are still there, as zeros
+    if isinstance(adapter, Terms) and not a.is_meta:  # dropped ones are still there, as zeros
         kept = (a != 0).any(0) & (b != 0).any(0)
         a, b = a[:, kept], b[:, kept]
     return LowRank(a.detach(), b.detach(), adapter.scale)

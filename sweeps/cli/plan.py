@@ -23,6 +23,7 @@ _TOWERS = ("vision", "both", "all")
 
 def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
+    from sweeps.plan.checks import peft_forms
     from sweeps.plan.packing import packing_of
 
     planned = load(spec, overrides, scale).with_sizes(download=False)
@@ -37,6 +38,7 @@ def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json =
             "weak": weak,
             "packing": packing,
             "instead": planned.instead(),
+            "peft": peft_forms(planned.cells),
         }
 
     emit(as_json, answer, lambda: print_plan(planned))
@@ -215,6 +217,8 @@ def print_header(plan: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    from sweeps.plan.checks import peft_words
+
     print_weak(weak_of(plan))
     if plan.spec.description:
         out.print(plan.spec.description, style="dim")
@@ -243,6 +247,8 @@ def print_plan(plan: Plan) -> None:
             out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
     for reference, budget in plan.instead().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
+    for line in peft_words(plan.cells):
+        out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
     if confirm.margin is not None:
         out.print(f"margin    differences below {100 * confirm.margin:g} points count as none")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from randlora import attach
-from randlora.errors import AdapterError
+from randlora import Adapted, attach
+from randlora.errors import AdapterError, ExportError
+from randlora.files.peft_export import peft_form
 from randlora.methods.registry import METHODS
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.split_sizes import split_sizes
@@ -58,13 +60,51 @@ def check_adapters(model: str, cells: Sequence[Cell]) -> None:
 
 def _count(module: nn.Module, cell: Cell, point: Extra) -> int:
     """Parameters of the adapter that a cell builds with these options."""
+    with _built(module, cell, point) as adapted:
+        return adapted.count()
+
+
+@contextlib.contextmanager
+def _built(module: nn.Module, cell: Cell, point: Extra) -> Iterator[Adapted]:
+    """The adapter of a cell on a model, taken off again."""
     capacities = dict(cell.capacities)
     options = {**dict(cell.options), **split_extra(cell.method, point)[0]}
     config = METHODS[cell.base].config.from_options(max(capacities.values()), options)
     adapted = attach(module, config, list(capacities), capacities=capacities)
-    built = adapted.count()
-    adapted.detach()
-    return built
+    try:
+        yield adapted
+    finally:
+        adapted.detach()
+
+
+def peft_forms(cells: Sequence[Cell]) -> dict[str, str]:
+    """By cell, in which form PEFT can hold what it trains: "itself", "lora" (as a LoRA that computes the same), or why
+    it can't. Cells without an adapter are left out."""
+    forms: dict[str, str] = {}
+    for cell in cells:
+        if cell.feasible and has_budget(cell.base):
+            try:
+                with _built(meta_model(cell.model), cell, cell.published) as adapted:
+                    forms[cell.cell_id] = peft_form(adapted)
+            except ExportError as error:
+                forms[cell.cell_id] = str(error).partition(";")[0]
+    return forms
+
+
+def peft_words(cells: Sequence[Cell]) -> list[str]:
+    """The same, a line for each form."""
+    forms = peft_forms(cells)
+    lines: dict[str, dict[str, list[str]]] = {}
+    for cell in cells:
+        if (form := forms.get(cell.cell_id)) is not None:
+            lines.setdefault(form, {}).setdefault(cell.method, []).append(cell.reference or "")
+    said = {"itself": "as themselves: ", "lora": "as a LoRA that computes the same: "}
+    every = {m: sum(len(found.get(m, ())) for found in lines.values()) for found in lines.values() for m in found}
+    return [
+        said.get(form, f"not ({form}): ")
+        + "; ".join(m if len(refs) == every[m] else f"{m} at {', '.join(refs)}" for m, refs in found.items())
+        for form, found in lines.items()
+    ]
 
 
 def _corners(cell: Cell) -> list[Extra]:

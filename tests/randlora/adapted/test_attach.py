@@ -392,13 +392,8 @@ def test_repr_says_what_is_attached_and_where() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "nearest"),
-    [
-        (LoraConfig(17), "r = 16"),
-        (RandLoraConfig(40), "r = 16"),
-        (VeraConfig(49), "r = 48"),
-        (DoraConfig(17), "r = 16"),
-    ],
+    ("config", "most"),
+    [(LoraConfig(17), 16), (RandLoraConfig(40), 16), (VeraConfig(49), 48), (DoraConfig(17), 16)],
     ids=["lora", "randlora", "vera", "dora"],
 )
 def test_a_capacity_that_no_target_can_use_is_a_warning(config: AdapterConfig, most: int) -> None:

@@ -17,6 +17,7 @@ from randlora import (
     AdapterConfig,
     AutoLoraConfig,
     CheckpointError,
+    ConfigError,
     DoraConfig,
     ExportError,
     HybridConfig,
@@ -34,7 +35,8 @@ from randlora import (
     attach,
     load_peft,
 )
-from tests.randlora.support import config_id, perturb
+from randlora.files.peft_export import peft_form
+from tests.randlora.support import CONFIGS, block, config_id, perturb
 
 peft = pytest.importorskip("peft")
 
@@ -204,3 +206,28 @@ def test_what_has_no_form_in_peft_says_what_has(
     with pytest.raises(ExportError, match=message):
         adapted.export_peft(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=config_id)
+@pytest.mark.parametrize("targets", [["fc", "proj"], ["fc", "attn.in_proj_weight"]], ids=["called", "packed"])
+def test_the_form_is_known_before_there_are_weights(config: AdapterConfig, targets: list[str], tmp_path: Path) -> None:
+    """What `peft_form` says on the meta device is what an export does."""
+    real, forms = block(), []
+    try:
+        adapted, on_meta = attach(real, config, targets), attach(block().to("meta"), config, targets)
+    except ConfigError:  # a method that needs called layers
+        return
+    if not isinstance(config, AdaLoraConfig | AutoLoraConfig):  # whose terms are not dropped yet
+        for one in (adapted, on_meta):
+            try:
+                forms.append(peft_form(one))
+            except ExportError as error:
+                forms.append(str(error))
+        assert forms[0] == forms[1]
+    try:
+        adapted.export_peft(tmp_path)
+    except ExportError:
+        assert forms[-1:] not in (["itself"], ["lora"])
+        return
+    as_lora = "written as the LoRA" in (tmp_path / "README.md").read_text()
+    assert peft_form(on_meta) == ("lora" if as_lora else "itself")

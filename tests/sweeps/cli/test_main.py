@@ -119,6 +119,15 @@ def test_a_plan_says_what_a_cell_is_given(tmp_path: Path) -> None:
     assert "below 1 points count as none" in shown and "5 of at most 5" in shown
 
 
+def test_a_plan_says_what_can_go_to_peft() -> None:
+    words = ["--set", "budgets.lora_rank=[4]", "--set", "methods={lora={}, dora={}}"]
+    forms = json.loads(sweeps("plan", QUICKSTART, *words, "--json").stdout)["peft"]
+    itself, refused = sorted(forms.values())
+    assert itself == "itself" and refused.endswith("which PEFT's DoRA needs")
+    shown = sweeps("plan", QUICKSTART, *words).output
+    assert "PEFT      as themselves: lora\n" in shown and f"PEFT      not ({refused}): dora\n" in shown
+
+
 def test_budget_prints_the_solver() -> None:
     words = ["budget", "--model", "embedded:tiny-clip", "--lora-rank", "4", "--adapt", "vision"]
     answer = json.loads(sweeps(*words, "--json").stdout)
