@@ -54,8 +54,7 @@ class Question:
     """Which methods a sweep compares at equal parameters.
 
     Attributes:
-        focus: the method in question; None where there are several, each against the baseline alike.
-        baseline: what each is compared with.
+        focus: the method in question; None where there are several, each against the `baseline` alike.
     """
 
     focus: str | None = FOCUS

@@ -187,9 +187,7 @@ def conclude_rank_effects(rows: Sequence[Row]) -> str:
     text = f"On {where}, {'; '.join(filter(None, said))}."
     if any(r["verdict"] == NOT_KNOWN for r in place):
         return f"{text} Not tested: what the choice of rates adds is not known."
-    if any(r["p_holm"] is None for r in place):
-        return f"{text} Not tested: that takes two seeds or more, and a spread between them."
-    return f"{text} {_tested([r for r in place if r['verdict'] == 'not distinguishable'])}"
+    return f"{text} {_tested(place)}"
 
 
 def _brings(rows: Sequence[Row], effect: str) -> str:
@@ -208,12 +206,17 @@ def _brings(rows: Sequence[Row], effect: str) -> str:
     )
 
 
-def _tested(silent: Sequence[Row]) -> str:
-    given = "paired over seeds, Holm-corrected, the choice of rates included"
-    if not silent:
-        return f"All differ from zero ({given})."
-    named = ", ".join(r["effect"] + (f" ({style(r['scope']).name})" if r["scope"] else "") for r in silent)
-    return f"Not distinguishable from zero: {named} ({given})."
+def _tested(rows: Sequence[Row]) -> str:
+    def named(some: Sequence[Row]) -> str:
+        return ", ".join(r["effect"] + (f" ({style(r['scope']).name})" if r["scope"] else "") for r in some)
+
+    untested = [r for r in rows if r["p_holm"] is None]
+    silent = [r for r in rows if r["verdict"] == "not distinguishable"]
+    if len(untested) == len(rows):
+        return "Not tested: that takes two seeds or more, and a spread between them."
+    said = f"Not distinguishable from zero: {named(silent)}" if silent else "All that are tested differ from zero"
+    said = f"{said} (paired over seeds, Holm-corrected, the choice of rates included)."
+    return f"{said} Not tested, for want of a spread between seeds: {named(untested)}." if untested else said
 
 
 def _count(rows: Sequence[Row], total: int, what: str) -> str:

@@ -174,7 +174,7 @@ def test_cost_adds_up(store: Store) -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_views_of_an_empty_store_are_empty_or_planned(empty: Store, view: str) -> None:
     table = empty.table(view)
-    assert table.num_rows == {"coverage": 16, "parity": 15}.get(view, 0)
+    assert table.num_rows == {"coverage": 16, "parity": 15, "signs": 15}.get(view, 0)
 
 
 def test_several_sweeps_in_one_query(store: Store, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ QV = "attn.in_proj_weight[q,v]"
 def test_budget_sees_the_parts(capsys: pytest.CaptureFixture[str]) -> None:
     """24 square matrices of width 768 and 512 instead of 12 fused ones a tower."""
     with pytest.raises(SystemExit) as done:
-        main(["budget", "--model", "open_clip:ViT-B-32", "--lora-rank", "4", "--targets", QV, "--json"])
+        main(["budget", "--model", "open_clip:ViT-B-32", "--lora-rank", "4", "--targets", QV, "--all", "--json"])
     assert not done.value.code
     answer = json.loads(capsys.readouterr().out)
     assert answer["budget"] == 4 * 24 * (2 * 768 + 2 * 512)
