@@ -1,6 +1,6 @@
 """Does a real sweep call a method different from itself? Tables of LoRA against LoRA, both arms tuned by the engine.
 
-    python benchmarks/aa_real.py --tables 100     # goes on where it stopped; results/aa-real
+    python benchmarks/aa_real.py --tables 100     # goes on where it stopped; results/aa-real-split
     python benchmarks/aa_real.py --quick          # 2 tiny tables: does it run?
 
 A table is a sweep of its own on the embedded model: two names of one method at one budget, each with its own search of
@@ -192,7 +192,7 @@ def main() -> None:
     """Run what is missing of the tables, then print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, default=100)
-    parser.add_argument("--results", type=Path, default=Path("results/aa-real"))
+    parser.add_argument("--results", type=Path, default=Path("results/aa-real-split"))
     parser.add_argument("--minutes", type=float, default=None, help="begin no further table after so many")
     parser.add_argument("--quick", action="store_true", help="2 tiny tables in a temporary folder")
     parser.add_argument("--json", type=Path, default=None, help="write the summary there too")

@@ -24,6 +24,7 @@ DECISIONS = pa.schema(
         *typed(REAL, "seconds", "memory_bytes"),  # training of one of its confirmed runs; peak
         ("next", TEXT),  # the second of these, or else the method with the second mean; null where there is none
         ("verdict", TEXT),  # on the two
+        ("pairs", INT),  # seeds that both have
         *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # of the next
         ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
         ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null: not within 1000
@@ -67,6 +68,7 @@ def _against(top: Row, second: Row, pair: Pair) -> Row:
     row: Row = {"next": second["method"], "verdict": pair.verdict, "ahead": top["mean"] - second["mean"]}
     if pair.tested is None or not pair.tested.testable:
         return row
+    row["pairs"] = pair.tested.n
     row |= {"ahead": pair.tested.mean, "ahead_low": pair.tested.low, "ahead_high": pair.tested.high}
     row["detectable"] = detectable(pair.tested, pair.alpha)
     if not pair.apart and pair.tested.mean:

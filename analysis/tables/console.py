@@ -125,8 +125,8 @@ def _order(r: Row) -> tuple[Any, ...]:
     return r["sweep"], r["dataset"], r["train_size"], style(r["method"]).order, r["method"], r["budget"] or 0
 
 
-def _key(row: Row) -> tuple[str, str, str, str, str | None]:
-    return row["sweep"], row["dataset"], row["train_size"], row["method"], row["reference"]
+def _key(row: Row) -> tuple[str, str, str, str, str, str | None]:
+    return row["sweep"], row["model"], row["dataset"], row["train_size"], row["method"], row["reference"]
 
 
 def print_results_table(

@@ -30,10 +30,12 @@ def would_change(row: Row) -> str:
         why = "one seed" if row["n"] < 2 else "no seed in common, or no spread between seeds"
         return f"{names[0]} and {names[1]}: not testable, {why}"
     gap = ranged(points(row["ahead"]), points(row["ahead_low"]), points(row["ahead_high"]))
+    if row["ahead"] < 0:
+        return f"{names[1]} scores more on the seeds that both have ({gap} points): confirm both on the same seeds"
     if row["verdict"] in ("higher", "lower"):
         return f"{names[0]} is ahead of {names[1]} by {gap} points"
     if row["verdict"] == "equivalent":
         return f"{names[1]} is equivalent ({gap} points): cost decides"
     needs = "no number up to 1,000" if row["seeds_needed"] is None else f"{row['seeds_needed']:,}"
-    found = f"{row['n']} seeds find {percent(row['detectable'])}"
+    found = f"{row['pairs']} seeds find {percent(row['detectable'])}"
     return f"{names[1]} is {percent(row['ahead'])} points behind; {found}, and {needs} would find that"

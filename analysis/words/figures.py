@@ -200,7 +200,7 @@ def conclude_groups(rows: Sequence[Row]) -> str:
     return f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} ({_GIVEN})."
 
 
-def conclude_ranks(rows: Sequence[Row], level: float = 0.05) -> str | None:
+def conclude_ranks(rows: Sequence[Row], level: float) -> str | None:
     """Mean ranks in words, from rows of `groups.mean_ranks`, tested at what looks have left; None without rows."""
     if not rows:
         return None

@@ -38,7 +38,7 @@ def weak_evidence(cells: Iterable[Row]) -> list[str]:
     said = [*_few_examples(rows, trained, several=several), *_absent_classes(rows), *_few_seeds(trained)]
     named = partial(_listed, several=several)
     if flat := [r for r in trained if r.get("untrained")]:
-        said.append(f"did not train, every run scoring as zero-shot does: {named(flat)}")
+        said.append(f"every run scores exactly as zero-shot does (perhaps it did not train): {named(flat)}")
     if tied := [r for r in trained if (r.get("rates_tied") or 0) > 1]:
         said.append(f"rates tie for the best: {named(tied, _tied)}")
     if poor := [r for r in trained if r.get("under_tuned")]:
@@ -56,7 +56,7 @@ def _few_examples(rows: Sequence[Row], trained: Sequence[Row], *, several: bool)
         found = {(r["dataset"], n) for r in mine if (n := r.get(column)) and n < FEW_EXAMPLES}
         for dataset, n in sorted(found):
             of = f" of {_short(dataset)}" if several else ""
-            yield f"{part}{of} has {n} example{'s' * (n > 1)}: one is {percent(1 / n)} points"
+            yield f"{part}{of} has {n} example{'s' * (n > 1)}: one is {percent(1 / n)} points of accuracy"
 
 
 def _absent_classes(rows: Sequence[Row]) -> list[str]:

@@ -161,7 +161,9 @@ def _format(form: str | None, to: Path | None, *, csv: bool, as_json: bool) -> s
 def compare(
     source: Source,
     overrides: Set = None,
-    baseline: Annotated[str, typer.Option(help="What each method is compared with: lora, full, ...")] = "lora",
+    baseline: Annotated[
+        str | None, typer.Option(help="What each method is compared with: lora, full, ...; default: as in `best`.")
+    ] = None,
     points: Annotated[
         list[float] | None, typer.Option("--points", help="True difference, in points, to plan seeds for.")
     ] = None,
@@ -170,7 +172,8 @@ def compare(
     """Methods against each other over seeds: differences, groups, mean ranks, averages, seeds needed."""
     from analysis.statistics.groups import groups, mean_ranks
     from analysis.statistics.planning import DIFFERENCES, seeds_table
-    from analysis.statistics.scaling import comparisons, curve
+    from analysis.statistics.looks import level
+    from analysis.statistics.scaling import comparisons, curve, question
     from analysis.tables.results import averages, compared, grouped, ranks, seeds
     from analysis.words.figures import conclude_groups, conclude_ranks
 
@@ -179,11 +182,12 @@ def compare(
     if wrong:
         raise SpecError([Problem("--points", wrong[0], "is a difference in points, above 0 and below 100")])
     methods = store.table("cells").column("method").unique().to_pylist()
-    if methods and baseline not in methods:
+    if baseline is not None and methods and baseline not in methods:
         raise SpecError([unknown("--baseline", baseline, "method of this sweep", sorted(methods))])
+    baseline = baseline or question(store).baseline
     asked = tuple(p / 100 for p in points) if points else DIFFERENCES
     table, letters, ranked = comparisons(store, baseline), groups(store), mean_ranks(store)
-    says = [s for s in (conclude_groups(letters.to_pylist()), conclude_ranks(ranked.to_pylist())) if s]
+    says = [s for s in (conclude_groups(letters.to_pylist()), conclude_ranks(ranked.to_pylist(), level(store))) if s]
 
     def answer() -> dict[str, Any]:
         return {

@@ -81,13 +81,17 @@ def peft_forms(cells: Sequence[Cell]) -> dict[str, str]:
     """By cell, in which form PEFT can hold what it trains: "itself", "lora" (as a LoRA that computes the same), or why
     it can't. Cells without an adapter are left out."""
     forms: dict[str, str] = {}
+    known: dict[str, str] = {}  # cells that differ in their data alone are built once
     for cell in cells:
         if cell.feasible and has_budget(cell.base):
-            try:
-                with _built(meta_model(cell.model), cell, cell.published) as adapted:
-                    forms[cell.cell_id] = peft_form(adapted)
-            except ExportError as error:
-                forms[cell.cell_id] = str(error).partition(";")[0]
+            key = repr((cell.model, cell.adapt, cell.base, cell.capacities, cell.options, cell.published))
+            if key not in known:
+                try:
+                    with _built(meta_model(cell.model), cell, cell.published) as adapted:
+                        known[key] = peft_form(adapted)
+                except ExportError as error:
+                    known[key] = str(error).partition(";")[0]
+            forms[cell.cell_id] = known[key]
     return forms
 
 

@@ -167,9 +167,9 @@ class Effort:
             slot: its trial on the first seed.
             score: mean validation score of its runs. losses: their last training losses; None where one has none.
         """
-        score = round(score, 12)  # a mean's rounding breaks no tie
         if self._rules.tie_rule == "earlier":
             return -score, 0.0, 0.0, slot.slot
+        score = round(score, 12)  # a mean's rounding breaks no tie
         known = [loss for loss in losses if loss is not None]
         loss = statistics.fmean(known) if known and len(known) == len(losses) else math.inf
         centre = math.log10(self._space.low * self._space.high) / 2
