@@ -12,6 +12,7 @@ import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from randlora.model.targets import resolve_targets
 from sweeps.engine.export import FORMS, export_trial
@@ -178,6 +179,14 @@ def test_a_probe_and_base_weights_come_out_too(place: Path, tmp_path: Path, monk
             found: dict[str, Any] = {}
             exec(compile(code, f"{method} {form}", "exec"), found)
             assert float(found["probability"]) == pytest.approx(expected.probability, abs=1e-4)
+        file = kept.folder / ("head.safetensors" if method == "linear-probe" else "weights.safetensors")
+        if method == "full-targets":
+            save_file({"of.another": torch.zeros(1)}, file)
+            with pytest.raises(TrialError, match=r"weights\.safetensors has 'of\.another', which is no weight"):
+                load_trained(kept.config, kept.folder)
+        file.unlink()
+        with pytest.raises(TrialError, match=rf"{file.name} is missing"):  # and not the untrained model
+            load_trained(kept.config, kept.folder)
 
 
 def test_a_failed_export_leaves_nothing(place: Path, tmp_path: Path) -> None:
@@ -188,6 +197,9 @@ def test_a_failed_export_leaves_nothing(place: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(SpecError, match="exists; give a new folder"):
         export_trial(svft, tmp_path / "out")
+    (svft.folder / "adapter.json").unlink()
+    with pytest.raises(TrialError, match=r"adapter\.json is missing"):
+        export_trial(svft, tmp_path / "other")
 
 
 def test_names_from_outside_stay_words_in_the_readme(place: Path, tmp_path: Path) -> None:
