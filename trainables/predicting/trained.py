@@ -53,6 +53,7 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
     loaded = load_model(trial.model)
     known = (folder / FACTS_FILE).is_file()
     facts = Facts.read(folder) if known else facts_of(trial, loaded, Warm({}, torch.device("cpu")))
+    facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have moved since
     needed = _needed(trial.method)
     if needed is not None and not (folder / needed).is_file():
         raise TrialError(f"{folder / needed} is missing, which holds what {trial.method} trained; train the trial anew")

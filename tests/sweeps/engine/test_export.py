@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,15 @@ def test_what_was_kept_without_facts_reads_its_data(trained: dict[str, KeptTrial
         assert json.loads((to / FACTS_FILE).read_text())["classes"] == list(COLOURS)
     finally:
         (tmp_path / FACTS_FILE).rename(kept.folder / FACTS_FILE)
+
+
+def test_facts_name_the_model_where_it_is_now(trained: dict[str, KeptTrial], tmp_path: Path) -> None:
+    shutil.copytree(trained["dinov2"].folder, tmp_path / "kept")
+    facts = Facts.read(tmp_path / "kept").model_copy(update={"model": "local:/gone", "dataset": "parquet:/gone"})
+    facts.write(tmp_path / "kept")
+    kept = replace(trained["dinov2"], folder=tmp_path / "kept")
+    to = export_trial(kept, tmp_path / "out")
+    assert "/gone" not in (to / FACTS_FILE).read_text() + (to / "README.md").read_text()
 
 
 def test_inputs_that_a_model_cannot_take_are_named(trained: dict[str, KeptTrial], place: Path, tmp_path: Path) -> None:
