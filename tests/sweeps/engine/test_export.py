@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from randlora.model.targets import resolve_targets
 from sweeps.engine.export import FORMS, export_trial
 from sweeps.engine.kept import KeptTrial, kept_trial
+from sweeps.engine.usage import _example
 from sweeps.errors import SpecError
 from tests.sweeps.engine.kept_results import keep_trials
 from tests.trainables.support import one_tower_trial
@@ -29,8 +30,8 @@ from trainables.config import TrialConfig
 from trainables.errors import DataError, TrialError
 from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
-from trainables.predicting.answers import Answer, answers
-from trainables.predicting.facts import FACTS_FILE, Facts
+from trainables.predicting.answers import Answer, _asked, answers
+from trainables.predicting.facts import FACTS_FILE, PLACE, Facts
 from trainables.predicting.trained import load_trained
 
 TRAIN = {"epochs": 1, "global_batch_size": 16}
@@ -239,6 +240,13 @@ def test_best_is_by_validation_and_never_by_test(place: Path, tmp_path: Path) ->
         kept_trial(folder, ids[0], method="lora")
     with pytest.raises(SpecError, match="no such trial"):
         kept_trial(folder, "zzz")
+
+
+def test_a_meaning_is_asked_in_the_form_of_training() -> None:
+    facts = Facts(kind="causal-lm", model="m", dataset="d", rows="meanings", prompt=PLACE)
+    ready = "name : Alimentum | Type : pub"
+    assert _example(facts)["example"] == repr(ready)
+    assert [_asked(facts, text)[0] for text in ("name[Alimentum], eatType[pub]", ready)] == [ready, ready]
 
 
 def test_a_question_in_the_form_of_the_data_is_answered_by_a_label(trained: dict[str, KeptTrial]) -> None:
