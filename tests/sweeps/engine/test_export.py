@@ -210,6 +210,10 @@ def test_a_failed_export_leaves_nothing(place: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(SpecError, match="exists; give a new folder"):
         export_trial(svft, tmp_path / "out")
+    hydra = kept_trial(keep_trials(tmp_path / "h", [clip_trial(place, "hydralora", "vision")]))
+    for form in ("peft", "merged"):
+        with pytest.raises(SpecError, match=rf"--form = '{form}'.*--form adapter"):
+            export_trial(hydra, tmp_path / "hydra", form)
     (svft.folder / "adapter.json").unlink()
     with pytest.raises(TrialError, match=r"adapter\.json is missing"):
         export_trial(svft, tmp_path / "other")
