@@ -168,7 +168,7 @@ def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
     return ours, state, None
 
 
-_ENDLESS, _REPEATS = re.compile(r"\)[*+?{]"), re.compile(r"[*+{]")
+_ENDLESS, _REPEATS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]")
 """Of regular expressions: a group that is repeated, and any repetition; nested or many, they take for ever."""
 
 

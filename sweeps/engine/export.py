@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from randlora.errors import ExportError
 from randlora.files.checkpoint import META
+from randlora.methods.registry import get_method
 from sweeps.engine.kept import KeptTrial
 from sweeps.engine.usage import hub_name, write_usage
 from sweeps.errors import Problem, SpecError, unknown
@@ -49,6 +50,9 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
     if form == "peft" and not (kept.folder / META).is_file():
         rule = f"{kept.row['method']} trains no adapter that PEFT could hold"
         raise SpecError([Problem("--form", form, rule, "--form merged")])
+    if form == "merged" and (kept.folder / META).is_file() and not get_method(kept.config.method).mergeable:
+        rule = f"the update of {kept.row['method']} depends on the input, so no weight can hold it"
+        raise SpecError([Problem("--form", form, rule, "--form adapter")])
     trained = load_trained(kept.config, kept.folder)
     to.mkdir(parents=True)
     try:
@@ -71,7 +75,8 @@ def _peft(kept: KeptTrial, trained: Trained, to: Path) -> None:
         trained.adapted.export_peft(to)
     except ExportError as error:
         reason = f"PEFT can't hold this adapter ({str(error).partition(';')[0]})"
-        raise SpecError([Problem("--form", "peft", reason, "--form merged")]) from error
+        nearest = "--form merged" if trained.adapted.method.mergeable else "--form adapter"
+        raise SpecError([Problem("--form", "peft", reason, nearest)]) from error
     # what PEFT's `Auto...` classes find the base model by
     path = to / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

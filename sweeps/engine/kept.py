@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class KeptTrial:
     @property
     def name(self) -> str:
         """Method and budget, `randlora-lora-4`; letters that a file's name can have."""
-        return "-".join(filter(None, (self.row["method"], self.row["reference"]))).replace(":", "-")
+        name = "-".join(filter(None, (self.row["method"], self.row["reference"])))
+        return re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".")
 
 
 def kept_trial(folder: Path, trial: str = BEST, method: str | None = None, budget: str | None = None) -> KeptTrial:

@@ -14,6 +14,7 @@ from analysis.format import percent, visible
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from sweeps.engine.kept import KeptTrial
 from trainables.config import FULL_METHODS
+from trainables.data.text import prompts
 from trainables.models.encoders import FIRST_TOKEN, ClassifierHead, model_type
 from trainables.models.families import parse_id
 from trainables.models.loading import quick_gelu
@@ -104,9 +105,9 @@ def _example(facts: Facts) -> dict[str, Any]:
     """A prompt, and responses that compete, in Python."""
     responses = [str(facts.response).replace(ANSWER, label) for label in ("true", "false")]
     chosen = facts.rows == "instructions" and facts.response is not None
-    asked = (
-        "name[Alimentum], eatType[pub]" if facts.rows == "meanings" else "Is water wet?\n\nAnswer format: true/false"
-    )
+    asked = "Is water wet?\n\nAnswer format: true/false"
+    if facts.rows == "meanings":
+        asked = prompts.meaning("name[Alimentum], eatType[pub]")  # the form that the model was trained on
     return {"example": repr(asked), "choices": repr(responses) if chosen else ""}
 
 

@@ -18,7 +18,7 @@ PATH_FORMS = {"local", "folder", "parquet", "arrow", *TEXT_FORMS}
 def absolute(name: str) -> str:
     """An id with its path made absolute, from the folder where the command is run; others as they are."""
     scheme, colon, path = name.partition(":")
-    return f"{scheme}:{Path(path).resolve()}" if colon and scheme in PATH_FORMS else name
+    return f"{scheme}:{Path(path).expanduser().resolve()}" if colon and scheme in PATH_FORMS else name
 
 
 def anchored(names: Mapping[str, Any]) -> dict[str, Any]:

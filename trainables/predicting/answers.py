@@ -166,7 +166,7 @@ def _asked(facts: Facts, text: str) -> tuple[str, Sequence[str], Sequence[str]]:
     if facts.rows == "instructions" and facts.response is not None:
         labels = prompts.labels_of(text)
     if facts.rows == "meanings":
-        text = prompts.meaning(text)
+        text = prompts.meaning(text) or text  # else in that form already
     if len(labels) < 2:
         return facts.prompt.replace(PLACE, text), (), ()
     return facts.prompt.replace(PLACE, text), labels, [str(facts.response).replace(ANSWER, label) for label in labels]

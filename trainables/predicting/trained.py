@@ -12,7 +12,8 @@ from torch import nn
 import randlora
 from randlora.adapted.adapted import Adapted
 from randlora.files.checkpoint import META
-from trainables.config import TrialConfig
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
+from trainables.errors import TrialError
 from trainables.models.encoders import HEAD_FILE, ClassifierHead, load_head
 from trainables.models.loading import LoadedModel, load_model
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
@@ -46,14 +47,28 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
 
     Raises:
         ModelError, CheckpointError: a base model that can't be had, or that is not the one of the weights.
+        TrialError: trained weights that are missing.
         TrainablesError, TrialError: facts that are damaged, or that were not kept and whose data can't be read.
     """
     loaded = load_model(trial.model)
     known = (folder / FACTS_FILE).is_file()
     facts = Facts.read(folder) if known else facts_of(trial, loaded, Warm({}, torch.device("cpu")))
-    adapted = randlora.load(loaded.module, folder) if (folder / META).is_file() else None
-    if (folder / FULL_WEIGHTS).is_file():
-        loaded.module.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False)
+    facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have moved since
+    needed = _needed(trial.method)
+    if needed is not None and not (folder / needed).is_file():
+        raise TrialError(f"{folder / needed} is missing, which holds what {trial.method} trained; train the trial anew")
+    adapted = randlora.load(loaded.module, folder) if needed == META else None
+    if needed == FULL_WEIGHTS:
+        other = loaded.module.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False).unexpected_keys
+        if other:
+            raise TrialError(f"{folder / FULL_WEIGHTS} has {other[0]!r}, which is no weight of {trial.model!r}")
     head = load_head(folder) if (folder / HEAD_FILE).is_file() else None
     loaded.module.eval()
     return Trained(loaded, facts, adapted, head)
+
+
+def _needed(method: str) -> str | None:
+    """The file that holds what a method trains; None where it trains nothing."""
+    if method in FULL_METHODS:
+        return FULL_WEIGHTS
+    return {LINEAR_PROBE: HEAD_FILE, NO_TRAINING: None}.get(method, META)

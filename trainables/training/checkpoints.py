@@ -44,7 +44,8 @@ def save_checkpoint(
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary))
     checksum = _checksum(temporary)
     temporary.replace(path)
-    index = {"trial_id": trial_id, "epoch": epoch, "file": path.name, "crc32": checksum, "history": history}
+    index = {"trial_id": trial_id, "epoch": epoch, "file": path.name, "history": history}
+    index |= {"bytes": path.stat().st_size, "crc32": checksum}
     text = json.dumps(index, allow_nan=False)
     body = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "index": text})
     temporary = directory / f"{INDEX}.tmp"
@@ -78,7 +79,9 @@ def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
             return None
         index = json.loads(text)
         file = directory / index["file"]
-        if index["trial_id"] != trial_id or _checksum(file) != index["crc32"]:
+        if index["trial_id"] != trial_id or file.stat().st_size != index["bytes"]:
+            return None
+        if "crc32" in index and _checksum(file) != index["crc32"]:  # versions before it knew the size alone
             return None
         return Checkpoint(index["epoch"], index["history"], load_file(str(file)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, SafetensorError):

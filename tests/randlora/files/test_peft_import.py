@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from randlora import AdapterConfig, CheckpointError, DoraConfig, LoraConfig, RandLoraConfig, VeraConfig, attach, load
 from randlora.adapted.load import load_peft
+from randlora.files.peft_import import _of_pattern
 from randlora.methods.lowrank.lora import Lora
 from tests.randlora.files.support import inputs, layers
 from tests.randlora.support import batch, block, config_id, perturb
@@ -179,6 +180,10 @@ def test_what_has_no_counterpart_is_refused(changes: dict[str, object], message:
     with pytest.raises(CheckpointError, match=message):
         load_peft(model, tmp_path)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_optional_group_in_a_pattern_is_harmless() -> None:
+    assert _of_pattern({"(self_)?attn.q_proj": 3.0}, "layers.0.self_attn.q_proj", 1.0) == 3.0
 
 
 def test_a_rank_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:

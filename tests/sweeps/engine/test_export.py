@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from randlora.model.targets import resolve_targets
 from sweeps.engine.export import FORMS, export_trial
 from sweeps.engine.kept import KeptTrial, kept_trial
+from sweeps.engine.usage import _example
 from sweeps.errors import SpecError
 from tests.sweeps.engine.kept_results import keep_trials
 from tests.trainables.support import one_tower_trial
@@ -26,8 +30,8 @@ from trainables.config import TrialConfig
 from trainables.errors import DataError, TrialError
 from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
-from trainables.predicting.answers import Answer, answers
-from trainables.predicting.facts import FACTS_FILE, Facts
+from trainables.predicting.answers import Answer, _asked, answers
+from trainables.predicting.facts import FACTS_FILE, PLACE, Facts
 from trainables.predicting.trained import load_trained
 
 TRAIN = {"epochs": 1, "global_batch_size": 16}
@@ -106,6 +110,7 @@ def test_the_code_in_the_readme_says_what_predict_says(
     (code,) = re.findall(r"```python\n(.*?)```", (to / "README.md").read_text(), re.S)
     capsys.readouterr()
     found: dict[str, Any] = {}
+    assert "from_pretrained(" not in code or "dtype=torch.float32" in code or kind in ("vision", "both")  # of any base
     plain = code.replace(repr(QUESTION), repr("Is water wet?"))  # which names no choices
     exec(compile(plain, f"{kind} {form}", "exec"), found)
     printed = capsys.readouterr().out.splitlines()
@@ -153,6 +158,15 @@ def test_what_was_kept_without_facts_reads_its_data(trained: dict[str, KeptTrial
         (tmp_path / FACTS_FILE).rename(kept.folder / FACTS_FILE)
 
 
+def test_facts_name_the_model_where_it_is_now(trained: dict[str, KeptTrial], tmp_path: Path) -> None:
+    shutil.copytree(trained["dinov2"].folder, tmp_path / "kept")
+    facts = Facts.read(tmp_path / "kept").model_copy(update={"model": "local:/gone", "dataset": "parquet:/gone"})
+    facts.write(tmp_path / "kept")
+    kept = replace(trained["dinov2"], folder=tmp_path / "kept")
+    to = export_trial(kept, tmp_path / "out")
+    assert "/gone" not in (to / FACTS_FILE).read_text() + (to / "README.md").read_text()
+
+
 def test_inputs_that_a_model_cannot_take_are_named(trained: dict[str, KeptTrial], place: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"config\.json: not a readable image"):
         says(trained["vision"], str(place / "llama" / "config.json"))
@@ -178,6 +192,14 @@ def test_a_probe_and_base_weights_come_out_too(place: Path, tmp_path: Path, monk
             found: dict[str, Any] = {}
             exec(compile(code, f"{method} {form}", "exec"), found)
             assert float(found["probability"]) == pytest.approx(expected.probability, abs=1e-4)
+        file = kept.folder / ("head.safetensors" if method == "linear-probe" else "weights.safetensors")
+        if method == "full-targets":
+            save_file({"of.another": torch.zeros(1)}, file)
+            with pytest.raises(TrialError, match=r"weights\.safetensors has 'of\.another', which is no weight"):
+                load_trained(kept.config, kept.folder)
+        file.unlink()
+        with pytest.raises(TrialError, match=rf"{file.name} is missing"):  # and not the untrained model
+            load_trained(kept.config, kept.folder)
 
 
 def test_a_failed_export_leaves_nothing(place: Path, tmp_path: Path) -> None:
@@ -188,10 +210,19 @@ def test_a_failed_export_leaves_nothing(place: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(SpecError, match="exists; give a new folder"):
         export_trial(svft, tmp_path / "out")
+    hydra = kept_trial(keep_trials(tmp_path / "h", [clip_trial(place, "hydralora", "vision")]))
+    for form in ("peft", "merged"):
+        with pytest.raises(SpecError, match=rf"--form = '{form}'.*--form adapter"):
+            export_trial(hydra, tmp_path / "hydra", form)
+    (svft.folder / "adapter.json").unlink()
+    with pytest.raises(TrialError, match=r"adapter\.json is missing"):
+        export_trial(svft, tmp_path / "other")
 
 
 def test_names_from_outside_stay_words_in_the_readme(place: Path, tmp_path: Path) -> None:
     kept = kept_trial(keep_trials(tmp_path / "r", [clip_trial(place, "lora", "vision")]))
+    kept.row["method"] = "../a:b/c"
+    assert kept.name == "-a-b-c-lora-4"  # the default folder
     kept.row["dataset"] = "x` <script>\x1b[31m\n# y"
     text = (export_trial(kept, tmp_path / "out") / "README.md").read_text()
     assert "\x1b" not in text and "`x' <script>" in text and "\n# y" not in text
@@ -215,6 +246,13 @@ def test_best_is_by_validation_and_never_by_test(place: Path, tmp_path: Path) ->
         kept_trial(folder, ids[0], method="lora")
     with pytest.raises(SpecError, match="no such trial"):
         kept_trial(folder, "zzz")
+
+
+def test_a_meaning_is_asked_in_the_form_of_training() -> None:
+    facts = Facts(kind="causal-lm", model="m", dataset="d", rows="meanings", prompt=PLACE)
+    ready = "name : Alimentum | Type : pub"
+    assert _example(facts)["example"] == repr(ready)
+    assert [_asked(facts, text)[0] for text in ("name[Alimentum], eatType[pub]", ready)] == [ready, ready]
 
 
 def test_a_question_in_the_form_of_the_data_is_answered_by_a_label(trained: dict[str, KeptTrial]) -> None:

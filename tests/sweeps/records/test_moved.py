@@ -108,4 +108,5 @@ def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names = anchored({"model": "local:models/vit", "dataset": cell.dataset, "lr": 1.0})
     assert names == {"model": f"local:{tmp_path}/models/vit", "dataset": f"parquet:{tmp_path}/data/colours", "lr": 1.0}
     assert anchored({"model": "open_clip:A/b", "dataset": "pets"}) == {"model": "open_clip:A/b", "dataset": "pets"}
+    assert absolute("local:~/vit") == f"local:{Path('~/vit').expanduser().resolve()}"
     assert tiers([cell], ["parquet:./data/colours"]) == {cell.cell_id: 0}
