@@ -32,7 +32,7 @@ class KeptTrial:
     def name(self) -> str:
         """Method and budget, `randlora-lora-4`; letters that a file's name can have."""
         name = "-".join(filter(None, (self.row["method"], self.row["reference"])))
-        return re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".")
+        return re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".-")
 
 
 def kept_trial(folder: Path, trial: str = BEST, method: str | None = None, budget: str | None = None) -> KeptTrial:
