@@ -72,7 +72,7 @@ def question(store: Store) -> Question:
     methods = in_order({r["method"] for r in rows})
     baseline = BASELINE if BASELINE in methods else next((m for m in methods if m != FOCUS), BASELINE)
     rest = [m for m in methods if m != baseline]
-    return Question(FOCUS if FOCUS in rest or not rest else rest[0] if len(rest) == 1 else None, baseline)
+    return Question(FOCUS if FOCUS in rest else rest[0] if len(rest) == 1 else None, baseline)
 
 
 PLANTED = 0.02

@@ -53,10 +53,10 @@ def test_ranks_have_a_critical_difference_where_friedman_has_a_test(many: Store,
         if r["critical_difference"] is not None:  # two budgets are tested
             assert r["critical_difference"] == pytest.approx(critical_difference(r["methods"], 5, 0.025))
     assert all(r["critical_difference"] is None for r in mean_ranks(wide).to_pylist())
-    said = say.conclude_ranks(rows) or ""
+    said = say.conclude_ranks(rows, 0.05) or ""
     assert "At 2 of 2 budgets" in said and "RandLoRA before LoRA at" in said
     level = [r | {"mean_rank": 2.0, "p_friedman": 0.9} for r in rows if r["critical_difference"] is not None]
-    assert "At 0 of 2 budgets" in (said := say.conclude_ranks(level) or "") and "no two are further apart" in said
+    assert "At 0 of 2 budgets" in (said := say.conclude_ranks(level, 0.05) or "") and "no two are further apart" in said
 
 
 def test_equal_scores_share_a_rank_whatever_their_rounding(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_failed_export_leaves_nothing(place: Path, tmp_path: Path) -> None:
 def test_names_from_outside_stay_words_in_the_readme(place: Path, tmp_path: Path) -> None:
     kept = kept_trial(keep_trials(tmp_path / "r", [clip_trial(place, "lora", "vision")]))
     kept.row["method"] = "../a:b/c"
-    assert kept.name == "-a-b-c-lora-4"  # the default folder
+    assert kept.name == "a-b-c-lora-4"  # the default folder
     kept.row["dataset"] = "x` <script>\x1b[31m\n# y"
     text = (export_trial(kept, tmp_path / "out") / "README.md").read_text()
     assert "\x1b" not in text and "`x' <script>" in text and "\n# y" not in text
