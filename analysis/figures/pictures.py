@@ -26,7 +26,7 @@ from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
 from analysis.statistics.looks import level
-from analysis.statistics.published import overlaid
+from analysis.statistics.publications.published import overlaid
 from analysis.statistics.simultaneous import difference_curves
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.statistics.units.many import profiles

@@ -1,6 +1,6 @@
 """Results from elsewhere as results folders of their own, so that they are queried and drawn like ours.
 
-Uses `store` to write them and `statistics.published` for what is shipped.
+Uses `store` to write them and `statistics.publications` for what is shipped.
 
     importing  published numbers and PEFT's method_comparison; the rows of one imported number
     csv_table  a CSV table of published numbers

@@ -14,7 +14,7 @@ from typing import Any
 
 from analysis.errors import StoreError
 from analysis.format import Row
-from analysis.statistics.published import Publication, names, publication, reference
+from analysis.statistics.publications.published import Publication, names, publication, reference
 from analysis.store.tables import write_part
 
 Imported = tuple[Row, Row]

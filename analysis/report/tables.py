@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from analysis.errors import StoreError, nearest
-from analysis.statistics.published import overlaid
+from analysis.statistics.publications.published import overlaid
 from analysis.store.store import Store
 from analysis.tables import evidence, fits, results
 from analysis.tables.diagnostics import DIAGNOSTIC_SHEETS, diagnostic_sheets

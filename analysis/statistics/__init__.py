@@ -1,7 +1,7 @@
 """What results say of methods: curves of means, paired comparisons, groups, ranks, tuning, power, published numbers.
 
 Uses `store`, `format` and `styles`; draws and words nothing. Every number comes as an Arrow table, paired by seed in
-`runs`, tested in `inference`. `publications/` holds the published numbers as JSON.
+`runs`, tested in `inference`.
 
     runs          confirmed runs by cell and by seed, and their mean over data sets
     inference     intervals, one standard error for every test, Holm's correction, verdicts
@@ -15,7 +15,6 @@ Uses `store`, `format` and `styles`; draws and words nothing. Every number comes
     rank_effects  what a doubling of the update's rank, or of the parameters, brings, and which more
     tuning        scores against learning rates; the expected best of n
     units         statements over test examples or data sets, not seeds
-    planning      seeds needed for a difference, for the next sweep
-    published     published numbers, and the curve of them beside ours
-    estimates     what a sweep was estimated to take against what it took
+    sizing        how large a sweep must be, and what it takes
+    publications  published numbers, and the curve of them beside ours
 """

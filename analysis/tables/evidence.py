@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from analysis.format import Row, duration, off_budget, percent, points, quantity, score_text
-from analysis.statistics.estimates import foresight
+from analysis.statistics.sizing.estimates import foresight
 from analysis.statistics.tuning import NEAR, best_of_n, rates, sharpness
 from analysis.store.store import Store
 from analysis.styles import size_key, style

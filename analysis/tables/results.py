@@ -9,8 +9,8 @@ from analysis.statistics import rank_effects as slopes
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import OVER_DATASETS
-from analysis.statistics.planning import DIFFERENCES, seeds_table
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
+from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.statistics.units.many import interquartile_means, wilcoxon
 from analysis.store.store import Store
 from analysis.styles import budget_order, size_key, size_text, style

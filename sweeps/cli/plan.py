@@ -52,7 +52,7 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Time, accelerator-hours, memory, disk and money of a sweep, from a short probe of every method."""
-    from analysis.statistics.estimates import foresight
+    from analysis.statistics.sizing.estimates import foresight
     from sweeps.plan.estimate import estimate_plan
 
     if compare:

@@ -172,8 +172,8 @@ def compare(
     """Methods against each other over seeds: differences, groups, mean ranks, averages, seeds needed."""
     from analysis.statistics.groups import groups, mean_ranks
     from analysis.statistics.looks import level
-    from analysis.statistics.planning import DIFFERENCES, seeds_table
     from analysis.statistics.scaling import comparisons, curve, question
+    from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
     from analysis.tables.results import averages, compared, grouped, ranks, seeds
     from analysis.words.figures import conclude_groups, conclude_ranks
 

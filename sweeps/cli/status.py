@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis import Store, open_store
 from analysis.format import Row, duration
-from analysis.statistics.estimates import foresight
+from analysis.statistics.sizing.estimates import foresight
 from sweeps.cli.options import Json, Set, Source, folder_of
 from sweeps.cli.printing import emit, out, print_rows, shown
 from sweeps.records.locks import holder

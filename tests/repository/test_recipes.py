@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from analysis.statistics.published import names
+from analysis.statistics.publications.published import names
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT

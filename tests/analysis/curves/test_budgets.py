@@ -106,7 +106,7 @@ def test_figures_are_written(shots: Store, tmp_path: Path) -> None:
 
 def test_the_overlay_is_the_published_curve_on_ours(store: Store) -> None:
     """Both curves stand at their own numbers on one axis, ours solid, theirs dashed, in one colour per method."""
-    from analysis.statistics.published import overlaid, publication
+    from analysis.statistics.publications.published import overlaid, publication
 
     ours, theirs, title = overlaid(store, "fig1-clip")
     figure = fit_figures.draw_overlay(ours, theirs, title)
@@ -127,7 +127,7 @@ def test_the_overlay_is_the_published_curve_on_ours(store: Store) -> None:
 
 
 def test_of_several_published_places_the_nearest_is_taken() -> None:
-    from analysis.statistics.published import published_curve
+    from analysis.statistics.publications.published import published_curve
 
     model = "open_clip:ViT-B-32/openai"
     table, title = published_curve("clip-per-dataset", model, "hub:cars", "16-shot")

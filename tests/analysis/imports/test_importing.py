@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from analysis import StoreError, conclusion, open_store
 from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_published
 from analysis.report.page import render
-from analysis.statistics.published import names, publication, published_curve
+from analysis.statistics.publications.published import names, publication, published_curve
 from sweeps.cli.main import app
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from analysis import comparisons, open_store
 from analysis.statistics.groups import groups, mean_ranks
-from analysis.statistics.planning import seeds_table
+from analysis.statistics.sizing.seeds import seeds_table
 from sweeps.cli.main import app
 from sweeps.cli.printing import print_files
 from tests.analysis.synthetic import make_results

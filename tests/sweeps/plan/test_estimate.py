@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis import open_store
-from analysis.statistics.estimates import foresight
+from analysis.statistics.sizing.estimates import foresight
 from sweeps.cli.main import app
 from sweeps.cli.status import progress_of
 from sweeps.plan.disk_size import keep_bytes

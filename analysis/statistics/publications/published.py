@@ -1,4 +1,4 @@
-"""Published numbers, shipped in `publications/`: a JSON file per figure or table, every number with its source.
+"""Published numbers, shipped in this folder: a JSON file per figure or table, every number with its source.
 
 A number here is a fact someone else published; nothing is fitted or filled in. A count the publication does not give,
 and that cannot be computed, is null.
@@ -40,12 +40,12 @@ class Publication:
     points: tuple[Row, ...]
 
 
-_FOLDER = resources.files("analysis.statistics") / "publications"
+_FOLDER = resources.files("analysis.statistics.publications")
 
 
 def names() -> tuple[str, ...]:
     """The publications at hand."""
-    return tuple(sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir()))
+    return tuple(sorted(name.removesuffix(".json") for f in _FOLDER.iterdir() if (name := f.name).endswith(".json")))
 
 
 def publication(name: str) -> Publication:
