@@ -9,7 +9,7 @@ does, on the first 3, the first 5 and all of them.
 The arms see the same images in the same order at one seed, as two methods do, and draw their starts apart. A table's
 seeds, the tuning ones too, are its own, and so is its split: the 8,000 images of the task are dealt anew into training,
 validation and test. With one split for all tables, as once here, the share is that of one split's luck: rates may
-differ on its test images by twice what they differ by on its validation images, and no statement reads that off.
+differ further on its test images than on its validation images, and no statement reads that off.
 
 Printed: the share of tables in which the two arms are called different, by the verdict, which has the choice of rates
 in it, and by the one that takes the chosen rates for given, each with its exact binomial interval.

@@ -15,10 +15,11 @@ from rich.text import Text
 from analysis.format import Row, change_text, duration, percent, quantity, ranged, visible
 from analysis.statistics import scaling
 from analysis.statistics.looks import level
+from analysis.statistics.runs import by
 from analysis.statistics.units.examples import example_intervals
-from analysis.store.columns import INT, REAL, TEXT, typed
+from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store
-from analysis.styles import place_text, style
+from analysis.styles import place_of, place_text, style
 from analysis.words import conclusions
 from analysis.words.decisions import best_text, would_change
 from analysis.words.parity import devices_apart
@@ -29,7 +30,7 @@ DIFFERENCE = ("difference", "difference_low", "difference_high")
 OVER_EXAMPLES = ("low_examples", "high_examples", "difference_low_examples", "difference_high_examples")
 RESULTS = pa.schema(
     [
-        *typed(TEXT, "sweep", "dataset", "train_size", "method", "name", "reference"),
+        *typed(TEXT, *PLACE, "method", "name", "reference"),
         *typed(INT, "budget", "adapter_params"),
         ("off_budget", REAL),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
         ("lr", REAL),
@@ -122,7 +123,7 @@ def _tolerance(store: Store) -> float | None:
 
 
 def _order(r: Row) -> tuple[Any, ...]:
-    return r["sweep"], r["dataset"], r["train_size"], style(r["method"]).order, r["method"], r["budget"] or 0
+    return *place_of(r), style(r["method"]).order, r["method"], r["budget"] or 0
 
 
 def _key(row: Row) -> tuple[str, str, str, str, str, str | None]:
@@ -145,11 +146,12 @@ def print_results_table(
         console.print("no results yet: the store has no cells", highlight=False)
         return
     against = style(scaling.question(store).baseline).name
-    blocks = dict.fromkeys((r["sweep"], r["dataset"], r["train_size"]) for r in rows)
-    for sweep, dataset, size in blocks:
-        mine = [r for r in rows if (r["sweep"], r["dataset"], r["train_size"]) == (sweep, dataset, size)]
+    several = len({r["model"] for r in rows}) > 1
+    for (sweep, model, dataset, size), mine in by(rows, *PLACE).items():
         measured = scaling.score_name(store, dataset)
-        print_whole(_block(f"{sweep}: {measured} on {place_text(dataset, size)}", measured, against, mine), console)
+        of = f" of {model}" if several else ""
+        title = f"{sweep}: {measured}{of} on {place_text(dataset, size)}"
+        print_whole(_block(title, measured, against, mine), console)
     for row in (r for r in rows if _left_out(r)):
         where = place_text(row["dataset"], row["train_size"])
         said = f"  left out: {row['name']} at {row['reference']} on {where}, {row['note']}"
@@ -160,11 +162,12 @@ def print_results_table(
 
 def print_decisions(rows: Sequence[Row], console: Console) -> None:
     """What to take at each budget (`decisions.decisions`): the methods, and beneath what would change the answer."""
-    several = len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) > 1
+    several, models = len({place_of(r) for r in rows}) > 1, len({r["model"] for r in rows}) > 1
     if rows:
         console.print("what to take at each budget; = stands between methods that no test tells apart", style="bold")
     for r in rows:
         at = f"{r['reference']} on {place_text(r['dataset'], r['train_size'])}" if several else r["reference"]
+        at += f" of {r['model']}" if models else ""
         seconds = "" if r["seconds"] is None else f", {duration(r['seconds'])} of training a run"
         score = ranged(percent(r["mean"]), percent(r["low"]), percent(r["high"]))
         console.print(f"  {at}: {best_text(r)}, {score} %, {quantity(r['adapter_params'])} parameters{seconds}")

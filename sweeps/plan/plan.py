@@ -24,6 +24,7 @@ from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
 from trainables.data.registry import check_dataset, on_disk
+from trainables.data.splits import kept_rows
 from trainables.errors import DataError
 from trainables.models.families import ModelError
 from trainables.models.shapes import default_targets, model_kind, target_shapes
@@ -126,7 +127,7 @@ def _data_problems(spec: SweepSpec) -> list[Problem]:
     problems = []
     for name in spec.data.datasets:
         try:
-            check_dataset(name, spec.data.train_size, spec.protocol)
+            check_dataset(name, spec.data.train_size, spec.protocol, kept_rows(spec.train, spec.evaluate))
         except DataError as error:
             problems.append(Problem("data.datasets", None, str(error)))  # the message has the value
     return problems
@@ -187,6 +188,7 @@ def _cell(
         confirm_seeds=len(spec.confirm.seeds) if trains else 1,  # nothing trains, nothing varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
         protocol=spec.protocol,
+        keep=kept_rows(spec.train, spec.evaluate),
         image_size=spec.model.image_size,
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,

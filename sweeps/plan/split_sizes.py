@@ -19,7 +19,7 @@ from trainables.tasks.text.rows import limited
 def split_sizes(cell: Cell) -> tuple[int, int, int]:
     """Examples to train, validate and test on."""
     most = (cell.evaluate.validation_rows, cell.evaluate.test_rows)
-    return _split_sizes(cell.dataset, cell.train_size, cell.protocol, most)
+    return _split_sizes(cell.dataset, cell.train_size, cell.protocol, cell.keep, most)
 
 
 def sized(cell: Cell) -> Cell:
@@ -63,10 +63,10 @@ def loaded(name: str) -> Dataset | TextDataset:
 
 @functools.cache
 def _split_sizes(
-    name: str, train_size: str | float, protocol: str, most: tuple[int | None, int | None]
+    name: str, train_size: str | float, protocol: str, keep: int, most: tuple[int | None, int | None]
 ) -> tuple[int, int, int]:
     data = loaded(name)
-    rows = split(data, train_size, 0, "CONFIRM", _protocol(protocol))
+    rows = split(data, train_size, 0, "CONFIRM", _protocol(protocol), keep)
     val, test = rows.val_idx, rows.test_idx
     if isinstance(data, TextDataset):
         val, test = limited(data.train, val, most[0], "val"), limited(data.test, test, most[1], "test")

@@ -32,6 +32,7 @@ class Cell:
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
         allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
+        keep: rows that protocol "paper" keeps for selection (`trainables.data.splits.kept_rows`).
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
         written: the data set as the sweep file names it; in folders of the older `path_rule` `dataset` is absolute.
         val_examples, test_examples: what it validates and tests on; None where the data has not been read.
@@ -66,6 +67,7 @@ class Cell:
     tune_trials: int
     confirm_seeds: int
     protocol: str = "standard"
+    keep: int = 0
     image_size: int | None = None
     dimensions: tuple[Dimension, ...] = ()
     published: Extra = ()
@@ -148,7 +150,7 @@ class Cell:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
         hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
-        for name in (*hidden, "image_size", "evaluate", "written"):
+        for name in (*hidden, "keep", "image_size", "evaluate", "written"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support import ROOT
-from tests.trainables.tiny_images import COLOURS, noisy
+from tests.trainables.tiny_images import COLOURS, noisy, write_photos
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
 
 SMALL = ["--set", "search.trials=1", "--set", "search.rerun_rates=0", "--set", "search.rerun_seeds=0"]
@@ -60,13 +60,8 @@ def from_plan_to_export(place: Path, form: str) -> tuple[str, Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_images_in_a_folder(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for which, count in (("train", 20), ("test", 8)):
-        for name, colour in COLOURS.items():
-            (tmp_path / "photos" / which / name).mkdir(parents=True)
-            for i in range(count):
-                noisy(rng, colour).save(tmp_path / "photos" / which / name / f"{i}.png")
-    noisy(rng, COLOURS["blue"]).save(tmp_path / "image.png")
+    write_photos(tmp_path / "photos", 20, 8)
+    noisy(np.random.default_rng(1), COLOURS["blue"]).save(tmp_path / "image.png")
     assert "next: sweeps plan my.toml" in program(tmp_path, "init", "my.toml")
     edited(tmp_path / "my.toml", name='"mine"', datasets='["folder:photos"]', epochs="2")
     printed, _ = from_plan_to_export(tmp_path, "merged")

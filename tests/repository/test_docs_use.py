@@ -7,13 +7,12 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from tests.support import ROOT, sweeps
 from tests.sweeps.engine.kept_results import keep_trials
 from tests.trainables.support import one_tower_trial
-from tests.trainables.tiny_images import COLOURS, colour_tables, noisy, save_dinov2
+from tests.trainables.tiny_images import COLOURS, noisy, save_dinov2, write_colours
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 
 PAGE = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
@@ -25,9 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the page's reader is in: results of images and of texts, the base model, a photo."""
     folder = tmp_path_factory.mktemp("use")
     save_dinov2(folder / "base")
-    (folder / "colours").mkdir()
-    for which, table in colour_tables().items():
-        pq.write_table(table, folder / "colours" / f"{which}.parquet")
+    write_colours(folder / "colours")
     colours = {"dataset": f"parquet:{folder / 'colours'}", "image_size": 16}
     keep_trials(folder / "results/mine", [one_tower_trial("randlora", model=folder / "base", train=TRAIN, **colours)])
     save_encoder(folder / "roberta")

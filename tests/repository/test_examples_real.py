@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
-from tests.trainables.tiny_images import colour_tables
+from tests.trainables.tiny_images import write_colours
 from tests.trainables.tiny_language import write_rows
 from tools.real.fetch import VIT
 
@@ -36,9 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
     llama.save_pretrained(folder / "models" / "smollm2-135m")
     for name in ("gtsrb", "dtd10", "study/signdigits", "study/dtd10", "study/cifar10"):
-        (folder / "data" / name).mkdir(parents=True)
-        for which, table in colour_tables().items():
-            pq.write_table(table, folder / "data" / name / f"{which}.parquet")
+        write_colours(folder / "data" / name)
     write_rows(folder / "data" / "ARC-Easy")
     return folder
 

@@ -9,7 +9,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from analysis.store.store import open_store
@@ -19,7 +18,7 @@ from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
-from tests.trainables.tiny_images import colour_tables, save_dinov2
+from tests.trainables.tiny_images import save_dinov2, write_colours
 from tests.trainables.tiny_language import save_model, write_e2e, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 
@@ -72,9 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_encoder(folder / "roberta")
     save_model(folder / "qwen2", "qwen2")
     save_model(folder / "gpt2", "gpt2")
-    (folder / "colours").mkdir()
-    for which, table in colour_tables().items():
-        pq.write_table(table, folder / "colours" / f"{which}.parquet")
+    write_colours(folder / "colours")
     write_rows(folder / "rows")
     write_sst2(folder / "SST-2")
     write_e2e(folder / "restaurants")

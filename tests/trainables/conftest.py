@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import trainables
-from tests.trainables.tiny_images import SIDE, colour_tables
+from tests.trainables.tiny_images import SIDE, write_colours
 from trainables.config import TrainSettings, TrialConfig
 
 CONFIG = {
@@ -62,10 +61,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The colour set as Parquet files: 64 training images, 32 test images, 4 classes."""
-    folder = tmp_path_factory.mktemp("colours")
-    for which, table in colour_tables().items():
-        pq.write_table(table, folder / f"{which}.parquet")
-    return folder
+    return write_colours(tmp_path_factory.mktemp("colours"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers
 from PIL import Image
@@ -76,3 +77,22 @@ def colour_tables(per_class: int = 16, test_per_class: int = 8) -> dict[str, pa.
         images = [png(noisy(rng, list(COLOURS.values())[label])) for label in labels]
         tables[which] = image_table(images, labels, list(COLOURS))
     return tables
+
+
+def write_colours(folder: Path) -> Path:
+    """The colour set as Parquet files: 64 training images, 32 test images, 4 classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for which, table in colour_tables().items():
+        pq.write_table(table, folder / f"{which}.parquet")
+    return folder
+
+
+def write_photos(folder: Path, per_class: int, test_per_class: int) -> Path:
+    """The colour set as image files in a folder for each class."""
+    rng = np.random.default_rng(0)
+    for which, n in (("train", per_class), ("test", test_per_class)):
+        for name, colour in COLOURS.items():
+            (folder / which / name).mkdir(parents=True)
+            for i in range(n):
+                noisy(rng, colour).save(folder / which / name / f"{i}.png")
+    return folder

@@ -64,7 +64,9 @@ def known_datasets() -> tuple[str, ...]:
     return (*embedded_datasets(), *DATASETS, *TEXT_DATASETS)
 
 
-def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Protocol = "standard") -> None:
+def check_dataset(
+    name: str, train_sizes: Iterable[TrainSize] = (), protocol: Protocol = "standard", keep: int = 0
+) -> None:
     """Refuse a name that means nothing, and train sizes that a set on this disk cannot give.
 
     Nothing is downloaded: the sizes of registered and hub sets are checked when a trial loads them.
@@ -76,7 +78,7 @@ def check_dataset(name: str, train_sizes: Iterable[TrainSize] = (), protocol: Pr
     if sizes and on_disk(name):
         data = load()
         for size in sizes:
-            split(data, size, data_seed=0, stage="TUNE", protocol=protocol)
+            split(data, size, data_seed=0, stage="TUNE", protocol=protocol, keep=keep)
 
 
 def on_disk(name: str) -> bool:

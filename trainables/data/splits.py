@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from trainables.config import Protocol, Stage, TrainSize, TrialConfig, shots
+from trainables.config import EvaluateSettings, Protocol, Stage, TrainSettings, TrainSize, TrialConfig, shots
 from trainables.errors import DataError, SplitError
 from trainables.seeds import generator
 
@@ -87,8 +87,13 @@ class Splits:
 
 def split_of(dataset: SplitSet[Any], trial: TrialConfig) -> Splits:
     """The rows of a trial; one that selects its weights on validation has some in every protocol."""
-    keep = (trial.evaluate.validation_rows or VAL_MOST) if trial.train.select == "best" else 0
+    keep = kept_rows(trial.train, trial.evaluate)
     return split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol, keep)
+
+
+def kept_rows(train: TrainSettings, evaluate: EvaluateSettings) -> int:
+    """Most rows that protocol "paper" keeps apart all the same, for trials that select their weights on validation."""
+    return (evaluate.validation_rows or VAL_MOST) if train.select == "best" else 0
 
 
 def split(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -13,7 +16,7 @@ import randlora
 from randlora.adapted.adapted import Adapted
 from randlora.files.checkpoint import META
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
-from trainables.errors import TrialError
+from trainables.errors import TrialError, first_line
 from trainables.models.encoders import HEAD_FILE, ClassifierHead, load_head
 from trainables.models.loading import LoadedModel, load_model
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
@@ -47,7 +50,7 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
 
     Raises:
         ModelError, CheckpointError: a base model that can't be had, or that is not the one of the weights.
-        TrialError: trained weights that are missing.
+        TrialError: trained weights that are missing or damaged.
         TrainablesError, TrialError: facts that are damaged, or that were not kept and whose data can't be read.
     """
     loaded = load_model(trial.model)
@@ -59,12 +62,28 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
         raise TrialError(f"{folder / needed} is missing, which holds what {trial.method} trained; train the trial anew")
     adapted = randlora.load(loaded.module, folder) if needed == META else None
     if needed == FULL_WEIGHTS:
-        other = loaded.module.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False).unexpected_keys
+        with _readable(folder / FULL_WEIGHTS):
+            other = loaded.module.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False).unexpected_keys
         if other:
             raise TrialError(f"{folder / FULL_WEIGHTS} has {other[0]!r}, which is no weight of {trial.model!r}")
-    head = load_head(folder) if (folder / HEAD_FILE).is_file() else None
+    with _readable(folder / HEAD_FILE):
+        head = load_head(folder) if (folder / HEAD_FILE).is_file() else None
+    if facts.kind != loaded.kind:
+        raise TrialError(f"{folder / FACTS_FILE} is of a {facts.kind} model, and {trial.model!r} is {loaded.kind}")
+    if isinstance(head, nn.Linear) and facts.classes and len(facts.classes) != head.out_features:
+        rule = f"{len(facts.classes)} classes, and the head {head.out_features} outputs"
+        raise TrialError(f"{folder / FACTS_FILE} has {rule}; one of the two is another trial's")
     loaded.module.eval()
     return Trained(loaded, facts, adapted, head)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A damaged file, or one of other weights, is an error that names it."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+        raise TrialError(f"{path} can't be read ({first_line(error)}); it is damaged, or of other weights") from error
 
 
 def _needed(method: str) -> str | None:

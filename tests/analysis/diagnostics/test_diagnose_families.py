@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from analysis.diagnostics.units import sweep_facts
 from analysis.diagnostics.weights import Kept, kept_trials
 from analysis.store.store import Store
 from tests.analysis.diagnostics.support import tiny_results
-from tests.trainables.tiny_images import colour_tables, save_dinov2
+from tests.trainables.tiny_images import save_dinov2, write_colours
 from tests.trainables.tiny_language import save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 from trainables.models.encoders import load_head
@@ -47,9 +46,7 @@ def _sections(family: str, place: Path) -> dict[str, Any]:
     train: dict[str, Any] = {"epochs": 2, "global_batch_size": 10}
     if family == "images":
         save_dinov2(place / "dinov2")
-        (place / "colours").mkdir()
-        for which, table in colour_tables().items():
-            pq.write_table(table, place / "colours" / f"{which}.parquet")
+        write_colours(place / "colours")
         model, data = {"id": f"local:{place / 'dinov2'}", "image_size": 16}, f"parquet:{place / 'colours'}"
         size: Any = "2-shot"
     elif family in ("language", "transposed"):  # GPT-2 keeps its weights (in x out)

@@ -13,6 +13,7 @@ from analysis import StoreError, conclusion, open_store
 from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_published
 from analysis.report.page import render
 from analysis.statistics.publications.published import names, publication, published_curve
+from analysis.tables.console import print_results_table, results_table, safe_console
 from sweeps.cli.main import app
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
@@ -97,6 +98,19 @@ def test_import_the_paper(tmp_path: Path) -> None:
     assert "Imported numbers" in page and "2502.00987" in page
     with pytest.raises(StoreError, match="exists"):
         import_published(folder)
+
+
+def test_numbers_of_several_models_stand_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(import_published(tmp_path / "paper", ["glue-tasks"]))
+    rows = [r for r in results_table(store).to_pylist() if (r["dataset"], r["method"]) == ("glue-rte", "lora")]
+    assert {r["model"]: round(100 * r["mean"], 1) for r in rows} == {
+        p["model"]: round(100 * p["score"], 1)
+        for p in publication("glue-tasks").points
+        if (p["dataset"], p["method"]) == ("glue-rte", "lora")
+    }
+    print_results_table(store, safe_console())
+    said = capsys.readouterr().out
+    assert len(rows) == 2 and all(f"of {r['model']} on glue-rte" in said for r in rows)
 
 
 def peft_result(name: str, at: str = "2025-06-19T19:15:35+00:00", **changes: Any) -> dict[str, Any]:

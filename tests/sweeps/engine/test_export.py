@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import open_clip
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -23,7 +22,7 @@ from sweeps.engine.usage import _example
 from sweeps.errors import SpecError
 from tests.sweeps.engine.kept_results import keep_trials
 from tests.trainables.support import one_tower_trial
-from tests.trainables.tiny_images import COLOURS, colour_tables, noisy, save_dinov2
+from tests.trainables.tiny_images import COLOURS, noisy, save_dinov2, write_colours
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import TrialConfig
@@ -51,9 +50,7 @@ def clip_trial(place: Path, method: str, adapt: str, **more: Any) -> TrialConfig
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     save_dinov2(folder / "a base")
-    (folder / "colours").mkdir()
-    for which, table in colour_tables().items():
-        pq.write_table(table, folder / "colours" / f"{which}.parquet")
+    write_colours(folder / "colours")
     save_encoder(folder / "roberta")
     save_encoder(folder / "bert", "bert")
     write_sst2(folder / "SST-2")
@@ -176,6 +173,12 @@ def test_inputs_that_a_model_cannot_take_are_named(trained: dict[str, KeptTrial]
         (tmp_path / FACTS_FILE).write_text(text)
         with pytest.raises(TrialError, match=r"predict\.json can't be read .*remove it, and the data are read"):
             Facts.read(tmp_path)
+    shutil.copytree(trained["dinov2"].folder, tmp_path / "kept")
+    facts = Facts.read(tmp_path / "kept")
+    for change, said in (({"kind": "clip"}, "is of a clip model"), ({"classes": ("a",)}, "1 classes, and the head 4")):
+        facts.model_copy(update=change).write(tmp_path / "kept")
+        with pytest.raises(TrialError, match=said):
+            load_trained(trained["dinov2"].config, tmp_path / "kept")
 
 
 def test_a_probe_and_base_weights_come_out_too(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +200,9 @@ def test_a_probe_and_base_weights_come_out_too(place: Path, tmp_path: Path, monk
             save_file({"of.another": torch.zeros(1)}, file)
             with pytest.raises(TrialError, match=r"weights\.safetensors has 'of\.another', which is no weight"):
                 load_trained(kept.config, kept.folder)
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(TrialError, match=rf"{file.name} can't be read .*damaged"):
+            load_trained(kept.config, kept.folder)
         file.unlink()
         with pytest.raises(TrialError, match=rf"{file.name} is missing"):  # and not the untrained model
             load_trained(kept.config, kept.folder)

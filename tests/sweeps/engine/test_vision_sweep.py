@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from analysis.store.store import open_store
@@ -15,7 +14,7 @@ from sweeps.errors import SpecError
 from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.trainables.tiny_images import colour_tables, save_dinov2
+from tests.trainables.tiny_images import save_dinov2, write_colours
 from trainables.models.encoders import load_head
 from trainables.models.loading import load_model
 
@@ -25,9 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny DINOv2 in `dinov2/` and the colour set in `colours/`."""
     folder = tmp_path_factory.mktemp("vision-sweep")
     save_dinov2(folder / "dinov2")
-    (folder / "colours").mkdir()
-    for which, table in colour_tables().items():
-        pq.write_table(table, folder / "colours" / f"{which}.parquet")
+    write_colours(folder / "colours")
     return folder
 
 

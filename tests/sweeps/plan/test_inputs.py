@@ -20,6 +20,8 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import ImageSplit
+from trainables.data.registry import load_dataset
+from trainables.data.splits import split_of
 from trainables.errors import DataError
 
 
@@ -177,6 +179,24 @@ def test_a_folder_that_cannot_be_made(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SpecError, match=r"output = .*choose another output"):
         check_inputs(plan(images, str(tmp_path / "file" / "r")))
+
+
+@pytest.mark.parametrize(("select", "kept"), [("last", 0), ("best", 1)])
+def test_rows_kept_for_selection_are_counted(images: Path, select: str, kept: int) -> None:
+    """Under protocol "paper" workers keep them apart; plans counted no validation, and too many to train on."""
+    tree = {
+        "name": "t",
+        "protocol": "paper",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
+        "data": {"datasets": [f"folder:{images}"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}},
+        "train": {"select": select},
+    }
+    planned = Plan.from_spec(SweepSpec.parse(tree))
+    (cell,) = planned.cells
+    rows = split_of(load_dataset(cell.dataset), cell.trial("CONFIRM", 1e-3, (0, 0, 0), planned.spec.train))
+    assert split_sizes.split_sizes(cell)[:2] == (len(rows.train_idx), len(rows.val_idx)) == (16 - kept, kept)
 
 
 def test_a_plan_knows_small_splits_and_classes_that_test_lacks(images: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sweeps.search.order import tiers
 from sweeps.search.rules import Rules
 from sweeps.spec.paths import absolute, anchored
 from tests.sweeps.inline import go_inline, lines
-from tests.trainables.tiny_images import colour_tables
+from tests.trainables.tiny_images import write_colours
 
 FILE = """
 name = "moved"
@@ -42,9 +42,7 @@ seeds = SEEDS
 
 
 def place(folder: Path) -> Path:
-    (folder / "data" / "colours").mkdir(parents=True)
-    for which, table in colour_tables().items():
-        pq.write_table(table, folder / "data" / "colours" / f"{which}.parquet")
+    write_colours(folder / "data" / "colours")
     return folder
 
 

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.trainables.tiny_images import COLOURS, colour_tables, noisy
+from tests.trainables.tiny_images import COLOURS, colour_tables, write_photos
 from trainables.config import TrialConfig
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.splits import fewer_shots, split
@@ -31,13 +30,7 @@ from trainables.training.worker import run_trial
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Four classes of eight training images and four test images, as files."""
-    rng = np.random.default_rng(0)
-    for which, n in (("train", 8), ("test", 4)):
-        for name, colour in COLOURS.items():
-            (tmp_path / "images" / which / name).mkdir(parents=True)
-            for i in range(n):
-                noisy(rng, colour).save(tmp_path / "images" / which / name / f"{i}.png")
-    return tmp_path / "images"
+    return write_photos(tmp_path / "images", 8, 4)
 
 
 def truncate(path: Path) -> None:
