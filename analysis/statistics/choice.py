@@ -199,7 +199,7 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     """
     cells = store.table("cells").to_pylist()
     tuned = _tuned(store)
-    noise = _noise(store, tuned)
+    noise = _noise(store, cells, tuned)
     took = {(r["sweep"], r["cell_id"]): r["lr"] for r in store.table("chosen").to_pylist()}
     found: dict[CellKey, float] = {}
     chosen: dict[tuple[Place, str], dict[CellKey, float]] = defaultdict(dict)
@@ -220,7 +220,9 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     return found
 
 
-def _noise(store: Store, tuned: Mapping[CellKey, tuple[Array | None, Runs]]) -> dict[Place, float]:
+def _noise(
+    store: Store, cells: Sequence[Row], tuned: Mapping[CellKey, tuple[Array | None, Runs]]
+) -> dict[Place, float]:
     """Variance of one run by place: the larger of CONFIRM's and, where rates were run again, TUNE's.
 
     CONFIRM's is pooled over its budgets, or over all its cells where no budget has two methods. One cell alone does not
@@ -228,7 +230,7 @@ def _noise(store: Store, tuned: Mapping[CellKey, tuple[Array | None, Runs]]) -> 
     """
     found = _confirm_noise(store)
     again: dict[Place, list[tuple[Array, int]]] = defaultdict(list)
-    for cell in store.table("cells").to_pylist():
+    for cell in cells:
         if (key := (cell["sweep"], cell["cell_id"])) in tuned:
             again[place_of(cell)].append(rerun_noise(tuned[key][1].again))
     for place in found:

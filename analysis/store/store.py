@@ -135,7 +135,8 @@ class Store:
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
                 damaged += bad
         tables = {name: latest(name, found) for name, found in parts.items()}
-        entitle({row["method"]: row["title"] for row in tables["cells"].to_pylist() if row["title"]})
+        named = tables["cells"].select(["method", "title"]).to_pylist()
+        entitle({row["method"]: row["title"] for row in named if row["title"]})
         return _Snapshot(state, tables, everything, damaged)
 
 
