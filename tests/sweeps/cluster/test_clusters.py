@@ -117,18 +117,16 @@ def test_other_machines_keep_their_own_python() -> None:
 def test_a_machine_that_lacks_something_is_named(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     check_nodes(tmp_path / "work" / "ray")
     assert list((tmp_path / "work" / "ray").iterdir()) == []
-    monkeypatch.setattr("sweeps.cluster.nodes.look", _blind)
-    with pytest.raises(ResourceError, match=r"output = \S+ is not seen by .*all machines share"):
-        check_nodes(tmp_path / "work" / "ray")
-    monkeypatch.setattr("sweeps.cluster.nodes.look", _bare)
-    with pytest.raises(ResourceError, match=r"can't run this package \(.*No module named 'sweeps'"):
-        check_nodes(tmp_path / "work" / "ray")
-    monkeypatch.setattr("sweeps.cluster.nodes.look", _other_python)
-    with pytest.raises(ResourceError, match=r"has Python 0.0 there, and the driver 0.0 here"):
-        check_nodes(tmp_path / "work" / "ray")
-    monkeypatch.setattr("sweeps.cluster.nodes.look", _other_package)
-    with pytest.raises(ResourceError, match=r"has this package 0.0 there, and the driver 0.0 here"):
-        check_nodes(tmp_path / "work" / "ray")
+    lacks = (
+        (_blind, r"output = \S+ is not seen by .*all machines share"),
+        (_bare, r"can't run this package \(.*No module named 'sweeps'"),
+        (_other_python, r"has Python 0.0 there, and the driver 0.0 here"),
+        (_other_package, r"has this package 0.0 there, and the driver 0.0 here"),
+    )
+    for look, said in lacks:
+        monkeypatch.setattr("sweeps.cluster.nodes.look", look)
+        with pytest.raises(ResourceError, match=said):
+            check_nodes(tmp_path / "work" / "ray")
 
 
 def _blind(token: str) -> dict[str, Any]:
