@@ -192,6 +192,7 @@ def main() -> None:
     """Run what is missing of the tables, then print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="number of the first table, to share the work")
     parser.add_argument("--results", type=Path, default=Path("results/aa-real-split"))
     parser.add_argument("--minutes", type=float, default=None, help="begin no further table after so many")
     parser.add_argument("--quick", action="store_true", help="2 tiny tables in a temporary folder")
@@ -199,7 +200,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if given.quick else given.results.absolute()
-        rows = tables(folder, 2 if given.quick else given.tables, given.quick, given.minutes)
+        numbers = range(2) if given.quick else range(given.first, given.first + given.tables)
+        rows = tables(folder, numbers, given.quick, given.minutes)
     if not rows:
         sys.exit("no table was finished; the same command goes on")
     found = summary(rows)
@@ -208,14 +210,14 @@ def main() -> None:
         given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def tables(folder: Path, count: int, quick: bool, minutes: float | None) -> list[Row]:
-    """Rows of the first `count` tables; those that are not finished are run."""
+def tables(folder: Path, numbers: Sequence[int], quick: bool, minutes: float | None) -> list[Row]:
+    """Rows of these tables; those that are not finished are run."""
     folder.mkdir(parents=True, exist_ok=True)
-    specs = {number: table_spec(number, folder, quick) for number in range(count)}
+    specs = {number: table_spec(number, folder, quick) for number in numbers}
     missing = [n for n, spec in specs.items() if _left(spec)]
     begun = time.monotonic()
     if missing:
-        with Pool(specs[0].resources, folder / "ray") as pool:
+        with Pool(specs[numbers[0]].resources, folder / "ray") as pool:
             for number in missing:
                 if minutes is not None and time.monotonic() - begun > 60 * minutes:
                     break

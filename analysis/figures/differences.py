@@ -107,7 +107,8 @@ def _curve(axes: Any, gid: str, rows: Sequence[Row], shift: float, *, banded: bo
         axes.vlines([at for at, _ in known], *ends, color=look.colour, linewidth=1.0, alpha=0.7)
     for at, r in zip(x, rows, strict=True):
         said = f"95 % band {r['band']}" if r["band"] else "no 95 % band: one seed, or no spread"
-        where = f"{look.name} at {r['reference']}: {change_text(r)} points, {r['n']} pairs, {said}; {r['verdict']}"
+        verdict = r["verdict"] or "a mean over data sets, not tested at one budget"
+        where = f"{look.name} at {r['reference']}: {change_text(r)} points, {r['n']} pairs, {said}; {verdict}"
         dot(axes, method, at, 100 * r["difference"], where)
 
 

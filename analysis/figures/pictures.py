@@ -138,7 +138,7 @@ def _differences(store: Store) -> list[Picture]:
     given = " or ".join(sorted({r["band"] for r in table.to_pylist() if r["band"]})) or "none: one seed, or no spread"
     caption = (
         f"Paired difference to {name} at the same budget, in points. {shapes} simultaneous 95 % intervals over seeds "
-        f"({given}): all {table['family'][0]} comparisons of the table lie in theirs at once. {name} is the zero line."
+        f"({given}): all {table['family'][0]} differences lie in theirs at once. {name} is the zero line."
     )
     if margin is not None:
         caption += f" Grey: differences within the margin of {100 * margin:g} points, which count as none."

@@ -19,13 +19,13 @@ from analysis.statistics.inference import (
     Difference,
     in_sequence,
     mean_interval,
-    paired_difference,
     t_difference,
     verdict,
 )
 from analysis.statistics.looks import level
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
+    Cell,
     Seed,
     averaged,
     by,
@@ -38,7 +38,7 @@ from analysis.statistics.runs import (
 )
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import in_order, style
+from analysis.styles import Place, in_order, style
 
 Runs = Sequence[Row]
 """The confirmed runs of a cell."""
@@ -208,11 +208,12 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
     found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
-        other = cells.get((place, baseline, reference)) or cells.get((place, baseline, None))
+        other = baseline_runs(cells, place, baseline, reference)
         if method == baseline or runs[0]["budget"] is None or not other:
             continue
-        difference = _paired(runs, other)
-        if difference is not None:
+        seen = gaps(runs, other)
+        if seen:
+            difference = t_difference(list(seen.values()))
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
             row |= {"params_ratio": _ratio(runs[0], other[0]), "edge": _edge(edges, runs[0], other[0])}
             found.append((row, difference))
@@ -275,12 +276,17 @@ def _is_overall(row: Row) -> bool:
     return row["reference"] is None and row["test"] != OVER_DATASETS
 
 
-def _paired(runs: Runs, other: Runs) -> Difference | None:
-    """The difference over common seeds; a baseline that trains nothing has one score, whatever the seed."""
+def baseline_runs(cells: Mapping[Cell, Runs], place: Place, baseline: str, reference: str | None) -> Runs:
+    """The baseline's runs at a budget, or its only ones where it has no budget; empty where there are none."""
+    return cells.get((place, baseline, reference)) or cells.get((place, baseline, None)) or []
+
+
+def gaps(runs: Runs, other: Runs) -> dict[Seed, float]:
+    """Differences of test scores over common seeds; what trains nothing has one score, whatever the seed."""
     mine, theirs = by_seed(runs), by_seed(other)
     if other[0]["method"] == UNTRAINED and len(theirs) == 1:
         theirs = dict.fromkeys(mine, next(iter(theirs.values())))
-    return paired_difference(mine, theirs)
+    return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
 
 
 def _ratio(mine: Row, other: Row) -> float | None:
@@ -339,8 +345,7 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         for (dataset,), mine in by(several, "dataset").items():
             place = (sweep, model, dataset, size)
             pairs = [(cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine]
-            scores = [(by_seed(runs), by_seed(other)) for runs, other in pairs]
-            differences = averaged([{s: a[s] - b[s] for s in a if s in b} for a, b in scores])
+            differences = averaged([gaps(runs, other) for runs, other in pairs])
             if differences:
                 blocks[dataset] = differences
                 parts.append(_added(choice, pairs))

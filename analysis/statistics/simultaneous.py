@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.format import Row
-from analysis.statistics.inference import LEVEL, NO_SPREAD, half_width
-from analysis.statistics.runs import by
-from analysis.statistics.scaling import comparisons
+from analysis.statistics.inference import LEVEL, Difference
+from analysis.statistics.runs import by, confirmed, over_datasets, sharing_seeds
+from analysis.statistics.scaling import baseline_runs, compared, gaps
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
+from analysis.styles import place_of
 
 DRAWS = 400
 
@@ -65,11 +66,11 @@ def t_weights(seeds: Sequence[int], draws: int = DRAWS) -> NDArray[np.float64]:
 
 DIFFERENCES = pa.schema(
     [
-        *typed(TEXT, *PLACE, "method", "baseline", "reference"),
-        *typed(INT, "budget", "n", "family"),  # family: comparisons that hold at once, all that the verdicts are for
+        *typed(TEXT, *PLACE, "method", "baseline", "reference"),  # dataset null: the mean over `n_datasets` data sets
+        *typed(INT, "budget", "n", "n_datasets", "family"),  # family: differences that hold at once, all of the table
         *typed(REAL, "difference", "low", "high"),  # null where a point has no spread, or one seed
         ("band", TEXT),  # WITH_CHOICE or GIVEN_RATES; null without one
-        *typed(TEXT, "verdict"),
+        *typed(TEXT, "verdict"),  # null for a mean over data sets: at a single budget it is not tested
     ]
 )
 WITH_CHOICE, GIVEN_RATES = "with the choice of rates", "given the chosen rates"
@@ -79,26 +80,45 @@ WITH_CHOICE, GIVEN_RATES = "with the choice of rates", "given the chosen rates"
 def difference_curves(store: Store, baseline: str | None = None) -> pa.Table:
     """Every method's paired difference to a baseline over the budgets of a place; columns `DIFFERENCES`.
 
-    `low` and `high` are a band: with 95 % all comparisons of the table lie in theirs at once, whatever the order
+    A sweep over several data sets also has rows with a null `dataset`, as `scaling.curve` has: the mean over all its
+    data sets, for methods and budgets that have a difference on each.
+
+    `low` and `high` are a band: with 95 % all differences of the table lie in theirs at once, whatever the order
     of tests: a verdict may be withheld, because the mean over budgets is not settled, where a band leaves out zero.
     What the choice of both arms' rates adds is in it where it is known at every budget of the curve.
     """
+    single = compared(store, baseline)
+    each = [row | {"of": of} for row, of in [*single, *_means(store, [row for row, _ in single])]]
+    family = sum(r["of"].testable for r in each)  # the rows over all budgets, which no panel shows, too
     rows: list[Row] = []
-    compared = comparisons(store, baseline).to_pylist()
-    family = sum(map(_spread, compared))
-    for curve in by([r for r in compared if r["reference"] is not None], *PLACE, "method").values():
+    for curve in by([r for r in each if r["reference"]], *PLACE, "method").values():
         known = all(r["choice_sd"] is not None for r in curve)
         for r in sorted(curve, key=lambda r: r["budget"]):
-            row = {name: r.get(name) for name in DIFFERENCES.names} | {"family": family, "low": None}
-            row |= {"high": None, "band": None}
-            if _spread(r):
+            row = {name: r.get(name) for name in DIFFERENCES.names} | {"family": family, "low": None, "high": None}
+            if r["of"].testable:
                 added = r["choice_sd"] ** 2 if known else 0.0
-                half = float(half_width([r["error"] ** 2], [r["freedom"]], added, sidak(family)))
-                row |= {"low": r["difference"] - half, "high": r["difference"] + half}
+                row["low"], row["high"] = r["of"].widened(added).interval(sidak(family))
                 row["band"] = WITH_CHOICE if known else GIVEN_RATES
             rows.append(row)
     return pa.Table.from_pylist(rows, schema=DIFFERENCES)
 
 
-def _spread(row: Row) -> bool:
-    return row["error"] is not None and bool(row["error"] > NO_SPREAD)
+def _means(store: Store, single: Sequence[Row]) -> list[tuple[Row, Difference]]:
+    """The differences at each budget averaged over all data sets of a sweep and training size."""
+    cells, sharing, found = confirmed(store), sharing_seeds(store), []
+    at_budgets = [r for r in single if r["reference"] and r["dataset"]]
+    for (sweep, _, _), of_place in by(at_budgets, "sweep", "model", "train_size").items():
+        sets, shared = len({r["dataset"] for r in of_place}), sweep in sharing
+        for (method, reference), rows in by(of_place, "method", "reference").items():
+            if sets < 2 or len(rows) < sets:
+                continue
+            mine = [cells[place_of(r), method, reference] for r in rows]
+            other = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in rows]
+            difference = over_datasets([gaps(*pair) for pair in zip(mine, other, strict=True)], shared=shared)
+            if difference is not None:
+                known = [r["choice_sd"] ** 2 for r in rows if r["choice_sd"] is not None]
+                # choices on shared seeds may go wrong alike
+                added = (sum(known) / sets / (1 if shared else sets)) ** 0.5 if len(known) == sets else None
+                row = {"dataset": None, "n_datasets": sets, "n": difference.n, "difference": difference.mean}
+                found.append((rows[0] | row | {"choice_sd": added, "verdict": None}, difference))
+    return found

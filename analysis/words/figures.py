@@ -33,7 +33,8 @@ def conclude_differences(rows: Sequence[Row], asked: Question = ASKED) -> str:
     Args:
         rows: of `simultaneous.difference_curves`.
     """
-    (a, b), mine = names_of(asked), of_question(rows, asked)
+    (a, b), all_rows = names_of(asked), of_question(rows, asked)
+    mine, means = [r for r in all_rows if r["dataset"]], [r for r in all_rows if not r["dataset"] and r["band"]]
     if not mine:
         return f"No difference of {a} and {b}: nowhere are both confirmed with a common seed."
     gaps = [r["difference"] for r in mine]
@@ -46,8 +47,9 @@ def conclude_differences(rows: Sequence[Row], asked: Question = ASKED) -> str:
     banded = [r for r in mine if r["band"]]
     if not banded:
         return f"{text}, {said}; with one seed, or no spread between seeds, there is no band."
-    apart = sum(r["low"] > 0 or r["high"] < 0 for r in banded)
-    return f"{text}; by the corrected verdicts {said}; the simultaneous 95 % band leaves out zero at {apart}."
+    apart, of_means = (sum(r["low"] > 0 or r["high"] < 0 for r in part) for part in (banded, means))
+    text += f"; by the corrected verdicts {said}; the simultaneous 95 % band leaves out zero at {apart}"
+    return f"{text}, that of the mean over data sets at {of_means} of {len(means)}." if means else f"{text}."
 
 
 def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) -> str:

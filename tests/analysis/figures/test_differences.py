@@ -12,8 +12,10 @@ from matplotlib.colors import to_hex
 from analysis import Store, open_store
 from analysis.figures.differences import MARGIN, draw_differences
 from analysis.figures.pictures import pictures
+from analysis.format import Row
+from analysis.statistics.inference import half_width
 from analysis.statistics.scaling import comparisons
-from analysis.statistics.simultaneous import DIFFERENCES, GIVEN_RATES, WITH_CHOICE, difference_curves
+from analysis.statistics.simultaneous import DIFFERENCES, GIVEN_RATES, WITH_CHOICE, difference_curves, sidak
 from analysis.styles import style
 from tests.analysis.odd import odd_results
 from tests.analysis.synthetic import make_results
@@ -39,13 +41,52 @@ def test_a_band_that_leaves_out_zero_has_a_verdict(store: Store, wide: Store) ->
     for one in (store, wide):
         compared = {tuple(r[k] for k in DIFFERENCES.names[:7]): r for r in comparisons(one).to_pylist()}
         apart = 0
-        for r in difference_curves(one).to_pylist():
+        for r in (r for r in difference_curves(one).to_pylist() if r["dataset"]):
             mine = compared[tuple(r[k] for k in DIFFERENCES.names[:7])]
             assert r["low"] < mine["low"] < mine["difference"] == r["difference"] < mine["high"] < r["high"]
             if r["low"] > 0 or r["high"] < 0:
                 apart += 1
                 assert r["verdict"] == ("higher" if r["low"] > 0 else "lower")
         assert apart > 2
+
+
+@pytest.mark.parametrize("rule", ["per-data-set", None])
+def test_the_mean_over_data_sets_has_a_panel_of_its_own(tmp_path: Path, rule: str | None) -> None:
+    methods, rng = {"lora": (1, 4), "randlora": (1, 4), "vera": (1,)}, np.random.default_rng(0)
+    cells = {(m, f"lora-{r}", d): dict(enumerate(rng.normal(0.7 + 0.02 * k, 0.01, 4)))
+             for d in "abc" for k, m in enumerate(methods) for r in methods[m]}  # fmt: skip
+    one = open_store(odd_results(tmp_path / "one", cells, tune=(), seed_rule=rule))
+    rows, compared = difference_curves(one).to_pylist(), comparisons(one).to_pylist()
+    means = [r for r in rows if r["dataset"] is None]
+    assert [key(r) for r in means] == [(m, f"lora-{r}") for m in ("randlora", "vera") for r in methods[m]]
+    assert {r["family"] for r in rows} == {sum(r["error"] is not None for r in compared) + len(means)}
+    for r in means:
+        mine = [c for c in compared if c["dataset"] in ("a", "b", "c") and key(c) == key(r)]
+        gaps = np.array(
+            [[cells[(*key(r), d)][s] - cells["lora", r["reference"], d][s] for s in range(4)] for d in "abc"]
+        )
+        assert r["difference"] == pytest.approx(gaps.mean()) and r["verdict"] is None and r["n_datasets"] == 3
+        # seeds of their own: a mean's variance is a ninth of the sets' sum; shared ones are averaged first
+        parts = ([c["error"] ** 2 / 9 for c in mine], [c["freedom"] for c in mine])
+        parts = parts if rule else ([gaps.mean(axis=0).var(ddof=1) / 4], [3])
+        half = half_width(*parts, sum(c["choice_sd"] ** 2 for c in mine) / 9, sidak(r["family"]))
+        assert r["high"] - r["low"] == pytest.approx(2 * float(half))
+    [picture] = [p for p in pictures(one) if p.stem == "differences"]
+    assert picture.figure.axes[0].get_title(loc="left").startswith("mean over data sets")
+    assert "that of the mean over data sets at" in picture.says and "over 6 budgets" in picture.says
+
+
+def test_a_method_that_one_data_set_lacks_has_no_mean_over_them(tmp_path: Path) -> None:
+    cells = {(m, "lora-1", d): {s: 0.7 + k / 50 + (m == "vera") * s / 99 for s in range(3)}
+             for k, m in enumerate(("lora", "vera", "nola")) for d in "ab" if (m, d) != ("nola", "b")}  # fmt: skip
+    rows = difference_curves(open_store(odd_results(tmp_path / "one", cells))).to_pylist()
+    assert [(r["method"], r["dataset"]) for r in rows if r["method"] == "nola"] == [("nola", "a")]
+    assert {r["dataset"] for r in rows if r["method"] == "vera"} == {"a", "b", None}
+
+
+def key(row: Row) -> tuple[str, str]:
+    """Method and budget."""
+    return row["method"], row["reference"]
 
 
 def test_a_band_says_whether_the_choice_of_rates_is_in_it(store: Store, tmp_path: Path) -> None:
