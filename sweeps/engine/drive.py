@@ -62,13 +62,18 @@ class Stop:
 
 
 @contextlib.contextmanager
-def watch(stop: Stop, dispatcher: Dispatcher) -> Iterator[None]:
-    """Carry a stop to the broker: from a thread, since a handler may have interrupted Ray in the middle of a call."""
+def watch(stop: Stop, dispatcher: Dispatcher, pool: Pool) -> Iterator[None]:
+    """Carry a stop, or the end of all lanes, to the broker.
+
+    From a thread, since a handler may have interrupted Ray in the middle of a call.
+    """
     over = threading.Event()
 
     def carry() -> None:
         while not over.is_set():
-            if stop.wait():
+            down = pool.down
+            if stop.wait() or down is not None:
+                dispatcher.dead = dispatcher.dead or down
                 dispatcher.interrupted = True
                 dispatcher.broker.interrupt.remote()
                 return
@@ -95,7 +100,7 @@ def drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], s
         while not stop:
             most = wave(pool.trials * packed)
             dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, most, changed, packing)
-            with watch(stop, dispatcher):
+            with watch(stop, dispatcher, pool):
                 _tune(dispatcher, pool, packed)
             if stop.fault is not None:
                 raise stop.fault

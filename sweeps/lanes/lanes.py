@@ -7,6 +7,7 @@ trial. What a worker does is in `sweeps.lanes.worker`.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 import uuid
@@ -38,6 +39,8 @@ PROVEN_S = 600.0
 """Seconds that a lane must be up for its failures to be counted anew."""
 RETRY_S = 60.0
 """Between tries of a lane that is down, as when its machine is lost and another may take its place."""
+_TELLS, _TELL_S = 5, 2.0
+"""How often, and with how many seconds between, a lane that ended is freed and told of: Ray may refuse for a moment."""
 _LEAVE_S = 2.0
 _END_S = 5.0
 """For the threads of lanes whose controllers were ended. Ray itself tells them within a tenth of that."""
@@ -144,6 +147,7 @@ class Lanes:
         self._lock = threading.Lock()
         self._lanes = [_Lane(f"lane{k}", shape) for k, shape in enumerate(shapes)]
         self._alive = len(self._lanes)
+        self._why = "they have ended"
         for lane in self._lanes:
             lane.thread = threading.Thread(target=self._keep_up, args=(lane,), name=lane.name, daemon=True)
             lane.thread.start()
@@ -156,12 +160,14 @@ class Lanes:
             ended: str | None = None  # no exception is kept: its frames would hold Ray's handles past the session
             try:
                 self._fit(lane, number)
-                if not lane.shape.isolated:
-                    return  # told to stop; an isolated one has done a trial, and the next gets processes of its own
+                if not lane.shape.isolated:  # told to stop; an isolated one has done a trial, and the next gets
+                    self._why = "their workers were told to stop"  # processes of its own
+                    return
             except SystemExit:  # so Ray ends a thread that still waits when the session goes down
+                self._why = "Ray has ended their threads"
                 return
             except Exception as error:  # noqa: BLE001  # Ray raises its own and its actors' errors here
-                ended = reason(error)
+                ended = self._why = reason(error)
             with self._lock:
                 if ended is None or time.monotonic() - begun > PROVEN_S:
                     self._alive += failures >= LANE_TRIES
@@ -180,17 +186,20 @@ class Lanes:
 
         Then Ray is not called any more: without its session it would end the process.
         """
-        if self._stopping.is_set():
-            return False
-        try:
-            _free(lane.controller)
-            told = self._broker.lane_lost.remote(lane.name, why, final)
-            while not self._stopping.is_set():  # a broker that starts again, or hangs, is not waited for at the end
-                if ray.wait([told], timeout=0.5)[0]:
-                    ray.get(told)
-                    return True
-        except Exception:  # noqa: BLE001  # whatever Ray raises: so is the lane
-            return False
+        for _ in range(_TELLS):
+            if self._stopping.is_set():
+                return False
+            try:
+                _free(lane.controller)
+                told = self._broker.lane_lost.remote(lane.name, why, final)
+                while not self._stopping.is_set():  # a broker that starts again, or hangs, is not waited for at the end
+                    if ray.wait([told], timeout=0.5)[0]:
+                        ray.get(told)
+                        return True
+            except Exception as error:  # noqa: BLE001  # whatever Ray raises: so is the lane
+                self._why = f"{why}; then it could not be started again: {reason(error)}"
+                logging.getLogger("sweeps").warning("%s: %s", lane.name, self._why)
+            self._stopping.wait(_TELL_S)
         return False
 
     def _fit(self, lane: _Lane, number: int) -> None:
@@ -222,6 +231,14 @@ class Lanes:
         )
         lane.trainer.leave = self._leaving
         lane.trainer.fit()
+
+    @property
+    def down(self) -> str | None:
+        """Why no lane is kept up any more, though nobody stopped them; None while one is.
+
+        A broker that could be told knows it too. This is for when it could not: then its proxies would wait for ever.
+        """
+        return None if self._stopping.is_set() or self._up() else self._why
 
     def ending(self) -> None:
         """The broker is about to tell the lanes to return: none is started again."""

@@ -73,6 +73,12 @@ class Pool:
         """Which of Ray's own processes died, in words, if one has."""
         return self._session.look()
 
+    @property
+    def down(self) -> str | None:
+        """Why no lane is kept up any more; None while one is, or before the first."""
+        found: str | None = None if self._lanes is None else self._lanes.down
+        return found
+
     def minded(self) -> AbstractContextManager[None]:
         """Errors of the block are a `RayLostError` where Ray's own processes have died."""
         return self._session.minded()

@@ -134,6 +134,22 @@ def test_lanes_that_cannot_start_are_an_error_that_says_why(
         ray.kill(broken)
 
 
+def test_lanes_that_ended_untold_end_the_sweep_which_goes_on_later(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed
+) -> None:
+    """No worker asks for a trial any more, and the broker knows of nothing: proxies would wait for ever."""
+    slow = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera"))
+    down = property(lambda self: "OSError: busy" if events(tmp_path / "r", "finish") else None)
+    monkeypatch.setattr(Pool, "down", down)
+    with pytest.raises(EngineError, match="no lane could be kept up: OSError: busy"):
+        go(fake_plan(tmp_path / "r", slow), pool)
+    monkeypatch.undo()
+    before = events(tmp_path / "r", "finish")
+    summary = go(fake_plan(tmp_path / "r", slow), pool)
+    assert 0 < len(before) <= summary.skipped and summary.skipped + summary.finished == 16
+    assert_same_tables(tmp_path / "r", undisturbed(PAIR))
+
+
 @pytest.mark.slow
 def test_a_data_parallel_group_trains_one_trial_at_a_time(tmp_path: Path) -> None:
     """In its own process: this one's Ray session has its CPUs in the shared lanes."""

@@ -15,6 +15,7 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from sweeps.cluster.resources import LaneShape
+from sweeps.lanes import lanes
 from sweeps.lanes.broker import Broker
 from sweeps.lanes.lanes import Lanes
 from sweeps.lanes.pool import Pool
@@ -103,3 +104,35 @@ def test_a_controller_that_dies_early_leaves_no_room_taken(waiting: Waiting) -> 
     wait_for(lambda: waiting.groups() - before)
     wait_for(lambda: not waiting.groups() & before)
     assert waiting.lanes.stop(0.2)
+
+
+@pytest.mark.slow
+def test_a_lane_is_started_again_where_ray_refuses_for_a_moment(
+    waiting: Waiting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused, real, before = [], lanes._free, waiting.controller
+    monkeypatch.setattr(lanes, "_TELL_S", 0.1)
+
+    def free(controller: Any) -> None:
+        if len(refused) < 2:
+            refused.append(controller)
+            raise RuntimeError("the control store is busy")
+        real(controller)
+
+    monkeypatch.setattr(lanes, "_free", free)
+    ray.kill(before)
+    wait_for(lambda: waiting.controller not in (None, before))
+    assert len(refused) == 2 and waiting.lanes.down is None
+    assert "could not be started again: RuntimeError: the control store is busy" in caplog.text
+
+
+def test_a_lane_that_ray_never_frees_is_down_and_says_why(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "_TELL_S", 0.01)
+    monkeypatch.setattr(lanes, "_free", lambda _: 1 / 0)
+    assert waiting.lanes.down is None
+    ray.kill(waiting.controller)
+    wait_for(waiting.ended)
+    assert "could not be started again: ZeroDivisionError" in str(waiting.lanes.down)
+    monkeypatch.undo()
+    waiting.lanes.ending()
+    assert waiting.lanes.down is None  # nobody is missed
