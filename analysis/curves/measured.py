@@ -19,8 +19,8 @@ import pyarrow as pa
 from analysis.curves.fits import FEWEST_POINTS, Curve
 from analysis.errors import StoreError, nearest
 from analysis.format import Row
-from analysis.statistics.runs import Seed, averaged, by, by_seed, shared_seeds
-from analysis.statistics.scaling import UNTRAINED, curve
+from analysis.statistics.runs import UNTRAINED, Seed, averaged, by, by_seed, shared_seeds
+from analysis.statistics.scaling import curve
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import Place, budget_order, place_of, size_key, size_text, style

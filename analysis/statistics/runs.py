@@ -16,6 +16,8 @@ Cell = tuple[Place, str, str | None]
 Seed = tuple[int, int, int]
 """(data seed, init seed, basis seed)."""
 
+UNTRAINED = "zero-shot"
+
 _RUNS = """
 select sweep, cell_id, model, dataset, train_size, method, reference, budget, adapter_params, lr,
        data_seed, init_seed, basis_seed, val_score, test_score
@@ -82,3 +84,18 @@ def over_datasets(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Di
         return stratified_difference([list(values.values()) for values in blocks])
     means = list(averaged(blocks).values()) if blocks else []
     return t_difference(means, OVER_SEEDS if len(blocks) > 1 else T_TEST) if means else None
+
+
+def baseline_runs(
+    cells: Mapping[Cell, Sequence[Row]], place: Place, baseline: str, reference: str | None
+) -> Sequence[Row]:
+    """The baseline's runs at a budget, or its only ones where it has no budget; empty where there are none."""
+    return cells.get((place, baseline, reference)) or cells.get((place, baseline, None)) or []
+
+
+def gaps(runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float]:
+    """Differences of test scores over common seeds; what trains nothing has one score, whatever the seed."""
+    mine, theirs = by_seed(runs), by_seed(other)
+    if other[0]["method"] == UNTRAINED and len(theirs) == 1:
+        theirs = dict.fromkeys(mine, next(iter(theirs.values())))
+    return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}

@@ -25,12 +25,13 @@ from analysis.statistics.inference import (
 from analysis.statistics.looks import level
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
-    Cell,
     Seed,
     averaged,
+    baseline_runs,
     by,
     by_seed,
     confirmed,
+    gaps,
     over_datasets,
     seed_of,
     shared_seeds,
@@ -38,15 +39,13 @@ from analysis.statistics.runs import (
 )
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import Place, in_order, style
+from analysis.styles import in_order, style
 
 Runs = Sequence[Row]
 """The confirmed runs of a cell."""
 
 FOCUS, BASELINE = "randlora", "lora"
 """The question's two methods: full rank and low rank at the same count."""
-
-UNTRAINED = "zero-shot"
 
 
 @dataclass(frozen=True)
@@ -274,19 +273,6 @@ def _tested(rows: Sequence[Row]) -> int:
 
 def _is_overall(row: Row) -> bool:
     return row["reference"] is None and row["test"] != OVER_DATASETS
-
-
-def baseline_runs(cells: Mapping[Cell, Runs], place: Place, baseline: str, reference: str | None) -> Runs:
-    """The baseline's runs at a budget, or its only ones where it has no budget; empty where there are none."""
-    return cells.get((place, baseline, reference)) or cells.get((place, baseline, None)) or []
-
-
-def gaps(runs: Runs, other: Runs) -> dict[Seed, float]:
-    """Differences of test scores over common seeds; what trains nothing has one score, whatever the seed."""
-    mine, theirs = by_seed(runs), by_seed(other)
-    if other[0]["method"] == UNTRAINED and len(theirs) == 1:
-        theirs = dict.fromkeys(mine, next(iter(theirs.values())))
-    return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
 
 
 def _ratio(mine: Row, other: Row) -> float | None:

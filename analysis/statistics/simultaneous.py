@@ -15,8 +15,8 @@ from scipy import stats
 
 from analysis.format import Row
 from analysis.statistics.inference import LEVEL, Difference
-from analysis.statistics.runs import by, confirmed, over_datasets, sharing_seeds
-from analysis.statistics.scaling import baseline_runs, compared, gaps
+from analysis.statistics.runs import baseline_runs, by, confirmed, gaps, over_datasets, sharing_seeds
+from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import place_of

@@ -16,7 +16,8 @@ from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
 from analysis.format import Row, points
 from analysis.statistics.inference import NOT_KNOWN
-from analysis.statistics.scaling import UNTRAINED, Question
+from analysis.statistics.runs import UNTRAINED
+from analysis.statistics.scaling import Question
 from analysis.store.views import RISING
 from analysis.styles import in_order, size_key, size_text, style
 from analysis.words.conclusions import ASKED, SAID, names_of, of_question

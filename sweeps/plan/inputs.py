@@ -17,6 +17,7 @@ from trainables.data.registry import DATASETS
 from trainables.data.text.dataset import TextDataset
 from trainables.errors import DataError
 from trainables.models.families import parse_id
+from trainables.models.loading import check_weights
 
 OPENED = 4000
 """Images of a data set's training pool that are opened beforehand; of a larger pool, evenly spaced ones."""
@@ -29,12 +30,14 @@ def check_inputs(plan: Plan) -> None:
     Raises:
         SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
             whose finished trials saw other data under the same name; a test split that is a copy of train.
+        ModelError: weights that are neither here nor to be had.
         DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
             can't be had at once, each with how to get it.
     """
     parsed = parse_id(plan.spec.model.id)
     if parsed.scheme == "open_clip" and parsed.tag is None:
         raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
+    check_weights(plan.spec.model.id)
     check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before this writes into it
     forget()  # files may have changed since this process read them
     _check_sizes(plan)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from trainables.data.splits import SplitSet
 from trainables.errors import DataError
+from trainables.hub import hub_answers
 
 D = TypeVar("D", bound=SplitSet[Any])
 
@@ -37,6 +38,7 @@ def hub_splits(dataset: str, repository: str, *config: str, instead: str, **wher
 
     `config` and `where` go to `datasets.load_dataset`; `instead` says what to do where it can't be had.
     """
+    hub_answers()
     import datasets
 
     try:

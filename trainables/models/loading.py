@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trainables.data.images.pixels import Recipe
 from trainables.errors import first_line
+from trainables.hub import hub_answers
 from trainables.models.families import Kind, ModelError, ModelId, parse_id
 from trainables.models.shapes import UNREADABLE, advice, gguf_argument, hf_class, hf_config, is_open_clip, kind_of
 
@@ -68,6 +69,8 @@ def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool 
     Raises ModelError: an unknown id, missing or malformed files, weights that are not safetensors, or no network.
     """
     parsed = parse_id(model_id)
+    if parsed.folder is None:
+        hub_answers()
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
         torch.manual_seed(0)
         if not is_open_clip(parsed, model_id):
@@ -76,6 +79,35 @@ def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool 
             return _load_open_clip(parsed.name, parsed, model_id, weights)
         _refuse_pickles(parsed.folder, model_id)
         return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
+
+
+def fetched(parsed: ModelId) -> Path | None:
+    """A file of a hub model that tells its revision, from the cache or the hub; None where open_clip has none.
+
+    Raises what the hub's client raises, an OSError or a ValueError, where it can't be had.
+    """
+    hub_answers()
+    if parsed.scheme == "open_clip":
+        import open_clip
+
+        found = open_clip.download_pretrained(open_clip.get_pretrained_cfg(parsed.name, parsed.tag))
+        return Path(found) if found else None
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(parsed.name, parsed.gguf or "config.json"))
+
+
+def check_weights(model_id: str) -> None:
+    """Raise ModelError where weights would come from the hub, which does not answer, and are in no cache."""
+    parsed = parse_id(model_id)
+    if parsed.scheme not in ("hf", "open_clip") or hub_answers():
+        return
+    try:
+        fetched(parsed)
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{model_id!r}: the hub does not answer, and this machine has no copy. {advice(model_id)}"
+        ) from error
 
 
 def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:

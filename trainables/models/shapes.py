@@ -16,9 +16,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from randlora.errors import nearest
 from randlora.model.families import matching
 from randlora.model.targets import resolve_targets
 from trainables.errors import first_line
+from trainables.hub import cached_repositories, hub_answers
 from trainables.models.encoders import model_type
 from trainables.models.families import FAMILIES, GGUF, Kind, ModelError, ModelId, family_named, parse_id
 
@@ -135,6 +137,8 @@ def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remo
     try:
         if (local := Path(source) / "config.json").is_file() and gguf is None:
             _check_layers(json.loads(local.read_text(encoding="utf-8")))  # a config makes a list of its layers
+        elif not Path(source).is_dir():
+            hub_answers()
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **gguf_argument(gguf, model_id))
     except Exception as error:  # values of any kind, a file of any kind; named and raised on
         raise ModelError(f"{model_id!r}: its config can't be read ({first_line(error)}). {advice(model_id)}") from error
@@ -179,7 +183,10 @@ def advice(model_id: str) -> str:
         return f"Without a network, download the file elsewhere and write local:DIR/FILE.gguf; {read}"
     if local:
         return "Check config.json, or save the model again with save_pretrained."
-    return "Without a network, download the model elsewhere and write local:DIR, a directory with its files."
+    known = [f"hf:{repository}" for repository in (*known_configs(), *cached_repositories())]
+    close = nearest(model_id, known)
+    found = f" ({close})" if close.startswith("nearest") and model_id not in known else ""
+    return f"Without a network, download the model elsewhere and write local:DIR, a directory with its files{found}."
 
 
 def hf_class(config: Any) -> Any:

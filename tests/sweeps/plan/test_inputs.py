@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 from sweeps.cli.plan import weak_of
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
-from sweeps.plan import digests, split_sizes
+from sweeps.plan import digests, inputs, split_sizes
 from sweeps.plan.digests import fingerprint, label_digest
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
@@ -23,6 +24,7 @@ from trainables.data.images.dataset import ImageSplit
 from trainables.data.registry import load_dataset
 from trainables.data.splits import split_of
 from trainables.errors import DataError
+from trainables.models.families import ModelError
 
 
 @pytest.fixture
@@ -53,6 +55,18 @@ def test_a_damaged_image_is_named(images: Path, tmp_path: Path) -> None:
     (images / "train" / "shoe" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(DataError, match=r"3\.png"):
         check_inputs(plan(images, str(tmp_path / "r")))
+
+
+def test_weights_that_cannot_be_had_stop_a_sweep_that_leaves_nothing(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(model_id: str) -> NoReturn:
+        raise ModelError(f"{model_id!r}: no copy")
+
+    monkeypatch.setattr(inputs, "check_weights", unknown)
+    with pytest.raises(ModelError, match="no copy"):
+        check_inputs(plan(images, str(tmp_path / "r")))
+    assert not (tmp_path / "r").exists()
 
 
 def test_all_data_that_is_missing_is_named_at_once(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from trainables.cache import cache_folder, draft, in_turn, make_folder, make_room, mark_used
 from trainables.models.families import ModelError, ModelId, parse_id
-from trainables.models.loading import LoadedModel, load_model
+from trainables.models.loading import LoadedModel, fetched, load_model
 from trainables.models.shapes import UNREADABLE
 from trainables.models.sharing.mapped import DamagedError, can_be_mapped, mapped_bytes, read, trim, write
 from trainables.models.sharing.skeleton import fill, fits, is_empty_form, named_tensors
@@ -195,16 +195,10 @@ def _files(parsed: ModelId) -> list[Any]:
         wanted = [parsed.gguf, "*.json"] if parsed.gguf else ["*.safetensors", "*.json"]
         return _stamps(path for pattern in wanted for path in sorted(parsed.folder.glob(pattern)))
     if parsed.scheme == "open_clip":
-        import open_clip
-
-        if parsed.tag is None:
-            return []
-        fetched = open_clip.download_pretrained(open_clip.get_pretrained_cfg(parsed.name, parsed.tag))
-        return _stamps([Path(fetched)]) if fetched else []
-    from huggingface_hub import hf_hub_download
-
-    found = Path(hf_hub_download(parsed.name, parsed.gguf or "config.json"))  # .../snapshots/REVISION/NAME
-    return [found.parent.name] if found.parent.parent.name == "snapshots" else []
+        found = None if parsed.tag is None else fetched(parsed)
+        return [] if found is None else _stamps([found])
+    found = fetched(parsed)  # .../snapshots/REVISION/NAME
+    return [found.parent.name] if found is not None and found.parent.parent.name == "snapshots" else []
 
 
 def _stamps(paths: Iterable[Path]) -> list[Any]:

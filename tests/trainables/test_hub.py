@@ -1,0 +1,66 @@
+"""A hub that does not answer is known at once, and nothing starts that would wait for it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from huggingface_hub import constants
+
+from trainables.hub import cached_repositories, hub_answers
+from trainables.models import loading
+from trainables.models.families import ModelError, ModelId
+from trainables.models.loading import check_weights
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A port of this machine that nobody listens on yet, as the hub's."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    hub_answers.cache_clear()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield taken
+    hub_answers.cache_clear()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(port: socket.socket) -> None:
+    assert not hub_answers() and constants.HF_HUB_OFFLINE
+    port.listen()
+    assert not hub_answers()  # what a process was told stays: its caches are what it has
+
+
+def test_a_hub_that_answers_is_used(port: socket.socket) -> None:
+    port.listen()
+    assert hub_answers() and not constants.HF_HUB_OFFLINE
+
+
+def test_behind_a_proxy_nobody_but_the_proxy_knows(port: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
+    assert hub_answers() and not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("model", ["hf:org/nothing", "open_clip:ViT-B-32/openai"])
+def test_weights_that_cannot_be_had_stop_a_sweep_before_it_starts(
+    model: str, port: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def neither(parsed: ModelId) -> NoReturn:
+        raise OSError("neither cached nor reachable")
+
+    monkeypatch.setattr(loading, "fetched", neither)
+    with pytest.raises(ModelError, match=r"the hub does not answer, and this machine has no copy.*local:DIR"):
+        check_weights(model)
+    monkeypatch.setattr(loading, "fetched", lambda parsed: Path("cached"))
+    check_weights(model)
+
+
+def test_repositories_in_the_cache_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    assert cached_repositories() == []
