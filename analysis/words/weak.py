@@ -56,7 +56,7 @@ def _few_examples(rows: Sequence[Row], trained: Sequence[Row], *, several: bool)
         found = {(r["dataset"], n) for r in mine if (n := r.get(column)) and n < FEW_EXAMPLES}
         for dataset, n in sorted(found):
             of = f" of {_short(dataset)}" if several else ""
-            yield f"{part}{of} has {n} example{'s' * (n > 1)}: one is {percent(1 / n)} points of accuracy"
+            yield f"{part}{of} has {n} example{'s' * (n > 1)}: one is {percent(1 / n)} % of them"
 
 
 def _absent_classes(rows: Sequence[Row]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,8 +12,8 @@ from rich.table import Table
 
 from analysis.format import quantity
 from sweeps.cli.options import Json
-from sweeps.cli.printing import emit, out, print_weak
-from sweeps.errors import SpecError, unknown
+from sweeps.cli.printing import emit, err, out, print_weak
+from sweeps.errors import Problem, SpecError, unknown
 
 _CARVED = "validation is 10 % of train, 5,000 at most, the same examples in every trial"
 
@@ -20,6 +21,9 @@ _CARVED = "validation is 10 % of train, 5,000 at most, the same examples in ever
 def data(
     name: Annotated[
         str | None, typer.Argument(help="A data set, cifar100 or folder:DIR; default: a list of all.")
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="Copy folder:DIR, which has classes and no splits, to here, a fifth to test.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -29,12 +33,27 @@ def data(
     """
     from trainables.data.registry import known_datasets
 
+    if split is not None:
+        name = _divided(name, split)
     if name is None:
         found = [describe(known) for known in known_datasets()]
         emit(as_json, lambda: found, lambda: _print_all(found))
     else:
         one = describe(name)
         emit(as_json, lambda: one, lambda: _print_one(one))
+
+
+def _divided(name: str | None, into: Path) -> str:
+    """Copy a folder of classes into one with splits; returns that one's id."""
+    from rich.progress import track
+
+    from trainables.data.images.dividing import divide
+
+    kind, _, folder = (name or "").partition(":")
+    if kind != "folder" or not Path(folder).is_dir():
+        raise SpecError([Problem("name", name, "is no folder to split", "folder:DIR, with DIR/CLASS/IMAGE")])
+    divide(Path(folder), into, lambda classes: track(classes, "classes", console=err, transient=True))
+    return f"folder:{into}"
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def test_nothing_is_said_of_good_evidence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"val_examples": 24}, "validation has 24 examples: one is 4.2 points of accuracy"),
-        ({"val_examples": 1}, "validation has 1 example: one is 100.0 points of accuracy"),
-        ({"test_examples": 36}, "test has 36 examples: one is 2.8 points of accuracy"),
+        ({"val_examples": 24}, "validation has 24 examples: one is 4.2 % of them"),
+        ({"val_examples": 1}, "validation has 1 example: one is 100.0 % of them"),
+        ({"test_examples": 36}, "test has 36 examples: one is 2.8 % of them"),
         ({"test_lacks": '["Dress", "Coat"]'}, "test of d has no example of Dress, Coat"),
         ({"confirm_seeds": 2}, "2 seeds: an interval reaches 12.7 standard errors each way, with 5 seeds 2.8"),
         ({"confirm_seeds": 1}, "1 seed: no interval, and no difference can be tested"),
@@ -60,9 +60,7 @@ def test_one_split_is_named_once_whatever_trains_on_it_and_by_name_among_others(
         for s in ("0.5", "1.0")
         for m in ("lora", "vera")
     ]
-    assert weak_evidence(cells) == [
-        f"validation of {d} has 40 examples: one is 2.5 points of accuracy" for d in ("d", "e")
-    ]
+    assert weak_evidence(cells) == [f"validation of {d} has 40 examples: one is 2.5 % of them" for d in ("d", "e")]
 
 
 def test_cells_that_tie_and_that_did_not_train(tmp_path: Path) -> None:

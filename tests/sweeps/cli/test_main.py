@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,29 @@ def test_data_says_what_is_in_a_folder(tmp_path: Path) -> None:
     own = json.loads(sweeps("data", f"folder:{tmp_path / 'own'}", "--json").stdout)
     assert (own["sizes"]["val"], own["split"]) == (7, "the validation split is the set's own")
     assert "nearest" in sweeps("data", f"folder:{tmp_path / 'owm'}").output
+
+
+def test_a_folder_of_classes_is_split(tmp_path: Path) -> None:
+    flat, new = tmp_path / "flat", tmp_path / "new"
+    for name, count, shade in (("oak", 12, 0), ("silver_birch", 3, 200)):
+        (flat / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (8, 8), shade + 9 * i).save(flat / name / f"{i}.png")
+        shutil.copy(flat / name / "0.png", flat / name / "copy.png")
+    assert f"--split NEW` makes them of DIR{os.sep}CLASS" in " ".join(sweeps("data", f"folder:{flat}").output.split())
+    found = json.loads(sweeps("data", f"folder:{flat}", "--split", str(new), "--json").stdout)
+    assert (found["name"], found["classes"], found["test_lacks"]) == (f"folder:{new}", 2, [])
+    sides = {part: {p.read_bytes() for p in new.glob(f"{part}/*/*.png")} for part in ("train", "test")}
+    assert not sides["train"] & sides["test"] and len(sides["test"]) == 3  # 2 of 12, and 1 of 3
+    assert len(list(new.glob("*/*/*.png"))) == 12 + 3 + 2
+    for words, said in (((flat, new), "exists already"), ((new / "train" / "oak", flat / "x"), "holds no CLASS/IMAGE")):
+        refused = sweeps("data", f"folder:{words[0]}", "--split", str(words[1]))
+        assert refused.exit_code == 2 and said in " ".join(refused.output.split())
+    (tmp_path / "one" / "oak").mkdir(parents=True)
+    shutil.copy(flat / "oak" / "0.png", tmp_path / "one" / "oak")
+    refused = sweeps("data", f"folder:{tmp_path / 'one'}", "--split", str(tmp_path / "two"))
+    assert refused.exit_code == 2 and "has one image" in refused.output and not (tmp_path / "two").exists()
+    assert "is no folder to split" in sweeps("data", "cifar100", "--split", str(tmp_path / "two")).output
 
 
 def test_plan_json_has_counts_and_infeasible_cells() -> None:

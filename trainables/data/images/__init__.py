@@ -4,6 +4,7 @@ Uses the splits and downloads of `data`.
 
     dataset      what an image set is, and how one is put together
     sources      image sets from Parquet, Arrow, class folders and the hub
+    dividing     a folder of classes without splits, copied into one with
     info         what is known of a registered set: sizes, words, terms
     torchvision  torchvision's sets, and the ones split here
     archives     sets that no library loads: VOC2007 crops, CUB-200, UCF101 frames

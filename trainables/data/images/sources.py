@@ -108,7 +108,7 @@ def from_folder(name: str, folder: Path) -> Dataset:
         shown = ", ".join(map(repr, inside[:6])) + (f" and {len(inside) - 6} more" if len(inside) > 6 else "")
         raise DataError(
             f"data set {name!r}: {folder} needs train/CLASS/IMAGE and test/CLASS/IMAGE, and perhaps val/CLASS/IMAGE; "
-            f"it holds {shown or 'nothing'}"
+            f"it holds {shown or 'nothing'}; `sweeps data folder:DIR --split NEW` makes them of DIR/CLASS/IMAGE"
         )
     folders = sorted(p.name for p in splits["train"].iterdir() if p.is_dir())
 

@@ -1,0 +1,62 @@
+"""A folder of classes that has no splits, copied into one that has."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from trainables.data.images.sources import IMAGE_SUFFIXES
+from trainables.errors import DataError
+
+PART = 5
+"""One image of so many is for the test."""
+
+
+Classes = Iterable[tuple[str, list[Path]]]
+
+
+def divide(folder: Path, into: Path, follow: Callable[[Classes], Classes] = iter) -> None:
+    """Copy `folder/CLASS/IMAGE` to `into/{train,test}/CLASS/IMAGE`: of each class a fifth for the test, at least one.
+
+    Which images these are goes by their files' SHA-256, so it is the same on every machine, and copies of one image
+    stay together. `follow` shows how far it is: it gets the classes, and gives them back one by one.
+
+    Raises:
+        DataError: no class, or a class with fewer than two different images; `into` exists already.
+        OSError: a file can't be read or written; then `into` is not there.
+    """
+    classes = {each.name: _images(each) for each in sorted(folder.iterdir()) if each.is_dir()}
+    if not any(classes.values()):
+        raise DataError(f"{folder} holds no CLASS/IMAGE; the images of each class need a folder of their own")
+    if into.exists():
+        raise DataError(f"{into} exists already; name a folder that does not")
+    draft = into.with_name(f".{into.name}.{os.getpid()}")
+    try:
+        for name, images in follow(list(classes.items())):
+            if not images:
+                continue
+            digests: dict[str, list[Path]] = {}
+            for image in images:
+                with image.open("rb") as file:
+                    digests.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), []).append(image)
+            if len(digests) < 2:
+                raise DataError(
+                    f"{folder / name} has {len(digests)} different image; 2 are needed, to train and to test"
+                )
+            ordered = sorted(digests)
+            tested = set(ordered[: max(1, len(ordered) // PART)])
+            for digest, copies in digests.items():
+                target = draft / ("test" if digest in tested else "train") / name
+                target.mkdir(parents=True, exist_ok=True)
+                for image in copies:
+                    shutil.copyfile(image, target / image.name)
+        draft.rename(into)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
