@@ -43,9 +43,7 @@ def divide(folder: Path, into: Path, follow: Callable[[Classes], Classes] = iter
                 with image.open("rb") as file:
                     digests.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), []).append(image)
             if len(digests) < 2:
-                raise DataError(
-                    f"{folder / name} has {len(digests)} different image; 2 are needed, to train and to test"
-                )
+                raise DataError(f"{folder / name} has one image, or copies of one; 2 are needed, to train and to test")
             ordered = sorted(digests)
             tested = set(ordered[: max(1, len(ordered) // PART)])
             for digest, copies in digests.items():
