@@ -35,6 +35,8 @@ class Method:
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether more is built than counted, until a schedule has cut it down to the capacity (AdaLoRA).
     `holds_out`: whether some rows of a batch train other parameters than the rest (AutoLoRA's search of ranks).
+    `prompts`: whether it puts prompts into a CLIP (`randlora.model.prompted`).
+    `on_weights`: whether it adapts weights, as all but prompts alone do.
     `experimental`: in no paper, or only in a paper's outlook; may change.
     """
 
@@ -52,6 +54,8 @@ class Method:
     mergeable: bool = True
     scheduled: bool = False
     holds_out: bool = False
+    prompts: bool = False
+    on_weights: bool = True
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
 

@@ -17,7 +17,7 @@ from randlora.adapted.adapted import Adapted
 from randlora.files.checkpoint import META
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError, first_line
-from trainables.models.encoders import HEAD_FILE, ClassifierHead, load_head
+from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
 from trainables.models.loading import LoadedModel, load_model
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
 from trainables.tasks.lane_cache import Warm
@@ -40,7 +40,7 @@ class Trained:
     loaded: LoadedModel
     facts: Facts
     adapted: Adapted | None
-    head: nn.Linear | ClassifierHead | None
+    head: nn.Linear | ClassifierHead | TransferHead | None
 
 
 def load_trained(trial: TrialConfig, folder: Path) -> Trained:
