@@ -98,6 +98,7 @@ def _image_logits(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
         # a probe's logits are those of zero-shot with its weights in place of the class embeddings
         classifier = VisionTask(loaded.module, head.weight if isinstance(head, nn.Linear) else classes, _NO_AUTOCAST)
     normalise = Normalise(look.mean, look.std, _CPU)
+    classifier.before_evaluation()
 
     def logits(files: Sequence[str]) -> Tensor:
         images = torch.stack([pixels(file, look.recipe) for file in files])

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, kl_div, l1_loss, log_softmax, nor
 from randlora.methods.prompts.entry import name_of
 from randlora.methods.prompts.learners import CoCoOp, PromptSRC, prompts_in
 from randlora.model.prompted import place_of, with_room
+from trainables.errors import TrialError
 from trainables.models.encoders import TransferHead, new_transfer_head
 from trainables.models.loading import LoadedModel
 from trainables.runtime import Autocast
@@ -41,24 +42,34 @@ class PromptClassifier(ClipClassifier):
     def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast) -> None:
         super().__init__(model, autocast)
         self._texts = texts
-        self._seen: tuple[tuple[int, ...], Tensor] | None = None
+        self._words: Tensor | None = None
 
     def words(self, *, unit: bool = True) -> Tensor:
-        """(C, E) features of the classes' prompts, of length 1 if `unit`; without gradient once for each state."""
+        """(C, E) features of the classes' prompts as they are now, of length 1 if `unit`."""
         texts = with_room(self._texts, prompts_in(self._model).tokens)
-        if torch.is_grad_enabled():
-            return encode_texts(self._model, texts, self._autocast, unit=unit)
-        state = tuple(p._version for p in self._model.parameters() if p.requires_grad)
-        if self._seen is None or self._seen[0] != state:
-            self._seen = state, encode_texts(self._model, texts, self._autocast, unit=unit)
-        return self._seen[1]
+        return encode_texts(self._model, texts, self._autocast, unit=unit)
+
+    @torch.no_grad()
+    def before_evaluation(self) -> None:
+        self._words = self.words()
 
     def classify(self, features: Tensor) -> Tensor:
-        return self._scale * features @ self.words().T
+        if self._words is None:
+            raise TrialError("classify was called before before_evaluation: the prompts' features do not exist yet")
+        return self._scale * features @ self._words.T
+
+    def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(self._scale * features @ self.words().T, labels, reduction="sum")
 
 
 class ConditionalClassifier(PromptClassifier):
     """CoCoOp: every image has prompts of its own, so B images of C classes are B C texts."""
+
+    def before_evaluation(self) -> None:
+        """Nothing is the same for all images."""
+
+    def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(self.classify(features), labels, reduction="sum")
 
     def classify(self, features: Tensor) -> Tensor:
         prompts = prompts_in(self._model)
@@ -87,7 +98,7 @@ class RegularisedClassifier(PromptClassifier):
         features, words = self.features(images), self.words()
         logits = self._scale * features @ words.T
         before = log_softmax(self._scale * frozen @ self._teacher.T, dim=1)
-        apart = kl_div(log_softmax(logits, dim=1), before, reduction="mean", log_target=True)
+        apart = kl_div(log_softmax(logits, dim=1), before, reduction="sum", log_target=True) / logits.numel()
         means = TEXT_WEIGHT * l1_loss(words, self._teacher) + IMAGE_WEIGHT * l1_loss(features, frozen) + apart
         return cross_entropy(logits, labels, reduction="sum") + len(images) * means
 
@@ -105,12 +116,17 @@ class TransferClassifier(PromptClassifier):
     def _compared(self, features: Tensor, words: Tensor) -> Tensor:
         return self._scale * normalize(features, dim=-1) @ normalize(words, dim=-1).T
 
+    @torch.no_grad()
+    def before_evaluation(self) -> None:
+        self._words = self.words(unit=False)
+
     def classify(self, features: Tensor) -> Tensor:
-        compared = self._compared(features, self.words(unit=False))
+        assert self._words is not None
+        compared = self._compared(features, self._words)
         return (1.0 - TRANSFER_WEIGHT) * compared + TRANSFER_WEIGHT * self.head.of_images(features)
 
-    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
-        features, words = self.features(images), self.words(unit=False)
+    def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        words = self.words(unit=False)
         compared = cross_entropy(self._compared(features, words), labels, reduction="sum")
         both = torch.cat([self.head.of_texts(words[labels]), self.head.of_images(features)])
         by_head = cross_entropy(both, labels.repeat(2), reduction="sum") / 2
