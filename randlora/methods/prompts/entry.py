@@ -125,6 +125,7 @@ def entry(name: str) -> Method:
         published_lr_source=kind.source if adapter is None else adapter.published_lr_source,
         scale_rule="none" if adapter is None else adapter.scale_rule,
         mergeable=False,
+        scheduled=kind.teacher,
         prompts=True,
         on_weights=adapter is not None,
     )
