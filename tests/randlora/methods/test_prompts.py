@@ -17,13 +17,13 @@ from randlora.model.prompted import PLACE, Place, place_of, with_room
 from tests.randlora.support import perturb
 
 VIT_B32 = Place(768, 512, joint=512, layers=12, room=38)
-PUBLISHED = [  # method, its released size, parameters
-    ("prompt:coop", 4, 2_048),
-    ("prompt:coop", 16, 8_192),
-    ("prompt:cocoop", 4, 35_360),  # "0.035 M"
-    ("prompt:maple", 2, 3_555_072),  # "3.55 M" of MaPLe's Table 13
-    ("prompt:maple-depth", 9, 3_555_072),
-    ("prompt:promptsrc", 4, 46_080),  # "46 K"
+RELEASED = [  # method, its released size, parameters of the released modules: vectors, and linear layers with biases
+    ("prompt:coop", 4, 4 * 512),
+    ("prompt:coop", 16, 16 * 512),
+    ("prompt:cocoop", 4, 4 * 512 + (512 * 32 + 32) + (32 * 512 + 512)),
+    ("prompt:maple", 2, 9 * (2 * 512) + 9 * (512 * 768 + 768)),
+    ("prompt:maple-depth", 9, 9 * (2 * 512) + 9 * (512 * 768 + 768)),
+    ("prompt:promptsrc", 4, 9 * (4 * 512) + 9 * (4 * 768)),
 ]
 BUILT = [  # method, capacity, options
     ("prompt:coop", 1, {}),
@@ -77,8 +77,8 @@ def prompted(model: nn.Module, name: str, capacity: int, **options: int) -> Adap
     return attach(model, method.config.from_options(capacity, options), targets, init_seed=3, words=IDS)
 
 
-@pytest.mark.parametrize(("name", "size", "parameters"), PUBLISHED)
-def test_the_published_sizes(name: str, size: int, parameters: int) -> None:
+@pytest.mark.parametrize(("name", "size", "parameters"), RELEASED)
+def test_the_released_sizes(name: str, size: int, parameters: int) -> None:
     assert get_method(name).count(VIT_B32, size) == parameters
 
 

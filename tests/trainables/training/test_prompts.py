@@ -112,6 +112,7 @@ def test_losses_by_hand(prompt_trial: MakeTrial) -> None:
         base = normalize(module.encode_image(images), dim=-1)  # type: ignore[operator]
         with adapted(module, trial, parts.loaded.tokenizer), torch.no_grad():
             raw = encode_images(module, images, parts.autocast, unit=False)
+            torch.testing.assert_close(raw, module.encode_image(images))  # type: ignore[operator]  # all tokens
             words = classifier.words(unit=False)
             compared = module.get_parameter("logit_scale").exp() * normalize(raw, dim=-1) @ normalize(words, dim=-1).T
             if isinstance(classifier, RegularisedClassifier):
