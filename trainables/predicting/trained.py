@@ -70,8 +70,9 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
         head = load_head(folder) if (folder / HEAD_FILE).is_file() else None
     if facts.kind != loaded.kind:
         raise TrialError(f"{folder / FACTS_FILE} is of a {facts.kind} model, and {trial.model!r} is {loaded.kind}")
-    if isinstance(head, nn.Linear) and facts.classes and len(facts.classes) != head.out_features:
-        rule = f"{len(facts.classes)} classes, and the head {head.out_features} outputs"
+    last = head.out if isinstance(head, TransferHead) else head
+    if isinstance(last, nn.Linear) and facts.classes and len(facts.classes) != last.out_features:
+        rule = f"{len(facts.classes)} classes, and the head {last.out_features} outputs"
         raise TrialError(f"{folder / FACTS_FILE} has {rule}; one of the two is another trial's")
     loaded.module.eval()
     return Trained(loaded, facts, adapted, head)
