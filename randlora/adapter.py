@@ -178,6 +178,10 @@ class Request:
     """Weights that are called with a bias."""
     quantised: frozenset[str] = frozenset()
     """Weights that the model keeps in 4 or 8 bits."""
+    place: Shape | None = None
+    """What prompts are counted by, where they have a place among the weights."""
+    words: tuple[int, ...] = ()
+    """Token ids that prompts start from; they are drawn where these are fewer."""
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:

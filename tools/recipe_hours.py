@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from randlora.methods.prompts.kinds import PREFIX
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
 from sweeps.spec.spec import SweepSpec
@@ -52,10 +53,14 @@ TRIAL_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Work:
-    """What one sample of a data set costs on a model: weights that a token passes, tokens, text weights and tokens."""
+    """What one sample of a data set costs on a model: weights that a token passes, times tokens.
+
+    `text`: of the operations, those of a CLIP's text.
+    """
 
     operations: float
     weights: int
+    text: float = 0.0
 
 
 @cache
@@ -69,7 +74,8 @@ def work_of(model: str, dataset: str, image_size: int | None) -> Work:
         text = sum(n for name, n in count.items() if name.startswith("transformer."))
         patch = module.visual.patch_size
         side = module.visual.image_size[0] // (patch[0] if isinstance(patch, tuple) else patch)
-        return Work(2.0 * (vision * (side * side + 1) + text * module.context_length), vision + text)
+        texts = 2.0 * text * module.context_length
+        return Work(2.0 * vision * (side * side + 1) + texts, vision + text, texts)
     if kind == "hf-vision":
         weights = sum(n for name, n in count.items() if "embeddings" not in name)
         side = (image_size or module.config.image_size) // module.config.patch_size
@@ -104,7 +110,11 @@ def trial_seconds(cell: Cell, spec: SweepSpec, stage: str, rate: float) -> float
     work = work_of(cell.model, cell.dataset, cell.image_size)
     epochs = cell.epochs or 0
     again = CHECKPOINTING if spec.train.gradient_checkpointing else 1.0
-    trained = 3 * work.operations * again * RELATIVE.get(cell.base.partition("-")[0], RELATIVE.get(cell.base, 1.0))
+    operations = work.operations
+    if cell.base.startswith(PREFIX):  # all classes in every step, where others have a text for each image
+        classes = DATASETS[cell.dataset].classes or 0
+        operations += work.text * (classes / spec.train.global_batch_size - 1)
+    trained = 3 * operations * again * RELATIVE.get(cell.base.partition("-")[0], RELATIVE.get(cell.base, 1.0))
     seconds = TRIAL_SECONDS + train * epochs * trained / (SHARE * rate)
     evaluated = val * max(epochs, 1) + (test if stage == "CONFIRM" else 0)
     seconds += evaluated * work.operations / (SHARE * rate)

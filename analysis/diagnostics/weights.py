@@ -15,7 +15,9 @@ from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
 from analysis.styles import style
+from randlora.errors import CheckpointError
 from randlora.files.checkpoint import META, read_meta
+from randlora.model.prompted import PLACE
 from randlora.model.sites import find_sites
 from randlora.model.targets import select
 
@@ -71,13 +73,15 @@ def confirmed_as_trained(store: Store) -> list[Row]:
 def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
     """One kept trial per confirmed cell, by place, method and budget; of several, the lowest seed (shared by methods).
 
+    Trials with prompts are left out: they change more than weights.
+
     Raises:
         StoreError: none is kept, or no full fine-tuning where that is needed; with what to set.
     """
     cells: dict[tuple[str, str], list[Kept]] = defaultdict(list)
     for row in confirmed_as_trained(store):
         folder = store.path / ADAPTERS / row["trial_id"]
-        if (folder / META).is_file() or (folder / FULL_WEIGHTS).is_file():
+        if ((folder / META).is_file() and not _of_prompts(folder)) or (folder / FULL_WEIGHTS).is_file():
             cells[row["sweep"], row["cell_id"]].append(Kept(row, folder))
     if not cells:
         raise StoreError(
@@ -90,6 +94,13 @@ def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
             "add [methods.full] and set [keep] full = true before the sweep runs"
         )
     return sorted(chosen, key=lambda k: (*k.place, style(k.row["method"]).order, k.row["adapter_params"] or 0))
+
+
+def _of_prompts(folder: Path) -> bool:
+    try:
+        return PLACE in read_meta(folder)["capacities"]
+    except CheckpointError:  # damage is told when the trial is read
+        return False
 
 
 def full_of(trials: Sequence[Kept], one: Kept) -> Kept | None:

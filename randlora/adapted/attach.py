@@ -12,7 +12,8 @@ from randlora.adapter import AdapterConfig, Request, check_capacity
 from randlora.errors import ConfigError, TargetError, nearest
 from randlora.methods.method import Method
 from randlora.methods.registry import get_method
-from randlora.model.sites import Site
+from randlora.model.prompted import PLACE, PromptSite
+from randlora.model.sites import Site, is_adapted
 from randlora.model.targets import select
 
 
@@ -51,6 +52,24 @@ def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Si
         )
 
 
+def sites_of(model: nn.Module, method: Method, targets: Sequence[str]) -> dict[str, Site]:
+    """The sites that `targets` name: weights (`randlora.resolve_targets`), and the place of prompts.
+
+    Raises TargetError: as `select`; a method of prompts without a place for them, or a place without such a method.
+    """
+    if not method.prompts or isinstance(targets, str):
+        return select(model, targets)
+    weights = [target for target in targets if target != PLACE]
+    if PLACE not in targets or bool(weights) != method.on_weights:
+        rule = f"{PLACE!r} and the weights to adapt" if method.on_weights else f"[{PLACE!r}]"
+        raise TargetError(f"the targets of {method.title} are {rule}, but got {targets!r}")
+    if weights:
+        return {PLACE: PromptSite(model), **select(model, weights)}
+    if is_adapted(model):
+        raise TargetError("the model has adapters already; detach() them first")
+    return {PLACE: PromptSite(model)}
+
+
 def attach(
     model: nn.Module,
     config: AdapterConfig,
@@ -59,16 +78,19 @@ def attach(
     capacities: Mapping[str, int] | None = None,
     init_seed: int = 0,
     basis_seed: int = 0,
+    words: Sequence[int] = (),
 ) -> Adapted:
     """Attach `config`'s method to the targets, in place, and freeze every other parameter.
 
     The model computes what it computed. `capacities` overrides the configuration's capacity (r; NoLA's k) for named
     weights, the names being those of `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed`
     the frozen bases. A capacity above what any target can use (a LoRA's r above every min(out, in)) is a warning that
-    names the most that is of use. Raises `TargetError` or `ConfigError` and leaves the model untouched.
+    names the most that is of use. Methods of prompts have "prompts" among their targets, and change what the model
+    computes; `words` are the token ids that they start from. Raises `TargetError` or `ConfigError` and leaves the model
+    untouched.
     """
     method = get_method(config.method)
-    sites = select(model, targets)
+    sites = sites_of(model, method, targets)
     sizes = dict.fromkeys(sites, config.capacity)
     for name, value in (capacities or {}).items():
         if name not in sites:
@@ -76,7 +98,7 @@ def attach(
         check_capacity(method.name, f"{method.capacity_field} of {name}", value, method.min_capacity)
         sizes[name] = value
     packed = [name for name, site in sites.items() if not site.by_activation]
-    if packed and not method.mergeable:
+    if packed and not (method.mergeable or method.prompts):
         raise ConfigError(
             f"{method.title}'s update is no matrix and needs a called nn.Linear, but {packed[0]} is read as a "
             "matrix; leave the weight out of targets, or take another method (of these targets it can adapt "
@@ -89,9 +111,11 @@ def attach(
         )
     if unread := [name for name, site in sites.items() if site.quantised and not site.by_activation]:
         raise TargetError(f"{unread[0]} is quantised and read by the module around it: it cannot be adapted")
-    biased = frozenset(n for n, site in sites.items() if site.by_activation and site.owner.bias is not None)
+    called = {n: site for n, site in sites.items() if site.by_activation and n != PLACE}
+    biased = frozenset(n for n, site in called.items() if site.owner.bias is not None)
     quantised = frozenset(n for n, site in sites.items() if site.quantised)
-    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed, biased, quantised)
+    place = sites[PLACE].shape if PLACE in sites else None
+    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed, biased, quantised, place, tuple(words))
     adapters = method.build(request)
     _warn_of_waste(method, config, sites, sizes)
     for name, adapter in adapters.items():

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
-from randlora.adapted.attach import attach
+from randlora.adapted.attach import attach, sites_of
 from randlora.adapter import AdapterConfig, check_capacity
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases, Draw
 from randlora.errors import AdapterError, CheckpointError
 from randlora.files.checkpoint import BASES, DERIVED, TENSORS, digest_of, read_meta, read_tensors
 from randlora.files.peft_import import read_peft
 from randlora.methods.registry import get_method
-from randlora.model.targets import select
 
 
 def load(model: nn.Module, directory: str | Path) -> Adapted:
@@ -80,7 +79,7 @@ def _check_size(
 ) -> None:
     """Refuse capacities that need more numbers than the file's tensors have, before memory for them is taken."""
     method, held, wanted = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
-    for name, site in select(model, names).items():
+    for name, site in sites_of(model, method, names).items():
         capacity = capacities.get(name, config.capacity)
         check_capacity(method.name, f"{method.capacity_field} of {name}", capacity, method.min_capacity)
         wanted += method.count(site.shape, capacity, **config.options())

@@ -9,5 +9,6 @@ Uses `adapter`, `model` and `arithmetic`; knows nothing of attaching, files or p
     scheduled     methods that follow the training: AdaLoRA, AutoLoRA
     experimental  what the RandLoRA paper names as future work
     bridge        the methods of Hugging Face PEFT, by name
+    prompts       prompt learning on CLIP, by name, alone or beside adapters
     registry      all of this package's entries, in order
 """

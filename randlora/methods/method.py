@@ -33,8 +33,11 @@ class Method:
     formula and not of trained weights (`sweeps analyze spectrum` measures those).
     `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
-    `scheduled`: whether more is built than counted, until a schedule has cut it down to the capacity (AdaLoRA).
+    `scheduled`: whether a schedule makes what training ends with: it cuts what is built, which is more than counted,
+    down to the capacity (AdaLoRA), or averages (PromptSRC).
     `holds_out`: whether some rows of a batch train other parameters than the rest (AutoLoRA's search of ranks).
+    `prompts`: whether it puts prompts into a CLIP (`randlora.model.prompted`).
+    `on_weights`: whether it adapts weights, as all but prompts alone do.
     `experimental`: in no paper, or only in a paper's outlook; may change.
     """
 
@@ -52,6 +55,8 @@ class Method:
     mergeable: bool = True
     scheduled: bool = False
     holds_out: bool = False
+    prompts: bool = False
+    on_weights: bool = True
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
 

@@ -12,12 +12,15 @@ from randlora.methods.bridge.entry import entry
 from randlora.methods.bridge.kinds import PREFIX
 from randlora.methods.lowrank import hydra, lora, spectral
 from randlora.methods.method import FAMILIES, METHODS, Method, get_method, register
+from randlora.methods.prompts.entry import entry as prompts
+from randlora.methods.prompts.kinds import PREFIX as PROMPTS
 from randlora.methods.random import ablations, nola, randlora, vera
 from randlora.methods.scheduled import adalora, autolora
 
 __all__ = ["METHODS", "Method", "get_method", "register"]
 
 FAMILIES[PREFIX.removesuffix(":")] = entry
+FAMILIES[PROMPTS.removesuffix(":")] = prompts
 
 # the order in which tables list the methods
 for _method in (

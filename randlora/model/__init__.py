@@ -6,6 +6,7 @@ Knows the adapter's interface (`randlora.adapter`), and no method.
     attention  `nn.MultiheadAttention` whose adapters meet the input
     quantised  layers of 4 or 8 bits that keep their own product
     sites      one weight, whatever module it is in, and how an adapter is installed there
+    prompted   where prompts enter a CLIP's towers
     targets    weights picked by name, suffix, glob or part
     quantise   targets turned into quantised layers
     families   what is adapted by default in each family of models

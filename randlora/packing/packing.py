@@ -209,6 +209,8 @@ def _check(members: Sequence[Adapted]) -> None:
         raise PackingError(
             f"{first.method.title} cannot be packed: it holds some rows of each batch out, other numbers in every trial"
         )
+    if first.method.prompts:
+        raise PackingError(f"{first.method.title} cannot be packed: every member has prompts of its own")
     for name, module in first.model.named_modules():
         if getattr(module, "batch_first", True) is False:
             raise PackingError(f"{name or 'the model'} keeps the sequence before the batch, so slices would mix")

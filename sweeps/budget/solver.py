@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -151,12 +151,14 @@ def budget_table(
     tolerance: float = TOLERANCE,
     methods: Sequence[str] | None = None,
     allocations: Sequence[str] = ALLOCATIONS,
+    own: Callable[[str], Shapes] | None = None,
 ) -> dict[str, Any]:
     """Every method and allocation at one budget, ready for JSON.
 
     Arguments:
         reference: what the budget is, in a word: "lora-32".
         methods: names; None: all that tables list.
+        own: of a method's name, what it counts on where that is not `shapes`.
 
     Returns:
         `{reference, budget, methods: [...]}`. An entry has `method`, `allocation`, `ranks` (one number where all
@@ -167,8 +169,9 @@ def budget_table(
     """
     rows = []
     for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
-        nearest = solve(method, shapes, budget, allocation, tolerance=None)
-        answer = solve(method, shapes, budget, allocation, tolerance=tolerance)
+        on = shapes if own is None else own(method)
+        nearest = solve(method, on, budget, allocation, tolerance=None)
+        answer = solve(method, on, budget, allocation, tolerance=tolerance)
         assert isinstance(nearest, Solution)
         shown = answer if isinstance(answer, Solution) else nearest
         row: dict[str, Any] = {

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from randlora.errors import AdapterError
 from randlora.methods.registry import METHODS
 from sweeps.budget.reach import Neighbour, Reach, Shapes
 from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem
 from sweeps.spec.methods import full_rank, has_budget
 from sweeps.spec.spec import SweepSpec
+from trainables.models.families import ModelError
+from trainables.models.shapes import method_shapes
 
 _MOST = 50  # counts of a method that are tried as a budget for all
 
@@ -24,9 +27,19 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
     ranks = spec.budgets.lora_rank or ()
     problems = [Problem("budgets.lora_rank", r, rule, str(largest)) for r in ranks if r > largest]
     for name, section in spec.methods.items():
+        if not has_budget(spec.base(name)):
+            continue
+        entry = METHODS[spec.base(name)]
+        try:
+            own = tuple(set(method_shapes(entry.name, spec.model.id, shapes).values()))
+            if entry.prompts:  # their sizes have limits that only the model knows
+                entry.total(own, entry.min_capacity, **section.options)
+        except (ModelError, AdapterError) as error:
+            problems.append(Problem(f"methods.{name}", None, str(error)))
+            continue
         if section.capacity is None:
             continue
-        most = METHODS[spec.base(name)].max_capacity(tuple(set(shapes.values())), **section.options)
+        most = entry.max_capacity(own, **section.options)
         if section.capacity > most:
             rule = f"is above the largest that {name} is built with on these weights, {most:,}"
             problems.append(Problem(f"methods.{name}.capacity", section.capacity, rule, str(most)))
@@ -84,6 +97,7 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
     if not has_budget(method):
         return [Solved()]
     budgets, options = _budgets(spec, shapes), section.options
+    shapes = method_shapes(method, spec.model.id, shapes)
     references = section.budgets or spec.budgets.references()
     if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
         pinned = {r: solve_pinned(method, shapes, section.capacity, budgets[r], options=options) for r in references}
@@ -110,12 +124,14 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | Non
     ]
     budget = _budgets(spec, shapes)[reference]
 
+    own = {method: method_shapes(method, spec.model.id, shapes) for method, _ in asked}
+
     def all_reach(count: int) -> bool:
         return all(
             isinstance(
                 solve(
                     method,
-                    shapes,
+                    own[method],
                     count,
                     section.allocation or spec.budgets.allocation,
                     tolerance=spec.budgets.tolerance,
@@ -133,7 +149,7 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | Non
         ranks = [r for r in range(1, largest + 1) if budget <= 2 * r * unit <= 4 * budget]
         found = next((r for r in sorted(ranks, key=lambda r: abs(r * unit - budget)) if all_reach(r * unit)), None)
         return None if found is None else f"budgets.lora_rank = [{found}]"
-    counts = {count for method, section in asked for count in _counted(method, section.options, shapes, budget)}
+    counts = {count for method, section in asked for count in _counted(method, section.options, own[method], budget)}
     found = next((c for c in sorted(counts, key=lambda c: abs(c - budget)) if all_reach(c)), None)
     return None if found is None else f"budgets.params = [{found}]"
 
@@ -155,7 +171,8 @@ def update_rank(method: str, shapes: Shapes, capacities: Mapping[str, int], opti
     """
     if full_rank(method):
         return fmean(min(shape) for shape in shapes.values())
-    ranks = [METHODS[method].rank(shapes[name], capacity, **options) for name, capacity in capacities.items()]
+    on_weights = [(shapes[name], capacity) for name, capacity in capacities.items() if name in shapes]
+    ranks = [METHODS[method].rank(shape, capacity, **options) for shape, capacity in on_weights]
     known = [rank for rank in ranks if rank is not None]
     return fmean(known) if known else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +15,7 @@ from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_w
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
+    from sweeps.budget.reach import Shapes
     from sweeps.plan.estimate import Estimate
     from sweeps.plan.plan import Plan
 
@@ -78,7 +79,9 @@ def budget(
         list[str] | None, typer.Option(help="Target weights, repeated or with commas; default: the family's.")
     ] = None,
     adapt: Annotated[str, typer.Option(help="CLIP: vision or both towers; else all.")] = "both",
-    method: Annotated[list[str] | None, typer.Option(help="A method, also peft:NAME; peft:all; default: ours.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method, also peft:NAME, prompt:NAME; peft:all; default: ours.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every allocation, where else auto's choice stands.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -89,11 +92,13 @@ def budget(
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
     chosen = _chosen(method)
     shapes, whole = _weights(model, shape, targets, adapt)
+    own = _own_shapes(model, shapes)
     aims = {"--lora-rank": lora_rank, "--params": params, "--percent": percent, "--rank": rank}
-    asked, reference = _budget_of({n: v for n, v in aims.items() if v is not None}, shapes, whole, chosen)
+    asked, reference = _budget_of({n: v for n, v in aims.items() if v is not None}, shapes, whole, chosen, own)
     if rank is not None and chosen is not None and "lora" not in chosen:
         chosen = [*chosen, "lora"]
-    answer = budget_table(shapes, asked, reference, methods=chosen, allocations=ALLOCATIONS if every else ("auto",))
+    allocations = ALLOCATIONS if every else ("auto",)
+    answer = budget_table(shapes, asked, reference, methods=chosen, allocations=allocations, own=own)
     answer["model_parameters"] = whole
     for row in answer["methods"]:
         row["percent"] = 100 * row["count"] / whole
@@ -123,8 +128,27 @@ def _weights(
     return shapes, sum(rows * columns for rows, columns in shapes.values())
 
 
+def _own_shapes(model: str | None, shapes: Mapping[str, tuple[int, int]]) -> Callable[[str], Shapes]:
+    """What a method counts on: the weights, or the place of prompts in a model."""
+    from randlora.methods.registry import get_method
+    from trainables.models.shapes import method_shapes
+
+    def own(name: str) -> Shapes:
+        if model is not None:
+            return method_shapes(name, model, shapes)
+        if get_method(name).prompts:
+            raise SpecError([Problem("--method", name, "has its place in a CLIP", "--model open_clip:ViT-B-32")])
+        return shapes
+
+    return own
+
+
 def _budget_of(
-    given: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]], whole: int, chosen: Sequence[str] | None
+    given: Mapping[str, Any],
+    shapes: Shapes,
+    whole: int,
+    chosen: Sequence[str] | None,
+    own: Callable[[str], Shapes],
 ) -> tuple[int, str]:
     """The budget in parameters, and its name."""
     from randlora.methods.registry import get_method
@@ -145,12 +169,12 @@ def _budget_of(
     if name == "--rank":
         if chosen is None or len(chosen) != 1:
             raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
-        entry = get_method(chosen[0])
-        least, most = entry.min_capacity, entry.max_capacity(tuple(set(shapes.values())))
+        entry, on = get_method(chosen[0]), own(chosen[0])
+        least, most = entry.min_capacity, entry.max_capacity(tuple(set(on.values())))
         if not least <= value <= most:
             rule = f"{entry.name} takes {least} to {most} on these weights"
             raise SpecError([Problem("--rank", value, rule, f"--rank {min(max(value, least), most)}")])
-        return solve_pinned(entry.name, shapes, value, 1).count, f"{entry.name}-{value}"
+        return solve_pinned(entry.name, on, value, 1).count, f"{entry.name}-{value}"
     largest = max(min(shape) for shape in shapes.values())
     if value > largest:
         raise SpecError(
@@ -183,10 +207,14 @@ def _add_acting(answer: dict[str, Any], shapes: Mapping[str, Any]) -> None:
 
     from randlora.adapted.freedom import acting
     from randlora.errors import AdapterError
+    from randlora.methods.registry import get_method
 
     (shape, _), *_ = Counter(shapes.values()).most_common(1)
     name = next(name for name, own in shapes.items() if own == shape)
     for row in answer["methods"]:
+        if get_method(row["method"]).prompts:
+            row["acting"] = None
+            continue
         capacity = row["ranks"][name] if isinstance(row["ranks"], Mapping) else row["ranks"]
         try:
             row["acting"] = acting(row["method"], shape, capacity)

@@ -51,7 +51,7 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
         rule = f"{kept.row['method']} trains no adapter that PEFT could hold"
         raise SpecError([Problem("--form", form, rule, "--form merged")])
     if form == "merged" and (kept.folder / META).is_file() and not get_method(kept.config.method).mergeable:
-        rule = f"the update of {kept.row['method']} depends on the input, so no weight can hold it"
+        rule = f"what {kept.row['method']} trains depends on the input or is one, so no weight can hold it"
         raise SpecError([Problem("--form", form, rule, "--form adapter")])
     trained = load_trained(kept.config, kept.folder)
     to.mkdir(parents=True)

@@ -11,16 +11,22 @@ from jinja2 import Environment, StrictUndefined
 from torch import nn
 
 from analysis.format import percent, visible
+from randlora.adapted.adapted import Adapted
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
+from randlora.methods.prompts.learners import CoCoOp
+from randlora.model.prompted import PLACE
 from sweeps.engine.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.text import prompts
-from trainables.models.encoders import FIRST_TOKEN, ClassifierHead, model_type
+from trainables.models.encoders import FIRST_TOKEN, ClassifierHead, TransferHead, model_type
 from trainables.models.families import parse_id
 from trainables.models.loading import quick_gelu
 from trainables.models.shapes import is_open_clip
 from trainables.predicting.facts import ANSWER, Facts
 from trainables.predicting.trained import Trained
+from trainables.tasks.images.prompts import TRANSFER_WEIGHT
+
+_HEADS = {nn.Linear: "linear", ClassifierHead: "deep", TransferHead: "transfer"}
 
 
 def hub_name(model: str) -> str | None:
@@ -62,7 +68,9 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         "auto": "AutoModelForCausalLM" if facts.kind == "causal-lm" else "AutoModel",
         "adapted": trained.adapted is not None,
         "whole": kept.config.method in FULL_METHODS,
-        "head": None if head is None else "deep" if isinstance(head, ClassifierHead) else "linear",
+        "head": None if head is None else _HEADS[type(head)],
+        "prompts": _prompts(trained.adapted),
+        "transfer": TRANSFER_WEIGHT,
         "classes": facts.classes,
         "pair": facts.pair,
         "vector": _vector(module),
@@ -77,6 +85,13 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         found |= {"side": look.recipe.size, "squash": look.recipe.resize_mode == "squash"}
         found |= {"interpolation": look.recipe.interpolation.upper(), "mean": look.mean, "std": look.std}
     return found
+
+
+def _prompts(adapted: Adapted | None) -> str | None:
+    """Of a method of prompts, whether they are the same for all images."""
+    if adapted is None or not adapted.method.prompts:
+        return None
+    return "conditional" if isinstance(adapted.adapters[PLACE], CoCoOp) else "fixed"
 
 
 def _about(kept: KeptTrial) -> str:

@@ -53,6 +53,8 @@ def unpackable(method: str, model: str | None = None, checkpointing: bool = Fals
 
     if method not in METHODS:
         return "adds no adapter to the base model"
+    if METHODS[method].prompts:
+        return "puts prompts of its own before the towers"
     if METHODS[method].holds_out:
         return "holds some rows of each batch out, other numbers in every trial"
     if model is None:

@@ -60,7 +60,9 @@ def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     if spec.train.select == "best":
         settling = [name for name in spec.methods if (base := spec.base(name)) in METHODS and METHODS[base].scheduled]
-        rule = "settles its ranks while it trains, so train.select = 'best' may take weights of more than its budget"
+        rule = (
+            "settles its ranks or averages while it trains, which earlier weights of train.select = 'best' would miss"
+        )
         if settling:
             return [Problem(f"methods.{settling[0]}", None, rule, 'train.select = "last"')]
     if spec.train.base_weights != "fp32" and (whole := [n for n in spec.methods if n in FULL_METHODS]):

@@ -51,6 +51,7 @@ CASES = [
     Case("fig1-dinov2", "accuracy", "dinov2", "parquet:colours", ("model.image_size=16", *FEW)),
     Case("fig2-clip-b32", "accuracy", more=FEW),
     Case("table4-bases", "accuracy", more=FEW),
+    Case("table5-prompts", "accuracy", more=FEW),
     Case("cost-clip-b32", "accuracy", more=(*FEW, "confirm.seeds=1")),
     Case(
         "glue-base",

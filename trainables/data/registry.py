@@ -19,6 +19,7 @@ from pathlib import Path
 
 from randlora.errors import nearest
 from trainables.config import Protocol, Stage, TrainSize, shots
+from trainables.data.images.coop_sets import COOP_SETS
 from trainables.data.images.dataset import Dataset
 from trainables.data.images.info import DatasetInfo
 from trainables.data.images.paper_sets import FURTHER_SETS, PAPER_SETS
@@ -39,7 +40,7 @@ FORMS = "NAME, NAME@SOURCE, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:
 FORMS += ", ".join(f"{form}:FOLDER" for form in TEXT_FORMS)
 
 
-DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS}
+DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS, **COOP_SETS}
 
 
 FEW_SHOT_EPOCHS = 10

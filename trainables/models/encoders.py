@@ -114,9 +114,43 @@ def new_classifier_head(
     return head.to(device)
 
 
-def load_head(folder: Path) -> nn.Linear | ClassifierHead:
+class TransferHead(nn.Module):
+    """DePT's: a scale and a shift of every channel of images and of texts (D,), and one linear layer C x D for both."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.image_scale, self.text_scale = (nn.Parameter(torch.ones(features)) for _ in range(2))
+        self.image_shift, self.text_shift = (nn.Parameter(torch.zeros(features)) for _ in range(2))
+        self.out = nn.Linear(features, outputs)
+
+    def of_images(self, vectors: Tensor) -> Tensor:
+        """(B, D) vectors to (B, C) logits."""
+        logits: Tensor = self.out(self.image_scale * vectors + self.image_shift)
+        return logits
+
+    def of_texts(self, vectors: Tensor) -> Tensor:
+        """(B, D) vectors to (B, C) logits."""
+        logits: Tensor = self.out(self.text_scale * vectors + self.text_shift)
+        return logits
+
+
+def new_transfer_head(features: int, outputs: int, init_seed: int, device: torch.device) -> TransferHead:
+    """A `TransferHead` whose linear layer is drawn from `init_seed` as `nn.Linear` draws: uniform on +-1 / sqrt(D)."""
+    with torch.random.fork_rng(devices=[]):
+        head = TransferHead(features, outputs)
+    draw, bound = generator(init_seed, "head"), features**-0.5
+    for parameter in head.out.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=draw)
+    return head.to(device)
+
+
+def load_head(folder: Path) -> nn.Linear | ClassifierHead | TransferHead:
     """The head that a trial left in its adapter folder (`HEAD_FILE`)."""
     tensors = load_file(str(folder / HEAD_FILE))
+    if "image_scale" in tensors:
+        transfer = TransferHead(len(tensors["image_scale"]), len(tensors["out.weight"]))
+        transfer.load_state_dict(tensors)
+        return transfer.eval()
     if "dense.weight" in tensors:
         classifier = ClassifierHead(tensors["out.weight"].shape[1], len(tensors["out.weight"]))
         classifier.load_state_dict(tensors)

@@ -60,6 +60,12 @@ class LoadedModel:
     text_tokenizer: Any = None
 
 
+def word_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Token ids of a text between its start and its end, whose id is the largest."""
+    row = tokenizer([text])[0]
+    return tuple(row[1 : int(row.argmax())].tolist())
+
+
 def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool = True) -> LoadedModel:
     """Load a base model and its weights. Global random state is left as it was.
 

@@ -16,8 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from randlora.errors import nearest
+from randlora.errors import TargetError, nearest
+from randlora.methods.registry import get_method
 from randlora.model.families import matching
+from randlora.model.prompted import PLACE, place_of
 from randlora.model.targets import resolve_targets
 from trainables.errors import first_line
 from trainables.hub import cached_repositories, hub_answers
@@ -107,6 +109,21 @@ def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: st
     if not kept:
         raise ModelError("adapt = 'vision', but no target lies in the visual tower; nearest: 'both'")
     return kept
+
+
+def method_shapes(method: str, model_id: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """What a method counts on: the target weights of `shapes`, the place of prompts, or both.
+
+    Raises ModelError for prompts on a model that has no place for them.
+    """
+    entry = get_method(method)
+    if not entry.prompts:
+        return dict(shapes)
+    try:
+        place = place_of(meta_model(model_id))
+    except TargetError as error:
+        raise ModelError(f"{model_id!r} cannot take {method}: {error}") from error
+    return {PLACE: place, **(shapes if entry.on_weights else {})}
 
 
 def family_name(module: nn.Module) -> str | None:

@@ -18,11 +18,13 @@ from trainables.data.images.pixels import Recipe
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled
 from trainables.errors import DataError, TrialError, first_line
+from trainables.models.encoders import TransferHead
 from trainables.models.language import LanguageModel
 from trainables.predicting.facts import ANSWER, PLACE, Facts
 from trainables.predicting.trained import Trained
 from trainables.tasks.images.clip import VisionTask, class_embeddings
 from trainables.tasks.images.images import FeatureClassifier, HeadClassifier
+from trainables.tasks.images.prompts import names_as_texts, prompt_classifier
 from trainables.tasks.text.encoding import encoder_of
 from trainables.tasks.text.generation import generate
 from trainables.tasks.text.scoring import Question, choice_scores
@@ -85,6 +87,10 @@ def _image_logits(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
         if not isinstance(head, nn.Linear):
             raise TrialError(f"no head was kept for {facts.model!r}, so it has no classes to name")
         classifier = HeadClassifier(loaded.module, head, _NO_AUTOCAST)
+    elif trained.adapted is not None and trained.adapted.method.prompts:
+        texts = names_as_texts(loaded, facts.classes, _CPU)
+        transfer = head if isinstance(head, TransferHead) else None
+        classifier = prompt_classifier(trained.adapted.method.name, loaded.module, texts, _NO_AUTOCAST, transfer)
     else:
         assert loaded.tokenizer is not None
         words = (facts.classes, facts.templates)
@@ -92,6 +98,7 @@ def _image_logits(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
         # a probe's logits are those of zero-shot with its weights in place of the class embeddings
         classifier = VisionTask(loaded.module, head.weight if isinstance(head, nn.Linear) else classes, _NO_AUTOCAST)
     normalise = Normalise(look.mean, look.std, _CPU)
+    classifier.before_evaluation()
 
     def logits(files: Sequence[str]) -> Tensor:
         images = torch.stack([pixels(file, look.recipe) for file in files])

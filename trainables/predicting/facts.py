@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from randlora.methods.prompts.kinds import PREFIX
 from trainables.config import TrialConfig
 from trainables.data.images.dataset import Dataset, check_templates
 from trainables.data.text import prompts
@@ -110,7 +111,10 @@ def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: Warm) -> Facts:
 
 
 def _templates(images: Dataset, trial: TrialConfig) -> tuple[str, ...]:
-    """The prompts that a CLIP model was evaluated with: where its text tower trains, the one of the loss."""
+    """The prompts that a CLIP model was evaluated with: where its text tower trains, the one of the loss; learnt ones
+    are no words."""
+    if trial.method.startswith(PREFIX):
+        return ()
     return (images.prompt,) if trial.adapt == "both" else images.templates
 
 

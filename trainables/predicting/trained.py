@@ -17,7 +17,7 @@ from randlora.adapted.adapted import Adapted
 from randlora.files.checkpoint import META
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError, first_line
-from trainables.models.encoders import HEAD_FILE, ClassifierHead, load_head
+from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
 from trainables.models.loading import LoadedModel, load_model
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
 from trainables.tasks.lane_cache import Warm
@@ -40,7 +40,7 @@ class Trained:
     loaded: LoadedModel
     facts: Facts
     adapted: Adapted | None
-    head: nn.Linear | ClassifierHead | None
+    head: nn.Linear | ClassifierHead | TransferHead | None
 
 
 def load_trained(trial: TrialConfig, folder: Path) -> Trained:
@@ -70,8 +70,9 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
         head = load_head(folder) if (folder / HEAD_FILE).is_file() else None
     if facts.kind != loaded.kind:
         raise TrialError(f"{folder / FACTS_FILE} is of a {facts.kind} model, and {trial.model!r} is {loaded.kind}")
-    if isinstance(head, nn.Linear) and facts.classes and len(facts.classes) != head.out_features:
-        rule = f"{len(facts.classes)} classes, and the head {head.out_features} outputs"
+    last = head.out if isinstance(head, TransferHead) else head
+    if isinstance(last, nn.Linear) and facts.classes and len(facts.classes) != last.out_features:
+        rule = f"{len(facts.classes)} classes, and the head {last.out_features} outputs"
         raise TrialError(f"{folder / FACTS_FILE} has {rule}; one of the two is another trial's")
     loaded.module.eval()
     return Trained(loaded, facts, adapted, head)

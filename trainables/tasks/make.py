@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from randlora.methods.prompts.kinds import PREFIX
 from trainables.models.families import Kind
 from trainables.tasks.images.clip import clip_task
 from trainables.tasks.images.images import vision_task
+from trainables.tasks.images.prompts import prompt_task
 from trainables.tasks.task import Parts, Task
 from trainables.tasks.text.causal_lm import CausalLMTask
 from trainables.tasks.text.classifier import SentenceTask
@@ -21,4 +23,6 @@ _MAKERS: dict[Kind, Callable[[Parts], Task]] = {
 
 def make_task(parts: Parts) -> Task:
     """The task that trains and evaluates a model of this kind. Raises TrialError for settings that it does not take."""
+    if parts.trial.method.startswith(PREFIX):
+        return prompt_task(parts)
     return _MAKERS[parts.loaded.kind](parts)

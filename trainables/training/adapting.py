@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
 from randlora.adapter import Adapter
+from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.registry import get_method
 from randlora.model.targets import stored_names
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.encoders import is_unused
+from trainables.models.loading import Tokenizer, word_ids
 from trainables.models.shapes import VISUAL
 from trainables.models.sharded import whole
 from trainables.models.sharing.mapped import own_copy
@@ -49,11 +51,12 @@ class Trainables:
 
 
 @contextlib.contextmanager
-def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
+def adapted(model: nn.Module, trial: TrialConfig, tokenizer: Tokenizer | None = None) -> Iterator[Trainables]:
     """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
 
     "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
-    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen in every method.
+    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen in every method. Prompts start
+    from words that the tokenizer of a CLIP knows.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -64,20 +67,31 @@ def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
             elif trial.method in FULL_METHODS:
                 yield _base_weights(model, trial, stack)
             else:
-                yield _adapters(model, trial, stack)
+                yield _adapters(model, trial, stack, tokenizer)
     finally:
         for parameter, flag in required.items():
             parameter.grad = None
             parameter.requires_grad_(flag)
 
 
-def _adapters(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack) -> Trainables:
+def _adapters(
+    model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack, tokenizer: Tokenizer | None
+) -> Trainables:
     capacities = dict(trial.capacities)
     if not capacities:
         raise TrialError(f"method {trial.method!r} needs the capacity of every target weight; capacities is empty")
-    config = get_method(trial.method).config.from_options(max(capacities.values()), dict(trial.options))
-    seeds = {"init_seed": trial.init_seed, "basis_seed": trial.basis_seed}
-    added = attach(model, config, list(capacities), capacities=capacities, **seeds)
+    method = get_method(trial.method)
+    config = method.config.from_options(max(capacities.values()), dict(trial.options))
+    words = word_ids(tokenizer, WORDS) if method.prompts and tokenizer is not None else ()
+    added = attach(
+        model,
+        config,
+        list(capacities),
+        capacities=capacities,
+        init_seed=trial.init_seed,
+        basis_seed=trial.basis_seed,
+        words=words,
+    )
     stack.callback(added.detach)
     return Trainables(dict(added.named_parameters()), added.count(), added.stored_bytes(), added.save, added)
 

@@ -74,8 +74,8 @@ class Trainer:
         self._split = is_split(self._parameters)
         if settings.select == "best" and self._hooks.schedules:
             raise TrialError(
-                f"train.select 'best' of method {trial.method!r}, whose ranks settle while it trains: earlier weights "
-                "may not hold the budget; leave one of them out"
+                f"train.select 'best' of method {trial.method!r}, whose ranks settle, or which averages, while it "
+                "trains: earlier weights are not what it ends with; leave one of them out"
             )
         self._selected = Selected(self._named)
         self._optimizer = optim.make_adamw([group for group in groups if group.parameters])

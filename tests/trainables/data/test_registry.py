@@ -117,6 +117,18 @@ def test_the_prompts_are_those_that_clip_published() -> None:
     assert "a low contrast photo of the {}." in found["cifar10"]
 
 
+def test_the_11_sets_of_coop() -> None:
+    names = ["fgvc-aircraft", "ucf101", "imagenet", *(name for name in DATASETS if name.startswith("coop-"))]
+    assert len(names) == 11
+    for name in names:
+        info = DATASETS[name]
+        assert info.get, name
+        check_dataset(name, ["16-shot"])
+    templates = {n: DATASETS[n].templates for n in names if n.startswith("coop-")}  # CoOp's hand-written ones
+    assert all(len(own) == 1 for own in templates.values())
+    assert templates["coop-dtd"] == ("{} texture.",)
+
+
 def test_class_names_read_as_words() -> None:
     found = {
         n: clean(n) for n in ("001.Black_footed_Albatross", "/b/bar/indoor", "airplanes-101", "SeaLake", "F-16A/B")
@@ -233,22 +245,28 @@ def test_cub_by_its_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         load_dataset("cub200")
 
 
-def test_ucf_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "folder", "images", "file"),
+    [("ucf101", "ucf101", "UCF-101-midframes", "UCF101"), ("coop-cars", "stanford_cars", "", "StanfordCars")],
+)
+def test_sets_by_the_lists_of_coop(
+    dataset: str, folder: str, images: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=r"UCF-101-midframes .*split_zhou_UCF101\.json must be there.*SWEEPS_DATA"):
-        load_dataset("ucf101")
-    frames = tmp_path / "ucf101" / "UCF-101-midframes"
+    with pytest.raises(DataError, match=rf"{images} and .*split_zhou_{file}\.json must be there.*SWEEPS_DATA"):
+        load_dataset(dataset)
+    frames = tmp_path / folder / images
     frames.mkdir(parents=True)
     rows = {"train": [["a.jpg", 0, "Apply_Eye_Makeup"], ["b.jpg", 1, "Yo_Yo"]], "val": [["c.jpg", 1, "Yo_Yo"]]}
-    lists = tmp_path / "ucf101" / "split_zhou_UCF101.json"
+    lists = tmp_path / folder / f"split_zhou_{file}.json"
     lists.write_text(json.dumps(rows))
     for name in "abcd":
         Image.new("RGB", (4, 4)).save(frames / f"{name}.jpg")
     with pytest.raises(DataError, match=r"can't be read \(KeyError: 'test'\)"):
-        load_dataset("ucf101")
+        load_dataset(dataset)
     lists.write_text(json.dumps({**rows, "test": [["d.jpg", 0, "Apply_Eye_Makeup"]]}))
     with pytest.warns(DataWarning):
-        data = load_dataset("ucf101", stage="CONFIRM")
+        data = load_dataset(dataset, stage="CONFIRM")
         assert len(data.test) == 1
     assert data.class_names == ("Apply Eye Makeup", "Yo Yo")
     assert data.val_rows is not None

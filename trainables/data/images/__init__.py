@@ -7,7 +7,8 @@ Uses the splits and downloads of `data`.
     dividing     a folder of classes without splits, copied into one with
     info         what is known of a registered set: sizes, words, terms
     torchvision  torchvision's sets, and the ones split here
-    archives     sets that no library loads: VOC2007 crops, CUB-200, UCF101 frames
+    archives     sets that no library loads: VOC2007 crops, CUB-200
+    coop_sets    sets by CoOp's lists
     paper_sets   the table of the paper's 22 sets
     decoded      decoded rows on disk, shared by a machine's workers
     pixels       decoded images of one split at one size, on disk or in memory

@@ -1,8 +1,7 @@
-"""Image sets that no library loads: object crops of VOC2007, CUB-200-2011's archive, UCF101's middle frames."""
+"""Image sets that no library loads: object crops of VOC2007, CUB-200-2011's archive."""
 
 from __future__ import annotations
 
-import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -117,33 +116,3 @@ def _fetch_cub(name: str, folder: Path) -> None:
             f"data set {name!r}: CUB_200_2011.tgz could not be had from {_CUB_URL} ({error}); put the unpacked folder "
             f"CUB_200_2011 into {folder} (or set {FOLDER_VARIABLE}), or name cub200@hub"
         ) from error
-
-
-def load_ucf(name: str, words: Words) -> Dataset:
-    """UCF101's middle frames by `split_zhou_UCF101.json`'s rows, [file, class number, class name], or DataError."""
-    root = data_folder() / "ucf101"
-    lists, frames = root / "split_zhou_UCF101.json", root / "UCF-101-midframes"
-    if not lists.is_file() or not frames.is_dir():
-        raise DataError(
-            f"data set {name!r}: {frames} and {lists} must be there: the middle frame of every video as JPEG and its "
-            f"lists, as CoOp's page of data sets describes; {FOLDER_VARIABLE} names the folder above"
-        )
-    try:
-        rows: dict[str, list[tuple[str, int, str]]] = {
-            which: [(str(file), int(label), str(word)) for file, label, word in found]
-            for which, found in json.loads(lists.read_text(encoding="utf-8")).items()
-        }
-        names = {label: word for each in rows.values() for _, label, word in each}
-        parts = {which: rows[which] for which in ("train", "val", "test")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"data set {name!r}: {lists} can't be read ({type(error).__name__}: {error})") from error
-
-    def read(which: str) -> ImageSplit:
-        paths = [frames / file for file, _, _ in parts[which]]
-        if missing := next((p for p in paths if not p.is_file()), None):
-            raise DataError(f"data set {name!r}: {missing} of {lists.name} is not there")
-        split = "test" if which == "test" else "train"
-        return from_paths(name, split, paths, [label for _, label, _ in parts[which]], len(names))
-
-    words_of = [clean(names[i]) for i in sorted(names)]
-    return assemble(name, words_of, read("train"), lambda: read("test"), words, val=read("val"))

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainables.data.images import archives
 from trainables.data.images import torchvision as vision
+from trainables.data.images.coop_sets import load_lists
 from trainables.data.images.dataset import DEFAULT_PROMPT, Dataset, Words
 from trainables.data.images.info import DatasetInfo, Load, Sizes, class_words, clean
 from trainables.data.images.sources import from_hub
@@ -203,7 +204,8 @@ PAPER_SETS: dict[str, DatasetInfo] = {
         rule=_OWN, licence="Creative Commons, by photograph",
     ),
     "ucf101": _info(
-        archives.load_ucf, "a folder you make", "UCF101, the middle frame of every video", 101, (7639, 1898, 3783), 20,
+        functools.partial(load_lists, folder="ucf101", images="UCF-101-midframes", lists="UCF101"),
+        "a folder you make", "UCF101, the middle frame of every video", 101, (7639, 1898, 3783), 20,
         _ACTION, rule=_OWN,
         get="put UCF-101-midframes/ and split_zhou_UCF101.json into ucf101/ of the data folder (see CoOp's data page)",
     ),

@@ -25,20 +25,23 @@ from trainables.tasks.task import Parts
 TEXTS_AT_ONCE = 1024
 
 
-def encode_texts(model: nn.Module, tokens: Tensor, autocast: Autocast, *, at_once: int = TEXTS_AT_ONCE) -> Tensor:
-    """Unit-length text features (n, D), float32, of token ids (n, context), `at_once` in a forward pass."""
+def encode_texts(
+    model: nn.Module, tokens: Tensor, autocast: Autocast, *, at_once: int = TEXTS_AT_ONCE, unit: bool = True
+) -> Tensor:
+    """Text features (n, D), float32, of token ids (n, context), `at_once` in a forward pass; of length 1 if `unit`."""
     encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
     with autocast():
         parts = [encode(part) for part in torch.split(tokens, at_once)]
-    return normalize(torch.cat(parts).float(), dim=-1)
+    features = torch.cat(parts).float()
+    return normalize(features, dim=-1) if unit else features
 
 
-def encode_images(model: nn.Module, images: Tensor, autocast: Autocast) -> Tensor:
-    """Unit-length image features (B, D), float32."""
+def encode_images(model: nn.Module, images: Tensor, autocast: Autocast, *, unit: bool = True) -> Tensor:
+    """Image features (B, D), float32, of length 1 if `unit`."""
     encode: Callable[[Tensor], Tensor] = model.encode_image  # type: ignore[assignment]
     with autocast(), first_token_only(model.get_submodule("visual")):
-        features = encode(images)
-    return normalize(features.float(), dim=-1)
+        features = encode(images).float()
+    return normalize(features, dim=-1) if unit else features
 
 
 @torch.no_grad()
@@ -63,7 +66,7 @@ def logit_scale(model: nn.Module) -> Tensor:
     return scale.detach().exp().reshape(())
 
 
-class _ClipClassifier(FeatureClassifier):
+class ClipClassifier(FeatureClassifier):
     """CLIP's image tower, whose unit features are compared with `_head`, (D, C), where it exists."""
 
     def __init__(self, model: nn.Module, autocast: Autocast) -> None:
@@ -79,7 +82,7 @@ class _ClipClassifier(FeatureClassifier):
         return features @ self._head
 
 
-class VisionTask(_ClipClassifier):
+class VisionTask(ClipClassifier):
     """Frozen text tower. `classes`: (C, D) unit class embeddings."""
 
     def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
@@ -87,7 +90,7 @@ class VisionTask(_ClipClassifier):
         self._head = (self._scale * classes).T.contiguous()
 
 
-class LinearProbe(_ClipClassifier):
+class LinearProbe(ClipClassifier):
     """Both towers frozen: a linear classifier on unit image features, which starts as the zero-shot classifier.
 
     Logits are exp(logit_scale) times `head` of the features; the head's weights (C, D) start at the class embeddings.
@@ -105,7 +108,7 @@ class LinearProbe(_ClipClassifier):
         return logits
 
 
-class BothTask(_ClipClassifier):
+class BothTask(ClipClassifier):
     """Both towers train. `tokens`: (C, context), the single prompt of every class."""
 
     def __init__(self, model: nn.Module, tokens: Tensor, autocast: Autocast) -> None:

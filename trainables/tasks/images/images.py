@@ -42,9 +42,13 @@ class FeatureClassifier(ABC):
     def before_evaluation(self) -> None:  # noqa: B027  # most have nothing to bring up to date
         """Bring up to date what `predict` needs; called after training and before predicting."""
 
+    def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the losses of vectors (B, D) with labels (B,): a scalar with gradient."""
+        return cross_entropy(self.classify(features), labels, reduction="sum")
+
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
-        return cross_entropy(self.classify(self.features(images)), labels, reduction="sum")
+        return self.loss_of(self.features(images), labels)
 
     def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
         """The summed losses of K trials that share one model in training (`randlora.packing.packing`).
@@ -194,7 +198,7 @@ class FrozenTask(ImageTask):
             features = self._features(self._pixels, pool)[torch.searchsorted(pool, rows)]
         else:
             features = self._through_tower(self._images(self._pixels, rows, plan))
-        return cross_entropy(self.classifier.classify(features), labels, reduction="sum")
+        return self.classifier.loss_of(features, labels)
 
     def _predict(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Tensor:
         parts = torch.split(self._features(pixels, rows), batch_size)

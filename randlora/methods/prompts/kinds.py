@@ -1,0 +1,70 @@
+"""What each method of prompt learning is called, counts, starts from and was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from randlora.methods.prompts.learners import CoCoOp, CoOp, MaPLe, PromptSRC
+from randlora.model.prompted import Place
+
+PREFIX = "prompt:"
+WORDS = "a photo of a"
+"""What the released settings start the context from."""
+DEPTH = 9
+"""Blocks with prompts in the released settings of MaPLe and PromptSRC."""
+TRANSFER = "dept"
+BY_DEPTH = "-depth"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A method of prompt learning.
+
+    Attributes:
+        tokens: of the released settings.
+        count: trainable parameters of so many tokens and blocks.
+        rate: the released learning rate, of SGD.
+        deep: whether it takes a depth.
+        teacher: whether its loss compares with the model as it was, which therefore must not be adapted.
+        transfers: whether DePT's head goes with it here.
+    """
+
+    title: str
+    learner: type[CoOp]
+    tokens: int
+    count: Callable[[Place, int, int], int]
+    rate: float
+    source: str
+    deep: bool = False
+    teacher: bool = False
+    transfers: bool = False
+
+    def depth(self, place: Place, asked: int | None = None) -> int:
+        """Blocks with prompts; not asked for: the released number, or all of a model with fewer."""
+        return (min(DEPTH, place.layers) if asked is None else asked) if self.deep else 1
+
+
+def _text(place: Place, tokens: int, depth: int) -> int:
+    return depth * tokens * place[1]
+
+
+def _with_network(place: Place, tokens: int, depth: int) -> int:
+    hidden = max(1, place.joint // 16)
+    return _text(place, tokens, depth) + hidden * (place.joint + 1) + place[1] * (hidden + 1)
+
+
+def _coupled(place: Place, tokens: int, depth: int) -> int:
+    return _text(place, tokens, depth) + depth * place[0] * (place[1] + 1)
+
+
+_SGD = "the released code's rate, of SGD; none was published for AdamW"
+
+KINDS = {
+    "coop": Kind("CoOp", CoOp, 16, _text, 2e-3, _SGD, transfers=True),
+    "cocoop": Kind("CoCoOp", CoCoOp, 4, _with_network, 2e-3, _SGD),
+    "maple": Kind("MaPLe", MaPLe, 2, _coupled, 3.5e-3, _SGD, deep=True, transfers=True),
+    "promptsrc": Kind(
+        "PromptSRC", PromptSRC, 4, lambda p, tokens, depth: depth * tokens * sum(p), 2.5e-3, _SGD, True, True
+    ),
+}

@@ -1,0 +1,218 @@
+"""Where prompts enter a CLIP of open_clip: after a text's first token, and behind an image's patches.
+
+Prompts stand in no weight. They are one adapter all the same, under the name `PLACE` among the targets, so that counts,
+checkpoints and detaching need no second form. A text that is encoded meanwhile must leave room for the context
+(`with_room`): its vectors replace the embeddings after the first token. Deep prompts replace those of the layer below.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from randlora.adapter import Adapter, Shape
+from randlora.errors import AdapterError, TargetError
+from randlora.model.sites import Site
+
+PLACE = "prompts"
+"""Among the targets, for the place of prompts."""
+
+
+class Place(tuple[int, int]):
+    """(image width, text width) of a CLIP's towers, in place of a weight's shape; no weight's shape equals it.
+
+    Attributes:
+        joint: width of the features that images and texts are compared in.
+        layers: blocks of the smaller tower.
+        room: half of the text window: prompts may take it, the rest is for names of classes.
+    """
+
+    joint: int
+    layers: int
+    room: int
+
+    def __new__(cls, image: int, text: int, *, joint: int, layers: int, room: int) -> Self:
+        place = super().__new__(cls, (image, text))
+        place.joint, place.layers, place.room = joint, layers, room
+        return place
+
+    def _key(self) -> tuple[object, ...]:
+        return PLACE, *self, self.joint, self.layers, self.room
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+@dataclass(frozen=True, eq=False)
+class Towers:
+    """The modules of a CLIP that prompts pass through."""
+
+    embedding: nn.Embedding
+    texts: nn.ModuleList
+    before_images: nn.Module
+    images: nn.ModuleList
+    place: Place
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Towers:
+        """Raises TargetError for anything but a CLIP whose towers are open_clip's own transformers."""
+        text: Any = getattr(model, "text", model)
+        visual: Any = getattr(model, "visual", None)
+        embedding = getattr(text, "token_embedding", None)
+        pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+        blocks: list[Any] = [
+            getattr(getattr(tower, "transformer", None), "resblocks", None) for tower in (text, visual)
+        ]
+        plain = pool == "argmax" and getattr(visual, "pool_type", None) == "tok" and visual.attn_pool is None
+        if not (plain and isinstance(embedding, nn.Embedding) and all(isinstance(b, nn.ModuleList) for b in blocks)):
+            raise TargetError(
+                f"prompts need a CLIP with a text transformer and a ViT of open_clip's own, and {type(model).__name__} "
+                "is none; nearest: open_clip:ViT-B-32"
+            )
+        if not (text.transformer.batch_first and visual.transformer.batch_first):
+            raise TargetError(f"prompts need the batch first, and a tower of {type(model).__name__} has it second")
+        projection = text.text_projection
+        joint = projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+        place = Place(
+            visual.class_embedding.shape[-1],
+            embedding.embedding_dim,
+            joint=joint,
+            layers=min(map(len, blocks)),
+            room=text.positional_embedding.shape[0] // 2,
+        )
+        return cls(embedding, blocks[0], visual.ln_pre, blocks[1], place)
+
+
+def place_of(model: nn.Module) -> Place:
+    """What prompts of a model are counted by. Works on the meta device; raises TargetError as `Towers.of`."""
+    return Towers.of(model).place
+
+
+class Prompts(Adapter):
+    """Prompts of both towers. `tokens`: vectors of a text's context."""
+
+    tokens: int
+    resting = False
+    """Whether the towers run without prompts, for a comparison with the model as it was."""
+
+    @abstractmethod
+    def of_text(self, layer: int) -> Tensor | None:
+        """(tokens, text width), or (n, tokens, text width) of n texts, for the input of a block; None: as it comes."""
+
+    @abstractmethod
+    def of_image(self, layer: int) -> Tensor | None:
+        """(k, image width) for the input of a block; None: as it comes."""
+
+    def delta(self, base: Tensor) -> Tensor:
+        raise AdapterError(
+            "prompts have no delta: they are inputs of the towers, so they cannot be merged or exported as a matrix; "
+            "save() keeps them themselves"
+        )
+
+    def weight(self, base: Tensor) -> Tensor:
+        return self.delta(base)
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        return self.delta(base)
+
+
+class PromptSite(Site):
+    """The place of prompts in a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.towers = Towers.of(model)
+        super().__init__(PLACE, model, PLACE, None)
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def by_activation(self) -> bool:
+        return True
+
+    @property
+    def quantised(self) -> bool:
+        return False
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The token embedding (vocabulary x text width), whose rows are words to start from."""
+        return self.towers.embedding.get_parameter("weight")
+
+    @property
+    def base(self) -> Tensor:
+        return self.parameter
+
+    @property
+    def shape(self) -> Shape:
+        return self.towers.place
+
+    def install(self, adapter: Adapter) -> None:
+        """Put the prompts in place. Raises AdapterError for anything else: prompts cannot share a place."""
+        if not isinstance(adapter, Prompts):
+            raise AdapterError(f"{type(adapter).__name__} is no prompt")
+        self.owner.add_module(PLACE, adapter)
+        towers = self.towers
+
+        def embedded(_: nn.Module, args: Any, x: Tensor) -> Tensor:
+            return in_text(adapter, 0, x)
+
+        self._hooks = [
+            towers.embedding.register_forward_hook(embedded),
+            towers.before_images.register_forward_pre_hook(_before(adapter, 0, behind)),
+        ]
+        for layer in range(1, towers.place.layers):
+            if adapter.of_text(layer) is not None:
+                self._hooks.append(towers.texts[layer].register_forward_pre_hook(_before(adapter, layer, in_text)))
+            if adapter.of_image(layer) is not None:
+                self._hooks.append(towers.images[layer].register_forward_pre_hook(_before(adapter, layer, behind)))
+
+    def remove(self) -> None:
+        """Undo `install`."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        del self.owner._modules[PLACE]
+
+
+def _before(adapter: Prompts, layer: int, put: Callable[[Prompts, int, Tensor], Tensor]) -> Callable[..., Any]:
+    """A forward pre-hook of a module whose first argument is the tokens."""
+    return lambda _, args: (put(adapter, layer, args[0]), *args[1:])
+
+
+def in_text(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
+    """Tokens (n, L, D) of texts with the prompts after the first one in place of what is there."""
+    own = None if prompts.resting else prompts.of_text(layer)
+    if own is None:
+        return x
+    return torch.cat([x[:, :1], own.to(x.dtype).expand(len(x), -1, -1), x[:, 1 + prompts.tokens :]], dim=1)
+
+
+def behind(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
+    """Tokens (n, L, D) of images with the prompts behind them; in deeper blocks in place of the last ones."""
+    own = None if prompts.resting else prompts.of_image(layer)
+    if own is None:
+        return x
+    kept = x if layer == 0 else x[:, : x.shape[1] - len(own)]
+    return torch.cat([kept, own.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+
+
+def with_room(texts: Tensor, tokens: int) -> Tensor:
+    """Token ids (n, L) of texts, the end's id the largest, with room for `tokens` prompts after the first one.
+
+    Raises AdapterError: a text that would lose its end.
+    """
+    longest = int(texts.argmax(dim=1).max()) + 1
+    if longest + tokens > texts.shape[1]:
+        raise AdapterError(
+            f"a text of {longest} tokens and {tokens} prompts do not fit into the model's {texts.shape[1]} tokens; "
+            f"take at most {texts.shape[1] - longest}"
+        )
+    return torch.cat([texts[:, :1].repeat(1, 1 + tokens), texts[:, 1 : texts.shape[1] - tokens]], dim=1)

@@ -1,0 +1,171 @@
+"""CLIP with learnt prompts: images against the words of all classes, which are encoded anew in every step.
+
+A prompt is the learnt context, a class's name and a full stop, as in CoOp. The loss is cross-entropy over all classes,
+whichever towers `adapt` names: that is what these methods publish, where adapters on both towers train on the prompts
+of a batch. PromptSRC and DePT add terms of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, l1_loss, log_softmax, normalize
+
+from randlora.methods.prompts.entry import name_of
+from randlora.methods.prompts.learners import CoCoOp, PromptSRC, prompts_in
+from randlora.model.prompted import place_of, with_room
+from trainables.errors import TrialError
+from trainables.models.encoders import TransferHead, new_transfer_head
+from trainables.models.loading import LoadedModel
+from trainables.runtime import Autocast
+from trainables.tasks.images.clip import (
+    TEXTS_AT_ONCE,
+    ClipClassifier,
+    class_embeddings,
+    encode_images,
+    encode_texts,
+)
+from trainables.tasks.images.images import FrozenTask, ImageTask
+from trainables.tasks.task import Parts
+
+TEXT_WEIGHT, IMAGE_WEIGHT = 25.0, 10.0
+"""PromptSRC: of the distances to the frozen model's features (released code)."""
+TRANSFER_WEIGHT = 0.7
+"""DePT: of its head's loss, and of its head's logits in evaluation (released code)."""
+
+
+class PromptClassifier(ClipClassifier):
+    """`texts`: (C, context) token ids of the classes' names with a full stop. The prompts are in the model by then."""
+
+    def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast) -> None:
+        super().__init__(model, autocast)
+        self._texts = texts
+        self._words: Tensor | None = None
+
+    def words(self, *, unit: bool = True) -> Tensor:
+        """(C, E) features of the classes' prompts as they are now, of length 1 if `unit`."""
+        texts = with_room(self._texts, prompts_in(self._model).tokens)
+        return encode_texts(self._model, texts, self._autocast, unit=unit)
+
+    @torch.no_grad()
+    def before_evaluation(self) -> None:
+        self._words = self.words()
+
+    def classify(self, features: Tensor) -> Tensor:
+        if self._words is None:
+            raise TrialError("classify was called before before_evaluation: the prompts' features do not exist yet")
+        return self._scale * features @ self._words.T
+
+    def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(self._scale * features @ self.words().T, labels, reduction="sum")
+
+
+class ConditionalClassifier(PromptClassifier):
+    """CoCoOp: every image has prompts of its own, so B images of C classes are B C texts."""
+
+    def before_evaluation(self) -> None:
+        """Nothing is the same for all images."""
+
+    def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(self.classify(features), labels, reduction="sum")
+
+    def classify(self, features: Tensor) -> Tensor:
+        prompts = prompts_in(self._model)
+        assert isinstance(prompts, CoCoOp)
+        texts, rows = with_room(self._texts, prompts.tokens), []
+        for part in torch.split(features, max(1, TEXTS_AT_ONCE // len(texts))):
+            many = texts.repeat(len(part), 1)
+            with prompts.conditioned(part, len(texts)):
+                words = encode_texts(self._model, many, self._autocast, at_once=len(many))
+            rows.append(torch.einsum("be,bce->bc", part, words.view(len(part), len(texts), -1)))
+        return self._scale * torch.cat(rows)
+
+
+class RegularisedClassifier(PromptClassifier):
+    """PromptSRC (arXiv 2307.06948), its released losses. `teacher`: (C, E) unit class embeddings before training."""
+
+    def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast, teacher: Tensor) -> None:
+        super().__init__(model, texts, autocast)
+        self._teacher = teacher
+
+    def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        prompts = prompts_in(self._model)
+        assert isinstance(prompts, PromptSRC)
+        with torch.no_grad(), prompts.rested():
+            frozen = self.features(images)
+        features, words = self.features(images), self.words()
+        logits = self._scale * features @ words.T
+        before = log_softmax(self._scale * frozen @ self._teacher.T, dim=1)
+        apart = kl_div(log_softmax(logits, dim=1), before, reduction="sum", log_target=True) / logits.numel()
+        means = TEXT_WEIGHT * l1_loss(words, self._teacher) + IMAGE_WEIGHT * l1_loss(features, frozen) + apart
+        return cross_entropy(logits, labels, reduction="sum") + len(images) * means
+
+
+class TransferClassifier(PromptClassifier):
+    """DePT (arXiv 2309.07439), its released losses: a head on scaled channels beside the comparison with words."""
+
+    def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast, head: TransferHead) -> None:
+        super().__init__(model, texts, autocast)
+        self.head = head
+
+    def features(self, images: Tensor) -> Tensor:
+        return encode_images(self._model, images, self._autocast, unit=False)
+
+    def _compared(self, features: Tensor, words: Tensor) -> Tensor:
+        return self._scale * normalize(features, dim=-1) @ normalize(words, dim=-1).T
+
+    @torch.no_grad()
+    def before_evaluation(self) -> None:
+        self._words = self.words(unit=False)
+
+    def classify(self, features: Tensor) -> Tensor:
+        assert self._words is not None
+        compared = self._compared(features, self._words)
+        return (1.0 - TRANSFER_WEIGHT) * compared + TRANSFER_WEIGHT * self.head.of_images(features)
+
+    def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        words = self.words(unit=False)
+        compared = cross_entropy(self._compared(features, words), labels, reduction="sum")
+        both = torch.cat([self.head.of_texts(words[labels]), self.head.of_images(features)])
+        by_head = cross_entropy(both, labels.repeat(2), reduction="sum") / 2
+        return (1.0 - TRANSFER_WEIGHT) * compared + TRANSFER_WEIGHT * by_head
+
+
+def names_as_texts(loaded: LoadedModel, names: Sequence[str], device: torch.device) -> Tensor:
+    """(C, context) token ids of "NAME."."""
+    assert loaded.tokenizer is not None
+    return loaded.tokenizer([f"{name}." for name in names]).to(device)
+
+
+def prompt_classifier(
+    method: str, module: nn.Module, texts: Tensor, autocast: Autocast, head: TransferHead | None
+) -> PromptClassifier:
+    """The classifier that evaluates a method of prompts; `head` is DePT's."""
+    if head is not None:
+        return TransferClassifier(module, texts, autocast, head)
+    if name_of(method).kind.learner is CoCoOp:
+        return ConditionalClassifier(module, texts, autocast)
+    return PromptClassifier(module, texts, autocast)
+
+
+def prompt_task(parts: Parts) -> ImageTask:
+    """CLIP under a method of prompts. An image tower that stays as it is sees every image once (`FrozenTask`)."""
+    trial, lane, loaded, autocast = parts.trial, parts.lane, parts.loaded, parts.autocast
+    dataset, name, module = lane.dataset(trial.dataset, trial.stage), name_of(trial.method), loaded.module
+    names, templates = dataset.class_names, dataset.templates
+    texts = lane.words(("names", dataset.name), lambda: names_as_texts(loaded, names, lane.device))
+    if name.transfer:
+        head = new_transfer_head(place_of(module).joint, len(names), trial.init_seed, lane.device)
+        return ImageTask(parts, dataset, TransferClassifier(module, texts, autocast, head), head)
+    if name.kind.teacher:
+        tokenizer = loaded.tokenizer
+        assert tokenizer is not None
+        teacher = lane.words(
+            ("embeddings", dataset.name, parts.precision),
+            lambda: class_embeddings(module, tokenizer, names, templates, device=lane.device, autocast=autocast),
+        )
+        return ImageTask(parts, dataset, RegularisedClassifier(module, texts, autocast, teacher))
+    kind = ImageTask if name.adapter is not None or name.kind.deep else FrozenTask
+    return kind(parts, dataset, prompt_classifier(trial.method, module, texts, autocast, None))
