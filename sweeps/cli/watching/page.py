@@ -29,7 +29,8 @@ MOST_ROWS, MOST_CELLS, MOST_BEGUN = 1000, 200, 50
 """Shown of an answer to SQL, of the cells, and of the trials that are not over."""
 
 _DEVICES = """
-select host, device, precision, count(*) as attempts, sum(seconds_total) / 3600 as hours, max(ended_at) as last_end
+select host, device, precision, count(*) as attempts, sum(seconds_total) / 3600 as hours,
+       date_trunc('second', max(ended_at)) as last_end
 from trials where host is not null or device is not null group by all order by all
 """
 _TEMPLATES = resources.files("sweeps.cli.watching").joinpath("templates")

@@ -24,14 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import (
-    HTMLResponse,
-    JSONResponse,
-    PlainTextResponse,
-    RedirectResponse,
-    Response,
-    StreamingResponse,
-)
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -130,7 +123,7 @@ def make_server(folder: Path, keys: Keys) -> uvicorn.Server:
         async with asking:
             return JSONResponse(await run_in_threadpool(page.answer, query), headers=_HEADERS)
 
-    async def report(request: Request) -> Response:
+    async def report(request: Request) -> HTMLResponse | PlainTextResponse:
         try:
             async with feed.reading:
                 return HTMLResponse(await run_in_threadpool(page.report), headers=_HEADERS)
