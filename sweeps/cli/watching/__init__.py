@@ -3,6 +3,7 @@
 Uses `status`, the report's figures and the store's SQL; nothing here writes.
 
     verb       `watch`, and the page beside a run, in a process of its own
+    keys       the token, and what a browser is started with
     server     who may see the page, and what it is sent as the sweep goes on
     page       its sections as HTML
     templates  the page and its script

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
@@ -29,29 +28,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from analysis.errors import StoreError
+from sweeps.cli.watching.keys import Keys, new_word
 from sweeps.cli.watching.page import Page
 
 HOSTS = ("127.0.0.1", "localhost")
 EVERY_S, SHARE = 1.0, 0.05
 """Numbers, and figures, are made at most so often, and so seldom that each take at most this share of a core."""
 _HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
-
-
-def _word() -> str:
-    return secrets.token_urlsafe(24)
-
-
-@dataclass
-class Keys:
-    """What opens the page.
-
-    Attributes:
-        token: in the page's address.
-        once: opens it one time: a browser is started with it, whose arguments other users of the machine may see.
-    """
-
-    token: str = field(default_factory=_word)
-    once: str = field(default_factory=_word)
 
 
 class Guard:
@@ -64,7 +47,7 @@ class Guard:
         given = Request(scope).query_params.get("token", "").encode()
         app = self.app
         if secrets.compare_digest(given, self.keys.once.encode()):
-            self.keys.once = _word()
+            self.keys.once = new_word()
             app = RedirectResponse(f"/?token={self.keys.token}", 303, _HEADERS)
         elif not secrets.compare_digest(given, self.keys.token.encode()):
             app = PlainTextResponse("no or wrong token; open the address that `sweeps watch` printed", 403, _HEADERS)

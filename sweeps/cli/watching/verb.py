@@ -14,12 +14,11 @@ import typer
 
 from sweeps.cli.options import Json, Set, Source, folder_of
 from sweeps.cli.printing import emit, err, out
+from sweeps.cli.watching.keys import Keys
 from sweeps.errors import Problem, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from sweeps.cli.watching.server import Keys
 
 Browser = Annotated[bool, typer.Option(help="Open the page of `watch` in a browser, where one can be opened.")]
 _ENDS_S = 30.0
@@ -34,7 +33,7 @@ def watch(
     as_json: Json = False,
 ) -> None:
     """Show a sweep as it happens, or afterwards, on a page of this machine; Ctrl-C ends the page alone."""
-    from sweeps.cli.watching.server import Keys, make_server
+    from sweeps.cli.watching.server import make_server
 
     folder, keys = folder_of(source, overrides), Keys()
     with _listening(port) as place:
@@ -48,8 +47,6 @@ def watch(
 @contextlib.contextmanager
 def beside(folder: Path, browser: bool) -> Iterator[None]:
     """The page in another process while a run goes on: it takes nothing of the driver, and ends when that does."""
-    from sweeps.cli.watching.server import Keys
-
     keys = Keys()
     with _listening(0) as place:
         command = [sys.executable, "-m", "sweeps.cli.watching.server", str(folder.absolute()), str(place.fileno())]

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from sweeps.cli.watching.server import Keys, make_server
+from sweeps.cli.watching.keys import Keys
+from sweeps.cli.watching.server import make_server
 from tests.support import wait_for
 
 

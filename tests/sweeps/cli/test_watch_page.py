@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from sweeps.cli.watching import verb
+from sweeps.cli.watching.keys import Keys
 from tests.analysis.synthetic import make_results
 from tests.fakes import FakeConfirm, fake_plan
 from tests.support import ROOT, sweeps, wait_for
@@ -217,3 +222,48 @@ def test_the_verb_prints_the_address_and_serves(tmp_path: Path, monkeypatch: pyt
         refused.exit_code == 2 and "can't be listened on" in refused.output and "0: any that is free" in refused.output
     )
     assert sweeps("watch", tmp_path / "nowhere").exit_code == 2
+
+
+def test_ctrl_c_ends_the_page(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweeps.cli.main", "watch", str(make_results(tmp_path / "made", trials=False))]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as program:
+        assert program.stdout and program.stderr
+        page = Served.said(program.stdout.readline())
+        with page.events() as events:
+            assert next(events)[0] == "headline"
+            program.send_signal(signal.SIGINT)
+            assert "over" in [name for name, _ in events]
+        assert (program.wait(), program.stderr.read()) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "terminal", "found", "opened"),
+    [
+        (True, True, webbrowser.BackgroundBrowser("firefox"), True),
+        (True, True, webbrowser.GenericBrowser("lynx"), False),
+        (True, True, None, False),
+        (True, False, webbrowser.BackgroundBrowser("firefox"), False),
+        (False, True, webbrowser.BackgroundBrowser("firefox"), False),
+    ],
+)
+def test_a_browser_is_opened_only_where_one_can_be(
+    wanted: bool, terminal: bool, found: webbrowser.BaseBrowser | None, opened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with a word that is good once: the arguments of a program can be seen by others."""
+
+    def get() -> webbrowser.BaseBrowser:
+        if found is None:
+            raise webbrowser.Error("none")
+        return found
+
+    addresses: list[str] = []
+    monkeypatch.setattr(webbrowser, "get", get)
+    monkeypatch.setattr(webbrowser, "open", addresses.append)
+    said, keys = io.StringIO(), Keys()
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        verb._announce(place, keys, wanted, Console(file=said, force_terminal=terminal, color_system=None, width=200))
+        start = f"http://127.0.0.1:{place.getsockname()[1]}/?token="
+    assert f"watch at {start}{keys.token}" in said.getvalue()
+    assert ("--no-browser" in said.getvalue()) == opened
+    assert addresses == ([start + keys.once] if opened else [])
