@@ -96,6 +96,11 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     return [*found, *_rates(store), *tuning_pictures(store)]
 
 
+def growing(store: Store) -> list[Picture]:
+    """The figures to watch while a sweep runs: the curve, the differences, and the scores of the rates tried."""
+    return [*_scaling(store), *_differences(store), *_rates(store)]
+
+
 def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
     """Write figures into a results folder's `figures/`: PNG, SVG and PDF; returns file name -> path."""
     paths: dict[str, Path] = {}

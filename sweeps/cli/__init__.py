@@ -14,4 +14,5 @@ Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C
     run       the verbs `run` and `resume`
     status    the verb `status`: how far a sweep is
     trials    the verbs that take trials up again: `export`, `predict`, `again`, `analyze`
+    watching  the verb `watch`: a page that shows a sweep as it happens
 """

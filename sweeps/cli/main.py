@@ -21,6 +21,7 @@ from sweeps.cli.results import best, compare, import_results, mcnemar, query, re
 from sweeps.cli.run import run
 from sweeps.cli.status import status
 from sweeps.cli.trials import again, analyze, export, predict
+from sweeps.cli.watching.verb import watch
 
 P = ParamSpec("P")
 
@@ -91,6 +92,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "run": (run, "sweeps run my.toml --max-hours 8"),
     "resume": (run, "sweeps resume my.toml"),
     "status": (status, "sweeps status results/my-sweep"),
+    "watch": (watch, "sweeps watch results/my-sweep --port 8080"),
     "best": (best, "sweeps best results/my-sweep --at lora-4"),
     "report": (report, "sweeps report results/my-sweep"),
     "export": (export, "sweeps export results/my-sweep best --form merged"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Json, Scale,
 from sweeps.cli.plan import print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_weak
 from sweeps.cli.results import print_best
+from sweeps.cli.watching.verb import Browser, beside
 from sweeps.errors import Problem, SpecError
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ def run(
     upload: Annotated[
         str | None, typer.Option(help="Copy results there as they come: s3://BUCKET/FOLDER, gs://...")
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it on a page meanwhile, as `watch` does.")] = False,
+    browser: Browser = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -91,17 +95,18 @@ def run(
         print_header(planned)
         print_estimate_line(foreseen)
     progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
-    summary = run_engine(
-        planned,
-        address=address,
-        progress=progress,
-        retry_failed=retry_failed,
-        observers=observers,
-        upload=location,
-        estimate=None if foreseen is None else foreseen.as_dict(),
-    )
     again = f"sweeps run {spec}{'' if output is None else f' --output {output}'}"
-    return _end(loaded, summary, location, again, report=report, as_json=as_json)
+    with beside(loaded.folder, browser) if watch else contextlib.nullcontext():
+        summary = run_engine(
+            planned,
+            address=address,
+            progress=progress,
+            retry_failed=retry_failed,
+            observers=observers,
+            upload=location,
+            estimate=None if foreseen is None else foreseen.as_dict(),
+        )
+        return _end(loaded, summary, location, again, report=report, as_json=as_json)
 
 
 def _end(

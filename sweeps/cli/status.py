@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from analysis import Store, open_store
+from analysis import Store
 from analysis.format import Row, duration
 from analysis.statistics.sizing.estimates import foresight
-from sweeps.cli.options import Json, Set, Source, folder_of
+from sweeps.cli.options import Json, Set, Source, store_of
 from sweeps.cli.printing import emit, out, print_rows, shown
 from sweeps.records.locks import holder
+from sweeps.watch.counts import PHASES, seconds_left, where_raised
 
-_FAILURES = 3
+_SHOWN, _FAILURES = 3, 20
+"""Reasons of failures that are printed, and that are known."""
 
 
 def status(source: Source, overrides: Set = None, as_json: Json = False) -> None:
     """How far a sweep is; works while it runs."""
-    progress = progress_of(folder_of(source, overrides))
+    progress = progress_of(store_of(source, overrides))
     emit(as_json, lambda: progress, lambda: _print(progress))
 
 
-def _print(p: Row) -> None:
+def says(p: Row) -> tuple[str, str]:
+    """What `progress_of` found, in words: how far it is; how fast, how long, and what it took."""
     state = "running" if p["running"] else "not running"
-    out.print(
+    far = (
         f"{p['sweep']}: {p['finished']} of {p['trials']} trials finished, {p['failed']} failed, "
         f"{p['unfinished']} begun; {p['cells_confirmed']} of {p['cells']} cells confirmed; {state}"
     )
@@ -42,24 +44,28 @@ def _print(p: Row) -> None:
     if p["estimate"] is not None:
         guess, took = p["estimate"]["estimated"], p["estimate"]["actual"]
         words.append(f"estimated {duration(guess)}" + ("" if took is None else f", took {duration(took)}"))
-    out.print("; ".join(filter(None, words)))
-    for failure in p["failures"]:
+    return far, "; ".join(filter(None, words))
+
+
+def _print(p: Row) -> None:
+    for line in says(p):
+        out.print(line)
+    for failure in p["failures"][:_SHOWN]:
         where = f" ({failure['where']})" if failure["where"] else ""
         out.print(f"{failure['count']} failed: {failure['reason']}{where}", style="red")
     if p["methods"]:
         print_rows(list(p["methods"][0]), [[shown(v) for v in row.values()] for row in p["methods"]], None)
 
 
-def progress_of(folder: Path) -> dict[str, Any]:
+def progress_of(store: Store) -> dict[str, Any]:
     """Counts of trials and cells by state; speed, time left and what it took; why trials failed; best scores so far.
 
     JSON-able. `this_run`, `per_minute` and `seconds_left` are of the run in progress or the last one, its start-up left
     out; null before its first trial;
     `cost` is null where the run was not estimated with a price; `estimate` has the wall time estimated at the last
-    launch and, once that is over, the actual one.
+    launch and, once that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each.
     """
-    store = open_store(folder)
-    running = holder(folder) is not None
+    running = holder(store.path) is not None
     events = store.events()
     asked = {e["trial_id"] for e in events if e["ev"] == "ask"}
     cells = [c for c in store.table("cells").to_pylist() if c["feasible"]]
@@ -76,9 +82,11 @@ def progress_of(folder: Path) -> dict[str, Any]:
         missing[row["method"]] += row["missing"]
     this_run, per_minute, left = pace(rows, events, missing, datetime.now(UTC) if running else None)
     hours, cost = _used(rows, events)
+    phase_of = _phases(cells, store, done, events)
+    phases = Counter(phase_of.values())
     return {
-        "sweep": cells[0]["sweep"] if cells else folder.name,
-        "folder": str(folder),
+        "sweep": cells[0]["sweep"] if cells else store.path.name,
+        "folder": str(store.path),
         "running": running,
         "trials": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage),
         "finished": states["finished"] + states["pruned"],
@@ -86,33 +94,32 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "unfinished": len(asked - set(trials)),
         "cells": len(cells),
         "cells_confirmed": len(done),
-        "phases": _phases(cells, store, done, events),
+        "phases": {phase: phases[phase] for phase in PHASES if phases[phase]},
+        "phase_of": phase_of,
         "this_run": this_run,
         "per_minute": per_minute,
         "seconds_left": left,
         "accelerator_hours": hours,
         "cost": cost,
         "estimate": _estimate(store),
-        "failures": _failures(trials, events),
+        "failures": _failures(trials, events, {c["cell_id"]: c["label"] for c in cells}),
         "methods": [_method(name, cells, done, trials) for name in dict.fromkeys(c["method"] for c in cells)],
     }
 
 
-def _phases(cells: Sequence[Row], store: Store, done: set[str], events: Sequence[Row]) -> dict[str, int]:
-    """Cells by phase, as the live view counts them: a cell is `stuck` when none of its rates finished."""
-    from sweeps.watch.snapshot import PHASES  # loads torch
-
+def _phases(cells: Sequence[Row], store: Store, done: set[str], events: Sequence[Row]) -> dict[str, str]:
+    """Every cell's phase, as the live view has it: a cell is `stuck` when none of its rates finished."""
     begun = {e["cell_id"] for e in events if e["ev"] == "ask"}
     chosen = set(store.table("choices").column("cell_id").to_pylist())
     over = {row["cell_id"]: row["tune_done"] == 0 for row in store.table("coverage").to_pylist() if not row["missing"]}
-    found: Counter[str] = Counter()
+    found: dict[str, str] = {}
     for cell in cells:
         name = cell["cell_id"]
         tuned = name in chosen or not cell["tune_trials"]
         stuck = not tuned and over.get(name, False)
         phase = "done" if name in done else "stuck" if stuck else "confirming" if tuned else "tuning"
-        found["waiting" if name not in begun and phase != "done" else phase] += 1
-    return {phase: found[phase] for phase in PHASES if found[phase]}
+        found[name] = "waiting" if name not in begun and phase != "done" else phase
+    return found
 
 
 def pace(
@@ -125,8 +132,6 @@ def pace(
     Args:
         rows: of `trials`. events: the journal's. missing: trials to come by method. now: None where nothing runs.
     """
-    from sweeps.watch.snapshot import seconds_left  # loads torch
-
     runs = [e for e in events if e["ev"] == "sweep" and "at" in e]
     ended = [r for r in rows if r["ended_at"] is not None and r["started_at"] is not None]
     mine = [r for r in ended if runs and r["ended_at"] >= datetime.fromisoformat(runs[-1]["at"])]
@@ -160,15 +165,20 @@ def _estimate(store: Store) -> dict[str, float | None] | None:
     return None
 
 
-def _failures(trials: Mapping[str, Row], events: Sequence[Row]) -> list[Row]:
-    """The commonest reasons of failed trials, with where one of them was raised."""
-    from sweeps.watch.snapshot import where_raised
-
-    raised = {e["trial_id"]: where_raised(e["traceback"]) for e in events if e.get("traceback")}
-    failed = [(row["reason"], raised.get(name)) for name, row in trials.items() if row["status"] == "failed"]
-    where = {reason: place for reason, place in failed if place is not None}
-    common = Counter(reason for reason, _ in failed).most_common(_FAILURES)
-    return [{"reason": reason, "count": count, "where": where.get(reason)} for reason, count in common]
+def _failures(trials: Mapping[str, Row], events: Sequence[Row], labels: Mapping[str, str]) -> list[Row]:
+    """The commonest reasons of failed trials; of one trial of each, the cell, the traceback and where it was raised."""
+    traces = {e["trial_id"]: e["traceback"] for e in events if e.get("traceback")}
+    failed = {name: row for name, row in trials.items() if row["status"] == "failed"}
+    one: dict[str, str] = {}
+    for name, row in failed.items():
+        if name in traces or row["reason"] not in one:
+            one[row["reason"]] = name
+    found = []
+    for reason, count in Counter(row["reason"] for row in failed.values()).most_common(_FAILURES):
+        trace, cell = traces.get(one[reason]), failed[one[reason]]["cell_id"]
+        where = {"cell": labels.get(cell, cell), "where": where_raised(trace), "traceback": trace}
+        found.append({"reason": reason, "count": count, **where})
+    return found
 
 
 def _method(name: str, cells: Sequence[Row], done: set[str], trials: Mapping[str, Row]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from sweeps.records.rows import choice_row, metric_rows, prediction_row, trial_r
 from sweeps.records.sealing import Sealer
 from sweeps.search.slots import Slot
 from sweeps.search.stages import SweepState
+from sweeps.watch.counts import where_raised
 from sweeps.watch.observers import Observers
-from sweeps.watch.snapshot import where_raised
 from trainables.config import FULL_METHODS, NO_TRAINING
 
 NEVER_KEPT = (*FULL_METHODS, NO_TRAINING)  # base weights are the model's own size: one seed, and only when asked for

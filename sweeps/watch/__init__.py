@@ -2,6 +2,7 @@
 
 Uses `search` and `spec`; nothing here decides anything.
 
+    counts     phases, time left, and where a failure was raised; loads nothing
     displays   live progress: a table that redraws, lines, JSON, or nothing
     mirror     a copy of every cell's study in an Optuna storage
     observers  tells mirrors and trackers what happens, from a thread of its own

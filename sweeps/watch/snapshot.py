@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sweeps.search.stages import CellState, SweepState
-
-PHASES = ("waiting", "tuning", "confirming", "done", "stuck")
+from sweeps.watch.counts import PHASES, seconds_left
 
 
 @dataclass(frozen=True)
@@ -140,19 +138,6 @@ class Counting:
         )
 
 
-def seconds_left(missing: Mapping[str, int], spent: Mapping[str, Sequence[float]]) -> float | None:
-    """Seconds of one worker for what is missing, by the mean of each method, or of all where it has none yet.
-
-    Args:
-        missing: trials by method. spent: (seconds, trials) of those that are over by method, without set-up.
-    """
-    means = {method: seconds / trials for method, (seconds, trials) in spent.items() if trials}
-    if not means:
-        return None
-    overall = statistics.fmean(means.values())
-    return sum(count * means.get(method, overall) for method, count in missing.items())
-
-
 def _count_cell(cell: CellState) -> _Cell:
     counted, phase = cell.counted(), cell.phase
     rows = list(cell.rows.values())
@@ -166,13 +151,3 @@ def _count_cell(cell: CellState) -> _Cell:
         failures=tuple(Failure(c.label, str(r["reason"]), cell.raised.get(r["trial_id"])) for r in failed),
         seconds=(sum(seconds), len(seconds)),
     )
-
-
-def where_raised(trace: str | None) -> str | None:
-    """File, line and function of the innermost frame of a traceback's text: "clip.py:88 in evaluate"."""
-    lines = [line.strip() for line in (trace or "").splitlines() if line.strip().startswith('File "')]
-    if not lines:
-        return None
-    path, _, rest = lines[-1].removeprefix('File "').partition('", line ')
-    number, _, function = rest.partition(", in ")
-    return f"{path.rpartition('/')[2]}:{number} in {function}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from typer.testing import CliRunner
@@ -51,5 +52,6 @@ def test_command(page: str, command: str, folder: Path) -> None:
     if words[:2] == ["plan", "my.toml"] or "my.toml" in words:
         CliRunner().invoke(app, ["init", "my.toml"])
         words = ["plan" if w == "init" else w for w in words]
-    result = CliRunner().invoke(app, words)
+    with patch("uvicorn.Server.run"):  # `watch` serves until Ctrl-C
+        result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output

@@ -35,7 +35,11 @@ class Browser:
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (theirs, yours)]  # clear of the two it reads: 3 and 4
         command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         command += ["--hide-scrollbars", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-        command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+        command += [
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            f"--user-data-dir={profile}",
+            "--remote-debugging-pipe",
+        ]
         actions = [(os.POSIX_SPAWN_DUP2, high[0], 3), (os.POSIX_SPAWN_DUP2, high[1], 4)]
         actions += [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (1, 2)]
         self.pid = os.posix_spawn(CHROMIUM, command, dict(os.environ), file_actions=actions, setpgroup=0)
@@ -93,15 +97,15 @@ class Browser:
         return dict(json.loads(message))
 
     def open(
-        self, path: Path, width: int = 1100, height: int = 900, *, dark: bool = False, mobile: bool = False
+        self, page: Path | str, width: int = 1100, height: int = 900, *, dark: bool = False, mobile: bool = False
     ) -> None:
-        """Open a file and wait until it has loaded."""
+        """Open a file, or an address of this machine, and wait until it has loaded."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self._read())
 

@@ -85,7 +85,7 @@ def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
     on_disk = sum(p.stat().st_size for p in (folder / "tables").rglob("*.parquet"))
     on_disk += (folder / "journal.jsonl").stat().st_size
     assert lines["disk", None]["actual"] == pytest.approx(on_disk / 2**20)
-    progress = progress_of(folder)
+    progress = progress_of(open_store(folder))
     assert progress["cost"] == pytest.approx(hours * 4)
     assert progress["estimate"] == {"estimated": 3600.0, "actual": pytest.approx(wall) if whole else None}
     shown = CliRunner().invoke(app, ["estimate", str(folder), "--compare", "--json"])
@@ -102,7 +102,7 @@ def test_no_estimate_is_said(tmp_path: Path) -> None:
     assert (
         "no run of this sweep was estimated" in CliRunner().invoke(app, ["estimate", str(folder), "--compare"]).stdout
     )
-    progress = progress_of(folder)
+    progress = progress_of(open_store(folder))
     assert progress["estimate"] is None
     assert progress["cost"] is None
     assert sum(progress["phases"].values()) == progress["cells"]

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from sweeps.search.stages import CellState, SweepState
+from sweeps.watch.counts import where_raised
 from sweeps.watch.displays import (
     JsonProgress,
     LineProgress,
@@ -18,7 +19,7 @@ from sweeps.watch.displays import (
     make_progress,
     render,
 )
-from sweeps.watch.snapshot import Best, Counting, Snapshot, where_raised
+from sweeps.watch.snapshot import Best, Counting, Snapshot
 from tests.fakes import fake_plan
 from tests.sweeps.search.support import simulate
 

@@ -1,0 +1,167 @@
+"""The sections of the page as HTML. Every number is `status`'s or a table's, every figure the report's."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+from markupsafe import Markup
+
+from analysis.errors import QueryError, StoreError
+from analysis.figures import pictures, svg
+from analysis.format import Row, visible
+from analysis.report.page import render
+from analysis.store.journal import JOURNAL
+from analysis.store.queries import run_sql
+from analysis.store.schemas import SCHEMAS
+from analysis.store.store import Store, open_store
+from sweeps.cli.printing import shown
+from sweeps.cli.status import progress_of, says
+
+MOST_ROWS, MOST_CELLS, MOST_BEGUN = 1000, 200, 50
+"""Shown of an answer to SQL, of the cells, and of the trials that are not over."""
+
+_DEVICES = """
+select host, device, precision, count(*) as attempts, sum(seconds_total) / 3600 as hours,
+       date_trunc('second', max(ended_at)) as last_end
+from trials where host is not null or device is not null group by all order by all
+"""
+_TEMPLATES = resources.files("sweeps.cli.watching").joinpath("templates")
+
+
+class Page:
+    """What a browser is shown of a results folder, read again at every call; one thread at a time, `answer` aside.
+
+    Args:
+        folder: where the results are, or will be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._store: Store | None = None
+        self._tables: dict[str, pa.Table] = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
+        self._drawn: tuple[list[int], str] = ([], "")
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("sweeps.cli.watching", "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["shown"] = lambda value: visible(shown(value))
+        environment.globals["table"] = environment.get_template("table.html.j2").module.table  # type: ignore[attr-defined]
+        self._template = environment.get_template("watch.html.j2")
+
+    def whole(self, token: str) -> tuple[str, str]:
+        """The page, its sections still empty, and the policy that its response has. `token`: for its links."""
+        script = _TEMPLATES.joinpath("watch.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        colours = {"light": svg.colour_variables(dark=False), "dark": svg.colour_variables(dark=True)}
+        text = self._template.render(folder=self.folder, token=token, script=Markup(script), **colours)  # noqa: S704
+        return text, (
+            f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+
+    def numbers(self) -> dict[str, str]:
+        """The sections without figures, by name."""
+        try:
+            self._store = store = self._store or open_store(self.folder)
+            self._tables = {name: store.table(name) for name in SCHEMAS}
+            p = progress_of(store)
+        except StoreError as error:
+            begins = "Nothing is written yet: the sweep begins." if not (self.folder / JOURNAL).exists() else ""
+            return {"headline": self._section("headline", says=begins or str(error), done=0, trials=0)}
+        far, fast = says(p)
+        values: dict[str, dict[str, Any]] = {
+            "headline": {"says": far, "done": p["finished"] + p["failed"], "trials": p["trials"]},
+            "pace": {"says": fast},
+            "cells": {"p": p, "rows": _cells(store, p["phase_of"]), "most": MOST_CELLS},
+            "failures": {"failures": p["failures"]},
+            "lanes": {"lanes": _lanes(store), "devices": store.sql(_DEVICES).to_pylist(), "begun": _begun(store)},
+        }
+        return {name: self._section(name, **given) for name, given in values.items()}
+
+    def figures(self) -> dict[str, str]:
+        """The section of figures, drawn again when a trial or a choice has come."""
+        if self._store is None:
+            return {}
+        grown = [len(self._tables[name]) for name in ("cells", "trials", "choices")]
+        if grown != self._drawn[0]:
+            try:
+                self._drawn = grown, self._section("figures", pictures=pictures.growing(self._store))
+            except StoreError as error:
+                self._drawn = grown, self._section("figures", pictures=[], says=str(error))
+        return {"figures": self._drawn[1]}
+
+    def answer(self, query: str) -> dict[str, Any]:
+        """What SQL says of the tables as the page has them: `columns`, `rows` of texts, `says`; or `error`."""
+        try:
+            table = run_sql(self._tables, query)
+        except QueryError as error:
+            return {"error": visible(str(error))}
+        first = table.slice(0, MOST_ROWS)
+        columns = [[visible(shown(value)) for value in column.to_pylist()] for column in first.columns]
+        more = f", the first {MOST_ROWS:,} of them shown; `sweeps query` writes all" if len(table) > MOST_ROWS else ""
+        rows = list(zip(*columns, strict=True))
+        return {"columns": table.column_names, "rows": rows, "says": f"{len(table):,} row(s){more}"}
+
+    def report(self) -> str:
+        """The report of the results as they are.
+
+        Raises:
+            StoreError: there are none yet.
+        """
+        return render(self._store or open_store(self.folder))
+
+    def _section(self, name: str, **values: Any) -> str:
+        return "".join(self._template.blocks[name](self._template.new_context(values)))
+
+
+def _cells(store: Store, phase_of: dict[str, str]) -> list[Row]:
+    return [
+        {
+            "cell": r["label"],
+            "phase": phase_of[r["cell_id"]],
+            "tune": f"{r['tune_done']} of {r['tune_planned']}",
+            "confirm": f"{r['confirm_done']} of {r['confirm_planned']}",
+            "failed": r["failed"],
+        }
+        for r in store.table("coverage").to_pylist()
+        if r["cell_id"] in phase_of
+    ][:MOST_CELLS]
+
+
+def _lanes(store: Store) -> list[str]:
+    """The lanes of the last run in words, those alike together."""
+    run: Row = next(iter(store.events("sweep")[-1:]), {})
+    alike = Counter(_lane(shape) for shape in run.get("lanes") or ())
+    host = f"on {run['host']}: {run.get('cpus')} CPUs, {len(run.get('gpus') or ())} GPUs" if "host" in run else ""
+    pack = f"{run['pack']} trials at a time on each worker" if run.get("pack", 1) > 1 else ""
+    return [*(f"{count} x {lane}" for lane, count in alike.items()), *filter(None, (pack, host))]
+
+
+def _lane(shape: Row) -> str:
+    has = ", ".join(f"{amount:g} {kind}" for kind, amount in shape["per_worker"].items())
+    return f"{shape['workers']} worker(s){' that share a trial' if shape['group'] else ''}, {has} each"
+
+
+def _begun(store: Store) -> Sequence[Row]:
+    """Trials that are not over: cell, stage, rate, and the last epoch with its validation score."""
+    over = set(store.table("trials").column("trial_id").to_pylist())
+    labels = {r["cell_id"]: r["label"] for r in store.table("cells").select(["cell_id", "label"]).to_pylist()}
+    last = {e["trial_id"]: e for e in store.events("report")}
+    found = []
+    for e in store.events("ask"):
+        if e["trial_id"] not in over:
+            values = last.get(e["trial_id"], {}).get("values", {})
+            trial = {"cell": labels.get(e["cell_id"], e["cell_id"]), "stage": e["stage"], "rate": e["config"].get("lr")}
+            found.append({**trial, "epoch": values.get("epoch"), "validation": values.get("val_score")})
+    return found[-MOST_BEGUN:]

@@ -1,0 +1,143 @@
+"""Who may see the page, and what it is sent as the sweep goes on: Starlette on uvicorn, on loopback alone.
+
+A request needs the token, which is in the page's address and in no cookie, so that no other page of the browser has it;
+and a Host of this machine, so that no foreign name can be made to lead here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from analysis.errors import StoreError
+from sweeps.cli.watching.keys import Keys, new_word
+from sweeps.cli.watching.page import Page
+
+HOSTS = ("127.0.0.1", "localhost")
+EVERY_S, SHARE = 1.0, 0.05
+"""Numbers, and figures, are made at most so often, and so seldom that each take at most this share of a core."""
+_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+
+
+class Guard:
+    """Refuses every request without the token."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app, self.keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = Request(scope).query_params.get("token", "").encode()
+        app = self.app
+        if secrets.compare_digest(given, self.keys.once.encode()):
+            self.keys.once = new_word()
+            app = RedirectResponse(f"/?token={self.keys.token}", 303, _HEADERS)
+        elif not secrets.compare_digest(given, self.keys.token.encode()):
+            app = PlainTextResponse("no or wrong token; open the address that `sweeps watch` printed", 403, _HEADERS)
+        await app(scope, receive, send)
+
+
+class Feed:
+    """The sections of a page for all who look, made when the first of them asks; nobody looks, nothing is made."""
+
+    def __init__(self, page: Page, over: Callable[[], bool]) -> None:
+        self.page, self.over = page, over
+        self.reading = asyncio.Lock()
+        self._known: dict[Callable[[], dict[str, str]], dict[str, str]] = {}
+        self._due: dict[Callable[[], dict[str, str]], float] = {}
+
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events: a section's name, and its HTML as JSON, whenever it has changed."""
+        sent: dict[str, str] = {}
+        last = False
+        while not last:
+            last = self.over()  # what is read from here on is the end
+            for make in (self.page.numbers, self.page.figures):
+                for name, html in (await self._made(make, now=last)).items():
+                    if sent.get(name) != html:
+                        sent[name] = html
+                        yield f"event: {name}\ndata: {json.dumps(html)}\n\n"
+            until = time.monotonic() + EVERY_S
+            while not (last or self.over() or time.monotonic() > until):
+                await asyncio.sleep(0.1)
+        yield "event: over\ndata: 0\n\n"
+
+    async def _made(self, make: Callable[[], dict[str, str]], *, now: bool) -> dict[str, str]:
+        async with self.reading:
+            if now or time.monotonic() >= self._due.get(make, 0.0):
+                before = time.process_time()
+                self._known[make] = await run_in_threadpool(make)
+                self._due[make] = time.monotonic() + (time.process_time() - before) * (1 / SHARE - 1)
+            return self._known[make]
+
+
+def make_server(folder: Path, keys: Keys) -> uvicorn.Server:
+    """A server of the page of a results folder; `run(sockets=[...])` serves until `should_exit`."""
+    page = Page(folder)
+    feed = Feed(page, lambda: server.should_exit)
+    asking = asyncio.Lock()
+
+    async def whole(request: Request) -> HTMLResponse:
+        text, policy = page.whole(keys.token)
+        return HTMLResponse(text, headers={**_HEADERS, "Content-Security-Policy": policy})
+
+    async def events(request: Request) -> StreamingResponse:
+        return StreamingResponse(feed.events(), headers=_HEADERS, media_type="text/event-stream")
+
+    async def sql(request: Request) -> JSONResponse:
+        query = (await request.body()).decode(errors="replace")
+        async with asking:
+            return JSONResponse(await run_in_threadpool(page.answer, query), headers=_HEADERS)
+
+    async def report(request: Request) -> HTMLResponse | PlainTextResponse:
+        try:
+            async with feed.reading:
+                return HTMLResponse(await run_in_threadpool(page.report), headers=_HEADERS)
+        except StoreError as error:
+            return PlainTextResponse(str(error), 404, _HEADERS)
+
+    routes = [Route("/", whole), Route("/events", events), Route("/report", report)]
+    app = Starlette(
+        routes=[*routes, Route("/sql", sql, methods=["POST"])],
+        middleware=[Middleware(TrustedHostMiddleware, HOSTS, www_redirect=False), Middleware(Guard, keys)],
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
+    )
+    return server
+
+
+def main() -> None:
+    """Serve beside a run: folder and socket are arguments, the keys come by standard input, whose end is the run's."""
+    os.nice(10)
+    folder, number = sys.argv[1:]
+    server = make_server(Path(folder), Keys(*sys.stdin.readline().split()))
+
+    def follow() -> None:
+        while os.read(0, 1024):
+            pass
+        server.should_exit = True
+
+    threading.Thread(target=follow, name="run", daemon=True).start()
+    server.run(sockets=[socket.socket(fileno=int(number))])
+
+
+if __name__ == "__main__":
+    main()
