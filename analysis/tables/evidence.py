@@ -189,7 +189,7 @@ def failures(store: Store) -> Sheet:
 
 def infeasible(store: Store) -> Sheet:
     """Cells that have no setting near enough to their budget."""
-    rows = [r for r in store.table("cells").to_pylist() if not r["feasible"]]
+    rows = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
     columns = [
         METHOD,
         BUDGET,

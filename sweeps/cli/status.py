@@ -11,6 +11,7 @@ from typing import Any
 from analysis import Store, open_store
 from analysis.format import Row, duration
 from analysis.statistics.sizing.estimates import foresight
+from analysis.words.weak import absent_data
 from sweeps.cli.options import Json, Set, Source, folder_of
 from sweeps.cli.printing import emit, out, print_rows, shown
 from sweeps.records.locks import holder
@@ -43,6 +44,8 @@ def _print(p: Row) -> None:
         guess, took = p["estimate"]["estimated"], p["estimate"]["actual"]
         words.append(f"estimated {duration(guess)}" + ("" if took is None else f", took {duration(took)}"))
     out.print("; ".join(filter(None, words)))
+    for line in p["left_out"]:
+        out.print(line, style="yellow")
     for failure in p["failures"]:
         where = f" ({failure['where']})" if failure["where"] else ""
         out.print(f"{failure['count']} failed: {failure['reason']}{where}", style="red")
@@ -93,6 +96,7 @@ def progress_of(folder: Path) -> dict[str, Any]:
         "accelerator_hours": hours,
         "cost": cost,
         "estimate": _estimate(store),
+        "left_out": absent_data(store.table("signs").to_pylist()),
         "failures": _failures(trials, events),
         "methods": [_method(name, cells, done, trials) for name in dict.fromkeys(c["method"] for c in cells)],
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +23,28 @@ FOLDER_VARIABLE = "SWEEPS_DATA"
 
 UNKNOWN = "unknown"
 """The licence of a data set whose makers state none."""
+
+
+_ALLOWED: ContextVar[bool] = ContextVar("downloads_allowed", default=True)
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Within it nothing is downloaded: a data set that is not on this machine is a DataError."""
+    from huggingface_hub import constants
+
+    token, before = _ALLOWED.set(False), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+        constants.HF_HUB_OFFLINE = before
+
+
+def may_download() -> bool:
+    """Whether data sets that are not on this machine may be downloaded: not within `offline`."""
+    return _ALLOWED.get()
 
 
 class DataWarning(UserWarning):
