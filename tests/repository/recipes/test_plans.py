@@ -107,6 +107,27 @@ def test_the_papers_ranks_give_the_papers_counts(name: str, rank: int, lora: tup
     assert found == lora[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "ranks", "counts"),
+    [  # the paper's counts are one basis more of each: 340,992 and so on to 10,303,632
+        ("fig1-clip", (128, 50, 12, 6, 3), (285_696, 693_720, 2_608_272, 5_170_320, 10_275_876)),
+        pytest.param("fig1-llama3", (60, 30, 15), (28_778_112, 56_626_112, 112_723_968), marks=pytest.mark.slow),
+    ],
+)
+def test_figure_1s_own_ranks_are_a_list(name: str, ranks: tuple[int, ...], counts: tuple[int, ...]) -> None:
+    given = f"methods.randlora.capacity={list(ranks)}"
+    assert given.replace(" ", "") in (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    dataset = "cifar100" if name == "fig1-clip" else "commonsense-15k"
+    plan = plan_of(name, given, f'data.datasets=["{dataset}"]')
+    found = [c for c in plan.cells if c.method == "randlora"]
+    assert [(c.capacity, c.count, c.budget, c.residual) for c in found] == [
+        (rank, count, count, 0) for rank, count in zip(ranks, counts, strict=True)
+    ]
+    assert [c.reference for c in found] == [f"randlora-{rank}" for rank in ranks]
+    longer, shorter = (plan_of(name, f"methods.randlora.capacity={c}").spec.identity() for c in ([6, 3], [6]))
+    assert longer == shorter != plan_of(name, "methods.randlora.capacity=6").spec.identity()
+
+
 def _free(name: str) -> list[str]:
     """VeRA and NoLA name a budget of the file's own list; here they take the smallest."""
     spec = SweepSpec.load(FOLDER / f"{name}.toml")
