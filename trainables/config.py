@@ -101,8 +101,9 @@ class TrainSettings(BaseModel):
     """fast: on CPUs oneDNN's float32 products, where they are as accurate; see `trainables.runtime`."""
     hold_weights: Annotated[bool, LATER] = False
     """With micro-batches, adapters make W0 + delta once per optimiser step; `randlora.accumulating`. Costs memory."""
-    augment: Literal["none", "crop-flip"] = "none"
-    """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
+    augment: Literal["none", "crop-flip", "crop-flip-original"] = "none"
+    """crop-flip: random resized crop (scale 0.5 to 1) of the model's square, and horizontal flip. crop-flip-original:
+    the crop is of the original image, the paper's; decoded training images take 1.6 times as much room on disk."""
     head_lr: Annotated[Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["lr"], LATER] = 1e-3
     """Peak learning rate of a new task head, the same for every method and never searched (the paper's DINOv2: 1e-3);
     "lr": the trial's own rate, as one optimiser of adapter and head has it (the paper's GLUE)."""

@@ -150,7 +150,12 @@ def test_first_trials_are_the_papers_hyperparameters() -> None:
     assert first["vera"] == (pytest.approx(1e-2), {})
     assert first["full"] == (pytest.approx(1e-5), {})
     train = plan.cells[0].settings(plan.spec.train)
-    assert (train.epochs, train.global_batch_size, train.weight_decay, train.augment) == (6, 128, 0.1, "crop-flip")
+    assert (train.epochs, train.global_batch_size, train.weight_decay, train.augment) == (
+        6,
+        128,
+        0.1,
+        "crop-flip-original",
+    )
 
 
 @pytest.mark.parametrize("name", ["fig1-clip", pytest.param("table1-qwen2", marks=pytest.mark.slow)])
@@ -165,7 +170,7 @@ def test_the_papers_protocol_is_one_setting_away(name: str) -> None:
 IMAGES: dict[str, object] = {  # Table 8 and appendix C.1; the released code
     **{"global_batch_size": 128, "weight_decay": 0.1, "full_weight_decay": 0.1, "grad_clip": 1.0},
     **{"schedule": "cosine", "min_lr_ratio": 0.01, "warmup_steps": None, "warmup_fraction": 0.0},
-    **{"augment": "crop-flip", "sampling": "replacement"},
+    **{"augment": "crop-flip-original", "sampling": "replacement"},
 }
 TEXTS: dict[str, object] = {"schedule": "linear", "min_lr_ratio": 0.0, "augment": "none"}
 LANGUAGE = TEXTS | {  # Table 9, appendix C.4; the released scripts
