@@ -77,6 +77,9 @@ class TrainSettings(BaseModel):
     """Images of one optimiser step, over all workers and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Images of one forward pass of one worker; None: the worker's whole share of the global batch."""
+    negatives: Annotated[Literal["batch", "part"], LATER] = "batch"
+    """What the contrastive loss of CLIP's two towers compares an image with. batch: all of the step, which then can't
+    be split; part: those of its own micro-batch, as the paper's 2 x 64 have it: another loss, in the parity table."""
     eval_batch_size: int = Field(default=512, ge=1)
     """Examples of a forward pass in evaluation."""
     weight_decay: float = Field(default=0.0, ge=0.0)
@@ -221,11 +224,17 @@ class TrialConfig(BaseModel):
         if self.protocol == "paper" and self.stage == "TUNE":
             raise ValueError("protocol 'paper' has no validation images, so no stage TUNE; use CONFIRM at a fixed rate")
         micro = self.train.micro_batch_size
-        if self.adapt == "both" and micro is not None and micro < self.train.global_batch_size:
+        if self.train.negatives == "part" and (self.adapt != "both" or micro is None):
+            raise ValueError(
+                "train.negatives 'part' is of the contrastive loss of adapt = 'both' in micro-batches; give "
+                "micro_batch_size, or leave it out"
+            )
+        split = self.train.negatives == "batch" and micro is not None and micro < self.train.global_batch_size
+        if self.adapt == "both" and split:
             raise ValueError(
                 f"train.micro_batch_size {micro} is smaller than train.global_batch_size "
                 f"{self.train.global_batch_size}: the contrastive loss of adapt = 'both' compares all images of "
-                "a batch; leave micro_batch_size out or use adapt = 'vision'"
+                "a batch; leave micro_batch_size out, or compare within each part: negatives = 'part'"
             )
         return self
 

@@ -203,7 +203,7 @@ _ALL = (
         "given and used in trials, and in samples where it is in these; device-seconds and kinds of devices of stage "
         "TUNE, devices with precision of both stages (`computed_on`); warm starts among it, points past the range's "
         "edge; rates tried, range width in decades, the choice, whether it is the range's edge, and why the cell may "
-        "be under-tuned; epochs and samples trained.",
+        "be under-tuned; epochs and samples trained; images that a contrastive loss compares each with.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.residual, c.residual_fraction, n.adapter_params, n.adapter_params = c.count as count_holds,
@@ -215,7 +215,7 @@ _ALL = (
                coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
                c.allowance_samples, n.tune_samples, n.tune_seconds, n.devices, n.computed_on,
-               f.confirm_samples, f.epochs
+               f.confirm_samples, f.epochs, c.negatives
         from cells c left join chosen h using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join (
           select sweep, cell_id, max(adapter_params) as adapter_params, max(head_params) as head_params,

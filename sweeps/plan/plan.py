@@ -23,6 +23,7 @@ from sweeps.spec.search_space import dimensions, published
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
+from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.data.registry import check_dataset, on_disk
 from trainables.data.splits import kept_rows
 from trainables.errors import DataError, MissingDataError
@@ -198,7 +199,16 @@ def _cell(
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,
         written=dataset,
+        negatives=_negatives(spec, base),
     )
+
+
+def _negatives(spec: SweepSpec, method: str) -> int | None:
+    if spec.model.adapt != "both" or method in (LINEAR_PROBE, NO_TRAINING):
+        return None
+    train = spec.train
+    part = train.micro_batch_size if train.negatives == "part" else None
+    return min(part or train.global_batch_size, train.global_batch_size)
 
 
 def _cell_id(
