@@ -36,7 +36,7 @@ from analysis.tables.diagnostics import CORNERS
 KINDS = ("spectrum", "cka", "landscape")
 
 
-def plan(store: Store, kind: str, *, examples: int | None = None, points: int | None = None) -> list[Unit]:
+def plan(store: Store, kind: str, *, examples: float | None = None, points: int | None = None) -> list[Unit]:
     """The units of a diagnostic; `analyze` says what the arguments are.
 
     Raises:
@@ -44,9 +44,11 @@ def plan(store: Store, kind: str, *, examples: int | None = None, points: int | 
             no full fine-tuning where one is needed.
     """
     least = {"examples": cka.LEAST if kind == "cka" else 1, "points": 3}
+    if examples is not None and examples >= 1:
+        examples = int(examples)  # 16.0 of a command line is 16
     given = {k: v for k, v in (("examples", examples), ("points", points)) if v is not None}
     for name, value in given.items():
-        if value < least[name]:
+        if value < least[name] and not (name == "examples" and 0 < value < 1):
             raise StoreError(f"{name} = {value} is too few; at least {least[name]}")
     takes = {"spectrum": (), "cka": ("examples",), "landscape": ("examples", "points")}
     if kind not in takes:
@@ -54,8 +56,11 @@ def plan(store: Store, kind: str, *, examples: int | None = None, points: int | 
     if strange := [name for name in given if name not in takes[kind]]:
         raise StoreError(f"{kind} takes no {strange[0]}; leave it out")
     if kind == "cka":
-        return cka.plan(store, **given)
-    return landscape.plan(store, **given) if kind == "landscape" else spectrum.plan(store)
+        return cka.plan(store, examples=examples or cka.EXAMPLES)
+    if kind == "landscape":
+        most, side = examples or landscape.EXAMPLES, points or landscape.POINTS
+        return landscape.plan(store, examples=most, points=side)
+    return spectrum.plan(store)
 
 
 def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
@@ -85,7 +90,7 @@ def analyze(
     *,
     execute: Execute = in_process,
     force: bool = False,
-    examples: int | None = None,
+    examples: float | None = None,
     points: int | None = None,
 ) -> tuple[pa.Table, dict[str, Path], str]:
     """Compute what is missing, keep it as tables of the store, and draw it into `diagnostics/`.
@@ -94,7 +99,7 @@ def analyze(
         kind: 'spectrum', 'cka' or 'landscape'.
         execute: who runs the units; `in_process`, or `sweeps.engine.analyze.ray_tasks`.
         force: compute all units anew; of rows with one key the later count.
-        examples: of cka and landscape, how many at most (of each split).
+        examples: of cka and landscape, how many at most (of each split); below 1 a share.
         points: of landscape, of a row of the grid and of an edge.
 
     Returns:
@@ -141,14 +146,14 @@ def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
 
 
 def cka_sentence(table: pa.Table) -> str:
-    """CKA of the last block, per method at its largest budget."""
+    """CKA of the last layer, per method at its largest budget."""
     rows = alignment(table)
     if not rows:
         return "No layer's activations vary between examples, so there is no CKA."
     last = max(r["depth"] for r in rows)
     parts = [f"{style(r['method']).name} {r['cka']:.3f}" for r in rows if r["depth"] == last]
     return (
-        f"CKA with full fine-tuning in the last block, at each method's largest budget: {', '.join(parts)}. "
+        f"CKA with full fine-tuning in the last layer, at each method's largest budget: {', '.join(parts)}. "
         "One seed per cell: a description, not a test."
     )
 

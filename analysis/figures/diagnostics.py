@@ -113,8 +113,7 @@ def draw_cka(table: pa.Table) -> Chart:
         figure = Chart(COLUMN_INCHES, 2.7)
         axes = figure.add_axes((0.15, 0.16, 0.82, 0.78))
         _lines(axes, rows, "depth", "cka")
-        axes.set_xticks(sorted({r["depth"] for r in rows}))
-        axes.set_xlabel("block")
+        axes.set_xlabel("layer: attention and MLP of every block")
         axes.set_ylabel("CKA with full fine-tuning")
         if rows:
             axes.legend(loc="lower left")

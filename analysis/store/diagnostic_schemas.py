@@ -30,7 +30,7 @@ _CKA = (
     *_METHOD,
     ("trial_id", TEXT, "The CONFIRM trial compared; null for the untouched base model (method 'zero-shot')."),
     ("against", TEXT, "The trial of full fine-tuning that it is compared with."),
-    ("layer", TEXT, "Name of the repeated block whose output is compared."),
+    ("layer", TEXT, "Name of what is compared, the attention or the MLP of a block; older rows: the block itself."),
     ("depth", INT, "Its number, from 0 at the input."),
     (
         "cka",

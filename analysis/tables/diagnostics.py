@@ -69,11 +69,11 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
           select * from cka qualify examples = first_value(examples) over (
             partition by {_PLACE} order by computed_at desc)
         )
-        select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_block,
-               avg(cka) as mean_over_blocks, arg_max(cka, depth) as last_block
+        select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_layer,
+               avg(cka) as mean_over_layers, arg_max(cka, depth) as last_layer
         from newest group by {_PLACE}, method, reference, adapter_params
         """,  # noqa: S608  a name of ours
-        (METHOD, BUDGET, *_numbers("first_block", "mean_over_blocks", "last_block")),
+        (METHOD, BUDGET, *_numbers("first_layer", "mean_over_layers", "last_layer")),
     ),
     "landscape": (
         "Barriers on the straight path between two models",

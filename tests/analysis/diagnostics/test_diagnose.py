@@ -86,12 +86,12 @@ def test_cka_of_trained_weights(tiny: Path) -> None:
         ("randlora", False),
         ("zero-shot", True),
     }
-    assert len({r["layer"] for r in rows}) == 3 and len(rows) == 9
-    assert all(r["cka"] <= 1 + 1e-6 for r in rows) and "last block" in says
+    assert len({r["layer"] for r in rows}) == 6 and len(rows) == 18  # attention and MLP of three blocks
+    assert all(r["cka"] <= 1 + 1e-6 for r in rows) and "last layer" in says
     assert {(r["examples"], r["batch_size"]) for r in rows} == {(40, 40)}  # 20 training images, 20 of validation
     assert list(paths) == ["cka.png", "cka.svg", "cka.pdf", "cka.txt"]
     page = render(store)
-    assert "Diagnostics of the trained updates" in page and "mean over blocks" in page
+    assert "Diagnostics of the trained updates" in page and "mean over layers" in page
     shown = CliRunner().invoke(app, ["query", str(tiny), "select count(distinct against) as n from cka", "--csv"])
     assert shown.output.split() == ["n", "1"]
 

@@ -192,8 +192,11 @@ FAMILIES: dict[str, tuple[dict[str, float], dict[str, object], dict[str, object]
     **dict.fromkeys(
         ("fig1-clip", "fig3-clip", "cost-clip", "table3-ranks", "table4-bases"), (BOTH_TOWERS, CLIP_ALPHAS, IMAGES)
     ),
-    **dict.fromkeys(("fig2-clip", "fig4"), (VISION_ALONE, CLIP_ALPHAS, IMAGES)),
-    **dict.fromkeys(("fig1-dinov2", "fig2-dinov2"), (VISION_ALONE, CLIP_ALPHAS, IMAGES | {"head_lr": 1e-3})),
+    "fig4b": (BOTH_TOWERS, CLIP_ALPHAS, IMAGES),  # the released loss_vis.sh
+    **dict.fromkeys(("fig2-clip", "fig4a"), (VISION_ALONE, CLIP_ALPHAS, IMAGES)),
+    **dict.fromkeys(
+        ("fig1-dinov2", "fig2-dinov2", "fig4-dinov2"), (VISION_ALONE, CLIP_ALPHAS, IMAGES | {"head_lr": 1e-3})
+    ),
     **dict.fromkeys(
         ("fig1-llama3", "table1", "table2", "table4-llama3", "cost-llama3"), (OF_LANGUAGE, TEXT_ALPHAS, LANGUAGE)
     ),
