@@ -43,13 +43,14 @@ def spectra(spectrum: pa.Table) -> list[Row]:
     return found
 
 
-def errors(approximation: pa.Table) -> list[Row]:
+def errors(approximation: pa.Table, target: str = "trained") -> list[Row]:
     """Relative `error` by form (`method`) and parameters (`lora_rank`), the mean over `n` weights.
 
     Args:
-        approximation: rows of the table of that name.
+        approximation: rows of the table of that name; those without a `target` are of trained updates.
+        target: of which updates.
     """
-    rows = [r | {"method": r["form"]} for r in approximation.to_pylist()]
+    rows = [r | {"method": r["form"]} for r in approximation.to_pylist() if (r.get("target") or "trained") == target]
     return _means(rows, "lora_rank", "error")
 
 

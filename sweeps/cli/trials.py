@@ -91,7 +91,7 @@ def again(source: Source, trial: Trial, as_json: Json = False) -> int:
 
 
 def analyze(
-    kind: Annotated[str, typer.Argument(help="spectrum, cka or landscape.")],
+    kind: Annotated[str, typer.Argument(help="spectrum, cka, landscape or full_rank.")],
     source: Source,
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: one of its own.")] = None,
