@@ -128,7 +128,7 @@ def planned(name: str, place: Path, form: str) -> Plan:
     for method, section in plain.methods.items():
         if section.budgets is not None:
             given.append(f'methods.{method}.budgets=["lora-{rank}"]')
-        if section.capacity is not None:
+        if section.capacity is not None or plain.base(method) in CAPACITIES:
             given.append(f"methods.{method}.capacity={CAPACITIES.get(plain.base(method), 3)}")
     return Plan.from_spec(SweepSpec.load(FOLDER / f"{name}.toml", [*given, *([form] if form else [])]))
 
@@ -149,6 +149,8 @@ def chosen(plan: Plan, *, whole: bool) -> list[Cell]:
 
 def two_steps(trial: TrialConfig, lane: Warm) -> tuple[int, int]:
     """Train two steps of a trial, which change what trains; the rows that it trains and validates on."""
+    short = trial.train.model_copy(update={"epochs": 1})  # at whose end selected weights are settled on
+    trial = trial.model_copy(update={"train": short})
     loaded = lane.model(trial.model, trial.train.base_weights)
     precision, autocast = choose_precision(trial.train.precision, CPU)
     task: Any = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
