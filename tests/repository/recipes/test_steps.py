@@ -124,6 +124,7 @@ def planned(name: str, place: Path, form: str) -> Plan:
     if not given:
         given, rank = ['model.id="embedded:tiny-clip"'], 4
     given += [f"budgets.lora_rank=[{rank}]"]
+    given += ["train.global_batch_size=8"] if name == WHOLE else []  # 132 trials
     given += ["train.max_tokens=64"] if "roberta" in plain.model.id else []
     for method, section in plain.methods.items():
         if section.budgets is not None:
