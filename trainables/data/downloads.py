@@ -31,15 +31,11 @@ _ALLOWED: ContextVar[bool] = ContextVar("downloads_allowed", default=True)
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
     """Within it nothing is downloaded: a data set that is not on this machine is a DataError."""
-    from huggingface_hub import constants
-
-    token, before = _ALLOWED.set(False), constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
+    token = _ALLOWED.set(False)
     try:
         yield
     finally:
         _ALLOWED.reset(token)
-        constants.HF_HUB_OFFLINE = before
 
 
 def may_download() -> bool:
@@ -63,13 +59,18 @@ def hub_splits(dataset: str, repository: str, *config: str, instead: str, **wher
     `config` and `where` go to `datasets.load_dataset`; `instead` says what to do where it can't be had.
     """
     import datasets
+    from huggingface_hub import constants
 
+    before = constants.HF_HUB_OFFLINE
     try:
+        constants.HF_HUB_OFFLINE = before or not may_download()  # then the client looks into its cache alone
         found = datasets.load_dataset(repository, *config, **where)
     except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
         raise DataError(
             f"data set {dataset!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); {instead}"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
     return {str(which): table for which, table in found.items()}
 
 
