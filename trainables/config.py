@@ -77,6 +77,9 @@ class TrainSettings(BaseModel):
     """Images of one optimiser step, over all workers and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Images of one forward pass of one worker; None: the worker's whole share of the global batch."""
+    negatives: Annotated[Literal["batch", "part"], LATER] = "batch"
+    """What the contrastive loss of CLIP's two towers compares an image with. batch: all of the step, which then can't
+    be split; part: those of its own micro-batch, as the paper's 2 x 64 have it: another loss, in the parity table."""
     eval_batch_size: int = Field(default=512, ge=1)
     """Examples of a forward pass in evaluation."""
     weight_decay: float = Field(default=0.0, ge=0.0)
@@ -101,8 +104,9 @@ class TrainSettings(BaseModel):
     """fast: on CPUs oneDNN's float32 products, where they are as accurate; see `trainables.runtime`."""
     hold_weights: Annotated[bool, LATER] = False
     """With micro-batches, adapters make W0 + delta once per optimiser step; `randlora.accumulating`. Costs memory."""
-    augment: Literal["none", "crop-flip"] = "none"
-    """crop-flip: random resized crop (scale 0.5 to 1) and horizontal flip, the paper's."""
+    augment: Literal["none", "crop-flip", "crop-flip-original"] = "none"
+    """crop-flip: random resized crop (scale 0.5 to 1) of the model's square, and horizontal flip. crop-flip-original:
+    the crop is of the original image, the paper's; decoded training images take 1.6 times as much room on disk."""
     head_lr: Annotated[Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["lr"], LATER] = 1e-3
     """Peak learning rate of a new task head, the same for every method and never searched (the paper's DINOv2: 1e-3);
     "lr": the trial's own rate, as one optimiser of adapter and head has it (the paper's GLUE)."""
@@ -220,11 +224,17 @@ class TrialConfig(BaseModel):
         if self.protocol == "paper" and self.stage == "TUNE":
             raise ValueError("protocol 'paper' has no validation images, so no stage TUNE; use CONFIRM at a fixed rate")
         micro = self.train.micro_batch_size
-        if self.adapt == "both" and micro is not None and micro < self.train.global_batch_size:
+        if self.train.negatives == "part" and (self.adapt != "both" or micro is None):
+            raise ValueError(
+                "train.negatives 'part' is of the contrastive loss of adapt = 'both' in micro-batches; give "
+                "micro_batch_size, or leave it out"
+            )
+        split = self.train.negatives == "batch" and micro is not None and micro < self.train.global_batch_size
+        if self.adapt == "both" and split:
             raise ValueError(
                 f"train.micro_batch_size {micro} is smaller than train.global_batch_size "
                 f"{self.train.global_batch_size}: the contrastive loss of adapt = 'both' compares all images of "
-                "a batch; leave micro_batch_size out or use adapt = 'vision'"
+                "a batch; leave micro_batch_size out, or compare within each part: negatives = 'part'"
             )
         return self
 

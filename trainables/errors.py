@@ -13,6 +13,10 @@ class DataError(TrainablesError):
     """A data set that is unknown, missing, malformed or too small for what is asked."""
 
 
+class MissingDataError(DataError):
+    """A data set whose folder is not there."""
+
+
 class SplitError(TrainablesError):
     """A split that the stage may not read: the test split in stage TUNE."""
 
@@ -27,7 +31,10 @@ def first_line(error: BaseException | str) -> str:
 
 
 def folder_of(name: str, text: str) -> Path:
-    """The folder that a data set's id names. Raises DataError, saying where it was looked for and what is beside it."""
+    """The folder that a data set's id names.
+
+    Raises MissingDataError, saying where it was looked for and what is beside it; DataError for a file.
+    """
     from randlora.errors import nearest  # loads torch, which reading a sweep file must not
 
     folder = Path(text).expanduser()
@@ -38,4 +45,4 @@ def folder_of(name: str, text: str) -> Path:
     beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
     looked = "" if folder.is_absolute() else f" in {Path.cwd()}, where this was started"
     near = f"; {nearest(folder.name, beside)}" if beside else ""
-    raise DataError(f"data set {name!r}: no folder {folder}{looked}{near}")
+    raise MissingDataError(f"data set {name!r}: no folder {folder}{looked}{near}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.diagnostics import cka, landscape, spectrum
+from analysis.diagnostics import cka, full_rank, landscape, spectrum
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
 from analysis.errors import StoreError, nearest
 from analysis.figures.diagnostics import (
@@ -33,10 +33,10 @@ from analysis.store.store import Store
 from analysis.styles import in_order, place_text, style
 from analysis.tables.diagnostics import CORNERS
 
-KINDS = ("spectrum", "cka", "landscape")
+KINDS = ("spectrum", "cka", "landscape", "full_rank")
 
 
-def plan(store: Store, kind: str, *, examples: int | None = None, points: int | None = None) -> list[Unit]:
+def plan(store: Store, kind: str, *, examples: float | None = None, points: int | None = None) -> list[Unit]:
     """The units of a diagnostic; `analyze` says what the arguments are.
 
     Raises:
@@ -44,18 +44,23 @@ def plan(store: Store, kind: str, *, examples: int | None = None, points: int | 
             no full fine-tuning where one is needed.
     """
     least = {"examples": cka.LEAST if kind == "cka" else 1, "points": 3}
+    if examples is not None and examples >= 1:
+        examples = int(examples)  # 16.0 of a command line is 16
     given = {k: v for k, v in (("examples", examples), ("points", points)) if v is not None}
     for name, value in given.items():
-        if value < least[name]:
+        if value < least[name] and not (name == "examples" and 0 < value < 1):
             raise StoreError(f"{name} = {value} is too few; at least {least[name]}")
-    takes = {"spectrum": (), "cka": ("examples",), "landscape": ("examples", "points")}
+    takes = {"spectrum": (), "full_rank": (), "cka": ("examples",), "landscape": ("examples", "points")}
     if kind not in takes:
         raise StoreError(f"unknown diagnostic {kind!r}; {nearest(kind, KINDS)}")
     if strange := [name for name in given if name not in takes[kind]]:
         raise StoreError(f"{kind} takes no {strange[0]}; leave it out")
     if kind == "cka":
-        return cka.plan(store, **given)
-    return landscape.plan(store, **given) if kind == "landscape" else spectrum.plan(store)
+        return cka.plan(store, examples=examples or cka.EXAMPLES)
+    if kind == "landscape":
+        most, side = examples or landscape.EXAMPLES, points or landscape.POINTS
+        return landscape.plan(store, examples=most, points=side)
+    return spectrum.plan(store) if kind == "spectrum" else full_rank.plan(store)
 
 
 def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
@@ -68,7 +73,8 @@ def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     Raises:
         StoreError, TrialError, TrainablesError: what stands in the way, naming the unit.
     """
-    rows = {"cka": cka.rows, "landscape": landscape.rows}.get(unit.table, spectrum.rows)
+    known = {"cka": cka.rows, "landscape": landscape.rows, "full_rank": full_rank.rows}
+    rows = known.get(unit.table, spectrum.rows)
     return rows(folder, unit, warm)
 
 
@@ -85,16 +91,16 @@ def analyze(
     *,
     execute: Execute = in_process,
     force: bool = False,
-    examples: int | None = None,
+    examples: float | None = None,
     points: int | None = None,
 ) -> tuple[pa.Table, dict[str, Path], str]:
     """Compute what is missing, keep it as tables of the store, and draw it into `diagnostics/`.
 
     Args:
-        kind: 'spectrum', 'cka' or 'landscape'.
+        kind: one of `KINDS`.
         execute: who runs the units; `in_process`, or `sweeps.engine.analyze.ray_tasks`.
         force: compute all units anew; of rows with one key the later count.
-        examples: of cka and landscape, how many at most (of each split).
+        examples: of cka and landscape, how many at most (of each split); below 1 a share.
         points: of landscape, of a row of the grid and of an edge.
 
     Returns:
@@ -110,6 +116,8 @@ def analyze(
         approximation = rows_of(store, units, "approximation")
         says = spectrum_sentence(table, approximation)
         figures = [Drawing("spectrum", draw_spectrum(table, approximation), says)]
+    elif kind == "full_rank":
+        return table, {}, full_rank_sentence(table)
     elif kind == "cka":
         says = cka_sentence(table)
         figures = [Drawing("cka", draw_cka(table), says)]
@@ -133,22 +141,37 @@ def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
     if not error:
         return text
     top = max(rank for _, rank in error)
+    drawn = {(r["method"], r["lora_rank"]): r["error"] for r in errors(approximation, "random")}
+    beside = f"; of a random matrix {drawn['lora', top]:.2f} and {drawn['randlora', top]:.2f}"
     return (
         f"{text} Approximating full fine-tuning's update with the parameters of LoRA rank {top}: least relative error "
         f"{error['lora', top]:.2f} for rank {top} (exact), {error['randlora', top]:.2f} for RandLoRA's form (a fit, so "
-        "an upper bound). One seed per cell: a description, not a test."
+        f"an upper bound){beside}. One seed per cell: a description, not a test."
     )
 
 
+def full_rank_sentence(table: pa.Table) -> str:
+    """Which bases gave full rank in every draw, and which did not."""
+    less: dict[str, float] = {}
+    for r in table.to_pylist():
+        name = r["distribution"] + (f" (s = {r['sparsity']:.4g})" if r["distribution"] == "ternary" else "")
+        name += ", sparse A" if r["sparse_a"] else ""
+        less[name] = min(less.get(name, 1.0), r["mean_rank"])
+    whole = [name for name, share in less.items() if share == 1.0]
+    rest = [f"{name} {100 * share:.1f} %" for name, share in less.items() if share < 1.0]
+    says = f"Random updates have full rank in every draw with bases {'; '.join(whole)}." if whole else ""
+    return says + (f" Mean rank of the others, of the least shape: {'; '.join(rest)}." if rest else "")
+
+
 def cka_sentence(table: pa.Table) -> str:
-    """CKA of the last block, per method at its largest budget."""
+    """CKA of the last layer, per method at its largest budget."""
     rows = alignment(table)
     if not rows:
         return "No layer's activations vary between examples, so there is no CKA."
     last = max(r["depth"] for r in rows)
     parts = [f"{style(r['method']).name} {r['cka']:.3f}" for r in rows if r["depth"] == last]
     return (
-        f"CKA with full fine-tuning in the last block, at each method's largest budget: {', '.join(parts)}. "
+        f"CKA with full fine-tuning in the last layer, at each method's largest budget: {', '.join(parts)}. "
         "One seed per cell: a description, not a test."
     )
 

@@ -6,6 +6,7 @@ float32, without dropout and without augmentation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Split, Task
 
 State = Mapping[str, Tensor]
+
+_PARTS = ("attn", "attention", "self_attn", "mlp", "output")
+"""Attention and MLP of a block as models name them; "output" is where BERT's MLP ends."""
 
 TEXTS_AT_ONCE = 8
 """Texts of one forward pass: their logits are the largest tensors."""
@@ -85,9 +89,13 @@ class Bench:
         """Call a function of the task or the model with the weights of `state` in place; none is written to."""
         return functional_call(_Holding(self.module, self.task.head, function), dict(state), arguments)
 
-    def examples(self, which: Sequence[Split], most: int) -> Tensor:
-        """Up to `most` of the trial's rows (n,), drawn without regard to the method: the same for all of a place."""
+    def examples(self, which: Sequence[Split], most: float) -> Tensor:
+        """Up to `most` of the trial's rows (n,), drawn without regard to the method: the same for all of a place.
+
+        Below 1 it is a share of them.
+        """
         rows = torch.cat([self.task.rows(w) for w in which])
+        most = math.ceil(most * len(rows)) if most < 1 else int(most)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         return rows[order[:most]]
 
@@ -112,21 +120,30 @@ class Bench:
             )
         return found
 
-    def activations(self, state: State, rows: Tensor) -> dict[str, Tensor]:
+    def layers(self) -> dict[str, nn.Module]:
+        """The attention and the MLP of every block, in order; a block without parts of these names is one itself."""
+        found: dict[str, nn.Module] = {}
+        for name, block in self.blocks().items():
+            parts = {f"{name}.{child}": m for child, m in block.named_children() if child in _PARTS}
+            found |= parts or {name: block}
+        return found
+
+    def activations(self, state: State, rows: Tensor, of: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
         """Outputs of the blocks: name -> (n, features), each example's mean over its tokens or places.
 
-        Texts pass one by one, so that no padding enters the mean; images in one batch.
+        Texts pass one by one, so that no padding enters the mean; images in one batch. `of`: other modules, by name.
         """
-        blocks = self.blocks()
+        blocks = self.blocks() | dict(of or {})  # a block that nobody watches may leave out tokens that nobody reads
         if isinstance(self.task, ImageTask):
             images, _ = self.task.inputs(rows, None)
             features: Any = self.task.classifier
-            return self._watched(blocks, lambda: self.under(state, features.features, images), len(rows))
+            whole = self._watched(blocks, lambda: self.under(state, features.features, images), len(rows))
+            return {name: whole[name] for name in of or blocks}
         parts = [
             self._watched(blocks, lambda row=row: self.under(state, self.task.loss_sum, row, None), 1)  # type: ignore[misc]
             for row in torch.split(rows, 1)
         ]
-        return {name: torch.cat([p[name] for p in parts]) for name in blocks}
+        return {name: torch.cat([p[name] for p in parts]) for name in of or blocks}
 
     @staticmethod
     def _watched(blocks: Mapping[str, nn.Module], forward: Callable[[], Any], batch: int) -> dict[str, Tensor]:

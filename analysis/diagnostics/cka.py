@@ -1,8 +1,9 @@
 """Centred kernel alignment of activations (Kornblith et al. 2019), linear, unbiased and over mini-batches.
 
-1 means equal representations up to rotation and scale. `rows` compares the output of every repeated block of a
-fine-tuned model with full fine-tuning's, on the same examples (Figure 4a of arXiv 2502.00987). An example is one vector
-per block, the mean over its tokens: CKA is over examples, and tokens of one example are not independent.
+1 means equal representations up to rotation and scale. `rows` compares the outputs of the attention and of the MLP of
+every block of a fine-tuned model with full fine-tuning's, on the same examples (Figure 4a of arXiv 2502.00987). An
+example is one vector per layer, the mean over its tokens: CKA is over examples, and tokens of one example are not
+independent.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _spread(features: Tensor) -> Tensor:
     return torch.zeros_like(rest) if rest.abs().max() <= ROUNDING * whole.abs().max() else rest
 
 
-def plan(store: Store, *, examples: int = EXAMPLES) -> list[Unit]:
+def plan(store: Store, *, examples: float = EXAMPLES) -> list[Unit]:
     """A unit per kept trial, all its layers against full fine-tuning in the same place; and one of the base model.
 
     Raises:
@@ -101,9 +102,10 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
         raise StoreError(f"{unit.label}: {len(examples)} examples, and unbiased CKA needs at least {LEAST}")
     size = len(examples) // max(1, len(examples) // BATCH)
     batches = [b for b in torch.split(examples, size) if len(b) == size]
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in bench.blocks()}
+    layers = bench.layers()
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     for batch in batches:
-        a, b = bench.activations(mine, batch), bench.activations(theirs, batch)
+        a, b = (bench.activations(state, batch, layers) for state in (mine, theirs))
         for name, found in pairs.items():
             found.append((a[name], b[name]))
     about = unit.place | named | {"against": full.row["trial_id"], "examples": size * len(batches), "batch_size": size}

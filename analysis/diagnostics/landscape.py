@@ -24,8 +24,18 @@ from analysis.store.store import Store
 from analysis.tables.diagnostics import CORNERS
 from trainables.tasks.task import Split
 
-EXAMPLES, POINTS, MARGIN = 128, 9, 0.5
+EXAMPLES, POINTS = 128, 9
+LEFT, BOTTOM, WIDTH = -0.5, -0.5, 2.5
+"""The plane that is looked at, WIDTH a side. It is the paper's, seen from behind: the released code has RandLoRA at
+(0, 0), LoRA at (1, 0) and x in [-1, 1.5), which is (-0.5, 2] here; y is in [-0.5, 2)."""
 SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+def ticks(points: int) -> tuple[list[float], list[float]]:
+    """The grid's positions across and up."""
+    step = WIDTH / points
+    across = [round(LEFT + step * (i + 1), 12) for i in range(points)]
+    return across, [round(BOTTOM + step * i, 12) for i in range(points)]
 
 
 def barycentric(x: float, y: float) -> tuple[float, float, float]:
@@ -50,7 +60,7 @@ def barrier(losses: Sequence[float]) -> float:
     return max(0.0, *(found - wanted for found, wanted in zip(losses, line, strict=True)))
 
 
-def plan(store: Store, *, examples: int = EXAMPLES, points: int = POINTS) -> list[Unit]:
+def plan(store: Store, *, examples: float = EXAMPLES, points: int = POINTS) -> list[Unit]:
     """Units of every place: a row of the grid each, and an edge of the triangle each.
 
     LoRA is at (0, 0), RandLoRA at (1, 0), full fine-tuning at (0.5, 1); the first two of the largest budget that both
@@ -63,7 +73,7 @@ def plan(store: Store, *, examples: int = EXAMPLES, points: int = POINTS) -> lis
         if corners is not None:
             parts: list[Row] = [{"line": i} for i in range(points)]
             parts += [{"edge": list(edge)} for edge in combinations(range(3), 2)]
-            settings = {"examples": examples, "points": points, "margin": MARGIN}
+            settings = {"examples": examples, "points": points}
             units += [Unit("landscape", tuple(k.brief for k in corners), settings | part, facts) for part in parts]
     if not units:
         there = ", ".join(sorted({f"{k.row['method']} {k.row['reference'] or ''}".strip() for k in trials}))
@@ -75,7 +85,7 @@ def plan(store: Store, *, examples: int = EXAMPLES, points: int = POINTS) -> lis
 
 
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
-    """Losses along one row of the grid, from -margin to 1 + margin, or along one edge; on training and validation rows.
+    """Losses along one row of the grid, or along one edge of the triangle; on training and validation rows.
 
     Arguments: `analyze.compute`.
     """
@@ -85,9 +95,8 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     points: int = settings["points"]
     edge: list[int] | None = settings.get("edge")
     if edge is None:
-        margin = settings["margin"]
-        ticks = [-margin + (1 + 2 * margin) * i / (points - 1) for i in range(points)]
-        where = [(x, ticks[settings["line"]]) for x in ticks]
+        across, up = ticks(points)
+        where = [(x, up[settings["line"]]) for x in across]
     else:
         (ax, ay), (bx, by) = (list(CORNERS.values())[i] for i in edge)
         shares = [i / (points - 1) for i in range(points)]

@@ -242,7 +242,10 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     if unit.table == "approximation":
         name = unit.settings["weight"]
         about = unit.place | {"trial_id": kept.row["trial_id"]}
-        return [about | row for row in approximations(name, deltas(module, kept, [name])[name])]
+        update = deltas(module, kept, [name])[name]
+        drawn = torch.randn(*update.shape, generator=torch.Generator().manual_seed(0))
+        both = {"trained": update, "random": drawn}
+        return [about | {"target": which} | row for which, one in both.items() for row in approximations(name, one)]
     targets = unit.settings["weights"] or None
     full = deltas(module, Kept.of(unit.trials[1], folder), targets) if len(unit.trials) > 1 else None
     return [unit.place | kept.named | row for row in spectrum_rows(deltas(module, kept, targets), full)]

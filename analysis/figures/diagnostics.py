@@ -43,13 +43,14 @@ def spectra(spectrum: pa.Table) -> list[Row]:
     return found
 
 
-def errors(approximation: pa.Table) -> list[Row]:
+def errors(approximation: pa.Table, target: str = "trained") -> list[Row]:
     """Relative `error` by form (`method`) and parameters (`lora_rank`), the mean over `n` weights.
 
     Args:
-        approximation: rows of the table of that name.
+        approximation: rows of the table of that name; those without a `target` are of trained updates.
+        target: of which updates.
     """
-    rows = [r | {"method": r["form"]} for r in approximation.to_pylist()]
+    rows = [r | {"method": r["form"]} for r in approximation.to_pylist() if (r.get("target") or "trained") == target]
     return _means(rows, "lora_rank", "error")
 
 
@@ -113,8 +114,7 @@ def draw_cka(table: pa.Table) -> Chart:
         figure = Chart(COLUMN_INCHES, 2.7)
         axes = figure.add_axes((0.15, 0.16, 0.82, 0.78))
         _lines(axes, rows, "depth", "cka")
-        axes.set_xticks(sorted({r["depth"] for r in rows}))
-        axes.set_xlabel("block")
+        axes.set_xlabel("layer: attention and MLP of every block")
         axes.set_ylabel("CKA with full fine-tuning")
         if rows:
             axes.legend(loc="lower left")

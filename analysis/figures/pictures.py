@@ -6,7 +6,7 @@ A figure without enough budgets, sizes or numbers is left out. The numbers come 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +46,7 @@ from analysis.words.figures import (
     conclude_sharpness,
     conclude_sizes,
 )
+from analysis.words.weak import absent_data
 
 K = TypeVar("K")
 MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED = 8, 4, 6, 4
@@ -93,7 +94,9 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     """
     found = [*_scaling(store), *_differences(store), *_rank(store), *mean_ranks_picture(store), *_profiles(store)]
     found += [*_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store), *_size_fits(store)]
-    return [*found, *_rates(store), *tuning_pictures(store)]
+    found += [*_rates(store), *tuning_pictures(store)]
+    said = "".join(f" {line}." for line in absent_data(store.table("signs").to_pylist()))
+    return [replace(p, caption=p.caption + said) for p in found] if said else found
 
 
 def growing(store: Store) -> list[Picture]:

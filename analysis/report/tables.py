@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from analysis.errors import StoreError, nearest
 from analysis.statistics.publications.published import overlaid
@@ -10,6 +11,7 @@ from analysis.store.store import Store
 from analysis.tables import evidence, fits, results
 from analysis.tables.diagnostics import DIAGNOSTIC_SHEETS, diagnostic_sheets
 from analysis.tables.sheet import Sheet
+from analysis.words.weak import absent_data
 
 
 def _overlay(store: Store, overlay: str) -> Sheet:
@@ -58,7 +60,13 @@ def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) 
         StoreError: an unknown cost or published curve.
     """
     found = [sheet for _, make in _makers(store, x, overlay) for sheet in make()]
-    return {sheet.name: sheet for sheet in found if sheet.rows}
+    return {sheet.name: sheet for sheet in _marked(store, found) if sheet.rows}
+
+
+def _marked(store: Store, found: Iterable[Sheet]) -> list[Sheet]:
+    """The tables, each with a note on data sets that are left out."""
+    mark = "".join(f"{line}. " for line in absent_data(store.table("signs").to_pylist()))
+    return [replace(s, note=mark + s.note, mark=mark.strip()) for s in found] if mark else list(found)
 
 
 def pick(store: Store, names: Sequence[str], x: str = "adapter_params") -> list[Sheet]:
@@ -72,7 +80,8 @@ def pick(store: Store, names: Sequence[str], x: str = "adapter_params") -> list[
     for name in names:
         if name not in known:
             raise StoreError(f"no table {name!r} in this report; {nearest(name, known)}")
-    found = {s.name: s for group, make in makers if set(group) & set(names) for s in make() if s.rows}
+    asked = _marked(store, [sheet for group, make in makers if set(group) & set(names) for sheet in make()])
+    found = {s.name: s for s in asked if s.rows}
     empty = [name for name in names if name not in found]
     if empty:
         raise StoreError(f"table {empty[0]!r} has no row here; `sweeps tables {store.path}` lists those that have")

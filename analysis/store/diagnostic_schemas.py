@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from analysis.store.columns import DATASET, INT, MODEL, REAL, REFERENCE, SIZE, SWEEP, TEXT, TIME, Table
+from analysis.store.columns import DATASET, FLAG, INT, MODEL, REAL, REFERENCE, SIZE, SWEEP, TEXT, TIME, Table
 
 _PLACE = (
     SWEEP,
@@ -30,7 +30,7 @@ _CKA = (
     *_METHOD,
     ("trial_id", TEXT, "The CONFIRM trial compared; null for the untouched base model (method 'zero-shot')."),
     ("against", TEXT, "The trial of full fine-tuning that it is compared with."),
-    ("layer", TEXT, "Name of the repeated block whose output is compared."),
+    ("layer", TEXT, "Name of what is compared, the attention or the MLP of a block; older rows: the block itself."),
     ("depth", INT, "Its number, from 0 at the input."),
     (
         "cka",
@@ -88,6 +88,7 @@ _APPROXIMATION = (
     *_PLACE,
     ("trial_id", TEXT, "The trial of full fine-tuning whose update is approximated."),
     *_FORM,
+    ("target", TEXT, "'trained': full fine-tuning's update; 'random': a normal matrix of its shape. Null: trained."),
     ("form", TEXT, "'lora' (the exact optimum), 'randlora' and 'vera' (fitted: upper bounds)."),
     ("lora_rank", INT, "LoRA rank whose parameters are spent."),
     ("capacity", INT, "The form's own rank."),
@@ -97,7 +98,30 @@ _APPROXIMATION = (
     _WHEN,
 )
 
+_FULL_RANK = (
+    *_PLACE,
+    *_METHOD,
+    ("trial_id", TEXT, "The kept trial of RandLoRA whose shapes and ranks are looked at."),
+    ("out_features", INT, "Outputs of the target weights of this shape."),
+    ("in_features", INT, "Their inputs."),
+    ("capacity", INT, "RandLoRA's rank on them."),
+    ("distribution", TEXT, "Of the bases."),
+    ("sparsity", REAL, "s: a ternary entry is not 0 with probability 2 / s; 2 for binary; null for dense ones."),
+    ("sparse_a", FLAG, "Whether A is sparse too."),
+    ("log10_collinear", REAL, "log10 of appendix C.6's bound on two collinear rows of B; null where it is 0."),
+    ("draws", INT, "Random updates that were drawn."),
+    ("full", REAL, "Share of them with full rank."),
+    ("mean_rank", REAL, "Their mean rank, as a share of the full one."),
+    _WHEN,
+)
+
 TABLES: dict[str, Table] = {
+    "full_rank": Table(
+        "One row per shape of weight and kind of bases: how probable it is that RandLoRA's update has full rank. "
+        "`sweeps analyze full_rank`.",
+        ("sweep", "unit", "out_features", "in_features", "capacity", "distribution", "sparsity", "sparse_a"),
+        _FULL_RANK,
+    ),
     "cka": Table(
         "One row per kept trial and layer: how like full fine-tuning's its activations are. `sweeps analyze cka`.",
         ("sweep", "unit", "layer"),
@@ -117,7 +141,7 @@ TABLES: dict[str, Table] = {
     "approximation": Table(
         "One row per target weight, form and budget: how well it can approximate full fine-tuning's update. "
         "`sweeps analyze spectrum`.",
-        ("sweep", "unit", "weight", "form", "lora_rank"),
+        ("sweep", "unit", "weight", "target", "form", "lora_rank"),
         _APPROXIMATION,
     ),
 }

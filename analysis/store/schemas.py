@@ -145,6 +145,8 @@ _CELLS = (
     ("residual_fraction", REAL, "`residual / budget`."),
     ("feasible", FLAG, "Whether the cell runs."),
     ("reason", TEXT, "Why it does not run, with the lever that would help; null for a feasible cell."),
+    ("negatives", INT, "Images that the contrastive loss compares each with, itself among them; null: another loss."),
+    ("absent", TEXT, "Why its data was not at hand, of a cell that `--available` left out; null for the others."),
     ("below", TEXT, "JSON {capacity, count}: the nearest reachable count below the budget."),
     ("above", TEXT, "JSON {capacity, count}: the nearest reachable count above the budget."),
     ("lr_low", REAL, "Low end of the learning-rate range; null where nothing trains."),

@@ -159,10 +159,11 @@ _ALL = (
     ),
     View(
         "signs",
-        "One row per feasible cell, what its result rests on: seeds, validation and test examples, rates tried on the "
-        "first seed and how many of them share the best score (`rates_tied`), `under_tuned`, whether every confirmed "
-        "run scores as zero-shot does (`untrained`), and what the last epoch brought in validation score, mean over "
-        "the confirmed runs, null where it did not bring it to all of them (`still_rising`).",
+        "One row per feasible cell, and per cell without data (`absent`), what its result rests on: seeds, validation "
+        "and test examples, rates tried on the first seed and how many of them share the best score (`rates_tied`), "
+        "`under_tuned`, whether every confirmed run scores as zero-shot does (`untrained`), and what the last epoch "
+        "brought in validation score, mean over the confirmed runs, null where it did not bring it to all of them "
+        "(`still_rising`).",
         """
         with points as (
           select sweep, cell_id, arg_min(val_score, slot) as score from last_attempts
@@ -188,11 +189,12 @@ _ALL = (
           select sweep, cell_id, case when min(gain) > 0 then avg(gain) end as still_rising from gains group by all
         )
         select c.sweep, c.cell_id, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.lr_centre,
-               c.confirm_seeds, c.val_examples, c.test_examples, c.test_lacks, d.rates, d.rates_tied, u.under_tuned,
-               s.untrained, l.still_rising
+               c.confirm_seeds, c.val_examples, c.test_examples, c.test_lacks, c.absent, d.rates, d.rates_tied,
+               u.under_tuned, s.untrained, l.still_rising
         from cells c left join tied d using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join same s using (sweep, cell_id) left join last l using (sweep, cell_id)
-        where c.feasible order by c.sweep, c.dataset, c.train_size, c.budget nulls last, c.method
+        where c.feasible or c.absent is not null
+        order by c.sweep, c.dataset, c.train_size, c.budget nulls last, c.method
         """,
     ),
     View(
@@ -201,7 +203,7 @@ _ALL = (
         "given and used in trials, and in samples where it is in these; device-seconds and kinds of devices of stage "
         "TUNE, devices with precision of both stages (`computed_on`); warm starts among it, points past the range's "
         "edge; rates tried, range width in decades, the choice, whether it is the range's edge, and why the cell may "
-        "be under-tuned; epochs and samples trained.",
+        "be under-tuned; epochs and samples trained; images that a contrastive loss compares each with.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.residual, c.residual_fraction, n.adapter_params, n.adapter_params = c.count as count_holds,
@@ -213,7 +215,7 @@ _ALL = (
                coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
                c.allowance_samples, n.tune_samples, n.tune_seconds, n.devices, n.computed_on,
-               f.confirm_samples, f.epochs
+               f.confirm_samples, f.epochs, c.negatives
         from cells c left join chosen h using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join (
           select sweep, cell_id, max(adapter_params) as adapter_params, max(head_params) as head_params,

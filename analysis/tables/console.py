@@ -23,7 +23,7 @@ from analysis.styles import place_of, place_text, style
 from analysis.words import conclusions
 from analysis.words.decisions import best_text, would_change
 from analysis.words.parity import devices_apart
-from analysis.words.weak import weak_evidence
+from analysis.words.weak import absent_data, weak_evidence
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 """Columns of the paired difference to the baseline at the same budget."""
@@ -38,6 +38,7 @@ RESULTS = pa.schema(
         ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
         ("n", INT),
+        ("absent", TEXT),  # why the cell's data was not at hand, of one that `--available` left out
         ("baseline", TEXT),  # that the differences are to; null where there is none
         *typed(REAL, *DIFFERENCE, "p_holm"),
         *typed(REAL, *OVER_EXAMPLES),  # the intervals of the score and of the difference, over test examples too
@@ -77,7 +78,8 @@ def results_table(store: Store) -> pa.Table:
     compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
-    weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in store.table("signs").to_pylist()}
+    signs = [r for r in store.table("signs").to_pylist() if not r["absent"]]
+    weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in signs}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
     unscored = _unscored(store)
     tolerance = _tolerance(store)
@@ -147,16 +149,16 @@ def print_results_table(
         return
     against = style(scaling.question(store).baseline).name
     several = len({r["model"] for r in rows}) > 1
-    for (sweep, model, dataset, size), mine in by(rows, *PLACE).items():
+    for (sweep, model, dataset, size), mine in by([r for r in rows if not r["absent"]], *PLACE).items():
         measured = scaling.score_name(store, dataset)
         of = f" of {model}" if several else ""
         title = f"{sweep}: {measured}{of} on {place_text(dataset, size)}"
         print_whole(_block(title, measured, against, mine), console)
-    for row in (r for r in rows if _left_out(r)):
+    for row in (r for r in rows if _left_out(r) and not r["absent"]):
         where = place_text(row["dataset"], row["train_size"])
         said = f"  left out: {row['name']} at {row['reference']} on {where}, {row['note']}"
         console.print(said, highlight=False, markup=False)
-    for said in _footnotes(rows):
+    for said in (*absent_data(rows), *_footnotes(rows)):
         console.print(f"  {said}", style="dim", highlight=False, markup=False)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from analysis.format import Row
 from analysis.store.store import Store
 from analysis.styles import style
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, columns_of, number
+from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, columns_of, number, text
 
 FOLDER = "diagnostics"
 WIDE = ("spectrum",)
@@ -56,11 +56,30 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
     "approximation": (
         "Full fine-tuning's update approximated: relative error, mean over the weights looked at",
         f"""
-        select {_PLACE}, form as method, 'lora-' || lora_rank as reference, sum(parameters) as adapter_params,
-               avg(error) as error, max(error) as largest, count(*) as weights
-        from approximation group by {_PLACE}, form, lora_rank
+        select {_PLACE}, form as method, 'lora-' || lora_rank as reference,
+               sum(parameters) filter (not random) as adapter_params,
+               avg(error) filter (not random) as error, max(error) filter (not random) as largest,
+               avg(bound) filter (not random) as bound, avg(error) filter (random) as of_random_matrices,
+               count(*) filter (not random) as weights
+        from (select *, coalesce(target, 'trained') = 'random' as random from approximation)
+        group by {_PLACE}, form, lora_rank
         """,  # noqa: S608  a name of ours
-        (METHOD, BUDGET, PARAMETERS, *_numbers("error", "largest", "weights")),
+        (METHOD, BUDGET, PARAMETERS, *_numbers("error", "largest", "bound", "of_random_matrices", "weights")),
+    ),
+    "full_rank": (
+        "Probability that RandLoRA's update has full rank",
+        f"""
+        select {_PLACE}, out_features || ' x ' || in_features as shape, capacity, distribution, sparsity, sparse_a,
+               any_value(log10_collinear) as log10_collinear, any_value("full") as full_rank,
+               any_value(mean_rank) as mean_rank, any_value(draws) as draws
+        from full_rank group by {_PLACE}, out_features, in_features, capacity, distribution, sparsity, sparse_a
+        order by {_PLACE}, out_features, in_features, capacity, sparsity nulls first, distribution, sparse_a
+        """,  # noqa: S608  a name of ours
+        (
+            *(text("shape", "shape"), number("rank r", "capacity"), text("bases", "distribution")),
+            *(number("s", "sparsity"), Column("sparse A", lambda r: "yes" if r["sparse_a"] else "")),
+            *_numbers("log10_collinear", "full_rank", "mean_rank", "draws"),
+        ),
     ),
     "cka": (
         "CKA with full fine-tuning",
@@ -69,11 +88,11 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
           select * from cka qualify examples = first_value(examples) over (
             partition by {_PLACE} order by computed_at desc)
         )
-        select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_block,
-               avg(cka) as mean_over_blocks, arg_max(cka, depth) as last_block
+        select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_layer,
+               avg(cka) as mean_over_layers, arg_max(cka, depth) as last_layer
         from newest group by {_PLACE}, method, reference, adapter_params
         """,  # noqa: S608  a name of ours
-        (METHOD, BUDGET, *_numbers("first_block", "mean_over_blocks", "last_block")),
+        (METHOD, BUDGET, *_numbers("first_layer", "mean_over_layers", "last_layer")),
     ),
     "landscape": (
         "Barriers on the straight path between two models",

@@ -43,6 +43,7 @@ def parity(rows: list[Row]) -> Sheet:
         number("last gain, points", "last_gain", points),
         text("under-tuned?", "under_tuned"),
         text("ran on", "computed_on"),
+        *([number("images compared", "negatives")] if any(r["negatives"] for r in rows) else []),
         Column("seeds", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
     )
     note = (
@@ -50,6 +51,8 @@ def parity(rows: list[Row]) -> Sheet:
         "fewer to all of them; a large gain says that more tuning might have helped. Under-tuned: the choice is the "
         "end of its range, few of the points tried have finished, or the last gain is above half a point; a wider "
         "range (search.widen) or more trials, and the same command, go on from here."
+        + " Images compared: those that the contrastive loss compares each with; fewer than the batch where "
+        "train.negatives is 'part'." * any(r["negatives"] for r in rows)
     )
     return Sheet("parity", "Parity: counts, allowance, edges", columns, rows, note, folded=len(rows) > LONG)
 
@@ -189,7 +192,7 @@ def failures(store: Store) -> Sheet:
 
 def infeasible(store: Store) -> Sheet:
     """Cells that have no setting near enough to their budget."""
-    rows = [r for r in store.table("cells").to_pylist() if not r["feasible"]]
+    rows = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
     columns = [
         METHOD,
         BUDGET,

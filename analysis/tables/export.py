@@ -23,13 +23,15 @@ def markdown(sheet: Sheet) -> str:
     """A Markdown table."""
     rule = ["---:" if c.kind == "number" else "---" for c in sheet.columns]
     lines = [sheet.header, rule, *sheet.cells]
-    return "".join(f"| {' | '.join(map(_md, line))} |\n" for line in lines)
+    table = "".join(f"| {' | '.join(map(_md, line))} |\n" for line in lines)
+    return table + (f"\n{_md(sheet.mark)}\n" if sheet.mark else "")
 
 
 def latex(sheet: Sheet) -> str:
-    """A LaTeX tabular with booktabs rules, its title in a comment."""
+    """A LaTeX tabular with booktabs rules, its title and mark in comments."""
     spec = "".join("r" if c.kind == "number" else "l" for c in sheet.columns)
-    lines = [f"% {_one_line(sheet.title)}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    said = filter(None, (sheet.title, sheet.mark))
+    lines = [*(f"% {_one_line(line)}" for line in said), rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines += [" & ".join(map(_tex, sheet.header)) + r" \\", r"\midrule"]
     # a row that begins with a bracket would be read as an option of the line break before it
     lines += [" & ".join(map(_tex, row)) + r" \\" for row in sheet.cells]

@@ -39,6 +39,7 @@ class Sheet:
         name: of its files. title: what it is. columns, rows: what it shows. note: how to read it, under the table.
         strong, faint: rows to set off.
         folded: closed until asked for, in the page.
+        mark: what Markdown and LaTeX say of it too: data that is left out.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Sheet:
     strong: Callable[[Row], bool] = lambda _: False
     faint: Callable[[Row], bool] = lambda _: False
     folded: bool = False
+    mark: str = ""
 
     @property
     def header(self) -> list[str]:

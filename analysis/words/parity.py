@@ -40,6 +40,9 @@ def parity_says(parity: Sequence[Row]) -> list[str]:
     if epochs:
         trained = _equal(epochs, "every confirmed run trained {} epochs", "runs trained {} epochs")
         said.append(f"Data and steps: {trained}.")
+    if compared := sorted({r["negatives"] for r in parity if r["negatives"] is not None}):
+        equal = _equal(compared, "every image is compared with {}, itself among them", "images are compared with {}")
+        said.append(f"Contrastive loss: {equal}.")
     if apart := devices_apart(parity):
         said.append(f"Devices and precision: NOT equal, {apart}.")
     elif ran := {r["computed_on"] for r in parity} - {None}:

@@ -30,12 +30,19 @@ def weak_evidence(cells: Iterable[Row]) -> list[str]:
     """Statements on what is weak, the most general first; none where nothing is.
 
     Args:
-        cells: rows of the view `signs`; before a run, feasible rows of the table `cells`, of which less can be said.
+        cells: rows of the view `signs`; before a run, rows of the table `cells`, feasible ones and those without data,
+            of which less can be said.
     """
-    rows = list(cells)
+    found = list(cells)
+    rows = [r for r in found if not r.get("absent")]
     trained = [r for r in rows if r["lr_centre"] is not None]
     several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
-    said = [*_few_examples(rows, trained, several=several), *_absent_classes(rows), *_few_seeds(trained)]
+    said = [
+        *absent_data(found),
+        *_few_examples(rows, trained, several=several),
+        *_absent_classes(rows),
+        *_few_seeds(trained),
+    ]
     named = partial(_listed, several=several)
     if flat := [r for r in trained if r.get("untrained")]:
         said.append(f"every run scores exactly as zero-shot does (perhaps it did not train): {named(flat)}")
@@ -48,6 +55,15 @@ def weak_evidence(cells: Iterable[Row]) -> list[str]:
         text = named(rising, lambda r: points(r["still_rising"]))
         said.append(f"validation still rising in the last epoch (points): {text}; more epochs might change the order")
     return said
+
+
+def absent_data(cells: Iterable[Row]) -> list[str]:
+    """Which of a sweep's data sets are left out because their data was not at hand; nothing where none is."""
+    rows = list(cells)
+    names = list(dict.fromkeys(_short(r["dataset"]) for r in rows if r.get("absent")))
+    if not names:
+        return []
+    return [f"{len(names)} of {len({r['dataset'] for r in rows})} data sets left out, not at hand: {', '.join(names)}"]
 
 
 def _few_examples(rows: Sequence[Row], trained: Sequence[Row], *, several: bool) -> Iterator[str]:

@@ -40,9 +40,9 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
         if section.capacity is None:
             continue
         most = entry.max_capacity(own, **section.options)
-        if section.capacity > most:
-            rule = f"is above the largest that {name} is built with on these weights, {most:,}"
-            problems.append(Problem(f"methods.{name}.capacity", section.capacity, rule, str(most)))
+        rule = f"is above the largest that {name} is built with on these weights, {most:,}"
+        pinned = section.capacity if isinstance(section.capacity, tuple) else (section.capacity,)
+        problems += [Problem(f"methods.{name}.capacity", c, rule, str(most)) for c in pinned if c > most]
     return problems
 
 
@@ -99,6 +99,12 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
     budgets, options = _budgets(spec, shapes), section.options
     shapes = method_shapes(method, spec.model.id, shapes)
     references = section.budgets or spec.budgets.references()
+    if isinstance(section.capacity, tuple):  # each at its own count
+        counts = {c: solve_pinned(method, shapes, c, 1, options=options).count for c in section.capacity}
+        return [
+            Solved.of(f"{name}-{c}", solve_pinned(method, shapes, c, count, options=options))
+            for c, count in counts.items()
+        ]
     if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
         pinned = {r: solve_pinned(method, shapes, section.capacity, budgets[r], options=options) for r in references}
         return [Solved.of(*min(pinned.items(), key=lambda item: abs(item[1].residual)))]

@@ -19,17 +19,22 @@ Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.",
 Trial = Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
 Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]
+Available = Annotated[
+    bool, typer.Option("--available", help="Only the data sets that are on this machine; download none.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
 FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
 
 
-def load(spec: Path, overrides: Sequence[str] | None, scale: str | None) -> Plan:
-    """The plan of a sweep file."""
+def load(spec: Path, overrides: Sequence[str] | None, scale: str | None, *, available: bool = False) -> Plan:
+    """The plan of a sweep file, or of the part of it whose data is on this machine."""
+    from sweeps.plan import inputs
     from sweeps.plan.plan import Plan
     from sweeps.spec.spec import SweepSpec
 
-    return Plan.from_spec(SweepSpec.load(spec, overrides or (), scale))
+    planned = Plan.from_spec(SweepSpec.load(spec, overrides or (), scale), available=available)
+    return inputs.available(planned) if available else planned
 
 
 def folder_of(source: Path, overrides: Sequence[str] | None = None) -> Path:

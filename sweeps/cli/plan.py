@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from analysis.format import duration, quantity
-from sweeps.cli.options import Json, Scale, Set, Source, Spec, load, store_of
+from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak
 from sweeps.errors import Problem, SpecError, unknown
 
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 _TOWERS = ("vision", "both", "all")
 
 
-def plan(spec: Spec, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
+def plan(
+    spec: Spec, overrides: Set = None, scale: Scale = None, available: Available = False, as_json: Json = False
+) -> None:
     """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
     from sweeps.plan.checks import peft_forms
     from sweeps.plan.packing import packing_of
 
-    planned = load(spec, overrides, scale).with_sizes(download=False)
+    planned = load(spec, overrides, scale, available=available).with_sizes(download=False)
 
     def answer() -> dict[str, Any]:
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
@@ -49,6 +51,7 @@ def estimate(
     spec: Source,
     overrides: Set = None,
     scale: Scale = None,
+    available: Available = False,
     compare: Annotated[bool, typer.Option("--compare", help="The last run's estimate against what it took.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +66,7 @@ def estimate(
         else:
             out.print("no run of this sweep was estimated (`sweeps run` without --quiet does)")
         return
-    planned = load(spec, overrides, scale)
+    planned = load(spec, overrides, scale, available=available)
     answer = estimate_plan(planned)
     emit(as_json, answer.as_dict, lambda: _print_estimate(answer, planned))
 
@@ -226,7 +229,7 @@ def weak_of(plan: Plan) -> list[str]:
     """What will be weak in the results, as far as it is known before a run."""
     from analysis.words.weak import weak_evidence
 
-    return weak_evidence(cell.row() for cell in plan.feasible)
+    return weak_evidence(cell.row() for cell in plan.cells if cell.feasible or cell.absent)
 
 
 def print_header(plan: Plan) -> None:
@@ -269,8 +272,10 @@ def print_plan(plan: Plan) -> None:
     ]
     title = f"{plan.spec.name}: {len(plan.feasible)} cells, {plan.n_trials} trials"
     print_rows(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title)
+    for name, why in {cell.dataset: cell.absent for cell in plan.cells if cell.absent}.items():
+        out.print(f"no data   {name}: {why}")
     for cell in plan.cells:
-        if not cell.feasible:
+        if not cell.feasible and not cell.absent:
             around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
             out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
     for reference, budget in plan.instead().items():

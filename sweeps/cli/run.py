@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analysis.format import duration
-from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Json, Scale, Set, Spec, load
+from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Available, Json, Scale, Set, Spec, load
 from sweeps.cli.plan import print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_weak
 from sweeps.cli.results import print_best
@@ -46,6 +46,7 @@ def run(
     max_hours: Annotated[
         float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
     ] = None,
+    available: Available = False,
     report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
@@ -79,7 +80,7 @@ def run(
 
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
     more += [] if output is None else [f"output={json.dumps(str(output))}"]
-    planned = load(spec, [*(overrides or ()), *more], scale)
+    planned = load(spec, [*(overrides or ()), *more], scale, available=available)
     loaded = planned.spec
     location = None if upload is None else Location.of(upload)
     if location is not None:  # what is there says which data its trials saw

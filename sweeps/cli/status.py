@@ -10,6 +10,7 @@ from typing import Any
 from analysis import Store
 from analysis.format import Row, duration
 from analysis.statistics.sizing.estimates import foresight
+from analysis.words.weak import absent_data
 from sweeps.cli.options import Json, Set, Source, store_of
 from sweeps.cli.printing import emit, out, print_rows, shown
 from sweeps.records.locks import holder
@@ -50,6 +51,8 @@ def says(p: Row) -> tuple[str, str]:
 def _print(p: Row) -> None:
     for line in says(p):
         out.print(line)
+    for line in p["left_out"]:
+        out.print(line, style="yellow")
     for failure in p["failures"][:_SHOWN]:
         where = f" ({failure['where']})" if failure["where"] else ""
         out.print(f"{failure['count']} failed: {failure['reason']}{where}", style="red")
@@ -102,6 +105,7 @@ def progress_of(store: Store) -> dict[str, Any]:
         "accelerator_hours": hours,
         "cost": cost,
         "estimate": _estimate(store),
+        "left_out": absent_data(store.table("signs").to_pylist()),
         "failures": _failures(trials, events, {c["cell_id"]: c["label"] for c in cells}),
         "methods": [_method(name, cells, done, trials) for name in dict.fromkeys(c["method"] for c in cells)],
     }

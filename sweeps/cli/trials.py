@@ -91,12 +91,12 @@ def again(source: Source, trial: Trial, as_json: Json = False) -> int:
 
 
 def analyze(
-    kind: Annotated[str, typer.Argument(help="spectrum, cka or landscape.")],
+    kind: Annotated[str, typer.Argument(help="spectrum, cka, landscape or full_rank.")],
     source: Source,
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: one of its own.")] = None,
     cpus: Annotated[float, typer.Option(help="CPUs of a task.", min=0)] = 1,
-    examples: Annotated[int | None, typer.Option(help="cka, landscape: examples at most.")] = None,
+    examples: Annotated[float | None, typer.Option(help="cka, landscape: examples at most; below 1: a share.")] = None,
     points: Annotated[int | None, typer.Option(help="landscape: points of a row and of an edge.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute again what is there.")] = False,
     upload: Annotated[

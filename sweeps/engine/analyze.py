@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RETRIES = 2
 """How often a task starts again after its process died."""
-ON_CPU = ("spectrum", "approximation")
+ON_CPU = ("spectrum", "approximation", "full_rank")
 """Tables whose tasks take no GPU: they are linear algebra in double precision."""
 
 _warm: dict[str, Any] = {}  # of a Ray worker: the model and its data, from task to task

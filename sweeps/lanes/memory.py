@@ -79,7 +79,7 @@ class MicroBatch:
         if self._whole_batch:
             raise TrialError(
                 f"out of memory with {self.size} images at once, and the contrastive loss of adapt = 'both' compares "
-                f"all images of a batch, so it can't be split: lower train.global_batch_size, or use adapt = 'vision' "
+                f"them all, so they can't be split: lower train.global_batch_size, or use adapt = 'vision' "
                 f"({reason})"
             )
         if self.size == 1:

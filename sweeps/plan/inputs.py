@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sweeps.errors import Problem, SpecError
@@ -12,10 +14,12 @@ from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
 from sweeps.records.locks import check_identity
+from sweeps.spec.cell import Cell
 from sweeps.spec.paths import absolute
+from trainables.data.downloads import offline
 from trainables.data.registry import DATASETS
 from trainables.data.text.dataset import TextDataset
-from trainables.errors import DataError
+from trainables.errors import DataError, first_line
 from trainables.models.families import parse_id
 from trainables.models.loading import check_weights
 
@@ -48,21 +52,58 @@ def check_inputs(plan: Plan) -> None:
     _check_data(plan.spec.folder, now)
 
 
-def _check_sizes(plan: Plan) -> None:
-    """Load and split every data set; raise one DataError for all that can't be."""
+def available(plan: Plan) -> Plan:
+    """The plan of the data sets that are on this machine: cells of others are left out, with the reason in `absent`.
+
+    Nothing is downloaded. Data that trials of the results folder saw is never left out.
+
+    Raises DataError: none of the data sets is here.
+    """
+    seen = _seen(plan.spec.folder / FILE) or {}
+    with offline():
+        lacking = {name: first_line(e) for name, e in _lacking(plan, _whole).items() if name not in seen}
+    forget()  # a data set of which a part is here
+    if lacking and all(cell.dataset in lacking for cell in plan.feasible):
+        raise DataError(
+            f"none of the {len(lacking)} data sets is on this machine, {next(iter(lacking.values()))}; "
+            "without --available they are downloaded, as far as they can be"
+        )
+    reasons = {cell.cell_id: lacking[cell.dataset] for cell in plan.feasible if cell.dataset in lacking}
+    left_out = (
+        replace(cell, feasible=False, reason=f"no data: {why}", absent=why)
+        if (why := reasons.get(cell.cell_id)) is not None
+        else cell
+        for cell in plan.cells
+    )
+    return replace(plan, cells=tuple(left_out))
+
+
+def _whole(cell: Cell) -> None:
+    len(loaded(cell.dataset).test)
+
+
+def _lacking(plan: Plan, read: Callable[[Cell], object]) -> dict[str, DataError]:
+    """Data sets of a plan's cells that can't be read, by name."""
     found: dict[str, DataError] = {}
     for cell in plan.feasible:
         if cell.dataset not in found:
             try:
-                split_sizes(cell)
+                read(cell)
             except DataError as error:
                 found[cell.dataset] = error
+    return found
+
+
+def _check_sizes(plan: Plan) -> None:
+    """Load and split every data set; raise one DataError for all that can't be."""
+    found = _lacking(plan, split_sizes)
     if len(found) == 1:
         raise next(iter(found.values()))
     if found:
         get = {name: getattr(DATASETS.get(name), "get", "") for name in found}
         lines = [f"{error}{f' (how to get it: {get[name]})' if get[name] else ''}" for name, error in found.items()]
-        raise DataError("\n".join([f"{len(found)} data sets can't be had:", *lines]))
+        rest = "--available runs the others" if len(found) < len({cell.dataset for cell in plan.feasible}) else ""
+        raise DataError("\n".join([f"{len(found)} data sets can't be had:", *lines, *filter(None, [rest])]))
 
 
 @functools.cache
@@ -81,13 +122,11 @@ def _check_data(folder: Path, now: dict[str, str]) -> None:
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        seen = _seen(path)
     except OSError as error:
         rule = f"can't be made or read ({error.strerror}); choose another output"
         raise SpecError([Problem("output", str(folder), rule)]) from error
-    except (ValueError, RecursionError):
-        seen = None
-    if not isinstance(seen, dict) or not all(isinstance(value, str) for value in seen.values()):
+    if seen is None:
         rule = "is no JSON object of data sets and their digests; restore it, or remove it to trust the data as it is"
         raise SpecError([Problem("results", str(path), rule)])
     changed = []
@@ -101,3 +140,12 @@ def _check_data(folder: Path, now: dict[str, str]) -> None:
         raise SpecError([Problem("data.datasets", name, f"{rule}; {remedy}") for name in changed])
     if now.items() - seen.items():
         write_atomically(path, json.dumps(seen | now, indent=1) + "\n")
+
+
+def _seen(path: Path) -> dict[str, str] | None:
+    """Digests of the data that trials of a results folder saw, by data set; None for a file that is none of ours."""
+    try:
+        seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError):
+        return None
+    return seen if isinstance(seen, dict) and all(isinstance(value, str) for value in seen.values()) else None

@@ -23,9 +23,10 @@ from sweeps.spec.search_space import dimensions, published
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
+from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.data.registry import check_dataset, on_disk
 from trainables.data.splits import kept_rows
-from trainables.errors import DataError
+from trainables.errors import DataError, MissingDataError
 from trainables.models.families import ModelError
 from trainables.models.shapes import default_targets, model_kind, target_shapes
 
@@ -73,13 +74,16 @@ class Plan:
         return {reference: budget for reference, budget in found.items() if budget is not None}
 
     @classmethod
-    def from_spec(cls, spec: SweepSpec) -> Plan:
+    def from_spec(cls, spec: SweepSpec, *, available: bool = False) -> Plan:
         """Solve every cell. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
+
+        Args:
+            available: let folders of data be missing, which `inputs.available` leaves out afterwards.
 
         Raises:
             SpecError: unknown model, data set or target, or no feasible cell at all.
         """
-        problems = _data_problems(spec)
+        problems = _data_problems(spec, available=available)
         shapes: Shapes = {}
         targets: tuple[str, ...] = ()
         try:
@@ -123,12 +127,14 @@ class Plan:
             raise SpecError([Problem("train", None, message) for message in messages]) from error
 
 
-def _data_problems(spec: SweepSpec) -> list[Problem]:
+def _data_problems(spec: SweepSpec, *, available: bool) -> list[Problem]:
     problems = []
     for name in spec.data.datasets:
         try:
             check_dataset(name, spec.data.train_size, spec.protocol, kept_rows(spec.train, spec.evaluate))
         except DataError as error:
+            if available and isinstance(error, MissingDataError):
+                continue
             problems.append(Problem("data.datasets", None, str(error)))  # the message has the value
     return problems
 
@@ -193,7 +199,16 @@ def _cell(
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,
         written=dataset,
+        negatives=_negatives(spec, base),
     )
+
+
+def _negatives(spec: SweepSpec, method: str) -> int | None:
+    if spec.model.adapt != "both" or method in (LINEAR_PROBE, NO_TRAINING):
+        return None
+    train = spec.train
+    part = train.micro_batch_size if train.negatives == "part" else None
+    return min(part or train.global_batch_size, train.global_batch_size)
 
 
 def _cell_id(

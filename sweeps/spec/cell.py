@@ -37,6 +37,8 @@ class Cell:
         written: the data set as the sweep file names it; in folders of the older `path_rule` `dataset` is absolute.
         val_examples, test_examples: what it validates and tests on; None where the data has not been read.
         test_lacks: classes of which the test split has no example.
+        negatives: images that the contrastive loss compares each with, itself among them; None for another loss.
+        absent: why its data is not on this machine, of a cell that is left out for that; None elsewhere.
         base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
 
@@ -81,6 +83,8 @@ class Cell:
     val_examples: int | None = None
     test_examples: int | None = None
     test_lacks: tuple[str, ...] = ()
+    absent: str | None = None
+    negatives: int | None = None
 
     @property
     def space(self) -> Space | None:

@@ -99,6 +99,9 @@ def _budget_problems(name: str, spec: Sections) -> list[Problem]:
     for label in section.budgets or ():
         if label not in references:
             problems.append(unknown(f"{field}.budgets", label, "budget", references))
+    if isinstance(section.capacity, tuple) and section.budgets is not None:
+        rule = "a list of capacities has budgets of its own; leave one out"
+        problems.append(Problem(f"{field}.budgets", list(section.budgets), rule))
     if not has_budget(spec.base(name)):
         for key in ("budgets", "allocation", "capacity"):
             if getattr(section, key) is not None:
@@ -156,6 +159,8 @@ def _refused(spec: Sections, name: str, key: str, value: Value) -> str | None:
 def priority_problems(spec: Sections) -> list[Problem]:
     """Names in `resources.priority` that no cell of the sweep can have."""
     names: list[str | float] = [*spec.methods, *spec.budgets.references(), *spec.data.datasets, *spec.data.train_size]
+    for name, section in spec.methods.items():
+        names += [f"{name}-{c}" for c in section.capacity] if isinstance(section.capacity, tuple) else []
     kinds = "method, budget, data set or training size"
     return [
         unknown("resources.priority", str(name), kinds, [str(n) for n in names])

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from sweeps.spec.resources import LimitsSection, ResourceSection
 from sweeps.spec.search import MAY_CHANGE, ListsAreValues, LrRange, OneOrMany, SearchSection, SpaceEntry
@@ -28,6 +28,13 @@ def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
 
 Once = AfterValidator(_each_once)
 """A list without repetitions, which would be planned, counted and paid for twice."""
+
+Capacities = Annotated[
+    Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), Once, Tag("tuple")]
+    | Annotated[int, Field(ge=1), Tag("int")],
+    Discriminator(lambda value: "tuple" if isinstance(value, list | tuple) else "int"),
+]
+"""One capacity, or a list of them; errors are of the one that was meant."""
 
 TUNE_SEED = 1_000_000
 """Seed of every first TUNE trial of a learning rate; re-runs take the seeds after it, CONFIRM those below."""
@@ -144,8 +151,9 @@ class MethodSection(BaseModel):
     """Only these budgets, by label: `["lora-8"]`; none: all."""
     allocation: Allocation | None = None
     """Instead of `budgets.allocation`."""
-    capacity: int | None = Field(default=None, ge=1)
-    """Pins the capacity (the rank) instead of solving for it; the cell goes to the budget nearest to its count."""
+    capacity: Capacities | None = None
+    """Pins the capacity (the rank) instead of solving for it; the cell goes to the budget nearest to its count. A list:
+    a cell for each, whose budget is its own count, labelled NAME-CAPACITY; it may grow, as lists of budgets may."""
     unmatched: bool = False
     """Run the nearest setting even where it is outside the tolerance."""
 
@@ -250,7 +258,8 @@ class Sections(_Section):
         whole = identifying(self)
         search = {k: v for k, v in whole["search"].items() if k not in MAY_CHANGE}
         methods = {
-            name: {k: v for k, v in section.items() if k != "budgets"} for name, section in whole["methods"].items()
+            name: {k: v for k, v in section.items() if k != "budgets" and (k != "capacity" or not isinstance(v, list))}
+            for name, section in whole["methods"].items()
         }
         budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
         kept: dict[str, Any] = {k: whole[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in whole}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +24,24 @@ FOLDER_VARIABLE = "SWEEPS_DATA"
 
 UNKNOWN = "unknown"
 """The licence of a data set whose makers state none."""
+
+
+_ALLOWED: ContextVar[bool] = ContextVar("downloads_allowed", default=True)
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Within it nothing is downloaded: a data set that is not on this machine is a DataError."""
+    token = _ALLOWED.set(False)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def may_download() -> bool:
+    """Whether data sets that are not on this machine may be downloaded: not within `offline`."""
+    return _ALLOWED.get()
 
 
 class DataWarning(UserWarning):
@@ -40,13 +61,18 @@ def hub_splits(dataset: str, repository: str, *config: str, instead: str, **wher
     """
     hub_answers()
     import datasets
+    from huggingface_hub import constants
 
+    before = constants.HF_HUB_OFFLINE
     try:
+        constants.HF_HUB_OFFLINE = before or not may_download()  # then the client looks into its cache alone
         found = datasets.load_dataset(repository, *config, **where)
     except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
         raise DataError(
             f"data set {dataset!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); {instead}"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
     return {str(which): table for which, table in found.items()}
 
 

@@ -36,6 +36,13 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
     return split
 
 
+def reshard(module: nn.Module) -> None:
+    """Drop what forward passes have gathered: after weights were set, the next pass must gather them anew."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with the parts of all workers in it. Where it is split, every worker must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

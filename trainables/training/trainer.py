@@ -16,7 +16,7 @@ from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from randlora.methods.scheduled.hooks import Hooks
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
 from trainables.errors import TrialError
-from trainables.models.sharded import is_split
+from trainables.models.sharded import is_split, reshard
 from trainables.seeds import derive_seed, generator
 from trainables.tasks.task import Task, summed
 from trainables.training import optim
@@ -229,7 +229,9 @@ class Trainer:
 
     def settle(self) -> dict[str, float]:
         """At the end of the training: the selected weights in place of the last ones; what was seen, by name."""
-        return self._selected.settle()
+        found = self._selected.settle()
+        reshard(self._module)  # the last look at validation left the outermost weights gathered, as they were
+        return found
 
     def check(self, sums: Tensor, epoch: int) -> None:
         """Raise `TrialError` where the summed losses of an epoch's steps are not finite, naming the step."""

@@ -68,7 +68,8 @@ def run_trial(
         TrainablesError: bad data, or a test split in stage TUNE.
     """
     started = time.perf_counter()
-    if micro_batch_size is not None and trial.adapt == "both" and micro_batch_size < trial.train.global_batch_size:
+    given = trial.train.micro_batch_size or trial.train.global_batch_size
+    if micro_batch_size is not None and trial.adapt == "both" and micro_batch_size < given:
         raise TrialError(
             f"micro_batch_size {micro_batch_size}: the contrastive loss of adapt = 'both' takes whole batches"
         )

@@ -62,6 +62,9 @@ def test_spectrum_of_trained_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch
     rows = table.to_pylist()
     assert "Effective rank" in says and "RandLoRA" in says and {"spectrum.png", "spectrum.pdf"} <= set(paths)
     fits = store.table("approximation").to_pylist()
+    assert {r["target"] for r in fits} == {"trained", "random"} and "of a random matrix" in says
+    assert len(fits) == 2 * len({(r["weight"], r["form"], r["lora_rank"]) for r in fits})
+    assert all(r["error"] <= r["bound"] + 1e-9 for r in fits if r["form"] == "randlora" and r["target"] == "trained")
     assert {r["form"] for r in fits} == {"lora", "randlora", "vera"} and all(0 <= r["error"] <= 1 for r in fits)
     assert all((r["bound"] is not None) == (r["form"] == "randlora") for r in fits)
     lora = [r for r in rows if r["method"] == "lora"]
@@ -77,6 +80,23 @@ def test_spectrum_of_trained_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch
     assert {r[0] for r in sheets["diagnostic_approximation"].cells} == {"RandLoRA", "LoRA", "VeRA"}
 
 
+def test_how_probable_full_rank_is(tiny: Path) -> None:
+    store = open_store(tiny)
+    table, paths, says = analyze(store, "full_rank")
+    rows = table.to_pylist()
+    assert paths == {} and "full rank in every draw with bases uniform" in says
+    assert {(r["distribution"], r["full"], r["mean_rank"]) for r in rows if r["sparsity"] is None} == {
+        ("uniform", 1.0, 1.0),
+        ("normal", 1.0, 1.0),
+    }
+    assert all(r["log10_collinear"] is None or r["log10_collinear"] < 0 for r in rows if r["sparsity"] in (None, 2, 6))
+    by_a = {r["sparse_a"]: r["mean_rank"] for r in rows if r["sparsity"] == 200}
+    assert by_a[True] < 0.5 < by_a[False]  # a sparse A of few rows has columns of zeros
+    (sheet,) = diagnostic_sheets(store)
+    assert sheet.name == "diagnostic_full_rank" and len(sheet.cells) == len(rows)
+    analyze(store, "full_rank", execute=nothing)
+
+
 def test_cka_of_trained_weights(tiny: Path) -> None:
     store = open_store(tiny)
     table, paths, says = analyze(store, "cka")
@@ -86,12 +106,12 @@ def test_cka_of_trained_weights(tiny: Path) -> None:
         ("randlora", False),
         ("zero-shot", True),
     }
-    assert len({r["layer"] for r in rows}) == 3 and len(rows) == 9
-    assert all(r["cka"] <= 1 + 1e-6 for r in rows) and "last block" in says
+    assert len({r["layer"] for r in rows}) == 6 and len(rows) == 18  # attention and MLP of three blocks
+    assert all(r["cka"] <= 1 + 1e-6 for r in rows) and "last layer" in says
     assert {(r["examples"], r["batch_size"]) for r in rows} == {(40, 40)}  # 20 training images, 20 of validation
     assert list(paths) == ["cka.png", "cka.svg", "cka.pdf", "cka.txt"]
     page = render(store)
-    assert "Diagnostics of the trained updates" in page and "mean over blocks" in page
+    assert "Diagnostics of the trained updates" in page and "mean over layers" in page
     shown = CliRunner().invoke(app, ["query", str(tiny), "select count(distinct against) as n from cka", "--csv"])
     assert shown.output.split() == ["n", "1"]
 

@@ -104,7 +104,10 @@ def test_cka_of_every_family(family: str, results: Callable[[str], Store]) -> No
     store = results(family)
     rows = [r for _, found in in_process(store.path, plan(store, "cka", examples=16)) for r in found]
     assert {r["method"] for r in rows} == {"lora", "randlora", "zero-shot"}
-    assert {r["depth"] for r in rows} == {0, 1} and len(rows) == 6  # two blocks
+    assert {r["depth"] for r in rows} == {0, 1, 2, 3} and len(rows) == 12  # two blocks
+    last = {r["depth"]: r["layer"].rpartition(".")[2] for r in rows}
+    names = {"images": ("attention", "mlp"), "language": ("self_attn", "mlp"), "sentences": ("attention", "output")}
+    assert tuple(last.values())[:2] == names[family]
     assert all(r["cka"] <= 1 + 1e-6 and r["examples"] == 16 for r in rows)
     assert len({round(r["cka"], 9) for r in rows}) > 2
 

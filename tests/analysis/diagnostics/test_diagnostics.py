@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 from analysis import StoreError, open_store
 from analysis.diagnostics.analyze import analyze
 from analysis.diagnostics.cka import minibatch_cka, unbiased_hsic
-from analysis.diagnostics.landscape import barrier, barycentric, mixed
+from analysis.diagnostics.full_rank import collinear_bound
+from analysis.diagnostics.landscape import barrier, barycentric, mixed, ticks
 from analysis.diagnostics.spectrum import (
     effective_rank,
     lora_errors,
@@ -181,6 +183,21 @@ def test_corners_are_the_models() -> None:
     assert torch.equal(at["w"], states[0]["w"]) and torch.equal(at["b"], base["b"])
     half = mixed(states, base, (0.0, 0.5, 0.5))
     assert torch.allclose(half["b"], 0.5 * (base["b"] + states[2]["b"]))
+
+
+def test_the_bound_on_collinear_rows_is_appendix_c6s() -> None:
+    """Near 8e-44 in the paper for ViT-B/32, s = sqrt(768); the formula gives 6.5e-44 (docs/methods.md)."""
+    assert 10 ** collinear_bound(768, 768, math.sqrt(768)) == pytest.approx(6.5e-44, rel=0.01)
+    draws = torch.randint(0, 3, (4000, 2, 3), generator=torch.Generator().manual_seed(0)) - 1  # s = 3
+    pairs = (draws[:, 0] == draws[:, 1]).all(-1) | (draws[:, 0] == -draws[:, 1]).all(-1)
+    assert float(pairs.float().mean()) == pytest.approx(10 ** collinear_bound(2, 3, 3.0), rel=0.15)
+
+
+def test_the_grid_is_the_papers_seen_from_behind() -> None:
+    """25 x 25 points; the released code has x in [-1, 1.5) and y in [-0.5, 2), RandLoRA at (0, 0), LoRA at (1, 0)."""
+    across, up = ticks(25)
+    assert [1 - x for x in across][::-1] == pytest.approx([-1 + i / 10 for i in range(25)])
+    assert up == pytest.approx([-0.5 + i / 10 for i in range(25)])
 
 
 def test_barrier_heights() -> None:

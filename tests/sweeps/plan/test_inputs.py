@@ -76,10 +76,10 @@ def test_all_data_that_is_missing_is_named_at_once(images: Path, monkeypatch: py
     planned = plan(images, str(there / "r"), datasets=names)
     with pytest.raises(DataError) as caught:
         check_inputs(planned)
-    first, *lines = str(caught.value).splitlines()
+    first, *lines, last = str(caught.value).splitlines()
     assert first == "2 data sets can't be had:"
     assert [name in line for name, line in zip(names[1:], lines, strict=True)] == [True, True]
-    assert "put UCF-101-midframes/" in lines[0]
+    assert "put UCF-101-midframes/" in lines[0] and last == "--available runs the others"
     assert not (there / "r").exists() or not list((there / "r").iterdir())
     with pytest.raises(DataError, match=r"^(?!2)[^\n]*ucf101[^\n]*$"):  # one alone is its own message
         check_inputs(plan(images, str(there / "r"), datasets=names[:2]))

@@ -67,6 +67,8 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (GOOD + "[methods.vera]\nr = 8", "methods.vera.r", "capacity = 8"),
         (GOOD + "[methods.vera]\nbudgets = ['lora-2']", "methods.vera.budgets", "unknown budget"),
         (GOOD + "[methods.full]\nbudgets = ['lora-1']", "methods.full.budgets", "no budget"),
+        (GOOD + "[methods.vera]\ncapacity = [4, 4]", "methods.vera.capacity", "stands twice"),
+        (GOOD + "[methods.vera]\ncapacity = [4]\nbudgets = ['lora-1']", "methods.vera.budgets", "budgets of its own"),
         (GOOD + "[methods.zero-shot]\nlr = 0.1", "methods.zero-shot.lr", "trains nothing"),
         (GOOD + "[methods.full]\nlr = { low = 1.0, high = 0.1 }", "methods.full.lr", "below"),
         (GOOD + "[methods.full]\nlr = { low = 1.0 }", "methods.full.lr", "both low and high"),

@@ -52,6 +52,22 @@ def test_crops_have_the_stated_law() -> None:
     assert abs(float(area.mean() - their_area)) < 0.02
 
 
+@pytest.mark.parametrize("aspect", [0.6, 1.5, 3.0, 5.0])
+def test_crops_of_the_original_have_torchvisions_law(aspect: float) -> None:
+    """Of images that are no squares: aspect in pixels, and the middle where no try fits (nearly always at 5)."""
+    plan = crop_flip_plan(4000, torch.Generator().manual_seed(0), torch.full((4000,), aspect))
+    torch.manual_seed(0)  # torchvision draws from the global generator
+    side, image = 400, torch.zeros(3, 400, round(400 * aspect))
+    crop = v2.RandomResizedCrop(100, (0.5, 1.0))
+    theirs = [v2.RandomResizedCrop.make_params(crop, [image]) for _ in range(1500)]
+    for mine, key, whole in ((plan[:, 0, 0].abs(), "width", side * aspect), (plan[:, 1, 1], "height", side)):
+        shares = torch.tensor([p[key] / whole for p in theirs])
+        assert abs(float(mine.mean() - shares.mean())) < 0.02
+        assert abs(float(mine.std() - shares.std())) < 0.02
+    centres = torch.tensor([(p["left"] + p["width"] / 2) / (side * aspect) for p in theirs])
+    assert abs(float(plan[:, 0, 2].std() - 2 * centres.std())) < 0.03
+
+
 def test_whole_image_and_mirror() -> None:
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     plan = torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]], [[-1.0, 0, 0], [0, 1.0, 0]]])

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tests.trainables.tiny_images import COLOURS, SIDE, noisy
 from trainables.cache import make_room
+from trainables.data.images.batches import apply_plan
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.images.pixels import Pixels, Recipe, key
 from trainables.data.registry import load_dataset
@@ -53,6 +56,23 @@ def test_cached_bits_are_the_decoded_bits(colours: Path, cache: Path) -> None:
         assert torch.equal(pixels.rows(rows), expected)
         assert pixels.kept_bytes == 0
     assert len(packs(cache)) == 1
+
+
+def test_crops_of_the_original_are_cut_from_whole_images(cache: Path) -> None:
+    """Near what torchvision cuts from the original; the centre's square does not have the edges at all."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 18, 3), dtype=np.uint8)).resize((360, 240))
+    split = ImageSplit("s", "train", torch.zeros(2, dtype=torch.int64), lambda _: smooth, "stamp")
+    recipe = Recipe(96)
+    expected = functional.resized_crop(pil_to_tensor(smooth), 10, 0, 220, 240, [96, 96], antialias=True).float()
+    for stamp in ("stamp", ""):  # on disk, in memory
+        pixels = Pixels(dataclasses.replace(split, stamp=stamp), recipe.wider)
+        assert pixels.rows(torch.tensor([1])).shape == (1, 3, 120, 120)
+        assert pixels.aspects(torch.tensor([1, 0, 1])).tolist() == [1.5] * 3
+        plan = torch.tensor([[[240 / 360, 0, 240 / 360 - 1], [0, 220 / 240, (20 + 220) / 240 - 1]]])
+        found = apply_plan(pixels.rows(torch.tensor([0])), plan, recipe.size)[0]
+        assert found.shape == (3, 96, 96) and float((found - expected).abs().mean()) < 3
+    assert bool(packs(cache))
 
 
 def test_a_row_is_decoded_once_for_all_who_need_it(colours: Path, cache: Path) -> None:

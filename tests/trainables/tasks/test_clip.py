@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from tests.trainables.support import run
+from trainables.config import TrialConfig
 from trainables.data.images.pixels import Pixels, Recipe
 from trainables.data.registry import load_dataset
 from trainables.errors import TrialError
 from trainables.models.loading import LoadedModel, load_model
 from trainables.tasks.images.clip import BothTask, VisionTask, class_embeddings, logit_scale
+from trainables.tasks.lane_cache import Warm
+from trainables.tasks.make import make_task
+from trainables.tasks.task import Parts
+from trainables.training.adapting import adapted
+from trainables.training.trainer import Trainer, Work
 
 CLASSES = ["cat", "dog", "ship"]
 
@@ -102,3 +110,35 @@ def test_both_predicts_over_all_classes_with_the_current_text_tower(loaded: Load
         texts = normalize(loaded.module.encode_text(tokens_CL), dim=-1)
         expected = (normalize(loaded.module.encode_image(images), dim=-1) @ texts.T).argmax(1)
         assert torch.equal(task.predict(images), expected)
+
+
+def test_negatives_within_each_part_are_the_mean_of_the_parts_losses(
+    make_trial: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    """The paper's 2 x 64: what a step of both towers sees is the mean over parts, each a batch of its own."""
+    lane = Warm({}, torch.device("cpu"))
+    train = {"global_batch_size": 20, "micro_batch_size": 10, "negatives": "part"}
+    trial = make_trial("full", adapt="both", train=train)
+    loaded = lane.model(trial.model)
+    parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=contextlib.nullcontext, precision="fp32")
+    task = make_task(parts)
+    batch = task.batches(1)[0]
+    with adapted(loaded.module, trial) as trainables:
+        work = Work(trial=trial, module=loaded.module, task=task, trainables=trainables, device=torch.device("cpu"))
+        found = float(Trainer(work)._backward(batch, None)) / 20
+        mine = {n: p.grad.clone() for n, p in trainables.parameters.items() if p.grad is not None}
+        for p in trainables.parameters.values():
+            p.grad = None
+        halves = [task.loss_sum(half, None) / 10 for half in batch.split(10)]
+        mean = torch.stack(halves).mean()
+        mean.backward()
+        assert found == pytest.approx(mean.item(), rel=1e-5)
+        assert all(torch.allclose(g, trainables.parameters[n].grad, atol=1e-6) for n, g in mine.items())
+        assert abs(found - task.loss_sum(batch, None).item() / 20) > 0.1  # of more images each is told from
+    with pytest.raises(ValueError, match="compare within each part: negatives = 'part'"):
+        make_trial("full", adapt="both", train=train | {"negatives": "batch"})
+    for other in ({"adapt": "vision"}, {"train": {"negatives": "part"}}):
+        with pytest.raises(ValueError, match="is of the contrastive loss of adapt = 'both' in micro-batches"):
+            make_trial("full", **({"adapt": "both", "train": train} | other))
+    with pytest.raises(TrialError, match="takes whole batches"):
+        run(trial, tmp_path, micro_batch_size=5)  # memory ran out: smaller parts would be another loss

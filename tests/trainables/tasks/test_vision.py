@@ -83,7 +83,7 @@ def test_every_weight_that_full_trains_gets_a_gradient(vision_trial: MakeTrial, 
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "linear-probe"])
-@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "crop-flip-original"])
 def test_resuming_is_exact(
     vision_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, augment: str
 ) -> None:

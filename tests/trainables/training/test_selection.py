@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 from safetensors.torch import load_file
 from torch import Tensor
 
 import trainables.training.checkpoints
-from tests.trainables.support import one_tower_trial, outcome, run
+from tests.trainables.support import one_tower_trial, outcome, run, work
 from tests.trainables.tiny_language import save_model, write_rows
 from tests.trainables.training.support import check_weights, together
 from trainables.config import TrainSettings, TrialConfig
@@ -19,6 +21,7 @@ from trainables.data.registry import load_text_dataset
 from trainables.data.splits import split, split_of
 from trainables.errors import TrialError
 from trainables.training.selection import Selected
+from trainables.training.trainer import Trainer
 from trainables.training.worker import run_trial
 
 Offers = list[tuple[int, float, dict[str, Tensor]]]
@@ -122,6 +125,63 @@ def test_language_models_select_under_checkpointing(language: MakeTrial, tmp_pat
     ((step, loss, _),) = offers
     assert step == further["selected-step"] == 2  # 54 of 60 rows train
     assert loss == pytest.approx(further["selected-loss"])
+
+
+def selecting(rank: int, world: int, trial: TrialConfig, folder: str) -> None:
+    """A worker of a trial that also says what the weights which it settled on lose on validation."""
+    plain = Trainer.settle
+    Trainer.settle = lambda self: plain(self) | {"again": self._validation_loss()}  # type: ignore[method-assign]
+    try:
+        if world > 1:
+            work(rank, world, trial, folder)
+        else:
+            reports = run(trial, Path(folder) / "trial", keep=True)
+            (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
+    finally:
+        Trainer.settle = plain  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("method", "lr", "epochs", "file"), [("full", 0.05, 2, "weights"), ("lora", 3.0, 3, "adapter")]
+)
+def test_two_workers_select_as_one_does(
+    language: MakeTrial,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    lr: float,
+    epochs: int,
+    file: str,
+) -> None:
+    """Full fine-tuning has half of the weights in each (FSDP2), LoRA has them whole: all score the selected weights."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    train = {"global_batch_size": 18, "epochs": epochs, "schedule": "constant", "parallel": "fsdp"}
+    train |= {"select": "best", "select_every": 1}
+    trial = language(method, lr=lr, train=train, evaluate={"validation_rows": 5})
+    found, kept = [], []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        if world == 1:
+            selecting(0, 1, trial, str(folder))
+        else:
+            torch.multiprocessing.spawn(selecting, args=(2, trial, str(folder)), nprocs=2)
+        found += [json.loads((folder / f"reports{rank}.json").read_text())[-1] for rank in range(world)]
+        kept.append(load_file(str(folder / "trial" / "adapter" / f"{file}.safetensors")))
+    alone, *both = found
+    further = alone["val_further"]
+    assert further["selected-step"] < 3 * epochs and further["selected-loss"] < further["last-loss"]
+    assert further["again"] == pytest.approx(further["selected-loss"], rel=1e-5)
+    for report in both:
+        mine = report["val_further"]
+        assert mine["again"] == pytest.approx(mine["selected-loss"], rel=1e-5), "the selected weights are scored"
+        assert mine["selected-step"] < 3 * epochs and mine["selected-loss"] < mine["last-loss"]
+        assert (mine, report["result"]["correct"]) == (both[0]["val_further"], both[0]["result"]["correct"])
+        if method == "full":  # at LoRA's rate rounding decides too much
+            assert mine == pytest.approx(further, rel=2e-3)
+    assert all(kept[0][n].shape == kept[1][n].shape for n in kept[0])
 
 
 def test_the_papers_protocol_keeps_the_rows_that_it_selects_on(language: MakeTrial) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from trainables.data.downloads import FOLDER_VARIABLE, data_folder
+from trainables.data.downloads import FOLDER_VARIABLE, data_folder, may_download
 from trainables.data.images.dataset import (
     Dataset,
     ImageSplit,
@@ -43,7 +43,7 @@ def _voc_split(name: str, which: str) -> ImageSplit:
 
     folder = data_folder()
     try:
-        found = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=True)
+        found = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=may_download())
         boxes = [box for row in range(len(found)) for box in _objects(found, row)]
     except (OSError, RuntimeError, SyntaxError, KeyError, ValueError) as error:
         raise DataError(
@@ -107,6 +107,8 @@ def _fetch_cub(name: str, folder: Path) -> None:
     from torchvision.datasets.utils import download_url
 
     try:
+        if not may_download():
+            raise OSError(f"it is not in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         download_url(_CUB_URL, str(folder), "CUB_200_2011.tgz", _CUB_MD5)
         with tarfile.open(folder / "CUB_200_2011.tgz") as archive:

@@ -38,21 +38,25 @@ def epoch_batches(
     return list(torch.split(torch.cat(orders)[:wanted], batch_size))
 
 
-def crop_flip_plan(n: int, draw: torch.Generator) -> Tensor:
+def crop_flip_plan(n: int, draw: torch.Generator, image: Tensor | None = None) -> Tensor:
     """Affine maps (n, 2, 3) of random resized crops (area share in [0.5, 1], aspect in [3/4, 4/3]) with flips.
 
     The same law as torchvision's RandomResizedCrop and RandomHorizontalFlip, drawn from an explicit generator, which
     torchvision's transforms do not take.
+
+    Args:
+        image: (n,) width by height of the images that are cropped; None: squares.
     """
+    own = torch.ones(n) if image is None else image
     area = torch.empty(n, 10).uniform_(0.5, 1.0, generator=draw)
     aspect = torch.empty(n, 10).uniform_(math.log(3 / 4), math.log(4 / 3), generator=draw).exp()
-    width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
+    width, height = (area * aspect / own[:, None]).sqrt(), (area / aspect * own[:, None]).sqrt()
     fits = (width <= 1.0) & (height <= 1.0)
-    first = fits.int().argmax(dim=1, keepdim=True)  # the first try that fits, or the whole image when none does
+    first = fits.int().argmax(dim=1, keepdim=True)  # the first try that fits; when none does the most of the middle
     none = ~fits.any(dim=1)
-    width = width.gather(1, first).squeeze(1).masked_fill(none, 1.0)
-    height = height.gather(1, first).squeeze(1).masked_fill(none, 1.0)
-    place = torch.rand(n, 2, generator=draw) * 2 - 1
+    width = torch.where(none, (4 / 3 / own).clamp(max=1.0), width.gather(1, first).squeeze(1))
+    height = torch.where(none, (own / (3 / 4)).clamp(max=1.0), height.gather(1, first).squeeze(1))
+    place = (torch.rand(n, 2, generator=draw) * 2 - 1).masked_fill(none[:, None], 0.0)
     mirror = torch.where(torch.rand(n, generator=draw) < 0.5, -1.0, 1.0)
     plan = torch.zeros(n, 2, 3)
     plan[:, 0, 0], plan[:, 1, 1] = width * mirror, height
@@ -60,12 +64,14 @@ def crop_flip_plan(n: int, draw: torch.Generator) -> Tensor:
     return plan
 
 
-def apply_plan(images: Tensor, plan: Tensor) -> Tensor:
-    """Resample images (n, 3, S, S), values 0..255, by the maps of `crop_flip_plan`; float32, same shape.
+def apply_plan(images: Tensor, plan: Tensor, side: int | None = None) -> Tensor:
+    """Resample images (n, 3, S, S), values 0..255, by the maps of `crop_flip_plan`; float32, (n, 3, side, side).
 
-    A crop is never larger than the image, so no anti-aliasing is needed.
+    Without `side` the shape stays. A crop has at most `pixels.WIDER` times as many pixels a side, so there is no
+    anti-aliasing.
     """
-    grid = affine_grid(plan.to(images.device), list(images.shape), align_corners=False)
+    shape = [*images.shape[:2], *(images.shape[2:] if side is None else (side, side))]
+    grid = affine_grid(plan.to(images.device), shape, align_corners=False)
     out = grid_sample(images.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     return out.clamp_(0.0, 255.0)
 

@@ -99,7 +99,7 @@ class DecodedRows:
 
         Args:
             rows: (n,) distinct rows.
-            decode: gives, for some rows, those that can be decoded and their pixels (n, 3, S, S) uint8.
+            decode: gives, for some rows, those that can be decoded and their bytes (n, width) uint8.
         """
         try:
             make_folder(self.folder)
@@ -129,7 +129,7 @@ class DecodedRows:
         self.refresh()
 
     def _record_batch(self, rows: Tensor, pixels: Tensor) -> pa.RecordBatch:
-        flat = pixels.reshape(len(rows), self.width).contiguous().numpy()
+        flat = pixels.contiguous().numpy()
         checksums = np.array([zlib.crc32(row) for row in flat], dtype=np.uint32)
         packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self.width), len(rows), [None, pa.py_buffer(flat)])
         return pa.record_batch([pa.array(rows.numpy()), pa.array(checksums), packed], schema=self._schema)

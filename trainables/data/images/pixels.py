@@ -23,6 +23,12 @@ from trainables.errors import DataError
 KEEP_BYTES = 4 * 2**30
 """Where nothing is kept on disk: a split whose decoded images would take more is decoded again for every batch."""
 
+WIDER = 1.25
+"""A crop of half the area is 0.7 times as wide as its image. Wider copies would be sharper, and take more of the disk:
+1.25 takes 1.6 times as much as the squares, 1.5 would take 2.3 times."""
+
+_SIZE = np.dtype("<u4")
+
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -31,12 +37,18 @@ class Recipe:
     """How an image becomes the model's square: open_clip's evaluation transform without the normalisation.
 
     "shortest" resizes the shorter side and crops the centre, "longest" resizes the longer side and pads,
-    "squash" ignores the aspect.
+    "squash" ignores the aspect, and so does "whole", of which `Pixels.aspects` keeps it: crops of the original image
+    are cut from it (`wider`).
     """
 
     size: int
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    resize_mode: Literal["shortest", "longest", "squash", "whole"] = "shortest"
+
+    @property
+    def wider(self) -> Recipe:
+        """Whole images, `WIDER` times as wide: what crops are cut from that come out as large as this recipe's."""
+        return dataclasses.replace(self, size=round(WIDER * self.size), resize_mode="whole")
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The size x size image."""
@@ -44,7 +56,7 @@ class Recipe:
         if (width, height) == (size, size):
             return image
         how = _FILTERS[self.interpolation]
-        if self.resize_mode == "squash" or width == height:
+        if self.resize_mode in ("squash", "whole") or width == height:
             return image.resize((size, size), how)
         side = min(width, height) if self.resize_mode == "shortest" else max(width, height)
         rounded = int if self.resize_mode == "shortest" else round  # torchvision's rule; open_clip's
@@ -66,7 +78,10 @@ class Pixels:
         self.split = split
         self.recipe = recipe
         self._shape = (3, recipe.size, recipe.size)
-        width = int(np.prod(self._shape))
+        self._count = int(np.prod(self._shape))
+        self._sized = recipe.resize_mode == "whole"  # rows end with the image's width and height
+        width = self._width = self._count + 2 * _SIZE.itemsize * self._sized
+        self._aspects = torch.full((len(split),), torch.nan)
         self.nbytes = len(split) * width
         folder = cache_folder()
         self._mapped = DecodedRows(folder / key(split, recipe), len(split), width) if split.stamp and folder else None
@@ -91,6 +106,17 @@ class Pixels:
 
     def rows(self, index: Tensor) -> Tensor:
         """Images of the given rows: (n, 3, size, size) uint8. Raises DataError naming one that can't be decoded."""
+        return self._bytes(index)[:, : self._count].view(-1, *self._shape)
+
+    def aspects(self, index: Tensor) -> Tensor:
+        """Width by height of the original images of the given rows, (n,); of the recipe "whole"."""
+        if len(missing := torch.unique(index[self._aspects[index].isnan()])):
+            sizes = self._bytes(missing)[:, self._count :].contiguous().numpy().view(_SIZE).astype(np.float32)
+            self._aspects[missing] = torch.from_numpy(sizes[:, 0] / sizes[:, 1])
+        return self._aspects[index]
+
+    def _bytes(self, index: Tensor) -> Tensor:
+        """(n, width) uint8: what is kept of the given rows."""
         for _ in range(3):  # a damaged file is decoded again; a disk that damages every one is not used
             if (mapped := self._mapped) is None:
                 break
@@ -98,7 +124,7 @@ class Pixels:
             if len(missing):
                 self._fetch(missing, None)
             elif (found := mapped.read(index)) is not None:
-                return found.view(-1, *self._shape)
+                return found
         self._mapped = None
         if self.nbytes > self._keep_bytes:
             return self._decode(index, None)[1]
@@ -115,18 +141,20 @@ class Pixels:
         if self.nbytes > self._keep_bytes:
             return
         if self._all is None:
-            self._all = torch.empty((len(self.split), *self._shape), dtype=torch.uint8)
+            self._all = torch.empty((len(self.split), self._width), dtype=torch.uint8)
         good, images = self._decode(rows[~self._done[rows]], bad)
         self._all[good] = images
         self._done[good] = True
 
     def _decode(self, index: Tensor, bad: set[int] | None) -> tuple[Tensor, Tensor]:
-        """The rows that can be decoded and their images; the others are put into `bad`, or raise where it is None."""
+        """The rows that can be decoded and their bytes; the others are put into `bad`, or raise where it is None."""
         numbers = index.tolist()
 
         def one(row: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
             try:
-                return np.asarray(self.recipe.apply(self.split.image(row)), dtype=np.uint8)
+                image = self.split.image(row)
+                pixels = np.asarray(self.recipe.apply(image), dtype=np.uint8).transpose(2, 0, 1).ravel()
+                return np.append(pixels, np.array(image.size, _SIZE).view(np.uint8)) if self._sized else pixels
             except DataError:
                 if bad is None:
                     raise
@@ -140,9 +168,9 @@ class Pixels:
                 images = list(pool.map(one, numbers, chunksize=16))
         good = [image for image in images if image is not None]
         if not good:
-            return index[:0], torch.empty((0, *self._shape), dtype=torch.uint8)
+            return index[:0], torch.empty((0, self._width), dtype=torch.uint8)
         kept = torch.tensor([image is not None for image in images], dtype=torch.bool)
-        return index[kept], torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2).contiguous()
+        return index[kept], torch.from_numpy(np.stack(good))
 
 
 def key(split: ImageSplit, recipe: Recipe) -> str:

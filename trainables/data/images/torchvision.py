@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainables.data.downloads import FOLDER_VARIABLE, data_folder
+from trainables.data.downloads import FOLDER_VARIABLE, data_folder, may_download
 from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, file_stamp, subset
 from trainables.data.images.info import Load, class_words, clean
 from trainables.errors import DataError
@@ -108,7 +108,7 @@ def _open(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> Any:
 
     folder = data_folder()
     root = folder if entry.download else folder / entry.cls.lower()
-    fetch = {"download": True} if entry.download else {}
+    fetch = {"download": may_download()} if entry.download else {}
     try:
         return getattr(torchvision.datasets, entry.cls)(str(root), **fetch, **arguments)
     except (OSError, RuntimeError, ModuleNotFoundError) as error:  # a failed check of a file is a RuntimeError

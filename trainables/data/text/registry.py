@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.data.downloads import FOLDER_VARIABLE, UNKNOWN, counted, data_folder, hub_splits
+from trainables.data.downloads import FOLDER_VARIABLE, UNKNOWN, counted, data_folder, hub_splits, may_download
 from trainables.data.text.dataset import TextDataset, TextKind
 from trainables.data.text.instructions import Form, assemble, from_json
 from trainables.data.text.tables import GLUE, Cells, e2e_dataset, from_e2e_folder, from_glue_folder, glue_dataset
@@ -105,6 +105,8 @@ def _fetch(path: str) -> Path:
     url = f"{LLM_ADAPTERS}/{path}"
     partial = target.with_suffix(".part")
     try:
+        if not may_download():
+            raise OSError(f"{target} is not there")
         target.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 the scheme is https, from the constant
             partial.write_bytes(answer.read())

@@ -116,7 +116,7 @@ class BothTask(ClipClassifier):
         self._tokens = tokens
 
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The contrastive loss of one whole batch, as a sum.
+        """The contrastive loss of one whole batch, or of a part of it that is compared within itself, as a sum.
 
         The published loss has a text column per image, equal for images of one class, and the first of them as
         target. Encoding every present class once and adding the log of its count gives the same value:

@@ -99,11 +99,17 @@ class ImageTask:
         """The pool that training and validation images come from."""
         return self._lane.pixels(self._dataset, "train", self._recipe)
 
+    @functools.cached_property
+    def _cropped(self) -> Pixels:
+        """The same as crops are cut from."""
+        original = self._trial.train.augment == "crop-flip-original"
+        return self._lane.pixels(self._dataset, "train", self._recipe.wider) if original else self._pixels
+
     def _images_of(self, which: Literal["train", "val", "test"]) -> tuple[Pixels, Tensor]:
         """Pixels of a split, and the trial's rows that can be read; all decoded at once, so that they stay together."""
         if which not in self._usable:
-            test = which == "test"
-            pixels = self._lane.pixels(self._dataset, "test", self._recipe) if test else self._pixels
+            pool = self._cropped if which == "train" else self._pixels
+            pixels = self._lane.pixels(self._dataset, "test", self._recipe) if which == "test" else pool
             rows = self._rows.of(which)
             kept = pixels.prepare(rows, skip_bad=self._trial.skip_bad)
             if len(rows) and not len(kept):
@@ -127,12 +133,14 @@ class ImageTask:
         return len(batch)
 
     def draw(self, batch: Tensor, generator: torch.Generator) -> Tensor | None:
-        return crop_flip_plan(len(batch), generator) if self._trial.train.augment == "crop-flip" else None
+        kind = self._trial.train.augment
+        aspects = self._cropped.aspects(batch) if kind == "crop-flip-original" else None
+        return None if kind == "none" else crop_flip_plan(len(batch), generator, aspects)
 
     def inputs(self, rows: Tensor, plan: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images (b, 3, S, S), augmented by `plan`, and labels (b,) of training rows, on the device."""
         labels = self._pixels.split.labels[rows].to(self._normalise.device)
-        return self._images(self._pixels, rows, plan), labels
+        return self._images(self._pixels if plan is None else self._cropped, rows, plan), labels
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         return self.classifier.loss_sum(*self.inputs(rows, plan))
@@ -173,7 +181,7 @@ class ImageTask:
         """Normalised images (b, 3, S, S) on the device, augmented by `plan`."""
         images = pixels.rows(rows)
         if plan is not None:
-            images = apply_plan(images.to(self._normalise.device), plan)
+            images = apply_plan(images.to(self._normalise.device), plan, self._recipe.size)
         return self._normalise(images)
 
     def _predict(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Tensor:
@@ -197,7 +205,7 @@ class FrozenTask(ImageTask):
             pool = train if bool((train == rows[0]).any()) else val
             features = self._features(self._pixels, pool)[torch.searchsorted(pool, rows)]
         else:
-            features = self._through_tower(self._images(self._pixels, rows, plan))
+            features = self._through_tower(self._images(self._cropped, rows, plan))
         return self.classifier.loss_of(features, labels)
 
     def _predict(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Tensor:

@@ -107,6 +107,27 @@ def test_the_papers_ranks_give_the_papers_counts(name: str, rank: int, lora: tup
     assert found == lora[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "ranks", "counts"),
+    [  # the paper's counts are one basis more of each: 340,992 and so on to 10,303,632
+        ("fig1-clip", (128, 50, 12, 6, 3), (285_696, 693_720, 2_608_272, 5_170_320, 10_275_876)),
+        pytest.param("fig1-llama3", (60, 30, 15), (28_778_112, 56_626_112, 112_723_968), marks=pytest.mark.slow),
+    ],
+)
+def test_figure_1s_own_ranks_are_a_list(name: str, ranks: tuple[int, ...], counts: tuple[int, ...]) -> None:
+    given = f"methods.randlora.capacity={list(ranks)}"
+    assert given.replace(" ", "") in (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    dataset = "cifar100" if name == "fig1-clip" else "commonsense-15k"
+    plan = plan_of(name, given, f'data.datasets=["{dataset}"]')
+    found = [c for c in plan.cells if c.method == "randlora"]
+    assert [(c.capacity, c.count, c.budget, c.residual) for c in found] == [
+        (rank, count, count, 0) for rank, count in zip(ranks, counts, strict=True)
+    ]
+    assert [c.reference for c in found] == [f"randlora-{rank}" for rank in ranks]
+    longer, shorter = (plan_of(name, f"methods.randlora.capacity={c}").spec.identity() for c in ([6, 3], [6]))
+    assert longer == shorter != plan_of(name, "methods.randlora.capacity=6").spec.identity()
+
+
 def _free(name: str) -> list[str]:
     """VeRA and NoLA name a budget of the file's own list; here they take the smallest."""
     spec = SweepSpec.load(FOLDER / f"{name}.toml")
@@ -129,7 +150,12 @@ def test_first_trials_are_the_papers_hyperparameters() -> None:
     assert first["vera"] == (pytest.approx(1e-2), {})
     assert first["full"] == (pytest.approx(1e-5), {})
     train = plan.cells[0].settings(plan.spec.train)
-    assert (train.epochs, train.global_batch_size, train.weight_decay, train.augment) == (6, 128, 0.1, "crop-flip")
+    assert (train.epochs, train.global_batch_size, train.weight_decay, train.augment) == (
+        6,
+        128,
+        0.1,
+        "crop-flip-original",
+    )
 
 
 @pytest.mark.parametrize("name", ["fig1-clip", pytest.param("table1-qwen2", marks=pytest.mark.slow)])
@@ -144,7 +170,7 @@ def test_the_papers_protocol_is_one_setting_away(name: str) -> None:
 IMAGES: dict[str, object] = {  # Table 8 and appendix C.1; the released code
     **{"global_batch_size": 128, "weight_decay": 0.1, "full_weight_decay": 0.1, "grad_clip": 1.0},
     **{"schedule": "cosine", "min_lr_ratio": 0.01, "warmup_steps": None, "warmup_fraction": 0.0},
-    **{"augment": "crop-flip", "sampling": "replacement"},
+    **{"augment": "crop-flip-original", "sampling": "replacement"},
 }
 TEXTS: dict[str, object] = {"schedule": "linear", "min_lr_ratio": 0.0, "augment": "none"}
 LANGUAGE = TEXTS | {  # Table 9, appendix C.4; the released scripts
@@ -166,8 +192,11 @@ FAMILIES: dict[str, tuple[dict[str, float], dict[str, object], dict[str, object]
     **dict.fromkeys(
         ("fig1-clip", "fig3-clip", "cost-clip", "table3-ranks", "table4-bases"), (BOTH_TOWERS, CLIP_ALPHAS, IMAGES)
     ),
-    **dict.fromkeys(("fig2-clip", "fig4"), (VISION_ALONE, CLIP_ALPHAS, IMAGES)),
-    **dict.fromkeys(("fig1-dinov2", "fig2-dinov2"), (VISION_ALONE, CLIP_ALPHAS, IMAGES | {"head_lr": 1e-3})),
+    "fig4b": (BOTH_TOWERS, CLIP_ALPHAS, IMAGES),  # the released loss_vis.sh
+    **dict.fromkeys(("fig2-clip", "fig4a"), (VISION_ALONE, CLIP_ALPHAS, IMAGES)),
+    **dict.fromkeys(
+        ("fig1-dinov2", "fig2-dinov2", "fig4-dinov2"), (VISION_ALONE, CLIP_ALPHAS, IMAGES | {"head_lr": 1e-3})
+    ),
     **dict.fromkeys(
         ("fig1-llama3", "table1", "table2", "table4-llama3", "cost-llama3"), (OF_LANGUAGE, TEXT_ALPHAS, LANGUAGE)
     ),

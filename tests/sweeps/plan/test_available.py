@@ -1,0 +1,114 @@
+"""`--available`: what is not on this machine is left out, said everywhere, and added when it is there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis.figures.pictures import pictures
+from analysis.report import tables
+from analysis.report.page import render
+from analysis.store.store import open_store
+from sweeps.engine import run as engine
+from sweeps.errors import SpecError
+from sweeps.plan import split_sizes
+from sweeps.plan.inputs import available, check_inputs
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tests.support import sweeps
+from tests.sweeps.inline import go_inline
+from tests.sweeps.support import rows
+from tests.trainables.tiny_images import write_colours
+from trainables.data.downloads import may_download, offline
+from trainables.data.registry import load_dataset, load_text_dataset
+from trainables.errors import DataError
+
+SAID = "2 of 3 data sets left out, not at hand: later, ucf101"
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep over a data set that is here, one whose folder is not, and a registered one that is not."""
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path / "nowhere"))
+    write_colours(tmp_path / "now")
+    tree = {
+        "name": "t",
+        "output": str(tmp_path / "r"),
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
+        "data": {"datasets": [f"parquet:{tmp_path}/now", f"parquet:{tmp_path}/later", "ucf101"]},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}, "vera": {}},
+        "search": {"trials": 3, "rerun_rates": 0, "rerun_seeds": 0},
+        "confirm": {"seeds": 2},
+        "train": {"epochs": 1},
+    }
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def plan(file: Path) -> Plan:
+    return available(Plan.from_spec(SweepSpec.load(file), available=True))
+
+
+def test_a_plan_names_what_is_left_out(file: Path) -> None:
+    with pytest.raises(SpecError, match="later"):
+        Plan.from_spec(SweepSpec.load(file))
+    answer = json.loads(sweeps("plan", str(file), "--available", "--json").stdout)
+    assert answer["weak"][0] == SAID
+    assert [c["feasible"] for c in answer["cells"]] == [True, False, False] * 2
+    assert answer["trials"] == 2 * (3 + 2)
+    text = sweeps("plan", str(file), "--available").output
+    assert "no data   ucf101: " in text and SAID in text and "left out  " not in text
+    assert sweeps("run", str(file), "--available", "--set", "data.datasets=['ucf101']").exit_code == 2
+
+
+def test_every_reader_says_it_and_data_that_comes_is_added(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, folder = plan(file), file.parent / "r"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "check_inputs", lambda _: None)
+        assert go_inline(first).complete
+    store = open_store(folder)
+    assert all(SAID in sheet.note for sheet in tables.sheets(store).values())
+    assert SAID in tables.pick(store, ["results"])[0].note
+    assert {SAID in picture.caption for picture in pictures(store)} == {True}
+    assert SAID in render(store)
+    for words in (["status"], ["status", "--json"], ["best"], ["tables"]):
+        text = sweeps(words[0], str(folder), *(["results"] if words[0] == "tables" else []), *words[1:]).output
+        assert " ".join(SAID.split()) in " ".join(text.split()), words
+    before = rows(folder, "trials")
+    shutil.copytree(file.parent / "now", file.parent / "later")
+    split_sizes.forget()
+    second = plan(file)
+    assert [c.cell_id for c in second.cells] == [c.cell_id for c in first.cells]
+    summary = go_inline(second)
+    assert (summary.finished, summary.skipped) == (10, 10)
+    assert [row for row in rows(folder, "trials") if row in before] == before
+    assert {c["absent"] is None: c["dataset"] for c in open_store(folder).table("cells").to_pylist()}[False] == "ucf101"
+    assert "1 of 3 data sets left out, not at hand: ucf101" in sweeps("best", str(folder)).output
+
+
+def test_data_that_trials_saw_is_never_left_out(file: Path) -> None:
+    check_inputs(plan(file))
+    shutil.rmtree(file.parent / "now")
+    split_sizes.forget()
+    with pytest.raises(DataError, match="now"):
+        check_inputs(plan(file))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "voc2007", "cub200", "eurosat", "resisc45", "hf:nobody/nothing"])
+def test_nothing_is_downloaded_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    with offline(), pytest.raises(DataError, match=name):
+        load_dataset(name)
+    assert may_download()
+
+
+@pytest.mark.parametrize("name", ["arc-easy", "glue-sst2", "e2e"])
+def test_no_text_is_downloaded_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    with offline(), pytest.raises(DataError):
+        load_text_dataset(name)
