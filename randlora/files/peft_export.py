@@ -110,7 +110,10 @@ def _foreign(adapted: Adapted, folder: Path) -> Path:
     tuner = _one_tuner(adapted)
     config = tuner.peft_config["default"]
     inside = config.target_modules
-    config.target_modules = _target_modules(adapted.model, [site.module_name for site in adapted.sites.values()])
+    modules = {site.module_name for site in adapted.sites.values()}
+    theirs = {n for n, _ in adapted.model.named_modules() if any(f".{n}".endswith(f".{end}") for end in inside)}
+    if theirs != modules:  # the ends of their names that layers share, where no other module has them
+        config.target_modules = _target_modules(adapted.model, list(modules))
     try:
         with quiet():
             tuner.save_pretrained(folder)

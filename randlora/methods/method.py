@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from threading import RLock
@@ -26,6 +26,8 @@ class Method:
 
     `name` and `capacity_field`: the configuration's, unless given.
     `count(shape, capacity, **options)`: trainable parameters of one weight, exactly what `attach` builds.
+    `together(shapes, capacity, **options)`, of a method whose weights share trainables: those of all weights, by name.
+    They then have one capacity. None: the sum of `count`.
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
     `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
@@ -42,6 +44,7 @@ class Method:
     name: str = ""
     capacity_field: str = ""
     count: Callable[..., int]
+    together: Callable[..., int] | None = None
     max_capacity: Callable[..., int] = full_rank
     build: Build
     published_lr: float
@@ -64,9 +67,12 @@ class Method:
         """Option -> default: everything in the configuration but the capacity."""
         return self.config.option_defaults()
 
-    def total(self, shapes: Sequence[Shape], capacity: int, **options: Any) -> int:
-        """Trainable parameters of all `shapes` at one capacity."""
-        return sum(self.count(shape, capacity, **options) for shape in shapes)
+    def total(self, shapes: Mapping[str, Shape] | Sequence[Shape], capacity: int, **options: Any) -> int:
+        """Trainable parameters of all weights at one capacity. Without names, weights of one shape are of one kind."""
+        named = shapes if isinstance(shapes, Mapping) else {f"{i}.w.weight": shape for i, shape in enumerate(shapes)}
+        if self.together is not None:
+            return int(self.together(named, capacity, **options))
+        return sum(self.count(shape, capacity, **options) for shape in named.values())
 
     def rank(self, shape: Shape, capacity: int, **options: Any) -> int | None:
         """The largest rank that the update of a weight of this shape can have; None where that is not known."""

@@ -58,12 +58,18 @@ class Reach:
             self.groups.setdefault(shape, []).append(name)
         self.least = self.entry.min_capacity
         self.most, alone, curves = _curves(self.entry, tuple(self.groups), tuple(sorted(self.options.items())))
+        if self.shared:
+            self.most = self.entry.max_capacity(tuple(self.shapes.values()), **self.options)
         if self.most < self.least:
             raise ValueError(f"{method} has no capacity to try on weights of shapes {list(self.groups)[:4]}")
         self._alone = dict(zip(self.groups, alone, strict=True))
         self._curves = dict(zip(self.groups, curves, strict=True))
         size = self.most - self.least + 1
         self.totals: Counts = np.zeros(size, dtype=np.int64)
+        if self.shared:
+            reach = range(self.least, self.most + 1)
+            self.totals = np.fromiter((self.entry.total(self.shapes, c, **self.options) for c in reach), np.int64, size)
+            return
         for shape, names in self.groups.items():
             self.totals += len(names) * self._curves[shape][:size]
 
@@ -72,7 +78,10 @@ class Reach:
         return self.entry.count(shape, capacity, **self.options)
 
     def total(self, capacities: Mapping[str, int]) -> int:
-        """Trainable parameters of all weights, each at its own capacity."""
+        """Trainable parameters of all weights, each at its own capacity; one, where weights share trainables."""
+        if self.shared:
+            (capacity,) = set(capacities.values())
+            return self.entry.total(self.shapes, capacity, **self.options)
         return sum(self.one(self.shapes[name], capacity) for name, capacity in capacities.items())
 
     def around(self, budget: int) -> tuple[Neighbour | None, Neighbour | None]:
@@ -90,6 +99,11 @@ class Reach:
         """One capacity for all weights: the nearest, of equals the smaller."""
         # argmin takes the first of equals
         return self.same(int(np.argmin(np.abs(self.totals - min(budget, _LARGE)))) + self.least)
+
+    @property
+    def shared(self) -> bool:
+        """Whether weights share trainables, so that all have one capacity."""
+        return self.entry.together is not None
 
     def per_layer(self, budget: int) -> dict[str, int]:
         """Each weight at the capacity nearest to its share of the budget, (out + in) / sum(out + in)."""

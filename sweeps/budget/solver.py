@@ -12,6 +12,7 @@ Allocations:
         chosen for the total nearest to the budget. Within a group they are spread evenly in model order. The total lies
         within half of one weight's step.
     auto: uniform where it lies within the tolerance, else fill.
+A method whose weights share trainables has one capacity: it takes uniform, whatever is asked.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def solve(
     counts = Reach(method, shapes, options)
     # without a tolerance any uniform count would do, and auto never come to fill: there the default decides
     limit = Fraction(str(TOLERANCE if tolerance is None else tolerance)) * budget
+    if counts.shared:
+        allocation = "uniform"
     if allocation == "per-layer":
         solution = _solution(counts, "per-layer", counts.per_layer(budget), budget)
     elif allocation == "fill":
@@ -219,7 +222,7 @@ def _infeasible(counts: Reach, nearest: Solution, tolerance: float) -> Infeasibl
         assert below is not None
         assert above is not None
         named, what = nearest.count, f"the nearest {nearest.allocation} count of {method}"
-        mixed = _solution(counts, "fill", counts.fill(budget), budget)
+        mixed = nearest if counts.shared else _solution(counts, "fill", counts.fill(budget), budget)
         if abs(mixed.residual) <= Fraction(str(tolerance)) * budget:
             lever = f"allocation = 'fill' reaches {mixed.count:,} ({mixed.residual / budget:+.2%})"
         else:

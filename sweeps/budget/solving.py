@@ -26,7 +26,7 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
     for name, section in spec.methods.items():
         if section.capacity is None:
             continue
-        most = METHODS[spec.base(name)].max_capacity(tuple(set(shapes.values())), **section.options)
+        most = METHODS[spec.base(name)].max_capacity(tuple(shapes.values()), **section.options)
         if section.capacity > most:
             rule = f"is above the largest that {name} is built with on these weights, {most:,}"
             problems.append(Problem(f"methods.{name}.capacity", section.capacity, rule, str(most)))

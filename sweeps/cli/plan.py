@@ -146,7 +146,7 @@ def _budget_of(
         if chosen is None or len(chosen) != 1:
             raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
         entry = get_method(chosen[0])
-        least, most = entry.min_capacity, entry.max_capacity(tuple(set(shapes.values())))
+        least, most = entry.min_capacity, entry.max_capacity(tuple(shapes.values()))
         if not least <= value <= most:
             rule = f"{entry.name} takes {least} to {most} on these weights"
             raise SpecError([Problem("--rank", value, rule, f"--rank {min(max(value, least), most)}")])
@@ -272,8 +272,7 @@ def _print_budget(model: str, answer: Mapping[str, Any]) -> None:
         near = [_near(m["below"]), _near(m["above"])]
         acts = [] if "acting" not in m else [f"{m['acting']:.0%}" if m["acting"] is not None else ""]
         counted = [quantity(m["count"]), f"{m['percent']:.3g}"]
-        taken = m["chosen"] if m["allocation"] == "auto" else m["allocation"]
-        rows.append([m["method"], taken, _ranks(m["ranks"]), *counted, residual, *near, *acts])
+        rows.append([m["method"], m["chosen"], _ranks(m["ranks"]), *counted, residual, *near, *acts])
     header = ["method", "allocation", "capacity", "count", "% of all", "residual", "below", "above"]
     title = f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters"
     print_rows(header + ["acts"] * (len(rows[0]) - len(header)), rows, title)

@@ -34,12 +34,18 @@ def entry(name: str) -> Method:
         return kind.count(shape, kind.legal(shape, capacity, merged), merged)
 
     def most(shapes: Sequence[Shape], **options: Any) -> int:
-        return max(kind.most(shape, {**defaults, **options}) for shape in shapes)
+        return kind.reach(kind.most(shape, {**defaults, **options}) for shape in shapes)
+
+    def together(shapes: Mapping[str, Shape], capacity: int, **options: Any) -> int:
+        assert kind.together is not None
+        merged: Mapping[str, Any] = {**defaults, **options}
+        return kind.together(shapes, kind.legal(next(iter(shapes.values())), capacity, merged), merged)
 
     return Method(
         title=f"{kind.title} (PEFT)",
         config=config,
         count=count,
+        together=None if kind.together is None else together,
         max_capacity=most,
         min_capacity=kind.least,
         build=build,
