@@ -99,6 +99,7 @@ COMPARISONS = pa.schema(
         ("reference", TEXT),  # null: all matched budgets together
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
+        ("dof_ratio", REAL),  # the same of degrees of freedom; null also where they are not known
         ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
         ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
         ("n_datasets", INT),  # that the row is of
@@ -206,6 +207,7 @@ def compared(store: Store, baseline: str | None = None, focus: str | None = None
 def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
     cells, choice, margin = confirmed(store), choice_variances(store), margin_of(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
+    dof = {(r["sweep"], r["cell_id"]): r["dof"] for r in store.table("cells").to_pylist()}
     found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
         other = cells.get((place, baseline, reference)) or cells.get((place, baseline, None))
@@ -214,7 +216,10 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
         difference = _paired(runs, other)
         if difference is not None:
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
-            row |= {"params_ratio": _ratio(runs[0], other[0]), "edge": _edge(edges, runs[0], other[0])}
+            pair = runs[0], other[0]
+            own, base = (dof.get((run["sweep"], run["cell_id"])) for run in pair)
+            row |= {"params_ratio": _ratio(*pair), "dof_ratio": own / base if own and base else None}
+            row |= {"edge": _edge(edges, *pair)}
             found.append((row, difference))
     found += _overall(store, [row for row, _ in found], baseline, focus)
     found.sort(key=lambda pair: _order(pair[0]))
@@ -378,7 +383,7 @@ def _compared(cell: Row, baseline: str, difference: Difference, added: float | N
     widened = None if added is None else difference.widened(added)
     return (
         {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}
-        | {"params_ratio": None, "edge": None, "baseline": baseline, "n_datasets": 1}
+        | {"params_ratio": None, "dof_ratio": None, "edge": None, "baseline": baseline, "n_datasets": 1}
         | {"n": difference.n, "datasets": len(difference.pairs), "test": difference.test}
         | {"difference": difference.mean, "sd": difference.sd, "error": difference.error, "freedom": difference.freedom}
         | {"p_given_rates": difference.p, "choice_sd": None if added is None else added**0.5}

@@ -20,6 +20,12 @@ def full_rank(shapes: Sequence[Shape], **options: Any) -> int:
     return max(min(shape) for shape in shapes)
 
 
+def low_rank(shape: Shape, r: int) -> int:
+    """Degrees of freedom of a matrix of rank r, B A: B G and G^-1 A are the same one."""
+    r = min(r, *shape)
+    return r * (sum(shape) - r)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One fine-tuning method.
@@ -33,6 +39,9 @@ class Method:
     `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
     None where it is no matrix, or not stated. It is a bound that updates in general position reach, a fact of the
     formula and not of trained weights (`sweeps analyze spectrum` measures those).
+    `freedom(shape, capacity, **options)`, all options given: how many directions one weight's update can move in, at a
+    point in general position. None: `randlora.adapted.freedom` measures it. Of weights that share trainables
+    `freedom_together(shapes, capacity, **options)` is the most that all have together; None: their count.
     `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether more is built than counted, until a schedule has cut it down to the capacity (AdaLoRA).
@@ -57,6 +66,8 @@ class Method:
     holds_out: bool = False
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
+    freedom: Callable[..., int | None] | None = None
+    freedom_together: Callable[..., int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.config.method)
@@ -77,6 +88,11 @@ class Method:
     def rank(self, shape: Shape, capacity: int, **options: Any) -> int | None:
         """The largest rank that the update of a weight of this shape can have; None where that is not known."""
         return None if self.update_rank is None else self.update_rank(shape, capacity, **{**self.options, **options})
+
+    def dof(self, shape: Shape, capacity: int, **options: Any) -> int | None:
+        """Degrees of freedom of one weight's update, at most out x in; None where no formula is known."""
+        known = None if self.freedom is None else self.freedom(shape, capacity, **{**self.options, **options})
+        return None if known is None else min(known, shape[0] * shape[1])
 
 
 class _Methods(MutableMapping[str, Method]):

@@ -10,6 +10,7 @@ from randlora.adapter import Shape
 from randlora.errors import AdapterError
 from randlora.methods.bridge.build import build
 from randlora.methods.bridge.config import config_class, peft
+from randlora.methods.bridge.freedom import FREEDOM, TOGETHER
 from randlora.methods.bridge.kinds import PREFIX, kind_of
 from randlora.methods.method import Method
 
@@ -41,6 +42,13 @@ def entry(name: str) -> Method:
         merged: Mapping[str, Any] = {**defaults, **options}
         return kind.together(shapes, kind.legal(next(iter(shapes.values())), capacity, merged), merged)
 
+    def freedom(shape: Shape, capacity: int, **options: Any) -> int | None:
+        formula = FREEDOM.get(short)
+        return None if formula is None else formula(shape, kind.legal(shape, capacity, options), options)
+
+    def freedom_together(shapes: Mapping[str, Shape], capacity: int, **options: Any) -> int:
+        return TOGETHER[short](shapes, capacity, options)
+
     return Method(
         title=f"{kind.title} (PEFT)",
         config=config,
@@ -53,4 +61,6 @@ def entry(name: str) -> Method:
         published_lr_source=kind.source,
         scale_rule="PEFT's" if kind.alpha is None else f"{kind.alpha[0]} / r, {kind.alpha[1]:g} at every rank",
         mergeable=kind.matrix,
+        freedom=freedom,
+        freedom_together=freedom_together if short in TOGETHER else None,
     )

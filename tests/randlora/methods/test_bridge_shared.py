@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from randlora import ConfigError, attach, get_method
+from randlora.files.peft_export import peft_form
 from tests.randlora.methods.support import SHAPES, TARGETS, configured, network, single
 
 
@@ -31,6 +32,11 @@ def test_layers_of_one_kind_share_in_pefts_own_folder_too(tmp_path: Path) -> Non
     model = nn.ModuleDict({"0": nn.ModuleDict({"q": nn.Linear(4, 4), "kq": nn.Linear(4, 4)})})
     with pytest.raises(ConfigError, match="PEFT cannot tell kq and q apart by name"):
         attach(model, configured("lily"), ["0.q", "0.kq"])
+
+
+def test_the_form_of_a_type_that_needs_values_is_known_without_them() -> None:
+    on_meta = attach(network().to("meta"), configured("shira"), TARGETS)
+    assert peft_form(on_meta) == "itself"
 
 
 def test_adamss_counts_by_the_values_of_the_weights() -> None:
