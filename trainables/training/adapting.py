@@ -49,11 +49,14 @@ class Trainables:
 
 
 @contextlib.contextmanager
-def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
+def adapted(
+    model: nn.Module, trial: TrialConfig, keeper: contextlib.AbstractContextManager[object] | None = None
+) -> Iterator[Trainables]:
     """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
 
     "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
-    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen in every method.
+    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen in every method. Adapters are
+    attached inside `keeper`, which may keep what that computes of the base weights.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -64,7 +67,9 @@ def adapted(model: nn.Module, trial: TrialConfig) -> Iterator[Trainables]:
             elif trial.method in FULL_METHODS:
                 yield _base_weights(model, trial, stack)
             else:
-                yield _adapters(model, trial, stack)
+                with keeper or contextlib.nullcontext():
+                    added = _adapters(model, trial, stack)
+                yield added
     finally:
         for parameter, flag in required.items():
             parameter.grad = None

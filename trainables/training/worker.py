@@ -81,7 +81,10 @@ def run_trial(
     try:
         parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision, world=world)
         task = make_task(parts)
-        with float32_backend(trial.train.float32, device) as backend, adapted(loaded.module, trial) as trainables:
+        with (
+            float32_backend(trial.train.float32, device) as backend,
+            adapted(loaded.module, trial, lane.decompositions()) as trainables,
+        ):
             work = Work(
                 trial=trial,
                 module=loaded.module,

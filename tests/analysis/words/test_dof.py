@@ -46,7 +46,7 @@ def test_it_is_said_in_the_answer_the_question_the_evidence_and_the_tables(of_do
     assert said[0].startswith("Degrees of freedom: the largest distance of a count from its budget")
     assert said[1].startswith("What acts: updates have 90.9 (LoRA at")
     sheet = parity(parity_rows(of_dof))
-    cells = {column.title: column for column in sheet.columns}
+    cells = {column.head: column for column in sheet.columns}
     assert "budget, degrees of freedom" in cells
     shown = {r["method"]: cells["degrees of freedom"].text(r) for r in sheet.rows if r["budget"]}
     assert shown["vera"].startswith("\N{ALMOST EQUAL TO} ")

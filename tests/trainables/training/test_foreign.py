@@ -56,6 +56,15 @@ def test_a_trial_that_is_cut_off_goes_on(
     assert set(warm["models"]) == {trial.model}  # the worker kept its model
 
 
+def test_decompositions_are_made_once_for_a_model(make_trial: MakeTrial, tmp_path: Path) -> None:
+    cold, warm = outcome(run(trial_of(make_trial, "peft:osf"), tmp_path / "cold", {})), {}
+    run(trial_of(make_trial, "peft:osf", lr=1e-5), tmp_path / "first", warm)
+    (keeper,) = warm["decompositions"].values()
+    made = keeper.made
+    assert outcome(run(trial_of(make_trial, "peft:osf"), tmp_path / "second", warm)) == cold
+    assert (keeper.made, keeper.given) == (made, made)
+
+
 def test_a_base_model_that_is_written_to_is_dropped(
     make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
