@@ -54,6 +54,10 @@ class PeftAdapter(Adapter):
         for key in self._trained:
             yield f"{prefix}.{key}" if prefix else key, self.get_parameter(key)
 
+    def stored(self) -> Iterator[Tensor]:
+        """Also what PEFT's layer keeps where no `state_dict` shows it: indices, and matrices of its tuner's."""
+        return (t for t in _tensors(self.layer, set()) if not (isinstance(t, nn.Parameter) and t.requires_grad))
+
     @property
     def tuner(self) -> Any:
         """PEFT's model around the tree that the layer stands in."""
@@ -104,6 +108,20 @@ class PeftAdapter(Adapter):
     def delta(self, base: Tensor) -> Tensor:
         base = base.to(_precision(base))
         return self._matrix(base) - base
+
+
+def _tensors(held: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in the attributes of modules, however deep in containers."""
+    if id(held) in seen:
+        return
+    seen.add(id(held))
+    if isinstance(held, Tensor):
+        yield held
+        return
+    inside = vars(held) if isinstance(held, nn.Module) else held
+    parts = inside.values() if isinstance(inside, Mapping) else inside if isinstance(inside, list | tuple) else ()
+    for part in parts:
+        yield from _tensors(part, seen)
 
 
 def _precision(base: Tensor) -> torch.dtype:

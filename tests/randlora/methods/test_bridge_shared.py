@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from pathlib import Path
 
 import peft
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from randlora import ConfigError, attach, get_method
 from randlora.files.peft_export import peft_form
-from tests.randlora.methods.support import SHAPES, TARGETS, configured, network, single
+from tests.randlora.methods.support import NAMES, SHAPES, TARGETS, configured, network, single
 
 
 @pytest.mark.parametrize("name", ["vblora", "lily"])
@@ -32,6 +33,24 @@ def test_layers_of_one_kind_share_in_pefts_own_folder_too(tmp_path: Path) -> Non
     model = nn.ModuleDict({"0": nn.ModuleDict({"q": nn.Linear(4, 4), "kq": nn.Linear(4, 4)})})
     with pytest.raises(ConfigError, match="PEFT cannot tell kq and q apart by name"):
         attach(model, configured("lily"), ["0.q", "0.kq"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tensor_that_is_kept_is_counted(name: str) -> None:
+    """Against what appears in memory: PEFT keeps some outside its state dicts."""
+
+    def alive() -> dict[int, Tensor]:
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return {id(t): t for t in gc.get_objects() if isinstance(t, Tensor)}
+
+    model = network()
+    before = alive()
+    adapted = attach(model, configured(name), TARGETS)
+    ours = {p.data_ptr() for p in (*model.parameters(), *adapted.parameters())}
+    new = [t.untyped_storage() for key, t in alive().items() if key not in before and t.data_ptr() not in ours]
+    assert adapted.stored_bytes() == sum({memory.data_ptr(): memory.nbytes() for memory in new}.values())
 
 
 def test_the_form_of_a_type_that_needs_values_is_known_without_them() -> None:
