@@ -35,7 +35,7 @@ class Decompositions(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         self._used.clear()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     @property
@@ -87,4 +87,4 @@ def _key(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     bits = value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-    return value.dtype, value.device, value.shape, value.stride(), hashlib.sha256(bits).digest()
+    return value.dtype, value.device, value.shape, value.stride(), hashlib.sha256(bits.data).digest()
