@@ -329,13 +329,12 @@ KINDS: dict[str, Kind] = {
 }
 
 UNFIT: dict[str, str] = {
-    "prompt_tuning": "puts trained vectors before a causal language model's inputs; no weight is updated, so its targets "
-    "and the reference count of a LoRA on them mean nothing for it",
+    "prompt_tuning": "puts trained vectors before a causal language model's inputs, not an update to a weight",
     "multitask_prompt_tuning": "splits prompts between tasks, and a trial has one",
-    "p_tuning": "makes its prompt by an encoder and saves the prompt alone, so that what was counted is not what is kept",
+    "p_tuning": "makes its prompt by an encoder and saves the prompt alone: what is counted is not what is kept",
     "prefix_tuning": "trains keys and values that every attention layer reads from a cache, not an update to a weight",
     "cartridge": "trains a cache of keys and values whose start is read from a text, not an update to a weight",
-    "cpt": "trains the embeddings of given example texts within a ball, and weights their loss; a trial has no such texts",
+    "cpt": "trains the embeddings of given example texts within a ball; a trial has no such texts",
     "adaption_prompt": "adapts whole attention modules of a few model types, and cannot be taken off again",
     "ln_tuning": "trains the weights of norms, so that no capacity can meet a budget",
     "trainable_tokens": "trains rows of an embedding, so that no capacity can meet a budget",
