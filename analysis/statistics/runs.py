@@ -82,3 +82,20 @@ def over_datasets(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Di
         return stratified_difference([list(values.values()) for values in blocks])
     means = list(averaged(blocks).values()) if blocks else []
     return t_difference(means, OVER_SEEDS if len(blocks) > 1 else T_TEST) if means else None
+
+
+@remembered
+def _dof(store: Store) -> dict[tuple[str, str], int | None]:
+    return {(r["sweep"], r["cell_id"]): r["dof"] for r in store.table("cells").to_pylist()}
+
+
+def ratios(store: Store, mine: Row, other: Row) -> dict[str, float | None]:
+    """What one run trains over what another does, in parameters and in degrees of freedom; None without a budget."""
+    known = _dof(store)
+    own, base = (known.get((run["sweep"], run["cell_id"])) for run in (mine, other))
+    count, against = mine["adapter_params"], other["adapter_params"]
+    matched = other["budget"] is not None
+    return {
+        "params_ratio": count / against if matched and count is not None and against else None,
+        "dof_ratio": own / base if matched and own and base else None,
+    }

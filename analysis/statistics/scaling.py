@@ -32,6 +32,7 @@ from analysis.statistics.runs import (
     by_seed,
     confirmed,
     over_datasets,
+    ratios,
     seed_of,
     shared_seeds,
     sharing_seeds,
@@ -207,7 +208,6 @@ def compared(store: Store, baseline: str | None = None, focus: str | None = None
 def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
     cells, choice, margin = confirmed(store), choice_variances(store), margin_of(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
-    dof = {(r["sweep"], r["cell_id"]): r["dof"] for r in store.table("cells").to_pylist()}
     found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
         other = cells.get((place, baseline, reference)) or cells.get((place, baseline, None))
@@ -216,10 +216,7 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
         difference = _paired(runs, other)
         if difference is not None:
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
-            pair = runs[0], other[0]
-            own, base = (dof.get((run["sweep"], run["cell_id"])) for run in pair)
-            row |= {"params_ratio": _ratio(*pair), "dof_ratio": own / base if own and base else None}
-            row |= {"edge": _edge(edges, *pair)}
+            row |= ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
             found.append((row, difference))
     found += _overall(store, [row for row, _ in found], baseline, focus)
     found.sort(key=lambda pair: _order(pair[0]))
@@ -286,11 +283,6 @@ def _paired(runs: Runs, other: Runs) -> Difference | None:
     if other[0]["method"] == UNTRAINED and len(theirs) == 1:
         theirs = dict.fromkeys(mine, next(iter(theirs.values())))
     return paired_difference(mine, theirs)
-
-
-def _ratio(mine: Row, other: Row) -> float | None:
-    count, base = mine["adapter_params"], other["adapter_params"]
-    return count / base if other["budget"] is not None and count is not None and base else None
 
 
 def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
