@@ -46,6 +46,7 @@ class Method:
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether more is built than counted, until a schedule has cut it down to the capacity (AdaLoRA).
     `holds_out`: whether some rows of a batch train other parameters than the rest (AutoLoRA's search of ranks).
+    `mixes_rows`: whether a row's update depends on the rest of its batch, padding included (Lily).
     `experimental`: in no paper, or only in a paper's outlook; may change.
     """
 
@@ -64,6 +65,7 @@ class Method:
     mergeable: bool = True
     scheduled: bool = False
     holds_out: bool = False
+    mixes_rows: bool = False
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
     freedom: Callable[..., int | None] | None = None

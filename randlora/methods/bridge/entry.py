@@ -61,6 +61,7 @@ def entry(name: str) -> Method:
         published_lr_source=kind.source,
         scale_rule="PEFT's" if kind.alpha is None else f"{kind.alpha[0]} / r, {kind.alpha[1]:g} at every rank",
         mergeable=kind.matrix,
+        mixes_rows=kind.mixes_rows,
         freedom=freedom,
         freedom_together=freedom_together if short in TOGETHER else None,
     )

@@ -47,6 +47,7 @@ class Kind:
         bias_too: whether the layer's bias is changed as well.
         pooled: whether one vector for the whole model is what trains; its length is the sum of all capacities.
         derived: whether frozen tensors are made from W0 (a decomposition), so that a checkpoint keeps them.
+        mixes_rows: whether a row's update depends on the rest of its batch.
         draws: whether a training forward draws random numbers even without dropout.
         meta: whether PEFT builds it without weights.
         rate, source: the centre of a search.
@@ -73,6 +74,7 @@ class Kind:
     bias_too: bool = False
     pooled: bool = False
     derived: bool = False
+    mixes_rows: bool = False
     draws: bool = False
     meta: bool = True
     rate: float = 1e-4
@@ -325,6 +327,7 @@ KINDS: dict[str, Kind] = {
         together=counts.lily,
         by_tail=True,
         matrix=False,
+        mixes_rows=True,
     ),
 }
 
