@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -274,6 +274,10 @@ class Adapter(nn.Module, ABC):
     def count(self) -> int:
         """Trainable parameters, summed over the tensors built."""
         return sum(p.numel() for p in self.parameters())
+
+    def stored(self) -> Iterator[Tensor]:
+        """What is kept beside the trainables: bases and starts; some may be other adapters' too."""
+        return self.buffers()
 
     @property
     def draws(self) -> bool:

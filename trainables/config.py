@@ -155,7 +155,7 @@ class EvaluateSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     protocol: Literal["log-likelihood", "generation"] | None = None
-    """None: log-likelihood, and generation for sets with reference texts (E2E)."""
+    """None: log-likelihood, and generation for sets with reference texts (E2E) or numbers as answers (GSM8K)."""
     validation_rows: int | None = Field(default=None, ge=1)
     """Validation rows of each task that are evaluated; the same ones in every trial. None: all."""
     test_rows: int | None = Field(default=None, ge=1)

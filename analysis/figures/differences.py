@@ -23,6 +23,7 @@ from analysis.figures.drawing import (
     place_title,
 )
 from analysis.format import Row, change_text
+from analysis.store.columns import limited
 from analysis.styles import in_order, place_of, places, style
 
 APART = 1.025
@@ -80,7 +81,7 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin
     axes.set_xlim(budgets[0] / edge, budgets[-1] * edge)
     log_ticks(axes.xaxis, *axes.get_xlim())
     axes.grid(axis="x", visible=False)
-    axes.set_xlabel("trainable adapter parameters")
+    axes.set_xlabel(limited(r["reference"] for r in rows).replace("trainable", "trainable adapter"))
     if margin is not None:
         axes.axhspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{MARGIN}")
     axes.axhline(0.0, color=style(rows[0]["baseline"]).colour, linewidth=1.2, gid=f"{index}:zero")

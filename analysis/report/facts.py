@@ -12,6 +12,7 @@ from analysis.format import Row
 from analysis.statistics import scaling
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.looks import level, looks
+from analysis.store.columns import limited
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.styles import style
@@ -42,7 +43,7 @@ def facts(store: Store) -> dict[str, Any]:
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
-        "question": _question(asked),
+        "question": _question(asked, limited(r["reference"] for r in parity)),
         "baseline": style(asked.baseline).name,
         "description": (store.spec() or {}).get("description") or None,
         "answer": answer,
@@ -75,13 +76,13 @@ def facts(store: Store) -> dict[str, Any]:
     }
 
 
-def _question(asked: scaling.Question) -> str:
-    if asked == scaling.Question():
+def _question(asked: scaling.Question, equal: str) -> str:
+    if asked == scaling.Question() and equal == limited([]):
         return RANK_OR_PARAMETERS
     focus, baseline = names_of(asked)
     if asked.focus is None:
-        return f"Which method scores highest at the same number of trainable parameters, and is it above {baseline}?"
-    return f"Does {focus} score higher than {baseline} at the same number of trainable parameters?"
+        return f"Which method scores highest at the same number of {equal}, and is it above {baseline}?"
+    return f"Does {focus} score higher than {baseline} at the same number of {equal}?"
 
 
 def _diagnostics(store: Store) -> list[Row]:

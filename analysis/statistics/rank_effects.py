@@ -64,7 +64,7 @@ select f.sweep, f.cell_id, f.model, f.dataset, f.train_size, f.method, coalesce(
        f.budget, f.adapter_params, c.update_rank, f.data_seed, f.init_seed, f.basis_seed, f.test_score
 from confirmed f join cells c using (sweep, cell_id)
 where f.test_score is not null and f.reference is not null and c.update_rank > 0
-      and abs(c.residual_fraction) <= {MATCHED}
+      and abs(c.residual_fraction) <= {MATCHED} and f.reference not like 'dof-%'
 order by f.sweep, f.model, f.dataset, f.train_size, f.budget, c.update_rank, f.method, f.data_seed, f.init_seed
 """  # noqa: S608  a number of ours
 
@@ -72,7 +72,8 @@ order by f.sweep, f.model, f.dataset, f.train_size, f.budget, c.update_rank, f.m
 def points(store: Store) -> pa.Table:
     """Score against the rank of the update, a row per confirmed cell whose rank is known; columns `POINTS`.
 
-    Cells whose count is off their budget by more than `MATCHED` are left out.
+    Cells whose count is off their budget by more than `MATCHED` are left out; so are budgets of degrees of
+    freedom.
     """
     cells = by(_runs(store), "sweep", "cell_id").values()
     rows = [runs[0] | vars(mean_interval([r["test_score"] for r in runs])) for runs in cells]

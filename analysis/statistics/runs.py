@@ -99,3 +99,20 @@ def gaps(runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float]:
     if other[0]["method"] == UNTRAINED and len(theirs) == 1:
         theirs = dict.fromkeys(mine, next(iter(theirs.values())))
     return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+
+
+@remembered
+def _dof(store: Store) -> dict[tuple[str, str], int | None]:
+    return {(r["sweep"], r["cell_id"]): r["dof"] for r in store.table("cells").to_pylist()}
+
+
+def ratios(store: Store, mine: Row, other: Row) -> dict[str, float | None]:
+    """What one run trains over what another does, in parameters and in degrees of freedom; None without a budget."""
+    known = _dof(store)
+    own, base = (known.get((run["sweep"], run["cell_id"])) for run in (mine, other))
+    count, against = mine["adapter_params"], other["adapter_params"]
+    matched = other["budget"] is not None
+    return {
+        "params_ratio": count / against if matched and count is not None and against else None,
+        "dof_ratio": own / base if matched and own and base else None,
+    }

@@ -33,6 +33,7 @@ from analysis.statistics.runs import (
     confirmed,
     gaps,
     over_datasets,
+    ratios,
     seed_of,
     shared_seeds,
     sharing_seeds,
@@ -98,6 +99,7 @@ COMPARISONS = pa.schema(
         ("reference", TEXT),  # null: all matched budgets together
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
+        ("dof_ratio", REAL),  # the same of degrees of freedom; null also where they are not known
         ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
         ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
         ("n_datasets", INT),  # that the row is of
@@ -214,7 +216,7 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
         if seen:
             difference = t_difference(list(seen.values()))
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
-            row |= {"params_ratio": _ratio(runs[0], other[0]), "edge": _edge(edges, runs[0], other[0])}
+            row |= ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
             found.append((row, difference))
     found += _overall(store, [row for row, _ in found], baseline, focus)
     found.sort(key=lambda pair: _order(pair[0]))
@@ -273,11 +275,6 @@ def _tested(rows: Sequence[Row]) -> int:
 
 def _is_overall(row: Row) -> bool:
     return row["reference"] is None and row["test"] != OVER_DATASETS
-
-
-def _ratio(mine: Row, other: Row) -> float | None:
-    count, base = mine["adapter_params"], other["adapter_params"]
-    return count / base if other["budget"] is not None and count is not None and base else None
 
 
 def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
@@ -369,7 +366,7 @@ def _compared(cell: Row, baseline: str, difference: Difference, added: float | N
     widened = None if added is None else difference.widened(added)
     return (
         {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}
-        | {"params_ratio": None, "edge": None, "baseline": baseline, "n_datasets": 1}
+        | {"params_ratio": None, "dof_ratio": None, "edge": None, "baseline": baseline, "n_datasets": 1}
         | {"n": difference.n, "datasets": len(difference.pairs), "test": difference.test}
         | {"difference": difference.mean, "sd": difference.sd, "error": difference.error, "freedom": difference.freedom}
         | {"p_given_rates": difference.p, "choice_sd": None if added is None else added**0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -35,8 +36,24 @@ SWEEP: Column = ("sweep", TEXT, "Name of the sweep.")
 MODEL: Column = ("model", TEXT, "Base model id, 'open_clip:ViT-B-32/openai'.")
 DATASET: Column = ("dataset", TEXT, "Data set name.")
 SIZE: Column = ("train_size", TEXT, "'16-shot', or a fraction of the training set as text, '1.0'.")
-REFERENCE: Column = ("reference", TEXT, "What defines the budget, 'lora-8' (LoRA's count at rank 8); null without one.")
-BUDGET: Column = ("budget", INT, "Trainable adapter parameters aimed at; null without a budget.")
+REFERENCE: Column = (
+    "reference",
+    TEXT,
+    "What defines the budget: 'lora-8' is LoRA's count at rank 8, 'dof-lora-8' its degrees of freedom; null for none.",
+)
+BUDGET: Column = ("budget", INT, "Trainable adapter parameters aimed at, or degrees of freedom; null without a budget.")
+
+
+def of_dof(reference: str | None) -> bool:
+    """Whether a budget limits degrees of freedom in place of trainable parameters."""
+    return reference is not None and reference.startswith("dof-")
+
+
+def limited(references: Iterable[str | None]) -> str:
+    """What budgets limit, in words; both where they differ."""
+    kinds = sorted({of_dof(reference) for reference in references if reference is not None})
+    said = ["degrees of freedom" if dof else "trainable parameters" for dof in kinds]
+    return " or ".join(said) or "trainable parameters"
 
 
 def typed(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:

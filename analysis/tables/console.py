@@ -17,7 +17,7 @@ from analysis.statistics import scaling
 from analysis.statistics.looks import level
 from analysis.statistics.runs import by
 from analysis.statistics.units.examples import example_intervals
-from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
+from analysis.store.columns import INT, PLACE, REAL, TEXT, limited, typed
 from analysis.store.store import Store
 from analysis.styles import place_of, place_text, style
 from analysis.words import conclusions
@@ -189,7 +189,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     if any(r["under_tuned"] for r in rows):
         found.append("* perhaps under-tuned, as said above")
     if any(r["off_budget"] for r in rows):
-        found.append("\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal parameters")
+        equal = limited(r["reference"] for r in rows).removeprefix("trainable ")
+        found.append(f"\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal {equal}")
     return found
 
 

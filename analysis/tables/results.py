@@ -12,6 +12,7 @@ from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.statistics.units.many import interquartile_means, wilcoxon
+from analysis.store.columns import limited
 from analysis.store.store import Store
 from analysis.styles import budget_order, size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table
@@ -55,8 +56,8 @@ def results(store: Store) -> Sheet:
         '"higher" or "lower". "Not distinguishable" does not mean equal: see the '
         "power column. Over test examples too: intervals for other examples of the same kind, seeds and examples both "
         "being samples; the others speak of this test set. * perhaps under-tuned."
-        + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal parameters."
-        * any(r["off_budget"] for r in rows)
+        + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal "
+        f"{limited(r['reference'] for r in rows).removeprefix('trainable ')}." * any(r["off_budget"] for r in rows)
     )
     return Sheet(
         "results",

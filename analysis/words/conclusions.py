@@ -10,6 +10,7 @@ from analysis.format import Row, change_text, percent, points
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import Question
+from analysis.store.columns import limited, of_dof
 from analysis.styles import in_order, place_of, place_text, style
 
 ASKED = Question()
@@ -72,9 +73,10 @@ def _each(cells: Sequence[Row], b: str) -> str:
 
 def _matched(cells: Sequence[Row]) -> str:
     """How equal the counts are that are compared."""
-    apart = max((abs(r["params_ratio"] - 1) for r in cells if r["params_ratio"] is not None), default=0.0)
+    ratios = [r["dof_ratio" if of_dof(r["reference"]) else "params_ratio"] for r in cells]
+    apart = max((abs(ratio - 1) for ratio in ratios if ratio is not None), default=0.0)
     if apart <= MATCHED:
-        return "At equal trainable parameters"
+        return f"At equal {limited(r['reference'] for r in cells)}"
     return f"At the same budgets, where counts differ by up to {100 * apart:.1f} %,"
 
 

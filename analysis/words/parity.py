@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from analysis.format import Row, quantity
 from analysis.statistics.looks import Looks
+from analysis.store.columns import limited
 from analysis.styles import style
 
 
@@ -20,8 +21,17 @@ def parity_says(parity: Sequence[Row]) -> list[str]:
     if budgeted:
         worst = max(budgeted, key=lambda r: abs(r["residual_fraction"]))
         said.append(
-            "Parameters: the largest distance of a count from its budget is "
+            f"{limited(r['reference'] for r in budgeted).removeprefix('trainable ').capitalize()}: "
+            "the largest distance of a count from its budget is "
             f"{100 * abs(worst['residual_fraction']):.2f} % ({style(worst['method']).name} at {worst['reference']})."
+        )
+    acting = [r for r in parity if r["dof"] is not None and r["count"]]
+    if acting:
+        least, most = (pick(acting, key=lambda r: r["dof"] / r["count"]) for pick in (min, max))
+        said.append(
+            f"What acts: updates have {100 * least['dof'] / least['count']:.3g} ({style(least['method']).name} at "
+            f"{least['reference']}) to {100 * most['dof'] / most['count']:.3g} % ({style(most['method']).name} at "
+            f"{most['reference']}) as many degrees of freedom as there are parameters."
         )
     built = [r for r in parity if r["count_holds"] is not None and r["count"] is not None]
     wrong = [r for r in built if not r["count_holds"]]

@@ -109,7 +109,7 @@ class Adapted:
 
     def stored_bytes(self) -> int:
         """Bytes of frozen tensors that the adapters keep in memory (shared bases counted once)."""
-        seen = {id(b): b for adapter in self.adapters.values() for b in adapter.buffers()}
+        seen = {id(b): b for adapter in self.adapters.values() for b in adapter.stored()}
         return sum(b.numel() * b.element_size() for b in seen.values())
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,13 +1,17 @@
 """How many directions an update can move in, beside how many parameters are counted: not everything counted acts.
 
 A matrix that stores a skew one has twice the entries that act, a product of factors has directions that cancel, and a
-gradient may be projected. The measure is the rank of the Jacobian of a layer's output in its trainables, at a random
-point and through whatever the method does to gradients, on a small weight.
+gradient may be projected. Where no formula is known (`Method.freedom`), the measure is the rank of the Jacobian of a
+layer's output in its trainables, at a random point and through whatever the method does to gradients, on a small
+weight, and a large one has the share of one trained as far.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +26,44 @@ _SIDE = 16
 _NOISE = 0.1
 _SMALLEST = 1e-6
 """Singular values below this part of the largest are rounding: some of PEFT's layers compute in float32."""
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """Degrees of freedom of all updates of a model; `measured` on a small weight where no formula is known."""
+
+    count: int
+    measured: bool
+
+
+def degrees(
+    name: str, shapes: Mapping[str, Shape], capacities: Mapping[str, int], options: Mapping[str, Any] | None = None
+) -> Degrees | None:
+    """Of a method on weights of these (out, in), each at its capacity; None where a small weight can't be adapted."""
+    method, given, total, measured = get_method(name), dict(options or {}), 0, False
+    for (shape, capacity), n in Counter((shapes[key], c) for key, c in capacities.items()).items():
+        found = degrees_of_one(name, shape, capacity, given)
+        if found is None:
+            return None
+        total, measured = total + n * found.count, measured or found.measured
+    if method.together is not None and capacities:
+        own = {key: shapes[key] for key in capacities}
+        capacity = next(iter(capacities.values()))
+        most = method.freedom_together or method.together
+        total = min(total, most(own, capacity, **{**method.options, **given}))
+    return Degrees(total, measured)
+
+
+def degrees_of_one(name: str, shape: Shape, capacity: int, options: Mapping[str, Any]) -> Degrees | None:
+    """Of one weight alone."""
+    known = get_method(name).dof(shape, capacity, **options)
+    if known is not None:
+        return Degrees(known, measured=False)
+    try:
+        count = get_method(name).count(shape, capacity, **options)
+        return Degrees(round(count * acting(name, shape, capacity, options)), measured=True)
+    except (RuntimeError, ValueError):  # so small a weight does not take these options
+        return None
 
 
 def freedom(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None) -> int:
@@ -50,9 +92,21 @@ def freedom(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] |
 
 def acting(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None) -> float:
     """The share of counted parameters that act: measured on a small weight of which as large a part is trained."""
-    given, method, small = dict(options or {}), get_method(name), (_SIDE, _SIDE)
-    wanted = method.count(shape, capacity, **given) * _SIDE * _SIDE / (shape[0] * shape[1])
+    given = dict(options or {})
+    wanted = get_method(name).count(shape, capacity, **given) * _SIDE * _SIDE / (shape[0] * shape[1])
+    key = tuple(sorted(given.items()))
+    counts = _counts(name, key)
+    return _share(name, min(counts, key=lambda c: abs(counts[c] - wanted)), key)
+
+
+@lru_cache(maxsize=64)
+def _counts(name: str, options: tuple[tuple[str, Any], ...]) -> dict[int, int]:
+    """What a method counts on the small weight at every capacity."""
+    method, given, small = get_method(name), dict(options), (_SIDE, _SIDE)
     reach = range(method.min_capacity, method.max_capacity([small], **given) + 1)
-    counts = {c: method.count(small, c, **given) for c in reach}
-    nearest = min(counts, key=lambda c: abs(counts[c] - wanted))
-    return freedom(name, small, nearest, given) / counts[nearest]
+    return {c: method.count(small, c, **given) for c in reach}
+
+
+@lru_cache(maxsize=1024)
+def _share(name: str, capacity: int, options: tuple[tuple[str, Any], ...]) -> float:
+    return freedom(name, (_SIDE, _SIDE), capacity, dict(options)) / _counts(name, options)[capacity]

@@ -79,10 +79,14 @@ def _check_size(
 ) -> None:
     """Refuse capacities that need more numbers than the file's tensors have, before memory for them is taken."""
     method, held, wanted = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
-    for name, site in sites_of(model, method, names).items():
+    sites = sites_of(model, method, names)
+    for name, site in sites.items():
         capacity = capacities.get(name, config.capacity)
         check_capacity(method.name, f"{method.capacity_field} of {name}", capacity, method.min_capacity)
-        wanted += method.count(site.shape, capacity, **config.options())
+        wanted += 0 if method.together else method.count(site.shape, capacity, **config.options())
+    if method.together:
+        shapes = {name: site.shape for name, site in sites.items()}
+        wanted = method.total(shapes, config.capacity, **config.options())
     if wanted > held:
         raise AdapterError(f"its capacities need {wanted:,} numbers, and its file holds {held:,}")
 

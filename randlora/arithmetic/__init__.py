@@ -7,4 +7,5 @@ Tensors in, tensors out: nothing here knows of adapters, methods or models. Uses
     ternary   products with a ternary basis by gathering and adding
     plans     orders of contraction of a RandLoRA delta, and the cheapest of them
     contract  the products: low-rank ones, and RandLoRA's by a plan
+    decompositions  singular vectors and the like of base weights, kept from one attach to the next
 """

@@ -93,7 +93,10 @@ def _writer(adapted: Adapted) -> tuple[_Write, bool]:
 
 
 def _one_tuner(adapted: Adapted) -> Any:
-    """PEFT's tuner of all adapters. Raises `ExportError` for several, and for weights that PEFT cannot reach."""
+    """PEFT's tuner of all adapters; None on the meta device of a type that PEFT builds on weights alone.
+
+    Raises `ExportError` for several, and for weights that PEFT cannot reach.
+    """
     for name, site in adapted.sites.items():
         if not site.by_activation or site.part is not None or site.quantised:
             raise ExportError(f"{name} is not the weight of a called nn.Linear, which PEFT adapts; {INSTEAD}")
@@ -101,8 +104,7 @@ def _one_tuner(adapted: Adapted) -> Any:
     if len(tuners) > 1:
         field, sizes = adapted.method.capacity_field, sorted(set(adapted.capacities.values()))
         raise ExportError(f"the layers differ in {field}: {sizes}, PEFT's {adapted.method.title} holds one; {INSTEAD}")
-    (tuner,) = tuners.values()
-    return tuner
+    return next(iter(tuners.values()), None)
 
 
 def _foreign(adapted: Adapted, folder: Path) -> Path:
@@ -110,7 +112,10 @@ def _foreign(adapted: Adapted, folder: Path) -> Path:
     tuner = _one_tuner(adapted)
     config = tuner.peft_config["default"]
     inside = config.target_modules
-    config.target_modules = _target_modules(adapted.model, [site.module_name for site in adapted.sites.values()])
+    modules = {site.module_name for site in adapted.sites.values()}
+    theirs = {n for n, _ in adapted.model.named_modules() if any(f".{n}".endswith(f".{end}") for end in inside)}
+    if theirs != modules:  # the ends of their names that layers share, where no other module has them
+        config.target_modules = _target_modules(adapted.model, list(modules))
     try:
         with quiet():
             tuner.save_pretrained(folder)

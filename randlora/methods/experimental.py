@@ -36,7 +36,7 @@ from randlora.adapter import (
 from randlora.arithmetic.contract import Spread, compute_dtype, low_rank_beside, low_rank_weight
 from randlora.methods.factored import singular
 from randlora.methods.lowrank.lora import Lora, LoraConfig
-from randlora.methods.method import Method
+from randlora.methods.method import Method, low_rank
 from randlora.methods.random.randlora import (
     DEFAULT_SCALE,
     RandLora,
@@ -44,6 +44,7 @@ from randlora.methods.random.randlora import (
     build_randlora,
     num_bases,
     randlora_count,
+    randlora_freedom,
     start,
 )
 
@@ -163,6 +164,11 @@ def build_hybrid(request: Request) -> dict[str, Adapter]:
     return adapters
 
 
+def hybrid_freedom(shape: Shape, r: int, *, share: float, **_: Any) -> int:
+    """The sum of its parts."""
+    return low_rank(shape, lora_part(shape, r, share)) + randlora_freedom(shape, r)
+
+
 HYBRID = Method(
     title="LoRA + RandLoRA",
     config=HybridConfig,
@@ -173,6 +179,7 @@ HYBRID = Method(
     scale_rule=f"lora_scale, 1 by default, and scale, {DEFAULT_SCALE:g} by default",
     experimental=True,
     update_rank=lambda shape, capacity, **_: min(shape),
+    freedom=hybrid_freedom,
 )
 RANDLORA_SVD = Method(
     title="RandLoRA-SVD",
@@ -184,4 +191,5 @@ RANDLORA_SVD = Method(
     scale_rule="as RandLoRA",
     experimental=True,
     update_rank=lambda shape, capacity, **_: min(shape),
+    freedom=randlora_freedom,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from threading import RLock
@@ -20,17 +20,28 @@ def full_rank(shapes: Sequence[Shape], **options: Any) -> int:
     return max(min(shape) for shape in shapes)
 
 
+def low_rank(shape: Shape, r: int) -> int:
+    """Degrees of freedom of a matrix of rank r, B A: B G and G^-1 A are the same one."""
+    r = min(r, *shape)
+    return r * (sum(shape) - r)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One fine-tuning method.
 
     `name` and `capacity_field`: the configuration's, unless given.
     `count(shape, capacity, **options)`: trainable parameters of one weight, exactly what `attach` builds.
+    `together(shapes, capacity, **options)`, of a method whose weights share trainables: those of all weights, by name.
+    They then have one capacity. None: the sum of `count`.
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
     `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
     None where it is no matrix, or not stated. It is a bound that updates in general position reach, a fact of the
     formula and not of trained weights (`sweeps analyze spectrum` measures those).
+    `freedom(shape, capacity, **options)`, all options given: how many directions one weight's update can move in, at a
+    point in general position. None: `randlora.adapted.freedom` measures it. Of weights that share trainables
+    `freedom_together(shapes, capacity, **options)` is the most that all have together; None: their count.
     `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether a schedule makes what training ends with: it cuts what is built, which is more than counted,
@@ -38,6 +49,7 @@ class Method:
     `holds_out`: whether some rows of a batch train other parameters than the rest (AutoLoRA's search of ranks).
     `prompts`: whether it puts prompts into a CLIP (`randlora.model.prompted`).
     `on_weights`: whether it adapts weights, as all but prompts alone do.
+    `mixes_rows`: whether a row's update depends on the rest of its batch, padding included (Lily).
     `experimental`: in no paper, or only in a paper's outlook; may change.
     """
 
@@ -45,6 +57,7 @@ class Method:
     name: str = ""
     capacity_field: str = ""
     count: Callable[..., int]
+    together: Callable[..., int] | None = None
     max_capacity: Callable[..., int] = full_rank
     build: Build
     published_lr: float
@@ -57,8 +70,11 @@ class Method:
     holds_out: bool = False
     prompts: bool = False
     on_weights: bool = True
+    mixes_rows: bool = False
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
+    freedom: Callable[..., int | None] | None = None
+    freedom_together: Callable[..., int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.config.method)
@@ -69,13 +85,21 @@ class Method:
         """Option -> default: everything in the configuration but the capacity."""
         return self.config.option_defaults()
 
-    def total(self, shapes: Sequence[Shape], capacity: int, **options: Any) -> int:
-        """Trainable parameters of all `shapes` at one capacity."""
-        return sum(self.count(shape, capacity, **options) for shape in shapes)
+    def total(self, shapes: Mapping[str, Shape] | Sequence[Shape], capacity: int, **options: Any) -> int:
+        """Trainable parameters of all weights at one capacity. Without names, weights of one shape are of one kind."""
+        named = shapes if isinstance(shapes, Mapping) else {f"{i}.w.weight": shape for i, shape in enumerate(shapes)}
+        if self.together is not None:
+            return int(self.together(named, capacity, **options))
+        return sum(self.count(shape, capacity, **options) for shape in named.values())
 
     def rank(self, shape: Shape, capacity: int, **options: Any) -> int | None:
         """The largest rank that the update of a weight of this shape can have; None where that is not known."""
         return None if self.update_rank is None else self.update_rank(shape, capacity, **{**self.options, **options})
+
+    def dof(self, shape: Shape, capacity: int, **options: Any) -> int | None:
+        """Degrees of freedom of one weight's update, at most out x in; None where no formula is known."""
+        known = None if self.freedom is None else self.freedom(shape, capacity, **{**self.options, **options})
+        return None if known is None else min(known, shape[0] * shape[1])
 
 
 class _Methods(MutableMapping[str, Method]):

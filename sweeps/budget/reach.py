@@ -1,6 +1,7 @@
 """What a method counts on a model's target weights at every capacity within its reach, and how capacities are allotted.
 
-Exact integers throughout. `sweeps.budget.solver` holds the answers against a budget.
+Counted are trainable parameters, or degrees of freedom, in exact integers. `sweeps.budget.solver` holds the answers
+against a budget.
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from randlora.adapted.freedom import Degrees, degrees, degrees_of_one
 from randlora.methods.registry import Method, get_method
 
 Shape = tuple[int, int]
 Shapes = Mapping[str, Shape]
 Counts = NDArray[np.int64]
+Counted = Literal["parameters", "dof"]
+"""What a budget limits."""
 
 _LARGE = 2**62
 _MOST_ROUNDED = 10
 """Groups of which both roundings are tried in `fill`; a model with more shapes has the first ones rounded in turn."""
+
+
+class UnknownFreedomError(ValueError):
+    """A method with no formula for its degrees of freedom, which so small a weight as they are measured on refuses."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Neighbour:
 
     Attributes:
         capacity: the (smallest) uniform capacity with that count.
-        count: trainable adapter parameters.
+        count: trainable adapter parameters, or degrees of freedom where a budget limits these.
         residual: count - budget.
     """
 
@@ -49,31 +57,50 @@ class Reach:
         groups: names of the weights of each shape, in model order.
     """
 
-    def __init__(self, method: str, shapes: Shapes, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, method: str, shapes: Shapes, options: Mapping[str, Any] | None = None, counted: Counted = "parameters"
+    ) -> None:
         if not shapes:
             raise ValueError("no target weights: nothing to match a budget on")
         self.entry, self.shapes, self.options = get_method(method), dict(shapes), dict(options or {})
+        self.counted = counted
         self.groups: dict[Shape, list[str]] = {}
         for name, shape in self.shapes.items():
             self.groups.setdefault(shape, []).append(name)
         self.least = self.entry.min_capacity
-        self.most, alone, curves = _curves(self.entry, tuple(self.groups), tuple(sorted(self.options.items())))
+        given = tuple(sorted(self.options.items()))
+        self.most, alone, curves = _curves(self.entry, tuple(self.groups), given, counted)
+        if self.shared:
+            self.most = self.entry.max_capacity(tuple(self.shapes.values()), **self.options)
         if self.most < self.least:
             raise ValueError(f"{method} has no capacity to try on weights of shapes {list(self.groups)[:4]}")
         self._alone = dict(zip(self.groups, alone, strict=True))
         self._curves = dict(zip(self.groups, curves, strict=True))
         size = self.most - self.least + 1
         self.totals: Counts = np.zeros(size, dtype=np.int64)
+        if self.shared:
+            reach = range(self.least, self.most + 1)
+            self.totals = np.fromiter((self.total(self.same(c)) for c in reach), np.int64, size)
+            return
         for shape, names in self.groups.items():
             self.totals += len(names) * self._curves[shape][:size]
 
     def one(self, shape: Shape, capacity: int) -> int:
-        """Trainable parameters of one weight; the capacity may lie beyond the reach."""
-        return self.entry.count(shape, capacity, **self.options)
+        """What one weight counts; the capacity may lie beyond the reach."""
+        return _one(self.entry, shape, capacity, self.options, self.counted)
 
     def total(self, capacities: Mapping[str, int]) -> int:
-        """Trainable parameters of all weights, each at its own capacity."""
-        return sum(self.one(self.shapes[name], capacity) for name, capacity in capacities.items())
+        """What all weights count, each at its own capacity."""
+        if self.counted == "dof":
+            return _known(self.entry, degrees(self.entry.name, self.shapes, capacities, self.options))
+        return self.parameters(capacities)
+
+    def parameters(self, capacities: Mapping[str, int]) -> int:
+        """Trainable parameters of all weights, each at its own capacity; one, where weights share trainables."""
+        if self.shared:
+            (capacity,) = set(capacities.values())
+            return self.entry.total(self.shapes, capacity, **self.options)
+        return sum(self.entry.count(self.shapes[name], c, **self.options) for name, c in capacities.items())
 
     def around(self, budget: int) -> tuple[Neighbour | None, Neighbour | None]:
         """The nearest uniform counts at most and at least `budget`; None beyond the reach."""
@@ -90,6 +117,11 @@ class Reach:
         """One capacity for all weights: the nearest, of equals the smaller."""
         # argmin takes the first of equals
         return self.same(int(np.argmin(np.abs(self.totals - min(budget, _LARGE)))) + self.least)
+
+    @property
+    def shared(self) -> bool:
+        """Whether weights share trainables, so that all have one capacity."""
+        return self.entry.together is not None
 
     def per_layer(self, budget: int) -> dict[str, int]:
         """Each weight at the capacity nearest to its share of the budget, (out + in) / sum(out + in)."""
@@ -172,6 +204,18 @@ def mix(steps: list[int], sizes: list[int], wanted: int, span: int) -> list[int]
     return taken
 
 
+def _one(entry: Method, shape: Shape, capacity: int, options: Mapping[str, Any], counted: Counted) -> int:
+    if counted == "parameters":
+        return entry.count(shape, capacity, **options)
+    return _known(entry, degrees_of_one(entry.name, shape, capacity, options))
+
+
+def _known(entry: Method, found: Degrees | None) -> int:
+    if found is None:
+        raise UnknownFreedomError(f"the degrees of freedom of {entry.name} can't be measured with these options")
+    return found.count
+
+
 def _spread(j: int, taken: int, size: int) -> int:
     """How many of the first j of `size` weights are among the `taken` ones: even steps, centred."""
     return (2 * j * taken + size) // (2 * size)
@@ -179,7 +223,7 @@ def _spread(j: int, taken: int, size: int) -> int:
 
 @lru_cache(maxsize=64)
 def _curves(
-    entry: Method, shapes: tuple[Shape, ...], options: tuple[tuple[str, Any], ...]
+    entry: Method, shapes: tuple[Shape, ...], options: tuple[tuple[str, Any], ...], counted: Counted
 ) -> tuple[int, tuple[int, ...], tuple[Counts, ...]]:
     """The method's reach on these shapes together, on each alone, and every shape's counts up to the larger."""
     named, least = dict(options), entry.min_capacity
@@ -188,7 +232,7 @@ def _curves(
     curves = []
     for shape, own in zip(shapes, alone, strict=True):
         capacities = range(least, max(most, own) + 1)
-        curve = np.fromiter((entry.count(shape, c, **named) for c in capacities), np.int64, len(capacities))
+        curve = np.fromiter((_one(entry, shape, c, named, counted) for c in capacities), np.int64, len(capacities))
         curve.flags.writeable = False  # shared by all who ask
         curves.append(curve)
     return most, alone, tuple(curves)

@@ -12,6 +12,7 @@ Allocations:
         chosen for the total nearest to the budget. Within a group they are spread evenly in model order. The total lies
         within half of one weight's step.
     auto: uniform where it lies within the tolerance, else fill.
+A method whose weights share trainables has one capacity: it takes uniform, whatever is asked.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
+from randlora.adapted.freedom import degrees
+from randlora.methods.method import low_rank
 from randlora.methods.registry import METHODS
-from sweeps.budget.reach import Neighbour, Reach, Shapes
+from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes, UnknownFreedomError
 
 Allocation = Literal["uniform", "per-layer", "fill", "auto"]
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "per-layer", "fill", "auto")
@@ -40,8 +43,9 @@ class Solution:
         allocation: "uniform", "per-layer" or "fill"; never "auto", but what it chose.
         capacity: the one capacity where all weights share it; None where they differ.
         capacities: the capacity of every target weight, in model order.
-        count: trainable adapter parameters; residual: count - budget.
-        below, above: nearest counts of a uniform capacity strictly below and above `count`; None where the reach ends.
+        count: trainable adapter parameters.
+        residual: what is counted, these or degrees of freedom, less the budget.
+        below, above: nearest of what a uniform capacity counts, strictly below and above; None where the reach ends.
     """
 
     method: str
@@ -73,12 +77,15 @@ class Infeasible:
     lever: str
 
 
-def reference_budget(shapes: Shapes, lora_rank: int) -> int:
-    """Trainable parameters of LoRA at one rank: lora_rank * sum(out + in) over the target weights."""
+def reference_budget(shapes: Shapes, lora_rank: int, counted: Counted = "parameters") -> int:
+    """Trainable parameters of LoRA at one rank, lora_rank * sum(out + in) over the target weights; or of these the
+    degrees of freedom, lora_rank * sum(out + in - lora_rank)."""
     if lora_rank < 1:
         raise ValueError(f"a LoRA rank is at least 1, got {lora_rank}")
     if not shapes:
         raise ValueError("no target weights: nothing to match a budget on")
+    if counted == "dof":
+        return sum(low_rank(shape, lora_rank) for shape in shapes.values())
     return lora_rank * sum(rows + columns for rows, columns in shapes.values())
 
 
@@ -90,16 +97,18 @@ def solve(
     *,
     tolerance: float | None = TOLERANCE,
     options: Mapping[str, Any] | None = None,
+    counted: Counted = "parameters",
 ) -> Solution | Infeasible:
     """The capacities that bring a method nearest to a budget.
 
     Arguments:
         method: a name in `randlora.methods.registry.METHODS`.
         shapes: (out, in) of every target weight by qualified name, in model order.
-        budget: trainable adapter parameters aimed at.
+        budget: trainable adapter parameters aimed at, or degrees of freedom.
         allocation: see the module's head.
         tolerance: |count - budget| / budget allowed; None allows any, so that the nearest is always a solution.
         options: the method's own options that its count depends on; others do no harm.
+        counted: what the budget limits.
 
     Returns:
         A `Solution`, or `Infeasible` where the nearest count lies beyond the tolerance.
@@ -113,9 +122,14 @@ def solve(
         raise ValueError(f"a budget is at least 1 parameter, got {budget}")
     if tolerance is not None and tolerance < 0:
         raise ValueError(f"a tolerance is a fraction of the budget, at least 0, got {tolerance}")
-    counts = Reach(method, shapes, options)
+    try:
+        counts = Reach(method, shapes, options, counted)
+    except UnknownFreedomError as error:
+        return Infeasible(method, budget, str(error), None, None, 'budgets.count = "parameters" needs no such number')
     # without a tolerance any uniform count would do, and auto never come to fill: there the default decides
     limit = Fraction(str(TOLERANCE if tolerance is None else tolerance)) * budget
+    if counts.shared:
+        allocation = "uniform"
     if allocation == "per-layer":
         solution = _solution(counts, "per-layer", counts.per_layer(budget), budget)
     elif allocation == "fill":
@@ -130,14 +144,20 @@ def solve(
 
 
 def solve_pinned(
-    method: str, shapes: Shapes, capacity: int, budget: int, *, options: Mapping[str, Any] | None = None
+    method: str,
+    shapes: Shapes,
+    capacity: int,
+    budget: int,
+    *,
+    options: Mapping[str, Any] | None = None,
+    counted: Counted = "parameters",
 ) -> Solution:
     """A capacity that the user chose, with its count and its residual to a budget, however large.
 
     It may lie beyond the reach, as the NoLA paper's k does on narrow layers: the count is then larger than what the
     method can make use of, but it is the count. Raises ValueError: a capacity below the method's smallest.
     """
-    counts = Reach(method, shapes, options)
+    counts = Reach(method, shapes, options, counted)
     if capacity < counts.least:
         raise ValueError(f"a capacity of {method} is at least {counts.least}, got {capacity}")
     return _solution(counts, "uniform", counts.same(capacity), budget)
@@ -162,10 +182,10 @@ def budget_table(
 
     Returns:
         `{reference, budget, methods: [...]}`. An entry has `method`, `allocation`, `ranks` (one number where all
-        weights share it, else one per weight by name), `count`, `residual`, `below` and `above` (null, or `capacity`,
-        `count`, `residual`): the nearest there is, within the tolerance or not. `feasible` says which; if not,
-        `below` and `above` enclose the budget instead of the count, and `reason` and `lever` say why. `chosen` is the
-        allocation that "auto" took.
+        weights share it, else one per weight by name), `count`, `residual`, `dof` and `dof_measured` (null where not
+        known), `below` and `above` (null, or `capacity`, `count`, `residual`): the nearest there is, within the
+        tolerance or not. `feasible` says which; if not, `below` and `above` enclose the budget instead of the count,
+        and `reason` and `lever` say why. `chosen` is the allocation that "auto" took.
     """
     rows = []
     for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
@@ -174,6 +194,7 @@ def budget_table(
         answer = solve(method, on, budget, allocation, tolerance=tolerance)
         assert isinstance(nearest, Solution)
         shown = answer if isinstance(answer, Solution) else nearest
+        found = degrees(method, shapes, shown.capacities)
         row: dict[str, Any] = {
             "method": method,
             "allocation": allocation,
@@ -181,6 +202,8 @@ def budget_table(
             "ranks": shown.capacities if shown.capacity is None else shown.capacity,
             "count": shown.count,
             "residual": shown.residual,
+            "dof": None if found is None else found.count,
+            "dof_measured": None if found is None else found.measured,
             "below": _as_dict(answer.below),
             "above": _as_dict(answer.above),
             "feasible": isinstance(answer, Solution),
@@ -192,17 +215,17 @@ def budget_table(
 
 
 def _solution(counts: Reach, allocation: str, capacities: dict[str, int], budget: int) -> Solution:
-    count = counts.total(capacities)
+    reached = counts.total(capacities)
     distinct = set(capacities.values())
-    below, above = counts.beside(count, budget)
+    below, above = counts.beside(reached, budget)
     return Solution(
         method=counts.entry.name,
         allocation=allocation,
         capacity=distinct.pop() if len(distinct) == 1 else None,
         capacities=capacities,
-        count=count,
+        count=counts.parameters(capacities),
         budget=budget,
-        residual=count - budget,
+        residual=reached - budget,
         below=below,
         above=above,
     )
@@ -210,21 +233,22 @@ def _solution(counts: Reach, allocation: str, capacities: dict[str, int], budget
 
 def _infeasible(counts: Reach, nearest: Solution, tolerance: float) -> Infeasible:
     budget, method = nearest.budget, counts.entry.name
+    noun = "count" if counts.counted == "parameters" else "number of degrees of freedom"
     below, above = counts.around(budget)
     if above is None and below is not None:
-        named, what = below.count, f"the largest count of {method} on these targets"
+        named, what = below.count, f"the largest {noun} of {method} on these targets"
         wider = "".join(f", or raise methods.{method}.{option}" for option in counts.widening())
         lever = f"lower the budget to {below.count:,}, or adapt more weights{wider}"
     elif below is None and above is not None:
-        named, what = above.count, f"the smallest count of {method} on these targets"
+        named, what = above.count, f"the smallest {noun} of {method} on these targets"
         lever = f"raise the budget to {above.count:,}, or adapt fewer weights"
     else:
         assert below is not None
         assert above is not None
-        named, what = nearest.count, f"the nearest {nearest.allocation} count of {method}"
-        mixed = _solution(counts, "fill", counts.fill(budget), budget)
+        named, what = nearest.residual + budget, f"the nearest {nearest.allocation} {noun} of {method}"
+        mixed = nearest if counts.shared else _solution(counts, "fill", counts.fill(budget), budget)
         if abs(mixed.residual) <= Fraction(str(tolerance)) * budget:
-            lever = f"allocation = 'fill' reaches {mixed.count:,} ({mixed.residual / budget:+.2%})"
+            lever = f"allocation = 'fill' reaches {mixed.residual + budget:,} ({mixed.residual / budget:+.2%})"
         else:
             lever = f"move the budget to {below.count:,} or {above.count:,}, or raise the tolerance"
     off = (named - budget) / budget

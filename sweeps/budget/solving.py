@@ -9,7 +9,7 @@ from typing import Any
 
 from randlora.errors import AdapterError
 from randlora.methods.registry import METHODS
-from sweeps.budget.reach import Neighbour, Reach, Shapes
+from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes
 from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem
 from sweeps.spec.methods import full_rank, has_budget
@@ -31,7 +31,7 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
             continue
         entry = METHODS[spec.base(name)]
         try:
-            own = tuple(set(method_shapes(entry.name, spec.model.id, shapes).values()))
+            own = tuple(method_shapes(entry.name, spec.model.id, shapes).values())
             if entry.prompts:  # their sizes have limits that only the model knows
                 entry.total(own, entry.min_capacity, **section.options)
         except (ModelError, AdapterError) as error:
@@ -99,21 +99,33 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
     budgets, options = _budgets(spec, shapes), section.options
     shapes = method_shapes(method, spec.model.id, shapes)
     references = section.budgets or spec.budgets.references()
+    counted = spec.budgets.count
     if isinstance(section.capacity, tuple):  # each at its own count
-        counts = {c: solve_pinned(method, shapes, c, 1, options=options).count for c in section.capacity}
         return [
-            Solved.of(f"{name}-{c}", solve_pinned(method, shapes, c, count, options=options))
-            for c, count in counts.items()
+            Solved.of(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, counted)) for c in section.capacity
         ]
     if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
-        pinned = {r: solve_pinned(method, shapes, section.capacity, budgets[r], options=options) for r in references}
+        pinned = {
+            r: solve_pinned(method, shapes, section.capacity, budgets[r], options=options, counted=counted)
+            for r in references
+        }
         return [Solved.of(*min(pinned.items(), key=lambda item: abs(item[1].residual)))]
     allocation = section.allocation or spec.budgets.allocation
     tolerance = None if section.unmatched else spec.budgets.tolerance
     return [
-        Solved.of(r, solve(method, shapes, budgets[r], allocation, tolerance=tolerance, options=options))
+        Solved.of(
+            r, solve(method, shapes, budgets[r], allocation, tolerance=tolerance, options=options, counted=counted)
+        )
         for r in references
     ]
+
+
+def _pinned_at_its_own(
+    method: str, shapes: Shapes, capacity: int, options: Mapping[str, Any], counted: Counted
+) -> Solution:
+    """A capacity, its budget being what it counts itself."""
+    beyond = solve_pinned(method, shapes, capacity, 1, options=options, counted=counted).residual
+    return solve_pinned(method, shapes, capacity, 1 + beyond, options=options, counted=counted)
 
 
 def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | None:
@@ -142,6 +154,7 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | Non
                     section.allocation or spec.budgets.allocation,
                     tolerance=spec.budgets.tolerance,
                     options=section.options,
+                    counted=spec.budgets.count,
                 ),
                 Solution,
             )
@@ -151,18 +164,25 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | Non
     if all_reach(budget):
         return None
     if spec.budgets.lora_rank is not None:
-        unit, largest = reference_budget(shapes, 1), max(min(shape) for shape in shapes.values())
-        ranks = [r for r in range(1, largest + 1) if budget <= 2 * r * unit <= 4 * budget]
-        found = next((r for r in sorted(ranks, key=lambda r: abs(r * unit - budget)) if all_reach(r * unit)), None)
+        largest = max(min(shape) for shape in shapes.values())
+        ranks = {r: reference_budget(shapes, r, spec.budgets.count) for r in range(1, largest + 1)}
+        near = sorted(
+            (r for r, b in ranks.items() if budget <= 2 * b <= 4 * budget), key=lambda r: abs(ranks[r] - budget)
+        )
+        found = next((r for r in near if all_reach(ranks[r])), None)
         return None if found is None else f"budgets.lora_rank = [{found}]"
-    counts = {count for method, section in asked for count in _counted(method, section.options, own[method], budget)}
+    counts = {
+        count for method, section in asked for count in _counted(spec, method, section.options, own[method], budget)
+    }
     found = next((c for c in sorted(counts, key=lambda c: abs(c - budget)) if all_reach(c)), None)
     return None if found is None else f"budgets.params = [{found}]"
 
 
-def _counted(method: str, options: Mapping[str, Any], shapes: Shapes, budget: int) -> Iterator[int]:
+def _counted(spec: SweepSpec, method: str, options: Mapping[str, Any], shapes: Shapes, budget: int) -> Iterator[int]:
     """Counts of a method between half and twice a budget, at most `_MOST` nearest ones."""
-    totals = [int(t) for t in Reach(method, shapes, options).totals if budget <= 2 * t <= 4 * budget]
+    totals = [
+        int(t) for t in Reach(method, shapes, options, spec.budgets.count).totals if budget <= 2 * t <= 4 * budget
+    ]
     yield from sorted(set(totals), key=lambda t: abs(t - budget))[:_MOST]
 
 
@@ -186,7 +206,8 @@ def update_rank(method: str, shapes: Shapes, capacities: Mapping[str, int], opti
 def _budgets(spec: SweepSpec, shapes: Shapes) -> dict[str, int]:
     references = spec.budgets.references()
     if spec.budgets.lora_rank is not None:
-        return dict(zip(references, (reference_budget(shapes, r) for r in spec.budgets.lora_rank), strict=True))
+        ranks, counted = spec.budgets.lora_rank, spec.budgets.count
+        return dict(zip(references, (reference_budget(shapes, r, counted) for r in ranks), strict=True))
     if spec.budgets.params is not None:
         return dict(zip(references, spec.budgets.params, strict=True))
     total = sum(rows * columns for rows, columns in shapes.values())

@@ -105,9 +105,7 @@ def budget(
     answer["model_parameters"] = whole
     for row in answer["methods"]:
         row["percent"] = 100 * row["count"] / whole
-    if method:
-        _add_acting(answer, shapes)
-    emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer))
+    emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer, bool(method)))
 
 
 def _weights(
@@ -173,7 +171,7 @@ def _budget_of(
         if chosen is None or len(chosen) != 1:
             raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
         entry, on = get_method(chosen[0]), own(chosen[0])
-        least, most = entry.min_capacity, entry.max_capacity(tuple(set(on.values())))
+        least, most = entry.min_capacity, entry.max_capacity(tuple(on.values()))
         if not least <= value <= most:
             rule = f"{entry.name} takes {least} to {most} on these weights"
             raise SpecError([Problem("--rank", value, rule, f"--rank {min(max(value, least), most)}")])
@@ -202,27 +200,6 @@ def _chosen(names: list[str] | None) -> list[str] | None:
         except AdapterError as error:
             raise SpecError([Problem("--method", name, str(error))]) from error
     return chosen
-
-
-def _add_acting(answer: dict[str, Any], shapes: Mapping[str, Any]) -> None:
-    """Which share of the counted parameters acts, on the weight that most targets look like."""
-    from collections import Counter
-
-    from randlora.adapted.freedom import acting
-    from randlora.errors import AdapterError
-    from randlora.methods.registry import get_method
-
-    (shape, _), *_ = Counter(shapes.values()).most_common(1)
-    name = next(name for name, own in shapes.items() if own == shape)
-    for row in answer["methods"]:
-        if get_method(row["method"]).prompts:
-            row["acting"] = None
-            continue
-        capacity = row["ranks"][name] if isinstance(row["ranks"], Mapping) else row["ranks"]
-        try:
-            row["acting"] = acting(row["method"], shape, capacity)
-        except AdapterError:  # PEFT refuses so small a weight with these options
-            row["acting"] = None
 
 
 def weak_of(plan: Plan) -> list[str]:
@@ -264,6 +241,7 @@ def print_plan(plan: Plan) -> None:
             "allocation": cell.allocation or "",
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
             "count": quantity(cell.count),
+            "dof": dof_text(cell.dof, cell.dof_measured),
             "residual": _residual(cell.residual, cell.budget),
             "lr": "" if cell.lr_low is None or cell.lr_high is None else f"{cell.lr_low:.1e} .. {cell.lr_high:.1e}",
             "trials": str(cell.tune_trials + cell.confirm_seeds) if cell.feasible else "left out",
@@ -280,6 +258,8 @@ def print_plan(plan: Plan) -> None:
             out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
     for reference, budget in plan.instead().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
+    if plan.spec.budgets.count == "dof":
+        out.print("budgets   at equal degrees of freedom in place of trainable parameters")
     for line in peft_words(plan.cells):
         out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
@@ -298,20 +278,17 @@ def _print_packing(plan: Plan) -> None:
         out.print(line)
 
 
-def _print_budget(model: str, answer: Mapping[str, Any]) -> None:
+def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
     rows = []
     for m in answer["methods"]:
         residual = _residual(m["residual"], answer["budget"])
         near = [_near(m["below"]), _near(m["above"])]
-        acts = [] if "acting" not in m else [f"{m['acting']:.0%}" if m["acting"] is not None else ""]
-        counted = [quantity(m["count"]), f"{m['percent']:.3g}"]
-        taken = m["chosen"] if m["allocation"] == "auto" else m["allocation"]
-        rows.append([m["method"], taken, _ranks(m["ranks"]), *counted, residual, *near, *acts])
-    header = ["method", "allocation", "capacity", "count", "% of all", "residual", "below", "above"]
-    title = f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters"
-    print_rows(header + ["acts"] * (len(rows[0]) - len(header)), rows, title)
+        counted = [quantity(m["count"]), f"{m['percent']:.3g}", dof_text(m["dof"], m["dof_measured"])]
+        rows.append([m["method"], m["chosen"], _ranks(m["ranks"]), *counted, residual, *near])
+    header = ["method", "allocation", "capacity", "count", "% of all", "dof", "residual", "below", "above"]
+    print_rows(header, rows, f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters")
     for m in answer["methods"]:
-        if "acting" in m and not m["feasible"]:
+        if asked and not m["feasible"]:
             out.print(f"infeasible  {m['method']}, {m['allocation']}: {m['reason']}; {m['lever']}")
 
 
@@ -348,6 +325,11 @@ def print_estimate_line(estimate: Estimate) -> None:
     )
     for limit in estimate.over:
         err.print(f"it will stop before its end: {limit}", style="yellow")
+
+
+def dof_text(dof: int | None, measured: bool | None) -> str:
+    """Degrees of freedom; measured ones are about that many."""
+    return "" if dof is None else ("\N{ALMOST EQUAL TO} " if measured else "") + f"{dof:,}"
 
 
 def _residual(residual: int | None, budget: int | None) -> str:

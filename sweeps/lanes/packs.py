@@ -57,6 +57,8 @@ def unpackable(method: str, model: str | None = None, checkpointing: bool = Fals
         return "puts prompts of its own before the towers"
     if METHODS[method].holds_out:
         return "holds some rows of each batch out, other numbers in every trial"
+    if METHODS[method].mixes_rows:
+        return "mixes the rows of a batch, which a pack pads otherwise"
     if model is None:
         return None
     try:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from analysis.store.tables import to_table
+from randlora.adapted.freedom import degrees
 from sweeps.budget.reach import Shapes
 from sweeps.budget.solving import Solved, rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
@@ -162,6 +163,7 @@ def _cell(
     low, high, centre = _lr_range(name, spec)
     trains, tuned = centre is not None, centre is not None and spec.protocol != "paper"
     space = dimensions(name, spec) if tuned else ()
+    freedom = degrees(base, shapes, solved.capacities, options) if solved.capacities else None
     return Cell(
         cell_id=_cell_id(spec, targets, name, solved.reference, dataset, size),
         sweep=spec.name,
@@ -185,6 +187,8 @@ def _cell(
         below=solved.below,
         above=solved.above,
         update_rank=update_rank(base, shapes, solved.capacities, options),
+        dof=None if freedom is None else freedom.count,
+        dof_measured=None if freedom is None else freedom.measured,
         lr_low=low,
         lr_high=high,
         lr_centre=centre,

@@ -20,10 +20,12 @@ class Cell:
 
     Attributes:
         reference: what defines the budget, 'lora-8'; None for a method without one.
-        budget: trainable adapter parameters aimed at; None for a method without one.
+        budget: trainable adapter parameters, or degrees of freedom, aimed at; None for a method without one.
         capacity: the one capacity of a uniform allocation (r; k for NoLA); None where layers differ.
         capacities: capacity of every target weight, by qualified name.
-        count: trainable adapter parameters of the solution; residual: count - budget.
+        count: trainable adapter parameters of the solution; residual: what the budget limits less the budget.
+        dof: degrees of freedom of its updates, which the budget may limit in place of parameters; `dof_measured`: on a
+            small weight, where no formula is known.
         update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
             is none, or nobody has said.
         below, above: nearest reachable counts around the budget, with their capacity.
@@ -79,6 +81,8 @@ class Cell:
     skip_bad: bool = False
     evaluate: EvaluateSettings = field(default=EvaluateSettings())
     update_rank: float | None = None
+    dof: int | None = None
+    dof_measured: bool | None = None
     written: str | None = None
     val_examples: int | None = None
     test_examples: int | None = None

@@ -116,6 +116,8 @@ class BudgetSection(_Section):
         default=None, min_length=1
     )
     """Budgets in percent of the adapted weights."""
+    count: Annotated[Literal["parameters", "dof"], LATER] = "parameters"
+    """What they limit: trained parameters, or the degrees of freedom that these give an update (docs/fairness.md)."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """A cell whose nearest count is farther from its budget, as a share, is left out and listed."""
     allocation: Allocation = "auto"
@@ -129,8 +131,10 @@ class BudgetSection(_Section):
         return self
 
     def references(self) -> tuple[str, ...]:
-        """Labels of the budgets in file order: 'lora-8', 'params-250000' or 'percent-0.1'."""
-        for prefix, values in (("lora", self.lora_rank), ("params", self.params), ("percent", self.percent)):
+        """Labels of the budgets in file order: 'lora-8', 'params-250000' or 'percent-0.1'; where they limit degrees of
+        freedom 'dof-lora-8', 'dof-250000' or 'dof-percent-0.1'."""
+        of = ("dof-lora", "dof", "dof-percent") if self.count == "dof" else ("lora", "params", "percent")
+        for prefix, values in zip(of, (self.lora_rank, self.params, self.percent), strict=True):
             if values is not None:
                 return tuple(f"{prefix}-{v:g}" if isinstance(v, float) else f"{prefix}-{v}" for v in values)
         raise AssertionError("validated: one kind is set")

@@ -12,6 +12,7 @@ from trainables.config import TrialConfig
 from trainables.data.images.dataset import Dataset, check_templates
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled, TextDataset, TextKind
+from trainables.data.text.problems import PROMPT
 from trainables.errors import TrialError, first_line
 from trainables.models.families import Kind
 from trainables.models.loading import LoadedModel, Preprocess
@@ -31,6 +32,7 @@ _GENERATION = {"num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram
 _PROMPTS = {
     "instructions": prompts.alpaca(PLACE),
     "questions": prompts.question(PLACE),
+    "problems": PROMPT.format(PLACE),
     "meanings": PLACE,
 }
 

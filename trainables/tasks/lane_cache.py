@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from randlora.arithmetic.decompositions import Decompositions
 from trainables.config import Stage
 from trainables.data.images.dataset import Dataset
 from trainables.data.images.pixels import KEEP_BYTES, Pixels, Recipe
@@ -82,7 +83,7 @@ class Warm:
         """
         models, key = self._table("models"), _model_key(model_id, weights)
         if key not in models:
-            for table in ("models", "marks", "words", "features"):
+            for table in ("models", "marks", "words", "features", "decompositions"):
                 self._table(table).clear()
             loaded = shared_model(model_id) if self.device.type == "cpu" else load_model(model_id)
             if weights == "bf16":
@@ -109,6 +110,10 @@ class Warm:
     def text_dataset(self, name: str, stage: Stage) -> TextDataset:
         """The text set as `stage` may see it."""
         return self._kept("texts", name, lambda: load_text_dataset(name)).at(stage)
+
+    def decompositions(self) -> Decompositions:
+        """What attaching computes of the base model that is loaded now."""
+        return self._kept("decompositions", "of the model", Decompositions)
 
     def words(self, key: Hashable, make: Callable[[], T]) -> T:
         """Something made from words by the base model that is loaded now, such as texts in tokens; made once."""

@@ -51,12 +51,18 @@ class Trainables:
 
 
 @contextlib.contextmanager
-def adapted(model: nn.Module, trial: TrialConfig, tokenizer: Tokenizer | None = None) -> Iterator[Trainables]:
+def adapted(
+    model: nn.Module,
+    trial: TrialConfig,
+    tokenizer: Tokenizer | None = None,
+    keeper: contextlib.AbstractContextManager[object] | None = None,
+) -> Iterator[Trainables]:
     """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
 
     "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
     a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen in every method. Prompts start
-    from words that the tokenizer of a CLIP knows.
+    from words that the tokenizer of a CLIP knows. Adapters are attached inside `keeper`, which may keep what that
+    computes of the base weights.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -67,7 +73,9 @@ def adapted(model: nn.Module, trial: TrialConfig, tokenizer: Tokenizer | None = 
             elif trial.method in FULL_METHODS:
                 yield _base_weights(model, trial, stack)
             else:
-                yield _adapters(model, trial, stack, tokenizer)
+                with keeper or contextlib.nullcontext():
+                    added = _adapters(model, trial, stack, tokenizer)
+                yield added
     finally:
         for parameter, flag in required.items():
             parameter.grad = None

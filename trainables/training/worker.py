@@ -84,7 +84,7 @@ def run_trial(
         task = make_task(parts)
         with (
             float32_backend(trial.train.float32, device) as backend,
-            adapted(loaded.module, trial, loaded.tokenizer) as trainables,
+            adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions()) as trainables,
         ):
             work = Work(
                 trial=trial,

@@ -4,6 +4,7 @@
     kinds    one table: what every type counts, at which capacities, from which seed; and the types that do not fit
     config   a type's configuration, checked by PEFT's own class
     build    PEFT's layers as adapters: its tuner runs on a tree that has the target weights alone
+    freedom  how many of the counted parameters act, in closed form
     entry    a type's entry in the registry
 
 `peft` is imported when a name is first looked up, and never by `import randlora`.

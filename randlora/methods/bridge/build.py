@@ -10,7 +10,7 @@ A weight that is read and not called is the layer applied to the identity. Start
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from randlora.adapter import Adapter, Request
 from randlora.errors import AdapterError, ConfigError
 from randlora.methods.bridge.config import PeftOptions, peft, quiet
+from randlora.methods.bridge.counts import tail
 
 
 def module_name(weight: str) -> str:
@@ -52,6 +53,10 @@ class PeftAdapter(Adapter):
         prefix = args[0] if args else kwargs.get("prefix", "")
         for key in self._trained:
             yield f"{prefix}.{key}" if prefix else key, self.get_parameter(key)
+
+    def stored(self) -> Iterator[Tensor]:
+        """Also what PEFT's layer keeps where no `state_dict` shows it: indices, and matrices of its tuner's."""
+        return (t for t in _tensors(self.layer, set()) if not (isinstance(t, nn.Parameter) and t.requires_grad))
 
     @property
     def tuner(self) -> Any:
@@ -103,6 +108,20 @@ class PeftAdapter(Adapter):
     def delta(self, base: Tensor) -> Tensor:
         base = base.to(_precision(base))
         return self._matrix(base) - base
+
+
+def _tensors(held: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in the attributes of modules, however deep in containers."""
+    if id(held) in seen:
+        return
+    seen.add(id(held))
+    if isinstance(held, Tensor):
+        yield held
+        return
+    inside = vars(held) if isinstance(held, nn.Module) else held
+    parts = inside.values() if isinstance(inside, Mapping) else inside if isinstance(inside, list | tuple) else ()
+    for part in parts:
+        yield from _tensors(part, seen)
 
 
 def _precision(base: Tensor) -> torch.dtype:
@@ -172,6 +191,8 @@ def build(request: Request) -> dict[str, Adapter]:
     if request.device.type == "meta" and not kind.meta:
         options = {**kind.fixed, **config.options()}
         return {n: Counted(n, request, kind.count(request.shapes[n], c, options)) for n, c in legal.items()}
+    if kind.together is not None and len(sizes := sorted(set(legal.values()))) > 1:
+        raise ConfigError(f"{config.method} has one {config.capacity_field} for all weights but got {sizes}")
     groups: dict[int, list[str]] = {}
     for name, capacity in legal.items():
         groups.setdefault(0 if kind.pooled else capacity, []).append(name)
@@ -182,19 +203,32 @@ def build(request: Request) -> dict[str, Adapter]:
     return {name: made[name] for name in request.weights}
 
 
+def target_names(config: PeftOptions, names: Iterable[str]) -> list[str]:
+    """How PEFT is told the weights: by their modules' names, or by the ends that layers of one kind share."""
+    modules = [module_name(name) for name in names]
+    if not config.kind.by_tail:
+        return modules
+    tails = sorted({tail(module) for module in modules})
+    for module in modules:
+        if len(found := [t for t in tails if module.endswith(t)]) > 1:
+            raise ConfigError(f"{config.method}: PEFT cannot tell {' and '.join(found)} apart by name; adapt one")
+    return tails
+
+
 def _grow(request: Request, config: PeftOptions, capacity: int, names: list[str]) -> dict[str, Adapter]:
     """The adapters of the weights that share a tree."""
-    more: dict[str, Any] = {"target_modules": [module_name(name) for name in names]}
+    more: dict[str, Any] = {"target_modules": target_names(config, names)}
     if config.kind.seed is not None:
         more[config.kind.seed] = request.basis_seed
-    theirs = config.at(capacity, **more)
+    shapes = [request.shapes[name] for name in names]
+    theirs = config.at(capacity, **more, **config.kind.settled(shapes, config.options()))
     root = tree({name: request.weights[name] for name in names})
     try:
         with quiet():
             tuner = peft().get_peft_model(root, theirs)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(
-            f"{config.method}: PEFT refuses weights of {sorted({request.shapes[n] for n in names})} with "
+            f"{config.method}: PEFT refuses weights of {sorted(set(shapes))} with "
             f"{config.capacity_field} = {config.kind.value(capacity)}: {error}"
         ) from error
     layers = {name: root.get_submodule(module_name(name)) for name in names}

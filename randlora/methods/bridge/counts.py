@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,8 @@ from randlora.adapter import Shape
 Options = Mapping[str, Any]
 MOST = 1 << 20
 """Capacities of a weight that are tried at most."""
+BANK = 1 << 13
+"""Vectors of a bank that are tried at most."""
 STEPS = 100_000
 """Steps of a capacity that is a fraction in PEFT."""
 
@@ -69,6 +71,45 @@ def lokr(shape: Shape, r: int, options: Options) -> int:
 
 def lokr_most(shape: Shape, options: Options) -> int:
     return -(-max(shape) // 2)
+
+
+def vector_length(shapes: Iterable[Shape], options: Options) -> int:
+    """The longest vectors, up to the option, into which every side falls apart."""
+    most: int = options["vector_length"]
+    return max(d for d in divisors(math.gcd(*(side for shape in shapes for side in shape))) if d <= most)
+
+
+def bank(shapes: Mapping[str, Shape], vectors: int, options: Options) -> int:
+    """The bank, and a logit for each of its vectors in every piece of every factor."""
+    length = vector_length(shapes.values(), options)
+    return vectors * (length + int(options["r"]) * sum(map(sum, shapes.values())) // length)
+
+
+def bank_most(shape: Shape, options: Options) -> int:
+    """A vector for every piece of the factors."""
+    return min(BANK, int(options["r"]) * sum(shape) // vector_length([shape], options))
+
+
+def lily(shapes: Mapping[str, Shape], r: int, options: Options) -> int:
+    """An A for `stride_A` layers of a group, `num_B` B for the group, and a router for each layer."""
+    stride, heads = int(options["stride_A"]), int(options["num_B"])
+    groups: dict[tuple[str, Shape], int] = {}
+    for name, shape in shapes.items():
+        key = tail(name.removesuffix(".weight")), shape
+        groups[key] = groups.get(key, 0) + 1
+    return r * sum(-(-n // stride) * i + heads * o + n * heads for (_, (o, i)), n in groups.items())
+
+
+def tail(module: str) -> str:
+    """What layers of one kind are called: the name after the last number in it ("layers.3.mlp.up": "mlp.up")."""
+    parts = module.split(".")
+    numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
+    return ".".join(parts[numbers[-1] + 1 :]) if numbers else module
+
+
+def alone(together: Callable[[Mapping[str, Shape], int, Options], int]) -> Callable[[Shape, int, Options], int]:
+    """Of one weight, whose trainables no other shares."""
+    return lambda shape, capacity, options: together({"": shape}, capacity, options)
 
 
 def entries(shape: Shape, options: Options) -> int:

@@ -10,6 +10,7 @@ from randlora.adapter import Shape
 from randlora.errors import AdapterError
 from randlora.methods.bridge.build import build
 from randlora.methods.bridge.config import config_class, peft
+from randlora.methods.bridge.freedom import FREEDOM, TOGETHER
 from randlora.methods.bridge.kinds import PREFIX, kind_of
 from randlora.methods.method import Method
 
@@ -34,12 +35,25 @@ def entry(name: str) -> Method:
         return kind.count(shape, kind.legal(shape, capacity, merged), merged)
 
     def most(shapes: Sequence[Shape], **options: Any) -> int:
-        return max(kind.most(shape, {**defaults, **options}) for shape in shapes)
+        return kind.reach(kind.most(shape, {**defaults, **options}) for shape in shapes)
+
+    def together(shapes: Mapping[str, Shape], capacity: int, **options: Any) -> int:
+        assert kind.together is not None
+        merged: Mapping[str, Any] = {**defaults, **options}
+        return kind.together(shapes, kind.legal(next(iter(shapes.values())), capacity, merged), merged)
+
+    def freedom(shape: Shape, capacity: int, **options: Any) -> int | None:
+        formula = FREEDOM.get(short)
+        return None if formula is None else formula(shape, kind.legal(shape, capacity, options), options)
+
+    def freedom_together(shapes: Mapping[str, Shape], capacity: int, **options: Any) -> int:
+        return TOGETHER[short](shapes, capacity, options)
 
     return Method(
         title=f"{kind.title} (PEFT)",
         config=config,
         count=count,
+        together=None if kind.together is None else together,
         max_capacity=most,
         min_capacity=kind.least,
         build=build,
@@ -47,4 +61,7 @@ def entry(name: str) -> Method:
         published_lr_source=kind.source,
         scale_rule="PEFT's" if kind.alpha is None else f"{kind.alpha[0]} / r, {kind.alpha[1]:g} at every rank",
         mergeable=kind.matrix,
+        mixes_rows=kind.mixes_rows,
+        freedom=freedom,
+        freedom_together=freedom_together if short in TOGETHER else None,
     )

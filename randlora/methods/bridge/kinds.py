@@ -7,7 +7,7 @@ Rates are those of PEFT's own comparison (method_comparison/MetaMathQA of its re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,7 +28,9 @@ class Kind:
         title: as PEFT's documentation spells it.
         capacity_field: of PEFT's configuration that the capacity sets; None where the type has one size.
         count: trainable parameters of one weight at a legal capacity.
+        together: those of all weights by name, where weights share trainables; they then have one capacity.
         most: the largest capacity worth trying on one weight; nothing beyond it acts.
+        reach: makes the largest for a model of those of its weights.
         least: the smallest.
         legal: the nearest capacity that PEFT takes on a weight, of those that it does.
         value: what PEFT's field is at a capacity.
@@ -36,6 +38,8 @@ class Kind:
         seed: the field that draws what is frozen; None: nothing random is frozen.
         start: whether W0 + delta is W0 at the start, by default: to the bit, to rounding, or not.
         defaults: options whose default is not PEFT's, so that training starts from the base model.
+        settled: fields that depend on the shapes of all weights.
+        by_tail: whether layers of one kind share trainables; PEFT tells kinds by the names that it is given.
         fixed: fields that are set here, because they would change the count or what trains.
         refused: option -> words that PEFT takes and this package does not, since they write into the base weights or
             need data.
@@ -43,6 +47,7 @@ class Kind:
         bias_too: whether the layer's bias is changed as well.
         pooled: whether one vector for the whole model is what trains; its length is the sum of all capacities.
         derived: whether frozen tensors are made from W0 (a decomposition), so that a checkpoint keeps them.
+        mixes_rows: whether a row's update depends on the rest of its batch.
         draws: whether a training forward draws random numbers even without dropout.
         meta: whether PEFT builds it without weights.
         rate, source: the centre of a search.
@@ -51,7 +56,9 @@ class Kind:
     title: str
     capacity_field: str | None = "r"
     count: Count
+    together: Callable[[Mapping[str, Shape], int, Options], int] | None = None
     most: Callable[[Shape, Options], int] = lambda shape, options: min(shape)
+    reach: Callable[[Iterable[int]], int] = max
     least: int = 1
     legal: Callable[[Shape, int, Options], int] = lambda shape, capacity, options: capacity
     value: Callable[[int], Any] = lambda capacity: capacity
@@ -59,12 +66,15 @@ class Kind:
     seed: str | None = None
     start: Literal["exact", "rounded", "changed"] = "exact"
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    settled: Callable[[Iterable[Shape], Options], Mapping[str, Any]] = lambda shapes, options: {}
+    by_tail: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = True
     bias_too: bool = False
     pooled: bool = False
     derived: bool = False
+    mixes_rows: bool = False
     draws: bool = False
     meta: bool = True
     rate: float = 1e-4
@@ -297,16 +307,37 @@ KINDS: dict[str, Kind] = {
         pooled=True,
         **_rate(2e-3, "unilora/llama-3.2-3B-r4-td131072-lr0.002"),
     ),
+    "vblora": Kind(
+        title="VB-LoRA",
+        capacity_field="num_vectors",
+        count=counts.alone(counts.bank),
+        together=counts.bank,
+        most=counts.bank_most,
+        reach=lambda most: min(counts.BANK, sum(most)),
+        least=2,
+        legal=lambda shape, vectors, options: max(vectors, options["topk"]),
+        settled=lambda shapes, options: {"vector_length": counts.vector_length(shapes, options)},
+        fixed={"save_only_topk_weights": False},
+        start="changed",
+        **_rate(5e-4, "vblora/llama-3.2-3B-bank1024-lr5e4"),
+    ),
+    "lily": Kind(
+        title="Lily",
+        count=counts.alone(counts.lily),
+        together=counts.lily,
+        by_tail=True,
+        matrix=False,
+        mixes_rows=True,
+    ),
 }
 
-_PROMPT = "adds virtual tokens to a causal language model, not an update to its weights"
 UNFIT: dict[str, str] = {
-    "prompt_tuning": _PROMPT,
-    "multitask_prompt_tuning": _PROMPT,
-    "p_tuning": _PROMPT,
-    "prefix_tuning": _PROMPT,
-    "cartridge": _PROMPT,
-    "cpt": _PROMPT,
+    "prompt_tuning": "puts trained vectors before a causal language model's inputs, not an update to a weight",
+    "multitask_prompt_tuning": "splits prompts between tasks, and a trial has one",
+    "p_tuning": "makes its prompt by an encoder and saves the prompt alone: what is counted is not what is kept",
+    "prefix_tuning": "trains keys and values that every attention layer reads from a cache, not an update to a weight",
+    "cartridge": "trains a cache of keys and values whose start is read from a text, not an update to a weight",
+    "cpt": "trains the embeddings of given example texts within a ball; a trial has no such texts",
     "adaption_prompt": "adapts whole attention modules of a few model types, and cannot be taken off again",
     "ln_tuning": "trains the weights of norms, so that no capacity can meet a budget",
     "trainable_tokens": "trains rows of an embedding, so that no capacity can meet a budget",
@@ -314,9 +345,7 @@ UNFIT: dict[str, str] = {
     "xlora": "mixes LoRAs that are trained already",
     "poly": "shares LoRAs between tasks, and a trial has one; take peft:lora",
     "adalora": "trains more than its budget until its schedule has cut it down; take adalora, which fills the budget",
-    "adamss": "counts parameters by the values of the weights, so that no budget can be solved before they are loaded",
-    "vblora": "shares a bank of vectors between all weights, which its count per weight does not have",
-    "lily": "shares its factors between the layers of a group, which its count per weight does not have",
+    "adamss": "counts parameters by clusters of the weights' values, so that no budget can be solved from shapes",
 }
 """PEFT's other types, with the reason."""
 

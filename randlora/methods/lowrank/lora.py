@@ -29,7 +29,7 @@ from randlora.arithmetic.contract import (
 )
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored, lora_start
-from randlora.methods.method import Method
+from randlora.methods.method import Method, low_rank
 
 STABILISED_ALPHA = 4.0
 
@@ -142,6 +142,7 @@ LORA = Method(
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
     scale_rule="alpha / r, alpha = r by default, so 1 at every rank; rank-stabilised: alpha / sqrt(r), alpha = 4",
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+    freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
 )
 DORA = Method(
     title="DoRA",
@@ -152,4 +153,5 @@ DORA = Method(
     published_lr_source="as LoRA; no CLIP rate was published",
     scale_rule="as LoRA",
     update_rank=lambda shape, capacity, **_: min(shape),  # the weight's own: its rescaled rows
+    freedom=lambda shape, capacity, **_: low_rank(shape, capacity) + shape[0],
 )

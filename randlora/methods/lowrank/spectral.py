@@ -26,7 +26,7 @@ from torch import Tensor
 from randlora.adapter import AdapterConfig, RankConfig, Request, Shape, check_positive, each_weight, trainable
 from randlora.methods.factored import Factored, lora_start, singular
 from randlora.methods.lowrank.lora import lora_count
-from randlora.methods.method import Method, full_rank
+from randlora.methods.method import Method, full_rank, low_rank
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ PISSA = Method(
     published_lr_source="as LoRA, which its authors compare at one rate; no CLIP rate was published",
     scale_rule="alpha / r, alpha = r by default, so 1",
     update_rank=lambda shape, capacity, **_: min(2 * capacity, *shape),  # what was taken off W0, and what replaces it
+    freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
 )
 LORA_XS = Method(
     title="LoRA-XS",
@@ -177,6 +178,7 @@ LORA_XS = Method(
     published_lr_source="as LoRA; no CLIP rate was published",
     scale_rule="alpha / r, alpha = r by default, so 1",
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+    freedom=lambda shape, capacity, **_: min(capacity, *shape) ** 2,
 )
 SVFT = Method(
     title="SVFT",
@@ -188,4 +190,5 @@ SVFT = Method(
     published_lr_source="ours: no CLIP rate was published; a step of M's entries moves the delta less than LoRA's",
     scale_rule="scale, 1 by default",
     update_rank=lambda shape, capacity, **_: min(shape),  # the main diagonal lies between all singular vectors
+    freedom=svft_count,
 )

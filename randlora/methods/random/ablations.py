@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -98,6 +98,13 @@ def build_randlora_a(request: Request) -> dict[str, Adapter]:
     return {name: RandLoraA(shape, sizes[name], config, bases, request) for name, shape in request.shapes.items()}
 
 
+def randlora_a_freedom(shape: Shape, n: int, *, r: int, **_: Any) -> int:
+    """What either sum can be, without the changes of one that undo those of the other."""
+    small, large = min(shape), max(shape)
+    undone = 1 if n < r else r if n < large else r * r  # a number; rows of a free A; any mixture, if B is free too
+    return min(n, large) * r + min(n, r) * small - undone
+
+
 RANDLORA_A = Method(
     title="RandLoRA-a",
     config=RandLoraAConfig,
@@ -107,6 +114,7 @@ RANDLORA_A = Method(
     published_lr_source="as RandLoRA",
     scale_rule=f"alpha / r; by default {RANK_R_SCALE:g}; divided by n",
     update_rank=lambda shape, capacity, *, r, **_: min(r, *shape),
+    freedom=randlora_a_freedom,
 )
 RANDLORA_B = Method(
     title="RandLoRA-b",
@@ -118,4 +126,5 @@ RANDLORA_B = Method(
     published_lr_source="as RandLoRA",
     scale_rule="as RandLoRA",
     update_rank=lambda shape, capacity, **_: min(half_bases(shape, capacity) * capacity, *shape),
+    freedom=lambda shape, capacity, **_: half_bases(shape, capacity) * (capacity + min(shape) - 1),
 )

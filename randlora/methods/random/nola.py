@@ -25,7 +25,7 @@ from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape,
 from randlora.arithmetic.bases import Bases, Draw
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored
-from randlora.methods.method import Method
+from randlora.methods.method import Method, low_rank
 
 MAX_BASES = 4096
 """Cap on k: a forward reads k r (in + out) / 2 numbers to make the factors of one weight."""
@@ -100,6 +100,11 @@ def build_nola(request: Request) -> dict[str, Adapter]:
     return {name: Nola(shape, config, request.capacities[name], bases, request) for name, shape in shapes.items()}
 
 
+def nola_freedom(shape: Shape, k: int, *, r: int, **_: Any) -> int:
+    """All coefficients, as A_0 fixes the scale, until the A_i span every A."""
+    return min(k - (split_bases(k)[0] >= r * shape[1]), low_rank(shape, r))
+
+
 NOLA = Method(
     title="NoLA",
     config=NolaConfig,
@@ -111,4 +116,5 @@ NOLA = Method(
     scale_rule="alpha / r with alpha = r by default, so 1; the sums of bases are divided by sqrt(k)",
     min_capacity=2,
     update_rank=lambda shape, capacity, *, r, **_: min(r, *shape),  # r is an option, parameters buy something else
+    freedom=nola_freedom,
 )

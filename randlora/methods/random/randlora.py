@@ -172,6 +172,11 @@ def build_randlora(request: Request, bases_of: Callable[[Shape, int], int] = num
     }
 
 
+def randlora_freedom(shape: Shape, r: int, **_: Any) -> int:
+    """Of every basis lambda times c and gamma over c are the same."""
+    return num_bases(shape, r) * (r + min(shape) - 1)
+
+
 RANDLORA = Method(
     title="RandLoRA",
     config=RandLoraConfig,
@@ -181,4 +186,5 @@ RANDLORA = Method(
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
     scale_rule=f"alpha / r; by default {DEFAULT_SCALE:g} at every rank; '2r/sqrt(n)': by weight",
     update_rank=lambda shape, capacity, **_: min(shape),  # n r >= m
+    freedom=randlora_freedom,
 )

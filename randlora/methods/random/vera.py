@@ -163,4 +163,5 @@ VERA = Method(
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
     scale_rule="none: 1, the bases carry it (Kaiming uniform, gain sqrt 2)",
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+    freedom=lambda shape, capacity, **_: capacity + shape[0] - 1,  # b times c and d over c are the same
 )

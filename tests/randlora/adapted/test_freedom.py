@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from randlora.adapted.freedom import acting, freedom
+from randlora.adapted.freedom import Degrees, acting, degrees, freedom
+from randlora.methods.bridge.kinds import KINDS, PREFIX
+from randlora.methods.registry import METHODS, get_method
 
 SHAPE = (12, 8)
 
@@ -31,6 +33,43 @@ SHAPE = (12, 8)
 )
 def test_the_rank_of_the_jacobian(name: str, capacity: int, options: dict[str, Any], acts: int) -> None:
     assert freedom(name, SHAPE, capacity, options) == acts
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"randlora-a": {"r": 4}, "peft:road": {"group_size": 4}, "nola": {"r": 2}}
+
+
+@pytest.mark.parametrize("name", [*METHODS, *(PREFIX + kind for kind in KINDS)])
+def test_a_formula_is_the_rank_of_the_jacobian(name: str) -> None:
+    method, options = get_method(name), OPTIONS.get(name, {})
+    for shape in ((12, 8), (8, 12)):
+        most = method.max_capacity([shape], **options)
+        for capacity in sorted({c for c in (method.min_capacity, 2, 3, most // 2, most) if method.min_capacity <= c}):
+            stated = method.dof(shape, min(capacity, most), **options)
+            found = freedom(name, shape, min(capacity, most), options)
+            if stated is None:
+                assert name in MEASURED
+            elif method.scheduled or (name == "peft:osf" and 2 * capacity < min(shape)) or name == "peft:vblora":
+                at_start = method.count(shape, capacity) if method.scheduled else stated  # a bound; or more, until cut
+                assert min(found, stated) <= stated <= at_start
+            else:
+                assert stated == pytest.approx(found, abs=4 if name == "peft:fourierft" else 1), (shape, capacity)
+
+
+MEASURED = {"hydralora", "peft:lokr", "peft:peanut"}
+
+
+def test_of_a_model() -> None:
+    shapes = {"0.q": (12, 8), "1.q": (12, 8), "0.v": (16, 16)}
+    found = degrees("lora", shapes, dict.fromkeys(shapes, 3))
+    assert found == Degrees(2 * 3 * 17 + 3 * 29, measured=False)
+    measured = degrees("peft:lokr", shapes, dict.fromkeys(shapes, 3))
+    assert measured is not None
+    assert measured.measured
+    for name in ("peft:lily", "peft:vblora"):  # weights share: no more than is trained
+        shared = degrees(name, shapes, dict.fromkeys(shapes, 4))
+        assert shared is not None
+        assert shared.count <= get_method(name).total(shapes, 4)
+    assert degrees("peft:boft", {"0": (6, 5)}, {"0": 5}, {}) == Degrees(10 + 6, measured=False)
 
 
 def test_a_large_weights_share_is_that_of_a_small_one_trained_as_far() -> None:

@@ -27,43 +27,12 @@ from randlora import (
     load,
 )
 from randlora.methods.bridge import config as bridge
-from randlora.methods.bridge.build import legal_capacities, module_name
+from randlora.methods.bridge.build import legal_capacities, target_names
 from randlora.methods.bridge.config import PeftOptions
 from randlora.methods.bridge.counts import divisors
 from randlora.methods.bridge.kinds import KINDS, UNFIT
+from tests.randlora.methods.support import NAMES, TARGETS, configured, network, rows, single
 from tests.support import ROOT
-
-NAMES = sorted(KINDS)
-TARGETS = ["up", "down", "q"]
-SHAPES = [(32, 16), (16, 32), (16, 16)]
-OPTIONS: dict[str, dict[str, Any]] = {"road": {"group_size": 16}}
-CAPACITY = {"supertuning": 1000, "frod": 1000, "ia3": 1, "beft": 1}
-
-
-class Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down, self.q = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.down(torch.tanh(self.up(x))) + self.q(x)
-        return y
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(Layer(), Layer(), nn.Linear(16, 4))
-
-
-def rows() -> tuple[Tensor, Tensor]:
-    return torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)), torch.ones(3, 5, 4)
-
-
-def configured(name: str, capacity: int | None = None, **options: Any) -> PeftOptions:
-    method = get_method(f"peft:{name}")
-    config = method.config.from_options(capacity or CAPACITY.get(name, 4), {**OPTIONS.get(name, {}), **options})
-    assert isinstance(config, PeftOptions)
-    return config
 
 
 def theirs(model: nn.Module, config: PeftOptions, adapted: Any, init_seed: int, basis_seed: int) -> Any:
@@ -71,7 +40,8 @@ def theirs(model: nn.Module, config: PeftOptions, adapted: Any, init_seed: int, 
     legal = set(legal_capacities(adapted).values())
     capacity = sum(adapted.capacities.values()) if config.kind.pooled else legal.pop()
     more = {} if config.kind.seed is None else {config.kind.seed: basis_seed}
-    inner = config.at(capacity, target_modules=[module_name(n) for n in adapted.adapters], **more)
+    more |= config.kind.settled(adapted.shapes.values(), config.options())
+    inner = config.at(capacity, target_modules=target_names(config, adapted.adapters), **more)
     torch.manual_seed(init_seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -153,11 +123,6 @@ def test_an_adapter_saved_before_basis_seeds_were_kept_still_loads(tmp_path: Pat
     assert load(network(), tmp_path).basis_seed == 3
 
 
-def single(shape: tuple[int, int], device: str) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(shape[1], shape[0], bias=False, device=device))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_closed_form_is_what_is_built(name: str) -> None:
     """Every shape at the ends and in the middle of its reach; with weights, and on the meta device."""
@@ -188,11 +153,14 @@ def test_the_closed_form_is_what_is_built(name: str) -> None:
         ("gralora", 6, {"gralora_k": 4}),
         ("supertuning", 9000, {"r": 2}),
         ("tinylora", 7, {"r": 3}),
+        ("vblora", 7, {"r": 2, "vector_length": 10, "topk": 3}),
+        ("vblora", 2, {"topk": 3}),
+        ("lily", 3, {"stride_A": 2, "num_B": 3}),
     ],
 )
 def test_options_that_change_the_count_are_counted(name: str, capacity: int, options: dict[str, Any]) -> None:
     method, adapted = get_method(f"peft:{name}"), attach(network(), configured(name, capacity, **options), TARGETS)
-    assert adapted.count() == method.total(list(adapted.shapes.values()), capacity, **options)
+    assert adapted.count() == method.total(adapted.shapes, capacity, **options)
 
 
 PUBLISHED = {
@@ -202,6 +170,8 @@ PUBLISHED = {
     ("psoft", 256): 1_856_512,
     ("lokr", 32): 2_294_656,
     ("supertuning", 1000): 5_816_944,
+    ("vblora", 1024): 4_849_664,
+    ("lily", 896): 18_450_432,
 }
 
 
@@ -209,7 +179,7 @@ PUBLISHED = {
 def test_counts_are_those_that_peft_published(name: str, capacity: int) -> None:
     """q and v of Llama-3.2-3B, from method_comparison/MetaMathQA/results."""
     shapes = [(3072, 3072), (1024, 3072)] * 28
-    options = {"lokr": {"decompose_factor": 4}, "supertuning": {"r": 8}}.get(name, {})
+    options = {"lokr": {"decompose_factor": 4}, "supertuning": {"r": 8}, "lily": {"stride_A": 14}}.get(name, {})
     assert get_method(f"peft:{name}").total(shapes, capacity, **options) == PUBLISHED[name, capacity]
 
 

@@ -158,6 +158,18 @@ def test_vera_and_nola_move_in_single_parameters_per_weight() -> None:
     assert max(nola.capacities.values()) - min(nola.capacities.values()) == 1
 
 
+@pytest.mark.parametrize("allocation", ["auto", "fill", "per-layer"])
+def test_weights_that_share_trainables_take_one_capacity_whatever_is_asked(allocation: str) -> None:
+    shapes = clip_tower("visual.", 12, 384)
+    for method in ("peft:vblora", "peft:lily"):
+        answer = solve(method, shapes, reference_budget(shapes, 8), allocation)
+        assert isinstance(answer, Solution)
+        assert answer.allocation == "uniform"
+        assert answer.count == METHODS[method].total(shapes, answer.capacity or 0)
+        missed = solve(method, shapes, 10 * reference_budget(shapes, 64))
+        assert isinstance(missed, Infeasible)
+
+
 def test_beyond_the_reach_the_answer_says_what_would_help() -> None:
     shapes = clip_b32()
     low, high = Reach("vera", shapes).totals[[0, -1]]

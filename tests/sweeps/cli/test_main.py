@@ -208,17 +208,18 @@ def test_budget_lists_chosen_methods_and_what_of_them_acts() -> None:
     ]
     answer = json.loads(sweeps(*words, "--method", "peft:all", "--json").stdout)
     rows = {row["method"]: row for row in answer["methods"]}
-    assert len(rows) == len(answer["methods"]) == 29
+    assert len(rows) == len(answer["methods"]) == 31
     assert rows["peft:lora"]["count"] == answer["budget"]
-    assert rows["peft:waveft"]["acting"] == 1.0
-    assert rows["peft:boft"]["acting"] < 0.9
+    assert rows["peft:waveft"]["dof"] == rows["peft:waveft"]["count"]
+    assert rows["peft:boft"]["dof"] < 0.9 * rows["peft:boft"]["count"]
+    assert rows["peft:peanut"]["dof_measured"] is True
     assert not rows["peft:ia3"]["feasible"]
     two = json.loads(sweeps(*words, "--method", "lora", "--method", "peft:miss", "--json").stdout)["methods"]
     assert [row["method"] for row in two] == ["lora", "peft:miss"]
     every = json.loads(sweeps(*words, "--method", "lora", "--method", "peft:miss", "--all", "--json").stdout)["methods"]
     assert len(every) == 8 and {row["method"] for row in every} == {"lora", "peft:miss"}
     shown = sweeps(*words, "--method", "peft:miss", "--method", "peft:ia3").output
-    assert "acts" in shown
+    assert "dof" in shown
     assert "infeasible" in shown
     wrong = sweeps(*words, "--method", "peft:mis")
     assert wrong.exit_code == 2

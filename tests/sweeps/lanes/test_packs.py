@@ -113,6 +113,7 @@ def test_a_pack_that_did_not_do_makes_later_ones_smaller(tmp_path: Path) -> None
         ("full", "adds no adapter"),
         ("zero-shot", "adds no adapter"),
         ("autolora", "holds some rows of each batch out"),
+        ("peft:lily", "mixes the rows of a batch"),
     ],
 )
 def test_what_is_packed(method: str, words: str | None) -> None:

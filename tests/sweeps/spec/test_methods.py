@@ -94,7 +94,7 @@ def test_methods_of_peft_are_planned_and_built_at_the_count_of_the_budget() -> N
         ("hydralora", {"head": 2}, "heads"),
         ("randlora-c", {}, "randlora-"),
         ("peft:mis", {}, "nearest: 'peft:miss'"),
-        ("peft:prefix_tuning", {}, "adds virtual tokens"),
+        ("peft:prefix_tuning", {}, "trains keys and values that every attention layer reads"),
         ("peft:lora", {"lora_alfa": 8}, "Nearest: lora_alpha"),
         ("peft:lora", {"r": 8}, "capacity = 8"),
         ("peft:lora", {"init_lora_weights": "olora"}, "writes into the base weights"),

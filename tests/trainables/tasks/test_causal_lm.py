@@ -120,6 +120,22 @@ def test_generation_is_read_by_the_rules_of_llm_adapters(make: MakeTrial, tmp_pa
     assert extract_answer("I do not know", labels) is None
 
 
+def test_problems_are_generated_and_judged_by_their_numbers(make: MakeTrial, tmp_path: Path) -> None:
+    folder = tmp_path / "problems"
+    folder.mkdir()
+    for which in ("train", "test"):
+        rows = [{"query": f"{which}: what is {i} + 1?", "response": f"The answer is: {i + 1}"} for i in range(20)]
+        (folder / f"{which}.json").write_text(json.dumps(rows), encoding="utf-8")
+    evaluate = EvaluateSettings(max_new_tokens=4, num_beams=1, test_rows=5)
+    given = {"dataset": f"problems:{folder}", "evaluate": evaluate}
+    result = run(make(**given), tmp_path / "trial")[-1]["result"]
+    assert (result["metric"], result["n_examples"]) == ("accuracy (generation)", 5)
+    assert {"without-answer", "loss"} <= set(result["further"]["test"])
+    likelihood = evaluate.model_copy(update={"protocol": "log-likelihood"})
+    with pytest.raises(TrialError, match="have numbers as answers instead of choices; use 'generation'"):
+        run(make(**given | {"evaluate": likelihood}), tmp_path / "refused")
+
+
 def test_zero_shot_is_the_model_as_it_is(make: MakeTrial, tmp_path: Path) -> None:
     result = run(make("zero-shot"), tmp_path)[-1]["result"]
     assert result["adapter_params"] == 0

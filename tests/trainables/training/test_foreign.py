@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import trainables.training.checkpoints
+from randlora import get_method
 from randlora.methods.bridge.build import PeftAdapter
 from tests.trainables.support import outcome, run
 from tests.trainables.training.support import OWN, MakeTrial, alone, check_weights, together
 from trainables.config import TrialConfig
+from trainables.models.shapes import target_shapes
 from trainables.training.worker import run_trial
 
 
@@ -54,6 +57,32 @@ def test_a_trial_that_is_cut_off_goes_on(
     cut.close()
     assert outcome(run(trial, tmp_path / "cut", warm)) == outcome(whole)
     assert set(warm["models"]) == {trial.model}  # the worker kept its model
+
+
+@pytest.mark.parametrize("method", ["peft:fourierft", "peft:osf", "peft:unilora"])
+def test_a_checkpoint_has_what_trains_alone(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(trainables.training.checkpoints, "CHECKPOINT_SHARE", 1e9)
+    trial = trial_of(make_trial, method)
+    cut = run_trial(trial, warm={}, directory=tmp_path)
+    next(cut)
+    cut.close()
+    (file,) = tmp_path.glob("epoch-*.safetensors")
+    sizes = {name: tensor.numel() for name, tensor in load_file(str(file)).items()}
+    shapes = target_shapes(trial.model)
+    count = sum(get_method(method).count(shapes[name], capacity) for name, capacity in trial.capacities)
+    assert sum(size for name, size in sizes.items() if name.startswith("p.")) == count
+    assert {name[:2] for name in sizes} <= {"p.", "m.", "v.", "t."}  # values, AdamW's moments and steps
+
+
+def test_decompositions_are_made_once_for_a_model(make_trial: MakeTrial, tmp_path: Path) -> None:
+    cold, warm = outcome(run(trial_of(make_trial, "peft:osf"), tmp_path / "cold", {})), {}
+    run(trial_of(make_trial, "peft:osf", lr=1e-5), tmp_path / "first", warm)
+    (keeper,) = warm["decompositions"].values()
+    made = keeper.made
+    assert outcome(run(trial_of(make_trial, "peft:osf"), tmp_path / "second", warm)) == cold
+    assert (keeper.made, keeper.given) == (made, made)
 
 
 def test_a_base_model_that_is_written_to_is_dropped(

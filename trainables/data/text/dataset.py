@@ -15,9 +15,9 @@ from torch import Tensor
 
 from trainables.data.splits import SplitSet
 
-TextKind = Literal["instructions", "questions", "meanings", "sentences"]
-"""instructions: LLM-Adapters rows, answered by a label. questions: answered by the text of a choice. meanings: E2E.
-sentences: one or two sentences with a class or a number (GLUE)."""
+TextKind = Literal["instructions", "questions", "problems", "meanings", "sentences"]
+"""instructions: LLM-Adapters rows, answered by a label. questions: answered by the text of a choice. problems: by a
+number at the end of a solution (GSM8K). meanings: E2E. sentences: one or two with a class or a number (GLUE)."""
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
     row and has the text of the right choice as response.
     """
     here = folder.name
-    train, test = _find(folder, "train"), _find(folder, "test")
-    held = next((found for which in _VALIDATION if (found := _find(folder, which))), None)
+    train, test = find_file(folder, "train"), find_file(folder, "test")
+    held = next((found for which in _VALIDATION if (found := find_file(folder, which))), None)
     tasks = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
-    tests = {task: found for task, inside in tasks.items() if (found := _find(inside, "test"))}
-    trains = {task: found for task, inside in tasks.items() if (found := _find(inside, "train"))}
+    tests = {task: found for task, inside in tasks.items() if (found := find_file(inside, "test"))}
+    trains = {task: found for task, inside in tasks.items() if (found := find_file(inside, "train"))}
     if (train is None and not trains) or (test is None and not tests):
         present = [p.name for p in folder.iterdir()]
         raise DataError(
@@ -60,20 +60,22 @@ def assemble(
     return text_dataset(name, form, "accuracy", parts(train), lambda: parts(test), held=held)
 
 
-def _find(folder: Path, which: str) -> Path | None:
+def find_file(folder: Path, which: str) -> Path | None:
+    """`which.json` or `which.jsonl` in a folder; None where there is neither."""
     return next((path for suffix in _SUFFIXES if (path := folder / f"{which}{suffix}").is_file()), None)
 
 
 def read(path: Path, form: Form) -> list[Exchange]:
     """The rows of a file. Raises DataError naming file and row."""
     make: Callable[[Mapping[str, Any], str], Exchange] = _instruction if form == "instructions" else _question
-    rows = [make(_checked(row, f"{path}, row {i}"), f"{path}, row {i}") for i, row in enumerate(_objects(path))]
+    rows = [make(_checked(row, f"{path}, row {i}"), f"{path}, row {i}") for i, row in enumerate(objects(path))]
     if not rows:
         raise DataError(f"{path}: no rows")
     return rows
 
 
-def _objects(path: Path) -> Sequence[object]:
+def objects(path: Path) -> Sequence[object]:
+    """The values of a JSON list, or of a .jsonl file's lines. Raises DataError for a file that is neither."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":

@@ -1,11 +1,12 @@
-"""Text sets by name: commonsense, GLUE and E2E, where they come from, and how large they are.
+"""Text sets by name: commonsense, MetaMathQA with GSM8K, GLUE and E2E, where they come from, and how large they are.
 
 | form | what |
 |---|---|
 | `arc-easy`, `commonsense-170k`, ... | commonsense rows of LLM-Adapters, answered by a label; downloaded on first use |
 | `arc-easy-questions`, ... | the same, the bare question answered by the text of a choice |
-| `glue-sst2`, ..., `e2e` | from the hub |
+| `metamathqa-gsm8k`, `glue-sst2`, ..., `e2e` | from the hub |
 | `json:FOLDER`, `questions:FOLDER` | `{train,test}.json` in LLM-Adapters' form, read in the one way or the other |
+| `problems:FOLDER` | `{train,test}.json` of worked solutions that end in a number |
 | `glue:FOLDER`, `e2e:FOLDER` | the files of GLUE tasks and of E2E |
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from trainables.data.downloads import FOLDER_VARIABLE, UNKNOWN, counted, data_folder, hub_splits, may_download
 from trainables.data.text.dataset import TextDataset, TextKind
 from trainables.data.text.instructions import Form, assemble, from_json
+from trainables.data.text.problems import from_problems_folder, problem_set
 from trainables.data.text.tables import GLUE, Cells, e2e_dataset, from_e2e_folder, from_glue_folder, glue_dataset
 from trainables.errors import DataError, folder_of
 
@@ -30,6 +32,7 @@ LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/m
 _FORMS: dict[str, tuple[TextKind, Callable[[str, Path], TextDataset]]] = {
     "json": ("instructions", lambda name, folder: from_json(name, folder, "instructions")),
     "questions": ("questions", lambda name, folder: from_json(name, folder, "questions")),
+    "problems": ("problems", from_problems_folder),
     "glue": ("sentences", from_glue_folder),
     "e2e": ("meanings", from_e2e_folder),
 }
@@ -153,6 +156,14 @@ def _e2e(name: str) -> TextDataset:
     return e2e_dataset(name, hub, {which: f"tuetschek/e2e_nlg ({which})" for which in hub})
 
 
+def _metamath(name: str) -> TextDataset:
+    instead = "check the connection, or use problems:FOLDER"
+    train = hub_splits(name, "meta-math/MetaMathQA", instead=instead)["train"]
+    judged = hub_splits(name, "openai/gsm8k", "main", instead=instead)
+    held = ("openai/gsm8k (train)", judged["train"])
+    return problem_set(name, ("meta-math/MetaMathQA", train), lambda: ("openai/gsm8k (test)", judged["test"]), held)
+
+
 def _entries() -> dict[str, TextInfo]:
     found: dict[str, TextInfo] = {}
     forms: tuple[tuple[Form, str, str], ...] = (
@@ -173,6 +184,9 @@ def _entries() -> dict[str, TextInfo]:
             load = _adapters(f"ft-training_set/{file}.json", list(COMMONSENSE), form)
             known_union = (licence, rows, tests, False)
             found[file.replace("_", "-") + suffix] = TextInfo(load, f"{union}; {how}", source, *known_union, 3, form)
+    about = "mathematical problems with solutions; judged by GSM8K's questions, as in PEFT's method comparison"
+    source = "hub meta-math/MetaMathQA, openai/gsm8k"
+    found["metamathqa-gsm8k"] = TextInfo(_metamath, about, source, "MIT", None, 1319, False, None, "problems")
     for name, glue in GLUE.items():
         about = f"GLUE {name}, reported on its validation split"
         known = ("mixed", *glue.sizes, False)

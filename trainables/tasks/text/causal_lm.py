@@ -8,7 +8,7 @@ behind, which the loss and, attention being causal, the model do not see.
 ("the correct answer is answer2") compare by their sum; choices that are texts of their own compare per byte, since
 longer ones would lose otherwise. The other of the two is a further metric.
 "generation": LLM-Adapters' beam search, and its rules for reading an answer from the text; for rows with references
-(E2E) the score is BLEU.
+(E2E) the score is BLEU, and rows that are problems (GSM8K) have the number read that their text ends with.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from trainables.config import LINEAR_PROBE
 from trainables.data.text.batches import padded
 from trainables.data.text.dataset import Exchange, TextSplit
+from trainables.data.text.problems import final_answer
 from trainables.data.text.prompts import extract_answer
 from trainables.errors import TrialError
 from trainables.metrics.texts import check_installed, score_texts
@@ -58,10 +59,12 @@ class CausalLMTask(TextTask[Encoded]):
                 "learns prompts and responses; use a text encoder such as hf:roberta-base, or a json: data set"
             )
         self._references = dataset.kind == "meanings"
-        if self._references and trial.evaluate.protocol == LOG_LIKELIHOOD:
+        self._problems = dataset.kind == "problems"
+        if (self._references or self._problems) and trial.evaluate.protocol == LOG_LIKELIHOOD:
+            have = "reference texts" if self._references else "numbers as answers"
             raise TrialError(
-                f"evaluate.protocol 'log-likelihood': the rows of {trial.dataset!r} have reference texts instead of "
-                "choices; use 'generation'"
+                f"evaluate.protocol 'log-likelihood': the rows of {trial.dataset!r} have {have} instead of choices; "
+                "use 'generation'"
             )
         self._model, self._autocast = LanguageModel(module, parts.autocast), parts.autocast
         self._encoder = encoder = encoder_of(parts.loaded, settings.max_tokens)
@@ -70,7 +73,7 @@ class CausalLMTask(TextTask[Encoded]):
             check_installed()
             self.protocol, self.metric = GENERATION, "bleu"
         else:
-            self.protocol = trial.evaluate.protocol or LOG_LIKELIHOOD
+            self.protocol = trial.evaluate.protocol or (GENERATION if self._problems else LOG_LIKELIHOOD)
             per_byte = self.protocol == LOG_LIKELIHOOD and dataset.kind == "questions"
             self.metric = f"accuracy ({self.protocol}{' per byte' if per_byte else ''})"
 
@@ -214,10 +217,13 @@ def choices_of(row: Exchange, place: str) -> tuple[str, ...]:
 
 
 def answer_in(text: str, row: Exchange, place: str) -> str | None:
-    """The answer read from generated text; None where it holds none. Raises TrialError for a row without an answer."""
+    """The answer read from generated text, a label or a problem's number; None where it holds none.
+
+    Raises TrialError for a row without an answer.
+    """
     if row.answer is None:
         raise TrialError(f"{place}: the row has no 'answer', so generated text cannot be judged; add one to every row")
-    return extract_answer(text, row.labels)
+    return extract_answer(text, row.labels) if row.labels else final_answer(text)
 
 
 def gathered(texts: Sequence[str], n: int, world: int) -> list[str]:

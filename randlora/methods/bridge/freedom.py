@@ -1,0 +1,130 @@
+"""Degrees of freedom of PEFT's types in closed form, at a point in general position; of the others they are measured.
+
+Two pairs of trainables that make the same update count once. A formula is of a type's own options: it answers None for
+those that change what trains. `tests/randlora/adapted/test_freedom.py` holds each against the rank of the Jacobian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from randlora.adapter import Shape
+from randlora.methods.bridge.counts import Options, bank, entries, vector_length
+from randlora.methods.bridge.kinds import KINDS
+from randlora.methods.method import low_rank
+
+Freedom = Callable[[Shape, int, Options], int | None]
+
+
+def _counted(name: str, **needed: Any) -> Freedom:
+    """Everything that is counted acts, with these options."""
+    return lambda shape, capacity, options: (
+        KINDS[name].count(shape, capacity, options) if _has(options, needed) else None
+    )
+
+
+def _low_rank(**needed: Any) -> Freedom:
+    return lambda shape, r, options: low_rank(shape, r) if _has(options, needed) else None
+
+
+def _has(options: Options, needed: Mapping[str, Any]) -> bool:
+    return all(options[key] == value for key, value in needed.items())
+
+
+def _lora(shape: Shape, r: int, options: Options) -> int | None:
+    return None if options.get("lora_bias") else low_rank(shape, r) + shape[0] * bool(options.get("use_dora"))
+
+
+def _loha(shape: Shape, r: int, options: Options) -> int:
+    """Of an entrywise product rows and columns of one factor times c and of the other over c are the same."""
+    return 2 * low_rank(shape, r) - sum(shape) + 1
+
+
+def _glora(shape: Shape, r: int, options: Options) -> int | None:
+    return 2 * low_rank(shape, r) if options["config_A_B"] == "lora" else None
+
+
+def _rotation(shape: Shape, size: int) -> int:
+    """Rotations of `size` dimensions, without those that leave a weight of fewer rows as it is."""
+    rows = min(shape[0], size)
+    return rows * size - rows * (rows + 1) // 2
+
+
+def _hra(shape: Shape, r: int, options: Options) -> int:
+    """Reflections, each by a unit vector; their product is a rotation."""
+    return min(r * shape[1] - r * (r + 1) // 2, _rotation(shape, shape[1]))
+
+
+def _boft(shape: Shape, block: int, options: Options) -> int:
+    """A whole matrix is stored of each rotation, whose skew part acts; and a scale of each row."""
+    return shape[1] // block * _rotation(shape, block) + shape[0]
+
+
+def _fourier(shape: Shape, n: int, options: Options) -> int:
+    """The expected number: the real part of a wave is that of its conjugate, which may be drawn too."""
+    return n - round(n * (n - 1) / (2 * max(1, entries(shape, options) - 1)))
+
+
+def _psoft(shape: Shape, r: int, options: Options) -> int | None:
+    """Its two scales share a factor."""
+    whole = options["psoft_orth"] and options["psoft_mag_a"] and options["psoft_mag_b"]
+    return r * (r - 1) // 2 + 2 * r - 1 if whole else None
+
+
+def _osf(shape: Shape, e: int, options: Options) -> int:
+    """Gradients are kept orthogonal to the e frozen singular vectors. Exact where at most half of them train."""
+    free = min(shape) - e
+    return free * (sum(shape) - 2 * e + 1)
+
+
+def _supertuning(shape: Shape, step: int, options: Options) -> int | None:
+    return None if options["r"] else KINDS["supertuning"].count(shape, step, options)
+
+
+def _randlora(shape: Shape, r: int, options: Options) -> int:
+    return -(-min(shape) // r) * (r + min(shape) - 1)
+
+
+FREEDOM: dict[str, Freedom] = {
+    "lora": _lora,
+    "hira": _low_rank(),
+    "delora": _low_rank(),
+    "deft": _low_rank(para=False),
+    "gralora": _low_rank(),
+    "lily": _low_rank(),
+    "loha": _loha,
+    "glora": _glora,
+    "miss": _counted("miss", init_weights=True),
+    "hra": _hra,
+    "boft": _boft,
+    "oft": _counted("oft"),
+    "c3a": _counted("c3a"),
+    "fourierft": _fourier,
+    "waveft": _counted("waveft"),
+    "shira": _counted("shira"),
+    "supertuning": _supertuning,
+    "frod": _counted("frod"),
+    "psoft": _psoft,
+    "osf": _osf,
+    "randlora": _randlora,
+    "vera": lambda shape, r, options: shape[0] + r - 1,
+    "pvera": lambda shape, r, options: shape[0] + r - 1,  # the variances draw noise
+    "tinylora": lambda shape, u, options: min(u, options["r"] ** 2),
+    "road": lambda shape, variant, options: min(variant, 2) * shape[0],
+    "beft": _counted("beft"),
+    "ia3": _counted("ia3"),
+    "unilora": lambda shape, entries, options: min(entries, low_rank(shape, options["r"])),
+    "vblora": lambda shape, vectors, options: min(low_rank(shape, options["r"]), _bank({"": shape}, vectors, options)),
+}
+
+
+def _bank(shapes: Mapping[str, Shape], vectors: int, options: Options) -> int:
+    """At most: the bank, and the weights of the chosen vectors of each piece, which add up to 1."""
+    length = vector_length(shapes.values(), options)
+    pieces = bank(shapes, vectors, options) // vectors - length
+    return vectors * length + pieces * (int(options["topk"]) - 1)
+
+
+TOGETHER: dict[str, Callable[[Mapping[str, Shape], int, Options], int]] = {"vblora": _bank}
+"""The most that all weights have together."""

@@ -1,0 +1,49 @@
+"""A small network for the bridge to PEFT, and its types configured for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora import get_method
+from randlora.methods.bridge.config import PeftOptions
+from randlora.methods.bridge.kinds import KINDS
+
+NAMES = sorted(KINDS)
+TARGETS = ["up", "down", "q"]
+SHAPES = [(32, 16), (16, 32), (16, 16)]
+OPTIONS: dict[str, dict[str, Any]] = {"road": {"group_size": 16}}
+CAPACITY = {"supertuning": 1000, "frod": 1000, "ia3": 1, "beft": 1}
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.q = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.down(torch.tanh(self.up(x))) + self.q(x)
+        return y
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(Layer(), Layer(), nn.Linear(16, 4))
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    return torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)), torch.ones(3, 5, 4)
+
+
+def configured(name: str, capacity: int | None = None, **options: Any) -> PeftOptions:
+    method = get_method(f"peft:{name}")
+    config = method.config.from_options(capacity or CAPACITY.get(name, 4), {**OPTIONS.get(name, {}), **options})
+    assert isinstance(config, PeftOptions)
+    return config
+
+
+def single(shape: tuple[int, int], device: str) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(shape[1], shape[0], bias=False, device=device))

@@ -1,0 +1,69 @@
+"""Types of PEFT whose weights share trainables, and the one whose count no shape gives."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora import ConfigError, attach, get_method
+from randlora.files.peft_export import peft_form
+from tests.randlora.methods.support import NAMES, SHAPES, TARGETS, configured, network, single
+
+
+@pytest.mark.parametrize("name", ["vblora", "lily"])
+def test_weights_that_share_trainables_have_one_capacity(name: str) -> None:
+    config, names = configured(name), list(attach(network(), configured(name), TARGETS).adapters)
+    with pytest.raises(ConfigError, match=r"has one (num_vectors|r) for all weights but got \[4, 6\]"):
+        attach(network(), config, TARGETS, capacities={names[0]: 6})
+
+
+def test_layers_of_one_kind_share_in_pefts_own_folder_too(tmp_path: Path) -> None:
+    attach(network(), configured("lily"), TARGETS).export_peft(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = peft.PeftModel.from_pretrained(network(), str(tmp_path), is_trainable=True)
+    shapes = {f"{i}.{n}.weight": s for i in range(2) for n, s in zip(TARGETS, SHAPES, strict=True)}
+    assert sum(p.numel() for p in loaded.parameters() if p.requires_grad) == get_method("peft:lily").total(shapes, 4)
+    model = nn.ModuleDict({"0": nn.ModuleDict({"q": nn.Linear(4, 4), "kq": nn.Linear(4, 4)})})
+    with pytest.raises(ConfigError, match="PEFT cannot tell kq and q apart by name"):
+        attach(model, configured("lily"), ["0.q", "0.kq"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tensor_that_is_kept_is_counted(name: str) -> None:
+    """Against what appears in memory: PEFT keeps some outside its state dicts."""
+
+    def alive() -> dict[int, Tensor]:
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return {id(t): t for t in gc.get_objects() if isinstance(t, Tensor)}
+
+    model = network()
+    before = alive()
+    adapted = attach(model, configured(name), TARGETS)
+    ours = {p.data_ptr() for p in (*model.parameters(), *adapted.parameters())}
+    new = [t.untyped_storage() for key, t in alive().items() if key not in before and t.data_ptr() not in ours]
+    assert adapted.stored_bytes() == sum({memory.data_ptr(): memory.nbytes() for memory in new}.values())
+
+
+def test_the_form_of_a_type_that_needs_values_is_known_without_them() -> None:
+    on_meta = attach(network().to("meta"), configured("shira"), TARGETS)
+    assert peft_form(on_meta) == "itself"
+
+
+def test_adamss_counts_by_the_values_of_the_weights() -> None:
+    counts = set()
+    for outliers in (0, 3):  # rows that stand apart, as trained weights have them, are a cluster of their own
+        model = single((64, 64), "cpu")
+        with torch.no_grad():
+            model[0].weight[:outliers] *= 40  # type: ignore[index]
+        inner = peft.AdamssConfig(r=16, num_subspaces=5, subspace_rank=8, target_modules=["0"])
+        counts.add(sum(p.numel() for p in peft.get_peft_model(model, inner).parameters() if p.requires_grad))
+    assert len(counts) == 2

@@ -1,0 +1,44 @@
+"""The comparisons of all methods in `examples/peft/` plan, and leave none out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from randlora.methods.bridge.kinds import KINDS, PREFIX
+from randlora.methods.registry import METHODS
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tests.support import ROOT
+from tests.trainables.tiny_images import write_colours
+from tools.real.fetch import VIT
+
+FOLDER = ROOT / "examples" / "peft"
+FOREIGN = {PREFIX + kind for kind in KINDS}
+
+
+@pytest.mark.slow
+def test_the_league_has_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    transformers.Dinov2Config(architectures=["Dinov2Model"], **VIT).save_pretrained(tmp_path / "models" / "vit-s14")
+    write_colours(tmp_path / "data" / "gtsrb")
+    monkeypatch.chdir(tmp_path)
+    spec = SweepSpec.load(FOLDER / "league.toml")
+    assert set(spec.methods) == {name for name in METHODS if ":" not in name} | FOREIGN
+    plan = Plan.from_spec(spec)
+    counts = {cell.method: cell.count for cell in plan.feasible}
+    assert counts["lora"] == counts["peft:lora"] == 8 * 12 * (4 * 2 * 384 + 2 * 5 * 384)
+    assert {cell.tune_trials for cell in plan.feasible} == {5}
+    assert {cell.confirm_seeds for cell in plan.feasible} == {3}
+
+
+@pytest.mark.slow
+def test_pefts_own_comparison_is_planned_at_three_counts() -> None:
+    spec = SweepSpec.load(FOLDER / "method-comparison.toml")
+    assert spec.budgets.references() == ("lora-8", "lora-32", "lora-64")
+    assert set(spec.methods) == FOREIGN | {"lora", "randlora"}
+    plan = Plan.from_spec(SweepSpec.load(FOLDER / "method-comparison.toml", ["budgets.lora_rank=[32]"]))
+    counts = {(cell.method, cell.reference): cell.count for cell in plan.feasible}
+    assert counts["peft:lora", "lora-32"] == 9_175_040  # as their results have it

@@ -1,0 +1,77 @@
+"""Budgets in degrees of freedom: LoRA's r (out + in - r) of every weight, met by what a method's updates can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from randlora.adapted.freedom import degrees
+from sweeps import Plan
+from sweeps.budget import reach
+from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
+from sweeps.budget.solving import reached_by_all
+from sweeps.spec.spec import SweepSpec
+from tests.sweeps.budget.shapes import clip_tower
+from tests.sweeps.spec.support import GOOD, write
+from trainables.models.shapes import target_shapes
+
+SHAPES = clip_tower("", 4, 192)
+
+
+def test_the_reference_is_lora_without_what_cancels() -> None:
+    assert reference_budget({"a": (12, 8), "b": (6, 6)}, 3, "dof") == 3 * 17 + 3 * 9
+    budget = reference_budget(SHAPES, 8, "dof")
+    answer = solve("lora", SHAPES, budget, counted="dof")
+    assert isinstance(answer, Solution)
+    assert (answer.capacity, answer.residual) == (8, 0)
+    assert answer.count == reference_budget(SHAPES, 8)
+
+
+@pytest.mark.parametrize("method", ["randlora", "dora", "peft:loha", "peft:boft", "peft:osf", "peft:lily", "peft:lokr"])
+@pytest.mark.parametrize("allocation", ["auto", "fill", "per-layer"])
+def test_the_residual_is_of_degrees_of_freedom(method: str, allocation: str) -> None:
+    budget = reference_budget(SHAPES, 1 if method == "peft:lokr" else 8, "dof")
+    answer = solve(method, SHAPES, budget, allocation, counted="dof", tolerance=None)
+    assert isinstance(answer, Solution)
+    found = degrees(method, SHAPES, answer.capacities)
+    assert found is not None
+    assert answer.residual == found.count - budget
+    assert answer.count >= found.count
+    if answer.above is not None:
+        assert answer.above.residual > answer.residual
+
+
+def test_what_cannot_be_reached_is_said_of_degrees_of_freedom(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = solve("peft:ia3", SHAPES, 10**6, counted="dof")
+    assert isinstance(answer, Infeasible)
+    assert "the largest number of degrees of freedom of peft:ia3" in answer.reason
+    pinned = solve_pinned("peft:loha", SHAPES, 4, 1000, counted="dof")
+    assert pinned.residual + 1000 < pinned.count
+    monkeypatch.setattr(reach, "degrees_of_one", lambda *_: None)
+    reach._curves.cache_clear()
+    unknown = solve("peft:peanut", SHAPES, 1000, counted="dof")
+    assert isinstance(unknown, Infeasible)
+    assert "can't be measured with these options" in unknown.reason
+    reach._curves.cache_clear()
+
+
+def test_a_plan_labels_its_budgets_and_shows_both_numbers(tmp_path: Path) -> None:
+    text = GOOD.replace("lora_rank = [1, 4]", 'lora_rank = [1, 4]\ncount = "dof"') + "[methods.hydralora]\n"
+    spec = SweepSpec.load(write(tmp_path, text.replace("[data]", 'targets = ["mlp.c_fc"]\n[data]')))
+    assert spec.budgets.references() == ("dof-lora-1", "dof-lora-4")
+    rows = Plan.from_spec(spec).table().to_pylist()
+    assert {r["reference"] for r in rows} == {"dof-lora-1", "dof-lora-4"}
+    assert all(r["residual"] == r["dof"] - r["budget"] for r in rows if r["feasible"])
+    assert {r["method"] for r in rows if r["dof_measured"]} <= {"hydralora"}
+    lora = next(r for r in rows if r["method"] == "lora")
+    assert (lora["dof"], lora["residual"]) == (lora["budget"], 0)
+    assert lora["count"] > lora["dof"]
+    shapes = target_shapes(spec.model.id, spec.model.targets, "both")
+    assert reached_by_all(spec, shapes, "dof-lora-1") != "budgets.lora_rank = [1]"
+
+
+def test_numbers_and_shares_are_labelled_too(tmp_path: Path) -> None:
+    for given, label in (("params = [5000]", "dof-5000"), ("percent = [0.5]", "dof-percent-0.5")):
+        text = GOOD.replace("lora_rank = [1, 4]", f'{given}\ncount = "dof"')
+        assert SweepSpec.load(write(tmp_path, text)).budgets.references() == (label,)

@@ -1,0 +1,105 @@
+"""Problems with worked solutions that end in a number: MetaMathQA to learn from, GSM8K's questions to be judged by.
+
+They are the data of Hugging Face PEFT's method comparison, read as its scripts read them: the same prompt, the same
+training texts left out for their length, the same rules for the answer in a text. A folder holds `train.json` and
+`test.json`, and perhaps `validation.json` (or `.jsonl`), of {query, response} or GSM8K's {question, answer}.
+
+MetaMathQA is made from the training questions of GSM8K and MATH, so validation on GSM8K's training questions is
+optimistic; tests are on questions that neither has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from trainables.data.text.dataset import Exchange, TextDataset, text_dataset
+from trainables.data.text.instructions import find_file, objects
+from trainables.errors import DataError
+
+PROMPT = "Question: {} Think step by step.\nAnswer:"
+LONGEST = 1300
+"""Characters of the longest training text, query and response with a space between."""
+_LEADS = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
+_COLUMNS = (("query", "response"), ("question", "answer"))
+
+Cells = Iterable[Mapping[str, Any]]
+
+
+def final_answer(text: str) -> str | None:
+    """The answer that a text ends with, None where it names none; numbers and fractions of equal value are equal."""
+    whole = text.strip().rstrip(".!?")
+    lead = next((lead for lead in _LEADS if lead in whole), None)
+    if lead is None:
+        return None
+    found = whole.rpartition(lead)[2].strip().partition("\n")[0].strip(" .!?$%")
+    value = _number(found)
+    return found if value is None else str(value)
+
+
+def _number(text: str) -> float | None:
+    above, slash, below = text.partition("/")
+    try:
+        return float(Decimal(above.strip()) / Decimal(below.strip()) if slash else Decimal(above.strip()))
+    except (ArithmeticError, ValueError):
+        return None
+
+
+def problem_set(
+    name: str, train: tuple[str, Cells], test: Callable[[], tuple[str, Cells]], held: tuple[str, Cells] | None = None
+) -> TextDataset:
+    """The data set of tables, each with its name for messages; the test table is read when that split is opened."""
+
+    def part(place: str, cells: Cells, *, judged: bool) -> tuple[str, str, list[Exchange]]:
+        rows = [_row(cell, f"{place}, row {i}", judged=judged) for i, cell in enumerate(cells)]
+        return name, place, [row for row in rows if row is not None]
+
+    found = text_dataset(
+        name,
+        "problems",
+        "accuracy",
+        [part(*train, judged=False)],
+        lambda: [part(*test(), judged=True)],
+        held=None if held is None else part(*held, judged=True),
+    )
+    if not len(found.train):
+        raise DataError(f"data set {name!r}: no training text has at most {LONGEST:,} characters")
+    return found
+
+
+def _row(cell: Mapping[str, Any], place: str, *, judged: bool) -> Exchange | None:
+    """None for a training text that is too long. Raises DataError for a cell that is not text, or holds no answer."""
+    columns = next((pair for pair in _COLUMNS if set(pair) <= cell.keys()), None)
+    if columns is None:
+        raise DataError(f"{place}: columns {sorted(cell)}; a problem has 'query' and 'response', or GSM8K's names")
+    query, response = (cell[column] for column in columns)
+    if not (isinstance(query, str) and query.strip() and isinstance(response, str) and response.strip()):
+        raise DataError(f"{place}: {columns[0]!r} and {columns[1]!r} must be texts, not {query!r} and {response!r}")
+    if not judged and len(query) + 1 + len(response) > LONGEST:
+        return None
+    answer = final_answer(response)
+    if judged and answer is None:
+        raise DataError(f"{place}: no answer after one of {', '.join(map(repr, _LEADS))}")
+    return Exchange(PROMPT.format(query), response, answer=answer)
+
+
+def from_problems_folder(name: str, folder: Path) -> TextDataset:
+    """The data set of a folder. Raises DataError for missing or malformed files, naming file and row."""
+    files = {which: find_file(folder, which) for which in ("train", "test", "validation")}
+    for which in ("train", "test"):
+        if files[which] is None:
+            present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            raise DataError(f"data set {name!r}: {folder} needs {which}.json or {which}.jsonl; it holds {present}")
+
+    def table(which: str) -> tuple[str, Cells]:
+        path = files[which]
+        assert path is not None
+        rows = objects(path)
+        if wrong := next((row for row in rows if not isinstance(row, dict)), None):
+            raise DataError(f"{path}: must hold objects, not {wrong!r}")
+        return str(path), [row for row in rows if isinstance(row, dict)]
+
+    held = table("validation") if files["validation"] else None
+    return problem_set(name, table("train"), lambda: table("test"), held)
