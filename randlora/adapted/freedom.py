@@ -39,8 +39,13 @@ class Degrees:
 def degrees(
     name: str, shapes: Mapping[str, Shape], capacities: Mapping[str, int], options: Mapping[str, Any] | None = None
 ) -> Degrees | None:
-    """Of a method on weights of these (out, in), each at its capacity; None where a small weight can't be adapted."""
+    """Of a method on weights of these (out, in), each at its capacity.
+
+    None where a small weight can't be adapted, and for prompts, which are in no weight.
+    """
     method, given, total, measured = get_method(name), dict(options or {}), 0, False
+    if method.prompts:
+        return None
     for (shape, capacity), n in Counter((shapes[key], c) for key, c in capacities.items()).items():
         found = degrees_of_one(name, shape, capacity, given)
         if found is None:
@@ -55,7 +60,9 @@ def degrees(
 
 
 def degrees_of_one(name: str, shape: Shape, capacity: int, options: Mapping[str, Any]) -> Degrees | None:
-    """Of one weight alone."""
+    """Of one weight alone; None as `degrees`."""
+    if get_method(name).prompts:
+        return None
     known = get_method(name).dof(shape, capacity, **options)
     if known is not None:
         return Degrees(known, measured=False)
