@@ -32,6 +32,7 @@ from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text
+from analysis.tables.console import conclusion
 from analysis.words.conclusions import conclude_rank_effects, names_of
 from analysis.words.figures import (
     conclude_crossings,
@@ -61,7 +62,7 @@ class Picture:
         stem: of its files; `kind`: which section it belongs to.
         figure: drawn by matplotlib.
         label: what it shows, for a screen reader.
-        caption: how to read it. says: its one-sentence conclusion; empty where the page's answer says it.
+        caption: how to read it. says: its one-sentence conclusion.
     """
 
     stem: str
@@ -80,7 +81,7 @@ class Picture:
     @property
     def svg(self) -> str:
         """Markup for the page."""
-        return svg.inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}".strip())
+        return svg.inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}")
 
 
 def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None) -> list[Picture]:
@@ -123,7 +124,7 @@ def _scaling(store: Store) -> list[Picture]:
         "LoRA rank of a budget. Point at a marker for its numbers, press a name in the legend to hide its method."
     )
     figure = draw_scaling(curve, columns=2, score=score)
-    return [Picture("scaling_curve", "scaling", figure, label, caption, "")]
+    return [Picture("scaling_curve", "scaling", figure, label, caption, conclusion(store))]
 
 
 def _differences(store: Store) -> list[Picture]:
