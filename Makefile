@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo pictures test test-all check lint types imports format api clean help
+.PHONY: setup demo pictures test test-all check lint types imports format docs clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,8 +46,12 @@ test: check  ## checks and all but the slow tests, in JOBS processes (2)
 test-all: check  ## slow tests too
 	$(PYTEST) -m 'slow or not slow'
 
-api: setup  ## reference of the Python interface, from docstrings, in site/api
-	$(BIN)/pdoc randlora sweeps analysis trainables --output-directory site/api
+.venv/.docs: .venv/.ready
+	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
+docs: .venv/.docs  ## the pages of docs/ and the Python interface as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Writes pages of `docs/`: recipes (headers of `examples/paper`), data (registry), keys of sweep files, results tables.
+"""Writes pages of `docs/`: recipes (headers of `examples/paper`), data (registry), sweep file, results tables, verbs.
 
 python -m tools.pages             # write them
 python -m tools.pages --check     # exit 1 where one is out of date
@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import typer
 
 from analysis.store.schemas import SCHEMA_VERSION, TABLES
 from analysis.store.views import VIEWS
+from sweeps.cli.main import app
 from tools.spec_page import sections
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
@@ -69,28 +72,40 @@ def _number(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
 
 
+OWN = "validation: the authors' own"
+USUAL = "validation: 10 % of train, 5,000 at most, seed 0"
+"""Rules of splitting that the page says once, above its table."""
+
+
 def images() -> str:
     """The registered image sets."""
+    assert {info.metric for info in DATASETS.values()} == {"accuracy"}, "the page says so once, above the table"
     rows = []
     for name, info in DATASETS.items():
-        sizes = ("", "", "") if info.sizes is None else (info.sizes.train, info.sizes.val, info.sizes.test)
+        sizes = (None, None, None) if info.sizes is None else (info.sizes.train, info.sizes.val, info.sizes.test)
         mark = "*" if info.sizes is not None and info.sizes.verified else ""
-        numbers = " / ".join(_number(n) if n != "" else "?" for n in sizes) + mark  # type: ignore[arg-type]
-        source = "; ".join([info.source, *(f"`{name}@{other}`" for other in info.others)])
-        what = (f"`{name}`", info.about, _number(info.classes), numbers, info.rule)
-        rows.append((*what, info.epochs or "", info.metric, source, info.get, info.licence))
-    columns = ("name", "what", "classes", "train / val / test", "split", "epochs", "metric")
-    return table((*columns, "source", "how to get it", "licence"), rows)
+        numbers = " / ".join(map(_number, sizes)) + mark
+        source = "; ".join([info.source, *(f"`@{other}`" for other in info.others)])
+        own = " (own)" if info.rule == OWN else ""
+        rest = "" if info.rule in (OWN, USUAL) else info.rule.removesuffix(f"; {USUAL}")
+        how = "" if info.get.startswith("downloads itself") else info.get
+        what = (f"`{name}`", info.about, _number(info.classes), numbers + own, info.epochs or "", source)
+        rows.append((*what, info.licence, "; ".join(filter(None, (rest, how)))))
+    columns = ("name", "what", "classes", "train / val / test", "epochs", "source", "licence", "note")
+    return table(columns, rows)
 
 
 def texts() -> str:
-    """The registered text sets."""
+    """The registered text sets, without the second form of those that have one."""
     rows = []
     for name, info in TEXT_DATASETS.items():
+        if name.endswith("-questions"):
+            continue
         task = name.removeprefix("glue-")
         metric = GLUE[task].metric if name.startswith("glue-") else "BLEU" if info.kind == "meanings" else "accuracy"
         numbers = f"{_number(info.train)} / {_number(info.test)}{'*' if info.verified else ''}"
-        rows.append((f"`{name}`", info.about, numbers, info.epochs or "", metric, info.source, info.licence))
+        about = re.sub(r"; answered by a label$|^GLUE .*", "", info.about)
+        rows.append((f"`{name}`", about, numbers, info.epochs or "", metric, info.source, info.licence))
     return table(("name", "what", "train / test", "epochs", "metric", "source", "licence"), rows)
 
 
@@ -104,11 +119,16 @@ def data_page() -> str:
 
 
 def sweep_file_page() -> str:
-    """docs/sweep-file.md."""
+    """docs/sweep-file.md; keys of `space` are described once, in `[search]`."""
     parts = []
     for name, rows in sections():
         title = f"`[{name}]`" if name else "Above all sections"
-        parts.append(f"## {title}\n\n{table(('key', 'type', 'default', 'meaning'), rows)}\n")
+        shown = (
+            (key, f"{kind}; {default}" if default else kind, re.sub(r"docs/([\w-]+)\.md", r"[\1](\1.md)", meaning))
+            for key, kind, default, meaning in rows
+            if not (name == "methods.NAME" and key.startswith("`space."))
+        )
+        parts.append(f"## {title}\n\n{table(('key', 'value; default', 'meaning'), shown)}\n")
     text = (TEXTS / "sweep_file.md").read_text(encoding="utf-8")
     return text.replace("@SECTIONS@", "\n".join(parts))
 
@@ -121,19 +141,48 @@ def type_name(kind: pa.DataType) -> str:
     names = {"string": "text", "int64": "integer", "double": "real", "bool": "boolean", "binary": "bytes"}
     if pa.types.is_list(kind):
         return f"list of {type_name(kind.value_type)}s"
-    return names.get(str(kind), "timestamp, UTC" if pa.types.is_timestamp(kind) else str(kind))
+    return names.get(str(kind), "time" if pa.types.is_timestamp(kind) else str(kind))
+
+
+def _columns(columns: Iterable[tuple[str, pa.DataType, str]]) -> str:
+    rows = ((f"`{column}`", type_name(kind).replace("text", ""), meaning) for column, kind, meaning in columns)
+    return table(("column", "type", "meaning"), rows)
 
 
 def tables_page() -> str:
-    """docs/tables.md."""
+    """docs/tables.md; a column that several tables have alike is described once, above them."""
+    times = Counter(column for one in TABLES.values() for column in one.columns)
+    shared = [column for column, n in times.items() if n > 1]
     parts = []
     for name, one in TABLES.items():
-        rows = [(f"`{column}`", type_name(kind), meaning) for column, kind, meaning in one.columns]
         keys = ", ".join(f"`{key}`" for key in one.key)
-        parts.append(f"## `{name}`\n\n{one.doc} Key: {keys}.\n\n{table(('column', 'type', 'meaning'), rows)}")
+        also = ", ".join(f"`{column[0]}`" for column in one.columns if column in shared)
+        own = _columns(column for column in one.columns if column not in shared)
+        parts.append(f"## `{name}`\n\n{one.doc} Key: {keys}. Above: {also}.\n\n{own}")
     views = table(("view", "what it holds"), [(f"`{view.name}`", view.doc) for view in VIEWS.values()])
     text = (TEXTS / "tables.md").read_text(encoding="utf-8").replace("@VERSION@", str(SCHEMA_VERSION))
-    return text.replace("@TABLES@", "\n\n".join(parts)).replace("@VIEWS@", views)
+    text = text.replace("@SHARED@", _columns(shared)).replace("@VIEWS@", views)
+    return text.replace("@TABLES@", "\n\n".join(parts))
+
+
+# -- verbs ------------------------------------------------------------------------------------------------------------
+
+EVERYWHERE = ("overrides", "scale", "as_json", "spec", "source")
+"""Arguments and options that the page describes once."""
+
+
+def verbs_page() -> str:
+    """docs/verbs.md, from what every verb says with `--help`."""
+    parts = []
+    for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        rows = [
+            (f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper(), p.help)
+            for p in verb.params
+            if p.name not in EVERYWHERE
+        ]
+        said = f"{' '.join(verb.help.split())}\n\n```\n{verb.epilog.removeprefix('Example: ')}\n```"
+        parts.append(f"## `{name}`\n\n{said}" + (f"\n\n{table(('given', 'meaning'), rows)}" if rows else ""))
+    return (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
 
 
 PAGES = {
@@ -141,6 +190,7 @@ PAGES = {
     "docs/data.md": data_page,
     "docs/sweep-file.md": sweep_file_page,
     "docs/tables.md": tables_page,
+    "docs/verbs.md": verbs_page,
 }
 
 

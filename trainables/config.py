@@ -108,15 +108,14 @@ class TrainSettings(BaseModel):
     """crop-flip: random resized crop (scale 0.5 to 1) of the model's square, and horizontal flip. crop-flip-original:
     the crop is of the original image, the paper's; decoded training images take 1.6 times as much room on disk."""
     head_lr: Annotated[Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["lr"], LATER] = 1e-3
-    """Peak learning rate of a new task head, the same for every method and never searched (the paper's DINOv2: 1e-3);
-    "lr": the trial's own rate, as one optimiser of adapter and head has it (the paper's GLUE)."""
+    """Peak learning rate of a new head, alike for every method and never searched; "lr": the trial's own (the paper's
+    GLUE)."""
     sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
-    """shuffle: every example once before any comes again; replacement: each drawn anew from all (the paper's)."""
+    """shuffle: every example once an epoch; replacement: each drawn anew from all (the paper's)."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
-    """Small subsets are gone through several times an epoch until it has this many batches (the paper: 10)."""
+    """Small subsets are gone through again until an epoch has this many batches (the paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
-    """Longest text in tokens, prompt and response together; None: 256, or the model's window where that is smaller, and
-    128 for text encoders."""
+    """Longest text in tokens, prompt and response together; None: 256, text encoders 128, the window at most."""
     loss_on_prompt: Annotated[bool, LATER] = False
     """Language models: the loss is over the prompt's tokens too (LLM-Adapters' train_on_inputs, its default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
@@ -127,11 +126,10 @@ class TrainSettings(BaseModel):
     gradient_checkpointing: Annotated[bool, LATER] = False
     """Models of text: keep the inputs of layers alone and make the rest again in the backward pass."""
     select: Annotated[Literal["last", "best"], LATER] = "last"
-    """Which weights of a training are scored and kept. last: those it ends with; best: those with the lowest loss on
-    validation (transformers' load_best_model_at_end), for which `protocol = "paper"` keeps validation rows apart too:
-    `evaluate.validation_rows`, 5,000 where that is not given, and a tenth of all at most."""
+    """Which weights are scored and kept: the last, or those with the lowest validation loss, for which
+    `protocol = "paper"` keeps `evaluate.validation_rows` apart (else 5,000, and a tenth of all at most)."""
     select_every: Annotated[int | None, Field(ge=1), LATER] = None
-    """Steps between the looks of `select = "best"`; None: one after every epoch. The last step is always looked at."""
+    """Steps between the looks of `select = "best"`; None: an epoch. The last step is always looked at."""
 
     @model_validator(mode="after")
     def _agree(self) -> TrainSettings:

@@ -31,7 +31,7 @@ from analysis.statistics.simultaneous import difference_curves
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
-from analysis.styles import Place, place_of, place_text, places
+from analysis.styles import Place, place_of, place_text
 from analysis.tables.console import conclusion
 from analysis.words.conclusions import conclude_rank_effects, names_of
 from analysis.words.figures import (
@@ -64,7 +64,6 @@ class Picture:
         figure: drawn by matplotlib.
         label: what it shows, for a screen reader.
         caption: how to read it. says: its one-sentence conclusion.
-        width: in the page, in rem; None for all of it.
     """
 
     stem: str
@@ -73,7 +72,12 @@ class Picture:
     label: str
     caption: str
     says: str
-    width: int | None = None
+
+    @property
+    def across(self) -> int:
+        """Panels beside each other; the page gives a figure of several its whole width."""
+        spots = [axes.get_subplotspec() for axes in self.figure.axes]
+        return max((s.get_topmost_subplotspec().get_gridspec().ncols for s in spots if s is not None), default=1)
 
     @property
     def svg(self) -> str:
@@ -123,14 +127,12 @@ def _scaling(store: Store) -> list[Picture]:
         return []
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
-        f"{score.capitalize()} against trainable adapter parameters (log axis). Points are means over seeds, bands "
-        "pointwise 95 % t intervals; dashed lines are methods without a budget. The upper axis gives the LoRA rank "
-        "that defines each budget. Point at a marker, or tap it, for its numbers."
+        f"{score.capitalize()} against trainable adapter parameters (log axis): means over seeds, bands pointwise 95 % "
+        "t intervals (of two seeds bars, which may leave the plot); dashed lines have no budget. The upper axis is the "
+        "LoRA rank of a budget. Point at a marker for its numbers, press a name in the legend to hide its method."
     )
-    says = conclusion(store)
     figure = draw_scaling(curve, columns=2, score=score)
-    width = 42 if len(places(curve)) == 1 else None
-    return [Picture("scaling_curve", "scaling", figure, label, caption, says, width)]
+    return [Picture("scaling_curve", "scaling", figure, label, caption, conclusion(store))]
 
 
 def _differences(store: Store) -> list[Picture]:
@@ -151,9 +153,8 @@ def _differences(store: Store) -> list[Picture]:
     if margin is not None:
         caption += f" Grey: differences within the margin of {100 * margin:g} points, which count as none."
     figure = draw_differences(shown, score=score, focus=asked.focus, margin=margin)
-    width = 42 if len(_keys(shown, place_of)) == 1 else None
     says = conclude_differences(table.to_pylist(), asked)
-    return [Picture("differences", "scaling", figure, label, caption, says, width)]
+    return [Picture("differences", "scaling", figure, label, caption, says)]
 
 
 def _rank(store: Store) -> list[Picture]:
@@ -173,7 +174,7 @@ def _rank(store: Store) -> list[Picture]:
     )
     says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
     figure = draw_ranks(_where(table, place_of, enough[:MOST_PANELS]), score=score)
-    return [Picture("rank", "rank", figure, label, caption, says, _width(len(enough)))]
+    return [Picture("rank", "rank", figure, label, caption, says)]
 
 
 def mean_ranks_picture(store: Store) -> list[Picture]:
@@ -190,7 +191,7 @@ def mean_ranks_picture(store: Store) -> list[Picture]:
         "from the first. It is drawn where there are three methods and three data sets."
     )
     figure = draw_mean_ranks(_where(table, rank_place, kept))
-    return [Picture("mean_ranks", "ranks", figure, label, caption, says, _width(len(kept)))]
+    return [Picture("mean_ranks", "ranks", figure, label, caption, says)]
 
 
 def _profiles(store: Store) -> list[Picture]:
@@ -206,7 +207,7 @@ def _profiles(store: Store) -> list[Picture]:
     )
     says = "Performance profiles describe the runs; nothing is tested in them, but in the tables beside."
     figure = draw_profiles(_where(table, panel_of, kept), score=score)
-    return [Picture("profiles", "profiles", figure, label, caption, says, _width(len(kept)))]
+    return [Picture("profiles", "profiles", figure, label, caption, says)]
 
 
 def _overlay(store: Store, overlay: str | None) -> list[Picture]:
@@ -223,7 +224,7 @@ def _overlay(store: Store, overlay: str | None) -> list[Picture]:
     )
     says = conclude_overlay(ours.to_pylist(), theirs.to_pylist())
     figure = fits.draw_overlay(ours, theirs, title, score=score)
-    return [Picture("overlay", "overlay", figure, label, caption, says, 36)]
+    return [Picture("overlay", "overlay", figure, label, caption, says)]
 
 
 def _fits(store: Store, x: str) -> list[Picture]:
@@ -247,7 +248,7 @@ def _fitted(
     )
     says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0], scaling.question(store))
     figure = fits.draw_fits(points, shown, crossings, score=score)
-    return Picture(stem, kind, figure, label, caption, says, _width(len(_keys(shown, place_of))))
+    return Picture(stem, kind, figure, label, caption, says)
 
 
 def _front(store: Store, x: str) -> list[Picture]:
@@ -259,7 +260,7 @@ def _front(store: Store, x: str) -> list[Picture]:
     caption = "Every confirmed cell; pale ones are beaten by a cell that costs no more and scores no less."
     says = conclude_front(everything.to_pylist())
     figure = fits.draw_front(shown, score=score)
-    return [Picture("pareto", "pareto", figure, label, caption, says, _width(len(_keys(shown, place_of))))]
+    return [Picture("pareto", "pareto", figure, label, caption, says)]
 
 
 def _sizes(store: Store) -> list[Picture]:
@@ -275,7 +276,7 @@ def _sizes(store: Store) -> list[Picture]:
         )
         says = conclude_sizes(mine, scaling.question(store))
         figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)
-        found.append(Picture(_numbered("data_size", len(found)), "sizes", figure, label, caption, says, 34))
+        found.append(Picture(_numbered("data_size", len(found)), "sizes", figure, label, caption, says))
     return found
 
 
@@ -329,9 +330,8 @@ def tuning_pictures(store: Store) -> list[Picture]:
             "end says that more tuning would have helped; lines that cross, that with another allowance another "
             "method would have come first."
         )
-        width = _width(len(budgets))
         figure, says = tuning.draw_expected(shown), conclude_expected(mine, scaling.question(store))
-        found.append(Picture(_numbered("expected_best", i), "expected", figure, label, caption, says, width))
+        found.append(Picture(_numbered("expected_best", i), "expected", figure, label, caption, says))
         if shown["test"].null_count < shown.num_rows:
             label = f"Expected {score} against learning rates tried on {where}"
             caption = (
@@ -340,7 +340,7 @@ def tuning_pictures(store: Store) -> list[Picture]:
                 "intervals over seeds, the noise of validation in them."
             )
             figure, says = tuning.draw_expected(shown, score), conclude_effort(mine)
-            found.append(Picture(_numbered("tuning_effort", i), "effort", figure, label, caption, says, width))
+            found.append(Picture(_numbered("tuning_effort", i), "effort", figure, label, caption, says))
         flat = _where(sharp, _tuned, [place])
         if flat.num_rows:
             label = f"Decades of learning rate within a point of the best on {where}"
@@ -350,7 +350,7 @@ def tuning_pictures(store: Store) -> list[Picture]:
                 "every score is noisy, so this describes."
             )
             figure, says = tuning.draw_sharpness(flat), conclude_sharpness(flat.to_pylist())
-            found.append(Picture(_numbered("sharpness", i), "sharpness", figure, label, caption, says, 30))
+            found.append(Picture(_numbered("sharpness", i), "sharpness", figure, label, caption, says))
     return found
 
 
@@ -367,11 +367,6 @@ def _keys(table: pa.Table, key: Callable[[Row], K]) -> list[K]:
 def _where(table: pa.Table, key: Callable[[Row], K], among: Collection[K]) -> pa.Table:
     """The rows whose key is one of these."""
     return table.filter(pa.array([key(r) in among for r in table.to_pylist()], pa.bool_()))
-
-
-def _width(panels: int) -> int | None:
-    """Narrow for one panel; None: all of the page."""
-    return 30 if panels == 1 else None
 
 
 def _numbered(stem: str, before: int) -> str:

@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from analysis.figures.drawing import (
     COLUMN_INCHES,
     DASHES,
+    FEW,
     MUTED,
     STYLE,
     Chart,
@@ -107,7 +108,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     """Least and largest value to show, in percent; an interval wider than the picture may run out of it."""
     means = [100 * r["mean"] for r in rows]
     reach = 1.5 * max(max(means) - min(means), 2.0)
-    ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None]
+    ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None and r["n"] >= FEW]
     low = max(min([*means, *ends]), min(means) - reach)
     high = min(max([*means, *ends]), max(means) + reach)
     low, high = max(low, 0.0), min(high, 100.0)
@@ -183,11 +184,12 @@ def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
     y = [100 * r["mean"] for r in rows]
     banded = [r for r in rows if r["low"] is not None]
     low, high = [r["low"] for r in banded], [r["high"] for r in banded]
-    if len(banded) > 1:
-        band(axes, [r["adapter_params"] for r in banded], low, high, look.colour, 0.16)
+    at = [r["adapter_params"] for r in banded]
+    if len(banded) > 1 and all(r["n"] >= FEW for r in banded):
+        band(axes, at, low, high, look.colour, 0.16)
     elif banded:
-        at = banded[0]["adapter_params"]
-        axes.vlines(at, 100 * low[0], 100 * high[0], color=look.colour, linewidth=1.1, alpha=0.7)
+        ends = [100 * v for v in low], [100 * v for v in high]
+        axes.vlines(at, *ends, color=look.colour, linewidth=1.1, alpha=0.7)
     axes.plot(x, y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
     for i, r in enumerate(rows):
         interval = "" if r["low"] is None else f" [{percent(r['low'])}, {percent(r['high'])}]"

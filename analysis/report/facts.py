@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from analysis.figures import svg
 from analysis.format import Row
+from analysis.report.box import facts_box
 from analysis.statistics import scaling
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.looks import level, looks
@@ -69,7 +71,8 @@ def facts(store: Store) -> dict[str, Any]:
         "provenance": _provenance(store),
         "spec": None if store.spec() is None else json.dumps(store.spec(), indent=2, ensure_ascii=False),
         "protocol": store.protocol,
-        "folder": store.path.name,
+        "folder": shlex.quote(str(store.path.resolve())),
+        "box": facts_box(store),
         "schema_version": SCHEMA_VERSION,
         "light": svg.colour_variables(dark=False),
         "dark": svg.colour_variables(dark=True),

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup, escape
@@ -37,7 +38,7 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
 
     Returns:
         What was written, file name -> path: figures ('scaling_curve.png', '.svg', '.pdf' and so on, only
-        those there is something to draw in), tables ('results.md', 'results.tex' and so on), and 'report'.
+        those there is something to draw in), tables ('results.md', '.tex', '.csv' and so on), and 'report'.
 
     Raises:
         StoreError: a folder that holds no sweep, an unknown cost or published curve.
@@ -79,6 +80,7 @@ def render(
         "size": size_text,
         "place": lambda r: place_text(r["dataset"] or "all data sets", r["train_size"]),
         "bracketed": _bracketed,
+        "csv": lambda sheet: quote(export.comma_separated(sheet)),
     }
     environment.filters |= filters
     script = resources.files("analysis.report").joinpath("templates", "report.js").read_text(encoding="utf-8")

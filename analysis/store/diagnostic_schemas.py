@@ -8,7 +8,7 @@ from analysis.store.columns import DATASET, FLAG, INT, MODEL, REAL, REFERENCE, S
 
 _PLACE = (
     SWEEP,
-    ("unit", TEXT, "Task that computed the row: 16 hexadecimal digits, a hash of its trials and settings."),
+    ("unit", TEXT, "Task that computed the row: hash of its trials and settings."),
     MODEL,
     DATASET,
     SIZE,
@@ -28,17 +28,12 @@ _FORM = (
 _CKA = (
     *_PLACE,
     *_METHOD,
-    ("trial_id", TEXT, "The CONFIRM trial compared; null for the untouched base model (method 'zero-shot')."),
-    ("against", TEXT, "The trial of full fine-tuning that it is compared with."),
-    ("layer", TEXT, "Name of what is compared, the attention or the MLP of a block; older rows: the block itself."),
+    ("trial_id", TEXT, "The CONFIRM trial; null for the untouched base model."),
+    ("against", TEXT, "The trial of full fine-tuning beside it."),
+    ("layer", TEXT, "The attention or the MLP of a block; older rows: the block."),
     ("depth", INT, "Its number, from 0 at the input."),
-    (
-        "cka",
-        REAL,
-        "Linear CKA, HSIC unbiased and averaged over mini-batches; at most 1, about 0 where unrelated; "
-        "null where a layer's outputs are constant or not finite.",
-    ),
-    ("examples", INT, "Training and validation examples of the trial that both models saw; one vector each."),
+    ("cka", REAL, "Linear CKA with unbiased HSIC, mean over mini-batches; null: constant or not finite."),
+    ("examples", INT, "Examples that both models saw, one vector each."),
     ("batch_size", INT, "Examples of a mini-batch of the estimator."),
     _WHEN,
 )
@@ -49,15 +44,15 @@ _LANDSCAPE = (
     ("corner_0", TEXT, "Trial of LoRA, at (0, 0)."),
     ("corner_1", TEXT, "Trial of RandLoRA, at (1, 0)."),
     ("corner_2", TEXT, "Trial of full fine-tuning, at (0.5, 1)."),
-    ("kind", TEXT, "'plane': a point of the grid; 'edge': a point of the straight path between two corners."),
+    ("kind", TEXT, "'plane': a point of the grid; 'edge': of a path between two corners."),
     ("split", TEXT, "'train' or 'val': whose examples the loss is of."),
-    ("x", REAL, "Position across; the barycentric weights of the corners are 1 - x - y / 2, x - y / 2, and y."),
-    ("y", REAL, "Position up."),
-    ("a", INT, "Corner where the edge begins; null on the plane."),
-    ("b", INT, "Corner where it ends; null on the plane."),
-    ("t", REAL, "Share of the way from a to b; null on the plane."),
-    ("loss", REAL, "The task's own training loss, per image or target token; null where it is not finite."),
-    ("barrier", REAL, "Most that the edge's loss lies above the line between its ends, 0 or more; null on the plane."),
+    ("x", REAL, "Across; the corners' weights are 1 - x - y / 2, x - y / 2, y."),
+    ("y", REAL, "Upwards."),
+    ("a", INT, "Corner where the edge begins."),
+    ("b", INT, "Corner where it ends."),
+    ("t", REAL, "Share of the way from a to b."),
+    ("loss", REAL, "The task's training loss; null: not finite."),
+    ("barrier", REAL, "Most that the edge's loss lies above the line between its ends."),
     ("examples", INT, "Examples that the loss is a mean of."),
     ("points", INT, "Points of a row of the grid, and of an edge."),
     _WHEN,
@@ -66,7 +61,7 @@ _LANDSCAPE = (
 _SPECTRUM = (
     *_PLACE,
     *_METHOD,
-    ("trial_id", TEXT, "The CONFIRM trial whose kept weights were looked at."),
+    ("trial_id", TEXT, "The CONFIRM trial of the weights."),
     *_FORM,
     ("frobenius", REAL, "Frobenius norm of the update."),
     ("spectral", REAL, "Its largest singular value."),
@@ -74,12 +69,7 @@ _SPECTRUM = (
     ("effective_rank", REAL, "exp of the entropy of s / sum s."),
     ("rank", INT, "Singular values above float32's rounding."),
     ("overlap_k", INT, "Leading left singular directions that `overlap` compares."),
-    (
-        "overlap",
-        REAL,
-        "Share of their subspace that full fine-tuning's leading directions share: 1 the same, about overlap_k / "
-        "out_features by chance; null for full fine-tuning, without it, and where a rank is below overlap_k.",
-    ),
+    ("overlap", REAL, "Share of their subspace in full fine-tuning's leading one; by chance overlap_k / out_features."),
     ("singular_values", pa.list_(REAL), "All of them, from the largest."),
     _WHEN,
 )
@@ -94,7 +84,7 @@ _APPROXIMATION = (
     ("capacity", INT, "The form's own rank."),
     ("parameters", INT, "Parameters that the form trains on this weight."),
     ("error", REAL, "Relative Frobenius error of the approximation."),
-    ("bound", REAL, "RandLoRA's: equation 7's bound of the same, n times the largest error of a part of the SVD."),
+    ("bound", REAL, "RandLoRA's bound of it (equation 7)."),
     _WHEN,
 )
 

@@ -1,7 +1,9 @@
-"""A table of the report as Markdown and LaTeX, for papers and README files."""
+"""A table of the report as Markdown and LaTeX, for papers and README files, and as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,7 +40,22 @@ def latex(sheet: Sheet) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-FORMS: dict[str, tuple[str, Callable[[Sheet], str]]] = {"markdown": (".md", markdown), "latex": (".tex", latex)}
+def comma_separated(sheet: Sheet) -> str:
+    """CSV as the page shows it, numbers plain; a text that a spreadsheet would take for a formula gets a quote."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_plain, sheet.header))
+    for row in sheet.cells:
+        cells = zip(sheet.columns, row, strict=True)
+        writer.writerow(_number(cell) if column.kind == "number" else _plain(cell) for column, cell in cells)
+    return text.getvalue()
+
+
+FORMS: dict[str, tuple[str, Callable[[Sheet], str]]] = {
+    "markdown": (".md", markdown),
+    "latex": (".tex", latex),
+    "csv": (".csv", comma_separated),
+}
 """Form -> (suffix, writer)."""
 
 
@@ -60,6 +77,15 @@ def form_of(name: str) -> Callable[[Sheet], str]:
     if name not in FORMS:
         raise StoreError(f"unknown form {name!r} of a table; {nearest(name, FORMS)}")
     return FORMS[name][1]
+
+
+def _number(text: str) -> str:
+    return re.sub(r"(?<=\d),(?=\d{3})", "", text).replace("\N{MINUS SIGN}", "-")
+
+
+def _plain(text: str) -> str:
+    shown = _one_line(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
 
 def _one_line(text: str) -> str:

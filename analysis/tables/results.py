@@ -40,22 +40,19 @@ def results(store: Store) -> Sheet:
         rows,
         METHOD,
         BUDGET,
+        Column("test score, % [95 %]", score_text, "number"),
+        Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
+        Column(f"{versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("parameters", lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
         Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number"),
-        Column("test score, % [95 %]", score_text, "number"),
         SEEDS,
-        Column(f"{versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
-        Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
         Column("score, over test examples too, % [95 %]", _over_examples, "number"),
         Column(f"{versus}, over them too, points", lambda r: _ends(r, "difference_", points), "number"),
     )
     note = (
-        "Intervals are 95 % intervals, each for itself. Differences are paired by seed, over those that both have, and "
-        "their intervals and verdicts have the choice of learning rates in them. Verdicts are corrected as in the "
-        "table of comparisons below: at most one such family in twenty has a false "
-        '"higher" or "lower". "Not distinguishable" does not mean equal: see the '
-        "power column. Over test examples too: intervals for other examples of the same kind, seeds and examples both "
-        "being samples; the others speak of this test set. * perhaps under-tuned."
+        "Intervals are 95 % intervals, each for itself. Differences are paired by seed. Verdicts are those of the "
+        'comparisons below; "not distinguishable" does not mean equal: see their power. Over test examples too: for '
+        "other examples of the same kind; the other intervals speak of this test set. * perhaps under-tuned."
         + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal "
         f"{limited(r['reference'] for r in rows).removeprefix('trainable ')}." * any(r["off_budget"] for r in rows)
     )
@@ -166,8 +163,8 @@ def gaps(store: Store) -> Sheet:
         "Each method against full fine-tuning",
         _difference_columns(rows, ratio=False),
         rows,
-        "A family of its own: corrected over this table. " + _reading(rows),
-        folded=len(rows) > LONG,
+        "A family of its own: corrected over this table, whose columns are those of the comparisons at equal budgets.",
+        folded=True,
     )
 
 
@@ -176,18 +173,18 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         rows,
         METHOD,
         BUDGETS,
-        *([number("parameters, ratio", "params_ratio", lambda v: "" if v is None else f"{v:.3f}")] if ratio else []),
         Column("difference, points [95 %]", change_text, "number"),
+        VERDICT,
         Column("simultaneous, points", _simultaneous, "number"),
         PAIRS,
         number("p", "p", p_text),
         number("p, Holm", "p_holm", p_text),
-        VERDICT,
         text("given the rates", "verdict_given_rates", "verdict"),
         Column("effect [95 %]", _effect, "number"),
         number("power", "power", lambda v: "" if v is None else f"{100 * v:.0f} %"),
         number("seeds for it", "seeds_needed"),
         number("detectable, points", "detectable", percent),
+        *([number("parameters, ratio", "params_ratio", lambda v: "" if v is None else f"{v:.3f}")] if ratio else []),
     )
 
 

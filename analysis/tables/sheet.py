@@ -62,12 +62,19 @@ class Sheet:
         """Every row's texts."""
         return [[c.text(row) for c in self.columns] for row in self.rows]
 
-    def shown(self) -> list[tuple[str, list[tuple[Column, str, str]]]]:
-        """For the page: per row its class, and per cell column, text and (for a method) the method's key."""
+    @property
+    def joined(self) -> list[Column]:
+        """Columns that on a phone stand in the method's cell, so that what was measured comes next."""
+        named = any(c.kind == "method" for c in self.columns)
+        return [c for c in self.columns if named and c.head in ("data", "budget", "size")]
+
+    def shown(self) -> list[tuple[str, str, list[tuple[Column, str, str]]]]:
+        """For the page: per row its class, what `joined` says of it, and per cell column, text and the method's key."""
         found = []
         for row in self.rows:
             look = "total" if self.strong(row) else "faint" if self.faint(row) else ""
-            found.append((look, [(c, c.text(row), str(row.get("method") or "")) for c in self.columns]))
+            also = ", ".join(filter(None, (c.text(row) for c in self.joined)))
+            found.append((look, also, [(c, c.text(row), str(row.get("method") or "")) for c in self.columns]))
         return found
 
 

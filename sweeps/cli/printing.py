@@ -68,8 +68,9 @@ def as_bytes(table: pa.Table, kind: str) -> bytes:
 
 def print_table(table: pa.Table, title: str | None = None) -> None:
     """Any Arrow table on the terminal, its first rows where it has very many."""
-    rows = table.slice(0, _MOST_ROWS).to_pylist()
-    print_rows(table.column_names, [[shown(v) for v in row.values()] for row in rows], title)
+    first = table.slice(0, _MOST_ROWS)  # by columns, not as dicts: two may share a name
+    rows = list(zip(*(column.to_pylist() for column in first.columns), strict=True))
+    print_rows(table.column_names, [[shown(v) for v in row] for row in rows], title)
     rest = f", of which the first {_MOST_ROWS:,} are shown; --to FILE writes all" if len(rows) < len(table) else ""
     out.print(f"{table.num_rows} row(s){rest}", style="dim")
 

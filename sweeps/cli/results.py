@@ -238,11 +238,11 @@ def mcnemar(
 def tables(
     source: Source,
     names: Annotated[list[str] | None, typer.Argument(help="Tables of the report; none lists them.")] = None,
-    form: Annotated[str, typer.Option("--format", help="markdown or latex.")] = "markdown",
+    form: Annotated[str, typer.Option("--format", help="markdown, latex or csv.")] = "markdown",
     x: Cost = "adapter_params",
     as_json: Json = False,
 ) -> None:
-    """Tables of the report as Markdown or LaTeX; `report` writes all of them into report_tables/."""
+    """Tables of the report as Markdown, LaTeX or CSV; `report` writes all of them into report_tables/."""
     from analysis.report.tables import pick, sheets
     from analysis.tables.export import form_of
 

@@ -29,7 +29,7 @@ from trainables.data.registry import check_dataset, on_disk
 from trainables.data.splits import kept_rows
 from trainables.errors import DataError, MissingDataError
 from trainables.models.families import ModelError
-from trainables.models.shapes import default_targets, model_kind, target_shapes
+from trainables.models.shapes import default_targets, model_kind, model_size, target_shapes
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Plan:
         if not any(cell.feasible for cell in matched or cells):
             reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
+        whole, adapted = model_size(spec.model.id), sum(rows * columns for rows, columns in shapes.values())
+        cells = tuple(replace(cell, model_params=whole, target_params=adapted) for cell in cells)
         plan = cls(spec, tuple(counted(cell, spec) for cell in cells))
         check_sampler(spec.search.sampler, plan.studies())
         plan.check_training()

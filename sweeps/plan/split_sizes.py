@@ -23,9 +23,10 @@ def split_sizes(cell: Cell) -> tuple[int, int, int]:
 
 
 def sized(cell: Cell) -> Cell:
-    """The cell with how many examples it validates and tests on, and the classes that its test split lacks."""
+    """The cell with how many examples it validates and tests on, its classes, and those that its test split lacks."""
     _, val, test = split_sizes(cell)
-    return replace(cell, val_examples=val, test_examples=test, test_lacks=absent_from_test(cell.dataset))
+    lacks, classes = absent_from_test(cell.dataset), class_count(cell.dataset) or None
+    return replace(cell, val_examples=val, test_examples=test, test_lacks=lacks, classes=classes)
 
 
 def absent_from_test(name: str) -> tuple[str, ...]:

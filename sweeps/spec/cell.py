@@ -28,6 +28,8 @@ class Cell:
             small weight, where no formula is known.
         update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
             is none, or nobody has said.
+        model_params, target_params: parameters of the base model and of the target weights.
+        classes: of the data set; None where it has none, or has not been read.
         below, above: nearest reachable counts around the budget, with their capacity.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
@@ -83,6 +85,9 @@ class Cell:
     update_rank: float | None = None
     dof: int | None = None
     dof_measured: bool | None = None
+    model_params: int | None = None
+    target_params: int | None = None
+    classes: int | None = None
     written: str | None = None
     val_examples: int | None = None
     test_examples: int | None = None

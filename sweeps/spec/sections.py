@@ -184,10 +184,10 @@ class ConfirmSection(_Section):
     )
     """Seeds of stage CONFIRM: a number (3 means 0, 1, 2) or a list."""
     max_seeds: Annotated[int | None, Field(ge=1), LATER] = None
-    """Most seeds there will be, declared before results are seen: the level is spread over them (docs/fairness.md).
-    With as many as `seeds` the tests have all of it. None declared: seeds may be added, and each look costs level."""
+    """Most seeds there will be: the level is spread over them. As many as `seeds`: one look with all of it. None: seeds
+    may be added, and each look costs level (docs/fairness.md)."""
     margin: Annotated[float | None, LATER] = None
-    """Differences smaller than this are none, for the word "equivalent": in the score's units, 0.01 is one point."""
+    """Smaller differences count as none, for the word "equivalent": 0.01 is one point of accuracy."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
     """Kinds of seed that stay fixed over all trials, as written: `data_seed`, `init_seed`, `basis_seed`."""
 

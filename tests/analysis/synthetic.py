@@ -275,6 +275,9 @@ def _cell(sweep: str, dataset: str, size: str, method: str, reference: str | Non
         "lr_centre": centre,
         "tune_trials": 0 if centre is None else 6,
         "confirm_seeds": 1 if centre is None else seeds,
+        "classes": 10,
+        "model_params": 2_000_000,
+        "target_params": 1_500_000,
     }
 
 

@@ -84,6 +84,11 @@ def default_targets(model: str | nn.Module) -> list[str]:
     return targets
 
 
+def model_size(model_id: str) -> int:
+    """Parameters of a model, heads that a task adds left out. Reads no weights."""
+    return sum(p.numel() for p in meta_model(model_id).parameters())
+
+
 def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: str = "both") -> dict[str, Shape]:
     """Qualified names and (out, in) of the weights to adapt, in the model's order. Reads no weights.
 

@@ -1,5 +1,5 @@
 "use strict";
-/* Numbers on hover, tap and focus. Without this script the figures' own titles say them. */
+/* Numbers on hover, tap and focus, which without this script the figures' own titles say; a legend that hides methods. */
 (() => {
   const box = document.createElement("div");
   box.id = "tip";
@@ -31,6 +31,7 @@
     const nearest = (event) => {
       let best = null, least = reach;
       for (const mark of marks) {
+        if (mark.querySelector(".off")) continue;
         const at = mark.getBoundingClientRect();
         const far = Math.hypot(at.left + at.width / 2 - event.clientX, at.top + at.height / 2 - event.clientY);
         if (far < least) [best, least] = [mark, far];
@@ -41,11 +42,38 @@
     svg.addEventListener("pointerdown", nearest);
     svg.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
   }
+  /* A method's parts have its colour: a CSS variable, or the colour itself of a method without one. */
+  for (const legend of document.querySelectorAll("figure svg [id$=legend_1]")) {
+    const svg = legend.ownerSVGElement;
+    const lines = [...legend.querySelectorAll("[id*=line2d_]")];
+    const names = [...legend.querySelectorAll("[id*=text_]")];
+    if (lines.length !== names.length || names.length < 2) continue;
+    names.forEach((name, i) => {
+      const colour = /stroke: (var\(--m-[^,]+,|#\w+)/.exec(lines[i].innerHTML);
+      if (!colour) return;
+      const parts = [...svg.querySelectorAll("[style]")].filter((part) =>
+        part.getAttribute("style").includes(colour[1]) && !legend.contains(part) && !part.closest("defs"));
+      const turn = () => {
+        const shown = name.getAttribute("aria-pressed") === "true";
+        name.setAttribute("aria-pressed", String(!shown));
+        for (const part of parts) part.classList.toggle("off", shown);
+        hide();
+      };
+      for (const [key, value] of Object.entries({ "aria-pressed": "true", role: "button", tabindex: "0" })) name.setAttribute(key, value);
+      name.classList.add("key");
+      name.addEventListener("click", turn);
+      name.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        turn();
+      });
+    });
+  }
   addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   let opened = [];
   addEventListener("beforeprint", () => {
     hide();
-    opened = [...document.querySelectorAll("details.table:not([open])")];
+    opened = [...document.querySelectorAll("details:is(.table, .how):not([open])")];
     for (const one of opened) one.open = true;
   });
   addEventListener("afterprint", () => { for (const one of opened) one.open = false; });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import re
@@ -10,6 +11,7 @@ import shutil
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from rich.console import Console
@@ -112,7 +114,8 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "0123abc",
         "torch 2.9.0",
         "CONFIRM seeds 0, 1, 2",
-        "sweeps run sweep.json",
+        f"sweeps run {store.path}/sweep.json",
+        f"sweeps query {store.path}",
         "1 trial(s) failed for good",
     ):
         assert said in text, said
@@ -170,7 +173,7 @@ def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     stems = ("scaling_curve", "differences", "fits", "pareto", "learning_rates", "expected_best")
     stems += ("tuning_effort", "sharpness")
     drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
-    tables = [f"{name}.{kind}" for name in sheets(open_store(folder)) for kind in ("md", "tex")]
+    tables = [f"{name}.{kind}" for name in sheets(open_store(folder)) for kind in ("md", "tex", "csv")]
     assert list(paths) == [*drawn, *tables, "report"]
     assert all(p.is_file() and p.stat().st_size > 100 for p in paths.values())
     assert paths["scaling_curve.png"] == folder / "figures" / "scaling_curve.png"
@@ -204,25 +207,31 @@ def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
     assert len(lines) == 2 + 15  # the infeasible cell is left out
     assert len({line.count("|") for line in lines}) == 1
     assert (
-        "| RandLoRA | lora-1 | 12,385 | 0.0316* | 81.5 [80.0, 83.0] | 3 | +4.3 [+2.7, +5.9] | higher | [80.0, 83.0] |"
+        "| RandLoRA | lora-1 | 81.5 [80.0, 83.0] | higher | +4.3 [+2.7, +5.9] | 12,385 | 0.0316* | 3 | [80.0, 83.0] |"
         in text
     )
     assert markdown(results(wide)).startswith("| data |")
     tex = latex(results(store))
     assert tex.count(r"\\") == 16
-    assert r"\begin{tabular}{llrrrrrlrr}" in tex
-    assert "LoRA & lora-4 & 49,152 & 0.00316* & 81.1 [79.9, 82.2] & 3 &  & " in tex
+    assert r"\begin{tabular}{llrlrrrrrr}" in tex
+    assert "LoRA & lora-4 & 81.1 [79.9, 82.2] &  &  & 49,152 & 0.00316* & 3 & " in tex
     assert latex(results(wide)).count(" & ") % 10 == 0
     odd = Sheet("odd", "", [Column("100 %", lambda r: r["text"])], [{"text": "50%_a&b|c"}, {"text": "[0, 1]"}])
     assert r"50\%\_a\&b|c" in latex(odd) and "{[0, 1]}" in latex(odd)  # a bare bracket would belong to the line break
     assert "50%_a&b\\|c" in markdown(odd)
 
 
+def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
+    columns = [Column("=method", lambda r: r["a"]), Column("points", lambda r: r["b"], "number")]
+    sheet = Sheet("odd", "", columns, [{"a": "=1+1", "b": "+1,204.5"}, {"a": "lora, two", "b": "\N{MINUS SIGN}0.4"}])
+    assert export.comma_separated(sheet) == "'=method,points\n'=1+1,+1204.5\n\"lora, two\",-0.4\n"
+
+
 def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> None:
-    """Markdown and LaTeX hold what the page shows, cell by cell."""
+    """Markdown, LaTeX and CSV hold what the page shows, cell by cell."""
     found = sheets(wide, overlay="fig1-clip")
     paths = export.save(found.values(), tmp_path)
-    assert set(paths) == {f"{name}.{kind}" for name in found for kind in ("md", "tex")}
+    assert set(paths) == {f"{name}.{kind}" for name in found for kind in ("md", "tex", "csv")}
     page = render(wide, overlay="fig1-clip", sheets=found)
     assert set(re.findall(r'<table id="table-([^"]+)"', page)) == set(found) and page.count("<table") == len(found)
     for name, sheet in found.items():
@@ -234,6 +243,9 @@ def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> N
         assert len(text) == 2 + len(sheet.rows)
         tex = paths[f"{name}.tex"].read_text(encoding="utf-8")
         assert tex.count(" \\\\\n") == 1 + len(sheet.rows) and tex.startswith(f"% {sheet.title}")
+        comma = paths[f"{name}.csv"].read_text(encoding="utf-8")
+        (link,) = re.findall(rf'download="{name}.csv" href="data:text/csv;charset=utf-8,([^"]*)"', page)
+        assert unquote(link) == comma and len(list(csv.reader(io.StringIO(comma)))) == 1 + len(sheet.rows)
     wanted = {
         "results",
         "averages",

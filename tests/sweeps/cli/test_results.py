@@ -84,3 +84,7 @@ def test_what_cannot_be_asked_is_named(folders: tuple[Path, Path], arguments: tu
 def test_an_unknown_name_is_answered_with_the_known_ones(folders: tuple[Path, Path]) -> None:
     done = query(folders[0], "scalin", code=2)
     assert "scaling" in done.output + done.stderr
+
+
+def test_two_columns_of_one_name_are_both_shown(folders: tuple[Path, Path]) -> None:
+    assert query(folders[0], "select method, reference, method from scaling limit 1").output.count("method") == 2

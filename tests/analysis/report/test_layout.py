@@ -1,0 +1,103 @@
+"""How the page is laid out, as far as its text can say: contents, widths, phones, legends, the box of facts.
+
+`test_browser` looks at the rest, where there is a browser.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis import Store, conclusion, open_store
+from analysis.figures.pictures import pictures
+from analysis.figures.scaling import draw_scaling
+from analysis.report.box import facts_box
+from analysis.report.page import render
+from analysis.statistics import scaling
+from analysis.tables.results import results
+from tests.analysis.synthetic import make_results
+
+TWO = {"randlora": ("lora-1", "lora-2", "lora-4"), "lora": ("lora-1", "lora-2", "lora-4")}
+
+
+@pytest.fixture(scope="module")
+def pages(store: Store, wide: Store) -> tuple[str, str]:
+    return render(store), render(wide)
+
+
+def test_the_contents_are_the_sections(pages: tuple[str, str]) -> None:
+    for page in pages:
+        listed = re.findall(r'<li><a href="#(\w+)">', page.partition("</nav>")[0])
+        assert listed == re.findall(r'<section id="(\w+)">', page) and len(listed) >= 7
+        assert "nav { position: sticky; top: 0;" in page
+
+
+def test_figures_stand_beside_their_tables_or_take_the_whole_width(store: Store, wide: Store) -> None:
+    for one in (store, wide):
+        page, across = render(one), {p.stem: p.across for p in pictures(one)}
+        for block in re.findall(r'<div class="beside[^"]*">(.*?)\n</div>\n', page, re.S):
+            assert "<figure" in block
+        for stem, count in across.items():
+            tag = re.search(rf'<figure id="figure-{stem}"([^>]*)>', page)
+            assert tag is not None and (f"--across: {count}" in tag[1]) == (count > 1), stem
+        assert "max-width" not in "".join(re.findall(r"<figure[^>]*>", page))  # one system of widths: the style sheet
+    assert max(across.values()) > 1
+
+
+def test_on_a_phone_score_and_verdict_come_next(pages: tuple[str, str], store: Store, wide: Store) -> None:
+    for page, one in zip(pages, (store, wide), strict=True):
+        sheet = results(one)
+        kept = [c.head for c in sheet.columns if c not in sheet.joined]
+        assert kept[0] == "method" and kept[1].startswith("test score") and kept[2] == "verdict"
+        table = page.partition('<table id="table-results">')[2].partition("</table>")[0]
+        assert table.count('class=" apart"') == len(sheet.joined)
+        assert re.search(r'<td data-also="[^"]*lora-1"><span', table)
+    small = pages[0].partition("@media (max-width: 40rem)")[2]
+    assert ".apart { display: none; } td[data-also]::after { content: attr(data-also);" in small
+    assert "min-width" not in small.partition("@media print")[0]  # a panel is as wide as the phone, none is cut
+    assert "background-attachment: local, local, scroll, scroll" in pages[0]
+
+
+def test_a_legend_names_a_line_of_every_method(pages: tuple[str, str]) -> None:
+    """What the script needs to hide a method: a line and a name for each, and parts in the line's colour."""
+    for page in pages:
+        legends = re.findall(r"<svg.*?</svg>", page, re.S)
+        found = [svg for svg in legends if "legend_1" in svg]
+        assert found
+        for svg in found:
+            legend = svg[svg.index("legend_1") :]
+            colours = re.findall(r'line2d_\d+">\s*<path [^>]*stroke: (var\(--m-[^,]+,|#\w+)', legend)
+            names = re.findall(r'id="[^"]*text_\d+"', legend)
+            assert len(names) == len(colours) == len(set(colours)) >= 2
+            for colour in colours:
+                assert svg.count(colour) > legend.count(colour)
+
+
+def test_nothing_is_said_twice(store: Store, pages: tuple[str, str]) -> None:
+    answer = conclusion(store).partition(" (paired over")[0]
+    shown = re.sub(r"<svg.*?</svg>", "", pages[0], flags=re.S)  # a screen reader is told it with the curve
+    assert shown.count(answer.replace("'", "&#39;")) == 1
+    notes = re.findall(r'<p class="note">([^<]{80,})</p>', pages[0])
+    assert len(set(notes)) == len(notes)
+
+
+def test_two_seeds_do_not_fill_the_plot(tmp_path: Path) -> None:
+    few, more = (open_store(make_results(tmp_path / str(n), plan=TWO, seeds=n)) for n in (2, 4))
+    for one, shaded in ((few, 0), (more, 2)):
+        (axes,) = [a for a in draw_scaling(scaling.curve(one)).axes if a.lines]
+        kinds = [type(c).__name__ for c in axes.collections]
+        assert kinds.count("FillBetweenPolyCollection") + kinds.count("PolyCollection") == shaded
+        low, high = axes.get_ylim()
+        means = [100 * r["mean"] for r in scaling.curve(one).to_pylist() if r["kind"] == "curve"]
+        assert shaded or high - low < 1.5 * (max(means) - min(means))
+
+
+def test_the_box_has_what_the_tables_know(store: Store, pages: tuple[str, str]) -> None:
+    box = dict(facts_box(store))
+    assert list(box) == ["classes", "training", "model", "counts"] and box["classes"] == "10"
+    assert box["training"] == "5 epochs of 16 steps, batches of 128"
+    assert box["model"] == "embedded:tiny-clip: 2,000,000 parameters, 1,500,000 of them in adapted weights"
+    assert box["counts"].startswith("of the model: lora-1 0.61 %, lora-2 1.2 %")
+    assert '<dl class="box">' in pages[0] and box["training"] in pages[0]

@@ -1,0 +1,104 @@
+"""What others expect of a repository: a citation, a workflow, hooks, templates, and archives that install and run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sysconfig
+import tomllib
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_the_citation_has_what_its_format_requires() -> None:
+    """The keys that Citation File Format 1.2.0 requires, of the software and of what it refers to."""
+    cited = read("CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys() and cited["cff-version"] == "1.2.0"
+    assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
+    for work in (cited, *cited["references"]):
+        assert {"type", "title", "authors"} <= work.keys()
+        assert all("name" in author or {"family-names", "given-names"} <= author.keys() for author in work["authors"])
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## {cited['version']} - {cited['date-released']}\n" in changes
+    assert changes.index("## Unreleased") < changes.index(f"## {cited['version']}")
+
+
+def test_the_workflow_tests_every_python_and_builds_the_pages() -> None:
+    jobs = read(".github/workflows/test.yml")["jobs"]
+    listed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert jobs["test"]["strategy"]["matrix"]["python"] == listed and len(listed) >= 3
+    for name in ("test", "docs"):
+        (made,) = [step["run"] for step in jobs[name]["steps"] if "run" in step]
+        assert made == f"make {name} PYTHON=python"
+
+
+def test_hooks_and_templates_are_of_their_form() -> None:
+    (local,) = read(".pre-commit-config.yaml")["repos"]
+    assert local["repo"] == "local"  # nothing is fetched: the tools of `make setup`
+    assert [hook["entry"].split()[0] for hook in local["hooks"]] == [
+        ".venv/bin/ruff",
+        ".venv/bin/ruff",
+        ".venv/bin/mypy",
+    ]
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 3 and (ROOT / ".github" / "PULL_REQUEST_TEMPLATE.md").is_file()
+    for path in forms:
+        form = read(str(path.relative_to(ROOT)))
+        assert {"name", "description", "body"} <= form.keys() and form["body"]
+        assert all({"type", "id", "attributes"} <= part.keys() for part in form["body"])
+
+
+def run(*command: str | Path, place: Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    """In a place of its own, without this folder on any path."""
+    environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
+    return subprocess.run(
+        [str(word) for word in command], cwd=place, env=environment, capture_output=True, text=True, check=False, **more
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_made_from_the_sdist_plans_an_example(tmp_path: Path) -> None:
+    """Installed in a fresh environment; what it depends on is lent by this one, as a download would take an hour."""
+    venv.create(tmp_path / "fresh", with_pip=True)
+    python = tmp_path / "fresh" / "bin" / "python"
+    if run(python, "-m", "pip", "install", "--quiet", "hatchling>=1.27", place=tmp_path).returncode:
+        pytest.skip("no package index to take hatchling from")
+    built = run(python, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, place=ROOT)
+    assert built.returncode == 0, built.stderr
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    made = run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", sdist, place=tmp_path)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert PROJECT["version"] in wheel.name and PROJECT["version"] in sdist.name
+    assert run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, place=tmp_path).returncode == 0
+    (library,) = (tmp_path / "fresh" / "lib").glob("python*/site-packages")
+    (library / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+
+    home = run(python, "-c", "import sweeps, analysis; print(sweeps.__file__)", place=tmp_path)
+    assert str(library) in home.stdout, home.stderr
+    sweeps = tmp_path / "fresh" / "bin" / "sweeps"
+    assert "Compare parameter-efficient" in run(sweeps, "--help", place=tmp_path).stdout
+    assert run(sweeps, "init", "--example", "quickstart", place=tmp_path).returncode == 0
+    planned = run(sweeps, "plan", "quickstart.toml", place=tmp_path)
+    assert planned.returncode == 0 and "10 cells, 127 trials" in planned.stdout, planned.stdout + planned.stderr
+    inside = (
+        "from importlib.resources import files; print((files('analysis.report') / 'templates/report.js').is_file())\n"
+        "from trainables.data.registry import load_dataset\n"
+        "print(len(load_dataset('embedded:fashion-mnist').at('CONFIRM').test.labels))"
+    )
+    found = run(python, "-c", inside, place=tmp_path)
+    assert re.fullmatch(r"True\n\d{4,}\n", found.stdout), found.stdout + found.stderr

@@ -1,0 +1,49 @@
+"""What `mkdocs.yml` cannot say: pages of the Python interface, and the repository's files that pages link to.
+
+On GitHub a page links to `../examples/quickstart.toml`; in the site the same link leads to a copy of that file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+API = {"randlora": "randlora", "sweeps": "sweeps", "analysis": "analysis", "trainables": "trainables.config"}
+"""Pages of `api/`, and the module whose public names each lists."""
+LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)(?=\))")
+
+
+def _copy_of(page: str, link: str, config: Any) -> tuple[str, Path] | None:
+    """Where the site has the file that a page links to, and the file; None for a page of `docs/`."""
+    docs = Path(config["docs_dir"])
+    target = Path(os.path.normpath(docs / Path(page).parent / link))
+    if target.is_relative_to(docs):
+        return None
+    return f"files/{target.relative_to(docs.parent).as_posix()}.txt", target
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages of the interface, and every linked file of the repository as text."""
+    pages = files.documentation_pages()
+    for name, module in API.items():
+        files.append(File.generated(config, f"api/{name}.md", content=f"# Python: {name}\n\n::: {module}\n"))
+    for page in pages:
+        for link in LINK.findall(page.content_string):
+            copy = _copy_of(page.src_uri, link, config)
+            if copy is not None and files.get_file_from_path(copy[0]) is None:
+                files.append(File.generated(config, copy[0], content=copy[1].read_bytes()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Let links out of `docs/` lead to the copies."""
+
+    def inside(found: re.Match[str]) -> str:
+        copy = _copy_of(page.file.src_uri, found[0], config)
+        return found[0] if copy is None else os.path.relpath(copy[0], Path(page.file.src_uri).parent)
+
+    return LINK.sub(inside, markdown)
