@@ -50,9 +50,10 @@ def test_a_folder_opens_and_is_small(folder: Path) -> None:
         assert not re.search(r":/", row["model"] + row["dataset"]), "an absolute path of one machine"
 
 
-def test_the_quickstart_goes_on_from_its_tables(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name, trials", [("quickstart", 127), ("rank", 216)])
+def test_a_sweep_goes_on_from_its_tables(name: str, trials: int, tmp_path: Path) -> None:
     """Nothing is trained again, though the journal is not published."""
-    folder = Path(shutil.copytree(RESULTS / "quickstart", tmp_path / "quickstart"))
-    plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", [f"output={folder}"]))
+    folder = Path(shutil.copytree(RESULTS / name, tmp_path / name))
+    plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / f"{name}.toml", [f"output={folder}"]))
     summary = run(plan, progress=False)  # starts no Ray: nothing is missing
-    assert (summary.finished, summary.skipped, summary.complete) == (0, 127, True)
+    assert (summary.finished, summary.skipped, summary.complete) == (0, trials, True)
