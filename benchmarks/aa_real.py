@@ -1,6 +1,7 @@
 """Does a real sweep call a method different from itself? Tables of LoRA against LoRA, both arms tuned by the engine.
 
     python benchmarks/aa_real.py --tables 100     # goes on where it stopped; results/aa-real-split
+    python benchmarks/aa_real.py --tables 200 --rows docs/results/aa-real.parquet     # and from what is kept there
     python benchmarks/aa_real.py --quick          # 2 tiny tables: does it run?
 
 A table is a sweep of its own on the embedded model: two names of one method at one budget, each with its own search of
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--tables", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="number of the first table, to share the work")
     parser.add_argument("--results", type=Path, default=Path("results/aa-real-split"))
+    parser.add_argument("--rows", type=Path, default=None, help="Parquet file that keeps the rows of finished tables")
     parser.add_argument("--minutes", type=float, default=None, help="begin no further table after so many")
     parser.add_argument("--quick", action="store_true", help="2 tiny tables in a temporary folder")
     parser.add_argument("--json", type=Path, default=None, help="write the summary there too")
@@ -201,7 +203,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if given.quick else given.results.absolute()
         numbers = range(2) if given.quick else range(given.first, given.first + given.tables)
-        rows = tables(folder, numbers, given.quick, given.minutes)
+        known = pq.read_table(given.rows).to_pylist() if given.rows is not None and given.rows.exists() else []
+        had = {row["table"] for row in known}
+        rows = known + tables(folder, [n for n in numbers if n not in had], given.quick, given.minutes)
+    if given.rows is not None and rows:
+        pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda r: (r["table"], r["seeds"]))), given.rows)
     if not rows:
         sys.exit("no table was finished; the same command goes on")
     found = summary(rows)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from sweeps.plan.plan import Plan
@@ -78,6 +79,25 @@ def test_what_is_counted(bench: Any) -> None:
     said = bench.report(summary)
     assert " 5 seeds, given the chosen rates       2 false = 20.0 % [2.5, 55.6]" in said
     assert "rate 0.2: 2 cells, mean validation score 60.0 %, test 70.0 %" in said
+
+
+def test_tables_that_are_kept_are_not_run_again(bench: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+    verdict = dict.fromkeys(("verdict", "verdict_given_rates"), "not distinguishable")
+    one = {"difference": 0.0, "means": [0.5, 0.5], "validation": [0.5, 0.5], "rates": [0.1, 0.1], **verdict}
+
+    def tables(folder: Path, numbers: list[int], *_: object) -> list[dict[str, Any]]:
+        asked.append(list(numbers))
+        return [{"table": n, "seeds": seeds, **one} for n in numbers for seeds in bench.SEEDS]
+
+    monkeypatch.setattr(bench, "tables", tables)
+    for words in (["--first", "2", "--tables", "2"], ["--tables", "5"]):
+        given = [*words, "--rows", str(tmp_path / "rows.parquet"), "--results", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", [str(FILE), *given])
+        bench.main()
+    assert asked == [[2, 3], [0, 1, 4]]
+    kept = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert [(r["table"], r["seeds"]) for r in kept] == [(n, s) for n in range(5) for s in bench.SEEDS]
 
 
 def test_a_table_has_a_split_of_its_own(bench: Any, tmp_path: Path) -> None:
