@@ -10,17 +10,15 @@ import pyarrow as pa
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.drawing import (
-    COLUMN_INCHES,
     FEW,
     MUTED,
     STYLE,
     Chart,
     band,
+    curve_panels,
     dot,
-    legend,
     log_ticks,
     mark_bands,
-    panels,
     place_title,
 )
 from analysis.format import Row, change_text
@@ -55,14 +53,7 @@ def draw_differences(
         raise ValueError("no difference to draw: the table has no row")
     methods = in_order({r[arm] for r in rows for arm in ("method", "baseline")})
     with mpl.rc_context(STYLE):
-        figure, spots = panels(
-            len(places(table)),
-            columns,
-            (COLUMN_INCHES, 2.55),
-            extra=(0.0, 0.2),
-            margins=(0.56, 0.12, 0.42, 0.6),
-            gaps=(0.24, 0.5),
-        )
+        figure, spots = curve_panels(len(places(table)), columns, methods)
         for index, (place, spot) in enumerate(zip(places(table), spots, strict=True)):
             axes = figure.add_subplot(spot)
             mine = [r for r in rows if place_of(r) == place]
@@ -70,7 +61,6 @@ def draw_differences(
             axes.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} less {style(mine[0]['baseline']).name}'s (points)")
-        legend(figure, methods, len(methods), edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
         mark_bands(figure, "simultaneous")
         return figure
 

@@ -132,6 +132,24 @@ def panels(
     return figure, [grid[i // across, i % across] for i in range(count)]
 
 
+def curve_panels(count: int, columns: int, methods: Sequence[str]) -> tuple[Chart, list[Any]]:
+    """`panels` of curves, at most `columns` in a row, under a legend of the methods in as many rows as it needs."""
+    inches = COLUMN_INCHES * min(columns, count)
+    widths = [0.4 + 0.055 * len(style(m).name) for m in methods]
+    across = len(methods) if sum(widths) <= inches else max(1, int(inches / max(widths)))
+    more = 0.17 * (math.ceil(len(methods) / max(1, across)) - 1)
+    figure, spots = panels(
+        count,
+        columns,
+        (COLUMN_INCHES, 2.55),
+        extra=(0.0, 0.2 + more),
+        margins=(0.56, 0.12, 0.42, 0.6 + more),
+        gaps=(0.24, 0.5),
+    )
+    legend(figure, methods, across, edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
+    return figure, spots
+
+
 def place_title(dataset: str | None, size: str | None) -> str:
     """The title of a panel: the data set by its name alone (its source is in the tables), and the training size."""
     short = (dataset or "mean over data sets").rpartition("/")[2].rpartition(":")[2]

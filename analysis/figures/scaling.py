@@ -14,18 +14,16 @@ import pyarrow as pa
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.figures.drawing import (
-    COLUMN_INCHES,
     DASHES,
     FEW,
     MUTED,
     STYLE,
     Chart,
     band,
+    curve_panels,
     dot,
-    legend,
     log_ticks,
     mark_bands,
-    panels,
     place_title,
 )
 from analysis.format import Row, percent
@@ -46,15 +44,9 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
     if curve.num_rows == 0:
         raise ValueError("no curve to draw: the table has no row")
     rows = curve.to_pylist()
+    methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
     with mpl.rc_context(STYLE):
-        figure, spots = panels(
-            len(places(curve)),
-            columns,
-            (COLUMN_INCHES, 2.55),
-            extra=(0.0, 0.2),
-            margins=(0.56, 0.12, 0.42, 0.6),
-            gaps=(0.24, 0.5),
-        )
+        figure, spots = curve_panels(len(places(curve)), columns, methods)
         for index, (place, spot) in enumerate(zip(places(curve), spots, strict=True)):
             mine = [r for r in rows if place_of(r) == place]
             axes = _panel(figure, spot, index, mine)
@@ -63,8 +55,6 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
             where = f"mean of {mine[0]['n_datasets']} data sets" if place[2] is None else place[2]
             pad = 16 if _lora_ranks(mine) else 6
             axes.set_title(place_title(where, place[3]), loc="left", pad=pad, fontweight="bold")
-        methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
-        legend(figure, methods, len(methods), edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
         mark_bands(figure, "pointwise")
         return figure
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from analysis import Store, open_store
@@ -87,6 +88,20 @@ def test_a_method_that_one_data_set_lacks_has_no_mean_over_them(tmp_path: Path) 
 def key(row: Row) -> tuple[str, str]:
     """Method and budget."""
     return row["method"], row["reference"]
+
+
+@pytest.mark.parametrize("many", [3, 9])
+def test_a_legend_takes_the_rows_it_needs(tmp_path: Path, many: int) -> None:
+    names = ["lora", "randlora", *(f"randlora-a-{16 * k}" for k in range(many - 2))]
+    cells = {(m, r, "a"): {s: 0.7 + k / 50 + s / 99 for s in range(3)}
+             for k, m in enumerate(names) for r in ("lora-1", "lora-4")}  # fmt: skip
+    drawn = [p.figure for p in pictures(open_store(odd_results(tmp_path / "r", cells))) if p.kind == "scaling"]
+    assert len(drawn) == 2
+    for figure in drawn:
+        FigureCanvasAgg(figure).draw()
+        [legend] = figure.legends
+        box, panel = legend.get_window_extent(), figure.axes[0].get_tightbbox()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and panel.y1 < box.y0 and len(legend.get_texts()) == many
 
 
 def test_a_band_says_whether_the_choice_of_rates_is_in_it(store: Store, tmp_path: Path) -> None:
