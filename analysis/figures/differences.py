@@ -67,7 +67,9 @@ def draw_differences(
 
 def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin: float | None) -> None:
     budgets = sorted({r["budget"] for r in rows})
+    methods = in_order({r["method"] for r in rows})
     edge = (budgets[-1] / budgets[0]) ** 0.06 if len(budgets) > 1 else 2.0
+    edge = max(edge, APART ** (len(methods) / 2 + 1))  # the bars of all methods beside each other
     axes.set_xscale("log")
     axes.set_xlim(budgets[0] / edge, budgets[-1] * edge)
     log_ticks(axes.xaxis, *axes.get_xlim())
@@ -76,7 +78,6 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin
     if margin is not None:
         axes.axhspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{MARGIN}")
     axes.axhline(0.0, color=style(rows[0]["baseline"]).colour, linewidth=1.2, gid=f"{index}:zero")
-    methods = in_order({r["method"] for r in rows})
     for k, method in enumerate(reversed(methods)):
         place = APART ** (len(methods) - 1 - k - (len(methods) - 1) / 2)
         mine = [r for r in rows if r["method"] == method]

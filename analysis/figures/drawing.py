@@ -135,7 +135,7 @@ def panels(
 def curve_panels(count: int, columns: int, methods: Sequence[str]) -> tuple[Chart, list[Any]]:
     """`panels` of curves, at most `columns` in a row, under a legend of the methods in as many rows as it needs."""
     inches = COLUMN_INCHES * min(columns, count)
-    widths = [0.4 + 0.055 * len(style(m).name) for m in methods]
+    widths = [0.39 + 0.053 * len(style(m).name) for m in methods]
     across = len(methods) if sum(widths) <= inches else max(1, int(inches / max(widths)))
     more = 0.17 * (math.ceil(len(methods) / max(1, across)) - 1)
     figure, spots = panels(
