@@ -103,6 +103,8 @@ def _distributed(rank: int, world: int, folder: str, kind: str) -> None:
         full = {n: getattr(p, "full_tensor", lambda p=p: p)().detach() for n, p in values.items()}
         if rank == 0:
             torch.save(full, f"{folder}/out{index}.pt")
+        # the last owner of gloo's threads waits for them, and where that is DDP it holds the GIL, which they want
+        del wrapped, model, values, full
     dist.destroy_process_group()
 
 
