@@ -21,6 +21,8 @@ Option = str | float | int | bool
 
 NO_TRAINING = "zero-shot"
 LINEAR_PROBE = "linear-probe"
+PROMPTS = "prompt:"
+"""How methods of prompt learning begin (`randlora.methods.prompts.kinds.PREFIX`, whose module loads torch)."""
 """Trains a linear head alone, at the trial's own learning rate."""
 FULL_METHODS = ("full", "full-targets")
 """Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
@@ -228,13 +230,18 @@ class TrialConfig(BaseModel):
                 "micro_batch_size, or leave it out"
             )
         split = self.train.negatives == "batch" and micro is not None and micro < self.train.global_batch_size
-        if self.adapt == "both" and split:
+        if self.contrastive and split:
             raise ValueError(
                 f"train.micro_batch_size {micro} is smaller than train.global_batch_size "
                 f"{self.train.global_batch_size}: the contrastive loss of adapt = 'both' compares all images of "
                 "a batch; leave micro_batch_size out, or compare within each part: negatives = 'part'"
             )
         return self
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether the loss compares all images of a batch with their texts, so that a batch can't be split."""
+        return self.adapt == "both" and self.method != LINEAR_PROBE and not self.method.startswith(PROMPTS)
 
     @property
     def trial_id(self) -> str:

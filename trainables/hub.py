@@ -23,11 +23,11 @@ def hub_answers() -> bool:
         return False
     if urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return True
-    address = urlsplit(constants.ENDPOINT)
-    port = address.port or (80 if address.scheme == "http" else 443)
     try:
+        address = urlsplit(constants.ENDPOINT)
+        port = address.port or (80 if address.scheme == "http" else 443)
         socket.create_connection((address.hostname or "", port), timeout=_PATIENCE_S).close()
-    except OSError:
+    except (OSError, ValueError):  # nobody there, or an address that is none
         constants.HF_HUB_OFFLINE = True
         return False
     return True

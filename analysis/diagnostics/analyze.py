@@ -6,6 +6,7 @@ runs the units: this process, or Ray (`sweeps.engine.analyze`).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def plan(store: Store, kind: str, *, examples: float | None = None, points: int 
             no full fine-tuning where one is needed.
     """
     least = {"examples": cka.LEAST if kind == "cka" else 1, "points": 3}
+    if examples is not None and not (math.isfinite(examples) and (examples < 1 or examples == int(examples))):
+        raise StoreError(f"examples = {examples} is neither a whole number nor a share below 1")
     if examples is not None and examples >= 1:
         examples = int(examples)  # 16.0 of a command line is 16
     given = {k: v for k, v in (("examples", examples), ("points", points)) if v is not None}

@@ -9,7 +9,7 @@ from typing import Any
 
 from randlora.errors import AdapterError
 from randlora.methods.registry import METHODS
-from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes
+from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes, UnknownFreedomError
 from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
 from sweeps.errors import Problem
 from sweeps.spec.methods import full_rank, has_budget
@@ -43,6 +43,8 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
         rule = f"is above the largest that {name} is built with on these weights, {most:,}"
         pinned = section.capacity if isinstance(section.capacity, tuple) else (section.capacity,)
         problems += [Problem(f"methods.{name}.capacity", c, rule, str(most)) for c in pinned if c > most]
+        least, rule = entry.min_capacity, f"is below the smallest of {name}, {entry.min_capacity}"
+        problems += [Problem(f"methods.{name}.capacity", c, rule, str(least)) for c in pinned if c < least]
     return problems
 
 
@@ -100,6 +102,8 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
     shapes = method_shapes(method, spec.model.id, shapes)
     references = section.budgets or spec.budgets.references()
     counted = spec.budgets.count
+    if section.capacity is not None and (why := _unknown(method, shapes, options, counted)) is not None:
+        return [Solved(r, budgets[r], reason=why) for r in references]
     if isinstance(section.capacity, tuple):  # each at its own count
         return [
             Solved.of(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, counted)) for c in section.capacity
@@ -118,6 +122,15 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
         )
         for r in references
     ]
+
+
+def _unknown(method: str, shapes: Shapes, options: Mapping[str, Any], counted: Counted) -> str | None:
+    """Why what the budget limits is not known of a method; None where it is."""
+    try:
+        Reach(method, shapes, options, counted)
+    except UnknownFreedomError as error:
+        return str(error)
+    return None
 
 
 def _pinned_at_its_own(
@@ -179,7 +192,9 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | Non
 
 
 def _counted(spec: SweepSpec, method: str, options: Mapping[str, Any], shapes: Shapes, budget: int) -> Iterator[int]:
-    """Counts of a method between half and twice a budget, at most `_MOST` nearest ones."""
+    """Counts of a method between half and twice a budget, at most `_MOST` nearest ones; none where they are unknown."""
+    if _unknown(method, shapes, options, spec.budgets.count) is not None:
+        return
     totals = [
         int(t) for t in Reach(method, shapes, options, spec.budgets.count).totals if budget <= 2 * t <= 4 * budget
     ]

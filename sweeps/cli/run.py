@@ -96,7 +96,7 @@ def run(
         print_header(planned)
         print_estimate_line(foreseen)
     progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
-    again = f"sweeps run {spec}{'' if output is None else f' --output {output}'}"
+    again = f"sweeps run {spec}{'' if output is None else f' --output {output}'}{' --available' if available else ''}"
     with beside(loaded.folder, browser) if watch else contextlib.nullcontext():
         summary = run_engine(
             planned,

@@ -182,9 +182,10 @@ class Lanes:
                 return
 
     def _lost(self, lane: _Lane, why: str, final: bool) -> bool:
-        """Free what a lane held that ended by itself, and tell the broker; False: the cluster is gone, or we stop.
+        """Free what a lane held that ended by itself, and tell the broker; False: Ray refuses for good, or we stop.
 
-        Then Ray is not called any more: without its session it would end the process.
+        Then Ray is not called any more: without its session it would end the process. A lost session stops us first:
+        the driver's own look at Ray's processes is quicker than a second try.
         """
         for _ in range(_TELLS):
             if self._stopping.is_set():

@@ -24,7 +24,7 @@ from sweeps.spec.search_space import dimensions, published
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
-from trainables.config import LINEAR_PROBE, NO_TRAINING
+from trainables.config import LINEAR_PROBE, NO_TRAINING, PROMPTS
 from trainables.data.registry import check_dataset, on_disk
 from trainables.data.splits import kept_rows
 from trainables.errors import DataError, MissingDataError
@@ -66,7 +66,8 @@ class Plan:
 
     def instead(self) -> dict[str, str]:
         """Budgets that some method does not reach -> the nearest that all reach, as a sweep file writes it."""
-        missed = dict.fromkeys(c.reference for c in self.cells if not c.feasible and c.reference is not None)
+        known = self.spec.budgets.references()
+        missed = [r for r in known if any(c.reference == r and not c.feasible and not c.absent for c in self.cells)]
         if not missed:
             return {}
         cell = self.cells[0]
@@ -210,7 +211,7 @@ def _cell(
 
 
 def _negatives(spec: SweepSpec, method: str) -> int | None:
-    if spec.model.adapt != "both" or method in (LINEAR_PROBE, NO_TRAINING):
+    if spec.model.adapt != "both" or method in (LINEAR_PROBE, NO_TRAINING) or method.startswith(PROMPTS):
         return None
     train = spec.train
     part = train.micro_batch_size if train.negatives == "part" else None

@@ -29,7 +29,7 @@ def test_the_league_has_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(spec.methods) == {name for name in METHODS if ":" not in name} | FOREIGN
     plan = Plan.from_spec(spec)
     counts = {cell.method: cell.count for cell in plan.feasible}
-    assert counts["lora"] == counts["peft:lora"] == 8 * 12 * (4 * 2 * 384 + 2 * 5 * 384)
+    assert counts["lora"] == counts["peft:lora"] == 8 * 12 * (3 * 2 * 384 + 2 * 5 * 384)
     assert {cell.tune_trials for cell in plan.feasible} == {5}
     assert {cell.confirm_seeds for cell in plan.feasible} == {3}
 

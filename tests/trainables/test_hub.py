@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -14,6 +17,8 @@ from trainables.hub import cached_repositories, hub_answers
 from trainables.models import loading
 from trainables.models.families import ModelError, ModelId
 from trainables.models.loading import check_weights
+
+SHARDS = "model.safetensors.index.json"
 
 
 @pytest.fixture
@@ -58,7 +63,30 @@ def test_weights_that_cannot_be_had_stop_a_sweep_before_it_starts(
     with pytest.raises(ModelError, match=r"the hub does not answer, and this machine has no copy.*local:DIR"):
         check_weights(model)
     monkeypatch.setattr(loading, "fetched", lambda parsed: Path("cached"))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: f"{name}/{file}")
     check_weights(model)
+
+
+@pytest.mark.parametrize("files, there", [((), False), (("config.json",), False), (("config.json", SHARDS), True)])
+def test_a_config_alone_is_no_copy_of_a_model(
+    files: tuple[str, ...], there: bool, port: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that was made with a network leaves it in the cache."""
+    revision = tmp_path / "models--org--one" / "snapshots" / "abc"
+    revision.mkdir(parents=True)
+    (tmp_path / "models--org--one" / "refs").mkdir()
+    (tmp_path / "models--org--one" / "refs" / "main").write_text("abc")
+    for name in files:
+        (revision / name).write_text("{}")
+    cached = partial(huggingface_hub.try_to_load_from_cache, cache_dir=tmp_path)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    with contextlib.nullcontext() if there else pytest.raises(ModelError, match="has no copy"):
+        check_weights("hf:org/one")
+
+
+def test_an_address_that_is_none_is_no_hub(port: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:abc")
+    assert not hub_answers()
 
 
 def test_repositories_in_the_cache_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,17 +103,27 @@ def fetched(parsed: ModelId) -> Path | None:
     return Path(hf_hub_download(parsed.name, parsed.gguf or "config.json"))
 
 
+def _weights_cached(parsed: ModelId) -> bool:
+    """Whether the hub's cache has weights of a model, of which a plan leaves the config alone there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if parsed.scheme == "open_clip" or parsed.gguf is not None:
+        return fetched(parsed) is not None
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(parsed.name, name), str) for name in names)
+
+
 def check_weights(model_id: str) -> None:
     """Raise ModelError where weights would come from the hub, which does not answer, and are in no cache."""
     parsed = parse_id(model_id)
     if parsed.scheme not in ("hf", "open_clip") or hub_answers():
         return
     try:
-        fetched(parsed)
-    except UNREADABLE as error:
-        raise ModelError(
-            f"{model_id!r}: the hub does not answer, and this machine has no copy. {advice(model_id)}"
-        ) from error
+        cached = _weights_cached(parsed)
+    except UNREADABLE:
+        cached = False
+    if not cached:
+        raise ModelError(f"{model_id!r}: the hub does not answer, and this machine has no copy. {advice(model_id)}")
 
 
 def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:

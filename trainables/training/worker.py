@@ -69,7 +69,7 @@ def run_trial(
     """
     started = time.perf_counter()
     given = trial.train.micro_batch_size or trial.train.global_batch_size
-    if micro_batch_size is not None and trial.adapt == "both" and micro_batch_size < given:
+    if micro_batch_size is not None and trial.contrastive and micro_batch_size < given:
         raise TrialError(
             f"micro_batch_size {micro_batch_size}: the contrastive loss of adapt = 'both' takes whole batches"
         )

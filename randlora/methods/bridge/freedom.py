@@ -51,8 +51,11 @@ def _rotation(shape: Shape, size: int) -> int:
     return rows * size - rows * (rows + 1) // 2
 
 
-def _hra(shape: Shape, r: int, options: Options) -> int:
-    """Reflections, each by a unit vector; their product is a rotation."""
+def _hra(shape: Shape, r: int, options: Options) -> int | None:
+    """Reflections, each by a unit vector; their product is a rotation. More of them than `in` are no more rotations."""
+    if options.get("apply_GS"):
+        return None
+    r = min(r, shape[1])
     return min(r * shape[1] - r * (r + 1) // 2, _rotation(shape, shape[1]))
 
 
@@ -72,9 +75,11 @@ def _psoft(shape: Shape, r: int, options: Options) -> int | None:
     return r * (r - 1) // 2 + 2 * r - 1 if whole else None
 
 
-def _osf(shape: Shape, e: int, options: Options) -> int:
-    """Gradients are kept orthogonal to the e frozen singular vectors. Exact where at most half of them train."""
+def _osf(shape: Shape, e: int, options: Options) -> int | None:
+    """Gradients are kept orthogonal to the e frozen singular vectors. Known where at most half of them train."""
     free = min(shape) - e
+    if 2 * e < min(shape):
+        return None
     return free * (sum(shape) - 2 * e + 1)
 
 

@@ -65,6 +65,8 @@ def _conflict(kind: Kind, transfer: bool, adapter: Method | None, *, by_depth: b
         return None
     if kind.teacher:
         return f"{kind.title} learns from the model as it was, which adapters change"
+    if adapter.name.startswith("peft:"):
+        return f"{adapter.title} has a configuration of PEFT's, which has no place for prompts"
     if adapter.scheduled or adapter.holds_out:
         return f"{adapter.title} has a schedule of its own"
     if not adapter.mergeable:

@@ -167,6 +167,7 @@ class GaussianAverage(Schedule):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         if not state:
+            self._weight, self._sums = 0.0, []
             return
         self._weight = float(state["weight"])
         self._sums = [state[f"sum.{i}"].to(p.device).clone() for i, p in enumerate(self._parameters)]

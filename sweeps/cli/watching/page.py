@@ -149,8 +149,8 @@ def _lanes(store: Store) -> list[str]:
 
 
 def _lane(shape: Row) -> str:
-    has = ", ".join(f"{amount:g} {kind}" for kind, amount in shape["per_worker"].items())
-    return f"{shape['workers']} worker(s){' that share a trial' if shape['group'] else ''}, {has} each"
+    has = ", ".join(f"{amount:g} {kind}" for kind, amount in shape.get("per_worker", {}).items())
+    return f"{shape.get('workers', 1)} worker(s){' that share a trial' if shape.get('group') else ''}, {has} each"
 
 
 def _begun(store: Store) -> Sequence[Row]:

@@ -83,8 +83,10 @@ class Feed:
         async with self.reading:
             if now or time.monotonic() >= self._due.get(make, 0.0):
                 before = time.process_time()
-                self._known[make] = await run_in_threadpool(make)
-                self._due[make] = time.monotonic() + (time.process_time() - before) * (1 / SHARE - 1)
+                try:
+                    self._known[make] = await run_in_threadpool(make)
+                finally:  # a failure too takes no more than its share
+                    self._due[make] = time.monotonic() + (time.process_time() - before) * (1 / SHARE - 1)
             return self._known[make]
 
 

@@ -60,17 +60,22 @@ def beside(folder: Path, browser: bool) -> Iterator[None]:
         )
         _announce(place, keys, browser, err)
     assert process.stdin is not None
-    with process, process.stdin as line:
-        line.write(f"{keys.token} {keys.once}\n".encode())
-        line.flush()
+    try:
+        with contextlib.suppress(OSError):  # the page has ended by itself: no reason for the run to end
+            process.stdin.write(f"{keys.token} {keys.once}\n".encode())
+            process.stdin.flush()
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
         try:
-            yield
-        finally:
-            line.close()
-            try:
-                process.wait(_ENDS_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            code = process.wait(_ENDS_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        else:
+            if code:
+                err.print(f"the page of --watch ended with code {code}; `sweeps watch` shows why", style="yellow")
 
 
 def _listening(port: int) -> socket.socket:

@@ -55,7 +55,7 @@ def test_a_formula_is_the_rank_of_the_jacobian(name: str) -> None:
                 assert stated == pytest.approx(found, abs=4 if name == "peft:fourierft" else 1), (shape, capacity)
 
 
-MEASURED = {"hydralora", "peft:lokr", "peft:peanut"}
+MEASURED = {"peft:osf", "hydralora", "peft:lokr", "peft:peanut"}
 
 
 def test_of_a_model() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from randlora.adapted.freedom import degrees
+from randlora.methods.bridge.freedom import FREEDOM
+from randlora.methods.registry import get_method
 from sweeps import Plan
 from sweeps.budget import reach
 from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
@@ -68,10 +70,29 @@ def test_a_plan_labels_its_budgets_and_shows_both_numbers(tmp_path: Path) -> Non
     assert (lora["dof"], lora["residual"]) == (lora["budget"], 0)
     assert lora["count"] > lora["dof"]
     shapes = target_shapes(spec.model.id, spec.model.targets, "both")
-    assert reached_by_all(spec, shapes, "dof-lora-1") != "budgets.lora_rank = [1]"
+    assert reached_by_all(spec, shapes, "dof-lora-1") is None
 
 
 def test_numbers_and_shares_are_labelled_too(tmp_path: Path) -> None:
     for given, label in (("params = [5000]", "dof-5000"), ("percent = [0.5]", "dof-percent-0.5")):
         text = GOOD.replace("lora_rank = [1, 4]", f'{given}\ncount = "dof"')
         assert SweepSpec.load(write(tmp_path, text)).budgets.references() == (label,)
+
+
+def test_prompts_are_left_out_of_budgets_in_degrees_of_freedom_and_nothing_else_is(tmp_path: Path) -> None:
+    more = '[methods."prompt:coop"]\ncapacity = 4\n[methods.several]\nmethod = "prompt:coop"\ncapacity = [2, 4]\n'
+    spec = SweepSpec.load(write(tmp_path, GOOD.replace("[methods", f"{more}[methods", 1).replace(
+        "lora_rank = [1, 4]", 'params = [50001]\ncount = "dof"')))  # fmt: skip
+    plan = Plan.from_spec(spec)
+    assert {c.method for c in plan.cells if not c.feasible} >= {"prompt:coop", "several"}
+    assert "lora" in {c.method for c in plan.feasible}
+    plan.instead()
+
+
+@pytest.mark.parametrize("name", sorted(FREEDOM))
+def test_no_formula_is_negative_within_reach(name: str) -> None:
+    method = get_method(f"peft:{name}")
+    for shape in ((16, 16), (24, 8), (8, 24)):
+        for capacity in range(method.min_capacity, min(method.max_capacity([(24, 24), shape]), 40) + 1):
+            found = method.dof(shape, capacity)
+            assert found is None or found >= 0, (shape, capacity)

@@ -123,6 +123,13 @@ def test_a_folder_of_classes_is_split(tmp_path: Path) -> None:
     shutil.copy(flat / "oak" / "0.png", tmp_path / "one" / "oak")
     refused = sweeps("data", f"folder:{tmp_path / 'one'}", "--split", str(tmp_path / "two"))
     assert refused.exit_code == 2 and "has one image" in refused.output and not (tmp_path / "two").exists()
+    (tmp_path / "one" / "elm").mkdir()
+    refused = sweeps("data", f"folder:{tmp_path / 'one'}", "--split", str(tmp_path / "two"))
+    assert refused.exit_code == 2 and "holds no image" in " ".join(refused.output.split())
+    shutil.copytree(flat, tmp_path / "same")
+    shutil.copy(flat / "oak" / "3.png", tmp_path / "same" / "silver_birch" / "oak.png")
+    refused = sweeps("data", f"folder:{tmp_path / 'same'}", "--split", str(tmp_path / "two"))
+    assert refused.exit_code == 2 and "one image in two classes" in " ".join(refused.output.split())
     assert "is no folder to split" in sweeps("data", "cifar100", "--split", str(tmp_path / "two")).output
 
 

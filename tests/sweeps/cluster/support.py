@@ -30,8 +30,8 @@ class OwnRay:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        others = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
-        self.environment = {k: v for k, v in os.environ.items() if k not in others}
+        # Ray's variables in this process are those of the session that other tests have in it
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment |= {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def processes(self) -> list[psutil.Process]:

@@ -98,6 +98,7 @@ def test_the_hubs_sets_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"train": [{"query": "?", "response": 4}], "test": TEST}, "must be texts, not '.' and 4"),
         ({"train": TRAIN[1:2], "test": TEST}, "no training text has at most 1,300 characters"),
         ({"train": [3], "test": TEST}, "must hold objects, not 3"),
+        ({"train": [None], "test": TEST}, "must hold objects, not None"),
         ({"train": TRAIN, "test": TRAIN[2:]}, "row 0: no answer after one of 'The answer is: '"),
     ],
 )

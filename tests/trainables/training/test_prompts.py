@@ -135,3 +135,13 @@ def test_prompts_are_not_packed(prompt_trial: MakeTrial, tmp_path: Path) -> None
     folders = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(NotPackableError, match="prompts"):
         next(run_pack(trials, warm={}, directories=folders, keep=[False, False]))
+
+
+def test_a_batch_of_prompts_is_split_where_memory_is_short(prompt_trial: MakeTrial, tmp_path: Path) -> None:
+    """Its loss compares an image with the words of all classes, and not with other images, whatever `adapt` is."""
+    trial = prompt_trial("maple", lr=2e-2)
+    assert not trial.contrastive
+    batch = trial.train.global_batch_size
+    halved = run(trial, tmp_path / "half", {}, micro_batch_size=batch // 2)
+    whole = run(trial, tmp_path / "whole", {})
+    assert halved[-1]["train_loss"] == pytest.approx(whole[-1]["train_loss"], rel=1e-3)

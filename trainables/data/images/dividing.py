@@ -22,10 +22,10 @@ def divide(folder: Path, into: Path, follow: Callable[[Classes], Classes] = iter
     """Copy `folder/CLASS/IMAGE` to `into/{train,test}/CLASS/IMAGE`: of each class a fifth for the test, at least one.
 
     Which images these are goes by their files' SHA-256, so it is the same on every machine, and copies of one image
-    stay together. `follow` shows how far it is: it gets the classes, and gives them back one by one.
+    within a class stay together. `follow` shows how far it is: it gets the classes, and gives them back one by one.
 
     Raises:
-        DataError: no class, or a class with fewer than two different images; `into` exists already.
+        DataError: no class, a class without images or with one alone, an image in two classes; `into` exists already.
         OSError: a file can't be read or written; then `into` is not there.
     """
     classes = {each.name: _images(each) for each in sorted(folder.iterdir()) if each.is_dir()}
@@ -33,15 +33,19 @@ def divide(folder: Path, into: Path, follow: Callable[[Classes], Classes] = iter
         raise DataError(f"{folder} holds no CLASS/IMAGE; the images of each class need a folder of their own")
     if into.exists():
         raise DataError(f"{into} exists already; name a folder that does not")
+    if empty := [name for name, images in classes.items() if not images]:
+        raise DataError(f"class folder {folder / empty[0]} holds no image; fill it or remove it")
+    seen: dict[str, Path] = {}
     draft = into.with_name(f".{into.name}.{os.getpid()}")
     try:
         for name, images in follow(list(classes.items())):
-            if not images:
-                continue
             digests: dict[str, list[Path]] = {}
             for image in images:
                 with image.open("rb") as file:
                     digests.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), []).append(image)
+            for digest, copies in digests.items():
+                if (other := seen.setdefault(digest, copies[0])) is not copies[0]:
+                    raise DataError(f"{copies[0]} and {other} are one image in two classes; remove one of them")
             if len(digests) < 2:
                 raise DataError(f"{folder / name} has one image, or copies of one; 2 are needed, to train and to test")
             ordered = sorted(digests)

@@ -97,8 +97,8 @@ def from_problems_folder(name: str, folder: Path) -> TextDataset:
         path = files[which]
         assert path is not None
         rows = objects(path)
-        if wrong := next((row for row in rows if not isinstance(row, dict)), None):
-            raise DataError(f"{path}: must hold objects, not {wrong!r}")
+        if wrong := [row for row in rows if not isinstance(row, dict)]:
+            raise DataError(f"{path}: must hold objects, not {wrong[0]!r}")
         return str(path), [row for row in rows if isinstance(row, dict)]
 
     held = table("validation") if files["validation"] else None

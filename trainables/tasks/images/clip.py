@@ -156,8 +156,7 @@ def clip_task(parts: Parts) -> ImageTask:
     if trial.adapt == "all":
         raise TrialError("adapt = 'all' is for models of one tower; a CLIP model takes 'vision' or 'both'")
     kind = FrozenTask if trial.method in (NO_TRAINING, LINEAR_PROBE) else ImageTask
-    contrastive = trial.adapt == "both" and trial.method != LINEAR_PROBE
-    if contrastive and parts.world > 1:
+    if trial.contrastive and parts.world > 1:
         raise TrialError(
             f"adapt = 'both' on {parts.world} workers: the contrastive loss compares all images of a batch, which are "
             "on different workers; set resources.workers = 1 or adapt = 'vision'"
@@ -165,7 +164,7 @@ def clip_task(parts: Parts) -> ImageTask:
     dataset = lane.dataset(trial.dataset, trial.stage)
     module, tokenizer, autocast = loaded.module, loaded.tokenizer, parts.autocast
     assert tokenizer is not None
-    if contrastive:
+    if trial.contrastive:
         prompts = [dataset.prompt.format(name) for name in dataset.class_names]
         tokens = lane.words(("tokens", dataset.name), lambda: tokenizer(prompts).to(lane.device))
         return kind(parts, dataset, BothTask(module, tokens, autocast))
