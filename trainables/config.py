@@ -170,6 +170,11 @@ class EvaluateSettings(BaseModel):
     """N-grams of this length do not come twice in a generated text (LoRA's E2E: 4); 0: no rule."""
 
 
+def contrastive(adapt: str | None, method: str) -> bool:
+    """Whether a CLIP's loss compares all images of a batch with their texts, so that a batch can't be split."""
+    return adapt == "both" and method != LINEAR_PROBE and not method.startswith(PROMPTS)
+
+
 class TrialConfig(BaseModel):
     """Everything that decides a trial's result. Equal configurations have equal ids."""
 
@@ -240,8 +245,8 @@ class TrialConfig(BaseModel):
 
     @property
     def contrastive(self) -> bool:
-        """Whether the loss compares all images of a batch with their texts, so that a batch can't be split."""
-        return self.adapt == "both" and self.method != LINEAR_PROBE and not self.method.startswith(PROMPTS)
+        """As the function of this name."""
+        return contrastive(self.adapt, self.method)
 
     @property
     def trial_id(self) -> str:

@@ -10,7 +10,6 @@ import pyarrow as pa
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.drawing import (
-    FEW,
     MUTED,
     STYLE,
     Chart,
@@ -24,6 +23,7 @@ from analysis.figures.drawing import (
 from analysis.format import Row, change_text
 from analysis.store.columns import limited
 from analysis.styles import in_order, place_of, places, style
+from analysis.words.weak import FEW_SEEDS
 
 APART = 1.025
 """Factor between the places of two methods at one budget, so that their bars are seen apart."""
@@ -93,7 +93,7 @@ def _curve(axes: Any, gid: str, rows: Sequence[Row], shift: float, *, banded: bo
     axes.plot(x, [100 * r["difference"] for r in rows], color=look.colour, gid=gid)
     known = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
     low, high = [r["low"] for _, r in known], [r["high"] for _, r in known]
-    if banded and len(known) > 1 and all(r["n"] >= FEW for _, r in known):
+    if banded and len(known) > 1 and all(r["n"] >= FEW_SEEDS for _, r in known):
         band(axes, [at for at, _ in known], low, high, look.colour, 0.16)
     else:
         ends = [100 * v for v in low], [100 * v for v in high]
@@ -109,7 +109,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     """Least and largest value to show, in points; a band wider than the picture may run out of it."""
     seen = [0.0, *(100 * r["difference"] for r in rows)]
     reach = max(1.5 * (max(seen) - min(seen)), 3.0)
-    ends = [100 * r[k] for r in rows for k in ("low", "high") if r["low"] is not None and r["n"] >= FEW]
+    ends = [100 * r[k] for r in rows for k in ("low", "high") if r["low"] is not None and r["n"] >= FEW_SEEDS]
     low = max(min([*seen, *ends]), min(seen) - reach)
     high = min(max([*seen, *ends]), max(seen) + reach)
     pad = max(0.06 * (high - low), 0.3)

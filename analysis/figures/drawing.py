@@ -176,10 +176,6 @@ def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None =
     axes.plot([x], [y], gid=gid, **drawn | look)
 
 
-FEW = 3
-"""Seeds from which an interval is shaded: of two it is 12.7 standard errors wide, and would fill the plot."""
-
-
 def band(axes: Any, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str, alpha: float) -> None:
     """Shade between two lines of fractions, in percent."""
     ends = [100 * v for v in low], [100 * v for v in high]

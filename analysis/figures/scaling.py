@@ -15,7 +15,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from analysis.figures.drawing import (
     DASHES,
-    FEW,
     MUTED,
     STYLE,
     Chart,
@@ -28,6 +27,7 @@ from analysis.figures.drawing import (
 )
 from analysis.format import Row, percent
 from analysis.styles import in_order, place_of, places, style
+from analysis.words.weak import FEW_SEEDS
 
 
 def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accuracy") -> Chart:
@@ -98,7 +98,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     """Least and largest value to show, in percent; an interval wider than the picture may run out of it."""
     means = [100 * r["mean"] for r in rows]
     reach = 1.5 * max(max(means) - min(means), 2.0)
-    ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None and r["n"] >= FEW]
+    ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None and r["n"] >= FEW_SEEDS]
     low = max(min([*means, *ends]), min(means) - reach)
     high = min(max([*means, *ends]), max(means) + reach)
     low, high = max(low, 0.0), min(high, 100.0)
@@ -175,7 +175,7 @@ def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
     banded = [r for r in rows if r["low"] is not None]
     low, high = [r["low"] for r in banded], [r["high"] for r in banded]
     at = [r["adapter_params"] for r in banded]
-    if len(banded) > 1 and all(r["n"] >= FEW for r in banded):
+    if len(banded) > 1 and all(r["n"] >= FEW_SEEDS for r in banded):
         band(axes, at, low, high, look.colour, 0.16)
     elif banded:
         ends = [100 * v for v in low], [100 * v for v in high]

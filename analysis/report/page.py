@@ -54,6 +54,17 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
     return {**paths, "report": page}
 
 
+def templates(package: str) -> jinja2.Environment:
+    """The templates of a package: what they are given is escaped, and what they name must be given."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package, "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render(
     store: Store,
     *,
@@ -65,13 +76,7 @@ def render(
     """The page as text; `x` and `overlay` as in `write_report`, `drawn` and `sheets` where they are at hand."""
     drawn = pictures.pictures(store, x, overlay) if drawn is None else drawn
     sheets = tables.sheets(store, x, overlay) if sheets is None else sheets
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("analysis.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("analysis.report")
     filters: dict[str, Any] = {
         "method": lambda v: style(v).name,
         "colour": lambda v: style(v).colour if v else "transparent",  # of methods that have no variable

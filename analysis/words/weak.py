@@ -15,6 +15,7 @@ from analysis.styles import place_text, style
 FEW_EXAMPLES = 200
 """Below it one example moves a score by more than half a point."""
 FEW_SEEDS = 3
+"""Below it an interval over seeds is 12.7 standard errors wide, too wide to be shaded in a plot."""
 RISING_BY = 0.01
 """A point: validation that rises by more in the last epoch has not come to its end."""
 _MOST = 4  # cells, or classes, that are named; more are counted

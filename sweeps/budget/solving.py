@@ -193,11 +193,11 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | Non
 
 def _counted(spec: SweepSpec, method: str, options: Mapping[str, Any], shapes: Shapes, budget: int) -> Iterator[int]:
     """Counts of a method between half and twice a budget, at most `_MOST` nearest ones; none where they are unknown."""
-    if _unknown(method, shapes, options, spec.budgets.count) is not None:
+    try:
+        reach = Reach(method, shapes, options, spec.budgets.count)
+    except UnknownFreedomError:
         return
-    totals = [
-        int(t) for t in Reach(method, shapes, options, spec.budgets.count).totals if budget <= 2 * t <= 4 * budget
-    ]
+    totals = [int(t) for t in reach.totals if budget <= 2 * t <= 4 * budget]
     yield from sorted(set(totals), key=lambda t: abs(t - budget))[:_MOST]
 
 

@@ -112,7 +112,7 @@ def _weights(
     model: str | None, shape: list[str] | None, targets: list[str] | None, adapt: str
 ) -> tuple[dict[str, tuple[int, int]], int]:
     """The target weights' shapes by name, and the parameters of the whole model, or of the shapes."""
-    from trainables.models.shapes import default_targets, meta_model, target_shapes
+    from trainables.models.shapes import default_targets, model_size, target_shapes
 
     if (model is None) == (shape is None):
         given = "both" if model else "neither"
@@ -120,7 +120,7 @@ def _weights(
     if model is not None:
         named = [each for given in targets or () for each in re.split(r",(?![^\[]*\])", given)]  # no comma in [q,v]
         found = target_shapes(model, named or list(default_targets(model)), adapt)
-        return dict(found), sum(p.numel() for p in meta_model(model).parameters())
+        return dict(found), model_size(model)
     sides = [re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text) for text in shape or ()]
     for text, match in zip(shape or (), sides, strict=True):
         if match is None:

@@ -160,9 +160,9 @@ class Lanes:
             ended: str | None = None  # no exception is kept: its frames would hold Ray's handles past the session
             try:
                 self._fit(lane, number)
-                if not lane.shape.isolated:  # told to stop; an isolated one has done a trial, and the next gets
-                    self._why = "their workers were told to stop"  # processes of its own
-                    return
+                if not lane.shape.isolated:
+                    self._why = "their workers were told to stop"
+                    return  # an isolated one has done a trial, and the next gets processes of its own
             except SystemExit:  # so Ray ends a thread that still waits when the session goes down
                 self._why = "Ray has ended their threads"
                 return

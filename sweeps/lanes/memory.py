@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sweeps.records.journal import write_atomically
-from trainables.config import PROMPTS
+from trainables.config import contrastive
 from trainables.errors import TrialError
 
 FILE = "memory.json"
@@ -56,8 +56,7 @@ class MicroBatch:
         self, directory: Path, config: Mapping[str, Any], world: int, events: list[dict[str, Any]] | None = None
     ) -> None:
         self._path = directory / FILE
-        alone = str(config.get("method")).startswith(PROMPTS)  # against the words of all classes
-        self._whole_batch = config.get("adapt") == "both" and not alone
+        self._whole_batch = contrastive(config.get("adapt"), str(config.get("method")))
         train = config["train"]
         batch = train.get("global_batch_size")
         share = None if batch is None else math.ceil(batch / world)

@@ -24,7 +24,7 @@ from sweeps.spec.search_space import dimensions, published
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
-from trainables.config import LINEAR_PROBE, NO_TRAINING, PROMPTS
+from trainables.config import NO_TRAINING, contrastive
 from trainables.data.registry import check_dataset, on_disk
 from trainables.data.splits import kept_rows
 from trainables.errors import DataError, MissingDataError
@@ -211,7 +211,7 @@ def _cell(
 
 
 def _negatives(spec: SweepSpec, method: str) -> int | None:
-    if spec.model.adapt != "both" or method in (LINEAR_PROBE, NO_TRAINING) or method.startswith(PROMPTS):
+    if not contrastive(spec.model.adapt, method) or method == NO_TRAINING:
         return None
     train = spec.train
     part = train.micro_batch_size if train.negatives == "part" else None

@@ -1,4 +1,4 @@
-"""Published numbers, shipped in this folder: a JSON file per figure or table, every number with its source.
+"""Published numbers, shipped in the folders beside: a JSON file per figure or table, every number with its source.
 
 A number here is a fact someone else published; nothing is fitted or filled in. A count the publication does not give,
 and that cannot be computed, is null.
@@ -40,19 +40,23 @@ class Publication:
     points: tuple[Row, ...]
 
 
-_FOLDER = resources.files("analysis.statistics.publications")
+_FILES = {
+    file.name.removesuffix(".json"): file
+    for folder in ("images", "language")
+    for file in resources.files("analysis.statistics.publications").joinpath(folder).iterdir()
+}
 
 
 def names() -> tuple[str, ...]:
     """The publications at hand."""
-    return tuple(sorted(name.removesuffix(".json") for f in _FOLDER.iterdir() if (name := f.name).endswith(".json")))
+    return tuple(sorted(_FILES))
 
 
 def publication(name: str) -> Publication:
     """One publication. Raises StoreError for an unknown name, with the known ones."""
-    if name not in names():
+    if name not in _FILES:
         raise StoreError(f"unknown published results {name!r}; {nearest(name, names())}")
-    whole = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    whole = json.loads(_FILES[name].read_text(encoding="utf-8"))
     points = [
         {k: v for k, v in {**group, **point}.items() if k not in ("points", "datasets", "scores")}
         | {"dataset": dataset, "score": score / 100}

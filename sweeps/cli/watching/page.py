@@ -10,14 +10,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
 from analysis.errors import QueryError, StoreError
 from analysis.figures import pictures, svg
 from analysis.format import Row, visible
-from analysis.report.page import render
+from analysis.report.page import render, templates
 from analysis.store.journal import JOURNAL
 from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
@@ -48,13 +47,7 @@ class Page:
         self._store: Store | None = None
         self._tables: dict[str, pa.Table] = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
         self._drawn: tuple[list[int], str] = ([], "")
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("sweeps.cli.watching", "templates"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        environment = templates("sweeps.cli.watching")
         environment.filters["shown"] = lambda value: visible(shown(value))
         environment.globals["table"] = environment.get_template("table.html.j2").module.table  # type: ignore[attr-defined]
         self._template = environment.get_template("watch.html.j2")
