@@ -33,7 +33,7 @@ def test_a_trial_that_hangs_once_is_started_again_and_costs_nothing_else(
 ) -> None:
     cells = (FakeCell("lora", options=(("hang", "once"),)), FakeCell("vera"))
     one = {"search": FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0,))}
-    summary = go(fake_plan(tmp_path / "r", cells, resources=FakeResources(trial_timeout=2), **one), pool)
+    summary = go(fake_plan(tmp_path / "r", cells, resources=FakeResources(trial_timeout=10), **one), pool)
     assert (summary.finished, summary.failed) == (4, 0)
     attempts = [(e["row"]["method"], e["attempt"]) for e in events(tmp_path / "r", "finish")]
     assert sorted(attempts) == [("lora", 2), ("lora", 2), ("vera", 1), ("vera", 1)]
@@ -43,11 +43,11 @@ def test_a_trial_that_hangs_once_is_started_again_and_costs_nothing_else(
 @pytest.mark.slow
 def test_a_trial_that_always_hangs_is_a_failed_row_and_nothing_else_is_lost(tmp_path: Path, pool: Pool) -> None:
     cells = (FakeCell("lora", options=(("hang", "always"),)), FakeCell("vera"))
-    plan = fake_plan(tmp_path / "r", cells, resources=FakeResources(trial_timeout=2, attempts=2), **FEW)
+    plan = fake_plan(tmp_path / "r", cells, resources=FakeResources(trial_timeout=10, attempts=2), **FEW)
     summary = go(plan, pool)
     assert (summary.finished, summary.failed) == (3, 2)
     failed = [t for t in rows(tmp_path / "r", "trials") if t["status"] == "failed"]
-    assert {t["reason"] for t in failed} == {"no report for 2 s (resources.trial_timeout); started 2 times"}
+    assert {t["reason"] for t in failed} == {"no report for 10 s (resources.trial_timeout); started 2 times"}
 
 
 def test_out_of_memory_halves_the_micro_batch_and_says_so(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:

@@ -13,6 +13,8 @@ from trainables.config import TrialConfig
 from trainables.training.packed import Reports, run_pack
 from trainables.training.worker import run_trial
 
+ATOL = 1e-4
+"""What rounding, which differs by processor, does to the weights after Adam's steps; another mask or seed does more."""
 MakeTrial = Callable[..., TrialConfig]
 OWN: list[dict[str, Any]] = [
     {"lr": 2e-3, "data_seed": 1, "init_seed": 10, "basis_seed": 20},
@@ -36,9 +38,9 @@ def together(trials: list[TrialConfig], tmp_path: Path, keep: bool = False, warm
     return list(run_pack(trials, warm=warm, directories=places, keep=[keep] * len(trials)))
 
 
-def check_weights(tmp_path: Path, place: int, alone_in: Path, atol: float = 2e-5) -> None:
+def check_weights(tmp_path: Path, place: int, alone_in: Path) -> None:
     got = load_file(str(folders(tmp_path, place + 1)[place] / "adapter" / "adapter.safetensors"))
     want = load_file(str(alone_in / "adapter" / "adapter.safetensors"))
     assert got.keys() == want.keys()
     for name, value in want.items():
-        torch.testing.assert_close(got[name], value, rtol=0, atol=atol)
+        torch.testing.assert_close(got[name], value, rtol=0, atol=ATOL)

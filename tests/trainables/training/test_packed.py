@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainables.tiny_images import save_dinov2
-from tests.trainables.training.support import MakeTrial, alone, check_weights, folders, together
+from tests.trainables.training.support import ATOL, MakeTrial, alone, check_weights, folders, together
 from trainables.config import NotPackableError, TrainSettings, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
@@ -95,7 +95,7 @@ def test_the_embedded_model_over_an_epoch(tmp_path: Path) -> None:
         (want,) = alone(trial, tmp_path / f"alone{k}", keep=True)
         assert packed[k]["train_loss"] == pytest.approx(want["train_loss"], rel=1e-4)  # type: ignore[index]
         assert packed[k]["val_score"] == pytest.approx(want["val_score"], abs=0.005)  # type: ignore[index]
-        check_weights(tmp_path, k, tmp_path / f"alone{k}", atol=1e-4)
+        check_weights(tmp_path, k, tmp_path / f"alone{k}")
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -116,7 +116,7 @@ def test_an_image_encoder_with_a_head_of_its_own_for_every_trial(colours: Path, 
             load_file(str(f / "adapter" / "head.safetensors"))
             for f in (tmp_path / f"packed{k}", tmp_path / f"alone{k}")
         ]
-        assert all(torch.allclose(heads[0][n], v, rtol=0, atol=2e-5) for n, v in heads[1].items())
+        assert all(torch.allclose(heads[0][n], v, rtol=0, atol=ATOL) for n, v in heads[1].items())
 
 
 def test_a_trial_that_diverges_fails_alone(make_trial: MakeTrial, tmp_path: Path) -> None:

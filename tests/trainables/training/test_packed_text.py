@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.trainables.support import one_tower_trial
 from tests.trainables.tiny_language import save_model, uneven_rows, write_e2e
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
-from tests.trainables.training.support import OWN, alone, check_weights, together
+from tests.trainables.training.support import ATOL, OWN, alone, check_weights, together
 from trainables.config import EvaluateSettings, NotPackableError, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
@@ -71,7 +71,7 @@ def task_of(trial: TrialConfig) -> Task:
     return make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
 
 
-def check(trials: list[TrialConfig], tmp_path: Path, atol: float = 1e-4) -> list[dict[str, Any]]:
+def check(trials: list[TrialConfig], tmp_path: Path) -> list[dict[str, Any]]:
     """Losses, scores and trained tensors of a pack are those of separate trials; returns the last reports."""
     warm: dict[str, Any] = {}
     packed = together(trials, tmp_path, keep=True, warm=warm)
@@ -90,12 +90,12 @@ def check(trials: list[TrialConfig], tmp_path: Path, atol: float = 1e-4) -> list
         assert result["further"]["test"] == pytest.approx(wanted["further"]["test"], rel=1e-3, abs=1e-3)
         for name in ("adapter_params", "head_params", "examples_hash", "n_examples", "metric", "correct"):
             assert result[name] == wanted[name]
-        check_weights(tmp_path, k, tmp_path / f"alone{k}", atol)
+        check_weights(tmp_path, k, tmp_path / f"alone{k}")
         heads = [tmp_path / f"{where}{k}" / "adapter" / "head.safetensors" for where in ("packed", "alone")]
         assert heads[0].exists() == heads[1].exists() == (result["head_params"] > 0)
         if heads[0].exists():
             of = [load_file(str(head)) for head in heads]
-            assert all(torch.allclose(of[0][n], v, rtol=0, atol=atol) for n, v in of[1].items())
+            assert all(torch.allclose(of[0][n], v, rtol=0, atol=ATOL) for n, v in of[1].items())
     module, fresh = warm["models"][trials[0].model].module, load_model(trials[0].model).module
     assert all(torch.equal(v, fresh.state_dict()[n]) for n, v in module.state_dict().items())
     assert all("forward" not in vars(m) for m in module.modules())
