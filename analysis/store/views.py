@@ -134,8 +134,7 @@ _ALL = (
     View(
         "tuned",
         "One row per tuned cell: points tried and finished, the last one's gain in the expected best validation "
-        "score, and `under_tuned`, why more tuning might help: 'edge low' or 'edge high'; 'few finished', under "
-        f"{FEW} points or {SHARE:.0%} of those tried; 'still rising', a last gain above {RISING}.",
+        "score, and `under_tuned`, why more tuning might help: 'edge low' or 'high', 'few finished', 'still rising'.",
         f"""
         with points as (
           select sweep, cell_id, lr, hyperparameters, avg(val_score) filter (status = 'finished') as score
