@@ -11,7 +11,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from textwrap import fill
 
@@ -154,9 +153,7 @@ def sweep_file_page() -> str:
 
 
 def _columns(columns: Iterable[tuple[str, pa.DataType, str]]) -> str:
-    """A list of columns; neighbours that one sentence explains stand together."""
-    groups = groupby(columns, key=lambda column: column[2])
-    return listed((", ".join(f"`{name}`" for name, *_ in of), said) for said, of in groups)
+    return listed((f"`{name}`", meaning) for name, _, meaning in columns)
 
 
 def tables_page() -> str:

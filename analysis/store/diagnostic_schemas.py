@@ -19,21 +19,10 @@ _METHOD = (
     ("adapter_params", INT, "Trainable adapter parameters, counted."),
 )
 _WHEN = ("computed_at", TIME, "When it was computed.")
-_SIDES = "Outputs and inputs of the target weight."
-_CORNERS = "Trials of LoRA at (0, 0), RandLoRA at (1, 0), full fine-tuning at (0.5, 1)."
-_POINT = "Point of the plane, whose corners weigh 1 - x - y / 2, x - y / 2, y."
-_EDGE = "Corners at the ends of an edge, and the share of the way from a to b."
-_NORMS = "The update's Frobenius norm and largest singular value."
-_OVERLAP = "Share of its `overlap_k` leading left directions in full fine-tuning's; by chance overlap_k / out_features."
-_ERROR = "Relative Frobenius error of the approximation; RandLoRA's bound of it (equation 7)."
-_FULL = "Share of the drawn updates with full rank; their mean rank, as a share of it."
-_LAYER = "Attention or MLP of a block (older rows: the block); its number, from 0 at the input."
-_EXAMPLES = "Examples that both models saw, one vector each; those of a mini-batch."
-_BASES = "Of the bases; s, an entry is not 0 with probability 2 / s (2: binary; null: dense); whether A is sparse too."
 _FORM = (
     ("weight", TEXT, "Name of the target weight."),
-    ("out_features", INT, _SIDES),
-    ("in_features", INT, _SIDES),
+    ("out_features", INT, "Outputs of the target weight."),
+    ("in_features", INT, "Its inputs."),
 )
 
 _CKA = (
@@ -41,27 +30,27 @@ _CKA = (
     *_METHOD,
     ("trial_id", TEXT, "The CONFIRM trial; null for the untouched base model."),
     ("against", TEXT, "The trial of full fine-tuning beside it."),
-    ("layer", TEXT, _LAYER),
-    ("depth", INT, _LAYER),
+    ("layer", TEXT, "Attention or MLP of a block; older rows: the block."),
+    ("depth", INT, "The block's number, from 0."),
     ("cka", REAL, "Linear, unbiased, mean over mini-batches; null: constant or not finite."),
-    ("examples", INT, _EXAMPLES),
-    ("batch_size", INT, _EXAMPLES),
+    ("examples", INT, "Examples that both models saw, one vector each."),
+    ("batch_size", INT, "Examples of a mini-batch."),
     _WHEN,
 )
 
 _LANDSCAPE = (
     *_PLACE,
     ("reference", TEXT, "The budget of LoRA and RandLoRA, 'lora-8'."),
-    ("corner_0", TEXT, _CORNERS),
-    ("corner_1", TEXT, _CORNERS),
-    ("corner_2", TEXT, _CORNERS),
+    ("corner_0", TEXT, "Trial of LoRA, at (0, 0)."),
+    ("corner_1", TEXT, "Trial of RandLoRA, at (1, 0)."),
+    ("corner_2", TEXT, "Trial of full fine-tuning, at (0.5, 1)."),
     ("kind", TEXT, "'plane', or 'edge': of a path between two corners."),
     ("split", TEXT, "'train' or 'val': whose examples the loss is of."),
-    ("x", REAL, _POINT),
-    ("y", REAL, _POINT),
-    ("a", INT, _EDGE),
-    ("b", INT, _EDGE),
-    ("t", REAL, _EDGE),
+    ("x", REAL, "Across; the corners weigh 1 - x - y / 2, x - y / 2, y."),
+    ("y", REAL, "Upwards."),
+    ("a", INT, "Corner where the edge begins."),
+    ("b", INT, "Corner where it ends."),
+    ("t", REAL, "Share of the way from a to b."),
     ("loss", REAL, "The task's training loss; null: not finite."),
     ("barrier", REAL, "Most that the edge lies above the line between its ends."),
     ("examples", INT, "Examples that the loss is a mean of."),
@@ -74,13 +63,13 @@ _SPECTRUM = (
     *_METHOD,
     ("trial_id", TEXT, "The CONFIRM trial of the weights."),
     *_FORM,
-    ("frobenius", REAL, _NORMS),
-    ("spectral", REAL, _NORMS),
+    ("frobenius", REAL, "Frobenius norm of the update."),
+    ("spectral", REAL, "Its largest singular value."),
     ("stable_rank", REAL, "sum s^2 / s_1^2."),
     ("effective_rank", REAL, "exp of the entropy of s / sum s."),
     ("rank", INT, "Singular values above float32's rounding."),
-    ("overlap_k", INT, _OVERLAP),
-    ("overlap", REAL, _OVERLAP),
+    ("overlap_k", INT, "Leading left directions that `overlap` compares."),
+    ("overlap", REAL, "Share of their subspace in full fine-tuning's; by chance overlap_k / out_features."),
     ("singular_values", pa.list_(REAL), "All of them, from the largest."),
     _WHEN,
 )
@@ -91,11 +80,11 @@ _APPROXIMATION = (
     *_FORM,
     ("target", TEXT, "'trained' or null: its update; 'random': a normal matrix of its shape."),
     ("form", TEXT, "'lora' (the exact optimum), 'randlora' and 'vera' (fitted: upper bounds)."),
-    ("lora_rank", INT, "Whose parameters are spent."),
+    ("lora_rank", INT, "Rank of LoRA whose parameters are spent."),
     ("capacity", INT, "The form's own rank."),
     ("parameters", INT, "What it trains on this weight."),
-    ("error", REAL, _ERROR),
-    ("bound", REAL, _ERROR),
+    ("error", REAL, "Relative Frobenius error."),
+    ("bound", REAL, "RandLoRA's bound of it (equation 7)."),
     _WHEN,
 )
 
@@ -103,16 +92,16 @@ _FULL_RANK = (
     *_PLACE,
     *_METHOD,
     ("trial_id", TEXT, "The kept trial of RandLoRA."),
-    ("out_features", INT, _SIDES),
-    ("in_features", INT, _SIDES),
+    ("out_features", INT, "Outputs of the target weight."),
+    ("in_features", INT, "Its inputs."),
     ("capacity", INT, "RandLoRA's rank on them."),
-    ("distribution", TEXT, _BASES),
-    ("sparsity", REAL, _BASES),
-    ("sparse_a", FLAG, _BASES),
+    ("distribution", TEXT, "Of the bases."),
+    ("sparsity", REAL, "s, an entry is not 0 with probability 2 / s; 2: binary; null: dense."),
+    ("sparse_a", FLAG, "Whether A is sparse too."),
     ("log10_collinear", REAL, "log10 of appendix C.6's bound on two collinear rows of B; null where it is 0."),
     ("draws", INT, "Random updates drawn."),
-    ("full", REAL, _FULL),
-    ("mean_rank", REAL, _FULL),
+    ("full", REAL, "Share of them with full rank."),
+    ("mean_rank", REAL, "Their mean rank, as a share of it."),
     _WHEN,
 )
 

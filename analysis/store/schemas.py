@@ -29,34 +29,13 @@ from analysis.store.columns import (
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning or leaves; new columns alone do not raise it: old parts read as null."""
 
-# neighbouring columns with one sentence have one row in docs/tables.md
-_SEEDS = "Declared seeds of data order, of start and dropout, of frozen bases; runs that agree in all are paired."
-_SECONDS = "Before the first step; optimiser steps; validation and test; from lease to result."
-_RUN_BY = "The machine; package versions as JSON; commit, '-dirty' with changes."
-_SCORES = "Scores at the last step; test is null in TUNE."
-_STAGE = "'TUNE' or 'CONFIRM'; position in the cell's stage, from 0."
-_STATUS = "'finished', 'failed' or 'pruned'; why not finished."
-_SEEN = "Training examples, each counted once; examples seen, repeats counted."
-_DEVICE = "'cpu' or the accelerator's name; 'fp32' or 'bf16'; matrix-multiply back end."
-_EPOCH = "The attempt that reported; epoch, from 1."
-_DOF = "Degrees of freedom of the updates; whether measured on a small weight, for want of a formula."
-_RESIDUAL = "`count - budget` (or `dof - budget`); as a share of the budget."
-_FEASIBLE = "Whether the cell runs; why not, and what would help."
-_ALLOWANCE = "The allowance in TUNE trials; in training examples, where so given."
-_FROM = "TUNE trials it was chosen from; further seeds of each re-run rate."
-_WHEN = "When it was made; its number, from 1: the highest counts."
-_SPAN = "When the attempt started and ended."
-_RANGE = "Ends and centre of the learning-rate range."
-_NEAREST = "JSON: the nearest reachable capacity and count on either side of the budget."
-_EXAMPLES = "Examples it validates and tests on."
-_WEIGHTS = "Parameters of the base model, and of its target weights."
 _TRIALS = (
     SWEEP,
     ("trial_id", TEXT, "Hash of its configuration."),
     ("cell_id", TEXT, "Its cell."),
     ("attempt", INT, "From 1; a try after a failure has its own row."),
-    ("stage", TEXT, _STAGE),
-    ("slot", INT, _STAGE),
+    ("stage", TEXT, "'TUNE' or 'CONFIRM'."),
+    ("slot", INT, "Position in the stage, from 0."),
     MODEL,
     ("adapt", TEXT, "'vision', 'both' (CLIP's towers) or 'all'."),
     DATASET,
@@ -69,55 +48,55 @@ _TRIALS = (
     ("lr", REAL, "Peak learning rate."),
     ("hyperparameters", TEXT, "JSON: what is searched beside the rate."),
     ("origin", TEXT, "'published', 'neighbour': warm starts; 'widened': past the edge; null: the sampler's."),
-    ("data_seed", INT, _SEEDS),
-    ("init_seed", INT, _SEEDS),
-    ("basis_seed", INT, _SEEDS),
-    ("status", TEXT, _STATUS),
-    ("reason", TEXT, _STATUS),
-    ("metric", TEXT, "What scores measure: 'accuracy', 'accuracy (generation)', 'bleu', ..."),
-    ("val_score", REAL, _SCORES),
-    ("test_score", REAL, _SCORES),
+    ("data_seed", INT, "Declared seed of the subset and its order."),
+    ("init_seed", INT, "Of start and dropout."),
+    ("basis_seed", INT, "Of frozen bases; runs that agree in all three are paired."),
+    ("status", TEXT, "'finished', 'failed' or 'pruned'."),
+    ("reason", TEXT, "Why not finished."),
+    ("metric", TEXT, "What scores measure; higher is better: 'accuracy', 'accuracy (generation)', 'bleu', ..."),
+    ("val_score", REAL, "Validation score at the last step."),
+    ("test_score", REAL, "Test score; null in TUNE."),
     ("further", TEXT, "JSON: further metrics under 'val' and 'test'."),
     ("train_loss", REAL, "Mean training loss of the last epoch, per image or target token."),
     ("epochs", INT, "Epochs trained."),
     ("adapter_params", INT, "Trainable adapter parameters, counted."),
     ("head_params", INT, "Those of a new head, outside the budget."),
     ("stored_bytes", INT, "Frozen bases and stored starting points."),
-    ("train_examples", INT, _SEEN),
-    ("samples", INT, _SEEN),
+    ("train_examples", INT, "Training examples, each counted once."),
+    ("samples", INT, "Examples seen, repeats counted."),
     ("skipped", INT, "Unreadable examples left out, in CONFIRM of test too."),
     ("unit", TEXT, "What an example is: 'images' or 'texts'."),
-    ("seconds_setup", REAL, _SECONDS),
-    ("seconds_train", REAL, _SECONDS),
-    ("seconds_eval", REAL, _SECONDS),
-    ("seconds_total", REAL, _SECONDS),
+    ("seconds_setup", REAL, "Before the first step."),
+    ("seconds_train", REAL, "Optimiser steps."),
+    ("seconds_eval", REAL, "Validation and test."),
+    ("seconds_total", REAL, "From lease to result."),
     ("samples_per_second", REAL, "`samples / seconds_train`."),
     ("peak_memory_bytes", INT, "Of the device; on CPUs the resident set, shared pages included."),
-    ("device", TEXT, _DEVICE),
-    ("precision", TEXT, _DEVICE),
-    ("backend", TEXT, _DEVICE),
+    ("device", TEXT, "'cpu', or the accelerator's name."),
+    ("precision", TEXT, "'fp32' or 'bf16'."),
+    ("backend", TEXT, "Matrix-multiply back end."),
     ("micro_batch_size", INT, "Most examples of a forward pass; halved where memory ran out."),
     ("packed", INT, "Trials on one base model at once, itself included; times are shares."),
     ("workers", INT, "Workers that trained it together."),
-    ("processor", TEXT, _RUN_BY),
-    ("host", TEXT, _RUN_BY),
-    ("versions", TEXT, _RUN_BY),
-    ("git_commit", TEXT, _RUN_BY),
-    ("started_at", TIME, _SPAN),
-    ("ended_at", TIME, _SPAN),
+    ("processor", TEXT, "The machine's CPU."),
+    ("host", TEXT, "Name of the machine."),
+    ("versions", TEXT, "JSON: package versions."),
+    ("git_commit", TEXT, "Commit of the code; '-dirty': with changes."),
+    ("started_at", TIME, "When the attempt started."),
+    ("ended_at", TIME, "When it ended."),
 )
 
 _METRICS = (
     SWEEP,
     ("trial_id", TEXT, "Hash of its configuration."),
     ("cell_id", TEXT, "Its cell."),
-    ("attempt", INT, _EPOCH),
-    ("epoch", INT, _EPOCH),
-    ("train_loss", REAL, "Mean training loss of the epoch; null: not finite."),
+    ("attempt", INT, "The attempt that reported."),
+    ("epoch", INT, "Epoch, from 1."),
+    ("train_loss", REAL, "Mean of the epoch; null: not finite."),
     ("val_score", REAL, "Score after the epoch."),
     ("seconds", REAL, "Training time of the epoch."),
-    ("samples", INT, "Training examples seen since the start."),
-    ("samples_per_second", REAL, "Training examples per second in the epoch."),
+    ("samples", INT, "Examples seen since the start."),
+    ("samples_per_second", REAL, "In the epoch."),
 )
 
 _PREDICTIONS = (
@@ -125,7 +104,7 @@ _PREDICTIONS = (
     ("trial_id", TEXT, "Hash of its configuration."),
     ("cell_id", TEXT, "Its cell."),
     ("n_examples", INT, "Test examples."),
-    ("correct", BITS, "A bit per test example, 1 = right, as numpy.packbits packs them."),
+    ("correct", BITS, "A bit for each, 1 = right, as numpy.packbits packs them."),
     ("examples_hash", TEXT, "Hash of the examples' ids; rows compare only where it agrees."),
 )
 
@@ -138,7 +117,7 @@ _CELLS = (
     SIZE,
     ("method", TEXT, "Method name."),
     ("base", TEXT, "The method that `method` is a variant of, or itself."),
-    ("title", TEXT, "The method's title; null for a variant."),
+    ("title", TEXT, "Its title; null for a variant."),
     ("label", TEXT, "The cell in words."),
     REFERENCE,
     BUDGET,
@@ -146,29 +125,29 @@ _CELLS = (
     ("capacity", INT, "The one capacity of all layers: a rank, NoLA's k."),
     ("capacities", TEXT, "JSON: capacity by weight."),
     ("count", INT, "Parameters of the solution; equals `trials.adapter_params`."),
-    ("model_params", INT, _WEIGHTS),
-    ("target_params", INT, _WEIGHTS),
+    ("model_params", INT, "Parameters of the base model."),
+    ("target_params", INT, "Of the target weights."),
     ("update_rank", REAL, "Largest rank of a weight's update, mean over weights."),
-    ("dof", INT, _DOF),
-    ("dof_measured", FLAG, _DOF),
-    ("residual", INT, _RESIDUAL),
-    ("residual_fraction", REAL, _RESIDUAL),
-    ("feasible", FLAG, _FEASIBLE),
-    ("reason", TEXT, _FEASIBLE),
+    ("dof", INT, "Degrees of freedom of the updates."),
+    ("dof_measured", FLAG, "Whether measured on a small weight, for want of a formula."),
+    ("residual", INT, "`count - budget`, or `dof - budget`."),
+    ("residual_fraction", REAL, "As a share of the budget."),
+    ("feasible", FLAG, "Whether the cell runs."),
+    ("reason", TEXT, "Why not, and what would help."),
     ("negatives", INT, "Images that a contrastive loss compares, itself included."),
     ("absent", TEXT, "Why `--available` left it out."),
-    ("below", TEXT, _NEAREST),
-    ("above", TEXT, _NEAREST),
-    ("lr_low", REAL, _RANGE),
-    ("lr_high", REAL, _RANGE),
-    ("lr_centre", REAL, _RANGE),
+    ("below", TEXT, "JSON: the nearest reachable capacity and count below the budget."),
+    ("above", TEXT, "Those above it."),
+    ("lr_low", REAL, "Low end of the learning-rate range."),
+    ("lr_high", REAL, "High end."),
+    ("lr_centre", REAL, "Centre."),
     ("space", TEXT, "JSON: what is searched beside the rate."),
-    ("tune_trials", INT, _ALLOWANCE),
-    ("allowance_samples", INT, _ALLOWANCE),
+    ("tune_trials", INT, "The allowance in TUNE trials."),
+    ("allowance_samples", INT, "The allowance in training examples, where so given."),
     ("confirm_seeds", INT, "CONFIRM trials of the cell."),
     ("classes", INT, "Classes of the data set."),
-    ("val_examples", INT, _EXAMPLES),
-    ("test_examples", INT, _EXAMPLES),
+    ("val_examples", INT, "Validation examples."),
+    ("test_examples", INT, "Test examples."),
     ("test_lacks", TEXT, "JSON: classes without a test example."),
     ("seed_rule", TEXT, "'per-data-set': derived by data set and size; 'shared', null: as declared."),
     ("seeds", TEXT, "The file's, 'data/init/basis', a space between; null: all count."),
@@ -180,11 +159,11 @@ _CHOICES = (
     ("lr", REAL, "The chosen learning rate."),
     ("hyperparameters", TEXT, "JSON: what is searched beside the rate."),
     ("mean_val", REAL, "Its mean validation score."),
-    ("n_trials", INT, _FROM),
-    ("n_rerun_seeds", INT, _FROM),
+    ("n_trials", INT, "TUNE trials it was chosen from."),
+    ("n_rerun_seeds", INT, "Further seeds of each re-run rate."),
     ("edge", TEXT, "'low' or 'high': the choice is that end of the range."),
-    ("chosen_at", TIME, _WHEN),
-    ("sequence", INT, _WHEN),
+    ("chosen_at", TIME, "When it was made."),
+    ("sequence", INT, "Its number, from 1; the highest counts."),
 )
 
 TABLES: dict[str, Table] = {

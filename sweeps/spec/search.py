@@ -108,7 +108,7 @@ class SearchSection(Section):
     lr: LrSearch = LrSearch()
     """Width of every method's range in powers of ten: `{ decades = 3 }`, the default."""
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
-    """Searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64, log = true }`."""
+    """Searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, also with `log = true`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
     """Tried first: the published rate, the choice at the neighbouring budget."""
     rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)

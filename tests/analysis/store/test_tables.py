@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -45,7 +44,7 @@ def test_the_page_lists_every_column_and_view() -> None:
     for name, schema in SCHEMAS.items():
         assert f"## `{name}`" in page
         for field in schema:
-            assert re.search(rf"^- (`\w+`, )*`{field.name}`[:,]", page, re.M), field.name
+            assert f"- `{field.name}`: " in page
     assert all(f"- `{view}`: " in page for view in VIEWS)
 
 
