@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import pyarrow as pa
 import typer
@@ -33,6 +34,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def listed(rows: Iterable[tuple[str, str]]) -> str:
+    """A Markdown list of names and what they mean."""
+    lines = (f"- {name}: {meaning}" for name, meaning in rows)
+    return "\n".join(fill(line, 120, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------
@@ -118,17 +125,26 @@ def data_page() -> str:
 # -- sweep files ------------------------------------------------------------------------------------------------------
 
 
+def value(kind: str, default: str) -> str:
+    """What a key takes: its default, bold among other values, else its type."""
+    parts = re.split(", | or ", kind)
+    if default in parts:
+        return ", ".join(f"**{part}**" if part == default else part for part in parts)
+    more = [part for part in parts if part.startswith("`")]
+    return ", ".join([f"**{default}**" if more else default, *more] if default else parts)
+
+
 def sweep_file_page() -> str:
-    """docs/sweep-file.md; keys of `space` are described once, in `[search]`."""
+    """docs/sweep-file.md; a key that is a table says what is in it."""
     parts = []
     for name, rows in sections():
         title = f"`[{name}]`" if name else "Above all sections"
         shown = (
-            (key, f"{kind}; {default}" if default else kind, re.sub(r"docs/([\w-]+)\.md", r"[\1](\1.md)", meaning))
+            (f"{key} ({value(kind, default)})", re.sub(r"docs/([\w-]+)\.md", r"[\1](\1.md)", meaning))
             for key, kind, default, meaning in rows
-            if not (name == "methods.NAME" and key.startswith("`space."))
+            if "." not in key
         )
-        parts.append(f"## {title}\n\n{table(('key', 'value; default', 'meaning'), shown)}\n")
+        parts.append(f"## {title}\n\n{listed(shown)}\n")
     text = (TEXTS / "sweep_file.md").read_text(encoding="utf-8")
     return text.replace("@SECTIONS@", "\n".join(parts))
 
@@ -136,17 +152,8 @@ def sweep_file_page() -> str:
 # -- results tables ---------------------------------------------------------------------------------------------------
 
 
-def type_name(kind: pa.DataType) -> str:
-    """An Arrow type in a word."""
-    names = {"string": "text", "int64": "integer", "double": "real", "bool": "boolean", "binary": "bytes"}
-    if pa.types.is_list(kind):
-        return f"list of {type_name(kind.value_type)}s"
-    return names.get(str(kind), "time" if pa.types.is_timestamp(kind) else str(kind))
-
-
 def _columns(columns: Iterable[tuple[str, pa.DataType, str]]) -> str:
-    rows = ((f"`{column}`", type_name(kind).replace("text", ""), meaning) for column, kind, meaning in columns)
-    return table(("column", "type", "meaning"), rows)
+    return listed((f"`{name}`", meaning) for name, _, meaning in columns)
 
 
 def tables_page() -> str:
@@ -155,11 +162,9 @@ def tables_page() -> str:
     shared = [column for column, n in times.items() if n > 1]
     parts = []
     for name, one in TABLES.items():
-        keys = ", ".join(f"`{key}`" for key in one.key)
-        also = ", ".join(f"`{column[0]}`" for column in one.columns if column in shared)
         own = _columns(column for column in one.columns if column not in shared)
-        parts.append(f"## `{name}`\n\n{one.doc} Key: {keys}. Above: {also}.\n\n{own}")
-    views = table(("view", "what it holds"), [(f"`{view.name}`", view.doc) for view in VIEWS.values()])
+        parts.append(f"## `{name}`\n\n{fill(one.doc, 120, break_on_hyphens=False)}\n\n{own}")
+    views = listed((f"`{view.name}`", view.doc) for view in VIEWS.values())
     text = (TEXTS / "tables.md").read_text(encoding="utf-8").replace("@VERSION@", str(SCHEMA_VERSION))
     text = text.replace("@SHARED@", _columns(shared)).replace("@VIEWS@", views)
     return text.replace("@TABLES@", "\n\n".join(parts))

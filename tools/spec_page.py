@@ -57,7 +57,7 @@ def kind(annotation: Any) -> str:
         return kind(args[0])
     if origin is types.UnionType or str(origin) == "typing.Union":
         return " or ".join(dict.fromkeys(k for k in map(kind, args) if k))
-    return {"int": "whole number", "float": "number", "str": "text", "bool": "true, false", "Path": "path"}.get(
+    return {"int": "integer", "float": "number", "str": "text", "bool": "boolean", "Path": "path"}.get(
         getattr(annotation, "__name__", ""), "value"
     )
 

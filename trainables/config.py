@@ -76,62 +76,61 @@ class TrainSettings(BaseModel):
     epochs: int = Field(default=10, ge=1)
     """Passes over the training examples."""
     global_batch_size: int = Field(default=128, ge=1)
-    """Images of one optimiser step, over all workers and micro-batches."""
+    """Examples of an optimiser step, over workers and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Images of one forward pass of one worker; None: the worker's whole share of the global batch."""
+    """Examples of one forward pass; without it a worker's whole share of the batch."""
     negatives: Annotated[Literal["batch", "part"], LATER] = "batch"
-    """What the contrastive loss of CLIP's two towers compares an image with. batch: all of the step, which then can't
-    be split; part: those of its own micro-batch, as the paper's 2 x 64 have it: another loss, in the parity table."""
+    """What the loss of both CLIP towers compares: the whole batch, which then can't be split, or the micro-batch, as
+    the paper's 2 x 64: another loss."""
     eval_batch_size: int = Field(default=512, ge=1)
-    """Examples of a forward pass in evaluation."""
+    """The same in evaluation."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's decay of adapter parameters."""
     full_weight_decay: float = Field(default=0.1, ge=0.0)
-    """AdamW's decay where base weights train (arXiv 2502.00987, Table 8)."""
+    """AdamW's decay of base weights that train (the paper's Table 8)."""
     grad_clip: float = Field(default=1.0, gt=0.0)
     """Largest norm of the whole gradient."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     """How the learning rate falls."""
     min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
-    """The cosine, or the line, ends at this share of the learning rate."""
+    """Share of the rate at which cosine or line end."""
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the steps in which the rate rises from 0."""
+    """Share of the steps in which it rises from 0."""
     warmup_steps: Annotated[int | None, Field(ge=1), LATER] = None
-    """The same as a number of steps, whatever the length; fewer where the training is shorter."""
+    """The same in steps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on CUDA devices that have it, float32 elsewhere."""
+    """auto: bf16 autocast on CUDA devices that have it, else fp32."""
     base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
-    """Language models: what the frozen weights are kept in. bf16 takes half the memory; adapters train in float32."""
+    """Language models: the frozen weights; adapters train in float32."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
-    """fast: on CPUs oneDNN's float32 products, where they are as accurate; see `trainables.runtime`."""
+    """fast: oneDNN's products on CPUs, where they are as accurate (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
-    """With micro-batches, adapters make W0 + delta once per optimiser step; `randlora.accumulating`. Costs memory."""
+    """Make W0 + delta once a step, not once a micro-batch: two more copies of the adapted weights."""
     augment: Literal["none", "crop-flip", "crop-flip-original"] = "none"
-    """crop-flip: random resized crop (scale 0.5 to 1) of the model's square, and horizontal flip. crop-flip-original:
-    the crop is of the original image, the paper's; decoded training images take 1.6 times as much room on disk."""
+    """crop-flip: resized crop (scale 0.5 to 1) of the model's square, and flip. crop-flip-original: of the original
+    image, as the paper; 1.6 times the room on disk."""
     head_lr: Annotated[Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["lr"], LATER] = 1e-3
-    """Peak learning rate of a new head, alike for every method and never searched; "lr": the trial's own (the paper's
-    GLUE)."""
+    """Peak rate of a new head, never searched; "lr": the trial's own (the paper's GLUE)."""
     sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
-    """shuffle: every example once an epoch; replacement: each drawn anew from all (the paper's)."""
+    """Every example once an epoch, or each drawn anew (the paper)."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
-    """Small subsets are gone through again until an epoch has this many batches (the paper: 10)."""
+    """Small subsets repeat until an epoch has this many (the paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
-    """Longest text in tokens, prompt and response together; None: 256, text encoders 128, the window at most."""
+    """Longest text, prompt and response together; without it 256, for text encoders 128."""
     loss_on_prompt: Annotated[bool, LATER] = False
-    """Language models: the loss is over the prompt's tokens too (LLM-Adapters' train_on_inputs, its default)."""
+    """Language models: a loss over the prompt too (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
-    """Models of text: this share of every target is spread over all words or classes (LoRA's E2E: 0.1)."""
+    """Models of text: share of a target spread over all words or classes (LoRA's E2E: 0.1)."""
     parallel: Annotated[Literal["replicate", "fsdp"], LATER] = "replicate"
-    """Full fine-tuning of a language model on several workers: a copy of the weights each, or split over them (FSDP2).
-    Methods with adapters keep copies: what they train is small."""
+    """Full fine-tuning of a language model on several workers: a copy each, or weights, gradients and moments split
+    (FSDP2)."""
     gradient_checkpointing: Annotated[bool, LATER] = False
-    """Models of text: keep the inputs of layers alone and make the rest again in the backward pass."""
+    """Models of text: keep layers' inputs alone, and recompute the rest."""
     select: Annotated[Literal["last", "best"], LATER] = "last"
-    """Which weights are scored and kept: the last, or those with the lowest validation loss, for which
-    `protocol = "paper"` keeps `evaluate.validation_rows` apart (else 5,000, and a tenth of all at most)."""
+    """Weights to score: the last, or those of the lowest validation loss; `protocol = "paper"` keeps
+    `evaluate.validation_rows` apart for it (else 5,000, a tenth at most)."""
     select_every: Annotated[int | None, Field(ge=1), LATER] = None
-    """Steps between the looks of `select = "best"`; None: an epoch. The last step is always looked at."""
+    """Steps between the looks of "best"; without it an epoch."""
 
     @model_validator(mode="after")
     def _agree(self) -> TrainSettings:
@@ -155,19 +154,19 @@ class EvaluateSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     protocol: Literal["log-likelihood", "generation"] | None = None
-    """None: log-likelihood, and generation for sets with reference texts (E2E) or numbers as answers (GSM8K)."""
+    """Without it log-likelihood; generation for reference texts (E2E) or numbers (GSM8K)."""
     validation_rows: int | None = Field(default=None, ge=1)
-    """Validation rows of each task that are evaluated; the same ones in every trial. None: all."""
+    """Validation rows of each task to evaluate, the same in every trial."""
     test_rows: int | None = Field(default=None, ge=1)
-    """Test rows of each task that are evaluated; the same ones in every trial. None: all."""
+    """Test rows likewise."""
     num_beams: int = Field(default=4, ge=1)
     """Beams of generation (LLM-Adapters: 4; LoRA's E2E: 10)."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest generated text in tokens."""
     length_penalty: float = 1.0
-    """Exponent of the length that a beam's score is divided by (LoRA's E2E: 0.8)."""
+    """Exponent of the length that divides a beam's score (LoRA's E2E: 0.8)."""
     no_repeat_ngram: int = Field(default=0, ge=0)
-    """N-grams of this length do not come twice in a generated text (LoRA's E2E: 4); 0: no rule."""
+    """No n-gram of this length twice in a text (LoRA's E2E: 4); 0: no rule."""
 
 
 def contrastive(adapt: str | None, method: str) -> bool:

@@ -39,9 +39,9 @@ SIZE: Column = ("train_size", TEXT, "'16-shot', or a fraction of the training se
 REFERENCE: Column = (
     "reference",
     TEXT,
-    "What defines the budget: 'lora-8' is LoRA's count at rank 8, 'dof-lora-8' its degrees of freedom; null for none.",
+    "The budget: 'lora-8' is LoRA's count at rank 8, 'dof-lora-8' its degrees of freedom; null for none.",
 )
-BUDGET: Column = ("budget", INT, "Trainable adapter parameters aimed at, or degrees of freedom; null without a budget.")
+BUDGET: Column = ("budget", INT, "Trainable parameters, or degrees of freedom, aimed at; null without a budget.")
 
 
 def of_dof(reference: str | None) -> bool:

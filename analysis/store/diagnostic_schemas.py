@@ -8,7 +8,7 @@ from analysis.store.columns import DATASET, FLAG, INT, MODEL, REAL, REFERENCE, S
 
 _PLACE = (
     SWEEP,
-    ("unit", TEXT, "Task that computed the row: hash of its trials and settings."),
+    ("unit", TEXT, "Hash of the trials and settings it is computed from."),
     MODEL,
     DATASET,
     SIZE,
@@ -21,8 +21,8 @@ _METHOD = (
 _WHEN = ("computed_at", TIME, "When it was computed.")
 _FORM = (
     ("weight", TEXT, "Name of the target weight."),
-    ("out_features", INT, "Its rows, outputs."),
-    ("in_features", INT, "Its columns, inputs."),
+    ("out_features", INT, "Outputs of the target weight."),
+    ("in_features", INT, "Its inputs."),
 )
 
 _CKA = (
@@ -30,11 +30,11 @@ _CKA = (
     *_METHOD,
     ("trial_id", TEXT, "The CONFIRM trial; null for the untouched base model."),
     ("against", TEXT, "The trial of full fine-tuning beside it."),
-    ("layer", TEXT, "The attention or the MLP of a block; older rows: the block."),
-    ("depth", INT, "Its number, from 0 at the input."),
-    ("cka", REAL, "Linear CKA with unbiased HSIC, mean over mini-batches; null: constant or not finite."),
+    ("layer", TEXT, "Attention or MLP of a block; older rows: the block."),
+    ("depth", INT, "The block's number, from 0."),
+    ("cka", REAL, "Linear, unbiased, mean over mini-batches; null: constant or not finite."),
     ("examples", INT, "Examples that both models saw, one vector each."),
-    ("batch_size", INT, "Examples of a mini-batch of the estimator."),
+    ("batch_size", INT, "Examples of a mini-batch."),
     _WHEN,
 )
 
@@ -44,15 +44,15 @@ _LANDSCAPE = (
     ("corner_0", TEXT, "Trial of LoRA, at (0, 0)."),
     ("corner_1", TEXT, "Trial of RandLoRA, at (1, 0)."),
     ("corner_2", TEXT, "Trial of full fine-tuning, at (0.5, 1)."),
-    ("kind", TEXT, "'plane': a point of the grid; 'edge': of a path between two corners."),
+    ("kind", TEXT, "'plane', or 'edge': of a path between two corners."),
     ("split", TEXT, "'train' or 'val': whose examples the loss is of."),
-    ("x", REAL, "Across; the corners' weights are 1 - x - y / 2, x - y / 2, y."),
+    ("x", REAL, "Across; the corners weigh 1 - x - y / 2, x - y / 2, y."),
     ("y", REAL, "Upwards."),
     ("a", INT, "Corner where the edge begins."),
     ("b", INT, "Corner where it ends."),
     ("t", REAL, "Share of the way from a to b."),
     ("loss", REAL, "The task's training loss; null: not finite."),
-    ("barrier", REAL, "Most that the edge's loss lies above the line between its ends."),
+    ("barrier", REAL, "Most that the edge lies above the line between its ends."),
     ("examples", INT, "Examples that the loss is a mean of."),
     ("points", INT, "Points of a row of the grid, and of an edge."),
     _WHEN,
@@ -68,22 +68,22 @@ _SPECTRUM = (
     ("stable_rank", REAL, "sum s^2 / s_1^2."),
     ("effective_rank", REAL, "exp of the entropy of s / sum s."),
     ("rank", INT, "Singular values above float32's rounding."),
-    ("overlap_k", INT, "Leading left singular directions that `overlap` compares."),
-    ("overlap", REAL, "Share of their subspace in full fine-tuning's leading one; by chance overlap_k / out_features."),
+    ("overlap_k", INT, "Leading left directions that `overlap` compares."),
+    ("overlap", REAL, "Share of their subspace in full fine-tuning's; by chance overlap_k / out_features."),
     ("singular_values", pa.list_(REAL), "All of them, from the largest."),
     _WHEN,
 )
 
 _APPROXIMATION = (
     *_PLACE,
-    ("trial_id", TEXT, "The trial of full fine-tuning whose update is approximated."),
+    ("trial_id", TEXT, "The trial of full fine-tuning that is approximated."),
     *_FORM,
-    ("target", TEXT, "'trained': full fine-tuning's update; 'random': a normal matrix of its shape. Null: trained."),
+    ("target", TEXT, "'trained' or null: its update; 'random': a normal matrix of its shape."),
     ("form", TEXT, "'lora' (the exact optimum), 'randlora' and 'vera' (fitted: upper bounds)."),
-    ("lora_rank", INT, "LoRA rank whose parameters are spent."),
+    ("lora_rank", INT, "Rank of LoRA whose parameters are spent."),
     ("capacity", INT, "The form's own rank."),
-    ("parameters", INT, "Parameters that the form trains on this weight."),
-    ("error", REAL, "Relative Frobenius error of the approximation."),
+    ("parameters", INT, "What it trains on this weight."),
+    ("error", REAL, "Relative Frobenius error."),
     ("bound", REAL, "RandLoRA's bound of it (equation 7)."),
     _WHEN,
 )
@@ -91,17 +91,17 @@ _APPROXIMATION = (
 _FULL_RANK = (
     *_PLACE,
     *_METHOD,
-    ("trial_id", TEXT, "The kept trial of RandLoRA whose shapes and ranks are looked at."),
-    ("out_features", INT, "Outputs of the target weights of this shape."),
-    ("in_features", INT, "Their inputs."),
+    ("trial_id", TEXT, "The kept trial of RandLoRA."),
+    ("out_features", INT, "Outputs of the target weight."),
+    ("in_features", INT, "Its inputs."),
     ("capacity", INT, "RandLoRA's rank on them."),
     ("distribution", TEXT, "Of the bases."),
-    ("sparsity", REAL, "s: a ternary entry is not 0 with probability 2 / s; 2 for binary; null for dense ones."),
+    ("sparsity", REAL, "s, an entry is not 0 with probability 2 / s; 2: binary; null: dense."),
     ("sparse_a", FLAG, "Whether A is sparse too."),
     ("log10_collinear", REAL, "log10 of appendix C.6's bound on two collinear rows of B; null where it is 0."),
-    ("draws", INT, "Random updates that were drawn."),
+    ("draws", INT, "Random updates drawn."),
     ("full", REAL, "Share of them with full rank."),
-    ("mean_rank", REAL, "Their mean rank, as a share of the full one."),
+    ("mean_rank", REAL, "Their mean rank, as a share of it."),
     _WHEN,
 )
 

@@ -49,8 +49,8 @@ _ALL = (
     ),
     View(
         "confirmed",
-        "The trials results are made of: stage CONFIRM, finished, last good attempt, at the cell's latest choice of "
-        "learning rate (or a method, or protocol, without one), on the seeds that the sweep file has.",
+        "The trials that results are made of: finished CONFIRM trials at the cell's latest choice of rate, or without "
+        "one, on the seeds that the sweep file has.",
         f"""
         select t.* from trials t left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
         where t.stage = 'CONFIRM' and t.status = 'finished' and {_LISTED}
@@ -61,8 +61,8 @@ _ALL = (
     ),
     View(
         "superseded",
-        "Finished CONFIRM trials whose cell later chose another rate, or whose seed was taken out of the sweep file: "
-        "test was looked at, the result does not count.",
+        "Finished CONFIRM trials whose cell later chose another rate, or whose seed was taken out: looked at, and not "
+        "counted.",
         f"""
         select t.* from last_attempts t
         left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
@@ -73,8 +73,8 @@ _ALL = (
     ),
     View(
         "scaling",
-        "One row per confirmed cell: number of seeds, mean test score with its 95 % t interval over seeds (null with "
-        "one seed, or where all are equal), adapter parameters as built.",
+        "One row per confirmed cell: seeds (`n`), mean test score with its 95 % t interval over them (null with one "
+        "seed, or where all are equal), parameters as built.",
         """
         select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id,
                s.adapter_params, s.lr, s.n, s.mean, s.sd,
@@ -90,8 +90,8 @@ _ALL = (
     ),
     View(
         "best",
-        "One row per confirmed cell: the chosen rate, its mean validation score, rank by validation among the cells of "
-        "the same data, size and budget, the test score with interval, and the trial with the best validation score.",
+        "`scaling` with the mean validation score, the rank by it among cells of the same data, size and budget, and "
+        "the trial with the best.",
         """
         select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id, s.adapter_params,
                s.lr, coalesce(c.mean_val, v.val) as mean_val,
@@ -110,8 +110,7 @@ _ALL = (
     ),
     View(
         "coverage",
-        "One row per cell: trials planned and done in each stage, failed for good, and not run yet (`missing`); "
-        "infeasible cells with the reason.",
+        "One row per cell: trials planned, done, failed for good and not run yet (`missing`); why it is infeasible.",
         """
         select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
                c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,
@@ -134,10 +133,8 @@ _ALL = (
     ),
     View(
         "tuned",
-        "One row per tuned cell: points (rates, with what else is searched) tried and finished, the gain of the last "
-        "one in the expected best validation score, the edge, and `under_tuned`: why more tuning might help, null "
-        f"where nothing says so ('edge low' or 'edge high'; 'few finished', under {FEW} points or under {SHARE:.0%} of "
-        f"those tried; 'still rising', a last gain above {RISING}).",
+        "One row per tuned cell: points tried and finished, the last one's gain in the expected best validation "
+        "score, and `under_tuned`, why more tuning might help: 'edge low' or 'high', 'few finished', 'still rising'.",
         f"""
         with points as (
           select sweep, cell_id, lr, hyperparameters, avg(val_score) filter (status = 'finished') as score
@@ -159,11 +156,9 @@ _ALL = (
     ),
     View(
         "signs",
-        "One row per feasible cell, and per cell without data (`absent`), what its result rests on: seeds, validation "
-        "and test examples, rates tried on the first seed and how many of them share the best score (`rates_tied`), "
-        "`under_tuned`, whether every confirmed run scores as zero-shot does (`untrained`), and what the last epoch "
-        "brought in validation score, mean over the confirmed runs, null where it did not bring it to all of them "
-        "(`still_rising`).",
+        "One row per feasible cell, what its result rests on: seeds, examples, how many rates share the best score "
+        "(`rates_tied`), whether every confirmed run scores as zero-shot (`untrained`), and what the last epoch "
+        "brought to the mean validation score, null where not to all runs (`still_rising`).",
         """
         with points as (
           select sweep, cell_id, arg_min(val_score, slot) as score from last_attempts
@@ -200,10 +195,7 @@ _ALL = (
     View(
         "parity",
         "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
-        "given and used in trials, and in samples where it is in these; device-seconds and kinds of devices of stage "
-        "TUNE, devices with precision of both stages (`computed_on`); warm starts among it, points past the range's "
-        "edge; rates tried, range width in decades, the choice, whether it is the range's edge, and why the cell may "
-        "be under-tuned; epochs and samples trained; images that a contrastive loss compares each with.",
+        "given and used, with device-seconds (`tune_seconds`) and devices; rates, range, choice; epochs, samples.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.dof, c.dof_measured, c.residual, c.residual_fraction, n.adapter_params,
@@ -253,7 +245,7 @@ _ALL = (
     ),
     View(
         "failures",
-        "One row per failed attempt, with the reason, and whether a later attempt of the trial finished.",
+        "One row per failed attempt: the reason, and whether a later attempt finished (`recovered`).",
         """
         select t.sweep, t.trial_id, t.attempt, t.stage, t.method, t.reference, t.dataset, t.train_size, t.lr,
                t.data_seed, t.reason, t.host, t.ended_at, l.status = 'finished' as recovered
@@ -263,8 +255,8 @@ _ALL = (
     ),
     View(
         "cost",
-        "One row per method and budget: attempts, hours and seconds per finished trial, the part that is not training "
-        "or evaluation, throughput, peak memory, stored bytes.",
+        "One row per method and budget: attempts, hours, seconds per finished trial and of them neither training nor "
+        "evaluation (`seconds_overhead`), throughput, memory.",
         """
         select sweep, method, reference, count(*) as attempts, max(adapter_params) as adapter_params,
                sum(seconds_total) / 3600 as hours,

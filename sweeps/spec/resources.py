@@ -15,25 +15,25 @@ class ResourceSection(Section):
     """`[resources]`: what one trial takes and how many run at once."""
 
     workers: int = Field(default=1, ge=1)
-    """Workers of one trial (data-parallel)."""
+    """Data-parallel workers of one trial."""
     concurrent: int | Literal["auto"] = "auto"
-    """Trials at a time; auto: as many as fit."""
+    """Trials at a time; auto: what fits."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs of a worker."""
     gpus_per_worker: float | Literal["auto"] = "auto"
-    """GPUs of a worker, also a part of one; auto: by measured memory (docs/running.md)."""
+    """GPUs of a worker, also a part of one (docs/running.md)."""
     pack: int | Literal["auto"] = 1
-    """Trials of a cell that one worker may train at once on one copy of the base model; "auto": as many as pay."""
+    """Trials of a cell that a worker may train at once on one base model (docs/running.md)."""
     isolated: bool = False
-    """A fresh process for every trial: for code that can't be trusted to clean up; costs seconds a trial."""
+    """A fresh process for every trial, for code that can't be trusted to clean up."""
     trial_timeout: float | None = Field(default=None, gt=0)
-    """Seconds without a report (one an epoch) after which a trial's worker is killed and the trial started again."""
+    """Seconds without a report (one an epoch) after which a trial's worker is killed."""
     attempts: int = Field(default=3, ge=1)
-    """Starts of a trial whose workers die or fall silent, before it counts as failed."""
+    """Starts of a trial before a worker's death fails it."""
     order: Order = "spread"
-    """Which cells come first: `sweeps.search.order.ordered`."""
+    """Cells first served. spread: the smallest budget, the largest, those between; or small to large; or by method."""
     priority: Annotated[tuple[Annotated[str | float, Field(union_mode="left_to_right")], ...], OneOrMany] = ()
-    """Methods, budgets, data sets or training sizes whose cells are served before all others."""
+    """Methods, budgets, data sets or sizes served first; cells with more of them, then with the earlier one."""
 
     @field_validator("concurrent")
     @classmethod
@@ -77,9 +77,9 @@ class LimitsSection(Section):
     max_accelerator_hours: float | None = Field(default=None, gt=0)
     """Accelerator-hours of the whole sweep."""
     max_cost: float | None = Field(default=None, gt=0)
-    """Cost of the whole sweep."""
+    """Cost of the whole sweep, in the price's currency."""
     price_per_hour: float | None = Field(default=None, ge=0)
-    """Price of one accelerator-hour."""
+    """Of an accelerator: a GPU, or a worker where there are none."""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

@@ -100,26 +100,25 @@ class SearchSection(Section):
     """
 
     trials: int = Field(default=13, ge=1, le=MOST_TRIALS)
-    """Trials of stage TUNE of every cell: different rates, and re-runs."""
+    """Trials of stage TUNE of every cell, re-runs included."""
     allowance: Annotated[Allowance | None, LATER] = None
-    """Instead of `trials`: training samples (docs/fairness.md)."""
+    """Instead of `trials` a cell's training samples: `{ samples = 500_000 }` (docs/fairness.md)."""
     sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
-    """grid: centre, ends, quarters, eighths, so best an odd number of them; qmc, random: without learning; tpe, gp,
-    cmaes: learn from the trials so far."""
+    """grid: centre, ends, quarters, eighths, so best an odd number; tpe, gp, cmaes learn from the trials so far."""
     lr: LrSearch = LrSearch()
-    """How wide every method's range is; where it lies is the method's own `lr`."""
+    """Width of every method's range in powers of ten: `{ decades = 3 }`, the default."""
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
-    """What is searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64, log = true }`."""
+    """Searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, also with `log = true`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
-    """Points tried first: the published rate, or the choice at the neighbouring budget."""
+    """Tried first: the published rate, the choice at the neighbouring budget."""
     rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)
-    """How many of the best rates are run again ..."""
+    """Best rates that are run again ..."""
     rerun_seeds: int = Field(default=2, ge=0, le=MOST_TRIALS)
     """... on how many further seeds each; the best mean is chosen."""
     widen: Annotated[int, Field(ge=0, le=MOST_TRIALS), LATER] = 0
-    """Points past the edge of a range that a cell may add, one at a time, while its best rate is the outermost one."""
+    """Points past the edge that a cell may add while its best rate is the outermost."""
     pruner: Literal["none", "asha", "median"] = "none"
-    """Stops bad TUNE trials early; off by default."""
+    """Stops bad TUNE trials early."""
     seed: int = Field(default=0, ge=0)
     """Seed of the samplers that draw."""
 

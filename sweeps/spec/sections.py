@@ -48,24 +48,24 @@ class ModelSection(_Section):
     id: str
     """The base model: `embedded:tiny-clip`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, `local:DIR` (docs/models.md)."""
     adapt: Literal["vision", "both", "all"] | None = None
-    """None: "both" towers of a CLIP model, "all" of a model with one tower."""
+    """Without it "both" towers of a CLIP, "all" of other models."""
     targets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
-    """Weights to adapt, by the end of their names; none given: the family's."""
+    """Weights to adapt, by the end of their names; without it the family's."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
-    """Side of the input in pixels, for image encoders whose positions interpolate; None: the model's own."""
+    """Side of the input in pixels, where a model's positions interpolate."""
 
 
 class DataSection(_Section):
     """`[data]`: data sets and training sizes; a size is a fraction in (0, 1] or 'K-shot'."""
 
     datasets: Annotated[tuple[str, ...], Once] = Field(min_length=1)
-    """Data sets by name or place, `folder:DIR`, `json:DIR` (docs/data.md); paths start where the command is run."""
+    """Data sets by name or place: `folder:DIR`, `json:DIR` (docs/data.md)."""
     train_size: Annotated[tuple[str | float, ...], OneOrMany, Once] = Field(default=(1.0,), min_length=1)
-    """A fraction in (0, 1] or `"K-shot"`; one, or a list."""
+    """Fractions in (0, 1] or `"K-shot"`."""
     skip_bad: Annotated[bool, LATER] = False
-    """Leave images that can't be read out, counted in the results, instead of stopping."""
+    """Leave unreadable images out and count them, instead of stopping."""
     epochs: Annotated[Literal["paper"] | dict[str, Annotated[int, Field(ge=1)]] | None, LATER] = None
-    """Epochs by data set instead of `train.epochs`; "paper": 10 for few shots, else the paper's Table 7."""
+    """Epochs by data set; "paper": 10 for few shots, else the paper's Table 7."""
 
     def epochs_of(self, dataset: str, size: str | float) -> int | None:
         """Epochs of one data set at one size; None where `train.epochs` holds."""
@@ -109,19 +109,19 @@ class BudgetSection(_Section):
     """`[budgets]`: exactly one of LoRA ranks, parameter counts, or percentages of the adapted weights."""
 
     lora_rank: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
-    """Budgets as the count that LoRA has at these ranks; this, `params` or `percent`."""
+    """LoRA's counts at these ranks; this, `params` or `percent`."""
     params: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
-    """Budgets as numbers of trained parameters."""
+    """Numbers of trained parameters."""
     percent: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...] | None, Once] = Field(
         default=None, min_length=1
     )
-    """Budgets in percent of the adapted weights."""
+    """Percent of the adapted weights."""
     count: Annotated[Literal["parameters", "dof"], LATER] = "parameters"
-    """What they limit: trained parameters, or the degrees of freedom that these give an update (docs/fairness.md)."""
+    """What they limit: trained parameters, or degrees of freedom (docs/fairness.md)."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
-    """A cell whose nearest count is farther from its budget, as a share, is left out and listed."""
+    """Share by which a count may miss its budget; a cell farther off is listed and not run."""
     allocation: Allocation = "auto"
-    """How the capacity is spread over layers; auto: uniform where it is near enough, else fill (docs/fairness.md)."""
+    """How capacity is spread over layers (docs/fairness.md)."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -146,20 +146,20 @@ class MethodSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     method: Annotated[str | None, LATER] = None
-    """The method that this section is a variant of, so that one sweep can have two settings of a method."""
+    """The method that this section is a variant of."""
     lr: LrRange | None = None
-    """Its learning rates: the range's centre as a number, or `{ low = 1e-4, high = 1e-2 }`; none: the published."""
+    """Its learning rates: a number, the range's centre, or `{ low = 1e-4, high = 1e-2 }`; else the published."""
     space: Annotated[dict[str, SpaceEntry] | None, ListsAreValues, LATER] = None
-    """What is searched beside the rate for this method alone, as in `search.space`."""
+    """As `search.space`, for this method alone."""
     budgets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
-    """Only these budgets, by label: `["lora-8"]`; none: all."""
+    """Only these budgets: `["lora-8"]`."""
     allocation: Allocation | None = None
     """Instead of `budgets.allocation`."""
     capacity: Capacities | None = None
-    """Pins the capacity (the rank) instead of solving for it; the cell goes to the budget nearest to its count. A list:
-    a cell for each, whose budget is its own count, labelled NAME-CAPACITY; it may grow, as lists of budgets may."""
+    """Pins the capacity (the rank); the cell goes to the budget nearest to its count. A list: a cell for each, whose
+    budget is its own count, NAME-CAPACITY."""
     unmatched: bool = False
-    """Run the nearest setting even where it is outside the tolerance."""
+    """Run the nearest setting even outside the tolerance."""
 
     @field_validator("lr", mode="before")
     @classmethod
@@ -182,14 +182,14 @@ class ConfirmSection(_Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...], Once] = Field(
         default=(0, 1, 2, 3, 4), min_length=1
     )
-    """Seeds of stage CONFIRM: a number (3 means 0, 1, 2) or a list."""
+    """Seeds of stage CONFIRM: 3 means 0, 1, 2; or a list."""
     max_seeds: Annotated[int | None, Field(ge=1), LATER] = None
-    """Most seeds there will be: the level is spread over them. As many as `seeds`: one look with all of it. None: seeds
-    may be added, and each look costs level (docs/fairness.md)."""
+    """Most seeds there will be, over which the level is spread; as many as `seeds`: one look with all of it
+    (docs/fairness.md)."""
     margin: Annotated[float | None, LATER] = None
-    """Smaller differences count as none, for the word "equivalent": 0.01 is one point of accuracy."""
+    """Smaller differences are "equivalent": 0.01 is a point of accuracy."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
-    """Kinds of seed that stay fixed over all trials, as written: `data_seed`, `init_seed`, `basis_seed`."""
+    """Seeds fixed over all trials, as written: `data_seed`, `init_seed`, `basis_seed`."""
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -220,22 +220,22 @@ class KeepSection(_Section):
     """`[keep]`: which trained weights stay on disk. `full`: full fine-tuning's of the first seed, for diagnostics."""
 
     adapters: Literal["none", "best", "confirm", "all"] = "none"
-    """Adapters to keep, for `sweeps export`: of a cell's best CONFIRM trial, of all of them, of every trial."""
+    """Adapters to keep: of each cell's best CONFIRM trial by validation, of all of them, of every trial."""
     full: bool = False
-    """Full fine-tuning's weights too, of the first seed, for `sweeps analyze`."""
+    """Full fine-tuning's weights too, of the first CONFIRM seed."""
 
 
 class Sections(_Section):
     """A whole sweep file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Letters, digits, '.', '_', '-'. With another model, training or protocol under the same name a run is refused."""
+    """Letters, digits, '.', '_', '-'."""
     description: str = ""
-    """For people; printed in the report."""
+    """Printed in the report."""
     output: Path | None = None
-    """Results folder; none: `results/NAME` where the command is run."""
+    """Results folder; without it `results/NAME`."""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: fixed rates, no tuning; training also on images that are else carved out for validation."""
+    """paper: fixed rates, and training also on the images of validation."""
     model: ModelSection
     data: DataSection
     budgets: BudgetSection

@@ -44,8 +44,8 @@ def test_the_page_lists_every_column_and_view() -> None:
     for name, schema in SCHEMAS.items():
         assert f"## `{name}`" in page
         for field in schema:
-            assert f"| `{field.name}` |" in page
-    assert all(f"| `{view}` |" in page for view in VIEWS)
+            assert f"- `{field.name}`: " in page
+    assert all(f"- `{view}`: " in page for view in VIEWS)
 
 
 def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
