@@ -78,21 +78,21 @@ USUAL = "validation: 10 % of train, 5,000 at most, seed 0"
 
 
 def images() -> str:
-    """The registered image sets."""
+    """The registered image sets but CoOp's, which are the page's own sentence."""
     assert {info.metric for info in DATASETS.values()} == {"accuracy"}, "the page says so once, above the table"
     rows = []
     for name, info in DATASETS.items():
+        if name.startswith("coop-"):
+            continue
         sizes = (None, None, None) if info.sizes is None else (info.sizes.train, info.sizes.val, info.sizes.test)
         mark = "*" if info.sizes is not None and info.sizes.verified else ""
-        numbers = " / ".join(map(_number, sizes)) + mark
-        source = "; ".join([info.source, *(f"`@{other}`" for other in info.others)])
         own = " (own)" if info.rule == OWN else ""
         rest = "" if info.rule in (OWN, USUAL) else info.rule.removesuffix(f"; {USUAL}")
-        how = "" if info.get.startswith("downloads itself") else info.get
-        what = (f"`{name}`", info.about, _number(info.classes), numbers + own, info.epochs or "", source)
-        rows.append((*what, info.licence, "; ".join(filter(None, (rest, how)))))
-    columns = ("name", "what", "classes", "train / val / test", "epochs", "source", "licence", "note")
-    return table(columns, rows)
+        numbers = "/".join(map(_number, sizes)) + mark + own
+        names = ", ".join([f"`{name}`", *(f"`@{other}`" for other in info.others)])
+        about = f"{info.about} ({rest})" if rest else info.about
+        rows.append((names, about, _number(info.classes), numbers, info.epochs or ""))
+    return table(("name", "what", "classes", "train/val/test", "epochs"), rows)
 
 
 def texts() -> str:
@@ -103,10 +103,10 @@ def texts() -> str:
             continue
         task = name.removeprefix("glue-")
         metric = GLUE[task].metric if name.startswith("glue-") else "BLEU" if info.kind == "meanings" else "accuracy"
-        numbers = f"{_number(info.train)} / {_number(info.test)}{'*' if info.verified else ''}"
+        numbers = f"{_number(info.train)}/{_number(info.test)}{'*' if info.verified else ''}"
         about = re.sub(r"; answered by a label$|^GLUE .*", "", info.about)
-        rows.append((f"`{name}`", about, numbers, info.epochs or "", metric, info.source, info.licence))
-    return table(("name", "what", "train / test", "epochs", "metric", "source", "licence"), rows)
+        rows.append((f"`{name}`", about, numbers, info.epochs or "", metric))
+    return table(("name", "what", "train/test", "epochs", "metric"), rows)
 
 
 def data_page() -> str:
@@ -168,21 +168,33 @@ def tables_page() -> str:
 # -- verbs ------------------------------------------------------------------------------------------------------------
 
 EVERYWHERE = ("overrides", "scale", "as_json", "spec", "source")
-"""Arguments and options that the page describes once."""
+"""Arguments and options that the page describes once, in words of its own."""
 
 
 def verbs_page() -> str:
-    """docs/verbs.md, from what every verb says with `--help`."""
+    """docs/verbs.md, from `--help`; what several verbs take alike, and all that a synonym takes, is said once."""
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    taken = {name: [] if verb.help.startswith("The same as") else _given(verb) for name, verb in verbs.items()}
+    times = Counter(one for given in taken.values() for one in given)
+    shared = [one for one, n in times.items() if n > 1]
     parts = []
-    for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        rows = [
-            (f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper(), p.help)
-            for p in verb.params
-            if p.name not in EVERYWHERE
-        ]
-        said = f"{' '.join(verb.help.split())}\n\n```\n{verb.epilog.removeprefix('Example: ')}\n```"
-        parts.append(f"## `{name}`\n\n{said}" + (f"\n\n{table(('given', 'meaning'), rows)}" if rows else ""))
-    return (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
+    for name, verb in verbs.items():
+        own = [f"- {what}: {said}" for what, said in taken[name] if (what, said) not in shared]
+        also = [what for what, said in taken[name] if (what, said) in shared]
+        own += [f"- and, as above: {', '.join(also)}"] if also else []
+        parts += [f"## `{name}`", " ".join(verb.help.split()), f"```\n{verb.epilog.removeprefix('Example: ')}\n```"]
+        parts += ["\n".join(own)] if own else []
+    text = (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
+    return text.replace("@SHARED@", "\n".join(f"- {what}: {said}" for what, said in shared))
+
+
+def _given(verb: typer.core.TyperCommand) -> list[tuple[str, str]]:
+    """Each argument and option of a verb, with its help."""
+    return [
+        (f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper(), p.help)
+        for p in verb.params
+        if p.name not in EVERYWHERE
+    ]
 
 
 PAGES = {
