@@ -59,10 +59,12 @@ def recipes_page() -> str:
     rows = []
     for path in sorted((ROOT / "examples" / "paper").glob("*.toml")):
         facts = header(path)
-        length = facts["length"].removesuffix(" (tools/recipe_hours.py)")
-        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", facts["title"], length, facts["hardware"]))
+        trials, hours, *without = re.findall(r"\d[\d,.]*\b", facts["length"])
+        (memory,) = re.findall(r"1 GPU of (\d+) GB", facts["hardware"])
+        hours += f" ({without[0]})" if without else ""
+        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", facts["title"], trials, hours, memory))
     text = (TEXTS / "recipes.md").read_text(encoding="utf-8")
-    return text.replace("@TABLE@", table(("file", "what", "length", "hardware"), rows))
+    return text.replace("@TABLE@", table(("file", "what", "trials", "GPU-hours", "GB"), rows))
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
