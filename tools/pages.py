@@ -22,7 +22,6 @@ from sweeps.cli.main import app
 from tools.spec_page import sections
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
-from trainables.data.text.tables import GLUE
 
 ROOT = Path(__file__).parents[1]
 TEXTS = Path(__file__).parent / "page_texts"
@@ -60,11 +59,11 @@ def recipes_page() -> str:
     for path in sorted((ROOT / "examples" / "paper").glob("*.toml")):
         facts = header(path)
         trials, hours, *without = re.findall(r"\d[\d,.]*\b", facts["length"])
-        (memory,) = re.findall(r"1 GPU of (\d+) GB", facts["hardware"])
-        hours += f" ({without[0]})" if without else ""
-        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", facts["title"], trials, hours, memory))
+        large = "†" if facts["hardware"].startswith("1 GPU of 80 GB") else ""
+        hours += f"{large} ({without[0]})" if without else large
+        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", facts["title"], trials, hours))
     text = (TEXTS / "recipes.md").read_text(encoding="utf-8")
-    return text.replace("@TABLE@", table(("file", "what", "trials", "GPU-hours", "GB"), rows))
+    return text.replace("@TABLE@", table(("file", "what", "trials", "GPU-hours"), rows))
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -93,22 +92,19 @@ def images() -> str:
         numbers = "/".join(map(_number, sizes)) + mark + own
         names = ", ".join([f"`{name}`", *(f"`@{other}`" for other in info.others)])
         about = f"{info.about} ({rest})" if rest else info.about
-        rows.append((names, about, _number(info.classes), numbers, info.epochs or ""))
-    return table(("name", "what", "classes", "train/val/test", "epochs"), rows)
+        rows.append((names, about, numbers))
+    return table(("name", "what", "train/val/test"), rows)
 
 
 def texts() -> str:
     """The registered text sets, without the second form of those that have one."""
     rows = []
     for name, info in TEXT_DATASETS.items():
-        if name.endswith("-questions"):
-            continue
-        task = name.removeprefix("glue-")
-        metric = GLUE[task].metric if name.startswith("glue-") else "BLEU" if info.kind == "meanings" else "accuracy"
-        numbers = f"{_number(info.train)}/{_number(info.test)}{'*' if info.verified else ''}"
-        about = re.sub(r"; answered by a label$|^GLUE .*", "", info.about)
-        rows.append((f"`{name}`", about, numbers, info.epochs or "", metric))
-    return table(("name", "what", "train/test", "epochs", "metric"), rows)
+        if not name.endswith("-questions"):
+            about = re.sub(r"; answered by a label$|, reported on its validation split$", "", info.about)
+            numbers = f"{_number(info.train)}/{_number(info.test)}{'*' if info.verified else ''}"
+            rows.append((f"`{name}`", about, numbers))
+    return table(("name", "what", "train/test"), rows)
 
 
 def data_page() -> str:
