@@ -166,33 +166,22 @@ def tables_page() -> str:
 # -- verbs ------------------------------------------------------------------------------------------------------------
 
 EVERYWHERE = ("overrides", "scale", "as_json", "spec", "source")
-"""Arguments and options that the page describes once, in words of its own."""
+"""Arguments and options that the page describes once."""
 
 
 def verbs_page() -> str:
-    """docs/verbs.md, from `--help`; what several verbs take alike, and all that a synonym takes, is said once."""
-    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    taken = {name: [] if verb.help.startswith("The same as") else _given(verb) for name, verb in verbs.items()}
-    times = Counter(one for given in taken.values() for one in given)
-    shared = [one for one, n in times.items() if n > 1]
+    """docs/verbs.md: of every verb what it does, an example, and what it takes; `--help` says what that means."""
     parts = []
-    for name, verb in verbs.items():
-        own = [f"- {what}: {said}" for what, said in taken[name] if (what, said) not in shared]
-        also = [what for what, said in taken[name] if (what, said) in shared]
-        own += [f"- and, as above: {', '.join(also)}"] if also else []
+    for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        taken = [
+            f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper()
+            for p in verb.params
+            if p.name not in EVERYWHERE
+        ]
         parts += [f"## `{name}`", " ".join(verb.help.split()), f"```\n{verb.epilog.removeprefix('Example: ')}\n```"]
-        parts += ["\n".join(own)] if own else []
-    text = (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
-    return text.replace("@SHARED@", "\n".join(f"- {what}: {said}" for what, said in shared))
-
-
-def _given(verb: typer.core.TyperCommand) -> list[tuple[str, str]]:
-    """Each argument and option of a verb, with its help."""
-    return [
-        (f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper(), p.help)
-        for p in verb.params
-        if p.name not in EVERYWHERE
-    ]
+        if taken and not verb.help.startswith("The same as"):
+            parts.append(f"Takes {', '.join(taken)}.")
+    return (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
 
 
 PAGES = {
