@@ -61,7 +61,8 @@ def recipes_page() -> str:
         trials, hours, *without = re.findall(r"\d[\d,.]*\b", facts["length"])
         large = "†" if facts["hardware"].startswith("1 GPU of 80 GB") else ""
         hours += f"{large} ({without[0]})" if without else large
-        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", facts["title"], trials, hours))
+        what = re.split(r": (?!Table|section)", facts["title"])[0]
+        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", what, trials, hours))
     text = (TEXTS / "recipes.md").read_text(encoding="utf-8")
     return text.replace("@TABLE@", table(("file", "what", "trials", "GPU-hours"), rows))
 
