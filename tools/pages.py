@@ -58,13 +58,13 @@ def recipes_page() -> str:
     rows = []
     for path in sorted((ROOT / "examples" / "paper").glob("*.toml")):
         facts = header(path)
-        trials, hours, *without = re.findall(r"\d[\d,.]*\b", facts["length"])
+        _, hours, *without = re.findall(r"\d[\d,.]*\b", facts["length"])
         large = "†" if facts["hardware"].startswith("1 GPU of 80 GB") else ""
         hours += f"{large} ({without[0]})" if without else large
         what = re.split(r": (?!Table|section)", facts["title"])[0]
-        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", what, trials, hours))
+        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", what, hours))
     text = (TEXTS / "recipes.md").read_text(encoding="utf-8")
-    return text.replace("@TABLE@", table(("file", "what", "trials", "GPU-hours"), rows))
+    return text.replace("@TABLE@", table(("file", "what", "GPU-hours"), rows))
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
