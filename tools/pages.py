@@ -23,7 +23,6 @@ from sweeps.cli.main import app
 from tools.spec_page import sections
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
-from trainables.data.text.tables import GLUE
 
 ROOT = Path(__file__).parents[1]
 TEXTS = Path(__file__).parent / "page_texts"
@@ -66,10 +65,13 @@ def recipes_page() -> str:
     rows = []
     for path in sorted((ROOT / "examples" / "paper").glob("*.toml")):
         facts = header(path)
-        length = facts["length"].removesuffix(" (tools/recipe_hours.py)")
-        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", facts["title"], length, facts["hardware"]))
+        _, hours, *without = re.findall(r"\d[\d,.]*\b", facts["length"])
+        large = "†" if facts["hardware"].startswith("1 GPU of 80 GB") else ""
+        hours += f"{large} ({without[0]})" if without else large
+        what = re.split(r": (?!Table|section)", facts["title"])[0]
+        rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", what, hours))
     text = (TEXTS / "recipes.md").read_text(encoding="utf-8")
-    return text.replace("@TABLE@", table(("file", "what", "length", "hardware"), rows))
+    return text.replace("@TABLE@", table(("file", "what", "GPU-hours"), rows))
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -85,35 +87,32 @@ USUAL = "validation: 10 % of train, 5,000 at most, seed 0"
 
 
 def images() -> str:
-    """The registered image sets."""
+    """The registered image sets but CoOp's, which are the page's own sentence."""
     assert {info.metric for info in DATASETS.values()} == {"accuracy"}, "the page says so once, above the table"
     rows = []
     for name, info in DATASETS.items():
+        if name.startswith("coop-"):
+            continue
         sizes = (None, None, None) if info.sizes is None else (info.sizes.train, info.sizes.val, info.sizes.test)
         mark = "*" if info.sizes is not None and info.sizes.verified else ""
-        numbers = " / ".join(map(_number, sizes)) + mark
-        source = "; ".join([info.source, *(f"`@{other}`" for other in info.others)])
         own = " (own)" if info.rule == OWN else ""
         rest = "" if info.rule in (OWN, USUAL) else info.rule.removesuffix(f"; {USUAL}")
-        how = "" if info.get.startswith("downloads itself") else info.get
-        what = (f"`{name}`", info.about, _number(info.classes), numbers + own, info.epochs or "", source)
-        rows.append((*what, info.licence, "; ".join(filter(None, (rest, how)))))
-    columns = ("name", "what", "classes", "train / val / test", "epochs", "source", "licence", "note")
-    return table(columns, rows)
+        numbers = "/".join(map(_number, sizes)) + mark + own
+        names = ", ".join([f"`{name}`", *(f"`@{other}`" for other in info.others)])
+        about = f"{info.about} ({rest})" if rest else info.about
+        rows.append((names, about, numbers))
+    return table(("name", "what", "train/val/test"), rows)
 
 
 def texts() -> str:
     """The registered text sets, without the second form of those that have one."""
     rows = []
     for name, info in TEXT_DATASETS.items():
-        if name.endswith("-questions"):
-            continue
-        task = name.removeprefix("glue-")
-        metric = GLUE[task].metric if name.startswith("glue-") else "BLEU" if info.kind == "meanings" else "accuracy"
-        numbers = f"{_number(info.train)} / {_number(info.test)}{'*' if info.verified else ''}"
-        about = re.sub(r"; answered by a label$|^GLUE .*", "", info.about)
-        rows.append((f"`{name}`", about, numbers, info.epochs or "", metric, info.source, info.licence))
-    return table(("name", "what", "train / test", "epochs", "metric", "source", "licence"), rows)
+        if not name.endswith("-questions"):
+            about = re.sub(r"; answered by a label$|^GLUE .*", "", info.about)
+            numbers = f"{_number(info.train)}/{_number(info.test)}{'*' if info.verified else ''}"
+            rows.append((f"`{name}`", about, numbers))
+    return table(("name", "what", "train/test"), rows)
 
 
 def data_page() -> str:
@@ -177,16 +176,17 @@ EVERYWHERE = ("overrides", "scale", "as_json", "spec", "source")
 
 
 def verbs_page() -> str:
-    """docs/verbs.md, from what every verb says with `--help`."""
+    """docs/verbs.md: of every verb what it does, an example, and what it takes; `--help` says what that means."""
     parts = []
     for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        rows = [
-            (f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper(), p.help)
+        taken = [
+            f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper()
             for p in verb.params
             if p.name not in EVERYWHERE
         ]
-        said = f"{' '.join(verb.help.split())}\n\n```\n{verb.epilog.removeprefix('Example: ')}\n```"
-        parts.append(f"## `{name}`\n\n{said}" + (f"\n\n{table(('given', 'meaning'), rows)}" if rows else ""))
+        parts += [f"## `{name}`", " ".join(verb.help.split()), f"```\n{verb.epilog.removeprefix('Example: ')}\n```"]
+        if taken and not verb.help.startswith("The same as"):
+            parts.append(f"Takes {', '.join(taken)}.")
     return (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
 
 
