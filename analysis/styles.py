@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -60,16 +62,19 @@ _NAMES = {
 }
 """Of the methods without a style of their own; a variant keeps the name that its sweep file gives it."""
 
-_TITLES: dict[str, str] = {}
-"""Of methods that are not ours, as the tables of an opened folder name them (`cells.title`)."""
+_TITLES: ContextVar[Mapping[str, str]] = ContextVar("titles", default=MappingProxyType({}))
+"""Of methods that are not ours, as the tables of the folder name them (`cells.title`) that was looked at last."""
 
 _SPARE = (("#8C510A", "#D8A25E"), ("#542788", "#B79AE0"), ("#7F7F00", "#CFCF4A"), ("#A50026", "#F0708A"))
 _MARKERS = ("v", "P", "X", "h", "<", ">")
 
 
 def entitle(titles: Mapping[str, str]) -> None:
-    """Name methods that have no name here, in every table and figure of this process."""
-    _TITLES.update(titles)
+    """Name methods that have no name here, and those alone, in what this thread shows of the store that calls it.
+
+    A store does so whenever it is looked at, so that two reports in one process don't see each other's titles.
+    """
+    _TITLES.set(titles)
 
 
 def style(method: str) -> Style:
@@ -79,7 +84,7 @@ def style(method: str) -> Style:
     digest = zlib.crc32(method.encode())
     colour, dark = _SPARE[digest % len(_SPARE)]
     return Style(
-        _NAMES.get(method) or _TITLES.get(method, method), colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50
+        _NAMES.get(method) or _TITLES.get().get(method, method), colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50
     )
 
 

@@ -77,11 +77,13 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin
     axes.set_xlabel(limited(r["reference"] for r in rows).replace("trainable", "trainable adapter"))
     if margin is not None:
         axes.axhspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{MARGIN}")
-    axes.axhline(0.0, color=style(rows[0]["baseline"]).colour, linewidth=1.2, gid=f"{index}:zero")
+    with axes.figure.of(rows[0]["baseline"]):
+        axes.axhline(0.0, color=style(rows[0]["baseline"]).colour, linewidth=1.2, gid=f"{index}:zero")
     for k, method in enumerate(reversed(methods)):
         place = APART ** (len(methods) - 1 - k - (len(methods) - 1) / 2)
         mine = [r for r in rows if r["method"] == method]
-        _curve(axes, f"{index}:{method}", mine, place, banded=method == focus)
+        with axes.figure.of(method):
+            _curve(axes, f"{index}:{method}", mine, place, banded=method == focus)
     axes.set_ylim(*_range(rows))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 

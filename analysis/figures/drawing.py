@@ -5,9 +5,10 @@ Figures are made without pyplot, so there is no global state.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,13 +66,27 @@ class Chart(Figure):
 
     Attributes:
         tips: artist id -> text; `dot` fills it.
+        parts: artist id -> the method that it shows; `dot` and `of` fill it.
+        keys: id of a name in the legend -> its method.
     """
 
     def __init__(self, width: float, height: float) -> None:
         """An empty one; sizes in inches."""
         super().__init__(figsize=(width, height), facecolor=PAPER)
         self.tips: dict[str, str] = {}
+        self.parts: dict[str, str] = {}
+        self.keys: dict[str, str] = {}
         FigureCanvasAgg(self)
+
+    @contextlib.contextmanager
+    def of(self, method: str) -> Iterator[None]:
+        """What the block draws shows this method; the page's legend hides all of it."""
+        before = {artist for axes in self.axes for artist in axes.get_children()}
+        yield
+        for artist in (artist for axes in self.axes for artist in axes.get_children() if artist not in before):
+            if artist.get_gid() is None:
+                artist.set_gid(f"part:{len(self.parts)}")
+            self.parts[artist.get_gid()] = method
 
 
 def count_text(value: float, _: int | None = None) -> str:
@@ -162,6 +177,7 @@ def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None =
     tips = axes.figure.tips
     gid = gid or f"tip:{len(tips)}"
     tips[gid] = says
+    axes.figure.parts[gid] = method
     mine = style(method)
     solid = mine.marker is not None
     drawn: dict[str, Any] = {
@@ -182,7 +198,7 @@ def band(axes: Any, x: Sequence[float], low: Sequence[float], high: Sequence[flo
     axes.fill_between(x, *ends, color=colour, alpha=alpha, linewidth=0)
 
 
-def legend(figure: Figure, methods: Sequence[str], columns: int = 6, *, edge: float = 1.0, **look: Any) -> None:
+def legend(figure: Chart, methods: Sequence[str], columns: int = 6, *, edge: float = 1.0, **look: Any) -> None:
     """Methods over the panels, in their colours, at most `columns` in a row; those without a budget dashed."""
     handles = [
         Line2D(
@@ -207,7 +223,10 @@ def legend(figure: Figure, methods: Sequence[str], columns: int = 6, *, edge: fl
         "handletextpad": 0.4,
         "borderaxespad": 0.3,
     }
-    figure.legend(handles, [style(m).name for m in methods], **shown | look)
+    drawn = figure.legend(handles, [style(m).name for m in methods], **shown | look)
+    for i, (method, name) in enumerate(zip(methods, drawn.get_texts(), strict=True)):
+        name.set_gid(f"key:{i}")
+        figure.keys[f"key:{i}"] = method
 
 
 def mark_bands(figure: Figure, kind: Literal["pointwise", "simultaneous"]) -> None:

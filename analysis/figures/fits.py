@@ -55,9 +55,11 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
         figure, each = _panels(rows, score)
         for axes, place, mine in each:
             for turn in (t for t in turns if place_of(t) == place and t["value"] is not None):
-                _turn(axes, turn, [r["at"] for r in mine])
+                with figure.of(turn["method"]):
+                    _turn(axes, turn, [r["at"] for r in mine])
             for method in reversed(in_order({r["method"] for r in mine})):
-                _fitted(axes, method, [r for r in mine if r["method"] == method])
+                with figure.of(method):
+                    _fitted(axes, method, [r for r in mine if r["method"] == method])
                 _dots(axes, [d for d in dots if place_of(d) == place and d["method"] == method])
         mark_bands(figure, "simultaneous" if {r["band"] for r in rows} <= {"simultaneous", None} else "pointwise")
         return figure
@@ -100,7 +102,8 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
         figure = Chart(COLUMN_INCHES * 1.25, 2.9)
         axes = figure.add_axes((0.13, 0.19, 0.85, 0.65))
         for method in methods:
-            _size_lines(axes, method, [r for r in shown if r["method"] == method], ticks, labels)
+            with figure.of(method):
+                _size_lines(axes, method, [r for r in shown if r["method"] == method], ticks, labels)
         if known:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
@@ -131,7 +134,8 @@ def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = 
             methods |= {r["method"] for r in rows}
             for method in in_order({r["method"] for r in rows}):
                 mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["adapter_params"])
-                _overlaid(axes, method, mine, published)
+                with figure.of(method):
+                    _overlaid(axes, method, mine, published)
         _log(axes, "adapter_params")
         axes.set_ylabel(f"{score} (%)")
         kinds = [Line2D([], [], color=MUTED), Line2D([], [], color=MUTED, linestyle=_PUBLISHED, linewidth=1.0)]

@@ -103,9 +103,9 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     return [replace(p, caption=p.caption + said) for p in found] if said else found
 
 
-def growing(store: Store) -> list[Picture]:
-    """The figures to watch while a sweep runs: the curve, the differences, and the scores of the rates tried."""
-    return [*_scaling(store), *_differences(store), *_rates(store)]
+def growing() -> tuple[Callable[[Store], list[Picture]], ...]:
+    """What draws the figures to watch while a sweep runs: the curve, the differences, the scores of the rates tried."""
+    return _scaling, _differences, _rates
 
 
 def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:

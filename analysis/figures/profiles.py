@@ -39,9 +39,9 @@ def draw_profiles(profiles: pa.Table, *, score: str) -> Chart:
             axes = figure.add_subplot(spot)
             for method in reversed(in_order({r["method"] for r in rows})):
                 mine = [r for r in rows if panel_of(r) == panel and r["method"] == method]
-                axes.plot(
-                    [100 * r["score"] for r in mine], [100 * r["share"] for r in mine], color=style(method).colour
-                )
+                x, y = [100 * r["score"] for r in mine], [100 * r["share"] for r in mine]
+                with figure.of(method):
+                    axes.plot(x, y, color=style(method).colour)
                 for r in mine[:: len(mine) // 4 or 1]:
                     said = f"{style(method).name}: {100 * r['share']:.0f} % of runs above {100 * r['score']:.1f} %"
                     dot(axes, method, 100 * r["score"], 100 * r["share"], said, markersize=3.6, markeredgewidth=0.5)

@@ -63,7 +63,8 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
         alpha = 0.35 + 0.65 * (k + 1) / len(references)
         mine = [r for r in rows if r["reference"] == reference]
         for base in reversed(in_order({r["base"] for r in mine})):
-            _line(axes, [r for r in mine if r["base"] == base], alpha)
+            with axes.figure.of(base):
+                _line(axes, [r for r in mine if r["base"] == base], alpha)
 
 
 def _line(axes: Any, rows: Sequence[Row], alpha: float) -> None:

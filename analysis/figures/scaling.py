@@ -85,11 +85,14 @@ def _panel(figure: Chart, spot: Any, index: int, rows: Sequence[Row]) -> Any:
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     base.set_xlabel("trainable adapter parameters")
     for row in shown:
-        _line(axes, index, row, _clear_side(row, curves))
+        with figure.of(row["method"]):
+            _line(axes, index, row, _clear_side(row, curves))
     for row in far:
-        _line(foot, index, row, "left")
+        with figure.of(row["method"]):
+            _line(foot, index, row, "left")
     for method in reversed(in_order({r["method"] for r in curves})):  # the first method ends on top
-        _curve(axes, index, method, [r for r in curves if r["method"] == method])
+        with figure.of(method):
+            _curve(axes, index, method, [r for r in curves if r["method"] == method])
     _ranks(axes, curves)
     return axes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from html import escape
+from html import escape, unescape
 
 import matplotlib as mpl
 
@@ -30,10 +30,17 @@ def inline_svg(figure: Chart, name: str, label: str) -> str:
             transparent=True,
             metadata={"Date": None, "Creator": None, "Type": None, "Format": None},
         )
-    return embedded(buffer.getvalue(), name, label, figure.tips)
+    marks = {"data-method": figure.parts, "data-key": figure.keys, "class": dict.fromkeys(figure.tips, "tip")}
+    return embedded(buffer.getvalue(), name, label, figure.tips, marks)
 
 
-def embedded(text: str, name: str, label: str, tips: Mapping[str, str] | None = None) -> str:
+def embedded(
+    text: str,
+    name: str,
+    label: str,
+    tips: Mapping[str, str] | None = None,
+    marks: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
     """SVG as matplotlib wrote it, made to stand in an HTML page.
 
     Args:
@@ -41,14 +48,21 @@ def embedded(text: str, name: str, label: str, tips: Mapping[str, str] | None = 
         name: prefix of its ids, unique in the page.
         label: what a screen reader says.
         tips: artist id -> text shown on hover.
+        marks: attribute -> artist id -> its value.
     """
+
+    def group(found: re.Match[str]) -> str:
+        artist = unescape(found[1])
+        more = "".join(f' {key}="{escape(of[artist])}"' for key, of in (marks or {}).items() if artist in of)
+        tip = f"<title>{escape(tips[artist])}</title>" if tips and artist in tips else ""
+        return f'<g id="{found[1]}"{more}>{tip}'
+
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
-    for artist, tip in (tips or {}).items():
-        text = text.replace(f'<g id="{artist}">', f'<g id="{artist}" class="tip"><title>{escape(tip)}</title>')
+    text = re.sub(r'<g id="([^"]+)">', group, text)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(href="#|url\(#)([^")]+)', rf"\1{name}-\2", text)
     return _themed(text)

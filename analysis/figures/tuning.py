@@ -50,7 +50,8 @@ def draw_expected(expected: pa.Table, test: str | None = None) -> Chart:
         for budget, axes in zip(budgets, each, strict=True):
             mine = [r for r in rows if r["reference"] in (budget, None)]
             for method in reversed(in_order({r["method"] for r in mine})):
-                _expected_line(axes, [r for r in mine if r["method"] == method], "test" if test else "expected")
+                with figure.of(method):
+                    _expected_line(axes, [r for r in mine if r["method"] == method], "test" if test else "expected")
             axes.set_title(budget or "", loc="left", fontweight="bold", pad=3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("learning rates tried")
@@ -188,7 +189,8 @@ def draw_sharpness(table: pa.Table) -> Chart:
             mine = [r | {"at": b} for r in mine for b in ([r["budget"]] if r["budget"] else budgets)]
             mine.sort(key=lambda r: r["at"])
             dashes = "-" if mine[0]["budget"] else DASHES
-            axes.plot([r["at"] for r in mine], [r["decades"] for r in mine], color=look.colour, ls=dashes, lw=1.1)
+            with figure.of(method):
+                axes.plot([r["at"] for r in mine], [r["decades"] for r in mine], color=look.colour, ls=dashes, lw=1.1)
             for r in mine if mine[0]["budget"] else mine[-1:]:
                 least, where = "at least " * r["open"], f" at {r['reference']}" if r["reference"] else ""
                 said = (

@@ -31,6 +31,7 @@ class _Snapshot:
     tables: dict[str, pa.Table]
     events: list[Event]
     damaged: list[DamagedPart]
+    titles: dict[str, str]
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
 
@@ -119,6 +120,7 @@ class Store:
         state = [_state(path) for path in self.paths]
         if self._cache is None or self._cache.state != state:
             self._cache = self._read(state)
+        entitle(self._cache.titles)
         return self._cache
 
     def _read(self, state: object) -> _Snapshot:
@@ -136,8 +138,8 @@ class Store:
                 damaged += bad
         tables = {name: latest(name, found) for name, found in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
-        entitle({row["method"]: row["title"] for row in named if row["title"]})
-        return _Snapshot(state, tables, everything, damaged)
+        titles = {row["method"]: row["title"] for row in named if row["title"]}
+        return _Snapshot(state, tables, everything, damaged, titles)
 
 
 def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:

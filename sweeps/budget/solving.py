@@ -14,6 +14,7 @@ from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, 
 from sweeps.errors import Problem
 from sweeps.spec.methods import full_rank, has_budget
 from sweeps.spec.spec import SweepSpec
+from trainables.errors import first_line
 from trainables.models.families import ModelError
 from trainables.models.shapes import method_shapes
 
@@ -32,14 +33,21 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
         entry = METHODS[spec.base(name)]
         try:
             own = tuple(method_shapes(entry.name, spec.model.id, shapes).values())
-            if entry.prompts:  # their sizes have limits that only the model knows
-                entry.total(own, entry.min_capacity, **section.options)
+            most = entry.max_capacity(own, **section.options)
+            counted = entry.total(own, entry.min_capacity, **section.options)  # prompts' limits are the model's to know
         except (ModelError, AdapterError) as error:
             problems.append(Problem(f"methods.{name}", None, str(error)))
             continue
+        except (ValueError, ArithmeticError) as error:  # of a method of one's own, which looks at no option
+            rule = f"can't be counted with these options ({type(error).__name__}: {first_line(error)})"
+            problems.append(Problem(f"methods.{name}", section.options, rule))
+            continue
+        if most < entry.min_capacity or counted < 1:
+            rule = f"has {counted:,} parameters to train at its smallest capacity, {entry.min_capacity}, of {most:,}"
+            problems.append(Problem(f"methods.{name}", section.options, f"{rule} at most: an option is too small"))
+            continue
         if section.capacity is None:
             continue
-        most = entry.max_capacity(own, **section.options)
         rule = f"is above the largest that {name} is built with on these weights, {most:,}"
         pinned = section.capacity if isinstance(section.capacity, tuple) else (section.capacity,)
         problems += [Problem(f"methods.{name}.capacity", c, rule, str(most)) for c in pinned if c > most]

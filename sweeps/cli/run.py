@@ -76,6 +76,7 @@ def run(
     from sweeps.plan.estimate import estimate_plan
     from sweeps.plan.inputs import check_inputs
     from sweeps.plan.split_sizes import fewer_words
+    from sweeps.records.locks import nothing_if_refused
     from sweeps.records.upload import check_there, restore
 
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
@@ -83,31 +84,32 @@ def run(
     planned = load(spec, [*(overrides or ()), *more], scale, available=available)
     loaded = planned.spec
     location = None if upload is None else Location.of(upload)
-    if location is not None:  # what is there says which data its trials saw
-        check_there(location, loaded.identity())
-        restore(loaded.folder, location)
-    check_inputs(planned)
-    for line in fewer_words(planned.feasible):
-        err.print(line, style="yellow")
-    print_weak(weak_of(planned.with_sizes(download=True)), err)
-    observers = watchers(loaded, optuna_storage, track or ())
-    foreseen = None if quiet else estimate_plan(planned)
-    if foreseen is not None and not as_json:
-        print_header(planned)
-        print_estimate_line(foreseen)
     progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
     again = f"sweeps run {spec}{'' if output is None else f' --output {output}'}{' --available' if available else ''}"
-    with beside(loaded.folder, browser) if watch else contextlib.nullcontext():
-        summary = run_engine(
-            planned,
-            address=address,
-            progress=progress,
-            retry_failed=retry_failed,
-            observers=observers,
-            upload=location,
-            estimate=None if foreseen is None else foreseen.as_dict(),
-        )
-        return _end(loaded, summary, location, again, report=report, as_json=as_json)
+    with nothing_if_refused(loaded.folder):
+        if location is not None:  # what is there says which data its trials saw
+            check_there(location, loaded.identity())
+            restore(loaded.folder, location)
+        check_inputs(planned)
+        for line in fewer_words(planned.feasible):
+            err.print(line, style="yellow")
+        print_weak(weak_of(planned.with_sizes(download=True)), err)
+        observers = watchers(loaded, optuna_storage, track or ())
+        foreseen = None if quiet else estimate_plan(planned)
+        if foreseen is not None and not as_json:
+            print_header(planned)
+            print_estimate_line(foreseen)
+        with beside(loaded.folder, browser) if watch else contextlib.nullcontext():
+            summary = run_engine(
+                planned,
+                address=address,
+                progress=progress,
+                retry_failed=retry_failed,
+                observers=observers,
+                upload=location,
+                estimate=None if foreseen is None else foreseen.as_dict(),
+            )
+            return _end(loaded, summary, location, again, report=report, as_json=as_json)
 
 
 def _end(

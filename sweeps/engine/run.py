@@ -24,7 +24,7 @@ from sweeps.plan.plan import Plan
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
-from sweeps.records.locks import FolderLock, check_identity, stored_rules, write_identity
+from sweeps.records.locks import FolderLock, check_identity, nothing_if_refused, stored_rules, write_identity
 from sweeps.records.replay import replay
 from sweeps.records.rows import git_commit, utc
 from sweeps.records.sealing import Sealer
@@ -102,8 +102,9 @@ def run(
         estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
 
     Raises:
-        SpecError: the request can't be met (resources, sampler), or the folder belongs to another sweep or process;
-            no trial was begun then. With the trial function of this package also what `plan.inputs` refuses.
+        SpecError: the request can't be met (resources, sampler), or the folder belongs to another sweep or process; no
+            trial was begun then, and a folder that was not there before is gone again. With the trial function of this
+            package also what `plan.inputs` refuses.
         DataError: the same.
         EngineError: no lane can be kept up.
         RayLostError: Ray's own processes died; the same command goes on.
@@ -115,7 +116,7 @@ def run(
     check_identity(folder, identity)
     if location is not None:
         check_there(location, identity)
-    with FolderLock(folder):
+    with nothing_if_refused(folder), FolderLock(folder):
         if location is not None:
             restore(folder, location)
         if trial == TRIAL:

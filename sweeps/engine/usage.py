@@ -68,6 +68,7 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         "auto": "AutoModelForCausalLM" if facts.kind == "causal-lm" else "AutoModel",
         "adapted": trained.adapted is not None,
         "whole": kept.config.method in FULL_METHODS,
+        "rounded": kept.config.train.base_weights == "bf16" and form != "merged",  # merged weights are
         "head": None if head is None else _HEADS[type(head)],
         "prompts": _prompts(trained.adapted),
         "transfer": TRANSFER_WEIGHT,

@@ -8,12 +8,13 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +22,11 @@ from typing import Any, Self
 
 import psutil
 
+from analysis.store.journal import JOURNAL, read_journal
 from sweeps.errors import Problem, SpecError
 from sweeps.records.journal import write_atomically
 from sweeps.search.rules import Rules
+from trainables.errors import TrainablesError
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
@@ -245,6 +248,21 @@ class FolderLock:
                 write_atomically(self._path, json.dumps(asdict(beat)))
             except OSError:  # a full disk: the journal will say so, and the process itself still proves the lock
                 continue
+
+
+@contextlib.contextmanager
+def nothing_if_refused(folder: Path) -> Iterator[None]:
+    """A results folder that the block made is gone again where the block refuses to run and no trial has begun."""
+    there = folder.exists()
+    try:
+        yield
+    except (SpecError, TrainablesError):
+        with contextlib.suppress(LockedError):  # another driver's by now
+            if not there and folder.exists():
+                with FolderLock(folder):
+                    if not any(event["ev"] == "ask" for event in read_journal(folder / JOURNAL).events):
+                        shutil.rmtree(folder)
+        raise
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:

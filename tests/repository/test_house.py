@@ -89,7 +89,7 @@ def test_wheel_ships_what_the_packages_read() -> None:
         "analysis/report/templates/report.html.j2",
         "analysis/report/templates/macros.html.j2",
         "analysis/report/templates/report.js",
-        "sweeps/cli/watching/templates/table.html.j2",
+        "sweeps/cli/watching/templates/parts.html.j2",
         "sweeps/cli/watching/templates/watch.html.j2",
         "sweeps/cli/watching/templates/watch.js",
         "trainables/embedded/tiny_clip/open_clip_config.json",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sysconfig
 import tomllib
-import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.fresh import installed, run
 from tests.support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -61,36 +58,12 @@ def test_hooks_and_templates_are_of_their_form() -> None:
         assert all({"type", "id", "attributes"} <= part.keys() for part in form["body"])
 
 
-def run(*command: str | Path, place: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    """In a place of its own, without this folder on any path."""
-    environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
-    return subprocess.run(
-        [str(word) for word in command], cwd=place, env=environment, capture_output=True, text=True, check=False, **more
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_wheel_made_from_the_sdist_plans_an_example(tmp_path: Path) -> None:
-    """Installed in a fresh environment; what it depends on is lent by this one, as a download would take an hour."""
-    venv.create(tmp_path / "fresh", with_pip=True)
-    python = tmp_path / "fresh" / "bin" / "python"
-    if run(python, "-m", "pip", "install", "--quiet", "hatchling>=1.27", place=tmp_path).returncode:
-        pytest.skip("no package index to take hatchling from")
-    built = run(python, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, place=ROOT)
-    assert built.returncode == 0, built.stderr
-    (sdist,) = tmp_path.glob("*.tar.gz")
-    made = run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", sdist, place=tmp_path)
-    assert made.returncode == 0, made.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    assert PROJECT["version"] in wheel.name and PROJECT["version"] in sdist.name
-    assert run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, place=tmp_path).returncode == 0
-    (library,) = (tmp_path / "fresh" / "lib").glob("python*/site-packages")
-    (library / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
-
-    home = run(python, "-c", "import sweeps, analysis; print(sweeps.__file__)", place=tmp_path)
-    assert str(library) in home.stdout, home.stderr
-    sweeps = tmp_path / "fresh" / "bin" / "sweeps"
+    programs = installed(tmp_path)
+    assert all(PROJECT["version"] in path.name for path in (*tmp_path.glob("*.whl"), *tmp_path.glob("*.tar.gz")))
+    sweeps = programs / "sweeps"
     assert "Compare parameter-efficient" in run(sweeps, "--help", place=tmp_path).stdout
     assert run(sweeps, "init", "--example", "quickstart", place=tmp_path).returncode == 0
     planned = run(sweeps, "plan", "quickstart.toml", place=tmp_path)
@@ -100,5 +73,5 @@ def test_the_wheel_made_from_the_sdist_plans_an_example(tmp_path: Path) -> None:
         "from trainables.data.registry import load_dataset\n"
         "print(len(load_dataset('embedded:fashion-mnist').at('CONFIRM').test.labels))"
     )
-    found = run(python, "-c", inside, place=tmp_path)
+    found = run(programs / "python", "-c", inside, place=tmp_path)
     assert re.fullmatch(r"True\n\d{4,}\n", found.stdout), found.stdout + found.stderr

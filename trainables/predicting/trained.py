@@ -46,6 +46,8 @@ class Trained:
 def load_trained(trial: TrialConfig, folder: Path) -> Trained:
     """The model of a trial whose weights are in `folder`.
 
+    A base that the trial kept in bfloat16 has the values that it was rounded to, in float32 as any other.
+
     Weights that were kept before there was a `predict.json` need the trial's data, for the names of its classes.
 
     Raises:
@@ -54,6 +56,9 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
         TrainablesError, TrialError: facts that are damaged, or that were not kept and whose data can't be read.
     """
     loaded = load_model(trial.model)
+    if trial.train.base_weights == "bf16":
+        for parameter in loaded.module.parameters():
+            parameter.data = parameter.data.bfloat16().float()
     known = (folder / FACTS_FILE).is_file()
     facts = Facts.read(folder) if known else facts_of(trial, loaded, Warm({}, torch.device("cpu")))
     facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have moved since

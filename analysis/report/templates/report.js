@@ -31,7 +31,7 @@
     const nearest = (event) => {
       let best = null, least = reach;
       for (const mark of marks) {
-        if (mark.querySelector(".off")) continue;
+        if (mark.classList.contains("off")) continue;
         const at = mark.getBoundingClientRect();
         const far = Math.hypot(at.left + at.width / 2 - event.clientX, at.top + at.height / 2 - event.clientY);
         if (far < least) [best, least] = [mark, far];
@@ -42,17 +42,11 @@
     svg.addEventListener("pointerdown", nearest);
     svg.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
   }
-  /* A method's parts have its colour: a CSS variable, or the colour itself of a method without one. */
-  for (const legend of document.querySelectorAll("figure svg [id$=legend_1]")) {
-    const svg = legend.ownerSVGElement;
-    const lines = [...legend.querySelectorAll("[id*=line2d_]")];
-    const names = [...legend.querySelectorAll("[id*=text_]")];
-    if (lines.length !== names.length || names.length < 2) continue;
-    names.forEach((name, i) => {
-      const colour = /stroke: (var\(--m-[^,]+,|#\w+)/.exec(lines[i].innerHTML);
-      if (!colour) return;
-      const parts = [...svg.querySelectorAll("[style]")].filter((part) =>
-        part.getAttribute("style").includes(colour[1]) && !legend.contains(part) && !part.closest("defs"));
+  for (const svg of document.querySelectorAll("figure svg")) {
+    const names = [...svg.querySelectorAll("[data-key]")];
+    if (names.length < 2) continue;
+    for (const name of names) {
+      const parts = [...svg.querySelectorAll("[data-method]")].filter((part) => part.dataset.method === name.dataset.key);
       const turn = () => {
         const shown = name.getAttribute("aria-pressed") === "true";
         name.setAttribute("aria-pressed", String(!shown));
@@ -67,7 +61,7 @@
         event.preventDefault();
         turn();
       });
-    });
+    }
   }
   addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   let opened = [];

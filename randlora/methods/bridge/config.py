@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch.sparse import check_sparse_tensor_invariants
 
-from randlora.adapter import AdapterConfig
+from randlora.adapter import AdapterConfig, check_capacity
 from randlora.errors import AdapterError, ConfigError, nearest
 from randlora.methods.bridge.kinds import PREFIX, Kind
 from randlora.methods.lowrank.lora import STABILISED_ALPHA
@@ -61,6 +61,9 @@ class PeftOptions(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse(self.options())
+        for name, least in self.kind.sizes.items():
+            if (size := getattr(self, name)) is not None:
+                check_capacity(self.method, name, size, least)
         for name, words in self.words.items():
             value = getattr(self, name)
             if isinstance(value, str) and value not in words:

@@ -41,6 +41,7 @@ class Kind:
         settled: fields that depend on the shapes of all weights.
         by_tail: whether layers of one kind share trainables; PEFT tells kinds by the names that it is given.
         fixed: fields that are set here, because they would change the count or what trains.
+        sizes: options that have a part in the count -> the least that they may be.
         refused: option -> words that PEFT takes and this package does not, since they write into the base weights or
             need data.
         matrix: whether the update is a matrix, so that weights that are read and not called can be adapted.
@@ -69,6 +70,7 @@ class Kind:
     settled: Callable[[Iterable[Shape], Options], Mapping[str, Any]] = lambda shapes, options: {}
     by_tail: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = True
     bias_too: bool = False
@@ -114,6 +116,7 @@ KINDS: dict[str, Kind] = {
         legal=counts.gralora_legal,
         alpha=("alpha", 2.0),
         fixed={"hybrid_r": 0},
+        sizes={"gralora_k": 1},
         **_rate(2e-4, "gralora/llama-3.2-3B-rank32"),
     ),
     "loha": Kind(
@@ -131,7 +134,7 @@ KINDS: dict[str, Kind] = {
         **_rate(3e-3, "lokr/llama-3.2-3B-rank32-factor4-lr0.003"),
     ),
     "glora": Kind(title="GLoRA", count=counts.glora, fixed={"config_C": "none", "config_D_E": "none"}),
-    "miss": Kind(title="MiSS", count=counts.miss, most=counts.width, legal=counts.miss_legal),
+    "miss": Kind(title="MiSS", count=counts.miss, most=counts.width, legal=counts.miss_legal, sizes={"mini_r": 1}),
     "hra": Kind(
         title="HRA",
         count=lambda shape, r, options: r * shape[1],
@@ -140,7 +143,7 @@ KINDS: dict[str, Kind] = {
         legal=lambda shape, r, options: max(2, r - r % 2),
         start="rounded",
     ),
-    "peanut": Kind(title="PEANuT", count=counts.peanut),
+    "peanut": Kind(title="PEANuT", count=counts.peanut, sizes={"depth": 0}),
     "boft": Kind(
         title="BOFT",
         capacity_field="boft_block_size",
@@ -204,6 +207,7 @@ KINDS: dict[str, Kind] = {
         legal=counts.supra_legal,
         value=counts.sparsity,
         fixed={"save_precomputed_indices": True},
+        sizes={"r": 0},
         derived=True,
     ),
     "frod": Kind(
@@ -265,6 +269,7 @@ KINDS: dict[str, Kind] = {
         count=lambda shape, u, options: u,
         most=lambda shape, options: options["r"] ** 2,
         fixed={"weight_tying": 0.0, "save_projection": True},
+        sizes={"r": 1},
         seed="projection_seed",
         derived=True,
     ),
@@ -275,6 +280,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: 4,
         legal=lambda shape, variant, options: counts.close((1, 2, 4), variant),
         value=lambda variant: f"road_{counts.close((1, 2, 4), variant)}",
+        sizes={"group_size": 2},
         bias_too=True,
         **_rate(1e-3, "road/llama-3.2-3B-lr_0.001"),
     ),
@@ -302,6 +308,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: options["r"] * sum(shape),
         legal=lambda shape, entries, options: min(entries, options["r"] * sum(shape)),
         fixed={"save_indices": False},
+        sizes={"r": 1},
         seed="proj_seed",
         start="changed",
         pooled=True,
@@ -318,6 +325,7 @@ KINDS: dict[str, Kind] = {
         legal=lambda shape, vectors, options: max(vectors, options["topk"]),
         settled=lambda shapes, options: {"vector_length": counts.vector_length(shapes, options)},
         fixed={"save_only_topk_weights": False},
+        sizes={"r": 1, "vector_length": 1, "topk": 1},
         start="changed",
         **_rate(5e-4, "vblora/llama-3.2-3B-bank1024-lr5e4"),
     ),
@@ -326,6 +334,7 @@ KINDS: dict[str, Kind] = {
         count=counts.alone(counts.lily),
         together=counts.lily,
         by_tail=True,
+        sizes={"stride_A": 1, "num_B": 2},
         matrix=False,
         mixes_rows=True,
     ),

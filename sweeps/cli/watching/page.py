@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from analysis.store.schemas import SCHEMAS
 from analysis.store.store import Store, open_store
 from sweeps.cli.printing import shown
 from sweeps.cli.status import progress_of, says
+from trainables.errors import first_line
 
 MOST_ROWS, MOST_CELLS, MOST_BEGUN = 1000, 200, 50
 """Shown of an answer to SQL, of the cells, and of the trials that are not over."""
@@ -49,7 +51,9 @@ class Page:
         self._drawn: tuple[list[int], str] = ([], "")
         environment = templates("sweeps.cli.watching")
         environment.filters["shown"] = lambda value: visible(shown(value))
-        environment.globals["table"] = environment.get_template("table.html.j2").module.table  # type: ignore[attr-defined]
+        parts: Any = environment.get_template("parts.html.j2").module
+        self._fault = parts.fault
+        environment.globals["table"] = parts.table
         self._template = environment.get_template("watch.html.j2")
 
     def whole(self, token: str) -> tuple[str, str]:
@@ -64,7 +68,7 @@ class Page:
         )
 
     def numbers(self) -> dict[str, str]:
-        """The sections without figures, by name."""
+        """The sections without figures, by name. An error that one of them meets stands in its place, of any kind."""
         try:
             self._store = store = self._store or open_store(self.folder)
             self._tables = {name: store.table(name) for name in SCHEMAS}
@@ -72,26 +76,31 @@ class Page:
         except StoreError as error:
             begins = "Nothing is written yet: the sweep begins." if not (self.folder / JOURNAL).exists() else ""
             return {"headline": self._section("headline", says=begins or str(error), done=0, trials=0)}
+        except Exception as error:  # noqa: BLE001  # of a folder in any state; it may be another the next time
+            return {"headline": self._failed(error)}
         far, fast = says(p)
-        values: dict[str, dict[str, Any]] = {
-            "headline": {"says": far, "done": p["finished"] + p["failed"], "trials": p["trials"]},
-            "pace": {"says": fast},
-            "cells": {"p": p, "rows": _cells(store, p["phase_of"]), "most": MOST_CELLS},
-            "failures": {"failures": p["failures"]},
-            "lanes": {"lanes": _lanes(store), "devices": store.sql(_DEVICES).to_pylist(), "begun": _begun(store)},
+        values: dict[str, Callable[[], dict[str, Any]]] = {
+            "headline": lambda: {"says": far, "done": p["finished"] + p["failed"], "trials": p["trials"]},
+            "pace": lambda: {"says": fast},
+            "cells": lambda: {"p": p, "rows": _cells(store, p["phase_of"]), "most": MOST_CELLS},
+            "failures": lambda: {"failures": p["failures"]},
+            "lanes": lambda: {
+                "lanes": _lanes(store),
+                "devices": store.sql(_DEVICES).to_pylist(),
+                "begun": _begun(store),
+            },
         }
-        return {name: self._section(name, **given) for name, given in values.items()}
+        return {name: self._shown(name, given) for name, given in values.items()}
 
     def figures(self) -> dict[str, str]:
-        """The section of figures, drawn again when a trial or a choice has come."""
-        if self._store is None:
+        """The section of figures, drawn again when a trial or a choice has come; errors stand in figures' places."""
+        store = self._store
+        if store is None:
             return {}
         grown = [len(self._tables[name]) for name in ("cells", "trials", "choices")]
         if grown != self._drawn[0]:
-            try:
-                self._drawn = grown, self._section("figures", pictures=pictures.growing(self._store))
-            except StoreError as error:
-                self._drawn = grown, self._section("figures", pictures=[], says=str(error))
+            drawn = (self._shown("figures", lambda draw=draw: {"pictures": draw(store)}) for draw in pictures.growing())
+            self._drawn = grown, "".join(drawn).strip() or self._section("figures", pictures=None)
         return {"figures": self._drawn[1]}
 
     def answer(self, query: str) -> dict[str, Any]:
@@ -113,6 +122,16 @@ class Page:
             StoreError: there are none yet.
         """
         return render(self._store or open_store(self.folder))
+
+    def _shown(self, name: str, make: Callable[[], dict[str, Any]]) -> str:
+        try:
+            return self._section(name, **make())
+        except Exception as error:  # noqa: BLE001  # of whatever is in the tables; the page goes on with the rest
+            return self._failed(error)
+
+    def _failed(self, error: Exception) -> str:
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        return str(self._fault(cause, "".join(traceback.format_exception(error))))
 
     def _section(self, name: str, **values: Any) -> str:
         return "".join(self._template.blocks[name](self._template.new_context(values)))

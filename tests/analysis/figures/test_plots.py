@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.collections import Collection
+from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.console import Console
 
-from analysis import Store, print_results_table
+from analysis import Store, open_store, print_results_table
 from analysis.figures import drawing
 from analysis.figures.pictures import pictures
 from analysis.figures.scaling import draw_scaling
@@ -22,6 +26,7 @@ from analysis.statistics import scaling, tuning
 from analysis.statistics.scaling import CURVE
 from analysis.styles import STYLES, in_order, places, style
 from randlora import METHODS
+from tests.analysis.synthetic import make_results
 
 
 def lines(figure: Figure) -> dict[str, list[tuple[np.ndarray, np.ndarray, str]]]:
@@ -140,9 +145,6 @@ def test_counts_on_the_axis() -> None:
 
 
 def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path) -> None:
-    from analysis import open_store
-    from tests.analysis.synthetic import make_results
-
     assert scaling.score_name(store) == "test accuracy"
     folder = make_results(tmp_path / "texts", seal=0.0)
     journal = folder / "journal.jsonl"
@@ -168,6 +170,32 @@ def test_a_marker_says_its_numbers_in_every_figure(store: Store, wide: Store) ->
         assert p.figure.tips and p.svg.count('class="tip"') == len(p.figure.tips), p.stem
         said = ("mean rank",) if p.kind == "ranks" else ("%", ":")
         assert all(word in tip for tip in p.figure.tips.values() for word in said)
+
+
+@pytest.mark.parametrize("datasets", [("embedded:fashion",), ("embedded:fashion", "embedded:digits")])
+def test_a_legend_tells_methods_of_one_colour_apart(tmp_path: Path, datasets: tuple[str, ...]) -> None:
+    """Every mark in a method's colour is in its part, in every figure; the page's script shows and hides by these."""
+    one, other = [f"v{i}" for i in range(20) if style(f"v{i}").colour == style("v0").colour][:2]
+    budgets = ("lora-1", "lora-2", "lora-4")
+    plan = {one: budgets, other: budgets, "lora": budgets, "full": (None,)}
+    store = open_store(make_results(tmp_path / "r", plan=plan, datasets=datasets))
+    colours = {method: style(method).colour.lower() for method in plan}
+    stems = set()
+    for p in pictures(store):
+        figure, markup = p.figure, p.svg
+        parts, keys = (re.findall(f' data-{kind}="([^"]*)"', markup) for kind in ("method", "key"))
+        assert Counter(parts) == Counter(figure.parts.values()) and keys == list(figure.keys.values()), p.stem
+        assert set(keys) <= set(parts), p.stem
+        stems |= {p.stem} if keys else set()
+        for artist in (artist for axes in figure.axes for artist in axes.get_children() if keys):
+            drawn = artist.get_color() if isinstance(artist, Line2D) else artist.get_edgecolor() if isinstance(
+                artist, Collection) else "none"  # fmt: skip
+            shown = {to_hex(colour) for colour in np.atleast_2d(to_rgba_array(drawn))}
+            if shown & set(colours.values()):
+                assert {colours[figure.parts[artist.get_gid()]]} == shown, p.stem
+        if p.stem == "scaling_curve":
+            assert Counter(parts)[one] == Counter(parts)[other] == (1 + 1 + 3) * len(places(scaling.curve(store)))
+    assert {"scaling_curve", "differences", "fits", "expected_best"} <= stems
 
 
 def test_methods_have_the_names_of_their_papers() -> None:

@@ -196,8 +196,9 @@ def test_a_legend_hides_and_shows_a_method(browser: Browser, report: tuple[Path,
     press = """(() => {
       const name = document.querySelector("#figure-scaling_curve .key");
       name.dispatchEvent(new MouseEvent("click"));
-      return [name.getAttribute("aria-pressed"), document.querySelectorAll("#figure-scaling_curve .off").length];
+      const off = [...document.querySelectorAll("#figure-scaling_curve .off")].map((part) => part.dataset.method);
+      return [name.getAttribute("aria-pressed"), off.length, off.every((method) => method === name.dataset.key)];
     })()"""
-    pressed, hidden = browser.evaluate(press)
-    assert pressed == "false" and hidden > 3
-    assert browser.evaluate(press) == ["true", 0]
+    pressed, hidden, alone = browser.evaluate(press)
+    assert pressed == "false" and hidden > 3 and alone
+    assert browser.evaluate(press) == ["true", 0, True]

@@ -9,6 +9,7 @@ import pytest
 
 from analysis import Store, conclusion, open_store
 from analysis.report.facts import facts
+from analysis.report.page import render
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
 from analysis.statistics.scaling import Question, comparisons, question
@@ -104,6 +105,22 @@ def test_a_method_of_ones_own_has_its_title(tmp_path: Path) -> None:
     write_part(folder, "cells", [r | {"title": "My Method" if r["method"] == "my-own-method" else None} for r in cells])
     assert "My Method scores higher" in conclusion(open_store(folder))
     assert style("lora").name == "LoRA"
+
+
+def test_two_reports_in_one_process_do_not_see_each_others_titles(tmp_path: Path) -> None:
+    """Of methods of one name; whichever was opened, and drawn, first."""
+    stores: dict[str | None, Store] = {}
+    for title in ("Mine", "Yours", None):
+        cells = {("lora", "lora-1", "d"): LOW, ("own", "lora-1", "d"): HIGH}
+        folder = odd_results(tmp_path / str(title), cells)
+        rows = open_store(folder).table("cells").to_pylist()
+        write_part(folder, "cells", [r | {"title": title if r["method"] == "own" else None} for r in rows])
+        stores[title] = open_store(folder)
+    for title in ("Mine", None, "Yours", "Mine"):
+        page = render(stores[title])
+        assert f"{title or 'own'} scores higher" in page
+        assert {other for other in ("Mine", "Yours") if other in page} == {title} - {None}
+        assert f"{title or 'own'} scores higher" in conclusion(stores[title])
 
 
 def test_best_at_a_budget(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from rich.console import Console
 
 from sweeps.cli.watching import verb
@@ -163,6 +165,32 @@ def test_a_point_arrives_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytes
         assert [markers(html) for html in seen] == sorted(markers(html) for html in seen)
         page_end = page.sections()
     assert "cells confirmed; not running" in page_end["headline"] and markers(page_end["figures"]) == 4
+
+
+def test_an_error_is_shown_in_its_box_and_the_page_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever draws, lists or reads may meet something that nobody thought of."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError(HOSTILE)
+
+    cause = f'<p class="bad">This can\'t be shown: KeyError: {escape(repr(HOSTILE))}</p>'
+    folder = make_results(tmp_path / "made")
+    monkeypatch.setattr("sweeps.cli.watching.server.SHARE", 1.0)
+    monkeypatch.setattr("analysis.figures.pictures.draw_differences", fails)
+    monkeypatch.setattr("sweeps.cli.watching.page._cells", fails)
+    with served(folder) as page, page.events() as events:
+        found = dict(itertools.islice(events, 6))
+        assert cause in found["cells"] and ", in fails" in found["cells"]
+        assert cause in found["figures"] and "figure-differences" not in found["figures"]
+        assert "figure-scaling_curve" in found["figures"] and "figure-learning_rates" in found["figures"]
+        assert not [name for name in ("headline", "pace", "failures", "lanes") if "This can't" in found[name]]
+        monkeypatch.setattr("sweeps.cli.watching.page.progress_of", fails)
+        name, html = next(events)
+        assert name == "headline" and cause in html
+        monkeypatch.undo()
+        found = dict(itertools.islice(events, 2))  # on the same line
+        assert "trials finished" in found["headline"] and "This can't" not in found["cells"]
+        assert page.sql("select 1 as a")["says"] == "1 row(s)"
 
 
 @pytest.mark.parametrize("stop", ["end", "kill"])

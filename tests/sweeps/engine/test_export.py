@@ -70,13 +70,14 @@ def trial_of(place: Path, kind: str) -> TrialConfig:
             return one_tower_trial("lora", model=place / "roberta", train=TRAIN, dataset=f"glue:{place / 'SST-2'}")
         case "bert":
             return one_tower_trial("lora", model=place / "bert", train=TRAIN, dataset=f"glue:{place / 'STS-B'}")
-        case "llama":
-            return one_tower_trial("lora", model=place / "llama", train=TRAIN, dataset=f"json:{place / 'rows'}")
+        case "llama" | "llama in bf16":
+            train = TRAIN | {"base_weights": "bf16" if kind.endswith("bf16") else "fp32"}
+            return one_tower_trial("lora", model=place / "llama", train=train, dataset=f"json:{place / 'rows'}")
         case _:
             return clip_trial(place, "lora", kind)
 
 
-KINDS = ("dinov2", "vision", "both", "roberta", "bert", "llama")
+KINDS = ("dinov2", "vision", "both", "roberta", "bert", "llama", "llama in bf16")
 INPUT = {"roberta": "A sentence.", "bert": "The first sentence.\tThe second sentence."}
 QUESTION = "Is water wet?\n\nAnswer format: true/false"
 
@@ -108,10 +109,11 @@ def test_the_code_in_the_readme_says_what_predict_says(
     capsys.readouterr()
     found: dict[str, Any] = {}
     assert "from_pretrained(" not in code or "dtype=torch.float32" in code or kind in ("vision", "both")  # of any base
+    assert ("bfloat16" in code) == (kind == "llama in bf16" and form != "merged")
     plain = code.replace(repr(QUESTION), repr("Is water wet?"))  # which names no choices
     exec(compile(plain, f"{kind} {form}", "exec"), found)
     printed = capsys.readouterr().out.splitlines()
-    if kind == "llama":
+    if kind.startswith("llama"):
         assert plain != code and says(trained[kind], "Is water wet?").answer == "\n".join(printed[:-1]).strip()
         exec(compile(code, f"{kind} {form}", "exec"), found)
         answer = says(trained[kind], QUESTION)
@@ -141,6 +143,23 @@ def test_merged_weights_are_a_base_model_for_local(trained: dict[str, KeptTrial]
     if kind in ("vision", "both"):
         model, _ = open_clip.create_model_from_pretrained(f"local-dir:{to}")
         assert model.state_dict().keys() == old.keys()
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa"])  # which splits the base weights
+def test_a_base_kept_in_bfloat16_predicts_as_it_was_trained_on(place: Path, tmp_path: Path, method: str) -> None:
+    """Also where its files are float32, and out of a merged folder, whose weights have the rounding in them."""
+    trial = trial_of(place, "llama in bf16").model_copy(update={"method": method})
+    kept = kept_trial(keep_trials(tmp_path / "r", [trial]))
+    before = load_trained(kept.config, kept.folder)
+    assert before.adapted is not None
+    merged = load_model(f"local:{export_trial(kept, tmp_path / 'out', 'merged')}").module.state_dict()
+    before.adapted.detach()
+    base, found = load_model(trial.model).module.state_dict(), before.loaded.module.state_dict()
+    assert all(torch.equal(found[name], weight.bfloat16().float()) for name, weight in base.items())
+    assert not all(torch.equal(found[name], weight) for name, weight in base.items())
+    adapted = [name for name, _ in trial.capacities]
+    assert all(torch.equal(merged[name], found[name]) != (name in adapted) for name in found)
+    assert all((merged[name] - found[name]).abs().max() < 0.05 for name in adapted)
 
 
 def test_what_was_kept_without_facts_reads_its_data(trained: dict[str, KeptTrial], place: Path, tmp_path: Path) -> None:

@@ -91,6 +91,35 @@ def test_every_reader_says_it_and_data_that_comes_is_added(file: Path, monkeypat
     assert "1 of 3 data sets left out, not at hand: ucf101" in sweeps("best", str(folder)).output
 
 
+def test_a_list_of_capacities_stands_beside_data_that_is_missing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its budgets are the methods' own counts, which no other method is asked for, and no data set's."""
+    tree = json.loads(file.read_text())
+    tree["methods"] = {"lora": {}, "bases": {"method": "randlora", "capacity": [4, 8]}}
+    file.write_text(json.dumps(tree))
+    answer = json.loads(sweeps("plan", str(file), "--available", "--json").stdout)
+    cells = {(c["method"], c["reference"], c["dataset"]): c for c in answer["cells"]}
+    assert len(cells) == 3 * 3 and answer["weak"][0] == SAID
+    assert [key[1] for key, c in cells.items() if c["feasible"]] == ["lora-1", "bases-4", "bases-8"]
+    for (method, reference, dataset), cell in cells.items():
+        here = cells[method, reference, next(iter(cells))[2]]
+        assert (cell["count"], cell["capacity"], cell["budget"]) == (here["count"], here["capacity"], here["budget"])
+        assert cell["feasible"] or cell["reason"].startswith("no data: "), dataset
+    text = sweeps("plan", str(file), "--available").output
+    assert SAID in text and "not every method reaches" not in text
+    folder = file.parent / "r"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "check_inputs", lambda _: None)
+        assert go_inline(plan(file)).complete
+    store = open_store(folder)
+    shown = [(r["method"], r["reference"]) for r in store.table("scaling").to_pylist()]
+    assert sorted(shown) == [("bases", "bases-4"), ("bases", "bases-8"), ("lora", "lora-1")]
+    assert all(SAID in sheet.note for sheet in tables.sheets(store).values())
+    assert SAID in render(store)
+    for words in (["status"], ["best"], ["best", "--at", "bases-8"]):
+        shown_text = sweeps(words[0], str(folder), *words[1:])
+        assert shown_text.exit_code == 0 and SAID in " ".join(shown_text.output.split()), words
+
+
 def test_data_that_trials_saw_is_never_left_out(file: Path) -> None:
     check_inputs(plan(file))
     shutil.rmtree(file.parent / "now")

@@ -19,6 +19,7 @@ from sweeps.plan.digests import fingerprint, label_digest
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from tests.support import sweeps
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import ImageSplit
 from trainables.data.registry import load_dataset
@@ -102,6 +103,29 @@ def test_other_data_under_the_same_name_is_refused(images: Path, tmp_path: Path)
     (images / "test" / "shoe" / "1.png").unlink()
     with pytest.raises(SpecError, match="not the data that the trials"):
         check_inputs(planned)
+
+
+@pytest.mark.parametrize("wrong", ["data", "resources"])  # which are looked at when the folder has files already
+def test_a_refused_run_leaves_no_folder_behind(images: Path, tmp_path: Path, wrong: str) -> None:
+    folder = tmp_path / "results" / "r"
+    planned, said = plan(images, str(folder)), r"3\.png"
+    if wrong == "data":
+        (images / "train" / "shoe" / "3.png").write_bytes(b"no image")
+    else:
+        asked = planned.spec.resources.model_copy(update={"cpus_per_worker": 4096})
+        planned = Plan.from_spec(planned.spec.model_copy(update={"resources": asked}))
+        said = "cpus_per_worker = 4096"
+    with pytest.raises((DataError, SpecError), match=said):
+        run(planned, progress=False)
+    assert not folder.exists()
+    file = tmp_path / "sweep.json"
+    file.write_text(planned.spec.model_dump_json(exclude_none=True))
+    assert sweeps("run", file, "--quiet").exit_code == 2 and not folder.exists()
+    folder.mkdir()
+    (folder / "notes.txt").touch()  # of the user
+    with pytest.raises((DataError, SpecError), match=said):
+        run(planned, progress=False)
+    assert (folder / "notes.txt").is_file()
 
 
 def recolour(images: Path) -> None:

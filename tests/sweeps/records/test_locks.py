@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sweeps.errors import Problem, SpecError
 from sweeps.records import locks
 from sweeps.records.locks import (
     STALE_S,
@@ -24,6 +26,7 @@ from sweeps.records.locks import (
     LockedError,
     check_identity,
     holder,
+    nothing_if_refused,
     stored_identity,
     write_identity,
 )
@@ -264,3 +267,18 @@ def test_an_unreadable_spec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("spec.json").write_text("{")
     with pytest.raises(IdentityError, match=r"spec\.json"):
         check_identity(Path(), IDENTITY)
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another driver's", "of a trial"])
+def test_what_a_refused_run_made_is_removed_unless_someone_uses_it(tmp_path: Path, whose: str) -> None:
+    folder = tmp_path / "r"
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(SpecError, match="no such sampler"), nothing_if_refused(folder):
+            folder.mkdir()
+            (folder / "data.json").touch()
+            if whose == "another driver's":
+                stack.enter_context(FolderLock(folder))
+            if whose == "of a trial":
+                (folder / "journal.jsonl").write_text('{"ev": "ask", "trial_id": "a"}\n')
+            raise SpecError([Problem("search.sampler", "x", "no such sampler")])
+        assert folder.exists() == (whose != "nobody's")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import pytest
 from torch import nn
 
-from randlora import attach
+from randlora import AdapterConfig, attach
+from randlora.methods.bridge.kinds import KINDS
 from randlora.methods.registry import METHODS
 from sweeps.errors import SpecError
 from sweeps.plan.plan import Plan
@@ -105,3 +110,55 @@ def test_bad_options_are_named(method: str, options: dict[str, object], message:
     with pytest.raises(SpecError) as caught:
         SweepSpec.parse(tree({method: options}))
     assert message in str(caught.value)
+
+
+SIZES = [(f"peft:{name}", option, least) for name, kind in KINDS.items() for option, least in kind.sizes.items()]
+SIZES += [("nola", "r", 1), ("randlora-a", "r", 1), ("hydralora", "heads", 1)]
+
+
+@pytest.mark.parametrize(("method", "option", "least"), SIZES)
+def test_an_option_that_sizes_a_method_is_refused_where_it_is_too_small(method: str, option: str, least: int) -> None:
+    assert option in METHODS[method].options
+    for value in (least - 1, -3):
+        with pytest.raises(SpecError) as caught:
+            SweepSpec.parse(tree({"lora": {}, "m": {"method": method, option: value}}))
+        assert f"{option} must be an integer of at least {least} but got {value}" in str(caught.value)
+    Plan.from_spec(SweepSpec.parse(tree({"lora": {}, "m": {"method": method, option: max(least, 1)}})))
+
+
+@pytest.mark.parametrize("capacity", [0, -1])
+@pytest.mark.parametrize("method", ["lora", "peft:lora", "peft:vblora", "prompt:coop"])
+def test_a_capacity_that_is_too_small_is_refused(method: str, capacity: int) -> None:
+    with pytest.raises(SpecError, match=rf"methods\.m\.capacity = {capacity}:"):
+        Plan.from_spec(SweepSpec.parse(tree({"lora": {}, "m": {"method": method, "capacity": capacity}})))
+
+
+@dataclass(frozen=True)
+class SliceConfig(AdapterConfig):
+    """Of a method of one's own that looks at none of its options."""
+
+    method: ClassVar[str] = "slices"
+    k: int
+    r: int = 4
+    capacity_field: ClassVar[str] = "k"
+
+
+@pytest.mark.parametrize(
+    ("r", "most", "said"),
+    [
+        (0, lambda shapes, r=4, **_: 64 // r, "can't be counted with these options (ZeroDivisionError: "),
+        (0, lambda shapes, r=4, **_: 64, "has 0 parameters to train at its smallest capacity, 1, of 64 at most"),
+        (-2, lambda shapes, r=4, **_: 64, "parameters to train at its smallest capacity, 1, of 64 at most"),
+        (-2, lambda shapes, r=4, **_: 64 * r, "of -128 at most: an option is too small"),
+    ],
+)
+def test_a_method_of_ones_own_that_checks_nothing_is_refused_by_its_counts(
+    r: int, most: Callable[..., int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {"name": "slices", "config": SliceConfig, "capacity_field": "k", "max_capacity": most}
+    count = {"count": lambda shape, k, r=4, **_: k * r * shape[0], "update_rank": None, "freedom": None}
+    monkeypatch.setitem(METHODS.registered, "slices", replace(METHODS["lora"], **changed, **count))
+    with pytest.raises(SpecError) as caught:
+        Plan.from_spec(SweepSpec.parse(tree({"lora": {}, "slices": {"r": r}})))
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(f"methods.slices = {{'r': {r}}}: ") and said in str(problem)
