@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo pictures test test-all check lint types imports format docs clean help
+.PHONY: setup demo pictures test test-all test-gpu check lint types imports format docs clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ test: check  ## checks and all but the slow tests, in JOBS processes (2)
 
 test-all: check  ## slow tests too
 	$(PYTEST) -m 'slow or not slow'
+
+test-gpu: setup  ## those that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 .venv/.docs: .venv/.ready
 	$(BIN)/python -m pip install --quiet --group docs

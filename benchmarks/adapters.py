@@ -67,14 +67,27 @@ def restart_with(settings: dict[str, str]) -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
 
 
-def build(name: str, depth: int) -> tuple[Any, list[Any]]:
-    """(model, trained parameters) of one contender; random weights, equal for all."""
+def clock(device: str) -> Callable[[], float]:
+    """Seconds: of process CPU time; on a GPU of wall time, once it is through with what it was given."""
+    if device == "cpu":
+        return time.process_time
+    import torch
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def build(name: str, depth: int, low: bool = False) -> tuple[Any, list[Any]]:
+    """(model, trained parameters) of one contender; random weights, equal for all; `low`: in bf16."""
     import timm
     import torch
 
     torch.manual_seed(0)
     model = timm.create_model("vit_base_patch32_224", pretrained=False, num_classes=10, depth=depth)
-    model.train()
+    model.to(torch.bfloat16 if low else torch.float32).train()
     if name == "full":
         return model, [p for n, p in model.named_parameters() if n.endswith("weight") and p.ndim == 2]
     if name.startswith("peft-"):
@@ -111,13 +124,17 @@ def build(name: str, depth: int) -> tuple[Any, list[Any]]:
 
 
 class Contender:
-    """One model with its optimiser; `step()` returns the CPU seconds of one training step."""
+    """One model with its optimiser; `step()` returns the seconds of one training step by the device's `clock`.
 
-    def __init__(self, name: str, depth: int) -> None:
+    `precision`: "float32", "bf16" (base weights and activations) or "autocast" (to bf16, with weights in float32).
+    """
+
+    def __init__(self, name: str, depth: int, device: str = "cpu", precision: str = "float32") -> None:
         import torch
 
-        self.name = name
-        self.model, parameters = build(name, depth)
+        self.name, self.device, self.autocast, self.clock = name, device, precision == "autocast", clock(device)
+        self.model, parameters = build(name, depth, precision == "bf16")
+        self.model.to(device)
         self.trained = sum(p.numel() for p in parameters)
         wanted = {id(p) for p in parameters}
         for parameter in self.model.parameters():
@@ -129,19 +146,21 @@ class Contender:
 
         from randlora.arithmetic.plans import keep_merged
 
-        with keep_merged(self.name == "randlora-kept"):
-            return torch.nn.functional.cross_entropy(self.model(images), labels)
+        cast = torch.autocast(self.device, torch.bfloat16, enabled=self.autocast)
+        with keep_merged(self.name == "randlora-kept"), cast:
+            logits = self.model(images)
+        return torch.nn.functional.cross_entropy(logits.float(), labels)
 
     def step(self, images: Any, labels: Any, micro: int = 1) -> float:
         from randlora import accumulating
 
-        start = time.process_time()
+        start = self.clock()
         self.optimiser.zero_grad(set_to_none=True)
         with accumulating(self.model, micro if self.name == "randlora-held" else 1):
             for part, classes in zip(images.chunk(micro), labels.chunk(micro), strict=True):
                 (self.loss(part, classes) / micro).backward()
         self.optimiser.step()
-        return time.process_time() - start
+        return self.clock() - start
 
 
 def data(tokens: int) -> tuple[Any, Any]:
@@ -158,10 +177,19 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def time_steps(names: list[str], depth: int, tokens: int, rounds: int, micro: int = 1) -> dict[str, list[float]]:
+def time_steps(
+    names: list[str],
+    depth: int,
+    tokens: int,
+    rounds: int,
+    micro: int = 1,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> dict[str, list[float]]:
     """Seconds per step of each contender, one entry a round; the first round, not kept, warms up."""
-    contenders = {name: Contender(name, depth) for name in names}
-    images, labels = data(tokens)
+    contenders = {name: Contender(name, depth, device, precision) for name in names}
+    images, labels = (t.to(device) for t in data(tokens))
+    images = images.bfloat16() if precision == "bf16" else images
     order, shuffle = list(names), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_number in range(rounds + 1):

@@ -80,11 +80,14 @@ def usual_script(config: dict[str, Any]) -> None:
     from trainables.data.registry import load_dataset
     from trainables.data.splits import split
     from trainables.models.loading import load_model
+    from trainables.runtime import pick_device
 
+    device = pick_device()
     began, config = psutil.Process().create_time(), config["trial"]
     torch.set_num_threads(1)
     torch.manual_seed(config["seed"])
     loaded = load_model(MODEL)
+    loaded.module.to(device)
     stage = "CONFIRM" if config["test"] else "TUNE"
     data = load_dataset(DATA).at(stage)
     rows = split(data, SHARE, config["seed"], stage, "standard")
@@ -111,13 +114,13 @@ def usual_script(config: dict[str, Any]) -> None:
 
     with torch.no_grad():
         texts = [t.format(c) for c in data.class_names for t in data.templates]
-        words = normalize(loaded.module.encode_text(loaded.tokenizer(texts)), dim=-1)
+        words = normalize(loaded.module.encode_text(loaded.tokenizer(texts).to(device)), dim=-1)
         words = normalize(words.view(len(data.class_names), len(data.templates), -1).mean(dim=1), dim=-1)
         scale = loaded.module.logit_scale.exp()
     depth = len(loaded.module.visual.transformer.resblocks)
     names = [f"visual.transformer.resblocks.{k}.attn.in_proj_weight" for k in range(depth)]
     adapter = LoraConfig(r=config["rank"], lora_alpha=config["rank"], target_modules=[], target_parameters=names)
-    model = get_peft_model(loaded.module, adapter)
+    model = get_peft_model(loaded.module, adapter).to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     train = DataLoader(Images(data.train, rows.train_idx), batch_size=BATCH, shuffle=True)
     validation = DataLoader(Images(data.train, rows.val_idx), batch_size=512)
@@ -125,19 +128,19 @@ def usual_script(config: dict[str, Any]) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(train), eta_min=0.01 * config["lr"])
 
     def logits(images: Any) -> Any:
-        return scale * normalize(model.base_model.model.encode_image(images), dim=-1) @ words.T
+        return scale * normalize(model.base_model.model.encode_image(images.to(device)), dim=-1) @ words.T
 
     def accuracy(loader: Any) -> float:
         model.eval()
         with torch.no_grad():
-            right = sum(int((logits(images).argmax(1) == labels).sum()) for images, labels in loader)
+            right = sum(int((logits(images).argmax(1).cpu() == labels).sum()) for images, labels in loader)
         return right / len(loader.dataset)
 
     ready = time.process_time()  # of this process from its start
     for epoch in range(EPOCHS):
         model.train()
         for images, labels in train:
-            loss = cross_entropy(logits(images), labels)
+            loss = cross_entropy(logits(images), labels.to(device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -152,15 +155,17 @@ def usual_script(config: dict[str, Any]) -> None:
 
 def peft(folder: Path, quick: bool) -> Side:
     """A Tune function whose every trial is a fresh process, which is what `reuse_actors=False`, the default, means."""
-    from engine_overhead import start_ray, timed
+    import torch
+    from engine_overhead import CONCURRENT, start_ray, timed
     from ray import tune
 
     start_ray()
     ranks = [1, 8] if quick else [1, 4, 8, 16]
     tuned = [{"rank": rank, "lr": lr, "seed": 1, "test": False} for rank in ranks for lr in RATES]
     confirmed = [{"rank": rank, "lr": RATES[1], "seed": 2 + k, "test": True} for rank in ranks for k in range(SEEDS)]
+    gpu = {"gpu": 1 / CONCURRENT} if torch.cuda.is_available() else {}
     trials = {"trial": tune.grid_search([*tuned, *confirmed])}
-    _, results = timed(usual_script, folder, {"cpu": 1}, trials, samples=1, reuse=False)
+    _, results = timed(usual_script, folder, {"cpu": 1} | gpu, trials, samples=1, reuse=False)
     for result in results:
         wanted = settings_count(result.config["trial"]["rank"])
         if result.metrics["trained"] != wanted or result.metrics["score"] < 0.2:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from randlora.adapter import Adapter
+from randlora.arithmetic.contract import LOW
 from randlora.errors import AdapterError
 
 
@@ -41,7 +42,7 @@ class HeldWeight:
 
     def matrix(self, base: Tensor) -> Tensor | None:
         """W0 + delta (out x in), whose gradient is kept back; None where the ordinary way must be taken."""
-        if torch.compiler.is_compiling() or base.requires_grad or base.dtype in (torch.bfloat16, torch.float16):
+        if torch.compiler.is_compiling() or base.requires_grad or base.dtype in LOW:
             return None
         versions = self._versions_with(base)
         if self._leaf is None or versions != self._versions:

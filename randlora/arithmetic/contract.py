@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,6 +23,10 @@ def prefers_matrix(rows: int, shape: tuple[int, int], rank: int, passes: int = 3
     """
     out, width = shape
     return rows * out * width + 3 * rank * out * width < passes * rows * rank * (out + width)
+
+
+LOW = (torch.bfloat16, torch.float16)
+"""Types of base weights that are never merged while training: rounding to them would lose a small delta."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -223,12 +229,17 @@ class _SpreadWeight(torch.autograd.Function):
         return grad_w if ctx.needs_input_grad[0] else None, d_lambda, d_gamma, None
 
 
+def plain(device: torch.device) -> AbstractContextManager[object]:
+    """A block with autocast off, for what chooses its types itself: CUDA's autocast knows more operations than the
+    CPU's, and would compute in bf16 what is float32 there."""
+    off = device.type == "meta" or not torch.is_autocast_enabled(device.type)
+    return contextlib.nullcontext() if off else torch.autocast(device.type, enabled=False)
+
+
 def apply_plain(function: type[torch.autograd.Function], device: torch.device, *arguments: Any) -> Tensor:
-    """`function.apply` with autocast off: these functions choose their dtypes themselves."""
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):
-        with torch.autocast(device.type, enabled=False):
-            return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
-    return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+    """`function.apply` with autocast off."""
+    with plain(device):
+        return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 def spread_linear(
@@ -248,7 +259,7 @@ def spread_linear(
     dtype = part.b.dtype
     rows = x.reshape(-1, x.shape[-1])
     if plan is None:
-        if base is not None and base.dtype in (torch.bfloat16, torch.float16):
+        if base is not None and base.dtype in LOW:
             plan = "activation"
         else:
             training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from randlora.adapter import Adapter, Request
 from randlora.arithmetic.bases import Draw, derive_seed, draw
 from randlora.arithmetic.contract import (
+    LOW,
     compute_dtype,
     low_rank_beside,
     low_rank_linear,
@@ -38,8 +39,11 @@ class Factored(Adapter):
         return low_rank_weight(base, *self.factors(), self.scale)
 
     def merges(self, x: Tensor, base: Tensor, a_IR: Tensor, passes: int = 3) -> bool:
-        """Whether the matrix form is allowed (no dropout, one precision) and cheaper; `passes` as `prefers_matrix`."""
-        one_dtype = base.dtype == a_IR.dtype == compute_dtype(x)
+        """Whether the matrix form is allowed (no dropout, one precision, not a low one) and cheaper.
+
+        `passes` as `prefers_matrix`.
+        """
+        one_dtype = base.dtype == a_IR.dtype == compute_dtype(x) and base.dtype not in LOW
         rows = x.numel() // x.shape[-1]
         return one_dtype and not self.dropping and prefers_matrix(rows, self.shape, a_IR.shape[1], passes)
 

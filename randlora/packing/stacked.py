@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from randlora.adapter import Adapter
-from randlora.arithmetic.contract import compute_dtype
+from randlora.arithmetic.contract import LOW, compute_dtype
 from randlora.arithmetic.plans import choose_plan
 from randlora.methods.factored import Factored
 from randlora.methods.lowrank.lora import Dora, Lora
@@ -106,7 +106,7 @@ def _randlora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor 
     part = first.part(dtype)
     rows = x.numel() // x.shape[-1] // len(layers)
     sizes = (rows, part.b.shape[0], part.a.shape[1], part.b.shape[1])
-    rounds = base.dtype in (torch.bfloat16, torch.float16)  # such a base is never merged
+    rounds = base.dtype in LOW  # such a base is never merged
     if part.found is not None or (choose_plan(*sizes, torch.is_grad_enabled()) != "activation" and not rounds):
         return None
     lambda_KRJ = torch.stack([m.lambdas * m.scale for m in layers])

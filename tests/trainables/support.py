@@ -57,9 +57,12 @@ def outcome(reports: list[dict[str, Any]]) -> list[Any]:
     return [*kept, result["test_score"], result["correct"], result["val_score"]]
 
 
-def work(rank: int, world: int, trial: TrialConfig, folder: str) -> None:
+def work(rank: int, world: int, trial: TrialConfig, folder: str, kind: str = "cpu") -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    if kind == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     directory = Path(folder) / "trial"
     reports = list(run_trial(trial, warm={}, directory=directory, keep=True, rank=rank, world=world))
     (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity, trainable
 from randlora.arithmetic.bases import Bases, Draw
+from randlora.arithmetic.contract import plain
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method, low_rank
@@ -77,8 +78,9 @@ class Nola(Factored):
         rows_a, rows_b = width * self.r, out * self.r
         start = self.bases.get("A0")[:rows_a, 0] * (1.0 / math.sqrt(3.0 * width))
         basis_a, basis_b = self.bases.get("A")[:rows_a, : self.k_a], self.bases.get("B")[:rows_b, : self.k_b]
-        a = torch.addmv(start, basis_a, self.a, alpha=1.0 / math.sqrt(self.k_a))
-        b = torch.mv(basis_b, self.b * (1.0 / math.sqrt(self.k_b)))
+        with plain(self.a.device):
+            a = torch.addmv(start, basis_a, self.a, alpha=1.0 / math.sqrt(self.k_a))
+            b = torch.mv(basis_b, self.b * (1.0 / math.sqrt(self.k_b)))
         return a.view(width, self.r), b.view(out, self.r)
 
 

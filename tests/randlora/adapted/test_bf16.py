@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from randlora import AdapterConfig, attach
+from randlora import AdapterConfig, NolaConfig, RandLoraAConfig, attach
 from tests.randlora.support import CONFIGS, batch, block, config_id, perturb, targets_of
 
 every_method = pytest.mark.parametrize("config", CONFIGS, ids=config_id)
@@ -36,3 +37,20 @@ def test_bf16_weights(config: AdapterConfig) -> None:
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert all(p.grad is not None for p in adapted.parameters())
+
+
+@pytest.mark.parametrize("config", [RandLoraAConfig(3, r=16), NolaConfig(9, r=16)], ids=config_id)
+def test_a_small_delta_beside_a_bf16_weight_is_not_rounded_away(config: AdapterConfig) -> None:
+    """Under autocast the factors may have the weight's type; at this rank one matrix would cost less."""
+    layer = nn.Sequential(nn.Linear(24, 16, bias=False, dtype=torch.bfloat16)).eval()
+    adapted = attach(layer, config, ["0"])
+    with torch.no_grad():
+        layer[0].weight.fill_(8.0)  # steps of bf16 around 8 are 1 / 16
+    perturb(adapted, 1e-3)
+    x = torch.zeros(512, 24, dtype=torch.bfloat16)
+    x[:, 0], x[:, 1] = 1.0, -1.0  # W0 x is 0, so the delta is all of the output
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x).float()
+    delta = next(iter(adapted.deltas().values()))
+    torch.testing.assert_close(y, x.float() @ delta.t(), rtol=0.05, atol=0.02 * float(delta.abs().max()))
+    assert float(y.detach().abs().max()) > 0

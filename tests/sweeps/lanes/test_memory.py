@@ -9,12 +9,8 @@ import pytest
 import torch
 
 from sweeps.lanes.memory import MicroBatch, out_of_memory
-from sweeps.lanes.worker import _Worker
-from tests.trainables.support import one_tower_trial
-from trainables.config import TrialConfig
+from tests.sweeps.lanes.support import outcome_in_a_lane, refuse_more_than, tiny_trial
 from trainables.errors import TrialError
-from trainables.models.shapes import target_shapes
-from trainables.tasks.images.clip import BothTask, VisionTask
 
 
 def config(adapt: str = "vision", **train: Any) -> dict[str, Any]:
@@ -66,67 +62,6 @@ def test_torch_says_so_when_the_cpu_has_no_room() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)
     assert out_of_memory(caught.value)
-
-
-class Answers:
-    """A broker whose methods all say "go", and keep what they were given."""
-
-    def __init__(self) -> None:
-        self.given: dict[str, list[Any]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        class Method:
-            @staticmethod
-            def remote(*arguments: Any) -> str:
-                self.given.setdefault(name, []).append(arguments)
-                return "go"
-
-        return Method
-
-
-def refuse_more_than(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let no loss be taken of more rows; returns how many each was asked for."""
-    seen: list[int] = []
-
-    def limited(real: Any) -> Any:
-        def loss_sum(self: Any, rows: torch.Tensor, plan: Any) -> Any:
-            seen.append(len(rows))
-            if len(rows) > rows_at_once:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
-            return real(self, rows, plan)
-
-        return loss_sum
-
-    for task in (VisionTask, BothTask):
-        monkeypatch.setattr(task, "loss_sum", limited(task.loss_sum))
-    return seen
-
-
-def tiny_trial(adapt: str) -> TrialConfig:
-    model, targets = "embedded:tiny-clip", ["attn.in_proj_weight"]
-    return one_tower_trial(
-        "lora",
-        model=model,
-        adapt=adapt,
-        targets=tuple(targets),
-        dataset="embedded:fashion-mnist-turned",
-        train_size="4-shot",
-        capacities=tuple((name, 1) for name in target_shapes(model, targets, adapt)),
-        stage="TUNE",
-        lr=1e-3,
-        train={"epochs": 1, "global_batch_size": 32},
-    )
-
-
-def outcome_in_a_lane(trial: TrialConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
-    """The last report of a trial that the real worker runs, and its outcome."""
-    monkeypatch.setattr("sweeps.lanes.worker.ray.get", lambda answer: answer)
-    broker = Answers()
-    where = {"trial": "trainables.training.worker:run_trial", "directory": str(folder), "keep": None}
-    order = {"key": "k", "config": trial.model_dump(mode="json"), "ahead": True, "shrink": None}
-    _Worker(broker, "lane0/0", 0, 1).run({**order, **where})
-    ((_, _, _, last, outcome),) = broker.given["finish"]
-    return last, outcome
 
 
 def test_the_real_worker_trains_on_when_the_allocator_refuses_large_batches(

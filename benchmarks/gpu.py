@@ -1,0 +1,272 @@
+"""All that wants a GPU to be measured, by one command on any CUDA machine, as ratios; JSON and Markdown.
+
+    python benchmarks/gpu.py --json gpu.json --markdown gpu.md    # half an hour or more
+    python benchmarks/gpu.py --quick                              # some five minutes
+    python benchmarks/gpu.py --device cpu --quick --only adapters # the same code on a CPU, to see that it runs
+
+Sections: `adapters` (steps against PEFT's in float32, in bf16 and under autocast; most memory of each), `packing` (K
+trials on one copy of a model against one by one), `shares` (K processes on one device against one), `parallel` (two
+devices against one: data-parallel adapters, and full fine-tuning split by FSDP2), `quickstart` (trials an hour against
+Ray Tune and PEFT). What cannot be measured here is said with its reason. Running out of memory is in tests/gpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from adapters import NAMES, ROWS, Contender, data, restart_with, summary, time_steps  # noqa: E402
+
+PRECISIONS = ("float32", "bf16", "autocast")
+METHODS = ("lora", "dora", "vera", "nola", "randlora", "randlora-a", "pissa", "lora-xs", "adalora")
+Found = dict[str, Any]
+
+
+class SkippedError(Exception):
+    """A section, or a part of it, that cannot be measured here."""
+
+
+def line(name: str, value: dict[str, float]) -> None:
+    print(f"  {name:<48} {value['median']:.2f}  [{value['low']:.2f}, {value['high']:.2f}]", flush=True)
+
+
+def adapters(options: argparse.Namespace) -> Found:
+    """Ratios of step times, and the most memory of three steps, by precision."""
+    depth, tokens = (3, 1600) if options.quick else (12, 12800)
+    depth, tokens = options.depth or depth, options.tokens or tokens
+    names = options.contenders or [n for n in NAMES if n != "randlora-held"]
+    found: Found = {}
+    for precision in PRECISIONS:
+        times = time_steps(names, depth, tokens, 3 if options.quick else 20, 1, options.device, precision)
+        ratios = {
+            label: summary([a / b for a, b in zip(times[top], times[bottom], strict=True)])
+            for label, top, bottom, *_ in ROWS
+            if top in times and bottom in times
+        }
+        for label, ratio in ratios.items():
+            line(f"{precision}: {label}", ratio)
+        found[precision] = {"ratios": ratios, "seconds": {n: summary(t) for n, t in times.items()}}
+        if options.device == "cuda":
+            found[precision]["peak_bytes"] = {n: peak(n, depth, tokens, precision) for n in names}
+    return found
+
+
+def peak(name: str, depth: int, tokens: int, precision: str) -> int:
+    """The most bytes that three steps of a contender take on the device, the model included."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    contender = Contender(name, depth, "cuda", precision)
+    images, labels = (t.cuda() for t in data(tokens))
+    for _ in range(3):
+        contender.step(images.bfloat16() if precision == "bf16" else images, labels)
+    return torch.cuda.max_memory_allocated()
+
+
+def packing(options: argparse.Namespace) -> Found:
+    """Trials an hour, packed over one by one, by method and K."""
+    from packing import DATA, MODEL, POOL, Sides, Work, compare
+
+    sizes = options.sizes or ([2, 8] if options.quick else [1, 2, 4, 8, 16, 32])
+    methods = options.methods or (METHODS[:5:2] if options.quick else METHODS)
+    work = Work(MODEL, DATA, min(1.0, (320 if options.quick else 2700) / POOL), 64, 1)
+    sides, found = Sides(), Found()
+    for method in methods:
+        for size in sizes:
+            answer = compare(sides, work.trials(method, size), 1 if options.quick else 3)
+            found.setdefault(method, {})[str(size)] = answer["ratio"]
+            line(f"{method}, K = {size}", answer["ratio"])
+    return found
+
+
+def one_of(rank: int, count: int, folder: str, quick: bool, ready: Any) -> None:
+    """One of the processes that share a device: a trial that warms it up, then one that is timed."""
+    import torch
+    from packing import DATA, MODEL, POOL, Work
+
+    from trainables.training.worker import run_trial
+
+    torch.set_num_threads(1)
+    (trial,) = Work(MODEL, DATA, min(1.0, (320 if quick else 2700) / POOL), 64, 1).trials("randlora", 1)
+    warm: dict[str, Any] = {}
+    list(run_trial(trial, warm=warm, directory=Path(folder) / f"warm{count}-{rank}"))
+    ready.wait()
+    begun = time.perf_counter()
+    list(run_trial(trial, warm=warm, directory=Path(folder) / f"timed{count}-{rank}"))
+    (Path(folder) / f"{count}-{rank}.json").write_text(json.dumps(time.perf_counter() - begun), encoding="utf-8")
+
+
+def shares(options: argparse.Namespace) -> Found:
+    """Trials an hour of K processes on one device over those of one; and what the engine would choose."""
+    import torch.multiprocessing as mp
+    from packing import plan_of
+
+    from sweeps.lanes.packs import gpu_share
+    from sweeps.plan.estimate import probe_gpu
+
+    found: Found = {"trials_an_hour": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        measured = probe_gpu(plan_of(Path(folder) / "plan", 1, 0.1, 1))
+        cpus = float(os.cpu_count() or 1)
+        found["peak_bytes"], found["device_bytes"] = measured.peak, measured.device
+        if measured.device:
+            found["chosen"] = round(1 / gpu_share(measured, cpus, 1))
+        for count in [1, 2] if options.quick else [1, 2, 4, 8]:
+            if count > cpus:
+                found["skipped"] = f"{count} processes on {cpus:g} cores"
+                break
+            context = mp.get_context("spawn")
+            mp.spawn(one_of, (count, folder, options.quick, context.Barrier(count)), nprocs=count)
+            spent = [json.loads((Path(folder) / f"{count}-{k}.json").read_text()) for k in range(count)]
+            found["trials_an_hour"][count] = 3600 * count / max(spent)
+    rates = found["trials_an_hour"]
+    found["ratio"] = {count: rate / rates[1] for count, rate in rates.items()}
+    for count, ratio in found["ratio"].items():
+        print(
+            f"  {count} on one device: {ratio:.2f}; the engine would take {found.get('chosen', 'no GPU')}", flush=True
+        )
+    return found
+
+
+def worker(rank: int, world: int, config: str, folder: str, kind: str) -> None:
+    """One worker of a trial; rank 0 leaves the samples a second of its last epoch."""
+    import torch
+    import torch.distributed
+
+    from trainables.config import TrialConfig
+    from trainables.training.worker import run_trial
+
+    torch.set_num_threads(1)
+    if kind == "cuda":
+        torch.cuda.set_device(rank)
+    meet = f"file://{folder}/meet"
+    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", init_method=meet, rank=rank,
+                                         world_size=world)  # fmt: skip
+    trial = TrialConfig.model_validate_json(config)
+    *_, last = run_trial(trial, warm={}, directory=Path(folder) / "trial", rank=rank, world=world)
+    if rank == 0:
+        (Path(folder) / "rate.json").write_text(json.dumps(last["samples_per_second"]), encoding="utf-8")
+    torch.distributed.destroy_process_group()
+
+
+def parallel(options: argparse.Namespace) -> Found:
+    """Samples a second of one trial on two devices over those on one, by what trains."""
+    import torch
+    import torch.multiprocessing as mp
+    from packing import Work
+    from small_texts import make_llama
+
+    if options.device == "cuda" and torch.cuda.device_count() < 2:
+        raise SkippedError(f"two devices are needed, and torch finds {torch.cuda.device_count()}")
+    found: Found = {}
+    width, layers, texts = (64, 2, 48) if options.quick else (1024, 12, 512)
+    with tempfile.TemporaryDirectory() as folder:
+        model, rows = make_llama(Path(folder), width, layers, texts)
+        (base,) = Work(model, rows, 0.9, 16, 2, text=True).trials("randlora", 1)
+        full = {"method": "full", "capacities": (), "lr": 1e-4}
+        split = full | {"train": base.train.model_copy(update={"parallel": "fsdp"})}
+        for name, change in {"data-parallel RandLoRA": {}, "full, by FSDP2": split}.items():
+            rates = {}
+            for world in (1, 2):
+                place = Path(tempfile.mkdtemp(dir=folder))
+                config = base.model_copy(update=change).model_dump_json()
+                mp.spawn(worker, (world, config, str(place), options.device), nprocs=world)
+                rates[world] = json.loads((place / "rate.json").read_text())
+            found[name] = rates[2] / rates[1]
+            print(f"  {name}, two over one: {found[name]:.2f}", flush=True)
+    return found
+
+
+def quickstart(options: argparse.Namespace) -> Found:
+    """Trials an hour of the quickstart's LoRA, of all sides."""
+    from engine import quickstart as measure
+
+    return measure(argparse.Namespace(quick=options.quick, rounds=1 if options.quick else 3))
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Found]] = {
+    "adapters": adapters,
+    "packing": packing,
+    "shares": shares,
+    "parallel": parallel,
+    "quickstart": quickstart,
+}
+
+
+def markdown(found: Found) -> str:
+    """Every ratio as a row of a table, and what was skipped."""
+    rows, reasons = [], []
+
+    def walk(path: tuple[str, ...], value: Any) -> None:
+        if isinstance(value, dict) and "median" in value:
+            rows.append(f"| {', '.join(path)} | {value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}] |")
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                walk((*path, str(key)), inner)
+        elif path[-1] in ("skipped", "failed"):
+            reasons.append(f"- {', '.join(path)}: {value}")
+        elif isinstance(value, float | int):
+            rows.append(f"| {', '.join(path)} | {value:,.4g} |")
+
+    walk((), {name: value for name, value in found.items() if isinstance(value, dict)})
+    head = [f"{found['device']}, torch {found['torch']}", "", "| measured | value |", "|---|---:|"]
+    return "\n".join([*head, *rows, "", *reasons]).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="some five minutes")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
+                        help=f"of {', '.join(SECTIONS)}")  # fmt: skip
+    parser.add_argument("--depth", type=int, help="layers of `adapters` (12; 3 with --quick)")
+    parser.add_argument("--tokens", type=int, help="rows of a step of `adapters` (12,800; 1,600 with --quick)")
+    parser.add_argument("--contenders", nargs="+", choices=NAMES, metavar="NAME", help="of `adapters`")
+    parser.add_argument("--sizes", type=int, nargs="+", help="trials of a pack (1 to 32; 2 and 8 with --quick)")
+    parser.add_argument("--methods", nargs="+", help="that are packed (9; 3 with --quick)")
+    parser.add_argument("--json", type=Path, help="write all numbers here, also after every section")
+    parser.add_argument("--markdown", type=Path, help="write a table here")
+    options = parser.parse_args()
+    restart_with({"OMP_NUM_THREADS": "1", **({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {})})
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch finds no CUDA device here; --device cpu runs the same code on the CPU")
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    found: Found = {"device": name, "torch": torch.__version__, "quick": options.quick}
+    for section in dict.fromkeys(options.only):
+        print(f"{section}:", flush=True)
+        begun = time.perf_counter()
+        try:
+            found[section] = SECTIONS[section](options)
+        except SkippedError as error:
+            found[section] = {"skipped": str(error)}
+        except Exception as error:  # noqa: BLE001  # the other sections are worth their time
+            traceback.print_exc()
+            found[section] = {"failed": f"{type(error).__name__}: {error}"}
+        found[section]["seconds_of_section"] = time.perf_counter() - begun
+        for path, text in ((options.json, json.dumps(found, indent=1) + "\n"), (options.markdown, markdown(found))):
+            if path is not None:
+                path.write_text(text, encoding="utf-8")
+    for section in options.only:
+        for how in ("skipped", "failed"):
+            if how in found[section]:
+                print(f"{section} {how}: {found[section][how]}")
+
+
+if __name__ == "__main__":
+    main()
