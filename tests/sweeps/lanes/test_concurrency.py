@@ -1,4 +1,4 @@
-"""No more trials are begun than the lanes take: an adaptive search would ask before it was told, and proxies cost."""
+"""No more trials are begun than the lanes take: an adaptive search would ask before it was told."""
 
 from __future__ import annotations
 
