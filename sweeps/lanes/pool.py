@@ -122,7 +122,7 @@ class Pool:
             "resources": {HEAD: 0.001},
             "max_restarts": -1,
             "max_task_retries": -1,
-            "max_concurrency": 1000,
+            "max_concurrency": 100_000,  # each trial and each worker has a call that waits
         }
         self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
