@@ -5,7 +5,7 @@
 
 Each round is a new sweep of a trial that trains nothing (`tests.fakes`), whose driver is a process of its own. While it
 runs, a fault is drawn every few seconds: a driver killed, interrupted, told to end or stopped for a while; a worker, a
-lane's controller, a Tune process or the broker killed or stopped; Ray's raylet, control store or an agent killed.
+lane's controller or the broker killed or stopped; Ray's raylet, control store or an agent killed.
 Between two drivers the journal's last line is torn, or tables or journal are lost; and the driver's clock is set. A
 round is over when a driver finds nothing left. Then its tables must be an undisturbed sweep's, no trial may have run
 after its end, and no process, session folder or file of /dev/shm may be left. What differs is printed, and its folder
@@ -53,7 +53,7 @@ except RayLostError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
 """
-VICTIMS = ("driver", "RayTrainWorker", "TrainController", "ResourceTrainable", "Broker")
+VICTIMS = ("driver", "RayTrainWorker", "TrainController", "Broker")
 RAYS = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent")
 STILL_S = (1.0, 8.0)
 

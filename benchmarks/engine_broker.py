@@ -1,8 +1,8 @@
 """What the broker bears: epochs a second by the number of trials that run at once, without Ray's calls around it.
 
-One event loop holds the broker, a worker and a proxy for every trial at a time, and what the driver calls. An epoch is
-a pause, so nearly all of them wait, as in a sweep; what is counted is processor time: whom an event wakes, and what is
-looked through for it.
+One event loop holds the broker, a worker and a Tune trial for every trial at a time, and what the driver calls. An
+epoch is a pause, so nearly all of them wait, as in a sweep; what is counted is processor time: whom an event wakes, and
+what is looked through for it.
 """
 
 from __future__ import annotations
@@ -37,19 +37,17 @@ async def worker(broker: Broker, name: str, pace: float, draw: random.Random) ->
         await broker.finish(name, name, order["key"], {"epoch": EPOCHS, "done": True}, {"status": "finished"})
 
 
-async def proxy(broker: Broker, keys: Any) -> None:
+async def tune(broker: Broker, keys: Any) -> None:
     """A Tune trial after another, and the driver's calls for it."""
     for key in keys:
         await broker.submit(key, {}, None)
-        seen = 0
-        while seen < EPOCHS:
-            event, _ = await broker.poll(key, seen, 30.0)
-            seen = event["epoch"] if event else seen
+        while not (await broker.step(key))["done"]:
+            continue
         await broker.take(key)
 
 
 async def epochs_per_second(at_once: int, trials: int) -> float:
-    """Epochs per second of processor time, while all but a few workers train and their proxies wait."""
+    """Epochs per second of processor time, while all but a few workers train and Tune waits."""
     draw, pace = random.Random(0), at_once / PACE
     broker, keys = Broker(), iter([str(k) for k in range(trials)])
     workers = [
@@ -57,7 +55,7 @@ async def epochs_per_second(at_once: int, trials: int) -> float:
     ]
     await asyncio.sleep(0)
     begun = time.process_time()
-    await asyncio.gather(*(proxy(broker, keys) for _ in range(at_once)))
+    await asyncio.gather(*(tune(broker, keys) for _ in range(at_once)))
     spent = time.process_time() - begun
     await broker.shutdown()
     await asyncio.gather(*workers)

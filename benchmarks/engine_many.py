@@ -36,8 +36,8 @@ FURTHER = 10
 SETTLED = 8_000
 """Trials whose halves take more than three Tuners each; before, memory grows for the Tuners' sake."""
 METHODS = ("lora", "randlora", "vera", "nola", "dora")
-KINDS = {"Proxy": "Tune proxies", "RayTrainWorker": "lane workers", "TrainController": "lane controllers",
-         "Broker": "broker", "gcs_server": "GCS", "raylet": "raylet"}  # fmt: skip
+KINDS = {"RayTrainWorker": "lane workers", "TrainController": "lane controllers", "Broker": "broker",
+         "gcs_server": "GCS", "raylet": "raylet"}  # fmt: skip
 
 
 def noop_plan(folder: Path, cells: int, per_cell: int, epochs: int = 1) -> FakePlan:

@@ -110,7 +110,6 @@ class Session:
         note: is told which address is tried.
 
     Attributes:
-        local: Ray's custom resources of a local session.
         lost: which of a local session's own processes died, or that the control store is gone, in words. Nothing goes
             on without them, and Ray would end this process with exit code 1, at once or a minute later; so its main
             thread is interrupted.
@@ -122,7 +121,6 @@ class Session:
 
     def __init__(self, address: str | None = None, note: Callable[[str], None] = lambda _: None) -> None:
         self.address = address
-        self.local: dict[str, float] = {}
         self._note = note
         self._private = ExitStack()
         self.owned = False
@@ -271,7 +269,6 @@ class Session:
                     include_dashboard=False,
                     num_cpus=int(node.cpus),
                     num_gpus=int(node.gpus),
-                    resources=self.local,
                     object_store_memory=_STORE_BYTES,
                     log_to_driver=False,
                     logging_level=logging.ERROR,

@@ -16,7 +16,7 @@ from sweeps.cluster.session import RayLostError
 from sweeps.cluster.signals import signals
 from sweeps.engine.limits import Meter
 from sweeps.lanes.packs import Packing
-from sweeps.lanes.pool import Pool
+from sweeps.lanes.pool import HEAD, Pool
 from sweeps.lanes.proxy import Proxy
 from sweeps.lanes.tune import Dispatcher, PerCell
 from sweeps.records.ledger import Ledger
@@ -26,6 +26,8 @@ WAVE = 1000
 ROUNDS = 20
 """Trials of a Tuner per trial at a time, at least: lanes fall idle during a Tuner's last trials."""
 _EVERY_S = 0.5
+_NEXT_TO_NOTHING = {HEAD: 0.0001}
+"""Of Ray's resources, for a Tune trial: it has no process, but Tune reserves something for each."""
 
 
 class EngineError(RuntimeError):
@@ -101,7 +103,7 @@ def drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], s
             most = wave(pool.trials * packed)
             dispatcher = Dispatcher(ledger, pool.broker, pool.broker_name, trial, most, changed, packing)
             with watch(stop, dispatcher, pool):
-                _tune(dispatcher, pool, packed)
+                _tune(dispatcher, pool)
             if stop.fault is not None:
                 raise stop.fault
             if dispatcher.error is not None:
@@ -123,11 +125,11 @@ def _lost_unless(signalled: threading.Event) -> Iterator[None]:
         raise
 
 
-def _tune(dispatcher: Dispatcher, pool: Pool, packed: int) -> None:
+def _tune(dispatcher: Dispatcher, pool: Pool) -> None:
     storage = pool.storage / "tune"
     name = uuid.uuid4().hex[:8]
     tuner = tune.Tuner(
-        tune.with_resources(Proxy, pool.proxy_resources(packed)),
+        tune.with_resources(Proxy, _NEXT_TO_NOTHING),
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
@@ -143,7 +145,6 @@ def _tune(dispatcher: Dispatcher, pool: Pool, packed: int) -> None:
             storage_path=str(storage),
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=2),
         ),
     )
     tuner.fit()

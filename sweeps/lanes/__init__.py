@@ -12,7 +12,7 @@ outcome and the ledger writes it down. Packs (trials that share a base model) go
     packed_worker  a pack in a worker, from lease to outcomes
     packs          which trials share a worker, how many, and how workers share a GPU
     pool           session, broker and lanes of a sweep, from start to end
-    proxy          the Tune trial, a light process that forwards a lane's reports
+    proxy          the Tune trial, which has no process: Tune asks the broker
     reports        what a worker says of a trial that is over, and of its machine
     tune           Ray Tune's side: searcher and scheduler
     worker         what a lane's processes do: lease a trial, train it, report

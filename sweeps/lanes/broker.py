@@ -1,7 +1,7 @@
 """The broker: an actor through which the driver hands trials to lane workers, and their reports come back.
 
-It holds soft state only. When it dies it comes back empty: proxies then see their lease unknown, the driver issues it
-again, and the trial goes on from its own checkpoint.
+It holds soft state only. When it dies it comes back empty: Tune's trials are then "stopped", the driver issues them
+again, and they go on from their own checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ray
 
-from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, gave_up, lane_of
+from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, State, gave_up, lane_of
 
 Verdict = Literal["go", "stop"]
 
@@ -33,6 +33,13 @@ class _Process:
     pid: int
     handle: Any
     where: dict[str, Any]
+
+
+def _result(epoch: int, event: Event, status: State) -> dict[str, Any]:
+    """What Tune is told of an epoch."""
+    seconds = (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0)
+    values = {"train_loss": event.get("train_loss"), "score": event.get("val_score"), "seconds": seconds}
+    return {"epoch": epoch, **values, "done": bool(event.get("done")), "status": status}
 
 
 class Broker:
@@ -58,7 +65,7 @@ class Broker:
         async with self._change:
             self._change.notify_all()
 
-    async def _wait(self, ready: Callable[[], object], timeout: float) -> None:
+    async def _wait(self, ready: Callable[[], object], timeout: float | None = None) -> None:
         async with self._change:
             try:
                 await asyncio.wait_for(self._change.wait_for(lambda: bool(ready())), timeout)
@@ -124,31 +131,36 @@ class Broker:
         """Registered workers' process ids, and why no lane is left, if so."""
         return {"pids": {name: worker.pid for name, worker in self._workers.items()}, "dead": self._dead}
 
-    # The proxies' side
+    # Tune's side
 
-    async def poll(self, key: str, seen: int, timeout: float) -> tuple[Event | None, str]:
-        """The first report after epoch `seen` and the lease's state; waits for news."""
+    async def step(self, key: str) -> dict[str, Any]:
+        """One step of a Tune trial: waits for the next epoch's report, or the end without one.
+
+        A result with `status` "stopped" means that the trial did not end: the sweep is being interrupted, or the lease
+        is not known.
+        """
         lease = self._leases.get(key)
         if lease is None:
-            return None, "unknown"
-        if seen > lease.seen:
-            lease.seen = seen
+            return _result(0, {"done": True}, "stopped")
+        if lease.told > lease.seen:
+            lease.seen = lease.told
             await self._wake()
 
         def following() -> int | None:
-            return min((e for e in lease.events if e > seen), default=None)
+            return min((e for e in lease.events if e > lease.told), default=None)
+
+        def given_up() -> bool:
+            return self._stopping or self._dead is not None or self._leases.get(key) is not lease
 
         def news() -> bool:
-            over = lease.state not in ("queued", "running") or self._stopping or self._dead is not None
-            return following() is not None or over or self._leases.get(key) is not lease
+            return following() is not None or lease.state not in ("queued", "running") or given_up()
 
-        await self._wait(news, timeout)
+        await self._wait(news)
         epoch = following()
-        if epoch is not None:
-            return lease.events[epoch], lease.state
-        if self._stopping or self._dead is not None:
-            return None, "stopped"
-        return None, lease.state if self._leases.get(key) is lease else "unknown"
+        if epoch is None:
+            return _result(lease.told, {"done": True}, "stopped" if given_up() else lease.state)
+        lease.told = epoch
+        return _result(epoch, lease.events[epoch], lease.state)
 
     # The lanes' side
 
@@ -359,7 +371,7 @@ class Broker:
     async def lane_lost(self, lane: str, reason: str, final: bool) -> None:
         """A lane's training run ended by itself. `final`: it won't come back.
 
-        When no lane is left, proxies hear "stopped" and the driver asks `status` why.
+        When no lane is left, Tune's trials are "stopped" and the driver asks `status` why.
         """
         for name, worker in self._workers.items():
             if lane_of(name) == lane:

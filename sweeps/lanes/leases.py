@@ -26,7 +26,10 @@ class Lease:
     worker: str | None = None
     attempt: int = 0
     window: int | None = None
+    told: int = 0
+    """The last epoch that Tune was told of."""
     seen: int = 0
+    """The last epoch that the driver is done with, since it asked for the next."""
     events: dict[int, Event] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
     began: float | None = None

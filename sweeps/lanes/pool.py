@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 import os
 import socket
 import threading
@@ -19,12 +18,10 @@ from sweeps.cluster.nodes import check_nodes
 from sweeps.cluster.resources import LaneShape, Node, plan_lanes
 from sweeps.cluster.session import Session, local_node
 from sweeps.cluster.signals import held
-from sweeps.lanes.packs import MOST, Measured, gpu_share, pack_size
+from sweeps.lanes.packs import Measured, gpu_share, pack_size
 from sweeps.spec.resources import ResourceSection
 
-PROXY_RESOURCE = "sweeps_proxy"
 HEAD = "node:__internal_head__"
-_PRECISION = 10_000  # Ray's of a resource
 _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
 
 
@@ -59,7 +56,6 @@ class Pool:
         self.shapes: list[LaneShape] = []
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
-        self._room = 0.0  # of the resource that proxies share
         self._lanes: Any = None
         self._session = Session(address, note)
 
@@ -90,14 +86,6 @@ class Pool:
         gpu = self.shapes[0].per_worker.get("GPU", 0.0) if self.shapes else 0.0
         return pack_size(asked.pack, self.measured if gpu else None, min(1.0, gpu))
 
-    def proxy_resources(self, packed: int) -> dict[str, float]:
-        """What one proxy takes. It is shared out whole: one proxy more than there are trials would not fit."""
-        proxies = self.trials * packed
-        if self._room >= self.trials:
-            return {PROXY_RESOURCE: math.floor(self._room / proxies * _PRECISION) / _PRECISION}
-        # a resource can't be added to a running cluster, and fractions of CPUs would stand in the lanes' way
-        return {HEAD: 0.9 / proxies}
-
     def __enter__(self) -> Self:
         self._session.__enter__()
         try:
@@ -115,9 +103,7 @@ class Pool:
         import ray
 
         if not ray.is_initialized() and self.address is None:
-            node = local_node()
-            self.shapes = plan_lanes(self.resources, [node])
-            self._session.local[PROXY_RESOURCE] = float(self.trials * (MOST if node.gpus else 1))
+            self.shapes = plan_lanes(self.resources, [local_node()])
         imports = threading.Thread(target=importlib.import_module, args=("sweeps.lanes.lanes",), daemon=True)
         imports.start()  # while Ray's processes come up
         self._session.connect()
@@ -126,7 +112,6 @@ class Pool:
         found = [n["Resources"] for n in ray.nodes() if n["Alive"]]
         nodes = [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in found]
         self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
-        self._room = ray.cluster_resources().get(PROXY_RESOURCE, 0.0)
         imports.join()
         from sweeps.lanes.broker import Broker
         from sweeps.lanes.lanes import Lanes
@@ -137,7 +122,7 @@ class Pool:
             "resources": {HEAD: 0.001},
             "max_restarts": -1,
             "max_task_retries": -1,
-            "max_concurrency": 1000,
+            "max_concurrency": 100_000,  # each trial and each worker has a call that waits
         }
         self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
         self._lanes = Lanes(self.broker, self.shapes, self.storage)

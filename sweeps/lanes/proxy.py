@@ -1,52 +1,50 @@
-"""The Tune trial. It trains nothing: it forwards the reports of the lane which trains.
+"""The Tune trial. It trains nothing and has no process: what Tune asks of a trial's actor is asked of the broker.
 
-Every trial in flight has a process that imports this file, so it imports Ray alone.
+Tune makes an actor for each trial at a time, and an actor is a process: 120 MB with `ray.tune` in it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
+from ray.actor import ActorClass
 
-POLL_S = 30.0
+
+class _Method(NamedTuple):
+    """A method of an actor's handle."""
+
+    remote: Callable[..., ray.ObjectRef]
+
+
+class _Handle:
+    """What Tune takes for the handle of a trial's actor, until it gives it to another trial by `reset`.
+
+    Nothing but `train` has an effect outside: Tune may make one for a trial and then run the trial in an earlier one.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._broker, self._key = ray.get_actor(config["broker"]), config["key"]
+        self.__ray_ready__ = self.stop = _Method(lambda: ray.put(None))
+        self.get_auto_filled_metrics = _Method(lambda **_: ray.put({}))
+        self.reset = _Method(self._reset)
+        self.train = _Method(lambda: self._broker.step.remote(self._key))
+
+    def _reset(self, config: dict[str, Any], **_: Any) -> ray.ObjectRef:
+        self._key = config["key"]
+        return ray.put(True)
 
 
 class Proxy(tune.Trainable):  # type: ignore[misc]  # Ray's classes carry no types for us
-    """The Tune trial. One `step()` is one epoch of `config["key"]`, which waits at the broker `config["broker"]`.
+    """The Tune trial of the lease `config["key"]` of the broker `config["broker"]`.
 
-    Neither `setup` nor `reset_config` has an effect outside: Tune may build an actor for a trial and then run the
-    trial in a cached one. A result with `status` "stopped" means that the trial did not end: the sweep is being
-    interrupted, or the broker has lost the lease.
+    Ray makes an actor class of it, by inheritance: that one gives handles out, and starts no process for them.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self._broker_name, self._key = config["broker"], config["key"]
-        self._seen = 0
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        broker = ray.get_actor(self._broker_name)
-        while True:
-            event, state = ray.get(broker.poll.remote(self._key, self._seen, POLL_S))
-            if event is not None:
-                self._seen = int(event["epoch"])
-                seconds = (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0)
-                done, loss, score = bool(event.get("done")), event.get("train_loss"), event.get("val_score")
-            elif state in ("queued", "running"):
-                continue
-            else:
-                done, loss, score, seconds = True, None, None, 0.0
-                state = state if state in ("failed", "finished") else "stopped"
-            values = {"epoch": self._seen, "train_loss": loss, "score": score, "seconds": seconds}
-            return {**values, "done": done, "status": state}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        return {}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        return None
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        if issubclass(cls, ActorClass):
+            cls.options = lambda self, **_: self
+            cls.remote = lambda self, config, **_: _Handle(config)

@@ -20,7 +20,6 @@ from sweeps.search.slots import Slot
 from sweeps.spec.paths import anchored
 
 F = TypeVar("F", bound=Callable[..., Any])
-MAX_PROXY_LOSSES = 3
 
 
 def _guarded(otherwise: Any) -> Callable[[F], F]:
@@ -43,11 +42,11 @@ def _guarded(otherwise: Any) -> Callable[[F], F]:
 
 
 class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no types for us
-    """Serves slots to Tune. A slot's lease is queued at the broker here, so lanes never wait for a proxy.
+    """Serves slots to Tune. A slot's lease is queued at the broker here, so lanes never wait for Tune.
 
     Args:
         ledger: state and journal.
-        broker: handle of the broker actor; `broker_name` is how proxies find it.
+        broker: handle of the broker actor; `broker_name` is how Tune's trials find it.
         trial: the trial function, "package.module:function".
         wave: slots to serve before `FINISHED`; Tune keeps every trial in memory, so long sweeps take several Tuners.
         changed: called after every event, for the display.
@@ -74,7 +73,6 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         self._run = f"{time.time_ns():x}"
         self._keys: dict[str, str] = {}
         self._issued = 0
-        self._losses: dict[str, int] = {}
         self._pruned: set[str] = set()
         self._seconds: dict[str, dict[int, float]] = {}  # of the epochs reported, for trials that may be stopped
         self._packing = Packing(1, 1, {}) if packing is None else packing
@@ -90,8 +88,8 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         if not self._waiting or self.interrupted:
             if self.interrupted or self.left <= 0:
                 return str(Searcher.FINISHED)
-            if self._packing.most > 1 and len(self._packs) > self._packing.workers:
-                return None  # Tune has a place for every trial of every pack, which single trials would fill
+            if len(self._packs) > self._packing.workers:  # one more than are at work: no lane waits for the next
+                return None
             slots = self._packing.next(self.ledger.state, len(self._packs), self.left)
             if not slots:
                 return None if self.ledger.state.running else str(Searcher.FINISHED)
@@ -133,7 +131,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
 
     @_guarded(otherwise=False)
     def saw(self, key: str, result: dict[str, Any]) -> bool:
-        """Take one report; returns whether the trial is stopped. A replaced proxy's reports come twice, count once."""
+        """Take one report; returns whether the trial is stopped. Of reports that come twice one counts."""
         slot = self.slots.get(key)
         if slot is None or result["status"] == "stopped":
             return False
@@ -158,7 +156,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
 
     @_guarded(otherwise=None)
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take a trial's outcome from the broker: it ended, was stopped, or its proxy is lost."""
+        """Take a trial's outcome from the broker: it ended, or was stopped."""
         key = self._keys.pop(trial_id, None)
         if key is None:
             return
@@ -177,21 +175,13 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         elif outcome.get("state") in ("finished", "failed"):
             self.ledger.finish(slot, {"status": outcome["state"], **outcome})
         elif error and not self.interrupted:
-            self._lost(slot)
+            raise RuntimeError(f"Ray Tune gave trial {slot.trial_id} up: the broker did not answer")
         else:  # it goes on from its checkpoint another time
             self.ledger.state.release(slot.cell_id, slot.trial_id)
             if not self.interrupted:
                 self.dead = ray.get(self.broker.status.remote())["dead"]
                 self.interrupted = self.dead is not None
         self.changed()
-
-    def _lost(self, slot: Slot) -> None:
-        """Tune gave a proxy up; the trial is issued again, but not for ever."""
-        losses = self._losses[slot.trial_id] = self._losses.get(slot.trial_id, 0) + 1
-        if losses < MAX_PROXY_LOSSES:
-            self.ledger.state.release(slot.cell_id, slot.trial_id)
-        else:
-            self.ledger.finish(slot, {"status": "failed", "reason": f"its Tune process was lost {losses} times"})
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()  # Tune's snapshot is never read

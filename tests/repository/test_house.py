@@ -107,9 +107,9 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sweeps.cli.main", "sweeps.spec.spec", "sweeps.lanes.proxy", "analysis.store.store"]
+    "module", ["sweeps.cli.main", "sweeps.spec.spec", "sweeps.lanes.broker", "analysis.store.store"]
 )
 def test_what_must_start_at_once_does_not_load_torch(module: str) -> None:
-    """`--help`, a table, a misspelt key; and the process of every trial in flight, 250 MB larger with torch."""
+    """`--help`, a table, a misspelt key; and the broker's process, 250 MB larger with torch."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

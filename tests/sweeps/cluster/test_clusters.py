@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator  # Ray depends on it
 
 from sweeps.cluster.nodes import check_lasting, check_nodes, job_variables, own_paths
 from sweeps.cluster.resources import ResourceError
@@ -20,6 +22,92 @@ from tests.support import ROOT
 
 EXAMPLES = ROOT / "examples" / "cluster"
 SCRIPTS = sorted([*EXAMPLES.glob("*.sh"), *EXAMPLES.glob("*.sbatch")])
+
+
+def of(required: str = "", **fields: Any) -> dict[str, Any]:
+    """A JSON schema of an object with these fields and no others; a type's name stands for it."""
+    types = {name: {"type": field} if isinstance(field, str) else field for name, field in fields.items()}
+    return {"type": "object", "properties": types, "required": required.split(), "additionalProperties": False}
+
+
+def each(**fields: Any) -> dict[str, Any]:
+    return {"type": "array", "minItems": 1, "items": of(" ".join(fields), **fields)}
+
+
+def matching(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^({pattern})$"}
+
+
+# What the files may hold, after the schemas of KubeRay's API v1, Kubernetes' pods, and SkyPilot's tasks and resources
+LABEL = matching("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+AMOUNTS = {"type": "object", "additionalProperties": matching(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")}
+PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
+CONTAINER = {
+    "name": LABEL,
+    "image": matching(r"[a-z0-9./:-]+:[\w.-]+"),
+    "resources": of("requests limits", requests=AMOUNTS, limits=AMOUNTS),
+    "volumeMounts": each(name=LABEL, mountPath=matching("/.*")),
+}
+HEAD = CONTAINER | {"ports": each(containerPort=PORT, name=matching("[a-z0-9-]{1,15}"))}
+VOLUME = of("name", name=LABEL, persistentVolumeClaim=of("claimName", claimName=LABEL), configMap=of(name=LABEL))
+VOLUMES = {"type": "array", "items": VOLUME | {"minProperties": 2, "maxProperties": 2}}
+
+
+def template(container: dict[str, Any]) -> dict[str, Any]:
+    return of("spec", spec=of("containers", containers=each(**container), volumes=VOLUMES))
+
+
+RAY_CLUSTER = of(
+    "headGroupSpec",
+    rayVersion=matching(r"\d+\.\d+\.\d+"),
+    headGroupSpec=of("rayStartParams template", rayStartParams=TEXTS, template=template(HEAD)),
+    workerGroupSpecs=each(
+        groupName=LABEL,
+        replicas="integer",
+        minReplicas="integer",
+        maxReplicas="integer",
+        rayStartParams=TEXTS,
+        template=template(CONTAINER),
+    ),
+)
+RAY_JOB = of(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=of("name", name=LABEL),
+    spec=of(
+        entrypoint="string",
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+        backoffLimit="integer",
+        shutdownAfterJobFinishes={"const": True},  # or ttlSecondsAfterFinished has no effect
+        ttlSecondsAfterFinished="integer",
+        runtimeEnvYAML="string",
+        rayClusterSpec=RAY_CLUSTER,
+    ),
+)
+SKY_TASK = of(
+    "",
+    name="string",
+    num_nodes="integer",
+    resources=of("", accelerators=matching(r"[A-Za-z0-9-]+:\d+"), use_spot="boolean", disk_size="integer"),
+    workdir="string",
+    envs=TEXTS,
+    setup="string",
+    run="string",
+)
+SBATCH = {
+    "job-name": r"\w+",
+    "nodes": r"\d+(-\d+)?",
+    "ntasks-per-node": r"\d+",
+    "cpus-per-task": r"\d+",
+    "gpus-per-node": r"(\w+:)?\d+",
+    "time": r"(\d+-)?\d+(:\d\d){0,2}",
+    "requeue": "",
+    "open-mode": "append|truncate",
+    "output": r"([\w./-]|%[AaJjNnstux])+",
+}
+"""Options of `sbatch` and their values, after its manual."""
 
 
 def load(name: str) -> Any:
@@ -41,34 +129,74 @@ def test_scripts_say_what_they_lack(path: Path) -> None:
 
 
 def test_the_slurm_job_asks_for_what_it_uses() -> None:
-    text = (EXAMPLES / "slurm.sbatch").read_text(encoding="utf-8")
-    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", text, re.MULTILINE))
+    lines = (EXAMPLES / "slurm.sbatch").read_text(encoding="utf-8").splitlines()
+    first = next(k for k, line in enumerate(lines) if line and not line.startswith("#"))
+    assert not [line for line in lines[first:] if line.startswith("#SBATCH")]  # sbatch would not read them
+    given = [re.fullmatch(r"#SBATCH --([a-z-]+)(?:=(\S+))?", line) for line in lines if line.startswith("#SBATCH")]
+    asked = {option[1]: option[2] or "" for option in given if option is not None}
+    assert len(asked) == len(given)
+    for option, value in asked.items():
+        assert re.fullmatch(SBATCH[option], value), option
     assert asked["ntasks-per-node"] == "1"
-    assert {"nodes", "cpus-per-task", "time", "requeue"} <= set(asked)
-    hours = float(re.findall(r"HOURS:-([\d.]+)", text)[0])
+    hours = float(re.findall(r"HOURS:-([\d.]+)", "\n".join(lines))[0])
     assert hours < float(asked["time"].split(":")[0])  # it stops by itself before it is killed
-    assert "code -eq 3" in text  # the exit code of a limit
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (3, True)])
+def test_the_slurm_job_runs_dry_and_queues_itself_again_at_a_limit(tmp_path: Path, code: int, again: bool) -> None:
+    """With Slurm's commands and Ray's in their places: what is started where, and what follows from its exit code."""
+    commands = {
+        "scontrol": 'if [[ $1 == show ]]; then printf "n1\\nn2\\n"; else echo "$@" > requeued; fi',
+        "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+        "hostname": "echo 10.0.0.1 10.0.1.1",
+        "ray": f'printf "%s\\n" "$@" > started; env > seen; exit {code}',
+    }
+    for name, does in commands.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "32",
+    }
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SWEEP": "a b.toml", "OUTPUT": "/shared/r", **slurm}
+    done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == code
+    words = (tmp_path / "started").read_text().splitlines()
+    address = "10.0.0.1:20007"
+    assert words[: words.index("--")] == [
+        "symmetric-run", "--address", address, "--min-nodes", "2", "--num-cpus=32", "--num-gpus=0"
+    ]  # fmt: skip
+    verb = ["sweeps", "run", "a b.toml", "--address", address, "--set", "output=/shared/r"]
+    assert words[words.index("--") + 1 :] == [*verb, "--max-hours", "23.5", "--quiet"]
+    seen = dict(line.partition("=")[::2] for line in (tmp_path / "seen").read_text().splitlines())
+    assert seen["RAY_AUTH_MODE"] == "token" and re.fullmatch("[0-9a-f]{64}", seen["RAY_AUTH_TOKEN"])
+    assert (tmp_path / "requeued").exists() == again
+    if again:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
 def test_the_kubernetes_job_is_whole() -> None:
     job = load("kuberay.yaml")
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    known = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"}
-    assert set(job["spec"]) <= known | {"runtimeEnvYAML", "rayClusterSpec"}
-    yaml.safe_load(job["spec"]["runtimeEnvYAML"])
+    Draft202012Validator(RAY_JOB).validate(job)
+    environment = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
+    assert set(environment) == {"env_vars"} and all(isinstance(v, str) for v in environment["env_vars"].values())
     cluster = job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     output = re.findall(r"output=(\S+)", job["spec"]["entrypoint"])[0]
     images = set()
     for group in groups:
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = group["template"]["spec"]
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             images.add(container["image"])
             assert {mount["name"] for mount in container["volumeMounts"]} == volumes
             assert any(output.startswith(mount["mountPath"]) for mount in container["volumeMounts"])
-            assert set(container["resources"]) == {"requests", "limits"}
+            gpus = [container["resources"][kind].get("nvidia.com/gpu") for kind in ("requests", "limits")]
+            assert gpus[0] == gpus[1]  # Kubernetes gives out no others
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     assert len(images) == 1  # the same versions everywhere
     requirements = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     wanted = next(r for r in requirements if r.startswith("ray["))
@@ -78,12 +206,31 @@ def test_the_kubernetes_job_is_whole() -> None:
 
 def test_the_skypilot_task_is_whole() -> None:
     task = load("skypilot.yaml")
-    assert set(task) <= {"name", "num_nodes", "resources", "workdir", "envs", "file_mounts", "setup", "run"}
-    assert all(isinstance(value, str) for value in task["envs"].values())
+    Draft202012Validator(SKY_TASK).validate(task)
     for script in (task["setup"], task["run"]):
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
         assert set(re.findall(r"\$([A-Z_]+)", script)) <= {*task["envs"], "HOME"}
     assert (ROOT / task["envs"]["SWEEP"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "schema", "wrong"),
+    [
+        ("kuberay.yaml", RAY_JOB, lambda job: job["spec"].update(backOffLimit=3)),
+        ("kuberay.yaml", RAY_JOB, lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"].pop("template")),
+        (
+            "kuberay.yaml",
+            RAY_JOB,
+            lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+        ),
+        ("skypilot.yaml", SKY_TASK, lambda task: task["resources"].update(spot=True)),
+        ("skypilot.yaml", SKY_TASK, lambda task: task["envs"].update(RAY_USAGE_STATS_ENABLED=0)),
+    ],
+)
+def test_the_schemas_find_mistakes(file: str, schema: dict[str, Any], wrong: Callable[[Any], object]) -> None:
+    tree = load(file)
+    wrong(tree)
+    assert not Draft202012Validator(schema).is_valid(tree)
 
 
 def test_a_job_gets_every_dependency() -> None:

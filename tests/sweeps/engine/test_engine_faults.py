@@ -14,17 +14,15 @@ import psutil
 import pytest
 
 from sweeps.engine.drive import EngineError
-from sweeps.engine.run import run
 from sweeps.lanes.broker import Broker
 from sweeps.lanes.pool import Pool
 from sweeps.records.journal import Journal
 from sweeps.records.locks import LockedError
-from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
+from tests.fakes import FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
 from tests.support import ROOT, gone, wait_for
 from tests.sweeps.support import (
     DRIVER,
     PAIR,
-    KillOnce,
     StartDriver,
     Undisturbed,
     assert_same_tables,
@@ -109,15 +107,6 @@ def test_a_trial_that_always_kills_its_worker_fails_and_the_others_do_not(tmp_pa
     assert all(t["reason"].startswith("its worker process died 3 times while running it: Actor") for t in failed)
 
 
-def test_a_killed_proxy_is_replaced(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
-    kill = KillOnce("Proxy")
-    plan = fake_plan(tmp_path / "r", (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera")))
-    summary = run(plan, trial=TRIAL, progress=kill, pool=pool)
-    assert kill.killed
-    assert (summary.finished, summary.failed) == (16, 0)
-    assert_same_tables(tmp_path / "r", undisturbed(PAIR))
-
-
 def test_lanes_that_cannot_start_are_an_error_that_says_why(
     tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +126,7 @@ def test_lanes_that_cannot_start_are_an_error_that_says_why(
 def test_lanes_that_ended_untold_end_the_sweep_which_goes_on_later(
     tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed
 ) -> None:
-    """No worker asks for a trial any more, and the broker knows of nothing: proxies would wait for ever."""
+    """No worker asks for a trial any more, and the broker knows of nothing: Tune would wait for ever."""
     slow = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera"))
     down = property(lambda self: "OSError: busy" if events(tmp_path / "r", "finish") else None)
     monkeypatch.setattr(Pool, "down", down)

@@ -11,21 +11,22 @@ from sweeps.lanes.leases import KILLED_FOR_MEMORY, MAX_ATTEMPTS
 from tests.sweeps.lanes.support import W0, W1, lease, run, started
 
 
-def test_a_trial_goes_to_a_worker_and_its_reports_to_the_proxy() -> None:
+def test_a_trial_goes_to_a_worker_and_its_reports_to_tune() -> None:
     async def scenario() -> None:
         broker = await started("a")
         order = await broker.next(W0, "t", 1)
         assert order == {"config": "a", "key": "a", "attempt": 1, "ahead": True, "shrink": None}
         assert await broker.report(W0, "t", "a", {"epoch": 1, "val_score": 0.5}) == "go"
-        assert await broker.poll("a", 0, 1) == ({"epoch": 1, "val_score": 0.5}, "running")
-        waiting = asyncio.create_task(broker.poll("a", 1, 5))
+        told = {"epoch": 1, "train_loss": None, "score": 0.5, "seconds": 0.0, "done": False, "status": "running"}
+        assert await broker.step("a") == told
+        waiting = asyncio.create_task(broker.step("a"))
         await broker.finish(W0, "t", "a", {"epoch": 2, "done": True}, {"status": "finished", "result": {"x": 1}})
-        assert await waiting == ({"epoch": 2, "done": True}, "finished")
+        assert await waiting == {**told, "epoch": 2, "score": None, "done": True, "status": "finished"}
         taken = await broker.take("a")
         assert taken is not None
         assert (taken["state"], taken["result"], len(taken["events"])) == ("finished", {"x": 1}, 2)
         assert await broker.take("a") is None
-        assert await broker.poll("a", 2, 1) == (None, "unknown")
+        assert (await broker.step("a"))["status"] == "stopped"
 
     run(scenario())
 
@@ -38,7 +39,9 @@ def test_a_window_holds_the_lane_back_until_the_driver_has_seen() -> None:
         second = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 2}))
         await asyncio.sleep(0.05)
         assert not second.done()
-        await broker.poll("a", 1, 1)
+        assert (await broker.step("a"))["epoch"] == 1
+        assert not second.done()  # Tune was told, and is not done with it
+        assert (await broker.step("a"))["epoch"] == 2
         assert await second == "go"
         third = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 3}))
         await asyncio.sleep(0.05)
@@ -79,8 +82,8 @@ def test_a_trial_that_keeps_killing_its_worker_fails_itself_only() -> None:
                 await broker.submit("other", {}, None)
                 assert await broker.next(W1, "t", 0.05) is None  # the last attempt runs alone, so it blames no one else
             await broker.hello(W0, f"{attempt + 1}", 3)
-        event, state = await broker.poll("poison", 0, 1)
-        assert (event, state) == (None, "failed")
+        result = await broker.step("poison")
+        assert (result["done"], result["status"], result["score"]) == (True, "failed", None)
         taken = await broker.take("poison")
         assert taken is not None
         assert "died 3 times" in taken["reason"]
@@ -90,14 +93,15 @@ def test_a_trial_that_keeps_killing_its_worker_fails_itself_only() -> None:
 
 
 @pytest.mark.parametrize("ending", ["interrupt", "shutdown"])
-def test_an_end_reaches_lanes_and_proxies(ending: str) -> None:
+def test_an_end_reaches_lanes_and_tune(ending: str) -> None:
     async def scenario() -> None:
         broker = await started("a", "b")
         await broker.next(W0, "t", 1)
-        waiting = asyncio.create_task(broker.poll("a", 0, 5))
+        waiting = asyncio.create_task(broker.step("a"))
         await asyncio.sleep(0)
         await getattr(broker, ending)()
-        assert await waiting == (None, "stopped")
+        result = await waiting
+        assert (result["done"], result["status"]) == (True, "stopped")
         assert await broker.next(W1, "t", 0.05) == (None if ending == "interrupt" else "stop")
         if ending == "interrupt":
             assert await broker.report(W0, "t", "a", {"epoch": 1}) == "stop"
@@ -113,9 +117,11 @@ def test_losing_the_last_lane_is_said_with_its_reason() -> None:
         broker = await started("a")
         await broker.next(W0, "t", 1)
         await broker.lane_lost("lane0", "gone", False)
-        assert (await broker.poll("a", 0, 0.05))[1] == "queued"
+        waiting = asyncio.create_task(broker.step("a"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()  # it is queued again
         await broker.lane_lost("lane0", "gone for good", True)
-        assert (await broker.poll("a", 0, 1))[1] == "stopped"
+        assert (await waiting)["status"] == "stopped"
         assert (await broker.status())["dead"] == "gone for good"
 
     run(scenario())
@@ -162,8 +168,10 @@ def test_waiting_for_the_driver_is_not_silence() -> None:
         await asyncio.sleep(0.4)
         assert not held.done()
         assert not killed
-        await broker.poll("a", 1, 0.01)
+        assert (await broker.step("a"))["epoch"] == 1
+        after = asyncio.create_task(broker.step("a"))
         assert await held == "go"
+        after.cancel()
 
     run(scenario())
 

@@ -15,7 +15,7 @@ from sweeps.errors import SpecError
 from sweeps.lanes.broker import Broker
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
 from sweeps.lanes.packs import MOST, Measured, Packing, gpu_share, pack_size, unpackable
-from sweeps.lanes.pool import HEAD, PROXY_RESOURCE, Pool
+from sweeps.lanes.pool import Pool
 from sweeps.plan.packing import packing_words
 from sweeps.plan.plan import Plan
 from sweeps.search.stages import Slot, SweepState
@@ -175,11 +175,6 @@ def test_a_pool_knows_how_many_trials_fit_a_worker(tmp_path: Path, monkeypatch: 
     assert cpus.pack(cpus.resources) == 1
     for given in ({"workers": 2}, {"isolated": True}):
         assert auto.pack(FakeResources(pack="auto", **given)) == 1
-    auto._room = 2.0
-    assert auto.proxy_resources(1) == {PROXY_RESOURCE: 1.0}
-    assert auto.proxy_resources(5) == {PROXY_RESOURCE: 0.2}
-    auto._room = 0.0
-    assert auto.proxy_resources(3) == {HEAD: pytest.approx(0.15)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,204 @@
+"""A cluster of several raylets on this machine: trials a second and memory by the number of nodes, which come and go.
+
+    python benchmarks/simulated_cluster.py                      # 1 and 4 nodes of 2 devices: some ten minutes
+    python benchmarks/simulated_cluster.py --nodes 1 4 16 --devices 8 --trials 2000 --json FILE
+
+Ray's own test cluster gives each node logical GPUs; a trial trains nothing, its epochs are pauses. The head has no
+device, and the driver joins by address, as on real machines. Each size runs twice: left alone, and with a node killed
+with all of its processes every `--every` seconds while another one comes. Every sweep's tables must equal the first's.
+What a node costs here (a worker is a process of 250 MB) bounds the size; a lane that is down is tried again after
+2 seconds, not after a minute. Everything listens on loopback, and asks for a token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import psutil  # noqa: E402
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from sweeps.engine.run import run
+from sweeps.lanes import lanes
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
+
+lanes.RETRY_S = 2.0
+folder, address, cells, pause = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+made = tuple(FakeCell("lora", 1000 * (1 + k), options=(("delay", pause),)) for k in range(cells))
+resources = FakeResources(gpus_per_worker=1.0)
+search = FakeSearch(trials=8, sampler="qmc", rerun_rates=0, rerun_seeds=0)
+plan = fake_plan(folder, made, search=search, confirm=FakeConfirm((0, 1)), resources=resources)
+summary = run(plan, trial=TRIAL, progress=False, address=address)
+print(json.dumps({"finished": summary.finished, "failed": summary.failed}))
+"""
+PER_CELL = 10
+SMALL = 80 * 2**20
+LOOK_S = 1.0
+
+
+class Memory:
+    """The largest memory of the driver, and of what runs for it on the head, that no other process shares: MB."""
+
+    def __init__(self, driver: int, head: int) -> None:
+        self.roots = {"driver": psutil.Process(driver), "head": psutil.Process(head)}
+        self.most: dict[str, float] = {}
+
+    def look(self) -> None:
+        found = {"driver": _own(self.roots["driver"]), "broker": 0.0, "lane controllers": 0.0, "other workers": 0.0}
+        with contextlib.suppress(psutil.Error):
+            for process in self.roots["head"].children(recursive=True):
+                title = " ".join(process.cmdline()[:1])
+                kinds = {"Broker": "broker", "TrainController": "lane controllers", "ray::": "other workers"}
+                kind = next((kind for word, kind in kinds.items() if word in title), None)
+                if kind is not None:
+                    found[kind] += _own(process)
+        self.most = {kind: max(value, self.most.get(kind, 0.0)) for kind, value in found.items()}
+
+
+def _own(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.Error):
+        return float(process.memory_full_info().uss) / 1e6
+    return 0.0
+
+
+def lose(cluster: Any, node: Any) -> None:
+    """Kill a node and all of its processes at once."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    family = [raylet, *raylet.children(recursive=True)]
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    cluster.remove_node(node, allow_graceful=False)
+
+
+@contextlib.contextmanager
+def cluster_of(nodes: int, devices: int) -> Iterator[Any]:
+    """A head without devices and so many nodes; nothing of them is left afterwards."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=0, object_store_memory=SMALL, include_dashboard=False)
+        for _ in range(nodes):
+            join(cluster, devices, wait=True)
+        yield cluster
+    finally:
+        family = psutil.Process().children(recursive=True)
+        cluster.shutdown()
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(family, timeout=10)
+
+
+def join(cluster: Any, devices: int, *, wait: bool) -> None:
+    cluster.add_node(num_cpus=devices, num_gpus=devices, object_store_memory=SMALL, wait=wait)
+
+
+def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> dict[str, Any]:
+    """One sweep, in a process of its own: `every` is how often a node is lost, 0 for never."""
+    with cluster_of(nodes, options.devices) as cluster:
+        cells = max(1, options.trials // PER_CELL)
+        command = [sys.executable, "-c", DRIVER, *map(str, (folder, cluster.address, cells, options.pause))]
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        memory = Memory(driver.pid, cluster.head_node.all_processes["raylet"][0].process.pid)
+        lost, due = 0, None
+        while driver.poll() is None:
+            time.sleep(LOOK_S)
+            memory.look()
+            journal = folder / "journal.jsonl"
+            if due is None and journal.exists() and '"ev":"finish"' in journal.read_text():
+                due = time.monotonic() + every  # all is up
+            if every and due is not None and time.monotonic() > due:
+                lose(cluster, next(iter(cluster.worker_nodes)))
+                join(cluster, options.devices, wait=False)
+                lost, due = lost + 1, time.monotonic() + every
+        if driver.returncode:
+            raise SystemExit(f"the driver ended with {driver.returncode}")
+        assert driver.stdout is not None
+        found = json.loads(driver.stdout.read().strip().splitlines()[-1])
+    return {"nodes": nodes, "devices": nodes * options.devices, "lost": lost, **found,
+            "trials per second": rate(folder, nodes * options.devices), "MB": memory.most}  # fmt: skip
+
+
+def rate(folder: Path, devices: int) -> float:
+    """Trials a second from when every device has ended one."""
+    from analysis import open_store
+
+    ends = sorted(row["ended_at"] for row in open_store(folder).table("trials").to_pylist())
+    return (len(ends) - devices) / (ends[-1] - ends[devices - 1]).total_seconds()
+
+
+def alone(folder: Path, nodes: int, every: float, arguments: list[str]) -> dict[str, Any]:
+    """`row` in a process whose Ray keeps its files in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="sim-") as files:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+            "RAY_TMPDIR": files, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_prestart_worker_first_driver": "0", "RAY_worker_niceness": "0",
+            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        command = [sys.executable, __file__, *arguments, "--row", str(folder), str(nodes), str(every)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{nodes} nodes: ended with {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4], help="numbers of nodes (1 4)")
+    parser.add_argument("--devices", type=int, default=2, help="logical GPUs of a node (2)")
+    parser.add_argument("--trials", type=int, default=200, help="of each sweep (200)")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds of each of a trial's three epochs (0.5)")
+    parser.add_argument("--every", type=float, default=15.0, help="seconds from one lost node to the next (15)")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    if options.row:
+        print(json.dumps(row(Path(options.row[0]), int(options.row[1]), options, float(options.row[2]))))
+        return
+    from tests.sweeps.support import assert_same_tables
+
+    rows, first = [], None
+    with tempfile.TemporaryDirectory() as name:
+        for nodes in options.nodes:
+            for every in (0.0, options.every):
+                folder = Path(name) / f"{nodes}-{every:g}"
+                found = alone(folder, nodes, every, sys.argv[1:])
+                rows.append(found)
+                memory = ", ".join(f"{kind} {value:.0f}" for kind, value in found["MB"].items())
+                print(
+                    f"{found['nodes']} nodes, {found['devices']} devices, {found['lost']} nodes lost: "
+                    f"{found['trials per second']:.2f} trials a second, {found['failed']} failed; MB: {memory}",
+                    flush=True,
+                )
+                first = first or folder
+                assert_same_tables(folder, first)
+    print(f"tables of all {len(rows)} sweeps are equal")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
