@@ -167,7 +167,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--devices", type=int, default=2, help="logical GPUs of a node (2)")
     parser.add_argument("--trials", type=int, default=200, help="of each sweep (200)")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds of each of a trial's three epochs (0.5)")
-    parser.add_argument("--every", type=float, default=15.0, help="seconds from one lost node to the next (15)")
+    parser.add_argument(
+        "--every", type=float, default=15.0, help="seconds from one lost node to the next (15); 0: none is"
+    )
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -183,7 +185,7 @@ def main() -> None:
     rows, first = [], None
     with tempfile.TemporaryDirectory() as name:
         for nodes in options.nodes:
-            for every in (0.0, options.every):
+            for every in dict.fromkeys((0.0, options.every)):
                 folder = Path(name) / f"{nodes}-{every:g}"
                 found = alone(folder, nodes, every, sys.argv[1:])
                 rows.append(found)
