@@ -130,6 +130,7 @@ _CELLS = (
     ("update_rank", REAL, "Largest rank of a weight's update, mean over weights."),
     ("dof", INT, "Degrees of freedom of the updates that these parameters make."),
     ("dof_measured", FLAG, "Whether `dof` is measured on a small weight, as no formula is known."),
+    ("dof_at_most", FLAG, "Whether `dof` is a bound that may not be reached."),
     ("residual", INT, "`count - budget`; where the budget limits degrees of freedom `dof - budget`."),
     ("residual_fraction", REAL, "`residual / budget`."),
     ("feasible", FLAG, "Whether the cell runs."),
