@@ -62,7 +62,8 @@ def degrees(
         capacity = next(iter(capacities.values()))
         most = method.freedom_together or method.together
         total = min(total, most(own, capacity, **every))
-    return Degrees(total, measured, at_most=method.together is not None or method.freedom_at_most(**every))
+    bound = method.freedom_at_most is not None and method.freedom_at_most(**every)
+    return Degrees(total, measured, at_most=bound or method.together is not None)
 
 
 def degrees_of_one(name: str, shape: Shape, capacity: int, options: Mapping[str, Any]) -> Degrees | None:

@@ -10,10 +10,9 @@ from randlora.methods.bridge.kinds import KINDS, PREFIX
 from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.repository.test_examples_real import SMOLLM2
 from tests.support import ROOT
 from tests.trainables.tiny_images import write_colours
-from tests.trainables.tiny_language import write_rows
+from tests.trainables.tiny_language import SMOLLM2, write_rows
 from tools.real.fetch import VIT
 
 FOLDER = ROOT / "examples" / "peft"
