@@ -47,7 +47,8 @@ def test_so_has_the_league_on_a_language_task(tmp_path: Path, monkeypatch: pytes
     assert spec.methods == images.methods
     assert (spec.search, spec.confirm, spec.budgets) == (images.search, images.confirm, images.budgets)
     counts = {cell.method: cell.count for cell in Plan.from_spec(spec).feasible}
-    assert counts["lora"] == counts["peft:lora"] == counts["peft:lily"] == 8 * 30 * (2 * 576 + 576 + 192)
+    assert "peft:lily" in counts  # which needs called layers
+    assert counts["lora"] == counts["peft:lora"] == counts["peft:adamss"] == 8 * 30 * (2 * 576 + 576 + 192)
 
 
 @pytest.mark.slow

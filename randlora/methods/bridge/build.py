@@ -68,10 +68,11 @@ class PeftAdapter(Adapter):
         return self.kind.draws or super().draws
 
     def _lend(self, base: Tensor | None, bias: Tensor | None) -> None:
-        leaf: Any = self.layer.base_layer
+        layer: Any = self.layer
+        leaf: Any = layer.base_layer
         leaf._parameters["weight"], leaf._parameters["bias"] = base, bias
         if base is not None and self.kind.bias_column:
-            self.layer.dtype = base.dtype  # AdaMSS casts to the one that it was built with
+            layer.dtype = base.dtype  # AdaMSS casts to the one that it was built with
 
     def _call(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         self._lend(base, bias)

@@ -93,7 +93,7 @@ def _randlora(shape: Shape, r: int, options: Options) -> int:
 
 def _adamss(shape: Shape, r: int, options: Options) -> int:
     """Of every cluster a column times a row."""
-    return min(options["num_subspaces"], shape[0]) * (r - 1) + shape[0]
+    return min(int(options["num_subspaces"]), shape[0]) * (r - 1) + shape[0]
 
 
 FREEDOM: dict[str, Freedom] = {
