@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from randlora import ConfigError, attach, get_method
 from randlora.files.peft_export import peft_form
-from tests.randlora.methods.support import NAMES, SHAPES, TARGETS, configured, network, single
+from tests.randlora.methods.support import NAMES, SHAPES, TARGETS, configured, network, rows, single
 
 
 @pytest.mark.parametrize("name", ["vblora", "lily"])
@@ -71,3 +71,17 @@ def test_adamss_counts_by_the_values_of_the_weights_where_clusters_have_more_dir
         counts[rank].add(sum(p.numel() for p in peft.get_peft_model(model, inner).parameters() if p.requires_grad))
     assert counts[1] == {get_method("peft:adamss").count((64, 64), 16)}
     assert len(counts[8]) == 2
+
+
+def test_adamss_moves_a_bias_beside_the_matrix() -> None:
+    """PEFT takes the bias for a column of the weight; the update as a matrix is without it."""
+    model, base = network().eval(), network()[0].up
+    adapted, x = attach(model, configured("adamss"), ["up"]), rows()[0]
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(torch.ones_like(parameter), alpha=0.1)
+    layer, none = model[0].up, torch.zeros_like(x)
+    assert not torch.allclose(layer(none), base(none), atol=1e-2)
+    weight = adapted.adapters["0.up.weight"].weight(base.weight)
+    assert not torch.allclose(weight, base.weight, atol=1e-2)
+    assert torch.allclose(layer(x) - layer(none), x @ weight.t(), atol=1e-5)
