@@ -62,6 +62,12 @@ def quantity(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
+def freedom(dof: int | None, measured: bool | None, at_most: bool | None) -> str:
+    """Degrees of freedom: about that many where they are measured on a small weight, at most where it is a bound."""
+    about = "\N{ALMOST EQUAL TO} " if measured else ""
+    return "" if dof is None else ("\N{LESS-THAN OR EQUAL TO} " if at_most else about) + quantity(dof)
+
+
 def p_text(value: float | None) -> str:
     """A p value."""
     return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

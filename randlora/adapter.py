@@ -9,7 +9,7 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self
@@ -174,8 +174,8 @@ class Request:
     capacities: Mapping[str, int]
     init_seed: int
     basis_seed: int
-    biased: frozenset[str] = frozenset()
-    """Weights that are called with a bias."""
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    """Biases of the weights that are called with one."""
     quantised: frozenset[str] = frozenset()
     """Weights that the model keeps in 4 or 8 bits."""
     place: Shape | None = None

@@ -130,6 +130,7 @@ _CELLS = (
     ("update_rank", REAL, "Largest rank of a weight's update, mean over weights."),
     ("dof", INT, "Degrees of freedom of the updates."),
     ("dof_measured", FLAG, "Whether measured on a small weight, for want of a formula."),
+    ("dof_at_most", FLAG, "Whether `dof` is a bound that may not be reached."),
     ("residual", INT, "`count - budget`, or `dof - budget`."),
     ("residual_fraction", REAL, "As a share of the budget."),
     ("feasible", FLAG, "Whether the cell runs."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from analysis.format import Row, duration, off_budget, percent, points, quantity, score_text
+from analysis.format import Row, duration, freedom, off_budget, percent, points, quantity, score_text
 from analysis.statistics.sizing.estimates import foresight
 from analysis.statistics.tuning import NEAR, best_of_n, rates, sharpness
 from analysis.store.columns import limited
@@ -36,7 +36,7 @@ def parity(rows: list[Row]) -> Sheet:
         BUDGET,
         number(f"budget, {limited(r['reference'] for r in rows).removeprefix('trainable ')}", "budget"),
         Column("built", _built, "number"),
-        Column("degrees of freedom", _freedom, "number"),
+        Column("degrees of freedom", lambda r: freedom(r["dof"], r["dof_measured"], r["dof_at_most"]), "number"),
         number("residual", "residual_fraction", off_budget),
         text("allocation", "allocation"),
         Column("tuning used / given", _allowance, "number"),
@@ -49,12 +49,12 @@ def parity(rows: list[Row]) -> Sheet:
         Column("seeds", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
     )
     note = (
-        "Degrees of freedom: directions that updates can move in, \N{ALMOST EQUAL TO} where measured on a small one. "
-        "Last gain: what the expected best validation score rose by when the number of learning rates went from one "
-        "fewer to all of them; a large gain says that more tuning might have helped. Under-tuned: the choice is the "
-        "end of its range, few of the points tried have finished, or the last gain is above half a point; a wider "
-        "range (search.widen) or more trials, and the same command, go on from here."
-        + " Images compared: those that the contrastive loss compares each with; fewer than the batch where "
+        "Degrees of freedom: directions that updates can move in, \N{ALMOST EQUAL TO} where measured on a small one, "
+        "\N{LESS-THAN OR EQUAL TO} where a bound. Last gain: what the expected best validation score rose by when the "
+        "number of learning rates went from one fewer to all of them; a large gain says that more tuning might have "
+        "helped. Under-tuned: the choice is the end of its range, few of the points tried have finished, or the last "
+        "gain is above half a point; a wider range (search.widen) or more trials, and the same command, go on from "
+        "here." + " Images compared: those that the contrastive loss compares each with; fewer than the batch where "
         "train.negatives is 'part'." * any(r["negatives"] for r in rows)
     )
     return Sheet("parity", "Parity: counts, allowance, edges", columns, rows, note, folded=len(rows) > LONG)
@@ -63,10 +63,6 @@ def parity(rows: list[Row]) -> Sheet:
 def _built(r: Row) -> str:
     predicted = f" (predicted {quantity(r['count'])})" if r["count_holds"] is False else ""
     return quantity(r["adapter_params"]) + predicted
-
-
-def _freedom(r: Row) -> str:
-    return "" if r["dof"] is None else "\N{ALMOST EQUAL TO} " * bool(r["dof_measured"]) + quantity(r["dof"])
 
 
 def _allowance(r: Row) -> str:

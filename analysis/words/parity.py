@@ -29,9 +29,9 @@ def parity_says(parity: Sequence[Row]) -> list[str]:
     if acting:
         least, most = (pick(acting, key=lambda r: r["dof"] / r["count"]) for pick in (min, max))
         said.append(
-            f"What acts: updates have {100 * least['dof'] / least['count']:.3g} ({style(least['method']).name} at "
-            f"{least['reference']}) to {100 * most['dof'] / most['count']:.3g} % ({style(most['method']).name} at "
-            f"{most['reference']}) as many degrees of freedom as there are parameters."
+            f"What acts: updates have {_share(least)} ({style(least['method']).name} at {least['reference']}) to "
+            f"{_share(most)} % ({style(most['method']).name} at {most['reference']}) as many degrees of freedom as "
+            "there are parameters."
         )
     built = [r for r in parity if r["count_holds"] is not None and r["count"] is not None]
     wrong = [r for r in built if not r["count_holds"]]
@@ -58,6 +58,10 @@ def parity_says(parity: Sequence[Row]) -> list[str]:
     elif ran := {r["computed_on"] for r in parity} - {None}:
         said.append(f"Devices and precision: every method ran on {' and '.join(sorted(ran))}.")
     return said
+
+
+def _share(r: Row) -> str:
+    return "at most " * bool(r["dof_at_most"]) + f"{100 * r['dof'] / r['count']:.3g}"
 
 
 def devices_apart(parity: Sequence[Row], methods: Collection[str] | None = None) -> str | None:

@@ -112,10 +112,10 @@ def attach(
     if unread := [name for name, site in sites.items() if site.quantised and not site.by_activation]:
         raise TargetError(f"{unread[0]} is quantised and read by the module around it: it cannot be adapted")
     called = {n: site for n, site in sites.items() if site.by_activation and n != PLACE}
-    biased = frozenset(n for n, site in called.items() if site.owner.bias is not None)
+    biases = {n: site.owner.bias for n, site in called.items() if isinstance(site.owner.bias, Tensor)}
     quantised = frozenset(n for n, site in sites.items() if site.quantised)
     place = sites[PLACE].shape if PLACE in sites else None
-    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed, biased, quantised, place, tuple(words))
+    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed, biases, quantised, place, tuple(words))
     adapters = method.build(request)
     _warn_of_waste(method, config, sites, sizes)
     for name, adapter in adapters.items():

@@ -30,10 +30,15 @@ _SMALLEST = 1e-6
 
 @dataclass(frozen=True)
 class Degrees:
-    """Degrees of freedom of all updates of a model; `measured` on a small weight where no formula is known."""
+    """Degrees of freedom of all updates of a model.
+
+    `measured` on a small weight, where no formula is known; `at_most`: a bound, where weights share trainables or bases
+    have zeros.
+    """
 
     count: int
-    measured: bool
+    measured: bool = False
+    at_most: bool = False
 
 
 def degrees(
@@ -44,6 +49,7 @@ def degrees(
     None where a small weight can't be adapted, and for prompts, which are in no weight.
     """
     method, given, total, measured = get_method(name), dict(options or {}), 0, False
+    every = {**method.options, **given}
     if method.prompts:
         return None
     for (shape, capacity), n in Counter((shapes[key], c) for key, c in capacities.items()).items():
@@ -55,8 +61,9 @@ def degrees(
         own = {key: shapes[key] for key in capacities}
         capacity = next(iter(capacities.values()))
         most = method.freedom_together or method.together
-        total = min(total, most(own, capacity, **{**method.options, **given}))
-    return Degrees(total, measured)
+        total = min(total, most(own, capacity, **every))
+    bound = method.freedom_at_most is not None and method.freedom_at_most(**every)
+    return Degrees(total, measured, at_most=bound or method.together is not None)
 
 
 def degrees_of_one(name: str, shape: Shape, capacity: int, options: Mapping[str, Any]) -> Degrees | None:
@@ -65,7 +72,7 @@ def degrees_of_one(name: str, shape: Shape, capacity: int, options: Mapping[str,
         return None
     known = get_method(name).dof(shape, capacity, **options)
     if known is not None:
-        return Degrees(known, measured=False)
+        return Degrees(known)
     try:
         count = get_method(name).count(shape, capacity, **options)
         return Degrees(round(count * acting(name, shape, capacity, options)), measured=True)

@@ -42,6 +42,8 @@ class Method:
     `freedom(shape, capacity, **options)`, all options given: how many directions one weight's update can move in, at a
     point in general position. None: `randlora.adapted.freedom` measures it. Of weights that share trainables
     `freedom_together(shapes, capacity, **options)` is the most that all have together; None: their count.
+    `freedom_at_most(**options)`, all options given: whether `freedom` is a bound with these and may not be reached;
+    None: it is not.
     `published_lr`: the rate its authors use on CLIP or the nearest task, the centre of a search.
     `mergeable`: whether the update is a matrix; False where it depends on the input (HydraLoRA).
     `scheduled`: whether a schedule makes what training ends with: it cuts what is built, which is more than counted,
@@ -75,6 +77,7 @@ class Method:
     update_rank: Callable[..., int] | None = None
     freedom: Callable[..., int | None] | None = None
     freedom_together: Callable[..., int] | None = None
+    freedom_at_most: Callable[..., bool] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.config.method)

@@ -182,10 +182,10 @@ def budget_table(
 
     Returns:
         `{reference, budget, methods: [...]}`. An entry has `method`, `allocation`, `ranks` (one number where all
-        weights share it, else one per weight by name), `count`, `residual`, `dof` and `dof_measured` (null where not
-        known), `below` and `above` (null, or `capacity`, `count`, `residual`): the nearest there is, within the
-        tolerance or not. `feasible` says which; if not, `below` and `above` enclose the budget instead of the count,
-        and `reason` and `lever` say why. `chosen` is the allocation that "auto" took.
+        weights share it, else one per weight by name), `count`, `residual`, `dof`, `dof_measured` and `dof_at_most`
+        (null where not known), `below` and `above` (null, or `capacity`, `count`, `residual`): the nearest there is,
+        within the tolerance or not. `feasible` says which; if not, `below` and `above` enclose the budget instead of
+        the count, and `reason` and `lever` say why. `chosen` is the allocation that "auto" took.
     """
     rows = []
     for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
@@ -204,6 +204,7 @@ def budget_table(
             "residual": shown.residual,
             "dof": None if found is None else found.count,
             "dof_measured": None if found is None else found.measured,
+            "dof_at_most": None if found is None else found.at_most,
             "below": _as_dict(answer.below),
             "above": _as_dict(answer.above),
             "feasible": isinstance(answer, Solution),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import duration, quantity
+from analysis.format import duration, freedom, quantity
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak
 from sweeps.errors import Problem, SpecError, unknown
@@ -241,7 +241,7 @@ def print_plan(plan: Plan) -> None:
             "allocation": cell.allocation or "",
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
             "count": quantity(cell.count),
-            "dof": dof_text(cell.dof, cell.dof_measured),
+            "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
             "residual": _residual(cell.residual, cell.budget),
             "lr": "" if cell.lr_low is None or cell.lr_high is None else f"{cell.lr_low:.1e} .. {cell.lr_high:.1e}",
             "trials": str(cell.tune_trials + cell.confirm_seeds) if cell.feasible else "left out",
@@ -283,7 +283,7 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
     for m in answer["methods"]:
         residual = _residual(m["residual"], answer["budget"])
         near = [_near(m["below"]), _near(m["above"])]
-        counted = [quantity(m["count"]), f"{m['percent']:.3g}", dof_text(m["dof"], m["dof_measured"])]
+        counted = [quantity(m["count"]), f"{m['percent']:.3g}", freedom(m["dof"], m["dof_measured"], m["dof_at_most"])]
         rows.append([m["method"], m["chosen"], _ranks(m["ranks"]), *counted, residual, *near])
     header = ["method", "allocation", "capacity", "count", "% of all", "dof", "residual", "below", "above"]
     print_rows(header, rows, f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters")
@@ -325,11 +325,6 @@ def print_estimate_line(estimate: Estimate) -> None:
     )
     for limit in estimate.over:
         err.print(f"it will stop before its end: {limit}", style="yellow")
-
-
-def dof_text(dof: int | None, measured: bool | None) -> str:
-    """Degrees of freedom; measured ones are about that many."""
-    return "" if dof is None else ("\N{ALMOST EQUAL TO} " if measured else "") + f"{dof:,}"
 
 
 def _residual(residual: int | None, budget: int | None) -> str:

@@ -192,6 +192,7 @@ def _cell(
         update_rank=update_rank(base, shapes, solved.capacities, options),
         dof=None if freedom is None else freedom.count,
         dof_measured=None if freedom is None else freedom.measured,
+        dof_at_most=None if freedom is None else freedom.at_most,
         lr_low=low,
         lr_high=high,
         lr_centre=centre,

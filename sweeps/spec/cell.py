@@ -25,7 +25,7 @@ class Cell:
         capacities: capacity of every target weight, by qualified name.
         count: trainable adapter parameters of the solution; residual: what the budget limits less the budget.
         dof: degrees of freedom of its updates, which the budget may limit in place of parameters; `dof_measured`: on a
-            small weight, where no formula is known.
+            small weight, where no formula is known; `dof_at_most`: a bound.
         update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
             is none, or nobody has said.
         model_params, target_params: parameters of the base model and of the target weights.
@@ -85,6 +85,7 @@ class Cell:
     update_rank: float | None = None
     dof: int | None = None
     dof_measured: bool | None = None
+    dof_at_most: bool | None = None
     model_params: int | None = None
     target_params: int | None = None
     classes: int | None = None

@@ -12,6 +12,7 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
 from tests.trainables.tiny_images import write_colours
+from tests.trainables.tiny_language import SMOLLM2, write_rows
 from tools.real.fetch import VIT
 
 FOLDER = ROOT / "examples" / "peft"
@@ -32,6 +33,22 @@ def test_the_league_has_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert counts["lora"] == counts["peft:lora"] == 8 * 12 * (3 * 2 * 384 + 2 * 5 * 384)
     assert {cell.tune_trials for cell in plan.feasible} == {5}
     assert {cell.confirm_seeds for cell in plan.feasible} == {3}
+
+
+@pytest.mark.slow
+def test_so_has_the_league_on_a_language_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
+    llama.save_pretrained(tmp_path / "models" / "smollm2-135m")
+    write_rows(tmp_path / "data" / "ARC-Easy")
+    monkeypatch.chdir(tmp_path)
+    images, spec = (SweepSpec.load(FOLDER / f"{name}.toml") for name in ("league", "league-language"))
+    assert spec.methods == images.methods
+    assert (spec.search, spec.confirm, spec.budgets) == (images.search, images.confirm, images.budgets)
+    counts = {cell.method: cell.count for cell in Plan.from_spec(spec).feasible}
+    assert "peft:lily" in counts  # which needs called layers
+    assert counts["lora"] == counts["peft:lora"] == counts["peft:adamss"] == 8 * 30 * (2 * 576 + 576 + 192)
 
 
 @pytest.mark.slow

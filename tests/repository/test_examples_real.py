@@ -10,19 +10,10 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
 from tests.trainables.tiny_images import write_colours
-from tests.trainables.tiny_language import write_rows
+from tests.trainables.tiny_language import SMOLLM2, write_rows
 from tools.real.fetch import VIT
 
 REAL = ROOT / "examples" / "real"
-SMOLLM2 = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,17 @@ WIDTH = {
     "intermediate_size": 64,
 }
 
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+"""Sizes of SmolLM2-135M, for what needs no weights."""
+
 
 def instruction_rows(n: int, seed: int = 0) -> list[dict[str, str]]:
     """Rows in LLM-Adapters' form: which of three colours a thing has."""

@@ -38,7 +38,7 @@ class PeftAdapter(Adapter):
         assert isinstance(config, PeftOptions)
         super().__init__(request.shapes[name], config.dropout)
         self.kind, self._tuner = config.kind, (tuner,)  # in a tuple: no submodule
-        self.moves_bias = config.kind.bias_too and name in request.biased
+        self.moves_bias = config.kind.bias_too and name in request.biases
         self.layer = layer
         self._lend(None, None)
         for key, parameter in trained.items():
@@ -68,8 +68,11 @@ class PeftAdapter(Adapter):
         return self.kind.draws or super().draws
 
     def _lend(self, base: Tensor | None, bias: Tensor | None) -> None:
-        leaf: Any = self.layer.base_layer
+        layer: Any = self.layer
+        leaf: Any = layer.base_layer
         leaf._parameters["weight"], leaf._parameters["bias"] = base, bias
+        if base is not None and self.kind.bias_column:
+            layer.dtype = base.dtype  # AdaMSS casts to the one that it was built with
 
     def _call(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         self._lend(base, bias)
@@ -98,7 +101,10 @@ class PeftAdapter(Adapter):
         self.layer.eval()  # dropout falls on an input, and this is none
         try:
             with torch.autocast(base.device.type, enabled=False):
-                return self._call(eye, base, None).t()
+                if not (self.moves_bias and self.kind.bias_column):
+                    return self._call(eye, base, None).t()
+                y = self._call(torch.cat([eye, torch.zeros_like(eye[:1])]), base, base.new_zeros(len(base)))
+                return (y[:-1] - y[-1:]).t()  # without the change of the bias
         finally:
             self.layer.train(training)
 
@@ -145,8 +151,8 @@ class Counted(Adapter):
         return nn.functional.linear(x, base, bias)
 
 
-def tree(weights: Mapping[str, Tensor]) -> nn.Module:
-    """Modules with the weights' own names; each weight is an `nn.Linear` without bias, on the given memory."""
+def tree(weights: Mapping[str, Tensor], biases: Mapping[str, Tensor]) -> nn.Module:
+    """Modules with the weights' own names; each weight is an `nn.Linear` on the given memory."""
     root = nn.Module()
     for name, weight in weights.items():
         *path, last = module_name(name).split(".")
@@ -157,6 +163,8 @@ def tree(weights: Mapping[str, Tensor]) -> nn.Module:
             node = node.get_submodule(part)
         leaf = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         leaf.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        if name in biases:
+            leaf.bias = nn.Parameter(biases[name].detach(), requires_grad=False)
         node.add_module(last, leaf)
     return root
 
@@ -222,7 +230,7 @@ def _grow(request: Request, config: PeftOptions, capacity: int, names: list[str]
         more[config.kind.seed] = request.basis_seed
     shapes = [request.shapes[name] for name in names]
     theirs = config.at(capacity, **more, **config.kind.settled(shapes, config.options()))
-    root = tree({name: request.weights[name] for name in names})
+    root = tree({name: request.weights[name] for name in names}, request.biases if config.kind.bias_column else {})
     try:
         with quiet():
             tuner = peft().get_peft_model(root, theirs)

@@ -10,7 +10,7 @@ from randlora.adapter import Shape
 from randlora.errors import AdapterError
 from randlora.methods.bridge.build import build
 from randlora.methods.bridge.config import config_class, peft
-from randlora.methods.bridge.freedom import FREEDOM, TOGETHER
+from randlora.methods.bridge.freedom import AT_MOST, FREEDOM, TOGETHER
 from randlora.methods.bridge.kinds import PREFIX, kind_of
 from randlora.methods.method import Method
 
@@ -63,5 +63,6 @@ def entry(name: str) -> Method:
         mergeable=kind.matrix,
         mixes_rows=kind.mixes_rows,
         freedom=freedom,
+        freedom_at_most=lambda **options: any(options[key] for key in AT_MOST.get(short, ())),
         freedom_together=freedom_together if short in TOGETHER else None,
     )

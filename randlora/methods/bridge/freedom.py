@@ -91,6 +91,11 @@ def _randlora(shape: Shape, r: int, options: Options) -> int:
     return -(-min(shape) // r) * (r + min(shape) - 1)
 
 
+def _adamss(shape: Shape, r: int, options: Options) -> int:
+    """Of every cluster a column times a row."""
+    return min(int(options["num_subspaces"]), shape[0]) * (r - 1) + shape[0]
+
+
 FREEDOM: dict[str, Freedom] = {
     "lora": _lora,
     "hira": _low_rank(),
@@ -120,6 +125,7 @@ FREEDOM: dict[str, Freedom] = {
     "beft": _counted("beft"),
     "ia3": _counted("ia3"),
     "unilora": lambda shape, entries, options: min(entries, low_rank(shape, options["r"])),
+    "adamss": _adamss,
     "vblora": lambda shape, vectors, options: min(low_rank(shape, options["r"]), _bank({"": shape}, vectors, options)),
 }
 
@@ -133,3 +139,5 @@ def _bank(shapes: Mapping[str, Shape], vectors: int, options: Options) -> int:
 
 TOGETHER: dict[str, Callable[[Mapping[str, Shape], int, Options], int]] = {"vblora": _bank}
 """The most that all weights have together."""
+AT_MOST = {"randlora": ("sparse", "very_sparse")}
+"""Options with which a formula is a bound: a column of A that is zero in all its rows leaves a gamma dead."""

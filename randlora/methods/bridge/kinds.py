@@ -46,6 +46,7 @@ class Kind:
             need data.
         matrix: whether the update is a matrix, so that weights that are read and not called can be adapted.
         bias_too: whether the layer's bias is changed as well.
+        bias_column: whether PEFT takes the bias for a column of the weight, and decomposes both.
         pooled: whether one vector for the whole model is what trains; its length is the sum of all capacities.
         derived: whether frozen tensors are made from W0 (a decomposition), so that a checkpoint keeps them.
         mixes_rows: whether a row's update depends on the rest of its batch.
@@ -74,6 +75,7 @@ class Kind:
     refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = True
     bias_too: bool = False
+    bias_column: bool = False
     pooled: bool = False
     derived: bool = False
     mixes_rows: bool = False
@@ -314,6 +316,18 @@ KINDS: dict[str, Kind] = {
         pooled=True,
         **_rate(2e-3, "unilora/llama-3.2-3B-r4-td131072-lr0.002"),
     ),
+    "adamss": Kind(
+        title="AdaMSS",
+        count=lambda shape, r, options: min(options["num_subspaces"], shape[0]) * r + shape[0],
+        legal=counts.within(counts.narrow),
+        # clusters of more than one direction would count by how many rows each has, so by the weight's values
+        fixed={"subspace_rank": 1, "use_dynamic_rank": False, "use_asa": False},
+        seed="random_seed",
+        bias_too=True,
+        bias_column=True,
+        derived=True,
+        meta=False,
+    ),
     "vblora": Kind(
         title="VB-LoRA",
         capacity_field="num_vectors",
@@ -354,7 +368,6 @@ UNFIT: dict[str, str] = {
     "xlora": "mixes LoRAs that are trained already",
     "poly": "shares LoRAs between tasks, and a trial has one; take peft:lora",
     "adalora": "trains more than its budget until its schedule has cut it down; take adalora, which fills the budget",
-    "adamss": "counts parameters by clusters of the weights' values, so that no budget can be solved from shapes",
 }
 """PEFT's other types, with the reason."""
 

@@ -25,7 +25,14 @@ from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape,
 from randlora.arithmetic.bases import Bases
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method
-from randlora.methods.random.randlora import RandLoraConfig, build_randlora, check_sparsity, spread_bases, start
+from randlora.methods.random.randlora import (
+    RandLoraConfig,
+    build_randlora,
+    check_sparsity,
+    spread_bases,
+    start,
+    zeros_in_bases,
+)
 
 RANK_R_SCALE = 10.0
 
@@ -115,6 +122,7 @@ RANDLORA_A = Method(
     scale_rule=f"alpha / r; by default {RANK_R_SCALE:g}; divided by n",
     update_rank=lambda shape, capacity, *, r, **_: min(r, *shape),
     freedom=randlora_a_freedom,
+    freedom_at_most=zeros_in_bases,
 )
 RANDLORA_B = Method(
     title="RandLoRA-b",
@@ -127,4 +135,5 @@ RANDLORA_B = Method(
     scale_rule="as RandLoRA",
     update_rank=lambda shape, capacity, **_: min(half_bases(shape, capacity) * capacity, *shape),
     freedom=lambda shape, capacity, **_: half_bases(shape, capacity) * (capacity + min(shape) - 1),
+    freedom_at_most=zeros_in_bases,
 )

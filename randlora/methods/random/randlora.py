@@ -177,6 +177,11 @@ def randlora_freedom(shape: Shape, r: int, **_: Any) -> int:
     return num_bases(shape, r) * (r + min(shape) - 1)
 
 
+def zeros_in_bases(*, distribution: str, **_: Any) -> bool:
+    """Whether rows or columns of a basis may be all zero, so that the formula is a bound."""
+    return distribution == "ternary"
+
+
 RANDLORA = Method(
     title="RandLoRA",
     config=RandLoraConfig,
@@ -187,4 +192,5 @@ RANDLORA = Method(
     scale_rule=f"alpha / r; by default {DEFAULT_SCALE:g} at every rank; '2r/sqrt(n)': by weight",
     update_rank=lambda shape, capacity, **_: min(shape),  # n r >= m
     freedom=randlora_freedom,
+    freedom_at_most=zeros_in_bases,
 )

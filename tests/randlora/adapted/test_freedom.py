@@ -61,15 +61,32 @@ MEASURED = {"peft:osf", "hydralora", "peft:lokr", "peft:peanut"}
 def test_of_a_model() -> None:
     shapes = {"0.q": (12, 8), "1.q": (12, 8), "0.v": (16, 16)}
     found = degrees("lora", shapes, dict.fromkeys(shapes, 3))
-    assert found == Degrees(2 * 3 * 17 + 3 * 29, measured=False)
+    assert found == Degrees(2 * 3 * 17 + 3 * 29)
     measured = degrees("peft:lokr", shapes, dict.fromkeys(shapes, 3))
     assert measured is not None
     assert measured.measured
     for name in ("peft:lily", "peft:vblora"):  # weights share: no more than is trained
         shared = degrees(name, shapes, dict.fromkeys(shapes, 4))
         assert shared is not None
+        assert shared.at_most
         assert shared.count <= get_method(name).total(shapes, 4)
-    assert degrees("peft:boft", {"0": (6, 5)}, {"0": 5}, {}) == Degrees(10 + 6, measured=False)
+    assert degrees("peft:boft", {"0": (6, 5)}, {"0": 5}, {}) == Degrees(10 + 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("peft:randlora", {"sparse": True}),
+        ("peft:randlora", {"very_sparse": True}),
+        ("randlora", {"distribution": "ternary"}),
+    ],
+)
+def test_bases_with_zeros_have_a_bound_that_is_not_reached(name: str, options: dict[str, Any]) -> None:
+    """Of 24 x 32 with two rows a basis."""
+    dense, sparse = (degrees(name, {"0": (24, 32)}, {"0": 2}, given) for given in ({}, options))
+    assert dense == Degrees(12 * (2 + 24 - 1))
+    assert sparse == Degrees(12 * (2 + 24 - 1), at_most=True)
+    assert freedom(name, (24, 32), 2) == 300 >= freedom(name, (24, 32), 2, options)
 
 
 def test_a_large_weights_share_is_that_of_a_small_one_trained_as_far() -> None:

@@ -1,8 +1,9 @@
-"""Types of PEFT whose weights share trainables, and the one whose count no shape gives."""
+"""Types of PEFT whose weights share trainables, and AdaMSS, whose count the shape gives at one direction a cluster."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from randlora import ConfigError, attach, get_method
 from randlora.files.peft_export import peft_form
-from tests.randlora.methods.support import NAMES, SHAPES, TARGETS, configured, network, single
+from tests.randlora.methods.support import NAMES, SHAPES, TARGETS, configured, network, rows, single
 
 
 @pytest.mark.parametrize("name", ["vblora", "lily"])
@@ -58,12 +59,29 @@ def test_the_form_of_a_type_that_needs_values_is_known_without_them() -> None:
     assert peft_form(on_meta) == "itself"
 
 
-def test_adamss_counts_by_the_values_of_the_weights() -> None:
-    counts = set()
-    for outliers in (0, 3):  # rows that stand apart, as trained weights have them, are a cluster of their own
-        model = single((64, 64), "cpu")
+def test_adamss_counts_by_the_values_of_the_weights_where_clusters_have_more_directions_than_rows() -> None:
+    counts: dict[int, set[int]] = {1: set(), 8: set()}
+    for rank, outliers in itertools.product(counts, (0, 3)):
+        model = single(
+            (64, 64), "cpu"
+        )  # rows that stand apart, as trained weights have them, are a cluster of their own
         with torch.no_grad():
             model[0].weight[:outliers] *= 40  # type: ignore[index]
-        inner = peft.AdamssConfig(r=16, num_subspaces=5, subspace_rank=8, target_modules=["0"])
-        counts.add(sum(p.numel() for p in peft.get_peft_model(model, inner).parameters() if p.requires_grad))
-    assert len(counts) == 2
+        inner = peft.AdamssConfig(r=16, num_subspaces=5, subspace_rank=rank, target_modules=["0"])
+        counts[rank].add(sum(p.numel() for p in peft.get_peft_model(model, inner).parameters() if p.requires_grad))
+    assert counts[1] == {get_method("peft:adamss").count((64, 64), 16)}
+    assert len(counts[8]) == 2
+
+
+def test_adamss_moves_a_bias_beside_the_matrix() -> None:
+    """PEFT takes the bias for a column of the weight; the update as a matrix is without it."""
+    model, base = network().eval(), network()[0].up
+    adapted, x = attach(model, configured("adamss"), ["up"]), rows()[0]
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(torch.ones_like(parameter), alpha=0.1)
+    layer, none = model[0].up, torch.zeros_like(x)
+    assert not torch.allclose(layer(none), base(none), atol=1e-2)
+    weight = adapted.adapters["0.up.weight"].weight(base.weight)
+    assert not torch.allclose(weight, base.weight, atol=1e-2)
+    assert torch.allclose(layer(x) - layer(none), x @ weight.t(), atol=1e-5)
