@@ -38,9 +38,9 @@ def together(trials: list[TrialConfig], tmp_path: Path, keep: bool = False, warm
     return list(run_pack(trials, warm=warm, directories=places, keep=[keep] * len(trials)))
 
 
-def check_weights(tmp_path: Path, place: int, alone_in: Path) -> None:
+def check_weights(tmp_path: Path, place: int, alone_in: Path, atol: float = ATOL) -> None:
     got = load_file(str(folders(tmp_path, place + 1)[place] / "adapter" / "adapter.safetensors"))
     want = load_file(str(alone_in / "adapter" / "adapter.safetensors"))
     assert got.keys() == want.keys()
     for name, value in want.items():
-        torch.testing.assert_close(got[name], value, rtol=0, atol=ATOL)
+        torch.testing.assert_close(got[name], value, rtol=0, atol=atol)
