@@ -8,9 +8,9 @@
 The embedded CLIP and the quickstart's data, weights and budget (that of LoRA-8), a rate each. A trial is whole:
 set-up, training, validation; model, data and decoded images are warm on both sides, as they are in a lane. What is
 printed is a median of ratios, each inside one round in which the same K trials run packed and one by one, in shuffled
-order; on the CPU in process time on one thread, on a GPU in wall time. The lanes, and the light Tune process that each
-trial in flight has, are outside these numbers; `--sweep` has them in, but for Ray's start: wall time of LoRA and
-RandLoRA with 6 (TUNE) + 5 (CONFIRM) trials each on two workers, which stay warm from sweep to sweep.
+order; on the CPU in process time on one thread, on a GPU in wall time. Lanes and Ray Tune are outside these numbers;
+`--sweep` has them in, but for Ray's start: wall time of LoRA and RandLoRA with 6 (TUNE) + 5 (CONFIRM) trials each
+on two workers, which stay warm from sweep to sweep.
 
 With `--text` models of random weights learn made-up questions or sentences of 20 to 50 words. Trials differ in their
 data seeds too, as seeds of CONFIRM do, so each has its own batches, padded to the longest of the pack; `padded` is how
