@@ -84,9 +84,9 @@ class Chart(Figure):
         before = {artist for axes in self.axes for artist in axes.get_children()}
         yield
         for artist in (artist for axes in self.axes for artist in axes.get_children() if artist not in before):
-            if artist.get_gid() is None:
-                artist.set_gid(f"part:{len(self.parts)}")
-            self.parts[artist.get_gid()] = method
+            gid = artist.get_gid() or f"part:{len(self.parts)}"
+            artist.set_gid(gid)
+            self.parts[gid] = method
 
 
 def count_text(value: float, _: int | None = None) -> str:

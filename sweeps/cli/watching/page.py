@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import traceback
 from collections import Counter
@@ -99,7 +100,7 @@ class Page:
             return {}
         grown = [len(self._tables[name]) for name in ("cells", "trials", "choices")]
         if grown != self._drawn[0]:
-            drawn = (self._shown("figures", lambda draw=draw: {"pictures": draw(store)}) for draw in pictures.growing())
+            drawn = (self._shown("figures", functools.partial(_drawn, draw, store)) for draw in pictures.growing())
             self._drawn = grown, "".join(drawn).strip() or self._section("figures", pictures=None)
         return {"figures": self._drawn[1]}
 
@@ -135,6 +136,10 @@ class Page:
 
     def _section(self, name: str, **values: Any) -> str:
         return "".join(self._template.blocks[name](self._template.new_context(values)))
+
+
+def _drawn(draw: Callable[[Store], list[pictures.Picture]], store: Store) -> dict[str, Any]:
+    return {"pictures": draw(store)}
 
 
 def _cells(store: Store, phase_of: dict[str, str]) -> list[Row]:
