@@ -225,9 +225,9 @@ def said(error: Exception) -> str:
 
 
 def methods(name: str) -> list[str]:
-    """Those that a family takes."""
-    every = [*METHODS, *(f"peft:{kind}" for kind in sorted(KINDS) if kind not in NUMBERS)]
-    return [*every, *PROMPTS] if name == "clip" else every
+    """Those that run on a family: PEFT's types, which see a tree of layers and never a model, on one of them."""
+    peft = [f"peft:{kind}" for kind in sorted(KINDS) if kind not in NUMBERS] if name == "vit" else []
+    return [*METHODS, *peft, *(PROMPTS if name == "clip" else ())]
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
