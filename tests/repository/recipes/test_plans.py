@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import socket
-from typing import NoReturn
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -54,11 +56,16 @@ OWN_COUNTS = {  # VeRA's and NoLA's pinned cells, as the paper counts them
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> NoReturn:
-        raise AssertionError("a recipe asked the network while it was planned")
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*given: Any, **named: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():  # others may watch a Ray of earlier tests
+                raise AssertionError("a recipe asked the network while it was planned")
+            return real(*given, **named)
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        return ask
+
+    monkeypatch.setattr(socket.socket, "connect", refusing(socket.socket.connect))
+    monkeypatch.setattr(socket, "getaddrinfo", refusing(socket.getaddrinfo))
 
 
 def plan_of(name: str, *overrides: str, scale: str | None = None) -> Plan:
