@@ -24,7 +24,7 @@ from tests.fakes import (
     FakeTrain,
     fake_plan,
 )
-from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, events, go, logged, rows, trained
+from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go, logged, rows, trained
 from trainables.config import TrialConfig
 
 
