@@ -42,7 +42,7 @@ CUDA = torch.device("cuda", 0)
 PRECISIONS = {"float32": (torch.float32, False), "autocast": (torch.float32, True), "bf16": (torch.bfloat16, True)}
 """Of the base weights, and whether a trial's forward is under autocast; as `train.precision` and `base_weights` say."""
 PROMPTS = ("prompt:coop", "prompt:cocoop", "prompt:maple", "prompt:promptsrc")
-NUMBERS = frozenset({"boft", "frod", "loha", "lokr", "shira", "unilora", "vblora", "waveft"})
+NUMBERS = frozenset({"adamss", "boft", "frod", "loha", "lokr", "shira", "unilora", "vblora", "waveft"})
 """Of PEFT's, those that look at numbers while they are built or called."""
 Forward = Callable[[nn.Module, Any], Tensor]
 
