@@ -71,11 +71,9 @@ REGIMES = {
     "flat": Protocol(curvature=0.01),
     "steep": Protocol(curvature=0.2),
     "cliff": Protocol(cliff=5.0),
-    "like the real A/A tables": Protocol(
-        rates=5, decades=1.2, own_sd=0.028, growth=0.4, alike=0.4, luck_sd=0.0, curvature=0.2
-    ),
-    "like the quickstart": Protocol(rates=5, decades=1.2, own_sd=0.012, curvature=0.4, rerun_seeds=1),
-    "one seed picks the rate": Protocol(rerun_rates=1, rerun_seeds=0),
+    "real": Protocol(rates=5, decades=1.2, own_sd=0.028, growth=0.4, alike=0.4, luck_sd=0.0, curvature=0.2),
+    "quickstart": Protocol(rates=5, decades=1.2, own_sd=0.012, curvature=0.4, rerun_seeds=1),
+    "no re-runs": Protocol(rerun_rates=1, rerun_seeds=0),
 }
 SEEDS, BUDGETS, DATASETS = (3, 5, 10), (1, 4, 6), (1, 4, 8)
 

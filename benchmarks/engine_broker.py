@@ -8,6 +8,7 @@ what is looked through for it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import sys
 import time
@@ -41,8 +42,9 @@ async def tune(broker: Broker, keys: Any) -> None:
     """A Tune trial after another, and the driver's calls for it."""
     for key in keys:
         await broker.submit(key, {}, None)
-        while not (await broker.step(key))["done"]:
-            continue
+        for number in itertools.count(1):
+            if (await broker.step(key, number))["done"]:
+                break
         await broker.take(key)
 
 

@@ -1,6 +1,6 @@
 """A cluster of several raylets on this machine: trials a second and memory by the number of nodes, which come and go.
 
-    python benchmarks/simulated_cluster.py                      # 1 and 4 nodes of 2 devices: some ten minutes
+    python benchmarks/simulated_cluster.py                      # 1 and 4 nodes of 2 devices
     python benchmarks/simulated_cluster.py --nodes 1 4 16 --devices 8 --trials 2000 --json FILE
 
 Ray's own test cluster gives each node logical GPUs; a trial trains nothing, its epochs are pauses. The head has no

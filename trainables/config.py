@@ -83,7 +83,7 @@ class TrainSettings(BaseModel):
     """What the loss of both CLIP towers compares: the whole batch, which then can't be split, or the micro-batch, as
     the paper's 2 x 64: another loss."""
     eval_batch_size: int = Field(default=512, ge=1)
-    """The same in evaluation."""
+    """Examples of one forward pass in evaluation."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's decay of adapter parameters."""
     full_weight_decay: float = Field(default=0.1, ge=0.0)

@@ -42,7 +42,7 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
             rule = f"can't be counted with these options ({type(error).__name__}: {first_line(error)})"
             problems.append(Problem(f"methods.{name}", section.options, rule))
             continue
-        if most < entry.min_capacity or counted < 1:
+        if section.options and (most < entry.min_capacity or counted < 1):
             rule = f"has {counted:,} parameters to train at its smallest capacity, {entry.min_capacity}, of {most:,}"
             problems.append(Problem(f"methods.{name}", section.options, f"{rule} at most: an option is too small"))
             continue

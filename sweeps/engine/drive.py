@@ -27,7 +27,7 @@ ROUNDS = 20
 """Trials of a Tuner per trial at a time, at least: lanes fall idle during a Tuner's last trials."""
 _EVERY_S = 0.5
 _NEXT_TO_NOTHING = {HEAD: 0.0001}
-"""Of Ray's resources, for a Tune trial: it has no process, but Tune reserves something for each."""
+"""Of Ray's resources, for a Tune trial: it has no process, but Tune reserves something for each: 9,990 fit."""
 
 
 class EngineError(RuntimeError):

@@ -16,6 +16,7 @@ from sweeps.cluster.resources import accelerators
 from sweeps.cluster.signals import signals
 from sweeps.engine.drive import Stop, drive
 from sweeps.engine.limits import Meter
+from sweeps.errors import SpecError
 from sweeps.lanes.packs import TOGETHER
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
@@ -191,13 +192,15 @@ def _followed(sweep: _Sweep, observers: Sequence[Observer], location: Location |
     shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
     if copies is not None:
         copies.start()
+    refused = False
     try:
         try:
             yield
         except KeyboardInterrupt:  # while Ray came up, or the second one
             sweep.interrupted = True
         sweep.ledger.seal()
-    except BaseException:
+    except BaseException as error:
+        refused = isinstance(error, SpecError) and not sweep.skipped
         with contextlib.suppress(OSError):  # of a disk that is full or gone, as the first error says
             sweep.ledger.seal()
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"work", "lock.json"}:
@@ -205,7 +208,7 @@ def _followed(sweep: _Sweep, observers: Sequence[Observer], location: Location |
         raise
     finally:
         watching.close()
-        sweep.not_uploaded = None if copies is None else copies.finish()
+        sweep.not_uploaded = None if copies is None else copies.finish(rest=not refused)
 
 
 @contextlib.contextmanager

@@ -133,16 +133,16 @@ class Broker:
 
     # Tune's side
 
-    async def step(self, key: str) -> dict[str, Any]:
-        """One step of a Tune trial: waits for the next epoch's report, or the end without one.
+    async def step(self, key: str, number: int) -> dict[str, Any]:
+        """Step `number` (from 1) of a Tune trial: waits for the next epoch's report, or the end without one.
 
         A result with `status` "stopped" means that the trial did not end: the sweep is being interrupted, or the lease
-        is not known.
+        is not known. Asked again, a step has the same answer.
         """
         lease = self._leases.get(key)
         if lease is None:
             return _result(0, {"done": True}, "stopped")
-        if lease.told > lease.seen:
+        if number > lease.step and lease.told > lease.seen:
             lease.seen = lease.told
             await self._wake()
 
@@ -153,14 +153,19 @@ class Broker:
             return self._stopping or self._dead is not None or self._leases.get(key) is not lease
 
         def news() -> bool:
-            return following() is not None or lease.state not in ("queued", "running") or given_up()
+            over = lease.state not in ("queued", "running")
+            return lease.step >= number or following() is not None or over or given_up()
 
         await self._wait(news)
-        epoch = following()
-        if epoch is None:
-            return _result(lease.told, {"done": True}, "stopped" if given_up() else lease.state)
-        lease.told = epoch
-        return _result(epoch, lease.events[epoch], lease.state)
+        if lease.step < number:
+            epoch = following()
+            if epoch is None:
+                lease.answer = _result(lease.told, {"done": True}, "stopped" if given_up() else lease.state)
+            else:
+                lease.answer = _result(epoch, lease.events[epoch], lease.state)
+                lease.told = epoch
+            lease.step = number
+        return lease.answer
 
     # The lanes' side
 

@@ -237,7 +237,7 @@ class Lanes:
     def down(self) -> str | None:
         """Why no lane is kept up any more, though nobody stopped them; None while one is.
 
-        A broker that could be told knows it too. This is for when it could not: then its proxies would wait for ever.
+        A broker that could be told knows it too. This is for when it could not: then Tune would wait for ever.
         """
         return None if self._stopping.is_set() or self._up() else self._why
 

@@ -28,6 +28,9 @@ class Lease:
     window: int | None = None
     told: int = 0
     """The last epoch that Tune was told of."""
+    step: int = 0
+    """Tune's last step that was answered, and the answer: Ray may ask again, where it was lost."""
+    answer: dict[str, Any] = field(default_factory=dict)
     seen: int = 0
     """The last epoch that the driver is done with, since it asked for the next."""
     events: dict[int, Event] = field(default_factory=dict)

@@ -26,14 +26,18 @@ class _Handle:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._broker, self._key = ray.get_actor(config["broker"]), config["key"]
+        self._broker, self._key, self._steps = ray.get_actor(config["broker"]), config["key"], 0
         self.__ray_ready__ = self.stop = _Method(lambda: ray.put(None))
         self.get_auto_filled_metrics = _Method(lambda **_: ray.put({}))
         self.reset = _Method(self._reset)
-        self.train = _Method(lambda: self._broker.step.remote(self._key))
+        self.train = _Method(self._train)
+
+    def _train(self) -> ray.ObjectRef:
+        self._steps += 1
+        return self._broker.step.remote(self._key, self._steps)
 
     def _reset(self, config: dict[str, Any], **_: Any) -> ray.ObjectRef:
-        self._key = config["key"]
+        self._key, self._steps = config["key"], 0
         return ray.put(True)
 
 

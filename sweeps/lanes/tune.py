@@ -175,7 +175,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         elif outcome.get("state") in ("finished", "failed"):
             self.ledger.finish(slot, {"status": outcome["state"], **outcome})
         elif error and not self.interrupted:
-            raise RuntimeError(f"Ray Tune gave trial {slot.trial_id} up: the broker did not answer")
+            raise RuntimeError(f"Ray Tune gave trial {slot.trial_id} up, and the broker knows no outcome")
         else:  # it goes on from its checkpoint another time
             self.ledger.state.release(slot.cell_id, slot.trial_id)
             if not self.interrupted:

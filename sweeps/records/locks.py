@@ -252,7 +252,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def nothing_if_refused(folder: Path) -> Iterator[None]:
-    """A results folder that the block made is gone again where the block refuses to run and no trial has begun."""
+    """A results folder that the block made is gone again where the block refuses to run and it has no trial."""
     there = folder.exists()
     try:
         yield
@@ -260,8 +260,9 @@ def nothing_if_refused(folder: Path) -> Iterator[None]:
         with contextlib.suppress(LockedError):  # another driver's by now
             if not there and folder.exists():
                 with FolderLock(folder):
-                    if not any(event["ev"] == "ask" for event in read_journal(folder / JOURNAL).events):
-                        shutil.rmtree(folder)
+                    fetched = any((folder / "tables" / "trials").glob("*.parquet"))
+                    if not fetched and not any(e["ev"] == "ask" for e in read_journal(folder / JOURNAL).events):
+                        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

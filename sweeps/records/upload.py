@@ -103,11 +103,11 @@ class Upload:
         """Begin."""
         self._thread.start()
 
-    def finish(self) -> str | None:
-        """Copy the rest; why that was not possible, or None."""
+    def finish(self, rest: bool = True) -> str | None:
+        """Copy the rest, if wanted; why that was not possible, or None."""
         self._over.set()
         self._thread.join()
-        return self.once()
+        return self.once() if rest else None
 
     def _work(self) -> None:
         while not self._over.wait(self.every):

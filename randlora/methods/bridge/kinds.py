@@ -322,6 +322,7 @@ KINDS: dict[str, Kind] = {
         legal=counts.within(counts.narrow),
         # clusters of more than one direction would count by how many rows each has, so by the weight's values
         fixed={"subspace_rank": 1, "use_dynamic_rank": False, "use_asa": False},
+        sizes={"num_subspaces": 1},
         seed="random_seed",
         bias_too=True,
         bias_column=True,

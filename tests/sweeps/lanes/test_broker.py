@@ -18,15 +18,15 @@ def test_a_trial_goes_to_a_worker_and_its_reports_to_tune() -> None:
         assert order == {"config": "a", "key": "a", "attempt": 1, "ahead": True, "shrink": None}
         assert await broker.report(W0, "t", "a", {"epoch": 1, "val_score": 0.5}) == "go"
         told = {"epoch": 1, "train_loss": None, "score": 0.5, "seconds": 0.0, "done": False, "status": "running"}
-        assert await broker.step("a") == told
-        waiting = asyncio.create_task(broker.step("a"))
+        assert await broker.step("a", 1) == told
+        waiting = asyncio.create_task(broker.step("a", 2))
         await broker.finish(W0, "t", "a", {"epoch": 2, "done": True}, {"status": "finished", "result": {"x": 1}})
         assert await waiting == {**told, "epoch": 2, "score": None, "done": True, "status": "finished"}
         taken = await broker.take("a")
         assert taken is not None
         assert (taken["state"], taken["result"], len(taken["events"])) == ("finished", {"x": 1}, 2)
         assert await broker.take("a") is None
-        assert (await broker.step("a"))["status"] == "stopped"
+        assert (await broker.step("a", 3))["status"] == "stopped"
 
     run(scenario())
 
@@ -39,14 +39,34 @@ def test_a_window_holds_the_lane_back_until_the_driver_has_seen() -> None:
         second = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 2}))
         await asyncio.sleep(0.05)
         assert not second.done()
-        assert (await broker.step("a"))["epoch"] == 1
+        assert (await broker.step("a", 1))["epoch"] == 1
         assert not second.done()  # Tune was told, and is not done with it
-        assert (await broker.step("a"))["epoch"] == 2
+        assert (await broker.step("a", 2))["epoch"] == 2
         assert await second == "go"
         third = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 3}))
         await asyncio.sleep(0.05)
         await broker.take("a")  # the pruner has decided
         assert await third == "stop"
+
+    run(scenario())
+
+
+def test_a_step_that_is_asked_for_again_has_the_same_answer() -> None:
+    """Ray calls again where a reply was lost; the first call may still be waiting."""
+
+    async def scenario() -> None:
+        broker = await started("a", window=1)
+        await broker.next(W0, "t", 1)
+        both = [asyncio.create_task(broker.step("a", 1)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert await broker.report(W0, "t", "a", {"epoch": 1, "val_score": 0.5}) == "go"
+        second = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 2}))
+        first, again = await asyncio.gather(*both)
+        assert first == again == await broker.step("a", 1)
+        assert (first["epoch"], first["score"]) == (1, 0.5)
+        assert not second.done()  # that was no step further
+        assert (await broker.step("a", 2))["epoch"] == 2
+        assert await second == "go"
 
     run(scenario())
 
@@ -82,7 +102,7 @@ def test_a_trial_that_keeps_killing_its_worker_fails_itself_only() -> None:
                 await broker.submit("other", {}, None)
                 assert await broker.next(W1, "t", 0.05) is None  # the last attempt runs alone, so it blames no one else
             await broker.hello(W0, f"{attempt + 1}", 3)
-        result = await broker.step("poison")
+        result = await broker.step("poison", 1)
         assert (result["done"], result["status"], result["score"]) == (True, "failed", None)
         taken = await broker.take("poison")
         assert taken is not None
@@ -97,7 +117,7 @@ def test_an_end_reaches_lanes_and_tune(ending: str) -> None:
     async def scenario() -> None:
         broker = await started("a", "b")
         await broker.next(W0, "t", 1)
-        waiting = asyncio.create_task(broker.step("a"))
+        waiting = asyncio.create_task(broker.step("a", 1))
         await asyncio.sleep(0)
         await getattr(broker, ending)()
         result = await waiting
@@ -117,7 +137,7 @@ def test_losing_the_last_lane_is_said_with_its_reason() -> None:
         broker = await started("a")
         await broker.next(W0, "t", 1)
         await broker.lane_lost("lane0", "gone", False)
-        waiting = asyncio.create_task(broker.step("a"))
+        waiting = asyncio.create_task(broker.step("a", 1))
         await asyncio.sleep(0.05)
         assert not waiting.done()  # it is queued again
         await broker.lane_lost("lane0", "gone for good", True)
@@ -168,8 +188,8 @@ def test_waiting_for_the_driver_is_not_silence() -> None:
         await asyncio.sleep(0.4)
         assert not held.done()
         assert not killed
-        assert (await broker.step("a"))["epoch"] == 1
-        after = asyncio.create_task(broker.step("a"))
+        assert (await broker.step("a", 1))["epoch"] == 1
+        after = asyncio.create_task(broker.step("a", 2))
         assert await held == "go"
         after.cancel()
 

@@ -269,7 +269,7 @@ def test_an_unreadable_spec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         check_identity(Path(), IDENTITY)
 
 
-@pytest.mark.parametrize("whose", ["nobody's", "another driver's", "of a trial"])
+@pytest.mark.parametrize("whose", ["nobody's", "another driver's", "of a trial", "fetched"])
 def test_what_a_refused_run_made_is_removed_unless_someone_uses_it(tmp_path: Path, whose: str) -> None:
     folder = tmp_path / "r"
     with contextlib.ExitStack() as stack:
@@ -280,5 +280,8 @@ def test_what_a_refused_run_made_is_removed_unless_someone_uses_it(tmp_path: Pat
                 stack.enter_context(FolderLock(folder))
             if whose == "of a trial":
                 (folder / "journal.jsonl").write_text('{"ev": "ask", "trial_id": "a"}\n')
+            if whose == "fetched":
+                (folder / "tables" / "trials").mkdir(parents=True)
+                (folder / "tables" / "trials" / "part-1.parquet").touch()
             raise SpecError([Problem("search.sampler", "x", "no such sampler")])
         assert folder.exists() == (whose != "nobody's")

@@ -16,6 +16,7 @@ from analysis import open_store
 from analysis.errors import StoreError
 from analysis.store.remote import Location
 from analysis.store.tables import part_paths
+from sweeps.cluster.resources import ResourceError
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
 from sweeps.lanes.pool import Pool
@@ -23,7 +24,7 @@ from sweeps.records import sealing
 from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import Upload, check_there, restore
-from tests.fakes import TRIAL, FakeKeep, FakePlan, FakeTrain, fake_plan
+from tests.fakes import TRIAL, FakeKeep, FakePlan, FakeResources, FakeTrain, fake_plan
 from tests.sweeps.records.support import finish_events, subtree
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables
 
@@ -181,6 +182,14 @@ def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.Monk
     clock[0] += 1
     sealer.add(made[2])
     assert len(part_paths(tmp_path / "r", "trials")) == 1
+
+
+def test_a_refused_run_leaves_nothing_there_either(tmp_path: Path) -> None:
+    there = subtree(tmp_path / "bucket")
+    plan = fake_plan(tmp_path / "r", resources=FakeResources(concurrent=10_000))
+    with pytest.raises(ResourceError):
+        run(plan, trial=TRIAL, progress=False, upload=there)
+    assert there.files() == {} and not (tmp_path / "r").exists()
 
 
 def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
