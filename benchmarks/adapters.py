@@ -15,190 +15,17 @@ import argparse
 import json
 import os
 import platform
-import random
 import resource
-import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RETAIN = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_MMAP_THRESHOLD_": "8589934592",
-    "OMP_NUM_THREADS": "1",
-}
-TOKENS_PER_IMAGE = 50  # 224 / 32 squared, and the class token
-TARGETS = ["qkv", "proj", "fc1", "fc2"]
+from contenders import ACCUMULATED, NAMES, RETAIN, ROWS, Contender, data, ratios, restart_with, summary, time_steps
 
-ROWS = (
-    # (label, numerator, denominator, goal at 1,600 tokens, goal at 6,400)
-    ("dense RandLoRA / PEFT RandLoRA", "randlora", "peft-randlora", 0.80, 0.70),
-    ("dense RandLoRA / PEFT LoRA", "randlora", "peft-lora", 1.50, 1.30),
-    ("dense RandLoRA / full fine-tuning", "randlora", "full", 1.24, 1.00),
-    ("the same, keep_merged / PEFT RandLoRA", "randlora-kept", "peft-randlora", 0.80, 0.70),
-    ("the same, keep_merged / PEFT LoRA", "randlora-kept", "peft-lora", 1.50, 1.30),
-    ("the same, keep_merged / full", "randlora-kept", "full", 1.24, 1.00),
-    ("ternary RandLoRA / PEFT RandLoRA", "ternary", "peft-randlora", 0.60, 0.58),
-    ("ternary RandLoRA / PEFT LoRA", "ternary", "peft-lora", 1.18, 1.10),
-    ("LoRA / PEFT LoRA", "lora", "peft-lora", 1.00, 0.97),
-    ("DoRA / PEFT DoRA", "dora", "peft-dora", 0.95, 0.90),
-    ("VeRA / PEFT VeRA", "vera", "peft-vera", 0.95, 0.90),
-)
-ACCUMULATED = (
-    # (label, numerator, denominator), all with the same micro-batches
-    ("accumulating() / plain accumulation", "randlora-held", "randlora"),
-    ("accumulating() / PEFT RandLoRA", "randlora-held", "peft-randlora"),
-    ("accumulating() / PEFT LoRA", "randlora-held", "peft-lora"),
-    ("accumulating() / full fine-tuning", "randlora-held", "full"),
-)
 MEMORY = ("randlora", "randlora-kept", "ternary", "lora", "peft-lora", "peft-randlora", "full")
-NAMES = sorted({name for row in (*ROWS, *ACCUMULATED) for name in row[1:3]})
-
-
-def restart_with(settings: dict[str, str]) -> None:
-    """Replace this process by itself with `settings` in the environment, unless they are there."""
-    if all(os.environ.get(k) == v for k, v in settings.items()):
-        return
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
-
-
-def clock(device: str) -> Callable[[], float]:
-    """Seconds: of process CPU time; on a GPU of wall time, once it is through with what it was given."""
-    if device == "cpu":
-        return time.process_time
-    import torch
-
-    def now() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return now
-
-
-def build(name: str, depth: int, low: bool = False) -> tuple[Any, list[Any]]:
-    """(model, trained parameters) of one contender; random weights, equal for all; `low`: in bf16."""
-    import timm
-    import torch
-
-    torch.manual_seed(0)
-    model = timm.create_model("vit_base_patch32_224", pretrained=False, num_classes=10, depth=depth)
-    model.to(torch.bfloat16 if low else torch.float32).train()
-    if name == "full":
-        return model, [p for n, p in model.named_parameters() if n.endswith("weight") and p.ndim == 2]
-    if name.startswith("peft-"):
-        import peft
-
-        common: dict[str, Any] = {"target_modules": TARGETS}
-        config = {
-            "peft-lora": lambda: peft.LoraConfig(r=32, lora_alpha=32, **common),
-            "peft-dora": lambda: peft.LoraConfig(r=32, lora_alpha=32, use_dora=True, **common),
-            "peft-vera": lambda: peft.VeraConfig(r=256, **common),
-            "peft-randlora": lambda: peft.RandLoraConfig(r=6, randlora_alpha=12, **common),
-        }[name]()
-        # timm's patch embedding is a Conv2d called "proj": keep to the blocks
-        names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("blocks")]
-        config.target_modules = set(names)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = peft.get_peft_model(model, config)
-        return model, [p for p in model.parameters() if p.requires_grad]
-    import randlora
-
-    configs: dict[str, Callable[[], randlora.AdapterConfig]] = {
-        "lora": lambda: randlora.LoraConfig(32),
-        "dora": lambda: randlora.DoraConfig(32),
-        "vera": lambda: randlora.VeraConfig(256),
-        "randlora": lambda: randlora.RandLoraConfig(6),
-        "randlora-kept": lambda: randlora.RandLoraConfig(6),
-        "randlora-held": lambda: randlora.RandLoraConfig(6),
-        "ternary": lambda: randlora.RandLoraConfig(6, distribution="ternary", sparsity=768**0.5),
-    }
-    targets = [f"blocks.*.{t}.weight" for t in TARGETS]
-    adapted = randlora.attach(model, configs[name](), targets)
-    return model, list(adapted.parameters())
-
-
-class Contender:
-    """One model with its optimiser; `step()` returns the seconds of one training step by the device's `clock`.
-
-    `precision`: "float32", "bf16" (base weights and activations) or "autocast" (to bf16, with weights in float32).
-    """
-
-    def __init__(self, name: str, depth: int, device: str = "cpu", precision: str = "float32") -> None:
-        import torch
-
-        self.name, self.device, self.autocast, self.clock = name, device, precision == "autocast", clock(device)
-        self.model, parameters = build(name, depth, precision == "bf16")
-        self.model.to(device)
-        self.trained = sum(p.numel() for p in parameters)
-        wanted = {id(p) for p in parameters}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(id(parameter) in wanted)
-        self.optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
-
-    def loss(self, images: Any, labels: Any) -> Any:
-        import torch
-
-        from randlora.arithmetic.plans import keep_merged
-
-        cast = torch.autocast(self.device, torch.bfloat16, enabled=self.autocast)
-        with keep_merged(self.name == "randlora-kept"), cast:
-            logits = self.model(images)
-        return torch.nn.functional.cross_entropy(logits.float(), labels)
-
-    def step(self, images: Any, labels: Any, micro: int = 1) -> float:
-        from randlora import accumulating
-
-        start = self.clock()
-        self.optimiser.zero_grad(set_to_none=True)
-        with accumulating(self.model, micro if self.name == "randlora-held" else 1):
-            for part, classes in zip(images.chunk(micro), labels.chunk(micro), strict=True):
-                (self.loss(part, classes) / micro).backward()
-        self.optimiser.step()
-        return self.clock() - start
-
-
-def data(tokens: int) -> tuple[Any, Any]:
-    """Random images that give `tokens` rows, with labels."""
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    count = tokens // TOKENS_PER_IMAGE
-    images = torch.randn(count, 3, 224, 224, generator=generator)
-    return images, torch.randint(0, 10, (count,), generator=generator)
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def time_steps(
-    names: list[str],
-    depth: int,
-    tokens: int,
-    rounds: int,
-    micro: int = 1,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> dict[str, list[float]]:
-    """Seconds per step of each contender, one entry a round; the first round, not kept, warms up."""
-    contenders = {name: Contender(name, depth, device, precision) for name in names}
-    images, labels = (t.to(device) for t in data(tokens))
-    images = images.bfloat16() if precision == "bf16" else images
-    order, shuffle = list(names), random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for round_number in range(rounds + 1):
-        shuffle.shuffle(order)
-        for name in order:
-            seconds = contenders[name].step(images, labels, micro)
-            if round_number:
-                times[name].append(seconds)
-    return times
 
 
 def saved_bytes(name: str, depth: int, tokens: int) -> int:
@@ -256,7 +83,7 @@ def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
             theirs = peft.get_peft_model(plain[1], peft.RandLoraConfig(r=6, randlora_alpha=12, target_modules=["0"]))
         x = torch.randn(rows, width).bfloat16().requires_grad_()
         grad = torch.randn(rows, out).bfloat16()
-        ratios = []
+        found = []
         for round_number in range(rounds + 1):
             seconds = []
             for model in (plain[0], theirs):
@@ -265,8 +92,8 @@ def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
                     model(x).backward(grad)
                 seconds.append(time.process_time() - start)
             if round_number:
-                ratios.append(seconds[0] / seconds[1])
-        results[f"{out}x{width}"] = summary(ratios)
+                found.append(seconds[0] / seconds[1])
+        results[f"{out}x{width}"] = summary(found)
     return results
 
 
@@ -312,12 +139,10 @@ def report(label: str, value: dict[str, float], goal: float | None) -> None:
 def steps_section(names: list[str], depth: int, tokens: int, rounds: int) -> dict[str, Any]:
     print(f"\n{depth} layers, {tokens:,} tokens, {rounds} rounds: median [lowest, highest] of the per-round ratios")
     times = time_steps(names, depth, tokens, rounds)
-    section: dict[str, Any] = {"seconds": {n: summary(t) for n, t in times.items()}, "ratios": {}}
-    for label, top, bottom, goal_small, goal_large in ROWS:
-        if top in times and bottom in times:
-            ratios = summary([a / b for a, b in zip(times[top], times[bottom], strict=True)])
-            section["ratios"][label] = ratios
-            report(label, ratios, goal_small if tokens <= 1600 else goal_large)
+    section: dict[str, Any] = {"seconds": {n: summary(t) for n, t in times.items()}, "ratios": ratios(times, ROWS)}
+    goals = {label: small if tokens <= 1600 else large for label, _, _, small, large in ROWS}
+    for label, ratio in section["ratios"].items():
+        report(label, ratio, goals[label])
     print("  seconds: " + ", ".join(f"{n} {v['median']:.2f}" for n, v in section["seconds"].items()))
     return section
 
@@ -326,10 +151,9 @@ def accumulation_section(depth: int, rounds: int, micro: int = 4, rows: int = 40
     print(f"\n{depth} layers, {micro} micro-batches of {rows} tokens a step, {rounds} rounds")
     names = sorted({name for row in ACCUMULATED for name in row[1:3]})
     times = time_steps(names, depth, micro * rows, rounds, micro)
-    found = {}
-    for label, top, bottom in ACCUMULATED:
-        found[label] = summary([a / b for a, b in zip(times[top], times[bottom], strict=True)])
-        report(label, found[label], None)
+    found = ratios(times, ACCUMULATED)
+    for label, ratio in found.items():
+        report(label, ratio, None)
     return found
 
 

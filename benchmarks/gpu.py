@@ -1,7 +1,7 @@
 """All that wants a GPU to be measured, by one command on any CUDA machine, as ratios; JSON and Markdown.
 
-    python benchmarks/gpu.py --json gpu.json --markdown gpu.md    # half an hour or more
-    python benchmarks/gpu.py --quick                              # some five minutes
+    python benchmarks/gpu.py --json gpu.json --markdown gpu.md
+    python benchmarks/gpu.py --quick                              # less of each
     python benchmarks/gpu.py --device cpu --quick --only adapters # the same code on a CPU, to see that it runs
 
 Sections: `adapters` (steps against PEFT's in float32, in bf16 and under autocast; most memory of each), `packing` (K
@@ -27,7 +27,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from adapters import NAMES, ROWS, Contender, data, restart_with, summary, time_steps  # noqa: E402
+from contenders import NAMES, ROWS, Contender, data, ratios, restart_with, summary, time_steps  # noqa: E402
 
 PRECISIONS = ("float32", "bf16", "autocast")
 METHODS = ("lora", "dora", "vera", "nola", "randlora", "randlora-a", "pissa", "lora-xs", "adalora")
@@ -50,14 +50,9 @@ def adapters(options: argparse.Namespace) -> Found:
     found: Found = {}
     for precision in PRECISIONS:
         times = time_steps(names, depth, tokens, 3 if options.quick else 20, 1, options.device, precision)
-        ratios = {
-            label: summary([a / b for a, b in zip(times[top], times[bottom], strict=True)])
-            for label, top, bottom, *_ in ROWS
-            if top in times and bottom in times
-        }
-        for label, ratio in ratios.items():
+        found[precision] = {"ratios": ratios(times, ROWS), "seconds": {n: summary(t) for n, t in times.items()}}
+        for label, ratio in found[precision]["ratios"].items():
             line(f"{precision}: {label}", ratio)
-        found[precision] = {"ratios": ratios, "seconds": {n: summary(t) for n, t in times.items()}}
         if options.device == "cuda":
             found[precision]["peak_bytes"] = {n: peak(n, depth, tokens, precision) for n in names}
     return found
@@ -142,33 +137,14 @@ def shares(options: argparse.Namespace) -> Found:
     return found
 
 
-def worker(rank: int, world: int, config: str, folder: str, kind: str) -> None:
-    """One worker of a trial; rank 0 leaves the samples a second of its last epoch."""
-    import torch
-    import torch.distributed
-
-    from trainables.config import TrialConfig
-    from trainables.training.worker import run_trial
-
-    torch.set_num_threads(1)
-    if kind == "cuda":
-        torch.cuda.set_device(rank)
-    meet = f"file://{folder}/meet"
-    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", init_method=meet, rank=rank,
-                                         world_size=world)  # fmt: skip
-    trial = TrialConfig.model_validate_json(config)
-    *_, last = run_trial(trial, warm={}, directory=Path(folder) / "trial", rank=rank, world=world)
-    if rank == 0:
-        (Path(folder) / "rate.json").write_text(json.dumps(last["samples_per_second"]), encoding="utf-8")
-    torch.distributed.destroy_process_group()
-
-
 def parallel(options: argparse.Namespace) -> Found:
     """Samples a second of one trial on two devices over those on one, by what trains."""
     import torch
     import torch.multiprocessing as mp
     from packing import Work
     from small_texts import make_llama
+
+    from tests.trainables.support import work
 
     if options.device == "cuda" and torch.cuda.device_count() < 2:
         raise SkippedError(f"two devices are needed, and torch finds {torch.cuda.device_count()}")
@@ -183,9 +159,8 @@ def parallel(options: argparse.Namespace) -> Found:
             rates = {}
             for world in (1, 2):
                 place = Path(tempfile.mkdtemp(dir=folder))
-                config = base.model_copy(update=change).model_dump_json()
-                mp.spawn(worker, (world, config, str(place), options.device), nprocs=world)
-                rates[world] = json.loads((place / "rate.json").read_text())
+                mp.spawn(work, (world, base.model_copy(update=change), str(place), options.device), nprocs=world)
+                rates[world] = json.loads((place / "reports0.json").read_text())[-1]["samples_per_second"]
             found[name] = rates[2] / rates[1]
             print(f"  {name}, two over one: {found[name]:.2f}", flush=True)
     return found
@@ -230,7 +205,7 @@ def markdown(found: Found) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="some five minutes")
+    parser.add_argument("--quick", action="store_true", help="less of each section")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
                         help=f"of {', '.join(SECTIONS)}")  # fmt: skip
     parser.add_argument("--depth", type=int, help="layers of `adapters` (12; 3 with --quick)")

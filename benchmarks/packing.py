@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapters import RETAIN, restart_with, summary
+from contenders import RETAIN, restart_with, summary
 from small_texts import make_bert, make_gpt2, make_llama
 
 from sweeps import Plan, SweepSpec

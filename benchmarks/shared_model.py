@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 import torch
-from adapters import summary
+from contenders import summary
 
 from trainables.cache import FOLDER_VARIABLE
 from trainables.models.loading import load_model

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapters import RETAIN, restart_with, summary
+from contenders import RETAIN, restart_with, summary
 from hf_trainer import HfTrainer
 from small_texts import make_llama
 from torch.nn.functional import cross_entropy, normalize

@@ -198,8 +198,7 @@ _ALL = (
         "given and used, with device-seconds (`tune_seconds`) and devices; rates, range, choice; epochs, samples.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
-               c.count, c.dof, c.dof_measured, c.dof_at_most, c.residual,
-               c.residual_fraction, n.adapter_params,
+               c.count, c.dof, c.dof_measured, c.dof_at_most, c.residual, c.residual_fraction, n.adapter_params,
                n.adapter_params = c.count as count_holds,
                n.head_params, n.stored_bytes, c.tune_trials as allowance,
                coalesce(n.tune_used, 0) as allowance_used, coalesce(n.tune_failed, 0) as tune_failed,

@@ -16,7 +16,6 @@ from sweeps.cluster.resources import accelerators
 from sweeps.cluster.signals import signals
 from sweeps.engine.drive import Stop, drive
 from sweeps.engine.limits import Meter
-from sweeps.errors import SpecError
 from sweeps.lanes.packs import TOGETHER
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
@@ -25,7 +24,14 @@ from sweeps.plan.plan import Plan
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
-from sweeps.records.locks import FolderLock, check_identity, nothing_if_refused, stored_rules, write_identity
+from sweeps.records.locks import (
+    REFUSALS,
+    FolderLock,
+    check_identity,
+    nothing_if_refused,
+    stored_rules,
+    write_identity,
+)
 from sweeps.records.replay import replay
 from sweeps.records.rows import git_commit, utc
 from sweeps.records.sealing import Sealer
@@ -200,7 +206,7 @@ def _followed(sweep: _Sweep, observers: Sequence[Observer], location: Location |
             sweep.interrupted = True
         sweep.ledger.seal()
     except BaseException as error:
-        refused = isinstance(error, SpecError) and not sweep.skipped
+        refused = isinstance(error, REFUSALS) and not sweep.skipped
         with contextlib.suppress(OSError):  # of a disk that is full or gone, as the first error says
             sweep.ledger.seal()
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"work", "lock.json"}:

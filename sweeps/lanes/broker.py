@@ -142,12 +142,12 @@ class Broker:
         lease = self._leases.get(key)
         if lease is None:
             return _result(0, {"done": True}, "stopped")
-        if number > lease.step and lease.told > lease.seen:
-            lease.seen = lease.told
+        if number > lease.step and lease.answer["epoch"] > lease.seen:
+            lease.seen = lease.answer["epoch"]
             await self._wake()
 
         def following() -> int | None:
-            return min((e for e in lease.events if e > lease.told), default=None)
+            return min((e for e in lease.events if e > lease.answer["epoch"]), default=None)
 
         def given_up() -> bool:
             return self._stopping or self._dead is not None or self._leases.get(key) is not lease
@@ -158,12 +158,11 @@ class Broker:
 
         await self._wait(news)
         if lease.step < number:
-            epoch = following()
-            if epoch is None:
-                lease.answer = _result(lease.told, {"done": True}, "stopped" if given_up() else lease.state)
-            else:
+            if (epoch := following()) is not None:
                 lease.answer = _result(epoch, lease.events[epoch], lease.state)
-                lease.told = epoch
+            else:
+                ended = "stopped" if given_up() else lease.state
+                lease.answer = _result(lease.answer["epoch"], {"done": True}, ended)
             lease.step = number
         return lease.answer
 

@@ -26,11 +26,9 @@ class Lease:
     worker: str | None = None
     attempt: int = 0
     window: int | None = None
-    told: int = 0
-    """The last epoch that Tune was told of."""
     step: int = 0
     """Tune's last step that was answered, and the answer: Ray may ask again, where it was lost."""
-    answer: dict[str, Any] = field(default_factory=dict)
+    answer: dict[str, Any] = field(default_factory=lambda: {"epoch": 0})
     seen: int = 0
     """The last epoch that the driver is done with, since it asked for the next."""
     events: dict[int, Event] = field(default_factory=dict)

@@ -250,13 +250,17 @@ class FolderLock:
                 continue
 
 
+REFUSALS = (SpecError, TrainablesError)
+"""What says that a run is not begun."""
+
+
 @contextlib.contextmanager
 def nothing_if_refused(folder: Path) -> Iterator[None]:
     """A results folder that the block made is gone again where the block refuses to run and it has no trial."""
     there = folder.exists()
     try:
         yield
-    except (SpecError, TrainablesError):
+    except REFUSALS:
         with contextlib.suppress(LockedError):  # another driver's by now
             if not there and folder.exists():
                 with FolderLock(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.trainables.support import one_tower_trial, outcome, run, work
 from tests.trainables.tiny_images import save_dinov2, write_colours
 from tests.trainables.training.support import check_weights, together
 from trainables.config import TrialConfig
+from trainables.training.worker import run_trial
 
 pytestmark = pytest.mark.gpu
 METHODS = ("randlora", "lora", "vera", "adalora", "full", "linear-probe")
@@ -72,8 +74,6 @@ def test_precisions(device: torch.device, places: tuple[Path, Path], tmp_path: P
 
 @pytest.mark.parametrize("method", ["randlora", "adalora"])
 def test_it_goes_on_where_it_was(device: torch.device, places: tuple[Path, Path], method: str, tmp_path: Path) -> None:
-    from trainables.training.worker import run_trial
-
     config = trial(places, method, epochs=3)
     wanted = outcome(run(config, tmp_path / "whole"))
     broken = run_trial(config, warm={}, directory=tmp_path / "broken")
@@ -97,16 +97,12 @@ def test_a_pack_as_separate_trials(
 
 def beside(rank: int, config: TrialConfig, folder: str) -> None:
     """One of the processes that share a device."""
-    import json
-
     reports = run(config, Path(folder) / f"beside{rank}")
     (Path(folder) / f"beside{rank}.json").write_text(json.dumps(outcome(reports)), encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("default")
 def test_two_share_a_device(device: torch.device, places: tuple[Path, Path], tmp_path: Path) -> None:
-    import json
-
     tree = {
         "name": "shared",
         "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},

@@ -18,7 +18,7 @@ from randlora.files.checkpoint import META
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError, first_line
 from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
-from trainables.models.loading import LoadedModel, load_model
+from trainables.models.loading import LoadedModel, load_model, to_bf16
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
 from trainables.tasks.lane_cache import Warm
 
@@ -57,8 +57,8 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
     """
     loaded = load_model(trial.model)
     if trial.train.base_weights == "bf16":
-        for parameter in loaded.module.parameters():
-            parameter.data = parameter.data.bfloat16().float()
+        to_bf16(loaded.module)
+        loaded.module.float()
     known = (folder / FACTS_FILE).is_file()
     facts = Facts.read(folder) if known else facts_of(trial, loaded, Warm({}, torch.device("cpu")))
     facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have moved since

@@ -15,7 +15,7 @@ from trainables.data.images.dataset import Dataset
 from trainables.data.images.pixels import KEEP_BYTES, Pixels, Recipe
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.text.dataset import TextDataset
-from trainables.models.loading import LoadedModel, load_model
+from trainables.models.loading import LoadedModel, load_model, to_bf16
 from trainables.models.sharing.shared import shared_model
 from trainables.models.sharing.skeleton import named_tensors
 
@@ -78,8 +78,7 @@ class Warm:
     def model(self, model_id: str, weights: str = "fp32") -> LoadedModel:
         """The base model on this worker's device, loaded on first use; on the CPU one copy for a machine's workers.
 
-        `weights` "bf16" keeps parameters in bfloat16, which each worker has for itself; buffers, such as frequencies of
-        positions, stay as they are.
+        `weights` "bf16" keeps parameters in bfloat16 (`to_bf16`), which each worker has for itself.
         """
         models, key = self._table("models"), _model_key(model_id, weights)
         if key not in models:
@@ -87,8 +86,7 @@ class Warm:
                 self._table(table).clear()
             loaded = shared_model(model_id) if self.device.type == "cpu" else load_model(model_id)
             if weights == "bf16":
-                for parameter in loaded.module.parameters():
-                    parameter.data = parameter.data.to(torch.bfloat16)
+                to_bf16(loaded.module)
             loaded.module.to(self.device)
             models[key] = loaded
             self._table("marks")[key] = Marks(loaded.module)
