@@ -43,7 +43,8 @@ def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Si
     """Warn of a capacity that no target can use: it costs parameters and brings nothing. Some targets may be small."""
     if ":" in method.name:  # another package's, which has limits of its own
         return
-    most = method.max_capacity([site.shape for site in sites.values()], **config.options())
+    options = config.options()  # of one weight at a time: NoLA has as many bases as its smallest can use
+    most = max(method.max_capacity([shape], **options) for shape in {site.shape for site in sites.values()})
     if (largest := max(sizes.values())) > most:
         warnings.warn(
             f"{method.title}: {method.capacity_field} = {largest} is above {most}, the most that any of the "

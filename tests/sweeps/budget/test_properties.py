@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -32,6 +32,7 @@ class Stack(nn.Module):
 
 @settings(max_examples=60, deadline=None)
 @given(method=METHOD, shapes=SHAPES, budget=st.integers(1, 4000), allocation=st.sampled_from(ALLOCATIONS))
+@example(method="nola", shapes=[(1, 1), (1, 2)], budget=5, allocation="per-layer")  # one uses more than all can
 def test_the_count_is_what_the_built_module_trains(
     method: str, shapes: list[tuple[int, int]], budget: int, allocation: str
 ) -> None:
