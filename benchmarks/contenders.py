@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 RETAIN = {
     "MALLOC_MMAP_MAX_": "0",
@@ -44,6 +45,7 @@ ACCUMULATED = (
     ("accumulating() / PEFT LoRA", "randlora-held", "peft-lora"),
     ("accumulating() / full fine-tuning", "randlora-held", "full"),
 )
+ON_CUDA = (("ternary RandLoRA, RANDLORA_KERNELS=triton / dense products", "ternary-triton", "ternary"),)
 NAMES = sorted({name for row in (*ROWS, *ACCUMULATED) for name in row[1:3]})
 
 
@@ -105,6 +107,7 @@ def build(name: str, depth: int, low: bool = False) -> tuple[Any, list[Any]]:
         "randlora-held": lambda: randlora.RandLoraConfig(6),
         "ternary": lambda: randlora.RandLoraConfig(6, distribution="ternary", sparsity=768**0.5),
     }
+    configs["ternary-triton"] = configs["ternary"]
     targets = [f"blocks.*.{t}.weight" for t in TARGETS]
     adapted = randlora.attach(model, configs[name](), targets)
     return model, list(adapted.parameters())
@@ -134,7 +137,8 @@ class Contender:
         from randlora.arithmetic.plans import keep_merged
 
         cast = torch.autocast(self.device, torch.bfloat16, enabled=self.autocast)
-        with keep_merged(self.name == "randlora-kept"), cast:
+        kernel = {"RANDLORA_KERNELS": "triton"} if self.name == "ternary-triton" else {}
+        with mock.patch.dict(os.environ, kernel), keep_merged(self.name == "randlora-kept"), cast:
             logits = self.model(images)
         return torch.nn.functional.cross_entropy(logits.float(), labels)
 

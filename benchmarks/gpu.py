@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from contenders import NAMES, ROWS, Contender, data, ratios, restart_with, summary, time_steps  # noqa: E402
+from contenders import NAMES, ON_CUDA, ROWS, Contender, data, ratios, restart_with, summary, time_steps  # noqa: E402
 
 PRECISIONS = ("float32", "bf16", "autocast")
 METHODS = ("lora", "dora", "vera", "nola", "randlora", "randlora-a", "pissa", "lora-xs", "adalora")
@@ -47,10 +48,15 @@ def adapters(options: argparse.Namespace) -> Found:
     depth, tokens = (3, 1600) if options.quick else (12, 12800)
     depth, tokens = options.depth or depth, options.tokens or tokens
     names = options.contenders or [n for n in NAMES if n != "randlora-held"]
+    if options.device == "cuda" and "ternary" in names and importlib.util.find_spec("triton"):
+        names = [*names, "ternary-triton"]
     found: Found = {}
     for precision in PRECISIONS:
         times = time_steps(names, depth, tokens, 3 if options.quick else 20, 1, options.device, precision)
-        found[precision] = {"ratios": ratios(times, ROWS), "seconds": {n: summary(t) for n, t in times.items()}}
+        found[precision] = {
+            "ratios": ratios(times, (*ROWS, *ON_CUDA)),
+            "seconds": {n: summary(t) for n, t in times.items()},
+        }
         for label, ratio in found[precision]["ratios"].items():
             line(f"{precision}: {label}", ratio)
         if options.device == "cuda":

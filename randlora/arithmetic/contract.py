@@ -73,14 +73,14 @@ def low_rank_beside(x: Tensor, y: Tensor, factors: tuple[Tensor, Tensor], scale:
 class Spread(NamedTuple):
     """The frozen part of one weight's delta: B M if `tall` (out >= in), else (B M)^T. `a` is (r x m), `b` (D x n r).
 
-    `found` is b as lists where it is ternary and the compiled part is there.
+    `found` is b as lists or signs where it is ternary and there is a kernel for it.
     """
 
     a: Tensor
     b: Tensor
     scale: float
     tall: bool
-    found: ternary.Lists | None = None
+    found: ternary.Found | None = None
 
 
 def spread(lambda_RJ: Tensor, gamma_JM: Tensor, a_RM: Tensor, scale: float) -> Tensor:
@@ -104,7 +104,7 @@ def _merge(base: Tensor | None, m_QM: Tensor, part: Spread) -> Tensor:
     """base + delta (out x in); in base's precision where the bases are in a lower one."""
     b = part.b
     if part.found is not None and (base is None or base.dtype == torch.float32):
-        return ternary.merge(base, m_QM, part.found, part.tall)
+        return ternary.merge(base, m_QM.to(b.dtype), part.found, part.tall)
     left, right = (b, m_QM.to(b.dtype)) if part.tall else (m_QM.to(b.dtype).t(), b.t())
     if base is None:
         return left @ right
@@ -263,9 +263,9 @@ def spread_linear(
             plan = "activation"
         else:
             training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)
-            density = None if part.found is None else part.found.density
+            kernel = None if part.found is None else part.found.part
             sizes = (rows.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1])
-            plan = choose_plan(*sizes, training, density=density, keep=keeping())
+            plan = choose_plan(*sizes, training, part=kernel, keep=keeping())
     bias = None if bias is None else bias.to(dtype)
     y = apply_plain(_SpreadLinear, x.device, rows.to(dtype), base, bias, *trained, part, plan)
     return y.view(*x.shape[:-1], y.shape[-1])

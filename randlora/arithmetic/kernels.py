@@ -1,6 +1,7 @@
-"""The optional compiled part: a small C library, built on first use with the system's compiler and kept in a cache.
+"""The optional compiled parts: a small C library, built on first use with the system's compiler and kept in a cache;
+and, on CUDA, a Triton kernel where `RANDLORA_KERNELS=triton` asks for it.
 
-Nothing needs it. Without a compiler, or with `RANDLORA_KERNELS=off` in the environment, `load_compiled()` is None and
+Nothing needs them. Without a compiler, or with `RANDLORA_KERNELS=off` in the environment, `load_compiled()` is None and
 the same products are made by torch. `status()` says what is in use and why.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -17,6 +19,10 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+
+import torch
+
+from randlora.errors import ConfigError
 
 _SOURCE = Path(__file__).with_name("ternary.c")
 _FLAGS = ("-O3", "-fPIC", "-shared", "-std=gnu11")
@@ -110,6 +116,21 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
 def load_compiled() -> ctypes.CDLL | None:
     """The compiled library, built if need be; None where it cannot be had."""
     return _library()[0]
+
+
+def takes_triton(device: torch.device) -> bool:
+    """Whether products with signs on `device` are Triton's.
+
+    On request alone, until it is measured that it is faster. Under Triton's interpreter the CPU is such a device.
+
+    Raises ConfigError: it is asked for, and there is no package triton.
+    """
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if os.environ.get("RANDLORA_KERNELS", "").lower() != "triton" or not (device.type == "cuda" or interpreted):
+        return False
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError("RANDLORA_KERNELS=triton needs the package triton: pip install triton")
+    return True
 
 
 def status() -> str:

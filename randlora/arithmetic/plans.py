@@ -18,8 +18,8 @@ gather      W0 + B M                    W0 + B M, dY B or x B      p (2 D q d + 
 
 M and W0 + B M are made again in backward instead of being kept, except by `kept`, which trades the memory of one more
 weight a layer for time and is in the choice only inside `with keep_merged():`. Kept otherwise is x, or for a wide
-weight the smaller x B. `gather` is for a ternary B that `ternary` holds as lists: its products with B cost the
-part p = `GATHER_COST` times the share of entries that are not 0.
+weight the smaller x B. `gather` is for a ternary B that `ternary` has a kernel for: its products with B cost the part p
+of dense ones.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 Plan = Literal["activation", "mixed", "merged", "kept", "gather"]
-
-GATHER_COST = 3.5
-"""Time of a gathered term over a dense one (measured 2.5 to 4 with AVX-512 at 93 % zeros)."""
 
 
 class _Keeping:
@@ -77,46 +74,40 @@ def choose_plan(
     inner: int,
     training: bool = True,
     *,
-    density: float | None = None,
+    part: float | None = None,
     keep: bool = False,
 ) -> Plan:
     """The cheapest plan; where nothing is differentiated only the forward counts.
 
-    `density` is the share of B's entries that are not 0 where `gather` is possible, else None. `keep` allows `kept`.
+    `part` is p where `gather` is possible, else None. `keep` allows `kept`.
     """
     if not training:
-        part = _part(density)
-        if part * large * small < rows * (large + small):
-            return "merged" if density is None else "gather"
+        if (1.0 if part is None else part) * large * small < rows * (large + small):
+            return "merged" if part is None else "gather"
         return "activation"
-    costs = _allowed(rows, large, small, inner, density, keep)
+    costs = _allowed(rows, large, small, inner, part, keep)
     return min(costs, key=costs.__getitem__)
 
 
 def pays_to_accumulate(
-    rows: int, large: int, small: int, inner: int, micro_batches: int, *, density: float | None = None
+    rows: int, large: int, small: int, inner: int, micro_batches: int, *, part: float | None = None
 ) -> bool:
     """Whether one W0 + B M for `micro_batches` of `rows` each, gone back through once, beats the cheapest plan.
 
     It costs N D d for the weight's gradient in every micro-batch, and 2 D q d a step to make it and to go back.
     """
-    costs = _allowed(rows, large, small, inner, density, keep=False)
-    once = 2 * _part(density) * large * inner * small
+    costs = _allowed(rows, large, small, inner, part, keep=False)
+    once = 2 * (1.0 if part is None else part) * large * inner * small
     return micro_batches * rows * large * small + once < micro_batches * min(costs.values())
 
 
-def _part(density: float | None) -> float:
-    """p of the module's table; 1 for a dense B."""
-    return 1.0 if density is None else GATHER_COST * density
-
-
-def _allowed(rows: int, large: int, small: int, inner: int, density: float | None, keep: bool) -> dict[Plan, float]:
+def _allowed(rows: int, large: int, small: int, inner: int, part: float | None, keep: bool) -> dict[Plan, float]:
     """Costs of the plans to choose from; of equal ones the first is taken."""
     costs: dict[Plan, float] = {**plan_costs(rows, large, small, inner)}
     if not keep:
         del costs["kept"]
-    if density is not None:
-        costs["gather"] = _part(density) * (2 * large * inner * small + rows * large * inner) + rows * inner * small
+    if part is not None:
+        costs["gather"] = part * (2 * large * inner * small + rows * large * inner) + rows * inner * small
     return costs
 
 

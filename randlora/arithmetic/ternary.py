@@ -1,8 +1,9 @@
-"""Products with a ternary basis B (entries -c, 0, +c) by gathering and adding, without multiplications.
+"""Products with a ternary basis B (entries -c, 0, +c) that cost less than dense ones.
 
-Costs grow with the number of entries that are not 0: at the paper's sparsity sqrt(D) (93 % zeros at D = 768) a product
-takes a small part of the dense one's time. Used on the CPU in float32, where `kernels` has its compiled part;
-everywhere else `lists` returns None and the products are dense, with the same result up to rounding.
+On the CPU in float32, where `kernels` has its compiled part, by gathering and adding: costs grow with the number of
+entries that are not 0, and at the paper's sparsity sqrt(D) (93 % zeros at D = 768) a product takes a small part of the
+dense one's time. On CUDA, where `kernels` is asked for Triton, by `tensor_cores`. Everywhere else `lists` returns None
+and the products are dense, with the same result up to rounding.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -21,6 +23,8 @@ from randlora.arithmetic.bases import Draw, draw
 
 MAX_DENSITY = 0.4
 """Above this share of entries that are not 0 the dense product is as fast."""
+GATHER_COST = 3.5
+"""Time of a gathered term over a dense one (measured 2.5 to 4 with AVX-512 at 93 % zeros)."""
 
 _PAD = 4
 
@@ -46,6 +50,27 @@ class Lists(NamedTuple):
     value: float
     density: float
 
+    @property
+    def part(self) -> float:
+        """Time of a product over the dense one's."""
+        return GATHER_COST * self.density
+
+
+class Signs(NamedTuple):
+    """B (D x q) as int8 signs on its device; `value` is c."""
+
+    rows: Tensor
+    value: float
+    part: float = 1.0
+    """Time of a product over the dense one's: level, since nobody has measured it (`benchmarks/gpu.py` does)."""
+
+    @property
+    def columns(self) -> Tensor:
+        return self.rows.t()
+
+
+Found = Lists | Signs
+
 
 def _signed(values: Tensor) -> _Signed:
     """Lists of the rows of `values`."""
@@ -68,21 +93,32 @@ def make_lists(b_DQ: Tensor) -> Lists | None:
     """Lists of a float32 CPU matrix whose entries are -c, 0 and +c; None for any other, or one too dense or too big."""
     if b_DQ.device.type != "cpu" or b_DQ.dtype != torch.float32 or max(b_DQ.shape) >= 1 << 16 or b_DQ.numel() == 0:
         return None
-    size = b_DQ.abs()
-    value = float(size.max())
-    nonzero = size != 0
-    density = float(nonzero.double().mean())
-    if value == 0.0 or density > MAX_DENSITY or bool((size[nonzero] != value).any()):
+    value = _size(b_DQ)
+    density = float((b_DQ != 0).double().mean())
+    if value is None or density > MAX_DENSITY:
         return None
     return Lists(_signed(b_DQ), _signed(b_DQ.t()), value, density)
 
 
+def make_signs(b_DQ: Tensor) -> Signs | None:
+    """Signs of a matrix whose entries are -c, 0 and +c; None for any other, and for an empty one."""
+    value = _size(b_DQ) if b_DQ.numel() else None
+    return None if value is None else Signs(b_DQ.sign().to(torch.int8), value)
+
+
+def _size(b_DQ: Tensor) -> float | None:
+    """c of a matrix whose entries are -c, 0 and +c, not all of them 0."""
+    size = b_DQ.abs()
+    value = size.max()
+    return float(value) if bool(value != 0) and bool(((size == 0) | (size == value)).all()) else None
+
+
 @functools.cache
-def _right(library: ctypes.CDLL) -> bool:
-    """Whether a freshly loaded library gives the dense products' numbers; a wrong build is never used."""
+def _right(make: Callable[[Tensor], Found | None], device: torch.device, library: ctypes.CDLL | None) -> bool:
+    """Whether a freshly built kernel gives the dense products' numbers; a wrong build is never used."""
     spec = Draw(70, 50, "ternary", sparsity=6.0)
-    b_DQ, m_QM = draw(0, "check", spec), draw(0, "check M", Draw(50, 45))
-    found = make_lists(b_DQ)
+    b_DQ, m_QM = draw(0, "check", spec).to(device), draw(0, "check M", Draw(50, 45)).to(device)
+    found = make(b_DQ)
     assert found is not None
     dense = b_DQ @ m_QM
     made = (
@@ -93,36 +129,49 @@ def _right(library: ctypes.CDLL) -> bool:
     return all(float(error.abs().max()) < 1e-3 for error in made)
 
 
-_CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, dict[tuple[int, int], Lists | None]]] = (
+_SIGNED = (torch.float32, torch.bfloat16, torch.float16)
+
+_CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, dict[tuple[int, int], Found | None]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def lists(owner: nn.Module, whole: Tensor, rows: int, columns: int) -> Lists | None:
-    """`make_lists(whole[:rows, :columns])`, kept for as long as `owner` holds the same tensor.
+def lists(owner: nn.Module, whole: Tensor, rows: int, columns: int) -> Found | None:
+    """`whole[:rows, :columns]` as lists or signs, kept for as long as `owner` holds the same tensor.
 
-    None inside `torch.compile`, which cannot look into the compiled part: there the products are dense.
+    None where no kernel takes it, and inside `torch.compile`, which cannot look into one: there products are dense.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or whole.device.type == "meta":
         return None
-    library = kernels.load_compiled() if whole.device.type == "cpu" and whole.dtype == torch.float32 else None
-    if library is None or not _right(library):
+    make: Callable[[Tensor], Found | None] = make_signs
+    library = None
+    if whole.dtype not in _SIGNED or not kernels.takes_triton(whole.device):
+        make = make_lists
+        library = kernels.load_compiled() if whole.device.type == "cpu" and whole.dtype == torch.float32 else None
+        if library is None:
+            return None
+    if not _right(make, whole.device, library):
         return None
     source, known = _CACHE.get(owner, (None, {}))
     if source is not whole:
         known = {}
         _CACHE[owner] = (whole, known)
-    key = (rows, columns)
+    key = (rows, columns) if make is make_lists else (whole.shape[0], whole.shape[1])
     if key not in known:
-        known[key] = make_lists(whole[:rows, :columns])
-    return known[key]
+        known[key] = make(whole[: key[0], : key[1]])
+    found = known[key]
+    return found._replace(rows=found.rows[:rows, :columns]) if isinstance(found, Signs) else found
 
 
-def signed_sums(x: Tensor, chosen: _Signed, scale: float, out: Tensor, base: Tensor | None = None) -> Tensor:
+def signed_sums(x: Tensor, chosen: _Signed | Tensor, scale: float, out: Tensor, base: Tensor | None = None) -> Tensor:
     """out[lane, o] = base[lane, o] + scale * (sum of x[lane, plus[o]] - sum of x[lane, minus[o]]).
 
-    x (lanes x terms) and out (lanes x outputs) are float32 on the CPU, of any strides; base has out's.
+    x (lanes x terms) and out (lanes x outputs) are of any strides, float32 on the CPU for lists; base has out's.
     """
+    if isinstance(chosen, Tensor):
+        from randlora.arithmetic import tensor_cores
+
+        return tensor_cores.signed_sums(x, chosen, scale, out, base)
     library = kernels.load_compiled()
     assert library is not None
     if x.stride(0) != 1 and x.stride(1) != 1:
@@ -152,10 +201,14 @@ def signed_sums(x: Tensor, chosen: _Signed, scale: float, out: Tensor, base: Ten
     return out
 
 
-def merge(base: Tensor | None, m_QM: Tensor, found: Lists, tall: bool) -> Tensor:
-    """base + B M (D x m) if tall, else base + (B M)^T (m x D)."""
-    lanes, outputs = m_QM.shape[1], found.rows.outputs
-    out = m_QM.new_empty((outputs, lanes) if tall else (lanes, outputs))
+def _outputs(chosen: _Signed | Tensor) -> int:
+    return chosen.shape[0] if isinstance(chosen, Tensor) else chosen.outputs
+
+
+def merge(base: Tensor | None, m_QM: Tensor, found: Found, tall: bool) -> Tensor:
+    """base + B M (D x m) if tall, else base + (B M)^T (m x D), in base's type if there is one."""
+    lanes, outputs = m_QM.shape[1], _outputs(found.rows)
+    out = (m_QM if base is None else base).new_empty((outputs, lanes) if tall else (lanes, outputs))
     if base is not None and base.stride() != out.stride():
         base = torch.empty_like(out).copy_(base)  # contiguous() keeps odd strides of sides of length 1
     view = out.t() if tall else out
@@ -164,8 +217,8 @@ def merge(base: Tensor | None, m_QM: Tensor, found: Lists, tall: bool) -> Tensor
     return out
 
 
-def times_b(x_ND: Tensor, found: Lists) -> Tensor:
+def times_b(x_ND: Tensor, found: Found) -> Tensor:
     """(x B)^T (q x N)."""
-    out = x_ND.new_empty(found.columns.outputs, x_ND.shape[0])
+    out = x_ND.new_empty(_outputs(found.columns), x_ND.shape[0])
     signed_sums(x_ND, found.columns, found.value, out.t())
     return out

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from randlora import Adapted, AdapterConfig, attach, get_method, load
+from randlora.arithmetic import kernels
 from randlora.arithmetic.bases import DISTRIBUTIONS, Bases, Draw
 from tests.randlora import support
+from tests.randlora.arithmetic import support as arithmetic
 from tests.randlora.methods.support import NAMES, configured, network, rows
 from tests.randlora.methods.support import TARGETS as PEFT_TARGETS
 
@@ -65,6 +67,14 @@ def test_a_method_as_on_the_cpu(device: torch.device, config: AdapterConfig | No
     torch.testing.assert_close(*starts, **CLOSE)
     there.detach()
     assert all(torch.equal(p.cpu(), q) for p, q in zip(there.model.parameters(), plain.parameters(), strict=True))
+
+
+def test_signs_on_tensor_cores(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("RANDLORA_KERNELS", "triton")
+    if not kernels.takes_triton(device):
+        pytest.skip("Triton's kernel runs on CUDA; tests/randlora/arithmetic has it under the interpreter")
+    arithmetic.check(arithmetic.products(str(device)))
 
 
 def stepped(adapted: Adapted, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -47,7 +47,7 @@ def test_lists_hold_the_matrix() -> None:
             for o in range(signed.outputs):
                 again[o, index[int(start[o]) : int(start[o + 1])].long()] = sign * found.value
         assert torch.equal(again[:, :-1], matrix)
-    assert found.density == (b != 0).double().mean()
+    assert found.density == (b != 0).double().mean() and found.part == ternary.GATHER_COST * found.density
 
 
 def test_what_has_no_lists() -> None:
@@ -110,10 +110,10 @@ def test_the_plan_and_the_matrix_form(shape: tuple[int, int], with_base: bool) -
 
 
 def test_gather_is_chosen_where_it_is_cheap() -> None:
-    assert choose_plan(1600, 768, 768, 768, density=0.07) == "gather"
-    assert choose_plan(1600, 768, 768, 768, density=0.33) == "merged"
-    assert choose_plan(2, 768, 768, 768, density=0.07) == "activation"
-    assert choose_plan(1600, 768, 768, 768, training=False, density=0.07) == "gather"
+    assert choose_plan(1600, 768, 768, 768, part=0.25) == "gather"
+    assert choose_plan(1600, 768, 768, 768, part=1.15) == "merged"
+    assert choose_plan(2, 768, 768, 768, part=0.25) == "activation"
+    assert choose_plan(1600, 768, 768, 768, training=False, part=0.25) == "gather"
 
 
 CONFIG = RandLoraConfig(3, distribution="ternary", sparsity=8.0)
@@ -197,7 +197,7 @@ def test_built_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @compiled
 def test_a_wrong_build_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
     library = kernels.load_compiled()
-    assert library is not None and ternary._right(library)
+    assert library is not None and ternary._right(ternary.make_lists, torch.device("cpu"), library)
     ternary._right.cache_clear()
     times_b = ternary.times_b
     monkeypatch.setattr(ternary, "times_b", lambda x, found: times_b(x, found) * 1.1)
