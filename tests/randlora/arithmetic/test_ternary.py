@@ -202,7 +202,8 @@ def test_a_wrong_build_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
     times_b = ternary.times_b
     monkeypatch.setattr(ternary, "times_b", lambda x, found: times_b(x, found) * 1.1)
     try:
-        assert ternary.lists(nn.Module(), basis(64, 64), 64, 64) is None
+        with pytest.warns(UserWarning, match="wrong numbers on cpu and is not used"):
+            assert ternary.lists(nn.Module(), basis(64, 64), 64, 64) is None
     finally:
         ternary._right.cache_clear()
 
