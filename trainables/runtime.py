@@ -40,6 +40,16 @@ def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     return "fp32", contextlib.nullcontext
 
 
+def slow_bf16() -> bool:
+    """Whether bf16 is slower than fp32 here: no CUDA device, and a processor that oneDNN has no bf16 products for.
+
+    There torch's own take their place: 7 times float32's time for a linear layer, 60 for `x @ w` (an AMD with AVX2).
+    """
+    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @contextlib.contextmanager
 def float32_backend(asked: str, device: torch.device) -> Iterator[str]:
     """The float32 matrix back end of a trial, the same for every method: set inside the block, restored at its end.

@@ -223,11 +223,22 @@ def print_header(plan: Plan) -> None:
     )
 
 
+def precision_words(plan: Plan) -> list[str]:
+    """That this machine is slow at the precision asked for, if it is."""
+    from trainables.runtime import slow_bf16
+
+    if plan.spec.train.precision != "bf16" or not slow_bf16():
+        return []
+    return ['no bf16 products on this processor: train.precision = "fp32" is several times faster here']
+
+
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
     from sweeps.plan.checks import peft_words
 
     print_weak(weak_of(plan))
+    for line in precision_words(plan):
+        out.print(f"bf16      {line}")
     if plan.spec.description:
         out.print(plan.spec.description, style="dim")
     rows = [

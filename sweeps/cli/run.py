@@ -14,7 +14,7 @@ import typer
 
 from analysis.format import duration
 from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Available, Json, Scale, Set, Spec, load
-from sweeps.cli.plan import print_estimate_line, print_header, weak_of
+from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_weak
 from sweeps.cli.results import print_best
 from sweeps.cli.watching.verb import Browser, beside
@@ -91,7 +91,7 @@ def run(
             check_there(location, loaded.identity())
             restore(loaded.folder, location)
         check_inputs(planned)
-        for line in fewer_words(planned.feasible):
+        for line in (*fewer_words(planned.feasible), *([] if address else precision_words(planned))):
             err.print(line, style="yellow")
         print_weak(weak_of(planned.with_sizes(download=True)), err)
         observers = watchers(loaded, optuna_storage, track or ())

@@ -150,6 +150,15 @@ def test_a_plan_says_what_a_cell_is_given(tmp_path: Path) -> None:
     assert "below 1 points count as none" in shown and "5 of at most 5" in shown
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_bf16_on_a_processor_without_it_is_named(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.runtime.slow_bf16", lambda: slow)
+    words = [QUICKSTART, "--set", "budgets.lora_rank=[4]", "--set", "methods={lora={}}", "--set"]
+    assert ("no bf16 products" in sweeps("plan", *words, 'train.precision="bf16"').output) == slow
+    assert "no bf16 products" not in sweeps("plan", *words, 'train.precision="fp32"').output
+    assert ("bf16 slower" in sweeps("doctor").output) == slow
+
+
 def test_a_plan_says_what_can_go_to_peft() -> None:
     words = ["--set", "budgets.lora_rank=[4]", "--set", "methods={lora={}, dora={}}"]
     forms = json.loads(sweeps("plan", QUICKSTART, *words, "--json").stdout)["peft"]
