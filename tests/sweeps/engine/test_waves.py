@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sweeps.engine import drive
 from sweeps.lanes.pool import Pool
+from sweeps.lanes.tune import Dispatcher
 from tests.fakes import fake_plan
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go
 
@@ -26,9 +26,9 @@ def test_a_long_sweep_takes_several_tuners(
     waves: list[int] = []
     real = drive._tune
 
-    def tune(dispatcher: Any, pool: Any, packed: int) -> None:
+    def tune(dispatcher: Dispatcher, pool: Pool) -> None:
         before = dispatcher.left
-        real(dispatcher, pool, packed)
+        real(dispatcher, pool)
         waves.append(before - dispatcher.left)
 
     assert drive.WAVE == 1000
