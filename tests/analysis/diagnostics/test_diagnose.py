@@ -197,13 +197,13 @@ def test_a_layer_that_says_nothing_is_null() -> None:
 
 
 @pytest.mark.slow
-def test_a_task_that_fails_says_why_and_the_others_stay(tiny: Path, pool: Pool) -> None:
+def test_a_task_that_fails_says_why_and_leaves_no_rows(tiny: Path, pool: Pool) -> None:
     store = open_store(tiny)
     damaged = next(k for k in kept_trials(store) if k.row["method"] == "lora")
     (damaged.folder / "adapter.json").write_text("{}")
     with pytest.raises(ValueError, match="has format None"):
         analyze(store, "cka", execute=ray_tasks(cpus=0, progress=False), examples=32)
-    assert store.table("cka").num_rows < 9
+    assert {row["method"] for row in store.table("cka").to_pylist()} <= {"randlora", "zero-shot"}
 
 
 def test_what_cannot_be_done_is_said(tiny: Path) -> None:
