@@ -187,6 +187,9 @@ def test_an_error_is_shown_in_its_box_and_the_page_goes_on(tmp_path: Path, monke
         monkeypatch.setattr("sweeps.cli.watching.page.progress_of", fails)
         name, html = next(events)
         assert name == "headline" and cause in html
+        monkeypatch.setattr("sweeps.cli.watching.page.render", fails)
+        status, _, text = page.ask("/report")
+        assert (status, text) == (500, f"The report can't be made: KeyError: {HOSTILE!r}")
         monkeypatch.undo()
         found = dict(itertools.islice(events, 2))  # on the same line
         assert "trials finished" in found["headline"] and "This can't" not in found["cells"]
