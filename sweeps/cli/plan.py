@@ -229,7 +229,7 @@ def precision_words(plan: Plan) -> list[str]:
 
     if plan.spec.train.precision != "bf16" or not slow_bf16():
         return []
-    return ['no bf16 products on this processor: train.precision = "fp32" is several times faster here']
+    return ['no bf16 products on this processor: train.precision = "fp32" is many times faster here']
 
 
 def print_plan(plan: Plan) -> None:
