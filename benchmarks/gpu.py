@@ -59,6 +59,13 @@ def adapters(options: argparse.Namespace) -> Found:
         }
         for label, ratio in found[precision]["ratios"].items():
             line(f"{precision}: {label}", ratio)
+        if precision != PRECISIONS[0]:
+            medians = {p: {n: s["median"] for n, s in found[p]["seconds"].items()} for p in (PRECISIONS[0], precision)}
+            over = {n: value / medians[PRECISIONS[0]][n] for n, value in medians[precision].items()}
+            found[precision]["over float32"] = over
+            print(
+                f"  {precision} over float32: " + ", ".join(f"{n} {value:.1f}" for n, value in over.items()), flush=True
+            )
         if options.device == "cuda":
             found[precision]["peak_bytes"] = {n: peak(n, depth, tokens, precision) for n in names}
     return found

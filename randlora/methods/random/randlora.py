@@ -97,7 +97,7 @@ class RandLora(Adapter):
         device = bases.get("A").device
         self.r, self.n, self.scale = r, n, config.scale_of(n)
         self.tall = shape[0] >= shape[1]
-        self.signs = config.distribution in ("binary", "ternary")
+        self.ternary = config.distribution == "ternary"
         self.bases = bases
         self.lambdas, self.gammas = start(r, n, min(shape), request, device)
 
@@ -105,7 +105,7 @@ class RandLora(Adapter):
         """This layer's slices of the shared bases; B in `dtype`."""
         whole = self.bases.get("B", dtype)
         large, inner = max(self.shape), self.n * self.r
-        found = ternary.lists(self.bases, whole, large, inner) if self.signs else None
+        found = ternary.lists(self.bases, whole, large, inner) if self.ternary else None
         a = self.bases.get("A")[: self.r, : min(self.shape)]
         return Spread(a, whole[:large, :inner], self.scale, self.tall, found)
 
