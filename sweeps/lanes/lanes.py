@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as _WARNS
@@ -39,6 +40,8 @@ PROVEN_S = 600.0
 """Seconds that a lane must be up for its failures to be counted anew."""
 RETRY_S = 60.0
 """Between tries of a lane that is down, as when its machine is lost and another may take its place."""
+CONTROLLER_BYTES = 400 * 2**20
+"""Memory of a lane's controller with its helper process: docs/scale.md."""
 _TELLS, _TELL_S = 5, 2.0
 """How often, and with how many seconds between, a lane that ended is freed and told of: Ray may refuse for a moment."""
 _LEAVE_S = 2.0
@@ -66,17 +69,19 @@ class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
 
     Attributes:
         controller: handle of the process that runs the lane, which `fit` keeps to itself; None before there is one.
+        near: whether that process is on the driver's machine; else it is on another one of the cluster.
         leave: once set, `fit` ends by `_LeftError`, whatever the controller does.
     """
 
     controller: Any = None
+    near: bool
     leave: threading.Event
 
     def _initialize_and_run_controller(self, **how: Any) -> Any:
         here = ray.get_runtime_context().get_node_id()
         actor = ray.remote(
             num_cpus=0,
-            label_selector={ray._raylet.RAY_NODE_ID_KEY: here},
+            label_selector={ray._raylet.RAY_NODE_ID_KEY: here if self.near else f"!{here}"},
             runtime_env={"env_vars": {_WARNS: "0"} | get_env_vars_to_propagate()},
         )(TrainController)
         self.controller = actor.remote(**how)
@@ -119,6 +124,8 @@ class _Deaths(UserCallback):  # type: ignore[misc]
 class _Lane:
     name: str
     shape: LaneShape
+    beside: bool
+    """Whether the driver's machine has memory for its controller."""
     thread: threading.Thread | None = None
     trainer: _LaneTrainer | None = None
 
@@ -134,6 +141,9 @@ class _Lane:
 class Lanes:
     """Starts the lanes, each in a thread of the driver, and starts a lane again whose controller died.
 
+    Controllers run beside the driver, where no lost machine ends them, as long as half of its free memory is enough;
+    those of further lanes run on other machines of the cluster.
+
     Args:
         broker: handle of the broker actor.
         shapes: one a lane.
@@ -145,7 +155,8 @@ class Lanes:
         self._run = uuid.uuid4().hex[:8]
         self._stopping, self._leaving = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._lanes = [_Lane(f"lane{k}", shape) for k, shape in enumerate(shapes)]
+        beside = psutil.virtual_memory().available // 2 // CONTROLLER_BYTES
+        self._lanes = [_Lane(f"lane{k}", shape, beside=k < beside) for k, shape in enumerate(shapes)]
         self._alive = len(self._lanes)
         self._why = "they have ended"
         for lane in self._lanes:
@@ -230,7 +241,8 @@ class Lanes:
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
-        lane.trainer.leave = self._leaving
+        alone = sum(node["Alive"] for node in ray.nodes()) == 1
+        lane.trainer.near, lane.trainer.leave = lane.beside or alone, self._leaving
         lane.trainer.fit()
 
     @property

@@ -17,10 +17,12 @@ from tests.sweeps.support import Undisturbed, assert_same_tables, logged
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("after", ["", "back"], ids=["none-comes-back", "another-takes-its-place"])
-def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, undisturbed: Undisturbed, after: str) -> None:
+@pytest.mark.parametrize(
+    "how", ["", "back", "away"], ids=["none-comes-back", "another-takes-its-place", "controllers-away-from-the-head"]
+)
+def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, undisturbed: Undisturbed, how: str) -> None:
     log = tmp_path / "log"
-    delay = "1" if after else "0.3"  # a worker on the other machine takes a while to start
+    delay = "1" if how == "back" else "0.3"  # a worker on the other machine takes a while to start
     command = [
         sys.executable,
         "-m",
@@ -28,7 +30,7 @@ def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, undisturbed
         str(tmp_path / "r"),
         str(log),
         delay,
-        *after.split(),
+        *how.split(),
     ]
     done = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=own_ray.environment, timeout=600, check=True
@@ -42,5 +44,8 @@ def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, undisturbed
     epochs = [int(epoch) for trial, epoch, pid in lines if trial in moved and int(pid) not in found["lost"]]
     assert 1 not in epochs, "a trial did not go on from its checkpoint"
     workers = {int(pid) for _, _, pid in lines}
-    assert len(workers) == (3 if after else 2)
+    if how == "away":  # a lane whose controller was lost too starts again, with another worker
+        assert found["controllers"] == 0 and len(workers) >= 2
+    else:
+        assert found["controllers"] == 2 and len(workers) == (3 if how else 2)
     assert_same_tables(tmp_path / "r", undisturbed(logged(log)))

@@ -1,9 +1,10 @@
 """A driver on a cluster of two raylets of this machine, one of which is lost in the middle of its trials.
 
-    python -m tests.sweeps.cluster.two_raylets FOLDER LOG DELAY [back]
+    python -m tests.sweeps.cluster.two_raylets FOLDER LOG DELAY [back|away]
 
 The head has no CPU to train on; two raylets with one CPU each do. All listen on loopback. With "back" another machine
-takes the lost one's place. Prints JSON: what the sweep did, and the process ids of the lost machine.
+takes the lost one's place, with "away" the head has no memory for the lanes' controllers. Prints JSON: what the sweep
+did, the process ids of the lost machine, and how many controllers ran on the head then.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Loss:
 
     def __init__(self, cluster: Cluster, node: Any, log: Path, folder: Path, back: bool) -> None:
         self.cluster, self.node, self.log, self.back = cluster, node, log, back
+        self.controllers = 0
         self.journal = folder / "journal.jsonl"
         self.lost: list[int] = []
         self.lost_at = 0.0
@@ -64,29 +66,38 @@ class Loss:
             self.cluster.add_node(num_cpus=1, object_store_memory=SMALL, wait=False)
 
     def _strike(self) -> None:
-        raylet = psutil.Process(self.node.all_processes["raylet"][0].process.pid)
-        family = [raylet, *raylet.children(recursive=True)]
+        family = _family(self.node)
         pids = {str(process.pid) for process in family}
         lines = [line.split() for line in self.log.read_text().splitlines()]
         epochs = [int(epoch) for _, epoch, pid in lines if pid in pids]
         if epochs and epochs[-1] == 2:  # one epoch is reported, the third is to come
             for process in family:
                 process.kill()
+            on_head = [" ".join(process.cmdline()) for process in _family(self.cluster.head_node)]
+            self.controllers = sum("TrainController" in title for title in on_head)
             self.lost, self.lost_at = [process.pid for process in family], time.monotonic()
 
 
+def _family(node: Any) -> list[psutil.Process]:
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [raylet, *raylet.children(recursive=True)]
+
+
 def main() -> None:
-    folder, log, delay, back = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:] == ["back"]
+    folder, log, delay, how = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
     lanes.RETRY_S = 2.0  # not a minute
+    if how == ["away"]:
+        lanes.CONTROLLER_BYTES = 2**60
     cluster = Cluster()
     try:
         cluster.add_node(num_cpus=0, object_store_memory=SMALL, include_dashboard=False)
         nodes = [cluster.add_node(num_cpus=1, object_store_memory=SMALL) for _ in range(2)]
-        loss = Loss(cluster, nodes[-1], log, folder, back)
+        loss = Loss(cluster, nodes[-1], log, folder, back=how == ["back"])
         loss.thread.start()
         plan = fake_plan(folder, logged(log, delay=delay), resources=FakeResources(concurrent=2))
         summary = run(plan, trial=TRIAL, progress=loss, address=cluster.address)
         found = {"finished": summary.finished, "failed": summary.failed, "lost": loss.lost}
+        found["controllers"] = loss.controllers
         print(json.dumps(found))
     finally:
         cluster.shutdown()
