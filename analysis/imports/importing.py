@@ -107,6 +107,7 @@ def _peft(name: str, path: Path, result: Row) -> Imported:
     finished = train.get("status") == "success"
     memory = next((train[k] for k in ("accelerator_memory_max", "cuda_memory_max") if train.get(k)), None)
     meta = result.get("meta_info") or {}
+    system = meta.get("system_info") or {}
     versions = {k: v for k, v in (meta.get("package_info") or {}).items() if v is not None}
     trial = {
         "lr": (settings.get("optimizer_kwargs") or {}).get("lr"),
@@ -121,7 +122,7 @@ def _peft(name: str, path: Path, result: Row) -> Imported:
         "seconds_total": info.get("total_time"),
         "peak_memory_bytes": memory,
         "stored_bytes": _beyond(train.get("file_size"), count),
-        "device": (meta.get("system_info") or {}).get("gpu"),
+        "device": system.get("accelerator") or system.get("gpu"),
         "precision": {"bfloat16": "bf16", "float32": "fp32"}.get(str(settings.get("dtype")), settings.get("dtype")),
         "started_at": info.get("created_at"),
         "versions": {**versions, "source": path.name},

@@ -137,7 +137,7 @@ def peft_result(name: str, at: str = "2025-06-19T19:15:35+00:00", **changes: Any
             ],
             **changes,
         },
-        "meta_info": {"package_info": {"torch-version": "2.7.1"}, "system_info": {"gpu": "NVIDIA L40S"}},
+        "meta_info": {"package_info": {"torch-version": "2.7.1"}, "system_info": {"accelerator": "NVIDIA L40S"}},
     }
 
 
@@ -151,6 +151,7 @@ def test_import_peft(tmp_path: Path) -> None:
         "d": peft_result("full/lr1e-5", config=None, file_size=PLACEHOLDER_BYTES),
         "e": peft_result("boft/x", config={"peft_type": "BOFT"}, status="failed", error="out of memory", metrics=[]),
     }
+    files["c"]["meta_info"]["system_info"] = {"gpu": "NVIDIA L40S"}  # as in their older results
     for stem, result in files.items():
         (place / f"{stem}.json").write_text(json.dumps(result))
     folder, left_out = import_peft(tmp_path / "peft", [place])
@@ -161,6 +162,7 @@ def test_import_peft(tmp_path: Path) -> None:
     assert rows["lora_rank32"]["val_score"] == pytest.approx(0.5)
     assert rows["lora_rank32"]["dataset"] == "metamathqa"
     assert rows["lora_dora"]["method"] == "dora"
+    assert {row["device"] for row in rows.values()} == {"NVIDIA L40S"}
     assert rows["full_lr1e-5"]["budget"] is None and rows["full_lr1e-5"]["stored_bytes"] is None
     assert rows["boft_x"]["status"] == "failed" and rows["boft_x"]["reason"] == "out of memory"
     assert "Imported numbers" in render(open_store(folder))
