@@ -7,6 +7,7 @@ import torch
 from torchvision.transforms import v2
 
 from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches, steps_per_epoch
+from trainables.data.text.batches import length_batches
 
 
 def test_an_epoch_has_every_row_once() -> None:
@@ -98,3 +99,20 @@ def test_sampling_with_replacement() -> None:
     assert 30 < len(drawn.unique()) < 55  # 64 (1 - 1/e) = 40 of 64 are expected
     assert ((drawn >= 100) & (drawn < 164)).all()
     assert not torch.equal(drawn, torch.cat(epoch_batches(rows, 16, 0, data_seed=0, epoch=2, replacement=True)))
+
+
+@pytest.mark.parametrize(
+    "most_rows, enough, sizes",
+    [
+        (100, 1, [1, 2, 6, 1]),  # none is padded by more than a quarter
+        (100, 70, [1, 2, 7]),  # 10 tokens times seven rows are just enough
+        (100, 1000, [2, 3, 5]),
+        (2, 1, [1, 2, 2, 2, 2, 1]),
+    ],
+)
+def test_texts_of_an_evaluation_are_padded_little(most_rows: int, enough: int, sizes: list[int]) -> None:
+    lengths = [8, 30, 50, 7, 8, 30, 8, 10, 10, 10]
+    batches = length_batches(lengths, most_rows, most_tokens=100, enough=enough)
+    assert [len(batch) for batch in batches] == sizes
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert [lengths[batch[0]] for batch in batches] == [max(lengths[i] for i in batch) for batch in batches]

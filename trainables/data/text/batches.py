@@ -14,6 +14,10 @@ from trainables.seeds import generator
 
 POOL_BATCHES = 32
 """Batches of a pool. Rows are sorted by length within pools: near-equal lengths, and other neighbours every epoch."""
+ENOUGH_TOKENS = 1024
+"""Of a forward pass: matrix products hardly get faster with more."""
+LIKE = 0.8
+"""A row in a batch beyond `ENOUGH_TOKENS` is at least this part of the longest, so that little of it is padding."""
 
 
 def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialConfig, epoch: int) -> list[Tensor]:
@@ -36,15 +40,20 @@ def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialCon
     return shuffled if full == len(order) else [*shuffled, order[full:]]
 
 
-def length_batches(lengths: Sequence[int], most_rows: int, most_tokens: int) -> list[list[int]]:
+def length_batches(
+    lengths: Sequence[int], most_rows: int, most_tokens: int, enough: int = ENOUGH_TOKENS
+) -> list[list[int]]:
     """Positions 0..n-1 in batches for evaluation, longest first; each batch keeps both limits.
 
-    A single row may be longer than `most_tokens`; it is a batch of its own.
+    A single row may be longer than `most_tokens`; it is a batch of its own. A batch of `enough` padded tokens takes no
+    further rows that would be padded much.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
     while order:
-        size = max(1, min(most_rows, most_tokens // max(1, lengths[order[0]])))
+        longest = max(1, lengths[order[0]])
+        alike = next((k for k, i in enumerate(order) if lengths[i] < LIKE * longest), len(order))
+        size = max(1, min(most_rows, most_tokens // longest, max(alike, enough // longest)))
         batches.append(order[:size])
         order = order[size:]
     return batches

@@ -53,7 +53,7 @@ def generate(
     device = next(module.parameters()).device
     widths = [settings.num_beams * (len(p) + settings.max_new_tokens) for p in short]
     with _own_settings(module, encoder, settings) as config:
-        for batch in length_batches(widths, batch_size, BATCH_TOKENS):
+        for batch in length_batches(widths, batch_size, BATCH_TOKENS, enough=BATCH_TOKENS):  # steps cost more than rows
             ids = padded([short[i] for i in batch], encoder.pad, left=True)
             lengths = torch.tensor([len(short[i]) for i in batch])
             mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths.unsqueeze(1)).to(torch.int64)
