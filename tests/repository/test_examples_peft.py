@@ -12,7 +12,8 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
 from tests.trainables.tiny_images import write_colours
-from tests.trainables.tiny_language import SMOLLM2, write_rows
+from tests.trainables.tiny_language import SMOLLM2
+from tools.real import study_texts
 from tools.real.fetch import VIT
 
 FOLDER = ROOT / "examples" / "peft"
@@ -24,7 +25,7 @@ def test_the_league_has_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import transformers
 
     transformers.Dinov2Config(architectures=["Dinov2Model"], **VIT).save_pretrained(tmp_path / "models" / "vit-s14")
-    write_colours(tmp_path / "data" / "gtsrb")
+    write_colours(tmp_path / "data" / "study" / "signdigits")
     monkeypatch.chdir(tmp_path)
     spec = SweepSpec.load(FOLDER / "league.toml")
     assert set(spec.methods) == {name for name in METHODS if ":" not in name} | FOREIGN
@@ -41,8 +42,13 @@ def test_so_has_the_league_on_a_language_task(tmp_path: Path, monkeypatch: pytes
 
     llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
     llama.save_pretrained(tmp_path / "models" / "smollm2-135m")
-    write_rows(tmp_path / "data" / "ARC-Easy")
+    (tmp_path / "data" / "SST-2").mkdir(parents=True)
+    for part, n in (("train", 480), ("dev", 20)):
+        lines = ["sentence\tlabel", *(f'a "{part}" film , take {k}\t{int(k % 3 > 0)}' for k in range(n))]
+        (tmp_path / "data" / "SST-2" / f"{part}.tsv").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["study_texts"])
+    study_texts.main()
     images, spec = (SweepSpec.load(FOLDER / f"{name}.toml") for name in ("league", "league-language"))
     assert spec.methods == images.methods
     assert (spec.search, spec.confirm, spec.budgets) == (images.search, images.confirm, images.budgets)
