@@ -33,7 +33,7 @@ def test_the_league_has_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyP
     counts = {cell.method: cell.count for cell in plan.feasible}
     assert counts["lora"] == counts["peft:lora"] == 8 * 12 * (3 * 2 * 384 + 2 * 5 * 384)
     assert {cell.tune_trials for cell in plan.feasible} == {5}
-    assert {cell.confirm_seeds for cell in plan.feasible} == {3}
+    assert {cell.confirm_seeds for cell in plan.feasible} == {5}
 
 
 @pytest.mark.slow
