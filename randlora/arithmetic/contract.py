@@ -45,11 +45,17 @@ def low_rank_weight(base: Tensor, a_IR: Tensor, b_OR: Tensor, scale: float) -> T
 
 
 def low_rank_linear(
-    inputs: tuple[Tensor, Tensor], base: Tensor, bias: Tensor | None, factors: tuple[Tensor, Tensor], scale: float
+    inputs: tuple[Tensor, Tensor],
+    base: Tensor,
+    bias: Tensor | None,
+    factors: tuple[Tensor, Tensor],
+    scale: float,
+    middle: Tensor | None = None,
 ) -> Tensor:
-    """F.linear(x, base, bias) + scale * (dropped a) b^T.
+    """F.linear(x, base, bias) + scale * (dropped a) b^T, or (dropped a) middle^T b^T.
 
-    `inputs` is (x, dropped), both (..., in), one tensor without dropout; `factors` is (a, b), (in x r) and (out x r).
+    `inputs` is (x, dropped), both (..., in), one tensor without dropout; `factors` is (a, b), (in x r) and (out x r);
+    `middle` is (r x r).
     """
     x, x_drop = inputs
     a_IR, b_OR = factors
@@ -58,6 +64,8 @@ def low_rank_linear(
     dropped = rows if x_drop is x else x_drop.reshape(-1, x.shape[-1])
     y = linear(rows, base, bias)
     h = dropped.to(dtype) @ a_IR.to(dtype)
+    if middle is not None:
+        h = h @ middle.to(dtype).t()
     y = y.addmm_(h, b_OR.to(dtype).t(), alpha=scale)
     return y.view(*x.shape[:-1], y.shape[-1])
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from randlora.adapter import AdapterConfig, RankConfig, Request, Shape, check_positive, each_weight, trainable
+from randlora.arithmetic.contract import low_rank_linear
 from randlora.methods.factored import Factored, lora_start, singular
 from randlora.methods.lowrank.lora import lora_count
 from randlora.methods.method import Method, full_rank, low_rank
@@ -156,6 +157,13 @@ class Svft(Factored):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.right, self.left @ self.middle()
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        (out, width), rows = self.shape, x.numel() // x.shape[-1]
+        if rows * (out + width + min(self.shape)) >= out * (width + min(self.shape)):
+            return super().linear(x, base, bias)
+        # for few rows three products with them cost less than one of U with M
+        return low_rank_linear((x, self.drop(x)), base, bias, (self.right, self.left), self.scale, self.middle())
 
 
 PISSA = Method(

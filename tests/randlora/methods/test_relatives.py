@@ -102,6 +102,19 @@ def test_lora_xs_and_svft_work_between_singular_vectors(shape: tuple[int, int]) 
     torch.testing.assert_close(delta, adapter.left @ middle @ adapter.right.t(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [1, 6, 7, 8, 9, 40])
+@every_shape
+def test_svft_has_one_result_however_its_products_are_taken(shape: tuple[int, int], rows: int) -> None:
+    adapter, weight, _ = one(SvftConfig(5), shape)
+    assert isinstance(adapter, Svft)
+    x = torch.randn(2, rows, shape[1], dtype=torch.float64, requires_grad=True)
+    bias, given = torch.randn(shape[0], dtype=torch.float64), torch.randn(2, rows, shape[0], dtype=torch.float64)
+    found = []
+    for y in (adapter.linear(x, weight, bias), nn.functional.linear(x, weight + adapter.delta(weight), bias)):
+        found.append((y, *torch.autograd.grad(y, (x, adapter.entries), given)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
 @every_shape
 def test_hybrid_is_the_sum_of_its_parts(shape: tuple[int, int]) -> None:
     adapter, weight, delta = one(HybridConfig(5, share=0.4), shape)
