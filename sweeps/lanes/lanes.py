@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import ray.train
 from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as _WARNS
 from ray._private.state import state as cluster_state
+from ray._private.utils import estimate_available_memory
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.backend import Backend
@@ -69,19 +69,18 @@ class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
 
     Attributes:
         controller: handle of the process that runs the lane, which `fit` keeps to itself; None before there is one.
-        near: whether that process is on the driver's machine; else it is on another one of the cluster.
+        place: of that process: what the label of its machine's id must be.
         leave: once set, `fit` ends by `_LeftError`, whatever the controller does.
     """
 
     controller: Any = None
-    near: bool
+    place: str
     leave: threading.Event
 
     def _initialize_and_run_controller(self, **how: Any) -> Any:
-        here = ray.get_runtime_context().get_node_id()
         actor = ray.remote(
             num_cpus=0,
-            label_selector={ray._raylet.RAY_NODE_ID_KEY: here if self.near else f"!{here}"},
+            label_selector={ray._raylet.RAY_NODE_ID_KEY: self.place},
             runtime_env={"env_vars": {_WARNS: "0"} | get_env_vars_to_propagate()},
         )(TrainController)
         self.controller = actor.remote(**how)
@@ -155,7 +154,7 @@ class Lanes:
         self._run = uuid.uuid4().hex[:8]
         self._stopping, self._leaving = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        beside = psutil.virtual_memory().available // 2 // CONTROLLER_BYTES
+        beside = estimate_available_memory() // 2 // CONTROLLER_BYTES
         self._lanes = [_Lane(f"lane{k}", shape, beside=k < beside) for k, shape in enumerate(shapes)]
         self._alive = len(self._lanes)
         self._why = "they have ended"
@@ -241,8 +240,7 @@ class Lanes:
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
-        alone = sum(node["Alive"] for node in ray.nodes()) == 1
-        lane.trainer.near, lane.trainer.leave = lane.beside or alone, self._leaving
+        lane.trainer.place, lane.trainer.leave = _place(lane.beside), self._leaving
         lane.trainer.fit()
 
     @property
@@ -292,6 +290,15 @@ class Lanes:
         for lane in self._lanes:
             if lane.thread is not None:
                 lane.thread.join(max(0.05, end - time.monotonic()))
+
+
+def _place(beside: bool) -> str:
+    """The driver's machine, or, where others train, any of these: the label selector of a controller."""
+    here = ray.get_runtime_context().get_node_id()
+    others = [] if beside else [n["NodeID"] for n in ray.nodes() if n["Alive"] and {"CPU", "GPU"} & {*n["Resources"]}]
+    if here in others:
+        others.remove(here)
+    return f"in({','.join(others)})" if others else here
 
 
 def _free(controller: Any) -> None:

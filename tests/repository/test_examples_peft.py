@@ -43,12 +43,15 @@ def test_so_has_the_league_on_a_language_task(tmp_path: Path, monkeypatch: pytes
     llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
     llama.save_pretrained(tmp_path / "models" / "smollm2-135m")
     (tmp_path / "data" / "SST-2").mkdir(parents=True)
-    for part, n in (("train", 480), ("dev", 20)):
+    for part, n in (("train", 1300), ("dev", 1000)):
         lines = ["sentence\tlabel", *(f'a "{part}" film , take {k}\t{int(k % 3 > 0)}' for k in range(n))]
         (tmp_path / "data" / "SST-2" / f"{part}.tsv").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["study_texts"])
     study_texts.main()
+    (tmp_path / "few.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\nboth\t0\nboth\t1\n")
+    with pytest.raises(SystemExit, match="2 texts are left"):
+        study_texts.rows(tmp_path / "few.tsv", least=4)
     images, spec = (SweepSpec.load(FOLDER / f"{name}.toml") for name in ("league", "league-language"))
     assert spec.methods == images.methods
     assert (spec.search, spec.confirm, spec.budgets) == (images.search, images.confirm, images.budgets)

@@ -162,7 +162,7 @@ class Svft(Factored):
         (out, width), rows = self.shape, x.numel() // x.shape[-1]
         if rows * (out + width + min(self.shape)) >= out * (width + min(self.shape)):
             return super().linear(x, base, bias)
-        # for few rows three products with them cost less than one of U with M
+        # for few rows three products with them cost less than U M and one merged weight
         return low_rank_linear((x, self.drop(x)), base, bias, (self.right, self.left), self.scale, self.middle())
 
 

@@ -15,7 +15,7 @@ from trainables.seeds import generator
 POOL_BATCHES = 32
 """Batches of a pool. Rows are sorted by length within pools: near-equal lengths, and other neighbours every epoch."""
 ENOUGH_TOKENS = 1024
-"""Of a forward pass: matrix products hardly get faster with more."""
+"""Of a forward pass: on a CPU matrix products hardly get faster with more."""
 LIKE = 0.8
 """A row in a batch beyond `ENOUGH_TOKENS` is at least this part of the longest, so that little of it is padding."""
 
