@@ -20,6 +20,7 @@ import typer
 from analysis.store.schemas import SCHEMA_VERSION, TABLES
 from analysis.store.views import VIEWS
 from sweeps.cli.main import app
+from tools import league_page
 from tools.spec_page import sections
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
@@ -190,7 +191,19 @@ def verbs_page() -> str:
     return (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
 
 
+# -- league -----------------------------------------------------------------------------------------------------------
+
+
+def league() -> str:
+    """docs/league.md."""
+    text = (TEXTS / "league.md").read_text(encoding="utf-8")
+    for place, found in league_page.texts(ROOT / "docs" / "results").items():
+        text = text.replace(place, found if isinstance(found, str) else table(*found))
+    return text
+
+
 PAGES = {
+    "docs/league.md": league,
     "docs/recipes.md": recipes_page,
     "docs/data.md": data_page,
     "docs/sweep-file.md": sweep_file_page,
