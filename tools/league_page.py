@@ -15,12 +15,12 @@ COLUMNS = ("method", "accuracy", "vs LoRA", "group", "parameters", "dof", "rank"
 PUBLISHED = ("experiment", "accuracy", "parameters", "rate", "training", "GiB")
 
 
-def league(store: Store) -> list[list[str]]:
-    """Texts of every method with all of its seeds, in the order of `COLUMNS`, the best mean first."""
+def league(store: Store, finished: list[Row]) -> list[list[str]]:
+    """Texts of the finished methods, in the order of `COLUMNS`, the best mean first."""
     letters = {r["method"]: r["group"] for r in groups(store).to_pylist()}
     cells = {r["method"]: r for r in store.table("cells").to_pylist()}
     costs = {r["method"]: r for r in store.table("cost").to_pylist()}
-    rows = sorted(_finished(store), key=lambda r: -r["mean"])
+    rows = sorted(finished, key=lambda r: -r["mean"])
     return [_texts(r, cells[r["method"]], costs[r["method"]], letters[r["method"]]) for r in rows]
 
 
@@ -78,19 +78,19 @@ def _finished(store: Store) -> list[Row]:
     return [r for r in results_table(store).to_pylist() if r["n"] and r["n"] == seeds[r["method"]]]
 
 
-def state(store: Store) -> str:
+def state(store: Store, done: int) -> str:
     """How far the league has come, in bold, where it is not at its end."""
     cells = sum(r["feasible"] for r in store.table("cells").to_pylist())
-    done = len(_finished(store))
     return "" if done == cells else f"**Unfinished: {done} of {cells} methods have their seeds.** "
 
 
 def texts(results: Path) -> dict[str, object]:
     """What the page's placeholders stand for: sentences, and tables as columns and rows."""
     ours, theirs = open_store(results / "league"), open_store(results / "peft-published")
+    finished = _finished(ours)
     return {
-        "@ANSWER@": fill(state(ours) + conclusion(ours), 120),
-        "@LEAGUE@": (COLUMNS, league(ours)),
+        "@ANSWER@": fill(state(ours, len(finished)) + conclusion(ours), 120),
+        "@LEAGUE@": (COLUMNS, league(ours, finished)),
         "@UNREACHED@": fill(unreached(ours), 120),
         "@PUBLISHED@": (PUBLISHED, published(theirs)),
     }

@@ -141,7 +141,7 @@ class Lanes:
     """Starts the lanes, each in a thread of the driver, and starts a lane again whose controller died.
 
     Controllers run beside the driver, where no lost machine ends them, as long as half of its free memory is enough;
-    those of further lanes run on other machines of the cluster.
+    those of further lanes run on other machines that train.
 
     Args:
         broker: handle of the broker actor.

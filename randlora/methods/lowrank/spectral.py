@@ -159,8 +159,8 @@ class Svft(Factored):
         return self.right, self.left @ self.middle()
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        (out, width), rows = self.shape, x.numel() // x.shape[-1]
-        if rows * (out + width + min(self.shape)) >= out * (width + min(self.shape)):
+        (out, width), m, rows = self.shape, min(self.shape), x.numel() // x.shape[-1]
+        if rows * (out + width + m) >= out * (width + m):
             return super().linear(x, base, bias)
         # for few rows three products with them cost less than U M and one merged weight
         return low_rank_linear((x, self.drop(x)), base, bias, (self.right, self.left), self.scale, self.middle())

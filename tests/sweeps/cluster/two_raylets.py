@@ -9,6 +9,7 @@ did, the process ids of the lost machine, and how many controllers ran on the he
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -73,14 +74,19 @@ class Loss:
         if epochs and epochs[-1] == 2:  # one epoch is reported, the third is to come
             for process in family:
                 process.kill()
-            on_head = [" ".join(process.cmdline()) for process in _family(self.cluster.head_node)]
-            self.controllers = sum("TrainController" in title for title in on_head)
+            self.controllers = sum("TrainController" in _title(p) for p in _family(self.cluster.head_node))
             self.lost, self.lost_at = [process.pid for process in family], time.monotonic()
 
 
 def _family(node: Any) -> list[psutil.Process]:
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     return [raylet, *raylet.children(recursive=True)]
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):  # it may just have ended
+        return " ".join(process.cmdline())
+    return ""
 
 
 def main() -> None:

@@ -52,8 +52,9 @@ def length_batches(
     batches: list[list[int]] = []
     while order:
         longest = max(1, lengths[order[0]])
-        alike = next((k for k, i in enumerate(order) if lengths[i] < LIKE * longest), len(order))
-        size = max(1, min(most_rows, most_tokens // longest, max(alike, enough // longest)))
+        most = order[: max(1, min(most_rows, most_tokens // longest))]
+        alike = sum(lengths[i] >= LIKE * longest for i in most)  # the first ones, for they are sorted
+        size = min(len(most), max(alike, enough // longest))
         batches.append(order[:size])
         order = order[size:]
     return batches
