@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
@@ -68,6 +69,45 @@ def low_rank_linear(
         h = h @ middle.to(dtype).t()
     y = y.addmm_(h, b_OR.to(dtype).t(), alpha=scale)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+PIECE = {"cpu": 1 << 18}
+"""Numbers of a product made at a time by `weighted_sum`: a CPU's caches hold them; elsewhere 2^24, for few launches."""
+
+
+def _piecewise(frozen: Tensor, other: Tensor, axis: int) -> Tensor:
+    """(frozen * other).sum(axis), never the whole product: piece by piece along the first axis."""
+    step = max(1, PIECE.get(frozen.device.type, 1 << 24) // max(1, frozen[:1].numel()))
+    precise = torch.promote_types(torch.promote_types(frozen.dtype, other.dtype), torch.float32)
+    pieces = (
+        (frozen[i : i + step] * (other if other.shape[0] == 1 else other[i : i + step])).sum(axis, dtype=precise)
+        for i in range(0, frozen.shape[0], step)
+    )
+    return torch.cat(tuple(pieces)) if axis else functools.reduce(torch.Tensor.add_, pieces)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """As `weighted_sum`."""
+
+    @staticmethod
+    def forward(ctx: Any, frozen: Tensor, weights: Tensor, shared: int, summed: int) -> Tensor:
+        ctx.save_for_backward(frozen)
+        ctx.axes, ctx.dtype = (shared, summed), weights.dtype
+        return _piecewise(frozen, weights.unsqueeze(shared), summed).to(weights.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (frozen,), (shared, summed) = ctx.saved_tensors, ctx.axes
+        return None, _piecewise(frozen, grad.unsqueeze(summed), shared).to(ctx.dtype), None, None
+
+
+def weighted_sum(frozen: Tensor, weights: Tensor, shared: int, summed: int) -> Tensor:
+    """The sum over axis `summed` of `frozen` (of three axes) times `weights`, which lack axis `shared`.
+
+    Reads `frozen` once and copies none of it, forward and backward; a batched product of its strided views does.
+    """
+    return apply_plain(_WeightedSum, weights.device, frozen, weights, shared, summed)
 
 
 def low_rank_beside(x: Tensor, y: Tensor, factors: tuple[Tensor, Tensor], scale: float) -> Tensor:

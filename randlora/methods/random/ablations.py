@@ -18,11 +18,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity
 from randlora.arithmetic.bases import Bases
+from randlora.arithmetic.contract import weighted_sum
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method
 from randlora.methods.random.randlora import (
@@ -89,10 +89,10 @@ class RandLoraA(Factored):
         A (n r x m) holds basis after basis, B (D x r n) has RandLoRA's pairing: the k-th column of B_j is k n + j.
         """
         large, small, rows = max(self.shape), min(self.shape), self.n * self.r
-        b_RDN = self.bases.get("B")[:large, :rows].view(large, self.r, self.n).transpose(0, 1)
+        b_DRN = self.bases.get("B")[:large, :rows].view(large, self.r, self.n)
         a_NRM = self.bases.get("A")[:rows, :small].view(self.n, self.r, small)
-        long = torch.bmm(b_RDN, self.lambdas.unsqueeze(2)).squeeze(2).t()
-        short = (a_NRM * self.gammas.unsqueeze(1)).sum(0).t()
+        long = weighted_sum(b_DRN, self.lambdas, shared=0, summed=2)
+        short = weighted_sum(a_NRM, self.gammas, shared=1, summed=0).t()
         return (short, long) if self.shape[0] >= self.shape[1] else (long, short)
 
 

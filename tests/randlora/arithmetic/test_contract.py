@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from randlora.arithmetic import contract
 from randlora.arithmetic.contract import Spread, low_rank_linear, prefers_matrix, spread_linear, spread_weight
 from randlora.arithmetic.plans import Plan, choose_plan, keep_merged, plan_costs
 from tests.randlora.support import equation_4
@@ -164,6 +165,22 @@ def test_low_rank_forms_agree() -> None:
     a, b = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (5, 7))
     got = low_rank_linear((x, x), base, bias, (a, b), 0.3)
     torch.testing.assert_close(got, functional.linear(x, base + 0.3 * b @ a.t(), bias), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("shared", "summed"), [(0, 2), (1, 0), (2, 0)])
+@pytest.mark.parametrize("piece", [1, 50, 10**6])
+def test_weighted_sum_in_pieces(monkeypatch: pytest.MonkeyPatch, shared: int, summed: int, piece: int) -> None:
+    monkeypatch.setitem(contract.PIECE, "cpu", piece)
+    g = torch.Generator().manual_seed(5)
+    size = (4, 3, 7)
+    frozen = torch.randn(4, 3, 9, generator=g, dtype=torch.float64)[..., :7]  # a view, as a layer's slice is
+    weights = torch.randn(*(n for axis, n in enumerate(size) if axis != shared), generator=g, dtype=torch.float64)
+    expected = (frozen * weights.unsqueeze(shared)).sum(summed)
+    torch.testing.assert_close(contract.weighted_sum(frozen, weights, shared, summed), expected)
+    assert torch.autograd.gradcheck(lambda w: contract.weighted_sum(frozen, w, shared, summed), weights.requires_grad_())
+    low = contract.weighted_sum(frozen.bfloat16(), weights.bfloat16(), shared, summed)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.double(), expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24)])
