@@ -84,7 +84,7 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin
         mine = [r for r in rows if r["method"] == method]
         with axes.figure.of(method):
             _curve(axes, f"{index}:{method}", mine, place, banded=method == focus)
-    axes.set_ylim(*_range(rows))
+    axes.set_ylim(*limits(rows))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 
 
@@ -101,13 +101,18 @@ def _curve(axes: Any, gid: str, rows: Sequence[Row], shift: float, *, banded: bo
         ends = [100 * v for v in low], [100 * v for v in high]
         axes.vlines([at for at, _ in known], *ends, color=look.colour, linewidth=1.0, alpha=0.7)
     for at, r in zip(x, rows, strict=True):
-        said = f"95 % band {r['band']}" if r["band"] else "no 95 % band: one seed, or no spread"
-        verdict = r["verdict"] or "a mean over data sets, not tested at one budget"
-        where = f"{look.name} at {r['reference']}: {change_text(r)} points, {r['n']} pairs, {said}; {verdict}"
-        dot(axes, method, at, 100 * r["difference"], where)
+        dot(axes, method, at, 100 * r["difference"], point_text(r))
 
 
-def _range(rows: Sequence[Row]) -> tuple[float, float]:
+def point_text(row: Row) -> str:
+    """What a method's marker says: budget, difference, band, pairs and verdict."""
+    said = f"95 % band {row['band']}" if row["band"] else "no 95 % band: one seed, or no spread"
+    verdict = row["verdict"] or "a mean over data sets, not tested at one budget"
+    at = f"{style(row['method']).name} at {row['reference']}"
+    return f"{at}: {change_text(row)} points, {row['n']} pairs, {said}; {verdict}"
+
+
+def limits(rows: Sequence[Row]) -> tuple[float, float]:
     """Least and largest value to show, in points; a band wider than the picture may run out of it."""
     seen = [0.0, *(100 * r["difference"] for r in rows)]
     reach = max(1.5 * (max(seen) - min(seen)), 3.0)

@@ -229,7 +229,9 @@ def legend(figure: Chart, methods: Sequence[str], columns: int = 6, *, edge: flo
         figure.keys[f"key:{i}"] = method
 
 
-def mark_bands(figure: Figure, kind: Literal["pointwise", "simultaneous"]) -> None:
+def mark_bands(
+    figure: Figure, kind: Literal["pointwise", "simultaneous", "left pointwise, right simultaneous"]
+) -> None:
     """Say in a corner what the figure's bands hold: each point for itself, or all at once."""
     figure.text(0.005, 0.008, f"bands: 95 %, {kind}", ha="left", va="bottom", fontsize=5.5, color=MUTED)
 

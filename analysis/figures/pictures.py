@@ -21,6 +21,7 @@ from analysis.figures.drawing import Chart
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
 from analysis.figures.profiles import draw_profiles, panel_of
 from analysis.figures.rank import draw_ranks
+from analysis.figures.ranking import draw_ranking, one_budget
 from analysis.figures.scaling import draw_scaling
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
@@ -41,6 +42,7 @@ from analysis.words.figures import (
     conclude_expected,
     conclude_front,
     conclude_overlay,
+    conclude_ranking,
     conclude_ranks,
     conclude_rates,
     conclude_sharpness,
@@ -125,6 +127,8 @@ def _scaling(store: Store) -> list[Picture]:
     score, curve = scaling.score_name(store), scaling.curve(store)
     if curve.num_rows == 0:
         return []
+    if one_budget(curve):
+        return [_ranking(store, curve, score)]
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
         f"{score.capitalize()} against trainable adapter parameters (log axis): means over seeds, bands pointwise 95 % "
@@ -135,10 +139,23 @@ def _scaling(store: Store) -> list[Picture]:
     return [Picture("scaling_curve", "scaling", figure, label, caption, conclusion(store))]
 
 
+def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
+    """Scores and differences at the one budget, instead of curves of a single point."""
+    compared, asked = difference_curves(store), scaling.question(store)
+    label = f"{score.capitalize()} of every method at the one budget, the best first, and less {names_of(asked)[1]}'s"
+    caption = (
+        f"Left, {score} over seeds with pointwise 95 % t intervals, the best mean on top (an order of means is no "
+        "verdict); right, the paired difference to the baseline with 95 % intervals that hold all at once. Hollow: "
+        "methods without a budget. An arrow stands for a value beyond the panel."
+    )
+    figure = draw_ranking(_first_panels(curve), compared, score=score, margin=scaling.margin_of(store))
+    return Picture("ranking", "scaling", figure, label, caption, conclude_ranking(compared.to_pylist(), asked))
+
+
 def _differences(store: Store) -> list[Picture]:
     """The paired difference of every method to the baseline against the budget."""
     table, score = difference_curves(store), scaling.score_name(store)
-    if table.num_rows == 0:
+    if table.num_rows == 0 or one_budget(scaling.curve(store)):
         return []
     shown, margin = _first_panels(table), scaling.margin_of(store)
     asked = scaling.question(store)

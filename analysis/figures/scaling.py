@@ -63,7 +63,7 @@ def _panel(figure: Chart, spot: Any, index: int, rows: Sequence[Row]) -> Any:
     """Draw one panel; returns its axes, the upper ones where a line far below breaks them."""
     lines = [r for r in rows if r["kind"] == "line"]
     curves = [r for r in rows if r["kind"] == "curve"]
-    low, high = _range(curves + [r for r in lines if r["method"] != "zero-shot"] or lines)
+    low, high = limits(curves + [r for r in lines if r["method"] != "zero-shot"] or lines)
     far = [r for r in lines if 100 * r["mean"] < low - 0.45 * (high - low)]
     pad = max(0.06 * (high - low), 0.3)
     if far and len(far) < len(rows):  # a line far below would flatten the curves: break the axis
@@ -97,7 +97,7 @@ def _panel(figure: Chart, spot: Any, index: int, rows: Sequence[Row]) -> Any:
     return axes
 
 
-def _range(rows: Sequence[Row]) -> tuple[float, float]:
+def limits(rows: Sequence[Row]) -> tuple[float, float]:
     """Least and largest value to show, in percent; an interval wider than the picture may run out of it."""
     means = [100 * r["mean"] for r in rows]
     reach = 1.5 * max(max(means) - min(means), 2.0)
@@ -185,12 +185,14 @@ def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
         axes.vlines(at, *ends, color=look.colour, linewidth=1.1, alpha=0.7)
     axes.plot(x, y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
     for i, r in enumerate(rows):
-        interval = "" if r["low"] is None else f" [{percent(r['low'])}, {percent(r['high'])}]"
-        said = (
-            f"{look.name} at {r['reference']}: {r['adapter_params']:,} parameters, "
-            f"{percent(r['mean'])} %{interval}, {r['n']} seeds"
-        )
-        dot(axes, method, x[i], y[i], said, f"point:{index}:{method}:{i}")
+        dot(axes, method, x[i], y[i], point_text(r), f"point:{index}:{method}:{i}")
+
+
+def point_text(row: Row) -> str:
+    """What a method's marker says: budget, parameters, score, interval and seeds."""
+    interval = "" if row["low"] is None else f" [{percent(row['low'])}, {percent(row['high'])}]"
+    of = f" at {row['reference']}: {row['adapter_params']:,} parameters," if row["kind"] == "curve" else ":"
+    return f"{style(row['method']).name}{of} {percent(row['mean'])} %{interval}, {row['n']} seeds"
 
 
 def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:

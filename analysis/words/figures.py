@@ -53,6 +53,21 @@ def conclude_differences(rows: Sequence[Row], asked: Question = ASKED) -> str:
     return f"{text}, that of the mean over data sets at {of_means} of {len(means)}." if means else f"{text}."
 
 
+def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
+    """How many methods are higher and lower than the baseline at the one budget.
+
+    Args:
+        rows: of `simultaneous.difference_curves`.
+    """
+    counts = Counter(r["verdict"] for r in rows if r["dataset"])
+    if not counts:
+        return f"No method is confirmed on a seed of {names_of(asked)[1]}'s: nothing is compared."
+    found = ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in (*SAID, "not testable", NOT_KNOWN) if counts[verdict]
+    )
+    return f"Against {style(rows[0]['baseline']).name}, by the corrected verdicts: {found}."
+
+
 def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) -> str:
     """Where the fitted curves of the question's methods cross.
 

@@ -126,7 +126,7 @@ def test_one_seed_and_no_spread_have_no_band_and_say_so(tmp_path: Path) -> None:
 
 
 def test_a_margin_is_a_strip(tmp_path: Path) -> None:
-    folder = make_results(tmp_path / "margin", plan={"randlora": ("lora-1",), "lora": ("lora-1",)})
+    folder = make_results(tmp_path / "margin", plan={"randlora": ("lora-1", "lora-2"), "lora": ("lora-1", "lora-2")})
     (folder / "sweep.json").write_text(json.dumps({"name": "margin", "confirm": {"margin": 0.01}}), encoding="utf-8")
     [picture] = [p for p in pictures(open_store(folder)) if p.stem == "differences"]
     [strip] = [p for p in picture.figure.axes[0].patches if p.get_gid() == f"0:{MARGIN}"]

@@ -177,7 +177,9 @@ def test_weighted_sum_in_pieces(monkeypatch: pytest.MonkeyPatch, shared: int, su
     weights = torch.randn(*(n for axis, n in enumerate(size) if axis != shared), generator=g, dtype=torch.float64)
     expected = (frozen * weights.unsqueeze(shared)).sum(summed)
     torch.testing.assert_close(contract.weighted_sum(frozen, weights, shared, summed), expected)
-    assert torch.autograd.gradcheck(lambda w: contract.weighted_sum(frozen, w, shared, summed), weights.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda w: contract.weighted_sum(frozen, w, shared, summed), weights.requires_grad_()
+    )
     low = contract.weighted_sum(frozen.bfloat16(), weights.bfloat16(), shared, summed)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.double(), expected, rtol=0.02, atol=0.02)

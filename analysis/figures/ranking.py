@@ -1,0 +1,103 @@
+"""All methods at one budget, a row each, the best first: where a curve would be a single point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pyarrow as pa
+
+from analysis.figures import differences, scaling
+from analysis.figures.drawing import MUTED, STYLE, Chart, dot, mark_bands, panels, place_title
+from analysis.format import Row
+from analysis.styles import place_of, places, style
+
+ROW, LABELS, PANEL = 0.165, 1.35, 2.45
+"""Inches: the height of a row, the width of the methods' names, and of a panel."""
+
+
+def one_budget(curve: pa.Table) -> bool:
+    """Whether all points of `scaling.curve` are at the same budget."""
+    return len({r["reference"] for r in curve.to_pylist() if r["kind"] == "curve"}) == 1
+
+
+def draw_ranking(
+    curve: pa.Table, compared: pa.Table, *, score: str = "test accuracy", margin: float | None = None
+) -> Chart:
+    """Scores of the methods and, beside them, their paired differences to the baseline; two panels per place.
+
+    Args:
+        curve: from `scaling.curve`, at one budget; not empty.
+        compared: from `simultaneous.difference_curves`; where it is empty, the second panels are left out.
+        score: what is measured, in words.
+        margin: differences within it count as none; a strip.
+
+    Raises:
+        ValueError: no row.
+    """
+    rows, gaps = curve.to_pylist(), compared.to_pylist()
+    if not rows:
+        raise ValueError("no method to draw: the table has no row")
+    found, across = places(curve), 2 if gaps else 1
+    most = max(sum(place_of(r) == place for r in rows) for place in found)
+    with mpl.rc_context(STYLE):
+        figure, spots = panels(
+            across * len(found),
+            across,
+            (PANEL, ROW * most + 0.85),
+            extra=(LABELS, 0.1),
+            margins=(LABELS, 0.12, 0.48, 0.3),
+            gaps=(0.08, 0.95 / (ROW * most)),
+        )
+        for k, place in enumerate(found):
+            mine = sorted((r for r in rows if place_of(r) == place), key=lambda r: -r["mean"])
+            left = figure.add_subplot(spots[across * k])
+            _scores(left, mine, score)
+            left.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
+            if gaps:
+                beside = [r for r in gaps if place_of(r) == place]
+                right = figure.add_subplot(spots[across * k + 1], sharey=left)
+                right.tick_params(axis="y", labelleft=False, length=0)
+                _differences(right, [r["method"] for r in mine], beside, score, margin)
+        mark_bands(figure, "left pointwise, right simultaneous" if gaps else "pointwise")
+        return figure
+
+
+def _scores(axes: Any, rows: Sequence[Row], score: str) -> None:
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), labels=[style(r["method"]).name for r in rows])
+    axes.tick_params(axis="y", length=0)
+    low, high = scaling.limits([r for r in rows if r["method"] != "zero-shot"] or rows)
+    axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    axes.set_xlabel(f"{score} (%)")
+    for level, r in enumerate(rows):
+        _mark(axes, r, "mean", level, scaling.point_text(r))
+
+
+def _differences(axes: Any, order: Sequence[str], rows: Sequence[Row], score: str, margin: float | None) -> None:
+    if not rows:
+        return
+    baseline = style(rows[0]["baseline"])
+    axes.set_xlim(*differences.limits(rows))
+    axes.set_xlabel(f"less {baseline.name}'s (points)")
+    if margin is not None:
+        axes.axvspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=differences.MARGIN)
+    axes.axvline(0.0, color=baseline.colour, linewidth=1.2)
+    for r in rows:
+        _mark(axes, r, "difference", order.index(r["method"]), differences.point_text(r))
+
+
+def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:
+    """A method's value with its interval; one that lies outside the panel is written at its edge."""
+    at, (low, high) = 100 * row[value], axes.get_xlim()
+    look = style(row["method"])
+    if not low <= at <= high:
+        side, arrow = (0.01, "\N{LEFTWARDS ARROW}") if at < low else (0.99, "\N{RIGHTWARDS ARROW}")
+        where = axes.get_yaxis_transform()
+        axes.text(side, level, f"{arrow} {at:.1f}", transform=where, fontsize=6, color=look.colour, va="center",
+                  ha="left" if at < low else "right")  # fmt: skip
+        return
+    if row["low"] is not None:
+        axes.hlines(level, 100 * row["low"], 100 * row["high"], color=look.colour, linewidth=1.1, alpha=0.7)
+    dot(axes, row["method"], at, level, says)
