@@ -210,9 +210,13 @@ def needed(curve: Curve, target: float) -> Estimate:
 
     def least(mean: Array) -> float:
         level = isotonic(curve.x, mean).predict(curve.x)
-        if level[0] >= target:
+        reached = np.flatnonzero(level >= target)
+        if len(reached) == 0:
+            return math.inf
+        if (i := int(reached[0])) == 0:
             return -math.inf
-        return float(curve.x[-1]) if level[-1] == target else _last_turn(curve.x, level - target)
+        part = (target - level[i - 1]) / (level[i] - level[i - 1])
+        return _between(curve.x, i - 1, part)
 
     value, found = least(curve.mean), [least(mean) for mean in curve.drawn]
     if math.isfinite(value):
@@ -252,7 +256,11 @@ def _last_turn(at: Array, gap: Array) -> float:
     if len(below) == 0:
         return -math.inf
     i = int(below[-1])
-    part = -gap[i] / (gap[i + 1] - gap[i])
+    return _between(at, i, -gap[i] / (gap[i + 1] - gap[i]))
+
+
+def _between(at: Array, i: int, part: float) -> float:
+    """The place at this part of the way from `at[i]` to the next, on a logarithmic axis."""
     return float(np.exp(np.log(at[i]) + part * (np.log(at[i + 1]) - np.log(at[i]))))
 
 

@@ -48,7 +48,7 @@ AXES: dict[str, Axis] = {
     "peak_memory_bytes": Axis("peak memory, bytes", "peak_memory_bytes"),
     "seconds_train": Axis("training time, seconds", "seconds_train"),
     "seconds_total": Axis("time of a whole trial, seconds", "seconds_total"),
-    "device_hours": Axis("device-hours of a whole trial", "seconds_total / 3600"),
+    "device_hours": Axis("device-hours of a whole trial", "seconds_total * coalesce(workers, 1) / 3600"),
 }
 """The costs that a report can be drawn against."""
 EXAMPLES = "images"

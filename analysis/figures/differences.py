@@ -107,7 +107,7 @@ def _curve(axes: Any, gid: str, rows: Sequence[Row], shift: float, *, banded: bo
 def point_text(row: Row) -> str:
     """What a method's marker says: budget, difference, band, pairs and verdict."""
     said = f"95 % band {row['band']}" if row["band"] else "no 95 % band: one seed, or no spread"
-    verdict = row["verdict"] or "a mean over data sets, not tested at one budget"
+    verdict = row["verdict"] or "a mean over data sets; verdicts on means are in the tables"
     at = f"{style(row['method']).name} at {row['reference']}"
     return f"{at}: {change_text(row)} points, {row['n']} pairs, {said}; {verdict}"
 

@@ -5,7 +5,7 @@ A figure without enough budgets, sizes or numbers is left out. The numbers come 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from analysis.figures.drawing import Chart
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
 from analysis.figures.profiles import draw_profiles, panel_of
 from analysis.figures.rank import draw_ranks
-from analysis.figures.ranking import draw_ranking, one_budget
+from analysis.figures.ranking import draw_ranking
 from analysis.figures.scaling import draw_scaling
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
@@ -47,6 +47,7 @@ from analysis.words.figures import (
     conclude_rates,
     conclude_sharpness,
     conclude_sizes,
+    held_at_once,
 )
 from analysis.words.weak import absent_data
 
@@ -118,16 +119,11 @@ def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
     return paths
 
 
-def kinds(found: Sequence[Picture]) -> dict[str, list[Picture]]:
-    """Pictures by section."""
-    return {kind: [p for p in found if p.kind == kind] for kind in dict.fromkeys(p.kind for p in found)}
-
-
 def _scaling(store: Store) -> list[Picture]:
     score, curve = scaling.score_name(store), scaling.curve(store)
     if curve.num_rows == 0:
         return []
-    if one_budget(curve):
+    if scaling.one_budget(store):
         return [_ranking(store, curve, score)]
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
@@ -141,32 +137,33 @@ def _scaling(store: Store) -> list[Picture]:
 
 def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
     """Scores and differences at the one budget, instead of curves of a single point."""
-    compared, asked = difference_curves(store), scaling.question(store)
-    label = f"{score.capitalize()} of every method at the one budget, the best first, and less {names_of(asked)[1]}'s"
+    compared, asked, margin = difference_curves(store), scaling.question(store), scaling.margin_of(store)
+    label = f"{score.capitalize()} of every method at the one budget, the best first"
     caption = (
-        f"Left, {score} over seeds with pointwise 95 % t intervals, the best mean on top (an order of means is no "
-        "verdict); right, the paired difference to the baseline with 95 % intervals that hold all at once. Hollow: "
-        "methods without a budget. An arrow stands for a value beyond the panel."
+        f"{score.capitalize()} over seeds with pointwise 95 % t intervals, the best mean on top, which is no verdict."
     )
-    figure = draw_ranking(_first_panels(curve), compared, score=score, margin=scaling.margin_of(store))
+    if compared.num_rows:
+        caption += f" Right: the paired difference to {names_of(asked)[1]}, with {held_at_once(compared.to_pylist())}."
+        caption += (
+            "" if margin is None else f" Grey: within the margin of {100 * margin:g} points, which counts as none."
+        )
+    caption += " Hollow: methods without a budget. An arrow stands for a value beyond the panel."
+    figure = draw_ranking(_first_panels(curve), compared, score=score, margin=margin)
     return Picture("ranking", "scaling", figure, label, caption, conclude_ranking(compared.to_pylist(), asked))
 
 
 def _differences(store: Store) -> list[Picture]:
     """The paired difference of every method to the baseline against the budget."""
     table, score = difference_curves(store), scaling.score_name(store)
-    if table.num_rows == 0 or one_budget(scaling.curve(store)):
+    if table.num_rows == 0 or scaling.one_budget(store):
         return []
     shown, margin = _first_panels(table), scaling.margin_of(store)
     asked = scaling.question(store)
     focus, name = names_of(asked)
     shapes = "The bars are" if asked.focus is None else f"The band (of {focus}) and the bars (of the others) are"
     label = f"{score.capitalize()} less {name}'s at the same budget, with simultaneous 95 % bands and the zero line"
-    given = " or ".join(sorted({r["band"] for r in table.to_pylist() if r["band"]})) or "none: one seed, or no spread"
-    caption = (
-        f"Paired difference to {name} at the same budget, in points. {shapes} simultaneous 95 % intervals over seeds "
-        f"({given}): all {table['family'][0]} differences lie in theirs at once. {name} is the zero line."
-    )
+    caption = f"Paired difference to {name} at the same budget, in points. {shapes} {held_at_once(table.to_pylist())}."
+    caption += f" {name} is the zero line."
     if margin is not None:
         caption += f" Grey: differences within the margin of {100 * margin:g} points, which count as none."
     figure = draw_differences(shown, score=score, focus=asked.focus, margin=margin)
@@ -373,7 +370,8 @@ def tuning_pictures(store: Store) -> list[Picture]:
 
 def _first_panels(table: pa.Table) -> pa.Table:
     """The rows of the first panels; the tables below a figure have them all."""
-    return _where(table, place_of, _keys(table, place_of)[:MOST_PANELS])
+    keys = sorted(_keys(table, place_of), key=lambda k: (k[0], k[1], k[2] is not None))  # the means first, as drawn
+    return _where(table, place_of, keys[:MOST_PANELS])
 
 
 def _keys(table: pa.Table, key: Callable[[Row], K]) -> list[K]:

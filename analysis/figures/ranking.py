@@ -9,17 +9,12 @@ import matplotlib as mpl
 import pyarrow as pa
 
 from analysis.figures import differences, scaling
-from analysis.figures.drawing import MUTED, STYLE, Chart, dot, mark_bands, panels, place_title
+from analysis.figures.drawing import MUTED, PAPER, STYLE, Chart, dot, mark_bands, panels, place_title
 from analysis.format import Row
 from analysis.styles import place_of, places, style
 
 ROW, LABELS, PANEL = 0.165, 1.35, 2.45
 """Inches: the height of a row, the width of the methods' names, and of a panel."""
-
-
-def one_budget(curve: pa.Table) -> bool:
-    """Whether all points of `scaling.curve` are at the same budget."""
-    return len({r["reference"] for r in curve.to_pylist() if r["kind"] == "curve"}) == 1
 
 
 def draw_ranking(
@@ -56,10 +51,11 @@ def draw_ranking(
             _scores(left, mine, score)
             left.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
             if gaps:
-                beside = [r for r in gaps if place_of(r) == place]
+                order = [r["method"] for r in mine]
+                beside = [r for r in gaps if place_of(r) == place and r["method"] in order]
                 right = figure.add_subplot(spots[across * k + 1], sharey=left)
                 right.tick_params(axis="y", labelleft=False, length=0)
-                _differences(right, [r["method"] for r in mine], beside, score, margin)
+                _differences(right, order, beside, margin)
         mark_bands(figure, "left pointwise, right simultaneous" if gaps else "pointwise")
         return figure
 
@@ -75,8 +71,9 @@ def _scores(axes: Any, rows: Sequence[Row], score: str) -> None:
         _mark(axes, r, "mean", level, scaling.point_text(r))
 
 
-def _differences(axes: Any, order: Sequence[str], rows: Sequence[Row], score: str, margin: float | None) -> None:
+def _differences(axes: Any, order: Sequence[str], rows: Sequence[Row], margin: float | None) -> None:
     if not rows:
+        axes.set_axis_off()
         return
     baseline = style(rows[0]["baseline"])
     axes.set_xlim(*differences.limits(rows))
@@ -100,4 +97,5 @@ def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:
         return
     if row["low"] is not None:
         axes.hlines(level, 100 * row["low"], 100 * row["high"], color=look.colour, linewidth=1.1, alpha=0.7)
-    dot(axes, row["method"], at, level, says)
+    hollow = {"markerfacecolor": PAPER, "markeredgecolor": look.colour} if row.get("kind") == "line" else {}
+    dot(axes, row["method"], at, level, says, **hollow)

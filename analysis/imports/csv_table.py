@@ -43,10 +43,11 @@ def import_csv(folder: Path, paths: Sequence[Path]) -> Path:
         seen: dict[tuple[object, ...], int] = {}
         for line, raw in _lines(path, problems):
             cell, trial = _rows(path, line, raw, problems)
-            key = tuple(cell[k] for k in ("model", "dataset", "train_size", "method", "reference", "count"))
+            key = tuple(cell[k] for k in ("model", "dataset", "train_size", "method", "reference"))
             if key in seen:
                 problems.append(
-                    f"{path}, line {line}: the same cell as line {seen[key]}; an imported cell has one number"
+                    f"{path}, line {line}: the same cell as line {seen[key]}; an imported cell has one number, and "
+                    "rows of several sizes need a reference each"
                 )
             seen.setdefault(key, line)
             rows.append((cell, trial))

@@ -90,7 +90,8 @@ def render(
     environment.filters |= filters
     script = resources.files("analysis.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shown = {"pictures": pictures.kinds(drawn), "sheets": sheets, "script": Markup(script), "digest": digest}  # noqa: S704
+    by_kind = {p.kind: [q for q in drawn if q.kind == p.kind] for p in drawn}
+    shown = {"pictures": by_kind, "sheets": sheets, "script": Markup(script), "digest": digest}  # noqa: S704
     return environment.get_template("report.html.j2").render(**facts(store), **shown, overlay=overlay)
 
 

@@ -86,13 +86,13 @@ def blocks(store: Store) -> list[Block]:
     }
     choice = choice_variances(store)
     found: list[Block] = [(methods, {}) for methods in _methods(store)]
-    others: list[tuple[dict[tuple[int, int], Pair], tuple[int, int], Difference | None]] = []
+    others: list[tuple[dict[tuple[int, int], Pair], tuple[int, int], Difference | None, bool]] = []
     for methods, pairs in found:
         for at in combinations(range(len(methods)), 2):
             a, b = (methods[k] for k in at)
-            known = said.get((place_of(a), a["reference"], frozenset((a["method"], b["method"]))))
-            if known is not None:
-                row, difference = known
+            found_before = said.get((place_of(a), a["reference"], frozenset((a["method"], b["method"]))))
+            if found_before is not None:
+                row, difference = found_before
                 widened = None if row["choice_sd"] is None else difference.widened(row["choice_sd"] ** 2)
                 if widened is not None and row["method"] != a["method"]:
                     widened = replace(widened, mean=-widened.mean)
@@ -101,12 +101,12 @@ def blocks(store: Store) -> list[Block]:
             seen = paired_difference(a["scores"], b["scores"])
             added = [choice.get((row["sweep"], row["cell_id"])) for row in (a, b)]
             known_choice = [v for v in added if v is not None]
-            tested = seen.widened(sum(known_choice)) if seen is not None and len(known_choice) == 2 else None
-            others.append((pairs, at, tested))
-    adjusted = holm_at(level(store), [None if tested is None else tested.p for *_, tested in others])
+            known = seen is None or len(known_choice) == 2
+            others.append((pairs, at, seen.widened(sum(known_choice)) if seen is not None and known else None, known))
+    adjusted = holm_at(level(store), [None if tested is None else tested.p for _, _, tested, _ in others])
     alpha = level(store) / max(1, sum(p is not None for p in adjusted))
-    for (pairs, at, tested), p in zip(others, adjusted, strict=True):
-        pairs[at] = Pair(tested, verdict(None if tested is None else tested.mean, p), alpha)
+    for (pairs, at, tested, known), p in zip(others, adjusted, strict=True):
+        pairs[at] = Pair(tested, verdict(None if tested is None else tested.mean, p, known=known), alpha)
     return found
 
 

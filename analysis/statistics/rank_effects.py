@@ -142,7 +142,12 @@ class _Slope:
         shared = shared_seeds([scores for _, scores in cells])
         slopes = {seed: sum(weight * scores[seed] for weight, scores in cells) for seed in shared}
         known = all(key in choice for key in weights)
-        added = sum(weight**2 * choice[key] for key, (weight, _) in weights.items()) if known else None
+        if not known:
+            return cls(slopes, None, len(cells), spanned)
+        moves = [{"method": runs[0]["method"], "by": w * math.sqrt(choice[k])} for k, (w, runs) in weights.items()]
+        each = [[r["by"] for r in rows] for rows in by(moves, "method").values()]
+        # a method's budgets share TUNE's seeds: its choices may go wrong alike, or each for itself
+        added = sum(max(sum(one) ** 2, sum(move**2 for move in one)) for one in each)
         return cls(slopes, added, len(cells), spanned)
 
 

@@ -142,6 +142,11 @@ def score_name(store: Store, dataset: str | None = None) -> str:
     return f"test {kinds.pop()}" if len(kinds) == 1 else "test score" if kinds else "test accuracy"
 
 
+def one_budget(store: Store) -> bool:
+    """Whether the plan has a single budget, at which a curve would be a point."""
+    return len({r["reference"] for r in store.table("cells").to_pylist() if r["feasible"] and r["reference"]}) == 1
+
+
 @remembered
 def curve(store: Store) -> pa.Table:
     """Score against trainable parameters: per method and budget the mean over seeds with its 95 % t interval.

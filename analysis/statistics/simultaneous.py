@@ -107,8 +107,9 @@ def _means(store: Store, single: Sequence[Row]) -> list[tuple[Row, Difference]]:
     """The differences at each budget averaged over all data sets of a sweep and training size."""
     cells, sharing, found = confirmed(store), sharing_seeds(store), []
     at_budgets = [r for r in single if r["reference"] and r["dataset"]]
-    for (sweep, _, _), of_place in by(at_budgets, "sweep", "model", "train_size").items():
-        sets, shared = len({r["dataset"] for r in of_place}), sweep in sharing
+    for key, of_place in by(at_budgets, "sweep", "model", "train_size").items():
+        sets = len({place[2] for place, _, _ in cells if (place[0], place[1], place[3]) == key})
+        shared = key[0] in sharing
         for (method, reference), rows in by(of_place, "method", "reference").items():
             if sets < 2 or len(rows) < sets:
                 continue

@@ -14,6 +14,8 @@ from analysis.tables.sheet import Sheet
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
 _TEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "\N{MINUS SIGN}": "$-$", "<": "$<$", ">": "$>$"}
+_TEX |= {"\N{ALMOST EQUAL TO}": r"$\approx$", "\N{LESS-THAN OR EQUAL TO}": r"$\leq$"}
+_TEX |= {"\N{GREATER-THAN OR EQUAL TO}": r"$\geq$"}
 
 _PICTURES = "[\u2400-\u2421\ufffd]"  # of `visible`, which LaTeX's fonts lack
 

@@ -9,6 +9,7 @@ from analysis.statistics import rank_effects as slopes
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import OVER_DATASETS
+from analysis.statistics.looks import level
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.statistics.units.many import interquartile_means, wilcoxon
@@ -102,15 +103,15 @@ def decided(store: Store) -> Sheet:
 def averages(store: Store) -> Sheet:
     """Mean over data sets by method and budget, a column per training size: the form of the paper's Tables 11 to 14."""
     rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
-    found, sizes = by_size(rows, ("sweep", "method", "reference"))
-    sweeps = [text("sweep", "sweep")] if len({r["sweep"] for r in found}) > 1 else []
+    found, sizes = by_size(rows, ("sweep", "model", "method", "reference"))
+    named = [text(name, name) for name in ("sweep", "model") if len({r[name] for r in found}) > 1]
     return Sheet(
         "averages",
         "Mean test score over data sets",
-        [*sweeps, METHOD, BUDGET, PARAMETERS, *sizes, number("data sets", "n_datasets"), SEEDS],
+        [*named, METHOD, BUDGET, PARAMETERS, *sizes, number("data sets", "n_datasets"), SEEDS],
         found,
-        "Every data set weighs the same; intervals are t intervals over seeds, each seed averaged over the data sets "
-        "first, so they speak of these data sets only. Methods and budgets confirmed on every data set.",
+        "Every data set weighs the same; intervals are t intervals over seeds, so they speak of these data sets only. "
+        "Methods and budgets confirmed on every data set.",
         folded=len(found) > LONG,
     )
 
@@ -124,22 +125,22 @@ def compared(store: Store, baseline: str | None = None) -> Sheet:
         f"Each method against {style(baseline).name} at the same budget",
         _difference_columns(rows, ratio=True),
         rows,
-        _reading(rows),
+        _reading(rows, level(store)),
         strong=lambda r: r["reference"] is None,
         folded=len(rows) > LONG,
     )
 
 
-def _reading(rows: Sequence[Row]) -> str:
+def _reading(rows: Sequence[Row], alpha: float) -> str:
     """How the table of comparisons is read."""
     note = (
         "Intervals, p and verdict have the choice of learning rates in them: the test is widened by what another draw "
         "of stage TUNE might have chosen. Simultaneous: all intervals of a family cover at once, 19 times in 20. A "
         "family is one method's rows in question, the mean over all budgets tested first and then Holm over the rest, "
-        "or the rows of all other methods; each spends 5 %. Given the rates: the verdict, were the chosen rates the "
-        "only ones possible. Power: the chance that this comparison, at its level, finds a true difference of "
-        f"{100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true difference that is "
-        "found, four times in five; by simulation at the variances seen. Parameters, ratio: the method's over the "
+        f"or the rows of all other methods; each spends {100 * alpha:.2g} %. Given the rates: the verdict, were the "
+        "chosen rates the only ones possible. Power: the chance that this comparison, at its level, finds a true "
+        f"difference of {100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true "
+        "difference that is found, four times in five; by simulation at the variances seen. Parameters, ratio: the method's over the "
         "baseline's. Effect: Hedges' g of the paired differences, their mean in their own standard deviations, with "
         "its 95 % interval, given the rates."
     )

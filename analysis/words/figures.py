@@ -68,6 +68,14 @@ def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
     return f"Against {style(rows[0]['baseline']).name}, by the corrected verdicts: {found}."
 
 
+def held_at_once(rows: Sequence[Row]) -> str:
+    """What the intervals of differences hold; `rows` of `simultaneous.difference_curves`."""
+    given = " or ".join(sorted({r["band"] for r in rows if r["band"]})) or "none: one seed, or no spread"
+    return (
+        f"simultaneous 95 % intervals over seeds ({given}): all {rows[0]['family']} differences lie in theirs at once"
+    )
+
+
 def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) -> str:
     """Where the fitted curves of the question's methods cross.
 
@@ -138,7 +146,7 @@ def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
         parts.append(f"{size_text(size)}: {', '.join(words)} of {verdicts.total()}")
     return (
         f"{a[0].upper()}{a[1:]} against {b} at the same budget, {what} by training size: {'; '.join(parts)} "
-        "(Holm-corrected at 5 % as in the table of comparisons, the choice of learning rates included)."
+        "(Holm-corrected as in the table of comparisons, the choice of learning rates included)."
     )
 
 

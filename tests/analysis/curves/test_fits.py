@@ -96,6 +96,12 @@ def test_budget_needed_and_area() -> None:
     assert fits.area(one, 10.0, X[-1]).value is None
 
 
+def test_the_least_budget_of_a_plateau_at_the_target() -> None:
+    for levels, place in (([0.5, 0.7, 0.7], 10.0), ([0.5, 0.7, 0.7, 0.8], 10.0), ([0.5, 0.9, 0.9], 10**0.5)):
+        flat = Curve(10.0 ** np.arange(len(levels)), np.array([levels]).T)
+        assert fits.needed(flat, 0.7).value == pytest.approx(place)
+
+
 def test_an_area_has_the_t_interval_of_the_seeds_areas() -> None:
     one = curve(np.linspace(0.5, 0.7, 5), noise=0.01, seeds=3)
     found, areas = fits.area(one, X[0], X[-1]), fits.seed_areas(one, X[0], X[-1])

@@ -60,6 +60,20 @@ def test_every_data_set_has_its_panels(tmp_path: Path) -> None:
     assert titles == ["mean over data sets", "a", "b"] and len(picture.figure.axes) == 6 and picture.across == 2
 
 
+def test_a_method_that_one_data_set_lacks_is_not_in_the_mean(tmp_path: Path) -> None:
+    cells = {("lora", "lora-8", d): {s: 0.7 + s / 99 for s in range(3)} for d in "abc"}
+    cells |= {("randlora", "lora-8", d): {s: 0.7 + s * s / 99 for s in range(3)} for d in "ab"}
+    [picture] = [p for p in pictures(open_store(odd_results(tmp_path / "r", cells))) if p.kind == "scaling"]
+    mean, beside = picture.figure.axes[:2]
+    assert [t.get_text() for t in mean.get_yticklabels()] == ["LoRA"] and not beside.axison
+
+
+def test_the_mean_is_among_the_first_panels(tmp_path: Path) -> None:
+    [picture] = [p for p in pictures(open_store(folder_of(tmp_path / "r", datasets="abcdefgh"))) if p.kind == "scaling"]
+    titles = [axes.get_title(loc="left") for axes in picture.figure.axes[::2]]
+    assert titles == ["mean over data sets", *"abcdefg"]
+
+
 def test_without_a_baseline_there_are_scores_alone(tmp_path: Path) -> None:
     store = open_store(folder_of(tmp_path / "r"))
     [axes] = draw_ranking(scaling.curve(store), DIFFERENCES.empty_table()).axes

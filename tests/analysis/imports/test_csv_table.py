@@ -61,6 +61,13 @@ def test_all_problems_of_a_table_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "to").exists()
 
 
+def test_sizes_without_a_reference_are_no_seeds(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("method,percent,parameters\nlora,80,1000\nlora,82,2000\n")
+    with pytest.raises(StoreError, match=r"line 3: the same cell as line 2.*rows of several sizes need a reference"):
+        import_csv(tmp_path / "to", [file])
+
+
 @pytest.mark.parametrize(
     ("header", "says"),
     [

@@ -14,6 +14,7 @@ from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_pu
 from analysis.report.page import render
 from analysis.statistics.publications.published import names, publication, published_curve
 from analysis.tables.console import print_results_table, results_table, safe_console
+from analysis.tables.results import averages
 from sweeps.cli.main import app
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
@@ -111,6 +112,8 @@ def test_numbers_of_several_models_stand_apart(tmp_path: Path, capsys: pytest.Ca
     print_results_table(store, safe_console())
     said = capsys.readouterr().out
     assert len(rows) == 2 and all(f"of {r['model']} on glue-rte" in said for r in rows)
+    means = [r for r in averages(store).rows if (r["method"], r["reference"]) == ("lora", "lora-4")]
+    assert {r["model"] for r in means} == {r["model"] for r in rows} and len(means) == 2
 
 
 def peft_result(name: str, at: str = "2025-06-19T19:15:35+00:00", **changes: Any) -> dict[str, Any]:

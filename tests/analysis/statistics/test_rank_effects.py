@@ -15,7 +15,7 @@ from analysis.figures.rank import draw_ranks
 from analysis.report import page as report
 from analysis.report import tables as report_tables
 from analysis.statistics.inference import mean_interval
-from analysis.statistics.rank_effects import CONTRAST, EFFECTS, effects, points
+from analysis.statistics.rank_effects import CONTRAST, EFFECTS, _Slope, effects, points
 from analysis.store.tables import write_part
 from analysis.words.conclusions import conclude_rank_effects
 
@@ -115,6 +115,19 @@ def test_a_slope_has_the_choice_of_rates_in_it(tmp_path: Path) -> None:
     assert {(r["low"], r["choice_sd"]) for r in rows} == {(None, None)}
     assert {r["verdict_given_rates"] for r in rows if r["effect"] != CONTRAST} == {"higher"}
     assert "what the choice of rates adds is not known" in conclude_rank_effects(list(rows))
+
+
+def test_choices_of_one_method_may_go_wrong_alike() -> None:
+    def weights(*parts: tuple[str, float]) -> dict[tuple[str, str], tuple[float, list[Row]]]:
+        run = {"data_seed": 0, "init_seed": 0, "basis_seed": 0, "test_score": 0.5}
+        return {("s", str(k)): (w, [run | {"method": m}]) for k, (m, w) in enumerate(parts)}
+
+    def added(*parts: tuple[str, float]) -> float | None:
+        return _Slope.of((weights(*parts), []), {("s", str(k)): 0.04 for k in range(len(parts))}).added
+
+    assert added(("a", 0.5), ("b", -0.5)) == pytest.approx(0.02)  # two methods: each for itself
+    assert added(("a", 0.5), ("a", 0.5)) == pytest.approx(0.04)  # two budgets of one: alike at worst
+    assert added(("a", 0.5), ("a", -0.5)) == pytest.approx(0.02)  # where alike would cancel, each for itself
 
 
 def test_a_method_at_a_level_of_its_own_moves_the_slope_over_all_but_not_over_variants(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_training_sizes() -> None:
     rows += [compared("higher", "1.0", reference=None), compared("higher", "1.0", method="vera")]
     text = say.conclude_sizes(rows)
     assert "4-shot: lower at 1, not distinguishable at 1 of 2; all data: higher at 1 of 1" in text
-    assert "Holm-corrected at 5 %" in text and "the choice of learning rates included" in text
+    assert "Holm-corrected as in the table" in text and "the choice of learning rates included" in text
     cannot = say.conclude_sizes([compared("not testable", "4-shot"), compared("not testable", "1.0")])
     assert "higher" not in cannot and cannot.count("not testable at 1 of 1") == 2
     assert "No conclusion" in say.conclude_sizes([])
