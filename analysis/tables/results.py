@@ -140,8 +140,8 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
         f"or the rows of all other methods; each spends {100 * alpha:.2g} %. Given the rates: the verdict, were the "
         "chosen rates the only ones possible. Power: the chance that this comparison, at its level, finds a true "
         f"difference of {100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true "
-        "difference that is found, four times in five; by simulation at the variances seen. Parameters, ratio: the method's over the "
-        "baseline's. Effect: Hedges' g of the paired differences, their mean in their own standard deviations, with "
+        "difference that is found, four times in five; by simulation at the variances seen. Parameters, ratio: the "
+        "method's over the baseline's. Effect: Hedges' g of the paired differences, their mean in their own standard deviations, with "
         "its 95 % interval, given the rates."
     )
     if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
