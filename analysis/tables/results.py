@@ -134,15 +134,15 @@ def compared(store: Store, baseline: str | None = None) -> Sheet:
 def _reading(rows: Sequence[Row], alpha: float) -> str:
     """How the table of comparisons is read."""
     note = (
-        "Intervals, p and verdict have the choice of learning rates in them: the test is widened by what another draw "
-        "of stage TUNE might have chosen. Simultaneous: all intervals of a family cover at once, 19 times in 20. A "
-        "family is one method's rows in question, the mean over all budgets tested first and then Holm over the rest, "
-        f"or the rows of all other methods; each spends {100 * alpha:.2g} %. Given the rates: the verdict, were the "
-        "chosen rates the only ones possible. Power: the chance that this comparison, at its level, finds a true "
-        f"difference of {100 * PLANTED:g} points; beside it the seeds that would find it, and the smallest true "
-        "difference that is found, four times in five; by simulation at the variances seen. Parameters, ratio: the "
-        "method's over the baseline's. Effect: Hedges' g of the paired differences, their mean in their own standard deviations, with "
-        "its 95 % interval, given the rates."
+        "Intervals, p and verdict have the choice of learning rates in them: the test is widened by what another "
+        "draw of stage TUNE might have chosen. Simultaneous: all intervals of a family cover at once, 19 times in "
+        "20. A family is one method's rows in question, the mean over all budgets tested first and then Holm over "
+        f"the rest, or the rows of all other methods; each spends {100 * alpha:.2g} %. Given the rates: the "
+        "verdict, were the chosen rates the only ones possible. Power: the chance that this comparison, at its "
+        f"level, finds a true difference of {100 * PLANTED:g} points; beside it the seeds that would find it, and "
+        "the smallest true difference that is found, four times in five; by simulation at the variances seen. "
+        "Parameters, ratio: the method's over the baseline's. Effect: Hedges' g of the paired differences, their "
+        "mean in their own standard deviations, with its 95 % interval, given the rates."
     )
     if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
         note += f" Equivalent: the 90 % interval lies within {percent(margin)} points of zero, corrected alike."

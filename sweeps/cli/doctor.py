@@ -7,7 +7,6 @@ import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,14 +101,16 @@ def _versions() -> list[Check]:
 
 def _ray() -> Check:
     """Sweeps lean on names that Ray's minor releases move, and Ray keeps its sessions and spilled objects in /tmp."""
+    from sweeps.cluster.private import room
+
     try:
         import ray.train
         import ray.tune
     except ImportError as error:
         return Check("ray parts", False, first_line(error), "pip install 'ray[tune,train]'")
     minor = ".".join(ray.__version__.split(".")[:2])
-    place = Path(tempfile.gettempdir())
-    free = shutil.disk_usage(place).free / 2**30
+    place, bytes_free = room()
+    free = bytes_free / 2**30
     known = minor == RAY_MINOR
     mend = f"pip install 'ray[tune,train]=={RAY_MINOR}.*'" if not known else f"make room in {place}, or set RAY_TMPDIR"
     return Check("ray parts", known and free > 1, f"tune and train of {minor}; {free:.1f} GiB free in {place}", mend)

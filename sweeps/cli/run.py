@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -85,7 +86,15 @@ def run(
     loaded = planned.spec
     location = None if upload is None else Location.of(upload)
     progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
-    again = f"sweeps run {spec}{'' if output is None else f' --output {output}'}{' --available' if available else ''}"
+    given: dict[str, Sequence[object]] = {
+        "--scale": [scale],
+        "--set": overrides or [],
+        "--output": [output],
+        "--address": [address],
+    }
+    given |= {"--upload": [upload], "--optuna-storage": [optuna_storage], "--track": track or []}
+    words = [word for name, values in given.items() for v in values if v is not None for word in (name, str(v))]
+    again = shlex.join(["sweeps", "run", str(spec), *words, *(["--available"] if available else [])])
     with nothing_if_refused(loaded.folder):
         if location is not None:  # what is there says which data its trials saw
             check_there(location, loaded.identity())
@@ -95,7 +104,7 @@ def run(
             err.print(line, style="yellow")
         print_weak(weak_of(planned.with_sizes(download=True)), err)
         observers = watchers(loaded, optuna_storage, track or ())
-        foreseen = None if quiet else estimate_plan(planned)
+        foreseen = None if quiet else estimate_plan(planned, retry_failed=retry_failed)
         if foreseen is not None and not as_json:
             print_header(planned)
             print_estimate_line(foreseen)

@@ -76,10 +76,7 @@ def progress_of(store: Store) -> dict[str, Any]:
     rows = store.table("trials").to_pylist()
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
     states = Counter(row["status"] for row in trials.values())
-    confirmed = Counter(
-        row["cell_id"] for row in trials.values() if row["stage"] == "CONFIRM" and row["status"] == "finished"
-    )
-    done = {c["cell_id"] for c in cells if confirmed[c["cell_id"]] >= c["confirm_seeds"]}
+    done = {r["cell_id"] for r in coverage if r["confirm_done"] >= r["confirm_planned"]}
     missing: Counter[str] = Counter()
     for row in coverage:
         missing[row["method"]] += row["missing"]
@@ -150,7 +147,8 @@ def pace(
         own = max(0.0, (r["seconds_total"] or 0.0) - (r["seconds_setup"] or 0.0))
         spent[r["method"]] = (taken + own, trials + 1)
     left = None if now is None else seconds_left(missing, spent)
-    at_once = max(1, len(runs[-1].get("lanes") or ()) * runs[-1].get("pack", 1))
+    lanes = runs[-1].get("lanes") or ()
+    at_once = max(1, sum(1 if lane.get("group") else lane.get("workers", 1) for lane in lanes))
     return len(mine), 60 * len(mine) / seconds if seconds > 0 else None, None if left is None else left / at_once
 
 

@@ -28,6 +28,17 @@ _SHORT = "/tmp"  # noqa: S108  # what is made in it is made anew, for its owner 
 _WAIT_S = 5.0
 
 
+def _asked() -> str:
+    """Where Ray's files are to go."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _SHORT
+
+
+def room() -> tuple[str, int]:
+    """Where Ray's files go, and the bytes that are free there."""
+    place = _asked() if Path(_asked()).is_dir() else _SHORT
+    return place, shutil.disk_usage(place).free
+
+
 def make_folder() -> Path:
     """A new folder that only its owner may enter, with a token of its own in it, where Ray puts its files.
 
@@ -36,7 +47,7 @@ def make_folder() -> Path:
     Raises:
         ResourceError: no place is writable and has a path that is short enough.
     """
-    asked = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _SHORT
+    asked = _asked()
     tried = []
     for place in dict.fromkeys((Path(asked).absolute(), Path(_SHORT))):
         over = len(os.fsencode(f"{place}/{PREFIX}12345678{_RAYS}")) - _SOCKET_BYTES

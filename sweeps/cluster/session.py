@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +18,7 @@ import psutil
 
 from sweeps.cluster.joining import ask, find
 from sweeps.cluster.nodes import job_variables, own_paths
-from sweeps.cluster.private import clear, guarded, make_folder
+from sweeps.cluster.private import clear, guarded, make_folder, room
 from sweeps.cluster.reaper import Reaper, agents, ended, own_processes, ray_processes, runs
 from sweeps.cluster.resources import Node, ResourceError
 from sweeps.cluster.signals import handled, held, signalled
@@ -294,10 +292,10 @@ class Session:
 
 def _why_not(error: Exception) -> str:
     """Why a local Ray did not come up, and what to do."""
-    memory, store = psutil.virtual_memory().available, shutil.disk_usage(tempfile.gettempdir()).free
-    room = f"{memory / 2**30:.1f} GiB of memory and {store / 2**30:.1f} GiB of {tempfile.gettempdir()} are free"
+    memory, (place, store) = psutil.virtual_memory().available, room()
+    free = f"{memory / 2**30:.1f} GiB of memory and {store / 2**30:.1f} GiB of {place} are free"
     return (
-        f"Ray did not come up, {_STARTS} times ({first_line(error)}); {room}. "
+        f"Ray did not come up, {_STARTS} times ({first_line(error)}); {free}. "
         "Close what else runs, or set RAY_TMPDIR to a folder with room, then give the same command again"
     )
 

@@ -58,10 +58,13 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tupl
     """
     import ray
 
-    most = max((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]), default=0.0)
-    if cpus > most:
-        raise ResourceError([Problem("--cpus", cpus, f"the largest machine has {most:g}", f"{most:g}")])
     gpu = ray.cluster_resources().get("GPU", 0.0) >= 1
+    alone = not gpu or any(unit.table in ON_CPU for unit in units)
+    for asked, kind in ((alone, ""), (gpu and any(unit.table not in ON_CPU for unit in units), " with a GPU")):
+        have = [n["Resources"] for n in ray.nodes() if n["Alive"] and (not kind or n["Resources"].get("GPU", 0.0) >= 1)]
+        most = max((each.get("CPU", 0.0) for each in have), default=0.0)
+        if asked and cpus > most:
+            raise ResourceError([Problem("--cpus", cpus, f"the largest machine{kind} has {most:g}", f"{most:g}")])
     task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_compute)
     on_gpu = task.options(num_gpus=1) if gpu else task
     waiting = {(task if unit.table in ON_CPU else on_gpu).remote(folder, _anchored(unit)): unit for unit in units}

@@ -13,8 +13,8 @@ from sweeps.spec.resources import LimitsSection
 class Meter:
     """What a sweep has used so far, against its limits.
 
-    Accelerator time is what trials hold: from a trial's start on a worker to its outcome, all runs of the sweep
-    together. Ray's start and idle workers are not in it. Wall time is that of this run.
+    Accelerator time is what trials hold: from when a trial is given out to its outcome, all runs of the sweep together.
+    Idle workers are not in it. Wall time is that of this run.
 
     Args:
         limits: `[limits]`.

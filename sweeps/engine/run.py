@@ -226,7 +226,8 @@ def _started(sweep: _Sweep, plan: Plan, address: str | None, trial: str, pool: P
             if pool is None:
                 if address is None:  # a cluster's workers may be other users of a group that shares the folder
                     _close_to_others(sweep.ledger.folder / "work")
-                measure = functools.partial(probe_gpu, plan) if trial == TRIAL else None
+                there = Plan(plan.spec, tuple(cell.anchored() for cell in plan.cells))  # a task has a folder of its own
+                measure = functools.partial(probe_gpu, there) if trial == TRIAL else None
                 place = sweep.ledger.folder / "work" / "ray"
                 note, asked = sweep.display.note, plan.spec.resources
                 pool = stack.enter_context(Pool(asked, place, address=address, measure=measure, note=note))

@@ -50,7 +50,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         trial: the trial function, "package.module:function".
         wave: slots to serve before `FINISHED`; Tune keeps every trial in memory, so long sweeps take several Tuners.
         changed: called after every event, for the display.
-        packing: how many trials may share a worker; None: each has one for itself.
+        packing: how many trials may share a worker.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         trial: str,
         wave: int,
         changed: Callable[[], None],
-        packing: Packing | None = None,
+        packing: Packing,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.ledger, self.broker, self.broker_name, self.trial = ledger, broker, broker_name, trial
@@ -75,7 +75,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         self._issued = 0
         self._pruned: set[str] = set()
         self._seconds: dict[str, dict[int, float]] = {}  # of the epochs reported, for trials that may be stopped
-        self._packing = Packing(1, 1, {}) if packing is None else packing
+        self._packing = packing
         self._waiting: deque[str] = deque()  # keys of slots that are queued at the broker, and not yet with Tune
         self._packs: dict[str, set[str]] = {}  # what is not over, by the key of its first trial
 

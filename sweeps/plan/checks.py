@@ -19,7 +19,7 @@ from sweeps.spec.methods import has_budget
 from sweeps.spec.search import MOST_TRIALS
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Extra, extra_of
-from trainables.data.images.batches import steps_per_epoch
+from trainables.data.images.batches import samples_per_epoch
 from trainables.models.shapes import meta_model
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ def counted(cell: Cell, spec: SweepSpec) -> Cell:
     least = spec.search.reruns + max(1, len(spec.search.warm_start) + 1, spec.search.rerun_rates)
     n, _, _ = split_sizes(cell)
     train = cell.settings(spec.train)
-    steps = steps_per_epoch(n, train.global_batch_size, train.min_batches_per_epoch)
-    samples = n if steps > train.min_batches_per_epoch else max(n, steps * train.global_batch_size)
+    samples = samples_per_epoch(n, train.global_batch_size, train.min_batches_per_epoch)
     longest = cell.space.epochs or train.epochs
     trials = allowance.samples // (samples * longest)
     if trials < least:

@@ -24,6 +24,7 @@ from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.cell import Cell
 from sweeps.spec.resources import LimitsSection
 from trainables.config import TrainSettings, TrialConfig
+from trainables.data.images.batches import samples_per_epoch
 
 START_SECONDS = 15.0
 """Ray and the first lane, from the command to the first training step."""
@@ -102,12 +103,12 @@ class _Left:
         return self.tune + self.confirm
 
 
-def estimate_plan(plan: Plan) -> Estimate:
-    """Probe every method that still has trials to run, and add up."""
+def estimate_plan(plan: Plan, *, retry_failed: bool = False) -> Estimate:
+    """Probe every method that still has trials to run, and add up; failed ones too where they are tried again."""
     started = time.perf_counter()
     shapes = plan_lanes(plan.spec.resources, [local_node()])
     concurrent = sum(lane.trials for lane in shapes)
-    left = [cell for cell in _left(plan) if cell.trials]
+    left = [cell for cell in _left(plan, retry_failed) if cell.trials]
     if not left:
         return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, 0.0)
     warm: dict[str, Any] = {}
@@ -142,11 +143,17 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, cost: f
             yield f"limits.{name} = {most:g}, and about {value:.3g} are left to run"
 
 
-def _left(plan: Plan) -> list[_Left]:
+_OVER = """
+select cell_id, stage from last_attempts left join (select trial_id, true as late from superseded) using (trial_id)
+where late is null and (status <> 'failed' or not retried)
+"""
+
+
+def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
     done: Counter[tuple[str, str]] = Counter()
     folder = plan.spec.folder
-    if (folder / "journal.jsonl").exists():
-        trials = open_store(folder).table("trials").select(["cell_id", "stage"]).to_pylist()
+    if (folder / "journal.jsonl").exists() or (folder / "tables").is_dir():
+        trials = open_store(folder).sql(_OVER.replace("retried", str(retry_failed).lower())).to_pylist()
         done.update((row["cell_id"], row["stage"]) for row in trials)
     return [
         _Left(
@@ -290,6 +297,8 @@ class _Probe:
     def trial(self, cell: Cell, stage: str, settings: TrainSettings) -> float:
         """Seconds of one trial of a cell."""
         train, val, test = split_sizes(cell)
-        epochs = cell.settings(settings).epochs if cell.lr_centre is not None else 1
+        mine = cell.settings(settings)
+        train = samples_per_epoch(train, mine.global_batch_size, mine.min_batches_per_epoch)
+        epochs = mine.epochs if cell.lr_centre is not None else 1
         tested = test if stage == "CONFIRM" else 0
         return TRIAL_OVERHEAD + epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate

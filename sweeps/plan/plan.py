@@ -122,13 +122,17 @@ class Plan:
         return [(c.label, c.space, c.tune_trials - fixed) for c in self.feasible if c.space and c.tune_trials]
 
     def check_training(self) -> None:
-        """Build one trial, so that training settings that contradict each other stop the sweep; raises `SpecError`."""
-        cell = self.feasible[0]
-        try:
-            cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), self.spec.train)
-        except ValidationError as error:
-            messages = [e["msg"].removeprefix("Value error, ") for e in error.errors(include_url=False)]
-            raise SpecError([Problem("train", None, message) for message in messages]) from error
+        """Build a trial of each method, so that settings that contradict each other stop the sweep.
+
+        Raises:
+            SpecError: what they contradict.
+        """
+        for cell in {c.method: c for c in reversed(self.feasible)}.values():
+            try:
+                cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), self.spec.train)
+            except ValidationError as error:
+                messages = [e["msg"].removeprefix("Value error, ") for e in error.errors(include_url=False)]
+                raise SpecError([Problem("train", None, message) for message in messages]) from error
 
 
 def _data_problems(spec: SweepSpec, *, available: bool) -> list[Problem]:

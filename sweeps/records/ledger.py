@@ -105,8 +105,11 @@ class Ledger:
         self.sealer.seal()
 
     def _keep_best(self, cell_id: str) -> None:
-        rows = [r for r in self.state.cells[cell_id].rows.values() if r["stage"] == "CONFIRM"]
-        done = [r for r in rows if r["status"] == "finished" and r["val_score"] is not None]
+        cell = self.state.cells[cell_id]
+        rows, counted = [r for r in cell.rows.values() if r["stage"] == "CONFIRM"], cell.confirming
+        done = [
+            r for r in rows if r["trial_id"] in counted and r["status"] == "finished" and r["val_score"] is not None
+        ]
         best = max(done, key=lambda r: (r["val_score"], -r["slot"]), default=None)
         for row in rows:
             if best is not None and row["trial_id"] != best["trial_id"]:

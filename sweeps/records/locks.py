@@ -238,7 +238,10 @@ class FolderLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            other = _read(self._path)
+            try:
+                other = _read(self._path)
+            except OSError:  # a network folder that can't be read now: the next beat tries again
+                continue
             if other is not None and other.token != self._holder.token:  # this process, or its disk, had stood still
                 logging.getLogger("sweeps").error("%s was taken over by %s: this run stops", self.folder, other)
                 os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: Ray is ended, and finished trials are kept

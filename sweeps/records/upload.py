@@ -32,12 +32,14 @@ _META = ("adapter.json", "weights.json")
 
 
 def restore(folder: Path, location: Location) -> int:
-    """Fetch what is there into a results folder that has nothing yet; the number of files.
+    """Fetch what is there into a results folder that has not begun; the number of files.
+
+    A fetch that was cut off is gone on with.
 
     Raises:
         SpecError: no answer.
     """
-    if (folder / "journal.jsonl").exists() or (folder / "tables").is_dir():
+    if (folder / "journal.jsonl").exists():
         return 0
     with _answering(location):
         return location.fetch(folder)
@@ -130,17 +132,17 @@ class Upload:
         if not self.folder.is_dir():  # moved away: what it kept is not to be removed there
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         there = self.location.files()
-        for table in TABLES:
-            for part in sorted((self.folder / "tables" / table).glob("part-*.parquet")):
-                name = f"tables/{table}/{part.name}"
-                if name not in there:
-                    self.location.put(part, name)
-        for name in FACTS:
+        for name in FACTS:  # first, for tables without them belong to no sweep
             path = self.folder / name
             digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
             if digest is not None and self._facts.get(name) != digest:
                 self.location.put(path, name)
                 self._facts[name] = digest
+        for table in TABLES:
+            for part in sorted((self.folder / "tables" / table).glob("part-*.parquet")):
+                name = f"tables/{table}/{part.name}"
+                if name not in there:
+                    self.location.put(part, name)
         self._sync_adapters(there)
 
     def _sync_adapters(self, there: Mapping[str, int]) -> None:

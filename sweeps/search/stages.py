@@ -280,6 +280,11 @@ class CellState:
         seeds = search.rerun_seeds if again else 0
         return Choice(chosen.point.lr, mean, n_trials, seeds, edge, chosen.extra)
 
+    @property
+    def confirming(self) -> set[str]:
+        """Trials of stage CONFIRM at the present choice and seeds."""
+        return {slot.trial_id for slot in self._confirm_slots()}
+
     def _confirm_slots(self) -> list[Slot]:
         if self.cell.lr_centre is None:  # nothing trains, so nothing varies with the seed
             return [self._make("CONFIRM", 0, None, self.seeds(0))]
@@ -384,4 +389,4 @@ class SweepState:
     @property
     def busy(self) -> float:
         """Workers that they take: a pack takes one."""
-        return sum(1 / packed for packed in self._shared.values())
+        return sum(1 / packed for packed in list(self._shared.values()))  # a thread asks, and others add to it

@@ -13,22 +13,20 @@ class WithoutBudget:
 
     Attributes:
         published_lr: the rate its search range is centred on; None where nothing trains.
-        trains: what it trains, in words.
         full_rank: whether that is the target weights themselves.
     """
 
     published_lr: float | None
-    trains: str
     full_rank: bool = False
 
 
 WITHOUT_BUDGET: dict[str, WithoutBudget] = {
     # RandLoRA paper, Table 8: full fine-tuning of CLIP at 1e-5; small models take more, so specs set their own centre
-    "full": WithoutBudget(1e-5, "every weight of the adapted towers", True),
-    "full-targets": WithoutBudget(1e-5, "the target weights, whole", True),
+    "full": WithoutBudget(1e-5, True),
+    "full-targets": WithoutBudget(1e-5, True),
     # RandLoRA's released DINOv2 code trains its linear head at 1e-3 (its CLIP probes, with another scale, at 0.02)
-    "linear-probe": WithoutBudget(1e-3, "a linear head on the frozen model"),
-    "zero-shot": WithoutBudget(None, "nothing: the base model as it is"),
+    "linear-probe": WithoutBudget(1e-3),
+    "zero-shot": WithoutBudget(None),
 }
 
 

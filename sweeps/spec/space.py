@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -102,14 +102,6 @@ def extra_json(extra: Extra) -> str | None:
     return json.dumps(dict(extra), sort_keys=True) if extra else None
 
 
-def extra_from(value: object) -> Extra:
-    """From the column `hyperparameters`, a mapping, or a list of pairs out of a journal."""
-    if not value:
-        return ()
-    if isinstance(value, str):
-        return extra_of(json.loads(value))
-    if isinstance(value, Mapping):
-        return extra_of(value)
-    if isinstance(value, Sequence):
-        return extra_of({str(name): v for name, v in value})
-    raise TypeError(f"{value!r} is no set of hyperparameters")
+def extra_from(column: str | None) -> Extra:
+    """From the column `hyperparameters`."""
+    return extra_of(json.loads(column)) if column else ()

@@ -67,14 +67,14 @@ class _Timed:
         self._every = every
         self._began = self._last = time.monotonic()
         self._counting: Counting | None = None
-        self._failures = 0
+        self._told: set[Failure] = set()
 
     def start(self, state: SweepState) -> None:
         self._began = time.monotonic()
         self._counting = Counting(state)
         self._counting.begin()
         shot = self._snapshot()
-        self._failures = len(shot.failures)
+        self._told = set(shot.failures)
         self._draw(shot, "start", ())
 
     def update(self, state: SweepState) -> None:
@@ -86,7 +86,8 @@ class _Timed:
 
     def _next(self, when: str) -> None:
         shot = self._snapshot()
-        fresh, self._failures = shot.failures[self._failures :], len(shot.failures)
+        fresh = [failure for failure in shot.failures if failure not in self._told]
+        self._told.update(fresh)
         self._draw(shot, when, fresh)
 
     def _snapshot(self) -> Snapshot:

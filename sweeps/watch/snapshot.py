@@ -33,6 +33,7 @@ class Best:
 class Failure:
     """A failed trial: its cell in words, the reason (the exception's type and first line), and where it was raised."""
 
+    trial_id: str
     label: str
     reason: str
     where: str | None = None
@@ -71,7 +72,7 @@ class Snapshot:
     cost: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; failures as their number and the latest reason, cells without a score left out."""
+        """JSON-able; failures as their number, cells without a score left out."""
         values = asdict(self)
         values["best"] = [asdict(b) for b in self.best if b.score is not None]
         values["failures"] = len(self.failures)
@@ -148,6 +149,8 @@ def _count_cell(cell: CellState) -> _Cell:
         counted=counted,
         missing=0 if phase in ("done", "stuck") else max(0, cell.planned() - counted),
         best=Best(f"{c.dataset} {c.train_size}", c.method, c.reference or "", cell.best, phase),
-        failures=tuple(Failure(c.label, str(r["reason"]), cell.raised.get(r["trial_id"])) for r in failed),
+        failures=tuple(
+            Failure(r["trial_id"], c.label, str(r["reason"]), cell.raised.get(r["trial_id"])) for r in failed
+        ),
         seconds=(sum(seconds), len(seconds)),
     )

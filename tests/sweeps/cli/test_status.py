@@ -56,6 +56,10 @@ def test_the_pace_of_a_run_leaves_its_start_out() -> None:
     now = start + timedelta(seconds=90)
     assert pace(rows, events, {"lora": 8, "vera": 2}, now) == (2, 12.0, (8 * 5 + 2 * 10) / 2)
     assert pace(rows, events, {"lora": 8, "dora": 2}, now)[2] == pytest.approx((8 * 5 + 2 * 7.5) / 2)
+    one_lane = run | {"lanes": [{"workers": 4, "group": False}], "pack": 2}  # a pack's trials have their share each
+    assert pace(rows, [one_lane], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 4
+    group = run | {"lanes": [{"workers": 4, "group": True}]}
+    assert pace(rows, [group], {"lora": 8, "vera": 2}, now)[2] == 8 * 5 + 2 * 10
     assert pace(rows, events, {}, None) == (2, 12.0, None)
     assert pace(rows[:1], events, {"lora": 8}, now) == (0, None, None)
 

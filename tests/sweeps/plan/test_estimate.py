@@ -14,7 +14,7 @@ from analysis.statistics.sizing.estimates import foresight
 from sweeps.cli.main import app
 from sweeps.cli.status import progress_of
 from sweeps.plan.disk_size import keep_bytes
-from sweeps.plan.estimate import START_SECONDS, estimate_plan
+from sweeps.plan.estimate import START_SECONDS, TRIAL_OVERHEAD, _Probe, estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import START, make_results
@@ -45,6 +45,12 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     assert found.together_bytes == apart - (found.concurrent - 1) * found.shared_bytes
     assert [line.split(" = ")[0] for line in found.over] == ["limits.max_hours"]
     assert found.as_dict()["disk_bytes"] == found.disk_bytes
+    probe, many = (
+        _Probe(train=1.0, evaluate=0.0, memory=0),
+        spec.train.model_copy(update={"min_batches_per_epoch": 1000}),
+    )
+    seconds = probe.trial(plan.feasible[0], "TUNE", many) - TRIAL_OVERHEAD
+    assert seconds == spec.train.epochs * 1000 * spec.train.global_batch_size
 
 
 def foreseen(folder: Path, trials_left: int) -> dict[str, float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,23 @@ def test_what_is_kept_goes_by_stage_and_method(tmp_path: Path, keep: str, stages
             slot = Slot.from_config(cell.cell_id, stage, 0, trial.trial_id, trial.model_dump())
             kept += stage[0] if ledger.kept_folder(slot) == tmp_path / "adapters" / trial.trial_id else ""
     assert kept == stages
+
+
+def test_the_best_is_of_the_present_choice(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"),))
+    state = SweepState(plan.feasible, plan.spec)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        ledger = Ledger(state, journal, Sealer(tmp_path), tmp_path, "best")
+    scores = {"old rate": 0.9, "one": 0.7, "two": 0.8}
+    rows = {
+        name: {"trial_id": name, "stage": "CONFIRM", "slot": 0, "status": "finished", "val_score": score}
+        for name, score in scores.items()
+    }
+    for name in scores:
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+    state.cells["cell"] = SimpleNamespace(rows=rows, confirming={"one", "two"})  # type: ignore[assignment]
+    ledger._keep_best("cell")
+    assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["two"]
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:

@@ -71,6 +71,11 @@ def test_parts_arrive_once_and_come_back(tmp_path: Path) -> None:
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "bucket").rglob("*") if p.is_file()}
     assert restore(tmp_path / "new", there) == 4  # three tables of trials, and spec.json
     assert open_store(tmp_path / "new").table("trials").equals(open_store(tmp_path / "r").table("trials"))
+    (tmp_path / "new" / "spec.json").unlink()  # as if the fetch had been cut off
+    shutil.rmtree(tmp_path / "new" / "tables" / "trials")
+    assert restore(tmp_path / "new", there) == 2
+    assert open_store(tmp_path / "new").table("trials").equals(open_store(tmp_path / "r").table("trials"))
+    (tmp_path / "new" / "journal.jsonl").touch()
     assert restore(tmp_path / "new", there) == 0
     shutil.rmtree(tmp_path / "r" / "adapters" / "x")  # not the best of its cell, it turned out
     upload.sync()

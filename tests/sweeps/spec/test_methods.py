@@ -60,6 +60,14 @@ def test_weights_are_not_selected_among_those_of_other_ranks() -> None:
         Plan.from_spec(SweepSpec.parse({**tree({"slow": {"method": "adalora"}}), "train": {"select": "best"}}))
 
 
+def test_what_one_method_can_not_take_is_found_before_anything_runs() -> None:
+    """A linear probe, the first method, has no contrastive loss; LoRA has."""
+    given = {**tree({"linear-probe": {}, "lora": {}}), "train": {"global_batch_size": 8, "micro_batch_size": 4}}
+    given["model"] = {"id": "embedded:tiny-clip", "adapt": "both"}
+    with pytest.raises(SpecError, match=r"micro_batch_size 4 is smaller than train.global_batch_size 8"):
+        Plan.from_spec(SweepSpec.parse(given))
+
+
 def test_full_fine_tuning_keeps_float32_weights() -> None:
     language = {"id": "hf:openai-community/gpt2-medium"}
     given = {**tree({"full": {}}), "model": language, "train": {"base_weights": "bf16"}}

@@ -126,6 +126,12 @@ def test_json_lines(tmp_path: Path) -> None:
     assert told[2]["where"] == "clip.py:5 in forward"
     assert (told[0]["done"], told[3]["done"], told[3]["cost"]) == (12, 13, 3.5)
     assert all(b["score"] is not None for b in told[3]["best"])
+    early = next(cell for cell in state.cells.values() if cell.cell.cell_id != slot.cell_id)  # before it in the plan
+    known = next(row for row in early.rows.values() if row["status"] == "finished")
+    state.finish(known | {"status": "failed", "reason": "OSError: late"})
+    display.update(state)
+    late = [json.loads(line) for line in stream.getvalue().splitlines()][len(told) :]
+    assert [t.get("reason") for t in late] == ["OSError: late", None]
 
 
 def test_many_rows_are_cut_and_say_so() -> None:

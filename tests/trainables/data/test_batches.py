@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches, steps_per_epoch
+from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches, samples_per_epoch
 from trainables.data.text.batches import length_batches
 
 
@@ -30,8 +30,8 @@ def test_small_sets_are_repeated() -> None:
     assert [len(b) for b in batches] == [4] * 10
     counts = torch.bincount(torch.cat(batches))
     assert counts.tolist() == [8] * 5
-    assert steps_per_epoch(5, 4, 10) == 10
-    assert steps_per_epoch(100, 4, 10) == 25
+    assert samples_per_epoch(5, 4, 10) == 40 and samples_per_epoch(5, 4, 2) == 5
+    assert samples_per_epoch(100, 4, 10) == 100
 
 
 def test_crops_have_the_stated_law() -> None:

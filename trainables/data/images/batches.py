@@ -11,9 +11,9 @@ from torch.nn.functional import affine_grid, grid_sample
 from trainables.seeds import generator
 
 
-def steps_per_epoch(n: int, batch_size: int, min_batches: int = 0) -> int:
-    """Optimiser steps of one epoch over n images."""
-    return max(math.ceil(n / batch_size), min_batches)
+def samples_per_epoch(n: int, batch_size: int, min_batches: int = 0) -> int:
+    """Examples that one epoch over n trains on: n, or `min_batches` full batches where n makes fewer."""
+    return n if math.ceil(n / batch_size) >= min_batches else min_batches * batch_size
 
 
 def epoch_batches(
@@ -30,8 +30,7 @@ def epoch_batches(
         replacement: draw equally many rows, but each from all of them (arXiv 2502.00987's released code).
     """
     draw = generator(data_seed, "order", epoch)
-    steps = steps_per_epoch(len(rows), batch_size, min_batches)
-    wanted = len(rows) if steps == math.ceil(len(rows) / batch_size) else steps * batch_size
+    wanted = samples_per_epoch(len(rows), batch_size, min_batches)
     if replacement:
         return list(torch.split(rows[torch.randint(len(rows), (wanted,), generator=draw)], batch_size))
     orders = [rows[torch.randperm(len(rows), generator=draw)] for _ in range(math.ceil(wanted / len(rows)))]
