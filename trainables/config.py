@@ -21,9 +21,9 @@ Option = str | float | int | bool
 
 NO_TRAINING = "zero-shot"
 LINEAR_PROBE = "linear-probe"
+"""Trains a linear head alone, at the trial's own learning rate."""
 PROMPTS = "prompt:"
 """How methods of prompt learning begin (`randlora.methods.prompts.kinds.PREFIX`, whose module loads torch)."""
-"""Trains a linear head alone, at the trial's own learning rate."""
 FULL_METHODS = ("full", "full-targets")
 """Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from randlora.adapter import Adapter
-from randlora.arithmetic.contract import LOW
+from randlora.arithmetic.contract import LOW, compute_dtype
 from randlora.errors import AdapterError
 
 
@@ -65,7 +65,7 @@ class HeldWeight:
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
         """F.linear(x, W0 + delta, bias); None where the ordinary way must be taken or is cheaper."""
-        if self._adapter.dropping:
+        if self._adapter.dropping or compute_dtype(x) in LOW:
             return None
         if self._pays is None:
             self._pays = self._adapter.pays_to_accumulate(x.numel() // x.shape[-1], self._micro_batches)
@@ -96,11 +96,11 @@ def accumulating(model: nn.Module, micro_batches: int) -> Iterator[None]:
     """
     if micro_batches < 1:
         raise AdapterError(f"micro_batches must be at least 1 but got {micro_batches!r}")
-    # an adapter that only passes on to others (a pack) has no parameters to hold for
-    adapters = [m for m in model.modules() if isinstance(m, Adapter) and any(True for _ in m.parameters())]
     if micro_batches == 1:
         yield
         return
+    # an adapter that only passes on to others (a pack) has no parameters to hold for
+    adapters = [m for m in model.modules() if isinstance(m, Adapter) and any(True for _ in m.parameters())]
     for adapter in adapters:
         if adapter.held is not None:
             raise AdapterError("accumulating() inside accumulating(): one block per optimiser step")

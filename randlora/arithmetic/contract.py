@@ -27,7 +27,7 @@ def prefers_matrix(rows: int, shape: tuple[int, int], rank: int, passes: int = 3
 
 
 LOW = (torch.bfloat16, torch.float16)
-"""Types of base weights that are never merged while training: rounding to them would lose a small delta."""
+"""Types in which base and delta are never added while training: rounding to them would lose a small delta."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -39,7 +39,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def low_rank_weight(base: Tensor, a_IR: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-    """base + scale * b a^T, in one product; the result keeps base's dtype."""
+    """base + scale * b a^T, in one product; the result keeps base's dtype, outside autocast."""
     if base.dtype == a_IR.dtype:
         return torch.addmm(base, b_OR, a_IR.t(), alpha=scale)
     return (base + (b_OR * scale) @ a_IR.t()).to(base.dtype)
@@ -72,18 +72,19 @@ def low_rank_linear(
 
 
 PIECE = {"cpu": 1 << 18}
-"""Numbers of a product made at a time by `weighted_sum`: a CPU's caches hold them; elsewhere 2^24, for few launches."""
+"""Numbers that `sum_of_products` makes at a time, so that a CPU's caches hold them; elsewhere 2^24, in few launches."""
 
 
-def _piecewise(frozen: Tensor, other: Tensor, axis: int) -> Tensor:
-    """(frozen * other).sum(axis), never the whole product: piece by piece along the first axis."""
-    step = max(1, PIECE.get(frozen.device.type, 1 << 24) // max(1, frozen[:1].numel()))
-    precise = torch.promote_types(torch.promote_types(frozen.dtype, other.dtype), torch.float32)
-    pieces = (
-        (frozen[i : i + step] * (other if other.shape[0] == 1 else other[i : i + step])).sum(axis, dtype=precise)
-        for i in range(0, frozen.shape[0], step)
-    )
-    return torch.cat(tuple(pieces)) if axis else functools.reduce(torch.Tensor.add_, pieces)
+def sum_of_products(one: Tensor, other: Tensor, axis: int) -> Tensor:
+    """(one * other).sum(axis) in float32 or better, never the whole product: piece by piece along the first axis."""
+    step = max(1, PIECE.get(one.device.type, 1 << 24) // max(1, one[:1].numel()))
+    precise = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
+
+    def piece(rows: slice) -> Tensor:
+        return (one[rows] * (other if other.shape[0] == 1 else other[rows]).to(precise)).sum(axis)
+
+    pieces = (piece(slice(i, i + step)) for i in range(0, one.shape[0], step))
+    return torch.cat(tuple(pieces)) if axis else functools.reduce(torch.Tensor.add_, pieces, piece(slice(0)))
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -93,13 +94,13 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, frozen: Tensor, weights: Tensor, shared: int, summed: int) -> Tensor:
         ctx.save_for_backward(frozen)
         ctx.axes, ctx.dtype = (shared, summed), weights.dtype
-        return _piecewise(frozen, weights.unsqueeze(shared), summed).to(weights.dtype)
+        return sum_of_products(frozen, weights.unsqueeze(shared), summed).to(weights.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (frozen,), (shared, summed) = ctx.saved_tensors, ctx.axes
-        return None, _piecewise(frozen, grad.unsqueeze(summed), shared).to(ctx.dtype), None, None
+        return None, sum_of_products(frozen, grad.unsqueeze(summed), shared).to(ctx.dtype), None, None
 
 
 def weighted_sum(frozen: Tensor, weights: Tensor, shared: int, summed: int) -> Tensor:
@@ -301,19 +302,18 @@ def spread_linear(
 ) -> Tensor:
     """F.linear(x, base + delta, bias) for x (..., in), exactly, by the cheapest plan (or the one given).
 
-    `trained` is (lambda, gamma). `part.b` must be in the dtype of the computation (`compute_dtype(x)`). A low-precision
-    base is never merged, since rounding base + delta to it would lose a small delta.
+    `trained` is (lambda, gamma). `part.b` must be in the dtype of the computation (`compute_dtype(x)`). In low
+    precision the delta is a product of its own.
     """
     dtype = part.b.dtype
+    if plan is None and base is not None and (base.dtype in LOW or dtype in LOW):
+        return linear(x, base, bias) + spread_linear(x, None, None, trained, part)
     rows = x.reshape(-1, x.shape[-1])
     if plan is None:
-        if base is not None and base.dtype in LOW:
-            plan = "activation"
-        else:
-            training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)
-            kernel = None if part.found is None else part.found.part
-            sizes = (rows.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1])
-            plan = choose_plan(*sizes, training, part=kernel, keep=keeping())
+        training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)
+        kernel = None if part.found is None else part.found.part
+        sizes = (rows.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1])
+        plan = choose_plan(*sizes, training, part=kernel, keep=keeping(), apart=base is None)
     bias = None if bias is None else bias.to(dtype)
     y = apply_plain(_SpreadLinear, x.device, rows.to(dtype), base, bias, *trained, part, plan)
     return y.view(*x.shape[:-1], y.shape[-1])

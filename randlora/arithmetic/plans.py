@@ -19,7 +19,8 @@ gather      W0 + B M                    W0 + B M, dY B or x B      p (2 D q d + 
 M and W0 + B M are made again in backward instead of being kept, except by `kept`, which trades the memory of one more
 weight a layer for time and is in the choice only inside `with keep_merged():`. Kept otherwise is x, or for a wide
 weight the smaller x B. `gather` is for a ternary B that `ternary` has a kernel for: its products with B cost the part p
-of dense ones.
+of dense ones. Where the delta is not added to W0 (dropout on its input, low precision) "W0 + B M" is B M in a product
+of its own, for N D d more each time.
 """
 
 from __future__ import annotations
@@ -56,14 +57,18 @@ def keeping() -> bool:
     return _Keeping.on
 
 
-def plan_costs(rows: int, large: int, small: int, inner: int) -> dict[Plan, int]:
-    """Multiply-adds of one training step beyond the frozen layer's, by plan (the module's table), for a dense B."""
+def plan_costs(rows: int, large: int, small: int, inner: int, *, apart: bool = False) -> dict[Plan, int]:
+    """Multiply-adds of one training step beyond the frozen layer's, by plan (the module's table), for a dense B.
+
+    `apart`: the delta is not added to W0.
+    """
     n, big, low, q = rows, large, small, inner
+    own = n * big * low if apart else 0
     return {
         "activation": n * q * (2 * big + 3 * low),
-        "mixed": big * q * low + n * big * q + 2 * n * q * low,
-        "merged": 3 * big * q * low + n * big * low,
-        "kept": big * q * low + min(n * big * q + n * q * low, big * q * low + n * big * low),
+        "mixed": big * q * low + n * big * q + 2 * n * q * low + own,
+        "merged": 3 * big * q * low + n * big * low + 2 * own,
+        "kept": big * q * low + min(n * big * q + n * q * low, big * q * low + n * big * low) + 2 * own,
     }
 
 
@@ -76,16 +81,18 @@ def choose_plan(
     *,
     part: float | None = None,
     keep: bool = False,
+    apart: bool = False,
 ) -> Plan:
     """The cheapest plan; where nothing is differentiated only the forward counts.
 
-    `part` is p where `gather` is possible, else None. `keep` allows `kept`.
+    `part` is p where `gather` is possible, else None. `keep` allows `kept`. `apart` as in `plan_costs`.
     """
     if not training:
-        if (1.0 if part is None else part) * large * small < rows * (large + small):
+        own = rows * large * small if apart else 0
+        if (1.0 if part is None else part) * large * inner * small + own < rows * inner * (large + small):
             return "merged" if part is None else "gather"
         return "activation"
-    costs = _allowed(rows, large, small, inner, part, keep)
+    costs = _allowed(rows, large, small, inner, part, keep, apart)
     return min(costs, key=costs.__getitem__)
 
 
@@ -96,18 +103,21 @@ def pays_to_accumulate(
 
     It costs N D d for the weight's gradient in every micro-batch, and 2 D q d a step to make it and to go back.
     """
-    costs = _allowed(rows, large, small, inner, part, keep=False)
+    costs = _allowed(rows, large, small, inner, part, keep=False, apart=False)
     once = 2 * (1.0 if part is None else part) * large * inner * small
     return micro_batches * rows * large * small + once < micro_batches * min(costs.values())
 
 
-def _allowed(rows: int, large: int, small: int, inner: int, part: float | None, keep: bool) -> dict[Plan, float]:
+def _allowed(
+    rows: int, large: int, small: int, inner: int, part: float | None, keep: bool, apart: bool
+) -> dict[Plan, float]:
     """Costs of the plans to choose from; of equal ones the first is taken."""
-    costs: dict[Plan, float] = {**plan_costs(rows, large, small, inner)}
+    costs: dict[Plan, float] = {**plan_costs(rows, large, small, inner, apart=apart)}
     if not keep:
         del costs["kept"]
     if part is not None:
-        costs["gather"] = part * (2 * large * inner * small + rows * large * inner) + rows * inner * small
+        own = 2 * rows * large * small if apart else 0
+        costs["gather"] = part * (2 * large * inner * small + rows * large * inner) + rows * inner * small + own
     return costs
 
 

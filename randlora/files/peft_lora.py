@@ -72,16 +72,21 @@ def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
         if (factors := _factors(adapter)) is None:
             raise ExportError(f"the delta of {site.name} is no product of two thin matrices; {INSTEAD}")
         found.append((site, factors))
-    a = torch.cat([f.a for _, f in found], 1)
+    a, scale = torch.cat([f.a for _, f in found], 1), found[0][1].scale
     b = torch.zeros(members[0][0].whole.shape[0], a.shape[1], dtype=a.dtype, device=a.device)
     at = 0
     for site, f in found:
         rank = f.b.shape[1]
-        b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = f.b
+        b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = _rescaled(f.b, f.scale, scale)
         at += rank
     if a.shape[1] == 0:  # AdaLoRA and AutoLoRA may leave a weight nothing
         a, b = a.new_zeros(a.shape[0], 1), b.new_zeros(b.shape[0], 1)
-    return LowRank(a, b, found[0][1].scale)
+    return LowRank(a, b, scale)
+
+
+def _rescaled(b: Tensor, own: float, scale: float) -> Tensor:
+    """The factor beside which `scale` stands for `own`; RandLoRA-a's scale is its weight's."""
+    return b if own == scale else b * (own / scale)
 
 
 def _magnitude(members: Sequence[tuple[Site, Adapter]]) -> Tensor | None:
@@ -109,10 +114,10 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
         modules.setdefault(site.module_name, []).append((site, adapted.adapters[name]))
     tensors: Tensors = {}
     ranks: dict[str, int] = {}
-    scale, dora = 1.0, False
+    dora, scale = False, _joined(next(iter(modules.values()))).scale
     for module, members in modules.items():
-        a, b, scale = _joined(members)
-        rank = a.shape[1]
+        a, b, own = _joined(members)
+        b, rank = _rescaled(b, own, scale), a.shape[1]
         size = a.shape[0] * b.shape[0]
         if adapted.method.name not in ("lora", "dora") and rank * (a.shape[0] + b.shape[0]) >= size:
             raise ExportError(

@@ -64,10 +64,10 @@ def drawn(name: str, stream: str, request: Request, spec: Draw) -> Tensor:
     return draw(derive_seed("lora", request.init_seed, name), stream, spec)
 
 
-def lora_start(name: str, rank: int, request: Request, stream: str = "a") -> Tensor:
+def lora_start(name: str, rank: int, request: Request) -> Tensor:
     """LoRA's start of A transposed (in x rank): uniform on +-1 / sqrt(in)."""
     width = request.shapes[name][1]
-    return drawn(name, stream, request, Draw(width, rank, std=1.0 / math.sqrt(3.0 * width)))
+    return drawn(name, "a", request, Draw(width, rank, std=1.0 / math.sqrt(3.0 * width)))
 
 
 def singular(base: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -106,8 +106,8 @@ def _randlora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor 
     part = first.part(dtype)
     rows = x.numel() // x.shape[-1] // len(layers)
     sizes = (rows, part.b.shape[0], part.a.shape[1], part.b.shape[1])
-    rounds = base.dtype in LOW  # such a base is never merged
-    if part.found is not None or (choose_plan(*sizes, torch.is_grad_enabled()) != "activation" and not rounds):
+    apart = base.dtype in LOW or dtype in LOW
+    if part.found is not None or choose_plan(*sizes, torch.is_grad_enabled(), apart=apart) != "activation":
         return None
     lambda_KRJ = torch.stack([m.lambdas * m.scale for m in layers])
     gamma_KJM = torch.stack([m.gammas for m in layers])

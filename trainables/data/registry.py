@@ -9,7 +9,7 @@
 | `folder:FOLDER` | `{train,test}/CLASS/IMAGE` |
 | `hf:ORG/NAME` | any image classification set of the hub with splits train and test |
 
-Text sets have names and forms of their own: `text_registry`.
+Text sets have names and forms of their own: `data.text.registry`.
 """
 
 from __future__ import annotations

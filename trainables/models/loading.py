@@ -67,7 +67,7 @@ def word_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool = True) -> LoadedModel:
-    """Load a base model and its weights. Global random state is left as it was.
+    """Load a base model and its weights. The CPU's random state is left as it was.
 
     Args:
         weights: False: read none, and leave every tensor on the meta device, for who has them already.

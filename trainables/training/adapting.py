@@ -124,8 +124,8 @@ def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitSt
 def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
     """Let parameters go on with copies of their values; calling the result gives back what they held.
 
-    What they held is not written to: it may be memory that all workers of a machine share (`models.shared`). Where
-    a parameter's memory can't be exchanged, its values are kept and written back.
+    What they held is not written to: it may be memory that all workers of a machine share (`models.sharing.shared`).
+    Where a parameter's memory can't be exchanged, its values are kept and written back.
     """
     tensors = [t for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor]
     owners = Counter(t.untyped_storage().data_ptr() for t in tensors)
@@ -159,11 +159,16 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
     return [n for n in names if n.startswith(VISUAL)] if vision_only else names
 
 
-def reseed_dropout(model: nn.Module, init_seed: int, epoch: int, prefix: str = "") -> None:
+def of_worker(rank: int) -> tuple[int, ...]:
+    """What a worker's seeds of dropout end in: of several, each has masks of its own."""
+    return (rank,) if rank else ()
+
+
+def reseed_dropout(model: nn.Module, init_seed: int, epoch: int, prefix: str = "", rank: int = 0) -> None:
     """Start every adapter's dropout stream anew for this epoch, so that a resumed trial draws the same masks.
 
     `prefix` is the name of `model` in the base model.
     """
     for name, module in model.named_modules(prefix=prefix):
         if isinstance(module, Adapter):
-            module.reseed_dropout(derive_seed(init_seed, "dropout", name, epoch))
+            module.reseed_dropout(derive_seed(init_seed, "dropout", name, epoch, *of_worker(rank)))

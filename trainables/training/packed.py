@@ -70,6 +70,7 @@ def run_pack(
         with contextlib.ExitStack() as stack:
             backend = stack.enter_context(float32_backend(first.train.float32, device))
             facts = {"device": device_name(device), "precision": precision, "backend": backend}
+            loaded.module.eval()
             tasks = [
                 make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
                 for trial in trials

@@ -20,7 +20,7 @@ from trainables.models.sharded import is_split, reshard
 from trainables.seeds import derive_seed, generator
 from trainables.tasks.task import Task, summed
 from trainables.training import optim
-from trainables.training.adapting import Trainables, reseed_dropout
+from trainables.training.adapting import Trainables, of_worker, reseed_dropout
 from trainables.training.selection import Selected
 
 
@@ -93,12 +93,12 @@ class Trainer:
         """
         self._module.train()
         freeze_statistics(self._module)
-        reseed_dropout(self._module, self._trial.init_seed, epoch)
+        reseed_dropout(self._module, self._trial.init_seed, epoch, rank=self._rank)
         draw, batches, device = self.draws(epoch), self._task.batches(epoch), self._device
         sums = torch.zeros(len(batches), device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # a base model may hold dropout of its own, which draws from the global generator
-            torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch))
+            torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch, *of_worker(self._rank)))
             for index, batch in enumerate(batches):
                 sums[index] = self._step(batch, draw, epoch, index)
                 self.look(epoch, index)

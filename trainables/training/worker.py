@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -81,11 +82,11 @@ def run_trial(
     precision, autocast = choose_precision(trial.train.precision, device)
     try:
         parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision, world=world)
-        task = make_task(parts)
-        with (
-            float32_backend(trial.train.float32, device) as backend,
-            adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions()) as trainables,
-        ):
+        loaded.module.eval()  # a trial that ended in an epoch left it training, and a task may embed its classes
+        with contextlib.ExitStack() as stack:
+            backend = stack.enter_context(float32_backend(trial.train.float32, device))
+            task = make_task(parts)
+            trainables = stack.enter_context(adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions()))
             work = Work(
                 trial=trial,
                 module=loaded.module,

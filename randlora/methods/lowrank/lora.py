@@ -25,6 +25,7 @@ from randlora.arithmetic.contract import (
     low_rank_beside,
     low_rank_linear,
     low_rank_weight,
+    plain,
     prefers_matrix,
 )
 from randlora.errors import ConfigError
@@ -104,12 +105,13 @@ class Dora(Lora):
 
     def norms(self, base: Tensor) -> Tensor:
         """Row norms of W0 + scale * B A (out), constants for autograd."""
-        with torch.no_grad():
+        with torch.no_grad(), plain(base.device):  # in bf16 they would rescale every row by its rounding
             return _row_norms(low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale))
 
     def weight(self, base: Tensor) -> Tensor:
-        direction = low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale)
-        norms = _row_norms(direction.detach())
+        with plain(base.device):
+            direction = low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale)
+            norms = _row_norms(direction.detach())
         scaled: Tensor = direction * (self.magnitude / norms).unsqueeze(1)
         return scaled.to(base.dtype)
 
@@ -120,7 +122,7 @@ class Dora(Lora):
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         if self.merges(x, base, self.a):
             return linear(x, self.weight(base), bias)
-        # the factor minus one multiplies the frozen product, so that dropout falls on the low-rank part alone
+        # dropout falls on the low-rank part alone
         dtype = compute_dtype(x)
         factor = (self.magnitude / self.norms(base)).to(dtype)
         y = low_rank_linear((x, self.drop(x)), base, None, (self.a, self.b), self.scale) * factor
@@ -128,9 +130,9 @@ class Dora(Lora):
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         factor = (self.magnitude / self.norms(base())).to(y.dtype)
-        plain = y if bias is None else y - bias.to(y.dtype)
-        plain = low_rank_beside(self.drop(x), plain, (self.a, self.b), self.scale) * factor
-        return plain if bias is None else plain + bias.to(y.dtype)
+        bare = y if bias is None else y - bias.to(y.dtype)
+        bare = low_rank_beside(self.drop(x), bare, (self.a, self.b), self.scale) * factor
+        return bare if bias is None else bare + bias.to(y.dtype)
 
 
 LORA = Method(

@@ -21,24 +21,10 @@ from torch.nn.functional import linear
 
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape, trainable
 from randlora.arithmetic.bases import Bases, Draw
-from randlora.arithmetic.contract import apply_plain, compute_dtype, low_rank_linear
+from randlora.arithmetic.contract import apply_plain, compute_dtype, low_rank_linear, sum_of_products
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method
-
-_BLOCK = 1 << 18
-"""Elements of a block of rows in `_column_dots`: two of them and their product stay in a core's cache."""
-
-
-def _column_dots(x_NK: Tensor, y_NK: Tensor) -> Tensor:
-    """sum_n x[n] * y[n] (K), float32 or better, in blocks of rows so that no product of full size is written."""
-    rows, width = x_NK.shape
-    dtype = torch.float64 if x_NK.dtype == torch.float64 else torch.float32
-    step = rows if x_NK.device.type != "cpu" else max(1, _BLOCK // max(1, width))
-    total = torch.zeros(width, dtype=dtype, device=x_NK.device)
-    for start in range(0, rows, step):
-        total += (x_NK[start : start + step] * y_NK[start : start + step]).sum(0, dtype=dtype)
-    return total
 
 
 class _DiagonalLinear(torch.autograd.Function):
@@ -69,11 +55,11 @@ class _DiagonalLinear(torch.autograd.Function):
         need_x, _, need_bias, need_d, need_b = ctx.needs_input_grad[:5]
         dtype = h_NR.dtype
         grad_NO = grad_NO.to(dtype)
-        d_b = _column_dots(grad_NO, u_NO).to(b_O.dtype) if need_b else None
+        d_b = sum_of_products(grad_NO, u_NO, 0).to(b_O.dtype) if need_b else None
         d_x = d_d = None
         if need_x or need_d:
             dz_NR = grad_NO @ (b_OR * b_O.to(dtype).unsqueeze(1))
-            d_d = _column_dots(dz_NR, h_NR).to(d_R.dtype) if need_d else None
+            d_d = sum_of_products(dz_NR, h_NR, 0).to(d_R.dtype) if need_d else None
             if need_x:
                 d_x = (grad_NO @ base_OI).addmm_(dz_NR.mul_(d_R.to(dtype)), a_RI)
         d_bias = grad_NO.sum(0) if need_bias else None

@@ -138,7 +138,8 @@ def test_layers_that_drop_go_the_ordinary_way(config: AdapterConfig) -> None:
     assert_close(held, accumulate(model, adapted, parts, held=False))
 
 
-def test_low_precision_bases_go_the_ordinary_way_and_autocast_does_not() -> None:
+def test_low_precision_goes_the_ordinary_way() -> None:
+    """W0 + delta in bf16 would lose a small delta."""
     model = block().bfloat16()
     adapted = attach(model, RandLoraConfig(3), ["fc", "proj"])
     made = counted(adapted)
@@ -152,10 +153,9 @@ def test_low_precision_bases_go_the_ordinary_way_and_autocast_does_not() -> None
     with torch.autocast("cpu", torch.bfloat16):
         plain = accumulate(model, adapted, parts, held=False)
         held = accumulate(model, adapted, parts, held=True)
-    assert made == [1, 1]
+    assert made == [0, 0]
     assert all(g.dtype == torch.float32 for g in held)
-    for a, b in zip(held, plain, strict=True):
-        assert float((a - b).norm() / b.norm()) < 0.03  # bf16 products, in another order
+    assert_close(held, plain)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

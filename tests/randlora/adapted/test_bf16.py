@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from randlora import AdapterConfig, NolaConfig, RandLoraAConfig, attach
+from randlora import AdapterConfig, DoraConfig, NolaConfig, RandLoraAConfig, attach
+from randlora.methods.lowrank.lora import Dora
 from tests.randlora.support import CONFIGS, batch, block, config_id, perturb, targets_of
 
 every_method = pytest.mark.parametrize("config", CONFIGS, ids=config_id)
@@ -39,15 +40,29 @@ def test_bf16_weights(config: AdapterConfig) -> None:
     assert all(p.grad is not None for p in adapted.parameters())
 
 
-@pytest.mark.parametrize("config", [RandLoraAConfig(3, r=16), NolaConfig(9, r=16)], ids=config_id)
-def test_a_small_delta_beside_a_bf16_weight_is_not_rounded_away(config: AdapterConfig) -> None:
-    """Under autocast the factors may have the weight's type; at this rank one matrix would cost less."""
-    layer = nn.Sequential(nn.Linear(24, 16, bias=False, dtype=torch.bfloat16)).eval()
+def test_doras_norms_are_in_float32_under_autocast() -> None:
+    """In bf16 they would rescale every row by their rounding."""
+    layer = nn.Sequential(nn.Linear(24, 16))
+    [dora] = attach(layer, DoraConfig(3), ["0"]).adapters.values()
+    assert isinstance(dora, Dora)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(dora.norms(layer[0].weight), dora.magnitude.detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(dora.weight(layer[0].weight), layer[0].weight, rtol=1e-6, atol=1e-7)
+
+
+WITH_DELTA = [config for config in CONFIGS if config.method != "hydralora"]
+
+
+@pytest.mark.parametrize("config", [*WITH_DELTA, RandLoraAConfig(3, r=16), NolaConfig(9, r=16)], ids=config_id)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_small_delta_under_autocast_is_not_rounded_away(config: AdapterConfig, dtype: torch.dtype) -> None:
+    """The factors may have the weight's type; for so many rows, at a large rank, one matrix would cost less."""
+    layer = nn.Sequential(nn.Linear(24, 16, bias=False, dtype=dtype)).eval()
     adapted = attach(layer, config, ["0"])
     with torch.no_grad():
         layer[0].weight.fill_(8.0)  # steps of bf16 around 8 are 1 / 16
     perturb(adapted, 1e-3)
-    x = torch.zeros(512, 24, dtype=torch.bfloat16)
+    x = torch.zeros(512, 24, dtype=dtype)
     x[:, 0], x[:, 1] = 1.0, -1.0  # W0 x is 0, so the delta is all of the output
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x).float()

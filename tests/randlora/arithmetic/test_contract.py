@@ -185,6 +185,17 @@ def test_weighted_sum_in_pieces(monkeypatch: pytest.MonkeyPatch, shared: int, su
     torch.testing.assert_close(low.double(), expected, rtol=0.02, atol=0.02)
 
 
+def test_sums_of_products_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(contract.PIECE, "cpu", 10)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 4, generator=g), torch.randn(7, 4, generator=g)
+    torch.testing.assert_close(contract.sum_of_products(x, y, 0), (x * y).sum(0))
+    half = contract.sum_of_products(x.bfloat16(), y.bfloat16(), 0)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, (x.bfloat16().float() * y.bfloat16()).sum(0))
+    assert contract.sum_of_products(x[:0], y[:0], 0).tolist() == [0.0] * 4
+
+
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24)])
 @pytest.mark.parametrize("rows", [3, 400])
 def test_bf16_autocast(shape: tuple[int, int], rows: int) -> None:

@@ -109,6 +109,12 @@ def test_a_rank_per_weight_and_back(config: AdapterConfig, tmp_path: Path) -> No
     torch.testing.assert_close(model(inputs()), in_peft(tmp_path)(inputs()), rtol=1e-4, atol=1e-4)
 
 
+def test_every_weight_keeps_its_scale(tmp_path: Path) -> None:
+    """RandLoRA-a divides by its number of bases."""
+    counts = {"fc.weight": 2, "proj.weight": 5, "inner.qkv.weight": 3}
+    assert_same_in_peft(RandLoraAConfig(5, r=4), ["fc", "proj", "inner.qkv"], tmp_path, capacities=counts)
+
+
 def test_adalora_exports_what_is_left(tmp_path: Path) -> None:
     model = Net().eval()
     adapted = attach(model, AdaLoraConfig(2, stop=1.0, interval=1), ["proj", "inner.fc", "inner.qkv"])

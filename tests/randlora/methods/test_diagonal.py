@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from randlora.arithmetic.contract import prefers_matrix
-from randlora.methods.random.vera import _column_dots, diagonal_linear
+from randlora.methods.random.vera import diagonal_linear
 
 
 def pieces(out: int, width: int, r: int, rows: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -60,16 +60,6 @@ def test_gradients_only_where_asked() -> None:
     x.requires_grad_()
     diagonal_linear(x, base, bias, (d, b), (a_basis, b_basis)).sum().backward()
     assert x.grad is not None
-
-
-def test_column_dots_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("randlora.methods.random.vera._BLOCK", 10)
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(7, 4, generator=g), torch.randn(7, 4, generator=g)
-    torch.testing.assert_close(_column_dots(x, y), (x * y).sum(0))
-    half = _column_dots(x.bfloat16(), y.bfloat16())
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, (x * y).sum(0), rtol=0.1, atol=0.1)
 
 
 def test_frozen_factors_make_the_activation_form_cheaper() -> None:

@@ -37,15 +37,18 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
+@pytest.mark.parametrize("method", ["lora", "linear-probe"])  # a probe sees its images through kept vectors
 def test_corrupt_images_stop_a_trial_or_are_counted(
-    images: Path, tmp_path: Path, make_trial: Callable[..., TrialConfig]
+    images: Path, tmp_path: Path, make_trial: Callable[..., TrialConfig], method: str
 ) -> None:
+    settings: dict[str, Any] = {"dataset": f"folder:{images}", "protocol": "paper", "method": method}
+    settings |= {} if method == "lora" else {"capacities": (), "options": ()}
     for bad in ("train/red/0.png", "train/blue/7.png", "test/grey/2.png"):
         truncate(images / bad)
-    trial = make_trial(dataset=f"folder:{images}", protocol="paper")
+    trial = make_trial(**settings)
     with pytest.raises(DataError, match=r"blue/7\.png|red/0\.png"):
         list(run_trial(trial, warm={}, directory=tmp_path / "a"))
-    tolerant = make_trial(dataset=f"folder:{images}", protocol="paper", skip_bad=True)
+    tolerant = make_trial(**settings, skip_bad=True)
     assert tolerant.trial_id != trial.trial_id
     result = list(run_trial(tolerant, warm={}, directory=tmp_path / "b"))[-1]["result"]
     assert result["skipped"] == 3

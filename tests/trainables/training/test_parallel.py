@@ -11,9 +11,13 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from safetensors.torch import load_file
+from torch import nn
 
+from randlora import LoraConfig, attach
+from tests.randlora.support import perturb
 from tests.trainables.support import work
 from trainables.config import TrialConfig
+from trainables.training.adapting import of_worker, reseed_dropout
 from trainables.training.worker import run_trial
 
 
@@ -32,3 +36,14 @@ def test_two_workers_equal_one(make_trial: Callable[..., TrialConfig], tmp_path:
     a, b = (load_file(str(tmp_path / d / "adapter" / "weights.safetensors")) for d in ("alone", "trial"))
     # Adam divides by the gradient's own size, which turns rounding in near-zero gradients into visible steps
     assert all((a[k] - b[k]).abs().mean() < 2e-4 for k in a)
+
+
+def test_workers_draw_masks_of_their_own() -> None:
+    layer, masks = nn.Sequential(nn.Linear(24, 16)), []
+    adapted = attach(layer, LoraConfig(3, dropout=0.5), ["0"])
+    perturb(adapted)
+    for rank in (0, 1, 0):
+        reseed_dropout(layer, 7, 1, rank=rank)
+        masks.append(layer.train()(torch.ones(8, 24)).detach())
+    assert torch.equal(masks[0], masks[2]) and not torch.equal(masks[0], masks[1])
+    assert of_worker(0) == ()  # so that a trial of one worker stays as it is

@@ -201,8 +201,8 @@ class FrozenTask(ImageTask):
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         labels = self._pixels.split.labels[rows].to(self._normalise.device)
         if plan is None:
-            train, val = self._rows.train_idx, self._rows.val_idx  # ascending
-            pool = train if bool((train == rows[0]).any()) else val
+            train = self.rows("train")  # ascending, as the others are
+            pool = train if bool((train == rows[0]).any()) else self.rows("val")
             features = self._features(self._pixels, pool)[torch.searchsorted(pool, rows)]
         else:
             features = self._through_tower(self._images(self._cropped, rows, plan))
