@@ -25,7 +25,7 @@ from typing import Any
 
 from contenders import ACCUMULATED, NAMES, RETAIN, ROWS, Contender, data, ratios, restart_with, summary, time_steps
 
-MEMORY = ("randlora", "randlora-kept", "ternary", "lora", "peft-lora", "peft-randlora", "full")
+MEMORY = ("randlora", "ternary", "lora", "peft-lora", "peft-randlora", "full")
 
 
 def saved_bytes(name: str, depth: int, tokens: int) -> int:
@@ -162,7 +162,7 @@ def memory_section(depth: int) -> dict[str, Any]:
     kept = {n: saved_bytes(n, depth, 1600) for n in MEMORY}
     peak = {n: peak_rss(n, depth, 1600) for n in MEMORY}
     for title, found, goal in (("bytes saved for backward", kept, 0.81), ("peak resident memory", peak, 0.87)):
-        for name in ("randlora", "randlora-kept", "ternary", "lora"):
+        for name in ("randlora", "ternary", "lora"):
             ratio = found[name] / found["peft-lora"]
             spread = {"median": ratio, "low": ratio, "high": ratio}
             report(f"{title}, {name} / PEFT LoRA", spread, goal if name == "randlora" else None)

@@ -29,9 +29,6 @@ ROWS = (
     ("dense RandLoRA / PEFT RandLoRA", "randlora", "peft-randlora", 0.80, 0.70),
     ("dense RandLoRA / PEFT LoRA", "randlora", "peft-lora", 1.50, 1.30),
     ("dense RandLoRA / full fine-tuning", "randlora", "full", 1.24, 1.00),
-    ("the same, keep_merged / PEFT RandLoRA", "randlora-kept", "peft-randlora", 0.80, 0.70),
-    ("the same, keep_merged / PEFT LoRA", "randlora-kept", "peft-lora", 1.50, 1.30),
-    ("the same, keep_merged / full", "randlora-kept", "full", 1.24, 1.00),
     ("ternary RandLoRA / PEFT RandLoRA", "ternary", "peft-randlora", 0.60, 0.58),
     ("ternary RandLoRA / PEFT LoRA", "ternary", "peft-lora", 1.18, 1.10),
     ("LoRA / PEFT LoRA", "lora", "peft-lora", 1.00, 0.97),
@@ -103,7 +100,6 @@ def build(name: str, depth: int, low: bool = False) -> tuple[Any, list[Any]]:
         "dora": lambda: randlora.DoraConfig(32),
         "vera": lambda: randlora.VeraConfig(256),
         "randlora": lambda: randlora.RandLoraConfig(6),
-        "randlora-kept": lambda: randlora.RandLoraConfig(6),
         "randlora-held": lambda: randlora.RandLoraConfig(6),
         "ternary": lambda: randlora.RandLoraConfig(6, distribution="ternary", sparsity=768**0.5),
     }
@@ -134,11 +130,9 @@ class Contender:
     def loss(self, images: Any, labels: Any) -> Any:
         import torch
 
-        from randlora.arithmetic.plans import keep_merged
-
         cast = torch.autocast(self.device, torch.bfloat16, enabled=self.autocast)
         kernel = {"RANDLORA_KERNELS": "triton"} if self.name == "ternary-triton" else {}
-        with mock.patch.dict(os.environ, kernel), keep_merged(self.name == "randlora-kept"), cast:
+        with mock.patch.dict(os.environ, kernel), cast:
             logits = self.model(images)
         return torch.nn.functional.cross_entropy(logits.float(), labels)
 

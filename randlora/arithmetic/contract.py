@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from randlora.arithmetic import ternary
-from randlora.arithmetic.plans import Plan, choose_plan, keeping, steps
+from randlora.arithmetic.plans import Plan, choose_plan, steps
 
 
 def prefers_matrix(rows: int, shape: tuple[int, int], rank: int, passes: int = 3) -> bool:
@@ -185,9 +185,9 @@ class _SpreadLinear(torch.autograd.Function):
         plan: Plan,
     ) -> Tensor:
         dtype, tall = part.b.dtype, part.tall
-        todo = steps(plan, x.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1], tall)
+        todo = steps(plan, tall)
         m = spread(lambda_RJ, gamma_JM, part.a, part.scale)
-        weight = small_QN = None
+        small_QN = None
         trains = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
         if not tall and (not todo.merged_forward or (todo.rows_for_m and trains)):
             small_QN = _times_b(x, part, todo.gathers)
@@ -198,27 +198,21 @@ class _SpreadLinear(torch.autograd.Function):
             m = m.to(dtype)
             left, right = (x @ m.t(), part.b.t()) if small_QN is None else (small_QN.t(), m)
             y = left @ right if base is None else linear(x, base.to(dtype), bias).addmm_(left, right)
-        ctx.save_for_backward(
-            x if small_QN is None else small_QN,
-            None if todo.keeps_weight else base,
-            lambda_RJ,
-            gamma_JM,
-            weight if todo.keeps_weight else None,
-        )
+        ctx.save_for_backward(x if small_QN is None else small_QN, base, lambda_RJ, gamma_JM)
         ctx.part, ctx.todo = part, todo
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, base, lambda_RJ, gamma_JM, weight = ctx.saved_tensors
+        kept, base, lambda_RJ, gamma_JM = ctx.saved_tensors
         part: Spread = ctx.part
         b, tall, todo = part.b, part.tall, ctx.todo
         need_x, _, need_bias, need_lambda, need_gamma = ctx.needs_input_grad[:5]
         need_m = need_lambda or need_gamma
         grad_y = grad_y.to(b.dtype)
         grad_x = grad_m = grad_QN = None
-        m = spread(lambda_RJ, gamma_JM, part.a, part.scale) if need_x and weight is None else None
+        m = spread(lambda_RJ, gamma_JM, part.a, part.scale) if need_x else None
         # tall: the small product is x M^T and its gradient dY B; wide: it is x B, kept, and its gradient is dY M^T
         if tall and ((todo.rows_for_m and need_m) or (need_x and not todo.merged_grad_x)):
             grad_QN = _times_b(grad_y, part, todo.gathers)
@@ -227,8 +221,8 @@ class _SpreadLinear(torch.autograd.Function):
         elif need_m:
             grad_w = grad_y.t() @ kept
             grad_m = b.t() @ (grad_w if tall else grad_w.t())
-        if need_x and todo.merged_grad_x:
-            grad_x = grad_y @ (weight if m is None else _merge(base, m, part).to(b.dtype))
+        if m is not None and todo.merged_grad_x:
+            grad_x = grad_y @ _merge(base, m, part).to(b.dtype)
         elif m is not None:
             m = m.to(b.dtype)
             left, right = (grad_y @ m.t(), b.t()) if grad_QN is None else (grad_QN.t(), m)
@@ -313,7 +307,7 @@ def spread_linear(
         training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)
         kernel = None if part.found is None else part.found.part
         sizes = (rows.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1])
-        plan = choose_plan(*sizes, training, part=kernel, keep=keeping(), apart=base is None)
+        plan = choose_plan(*sizes, training, part=kernel, apart=base is None)
     bias = None if bias is None else bias.to(dtype)
     y = apply_plain(_SpreadLinear, x.device, rows.to(dtype), base, bias, *trained, part, plan)
     return y.view(*x.shape[:-1], y.shape[-1])

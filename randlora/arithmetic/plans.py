@@ -11,50 +11,20 @@ activation  (x M^T) B^T or (x B) M      through the small factors  N q (2 D + 3 
 mixed       tall: W0 + B M; wide:       tall: through the factors; tall and wide: D q d + N D q
             (x B) M                     wide: W0 + B M             + 2 N q d
 merged      W0 + B M                    W0 + B M, dY^T x           3 D q d + N D d
-kept        W0 + B M                    the same one again         D q d + min(N D q + N q d,
-                                                                   D q d + N D d)
 gather      W0 + B M                    W0 + B M, dY B or x B      p (2 D q d + N D q) + N q d
 ==========  ==========================  =========================  ==================================
 
-M and W0 + B M are made again in backward instead of being kept, except by `kept`, which trades the memory of one more
-weight a layer for time and is in the choice only inside `with keep_merged():`. Kept otherwise is x, or for a wide
-weight the smaller x B. `gather` is for a ternary B that `ternary` has a kernel for: its products with B cost the part p
-of dense ones. Where the delta is not added to W0 (dropout on its input, low precision) "W0 + B M" is B M in a product
-of its own, for N D d more each time.
+M and W0 + B M are made again in backward instead of being kept. Kept is x, or for a wide weight the smaller x B.
+`gather` is for a ternary B that `ternary` has a kernel for: its products with B cost the part p of dense ones. Where
+the delta is not added to W0 (dropout on its input, low precision) "W0 + B M" is B M in a product of its own, for N D d
+more each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-Plan = Literal["activation", "mixed", "merged", "kept", "gather"]
-
-
-class _Keeping:
-    """Plain state of the process, which torch.compile can read."""
-
-    on = False
-
-
-@contextmanager
-def keep_merged(on: bool = True) -> Iterator[None]:
-    """Inside, RandLoRA layers may keep W0 + delta from forward to backward where that saves time.
-
-    The switch is the whole process's. The results are the same; memory grows by up to the size of the adapted weights.
-    """
-    before = _Keeping.on
-    _Keeping.on = on
-    try:
-        yield
-    finally:
-        _Keeping.on = before
-
-
-def keeping() -> bool:
-    """Whether `keep_merged` is on."""
-    return _Keeping.on
+Plan = Literal["activation", "mixed", "merged", "gather"]
 
 
 def plan_costs(rows: int, large: int, small: int, inner: int, *, apart: bool = False) -> dict[Plan, int]:
@@ -68,7 +38,6 @@ def plan_costs(rows: int, large: int, small: int, inner: int, *, apart: bool = F
         "activation": n * q * (2 * big + 3 * low),
         "mixed": big * q * low + n * big * q + 2 * n * q * low + own,
         "merged": 3 * big * q * low + n * big * low + 2 * own,
-        "kept": big * q * low + min(n * big * q + n * q * low, big * q * low + n * big * low) + 2 * own,
     }
 
 
@@ -80,19 +49,18 @@ def choose_plan(
     training: bool = True,
     *,
     part: float | None = None,
-    keep: bool = False,
     apart: bool = False,
 ) -> Plan:
     """The cheapest plan; where nothing is differentiated only the forward counts.
 
-    `part` is p where `gather` is possible, else None. `keep` allows `kept`. `apart` as in `plan_costs`.
+    `part` is p where `gather` is possible, else None. `apart` as in `plan_costs`.
     """
     if not training:
         own = rows * large * small if apart else 0
         if (1.0 if part is None else part) * large * inner * small + own < rows * inner * (large + small):
             return "merged" if part is None else "gather"
         return "activation"
-    costs = _allowed(rows, large, small, inner, part, keep, apart)
+    costs = _allowed(rows, large, small, inner, part, apart)
     return min(costs, key=costs.__getitem__)
 
 
@@ -103,18 +71,14 @@ def pays_to_accumulate(
 
     It costs N D d for the weight's gradient in every micro-batch, and 2 D q d a step to make it and to go back.
     """
-    costs = _allowed(rows, large, small, inner, part, keep=False, apart=False)
+    costs = _allowed(rows, large, small, inner, part, apart=False)
     once = 2 * (1.0 if part is None else part) * large * inner * small
     return micro_batches * rows * large * small + once < micro_batches * min(costs.values())
 
 
-def _allowed(
-    rows: int, large: int, small: int, inner: int, part: float | None, keep: bool, apart: bool
-) -> dict[Plan, float]:
+def _allowed(rows: int, large: int, small: int, inner: int, part: float | None, apart: bool) -> dict[Plan, float]:
     """Costs of the plans to choose from; of equal ones the first is taken."""
     costs: dict[Plan, float] = {**plan_costs(rows, large, small, inner, apart=apart)}
-    if not keep:
-        del costs["kept"]
     if part is not None:
         own = 2 * rows * large * small if apart else 0
         costs["gather"] = part * (2 * large * inner * small + rows * large * inner) + rows * inner * small + own
@@ -130,19 +94,15 @@ class Steps(NamedTuple):
     """The input's gradient is made with W0 + B M."""
     rows_for_m: bool
     """M's gradient is made from products of rows with B (dY B, or x B kept); else from the weight's gradient."""
-    keeps_weight: bool = False
     gathers: bool = False
 
 
-def steps(plan: Plan, rows: int, large: int, small: int, inner: int, tall: bool) -> Steps:
-    """What `plan` does on a layer of these sizes."""
+def steps(plan: Plan, tall: bool) -> Steps:
+    """What `plan` does on a layer whose output is the longer side, or not."""
     if plan == "activation":
         return Steps(False, False, True)
     if plan == "mixed":
         return Steps(tall, not tall, True)
     if plan == "merged":
         return Steps(True, True, False)
-    if plan == "gather":
-        return Steps(True, True, True, gathers=True)
-    through_rows = rows * inner * (large + small) < large * small * (inner + rows)
-    return Steps(True, True, through_rows, keeps_weight=True)
+    return Steps(True, True, True, gathers=True)

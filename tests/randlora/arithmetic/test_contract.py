@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from randlora.arithmetic import contract
 from randlora.arithmetic.contract import Spread, low_rank_linear, prefers_matrix, spread_linear, spread_weight
-from randlora.arithmetic.plans import Plan, choose_plan, keep_merged, plan_costs
+from randlora.arithmetic.plans import Plan, choose_plan, plan_costs
 from tests.randlora.support import equation_4
 
-PLANS: list[Plan] = ["activation", "mixed", "merged", "kept"]
+PLANS: list[Plan] = ["activation", "mixed", "merged"]
 SHAPES = [(7, 5), (5, 7), (6, 6), (9, 2)]
 
 
@@ -116,7 +116,7 @@ def test_what_is_kept_for_backward(plan: Plan, shape: tuple[int, int]) -> None:
         spread_linear(x, base, bias, (lam, gam), part, plan=plan)
     wide_keeps_small = plan != "merged" and shape[0] < shape[1]
     inputs = rows * (lam.numel() if wide_keeps_small else shape[1])
-    assert sum(kept) == inputs + lam.numel() + gam.numel() + (base.numel() if plan == "kept" else 0)
+    assert sum(kept) == inputs + lam.numel() + gam.numel()
 
 
 @pytest.mark.parametrize(("rows", "plan"), [(64, "activation"), (600, "mixed"), (1000, "merged"), (100_000, "merged")])
@@ -130,28 +130,14 @@ def test_plan_by_cost(rows: int, plan: Plan) -> None:
 def test_the_chosen_plan_costs_least(rows: int, one: int, other: int, inner: int) -> None:
     large, small = max(one, other), min(one, other)
     costs = plan_costs(rows, large, small, inner)
-    assert costs[choose_plan(rows, large, small, inner, keep=True)] == min(costs.values())
-    del costs["kept"]
     assert costs[choose_plan(rows, large, small, inner)] == min(costs.values())
 
 
-def test_a_kept_weight_is_used_only_on_request() -> None:
-    x, base, bias, lam, gam, a, b = pieces((64, 32), 4, 40)
-    lam.requires_grad_()
-    part = Spread(a, b, 1.0, True)
-
-    def kept() -> bool:
-        found: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
-            spread_linear(x, base, bias, (lam, gam), part)
-        return any(t.shape == base.shape and t is not base for t in found)
-
-    assert not kept()
-    with keep_merged():
-        assert kept()
-        with keep_merged(False):
-            assert not kept()
-    assert not kept()
+def test_a_delta_apart_is_a_matrix_where_rows_are_many() -> None:
+    assert choose_plan(600, 768, 768, 768, apart=True) == "activation" != choose_plan(600, 768, 768, 768)
+    assert choose_plan(100_000, 768, 768, 768, apart=True) == "merged"
+    assert choose_plan(500, 768, 768, 768, training=False, apart=True) == "activation"
+    assert choose_plan(1000, 768, 768, 768, training=False, apart=True) == "merged"
 
 
 def test_matrix_form_for_many_rows_and_ranks() -> None:
