@@ -14,11 +14,12 @@ from analysis.format import percent, visible
 from randlora.adapted.adapted import Adapted
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from randlora.methods.prompts.learners import CoCoOp
+from randlora.model.families import family_name
 from randlora.model.prompted import PLACE
 from sweeps.engine.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.text import prompts
-from trainables.models.encoders import FIRST_TOKEN, ClassifierHead, TransferHead, model_type
+from trainables.models.encoders import FIRST_TOKEN, ClassifierHead, TransferHead
 from trainables.models.families import parse_id
 from trainables.models.loading import quick_gelu
 from trainables.models.shapes import is_open_clip
@@ -113,7 +114,7 @@ def _code(text: object) -> str:
 def _vector(module: nn.Module) -> str:
     """Python for the vector that `encoders.pooled` reads from `outputs`."""
     return (
-        "outputs.last_hidden_state[:, 0]" if model_type(module) in FIRST_TOKEN else "outputs.pooler_output.flatten(1)"
+        "outputs.last_hidden_state[:, 0]" if family_name(module) in FIRST_TOKEN else "outputs.pooler_output.flatten(1)"
     )
 
 

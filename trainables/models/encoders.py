@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from randlora.model.families import family_name
 from trainables.errors import TrialError
 from trainables.seeds import generator
 
@@ -29,15 +30,9 @@ HEAD_FILE = "head.safetensors"
 """A kept head's weights, beside the adapter's."""
 
 
-def model_type(module: nn.Module) -> str | None:
-    """The `model_type` of a transformers model; None for any other module."""
-    found = getattr(getattr(module, "config", None), "model_type", None)
-    return found if isinstance(found, str) else None
-
-
 def pooled(module: nn.Module, outputs: object) -> Tensor:
     """(B, D) float32 from the outputs of a transformers encoder. Raises TrialError where there is no pooled output."""
-    if model_type(module) in FIRST_TOKEN:
+    if family_name(module) in FIRST_TOKEN:
         tokens: Tensor = outputs.last_hidden_state  # type: ignore[attr-defined]
         return tokens[:, 0].float()
     vector: Tensor | None = getattr(outputs, "pooler_output", None)
@@ -49,7 +44,7 @@ def pooled(module: nn.Module, outputs: object) -> Tensor:
 def is_unused(module: nn.Module, name: str) -> bool:
     """Whether a weight of a transformers encoder takes no part in `pooled`, and so cannot train."""
     last = name.rpartition(".")[2]
-    return last == "mask_token" or (model_type(module) in FIRST_TOKEN and name.startswith("pooler."))
+    return last == "mask_token" or (family_name(module) in FIRST_TOKEN and name.startswith("pooler."))
 
 
 def image_encoder(module: nn.Module) -> Callable[[Tensor], Tensor]:

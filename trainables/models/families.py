@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, cast
 
 from randlora.errors import nearest
-from randlora.model.families import TARGETS
 from trainables.errors import TrainablesError
 
 Scheme = Literal["open_clip", "hf", "local", "embedded"]
@@ -45,46 +44,21 @@ class ModelId:
     gguf: str | None = None
 
 
-@dataclass(frozen=True)
-class Family:
-    """What is adapted by default in the models of one architecture.
-
-    Attributes:
-        kind: the task family that can train it.
-        targets: weight-name suffixes; those absent from a particular model are left out.
-        source: where the choice comes from.
-    """
-
-    kind: Kind
-    targets: tuple[str, ...]
-    source: str
-
-
-_PAPER_LLM = "RandLoRA paper, section 5.4 and its scripts: q, k, v, up and down; neither o_proj nor gate_proj"
-_LIKE_LLAMA = "same layer names as Llama; the paper's choice carried over"
-_PAPER_DINOV2 = "RandLoRA paper, DINOv2: q, k, v and the MLP (packed `attn.qkv` in the original code, apart here)"
-_PAPER_BERT = "RandLoRA paper, GLUE: the 6 matrices of each layer; neither pooler nor head"
-_PAPER_CLIP = "RandLoRA paper, CLIP: packed q, k, v and the MLP of every block of both towers, without attn.out_proj"
-_PAPER_PHI3 = "RandLoRA paper, Table 15: its percentages need the fused names; the script's own match down_proj alone"
-_CODE_GPT2 = "RandLoRA code, E2E: c_attn (there its q and v thirds alone) and the MLP"
-
-_KINDS: dict[str, tuple[Kind, str]] = {
-    "open_clip": ("clip", _PAPER_CLIP),
-    "dinov2": ("hf-vision", _PAPER_DINOV2),
-    "dinov2_with_registers": ("hf-vision", _PAPER_DINOV2),
-    "vit": ("hf-vision", "as DINOv2"),
-    "llama": ("causal-lm", _PAPER_LLM),
-    "qwen2": ("causal-lm", _PAPER_LLM),
-    "phi3": ("causal-lm", _PAPER_PHI3),
-    "mistral": ("causal-lm", _LIKE_LLAMA),
-    "qwen3": ("causal-lm", _LIKE_LLAMA),
-    "gpt2": ("causal-lm", _CODE_GPT2),
-    "roberta": ("text-encoder", _PAPER_BERT),
-    "bert": ("text-encoder", _PAPER_BERT),
+KINDS: dict[str, Kind] = {
+    "open_clip": "clip",
+    "dinov2": "hf-vision",
+    "dinov2_with_registers": "hf-vision",
+    "vit": "hf-vision",
+    "llama": "causal-lm",
+    "qwen2": "causal-lm",
+    "phi3": "causal-lm",
+    "mistral": "causal-lm",
+    "qwen3": "causal-lm",
+    "gpt2": "causal-lm",
+    "roberta": "text-encoder",
+    "bert": "text-encoder",
 }
-
-FAMILIES: dict[str, Family] = {name: Family(kind, TARGETS[name], why) for name, (kind, why) in _KINDS.items()}
-"""Default targets (`randlora.model.families`) by family: open_clip, else the `model_type` of a transformers config."""
+"""What can train a model, by family: open_clip, else the `model_type` of a transformers config."""
 
 
 def parse_id(model_id: str) -> ModelId:
@@ -113,16 +87,6 @@ def parse_id(model_id: str) -> ModelId:
             raise ModelError(f"{model_id!r}: a hub id is ORG/NAME; for files on this machine write local:DIR")
         return ModelId("hf", name)
     return _open_clip_id(model_id, name)
-
-
-def family_named(name: str) -> Family:
-    """The family of that name. Raises ModelError for a family without default targets."""
-    if name not in FAMILIES:
-        raise ModelError(
-            f"no default targets for models of type {name!r}: name the weights to adapt in model.targets; "
-            f"there are defaults for {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[name]
 
 
 def _gguf_id(model_id: str, path: Path) -> ModelId:

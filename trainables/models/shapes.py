@@ -18,13 +18,13 @@ from torch import nn
 
 from randlora.errors import TargetError, nearest
 from randlora.methods.registry import get_method
-from randlora.model.families import matching
+from randlora.model.families import default_targets as known_targets
+from randlora.model.families import family_name
 from randlora.model.prompted import PLACE, place_of
 from randlora.model.targets import resolve_targets
 from trainables.errors import first_line
 from trainables.hub import cached_repositories, hub_answers
-from trainables.models.encoders import model_type
-from trainables.models.families import FAMILIES, GGUF, Kind, ModelError, ModelId, family_named, parse_id
+from trainables.models.families import GGUF, KINDS, Kind, ModelError, ModelId, parse_id
 
 UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.error, SafetensorError)
 """What the libraries raise over files that are missing, damaged, or of another model."""
@@ -68,20 +68,10 @@ def model_kind(model_id: str) -> Kind:
 
 def default_targets(model: str | nn.Module) -> list[str]:
     """Weight-name suffixes adapted by default in a model, an id or a module. Raises ModelError where there are none."""
-    module = meta_model(model) if isinstance(model, str) else model
-    if (name := family_name(module)) is None:
-        raise ModelError(
-            f"{type(module).__name__} is neither open_clip's nor transformers': name the weights to adapt "
-            "in model.targets"
-        )
-    family = family_named(name)
-    targets = matching(family.targets, (name for name, _ in module.named_parameters()))
-    if not targets:
-        raise ModelError(
-            f"none of the default targets {', '.join(family.targets)} is in this {type(module).__name__}: "
-            "name the weights to adapt in model.targets"
-        )
-    return targets
+    try:
+        return known_targets(meta_model(model) if isinstance(model, str) else model)
+    except TargetError as error:
+        raise ModelError(f"{error} (model.targets)") from error
 
 
 def model_size(model_id: str) -> int:
@@ -107,7 +97,7 @@ def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: st
     if adapt != "vision" or name is None:
         return dict(found)
     if name != "open_clip":
-        if family_named(name).kind != "hf-vision":
+        if kind_of(module.config) != "hf-vision":
             raise ModelError(f"adapt = 'vision', but a {name} model has no vision tower; nearest: 'all'")
         return dict(found)
     kept = {name: shape for name, shape in found.items() if name.startswith(VISUAL)}
@@ -129,13 +119,6 @@ def method_shapes(method: str, model_id: str, shapes: Mapping[str, Shape]) -> di
     except TargetError as error:
         raise ModelError(f"{model_id!r} cannot take {method}: {error}") from error
     return {PLACE: place, **(shapes if entry.on_weights else {})}
-
-
-def family_name(module: nn.Module) -> str | None:
-    """The name "open_clip", or the `model_type` of a transformers model; None for any other module."""
-    if type(module).__module__.partition(".")[0] == "open_clip":
-        return "open_clip"
-    return model_type(module)
 
 
 def is_open_clip(parsed: ModelId, model_id: str) -> bool:
@@ -220,8 +203,8 @@ def hf_class(config: Any) -> Any:
 
 def kind_of(config: Any) -> Kind:
     """The kind of a transformers model by its family, or else by its config."""
-    if config.model_type in FAMILIES:
-        return FAMILIES[config.model_type].kind
+    if config.model_type in KINDS:
+        return KINDS[config.model_type]
     architectures = config.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "causal-lm"
