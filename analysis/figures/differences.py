@@ -54,11 +54,12 @@ def draw_differences(
     methods = in_order({r[arm] for r in rows for arm in ("method", "baseline")})
     with mpl.rc_context(STYLE):
         figure, spots = curve_panels(len(places(table)), columns, methods)
-        for index, (place, spot) in enumerate(zip(places(table), spots, strict=True)):
+        found = places(table)
+        for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
             axes = figure.add_subplot(spot)
             mine = [r for r in rows if place_of(r) == place]
             _panel(axes, index, mine, focus, margin)
-            axes.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
+            axes.set_title(place_title(place, found), loc="left", fontweight="bold")
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} less {style(mine[0]['baseline']).name}'s (points)")
         mark_bands(figure, "simultaneous")

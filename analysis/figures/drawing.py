@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from analysis.styles import place_text, style
+from analysis.styles import Place, place_text, style
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
 COLUMN_INCHES = 3.5
@@ -165,10 +165,15 @@ def curve_panels(count: int, columns: int, methods: Sequence[str]) -> tuple[Char
     return figure, spots
 
 
-def place_title(dataset: str | None, size: str | None) -> str:
-    """The title of a panel: the data set by its name alone (its source is in the tables), and the training size."""
-    short = (dataset or "mean over data sets").rpartition("/")[2].rpartition(":")[2]
-    named = place_text(short, size) if size else short
+def place_title(place: Place, among: Collection[Place] = ()) -> str:
+    """The title of a panel: the data set by its name alone (its source is in the tables), and the training size.
+
+    The model and the sweep stand behind where those of `among` are of several.
+    """
+    short = (place[2] or "mean over data sets").rpartition("/")[2].rpartition(":")[2]
+    apart = [str(place[i]) for i in (1, 0) if len({other[i] for other in among}) > 1]
+    apart = [name.partition(":")[2] if name.startswith("open_clip:") else name.rpartition("/")[2] for name in apart]
+    named = ", ".join([place_text(short, place[3]) if place[3] else short, *apart])
     return textwrap.shorten(named, TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
 
 

@@ -111,7 +111,7 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
         axes.set_xticks(ticks, labels=labels)
         axes.set_xlabel("training examples")
         axes.set_ylabel(f"{score} (%)")
-        axes.set_title(place_title(rows[0]["dataset"], None), loc="left", weight="bold")
+        axes.set_title(place_title((*place_of(rows[0])[:3], "")), loc="left", weight="bold")
         legend(figure, methods)
         mark_bands(figure, "pointwise")
         return figure
@@ -159,7 +159,7 @@ def _panels(rows: Sequence[Row], measured: str) -> tuple[Chart, Iterator[tuple[A
             axes = figure.add_subplot(spot)
             yield axes, place, [r for r in rows if place_of(r) == place]
             _log(axes, rows[0]["x"])
-            axes.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
+            axes.set_title(place_title(place, places), loc="left", fontweight="bold")
             if spot.is_first_col():
                 axes.set_ylabel(f"{measured} (%)")
         legend(figure, in_order({r["method"] for r in rows}))

@@ -42,7 +42,7 @@ def draw_ranks(table: pa.Table, *, score: str = "test accuracy") -> Chart:
         for place, spot in zip(places, spots, strict=True):
             axes = figure.add_subplot(spot)
             _panel(axes, [r for r in rows if place_of(r) == place])
-            axes.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
+            axes.set_title(place_title(place, places), loc="left", fontweight="bold")
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
         legend(figure, bases, 4 * min(2, len(places)))

@@ -49,7 +49,7 @@ def draw_ranking(
             mine = sorted((r for r in rows if place_of(r) == place), key=lambda r: -r["mean"])
             left = figure.add_subplot(spots[across * k])
             _scores(left, mine, score)
-            left.set_title(place_title(place[2], place[3]), loc="left", fontweight="bold")
+            left.set_title(place_title(place, found), loc="left", fontweight="bold")
             if gaps:
                 order = [r["method"] for r in mine]
                 beside = [r for r in gaps if place_of(r) == place and r["method"] in order]

@@ -47,14 +47,15 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
     methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
     with mpl.rc_context(STYLE):
         figure, spots = curve_panels(len(places(curve)), columns, methods)
-        for index, (place, spot) in enumerate(zip(places(curve), spots, strict=True)):
+        found = places(curve)
+        for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
             mine = [r for r in rows if place_of(r) == place]
             axes = _panel(figure, spot, index, mine)
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
             where = f"mean of {mine[0]['n_datasets']} data sets" if place[2] is None else place[2]
             pad = 16 if _lora_ranks(mine) else 6
-            axes.set_title(place_title(where, place[3]), loc="left", pad=pad, fontweight="bold")
+            axes.set_title(place_title((*place[:2], where, place[3]), found), loc="left", pad=pad, fontweight="bold")
         mark_bands(figure, "pointwise")
         return figure
 

@@ -13,7 +13,7 @@ from analysis.format import Row, change_text, percent, quantity, ranged, score_t
 from analysis.store.store import Store
 from analysis.styles import style
 from analysis.tables.console import DIFFERENCE
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, text
+from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, origins, text
 
 FITS = ("crossings", "budget_needed", "areas", "fits")
 """Names of the tables of `fitted`."""
@@ -94,7 +94,7 @@ def front(store: Store, x: str) -> Sheet:
 def sizes(store: Store) -> list[Sheet]:
     """The numbers of the data-size curves, and what is read off their fits."""
     lines, columns = by_size(size_curves(store).to_pylist(), ("sweep", "model", "dataset", "method", "reference"))
-    note, lead = "Means over seeds with 95 % t intervals.", [_DATA, METHOD, BUDGET]
+    note, lead = "Means over seeds with 95 % t intervals.", [*origins(lines), _DATA, METHOD, BUDGET]
     whole = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
     tables: tuple[tuple[str, pa.Table], ...] = (
         ("Where curves cross, in training examples", readings.crossing_table(store, EXAMPLES)),

@@ -17,7 +17,19 @@ from analysis.store.columns import limited
 from analysis.store.store import Store
 from analysis.styles import budget_order, size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, pivoted, text
+from analysis.tables.sheet import (
+    BUDGET,
+    METHOD,
+    PARAMETERS,
+    Column,
+    Sheet,
+    by_size,
+    columns_of,
+    number,
+    origins,
+    pivoted,
+    text,
+)
 from analysis.words.decisions import best_text, would_change
 
 LONG = 45
@@ -104,11 +116,10 @@ def averages(store: Store) -> Sheet:
     """Mean over data sets by method and budget, a column per training size: the form of the paper's Tables 11 to 14."""
     rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
     found, sizes = by_size(rows, ("sweep", "model", "method", "reference"))
-    named = [text(name, name) for name in ("sweep", "model") if len({r[name] for r in found}) > 1]
     return Sheet(
         "averages",
         "Mean test score over data sets",
-        [*named, METHOD, BUDGET, PARAMETERS, *sizes, number("data sets", "n_datasets"), SEEDS],
+        [*origins(found), METHOD, BUDGET, PARAMETERS, *sizes, number("data sets", "n_datasets"), SEEDS],
         found,
         "Every data set weighs the same; intervals are t intervals over seeds, so they speak of these data sets only. "
         "Methods and budgets confirmed on every data set.",

@@ -101,10 +101,15 @@ BUDGET = text("budget", "reference")
 PARAMETERS = number("parameters", "adapter_params")
 
 
-def columns_of(rows: Iterable[Mapping[str, Any]], *columns: Column) -> list[Column]:
-    """The columns, led by the place where the rows are of more than one."""
-    several = len({(r.get("sweep"), r["dataset"], r["train_size"]) for r in rows}) > 1
-    return [PLACE, *columns] if several else list(columns)
+def origins(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Columns of the sweep and the model, where the rows are of several."""
+    return [text(name, name) for name in ("sweep", "model") if len({r.get(name) for r in rows}) > 1]
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], *columns: Column) -> list[Column]:
+    """The columns, led by the sweep, the model and the place where the rows are of more than one."""
+    several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
+    return [*origins(rows), *([PLACE] if several else []), *columns]
 
 
 def pivoted(rows: Iterable[Row], names: Sequence[str], key: str) -> list[Row]:

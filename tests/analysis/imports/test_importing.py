@@ -10,11 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis import StoreError, conclusion, open_store
+from analysis.figures.pictures import pictures
 from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_published
 from analysis.report.page import render
 from analysis.statistics.publications.published import names, publication, published_curve
 from analysis.tables.console import print_results_table, results_table, safe_console
-from analysis.tables.results import averages
+from analysis.tables.results import averages, results
 from sweeps.cli.main import app
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
@@ -112,6 +113,12 @@ def test_numbers_of_several_models_stand_apart(tmp_path: Path, capsys: pytest.Ca
     print_results_table(store, safe_console())
     said = capsys.readouterr().out
     assert len(rows) == 2 and all(f"of {r['model']} on glue-rte" in said for r in rows)
+    titles = [
+        axes.get_title(loc="left") for p in pictures(store) if p.stem == "scaling_curve" for axes in p.figure.axes
+    ]
+    titles = [title for title in titles if title]
+    assert len(set(titles)) == len(titles) > 2 and any("roberta-large" in title for title in titles)
+    assert [c.head for c in results(store).columns][:2] == ["model", "data"]
     means = [r for r in averages(store).rows if (r["method"], r["reference"]) == ("lora", "lora-4")]
     assert {r["model"] for r in means} == {r["model"] for r in rows} and len(means) == 2
 
