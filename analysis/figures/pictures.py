@@ -286,9 +286,9 @@ def _sizes(store: Store) -> list[Picture]:
     for sweep, model, dataset in _keys(table, _data)[:MOST_SIZE_FIGURES]:
         mine = [r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])]
         caption = (
-            f"On {dataset or 'the mean over data sets'}{f', {model}' if several else ''}: one line per method and budget "
-            "(paler is smaller); band: pointwise 95 % t intervals of the largest budget. Under the sizes, the examples "
-            "of an epoch."
+            f"On {dataset or 'the mean over data sets'}{f', {model}' if several else ''}: one line per method and "
+            "budget (paler is smaller); band: pointwise 95 % t intervals of the largest budget. Under the sizes, the "
+            "examples of an epoch."
         )
         says = conclude_sizes(mine, scaling.question(store))
         figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)
