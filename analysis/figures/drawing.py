@@ -168,13 +168,15 @@ def curve_panels(count: int, columns: int, methods: Sequence[str]) -> tuple[Char
 def place_title(place: Place, among: Collection[Place] = ()) -> str:
     """The title of a panel: the data set by its name alone (its source is in the tables), and the training size.
 
-    The model and the sweep stand behind where those of `among` are of several.
+    The model and the sweep have lines of their own where those of `among` are of several.
     """
     short = (place[2] or "mean over data sets").rpartition("/")[2].rpartition(":")[2]
     apart = [str(place[i]) for i in (1, 0) if len({other[i] for other in among}) > 1]
     apart = [name.partition(":")[2] if name.startswith("open_clip:") else name.rpartition("/")[2] for name in apart]
-    named = ", ".join([place_text(short, place[3]) if place[3] else short, *apart])
-    return textwrap.shorten(named, TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}")
+    named = place_text(short, place[3]) if place[3] else short
+    return "\n".join(
+        textwrap.shorten(part, TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}") for part in (named, *apart)
+    )
 
 
 def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None = None, **look: Any) -> None:

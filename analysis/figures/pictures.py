@@ -107,7 +107,7 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
 
 
 def growing() -> tuple[Callable[[Store], list[Picture]], ...]:
-    """What draws the figures to watch while a sweep runs: the curve, the differences, the scores of the rates tried."""
+    """What draws the figures to watch while a sweep runs: curve and differences, or the ranking; the rates tried."""
     return _scaling, _differences, _rates
 
 
@@ -282,13 +282,13 @@ def _sizes(store: Store) -> list[Picture]:
     label = f"{score.capitalize()} against the number of training examples, a line per method and budget"
     compared = scaling.comparisons(store).to_pylist() if table.num_rows else []
     found: list[Picture] = []
-    several = len({r["model"] for r in table.to_pylist()}) > 1
+    several = len({(r["sweep"], r["model"]) for r in table.to_pylist()}) > 1
     for sweep, model, dataset in _keys(table, _data)[:MOST_SIZE_FIGURES]:
         mine = [r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])]
         caption = (
-            f"On {dataset or 'the mean over data sets'}{f', {model}' if several else ''}: one line per method and "
-            "budget (paler is smaller); band: pointwise 95 % t intervals of the largest budget. Under the sizes, the "
-            "examples of an epoch."
+            f"On {dataset or 'the mean over data sets'}{f', {model} in {sweep}' if several else ''}: one line per "
+            "method and budget (paler is smaller); band: pointwise 95 % t intervals of the largest budget. Under the "
+            "sizes, the examples of an epoch."
         )
         says = conclude_sizes(mine, scaling.question(store))
         figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)

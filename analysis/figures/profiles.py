@@ -45,7 +45,8 @@ def draw_profiles(profiles: pa.Table, *, score: str) -> Chart:
                 for r in mine[:: len(mine) // 4 or 1]:
                     said = f"{style(method).name}: {100 * r['share']:.0f} % of runs above {100 * r['score']:.1f} %"
                     dot(axes, method, 100 * r["score"], 100 * r["share"], said, markersize=3.6, markeredgewidth=0.5)
-            axes.set_title(f"{panel[3]}, {size_text(panel[2])}", loc="left", fontweight="bold")
+            differing = [panel[i] for i in (0, 1) if len({p[i] for p in shown}) > 1]
+            axes.set_title(", ".join([panel[3], size_text(panel[2]), *differing]), loc="left", fontweight="bold")
             axes.set_xlabel(f"{score} (%)")
             if spot.is_first_col():
                 axes.set_ylabel("runs above it (%)")

@@ -51,11 +51,11 @@ def draw_ranking(
             _scores(left, mine, score)
             left.set_title(place_title(place, found), loc="left", fontweight="bold")
             if gaps:
-                order = [r["method"] for r in mine]
-                beside = [r for r in gaps if place_of(r) == place and r["method"] in order]
+                order = [(r["method"], r["reference"]) for r in mine]
+                beside = [r for r in gaps if place_of(r) == place and (r["method"], r["reference"]) in order]
                 right = figure.add_subplot(spots[across * k + 1], sharey=left)
                 right.tick_params(axis="y", labelleft=False, length=0)
-                _differences(right, order, beside, margin)
+                _differences(right, k, order, beside, margin)
         mark_bands(figure, "left pointwise, right simultaneous" if gaps else "pointwise")
         return figure
 
@@ -71,7 +71,9 @@ def _scores(axes: Any, rows: Sequence[Row], score: str) -> None:
         _mark(axes, r, "mean", level, scaling.point_text(r))
 
 
-def _differences(axes: Any, order: Sequence[str], rows: Sequence[Row], margin: float | None) -> None:
+def _differences(
+    axes: Any, index: int, order: Sequence[tuple[str, str | None]], rows: Sequence[Row], margin: float | None
+) -> None:
     if not rows:
         axes.set_axis_off()
         return
@@ -79,10 +81,12 @@ def _differences(axes: Any, order: Sequence[str], rows: Sequence[Row], margin: f
     axes.set_xlim(*differences.limits(rows))
     axes.set_xlabel(f"less {baseline.name}'s (points)")
     if margin is not None:
-        axes.axvspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=differences.MARGIN)
+        axes.axvspan(
+            -100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{differences.MARGIN}"
+        )
     axes.axvline(0.0, color=baseline.colour, linewidth=1.2)
     for r in rows:
-        _mark(axes, r, "difference", order.index(r["method"]), differences.point_text(r))
+        _mark(axes, r, "difference", order.index((r["method"], r["reference"])), differences.point_text(r))
 
 
 def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:

@@ -37,7 +37,7 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
         overlay: name of a published curve (`published.names()`) to draw beside the first panel.
 
     Returns:
-        What was written, file name -> path: figures ('scaling_curve.png', '.svg', '.pdf' and so on, only
+        What was written, file name -> path: figures ('fits.png', '.svg', '.pdf' and so on, only
         those there is something to draw in), tables ('results.md', '.tex', '.csv' and so on), and 'report'.
 
     Raises:

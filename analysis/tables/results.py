@@ -242,6 +242,7 @@ def ranks(store: Store) -> Sheet:
         "ranks",
         "Mean ranks over data sets",
         [
+            *origins(rows),
             *([SIZE] if len({r["train_size"] for r in rows}) > 1 else []),
             BUDGET,
             METHOD,
@@ -277,9 +278,11 @@ def many(store: Store) -> list[Sheet]:
     value = Column("interquartile mean, % [95 %]", lambda r: score_text(r, "iqm"), "number")
     runs, sets = number("runs", "n"), number("data sets", "datasets")
     title = "Interquartile means over data sets"
-    first = Sheet("iqm", title, [SIZE, BUDGET, METHOD, value, runs, sets], means, note, folded=len(means) > LONG)
+    first = Sheet(
+        "iqm", title, [*origins(means), SIZE, BUDGET, METHOD, value, runs, sets], means, note, folded=len(means) > LONG
+    )
     columns = [
-        *(SIZE, BUDGET, METHOD),
+        *(*origins(pairs), SIZE, BUDGET, METHOD),
         Column("against", lambda r: style(r["other"]).name),
         number("median difference, points", "difference", points),
         *(sets, number("p", "p", p_text), number("p, Holm", "p_holm", p_text), VERDICT),

@@ -19,7 +19,7 @@ from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
 from analysis.store.views import RISING
-from analysis.styles import in_order, size_key, size_text, style
+from analysis.styles import in_order, place_of, size_key, size_text, style
 from analysis.words.conclusions import ASKED, SAID, names_of, of_question
 
 SURE = 0.95
@@ -54,18 +54,20 @@ def conclude_differences(rows: Sequence[Row], asked: Question = ASKED) -> str:
 
 
 def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
-    """How many methods are higher and lower than the baseline at the one budget.
+    """How often a method is higher and lower than the baseline at the one budget.
 
     Args:
         rows: of `simultaneous.difference_curves`.
     """
-    counts = Counter(r["verdict"] for r in rows if r["dataset"])
+    mine = [r for r in rows if r["dataset"]]
+    counts, among = Counter(r["verdict"] for r in mine), len({place_of(r) for r in mine})
     if not counts:
         return f"No method is confirmed on a seed of {names_of(asked)[1]}'s: nothing is compared."
     found = ", ".join(
         f"{counts[verdict]} {verdict}" for verdict in (*SAID, "not testable", NOT_KNOWN) if counts[verdict]
     )
-    return f"Against {style(rows[0]['baseline']).name}, by the corrected verdicts: {found}."
+    over = "" if among == 1 else f", {len(mine)} comparisons in {among} places"
+    return f"Against {style(mine[0]['baseline']).name}, by the corrected verdicts{over}: {found}."
 
 
 def held_at_once(rows: Sequence[Row]) -> str:

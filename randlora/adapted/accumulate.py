@@ -11,8 +11,9 @@ The numbers are those of plain accumulation up to rounding; the price is the mem
 weights. RandLoRA's part of a step with k micro-batches of N rows falls to k N D d + 2 D q d multiply-adds.
 
 What is held is made again as soon as a trainable or the base weight has changed, by torch's version counters; changing
-one while gradients wait is an error. Layers that drop their input, base weights in bf16 or fp16, and code inside
-`torch.compile` go the ordinary way. Not for DDP and FSDP2, whose hooks expect every backward to reach the parameters.
+one while gradients wait is an error. Layers that drop their input, base weights in bf16 or fp16, layers called under
+autocast to those, and code inside `torch.compile` go the ordinary way. Not for DDP and FSDP2, whose hooks expect every
+backward to reach the parameters.
 """
 
 from __future__ import annotations

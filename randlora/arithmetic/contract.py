@@ -301,7 +301,8 @@ def spread_linear(
     """
     dtype = part.b.dtype
     if plan is None and base is not None and (base.dtype in LOW or dtype in LOW):
-        return linear(x, base, bias) + spread_linear(x, None, None, trained, part)
+        y = linear(x.to(dtype), base.to(dtype), None if bias is None else bias.to(dtype))
+        return y + spread_linear(x, None, None, trained, part)
     rows = x.reshape(-1, x.shape[-1])
     if plan is None:
         training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)

@@ -105,7 +105,7 @@ def report(
     overlay: Annotated[str | None, typer.Option(help="Published curve to draw beside ours: fig1-clip, ...")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the scaling curve and write one self-contained report.html."""
+    """Draw the figures and write one self-contained report.html."""
     from analysis.report.page import write_report
 
     paths = dict(write_report(folder_of(source, overrides), x=x, overlay=overlay))

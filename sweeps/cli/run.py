@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -93,8 +94,9 @@ def run(
         "--address": [address],
     }
     given |= {"--upload": [upload], "--optuna-storage": [optuna_storage], "--track": track or []}
-    words = [word for name, values in given.items() for v in values if v is not None for word in (name, str(v))]
-    again = shlex.join(["sweeps", "run", str(spec), *words, *(["--available"] if available else [])])
+    shown = [(n, str(v)) for n, vs in given.items() for v in vs if v is not None and "@" not in str(v)]  # no passwords
+    flags = {"--available": available, "--retry-failed": retry_failed}
+    again = shlex.join(["sweeps", "run", str(spec), *chain(*shown), *(n for n, on in flags.items() if on)])
     with nothing_if_refused(loaded.folder):
         if location is not None:  # what is there says which data its trials saw
             check_there(location, loaded.identity())

@@ -98,7 +98,8 @@ class Trainer:
         sums = torch.zeros(len(batches), device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # a base model may hold dropout of its own, which draws from the global generator
-            torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch, *of_worker(self._rank)))
+            own = () if self._split else of_worker(self._rank)  # who share weights must leave out the same layers
+            torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch, *own))
             for index, batch in enumerate(batches):
                 sums[index] = self._step(batch, draw, epoch, index)
                 self.look(epoch, index)

@@ -47,7 +47,7 @@ def test_methods_stand_in_the_order_of_their_scores(tmp_path: Path) -> None:
     assert [t.get_text() for t in left.texts] == ["\N{LEFTWARDS ARROW} 10.0"]  # zero-shot is far below
     gaps = difference_curves(store).to_pylist()
     assert marks(right) == pytest.approx({order.index(r["method"]): 100 * r["difference"] for r in gaps})
-    [strip] = [p for p in right.patches if p.get_gid() == MARGIN]
+    [strip] = [p for p in right.patches if p.get_gid() == f"0:{MARGIN}"]
     assert (strip.get_x(), strip.get_width()) == pytest.approx((-1.0, 2.0))
     assert shown["ranking"].says == "Against LoRA, by the corrected verdicts: 1 higher, 1 lower, 1 not testable."
     assert any("RandLoRA at lora-8: +4.0" in tip for tip in shown["ranking"].figure.tips.values())
@@ -58,6 +58,7 @@ def test_every_data_set_has_its_panels(tmp_path: Path) -> None:
     [picture] = [p for p in pictures(store) if p.kind == "scaling"]
     titles = [axes.get_title(loc="left") for axes in picture.figure.axes[::2]]
     assert titles == ["mean over data sets", "a", "b"] and len(picture.figure.axes) == 6 and picture.across == 2
+    assert ", 6 comparisons in 2 places: 2 higher" in picture.says
 
 
 def test_a_method_that_one_data_set_lacks_is_not_in_the_mean(tmp_path: Path) -> None:

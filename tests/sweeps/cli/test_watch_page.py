@@ -238,7 +238,7 @@ def test_a_run_shows_itself(tmp_path: Path) -> None:
     assert run.returncode == 0 and "RandLoRA" in printed
     assert "the sweep begins" in seen[0] or "; running" in seen[0]
     assert "4 of 4 trials finished, 0 failed, 0 begun; 2 of 2 cells confirmed; not running" in seen[-1]
-    assert "figure-scaling_curve" in last["figures"] and not page.listens()
+    assert "figure-ranking" in last["figures"] and not page.listens()  # one budget
 
 
 def test_the_verb_prints_the_address_and_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
