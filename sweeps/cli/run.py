@@ -94,9 +94,7 @@ def run(
         "--address": [address],
     }
     given |= {"--upload": [upload], "--optuna-storage": [optuna_storage], "--track": track or []}
-    shown = [(n, str(v)) for n, vs in given.items() for v in vs if v is not None and "@" not in str(v)]  # no passwords
-    flags = {"--available": available, "--retry-failed": retry_failed}
-    again = shlex.join(["sweeps", "run", str(spec), *chain(*shown), *(n for n, on in flags.items() if on)])
+    again = command(spec, given, {"--available": available, "--retry-failed": retry_failed})
     with nothing_if_refused(loaded.folder):
         if location is not None:  # what is there says which data its trials saw
             check_there(location, loaded.identity())
@@ -121,6 +119,12 @@ def run(
                 estimate=None if foreseen is None else foreseen.as_dict(),
             )
             return _end(loaded, summary, location, again, report=report, as_json=as_json)
+
+
+def command(spec: Path, given: Mapping[str, Sequence[object]], flags: Mapping[str, bool]) -> str:
+    """The command that goes on: as it was given, without what may hold a password."""
+    shown = [(name, str(v)) for name, values in given.items() for v in values if v is not None and "@" not in str(v)]
+    return shlex.join(["sweeps", "run", str(spec), *chain(*shown), *(name for name, on in flags.items() if on)])
 
 
 def _end(

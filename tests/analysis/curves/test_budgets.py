@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
@@ -72,6 +73,11 @@ def test_an_axis_that_does_not_move_has_no_fit(store: Store) -> None:
 def test_efficient_points() -> None:
     cost, score = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0.5, 0.6, 0.6, 0.55, 0.7])
     assert pareto.efficient(cost, score).tolist() == [True, True, True, False, True]
+
+
+def test_device_hours_are_of_all_workers() -> None:
+    trials = "(values (1800.0, 4), (7200.0, null)) as trials (seconds_total, workers)"
+    assert duckdb.sql(f"select {measured.AXES['device_hours'].sql} from {trials}").fetchall() == [(2.0,), (2.0,)]
 
 
 def test_front(store: Store) -> None:

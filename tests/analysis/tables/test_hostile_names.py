@@ -61,6 +61,11 @@ def test_a_markdown_cell_is_text(value: str, shown: str) -> None:
     assert lines == ["| name | other |", "| --- | --- |", f"| {shown} | b |"]
 
 
+def test_latex_knows_the_signs_of_our_numbers() -> None:
+    made = latex(sheet("\N{ALMOST EQUAL TO}1 \N{LESS-THAN OR EQUAL TO}2 \N{GREATER-THAN OR EQUAL TO}3"))
+    assert "$\\approx$1 $\\leq$2 $\\geq$3 & b" in made
+
+
 def test_latex_has_no_control_characters_and_its_title_is_one_comment() -> None:
     made = latex(sheet("a\n\\input{/etc/passwd}\x1b[31m\x00\u202e"))
     assert made.splitlines()[0].startswith("% T a \\input")

@@ -17,6 +17,7 @@ import typer
 from PIL import Image
 
 from sweeps.cli.main import VERBS, app
+from sweeps.cli.run import command
 from sweeps.engine import run as engine
 from sweeps.engine.run import RunSummary
 from sweeps.plan.plan import Plan
@@ -377,3 +378,9 @@ def test_an_interrupted_run_answers_in_json_too(tmp_path: Path, monkeypatch: pyt
     answer = json.loads(ended.stdout)
     assert (answer["interrupted"], answer["finished"]) == (True, 3)
     assert f"--output {tmp_path / 'r'}" in ended.stderr.replace("\n", "")
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
+    given = {"--scale": ["small"], "--set": ["name='a b'"], "--output": [None], "--upload": ["s3://key:word@bucket/x"]}
+    said = command(Path("s.toml"), given, {"--available": True, "--retry-failed": False})
+    assert shlex.split(said) == ["sweeps", "run", "s.toml", "--scale", "small", "--set", "name='a b'", "--available"]

@@ -233,6 +233,26 @@ def test_a_driver_that_lost_its_folder_stops(tmp_path: Path, monkeypatch: pytest
     assert json.loads((tmp_path / "lock.json").read_text())["token"] == "theirs"
 
 
+def test_a_lock_that_can_not_be_read_for_a_moment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network folder whose server starts again: the heart goes on to beat."""
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.05)
+    real, asked = locks._read, list[Path]()
+
+    def read(path: Path) -> Holder | None:
+        asked.append(path)
+        if threading.current_thread() is not threading.main_thread() and len(asked) < 3:
+            raise OSError(errno.ESTALE, "stale")
+        return real(path)
+
+    with FolderLock(tmp_path):
+        begun = held(tmp_path).heartbeat
+        monkeypatch.setattr(locks, "_read", read)
+        until = time.monotonic() + 240  # it ends as soon as it beats
+        while held(tmp_path).heartbeat == begun and time.monotonic() < until:
+            time.sleep(0.01)
+        assert held(tmp_path).heartbeat != begun
+
+
 def test_identity_refusal_shows_each_difference(tmp_path: Path) -> None:
     check_identity(tmp_path, IDENTITY)  # an empty folder belongs to nobody
     write_identity(tmp_path, IDENTITY)
