@@ -76,7 +76,12 @@ def budget(
     shape: Annotated[list[str] | None, typer.Option(help="In its place weights, OUTxIN: 4096x4096.")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="The budget as LoRA's count at this rank.", min=1)] = None,
     params: Annotated[int | None, typer.Option(help="The budget as a number of parameters.", min=1)] = None,
-    percent: Annotated[float | None, typer.Option(help="The budget in percent of all parameters of the model.")] = None,
+    percent: Annotated[
+        float | None,
+        typer.Option(
+            help="In percent of the model's parameters (a file's [budgets] percent is of the adapted weights)."
+        ),
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="The budget as the count of --method at this rank.", min=1)] = None,
     targets: Annotated[
         list[str] | None, typer.Option(help="Target weights, repeated or with commas; default: the family's.")

@@ -104,7 +104,7 @@ def run(
             err.print(line, style="yellow")
         print_weak(weak_of(planned.with_sizes(download=True)), err)
         observers = watchers(loaded, optuna_storage, track or ())
-        foreseen = None if quiet else estimate_plan(planned, retry_failed=retry_failed)
+        foreseen = None if quiet or address else estimate_plan(planned, retry_failed=retry_failed)
         if foreseen is not None and not as_json:
             print_header(planned)
             print_estimate_line(foreseen)

@@ -104,7 +104,7 @@ def analyze(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Diagnostics of kept weights, as Ray tasks; needs [keep] adapters = "confirm" and full = true.
+    """Diagnostics of kept weights, as Ray tasks; needs [keep] adapters; cka and landscape full = true too.
 
     Stopped, the same command goes on. The results are tables (`sweeps query`) and figures (`sweeps report`).
     """

@@ -17,7 +17,7 @@ class ResourceSection(Section):
     workers: int = Field(default=1, ge=1)
     """Data-parallel workers of one trial."""
     concurrent: int | Literal["auto"] = "auto"
-    """Trials at a time; auto: what fits."""
+    """Trials at a time; auto: as many as CPUs and GPUs allow, memory aside (docs/running.md)."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs of a worker."""
     gpus_per_worker: float | Literal["auto"] = "auto"
@@ -27,7 +27,7 @@ class ResourceSection(Section):
     isolated: bool = False
     """A fresh process for every trial, for code that can't be trusted to clean up."""
     trial_timeout: float | None = Field(default=None, gt=0)
-    """Seconds without a report (one an epoch) after which a trial's worker is killed."""
+    """Seconds without a report, loading and evaluation included, after which a trial's worker is killed."""
     attempts: int = Field(default=3, ge=1)
     """Starts of a trial before a worker's death fails it."""
     order: Order = "spread"
