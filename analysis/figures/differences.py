@@ -53,8 +53,8 @@ def draw_differences(
         raise ValueError("no difference to draw: the table has no row")
     methods = in_order({r[arm] for r in rows for arm in ("method", "baseline")})
     with mpl.rc_context(STYLE):
-        figure, spots = curve_panels(len(places(table)), columns, methods)
         found = places(table)
+        figure, spots = curve_panels(len(found), columns, methods)
         for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
             axes = figure.add_subplot(spot)
             mine = [r for r in rows if place_of(r) == place]

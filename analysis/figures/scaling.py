@@ -46,8 +46,8 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
     rows = curve.to_pylist()
     methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
     with mpl.rc_context(STYLE):
-        figure, spots = curve_panels(len(places(curve)), columns, methods)
         found = places(curve)
+        figure, spots = curve_panels(len(found), columns, methods)
         for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
             mine = [r for r in rows if place_of(r) == place]
             axes = _panel(figure, spot, index, mine)

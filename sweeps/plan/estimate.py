@@ -144,8 +144,7 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, cost: f
 
 
 _OVER = """
-select cell_id, stage from last_attempts left join (select trial_id, true as late from superseded) using (trial_id)
-where late is null and (status <> 'failed' or not retried)
+select cell_id, stage, status from last_attempts where trial_id not in (select trial_id from superseded)
 """
 
 
@@ -153,8 +152,8 @@ def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
     done: Counter[tuple[str, str]] = Counter()
     folder = plan.spec.folder
     if (folder / "journal.jsonl").exists() or (folder / "tables").is_dir():
-        trials = open_store(folder).sql(_OVER.replace("retried", str(retry_failed).lower())).to_pylist()
-        done.update((row["cell_id"], row["stage"]) for row in trials)
+        trials = open_store(folder).sql(_OVER).to_pylist()
+        done.update((r["cell_id"], r["stage"]) for r in trials if not (retry_failed and r["status"] == "failed"))
     return [
         _Left(
             cell,
