@@ -35,7 +35,8 @@ class CheckError(AdapterError):
 
 def check(name: str, *, capacity: int | None = None, options: Mapping[str, Any] | None = None) -> None:
     """Hold a registered method against what `attach` promises: exact counts, a start that changes nothing, gradients in
-    every trainable, one function in all its forms, files that give it back, and a detach that leaves no trace.
+    every trainable, one function in all its forms and under bf16 autocast, files that give it back, and a detach that
+    leaves no trace.
 
     Args:
         name: the registered method.
@@ -88,6 +89,7 @@ class _Check:
         yield from self._again(model(self.x), adapted)
         if self.method.mergeable:
             yield from self._merged(model, adapted)
+            yield from self._small()
         adapted.detach()
         after = model.state_dict()
         if after.keys() != state.keys() or any(not torch.equal(after[name], state[name]) for name in state):
@@ -133,6 +135,24 @@ class _Check:
             off = _apart(model(self.x), outputs)
         if off > TOLERANCE:
             yield f"merged weights give other outputs than linear, by {off:.1e}"
+
+    def _small(self) -> Iterator[str]:
+        """A delta far below bf16's steps at the weight, under autocast, with rows so many that a sum costs less."""
+        plain = nn.Linear(*SHAPES[0][::-1], bias=False)
+        layer = nn.Sequential(plain).eval()
+        adapted = attach(layer, self.config, ["0"], init_seed=3, basis_seed=4)
+        draw = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            plain.weight.fill_(8.0)  # steps of 1 / 16
+            for parameter in adapted.parameters():
+                parameter.add_(1e-3 * torch.randn(parameter.shape, generator=draw))
+            x = torch.zeros(512, SHAPES[0][1])
+            x[:, 0], x[:, 1] = 1.0, -1.0  # of which the weight makes 0
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                outputs = layer(x).float()
+            [delta] = adapted.deltas().values()
+        if _apart(outputs, x @ delta.t()) > 0.05 * float(delta.abs().max()):
+            yield "a small delta is rounded away under bf16 autocast: add it to the outputs, not to the weight"
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -225,10 +225,12 @@ class Adapted:
         return self.model
 
     def unmerge(self) -> nn.Module:
-        """Undo `merge()`: restore the weights bit for bit and put the adapters in place."""
+        """Undo `merge()`: restore the weights bit for bit and put the adapters in place, as `enable()` does."""
         if self._before_merge is not None:
+            if is_adapted(self.model):
+                raise AdapterError("cannot unmerge: other adapters are in the model; disable them first")
             self._restore()
-            self.install()
+            self.enable()
         return self.model
 
     @contextmanager

@@ -148,7 +148,7 @@ class AdapterSet:
 
     def remove(self, name: str) -> None:
         """Forget one adapter; the base model runs if it was the one in the forward."""
-        self._check_unmerged("remove an adapter")
+        self._check_unmerged("remove an adapter", besides=name)
         self[name].detach()
         del self._members[name]
 
@@ -162,12 +162,16 @@ class AdapterSet:
                 raise AdapterError("unload(keep_merged=True) without a merged sum: call merge({name: weight}) first")
             self._before_merge = None
         self.unmerge()
-        for name in list(self._members):
-            self.remove(name)
+        for member in self._members.values():
+            member.detach()
+        self._members.clear()
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         return self.model
 
-    def _check_unmerged(self, verb: str) -> None:
+    def _check_unmerged(self, verb: str, besides: str | None = None) -> None:
         if self.merged:
             raise AdapterError(f"cannot {verb} while a weighted sum is in the weights: unmerge() first")
+        for name, member in self._members.items():
+            if member.merged and name != besides:
+                raise AdapterError(f"cannot {verb} while {name!r} is merged into the weights: unmerge() it first")

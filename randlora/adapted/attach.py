@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
-from randlora.adapter import AdapterConfig, Request, check_capacity
+from randlora.adapter import Adapter, AdapterConfig, Request, check_capacity
+from randlora.arithmetic.bases import Bases
 from randlora.errors import ConfigError, TargetError, nearest
 from randlora.methods.method import Method
 from randlora.methods.registry import get_method
@@ -50,6 +51,16 @@ def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Si
             f"{method.title}: {method.capacity_field} = {largest} is above {most}, the most that any of the "
             f"{len(sites)} targets can use, so parameters do nothing; nearest: {method.capacity_field} = {most}",
             stacklevel=3,
+        )
+
+
+def _check_one_device(method: Method, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
+    """Refuse bases that all weights share where the weights are on several devices."""
+    devices = sorted({str(site.parameter.device) for site in sites.values()})
+    if len(devices) > 1 and any(isinstance(m, Bases) for adapter in adapters.values() for m in adapter.modules()):
+        raise ConfigError(
+            f"the weights of {method.title} share frozen bases, but the targets are on {', '.join(devices)}; move the "
+            "model to one device, attach to the targets of one, or take a method without shared bases, such as LoRA"
         )
 
 
@@ -111,13 +122,17 @@ def attach(
             "use dropout=0.0, or leave the weight out of targets"
         )
     if unread := [name for name, site in sites.items() if site.quantised and not site.by_activation]:
-        raise TargetError(f"{unread[0]} is quantised and read by the module around it: it cannot be adapted")
+        raise TargetError(
+            f"{unread[0]} is quantised, and the module around it reads it or a hook (accelerate's) has given the layer "
+            "a forward of its own: it cannot be adapted; take the hook off, or leave the weight out of targets"
+        )
     called = {n: site for n, site in sites.items() if site.by_activation and n != PLACE}
     biases = {n: site.owner.bias for n, site in called.items() if isinstance(site.owner.bias, Tensor)}
     quantised = frozenset(n for n, site in sites.items() if site.quantised)
     place = sites[PLACE].shape if PLACE in sites else None
     request = Request(config, _Weights(sites), sizes, init_seed, basis_seed, biases, quantised, place, tuple(words))
     adapters = method.build(request)
+    _check_one_device(method, sites, adapters)
     _warn_of_waste(method, config, sites, sizes)
     for name, adapter in adapters.items():
         adapter.train(sites[name].owner.training)

@@ -14,7 +14,7 @@ from randlora.adapted.attach import attach, sites_of
 from randlora.adapter import AdapterConfig, check_capacity
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases, Draw
 from randlora.errors import AdapterError, CheckpointError
-from randlora.files.checkpoint import BASES, DERIVED, TENSORS, digest_of, read_meta, read_tensors
+from randlora.files.checkpoint import BASES, DERIVED, META, SCHEDULE, TENSORS, digest_of, read_meta, read_tensors
 from randlora.files.peft_import import read_peft
 from randlora.methods.registry import get_method
 
@@ -58,6 +58,8 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
             raise CheckpointError(f"{name} is {tuple(shape)} in the adapter but {adapted.shapes[name]} in the model")
     frozen, basis = adapted.bases(), meta["basis"]
     if frozen is not None:
+        if basis is None:
+            raise CheckpointError(f"{folder / META} has no basis, but {meta['method']} has some: the file was changed")
         stored = basis.get("stored", False)
         digest = (use_stored_bases(adapted, read_tensors(folder / BASES)) if stored else frozen).digest()
         if digest != basis["digest"]:
@@ -67,7 +69,9 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
                 f"{basis['digest'][:16]}...; the file was changed or belongs to another generator"
             )
     if own := adapted.derived():
-        _fill_derived(own, meta.get("derived"), folder / DERIVED)
+        _fill_derived(own, _read_whole(folder / DERIVED, meta.get("derived")), folder / DERIVED)
+    if wanted := meta.get("schedule"):
+        adapted.hooks.load_state(_read_whole(folder / SCHEDULE, wanted))
 
 
 def _check_size(
@@ -91,11 +95,15 @@ def _check_size(
         raise AdapterError(f"its capacities need {wanted:,} numbers, and its file holds {held:,}")
 
 
-def _fill_derived(own: Mapping[str, Tensor], wanted: object, path: Path) -> None:
+def _read_whole(path: Path, wanted: object) -> dict[str, Tensor]:
     saved = read_tensors(path)
     digest = digest_of(saved)
     if digest != wanted:
         raise CheckpointError(f"{path} has digest {digest[:16]}..., the adapter was saved with {str(wanted)[:16]}...")
+    return saved
+
+
+def _fill_derived(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
     if saved.keys() != own.keys() or any(saved[n].shape != t.shape for n, t in own.items()):
         raise CheckpointError(f"{path} does not hold the tensors that this adapter derives from its weights")
     with torch.no_grad():

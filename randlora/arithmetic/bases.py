@@ -171,6 +171,10 @@ def draw(seed: int, stream: str, spec: Draw) -> Tensor:
     return out if spec.std == 1.0 else out.mul_(spec.std)
 
 
+def _same(matrix: Tensor, drawn: Tensor) -> bool:
+    return torch.equal(matrix.detach().to(device="cpu", dtype=drawn.dtype), drawn)
+
+
 class Bases(nn.Module):
     """The frozen matrices that all adapters of one model share: non-persistent buffers, so never in a state dict.
 
@@ -212,12 +216,16 @@ class Bases(nn.Module):
         return cast
 
     def digest(self) -> str:
-        """SHA-256 over names, shapes and float32 bits, of the matrices in use (redrawn where a cast lost bits)."""
+        """SHA-256 over names, shapes and float32 bits, of the matrices in use.
+
+        They are drawn again where a cast lost bits, also one that another has followed: their first rows tell.
+        """
         total = hashlib.sha256()
         for name, spec in sorted(self.draws.items()):
             matrix = self.get(name)
-            lost = matrix.dtype not in (torch.float32, torch.float64) or matrix.device.type == "meta"
-            if lost and not self.given:
+            few = dataclasses.replace(spec, rows=min(spec.rows, 64))
+            meta = matrix.device.type == "meta"
+            if not self.given and (meta or not _same(matrix[: few.rows], draw(self.seed, name, few))):
                 matrix = draw(self.seed, name, spec)
             flat = matrix.detach().to(device="cpu", dtype=torch.float32).contiguous()
             total.update(f"{name}:{spec.rows}x{spec.cols}:".encode())

@@ -24,7 +24,7 @@ _KNOWN = (torch.linalg.svd, torch.linalg.qr, torch.linalg.eigh, torch.linalg.inv
 class Decompositions(TorchFunctionMode):
     """`with keeper: attach(...)`. Results beyond the limit are not kept; those of earlier blocks make way first.
 
-    `made` and `given` count results that were computed, and those that were kept.
+    `made` and `given` count results that were computed, and those that were kept; `nbytes` is what the kept ones take.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -32,16 +32,13 @@ class Decompositions(TorchFunctionMode):
         self.limit, self.made, self.given = limit, 0, 0
         self._kept: dict[Any, tuple[type[Any], list[Tensor]]] = {}  # the longest unused first
         self._used: set[Any] = set()  # in this block
+        self.nbytes = self._in_use = 0  # counted along: a method may make ten thousand small ones
 
     def __enter__(self) -> Self:
         self._used.clear()
+        self._in_use = 0
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
-
-    @property
-    def nbytes(self) -> int:
-        """What the kept results take."""
-        return sum(_size(parts) for _, parts in self._kept.values())
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -58,24 +55,24 @@ class Decompositions(TorchFunctionMode):
             self._keep(key, result)
             return result
         self.given += 1
-        self._used.add(key)
         kind, parts = self._kept[key] = self._kept.pop(key)
+        self._in_use += 0 if key in self._used else _size(parts)
+        self._used.add(key)
         found = [part.to(inputs[0].device, copy=True) for part in parts]
         return found[0] if issubclass(kind, Tensor) else kind(found)
 
     def _keep(self, key: Any, result: Any) -> None:
         parts = [result] if isinstance(result, Tensor) else list(result)
-        over = self.nbytes + _size(parts) - self.limit
-        earlier = {k: _size(kept) for k, (_, kept) in self._kept.items() if k not in self._used}
-        if over > sum(earlier.values()):
+        size = _size(parts)
+        if self._in_use + size > self.limit:
             return
-        for old, size in earlier.items():
-            if over <= 0:
-                break
-            del self._kept[old]
-            over -= size
+        while self.nbytes + size > self.limit:
+            _, longest_unused = self._kept.pop(next(iter(self._kept)))
+            self.nbytes -= _size(longest_unused)
         self._kept[key] = type(result), [part.detach().to("cpu", copy=True) for part in parts]
         self._used.add(key)
+        self.nbytes += size
+        self._in_use += size
 
 
 def _size(parts: list[Tensor]) -> int:

@@ -4,7 +4,7 @@ A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetens
 imported and no seed gives them. Loading draws the bases from the seed, or reads the imported ones, and refuses a
 generator version or a digest that differs: wrong bases would be a wrong model.
 What a method derives from the base weights (PiSSA's start, singular vectors) no seed gives back bit for bit: it is in
-`derived.safetensors`, with its digest.
+`derived.safetensors`, with its digest; where a schedule stands (AdaLoRA's cuts) is in `schedule.safetensors`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from randlora.adapter import Adapter, AdapterConfig, Shape
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases
 from randlora.errors import CheckpointError
 from randlora.methods.method import Method
+from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sites import Site
 
 FORMAT = 1
 TENSORS, BASES, META, DELTAS = "adapter.safetensors", "bases.safetensors", "adapter.json", "deltas.safetensors"
-DERIVED = "derived.safetensors"
+DERIVED, SCHEDULE = "derived.safetensors", "schedule.safetensors"
 
 
 class Adapted(Protocol):
@@ -46,6 +47,8 @@ class Adapted(Protocol):
     init_seed: int
     basis_seed: int
 
+    @property
+    def hooks(self) -> Hooks: ...
     def bases(self) -> Bases | None: ...
     def derived(self) -> dict[str, Tensor]: ...
     def state_dict(self) -> dict[str, Tensor]: ...
@@ -96,6 +99,9 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
         },
         "derived": digest_of(derived) if (derived := adapted.derived()) else None,
     }
+    if schedule := adapted.hooks.state():
+        meta["schedule"] = digest_of(schedule)
+        write_tensors(folder / SCHEDULE, schedule)
     write_tensors(folder / TENSORS, adapted.state_dict())
     if derived:
         write_tensors(folder / DERIVED, derived)

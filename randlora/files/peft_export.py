@@ -98,7 +98,7 @@ def _one_tuner(adapted: Adapted) -> Any:
     Raises `ExportError` for several, and for weights that PEFT cannot reach.
     """
     for name, site in adapted.sites.items():
-        if not site.by_activation or site.part is not None or site.quantised:
+        if not site.by_activation or site.transposed or site.part is not None or site.quantised:
             raise ExportError(f"{name} is not the weight of a called nn.Linear, which PEFT adapts; {INSTEAD}")
     tuners = {id(a.tuner): a.tuner for a in adapted.adapters.values() if isinstance(a, PeftAdapter)}
     if len(tuners) > 1:

@@ -57,7 +57,7 @@ def read_peft(model: nn.Module, directory: Path) -> PeftAdapter:
     reader = _READERS.get(str(config.get("peft_type")))
     if reader is None:
         raise CheckpointError(f"peft_type {config.get('peft_type')!r} is not read here; {sorted(_READERS)} are")
-    _refuse(config, {"bias": ("none", None), "modules_to_save": (None, []), "exclude_modules": None})
+    _refuse(config, {"bias": ("none", None), "modules_to_save": (None, [])})
     layers, bases = _sort(read_tensors(directory / "adapter_model.safetensors"))
     _drop_silent(layers)
     if not layers:
@@ -133,6 +133,11 @@ def _state(layers: Found, names: Mapping[str, str], transposed: Iterable[str] = 
         if missing := names.keys() - found.keys():
             raise CheckpointError(f"the PEFT adapter lacks {sorted(missing)} of {weight}")
         for theirs, ours in names.items():
+            if found[theirs].ndim > 2:
+                raise CheckpointError(
+                    f"the PEFT adapter's {theirs} of {weight} has shape {tuple(found[theirs].shape)}, as for a "
+                    "convolution; only 2-D weights are adapted here"
+                )
             state[f"{weight}.{ours}"] = found[theirs].t() if theirs in transposed else found[theirs]
     return state
 
@@ -141,7 +146,7 @@ Read = tuple[AdapterConfig, dict[str, Tensor], dict[str, Tensor] | None]
 
 
 def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
-    _refuse(config, {"lora_bias": False, "use_qalora": False})
+    _refuse(config, {"lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None})
     if config.get("init_lora_weights", True) not in _KEEP_BASE:
         raise CheckpointError(
             f"the PEFT adapter was started with init_lora_weights={config['init_lora_weights']!r}, which changes the "

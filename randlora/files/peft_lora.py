@@ -62,7 +62,7 @@ def attention(site: Site) -> bool:
 
 def called(site: Site) -> bool:
     """Whether PEFT can take the module: it is called, and its weight has the usual name."""
-    return site.attr == "weight" and (site.by_activation or site.transposed)
+    return site.attr == "weight" and site.by_activation
 
 
 def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:

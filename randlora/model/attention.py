@@ -87,7 +87,7 @@ def project(owner: nn.Module, attr: str, x: Tensor, bias: Tensor | None) -> Tens
         return linear(x, getattr(owner, attr), bias)
     held: Any = owner.parametrizations
     packed, stored = held[attr][0], held[attr].original
-    y: Tensor = packed.adapter.apply_to(x, stored.t() if packed.transposed else stored, bias)
+    y: Tensor = packed.adapter.apply_to(x, stored, bias)
     return y
 
 

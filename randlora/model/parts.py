@@ -8,7 +8,8 @@ adapter of its own. Known layouts, all of them rows one after the other:
 - q, k, v by the numbers of heads in the attention's own `config`: `qkv_proj` (Phi-3), also with grouped queries;
 - gate, up halves: `gate_up_proj`.
 
-`query_key_value` of GPT-NeoX, BLOOM and Falcon mixes q, k and v head by head and has no such parts.
+`query_key_value` of GPT-NeoX, BLOOM and Falcon mixes q, k and v head by head and has no such parts; so do a few modules
+with a name from above, which are told by their attributes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from operator import not_
 from typing import NamedTuple, cast
 
 import torch
@@ -27,6 +29,13 @@ from randlora.errors import TargetError
 
 PARTS = ("q", "k", "v", "gate", "up")
 _FUSED = ("in_proj_weight", "qkv", "Wqkv", "c_attn", "qkv_proj")
+_BY_HEAD: dict[str, Callable[[object], bool]] = {
+    "head_first": bool,
+    "val_dim": bool,
+    "mp_num": bool,
+    "multi_query": not_,
+}
+"""Attributes of modules that keep q, k and v together by head: timm's MaxViT and TinyViT, CodeGen, GPT-BigCode."""
 _SELECTOR = re.compile(r"(?P<weight>.+)\[(?P<parts>[\w\s,]+)\]")
 
 Rows = tuple[int, int]
@@ -58,7 +67,10 @@ def layout(name: str, parent: nn.Module | None, rows: int, width: int) -> dict[s
     last = name.removesuffix(".weight").rpartition(".")[2]
     if last == "gate_up_proj" and rows % 2 == 0:
         return _lay(gate=rows // 2, up=rows // 2)
-    if last in _FUSED:
+    mixed = next((a for a, tells in _BY_HEAD.items() if hasattr(parent, a) and tells(getattr(parent, a))), None)
+    if last in _FUSED and mixed is not None:
+        why = f"its module has {mixed} = {getattr(parent, mixed)!r} and keeps q, k and v together by head"
+    elif last in _FUSED:
         if (sizes := _by_heads(parent)) is not None and sum(sizes) == rows:
             return _lay(q=sizes[0], k=sizes[1], v=sizes[2])
         if rows == 2 * width and last == "c_attn":

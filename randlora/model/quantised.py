@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -44,12 +44,10 @@ def dequantised(module: nn.Module) -> Tensor:
     return cast(Tensor, functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device)))
 
 
-class _Beside(nn.Module):
+class Beside(nn.Module):
     """Mixed into a quantised layer's class while an adapter is on it."""
 
     adapter: Adapter | PartAdapters
-    plain: ClassVar[Any]
-    """The layer's own class."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -58,27 +56,23 @@ class _Beside(nn.Module):
 
 
 @functools.cache
-def _beside_class(kind: Any) -> Any:
-    return type(f"Adapted{kind.__name__}", (_Beside, kind), {"plain": kind})
+def adapted_class(mixin: Any, kind: Any) -> Any:
+    """The class that a layer of class `kind` takes on while an adapter is on it; `plain` is `kind`."""
+    return type(f"Adapted{kind.__name__}", (mixin, kind), {"plain": kind})
 
 
 def put_beside(layer: nn.Module, adapter: Adapter | PartAdapters) -> None:
     """Put an adapter beside the product of a quantised layer, which takes on a class of its own for that."""
     layer.add_module("adapter", adapter)
     kind: Any = type(layer)
-    layer.__class__ = _beside_class(kind)
-
-
-def has_beside(module: nn.Module) -> bool:
-    """Whether an adapter is on a quantised layer."""
-    return isinstance(module, _Beside)
+    layer.__class__ = adapted_class(Beside, kind)
 
 
 def take_away(layer: nn.Module) -> None:
-    """Undo `put_beside`."""
-    assert isinstance(layer, _Beside)
+    """Undo `put_beside`, or the like of a layer whose class has a `plain`."""
     del layer._modules["adapter"]
-    layer.__class__ = layer.plain
+    kind: Any = type(layer)
+    layer.__class__ = kind.plain
 
 
 def bitsandbytes_library() -> Any:

@@ -1,16 +1,19 @@
 """Where a weight lives, and how an adapter gets between it and the model's arithmetic.
 
 Two ways, both undone without a trace: an `nn.Linear` changes class to `AdaptedLinear`, whose forward lets the adapter
-choose its contraction; any other 2-D parameter (the packed `in_proj_weight` of attention, a `Linear` that its parent
-reads without calling it, transformers' `Conv1D`) is parametrised, so whoever reads it sees W0 + delta; the usual
-attention meets its adapters all the same (`randlora.model.attention`). Parts of one weight share its place
-(`randlora.model.parts`).
+choose its contraction, and so does transformers' `Conv1D`; any other 2-D parameter (the packed `in_proj_weight` of
+attention, a `Linear` that its parent reads without calling it, a layer with a forward of its own instance, as
+accelerate's hooks give it) is parametrised, so whoever reads it sees W0 + delta; the usual attention meets its adapters
+all the same (`randlora.model.attention`). Parts of one weight share its place (`randlora.model.parts`).
 """
 
 from __future__ import annotations
 
+import dis
+import functools
+import inspect
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -18,7 +21,7 @@ from torch.nn.utils import parametrize
 from randlora.adapter import Adapter, Shape
 from randlora.model.attention import mount_attention, unmount_attention
 from randlora.model.parts import PartAdapters, Rows
-from randlora.model.quantised import dequantised, has_beside, is_quantised, put_beside, take_away
+from randlora.model.quantised import Beside, adapted_class, dequantised, is_quantised, put_beside, take_away
 
 # Modules that compute with their children's weights instead of calling the children, at least on a fast path.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -28,10 +31,22 @@ class AdaptedLinear(nn.Linear):
     """An `nn.Linear` with an adapter; never built, only taken on as a class by an existing layer."""
 
     adapter: Adapter | PartAdapters
+    plain: ClassVar[Any] = nn.Linear
+    """The layer's own class."""
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
         return self.adapter.apply_to(input, self.weight, self.bias)
+
+
+class _AdaptedConv1D(nn.Module):
+    """Mixed into the class of transformers' Conv1D while an adapter is on it."""
+
+    adapter: Adapter | PartAdapters
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return self.adapter.apply_to(x, cast(Tensor, self.weight).t(), cast(Tensor, self.bias))
 
 
 class PackedWeight(nn.Module):
@@ -87,9 +102,38 @@ class PackedWeight(nn.Module):
         self._holding, self._held = False, None
 
 
+_MEETING = (AdaptedLinear, _AdaptedConv1D, Beside)
+"""Classes of layers whose adapter meets the input."""
+
+
+def _is_exact_conv1d(kind: type[Any]) -> bool:
+    """Told by name: this package does not import transformers."""
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
 def is_conv1d(module: nn.Module) -> bool:
-    """transformers' Conv1D keeps (in x out). Told by name: this package does not import transformers."""
-    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__)
+    """transformers' Conv1D keeps (in x out)."""
+    return any(map(_is_exact_conv1d, type(module).__mro__))
+
+
+def _reads(parent: nn.Module | None, child: str) -> bool:
+    """Whether the parent computes with the child's weight in place of calling the child."""
+    kind: Any = type(parent)
+    return isinstance(parent, _READS_CHILDREN) or child in _read_by(kind)
+
+
+@functools.cache
+def _read_by(kind: Any) -> frozenset[str]:
+    """Children whose weight the class's forward gives to `F.linear` (timm's BEiT, EVA, SwinV2), by its code.
+
+    Code that asks a weight for its dtype or device alone, as open_clip's does, still calls the child.
+    """
+    code = getattr(inspect.unwrap(getattr(kind, "forward", kind)), "__code__", None)
+    if code is None or "linear" not in code.co_names:
+        return frozenset()
+    loads = [step.argval if "LOAD" in step.opname else None for step in dis.get_instructions(code)]
+    in_turn = zip(loads, loads[1:], [*loads[2:], None], strict=False)
+    return frozenset(c for c, attr, then in in_turn if c and attr == "weight" and then not in ("dtype", "device"))
 
 
 @dataclass
@@ -110,9 +154,14 @@ class Site:
 
     @property
     def by_activation(self) -> bool:
-        """Whether the adapter meets the input (an exact `nn.Linear` that is really called, or a quantised one)."""
-        called = type(self.owner) in (nn.Linear, AdaptedLinear) or self.quantised
-        return called and not isinstance(self.parent, _READS_CHILDREN)
+        """Whether the adapter meets the input: an exact `nn.Linear` or Conv1D that is called, or a quantised one.
+
+        A forward that the instance has itself (accelerate's hooks) would pass an adapter in the class by.
+        """
+        if isinstance(self.owner, _MEETING):
+            return True
+        called = type(self.owner) is nn.Linear or _is_exact_conv1d(type(self.owner)) or self.quantised
+        return called and "forward" not in vars(self.owner) and not _reads(self.parent, self.child)
 
     @property
     def quantised(self) -> bool:
@@ -167,12 +216,17 @@ class Site:
         """The owner's qualified name."""
         return self.stored_name.rpartition(".")[0]
 
+    @property
+    def child(self) -> str:
+        """The owner's name in its parent."""
+        return self.module_name.rpartition(".")[2]
+
     def _parametrizations(self) -> Any:
         return self.owner.parametrizations
 
     def _group(self) -> PartAdapters | None:
         """The adapters of the weight's parts that are in place now."""
-        if type(self.owner) is AdaptedLinear or has_beside(self.owner):
+        if isinstance(self.owner, _MEETING):
             installed = cast(nn.Module, self.owner.adapter)
         elif parametrize.is_parametrized(self.owner, self.attr):
             installed = self._parametrizations()[self.attr][0].adapter
@@ -198,7 +252,8 @@ class Site:
             return
         if self.by_activation:
             self.owner.add_module("adapter", adapter)
-            self.owner.__class__ = AdaptedLinear
+            kind: Any = type(self.owner)
+            self.owner.__class__ = AdaptedLinear if kind is nn.Linear else adapted_class(_AdaptedConv1D, kind)
             return
         order = list(self.owner._parameters)
         packed = PackedWeight(adapter, self.transposed)
@@ -214,11 +269,7 @@ class Site:
             group.drop(self.part)
             if len(group):
                 return
-        if type(self.owner) is AdaptedLinear:
-            del self.owner._modules["adapter"]
-            self.owner.__class__ = nn.Linear  # type: ignore[assignment]  # mypy narrowed it
-            return
-        if has_beside(self.owner):
+        if isinstance(self.owner, _MEETING):
             take_away(self.owner)
             return
         packed: PackedWeight = self._parametrizations()[self.attr][0]
@@ -229,7 +280,7 @@ class Site:
 
 def reader_of(site: Site) -> nn.Module:
     """The module whose forward reads the weight: its owner, or a parent that computes with its children's weights."""
-    return site.parent if isinstance(site.parent, _READS_CHILDREN) else site.owner
+    return site.parent if site.parent is not None and _reads(site.parent, site.child) else site.owner
 
 
 def is_adapted(model: nn.Module) -> bool:

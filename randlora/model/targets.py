@@ -11,7 +11,7 @@ from torch import nn
 from randlora.adapter import Shape
 from randlora.errors import TargetError, nearest
 from randlora.model.parts import layout, split_selector
-from randlora.model.sites import Site, find_sites, is_adapted
+from randlora.model.sites import Site, find_sites, is_adapted, shared_names
 
 
 def _matches(pattern: str, names: Sequence[str]) -> list[str]:
@@ -58,6 +58,10 @@ def _no_match(target: str, pattern: str, model: nn.Module, names: Sequence[str])
         return TargetError(
             f"target {target!r} matches {other[0]!r} of shape {shape}: only floating 2-D weights are adapted"
         )
+    tied = _matches(pattern, [n for n, _ in model.named_parameters(remove_duplicate=False)])
+    if tied:
+        first = shared_names(model, model.get_parameter(tied[0]))[0]
+        return TargetError(f"target {target!r} matches {tied[0]!r}, which is tied to {first!r}; name that one for both")
     endings = {".".join(n.removesuffix(".weight").split(".")[-2:]) for n in names} | set(names)
     return TargetError(f"target {target!r} matches no 2-D weight of the model; {nearest(pattern, endings)}")
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from randlora.adapted.adapted import Adapted
 from randlora.adapter import Adapter
 from randlora.arithmetic.bases import Bases
-from randlora.model.attention import project, self_attention
-from randlora.model.sites import PackedWeight, Site, is_conv1d, reader_of
+from randlora.model.attention import self_attention
+from randlora.model.sites import PackedWeight, Site, reader_of
 from randlora.packing.dropouts import OwnDropout, draws_of
 from randlora.packing.stacked import stacked_linear
 from randlora.packing.turns import PackingError, Streams, Turn
@@ -246,9 +246,6 @@ def split_forward(reader: nn.Module, turn: Turn) -> None:
             attended = self_attention(reader, *args, **kwargs)
             if attended is not None:
                 return attended, None
-        if is_conv1d(reader):
-            x: Tensor = args[0] if args else kwargs["x"]
-            return project(reader, "weight", x, reader.get_parameter("bias"))
         total = next((v.shape[0] for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         if total is None:
             raise PackingError("a module with packed weights was called without a tensor: there is no batch to split")

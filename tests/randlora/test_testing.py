@@ -34,6 +34,13 @@ class Twice(Lora):
         return 2 * super().linear(x, base, bias) - torch.nn.functional.linear(x, base, bias)
 
 
+class Summed(Lora):
+    """LoRA that adds its delta to the weight in the product's precision."""
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.linear(x, base + self.delta(base), bias)
+
+
 def built_as(kind: type[Lora]) -> Callable[[Request], dict[str, Adapter]]:
     plain = METHODS["lora"].build
 
@@ -52,6 +59,7 @@ def built_as(kind: type[Lora]) -> Callable[[Request], dict[str, Adapter]]:
         ({"count": lambda shape, capacity, **options: 1}, "count says 3 trainable parameters, 448 are built on 'meta'"),
         ({"build": built_as(Restless)}, "weight is not the base and delta of 0.weight, by 1.0e-01"),
         ({"build": built_as(Twice)}, "merged weights give other outputs than linear"),
+        ({"build": built_as(Summed)}, "a small delta is rounded away under bf16 autocast"),
     ],
 )
 def test_a_broken_promise_is_named(changed: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from randlora.adapter import Shape
 from randlora.methods.bridge.counts import Options, bank, entries, vector_length
 from randlora.methods.bridge.kinds import KINDS
 from randlora.methods.method import low_rank
+from randlora.methods.random.randlora import randlora_freedom
 
 Freedom = Callable[[Shape, int, Options], int | None]
 
@@ -87,10 +88,6 @@ def _supertuning(shape: Shape, step: int, options: Options) -> int | None:
     return None if options["r"] else KINDS["supertuning"].count(shape, step, options)
 
 
-def _randlora(shape: Shape, r: int, options: Options) -> int:
-    return -(-min(shape) // r) * (r + min(shape) - 1)
-
-
 def _adamss(shape: Shape, r: int, options: Options) -> int:
     """Of every cluster a column times a row."""
     return min(int(options["num_subspaces"]), shape[0]) * (r - 1) + shape[0]
@@ -117,7 +114,7 @@ FREEDOM: dict[str, Freedom] = {
     "frod": _counted("frod"),
     "psoft": _psoft,
     "osf": _osf,
-    "randlora": _randlora,
+    "randlora": lambda shape, r, options: randlora_freedom(shape, r),
     "vera": lambda shape, r, options: shape[0] + r - 1,
     "pvera": lambda shape, r, options: shape[0] + r - 1,  # the variances draw noise
     "tinylora": lambda shape, u, options: min(u, options["r"] ** 2),

@@ -92,7 +92,7 @@ class Lora(Factored):
 
 def _row_norms(weight: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
-    return norms
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)  # a row of zeros is divided by it
 
 
 class Dora(Lora):

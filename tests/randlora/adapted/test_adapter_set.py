@@ -66,6 +66,18 @@ def test_switching_gives_each_adapters_own_output_in_any_order() -> None:
     assert torch.equal(model(x), plain())
 
 
+def test_a_member_that_is_merged_by_itself_is_in_the_way() -> None:
+    model, adapters = filled()
+    before = block(torch.float64).state_dict()
+    adapters["dora"].merge()
+    for step in (lambda: adapters.switch("low"), adapters.disable, lambda: adapters.merge({"low": 1.0})):
+        with pytest.raises(AdapterError, match="while 'dora' is merged into the weights: unmerge"):
+            step()
+    adapters.unload()
+    assert len(adapters) == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_disabled_for_a_while() -> None:
     model, adapters = filled()
     x = batch(torch.float64)

@@ -302,6 +302,43 @@ def test_conv1d_keeps_its_layout() -> None:
     assert torch.equal(layer.weight, stored)
 
 
+def test_a_forward_of_the_instance_does_not_pass_the_adapter_by() -> None:
+    """accelerate's hooks put one there, which calls the forward that the class had before."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, x = block(torch.float64), batch(torch.float64)
+    hooks.add_hook_to_module(model.fc, hooks.ModelHook())
+    adapted = attach(model, LoraConfig(2), ["fc"])
+    perturb(adapted)
+    y = model(x)
+    assert not torch.allclose(y, block(torch.float64)(x))
+    with adapted.merging():
+        torch.testing.assert_close(model(x), y)
+
+
+def test_unmerge_follows_the_model_and_refuses_to_stand_on_another_adapter() -> None:
+    model = block()
+    adapted = attach(model, LoraConfig(2, dropout=0.5), ["fc"])
+    adapted.merge()
+    model.eval()
+    adapted.unmerge()
+    assert not adapted.adapters["fc.weight"].training
+    adapted.merge()
+    other = attach(model, LoraConfig(2), ["proj"])
+    with pytest.raises(AdapterError, match="cannot unmerge: other adapters are in the model"):
+        adapted.unmerge()
+    assert adapted.merged
+    other.disable()
+    assert not adapted.unmerge().training and adapted.enabled
+
+
+def test_shared_bases_are_for_one_device() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, device="meta"))
+    for config in (c for c in CONFIGS if c.method in ("randlora", "randlora-a", "vera", "nola")):
+        with pytest.raises(ConfigError, match="share frozen bases, but the targets are on cpu, meta; move"):
+            attach(model, type(config).from_options(2, {}), ["*"])
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_meta_model_is_counted_without_memory() -> None:
     with torch.device("meta"):
         model = nn.ModuleList([nn.Linear(8192, 28672), nn.Linear(28672, 8192)])

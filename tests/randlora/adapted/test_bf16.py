@@ -55,9 +55,13 @@ WITH_DELTA = [config for config in CONFIGS if config.method != "hydralora"]
 
 @pytest.mark.parametrize("config", [*WITH_DELTA, RandLoraAConfig(3, r=16), NolaConfig(9, r=16)], ids=config_id)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_small_delta_under_autocast_is_not_rounded_away(config: AdapterConfig, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_a_small_delta_under_autocast_is_not_rounded_away(config: AdapterConfig, dtype: torch.dtype, kind: str) -> None:
     """The factors may have the weight's type; for so many rows, at a large rank, one matrix would cost less."""
-    layer = nn.Sequential(nn.Linear(24, 16, bias=False, dtype=dtype)).eval()
+    inner: nn.Module = nn.Linear(24, 16, bias=False)
+    if kind == "conv1d":
+        inner = pytest.importorskip("transformers.pytorch_utils").Conv1D(16, 24)
+    layer = nn.Sequential(inner.to(dtype)).eval()
     adapted = attach(layer, config, ["0"])
     with torch.no_grad():
         layer[0].weight.fill_(8.0)  # steps of bf16 around 8 are 1 / 16

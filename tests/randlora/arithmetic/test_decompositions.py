@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from randlora import attach, get_method
+from randlora.arithmetic import decompositions
 from randlora.arithmetic.decompositions import Decompositions
 from tests.randlora.methods.support import TARGETS, network, rows
 
@@ -76,3 +77,21 @@ def test_earlier_blocks_make_way_and_results_are_copies() -> None:
     with keeper:
         torch.linalg.inv(trained).sum().backward()
     assert trained.grad is not None
+
+
+def test_a_result_is_measured_once_however_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdaMSS makes thousands of small ones, others with each seed; an attach of 4 seconds came to take 700."""
+    measured = 0
+
+    def size(parts: list[Tensor]) -> int:
+        nonlocal measured
+        measured += 1
+        return sum(part.nbytes for part in parts)
+
+    monkeypatch.setattr(decompositions, "_size", size)
+    draw, keeper = torch.Generator().manual_seed(0), Decompositions()
+    for _ in range(3):
+        with keeper:
+            for _ in range(50):
+                torch.linalg.inv(torch.randn(2, 2, generator=draw))
+    assert measured == keeper.made == 150

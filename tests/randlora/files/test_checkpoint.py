@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 import randlora
 from randlora import (
+    AdaLoraConfig,
+    Adapted,
     AdapterConfig,
     AdapterError,
     CheckpointError,
@@ -96,6 +98,40 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         load(block(hidden=32), tmp_path)
     with pytest.raises(CheckpointError, match="does not fit this model"):
         load(torch.nn.Linear(3, 3), tmp_path)
+
+
+def test_a_missing_basis_is_refused(tmp_path: Path) -> None:
+    rewrite(tmp_path, {**saved(tmp_path), "basis": None})
+    model = block()
+    with pytest.raises(CheckpointError, match="has no basis, but randlora has some"):
+        load(model, tmp_path)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_that_was_in_bf16_for_a_while_is_saved_for_good(tmp_path: Path) -> None:
+    model = block()
+    adapted = attach(model, RandLoraConfig(4), TARGETS)
+    model.bfloat16().float()
+    adapted.save(tmp_path)
+    again = load(block(), tmp_path)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in adapted.state_dict().items())
+
+
+def test_the_terms_that_adalora_cut_stay_cut(tmp_path: Path) -> None:
+    model, other = block(), block()
+    adapted = attach(model, AdaLoraConfig(3), ["fc", "proj"])
+    perturb(adapted)
+    model(batch()).square().sum().backward()
+    adapted.hooks.on_step(1, 1)
+    again = load(other, adapted.save(tmp_path))
+    assert again.count() == adapted.count()
+    perturb(again)
+    again.hooks.on_step(2, 2)
+
+    def kept(of: Adapted) -> list[bool]:
+        return [bool(e) for name, p in of.named_parameters() if name.endswith(".e") for e in p]
+
+    assert kept(again) == kept(adapted)
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def test_export_and_back(config: AdapterConfig, tmp_path: Path) -> None:
     assert torch.equal(other(x), layers(torch.float32)(x))
 
 
-@pytest.mark.parametrize("method", ["lora", "vera", "randlora"])
+@pytest.mark.parametrize("method", ["lora", "vera", "randlora", "dropping"])
 def test_conv1d_both_ways(method: str, tmp_path: Path) -> None:
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
@@ -102,7 +103,8 @@ def test_conv1d_both_ways(method: str, tmp_path: Path) -> None:
 
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     configs: dict[str, AdapterConfig] = {"lora": LoraConfig(2), "vera": VeraConfig(5), "randlora": RandLoraConfig(3)}
-    ours = model()
+    configs["dropping"] = LoraConfig(2, dropout=0.5)
+    ours = model().eval()
     adapted = attach(ours, configs[method], ["up", "down"])
     perturb(adapted)
     adapted.export_peft(tmp_path)
@@ -111,7 +113,7 @@ def test_conv1d_both_ways(method: str, tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         theirs = peft.PeftModel.from_pretrained(model(), str(tmp_path))
     torch.testing.assert_close(run(theirs, x), run(ours, x), rtol=1e-5, atol=1e-5)
-    back = model()
+    back = model().eval()
     load_peft(back, tmp_path)
     torch.testing.assert_close(run(back, x), run(ours, x), rtol=1e-6, atol=1e-6)
 
@@ -164,6 +166,7 @@ def rewrite(folder: Path, **changes: object) -> None:
         ({"bias": "all"}, "bias='all'"),
         ({"modules_to_save": ["head"]}, r"modules_to_save=\['head'\]"),
         ({"lora_bias": True}, "lora_bias"),
+        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens=\[5\]"),
         ({"init_lora_weights": "pissa"}, "changes the base weights"),
         ({"r": "x"}, "settings that none has .*ValueError"),
         ({"lora_alpha": None}, "settings that none has .*TypeError"),
@@ -180,6 +183,18 @@ def test_what_has_no_counterpart_is_refused(changes: dict[str, object], message:
     with pytest.raises(CheckpointError, match=message):
         load_peft(model, tmp_path)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_convolution_is_refused_and_excluded_modules_need_no_rule(tmp_path: Path) -> None:
+    both = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(3, 3))
+    in_peft(peft.LoraConfig(r=2, target_modules=["0", "2"]), copy.deepcopy(both), tmp_path / "both")
+    with pytest.raises(CheckpointError, match=r"lora_A of 0\.weight has shape .*only 2-D weights"):
+        load_peft(copy.deepcopy(both), tmp_path / "both")
+    config = peft.LoraConfig(r=2, target_modules=["0", "2"], exclude_modules=["0"])
+    theirs = in_peft(config, copy.deepcopy(both), tmp_path / "one")
+    load_peft(both, tmp_path / "one")
+    x = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(both(x), theirs(x))
 
 
 def test_an_optional_group_in_a_pattern_is_harmless() -> None:

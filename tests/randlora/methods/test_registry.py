@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import randlora
 from randlora import METHODS, Adapter, AdapterConfig, AdapterError, Method, Request, Shape, attach, get_method, register
 from randlora.methods.random import ablations
 from tests.randlora.support import batch, block
@@ -90,20 +89,6 @@ def test_every_entry_is_complete() -> None:
         assert method.scale_rule and method.title and method.published_lr_source
         capacity = method.min_capacity
         assert method.config.from_options(capacity, method.options).capacity == capacity
-
-
-def test_public_names() -> None:
-    """A change here is a change of the public API."""
-    assert set(randlora.__all__) == {
-        "METHODS", "AdaLoraConfig", "Adapted", "Adapter", "AdapterConfig", "AdapterError", "AdapterSet",
-        "AutoLoraConfig", "CheckpointError", "ConfigError", "DoraConfig", "ExportError", "Hooks", "HybridConfig",
-        "HydraLoraConfig", "LoraConfig", "LoraXsConfig", "Method", "NolaConfig", "PissaConfig", "RandLoraAConfig",
-        "RandLoraBConfig", "RandLoraConfig", "RandLoraSvdConfig", "Request", "Schedule", "Shape", "SvftConfig",
-        "TargetError", "UnknownMethodError", "VeraConfig", "accumulating", "attach", "default_targets", "export_deltas",
-        "export_merged", "export_peft", "get_method", "hooks_in", "load", "load_peft", "register",
-        "resolve_targets", "save",
-    }  # fmt: skip
-    assert all(hasattr(randlora, name) for name in randlora.__all__)
 
 
 @dataclass(frozen=True)

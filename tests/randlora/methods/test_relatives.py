@@ -15,6 +15,7 @@ from randlora import (
     AdapterError,
     CheckpointError,
     ConfigError,
+    DoraConfig,
     HybridConfig,
     HydraLoraConfig,
     LoraXsConfig,
@@ -235,3 +236,22 @@ def test_what_is_derived_from_the_weights_is_saved_and_checked(config: AdapterCo
     with pytest.raises(CheckpointError, match="cannot read"):
         load(other, tmp_path)
     assert torch.equal(other(x), block()(x))
+
+
+def test_dora_learns_a_row_of_zeros() -> None:
+    layer = nn.Linear(6, 4)
+    with torch.no_grad():
+        layer.weight[1] = 0.0
+    adapted = attach(layer, DoraConfig(2), ["weight"])
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        layer(x).square().sum().backward()
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                assert parameter.grad is not None and bool(parameter.grad.isfinite().all())
+                parameter.sub_(0.1 * parameter.grad)
+    assert bool((adapted.deltas()["weight"][1] != 0).any())
+    with torch.no_grad():
+        y = layer(x)
+        with adapted.merging():
+            torch.testing.assert_close(layer(x), y)

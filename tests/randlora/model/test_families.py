@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora import RandLoraConfig, TargetError, attach, default_targets, resolve_targets
+from randlora import LoraConfig, RandLoraConfig, TargetError, attach, default_targets, resolve_targets
 from randlora.model.families import TARGETS, family_name
+from tests.randlora.support import perturb
 
 transformers = pytest.importorskip("transformers")
 
@@ -109,6 +110,31 @@ def test_the_defaults_of_a_family(name: str) -> None:
     assert not idle, f"no gradient reaches {idle}"
     adapted.detach()
     assert torch.equal(forward(name, model).detach(), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("beit_base_patch16_224", {"img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}),
+        ("eva02_tiny_patch14_224", {"img_size": 28, "embed_dim": 16, "depth": 1, "num_heads": 2}),
+        ("swinv2_tiny_window8_256", {"img_size": 32, "embed_dim": 16, "depths": (1,), "num_heads": (2,)}),
+    ],
+)
+def test_a_linear_that_its_parent_reads_is_no_idle_target(name: str, sizes: dict[str, Any]) -> None:
+    model = pytest.importorskip("timm").create_model(name, num_classes=3, **sizes).eval()
+    perturb(model.parameters(), 0.2)  # SwinV2 starts with blocks that do nothing
+    images = torch.randn(2, 3, sizes["img_size"], sizes["img_size"], generator=torch.Generator().manual_seed(0))
+    plain = model(images).detach()
+    adapted = attach(model, LoraConfig(2), ["attn.qkv"])
+    perturb(adapted)
+    y = model(images)
+    y.square().sum().backward()
+    assert not torch.allclose(y, plain, rtol=1e-3)
+    assert all(p.grad is not None for p in adapted.parameters())
+    with adapted.merging():
+        torch.testing.assert_close(model(images), y, rtol=1e-4, atol=1e-5)
+    adapted.detach()
+    assert torch.equal(model(images).detach(), plain)
 
 
 def test_a_fused_name_is_suggested_where_the_parts_are_asked_for() -> None:

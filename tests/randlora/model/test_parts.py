@@ -217,6 +217,18 @@ def test_gpt_2() -> None:
     assert_as_whole_weights(Logits(model), RandLoraConfig(5), targets, tokens)
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("head_first", True), ("val_dim", 4), ("mp_num", 4), ("multi_query", False)]
+)
+def test_parts_that_lie_head_by_head_are_refused(attribute: str, value: object) -> None:
+    """timm's MaxViT and TinyViT, CodeGen, GPT-BigCode."""
+    model = Holder(False)
+    setattr(model.layer, attribute, value)
+    with pytest.raises(TargetError, match=f"its module has {attribute} = {value} and .* name the whole weight"):
+        resolve_targets(model, ["qkv_proj[v]"])
+    assert resolve_targets(model, ["qkv_proj"]) == {"layer.qkv_proj.weight": (48, 16)}
+
+
 def test_names_of_parts() -> None:
     assert split_selector("attn.in_proj_weight[q, v]") == ("attn.in_proj_weight", ("q", "v"))
     assert split_selector("layer[0]") == ("layer[0]", ())  # a glob's set of characters

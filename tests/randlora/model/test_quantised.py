@@ -214,6 +214,10 @@ def test_what_cannot_be_quantised_or_adapted() -> None:
         quantise(model, ["fc"])
     adapted = attach(model, PissaConfig(3), ["fc", "proj"])  # quantised and plain side by side, and an SVD of both
     assert adapted.count() == 2 * 3 * (64 + 96)
+    adapted.detach()
+    model.fc.forward = model.fc.forward  # type: ignore[method-assign]  # as accelerate's hooks leave it
+    with pytest.raises(TargetError, match=r"fc.weight is quantised, .* a forward of its own"):
+        attach(model, LoraConfig(3), ["fc"])
 
 
 def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
