@@ -18,10 +18,12 @@ from sweeps.spec.cell import Cell
 from sweeps.spec.paths import absolute
 from trainables.data.downloads import offline
 from trainables.data.registry import DATASETS
+from trainables.data.splits import split_of
 from trainables.data.text.dataset import TextDataset
-from trainables.errors import DataError, first_line
+from trainables.errors import DataError, TrialError, first_line
 from trainables.models.families import parse_id
 from trainables.models.loading import check_weights
+from trainables.tasks.text.causal_lm import check_judged
 
 OPENED = 4000
 """Images of a data set's training pool that are opened beforehand; of a larger pool, evenly spaced ones."""
@@ -33,7 +35,8 @@ def check_inputs(plan: Plan) -> None:
 
     Raises:
         SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
-            whose finished trials saw other data under the same name; a test split that is a copy of train.
+            whose finished trials saw other data under the same name; a test split that is a copy of train; texts that
+            `evaluate.protocol` can't judge.
         ModelError: weights that are neither here nor to be had.
         DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
             can't be had at once, each with how to get it.
@@ -45,6 +48,7 @@ def check_inputs(plan: Plan) -> None:
     check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before this writes into it
     forget()  # files may have changed since this process read them
     _check_sizes(plan)
+    _check_judged(plan)
     now = {name: fingerprint(loaded(name)) for name in dict.fromkeys(cell.dataset for cell in plan.feasible)}
     for cell in plan.feasible:
         if not cell.skip_bad:
@@ -104,6 +108,18 @@ def _check_sizes(plan: Plan) -> None:
         lines = [f"{error}{f' (how to get it: {get[name]})' if get[name] else ''}" for name, error in found.items()]
         rest = "--available runs the others" if len(found) < len({cell.dataset for cell in plan.feasible}) else ""
         raise DataError("\n".join([f"{len(found)} data sets can't be had:", *lines, *filter(None, [rest])]))
+
+
+def _check_judged(plan: Plan) -> None:
+    """Raise SpecError for the first row that a language model's trials could not be judged by."""
+    for cell in {(cell.dataset, cell.train_size): cell for cell in plan.feasible}.values():
+        data = loaded(cell.dataset)
+        if isinstance(data, TextDataset) and data.kind != "sentences":
+            trial = cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), plan.spec.train)
+            try:
+                check_judged(data, trial.evaluate, split_of(data, trial).val_idx)
+            except TrialError as error:
+                raise SpecError([Problem("evaluate.protocol", trial.evaluate.protocol, str(error))]) from error
 
 
 @functools.cache

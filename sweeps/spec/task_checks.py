@@ -108,6 +108,10 @@ def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         generated = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
         names = [n for n in (*generated, *LANGUAGE_ONLY) if n not in COUNTED]
         problems += _set(spec, names, "is for language models; leave it out")
+    solved = [name for name in spec.data.datasets if text_kind(name) == "problems"]
+    if solved and "max_new_tokens" not in spec.evaluate.model_fields_set:
+        rule = f"is the default, and solutions of {solved[0]!r} are longer and end in their answer; write how long"
+        problems.append(Problem("evaluate.max_new_tokens", spec.evaluate.max_new_tokens, rule, "300"))
     return problems
 
 

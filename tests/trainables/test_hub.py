@@ -92,3 +92,8 @@ def test_an_address_that_is_none_is_no_hub(port: socket.socket, monkeypatch: pyt
 def test_repositories_in_the_cache_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     assert cached_repositories() == []
+    (tmp_path / "there/models--org--one/snapshots/abc").mkdir(parents=True)
+    (tmp_path / "there/datasets--org--two/snapshots/abc").mkdir(parents=True)
+    scan = partial(huggingface_hub.scan_cache_dir, tmp_path / "there")  # the cache's place is a default argument
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", scan)
+    assert cached_repositories() == ["org/one"]

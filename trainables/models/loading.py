@@ -1,7 +1,7 @@
 """Base models by id, with their weights: `open_clip:...`, `hf:...`, `local:...` and the embedded one.
 
 Everything loads in float32 on the CPU, in eval mode. Local weights are read from safetensors alone: pickled files can
-run code. Code that a checkpoint brings along runs only with `trust_remote_code=True`.
+run code. Code that a checkpoint brings along does not run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trainables.data.images.pixels import Recipe
 from trainables.errors import first_line
 from trainables.hub import hub_answers
+from trainables.models.encoders import is_unused
 from trainables.models.families import Kind, ModelError, ModelId, parse_id
 from trainables.models.shapes import UNREADABLE, advice, gguf_argument, hf_class, hf_config, is_open_clip, kind_of
 
@@ -66,7 +67,7 @@ def word_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(row[1 : int(row.argmax())].tolist())
 
 
-def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool = True) -> LoadedModel:
+def load_model(model_id: str, *, weights: bool = True) -> LoadedModel:
     """Load a base model and its weights. The CPU's random state is left as it was.
 
     Args:
@@ -80,7 +81,7 @@ def load_model(model_id: str, *, trust_remote_code: bool = False, weights: bool 
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
         torch.manual_seed(0)
         if not is_open_clip(parsed, model_id):
-            return _load_hf(parsed, model_id, trust_remote_code, weights)
+            return _load_hf(parsed, model_id, weights)
         if parsed.folder is None:
             return _load_open_clip(parsed.name, parsed, model_id, weights)
         _refuse_pickles(parsed.folder, model_id)
@@ -192,9 +193,9 @@ def check_finite(module: nn.Module, model_id: str) -> None:
             )
 
 
-def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: bool) -> LoadedModel:
+def _load_hf(parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
     source = str(parsed.folder or parsed.name)
-    config = hf_config(source, model_id, gguf=parsed.gguf, trust_remote_code=trust_remote_code)
+    config = hf_config(source, model_id, gguf=parsed.gguf)
     from_gguf: dict[str, Any] = dict(gguf_argument(parsed.gguf, model_id))
     arguments: dict[str, Any] = from_gguf or {"use_safetensors": True}
     kind = kind_of(config)
@@ -204,7 +205,7 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: b
                 source,
                 config=config,
                 dtype=torch.float32,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=False,
                 output_loading_info=True,
                 **(arguments if weights else arguments | {"device_map": "meta"}),
             )
@@ -214,7 +215,7 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: b
         _check_complete(module, info, model_id)
         check_finite(cast("nn.Module", module), model_id)
     vision = kind == "hf-vision"
-    text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, trust_remote_code, from_gguf)
+    text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, from_gguf)
     # what was quantised in its file is not any more, which transformers' own float() does not know
     return LoadedModel(
         module=nn.Module.float(module).eval(),
@@ -228,7 +229,7 @@ def _load_hf(parsed: ModelId, model_id: str, trust_remote_code: bool, weights: b
 
 def _check_complete(module: Any, info: Any, model_id: str) -> None:
     # BERT-like checkpoints come without the pooler, which is neither used nor adapted; any other gap would be noise
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    missing = sorted(name for name in info["missing_keys"] if not is_unused(module, name))
     if missing:
         raise ModelError(
             f"{model_id!r}: its files lack {len(missing)} of the model's tensors, {', '.join(missing[:3])}"
@@ -266,16 +267,14 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     return Preprocess(recipe, _triple(mean), _triple(std))
 
 
-def _hf_tokenizer(
-    source: str, folder: Path | None, model_id: str, trust_remote_code: bool, from_gguf: dict[str, Any]
-) -> Any:
+def _hf_tokenizer(source: str, folder: Path | None, model_id: str, from_gguf: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
     if folder is not None and not from_gguf and not any((folder / name).is_file() for name in files):
         return None
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **from_gguf)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **from_gguf)
     except UNREADABLE as error:
         raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
 

@@ -135,8 +135,8 @@ def is_open_clip(parsed: ModelId, model_id: str) -> bool:
     )
 
 
-def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A transformers config of a directory, the hub or a GGUF file. Raises ModelError for none, or one not trusted."""
+def hf_config(source: str, model_id: str, *, gguf: str | None = None) -> Any:
+    """A transformers config of a directory, the hub or a GGUF file. Raises ModelError for none, or one with code."""
     from transformers import AutoConfig
 
     try:
@@ -144,7 +144,7 @@ def hf_config(source: str, model_id: str, *, gguf: str | None = None, trust_remo
             _check_layers(json.loads(local.read_text(encoding="utf-8")))  # a config makes a list of its layers
         elif not Path(source).is_dir():
             hub_answers()
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **gguf_argument(gguf, model_id))
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf_argument(gguf, model_id))
     except Exception as error:  # values of any kind, a file of any kind; named and raised on
         raise ModelError(f"{model_id!r}: its config can't be read ({first_line(error)}). {advice(model_id)}") from error
 

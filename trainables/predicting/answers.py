@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainables.config import EvaluateSettings
 from trainables.data.images.batches import Normalise
-from trainables.data.images.dataset import UNREADABLE, open_image
+from trainables.data.images.dataset import UNREADABLE, as_rgb, open_image
 from trainables.data.images.pixels import Recipe
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled
@@ -111,7 +111,7 @@ def pixels(file: str, recipe: Recipe) -> Tensor:
     """An image file as the model's square, (3, S, S) uint8. Raises DataError for what is no image."""
     try:
         with open_image(Path(file)) as image:
-            square = recipe.apply(image.convert("RGB"))
+            square = recipe.apply(as_rgb(image))
     except UNREADABLE as error:
         raise DataError(f"{file}: not a readable image ({first_line(error)})") from error
     return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1)

@@ -124,6 +124,5 @@ def _response(texts: TextDataset) -> str | None:
     """How the set writes a response with a label in it, from the first row that has choices; None where none has."""
     for row in texts.train.rows:
         if isinstance(row, Exchange) and row.choices and row.answer is not None:
-            head, found, tail = row.response.rpartition(row.answer)
-            return head + ANSWER + tail if found else None
+            return ANSWER.join(prompts.around(row.response, row.answer, texts.name))
     return None

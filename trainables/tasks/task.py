@@ -6,6 +6,7 @@ A task owns the model and the data of one trial; the loop owns the optimiser, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -32,8 +33,7 @@ class Scores:
     """One evaluation.
 
     Attributes:
-        score: the metric's value, higher is better.
-        metric: its name, "accuracy".
+        score: the value of the task's metric, higher is better.
         n_examples: rows evaluated.
         examples_hash: hash of the list of example ids; two evaluations compare only where it agrees.
         correct: (n_examples,) bool on the CPU, in the order of the rows; None for a metric that is no share of right
@@ -43,7 +43,6 @@ class Scores:
     """
 
     score: float
-    metric: str
     n_examples: int
     examples_hash: str
     correct: Tensor | None
@@ -60,6 +59,7 @@ class Parts:
         loaded: the base model, on the lane's device, as it was loaded.
         autocast, precision: the mixed-precision context and its name, "fp32" or "bf16".
         world: workers that share the trial.
+        micro_batch_size: in place of the configured one, after memory ran out.
     """
 
     trial: TrialConfig
@@ -68,6 +68,7 @@ class Parts:
     autocast: Autocast
     precision: str
     world: int = 1
+    micro_batch_size: int | None = None
 
 
 class Task(Protocol):
@@ -107,7 +108,7 @@ class Task(Protocol):
         """The trial's training or validation rows (n,): numbers that `weight` and `loss_sum` take."""
 
     def validated(self) -> Tensor:
-        """The validation rows (n,) that `evaluate` takes."""
+        """The validation rows (n,) that `evaluate` takes, in the order in which their loss is computed."""
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         """Summed loss of b > 0 rows of a batch, a scalar with gradient on the device; `plan`: their part of `draw`."""
@@ -133,6 +134,15 @@ class Task(Protocol):
         With several workers each takes a share, and all get the whole answer. Raises SplitError for "test" in stage
         TUNE.
         """
+
+
+def eval_batch_size(trial: TrialConfig, micro_batch_size: int | None, world: int) -> int:
+    """Examples of one forward pass without gradients: as much fewer than configured as `micro_batch_size` says."""
+    train = trial.train
+    if micro_batch_size is None:
+        return train.eval_batch_size
+    asked = train.micro_batch_size or math.ceil(train.global_batch_size / world)
+    return max(1, min(train.eval_batch_size, train.eval_batch_size * micro_batch_size // asked))
 
 
 def summed(values: Tensor, world: int, device: torch.device) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from trainables.predicting.facts import Facts, facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device, versions
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import Parts, Scores, Which
+from trainables.tasks.task import Parts, Scores, Which, eval_batch_size
 from trainables.training.adapting import adapted
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.trainer import Trainer, Work
@@ -81,7 +80,15 @@ def run_trial(
     lane, loaded = _base_model(trial, warm, device, world)
     precision, autocast = choose_precision(trial.train.precision, device)
     try:
-        parts = Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision, world=world)
+        parts = Parts(
+            trial=trial,
+            lane=lane,
+            loaded=loaded,
+            autocast=autocast,
+            precision=precision,
+            world=world,
+            micro_batch_size=micro_batch_size,
+        )
         loaded.module.eval()  # a trial that ended in an epoch left it training, and a task may embed its classes
         with contextlib.ExitStack() as stack:
             backend = stack.enter_context(float32_backend(trial.train.float32, device))
@@ -208,12 +215,9 @@ class Run:
         return list(found.history), epoch
 
     def _evaluate(self, which: Which) -> Scores | None:
-        work, train = self.work, self.work.trial.train
+        work = self.work
         work.module.eval()
-        size = train.eval_batch_size
-        if work.micro_batch_size is not None:
-            asked = train.micro_batch_size or math.ceil(train.global_batch_size / work.world)
-            size = max(1, min(size, size * work.micro_batch_size // asked))
+        size = eval_batch_size(work.trial, work.micro_batch_size, work.world)
         # with split weights all workers must make the same passes: each evaluates everything
         rank, world = (0, 1) if self._split else (work.rank, work.world)
         return work.task.evaluate(which, batch_size=size, rank=rank, world=world)

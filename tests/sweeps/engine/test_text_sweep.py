@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "rows")
     write_sst2(folder / "SST-2")
     write_e2e(folder / "restaurants")
+    plain = [{"instruction": f"What is {n} + 1?", "output": f"It is {n + 1}", "answer": str(n + 1)} for n in range(20)]
+    solved = [{"query": row["instruction"], "response": f"The answer is: {row['answer']}"} for row in plain]
+    mute = [{"instruction": row["instruction"], "output": row["output"]} for row in plain]
+    for name, rows in (("plain", plain), ("mute", mute), ("solved", solved)):
+        (folder / name).mkdir()
+        for which, part in (("train", rows[:15]), ("test", rows[15:])):
+            (folder / name / f"{which}.json").write_text(json.dumps(part), encoding="utf-8")
     return folder
 
 
@@ -89,6 +98,7 @@ def test_changed_texts_are_noticed(place: Path, tmp_path: Path) -> None:
             {"evaluate": {"protocol": "generation"}},
             r"evaluate\.protocol.*is for language models",
         ),
+        ("llama", "problems:solved", {}, r"evaluate\.max_new_tokens = 32: is the default.*longer.*Nearest: 300"),
         ("llama", "json:rows", {"evaluate": {"beams": 2}}, r"evaluate\.beams.*known: .*num_beams"),
     ],
 )
@@ -97,6 +107,29 @@ def test_what_a_model_of_text_cannot_do_is_named(
 ) -> None:
     with pytest.raises(SpecError, match=words):
         Plan.from_spec(SweepSpec.parse(tree(place, model, data, **given)))
+
+
+@pytest.mark.parametrize(
+    ("data", "protocol", "words"),
+    [
+        ("json:plain", None, r"evaluate\.protocol: .*plain/train\.json, row \d+: no choices to compare"),
+        ("json:mute", "generation", r"mute/train\.json, row \d+: the row has no answer"),
+        ("problems:solved", "log-likelihood", r"numbers as answers instead of choices; use 'generation'"),
+        ("e2e:restaurants", "log-likelihood", r"reference texts instead of choices; use 'generation'"),
+        ("e2e:restaurants", None, r"pycocoevalcap, which is not installed: .*\[text-metrics\]"),
+        ("json:plain", "generation", None),
+    ],
+)
+def test_texts_that_cannot_be_judged_stop_a_sweep(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, protocol: str | None, words: str | None
+) -> None:
+    for library in ("sacrebleu", "nltk", "rouge_score"):
+        monkeypatch.setitem(sys.modules, library, sys)  # whatever is installed
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    evaluate = {"max_new_tokens": 8} | ({"protocol": protocol} if protocol else {})
+    plan = Plan.from_spec(SweepSpec.parse(tree(place, "llama", data, output=str(tmp_path / "out"), evaluate=evaluate)))
+    with pytest.raises(SpecError, match=words) if words else contextlib.nullcontext():
+        check_inputs(plan)
 
 
 @pytest.mark.parametrize(("model", "data", "positions"), [("llama", "json:rows", 256), ("roberta", "glue:SST-2", 64)])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.trainables.tiny_images import COLOURS, SIDE, colour_tables, image_table, noisy, png
 from trainables.data.downloads import DataWarning
-from trainables.data.images.dataset import Dataset
+from trainables.data.images.dataset import Dataset, ImageSplit, open_image
 from trainables.data.images.pixels import Pixels, Recipe
 from trainables.data.registry import (
     DATASETS,
@@ -29,6 +29,7 @@ from trainables.data.registry import (
     load_dataset,
 )
 from trainables.errors import DataError, SplitError
+from trainables.predicting.answers import pixels
 
 
 def test_unknown_name_lists_the_nearest() -> None:
@@ -225,11 +226,28 @@ def test_string_labels(tmp_path: Path) -> None:
     data = load_dataset(f"parquet:{tmp_path}", stage="CONFIRM")
     assert data.class_names == ("fig", "pear")
     assert data.test.labels.tolist() == [1, 0, 1]
+    pq.write_table(named.set_column(1, "label", pa.array(["pear", "", "fig"])), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="class '' is not in train"):
+        _ = load_dataset(f"parquet:{tmp_path}", stage="CONFIRM").test
 
 
 def test_a_prompt_without_a_place_for_the_name_is_refused() -> None:
     with pytest.raises(DataError, match="exactly once"):
         DatasetInfo(DATASETS["cifar10"].load, ("no place",))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_greys_of_16_bits_are_scaled_and_those_of_32_refused(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"grey.{suffix}"
+    split = ImageSplit("s", "train", torch.zeros(1, dtype=torch.int64), lambda _: open_image(file))
+    Image.fromarray(np.array([[0, 257], [25700, 65535]], dtype=np.uint16)).save(file)
+    assert np.asarray(split.image(0))[..., 1].tolist() == [[0, 1], [100, 255]]
+    assert pixels(str(file), Recipe(2))[1].tolist() == [[0, 1], [100, 255]]
+    for kind in (np.float32, np.int32):
+        Image.fromarray(np.array([[0, 1]], dtype=kind)).save(file, format="TIFF")
+        for read in (lambda: split.image(0), lambda: pixels(str(file), Recipe(2))):
+            with pytest.raises(DataError, match=r"its mode is '[FI]', greys of 32 bits"):
+                read()
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])

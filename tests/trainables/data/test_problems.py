@@ -62,8 +62,8 @@ def check(found: Any) -> None:
     assert [row.answer for row in found.train.rows[:2]] == ["4.0", None]  # the long one is left out
     (test,) = found.at("CONFIRM").test.rows
     assert test.prompt == "Question: Half of 3? Think step by step.\nAnswer:"
-    assert answer_in("I think. The answer is: 3/2", test, "") == test.answer == "1.5"
-    assert answer_in("I do not know", test, "") is None
+    assert answer_in("I think. The answer is: 3/2", test) == test.answer == "1.5"
+    assert answer_in("I do not know", test) is None
 
 
 def test_a_folder(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,8 @@ def work(rank: int, world: int, config: TrialConfig, folder: str, stop_after: in
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     # batches of 5: shares of 3 and 2 in micro-batches of 2, so one worker has a pass less to make
     trial = config(tmp_path, micro_batch_size=2)
     alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
@@ -104,7 +103,7 @@ def gradients(rank: int, world: int, model: str, folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_gradients_are_the_sum_over_workers(tmp_path: Path) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def test_gradients_are_the_sum_over_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     model = f"local:{save_model(tmp_path / 'llama', 'llama')}"
     torch.multiprocessing.spawn(gradients, args=(2, model, str(tmp_path)), nprocs=2)

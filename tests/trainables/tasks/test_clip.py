@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from tests.trainables.support import run
+from tests.trainables.tiny_images import write_photos
 from trainables.config import TrialConfig
 from trainables.data.images.pixels import Pixels, Recipe
 from trainables.data.registry import load_dataset
@@ -110,6 +111,21 @@ def test_both_predicts_over_all_classes_with_the_current_text_tower(loaded: Load
         texts = normalize(loaded.module.encode_text(tokens_CL), dim=-1)
         expected = (normalize(loaded.module.encode_image(images), dim=-1) @ texts.T).argmax(1)
         assert torch.equal(task.predict(images), expected)
+
+
+def test_validation_rows_of_one_class_are_not_all_in_one_batch(
+    make_trial: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    """A contrastive loss compares the images of a batch; rows of class folders lie class by class."""
+    trial = make_trial("full", adapt="both", dataset=f"folder:{write_photos(tmp_path, 32, 1)}")
+    lane = Warm({}, torch.device("cpu"))
+    parts = Parts(
+        trial=trial, lane=lane, loaded=lane.model(trial.model), autocast=contextlib.nullcontext, precision="fp32"
+    )
+    rows, again = (make_task(parts).validated() for _ in range(2))
+    assert torch.equal(rows, again) and torch.equal(rows.sort().values, make_task(parts).rows("val"))
+    labels = lane.dataset(trial.dataset, "TUNE").train.labels[rows]
+    assert all(len(batch.unique()) > 1 for batch in labels.split(4))
 
 
 def test_negatives_within_each_part_are_the_mean_of_the_parts_losses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 import trainables.training.checkpoints
@@ -17,9 +19,11 @@ from tests.trainables.support import one_tower_trial, outcome, run
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import TrialConfig
 from trainables.data.registry import load_text_dataset
+from trainables.data.text.dataset import Labelled
 from trainables.errors import TrialError
 from trainables.metrics.classification import label_scores, number_scores
 from trainables.models.encoders import ClassifierHead, load_head
+from trainables.models.families import ModelError
 from trainables.models.loading import load_model
 from trainables.models.shapes import target_shapes
 from trainables.tasks.text.sentences import SentenceEncoder, SentenceReader, window_of
@@ -131,6 +135,26 @@ def test_segments_reach_a_bert(tmp_path: Path, sst2: Path) -> None:
         pairs = [list(column) for column in zip(*(r.sentences for r in rows), strict=True)]
         theirs = bert.module(**bert.text_tokenizer(*pairs, padding=True, return_tensors="pt")).last_hidden_state[:, 0]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["XLMRoberta", "Camembert", "MPNet"])
+def test_a_pooler_that_no_file_holds_is_not_read(tmp_path: Path, family: str) -> None:
+    """Masked language models are kept without one; MPNet would be read from it."""
+    folder = save_encoder(tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    made = {k: settings[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    config = getattr(transformers, f"{family}Config")(**made, intermediate_size=64, max_position_embeddings=66)
+    getattr(transformers, f"{family}ForMaskedLM")(config).save_pretrained(folder)
+    if family == "MPNet":
+        with pytest.raises(ModelError, match="lack 2 of the model's tensors, pooler"):
+            load_model(f"local:{folder}")
+        return
+    loaded = load_model(f"local:{folder}")
+    encoder = SentenceEncoder(loaded.text_tokenizer, None, loaded.module, "m")
+    row = encoder([Labelled(("the film is warm",), 0)])
+    with torch.no_grad():
+        ours = SentenceReader(loaded.module, torch.no_grad, encoder.pad)(row)
+        torch.testing.assert_close(ours, loaded.module(input_ids=row[0].ids[None]).last_hidden_state[:, 0])
 
 
 def test_matthews_on_cola(text_trial: MakeTrial, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_the_families_train(lm_trial: MakeTrial, tmp_path: Path, family: str) ->
 
 
 def test_the_loss_is_the_responses_mean_cross_entropy(lm_trial: MakeTrial) -> None:
-    for on_prompt in (False, True):
-        task, loaded = task_of(lm_trial(train={"loss_on_prompt": on_prompt}))
+    for on_prompt, smoothing in ((False, 0.0), (True, 0.0), (False, 0.1)):
+        task, loaded = task_of(lm_trial(train={"loss_on_prompt": on_prompt, "label_smoothing": smoothing}))
         batch = task.batches(1)[0]
         ours = float(task.loss_sum(batch, None)) / task.weight(batch)
         data = load_text_dataset(task._dataset.name)
@@ -86,7 +86,9 @@ def test_the_loss_is_the_responses_mean_cross_entropy(lm_trial: MakeTrial) -> No
             start = 1 if on_prompt else max(len(prompt) - (len(whole) - len(ids)), 1)
             with torch.no_grad():
                 logits = loaded.module(input_ids=ids[None]).logits[0]
-            total += float(cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum"))
+            of_row = cross_entropy(logits[start - 1 : -1], ids[start:], reduction="none")
+            uniform = -logits[start - 1 : -1].log_softmax(-1).mean(-1)
+            total += float(((1 - smoothing) * of_row + smoothing * uniform).sum())
             count += len(ids) - start
         assert ours == pytest.approx(total / count, rel=1e-4)
 
@@ -96,13 +98,13 @@ def test_generation_is_transformers_own_without_padding(llama: Path, rows: Path)
     encoder = Encoder(loaded.text_tokenizer, 256, 256, "m")
     from trainables.config import EvaluateSettings
 
-    settings = EvaluateSettings(num_beams=3, max_new_tokens=6)
+    settings = EvaluateSettings(num_beams=3, max_new_tokens=6, length_penalty=-2.0, no_repeat_ngram=1)
     prompts = encoder.prompts([Exchange("Which colour has sky?", ""), Exchange("Which?", "")])
     ours = generate(loaded.module, prompts, encoder, settings, batch_size=8, autocast=torch.no_grad)
     for prompt, text in zip(prompts, ours, strict=True):
         alone = loaded.module.generate(
             prompt[None], num_beams=3, max_new_tokens=6, do_sample=False, pad_token_id=2, eos_token_id=1,
-            attention_mask=torch.ones_like(prompt)[None],
+            attention_mask=torch.ones_like(prompt)[None], length_penalty=-2.0, no_repeat_ngram_size=1,
         )  # fmt: skip
         assert loaded.text_tokenizer.decode(alone[0, len(prompt) :], skip_special_tokens=True) == text
 

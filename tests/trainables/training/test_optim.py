@@ -1,12 +1,64 @@
-"""The learning-rate schedule."""
+"""The learning-rate schedule, and what the optimiser is told."""
 
 from __future__ import annotations
 
-import pytest
-from pydantic import ValidationError
+from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from tests.trainables.support import run
+from tests.trainables.training.support import MakeTrial
 from trainables.config import TrainSettings
-from trainables.training.optim import lr_factor
+from trainables.training import optim
+from trainables.training.checkpoints import CHECKPOINT_SHARE, Pace
+from trainables.training.optim import Group, lr_factor, make_adamw
+
+
+def test_a_cosine_goes_from_the_peak_to_the_least() -> None:
+    settings = TrainSettings(schedule="cosine", min_lr_ratio=0.1, warmup_fraction=0.0)
+    rates = [lr_factor(step, 1000, settings) for step in (0, 500, 1000)]
+    assert rates == pytest.approx([1.0, 0.55, 0.1])
+
+
+@pytest.mark.parametrize(("method", "decay"), [("lora", 0.3), ("full", 0.7)])
+def test_decay_is_the_methods_own_and_gradients_are_clipped(
+    method: str, decay: float, make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decays, norms = list[float](), list[float]()
+
+    def make(groups: Sequence[Group]) -> torch.optim.AdamW:
+        decays.extend(group.weight_decay for group in groups)
+        made = make_adamw(groups)
+        parameters = [p for group in made.param_groups for p in group["params"]]
+
+        def look(*_: object) -> None:
+            norms.append(float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+
+        made.register_step_pre_hook(look)
+        return made
+
+    monkeypatch.setattr(optim, "make_adamw", make)
+    settings = {"weight_decay": 0.3, "full_weight_decay": 0.7, "grad_clip": 1e-3, "epochs": 1}
+    run(make_trial(method, train=settings), tmp_path)
+    assert decays == [decay]
+    assert norms and max(norms) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_checkpoints_take_a_set_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    pace = Pace()
+    assert pace.due()
+    with pace.saving():
+        now[0] += 1.0
+    now[0] += 1.0 / CHECKPOINT_SHARE - 0.5
+    assert not pace.due()
+    now[0] += 1.0
+    assert pace.due()
 
 
 def test_warm_up_in_steps_is_as_long_whatever_the_length() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,6 +39,18 @@ _V = TypeVar("_V")
 def open_image(file: Path | IO[bytes]) -> Image.Image:
     """An image of `FORMATS`, not yet decoded. Raises what Pillow raises."""
     return Image.open(file, formats=FORMATS)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB, 8 bits a channel; greys of 16 bits are scaled.
+
+    Raises ValueError for numbers of 32 bits, whose range no file says; what Pillow raises for bytes that are no image.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its mode is {image.mode!r}, greys of 32 bits of an unknown range; save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +82,7 @@ class ImageSplit:
         """The RGB image of one row. Raises DataError naming the row when its bytes are no image."""
         try:
             with self.read(row) as image:
-                return image.convert("RGB")
+                return as_rgb(image)
         except UNREADABLE as error:
             file = "" if self.file is None else f" ({self.file(row)})"
             raise DataError(

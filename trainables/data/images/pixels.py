@@ -97,11 +97,7 @@ class Pixels:
     def prepare(self, index: Tensor, *, skip_bad: bool = False) -> Tensor:
         """Decode rows at once; those that can be used, in order. Raises DataError for another, unless `skip_bad`."""
         bad: set[int] = set()
-        if self._mapped is not None or self.kept_bytes:
-            self._fetch(torch.unique(index), bad if skip_bad else None)
-        elif skip_bad:
-            for part in torch.split(torch.unique(index), 1024):
-                self._decode(part, bad)
+        self._fetch(torch.unique(index), bad if skip_bad else None)
         return index[torch.tensor([row not in bad for row in index.tolist()], dtype=torch.bool)] if bad else index
 
     def rows(self, index: Tensor) -> Tensor:
@@ -133,12 +129,14 @@ class Pixels:
         return self._all[index]
 
     def _fetch(self, rows: Tensor, bad: set[int] | None) -> None:
-        """Have distinct rows on disk, or in memory where the disk takes no more."""
+        """Have distinct rows on disk, or in memory where the disk takes no more; else find the bad ones, if asked."""
         if self._mapped is not None:
             if self._mapped.add(rows, lambda part: self._decode(part, bad)):
                 return
             self._mapped = None
         if self.nbytes > self._keep_bytes:
+            for part in torch.split(rows, 1024) if bad is not None else ():
+                self._decode(part, bad)
             return
         if self._all is None:
             self._all = torch.empty((len(self.split), self._width), dtype=torch.uint8)
@@ -175,5 +173,6 @@ class Pixels:
 
 def key(split: ImageSplit, recipe: Recipe) -> str:
     """The cache folder's name: what decides the decoded bits, hashed."""
-    parts = [split.stamp, split.examples_hash(torch.arange(len(split))), dataclasses.asdict(recipe), PIL.__version__]
+    # the number: 16-bit greys were decoded in another way before it was there
+    parts = [2, split.stamp, split.examples_hash(torch.arange(len(split))), dataclasses.asdict(recipe), PIL.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -271,7 +271,7 @@ def _table_split(
     values = column.to_pylist()
     if isinstance(values[0] if values else None, str):
         index = {n: i for i, n in enumerate(class_names)}
-        if unknown := next((v for v in values if v not in index), None):
+        if (unknown := next((v for v in values if v not in index), None)) is not None:
             raise DataError(f"{where}: class {unknown!r} is not in train; {nearest(unknown, class_names)}")
         values = [index[v] for v in values]
     labels = check_labels(torch.tensor(values, dtype=torch.int64), len(class_names), where)

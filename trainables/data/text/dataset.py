@@ -123,24 +123,24 @@ def text_dataset(
     train: Sequence[Part],
     open_test: Callable[[], Sequence[Part]],
     *,
-    held: Part | None = None,
+    held: Sequence[Part] = (),
     class_names: tuple[str, ...] | None = None,
 ) -> TextDataset:
     """A TextDataset from its parts, the test split opened at most once; the authors' validation rows join `train`.
 
     The classes are the tasks of a union where `class_names` is None.
     """
-    pool = text_split(name, "train", train if held is None else [*train, held])
+    pool = text_split(name, "train", [*train, *held])
     count = sum(len(rows) for _, _, rows in train)
-    tasks = pool.groups if len(pool.groups) > 1 else ()
+    tasks = tuple(dict.fromkeys(task for task, _, _ in train))
     return TextDataset(
         name=name,
         kind=kind,
-        class_names=tasks if class_names is None else class_names,
+        class_names=class_names if class_names is not None else tasks if len(tasks) > 1 else (),
         metric=metric,
         train=pool,
         open_test=functools.cache(lambda: text_split(name, "test", open_test())),
-        val_rows=None if held is None else torch.arange(count, len(pool)),
+        val_rows=torch.arange(count, len(pool)) if held else None,
     )
 
 

@@ -1,8 +1,9 @@
 """Instruction sets from JSON files in the form of LLM-Adapters: a list of {instruction, input, output, answer}.
 
 A folder is one task, `{train,test}.json` (and perhaps `validation.json`), or a union of tasks: `train.json` with
-`TASK/test.json` beside it, or `TASK/{train,test}.json`. `.jsonl` with an object a line is read too. A row may name its
-choices in a list `choices`, the answer being one of them; `output` may then be left out.
+`TASK/test.json` beside it, or `TASK/{train,test}.json`; every task may have a `TASK/validation.json`. `.jsonl` with an
+object a line is read too. A row may name its choices in a list `choices`, the answer being one of them; `output` may
+then be left out.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
     row and has the text of the right choice as response.
     """
     here = folder.name
-    train, test = find_file(folder, "train"), find_file(folder, "test")
-    held = next((found for which in _VALIDATION if (found := find_file(folder, which))), None)
+    train, test, held = find_file(folder, "train"), find_file(folder, "test"), _validation(folder)
     tasks = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
     tests = {task: found for task, inside in tasks.items() if (found := find_file(inside, "test"))}
     trains = {task: found for task, inside in tasks.items() if (found := find_file(inside, "train"))}
@@ -39,25 +39,31 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
             f"data set {name!r}: {folder} needs train.json and test.json, or train.json and TASK/test.json, or "
             f"TASK/train.json and TASK/test.json; it holds {', '.join(sorted(present)) or 'nothing'}"
         )
-    return assemble(
-        name,
-        form,
-        train={here: train} if train is not None else trains,
-        test={here: test} if test is not None else tests,
-        validation=held,
-    )
+    train_files, test_files = {here: train} if train else trains, {here: test} if test else tests
+    own = ({} if train else trains) | ({} if test else tests)
+    helds = {task: found for task in own if (found := _validation(tasks[task]))}
+    if held is None and helds and (lacking := sorted(own.keys() - helds.keys())):
+        raise DataError(
+            f"data set {name!r}: {next(iter(helds.values()))} validates its task, and {', '.join(lacking)} of {folder} "
+            "has no such file; give every task one, or none"
+        )
+    validation = helds if held is None else {next(iter(train_files)): held}
+    return assemble(name, form, train=train_files, test=test_files, validation=validation)
 
 
 def assemble(
-    name: str, form: Form, *, train: Mapping[str, Path], test: Mapping[str, Path], validation: Path | None = None
+    name: str, form: Form, *, train: Mapping[str, Path], test: Mapping[str, Path], validation: Mapping[str, Path]
 ) -> TextDataset:
     """The data set of given files by task; the test files are read when the test split is opened."""
 
     def parts(files: Mapping[str, Path]) -> list[Part]:
         return [(task, str(path), read(path, form)) for task, path in files.items()]
 
-    held = None if validation is None else (next(iter(train)), str(validation), read(validation, form))
-    return text_dataset(name, form, "accuracy", parts(train), lambda: parts(test), held=held)
+    return text_dataset(name, form, "accuracy", parts(train), lambda: parts(test), held=parts(validation))
+
+
+def _validation(folder: Path) -> Path | None:
+    return next((found for which in _VALIDATION if (found := find_file(folder, which))), None)
 
 
 def find_file(folder: Path, which: str) -> Path | None:
@@ -145,4 +151,4 @@ def _question(row: Mapping[str, Any], where: str) -> Exchange:
             raise DataError(f"{where}: answer {row.get('answer')!r} is not among {', '.join(labels) or 'no labels'}")
         right = labels.index(row["answer"])
     choices = tuple(f" {option}" for option in options)
-    return Exchange(prompts.question(text), choices[right], choices, options, options[right])
+    return Exchange(prompts.question(text, row.get("input") or ""), choices[right], choices, options, options[right])

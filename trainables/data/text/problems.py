@@ -62,7 +62,7 @@ def problem_set(
         "accuracy",
         [part(*train, judged=False)],
         lambda: [part(*test(), judged=True)],
-        held=None if held is None else part(*held, judged=True),
+        held=() if held is None else [part(*held, judged=True)],
     )
     if not len(found.train):
         raise DataError(f"data set {name!r}: no training text has at most {LONGEST:,} characters")

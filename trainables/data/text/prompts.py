@@ -17,6 +17,8 @@ _BLANK = "\n" + _INDENT
 _OPENING = "Below is an instruction that describes a task"
 RESPONSE_HEADER = "### Response:"
 
+_LETTER = r"[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+"""What borders on a word inside a longer one; Thai, Lao, Chinese, Japanese and Korean put no space there."""
 _LABELS = re.compile(r"Answer format:\s*(\S.*)$")
 _OPTION = re.compile(r"\b(?:Answer|Option|Ending|Solution)(\d):\s*")
 _LEAD = re.compile(r"Please [^:]*:\s*")
@@ -38,9 +40,9 @@ def alpaca(instruction: str, further: str = "") -> str:
     return f"{asked}{_BLANK}### Instruction:{_INDENT}{instruction}{given}{_BLANK}{RESPONSE_HEADER}{_INDENT}"
 
 
-def question(text: str) -> str:
-    """The prompt of a bare question; an answer follows after a space."""
-    return f"Question: {text}\nAnswer:"
+def question(text: str, context: str = "") -> str:
+    """The prompt of a bare question, after its context where there is one; an answer follows after a space."""
+    return f"{context}\nQuestion: {text}\nAnswer:".removeprefix("\n")
 
 
 def meaning(representation: str) -> str:
@@ -57,7 +59,7 @@ def labels_of(instruction: str) -> tuple[str, ...]:
 
 
 def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> tuple[str, ...]:
-    """`output` with its last `answer` replaced by every label. Raises DataError where that can't be done."""
+    """`output` with its `answer` replaced by every label. Raises DataError where that can't be done."""
     if len(labels) < 2:
         raise DataError(
             f"{where}: the instruction names no choices (it should end with 'Answer format: a/b/...'); add a list "
@@ -65,10 +67,25 @@ def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> t
         )
     if answer not in labels:
         raise DataError(f"{where}: answer {answer!r} is not among the choices {', '.join(labels)}")
-    head, found, tail = output.rpartition(answer)
-    if not found:
-        raise DataError(f"{where}: output {output!r} does not hold the answer {answer!r}")
-    return tuple(head + label + tail for label in labels)
+    beside = around(output, answer, where)
+    return tuple(label.join(beside) for label in labels)
+
+
+def around(output: str, answer: str, where: str) -> tuple[str, str]:
+    """What stands before and behind the answer in an output. Raises DataError where it is not there exactly once."""
+    head, *tails = _whole([answer]).split(output)
+    if len(tails) != 1:
+        raise DataError(
+            f"{where}: output {output!r} holds the answer {answer!r} {len(tails)} times as a word of its own, and the "
+            "choices are made by replacing it once; write it once, or give a list 'choices' and leave 'output' out"
+        )
+    return head, tails[0]
+
+
+def _whole(words: Sequence[str]) -> re.Pattern[str]:
+    """Finds one of these as a whole word or number, the longest first: "5" not in "15" or "-5", "no" not in "know"."""
+    any_of = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    return re.compile(rf"(?<!{_LETTER})(?<!\d[.,](?=\d))(?<!-(?=\d))(?:{any_of})(?!{_LETTER}|(?<=\d)[.,]\d)")
 
 
 def stem_and_options(instruction: str, where: str) -> tuple[str, tuple[str, ...]]:
@@ -100,13 +117,12 @@ def extract_answer(generated: str, labels: Sequence[str]) -> str | None:
     """The answer in generated text: the first label word in it, None where there is none.
 
     The words looked for are those of LLM-Adapters' evaluation of the set that the labels belong to, so a set with three
-    labels answer1 to answer3 also finds answer4, which is then wrong; other labels are looked for as they are written.
+    labels answer1 to answer3 also finds answer4, which is then wrong; other labels are looked for as whole words.
     """
     text = generated.partition(RESPONSE_HEADER)[0]
     for words, pattern in _FAMILIES.items():
         if labels and all(re.fullmatch(words, label) for label in labels):
             found = pattern.search(text)
             return found.group() if found else None
-    longest_first = sorted(labels, key=len, reverse=True)
-    found = re.search("|".join(map(re.escape, longest_first)), text) if labels else None
+    found = _whole(labels).search(text) if labels else None
     return found.group() if found else None

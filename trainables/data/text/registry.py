@@ -128,7 +128,7 @@ def _adapters(train: str, tasks: Sequence[str], form: Form) -> Callable[[str], T
     def load(name: str) -> TextDataset:
         tests = {task: _fetch(f"dataset/{COMMONSENSE[task].folder}/test.json") for task in tasks}
         whose = tasks[0] if len(tasks) == 1 else name
-        return assemble(name, form, train={whose: _fetch(train)}, test=tests)
+        return assemble(name, form, train={whose: _fetch(train)}, test=tests, validation={})
 
     return load
 

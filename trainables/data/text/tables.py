@@ -83,11 +83,12 @@ def glue_dataset(
     """A classification or regression set from lazily read tables (`train`, `test`, perhaps `validation`)."""
     first = tables["train"]()
     columns = task.columns if task is not None else _sentence_columns(first, places["train"])
-    values = [] if task is not None else sorted({str(row.get("label")) for row in first})
-    classes = task.classes if task is not None else tuple(values)
+    values = set() if task is not None else {str(row.get("label")) for row in first}
+    numbers = tuple(map(str, range(len(values))))
+    numbered = task is not None or values == set(numbers)
+    classes = task.classes if task is not None else numbers if numbered else tuple(sorted(values))
     regression = task is not None and not task.classes
     metric = task.metric if task is not None else "accuracy"
-    numbered = task is not None or all(v.isdigit() for v in values)
 
     def rows_of(cells: Cells, place: str) -> list[Labelled]:
         rows = []
@@ -104,7 +105,7 @@ def glue_dataset(
     def part(which: str) -> Part:
         return name, places[which], rows_of(first if which == "train" else tables[which](), places[which])
 
-    held = part("validation") if "validation" in tables else None
+    held = [part("validation")] if "validation" in tables else []
     return text_dataset(
         name, "sentences", metric, [part("train")], lambda: [part("test")], held=held, class_names=classes
     )
@@ -141,7 +142,7 @@ def _sentence_columns(rows: Cells, place: str) -> tuple[str, ...]:
 
 def _read_tsv(path: Path) -> Cells:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # \r\n is read as \n; other ends of lines are text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     rows = [line.split("\t") for line in lines if line.strip()]
@@ -180,7 +181,7 @@ def e2e_dataset(name: str, tables: Mapping[str, Callable[[], Cells]], places: Ma
     def part(which: str) -> Part:
         return name, places[which], _meanings(tables[which](), places[which], grouped=which != "train")
 
-    held = part("validation") if "validation" in tables else None
+    held = [part("validation")] if "validation" in tables else []
     return text_dataset(name, "meanings", "bleu", [part("train")], lambda: [part("test")], held=held)
 
 

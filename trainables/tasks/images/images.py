@@ -20,12 +20,13 @@ from trainables.config import LINEAR_PROBE, NO_TRAINING
 from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches
 from trainables.data.images.dataset import Dataset
 from trainables.data.images.pixels import Pixels
-from trainables.data.splits import split_of
+from trainables.data.splits import VAL_SEED, split_of
 from trainables.errors import TrialError
 from trainables.models.encoders import hidden_size, image_encoder, new_head
 from trainables.models.loading import LoadedModel, Preprocess
 from trainables.runtime import Autocast
-from trainables.tasks.task import Alone, Parts, Scores, Split, Task, Which, summed
+from trainables.seeds import generator
+from trainables.tasks.task import Alone, Parts, Scores, Split, Task, Which, eval_batch_size, summed
 
 
 class FeatureClassifier(ABC):
@@ -127,7 +128,8 @@ class ImageTask:
         return self._images_of(which)[1]
 
     def validated(self) -> Tensor:
-        return self.rows("val")
+        rows = self.rows("val")  # ascending, so by class in folders, and a contrastive loss needs several in a batch
+        return rows[torch.randperm(len(rows), generator=generator(VAL_SEED, "validated rows"))]
 
     def weight(self, batch: Tensor) -> float:
         return len(batch)
@@ -170,7 +172,6 @@ class ImageTask:
         correct = summed(right, world, self._normalise.device).bool()
         return Scores(
             score=int(correct.sum()) / len(correct),
-            metric=self.metric,
             n_examples=len(rows),
             examples_hash=pixels.split.examples_hash(rows),
             correct=correct,
@@ -214,7 +215,8 @@ class FrozenTask(ImageTask):
 
     def _features(self, pixels: Pixels, rows: Tensor) -> Tensor:
         """(n, D) vectors of the rows, on the device."""
-        size = self._trial.train.eval_batch_size  # a vector's last bits depend on the batch that it was computed in
+        # a vector's last bits depend on the batch that it was computed in
+        size = eval_batch_size(self._trial, self._parts.micro_batch_size, self._parts.world)
         digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
         data = (self._dataset.name, pixels.split.name, pixels.recipe)
         key = (self._trial.model, *data, self._parts.precision, size, digest)

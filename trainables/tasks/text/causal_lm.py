@@ -20,9 +20,9 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from trainables.config import LINEAR_PROBE
+from trainables.config import LINEAR_PROBE, EvaluateSettings
 from trainables.data.text.batches import padded
-from trainables.data.text.dataset import Exchange, TextSplit
+from trainables.data.text.dataset import Exchange, TextDataset, TextSplit
 from trainables.data.text.problems import final_answer
 from trainables.data.text.prompts import extract_answer
 from trainables.errors import TrialError
@@ -31,7 +31,7 @@ from trainables.models.language import LanguageModel, positions
 from trainables.tasks.task import Alone, Parts, Scores, Which, summed
 from trainables.tasks.text.encoding import Encoded, EncodedRows, encoder_of, exchange
 from trainables.tasks.text.generation import generate
-from trainables.tasks.text.rows import TextTask, refuse_images
+from trainables.tasks.text.rows import TextTask, limited, refuse_images
 from trainables.tasks.text.scoring import Question, choice_scores
 
 LOG_LIKELIHOOD, GENERATION = "log-likelihood", "generation"
@@ -58,22 +58,12 @@ class CausalLMTask(TextTask[Encoded]):
                 f"data set {trial.dataset!r} is labelled sentences, and {trial.model!r} is a language model, which "
                 "learns prompts and responses; use a text encoder such as hf:roberta-base, or a json: data set"
             )
-        self._references = dataset.kind == "meanings"
-        self._problems = dataset.kind == "problems"
-        if (self._references or self._problems) and trial.evaluate.protocol == LOG_LIKELIHOOD:
-            have = "reference texts" if self._references else "numbers as answers"
-            raise TrialError(
-                f"evaluate.protocol 'log-likelihood': the rows of {trial.dataset!r} have {have} instead of choices; "
-                "use 'generation'"
-            )
         self._model, self._autocast = LanguageModel(module, parts.autocast), parts.autocast
         self._encoder = encoder = encoder_of(parts.loaded, settings.max_tokens)
         super().__init__(parts, dataset, encoder.max_tokens, lambda part: EncodedRows(part, encoder))
-        if self._references:
-            check_installed()
-            self.protocol, self.metric = GENERATION, "bleu"
-        else:
-            self.protocol = trial.evaluate.protocol or (GENERATION if self._problems else LOG_LIKELIHOOD)
+        self.protocol = check_judged(dataset, trial.evaluate, self._rows.val_idx)
+        self._references = dataset.kind == "meanings"
+        if not self._references:
             per_byte = self.protocol == LOG_LIKELIHOOD and dataset.kind == "questions"
             self.metric = f"accuracy ({self.protocol}{' per byte' if per_byte else ''})"
 
@@ -115,9 +105,9 @@ class CausalLMTask(TextTask[Encoded]):
             return None
         mine = list(range(rank, len(rows), world))
         texts = [exchange(part, int(rows[i])) for i in mine]
-        places = [part.place(int(rows[i])) for i in mine]
         found = torch.zeros(len(rows), 4, dtype=torch.float64)
         if self.protocol == LOG_LIKELIHOOD:
+            places = [part.place(int(rows[i])) for i in mine]
             found[mine] = self._by_likelihood(texts, places, batch_size)
             found = summed(found, world, self._lane.device)
             at, name = (1, "accuracy-by-sum") if self._dataset.kind == "questions" else (0, "accuracy-per-byte")
@@ -138,7 +128,7 @@ class CausalLMTask(TextTask[Encoded]):
             references = [exchange(part, row).references for row in rows.tolist()]
             values = score_texts(gathered(written, len(rows), world), references)
             return self._scores(part, rows, values.pop("bleu"), None, {**values, "loss": _mean_loss(found)})
-        answers = [answer_in(text, row, place) for text, row, place in zip(written, texts, places, strict=True)]
+        answers = [answer_in(text, row) for text, row in zip(written, texts, strict=True)]
         found[mine, 0] = torch.tensor([a == r.answer for a, r in zip(answers, texts, strict=True)], dtype=torch.float64)
         found[mine, 1] = torch.tensor([a is None for a in answers], dtype=torch.float64)
         found = summed(found, world, self._lane.device)
@@ -146,7 +136,7 @@ class CausalLMTask(TextTask[Encoded]):
 
     def _by_likelihood(self, texts: Sequence[Exchange], places: Sequence[str], batch_size: int) -> Tensor:
         """Per row: right by sum, right per byte, loss of the right choice, its tokens. (rows, 4)"""
-        choices = [choices_of(row, place) for row, place in zip(texts, places, strict=True)]
+        choices = [row.choices for row in texts]
         flat = self._encoder.continuations([c for each in choices for c in each])
         tokens = list(torch.split(torch.arange(len(flat)), [len(each) for each in choices]))
         questions = []
@@ -204,25 +194,47 @@ def mean_of_groups(part: TextSplit, rows: Tensor, values: Tensor) -> float:
     return sum(means) / len(means)
 
 
-def choices_of(row: Exchange, place: str) -> tuple[str, ...]:
-    """The responses that compete. Raises TrialError, naming the row, where there are none."""
-    if len(row.choices) < 2:
+def check_judged(dataset: TextDataset, settings: EvaluateSettings, validated: Tensor) -> str:
+    """The protocol that judges a data set: what the settings say, or else what its kind of rows needs.
+
+    Raises TrialError, naming the row, where one of the rows `validated` (V,), or of the test split in stage CONFIRM,
+    can't be judged by it; or naming the package that it lacks.
+    """
+    generated = {"meanings": "reference texts", "problems": "numbers as answers"}.get(dataset.kind)
+    if generated and settings.protocol == LOG_LIKELIHOOD:
+        raise TrialError(
+            f"evaluate.protocol 'log-likelihood': the rows of {dataset.name!r} have {generated} instead of choices; "
+            "use 'generation'"
+        )
+    protocol = settings.protocol or (GENERATION if generated else LOG_LIKELIHOOD)
+    if dataset.kind == "meanings":
+        check_installed()
+        return protocol
+    parts = [(dataset.train, limited(dataset.train, validated, settings.validation_rows, "val"))]
+    if dataset.stage == "CONFIRM":
+        rows = torch.arange(len(dataset.test))
+        parts.append((dataset.test, limited(dataset.test, rows, settings.test_rows, "test")))
+    for part, rows in parts:
+        for row in rows.tolist():
+            _check_row(exchange(part, row), part.place(row), protocol)
+    return protocol
+
+
+def _check_row(row: Exchange, place: str, protocol: str) -> None:
+    if protocol == GENERATION and row.answer is None:
+        raise TrialError(
+            f"{place}: the row has no answer, so generated text cannot be judged; give one to every row that validates "
+            "or tests"
+        )
+    if protocol == LOG_LIKELIHOOD and len(row.choices) < 2:
         raise TrialError(
             f"{place}: no choices to compare; the instruction should end with 'Answer format: a/b/...' and the row "
             "have an 'answer', or a list 'choices'; otherwise set evaluate.protocol = 'generation'"
         )
-    if row.response not in row.choices:
-        raise TrialError(f"{place}: the response {row.response!r} is not among the choices {list(row.choices)}")
-    return row.choices
 
 
-def answer_in(text: str, row: Exchange, place: str) -> str | None:
-    """The answer read from generated text, a label or a problem's number; None where it holds none.
-
-    Raises TrialError for a row without an answer.
-    """
-    if row.answer is None:
-        raise TrialError(f"{place}: the row has no 'answer', so generated text cannot be judged; add one to every row")
+def answer_in(text: str, row: Exchange) -> str | None:
+    """The answer read from generated text, a label or a problem's number; None where it holds none."""
     return extract_answer(text, row.labels) if row.labels else final_answer(text)
 
 

@@ -119,7 +119,6 @@ class TextTask(Generic[T]):
     ) -> Scores:
         return Scores(
             score=score,
-            metric=self.metric,
             n_examples=len(rows),
             examples_hash=part.examples_hash(rows),
             correct=correct,
