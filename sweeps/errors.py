@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from trainables.errors import first_line
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -37,6 +39,12 @@ class SpecError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(str(p) for p in self.problems))
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line: its type and the first line of its message."""
+    name, said = type(error).__name__, first_line(error)
+    return name if said == name else f"{name}: {said[:500]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -24,7 +24,9 @@ from analysis.errors import StoreError
 from analysis.store.schemas import SCHEMAS
 from trainables.cache import FOLDER_VARIABLE, cache_folder
 
-FACTS = ("spec.json", "sweep.json", "data.json")
+DECLARED = "declared.json"
+"""The journal's `declare` events, a list: they outlive the journal, which no copy has."""
+FACTS = ("spec.json", "sweep.json", "data.json", DECLARED)
 """Small files of a results folder that may change; all others are immutable."""
 STAGING = ".uploading"
 _PART = re.compile(r"tables/\w+/part-[\w-]+\.parquet")

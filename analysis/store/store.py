@@ -15,7 +15,7 @@ import pyarrow as pa
 from analysis.errors import DamagedPart, StoreError, nearest
 from analysis.store import queries
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
-from analysis.store.remote import is_uri, local_copy
+from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
@@ -55,7 +55,8 @@ class Store:
         """A whole table (docs/tables.md), or a view.
 
         Raises:
-            StoreError: unknown name, with the known ones; a journal damaged before its end.
+            StoreError: unknown name, with the known ones; a journal damaged before its end; two folders whose sweeps
+                share a name.
         """
         if name in SCHEMAS:
             return self._snapshot().tables[name]
@@ -76,7 +77,10 @@ class Store:
         return found
 
     def events(self, kind: str | None = None) -> list[Event]:
-        """The journal's events in order, all or of one kind ('sweep', 'ask', 'report', 'finish', 'choose')."""
+        """The journal's events in order, all or of one kind ('sweep', 'ask', 'report', 'finish', 'choose', 'declare').
+
+        Those of kind 'declare' of a copy, which has no journal, are from its `declared.json`.
+        """
         return [e for e in self._snapshot().events if kind is None or e["ev"] == kind]
 
     @property
@@ -127,15 +131,23 @@ class Store:
         parts: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
         damaged: list[DamagedPart] = []
         everything: list[Event] = []
+        homes: dict[str, Path] = {}
         for path in self.paths:
             # the journal first: a row sealed between the two readings is then seen twice, not missed
             events = read_journal(path / JOURNAL).events
             newer = rows_of(events)
             everything += events
+            everything += () if any(e["ev"] == "declare" for e in events) else declarations(path)
             for name in SCHEMAS:
                 sealed, bad = scan_parts(path, name)
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
                 damaged += bad
+            for sweep in pa.concat_tables(parts["cells"][-2:])["sweep"].unique().to_pylist():
+                if (home := homes.setdefault(sweep, path)) != path:
+                    raise StoreError(
+                        f"{home} and {path} both hold a sweep named {sweep!r}, whose rows would replace each other; "
+                        "give one of them another `name` in its sweep file, run or import it anew, or open one alone"
+                    )
         tables = {name: latest(name, found) for name, found in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
         titles = {row["method"]: row["title"] for row in named if row["title"]}
@@ -157,6 +169,21 @@ def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Con
         return store.remember(key, lambda: make(store, *args, **kwargs))
 
     return remembering
+
+
+def declarations(path: Path) -> list[Event]:
+    """The `declare` events that `declared.json` of a results folder keeps; none where there is no such file.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    file = path / DECLARED
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        return [{**event, "ev": "declare"} for event in found]
+    except (ValueError, TypeError, RecursionError) as error:
+        rule = "restore it from a copy, or remove it: seeds added since then count as declared at first"
+        raise StoreError(f"{file}: no JSON list of declarations ({error}); {rule}") from error
 
 
 def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) -> list[dict[str, Any]]:

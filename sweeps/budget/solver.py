@@ -168,7 +168,6 @@ def budget_table(
     budget: int,
     reference: str,
     *,
-    tolerance: float = TOLERANCE,
     methods: Sequence[str] | None = None,
     allocations: Sequence[str] = ALLOCATIONS,
     own: Callable[[str], Shapes] | None = None,
@@ -191,7 +190,7 @@ def budget_table(
     for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
         on = shapes if own is None else own(method)
         nearest = solve(method, on, budget, allocation, tolerance=None)
-        answer = solve(method, on, budget, allocation, tolerance=tolerance)
+        answer = solve(method, on, budget, allocation)
         assert isinstance(nearest, Solution)
         shown = answer if isinstance(answer, Solution) else nearest
         found = degrees(method, shapes, shown.capacities)

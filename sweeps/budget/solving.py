@@ -11,10 +11,9 @@ from randlora.errors import AdapterError
 from randlora.methods.registry import METHODS
 from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes, UnknownFreedomError
 from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
-from sweeps.errors import Problem
+from sweeps.errors import Problem, reason
 from sweeps.spec.methods import full_rank, has_budget
 from sweeps.spec.spec import SweepSpec
-from trainables.errors import first_line
 from trainables.models.families import ModelError
 from trainables.models.shapes import method_shapes
 
@@ -39,7 +38,7 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
             problems.append(Problem(f"methods.{name}", None, str(error)))
             continue
         except (ValueError, ArithmeticError) as error:  # of a method of one's own, which looks at no option
-            rule = f"can't be counted with these options ({type(error).__name__}: {first_line(error)})"
+            rule = f"can't be counted with these options ({reason(error)})"
             problems.append(Problem(f"methods.{name}", section.options, rule))
             continue
         if section.options and (most < entry.min_capacity or counted < 1):

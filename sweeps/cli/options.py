@@ -15,7 +15,23 @@ if TYPE_CHECKING:
     from sweeps.plan.plan import Plan
 
 Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
-Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
+
+
+def _place(text: str) -> Path:
+    """A path; of a URI the local copy of what is there."""
+    if "://" not in text:
+        return Path(text)
+    from analysis import StoreError
+    from analysis.store.remote import local_copy
+
+    try:
+        return local_copy(text)
+    except StoreError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+_SOURCE = "Sweep file, or a results folder; it may be a URI, as of `run --upload`."
+Source = Annotated[Path, typer.Argument(help=_SOURCE, show_default=False, parser=_place)]
 Trial = Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
 Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]

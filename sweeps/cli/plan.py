@@ -58,6 +58,7 @@ def estimate(
     """Time, accelerator-hours, memory, disk and money of a sweep, from a short probe of every method."""
     from analysis.statistics.sizing.estimates import foresight
     from sweeps.plan.estimate import estimate_plan
+    from trainables.models.loading import check_weights
 
     if compare:
         table = foresight(store_of(spec, overrides))
@@ -67,7 +68,8 @@ def estimate(
             out.print("no run of this sweep was estimated (`sweeps run` without --quiet does)")
         return
     planned = load(spec, overrides, scale, available=available)
-    answer = estimate_plan(planned)
+    check_weights(planned.spec.model.id)
+    answer = estimate_plan(planned.with_sizes(download=True))  # data that can't be had is refused, as a run does
     emit(as_json, answer.as_dict, lambda: _print_estimate(answer, planned))
 
 
@@ -281,6 +283,8 @@ def print_plan(plan: Plan) -> None:
     confirm = plan.spec.confirm
     if confirm.margin is not None:
         out.print(f"margin    differences below {100 * confirm.margin:g} points count as none")
+    if confirm.question is not None:
+        out.print(f"question  {confirm.question}")
     if confirm.max_seeds is not None:
         out.print(f"seeds     {len(confirm.seeds)} of at most {confirm.max_seeds}, the level spread over them")
     _print_packing(plan)
@@ -333,8 +337,13 @@ def print_estimate_line(estimate: Estimate) -> None:
     if estimate.trials_left == 0:
         out.print("nothing left to run")
         return
+    for method, why in estimate.unknown.items():
+        err.print(f"no estimate of {method}: {why}", style="yellow")
+    if not estimate.methods:
+        return
     out.print(
-        f"about {duration(estimate.seconds)} for {estimate.trials_left} trials, {estimate.concurrent} at a time "
+        f"about {duration(estimate.seconds)} for {sum(m.trials for m in estimate.methods)} trials, "
+        + f"{estimate.concurrent} at a time "
         + (f"in packs of up to {estimate.pack} " if estimate.pack > 1 else "")
         + (f"at a cost of about {estimate.cost:.2f} " if estimate.cost is not None else "")
         + f"(probed in {duration(estimate.probe_seconds)})"

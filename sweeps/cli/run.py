@@ -65,7 +65,7 @@ def run(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it on a page meanwhile, as `watch` does.")] = False,
     browser: Browser = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress; warnings stay.")] = False,
     as_json: Json = False,
 ) -> int:
     """Run a sweep; the same command resumes it, or extends it after an edit.
@@ -82,7 +82,7 @@ def run(
     from sweeps.records.upload import check_there, restore
 
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
-    more += [] if output is None else [f"output={json.dumps(str(output))}"]
+    more += [] if output is None else [f"output={json.dumps(str(output), ensure_ascii=False)}"]
     planned = load(spec, [*(overrides or ()), *more], scale, available=available)
     loaded = planned.spec
     location = None if upload is None else Location.of(upload)

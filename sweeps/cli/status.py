@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any
 from analysis import Store
 from analysis.format import Row, duration
 from analysis.statistics.sizing.estimates import foresight
+from analysis.store.journal import JOURNAL
 from analysis.words.weak import absent_data
 from sweeps.cli.options import Json, Set, Source, store_of
 from sweeps.cli.printing import emit, out, print_rows, shown
@@ -49,8 +51,9 @@ def says(p: Row) -> tuple[str, str]:
 
 
 def _print(p: Row) -> None:
-    for line in says(p):
-        out.print(line)
+    far, took = says(p)
+    out.print(far if p["idle_seconds"] is None else f"{far}, last event {duration(p['idle_seconds'])} ago")
+    out.print(took)
     for line in p["left_out"]:
         out.print(line, style="yellow")
     for failure in p["failures"][:_SHOWN]:
@@ -63,10 +66,10 @@ def _print(p: Row) -> None:
 def progress_of(store: Store) -> dict[str, Any]:
     """Counts of trials and cells by state; speed, time left and what it took; why trials failed; best scores so far.
 
-    JSON-able. `this_run`, `per_minute` and `seconds_left` are of the run in progress or the last one, its start-up left
-    out; null before its first trial;
-    `cost` is null where the run was not estimated with a price; `estimate` has the wall time estimated at the last
-    launch and, once that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each.
+    JSON-able. `idle_seconds` is the time since anything was journaled, also an epoch. `this_run`, `per_minute` and
+    `seconds_left` are of the run in progress or the last one, its start-up left out; null before its first trial;
+    `cost` is null without `limits.price_per_hour`; `estimate` has the wall time estimated at the last launch and, once
+    that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each.
     """
     running = holder(store.path) is not None
     events = store.events()
@@ -88,6 +91,7 @@ def progress_of(store: Store) -> dict[str, Any]:
         "sweep": cells[0]["sweep"] if cells else store.path.name,
         "folder": str(store.path),
         "running": running,
+        "idle_seconds": _idle(store),
         "trials": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage),
         "finished": states["finished"] + states["pruned"],
         "failed": states["failed"],
@@ -152,12 +156,19 @@ def pace(
     return len(mine), 60 * len(mine) / seconds if seconds > 0 else None, None if left is None else left / at_once
 
 
+def _idle(store: Store) -> float | None:
+    """Seconds since the journal grew; None where there is none."""
+    journal = store.path / JOURNAL
+    return max(0.0, time.time() - journal.stat().st_mtime) if journal.exists() else None
+
+
 def _used(rows: Sequence[Row], events: Sequence[Row]) -> tuple[float, float | None]:
-    """Accelerator-hours of all trials, and their price."""
-    last: Row = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
-    hours = sum(row["seconds_total"] or 0.0 for row in rows) / 3600 * last.get("accelerators", 1.0)
-    priced = last.get("cost") and last["accelerator_hours"]
-    return hours, hours * last["cost"] / last["accelerator_hours"] if priced else None
+    """Accelerator-hours of all trials, attempts that were lost included, and their price."""
+    last: Row = next((e for e in reversed(events) if e["ev"] == "sweep"), {})
+    known = sum(row["seconds_total"] or 0.0 for row in rows)
+    seconds: float = max(known, *(event.get("used") or 0.0 for event in events), 0.0)
+    hours, price = seconds / 3600 * last.get("accelerators", 1.0), last.get("price_per_hour")
+    return hours, None if price is None else hours * price
 
 
 def _estimate(store: Store) -> dict[str, float | None] | None:

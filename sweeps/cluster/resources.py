@@ -16,10 +16,11 @@ class ResourceError(SpecError):
 
 @dataclass(frozen=True)
 class Node:
-    """CPUs and GPUs of one machine."""
+    """CPUs and GPUs of one machine, and its id in the cluster; "" where that is not known."""
 
     cpus: float
     gpus: float
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class LaneShape:
         group: they share one trial, data-parallel; otherwise each runs its own.
         per_worker: Ray resources of a worker.
         isolated: it is started anew for every trial.
+        avoids: ids of machines with more room than the one it is for: larger lanes fit nowhere else.
     """
 
     workers: int
     group: bool
     per_worker: dict[str, float] = field(default_factory=dict)
     isolated: bool = False
+    avoids: tuple[str, ...] = ()
 
     @property
     def trials(self) -> int:
@@ -96,7 +99,8 @@ def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0
     for fit in sorted(fits, reverse=True):
         here = min(fit, count)
         if here:
-            lanes.append(LaneShape(here, False, per_worker))
+            larger = tuple(node.name for node, room in zip(nodes, fits, strict=True) if room > fit and node.name)
+            lanes.append(LaneShape(here, False, per_worker, avoids=larger))
         count -= here
     return lanes
 

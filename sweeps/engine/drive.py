@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from sweeps.cluster.session import RayLostError
+from sweeps.cluster.session import EXIT_LOST, RayLostError
 from sweeps.cluster.signals import signals
 from sweeps.engine.limits import Meter
 from sweeps.lanes.packs import Packing
@@ -33,12 +33,14 @@ _NEXT_TO_NOTHING = {HEAD: 0.0001}
 class EngineError(RuntimeError):
     """The sweep can't go on: no lane can be kept up. What is finished stays; the same command goes on from there."""
 
+    exit_code = EXIT_LOST
+
 
 class Stop:
     """Whether a sweep is to end, and why: a signal, a limit that is reached, or a journal that is gone.
 
     Args:
-        check: raises OSError when the journal is gone.
+        check: called every moment; raises OSError when the journal is gone.
     """
 
     def __init__(self, meter: Meter, check: Callable[[], None] = lambda: None) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from analysis import Store, open_store
+from analysis.format import Row
 from analysis.store.journal import JOURNAL
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from trainables.config import TrialConfig
 
 BEST = "best"
 """Stands for the id of the kept trial with the best validation score."""
-
-Row = dict[str, Any]
 
 PLACE = ("model", "dataset", "train_size")
 

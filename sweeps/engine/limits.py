@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sweeps.cluster.resources import LaneShape, accelerators
 from sweeps.search.stages import SweepState
@@ -16,11 +17,16 @@ class Meter:
     Accelerator time is what trials hold: from when a trial is given out to its outcome, all runs of the sweep together.
     Idle workers are not in it. Wall time is that of this run.
 
+    Attributes:
+        seconds: that trials have held a worker, or their share of one, in all runs.
+
     Args:
         limits: `[limits]`.
         state: the sweep.
         shapes: the lanes.
         begun: when this run began, by `clock`.
+        events: the journal's, which say what earlier runs used; rows know nothing of attempts that were lost or tried
+            again.
     """
 
     def __init__(
@@ -30,19 +36,21 @@ class Meter:
         shapes: Sequence[LaneShape],
         begun: float,
         clock: Callable[[], float] = time.monotonic,
+        events: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._limits, self._state, self._begun, self._clock = limits, state, begun, clock
         self._each = accelerators(shapes)
         self._at_once = sum(shape.trials for shape in shapes)
         rows = [row for cell in state.cells.values() for row in cell.rows.values()]
-        self._hours = sum(row.get("seconds_total") or 0.0 for row in rows) / 3600  # one accelerator each
+        known = sum(row.get("seconds_total") or 0.0 for row in rows)
+        self.seconds: float = max(known, *(event.get("used") or 0.0 for event in events), 0.0)
         self._last = clock()
 
     def tick(self) -> None:
         """Count the time since the last call; to be called every second or so."""
         now = self._clock()
         busy = min(self._state.busy, self._at_once)
-        self._hours += busy * (now - self._last) / 3600
+        self.seconds += busy * (now - self._last)
         self._last = now
 
     @property
@@ -53,7 +61,7 @@ class Meter:
     @property
     def accelerator_hours(self) -> float:
         """Accelerator time of the sweep."""
-        return self._hours * self._each
+        return self.seconds / 3600 * self._each
 
     @property
     def cost(self) -> float | None:

@@ -7,7 +7,7 @@ import functools
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,17 +251,21 @@ def _serve(sweep: _Sweep, pool: Pool, trial: str, begun: float, estimate: Mappin
         journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
     packed = pool.pack(state.spec.resources) if trial in TOGETHER else 1
     journal.write(_provenance(state, trial, pool, packed))
-    state.used = meter = Meter(state.spec.limits, state, pool.shapes, begun)
-    stop = Stop(meter, journal.check)
+    state.used = meter = Meter(state.spec.limits, state, pool.shapes, begun, events=journal.events)
+    stop = Stop(meter, sweep.ledger.look)
     try:
         drive(sweep.ledger, pool, trial, functools.partial(sweep.display.update, state), stop, packed)
     finally:
+        meter.tick()
+        with contextlib.suppress(OSError):  # of a journal that is gone, as the first error says
+            journal.write({"ev": "used", "at": utc(time.time()), "used": meter.seconds})
         sweep.interrupted = stop.signalled.is_set()
         sweep.limit = stop.limit if sweep.left else None
 
 
 def _provenance(state: SweepState, trial: str, pool: Pool, packed: int) -> dict[str, Any]:
-    facts = host_facts() | {"lanes": [asdict(shape) for shape in pool.shapes], "pack": packed}
+    facts = host_facts() | {"lanes": [asdict(replace(shape, avoids=())) for shape in pool.shapes], "pack": packed}
+    facts |= {"accelerators": accelerators(pool.shapes), "price_per_hour": state.spec.limits.price_per_hour}
     if pool.measured is not None:
         facts["probe"] = asdict(pool.measured)
     return {
@@ -278,7 +282,8 @@ def _provenance(state: SweepState, trial: str, pool: Pool, packed: int) -> dict[
 def _summary(sweep: _Sweep, seconds: float) -> RunSummary:
     rows, cells = sweep.ledger.finished, sweep.state.cells.values()
     failed = sum(row["status"] == "failed" for row in rows)
-    known = [row for cell in cells for row in cell.rows.values()]
+    ran = {row["trial_id"] for row in rows}
+    before = [row for cell in cells for row in cell.counting() if row["trial_id"] not in ran]
     return RunSummary(
         folder=sweep.ledger.folder,
         finished=len(rows) - failed,
@@ -289,7 +294,7 @@ def _summary(sweep: _Sweep, seconds: float) -> RunSummary:
         interrupted=sweep.interrupted,
         damaged=tuple(sweep.ledger.sealer.damaged),
         stuck=tuple(cell.cell.label for cell in cells if cell.phase == "stuck"),
-        failed_before=sum(row["status"] == "failed" for row in known) - failed,
+        failed_before=sum(row["status"] == "failed" for row in before),
         stopped_by=sweep.limit,
         not_uploaded=sweep.not_uploaded,
     )

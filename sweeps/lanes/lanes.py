@@ -31,7 +31,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from sweeps.cluster.resources import LaneShape
-from sweeps.lanes.reports import reason
+from sweeps.errors import reason
 from sweeps.lanes.worker import lane_loop
 
 LANE_TRIES = 3
@@ -44,6 +44,7 @@ CONTROLLER_BYTES = 400 * 2**20
 """Memory of a lane's controller with its helper process: docs/scale.md."""
 _TELLS, _TELL_S = 5, 2.0
 """How often, and with how many seconds between, a lane that ended is freed and told of: Ray may refuse for a moment."""
+_NODE = ray._raylet.RAY_NODE_ID_KEY
 _LEAVE_S = 2.0
 _END_S = 5.0
 """For the threads of lanes whose controllers were ended. Ray itself tells them within a tenth of that."""
@@ -80,7 +81,7 @@ class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **how: Any) -> Any:
         actor = ray.remote(
             num_cpus=0,
-            label_selector={ray._raylet.RAY_NODE_ID_KEY: self.place},
+            label_selector={_NODE: self.place},
             runtime_env={"env_vars": {_WARNS: "0"} | get_env_vars_to_propagate()},
         )(TrainController)
         self.controller = actor.remote(**how)
@@ -231,6 +232,7 @@ class Lanes:
                 use_gpu=shape.per_worker.get("GPU", 0) > 0,
                 resources_per_worker=shape.per_worker,
                 placement_strategy="PACK" if shape.group else "STRICT_PACK",
+                label_selector={_NODE: f"!in({','.join(shape.avoids)})"} if shape.avoids else None,
             ),
             run_config=RunConfig(
                 name=f"{lane.name}-{self._run}-{number}",

@@ -61,7 +61,8 @@ class Lease:
 
     @property
     def alone(self) -> bool:
-        return self.attempt >= ALONE_AFTER
+        """Whether its lane's other workers stay idle for it. A start that runs is no death yet."""
+        return self.attempt - (self.state == "running") >= ALONE_AFTER
 
     @property
     def lane(self) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 import ray
 
+from sweeps.errors import reason
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
-from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, reason
+from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder
 from trainables.config import TrialConfig, UnevenTrialsError
 
 Order = dict[str, Any]

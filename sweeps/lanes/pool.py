@@ -109,8 +109,8 @@ class Pool:
         self._session.connect()
         if self.address is not None:
             check_nodes(self.storage)
-        found = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-        nodes = [Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in found]
+        found = [(n["Resources"], n["NodeID"]) for n in ray.nodes() if n["Alive"]]
+        nodes = [Node(has.get("CPU", 0.0), has.get("GPU", 0.0), name) for has, name in found]
         self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
         imports.join()
         from sweeps.lanes.broker import Broker

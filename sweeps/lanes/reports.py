@@ -17,7 +17,8 @@ from typing import Any
 
 import ray
 
-from trainables.errors import TrainablesError, TrialError, first_line
+from sweeps.errors import reason
+from trainables.errors import TrainablesError, TrialError
 from trainables.runtime import device_name, pick_device
 
 FORESEEN = (TrialError, TrainablesError)
@@ -108,12 +109,6 @@ def keep(order: dict[str, Any], directory: Path) -> None:
         kept.parent.mkdir(exist_ok=True)
         if not kept.exists():
             made.rename(kept)
-
-
-def reason(error: BaseException) -> str:
-    """An exception in one line: its type and the first line of its message."""
-    name, said = type(error).__name__, first_line(error)
-    return name if said == name else f"{name}: {said[:500]}"
 
 
 def storage_fault(error: BaseException | None, directory: Path) -> int | None:

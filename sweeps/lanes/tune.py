@@ -143,7 +143,8 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             return False
         stop, cell = False, state.cells[slot.cell_id]
         if cell.prunable(slot) and epoch < slot.config["train"]["epochs"]:
-            peers = [curve for trial_id, curve in cell.curves.items() if trial_id != slot.trial_id]
+            mine, asked = slot.trial_id, cell.asked  # re-runs and CONFIRM train the best rates alone
+            peers = [curve for i, curve in cell.curves.items() if i != mine and cell.prunable(asked[i])]
             stop = should_stop(state.spec.search.pruner, epoch, cell.curves[slot.trial_id], peers)
         values = {"epoch": epoch, "train_loss": result["train_loss"], "val_score": score}
         self.ledger.report(slot, values, stop=stop, seconds=sum(took.values()))

@@ -15,10 +15,11 @@ import ray
 import ray.train
 import torch
 
+from sweeps.errors import reason
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
 from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
 from sweeps.lanes.packed_worker import run_together
-from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, place, reason
+from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, place
 from trainables.config import TrialConfig
 from trainables.errors import TrialError
 

@@ -6,17 +6,19 @@ can't see is other load on the machine, and cores that share memory bandwidth.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis.store.store import open_store
 from sweeps.cluster.resources import accelerators, plan_lanes
 from sweeps.cluster.session import local_node
+from sweeps.errors import reason
 from sweeps.lanes.packs import Measured, pack_size, unpackable
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
@@ -25,6 +27,7 @@ from sweeps.spec.cell import Cell
 from sweeps.spec.resources import LimitsSection
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.images.batches import samples_per_epoch
+from trainables.errors import TrainablesError, TrialError
 
 START_SECONDS = 15.0
 """Ray and the first lane, from the command to the first training step."""
@@ -59,6 +62,7 @@ class Estimate:
         cost: `accelerator_hours` at `limits.price_per_hour`; None where that is not given.
         over: limits that it would reach, in words.
         pack: trials that a worker trains at once at most; the seconds of methods that are packed are their share.
+        unknown: methods whose probe failed, with why; of theirs, trials and bytes on disk alone are counted.
     """
 
     methods: tuple[MethodEstimate, ...]
@@ -74,6 +78,7 @@ class Estimate:
     over: tuple[str, ...] = ()
     pack: int = 1
     shared_bytes: int = 0
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def together_bytes(self) -> int:
@@ -105,6 +110,8 @@ class _Left:
 
 def estimate_plan(plan: Plan, *, retry_failed: bool = False) -> Estimate:
     """Probe every method that still has trials to run, and add up; failed ones too where they are tried again."""
+    from sweeps.lanes.memory import free_memory  # loads torch
+
     started = time.perf_counter()
     shapes = plan_lanes(plan.spec.resources, [local_node()])
     concurrent = sum(lane.trials for lane in shapes)
@@ -112,8 +119,11 @@ def estimate_plan(plan: Plan, *, retry_failed: bool = False) -> Estimate:
     if not left:
         return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, 0.0)
     warm: dict[str, Any] = {}
-    methods, memory, pack = _probe(plan, left, warm)
-    trials = sum(m.trials for m in methods)
+    methods, memory, pack, unknown = _probe(plan, left, warm)
+    shared = _shared(warm)
+    warm.clear()
+    free_memory()  # this process may be a driver, which holds it as long as the sweep runs
+    trials = sum(c.trials for c in left)
     busy = sum(m.seconds_total for m in methods)
     limits = plan.spec.limits
     hours = busy / 3600 * accelerators(shapes)
@@ -126,13 +136,14 @@ def estimate_plan(plan: Plan, *, retry_failed: bool = False) -> Estimate:
         seconds=seconds,
         accelerator_hours=hours,
         memory_bytes=memory,
-        table_bytes=sum(c.trials for c in left) * _ROW_BYTES,
+        table_bytes=trials * _ROW_BYTES,
         kept_bytes=keep_bytes(plan, [c.cell for c in left]),
         probe_seconds=time.perf_counter() - started,
         cost=cost,
         over=tuple(_over(limits, seconds / 3600, hours, cost)),
         pack=pack,
-        shared_bytes=_shared(warm),
+        shared_bytes=shared,
+        unknown=unknown,
     )
 
 
@@ -170,23 +181,28 @@ def _shared(warm: dict[str, Any]) -> int:
     return sum(shared_bytes(loaded.module) for loaded in warm.get("models", {}).values())
 
 
-def _probe(plan: Plan, left: Sequence[_Left], warm: dict[str, Any]) -> tuple[tuple[MethodEstimate, ...], int, int]:
-    """What is left of each method, the largest peak memory, trials of a pack."""
+def _probe(
+    plan: Plan, left: Sequence[_Left], warm: dict[str, Any]
+) -> tuple[tuple[MethodEstimate, ...], int, int, dict[str, str]]:
+    """What is left of each method, the largest peak memory, trials of a pack, and methods that could not be probed."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
     largest = _largest(c.cell for c in left)
     try:
-        costs = {method: _Probe.of(cell, plan, warm) for method, cell in largest.items()}
-        memory = max(cost.memory for cost in costs.values())
-        pack = _pack(plan, memory)
-        for method, cell in largest.items():
+        probed = {m: _tried(functools.partial(_Probe.of, cell, plan, warm), warm) for m, cell in largest.items()}
+        costs = {method: cost for method, cost in probed.items() if isinstance(cost, _Probe)}
+        pack = _pack(plan, max((cost.memory for cost in costs.values()), default=0))
+        for method in costs:
+            cell = largest[method]
             if pack > 1 and unpackable(cell.base, cell.model) is None:
-                costs[method] = _Probe.packed(cell, plan, warm, pack, costs[method])
+                together = _tried(functools.partial(_Probe.packed, cell, plan, warm, pack), warm)
+                if isinstance(together, _Probe):  # else a lane runs them one by one
+                    costs[method] = together
     finally:
         torch.set_num_threads(threads)
-    memory = max(cost.memory for cost in costs.values())
+    memory = max((cost.memory for cost in costs.values()), default=0)
     found = []
     settings = plan.spec.train
     for method, cost in costs.items():
@@ -197,7 +213,21 @@ def _probe(plan: Plan, left: Sequence[_Left], warm: dict[str, Any]) -> tuple[tup
         )
         trials = sum(c.trials for c in mine_left)
         found.append(MethodEstimate(method, trials, total / trials, total))
-    return tuple(found), memory, pack
+    return tuple(found), memory, pack, {m: why for m, why in probed.items() if isinstance(why, str)}
+
+
+def _tried(probe: Callable[[], _Probe], warm: dict[str, Any]) -> _Probe | str:
+    """What a probe finds, or why it failed: that is one method's trouble, and not the sweep's."""
+    from sweeps.lanes.memory import free_memory
+
+    try:
+        return probe()
+    except Exception as error:  # noqa: BLE001  # whatever a method raises
+        why = reason(error)
+        if not isinstance(error, TrialError | TrainablesError):
+            warm.clear()  # as in a lane: nothing that it touched is trusted
+    free_memory()  # out of the handler: the exception's frames hold tensors
+    return why
 
 
 def _largest(cells: Iterable[Cell]) -> dict[str, Cell]:
@@ -267,19 +297,15 @@ class _Probe:
         return cls._from(reports, val)
 
     @classmethod
-    def packed(cls, cell: Cell, plan: Plan, warm: dict[str, Any], count: int, alone: _Probe) -> _Probe:
-        """Of one trial in a pack of `count`; `alone` where these can't be packed."""
-        from trainables.config import NotPackableError
+    def packed(cls, cell: Cell, plan: Plan, warm: dict[str, Any], count: int) -> _Probe:
+        """Of one trial in a pack of `count`."""
         from trainables.training.packed import run_pack
 
         _, val, _ = split_sizes(cell)
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
             places = [Path(folder) / str(k) for k in range(count)]
-            try:
-                told = list(run_pack([config] * count, warm=warm, directories=places, keep=[False] * count))
-            except NotPackableError:
-                return alone
+            told = list(run_pack([config] * count, warm=warm, directories=places, keep=[False] * count))
         first = [reports[0] for reports in told]
         return cls._from([report for report in first if isinstance(report, dict)], val)
 

@@ -1,12 +1,18 @@
-"""What a sweep declares of stage CONFIRM before its test scores are seen; what is changed afterwards is on record."""
+"""What a sweep declares of stage CONFIRM before its test scores are seen; what is changed afterwards is on record.
+
+The record is in the journal, and in `declared.json` for copies, which have no journal.
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from sweeps.records.journal import Journal
+from analysis.store.remote import DECLARED
+from analysis.store.store import declarations
+from sweeps.records.journal import Journal, write_atomically
 from sweeps.records.rows import utc
 from sweeps.search.stages import SweepState
 
@@ -16,18 +22,31 @@ def declare(state: SweepState, journal: Journal) -> None:
 
     `scored` in it is how many test scores were there to be seen: none at first. A folder from before these events gets
     a first one with the seeds that it ran, as soon as more is asked of it.
+
+    Raises:
+        StoreError: a damaged `declared.json` in a folder whose journal declares nothing.
     """
+    file = journal.path.with_name(DECLARED)
+    known = [event for event in journal.events if event["ev"] == "declare"]
+    if not known:  # as in a copy that a sweep goes on from
+        known = declarations(file.parent)
+        for event in known:
+            journal.write(event)
     confirm = state.spec.confirm
-    now: dict[str, Any] = {"seeds": sorted(confirm.seeds), "max_seeds": confirm.max_seeds, "margin": confirm.margin}
+    now: dict[str, Any] = {name: getattr(confirm, name) for name in ("max_seeds", "margin", "question")}
+    now["seeds"] = sorted(confirm.seeds)
     scored = sum(row.get("test_score") is not None for row in _compared(state))
-    before = _last(journal.events, now)
+    before = {name: known[-1].get(name) for name in now} if known else None
     if before is None and scored:
         ran = {row["slot"] for row in _compared(state)}
-        before = {**now, "seeds": sorted(confirm.seeds)[: len(ran)], "margin": None}
+        before = {**now, "seeds": sorted(confirm.seeds)[: len(ran)], "margin": None, "question": None}
         if before != now:
-            _write(journal, state.spec.name, before, 0)
+            known.append(_write(journal, state.spec.name, before, 0))
     if before != now:
-        _write(journal, state.spec.name, now, scored)
+        known.append(_write(journal, state.spec.name, now, scored))
+    text = json.dumps(known, indent=1) + "\n"
+    if known and not (file.is_file() and file.read_text(encoding="utf-8") == text):
+        write_atomically(file, text)
 
 
 def _compared(state: SweepState) -> list[Mapping[str, Any]]:
@@ -36,10 +55,7 @@ def _compared(state: SweepState) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["stage"] == "CONFIRM" and row["lr"] is not None]
 
 
-def _last(events: Sequence[Mapping[str, Any]], like: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = next((event for event in reversed(events) if event["ev"] == "declare"), None)
-    return None if found is None else {name: found.get(name) for name in like}
-
-
-def _write(journal: Journal, name: str, what: Mapping[str, Any], scored: int) -> None:
-    journal.write({"ev": "declare", "name": name, "at": utc(time.time()), **what, "scored": scored})
+def _write(journal: Journal, name: str, what: Mapping[str, Any], scored: int) -> dict[str, Any]:
+    event = {"ev": "declare", "name": name, "at": utc(time.time()), **what, "scored": scored}
+    journal.write(event)
+    return event

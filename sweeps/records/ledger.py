@@ -69,6 +69,8 @@ class Ledger:
             "metrics": finite(metric_rows(self.name, slot, outcome)),
             "prediction": prediction_row(self.name, slot, outcome),
         }
+        if self.state.used is not None:
+            event["used"] = self.state.used.seconds
         if outcome.get("traceback"):
             event["traceback"] = outcome["traceback"]
             if (where := where_raised(outcome["traceback"])) is not None:
@@ -98,6 +100,11 @@ class Ledger:
             cell.choice = choice
         if self.keep == "best" and cell.phase == "done" and cell.cell.method not in NEVER_KEPT:
             self._keep_best(cell_id)
+
+    def look(self) -> None:
+        """Seal rows that have waited too long; from any thread. Raises OSError, as `seal`."""
+        self.journal.check()
+        self.sealer.seal_if_late()
 
     def seal(self) -> None:
         """Write the tables' waiting rows. Raises OSError: the folder is full, or no longer that of the journal."""

@@ -278,7 +278,8 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
 
     Args:
         folder: the results folder; one without `spec.json` belongs to nobody, and has neither journal nor tables.
-        identity: `SweepSpec.identity()`. Sections of single methods may come and go; what stands in both must agree.
+        identity: `SweepSpec.identity()`. Sections of single methods, and epochs of single data sets, may come and go;
+            what stands in both must agree.
 
     Raises:
         IdentityError: one problem per difference, with the value there and the value asked.
@@ -332,13 +333,23 @@ def stored_rules(folder: Path, events: Sequence[Mapping[str, Any]]) -> Rules:
 
 
 def write_identity(folder: Path, identity: Mapping[str, Any], rules: Rules = Rules()) -> None:
-    """Write `spec.json`; sections of methods that earlier runs had stay in it."""
-    merged = dict(identity)
+    """Write `spec.json`; methods, and data sets' epochs, that earlier runs had stay in it."""
     stored = stored_identity(folder)
-    if stored is not None and isinstance(stored.get("methods"), dict):
-        merged["methods"] = {**stored["methods"], **merged.get("methods", {})}
+    merged = _merged(stored, identity)
     if merged != stored:
         write_atomically(folder / "spec.json", json.dumps({"identity": merged, **asdict(rules)}, indent=1) + "\n")
+
+
+_GROW = ("methods", "data.epochs")
+"""Tables by method or data set, which may come and go."""
+
+
+def _merged(stored: Any, asked: Any, path: str = "") -> Any:
+    """What is asked, with what `stored` has beside it in tables that may grow."""
+    if not isinstance(stored, dict) or not isinstance(asked, dict):
+        return asked
+    merged = {k: _merged(stored.get(k), v, f"{path}.{k}" if path else k) for k, v in asked.items()}
+    return stored | merged if path in _GROW else merged
 
 
 def differences(stored: Any, asked: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -346,7 +357,7 @@ def differences(stored: Any, asked: Any, path: str = "") -> list[tuple[str, Any,
     if not isinstance(stored, dict) or not isinstance(asked, dict):
         return [] if stored == asked else [(path, stored, asked)]
     names = list(stored) + [name for name in asked if name not in stored]
-    if path == "methods":
+    if path in _GROW:
         names = [name for name in stored if name in asked]
     found = []
     for name in names:

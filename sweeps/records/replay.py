@@ -89,7 +89,9 @@ def _asked(cell: Cell, event: Mapping[str, Any], folder: Path) -> Slot:
         raise _foreign(folder / JOURNAL, trial_id, f"has no valid configuration ({first_line(error)})") from error
     if true != (trial_id, event["cell_id"], event["stage"]):
         raise _foreign(folder / JOURNAL, trial_id, f"is not what its configuration says ({' '.join(true)})")
-    return Slot.from_config(event["cell_id"], event["stage"], event["slot"], trial_id, config, event.get("seeds"))
+    data, init, basis = event.get("seeds") or (config["data_seed"], config["init_seed"], config["basis_seed"])
+    where = (event["cell_id"], event["stage"], event["slot"])
+    return Slot(*where, trial_id, config, config["lr"], (data, init, basis))
 
 
 def _recalled(cell: CellState, trial_id: str, row: Row, folder: Path) -> Slot:

@@ -123,14 +123,13 @@ def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float, before:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout that this package runs from; None when it is not one."""
+    """Commit of the checkout that this package runs from, with '-dirty' where files differ; None when it is not one."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder.parent / ".git").exists():
         return None
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
+        told = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(told, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

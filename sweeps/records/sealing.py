@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -13,6 +14,7 @@ import psutil
 
 from analysis.format import Row
 from analysis.store.schemas import TABLES
+from analysis.store.store import open_store
 from analysis.store.tables import scan_parts, set_aside, to_table, write_part
 
 SEAL_EVERY = 256
@@ -21,18 +23,19 @@ _TABLES = ("predictions", "metrics", "trials")  # trials last: a trial whose row
 
 
 class Sealer:
-    """Writes the tables of one results folder.
+    """Writes the tables of one results folder; rows may be added in one thread and sealed in another.
 
     Args:
         folder: the results folder, held by this process. Drafts of a killed driver are removed, damaged parts set aside
             (their names in `damaged`); rows of theirs that the journal has are written again.
-        every: seconds after which a row that waits is sealed with the next one, however few there are; None: no limit.
+        every: seconds after which `seal_if_late` seals a row that waits, however few there are; None: no limit.
     """
 
     def __init__(self, folder: Path, every: float | None = None) -> None:
         self.folder = folder
         _clear_drafts(folder)
         self._every, self._oldest = every, 0.0
+        self._lock = threading.RLock()
         self.damaged: list[str] = []
         self._sealed: dict[str, set[Any]] = {}
         self._waiting: dict[str, list[Row]] = {name: [] for name in (*_TABLES, "choices")}
@@ -56,34 +59,47 @@ class Sealer:
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take a `finish` or `choose` event; its rows are written with the next part, unless they have been."""
-        if event["ev"] == "choose":
-            self._put("choices", [event["row"]])
-            self._chosen(event["row"])
-            return
-        prediction = event.get("prediction")
-        self._put("predictions", [] if prediction is None else [prediction])
-        self._put("metrics", event.get("metrics") or [])
-        self._put("trials", [event["row"]])
-        waiting = len(self._waiting["trials"])
-        if waiting == 1:
-            self._oldest = time.monotonic()
-        late = self._every is not None and waiting and time.monotonic() - self._oldest >= self._every
-        if waiting >= SEAL_EVERY or late:
-            self.seal()
+        with self._lock:
+            if event["ev"] == "choose":
+                self._put("choices", [event["row"]])
+                self._chosen(event["row"])
+                return
+            if not self._waiting["trials"]:
+                self._oldest = time.monotonic()
+            prediction = event.get("prediction")
+            self._put("predictions", [] if prediction is None else [prediction])
+            self._put("metrics", event.get("metrics") or [])
+            self._put("trials", [event["row"]])
+            if len(self._waiting["trials"]) >= SEAL_EVERY:
+                self.seal()
+
+    def seal_if_late(self) -> None:
+        """Write the waiting rows where the oldest has waited too long; to be called every second or so."""
+        with self._lock:
+            if self._every is not None and self._waiting["trials"] and time.monotonic() - self._oldest >= self._every:
+                self.seal()
 
     def seal(self) -> None:
         """Write all waiting rows, one part a table."""
-        for name in (*_TABLES, "choices"):
-            rows = self._waiting[name]
-            if rows:
-                write_part(self.folder, name, rows)
-                self._sealed[name].update(_key(name, row) for row in rows)
-                rows.clear()
+        with self._lock:
+            for name in (*_TABLES, "choices"):
+                rows = self._waiting[name]
+                if rows:
+                    write_part(self.folder, name, rows)
+                    self._sealed[name].update(_key(name, row) for row in rows)
+                    rows.clear()
 
     def write_cells(self, rows: Iterable[Row]) -> None:
-        """Write rows of the `cells` table, a function of the plan, that are not there as they should be."""
-        wanted = to_table("cells", rows).to_pylist()
-        changed = [row for row in wanted if self._cells.get(row["cell_id"]) != row]
+        """Write rows of the `cells` table, a function of the plan, that are not there as they should be.
+
+        Cells that the plan has no more, and that lack trials, are infeasible from now on: nothing will run them.
+        """
+        wanted = {row["cell_id"]: row for row in to_table("cells", rows).to_pylist()}
+        if any(row["feasible"] for cell_id, row in self._cells.items() if cell_id not in wanted):
+            missing = [r["cell_id"] for r in open_store(self.folder).table("coverage").to_pylist() if r["missing"]]
+            gone = {"feasible": False, "reason": "taken out of the sweep file"}
+            wanted = {i: self._cells[i] | gone for i in missing} | wanted
+        changed = [row for row in wanted.values() if self._cells.get(row["cell_id"]) != row]
         if changed:
             write_part(self.folder, "cells", changed)
             self._cells.update({row["cell_id"]: row for row in changed})

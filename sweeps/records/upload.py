@@ -1,7 +1,7 @@
 """A copy of a results folder elsewhere, kept up while the sweep runs: sealed parts and kept adapters, each whole.
 
-What is not sealed yet is not there: `every` seconds, the longest that a finished trial waits, are what is lost when the
-driver's machine is. A run on another machine fetches what is there and goes on from it.
+What is not there yet is lost when the driver's machine is: at most five minutes, `EVERY_S` until it is sealed and as
+long until it is copied. A run on another machine fetches what is there and goes on from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from sweeps.errors import Problem, SpecError
 from sweeps.records.locks import IdentityError, refuse_other, stored_identity
 from trainables.errors import first_line
 
-EVERY_S = 300.0
+EVERY_S = 150.0
+"""Seconds that a finished trial waits for its part at most, and seconds between two copies."""
 TABLES = (*diagnostic_schemas.TABLES, "predictions", "metrics", "trials", "choices", "cells")
 """Diagnostics, and the sweep's own in the order of sealing: a trial whose row is there has all its rows there."""
 _META = ("adapter.json", "weights.json")
@@ -82,19 +83,16 @@ def _answering(location: Location) -> Iterator[None]:
 
 
 class Upload:
-    """Copies what is new every `every` seconds, in a thread, and once more at the end.
+    """Copies what is new every `EVERY_S` seconds, in a thread, and once more at the end.
 
     Args:
         folder: the results folder.
         location: where to.
-        every: seconds between two copies.
         note: told about a copy that failed; it is tried again, and the sweep goes on.
     """
 
-    def __init__(
-        self, folder: Path, location: Location, *, every: float = EVERY_S, note: Callable[[str], None] = print
-    ) -> None:
-        self.folder, self.location, self.every, self._note = folder, location, every, note
+    def __init__(self, folder: Path, location: Location, *, note: Callable[[str], None] = print) -> None:
+        self.folder, self.location, self._note = folder, location, note
         self.error: str | None = None
         self._over = threading.Event()
         self._facts: dict[str, str] = {}
@@ -112,7 +110,7 @@ class Upload:
         return self.once() if rest else None
 
     def _work(self) -> None:
-        while not self._over.wait(self.every):
+        while not self._over.wait(EVERY_S):
             self.once()
 
     def once(self) -> str | None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from sweeps.errors import Problem, SpecError
 from sweeps.search.grids import equal_steps, nested
 from sweeps.search.samplers import Tried, ask, has_cmaes, sobol
-from sweeps.spec.space import Extra, Point, Space
+from sweeps.spec.space import Dimension, Extra, Point, Space
 
 FIXED_SAMPLERS = ("grid", "qmc", "random")
 """Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
@@ -26,7 +26,7 @@ EQUAL_STEPS = "equal steps"
 _RETRIES = 16
 
 
-def check_sampler(name: str, spaces: Iterable[tuple[str, Space, int]] = ()) -> None:
+def check_sampler(name: str, spaces: Sequence[tuple[str, Space, int]] = ()) -> None:
     """Refuse a sampler that can't search what the cells search.
 
     Args:
@@ -35,8 +35,15 @@ def check_sampler(name: str, spaces: Iterable[tuple[str, Space, int]] = ()) -> N
 
     Raises:
         SpecError: "cmaes" over fewer than two ordered hyperparameters, or without its package; a grid whose lists
-            alone have more combinations than there are points.
+            alone have more combinations than there are points; a range with fewer values of six digits than that.
     """
+    for label, space, points in spaces:
+        for d in (Dimension("lr", space.low, space.high), *space.dimensions):
+            if (count := _values_of(d)) < points:
+                field = "search.lr" if d.name == "lr" else f"search.space.{d.name}"
+                rule = f"too narrow for {label}: it has {count} values of six digits, and the allowance leaves {points}"
+                remedy = "{ decades = 3 }" if d.name == "lr" else "a wider range, or a list of one value"
+                raise SpecError([Problem(field, f"{d.low!r} to {d.high!r}", f"{rule} points", remedy)])
     if name == "cmaes":
         narrow = [label for label, space, _ in spaces if space.ordered < 2]
         if narrow or not spaces:
@@ -52,6 +59,14 @@ def check_sampler(name: str, spaces: Iterable[tuple[str, Space, int]] = ()) -> N
             if lists > points:
                 rule = f"the lists of {label} make {lists} combinations, and the allowance leaves {points} points"
                 raise SpecError([Problem("search.sampler", name, rule, "qmc, or a larger search.trials")])
+
+
+def _values_of(d: Dimension) -> float:
+    """How many values of six digits a range has, at least; lists and whole numbers may have few."""
+    if d.values or d.integer or d.low is None or d.high is None:
+        return math.inf
+    step = 10.0 ** (math.floor(math.log10(max(abs(d.low), abs(d.high)))) - 5)
+    return math.floor((d.high - d.low) / step) + 1
 
 
 def ask_seed(search_seed: int, cell_id: str, slot: int, retry: int = 0) -> int:

@@ -5,7 +5,7 @@ A slot's configuration is fixed when it is asked, and its trial id is the hash o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,20 +42,6 @@ class Slot:
         if self.lr is None:
             raise AssertionError(f"trial {self.trial_id} has no learning rate")
         return Point(self.lr, self.extra)
-
-    @classmethod
-    def from_config(
-        cls,
-        cell_id: str,
-        stage: str,
-        slot: int,
-        trial_id: str,
-        config: Mapping[str, Any],
-        seeds: Sequence[int] | None = None,
-    ) -> Slot:
-        """Rebuild a slot from a journaled configuration and its declared `seeds`; None: those in the configuration."""
-        data, init, basis = seeds or (config["data_seed"], config["init_seed"], config["basis_seed"])
-        return cls(cell_id, stage, slot, trial_id, config, config["lr"], (data, init, basis))
 
 
 @dataclass(frozen=True)

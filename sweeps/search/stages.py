@@ -30,6 +30,8 @@ CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
 class Used(Protocol):
     """What a sweep has taken so far (`sweeps.engine.limits.Meter`)."""
 
+    seconds: float
+
     @property
     def accelerator_hours(self) -> float: ...
     @property
@@ -136,11 +138,15 @@ class CellState:
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
-        """How many of the planned trials are done. Leftovers of a changed choice or a shortened list don't count."""
+        """How many of the planned trials are done."""
+        return len(self.counting())
+
+    def counting(self) -> list[Row]:
+        """Rows of the planned trials that are done. Leftovers of a changed choice or a shortened list don't count."""
         wanted = [s.trial_id for s in self._points().values() if s is not None]
         wanted += [s.trial_id for s in self._reruns()] if self._points_done else []
         wanted += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
-        return sum(trial_id in self.rows for trial_id in dict.fromkeys(wanted))
+        return [self.rows[trial_id] for trial_id in dict.fromkeys(wanted) if trial_id in self.rows]
 
     @property
     def asked_points(self) -> int:

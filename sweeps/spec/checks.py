@@ -156,14 +156,18 @@ def _refused(spec: Sections, name: str, key: str, value: Value) -> str | None:
     return None
 
 
-def priority_problems(spec: Sections) -> list[Problem]:
-    """Names in `resources.priority` that no cell of the sweep can have."""
+def name_problems(spec: Sections) -> list[Problem]:
+    """`confirm.question` that is no method, and names in `resources.priority` that no cell of the sweep can have."""
     names: list[str | float] = [*spec.methods, *spec.budgets.references(), *spec.data.datasets, *spec.data.train_size]
     for name, section in spec.methods.items():
         names += [f"{name}-{c}" for c in section.capacity] if isinstance(section.capacity, tuple) else []
     kinds = "method, budget, data set or training size"
-    return [
+    found = [
         unknown("resources.priority", str(name), kinds, [str(n) for n in names])
         for name in spec.resources.priority
         if name not in names
     ]
+    asked, with_budget = spec.confirm.question, [m for m in spec.methods if spec.base(m) in METHODS]
+    if asked is not None and asked not in with_budget:
+        found.append(unknown("confirm.question", asked, "method with a budget", with_budget))
+    return found

@@ -188,6 +188,9 @@ class ConfirmSection(_Section):
     (docs/fairness.md)."""
     margin: Annotated[float | None, LATER] = None
     """Smaller differences are "equivalent": 0.01 is a point of accuracy."""
+    question: Annotated[str | None, LATER] = None
+    """The method whose row is tested first, and that the first sentence compares with LoRA: RandLoRA where it is there,
+    or the one other method; with `question = "mine"` yours."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
     """Seeds fixed over all trials, as written: `data_seed`, `init_seed`, `basis_seed`."""
 
@@ -270,6 +273,8 @@ class Sections(_Section):
         if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
             kept["model"] = whole["model"] | {"adapt": "both"}
         if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:
+            if isinstance(self.data.epochs, dict):  # of those that the table leaves out too, so that it may grow
+                data["epochs"] = dict.fromkeys(self.data.datasets, self.train.epochs) | self.data.epochs
             kept["data"] = data
         if self.confirm.max_seeds is not None:  # what was declared before results were seen stays
             kept["confirm.max_seeds"] = self.confirm.max_seeds

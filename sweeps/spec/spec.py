@@ -4,8 +4,9 @@ A sweep file is TOML, or YAML or JSON with the same keys. `SweepSpec.load` reads
 and either returns a complete specification or raises `SpecError` with all that is wrong.
 
 `[small]` says what a laptop changes, and `--scale small` applies it. It has the sweep file's own keys: its tables are
-merged in key by key, any other value replaces. `drop` lists what goes before that (`drop = ["methods.vera"]`). The name
-gets "-small" unless `[small]` gives another, so that the two never share a results folder.
+merged in key by key, any other value replaces. `drop` names what goes before that, a key or a list of them
+(`drop = ["methods.vera"]`). The name gets "-small" unless `[small]` gives another, so that the two never share a
+results folder.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class SweepSpec(Sections):
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> SweepSpec:
         """Build a specification from nested mappings; raises `SpecError` with every problem found."""
-        from sweeps.spec.checks import method_problems, priority_problems  # loads the registry, and torch
+        from sweeps.spec.checks import method_problems, name_problems  # loads the registry, and torch
 
         check_tree(tree)
         problems: list[Problem] = []
@@ -54,7 +55,7 @@ class SweepSpec(Sections):
             problems = [problem(dict(e), cls) for e in error.errors(include_url=False) if not is_echo(dict(e))]
         problems += method_problems(tree, spec)
         if spec is not None:
-            problems += priority_problems(spec)
+            problems += name_problems(spec)
         if problems or spec is None:
             raise SpecError(problems)
         return spec
@@ -95,7 +96,8 @@ def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
     if not isinstance(small, Mapping):
         raise SpecError([Problem("--scale", scale, "needs a table [small] in the sweep file, and there is none")])
     changes = dict(small)
-    problems = [problem for name in changes.pop("drop", []) for problem in _dropped(whole, str(name))]
+    drop = changes.pop("drop", [])
+    problems = [p for name in (drop if isinstance(drop, list | tuple) else [drop]) for p in _dropped(whole, name)]
     if problems:
         raise SpecError(problems)
     if "name" in whole:
@@ -104,7 +106,9 @@ def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
     return whole
 
 
-def _dropped(tree: dict[str, Any], name: str) -> list[Problem]:
+def _dropped(tree: dict[str, Any], name: object) -> list[Problem]:
+    if not isinstance(name, str):
+        return [Problem("small.drop", name, "must be a key of this file, or a list of them", '"methods.NAME"')]
     *path, last = name.split(".")
     node: Any = tree
     for part in path:

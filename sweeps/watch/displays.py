@@ -37,7 +37,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing."""
+    """Shows nothing but notes, which are warnings."""
 
     def start(self, state: SweepState) -> None:
         return None
@@ -45,7 +45,7 @@ class Silent:
     update = stop = start
 
     def note(self, text: str) -> None:
-        return None
+        safe_console(file=lasting(sys.stderr)).print(text, style="yellow")
 
 
 def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:

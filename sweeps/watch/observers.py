@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from analysis.format import Row
+from sweeps.errors import reason
 from sweeps.search.slots import Slot
 from sweeps.search.stages import SweepState
 from sweeps.spec.cell import Cell
-from trainables.errors import first_line
 
 CLOSE_S = 30.0
 """How long the end of a sweep waits for observers to catch up."""
@@ -119,5 +119,5 @@ class Observers:
                     event(observer)
                 except Exception as error:  # noqa: BLE001  # someone else's code, beside the sweep
                     self._alive.remove(observer)
-                    why = f"{type(error).__name__}: {first_line(error)}"
+                    why = reason(error)
                     self._warn(f"{observer.name} is left out from here on ({why}); the sweep goes on")

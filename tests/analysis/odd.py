@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from analysis.store.store import Store, open_store
 from analysis.store.tables import write_part
 from tests.analysis.synthetic import START, _cell
 
@@ -80,3 +81,11 @@ def odd_results(
 def _choice(sweep: str, cell: str, lr: float, at: datetime) -> Row:
     row = {"sweep": sweep, "cell_id": cell, "lr": lr, "mean_val": 0.6, "n_trials": 3, "n_rerun_seeds": 0}
     return row | {"edge": None, "chosen_at": at}
+
+
+def without_validation(folder: Path, cells: Cells, **more: Any) -> Store:
+    """Its CONFIRM runs have no validation score, so the noise of a run is not known."""
+    store = open_store(odd_results(folder, cells, **more))
+    rows = store.table("trials").to_pylist()
+    write_part(folder, "trials", [r | {"val_score": None} for r in rows if r["stage"] == "CONFIRM"])
+    return open_store(folder)

@@ -25,7 +25,7 @@ from analysis.store.schemas import SCHEMAS
 from analysis.store.store import Store, open_store
 from sweeps.cli.printing import shown
 from sweeps.cli.status import progress_of, says
-from trainables.errors import first_line
+from sweeps.errors import reason
 
 MOST_ROWS, MOST_CELLS, MOST_BEGUN = 1000, 200, 50
 """Shown of an answer to SQL, of the cells, and of the trials that are not over."""
@@ -131,7 +131,7 @@ class Page:
             return self._failed(error)
 
     def _failed(self, error: Exception) -> str:
-        cause = f"{type(error).__name__}: {first_line(error)}"
+        cause = reason(error)
         return str(self._fault(cause, "".join(traceback.format_exception(error))))
 
     def _section(self, name: str, **values: Any) -> str:

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from analysis.errors import StoreError
 from sweeps.cli.watching.keys import Keys, new_word
 from sweeps.cli.watching.page import Page
-from trainables.errors import first_line
+from sweeps.errors import reason
 
 HOSTS = ("127.0.0.1", "localhost")
 EVERY_S, SHARE = 1.0, 0.05
@@ -116,7 +116,7 @@ def make_server(folder: Path, keys: Keys) -> uvicorn.Server:
         except StoreError as error:
             return PlainTextResponse(str(error), 404, _HEADERS)
         except Exception as error:  # noqa: BLE001  # of whatever is in the tables
-            cause = f"The report can't be made: {type(error).__name__}: {first_line(error)}"
+            cause = f"The report can't be made: {reason(error)}"
             return PlainTextResponse(cause, 500, _HEADERS)
 
     routes = [Route("/", whole), Route("/events", events), Route("/report", report)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from PIL import Image
 
 from sweeps.cli.main import VERBS, app
 from sweeps.cli.run import command
+from sweeps.cluster.session import RayLostError, RayStartError
 from sweeps.engine import run as engine
+from sweeps.engine.drive import EngineError
 from sweeps.engine.run import RunSummary
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
@@ -306,19 +310,6 @@ def test_best_query_status_report(results: Path) -> None:
     assert Path(paths["report"]).is_file()
 
 
-def test_query_names_the_known_columns(results: Path) -> None:
-    result = sweeps("query", str(results), "select test_scor from trials")
-    assert result.exit_code == 2
-    assert "test_score" in result.output
-
-
-def test_results_that_are_not_there(tmp_path: Path, results: Path) -> None:
-    result = sweeps("status", str(tmp_path / "results"))
-    assert result.exit_code == 2
-    assert "no sweep yet" in result.output
-    assert sweeps("best", str(tmp_path / "nothing.toml")).exit_code == 2
-
-
 def test_export_of_an_adapter_that_was_not_kept(results: Path, tmp_path: Path) -> None:
     rows = json.loads(sweeps("query", str(results), "select trial_id from trials limit 1", "--json").stdout)
     result = sweeps("export", str(results), rows[0]["trial_id"], str(tmp_path / "out"))
@@ -368,16 +359,35 @@ def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:
     assert "holds results, and no spec.json that says whose" in refused.output
 
 
-def test_an_interrupted_run_answers_in_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(plan: Plan, **_: object) -> RunSummary:
-        return RunSummary(plan.spec.folder, 3, 0, 0, 0, 1.0, interrupted=True)
+ENDS: list[tuple[dict[str, Any] | Exception, int]] = [
+    ({}, 0),
+    ({"failed": 1}, 1),
+    ({"not_uploaded": "no answer"}, 1),
+    ({"stopped_by": "limits.max_cost = 1"}, 3),
+    ({"interrupted": True}, 130),
+    (OSError(errno.ENOSPC, "No space left on device"), 2),
+    (RayStartError("Ray did not come up"), 2),
+    (RayLostError("Ray is gone"), 4),
+    (EngineError("no lane could be kept up"), 4),
+]
 
-    monkeypatch.setattr(engine, "run", interrupted)
-    ended = sweeps("run", QUICKSTART, "--output", str(tmp_path / "r"), "--quiet", "--json")
-    assert ended.exit_code == 130
-    answer = json.loads(ended.stdout)
-    assert (answer["interrupted"], answer["finished"]) == (True, 3)
-    assert f"--output {tmp_path / 'r'}" in ended.stderr.replace("\n", "")
+
+@pytest.mark.parametrize(("end", "code"), ENDS, ids=[str(end) for end, _ in ENDS])
+def test_the_exit_code_says_how_a_run_ended(
+    end: dict[str, Any] | Exception, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(plan: Plan, **_: object) -> RunSummary:
+        if isinstance(end, Exception):
+            raise end
+        return replace(RunSummary(plan.spec.folder, 3, 0, 0, 0, 1.0, interrupted=False), **end)
+
+    monkeypatch.setattr(engine, "run", ended)
+    done = sweeps("run", QUICKSTART, "--output", str(tmp_path / "r"), "--quiet", "--json", "--no-report")
+    assert done.exit_code == code, done.output
+    if isinstance(end, dict):
+        answer = json.loads(done.stdout)
+        assert (answer["interrupted"], answer["finished"]) == (code == 130, 3)
+        assert (f"--output {tmp_path / 'r'}" in done.stderr.replace("\n", "")) == (code > 2)
 
 
 def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:

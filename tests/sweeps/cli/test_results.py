@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from sweeps.cli.main import app
 from tests.analysis.synthetic import make_results
+from tests.support import ROOT, sweeps
 
 SQL = "select sweep, method, count(*) as n, avg(test_score) as score from confirmed group by all order by all"
 
@@ -59,6 +60,14 @@ def test_a_view_is_asked_for_by_its_name(folders: tuple[Path, Path], view: str) 
     assert by_name == json.loads(query(folders[0], f"select * from {view}", "--json").stdout) != []
 
 
+@pytest.mark.parametrize("words", [("best",), ("compare",), ("tables", "results"), ("query", "best")], ids=" ".join)
+def test_a_sweep_file_or_a_uri_stands_for_the_folder(tmp_path: Path, words: tuple[str, ...]) -> None:
+    file, folder = tmp_path / "one.toml", ROOT / "docs/results/quickstart"
+    file.write_text(f'output = "{folder}"\n' + (ROOT / "examples/quickstart.toml").read_text())
+    said = [sweeps(words[0], source, *words[1:]).stdout for source in (folder, file, folder.as_uri())]
+    assert said[0] == said[1] == said[2] and "randlora" in said[0].lower()
+
+
 def test_several_sweeps_in_one_query(folders: tuple[Path, Path]) -> None:
     rows = json.loads(query(folders[0], SQL, "--also", folders[1], "--json").stdout)
     assert {r["sweep"] for r in rows} == {"one", "two"} and len(rows) == 12
@@ -88,3 +97,16 @@ def test_an_unknown_name_is_answered_with_the_known_ones(folders: tuple[Path, Pa
 
 def test_two_columns_of_one_name_are_both_shown(folders: tuple[Path, Path]) -> None:
     assert query(folders[0], "select method, reference, method from scaling limit 1").output.count("method") == 2
+
+
+def test_query_names_the_known_columns(folders: tuple[Path, Path]) -> None:
+    result = sweeps("query", folders[0], "select test_scor from trials")
+    assert result.exit_code == 2
+    assert "test_score" in result.output
+
+
+def test_results_that_are_not_there(tmp_path: Path) -> None:
+    result = sweeps("status", tmp_path)
+    assert result.exit_code == 2
+    assert "no sweep yet" in result.output
+    assert sweeps("best", str(tmp_path / "nothing.toml")).exit_code == 2

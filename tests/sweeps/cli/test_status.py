@@ -95,4 +95,4 @@ def test_another_terminal_sees_the_numbers_grow(tmp_path: Path, pool: Pool) -> N
     after = json.loads(status(folder, "--json"))
     assert (after["running"], after["finished"], after["unfinished"]) == (False, 32, 0)
     assert (after["cells_confirmed"], after["seconds_left"]) == (4, None)
-    assert "; not running" in status(folder)
+    assert "; not running, last event " in status(folder)

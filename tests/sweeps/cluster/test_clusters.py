@@ -142,8 +142,20 @@ def test_the_slurm_job_asks_for_what_it_uses() -> None:
     assert hours < float(asked["time"].split(":")[0])  # it stops by itself before it is killed
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (3, True)])
-def test_the_slurm_job_runs_dry_and_queues_itself_again_at_a_limit(tmp_path: Path, code: int, again: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "hours", "restarts", "again"),
+    [
+        (0, "23.5", 0, False),
+        (1, "23.5", 0, False),
+        (3, "0.5", 0, True),
+        (3, "08.5", 0, False),  # long before its time is up: another limit, which the next job would meet too
+        (4, "23.5", 3, True),
+        (4, "23.5", 4, False),
+    ],
+)
+def test_the_slurm_job_runs_dry_and_queues_itself_again_when_its_time_is_up(
+    tmp_path: Path, code: int, hours: str, restarts: int, again: bool
+) -> None:
     """With Slurm's commands and Ray's in their places: what is started where, and what follows from its exit code."""
     commands = {
         "scontrol": 'if [[ $1 == show ]]; then printf "n1\\nn2\\n"; else echo "$@" > requeued; fi',
@@ -159,8 +171,13 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_at_a_limit(tmp_path: Pat
         "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "32",
+        "SLURM_RESTART_COUNT": str(restarts),
+        "HOURS": hours,
     }
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SWEEP": "a b.toml", "OUTPUT": "/shared/r", **slurm}
+    output = tmp_path / "r"
+    output.mkdir()
+    (output / "report.html").touch()
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SWEEP": "a b.toml", "OUTPUT": str(output), **slurm}
     done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == code
     words = (tmp_path / "started").read_text().splitlines()
@@ -168,13 +185,17 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_at_a_limit(tmp_path: Pat
     assert words[: words.index("--")] == [
         "symmetric-run", "--address", address, "--min-nodes", "2", "--num-cpus=32", "--num-gpus=0"
     ]  # fmt: skip
-    verb = ["sweeps", "run", "a b.toml", "--address", address, "--set", "output=/shared/r"]
-    assert words[words.index("--") + 1 :] == [*verb, "--max-hours", "23.5", "--quiet"]
+    verb = ["sweeps", "run", "a b.toml", "--address", address, "--set", f"output={output}"]
+    assert words[words.index("--") + 1 :] == [*verb, "--max-hours", hours]
     seen = dict(line.partition("=")[::2] for line in (tmp_path / "seen").read_text().splitlines())
     assert seen["RAY_AUTH_MODE"] == "token" and re.fullmatch("[0-9a-f]{64}", seen["RAY_AUTH_TOKEN"])
     assert (tmp_path / "requeued").exists() == again
     if again:
         assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    if code == 0:  # Ray did not start
+        (output / "report.html").unlink()
+        done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 4 and (tmp_path / "requeued").exists()
 
 
 def test_the_kubernetes_job_is_whole() -> None:

@@ -21,6 +21,12 @@ def test_independent_workers_share_one_lane_a_machine() -> None:
     assert lanes([Node(4, 0), Node(8, 0)], concurrent=10) == [(8, False), (2, False)]
 
 
+def test_a_lane_leaves_larger_machines_to_larger_lanes() -> None:
+    nodes = [Node(4, 0, "c"), Node(8, 0, "a"), Node(8, 0, "b"), Node(0, 0, "head")]
+    found = [(lane.workers, lane.avoids) for lane in plan_lanes(FakeResources(concurrent=18), nodes)]
+    assert found == [(8, ()), (8, ()), (2, ("a", "b"))]
+
+
 def test_groups_have_a_lane_each() -> None:
     assert lanes([Node(4, 0), Node(4, 0)], workers=2) == [(2, True)] * 4
     assert lanes([Node(4, 0)], workers=3) == [(3, True)]

@@ -257,11 +257,11 @@ def test_best_is_by_validation_and_never_by_test(place: Path, tmp_path: Path) ->
     trials = [clip_trial(place, "lora", "vision", data_seed=s) for s in (1, 2)] + [
         clip_trial(place, "vera", "vision", data_seed=1)
     ]
-    folder = keep_trials(tmp_path / "r", trials, scores=(0.4, 0.9, 0.6))  # test scores fall as these rise
+    folder = keep_trials(tmp_path / "r", trials, scores=(0.2, 0.9, 0.6))  # test scores fall as these rise
     ids = [trial.trial_id for trial in trials]
-    assert kept_trial(folder).row["trial_id"] == ids[1]
+    assert kept_trial(folder).row["trial_id"] == ids[2]  # the best mean; ids[1] is the best trial
     assert kept_trial(folder, method="vera").row["trial_id"] == ids[2]
-    assert kept_trial(folder, budget="lora-4").row["trial_id"] == ids[1]
+    assert kept_trial(folder, budget="lora-4").row["trial_id"] == ids[2]
     assert kept_trial(folder, ids[0][:6]).row["trial_id"] == ids[0]
     with pytest.raises(SpecError, match=r"--method = 'vera-': unknown method with kept weights; known: lora, vera"):
         kept_trial(folder, method="vera-")

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from analysis.store.journal import read_journal
 from sweeps.cluster.resources import LaneShape, accelerators
 from sweeps.engine.limits import Meter
 from sweeps.errors import SpecError
+from sweeps.records.journal import Journal
+from sweeps.records.ledger import Ledger
+from sweeps.records.sealing import Sealer
 from sweeps.search.stages import SweepState
 from sweeps.spec.spec import SweepSpec
 from tests.fakes import FakeCell, FakeLimits, fake_plan
@@ -57,6 +61,22 @@ def test_earlier_runs_count_for_accelerator_time_and_not_for_wall_time(tmp_path:
     assert meter.reached() is None
     clock.now = 7200
     assert meter.reached() == "limits.max_hours = 2"
+
+
+def test_attempts_that_no_row_knows_count_after_a_restart(tmp_path: Path) -> None:
+    clock, shapes = Clock(), [LaneShape(1, False, {"CPU": 1})]
+    meter, state = metered(tmp_path, clock, shapes)
+    state.used = meter
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        ledger = Ledger(state, journal, Sealer(tmp_path), tmp_path, "none")
+        slot = state.next_slot()
+        assert slot is not None
+        ledger.ask(slot)
+        clock.now = 3600
+        meter.tick()
+        ledger.finish(slot, {"status": "failed", "seconds_total": 1.0})  # its last attempt's
+    again = Meter(FakeLimits(), state, shapes, 0.0, clock, read_journal(journal.path).events)
+    assert again.accelerator_hours == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from sweeps.cluster.resources import ResourceError
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from sweeps.lanes.reports import processor
-from sweeps.records.locks import FolderLock, IdentityError, LockedError
 from tests.fakes import (
     FakeCell,
     FakeConfirm,
@@ -170,30 +169,6 @@ def test_a_damaged_part_whose_rows_the_journal_lacks_is_run_again(
     summary = go(fake_plan(tmp_path / "r", PAIR), pool)
     assert summary.finished == 8
     assert_same_tables(tmp_path / "r", undisturbed(PAIR))
-
-
-def test_a_lost_journal_leaves_what_is_sealed(tmp_path: Path, undisturbed: Undisturbed) -> None:
-    shutil.copytree(undisturbed(PAIR), tmp_path / "r")
-    (tmp_path / "r" / "journal.jsonl").unlink()
-    before = rows(tmp_path / "r", "choices")
-    assert go(fake_plan(tmp_path / "r", PAIR), None).skipped == 16
-    assert rows(tmp_path / "r", "choices") == before  # what was chosen is not chosen again
-
-
-def test_another_sweep_in_the_folder_is_refused_with_the_difference(
-    tmp_path: Path, pool: Pool, undisturbed: Undisturbed
-) -> None:
-    shutil.copytree(undisturbed(PAIR), tmp_path / "r")
-    plan = fake_plan(tmp_path / "r", PAIR)
-    before = (tmp_path / "r" / "journal.jsonl").read_bytes()
-    with pytest.raises(IdentityError, match=r"train\.epochs = 5: the results in \S+ were made with 3"):
-        go(FakePlan(plan.spec.model_copy(update={"train": FakeTrain(5)}), plan.cells), pool)
-    assert (tmp_path / "r" / "journal.jsonl").read_bytes() == before
-
-
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with FolderLock(tmp_path / "r"), pytest.raises(LockedError, match="is being run by process"):
-        go(fake_plan(tmp_path / "r"))
 
 
 def test_a_request_beyond_the_machine_is_refused_before_anything_starts(tmp_path: Path) -> None:

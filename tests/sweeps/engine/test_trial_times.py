@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,11 @@ def test_of_a_trial_whose_workers_died() -> None:
 def test_of_a_pack_each_has_its_share() -> None:
     async def scenario() -> None:
         made = await broker("a", "b", pack=True)
+        begun = time.time()
         await made.next(W0, "t", 1)
         await asyncio.sleep(0.2)
         both = [await taken(made, key) for key in ("a", "b")]
-        assert all(0.1 <= o["seconds_total"] < 0.2 for o in both)
+        assert all(0.1 <= o["seconds_total"] <= (time.time() - begun) / 2 for o in both)
 
     asyncio.run(scenario())
 

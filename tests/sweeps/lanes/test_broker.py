@@ -112,6 +112,19 @@ def test_a_trial_that_keeps_killing_its_worker_fails_itself_only() -> None:
     run(scenario())
 
 
+def test_after_one_death_no_worker_idles() -> None:
+    async def scenario() -> None:
+        broker = await started("poison", "good", "next")
+        await lease(broker, W0)
+        await lease(broker, W1)
+        await broker.hello(W0, "new", 2)
+        assert (await lease(broker, W0, "new"))["attempt"] == 2
+        await broker.finish(W1, "t", "good", None, {"status": "finished"})
+        assert (await lease(broker, W1))["key"] == "next"
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("ending", ["interrupt", "shutdown"])
 def test_an_end_reaches_lanes_and_tune(ending: str) -> None:
     async def scenario() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sweeps.cluster.resources import LaneShape, Node, plan_lanes
 from sweeps.lanes.packs import CONTEXT_BYTES, Measured, gpu_share
-from sweeps.plan.estimate import probe_gpu
+from sweeps.plan.estimate import _Probe, probe_gpu
 from sweeps.plan.plan import Plan
+from sweeps.spec.cell import Cell
 from sweeps.spec.spec import SweepSpec
 from tests.fakes import FakeResources
 
@@ -44,7 +47,7 @@ def test_lanes_take_the_share_and_groups_whole_gpus() -> None:
     assert plan_lanes(groups, [Node(16, 2)], 0.25) == [LaneShape(2, True, {"CPU": 1.0, "GPU": 1.0})]
 
 
-def test_the_probe_measures_every_method() -> None:
+def test_the_probe_measures_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = {
         "name": "probed",
         "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},
@@ -53,6 +56,12 @@ def test_the_probe_measures_every_method() -> None:
         "methods": {"lora": {}, "zero-shot": {}},
         "train": {"global_batch_size": 16},
     }
-    measured = probe_gpu(Plan.from_spec(SweepSpec.parse(tree)))
-    assert measured.peak > 50 * 2**20
-    assert measured.device >= 0
+    probed = []
+
+    def measure(cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+        probed.append(cell.method)
+        return _Probe(0.0, 0.0, {"lora": 7, "zero-shot": 5}[cell.method])
+
+    monkeypatch.setattr(_Probe, "of", measure)
+    assert probe_gpu(Plan.from_spec(SweepSpec.parse(tree))).peak == 7
+    assert sorted(probed) == ["lora", "zero-shot"]

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from analysis import open_store
 from analysis.statistics.sizing.estimates import foresight
 from sweeps.cli.main import app
+from sweeps.cli.plan import print_estimate_line
 from sweeps.cli.status import progress_of
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.estimate import START_SECONDS, TRIAL_OVERHEAD, _Probe, estimate_plan
 from sweeps.plan.plan import Plan
+from sweeps.spec.cell import Cell
 from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import START, make_results
 from tests.support import ROOT
+from trainables.errors import TrialError
 from trainables.models.loading import load_model
 
 
@@ -51,6 +56,32 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     )
     seconds = probe.trial(plan.feasible[0], "TUNE", many) - TRIAL_OVERHEAD
     assert seconds == spec.train.epochs * 1000 * spec.train.global_batch_size
+
+
+@pytest.mark.parametrize("error", [TrialError("loss is nan"), KeyError("alpha"), torch.OutOfMemoryError("3 GiB")])
+def test_a_method_whose_probe_fails_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    given = ["methods={lora={}, randlora={}}", f'output="{tmp_path / "r"}"']
+    plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
+    held: dict[str, Any] = {}
+
+    def probe(cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+        held.update(warm=warm)
+        warm["base"] = "the model"
+        if cell.method == "randlora":
+            raise error
+        return _Probe(train=1.0, evaluate=0.0, memory=7)
+
+    monkeypatch.setattr(_Probe, "of", probe)
+    monkeypatch.setattr("sweeps.lanes.memory.free_memory", lambda: held.update(freed=dict(held["warm"])))
+    found = estimate_plan(plan)
+    assert [m.method for m in found.methods] == ["lora"]
+    assert found.trials_left == 2 * found.methods[0].trials
+    assert list(found.unknown) == ["randlora"]
+    print_estimate_line(found)
+    assert f"no estimate of randlora: {type(error).__name__}: " in capsys.readouterr().err
+    assert held["freed"] == {}  # a driver does not keep its largest probe
 
 
 def foreseen(folder: Path, trials_left: int) -> dict[str, float]:
@@ -91,8 +122,12 @@ def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
     on_disk = sum(p.stat().st_size for p in (folder / "tables").rglob("*.parquet"))
     on_disk += (folder / "journal.jsonl").stat().st_size
     assert lines["disk", None]["actual"] == pytest.approx(on_disk / 2**20)
+    used = {"ev": "sweep", "at": START.isoformat(), "accelerators": 0.5, "price_per_hour": 4.0}
+    with (folder / "journal.jsonl").open("a") as journal:
+        journal.write(json.dumps(used) + "\n" + json.dumps({"ev": "used", "used": 7200 * hours + 3600}) + "\n")
     progress = progress_of(open_store(folder))
-    assert progress["cost"] == pytest.approx(hours * 4)
+    assert progress["accelerator_hours"] == pytest.approx(hours + 0.5)  # with attempts that no row knows
+    assert progress["cost"] == pytest.approx(4 * hours + 2)
     assert progress["estimate"] == {"estimated": 3600.0, "actual": pytest.approx(wall) if whole else None}
     shown = CliRunner().invoke(app, ["estimate", str(folder), "--compare", "--json"])
     assert {r["quantity"] for r in json.loads(shown.stdout)} == {quantity for quantity, _ in lines}

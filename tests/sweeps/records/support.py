@@ -26,7 +26,7 @@ def finish_event(seed: int, folder: Path) -> dict[str, Any]:
     """What the engine journals for one CONFIRM trial."""
     cell = FakeCell("lora")
     trial = cell.trial("CONFIRM", 1e-3, (seed, seed, seed), FakeTrain())
-    slot = Slot.from_config(cell.cell_id, "CONFIRM", seed, trial.trial_id, trial.model_dump())
+    slot = Slot(cell.cell_id, "CONFIRM", seed, trial.trial_id, trial.model_dump(), 1e-3, (seed, seed, seed))
     events = list(analytic_trial(trial, warm={}, directory=folder / trial.trial_id))
     result = events[-1].pop("result")
     times = {"started": 1.7e9 + seed, "ended": 1.7e9 + seed + 2, "seconds_total": 2.0, "host": "here"}

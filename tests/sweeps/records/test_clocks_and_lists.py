@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +13,12 @@ import pytest
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths, write_part
 from sweeps.records import ledger
-from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
+from sweeps.records.sealing import Sealer
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, analytic_trial, fake_plan
 from tests.sweeps.inline import go_inline
 from tests.sweeps.records.support import edit, without
 from tests.sweeps.support import PAIR, rows
+from trainables.config import TrialConfig
 
 
 @pytest.fixture
@@ -115,3 +117,28 @@ def test_budgets_taken_out_and_put_back_run_nothing_twice(tmp_path: Path) -> Non
     for listed in (cells[1:], cells[::-1], cells):
         assert go_inline(fake_plan(folder, listed), retry_failed=True).finished == 0
     assert rows(folder, "trials") == before
+    more = fake_plan(folder, (*cells, FakeCell("vera", 1000)))
+    Sealer(folder).write_cells(cell.row() for cell in more.cells)  # as of a run that was interrupted
+    assert go_inline(fake_plan(folder, cells[1:])).finished == 0
+    left = {r["cell_id"]: (r["feasible"], r["missing"]) for r in open_store(folder).table("coverage").to_pylist()}
+    assert left == {"lora-1000": (True, 0), "lora-4000": (True, 0), "vera-1000": (False, 0)}
+    assert go_inline(more).finished == 8
+    assert all(open_store(folder).table("cells").column("feasible").to_pylist())
+
+
+def test_a_failure_that_no_longer_counts_is_none_of_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: set[int] = set()
+
+    def second_fails(trial: TrialConfig, **how: Any) -> Generator[dict[str, Any], None, None]:
+        seeds.update([trial.data_seed] * (trial.stage == "CONFIRM"))
+        if len(seeds) > 1:
+            raise ValueError("this seed is at fault")
+        return analytic_trial(trial, **how)
+
+    def plan(*seeds: int) -> FakePlan:
+        return fake_plan(tmp_path / "r", PAIR[:1], confirm=FakeConfirm(seeds))
+
+    monkeypatch.setattr("tests.fakes.analytic_trial", second_fails)
+    assert go_inline(plan(0, 1)).failed == 1
+    assert go_inline(plan(0, 1)).failed_before == 1
+    assert go_inline(plan(0)).complete

@@ -102,7 +102,7 @@ def test_what_is_kept_goes_by_stage_and_method(tmp_path: Path, keep: str, stages
     for cell in plan.cells:
         for stage in ("TUNE", "CONFIRM"):
             trial = cell.trial(stage, 1e-3, (0, 0, 0), FakeTrain())
-            slot = Slot.from_config(cell.cell_id, stage, 0, trial.trial_id, trial.model_dump())
+            slot = Slot(cell.cell_id, stage, 0, trial.trial_id, trial.model_dump(), 1e-3, (0, 0, 0))
             kept += stage[0] if ledger.kept_folder(slot) == tmp_path / "adapters" / trial.trial_id else ""
     assert kept == stages
 

@@ -14,6 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from analysis import open_store
 from analysis.errors import StoreError
+from analysis.statistics.looks import Looks, looks
+from analysis.statistics.scaling import margin_of
 from analysis.store.remote import Location
 from analysis.store.tables import part_paths
 from sweeps.cluster.resources import ResourceError
@@ -24,6 +26,7 @@ from sweeps.records import sealing
 from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import Upload, check_there, restore
+from sweeps.spec.sections import ConfirmSection
 from tests.fakes import TRIAL, FakeKeep, FakePlan, FakeResources, FakeTrain, fake_plan
 from tests.sweeps.records.support import finish_events, subtree
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables
@@ -179,14 +182,15 @@ def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.Monk
     clock = [100.0]
     monkeypatch.setattr(sealing.time, "monotonic", lambda: clock[0])
     (tmp_path / "r").mkdir()
-    sealer, made = Sealer(tmp_path / "r", every=60.0), finish_events(tmp_path, 3)
+    sealer, made = Sealer(tmp_path / "r", every=60.0), finish_events(tmp_path, 2)
     sealer.add(made[0])
     clock[0] += 59
     sealer.add(made[1])
+    sealer.seal_if_late()
     assert part_paths(tmp_path / "r", "trials") == []
     clock[0] += 1
-    sealer.add(made[2])
-    assert len(part_paths(tmp_path / "r", "trials")) == 1
+    sealer.seal_if_late()  # while the next trial trains
+    assert open_store(tmp_path / "r").table("trials").num_rows == 2
 
 
 def test_a_refused_run_leaves_nothing_there_either(tmp_path: Path) -> None:
@@ -198,18 +202,20 @@ def test_a_refused_run_leaves_nothing_there_either(tmp_path: Path) -> None:
 
 
 def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
-    there = subtree(tmp_path / "bucket")
-    small = fake_plan(tmp_path / "r", PAIR[:1], keep=FakeKeep("best"))
+    there, confirm = subtree(tmp_path / "bucket"), ConfirmSection(seeds=(0, 1), margin=0.01)
+    small = fake_plan(tmp_path / "r", PAIR[:1], keep=FakeKeep("best"), confirm=confirm)
     summary = run(small, trial=TRIAL, progress=False, pool=pool, upload=there)
     assert summary.not_uploaded is None
     assert len([name for name in there.files() if name.endswith("adapter.json")]) == 1
     shutil.rmtree(tmp_path / "r")  # the machine is lost
-    again = run(fake_plan(tmp_path / "r", PAIR), trial=TRIAL, progress=False, pool=pool, upload=there)
+    again = run(fake_plan(tmp_path / "r", PAIR, confirm=confirm), trial=TRIAL, progress=False, pool=pool, upload=there)
     assert (again.skipped, again.finished) == (8, 8)
-    whole = undisturbed(PAIR)
+    whole = undisturbed(PAIR, confirm=confirm)
     assert_same_tables(tmp_path / "r", whole)
     restore(tmp_path / "copy", there)
     assert_same_tables(tmp_path / "copy", whole)
+    for folder in (whole, tmp_path / "r", tmp_path / "copy"):
+        assert (looks(open_store(folder)), margin_of(open_store(folder))) == ({"fake": Looks((2,))}, 0.01)
     other = FakePlan(small.spec.model_copy(update={"output": tmp_path / "other", "train": FakeTrain(9)}), small.cells)
     with pytest.raises(IdentityError, match=r"train\.epochs = 9: the results in test://results/a were made with 3"):
         run(other, trial=TRIAL, progress=False, upload=there)

@@ -66,7 +66,8 @@ def simulate(plan: FakePlan, rows: Rows, *, fails: Any = None, parallel: int = 1
 def slot_of(row: dict[str, Any], plan: FakePlan) -> Slot:
     cell = next(c for c in plan.cells if c.cell_id == row["cell_id"])
     trial = cell.trial(row["stage"], row["lr"], row["seeds"], plan.spec.train)
-    return Slot.from_config(row["cell_id"], row["stage"], row["slot"], row["trial_id"], trial.model_dump())
+    where = (row["cell_id"], row["stage"], row["slot"])
+    return Slot(*where, row["trial_id"], trial.model_dump(), row["lr"], row["seeds"])
 
 
 def keys(rows: Rows) -> set[tuple[Any, ...]]:

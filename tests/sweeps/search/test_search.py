@@ -169,6 +169,12 @@ def test_a_grid_of_lists_larger_than_the_allowance_is_refused() -> None:
         check_sampler("grid", [("lora", MORE, 2)])
 
 
+@pytest.mark.parametrize("space", [Space(1e-3, 1.000001e-3), Space(LOW, HIGH, (Dimension("alpha", 1.0, 1.00001),))])
+def test_a_range_with_fewer_values_than_points_is_refused(space: Space) -> None:
+    with pytest.raises(SpecError, match=r"search\.(lr|space\.alpha) = .*: too narrow for lora: it has [12] values"):
+        check_sampler("grid", [("lora", space, 13)])
+
+
 def points(sampler: str, count: int, *, score: bool = False, seed: int = 0) -> list[Point]:
     """Points of a cell in four dimensions; with scores, best at alpha 8."""
     tried: list[Tried] = []

@@ -188,7 +188,7 @@ def test_without_tuning_the_centre_is_confirmed(tmp_path: Path) -> None:
     rows: Rows = {}
     state = simulate(FakePlan(plan.spec, (cell,)), rows)
     assert {(r["stage"], r["lr"]) for r in rows.values()} == {("CONFIRM", 1e-3)}
-    assert state.cells["lora-1000"].settle() is None or state.cells["lora-1000"].choice is not None
+    assert state.cells["lora-1000"].choice == Choice(1e-3, None, 0, 0, None)
 
 
 def test_cells_are_served_so_that_each_runs_nearly_one_trial_after_another(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from sweeps.errors import Problem, SpecError
+from sweeps.spec.reading import read_value
 from sweeps.spec.spec import SweepSpec
+from tests.support import ROOT, sweeps
 from tests.sweeps.spec.support import GOOD, problems
 
 
@@ -76,3 +78,11 @@ def test_a_message_has_paths_whole_and_lists_short() -> None:
     assert path in str(Problem("file", path, "no such sweep file"))
     assert len(str(Problem("x", list(range(10**6)), "is long"))) < 80
     assert len(str(Problem("x", 10**4000, "is large"))) < 120
+
+
+def test_an_output_on_the_command_line_may_have_any_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Path, overrides: list[str], *__: object, **___: object) -> None:
+        raise SpecError([Problem("output", read_value(overrides[0].partition("=")[2]), "was read")])
+
+    monkeypatch.setattr("sweeps.cli.run.load", load)
+    assert "output = 'results/😀': was read" in sweeps("run", str(ROOT / "README.md"), "--output", "results/😀").output

@@ -64,6 +64,8 @@ def test_both_scales_of_a_file(file: Path) -> None:
         (("", ""), "tiny", "unknown scale; known: full, small"),
         (("[small]", "[smaller]"), "small", r"needs a table \[small\]"),
         (('"methods.vera"', '"methods.veras"'), "small", r"small\.drop = 'methods\.veras'.*Nearest: methods\.vera"),
+        (('["methods.vera", "budgets.lora_rank", "data.epochs"]', "3"), "small", "small.drop = 3: must be a key"),
+        (('["methods.vera", "budgets.lora_rank", "data.epochs"]', '"methods.veras"'), "small", r"= 'methods\.veras'"),
         (("train = { epochs = 1,", "train = { epoch = 1,"), "small", r"train\.epoch = 1: unknown key"),
     ],
 )

@@ -58,6 +58,11 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (GOOD + "[confirm]\nmargin = -0.01", "confirm.margin", "above 0"),
         (GOOD + "[confirm]\nmargin = 1", "confirm.margin", "one point is margin = 0.01"),
         (GOOD + "[confirm]\nmargin = nan", "confirm.margin", "finite"),
+        (
+            GOOD + "[confirm]\nquestion = 'full'",
+            "confirm.question",
+            "unknown method with a budget; known: lora, randlora",
+        ),
         (GOOD + "[confirm]\nseeds = 5\nmax_seeds = 3", "confirm", "max_seeds = 3 is below the 5 seeds"),
         (GOOD + "[search]\ntrials = 4", "search", "least that works is trials = 6"),
         (GOOD + "[train]\nepochs = 0", "train.epochs", "at least 1"),
@@ -137,7 +142,7 @@ def test_epochs_by_data_set() -> None:
     assert [spec.data.epochs_of(n, s) for n in spec.data.datasets for s in spec.data.train_size] == [10, 76, 10, 35]
     spec = parse(datasets=["dtd", "cars"], epochs={"dtd": 3})
     assert [spec.data.epochs_of(n, 1.0) for n in spec.data.datasets] == [3, None]
-    assert spec.identity()["data"] == {"epochs": {"dtd": 3}}
+    assert spec.identity()["data"] == {"epochs": {"dtd": 3, "cars": spec.train.epochs}}
     with pytest.raises(SpecError, match="Table 7 does not have 'fashion-mnist'"):
         parse(datasets=["fashion-mnist"], epochs="paper")
     with pytest.raises(SpecError, match="names 'dtt', which is not among"):

@@ -99,6 +99,27 @@ def test_displays(tmp_path: Path) -> None:
     assert "(training.py:88 in train)" in shown
 
 
+def test_lines_tell_every_failure_once(tmp_path: Path) -> None:
+    state, text = half_way(tmp_path), io.StringIO()
+    display = LineProgress(Console(file=text, width=200), every=0.0)
+    display.start(state)
+    slot = state.next_slot()
+    assert slot is not None
+    state.start(slot)
+    state.finish(
+        {
+            "trial_id": slot.trial_id,
+            "cell_id": slot.cell_id,
+            "status": "failed",
+            "reason": "no memory",
+            "seconds_total": 1.0,
+        }
+    )
+    for _ in range(2):
+        display.update(state)
+    assert text.getvalue().count("failed: ") == 1 and "no memory" in text.getvalue()
+
+
 class Taken:
     accelerator_hours = 1.75
     cost = 3.5
