@@ -11,4 +11,4 @@ sweep=${1:?a sweep file, below the working directory}
 shift
 environment=${ENVIRONMENT-examples/cluster/runtime_env.yaml}
 exec ray job submit --no-wait --address "$DASHBOARD" --working-dir . ${environment:+--runtime-env "$environment"} -- \
-  python -m sweeps.cli.main run "$sweep" --address auto --set "output=$OUTPUT" --quiet "$@"
+  python -m sweeps.cli.main run "$sweep" --address auto --set "output=$OUTPUT" "$@"
