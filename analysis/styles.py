@@ -99,9 +99,9 @@ def size_text(train_size: str) -> str:
 
 def size_key(train_size: str) -> tuple[int, float]:
     """Sort key of training sizes: shots first, by number, then fractions of the data, then anything else."""
-    if train_size.endswith("-shot"):
-        return 0, float(train_size.removesuffix("-shot"))
     try:
+        if train_size.endswith("-shot"):
+            return 0, float(train_size.removesuffix("-shot"))
         return 1, float(train_size)
     except ValueError:
         return 2, 0.0

@@ -46,11 +46,11 @@ def _named(store: Store, x: str) -> Iterator[tuple[Row, Line, Measured]]:
         yield dict(zip(line_columns(x), line, strict=True)) | {"method": method, "x": x}, line, one
 
 
-def fit_table(store: Store, x: str = "adapter_params", kinds: Sequence[Kind] = KINDS) -> pa.Table:
+def fit_table(store: Store, x: str = "adapter_params") -> pa.Table:
     """Fits of every curve; columns `FIT`. A form with too few points, or that does not settle, has no row."""
     rows = []
     for named, _, one in _named(store, x):
-        for kind in kinds:
+        for kind in KINDS:
             found = fits.fit(kind, one.curve.x, one.curve.mean)
             if found is not None:
                 about = {"kind": kind, "n_points": len(one.curve.x), "seeds": one.curve.seeds, "rmse": found.rmse}
@@ -79,9 +79,9 @@ def band_table(store: Store, x: str = "adapter_params", kind: Kind = "isotonic",
 
 
 @remembered
-def crossing_table(store: Store, x: str = "adapter_params", baseline: str | None = None) -> pa.Table:
-    """Where each method's curve crosses `baseline`'s, over the seeds both have; columns `CROSSING`."""
-    baseline = baseline or question(store).baseline
+def crossing_table(store: Store, x: str = "adapter_params") -> pa.Table:
+    """Where each method's curve crosses the baseline's, over the seeds both have; columns `CROSSING`."""
+    baseline = question(store).baseline
     rows = []
     for named, line, one in _named(store, x):
         other = curves(store, x).get((line, baseline))

@@ -13,7 +13,7 @@ from analysis.figures.drawing import (
     MUTED,
     STYLE,
     Chart,
-    band,
+    band_or_bars,
     curve_panels,
     dot,
     log_ticks,
@@ -31,9 +31,7 @@ MARGIN = "margin"
 """End of the id of the strip of equivalence."""
 
 
-def draw_differences(
-    table: pa.Table, *, score: str, focus: str | None = None, margin: float | None = None, columns: int = 2
-) -> Chart:
+def draw_differences(table: pa.Table, *, score: str, focus: str | None = None, margin: float | None = None) -> Chart:
     """Differences to the baseline over the budgets, a panel per place: one method with its band, the others with bars.
 
     The baseline is the zero line.
@@ -43,7 +41,6 @@ def draw_differences(
         score: what is measured, in words.
         focus: the method with the band.
         margin: differences within it count as none; a strip.
-        columns: most panels in a row.
 
     Raises:
         ValueError: no row.
@@ -54,7 +51,7 @@ def draw_differences(
     methods = in_order({r[arm] for r in rows for arm in ("method", "baseline")})
     with mpl.rc_context(STYLE):
         found = places(table)
-        figure, spots = curve_panels(len(found), columns, methods)
+        figure, spots = curve_panels(len(found), 2, methods)
         for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
             axes = figure.add_subplot(spot)
             mine = [r for r in rows if place_of(r) == place]
@@ -94,13 +91,7 @@ def _curve(axes: Any, gid: str, rows: Sequence[Row], shift: float, *, banded: bo
     look = style(method)
     x = [r["budget"] * shift for r in rows]
     axes.plot(x, [100 * r["difference"] for r in rows], color=look.colour, gid=gid)
-    known = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
-    low, high = [r["low"] for _, r in known], [r["high"] for _, r in known]
-    if banded and len(known) > 1 and all(r["n"] >= FEW_SEEDS for _, r in known):
-        band(axes, [at for at, _ in known], low, high, look.colour, 0.16)
-    else:
-        ends = [100 * v for v in low], [100 * v for v in high]
-        axes.vlines([at for at, _ in known], *ends, color=look.colour, linewidth=1.0, alpha=0.7)
+    band_or_bars(axes, x, rows, look.colour, banded=banded)
     for at, r in zip(x, rows, strict=True):
         dot(axes, method, at, 100 * r["difference"], point_text(r))
 

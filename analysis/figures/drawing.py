@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from analysis.format import Row
 from analysis.styles import Place, place_text, style
+from analysis.words.weak import FEW_SEEDS
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
 COLUMN_INCHES = 3.5
@@ -203,6 +205,19 @@ def band(axes: Any, x: Sequence[float], low: Sequence[float], high: Sequence[flo
     """Shade between two lines of fractions, in percent."""
     ends = [100 * v for v in low], [100 * v for v in high]
     axes.fill_between(x, *ends, color=colour, alpha=alpha, linewidth=0)
+
+
+def band_or_bars(axes: Any, x: Sequence[float], rows: Sequence[Row], colour: str, *, banded: bool = True) -> None:
+    """The intervals of a curve's points (`low`, `high`, `n`): a band where all have one of `FEW_SEEDS` or more.
+
+    Else bars: a band would say something of a point in between that has no interval.
+    """
+    known = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
+    at, low, high = [at for at, _ in known], [r["low"] for _, r in known], [r["high"] for _, r in known]
+    if banded and len(known) == len(rows) > 1 and all(r["n"] >= FEW_SEEDS for r in rows):
+        band(axes, at, low, high, colour, 0.16)
+    elif known:
+        axes.vlines(at, [100 * v for v in low], [100 * v for v in high], color=colour, linewidth=1.1, alpha=0.7)
 
 
 def legend(figure: Chart, methods: Sequence[str], columns: int = 6, *, edge: float = 1.0, **look: Any) -> None:

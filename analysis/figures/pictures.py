@@ -26,7 +26,7 @@ from analysis.figures.scaling import draw_scaling
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
-from analysis.statistics.looks import level
+from analysis.statistics.looks import level, margin_of
 from analysis.statistics.publications.published import overlaid
 from analysis.statistics.simultaneous import difference_curves
 from analysis.statistics.tuning import best_of_n, rates, sharpness
@@ -128,7 +128,7 @@ def _scaling(store: Store) -> list[Picture]:
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
         f"{score.capitalize()} against trainable adapter parameters (log axis): means over seeds, bands pointwise 95 % "
-        "t intervals (of two seeds bars, which may leave the plot); dashed lines have no budget. The upper axis is the "
+        "t intervals (bars where a point has under three seeds); dashed lines have no budget. The upper axis is the "
         "LoRA rank of a budget. Point at a marker for its numbers, press a name in the legend to hide its method."
     )
     figure = draw_scaling(curve, columns=2, score=score)
@@ -137,7 +137,7 @@ def _scaling(store: Store) -> list[Picture]:
 
 def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
     """Scores and differences at the one budget, instead of curves of a single point."""
-    compared, asked, margin = difference_curves(store), scaling.question(store), scaling.margin_of(store)
+    compared, asked, margin = difference_curves(store), scaling.question(store), margin_of(store)
     label = f"{score.capitalize()} of every method at the one budget, the best first"
     caption = (
         f"{score.capitalize()} over seeds with pointwise 95 % t intervals, the best mean on top, which is no verdict."
@@ -157,7 +157,7 @@ def _differences(store: Store) -> list[Picture]:
     table, score = difference_curves(store), scaling.score_name(store)
     if table.num_rows == 0 or scaling.one_budget(store):
         return []
-    shown, margin = _first_panels(table), scaling.margin_of(store)
+    shown, margin = _first_panels(table), margin_of(store)
     asked = scaling.question(store)
     focus, name = names_of(asked)
     shapes = "The bars are" if asked.focus is None else f"The band (of {focus}) and the bars (of the others) are"

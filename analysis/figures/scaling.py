@@ -18,7 +18,7 @@ from analysis.figures.drawing import (
     MUTED,
     STYLE,
     Chart,
-    band,
+    band_or_bars,
     curve_panels,
     dot,
     log_ticks,
@@ -66,6 +66,7 @@ def _panel(figure: Chart, spot: Any, index: int, rows: Sequence[Row]) -> Any:
     curves = [r for r in rows if r["kind"] == "curve"]
     low, high = limits(curves + [r for r in lines if r["method"] != "zero-shot"] or lines)
     far = [r for r in lines if 100 * r["mean"] < low - 0.45 * (high - low)]
+    high = max([high, *(100 * r["mean"] for r in lines)])
     pad = max(0.06 * (high - low), 0.3)
     if far and len(far) < len(rows):  # a line far below would flatten the curves: break the axis
         upper, lower = spot.subgridspec(2, 1, height_ratios=(7, 1), hspace=0.09)
@@ -105,7 +106,7 @@ def limits(rows: Sequence[Row]) -> tuple[float, float]:
     ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None and r["n"] >= FEW_SEEDS]
     low = max(min([*means, *ends]), min(means) - reach)
     high = min(max([*means, *ends]), max(means) + reach)
-    low, high = max(low, 0.0), min(high, 100.0)
+    low, high = low if min(means) < 0 else max(low, 0.0), min(high, 100.0)  # a correlation may be negative
     return (low, high) if high > low else (low - 1, high + 1)
 
 
@@ -176,14 +177,7 @@ def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
     rows = sorted(rows, key=lambda r: r["adapter_params"])
     x = [r["adapter_params"] for r in rows]
     y = [100 * r["mean"] for r in rows]
-    banded = [r for r in rows if r["low"] is not None]
-    low, high = [r["low"] for r in banded], [r["high"] for r in banded]
-    at = [r["adapter_params"] for r in banded]
-    if len(banded) > 1 and all(r["n"] >= FEW_SEEDS for r in banded):
-        band(axes, at, low, high, look.colour, 0.16)
-    elif banded:
-        ends = [100 * v for v in low], [100 * v for v in high]
-        axes.vlines(at, *ends, color=look.colour, linewidth=1.1, alpha=0.7)
+    band_or_bars(axes, x, rows, look.colour)
     axes.plot(x, y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
     for i, r in enumerate(rows):
         dot(axes, method, x[i], y[i], point_text(r), f"point:{index}:{method}:{i}")

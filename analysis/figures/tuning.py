@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis.figures.drawing import DASHES, PAPER, STYLE, Chart, band, dot, legend, log_ticks, mark_bands, panels
 from analysis.format import Row, score_text
+from analysis.statistics.runs import by
 from analysis.styles import in_order, style
 
 
@@ -114,17 +115,19 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
     for k, (_, reference, cell) in enumerate(cells):
         mine = [r for r in rows if r["cell_id"] == cell and r["mean_val"] is not None]
         alpha = 0.35 + 0.65 * (k + 1) / len(cells)
-        axes.plot(
-            [r["lr"] for r in mine],
-            [100 * r["mean_val"] for r in mine],
-            color=look.colour,
-            alpha=alpha,
-            linewidth=1.1,
-            gid=f"rates:{cell}",
-        )
+        for i, line in enumerate(by(mine, "hyperparameters").values()):
+            axes.plot(
+                [r["lr"] for r in line],
+                [100 * r["mean_val"] for r in line],
+                color=look.colour,
+                alpha=alpha,
+                linewidth=1.1,
+                gid=f"rates:{cell}" + f":{i}" * (i > 0),
+            )
         for r in mine:
             runs = f"{r['n']} run{'s' * (r['n'] > 1)}{', chosen' * bool(r['chosen'])}"
-            said = f"{look.name} {reference}: rate {r['lr']:.2g}, validation {100 * r['mean_val']:.1f} %, {runs}"
+            at = f"rate {r['lr']:.2g}" + (f" with {r['hyperparameters']}" if r["hyperparameters"] else "")
+            said = f"{look.name} {reference}: {at}, validation {100 * r['mean_val']:.1f} %, {runs}"
             dot(
                 axes,
                 method,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup, escape
 
-from analysis.figures import pictures
+from analysis.figures import drawing, pictures
 from analysis.format import duration
 from analysis.report import tables
 from analysis.report.facts import facts
 from analysis.store.store import Store, open_store
-from analysis.styles import place_text, size_text, style
+from analysis.styles import style
 from analysis.tables import export
 from analysis.tables.sheet import Sheet
 
@@ -47,11 +47,22 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
     drawn, sheets = pictures.pictures(store, x, overlay), tables.sheets(store, x, overlay)
     paths = pictures.save(drawn, store.path)
     paths |= export.save(sheets.values(), store.path) if sheets else {}
+    _take_away(store.path / "figures", [f".{form}" for form in drawing.FORMATS], paths)
+    _take_away(store.path / export.FOLDER, [suffix for suffix, _ in export.FORMS.values()], paths)
     page = store.path / "report.html"
     temporary = page.with_suffix(".html.tmp")
     temporary.write_text(render(store, x=x, overlay=overlay, drawn=drawn, sheets=sheets), encoding="utf-8")
     temporary.replace(page)
     return {**paths, "report": page}
+
+
+def _take_away(place: Path, suffixes: Sequence[str], written: Collection[str]) -> None:
+    """Remove what an earlier report left: names in all our forms. A file of the reader's own beside them stays."""
+    for path in place.glob(f"*{suffixes[0]}"):
+        forms = [path.with_suffix(suffix) for suffix in suffixes]
+        if path.name not in written and all(form.is_file() for form in forms):
+            for form in forms:
+                form.unlink()
 
 
 def templates(package: str) -> jinja2.Environment:
@@ -78,12 +89,9 @@ def render(
     sheets = tables.sheets(store, x, overlay) if sheets is None else sheets
     environment = templates("analysis.report")
     filters: dict[str, Any] = {
-        "method": lambda v: style(v).name,
         "colour": lambda v: style(v).colour if v else "transparent",  # of methods that have no variable
         "moment": lambda v: "" if v is None else f"{v:%Y-%m-%d %H:%M} UTC",
         "duration": duration,
-        "size": size_text,
-        "place": lambda r: place_text(r["dataset"] or "all data sets", r["train_size"]),
         "bracketed": _bracketed,
         "csv": lambda sheet: quote(export.comma_separated(sheet)),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from analysis.format import Row
-from analysis.statistics.groups import Block, Pair, blocks, letter_groups
+from analysis.statistics.groups import Block, Pair, blocks
 from analysis.statistics.inference import mean_interval
 from analysis.statistics.power import detectable, seeds_needed
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
@@ -51,8 +51,7 @@ def decisions(store: Store) -> pa.Table:
 def _decide(block: Block) -> Row:
     methods, pairs = block
     top = methods[0]
-    letters = letter_groups(len(methods), {at for at, pair in pairs.items() if pair.apart})
-    best = [k for k, letter in enumerate(letters) if set(letter) & set(letters[0])]
+    best = [k for k in range(len(methods)) if k == 0 or not pairs[0, k].apart]
     seen = mean_interval(list(top["scores"].values()))
     named = {k: top[k] for k in (*PLACE, "reference", "budget", "method", "n")}
     row = named | {"methods": len(methods), "best": [methods[k]["method"] for k in best]}

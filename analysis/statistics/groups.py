@@ -23,7 +23,7 @@ from analysis.format import Row
 from analysis.statistics.choice import choice_variances
 from analysis.statistics.inference import Array, Difference, Verdict, paired_difference, verdict
 from analysis.statistics.looks import holm_at, level
-from analysis.statistics.runs import by, by_seed, confirmed
+from analysis.statistics.runs import by, by_seed, confirmed, shared_seeds
 from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -55,7 +55,7 @@ RANKS = pa.schema(
 
 @dataclass(frozen=True)
 class Pair:
-    """Two methods of one budget, the one with the better mean first.
+    """Two methods of one budget, the one with the better mean first (`_best_first`).
 
     Attributes:
         tested: their difference, the choice of rates included; None where that, or a common seed, is missing.
@@ -69,12 +69,12 @@ class Pair:
 
     @property
     def apart(self) -> bool:
-        """Whether the test tells the two apart."""
-        return self.verdict in ("higher", "lower")
+        """Whether the test tells the two apart, the one with the better mean ahead."""
+        return self.verdict in ("higher", "lower") and self.tested is not None and self.tested.mean > 0
 
 
 Block = tuple[list[Row], dict[tuple[int, int], Pair]]
-"""The methods of a place and budget, best mean first, with their `scores` by seed; every pair of them by position."""
+"""The methods of a place and budget, `_best_first`, with their `scores` by seed; every pair of them by position."""
 
 
 @remembered
@@ -111,7 +111,7 @@ def blocks(store: Store) -> list[Block]:
 
 
 def _methods(store: Store) -> list[list[Row]]:
-    """The methods of every place and budget, best mean first, with their `scores` by seed."""
+    """The methods of every place and budget, `_best_first`, with their `scores` by seed."""
     found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for (place, _, reference), runs in confirmed(store).items():
         if reference is not None:
@@ -119,12 +119,18 @@ def _methods(store: Store) -> list[list[Row]]:
             named = {k: runs[0][k] for k in (*PLACE, "reference", "budget", "method", "cell_id")}
             means = {"scores": scores, "mean": sum(scores.values()) / len(scores), "n": len(scores)}
             found[*place, reference].append(named | means)
-    return [sorted(methods, key=lambda row: -row["mean"]) for methods in found.values()]
+    return [_best_first(methods) for methods in found.values()]
+
+
+def _best_first(methods: list[Row]) -> list[Row]:
+    """By the mean over the seeds that all have, as tests pair them: a lucky seed puts none first; else by their own."""
+    shared = shared_seeds([row["scores"] for row in methods])
+    return sorted(methods, key=lambda row: -sum(row["scores"][s] for s in shared) if shared else -row["mean"])
 
 
 @remembered
 def groups(store: Store) -> pa.Table:
-    """Methods with a budget, by place and budget where there are two or more, best mean first; columns `GROUPS`."""
+    """Methods with a budget, by place and budget where there are two or more, `_best_first`; columns `GROUPS`."""
     rows = []
     for methods, pairs in blocks(store):
         letters = letter_groups(len(methods), {at for at, pair in pairs.items() if pair.apart})

@@ -299,9 +299,14 @@ def expected_best(scores: Sequence[float]) -> list[float]:
     The unbiased estimator of Tang et al. (ACL 2020, arXiv 2004.11947): a curve still rising at N says that more tuning
     would have helped.
     """
-    ordered, total = np.sort(np.asarray(scores, dtype=float)), len(scores)
-    ranks = np.arange(total)
-    return [float(np.dot(special.comb(ranks, n - 1) / special.comb(total, n), ordered)) for n in range(1, total + 1)]
+    ordered = np.sort(np.asarray(scores, dtype=float))
+    return [float(best_weights(ordered, n) @ ordered) for n in range(1, len(ordered) + 1)]
+
+
+def best_weights(scores: ArrayLike, n: int) -> Array:
+    """Chance of every score to be the best of n drawn from all, as in `expected_best`."""
+    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+    return np.asarray(special.comb(ranks, n - 1) / special.comb(len(ranks), n), dtype=float)
 
 
 def proportion_interval(successes: int, trials: int) -> tuple[float, float]:

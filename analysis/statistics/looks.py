@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from analysis.errors import StoreError
 from analysis.statistics.inference import LEVEL, holm
 from analysis.store.store import Store, remembered
 
@@ -26,11 +28,13 @@ class Looks:
         maximum: of seeds, declared before any score was there (`confirm.max_seeds`); None: none was.
         margins: how often `confirm.margin` was changed after scores were there. It costs no level: equivalence within
             any margin is read off one interval.
+        questions: how often `confirm.question` was.
     """
 
     seeds: tuple[int, ...]
     maximum: int | None = None
     margins: int = 0
+    questions: int = 0
 
     @property
     def level(self) -> float:
@@ -49,20 +53,46 @@ class Looks:
 def looks(store: Store) -> dict[str, Looks]:
     """The looks of every sweep whose journal declares its seeds, by name; older folders and imports declare none."""
     found: dict[str, Looks] = {}
-    declared: dict[str, tuple[set[int], float | None]] = {}
+    declared: dict[str, tuple[set[int], float | None, str | None]] = {}
     for event in store.events("declare"):
         name = str(event["name"])
         before = found.get(name)
-        known, margin = declared.get(name, (set(), event["margin"]))
+        known, margin, question = declared.get(name, (set(), event["margin"], event.get("question")))
         more, seen = known | set(event["seeds"]), event["scored"] > 0
-        declared[name] = more, event["margin"]
+        declared[name] = more, event["margin"], event.get("question")
         if before is None:
             found[name] = Looks((len(more),), event["max_seeds"])
             continue
         earlier = before.seeds if seen and len(more) > len(known) else before.seeds[:-1]
         margins = before.margins + (seen and event["margin"] != margin)
-        found[name] = Looks((*earlier, len(more)), before.maximum, margins)
+        questions = before.questions + (seen and event.get("question") != question)
+        found[name] = Looks((*earlier, len(more)), before.maximum, margins, questions)
     return found
+
+
+def declared(store: Store) -> dict[str, Any]:
+    """What the (first) sweep last declared of `[confirm]`, or what its `sweep.json` has where nothing was.
+
+    The declaration counts, where there is one: `sweep.json` may be lost, edited or another sweep's.
+    """
+    events = store.events("declare")
+    own = [event for event in events if event.get("name") == events[0].get("name")]
+    section = own[-1] if own else (store.spec() or {}).get("confirm")
+    return section if isinstance(section, dict) else {}
+
+
+def margin_of(store: Store) -> float | None:
+    """The difference below which two methods count as equivalent, named beforehand in the sweep file; None: no one did.
+
+    Raises:
+        StoreError: it is no fraction between 0 and 1.
+    """
+    margin = declared(store).get("margin")
+    if margin is not None and not (isinstance(margin, int | float) and 0.0 < margin < 1.0):
+        raise StoreError(
+            f"{store.path}: confirm.margin is {margin!r}; it must be a fraction above 0 and below 1: 0.01 is one point"
+        )
+    return None if margin is None else float(margin)
 
 
 def level(store: Store) -> float:

@@ -40,9 +40,9 @@ def power_at(tested: Difference, difference: float, alpha: float = 1 - LEVEL) ->
     return float((_needed(tested, alpha) < abs(difference)).mean()) if tested.testable else None
 
 
-def detectable(tested: Difference, alpha: float = 1 - LEVEL, wanted: float = WANTED) -> float | None:
-    """The smallest true difference that is found with the wanted power; arguments and None as of `power_at`."""
-    return float(np.quantile(_needed(tested, alpha), wanted)) if tested.testable else None
+def detectable(tested: Difference, alpha: float = 1 - LEVEL) -> float | None:
+    """The smallest true difference that is found with the power WANTED; arguments and None as of `power_at`."""
+    return float(np.quantile(_needed(tested, alpha), WANTED)) if tested.testable else None
 
 
 def _needed(tested: Difference, alpha: float) -> Array:

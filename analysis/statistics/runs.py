@@ -59,6 +59,11 @@ def sharing_seeds(store: Store) -> frozenset[str]:
     return frozenset(r["sweep"] for r in cells if r["seed_rule"] != "per-data-set")
 
 
+def datasets_of(cells: Iterable[Cell], sweep: str, model: str, size: str) -> set[str | None]:
+    """The data sets of a sweep and training size on which anything is confirmed: a mean over data sets is of all."""
+    return {place[2] for place, _, _ in cells if (place[0], place[1], place[3]) == (sweep, model, size)}
+
+
 def averaged(scores: Sequence[Mapping[Seed, float]]) -> dict[Seed, float]:
     """Seed by seed the mean over several, of the seeds that all have."""
     return {seed: sum(each[seed] for each in scores) / len(scores) for seed in shared_seeds(scores)}
@@ -73,13 +78,15 @@ def by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def over_datasets(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Difference | None:
-    """The mean over data sets of values by seed, its spread from the seeds; None where there is nothing to average.
+    """The mean over data sets of values by seed, its spread from the seeds; None where one of them has no value.
 
     Args:
         blocks: of each data set.
         shared: whether a seed is the same on all of them (`sharing_seeds`) and moves them together: then each is
             averaged over the data sets, and counts once.
     """
+    if not all(blocks):
+        return None
     if len(blocks) > 1 and not shared:
         return stratified_difference([list(values.values()) for values in blocks])
     means = list(averaged(blocks).values()) if blocks else []

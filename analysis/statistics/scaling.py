@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances, noise_share
 from analysis.statistics.inference import (
@@ -22,7 +21,7 @@ from analysis.statistics.inference import (
     t_difference,
     verdict,
 )
-from analysis.statistics.looks import level
+from analysis.statistics.looks import declared, level, margin_of
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
@@ -31,6 +30,7 @@ from analysis.statistics.runs import (
     by,
     by_seed,
     confirmed,
+    datasets_of,
     gaps,
     over_datasets,
     ratios,
@@ -63,16 +63,18 @@ class Question:
 
 @remembered
 def question(store: Store) -> Question:
-    """RandLoRA against LoRA, where the sweep has both with a budget.
+    """The method of `confirm.question` against LoRA; without one RandLoRA, where the sweep has it with a budget.
 
-    Else the baseline is LoRA, or the first other method in the order of tables, and in question is RandLoRA, or the one
-    method that is left.
+    Else the baseline is the first other method in the order of tables, and in question the one method that is left.
     """
     rows = store.sql("select distinct method from cells where feasible and reference is not null").to_pylist()
     methods = in_order({r["method"] for r in rows})
-    baseline = BASELINE if BASELINE in methods else next((m for m in methods if m != FOCUS), BASELINE)
+    asked = declared(store).get("question")
+    focus = asked if asked in methods else FOCUS
+    others = [m for m in methods if m != focus]
+    baseline = BASELINE if BASELINE in others else others[0] if others else BASELINE
     rest = [m for m in methods if m != baseline]
-    return Question(FOCUS if FOCUS in rest else rest[0] if len(rest) == 1 else None, baseline)
+    return Question(focus if focus in rest else rest[0] if len(rest) == 1 else None, baseline)
 
 
 PLANTED = 0.02
@@ -96,7 +98,7 @@ COMPARISONS = pa.schema(
     [
         *typed(TEXT, *PLACE),  # dataset null: all data sets together
         *typed(TEXT, "method", "baseline"),
-        ("reference", TEXT),  # null: all matched budgets together
+        ("reference", TEXT),  # null: all matched budgets together, those that every data set has
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
         ("dof_ratio", REAL),  # the same of degrees of freedom; null also where they are not known
@@ -188,13 +190,14 @@ def comparisons(store: Store, baseline: str | None = None, focus: str | None = N
         store: the results.
         baseline: a method with budgets (compared at the same budget) or without ('full': compared at every budget);
             default: that of the sweep's `question`, as `focus`.
-        focus: the method that also gets one row over all matched budgets and data sets (`reference` null), where it has
-            more than one, and one for data sets like these (`test` OVER_DATASETS).
+        focus: the method that also gets one row over the matched budgets that every data set has (`reference` null),
+            where these are more than one row, and one for data sets like these (`test` OVER_DATASETS).
 
     Returns:
         Rows by place, method and budget. `verdict` has the choice of rates in it. The rows of `focus` are one family:
-        its mean over budgets first, then Holm over the others; the rows of the other methods are a second one. The
-        chance of any false 'higher' or 'lower' in a family is at most 5 %, and so is that of any false 'equivalent'.
+        its mean over budgets first, then Holm over the others; the rows of the other methods are a second one. Against
+        a baseline without a budget all rows are one. The chance of any false 'higher' or 'lower' in a family is at
+        most 5 %, and so is that of any false 'equivalent'.
 
     Raises:
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
@@ -225,29 +228,11 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
             found.append((row, difference))
     found += _overall(store, [row for row, _ in found], baseline, focus)
     found.sort(key=lambda pair: _order(pair[0]))
-    _corrected([row for row, _ in found], focus, level(store))
+    matched = any(row["params_ratio"] is not None for row, _ in found)  # else, without a mean to ask first, one family
+    _corrected([row for row, _ in found], focus if matched else None, level(store))
     for row, difference in found:
         row.update(_prospects(row, difference))
     return found
-
-
-def margin_of(store: Store) -> float | None:
-    """The difference below which two methods count as equivalent, named beforehand in the sweep file; None: no one did.
-
-    The journal's declaration counts, where there is one: `sweep.json` may be lost, edited or another sweep's.
-
-    Raises:
-        StoreError: it is no fraction between 0 and 1.
-    """
-    declared = store.events("declare")
-    own = [event for event in declared if event.get("name") == declared[0].get("name")]
-    section = own[-1] if own else (store.spec() or {}).get("confirm")
-    margin = section.get("margin") if isinstance(section, dict) else None
-    if margin is not None and not (isinstance(margin, int | float) and 0.0 < margin < 1.0):
-        raise StoreError(
-            f"{store.path}: confirm.margin is {margin!r}; it must be a fraction above 0 and below 1: 0.01 is one point"
-        )
-    return None if margin is None else float(margin)
 
 
 def _corrected(rows: Sequence[Row], focus: str | None, spend: float) -> None:
@@ -319,13 +304,15 @@ def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
 
 
 def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
-    """The rows of `focus` over all its matched budgets and data sets, and of data sets like these."""
+    """The rows of `focus` over the matched budgets that every data set has, and of data sets like these."""
     cells, choice, sharing = confirmed(store), choice_variances(store), sharing_seeds(store)
     if focus is None:
         return []
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
     found = []
-    for (sweep, model, size), several in by(matched, "sweep", "model", "train_size").items():
+    for (sweep, model, size), group in by(matched, "sweep", "model", "train_size").items():
+        sets = datasets_of(cells, sweep, model, size)
+        several = [r for same in by(group, "reference").values() if len(same) == len(sets) for r in same]
         if len(several) < 2:
             continue
         blocks: dict[str, dict[Seed, float]] = {}
@@ -333,11 +320,9 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         for (dataset,), mine in by(several, "dataset").items():
             place = (sweep, model, dataset, size)
             pairs = [(cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine]
-            differences = averaged([gaps(runs, other) for runs, other in pairs])
-            if differences:
-                blocks[dataset] = differences
-                parts.append(_added(choice, pairs))
-        if not blocks:
+            blocks[dataset] = averaged([gaps(runs, other) for runs, other in pairs])
+            parts.append(_added(choice, pairs))
+        if not all(blocks.values()):
             continue
         dataset = next(iter(blocks)) if len(blocks) == 1 else None
         total = {"sweep": sweep, "model": model, "dataset": dataset, "train_size": size, "method": focus}

@@ -15,7 +15,7 @@ from scipy import stats
 
 from analysis.format import Row
 from analysis.statistics.inference import LEVEL, Difference
-from analysis.statistics.runs import baseline_runs, by, confirmed, gaps, over_datasets, sharing_seeds
+from analysis.statistics.runs import baseline_runs, by, confirmed, datasets_of, gaps, over_datasets, sharing_seeds
 from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -24,8 +24,8 @@ from analysis.styles import place_of
 DRAWS = 400
 
 
-def critical(intervals: int, freedom: float, level: float = LEVEL) -> float:
-    """Standard errors that `intervals` t intervals reach out, so that all of them hold at once with chance `level`.
+def critical(intervals: int, freedom: float) -> float:
+    """Standard errors that `intervals` t intervals reach out, so that all of them hold at once with chance LEVEL.
 
     Sidak's (J. Am. Stat. Assoc. 62, 1967), with the degrees of freedom of one interval: exact where they are
     independent, and wider than needed where they go together. A quantile of the largest of joint draws (sup-t) is
@@ -36,12 +36,12 @@ def critical(intervals: int, freedom: float, level: float = LEVEL) -> float:
     """
     if intervals < 1:
         raise ValueError(f"intervals that hold at once must be 1 or more, got {intervals}")
-    return float(stats.t.isf(sidak(intervals, level) / 2, freedom))
+    return float(stats.t.isf(sidak(intervals) / 2, freedom))
 
 
-def sidak(intervals: int, level: float = LEVEL) -> float:
-    """The error that each of `intervals` may take, so that all of them hold at once with chance `level`."""
-    return float(1 - level ** (1 / intervals))
+def sidak(intervals: int) -> float:
+    """The error that each of `intervals` may take, so that all of them hold at once with chance LEVEL."""
+    return float(1 - LEVEL ** (1 / intervals))
 
 
 def t_weights(seeds: Sequence[int], draws: int = DRAWS) -> NDArray[np.float64]:
@@ -108,7 +108,7 @@ def _means(store: Store, single: Sequence[Row]) -> list[tuple[Row, Difference]]:
     cells, sharing, found = confirmed(store), sharing_seeds(store), []
     at_budgets = [r for r in single if r["reference"] and r["dataset"]]
     for key, of_place in by(at_budgets, "sweep", "model", "train_size").items():
-        sets = len({place[2] for place, _, _ in cells if (place[0], place[1], place[3]) == key})
+        sets = len(datasets_of(cells, *key))
         shared = key[0] in sharing
         for (method, reference), rows in by(of_place, "method", "reference").items():
             if sets < 2 or len(rows) < sets:

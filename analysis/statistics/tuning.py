@@ -8,31 +8,34 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import stats
 
 from analysis.format import Row
-from analysis.statistics.inference import LEVEL, NO_SPREAD, expected_best
+from analysis.statistics.inference import LEVEL, NO_SPREAD, best_weights, expected_best
 from analysis.statistics.runs import by
 from analysis.store.columns import FLAG, INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import style
 
 _RATES = """
-select c.sweep, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.cell_id, t.lr,
+select c.sweep, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.cell_id, t.lr, t.hyperparameters,
        count(*) filter (t.status = 'finished') as n, count(*) filter (t.status = 'failed') as failed,
        avg(t.val_score) filter (t.status = 'finished') as mean_val,
        min(t.val_score) filter (t.status = 'finished') as min_val,
        max(t.val_score) filter (t.status = 'finished') as max_val,
-       bool_or(abs(t.lr - h.lr) <= 1e-9 * t.lr) as chosen
+       bool_or(abs(t.lr - h.lr) <= 1e-9 * t.lr and t.hyperparameters is not distinct from h.hyperparameters) as chosen
 from last_attempts t join cells c using (sweep, cell_id) left join chosen h using (sweep, cell_id)
 where t.stage = 'TUNE' and t.lr is not null
-group by all order by c.sweep, c.dataset, c.train_size, c.method, c.budget nulls last, t.lr
+group by all
+order by c.sweep, c.dataset, c.train_size, c.method, c.budget nulls last, t.hyperparameters nulls first, t.lr
 """
 
 
 @remembered
 def rates(store: Store) -> pa.Table:
-    """Stage TUNE: per cell and learning rate the mean validation score, range, trials, and whether it was chosen."""
+    """Stage TUNE: per cell and point (a learning rate, and what else was searched) the mean validation score, range,
+    trials, and whether it was chosen.
+    """
     return store.sql(_RATES)
 
 
@@ -99,19 +102,17 @@ def _in_test_terms(rates: Sequence[Row], n: int, expected: float, chosen: int, s
     return {"test": test, "test_low": test - half, "test_high": test + half}
 
 
-def best_weights(scores: Sequence[float], n: int) -> NDArray[np.float64]:
-    """Chance of every score to be the best of n drawn from all, as in `expected_best`."""
-    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
-    return np.asarray(special.comb(ranks, n - 1) / special.comb(len(scores), n), dtype=float)
-
-
 def sharpness(store: Store) -> pa.Table:
     """How exactly each cell's rate must be met, from stage TUNE; of cells with three rates or more; `SHARPNESS`.
+
+    Where more than the rate was searched, the rates are those tried with the rest of the best point.
 
     Mean validation scores are joined by lines in log rate. They are noisy, and so is the best of them.
     """
     rows: list[Row] = []
-    for named, mine in _tuned_cells(store):
+    for named, tried in _tuned_cells(store):
+        top = max(tried, key=lambda r: r["mean_val"])
+        mine = [r for r in tried if r["hyperparameters"] == top["hyperparameters"]]
         if len(mine) < 3:
             continue
         x, y = np.log10([r["lr"] for r in mine]), np.array([r["mean_val"] for r in mine])
@@ -132,7 +133,7 @@ def _reach(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, bool]
 
 
 def _tuned_cells(store: Store) -> Iterator[tuple[Row, list[Row]]]:
-    """Every cell's own columns, and its rates that have a score, lowest first."""
+    """Every cell's own columns, and its points that have a score, lowest rate first within what else was searched."""
     tried = [row for row in rates(store).to_pylist() if row["mean_val"] is not None]
     for key, mine in by(tried, *_CELL).items():
         yield dict(zip(_CELL, key, strict=True)) | {"name": style(mine[0]["method"]).name}, mine

@@ -184,7 +184,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     """How the table is read, and what its marks mean where it has them."""
     found = [
         "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals over seeds, each for itself; differences in points, paired by "
-        "seed, the choice of rates in their intervals and verdicts, which are Holm-corrected over the whole table"
+        "seed, the choice of rates in their intervals and verdicts, which are Holm-corrected, the question's method "
+        "and the others each for themselves"
     ]
     if any(r["under_tuned"] for r in rows):
         found.append("* perhaps under-tuned, as said above")

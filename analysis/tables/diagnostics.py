@@ -1,7 +1,7 @@
 """What `sweeps analyze` left in a results folder, for the report: figures, their sentences, tables of their numbers.
 
 Reads files only, so the report needs neither torch nor the weights. A figure is `diagnostics/STEM.svg` with `STEM.txt`;
-the numbers are the store's tables of the diagnostic's name. Sheets are of the settings that were computed last.
+the numbers are the store's tables of the diagnostic's name. Sheets are of what was computed last of a cell.
 """
 
 from __future__ import annotations
@@ -43,13 +43,16 @@ def _corner(key: str) -> Callable[[Row], str]:
 
 
 _PLACE = "sweep, dataset, train_size"
+_NEWEST = f"""
+qualify unit = first_value(unit) over (partition by {_PLACE}, model, method, reference order by computed_at desc)
+"""
 _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
     "spectrum": (
         "Updates' spectra: means over target weights",
         f"""
         select {_PLACE}, method, reference, adapter_params, avg(stable_rank) as stable_rank,
                avg(effective_rank) as effective_rank, avg(frobenius) as frobenius_norm, avg(overlap) as overlap
-        from spectrum group by all
+        from (select * from spectrum {_NEWEST}) group by all
         """,  # noqa: S608  a name of ours
         (METHOD, BUDGET, *_numbers("stable_rank", "effective_rank", "frobenius_norm", "overlap")),
     ),
@@ -61,7 +64,10 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
                avg(error) filter (not random) as error, max(error) filter (not random) as largest,
                avg(bound) filter (not random) as bound, avg(error) filter (random) as of_random_matrices,
                count(*) filter (not random) as weights
-        from (select *, coalesce(target, 'trained') = 'random' as random from approximation)
+        from (
+          select *, coalesce(target, 'trained') = 'random' as random from approximation qualify 1 = row_number() over (
+            partition by {_PLACE}, model, weight, form, lora_rank, random order by computed_at desc)
+        )
         group by {_PLACE}, form, lora_rank
         """,  # noqa: S608  a name of ours
         (METHOD, BUDGET, PARAMETERS, *_numbers("error", "largest", "bound", "of_random_matrices", "weights")),
@@ -84,13 +90,9 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
     "cka": (
         "CKA with full fine-tuning",
         f"""
-        with newest as (
-          select * from cka qualify examples = first_value(examples) over (
-            partition by {_PLACE} order by computed_at desc)
-        )
         select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_layer,
                avg(cka) as mean_over_layers, arg_max(cka, depth) as last_layer
-        from newest group by {_PLACE}, method, reference, adapter_params
+        from (select * from cka {_NEWEST}) group by {_PLACE}, method, reference, adapter_params
         """,  # noqa: S608  a name of ours
         (METHOD, BUDGET, *_numbers("first_layer", "mean_over_layers", "last_layer")),
     ),

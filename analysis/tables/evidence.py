@@ -82,6 +82,7 @@ def learning_rates(store: Store) -> Sheet:
         METHOD,
         BUDGET,
         Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["chosen"]), "number"),
+        *([text("with", "hyperparameters", "code")] if any(r["hyperparameters"] for r in rows) else []),
         number("validation score, %", "mean_val", percent),
         number("runs", "n"),
         text("failed", "failed", "number"),

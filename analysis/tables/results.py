@@ -159,7 +159,8 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
         note += f" Equivalent: the 90 % interval lies within {percent(margin)} points of zero, corrected alike."
     tests = list(dict.fromkeys(r["test"] for r in rows if r["n_datasets"] > 1))
     if tests:
-        note += f" Over data sets: {'; '.join(tests)}. Without data sets like these, it speaks of these alone."
+        note += f" Over data sets, of the budgets that all have: {'; '.join(tests)}. Without data sets like these, it "
+        note += "speaks of these alone."
     return note
 
 

@@ -128,6 +128,8 @@ def looks_says(found: Iterable[Looks]) -> list[str]:
         said.append(f"Looks: {text}; {most}, and tests of this look are made at {100 * each.level:.2g} %.")
         if each.margins:
             said.append(f"The margin of equivalence was changed {each.margins} time(s) after test scores were there.")
+        if each.questions:
+            said.append(f"The method in question was changed {each.questions} time(s) after test scores were there.")
     return said
 
 

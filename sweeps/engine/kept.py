@@ -61,7 +61,8 @@ def config_of(store: Store, trial_id: str) -> TrialConfig:
     """The configuration of a trial as the journal has it. Raises SpecError where it has none."""
     configs = [event["config"] for event in store.events("ask") if event["trial_id"] == trial_id]
     if not configs:
-        rule = f"its configuration is not in {store.path / JOURNAL}; numbers from elsewhere have none"
+        lacks = "imported numbers have none" if (store.path / JOURNAL).exists() else "the folder came without it"
+        rule = f"its configuration is not in {store.path / JOURNAL}: {lacks}"
         raise SpecError([Problem("trial", trial_id, rule)])
     return TrialConfig.model_validate(configs[-1])
 

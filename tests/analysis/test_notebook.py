@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ NOTEBOOK = ROOT / "examples" / "notebooks" / "explore_results.py"
 
 
 def test_on_synthetic_results(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = shutil.copytree(folder, tmp_path / "r")
     monkeypatch.setattr("sys.argv", [str(NOTEBOOK)])
     monkeypatch.setenv("RESULTS", str(folder))
     runpy.run_path(str(NOTEBOOK))

@@ -99,9 +99,9 @@ def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[f
 
 
 @remembered
-def example_intervals(store: Store, baseline: str | None = None) -> pa.Table:
+def example_intervals(store: Store) -> pa.Table:
     """Every confirmed cell's accuracy, and its difference to the baseline's at the same budget; columns `EXAMPLES`."""
-    baseline = baseline or question(store).baseline
+    baseline = question(store).baseline
     cells = by(store.sql(_KEPT).to_pylist(), "sweep", "cell_id")
     choice = choice_variances(store)
     tested = {key: _Tested.of(runs) for key, runs in cells.items()}

@@ -54,7 +54,7 @@ def _blocks(store: Store) -> Iterator[tuple[Row, dict[str, Scores]]]:
     for key in sorted(runs, key=lambda k: (k[0], k[1], size_key(k[2]), budget_order(k[3]))):
         datasets = sorted({d for mine in runs[key].values() for d in mine})
         whole = [m for m in in_order(set(runs[key])) if len(runs[key][m]) == len(datasets)]
-        if len(datasets) >= FEWEST:
+        if len(datasets) >= FEWEST and whole:
             named = dict(zip(("sweep", "model", "train_size", "reference"), key, strict=True))
             yield named, {m: [np.array(runs[key][m][d]) for d in datasets] for m in whole}
 

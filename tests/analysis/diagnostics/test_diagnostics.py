@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -232,8 +234,9 @@ def test_full_weights_are_kept_for_one_seed_when_asked(
     assert (ledger.kept_folder(one) is not None) == kept
 
 
-def test_a_kept_trial_has_the_seeds_that_it_trained_with(folder: Any) -> None:
+def test_a_kept_trial_has_the_seeds_that_it_trained_with(folder: Any, tmp_path: Path) -> None:
     """Tables have the declared seeds; its data and its head are those of the journaled configuration."""
+    folder = shutil.copytree(folder, tmp_path / "r")
     journal = folder / "journal.jsonl"
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     for event in events:

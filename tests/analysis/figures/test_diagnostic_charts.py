@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,12 @@ from analysis.figures.diagnostics import (
     spectra,
     write,
 )
-from analysis.store.tables import to_table
+from analysis.store.store import open_store
+from analysis.store.tables import to_table, write_part
 from analysis.styles import style
-from analysis.tables.diagnostics import CORNERS
+from analysis.tables.diagnostics import CORNERS, diagnostic_sheets
+from tests.analysis.odd import odd_results
+from tests.analysis.synthetic import START
 
 PLACES = list(CORNERS.values())
 PLACE = {"sweep": "made", "unit": "u", "model": "m", "dataset": "d", "train_size": "1.0"}
@@ -73,6 +77,18 @@ def test_the_numbers_are_means_of_the_tables(tables: dict[str, pa.Table]) -> Non
     assert error["lora", 4] == (0.125, 2) and next(iter(error))[0] == "randlora"
     at = [(r["method"], r["depth"], r["cka"], r["n"]) for r in alignment(tables["cka"])]
     assert ("lora", 1, pytest.approx(1 - 1 / 9), 1) in at and len(at) == 6  # its largest budget, blocks with a number
+
+
+def test_sheets_are_of_what_was_computed_last(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+    """Another trial of a cell, or another setting, is a unit of its own."""
+    folder = odd_results(tmp_path / "made", {("lora", "lora-1", "d"): {0: 0.7}})
+    for unit, at in (("u", 9.0), ("v", 0.25)):
+        for name, value in (("spectrum", "stable_rank"), ("approximation", "error"), ("cka", "cka")):
+            more = {"unit": unit, "computed_at": START + timedelta(days=unit == "v"), value: at}
+            write_part(folder, name, [r | more for r in tables[name].to_pylist()])
+    found = {sheet.name: sheet.cells for sheet in diagnostic_sheets(open_store(folder))}
+    assert len(found) == 3 and all("0.25" in row for cells in found.values() for row in cells)
+    assert {row[-1] for row in found["diagnostic_approximation"]} == {"2"}  # weights, each once
 
 
 def test_they_are_drawn_as_they_are(tables: dict[str, pa.Table]) -> None:

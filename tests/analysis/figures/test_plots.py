@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from matplotlib.collections import Collection
+from matplotlib.collections import Collection, LineCollection
 from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,13 +19,16 @@ from rich.console import Console
 
 from analysis import Store, open_store, print_results_table
 from analysis.figures import drawing
+from analysis.figures.differences import draw_differences
 from analysis.figures.pictures import pictures
 from analysis.figures.scaling import draw_scaling
 from analysis.figures.tuning import draw_rates
 from analysis.statistics import scaling, tuning
 from analysis.statistics.scaling import CURVE
+from analysis.statistics.simultaneous import difference_curves
 from analysis.styles import STYLES, in_order, places, style
 from randlora import METHODS
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 
@@ -74,6 +77,20 @@ def test_bands_are_the_intervals(store: Store) -> None:
     heights = bands[0].get_paths()[0].vertices[:, 1]
     assert heights.min() == pytest.approx(min(100 * r["low"] for r in rows))
     assert heights.max() == pytest.approx(max(100 * r["high"] for r in rows))
+
+
+def test_every_point_is_in_the_picture_and_no_band_is_invented(tmp_path: Path) -> None:
+    """Scores below zero, zero-shot above all others, and one seed at the budget in between."""
+    seeds = {1: (0, 1, 2), 4: (0,), 16: (0, 1, 2)}
+    cells: Cells = {("lora", f"lora-{r}", "a"): {s: -0.2 + r / 100 + s / 50 for s in seeds[r]} for r in seeds}
+    cells |= {("randlora", f"lora-{r}", "a"): {s: 0.1 + s * s / 50 for s in seeds[r]} for r in seeds}
+    store = open_store(odd_results(tmp_path / "odd", cells | {("zero-shot", None, "a"): {0: 0.5}}))
+    axes = draw_scaling(scaling.curve(store)).axes[0]
+    low, high = axes.get_ylim()
+    assert low < 100 * min(r["mean"] for r in scaling.curve(store).to_pylist()) and high > 50
+    for drawn in (axes, draw_differences(difference_curves(store), score="score", focus="randlora").axes[0]):
+        assert not [c for c in drawn.collections if c.get_alpha() == 0.16]
+        assert next(len(c.get_segments()) for c in drawn.collections if isinstance(c, LineCollection)) == 2
 
 
 def test_the_parameter_axis_is_logarithmic_and_a_far_line_breaks_the_other(store: Store) -> None:

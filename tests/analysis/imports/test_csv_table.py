@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from analysis import StoreError, conclusion, open_store
 from analysis.imports.csv_table import import_csv
+from analysis.statistics.scaling import curve
+from analysis.styles import places
 from sweeps.cli.main import app
 
 TABLE = """method,reference,parameters,percent,dataset,source
@@ -81,3 +83,10 @@ def test_wrong_headers(tmp_path: Path, header: str, says: str) -> None:
     file.write_text(f"{header}\n")
     with pytest.raises(StoreError, match=says):
         import_csv(tmp_path / "to", [file])
+
+
+def test_a_training_size_in_words_comes_last(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("method,score,train_size\nlora,0.5,few-shot\nlora,0.6,1.0\nlora,0.6,16-shot\n")
+    import_csv(tmp_path / "to", [file])
+    assert [place[3] for place in places(curve(open_store(tmp_path / "to")))] == ["16-shot", "1.0", "few-shot"]

@@ -110,9 +110,12 @@ def test_single_seeds_beside_more_are_tested_together(tmp_path: Path) -> None:
     assert "8 data sets the difference is +2.1 points" in (said := conclusion(store)) and said.count("tested") == 1
 
 
-def test_a_row_names_the_data_sets_it_is_of(tmp_path: Path) -> None:
-    done = sweeps("compare", odd_results(tmp_path / "not-everywhere", SWEEPS["not-everywhere"]))
-    assert "mean of 2 data sets" in done.stdout and "all data sets" not in done.stdout
+def test_a_data_set_without_the_method_leaves_no_mean_over_data_sets(tmp_path: Path) -> None:
+    done = sweeps("compare", odd_results(tmp_path / "not-everywhere", SWEEPS["not-everywhere"]), "--json")
+    assert [(r["reference"], r["dataset"]) for r in json.loads(done.stdout)["comparisons"]] == [
+        ("lora-1", "a"),
+        ("lora-1", "b"),
+    ]
 
 
 def test_what_trains_nothing_is_compared_with_every_seed(tmp_path: Path) -> None:

@@ -169,7 +169,14 @@ def test_hostile_text_is_text(tmp_path: Path) -> None:
 
 def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "made")
+    old = [folder / "figures" / f"overlay.{form}" for form in ("png", "svg", "pdf")]
+    old += [folder / "report_tables" / f"overlay.{form}" for form in ("md", "tex", "csv")]
+    mine = folder / "figures" / "mine.png"
+    for path in (*old, mine):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     paths = write_report(folder)
+    assert mine.exists() and not any(path.exists() for path in old)  # what an earlier report left
     stems = ("scaling_curve", "differences", "fits", "pareto", "learning_rates", "expected_best")
     stems += ("tuning_effort", "sharpness")
     drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import Store, comparisons, conclusion, open_store
+from analysis import comparisons, conclusion, open_store
 from analysis.statistics.choice import (
     Runs,
     _of_points,
@@ -24,7 +24,7 @@ from analysis.statistics.groups import groups
 from analysis.store.tables import write_part
 from analysis.words.conclusions import conclude_gap
 from analysis.words.figures import conclude_groups
-from tests.analysis.odd import Cells, odd_results
+from tests.analysis.odd import Cells, odd_results, without_validation
 from tests.analysis.synthetic import make_results
 
 
@@ -144,14 +144,6 @@ CLEAR: Cells = {
     ("lora", "lora-1", "a"): {0: 0.7, 1: 0.71, 2: 0.7},
     ("full", None, "a"): {0: 0.9, 1: 0.92, 2: 0.905},
 }
-
-
-def without_validation(folder: Path, cells: Cells, **more: object) -> Store:
-    """Its CONFIRM runs have no validation score, so the noise of a run is not known."""
-    store = open_store(odd_results(folder, cells, **more))  # type: ignore[arg-type]
-    rows = store.table("trials").to_pylist()
-    write_part(folder, "trials", [r | {"val_score": None} for r in rows if r["stage"] == "CONFIRM"])
-    return open_store(folder)
 
 
 def test_without_re_runs_the_choice_is_known_all_the_same(tmp_path: Path) -> None:

@@ -125,6 +125,23 @@ def test_shared_seeds_say_nothing_of_data_sets_like_these(tmp_path: Path) -> Non
     assert own["high"] - own["low"] < (mean["high"] - mean["low"]) / 2  # 24 draws of luck, not 3
 
 
+def test_a_mean_over_data_sets_is_of_the_budgets_and_seeds_that_all_have(tmp_path: Path) -> None:
+    """Another budget of one of them moves it by what the budget does; so does leaving one of them out."""
+    cells: Cells = {("lora", f"lora-{r}", d): dict.fromkeys(range(SEEDS), 0.5) for r in (1, 4) for d in "ab"}
+    cells |= {("randlora", "lora-1", d): {s: 0.51 + 0.001 * s for s in range(SEEDS)} for d in "ab"}
+    cells["randlora", "lora-4", "a"] = {s: 0.7 + 0.001 * s for s in range(SEEDS)}
+    rows = over_all(open_store(odd_results(tmp_path / "budget", cells, tune=(), seed_rule="per-data-set")))
+    assert [r["difference"] for r in rows.values()] == pytest.approx([0.011, 0.011])
+    cells["randlora", "lora-1", "b"] = {SEEDS: 0.51}
+    store = open_store(odd_results(tmp_path / "seeds", cells, tune=(), seed_rule="per-data-set"))
+    assert over_all(store) == {} and "averaged" not in conclusion(store)
+
+
+@pytest.mark.parametrize("blocks", [[{}, {}], [{}, {(0, 0, 0): 0.1, (1, 0, 0): 0.2}]])
+def test_a_data_set_without_a_common_seed_leaves_no_mean(blocks: list[dict[tuple[int, int, int], float]]) -> None:
+    assert over_datasets(blocks, shared=False) is None
+
+
 def test_one_seed_on_many_data_sets_is_no_test(tmp_path: Path) -> None:
     """What that one seed does to a method everywhere (its bases, say) would pass for a difference."""
     names = [f"set-{i}" for i in range(8)]

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import Store, open_store
+from analysis import Store, conclusion, open_store
+from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import _friedman, groups, letter_groups, mean_ranks
 from analysis.statistics.scaling import comparisons
+from analysis.words.decisions import would_change
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 
@@ -88,3 +91,19 @@ def test_comparisons_carry_effects_power_and_seeds_needed(store: Store) -> None:
         assert r["effect_low"] <= r["effect"] <= r["effect_high"]
         assert (r["effect_low"] > 0) == (r["p_given_rates"] < 0.05)  # the same test, inverted
         assert (r["seeds_needed"] <= r["n"]) == (r["power"] >= 0.8)
+
+
+def test_an_unlucky_seed_that_one_method_lacks_puts_it_on_no_top(tmp_path: Path) -> None:
+    """LoRA's worst seed failed: its own mean is ahead, and it is behind on the seeds that both have."""
+    lora = {0: 0.70, 1: 0.71, 2: 0.69, 3: 0.70}
+    rand = {s: v + 0.01 + 0.0001 * s for s, v in lora.items()}
+    cells: Cells = {("lora", "lora-1", "d"): {**lora, 4: None}, ("randlora", "lora-1", "d"): {**rand, 4: 0.60}}
+    store = open_store(odd_results(tmp_path / "lucky", cells, seeds=5, tune=(0.6,)))
+    first, second = groups(store).to_pylist()
+    assert (first["method"], first["group"], second["group"]) == ("randlora", "a", "b")
+    assert first["mean"] < second["mean"]
+    (row,) = decisions(store).to_pylist()
+    assert (row["best"], row["verdict"]) == (["randlora"], "higher") and "RandLoRA scores higher" in conclusion(store)
+    others: Cells = {("vera", "lora-1", "d"): {9: 0.5}}  # no seed in common with it, so own means order all
+    (row,) = decisions(open_store(odd_results(tmp_path / "apart", cells | others, seeds=5, tune=(0.6,)))).to_pylist()
+    assert "RandLoRA scores more on the seeds that both have (" in would_change(row)

@@ -15,8 +15,10 @@ from analysis import Store, open_store
 from analysis.errors import StoreError
 from analysis.statistics import scaling, tuning
 from analysis.statistics.inference import OVER_DATASETS, OVER_SEEDS, T_TEST, expected_best, holm
+from analysis.statistics.looks import looks
 from analysis.tables.results import compared
 from analysis.words import conclusions
+from analysis.words.parity import looks_says
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import PLAN, make_results
 
@@ -122,6 +124,20 @@ def test_looks_share_the_level(tmp_path: Path) -> None:
     assert after["alpha"] == pytest.approx(0.8 * before["alpha"])
 
 
+def test_the_question_is_the_declared_one(tmp_path: Path) -> None:
+    cells: Cells = {(m, "lora-1", "a"): {0: 0.5, 1: 0.51, 2: 0.52} for m in ("lora", "randlora", "vera", "nola")}
+    folder = odd_results(tmp_path / "asked", cells, tune=())
+    assert scaling.question(open_store(folder)) == scaling.Question("randlora", "lora")
+    said = {"ev": "declare", "name": "asked", "seeds": [0, 1, 2], "max_seeds": 3, "margin": None, "scored": 0}
+    for asked, scored, baseline in (("vera", 0, "lora"), ("lora", 9, "randlora")):
+        with (folder / "journal.jsonl").open("a") as journal:
+            journal.write(json.dumps(said | {"question": asked, "scored": scored}) + "\n")
+        store = open_store(folder)
+        assert scaling.question(store) == scaling.Question(asked, baseline)
+    assert looks(store)["asked"].questions == 1
+    assert any("in question was changed 1 time(s) after" in line for line in looks_says(looks(store).values()))
+
+
 def test_places_are_families_side_by_side(tmp_path: Path) -> None:
     store = open_store(make_results(tmp_path / "sizes", sizes=("4-shot", "1.0"), plan={**ONE, "randlora": ("lora-4",)}))
     assert all(r["alpha"] == pytest.approx(0.025) for r in scaling.comparisons(store).to_pylist())  # two rows, no mean
@@ -177,6 +193,7 @@ def test_overall_row_is_the_mean_of_the_budgets(store: Store, wide: Store) -> No
 def test_gap_to_full_fine_tuning(store: Store) -> None:
     gaps = scaling.comparisons(store, baseline="full")
     assert {r["method"] for r in gaps.to_pylist()} == {"lora", "randlora", "vera", "nola"}
+    assert gaps["p_holm"].to_pylist() == pytest.approx(holm(gaps["p"].to_pylist()))  # one family
     assert all(r["params_ratio"] is None and r["reference"] for r in gaps.to_pylist())
     said = conclusions.conclude_gap(gaps)
     assert said is not None

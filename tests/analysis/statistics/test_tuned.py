@@ -10,12 +10,15 @@ import pyarrow as pa
 import pytest
 
 from analysis import Store, open_store, results_table
+from analysis.figures.tuning import draw_rates
 from analysis.report.page import render
-from analysis.statistics.inference import expected_best
-from analysis.statistics.tuning import best_of_n, best_weights, sharpness
+from analysis.statistics.inference import best_weights, expected_best
+from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
-from analysis.store.tables import to_table
+from analysis.store.tables import to_table, write_part
+from analysis.tables.evidence import learning_rates
+from tests.analysis.odd import odd_results
 from tests.analysis.synthetic import make_results
 
 
@@ -125,3 +128,23 @@ def test_sharpness_of_a_known_response(tmp_path: Path) -> None:
     for r in sharpness(made).to_pylist():  # the response falls by 0.05 per squared decade
         assert 0.3 < r["decades"] < 1.0 and r["searched"] >= 2.0
     assert {r["open"] for r in sharpness(made).to_pylist()} <= {True, False}
+
+
+def test_what_is_searched_beside_the_rate_tells_points_apart(tmp_path: Path) -> None:
+    """Three rates without a decay and two of them with one, which was chosen."""
+    folder = odd_results(tmp_path / "grid", {("lora", "lora-1", "a"): {0: 0.7}}, tune=(0.5, 0.6, 0.55, 0.7, 0.65))
+    made, decay = open_store(folder), {"hyperparameters": '{"decay": 0.1}'}
+    trials = made.table("trials").to_pylist()
+    write_part(folder, "trials", [r | decay | {"lr": r["lr"] / 100} for r in trials if r["lr"] > 5e-2])
+    write_part(folder, "choices", [r | decay | {"sequence": 1} for r in made.table("choices").to_pylist()])
+    store = open_store(folder)
+    found = [(r["lr"], r["mean_val"], r["chosen"]) for r in rates(store).to_pylist()]
+    without = [(1e-4, 0.5, False), (1e-3, 0.6, False), (1e-2, 0.55, False)]
+    assert found == [pytest.approx(point) for point in [*without, (1e-3, 0.7, True), (1e-2, 0.65, False)]]
+    assert [r["expected"] for r in best_of_n(store).to_pylist()][-1] == 0.7
+    assert sharpness(store).num_rows == 0  # two rates with the decay are too few
+    assert {line.get_gid() for axes in draw_rates(rates(store)).axes for line in axes.lines} >= {
+        "rates:lora_lora-1_a_1.0",
+        "rates:lora_lora-1_a_1.0:1",
+    }
+    assert [r[3] for r in learning_rates(store).cells] == [*[""] * 3, *['{"decay": 0.1}'] * 2]

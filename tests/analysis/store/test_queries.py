@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from analysis import QueryError, Store, open_store
+from analysis import QueryError, Store, StoreError, open_store
 from analysis.store.queries import connect
 from analysis.store.schemas import SCHEMAS
 from analysis.store.views import VIEWS
@@ -184,6 +184,9 @@ def test_several_sweeps_in_one_query(store: Store, tmp_path: Path) -> None:
     assert counts == [{"sweep": "made", "n": 43}, {"sweep": "other", "n": 43}]
     assert both.table("scaling").num_rows == 30
     assert set(both.names) == {"made", "other"}
+    same = make_results(tmp_path / "same", sweep="made", trials=False)
+    with pytest.raises(StoreError, match=r"/same both hold a sweep named 'made', .* give one of them another `name`"):
+        open_store(store.path, same).table("cells")
 
 
 def test_a_query_gets_the_views_it_reads_and_those_they_read() -> None:

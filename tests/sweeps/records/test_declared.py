@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analysis.statistics.scaling import margin_of
+from analysis.statistics.looks import margin_of
 from analysis.store.store import open_store
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal

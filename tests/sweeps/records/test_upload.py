@@ -14,8 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from analysis import open_store
 from analysis.errors import StoreError
-from analysis.statistics.looks import Looks, looks
-from analysis.statistics.scaling import margin_of
+from analysis.statistics.looks import Looks, looks, margin_of
 from analysis.store.remote import Location
 from analysis.store.tables import part_paths
 from sweeps.cluster.resources import ResourceError

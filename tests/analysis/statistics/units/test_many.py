@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,6 +12,7 @@ from analysis import Store, open_store
 from analysis.figures.pictures import pictures
 from analysis.report.tables import pick
 from analysis.statistics.units.many import interquartile_means, iqm_interval, profiles, wilcoxon
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 PLAN = {"randlora": ("lora-1",), "lora": ("lora-1",), "nola": ("lora-1",)}
@@ -47,6 +50,13 @@ def test_wilcoxon_and_holm(eight: Store, wide: Store) -> None:
     assert first["p"] == pytest.approx(2 / 2**8) and first["p_holm"] == pytest.approx(3 * 2 / 2**8)
     assert first["verdict"] == "higher" and first["difference"] > 0.02
     assert wilcoxon(wide).num_rows == interquartile_means(wide).num_rows == profiles(wide).num_rows == 0
+
+
+def test_no_method_is_confirmed_on_all(tmp_path: Path) -> None:
+    cells: Cells = {(m, "lora-1", f"set-{i}"): {0: 0.7} for i in range(6) for m in ("lora", "nola")[i > 2 :]}
+    del cells["nola", "lora-1", "set-0"]
+    store = open_store(odd_results(tmp_path / "holes", cells))
+    assert wilcoxon(store).num_rows == interquartile_means(store).num_rows == profiles(store).num_rows == 0
 
 
 def test_profiles_fall_from_all_runs_to_none(eight: Store) -> None:
