@@ -9,6 +9,7 @@ check("my-method")
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,8 +36,8 @@ class CheckError(AdapterError):
 
 def check(name: str, *, capacity: int | None = None, options: Mapping[str, Any] | None = None) -> None:
     """Hold a registered method against what `attach` promises: exact counts, a start that changes nothing, gradients in
-    every trainable, one function in all its forms and under bf16 autocast, files that give it back, and a detach that
-    leaves no trace.
+    every trainable, one function in all its forms, files that give it back, and a detach that leaves no trace. It warns
+    of small deltas that bf16 autocast rounds away.
 
     Args:
         name: the registered method.
@@ -51,9 +52,13 @@ def check(name: str, *, capacity: int | None = None, options: Mapping[str, Any] 
     if capacity is None:
         reach = method.max_capacity(SHAPES, **(options or {}))
         capacity = max(method.min_capacity, min(4, reach))
-    broken = list(_Check(method, capacity, options or {}).broken())
+    checked = _Check(method, capacity, options or {})
+    broken = list(checked.broken())
     if broken:
         raise CheckError(f"method {name!r} at {method.capacity_field} = {capacity}:\n" + "\n".join(broken))
+    if method.mergeable and checked.forgets():
+        said = f"method {name!r} rounds small deltas away under bf16 autocast; adding them to outputs, not weights,"
+        warnings.warn(f"{said} would keep them", stacklevel=2)
 
 
 class _Check:
@@ -89,7 +94,6 @@ class _Check:
         yield from self._again(model(self.x), adapted)
         if self.method.mergeable:
             yield from self._merged(model, adapted)
-            yield from self._small()
         adapted.detach()
         after = model.state_dict()
         if after.keys() != state.keys() or any(not torch.equal(after[name], state[name]) for name in state):
@@ -136,8 +140,8 @@ class _Check:
         if off > TOLERANCE:
             yield f"merged weights give other outputs than linear, by {off:.1e}"
 
-    def _small(self) -> Iterator[str]:
-        """A delta far below bf16's steps at the weight, under autocast, with rows so many that a sum costs less."""
+    def forgets(self) -> bool:
+        """Of a delta far below bf16's steps at the weight, under autocast, with rows so many that a sum costs less."""
         plain = nn.Linear(*SHAPES[0][::-1], bias=False)
         layer = nn.Sequential(plain).eval()
         adapted = attach(layer, self.config, ["0"], init_seed=3, basis_seed=4)
@@ -151,8 +155,7 @@ class _Check:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 outputs = layer(x).float()
             [delta] = adapted.deltas().values()
-        if _apart(outputs, x @ delta.t()) > 0.05 * float(delta.abs().max()):
-            yield "a small delta is rounded away under bf16 autocast: add it to the outputs, not to the weight"
+        return _apart(outputs, x @ delta.t()) > 0.05 * float(delta.abs().max())
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup, escape
 
-from analysis.figures import drawing, pictures
+from analysis.figures import pictures
 from analysis.format import duration
 from analysis.report import tables
 from analysis.report.facts import facts
@@ -26,6 +27,9 @@ from analysis.store.store import Store, open_store
 from analysis.styles import style
 from analysis.tables import export
 from analysis.tables.sheet import Sheet
+
+_RECORD = ".report.json"
+"""Names of what the last report wrote beside its page."""
 
 
 def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str | None = None) -> dict[str, Path]:
@@ -47,8 +51,7 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
     drawn, sheets = pictures.pictures(store, x, overlay), tables.sheets(store, x, overlay)
     paths = pictures.save(drawn, store.path)
     paths |= export.save(sheets.values(), store.path) if sheets else {}
-    _take_away(store.path / "figures", [f".{form}" for form in drawing.FORMATS], paths)
-    _take_away(store.path / export.FOLDER, [suffix for suffix, _ in export.FORMS.values()], paths)
+    _take_away(store.path, paths.values())
     page = store.path / "report.html"
     temporary = page.with_suffix(".html.tmp")
     temporary.write_text(render(store, x=x, overlay=overlay, drawn=drawn, sheets=sheets), encoding="utf-8")
@@ -56,13 +59,20 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
     return {**paths, "report": page}
 
 
-def _take_away(place: Path, suffixes: Sequence[str], written: Collection[str]) -> None:
-    """Remove what an earlier report left: names in all our forms. A file of the reader's own beside them stays."""
-    for path in place.glob(f"*{suffixes[0]}"):
-        forms = [path.with_suffix(suffix) for suffix in suffixes]
-        if path.name not in written and all(form.is_file() for form in forms):
-            for form in forms:
-                form.unlink()
+def _take_away(folder: Path, written: Iterable[Path]) -> None:
+    """Remove figures and tables that the report before wrote and this one has no more; a reader's own files stay."""
+    record = folder / _RECORD
+    now = sorted(path.relative_to(folder).as_posix() for path in written)
+    try:
+        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else []
+    except (ValueError, RecursionError):
+        before = []
+    for name in {str(n) for n in before} - set(now):
+        place, _, file = name.partition("/")
+        if place in ("figures", export.FOLDER) and "/" not in file:
+            (folder / place / file).unlink(missing_ok=True)
+    if now != before:
+        record.write_text(json.dumps(now), encoding="utf-8")
 
 
 def templates(package: str) -> jinja2.Environment:

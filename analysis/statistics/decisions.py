@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 
 from analysis.format import Row
@@ -50,16 +52,21 @@ def decisions(store: Store) -> pa.Table:
 
 def _decide(block: Block) -> Row:
     methods, pairs = block
-    top = methods[0]
-    best = [k for k in range(len(methods)) if k == 0 or not pairs[0, k].apart]
+    behind = {at[pair.tested.mean > 0] for at, pair in pairs.items() if pair.apart and pair.tested is not None}
+    first = next((k for k in range(len(methods)) if k not in behind), 0)
+    against = {at[at[0] == first]: pair for at, pair in pairs.items() if first in at}
+    top, best = methods[first], [first, *(k for k, pair in against.items() if not pair.apart)]
     seen = mean_interval(list(top["scores"].values()))
     named = {k: top[k] for k in (*PLACE, "reference", "budget", "method", "n")}
     row = named | {"methods": len(methods), "best": [methods[k]["method"] for k in best]}
     row |= {"mean": seen.mean, "low": seen.low, "high": seen.high}
     if len(methods) == 1:
         return row
-    second = best[1] if len(best) > 1 else 1
-    return row | _against(top, methods[second], pairs[0, second])
+    second = best[1] if len(best) > 1 else min(against)
+    pair = against[second]
+    if second < first and pair.tested is not None:
+        pair = replace(pair, tested=replace(pair.tested, mean=-pair.tested.mean))
+    return row | _against(top, methods[second], pair)
 
 
 def _against(top: Row, second: Row, pair: Pair) -> Row:

@@ -69,8 +69,8 @@ class Pair:
 
     @property
     def apart(self) -> bool:
-        """Whether the test tells the two apart, the one with the better mean ahead."""
-        return self.verdict in ("higher", "lower") and self.tested is not None and self.tested.mean > 0
+        """Whether the test tells the two apart."""
+        return self.verdict in ("higher", "lower")
 
 
 Block = tuple[list[Row], dict[tuple[int, int], Pair]]
@@ -123,9 +123,12 @@ def _methods(store: Store) -> list[list[Row]]:
 
 
 def _best_first(methods: list[Row]) -> list[Row]:
-    """By the mean over the seeds that all have, as tests pair them: a lucky seed puts none first; else by their own."""
+    """By the mean over the seeds that all have, as tests pair them, where these are most of each one's; else by their
+    own: a lucky seed that one alone has puts none first.
+    """
     shared = shared_seeds([row["scores"] for row in methods])
-    return sorted(methods, key=lambda row: -sum(row["scores"][s] for s in shared) if shared else -row["mean"])
+    most = all(2 * len(shared) > row["n"] for row in methods)
+    return sorted(methods, key=lambda row: -sum(row["scores"][s] for s in shared) if most else -row["mean"])
 
 
 @remembered

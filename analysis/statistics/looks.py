@@ -71,13 +71,12 @@ def looks(store: Store) -> dict[str, Looks]:
 
 
 def declared(store: Store) -> dict[str, Any]:
-    """What the (first) sweep last declared of `[confirm]`, or what its `sweep.json` has where nothing was.
+    """What the first folder's sweep last declared of `[confirm]`, or what its `sweep.json` has where nothing was.
 
     The declaration counts, where there is one: `sweep.json` may be lost, edited or another sweep's.
     """
-    events = store.events("declare")
-    own = [event for event in events if event.get("name") == events[0].get("name")]
-    section = own[-1] if own else (store.spec() or {}).get("confirm")
+    events = store.declared()
+    section = events[-1] if events else (store.spec() or {}).get("confirm")
     return section if isinstance(section, dict) else {}
 
 

@@ -105,6 +105,7 @@ COMPARISONS = pa.schema(
         ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
         ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
         ("n_datasets", INT),  # that the row is of
+        ("n_budgets", INT),  # that a row over several is of; null for one
         *typed(REAL, "difference", "low", "high"),  # the choice of rates in the interval; null where it is not known
         *typed(REAL, "low_simultaneous", "high_simultaneous"),  # the same for all rows of the row's family at once
         ("sd", REAL),  # of the paired differences; over several data sets pooled within them
@@ -311,7 +312,7 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
     found = []
     for (sweep, model, size), group in by(matched, "sweep", "model", "train_size").items():
-        sets = datasets_of(cells, sweep, model, size)
+        sets = datasets_of({c for c in cells if c[1] in (focus, baseline)}, sweep, model, size)
         several = [r for same in by(group, "reference").values() if len(same) == len(sets) for r in same]
         if len(several) < 2:
             continue
@@ -337,7 +338,8 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         for difference, extra in tests:
             if difference is not None:
                 row = _compared(total, baseline, difference, extra, margin_of(store))
-                found.append((row | {"n_datasets": len(blocks)}, difference))
+                n_budgets = len({r["reference"] for r in several})
+                found.append((row | {"n_datasets": len(blocks), "n_budgets": n_budgets}, difference))
     return found
 
 

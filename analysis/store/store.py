@@ -30,6 +30,7 @@ class _Snapshot:
     state: object
     tables: dict[str, pa.Table]
     events: list[Event]
+    own: int  # so many of them are the first folder's
     damaged: list[DamagedPart]
     titles: dict[str, str]
     kept: dict[Hashable, Any] = field(default_factory=dict)
@@ -83,6 +84,11 @@ class Store:
         """
         return [e for e in self._snapshot().events if kind is None or e["ev"] == kind]
 
+    def declared(self) -> list[Event]:
+        """The first folder's `declare` events."""
+        found = self._snapshot()
+        return [e for e in found.events[: found.own] if e["ev"] == "declare"]
+
     @property
     def damaged(self) -> tuple[DamagedPart, ...]:
         """Part files that cannot be read; the tables have those of their rows that the journal still holds."""
@@ -132,12 +138,14 @@ class Store:
         damaged: list[DamagedPart] = []
         everything: list[Event] = []
         homes: dict[str, Path] = {}
+        own = 0
         for path in self.paths:
             # the journal first: a row sealed between the two readings is then seen twice, not missed
             events = read_journal(path / JOURNAL).events
             newer = rows_of(events)
             everything += events
             everything += () if any(e["ev"] == "declare" for e in events) else declarations(path)
+            own = own or len(everything) * (path == self.paths[0])
             for name in SCHEMAS:
                 sealed, bad = scan_parts(path, name)
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
@@ -151,7 +159,7 @@ class Store:
         tables = {name: latest(name, found) for name, found in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
         titles = {row["method"]: row["title"] for row in named if row["title"]}
-        return _Snapshot(state, tables, everything, damaged, titles)
+        return _Snapshot(state, tables, everything, own, damaged, titles)
 
 
 def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:
@@ -180,8 +188,9 @@ def declarations(path: Path) -> list[Event]:
     file = path / DECLARED
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-        return [{**event, "ev": "declare"} for event in found]
-    except (ValueError, TypeError, RecursionError) as error:
+        needed = ("name", "seeds", "max_seeds", "margin", "scored")
+        return [{**event, **{key: event[key] for key in needed}, "ev": "declare"} for event in found]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         rule = "restore it from a copy, or remove it: seeds added since then count as declared at first"
         raise StoreError(f"{file}: no JSON list of declarations ({error}); {rule}") from error
 

@@ -92,7 +92,12 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         f"""
         select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_layer,
                avg(cka) as mean_over_layers, arg_max(cka, depth) as last_layer
-        from (select * from cka {_NEWEST}) group by {_PLACE}, method, reference, adapter_params
+        from (
+          select * from (
+            select * from cka qualify examples is not distinct from first_value(examples) over (
+              partition by {_PLACE}, model order by computed_at desc)
+          ) {_NEWEST}
+        ) group by {_PLACE}, method, reference, adapter_params
         """,  # noqa: S608  a name of ours
         (METHOD, BUDGET, *_numbers("first_layer", "mean_over_layers", "last_layer")),
     ),

@@ -39,7 +39,7 @@ LONG = 45
 SEEDS = number("seeds", "n")
 PAIRS = Column("seeds", lambda r: f"{r['n'] / (r.get('datasets') or 1):.3g}", "number")
 """Seeds per data set; their mean where data sets have unequally many."""
-BUDGETS = Column("budget", lambda r: r["reference"] or ("all, sets like these" if _like_these(r) else "all budgets"))
+BUDGETS = Column("budget", lambda r: r["reference"] or _several(r))
 SIZE = Column("size", lambda r: size_text(r["train_size"]))
 VERDICT = text("verdict", "verdict", "verdict")
 
@@ -162,6 +162,12 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
         note += f" Over data sets, of the budgets that all have: {'; '.join(tests)}. Without data sets like these, it "
         note += "speaks of these alone."
     return note
+
+
+def _several(r: Row) -> str:
+    """What stands for the budget of a row over several."""
+    budgets = r.get("n_budgets") or "all"
+    return f"mean of {budgets}, sets like these" if _like_these(r) else f"mean of {budgets} budgets"
 
 
 def _like_these(r: Row) -> bool:

@@ -88,7 +88,7 @@ def _of_one(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> str:
         unknown = all(r["verdict"] == NOT_KNOWN for r in untested)
         why = "what the choice of rates adds is not known" if unknown else "one seed, or no spread between seeds"
         text += f"; at {len(untested)} nothing can be tested ({why})"
-    text += _overall([r for r in whole if r["test"] != OVER_DATASETS])
+    text += _overall([r for r in whole if r["test"] != OVER_DATASETS], len({r["reference"] for r in cells}))
     apart_all_the_same = [r for r in cells if r["verdict"] == SAID[-1] and _excludes_zero(r)]
     if apart_all_the_same:
         text += (
@@ -258,14 +258,15 @@ def _power(rows: Sequence[Row]) -> str:
     return f"; a true 2-point difference would be found {share} % of the time"
 
 
-def _overall(rows: Sequence[Row]) -> str:
+def _overall(rows: Sequence[Row], budgets: int) -> str:
     if not rows:
         return ""
     if len(rows) > 1:
         said = ", ".join(f"{v} at {n}" for v in SAID if (n := sum(r["verdict"] == v for r in rows))) or "not testable"
         return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({_range(rows)})"
     row = rows[0]
-    where = "budgets" if row["dataset"] is not None else f"budgets and {row['n_datasets']} data sets"
+    where = "budgets" if row["n_budgets"] in (budgets, None) else f"{row['n_budgets']} of the {budgets} budgets"
+    where += "" if row["dataset"] is not None else f" and {row['n_datasets']} data sets"
     text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
     if row["verdict"] == "equivalent":
         text += f", within {percent(row['margin'])} points"

@@ -126,7 +126,8 @@ def attach(
             f"{unread[0]} is quantised, and the module around it reads it or a hook (accelerate's) has given the layer "
             "a forward of its own: it cannot be adapted; take the hook off, or leave the weight out of targets"
         )
-    called = {n: site for n, site in sites.items() if site.by_activation and n != PLACE}
+    # a Conv1D has none here: PEFT's methods that change a bias keep to the weight there, as in folders of before
+    called = {n: site for n, site in sites.items() if site.by_activation and not site.transposed and n != PLACE}
     biases = {n: site.owner.bias for n, site in called.items() if isinstance(site.owner.bias, Tensor)}
     quantised = frozenset(n for n, site in sites.items() if site.quantised)
     place = sites[PLACE].shape if PLACE in sites else None

@@ -171,6 +171,9 @@ def draw(seed: int, stream: str, spec: Draw) -> Tensor:
     return out if spec.std == 1.0 else out.mul_(spec.std)
 
 
+_ROUNDED = (torch.bfloat16, torch.float16)
+
+
 def _same(matrix: Tensor, drawn: Tensor) -> bool:
     return torch.equal(matrix.detach().to(device="cpu", dtype=drawn.dtype), drawn)
 
@@ -218,19 +221,27 @@ class Bases(nn.Module):
     def digest(self) -> str:
         """SHA-256 over names, shapes and float32 bits, of the matrices in use.
 
-        They are drawn again where a cast lost bits, also one that another has followed: their first rows tell.
+        They are drawn again where a cast lost bits, also one that another has followed.
         """
         total = hashlib.sha256()
         for name, spec in sorted(self.draws.items()):
             matrix = self.get(name)
-            few = dataclasses.replace(spec, rows=min(spec.rows, 64))
-            meta = matrix.device.type == "meta"
-            if not self.given and (meta or not _same(matrix[: few.rows], draw(self.seed, name, few))):
+            if not self.given and self._lost_bits(name, matrix):
                 matrix = draw(self.seed, name, spec)
             flat = matrix.detach().to(device="cpu", dtype=torch.float32).contiguous()
             total.update(f"{name}:{spec.rows}x{spec.cols}:".encode())
             total.update(flat.numpy().astype("<f4", copy=False).tobytes())  # little-endian
         return total.hexdigest()
+
+    def _lost_bits(self, name: str, matrix: Tensor) -> bool:
+        """Whether a matrix is its draw but for a rounding to 16 bits; of what was changed otherwise it is not."""
+        if matrix.device.type == "meta" or matrix.dtype in _ROUNDED:
+            return True
+        few = dataclasses.replace(self.draws[name], rows=min(self.draws[name].rows, 64))
+        if _same(matrix[: few.rows], draw(self.seed, name, few)):
+            return False
+        drawn = draw(self.seed, name, self.draws[name])
+        return any(_same(matrix, drawn.to(dtype).float()) for dtype in _ROUNDED)
 
     def spec(self) -> dict[str, dict[str, int | float | str]]:
         """The draws, as plain values for a checkpoint."""

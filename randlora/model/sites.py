@@ -9,9 +9,7 @@ all the same (`randlora.model.attention`). Parts of one weight share its place (
 
 from __future__ import annotations
 
-import dis
-import functools
-import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -116,24 +114,37 @@ def is_conv1d(module: nn.Module) -> bool:
     return any(map(_is_exact_conv1d, type(module).__mro__))
 
 
+def _always(parent: Any) -> bool:
+    return True
+
+
+def _biased(parent: Any) -> bool:
+    return parent.q_bias is not None and not parent.qkv_bias_separate
+
+
+def _sliced(parent: Any) -> bool:
+    return bool(parent.pretraining_tp > 1 and parent.slow_but_exact)
+
+
+_POOL, _SWIN = ("q_proj", "k_proj", "v_proj", "c_proj"), ("qkv", "proj")
+_READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
+    "timm.models.beit.Attention": (("qkv",), _biased),
+    "timm.models.eva.EvaAttention": (("qkv",), _biased),
+    "timm.models.swin_transformer_v2.WindowAttention": (("qkv",), _biased),
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": (_SWIN, _always),
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": (_SWIN, _always),
+    "open_clip.modified_resnet.AttentionPool2d": (_POOL, _always),
+    "transformers.models.bloom.modeling_bloom.BloomAttention": (("dense",), _sliced),
+    "transformers.models.bloom.modeling_bloom.BloomMLP": (("dense_4h_to_h",), _sliced),
+    "transformers.models.wavlm.modeling_wavlm.WavLMAttention": (("q_proj", "k_proj", "v_proj", "out_proj"), _always),
+}
+"""Classes that give a child's weight to a product in place of calling the child, which children, and when."""
+
+
 def _reads(parent: nn.Module | None, child: str) -> bool:
     """Whether the parent computes with the child's weight in place of calling the child."""
-    kind: Any = type(parent)
-    return isinstance(parent, _READS_CHILDREN) or child in _read_by(kind)
-
-
-@functools.cache
-def _read_by(kind: Any) -> frozenset[str]:
-    """Children whose weight the class's forward gives to `F.linear` (timm's BEiT, EVA, SwinV2), by its code.
-
-    Code that asks a weight for its dtype or device alone, as open_clip's does, still calls the child.
-    """
-    code = getattr(inspect.unwrap(getattr(kind, "forward", kind)), "__code__", None)
-    if code is None or "linear" not in code.co_names:
-        return frozenset()
-    loads = [step.argval if "LOAD" in step.opname else None for step in dis.get_instructions(code)]
-    in_turn = zip(loads, loads[1:], [*loads[2:], None], strict=False)
-    return frozenset(c for c, attr, then in in_turn if c and attr == "weight" and then not in ("dtype", "device"))
+    names, when = _READERS.get(f"{type(parent).__module__}.{type(parent).__qualname__}", ((), _always))
+    return isinstance(parent, _READS_CHILDREN) or (child in names and when(parent))
 
 
 @dataclass

@@ -112,7 +112,7 @@ class Pack:
             member.disable()
         share_bases(members)
         self._sites: list[Site] = []
-        self._readers: dict[int, nn.Module] = {}
+        self._readers: dict[int, tuple[nn.Module, Any]] = {}  # with a forward of the instance's own, if it has one
         for name, site in members[0].sites.items():
             layer = Together([member.adapters[name] for member in members], self._turn)
             layer.train(site.owner.training)
@@ -122,8 +122,8 @@ class Pack:
             self._sites.append(site)
             if not site.by_activation:
                 reader = reader_of(site)
-                self._readers[id(reader)] = reader
-        for reader in self._readers.values():
+                self._readers[id(reader)] = reader, vars(reader).get("forward")
+        for reader, _ in self._readers.values():
             split_forward(reader, self._turn)
 
     @property
@@ -183,8 +183,11 @@ class Pack:
 
     def remove(self) -> nn.Module:
         """Take the adapters out of the model and return it; the members stay, disabled."""
-        for reader in self._readers.values():
-            del reader.forward
+        for reader, own in self._readers.values():
+            if own is None:
+                del reader.forward
+            else:
+                reader.forward = own
         self._readers.clear()
         for site in reversed(self._sites):
             site.remove()
@@ -266,10 +269,10 @@ def split_forward(reader: nn.Module, turn: Turn) -> None:
 
 
 def _cut(value: Any, name: str, total: int, count: int, position: int) -> Any:
-    """One slice of a tensor with the batch first; a mask over positions (two dimensions) stays whole."""
+    """One slice of a tensor with the batch first; what is of positions (two dimensions) stays whole."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] % total:
         return value
-    if value.ndim == 2 and name in ("attn_mask", "mask", "src_mask"):
+    if value.ndim == 2 and name in ("attn_mask", "mask", "src_mask", "rope"):
         return value
     return value.chunk(count)[position]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,23 +16,7 @@ if TYPE_CHECKING:
     from sweeps.plan.plan import Plan
 
 Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
-
-
-def _place(text: str) -> Path:
-    """A path; of a URI the local copy of what is there."""
-    if "://" not in text:
-        return Path(text)
-    from analysis import StoreError
-    from analysis.store.remote import local_copy
-
-    try:
-        return local_copy(text)
-    except StoreError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-_SOURCE = "Sweep file, or a results folder; it may be a URI, as of `run --upload`."
-Source = Annotated[Path, typer.Argument(help=_SOURCE, show_default=False, parser=_place)]
+Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
 Trial = Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
 Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]
@@ -57,6 +42,9 @@ def folder_of(source: Path, overrides: Sequence[str] | None = None) -> Path:
     """The results folder that a sweep file or a folder names; an error where there is nothing yet."""
     from sweeps.spec.spec import SweepSpec
 
+    if (uri := uri_of(source)) is not None:
+        rule = "this verb works on a local folder; best, compare, query, tables, mcnemar and status read a URI"
+        raise SpecError([Problem("results", uri, rule)])
     if not source.exists() and source.suffix == "":
         raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
     folder = source if source.is_dir() else SweepSpec.load(source, overrides or ()).folder
@@ -78,7 +66,13 @@ def _nearby(source: Path) -> str | None:
 
 
 def store_of(source: Path, overrides: Sequence[str] | None = None, also: Sequence[Path] | None = None) -> Store:
-    """The results of a sweep, and of others to read beside it."""
+    """The results of a sweep, and of others to read beside it; a URI, as of `run --upload`, may name each."""
     from analysis import open_store
 
-    return open_store(folder_of(source, overrides), *(folder_of(more) for more in also or ()))
+    return open_store(uri_of(source) or folder_of(source, overrides), *(uri_of(p) or folder_of(p) for p in also or ()))
+
+
+def uri_of(source: Path) -> str | None:
+    """The URI that a path was given as, which lost slashes by it; None: it is a path."""
+    found = re.fullmatch(r"([a-z][a-z0-9+]+):/+(.*)", str(source))
+    return None if found is None else f"{found[1]}://{'/' * (found[1] == 'file')}{found[2]}"

@@ -70,6 +70,8 @@ def estimate(
     planned = load(spec, overrides, scale, available=available)
     check_weights(planned.spec.model.id)
     answer = estimate_plan(planned.with_sizes(download=True))  # data that can't be had is refused, as a run does
+    if answer.unknown and not answer.methods:
+        raise SpecError([Problem(f"methods.{m}", None, f"no estimate: {why}") for m, why in answer.unknown.items()])
     emit(as_json, answer.as_dict, lambda: _print_estimate(answer, planned))
 
 

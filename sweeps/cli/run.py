@@ -116,7 +116,7 @@ def run(
                 retry_failed=retry_failed,
                 observers=observers,
                 upload=location,
-                estimate=None if foreseen is None else foreseen.as_dict(),
+                estimate=None if foreseen is None or foreseen.unknown else foreseen.as_dict(),
             )
             return _end(loaded, summary, location, again, report=report, as_json=as_json)
 

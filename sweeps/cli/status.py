@@ -13,7 +13,7 @@ from analysis.format import Row, duration
 from analysis.statistics.sizing.estimates import foresight
 from analysis.store.journal import JOURNAL
 from analysis.words.weak import absent_data
-from sweeps.cli.options import Json, Set, Source, store_of
+from sweeps.cli.options import Json, Set, Source, store_of, uri_of
 from sweeps.cli.printing import emit, out, print_rows, shown
 from sweeps.records.locks import holder
 from sweeps.watch.counts import PHASES, seconds_left, where_raised
@@ -25,12 +25,14 @@ _SHOWN, _FAILURES = 3, 20
 def status(source: Source, overrides: Set = None, as_json: Json = False) -> None:
     """How far a sweep is; works while it runs."""
     progress = progress_of(store_of(source, overrides))
+    if uri_of(source) is not None:
+        progress |= {"running": None, "idle_seconds": None}  # who runs it is not told there
     emit(as_json, lambda: progress, lambda: _print(progress))
 
 
 def says(p: Row) -> tuple[str, str]:
     """What `progress_of` found, in words: how far it is; how fast, how long, and what it took."""
-    state = "running" if p["running"] else "not running"
+    state = {True: "running", False: "not running"}.get(p["running"], "running or not")
     far = (
         f"{p['sweep']}: {p['finished']} of {p['trials']} trials finished, {p['failed']} failed, "
         f"{p['unfinished']} begun; {p['cells_confirmed']} of {p['cells']} cells confirmed; {state}"
@@ -78,7 +80,8 @@ def progress_of(store: Store) -> dict[str, Any]:
     coverage = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
     rows = store.table("trials").to_pylist()
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
-    states = Counter(row["status"] for row in trials.values())
+    named = {c["cell_id"] for c in cells}
+    states = Counter(row["status"] for row in trials.values() if row["cell_id"] in named)
     done = {r["cell_id"] for r in coverage if r["confirm_done"] >= r["confirm_planned"]}
     missing: Counter[str] = Counter()
     for row in coverage:
@@ -164,7 +167,10 @@ def _idle(store: Store) -> float | None:
 
 def _used(rows: Sequence[Row], events: Sequence[Row]) -> tuple[float, float | None]:
     """Accelerator-hours of all trials, attempts that were lost included, and their price."""
-    last: Row = next((e for e in reversed(events) if e["ev"] == "sweep"), {})
+    last: Row = next((e for e in reversed(events) if "price_per_hour" in e), {})
+    if not last:  # of an older version
+        last = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
+        last |= {"price_per_hour": last["cost"] / last["accelerator_hours"]} if last.get("cost") else {}
     known = sum(row["seconds_total"] or 0.0 for row in rows)
     seconds: float = max(known, *(event.get("used") or 0.0 for event in events), 0.0)
     hours, price = seconds / 3600 * last.get("accelerators", 1.0), last.get("price_per_hour")

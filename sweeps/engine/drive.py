@@ -46,7 +46,7 @@ class Stop:
     def __init__(self, meter: Meter, check: Callable[[], None] = lambda: None) -> None:
         self.signalled = threading.Event()
         self.limit: str | None = None
-        self.fault: OSError | None = None
+        self.fault: Exception | None = None
         self._meter, self._check = meter, check
 
     def __bool__(self) -> bool:
@@ -58,7 +58,7 @@ class Stop:
         self._meter.tick()
         try:
             self._check()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # the thread lives on to tell the broker; `drive` raises it
             self.fault = error
         if not self.signalled.is_set():
             self.limit = self.limit or self._meter.reached()

@@ -92,13 +92,23 @@ class Sealer:
     def write_cells(self, rows: Iterable[Row]) -> None:
         """Write rows of the `cells` table, a function of the plan, that are not there as they should be.
 
-        Cells that the plan has no more, and that lack trials, are infeasible from now on: nothing will run them.
+        Of cells that the plan has no more nothing will run: what they have is all that was planned, and those without a
+        confirmed score are infeasible.
         """
         wanted = {row["cell_id"]: row for row in to_table("cells", rows).to_pylist()}
         if any(row["feasible"] for cell_id, row in self._cells.items() if cell_id not in wanted):
-            missing = [r["cell_id"] for r in open_store(self.folder).table("coverage").to_pylist() if r["missing"]]
+            missing = [r for r in open_store(self.folder).table("coverage").to_pylist() if r["missing"]]
             gone = {"feasible": False, "reason": "taken out of the sweep file"}
-            wanted = {i: self._cells[i] | gone for i in missing} | wanted
+            left = {
+                r["cell_id"]: {
+                    "tune_trials": min(r["tune_planned"], r["tune_done"]),
+                    "confirm_seeds": min(r["confirm_planned"], r["confirm_done"]),
+                }
+                if r["confirm_done"]
+                else gone
+                for r in missing
+            }
+            wanted = {i: self._cells[i] | now for i, now in left.items()} | wanted
         changed = [row for row in wanted.values() if self._cells.get(row["cell_id"]) != row]
         if changed:
             write_part(self.folder, "cells", changed)

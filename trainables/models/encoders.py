@@ -21,7 +21,8 @@ from trainables.seeds import generator
 
 FIRST_TOKEN = frozenset(
     {"dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "deit", "vit_msn"}
-    | {"bert", "roberta", "xlm-roberta", "camembert", "distilbert"}
+    | {"bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "distilbert"}
+    | {"roberta-prelayernorm", "data2vec-text"}
 )
 """Model types whose first token after the last layer stands for the whole input; their poolers are not used."""
 

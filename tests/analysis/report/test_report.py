@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import re
 import shutil
 from html import unescape
@@ -171,12 +172,18 @@ def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "made")
     old = [folder / "figures" / f"overlay.{form}" for form in ("png", "svg", "pdf")]
     old += [folder / "report_tables" / f"overlay.{form}" for form in ("md", "tex", "csv")]
-    mine = folder / "figures" / "mine.png"
-    for path in (*old, mine):
+    mine = [folder / "figures" / f"mine.{form}" for form in ("png", "svg", "pdf")]
+    for path in (*old, *mine):
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    kept = folder / "victim"
+    (folder / ".report.json").write_text(
+        json.dumps([*(str(p.relative_to(folder)) for p in old), "figures/../victim"])
+    )
+    kept.touch()
     paths = write_report(folder)
-    assert mine.exists() and not any(path.exists() for path in old)  # what an earlier report left
+    assert kept.exists() and all(path.exists() for path in mine)
+    assert not any(path.exists() for path in old)  # what an earlier report left
     stems = ("scaling_curve", "differences", "fits", "pareto", "learning_rates", "expected_best")
     stems += ("tuning_effort", "sharpness")
     drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]

@@ -40,7 +40,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
             f"TASK/train.json and TASK/test.json; it holds {', '.join(sorted(present)) or 'nothing'}"
         )
     train_files, test_files = {here: train} if train else trains, {here: test} if test else tests
-    own = ({} if train else trains) | ({} if test else tests)
+    own = ({} if test else tests) if train else trains
     helds = {task: found for task in own if (found := _validation(tasks[task]))}
     if held is None and helds and (lacking := sorted(own.keys() - helds.keys())):
         raise DataError(

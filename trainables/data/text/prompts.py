@@ -17,8 +17,9 @@ _BLANK = "\n" + _INDENT
 _OPENING = "Below is an instruction that describes a task"
 RESPONSE_HEADER = "### Response:"
 
-_LETTER = r"[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
-"""What borders on a word inside a longer one; Thai, Lao, Chinese, Japanese and Korean put no space there."""
+_LETTER = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+"""What borders on a word inside a longer one; Thai, Lao, Burmese, Khmer, Chinese, Japanese and Korean put no space
+there."""
 _LABELS = re.compile(r"Answer format:\s*(\S.*)$")
 _OPTION = re.compile(r"\b(?:Answer|Option|Ending|Solution)(\d):\s*")
 _LEAD = re.compile(r"Please [^:]*:\s*")
@@ -59,7 +60,7 @@ def labels_of(instruction: str) -> tuple[str, ...]:
 
 
 def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> tuple[str, ...]:
-    """`output` with its `answer` replaced by every label. Raises DataError where that can't be done."""
+    """`output` with its last `answer` replaced by every label. Raises DataError where that can't be done."""
     if len(labels) < 2:
         raise DataError(
             f"{where}: the instruction names no choices (it should end with 'Answer format: a/b/...'); add a list "
@@ -72,20 +73,28 @@ def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> t
 
 
 def around(output: str, answer: str, where: str) -> tuple[str, str]:
-    """What stands before and behind the answer in an output. Raises DataError where it is not there exactly once."""
-    head, *tails = _whole([answer]).split(output)
-    if len(tails) != 1:
+    """What stands before and behind the last answer in an output. Raises DataError where it has no such word."""
+    found = list(_whole([answer]).finditer(output))
+    if not found:
         raise DataError(
-            f"{where}: output {output!r} holds the answer {answer!r} {len(tails)} times as a word of its own, and the "
-            "choices are made by replacing it once; write it once, or give a list 'choices' and leave 'output' out"
+            f"{where}: output {output!r} does not hold the answer {answer!r} as a word of its own, and the choices are "
+            "made by replacing it; write it there, or give a list 'choices' and leave 'output' out"
         )
-    return head, tails[0]
+    return output[: found[-1].start()], output[found[-1].end() :]
 
 
 def _whole(words: Sequence[str]) -> re.Pattern[str]:
     """Finds one of these as a whole word or number, the longest first: "5" not in "15" or "-5", "no" not in "know"."""
-    any_of = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
-    return re.compile(rf"(?<!{_LETTER})(?<!\d[.,](?=\d))(?<!-(?=\d))(?:{any_of})(?!{_LETTER}|(?<=\d)[.,]\d)")
+    return re.compile("|".join(map(_bordered, sorted(words, key=len, reverse=True))))
+
+
+def _bordered(word: str) -> str:
+    """A word's pattern; it needs a border where it ends in a letter or digit: "C++" may stand before "17"."""
+    left = rf"(?<!{_LETTER})" if re.match(_LETTER, word) else ""
+    right = rf"(?!{_LETTER})" if re.match(_LETTER, word[-1]) else ""
+    left += r"(?<!\d[.,])(?<!(?<!\w)-)" if word[0].isdigit() else ""
+    right += r"(?!(?!\.0+(?!\d))[.,]\d)" if word[-1].isdigit() else ""  # 5.0 is 5
+    return left + re.escape(word) + right
 
 
 def stem_and_options(instruction: str, where: str) -> tuple[str, tuple[str, ...]]:
