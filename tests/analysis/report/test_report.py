@@ -177,9 +177,7 @@ def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     kept = folder / "victim"
-    (folder / ".report.json").write_text(
-        json.dumps([*(str(p.relative_to(folder)) for p in old), "figures/../victim"])
-    )
+    (folder / ".report.json").write_text(json.dumps([*(str(p.relative_to(folder)) for p in old), "figures/../victim"]))
     kept.touch()
     paths = write_report(folder)
     assert kept.exists() and all(path.exists() for path in mine)
