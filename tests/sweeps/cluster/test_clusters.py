@@ -147,8 +147,8 @@ def test_the_slurm_job_asks_for_what_it_uses() -> None:
     [
         (0, "23.5", 0, False),
         (1, "23.5", 0, False),
-        (3, "0.5", 0, True),
-        (3, "08.5", 0, False),  # long before its time is up: another limit, which the next job would meet too
+        (3, "0", 0, True),
+        (3, "0.5", 0, False),  # long before its time is up: another limit, which the next job would meet too
         (4, "23.5", 3, True),
         (4, "23.5", 4, False),
     ],
@@ -161,7 +161,7 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_when_its_time_is_up(
         "scontrol": 'if [[ $1 == show ]]; then printf "n1\\nn2\\n"; else echo "$@" > requeued; fi',
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
         "hostname": "echo 10.0.0.1 10.0.1.1",
-        "ray": f'printf "%s\\n" "$@" > started; env > seen; exit {code}',
+        "ray": f'printf "%s\\n" "$@" > started; env > seen; [[ -e dead ]] || touch "$OUTPUT/report.html"; exit {code}',
     }
     for name, does in commands.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
@@ -176,7 +176,9 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_when_its_time_is_up(
     }
     output = tmp_path / "r"
     output.mkdir()
-    (output / "report.html").touch()
+    stale = output / "report.html"
+    stale.touch()
+    os.utime(stale, (0, 0))
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SWEEP": "a b.toml", "OUTPUT": str(output), **slurm}
     done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == code
@@ -193,7 +195,8 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_when_its_time_is_up(
     if again:
         assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     if code == 0:  # Ray did not start
-        (output / "report.html").unlink()
+        os.utime(stale, (0, 0))
+        (tmp_path / "dead").touch()
         done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment, check=False)
         assert done.returncode == 4 and (tmp_path / "requeued").exists()
 
