@@ -53,13 +53,13 @@ class Looks:
 def looks(store: Store) -> dict[str, Looks]:
     """The looks of every sweep whose journal declares its seeds, by name; older folders and imports declare none."""
     found: dict[str, Looks] = {}
-    declared: dict[str, tuple[set[int], float | None, str | None]] = {}
+    last: dict[str, tuple[set[int], float | None, str | None]] = {}
     for event in store.events("declare"):
         name = str(event["name"])
         before = found.get(name)
-        known, margin, question = declared.get(name, (set(), event["margin"], event.get("question")))
+        known, margin, question = last.get(name, (set(), event["margin"], event.get("question")))
         more, seen = known | set(event["seeds"]), event["scored"] > 0
-        declared[name] = more, event["margin"], event.get("question")
+        last[name] = more, event["margin"], event.get("question")
         if before is None:
             found[name] = Looks((len(more),), event["max_seeds"])
             continue

@@ -145,7 +145,8 @@ class Store:
             newer = rows_of(events)
             everything += events
             everything += () if any(e["ev"] == "declare" for e in events) else declarations(path)
-            own = own or len(everything) * (path == self.paths[0])
+            if path == self.paths[0]:
+                own = len(everything)
             for name in SCHEMAS:
                 sealed, bad = scan_parts(path, name)
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]

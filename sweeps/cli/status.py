@@ -15,6 +15,7 @@ from analysis.store.journal import JOURNAL
 from analysis.words.weak import absent_data
 from sweeps.cli.options import Json, Set, Source, store_of, uri_of
 from sweeps.cli.printing import emit, out, print_rows, shown
+from sweeps.engine.limits import used_seconds
 from sweeps.records.locks import holder
 from sweeps.watch.counts import PHASES, seconds_left, where_raised
 
@@ -170,10 +171,8 @@ def _used(rows: Sequence[Row], events: Sequence[Row]) -> tuple[float, float | No
     last: Row = next((e for e in reversed(events) if "price_per_hour" in e), {})
     if not last:  # of an older version
         last = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
-        last |= {"price_per_hour": last["cost"] / last["accelerator_hours"]} if last.get("cost") else {}
-    known = sum(row["seconds_total"] or 0.0 for row in rows)
-    seconds: float = max(known, *(event.get("used") or 0.0 for event in events), 0.0)
-    hours, price = seconds / 3600 * last.get("accelerators", 1.0), last.get("price_per_hour")
+        last = last | ({"price_per_hour": last["cost"] / last["accelerator_hours"]} if last.get("cost") else {})
+    hours, price = used_seconds(rows, events) / 3600 * last.get("accelerators", 1.0), last.get("price_per_hour")
     return hours, None if price is None else hours * price
 
 

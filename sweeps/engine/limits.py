@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.cluster.resources import LaneShape, accelerators
 from sweeps.search.stages import SweepState
 from sweeps.spec.resources import LimitsSection
+
+
+def used_seconds(rows: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds that trials held workers in all runs: what was journaled last, or the sum of rows where that is more."""
+    journaled = max((event.get("used") or 0.0 for event in events), default=0.0)
+    return max(sum(row.get("seconds_total") or 0.0 for row in rows), journaled)
 
 
 class Meter:
@@ -42,8 +48,7 @@ class Meter:
         self._each = accelerators(shapes)
         self._at_once = sum(shape.trials for shape in shapes)
         rows = [row for cell in state.cells.values() for row in cell.rows.values()]
-        known = sum(row.get("seconds_total") or 0.0 for row in rows)
-        self.seconds: float = max(known, *(event.get("used") or 0.0 for event in events), 0.0)
+        self.seconds = used_seconds(rows, events)
         self._last = clock()
 
     def tick(self) -> None:

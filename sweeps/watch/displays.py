@@ -45,7 +45,7 @@ class Silent:
     update = stop = start
 
     def note(self, text: str) -> None:
-        safe_console(file=lasting(sys.stderr)).print(text, style="yellow")
+        safe_console(file=lasting(sys.stderr)).print(Text(text, "yellow"), soft_wrap=True)  # a Text: no markup in it
 
 
 def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:

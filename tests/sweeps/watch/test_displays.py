@@ -99,6 +99,11 @@ def test_displays(tmp_path: Path) -> None:
     assert "(training.py:88 in train)" in shown
 
 
+def test_without_a_display_warnings_stay_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    make_progress(False).note("[/results/a] set aside: no [bold] answer")
+    assert "[/results/a] set aside: no [bold] answer" in capfd.readouterr().err
+
+
 def test_lines_tell_every_failure_once(tmp_path: Path) -> None:
     state, text = half_way(tmp_path), io.StringIO()
     display = LineProgress(Console(file=text, width=200), every=0.0)

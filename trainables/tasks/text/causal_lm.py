@@ -216,20 +216,21 @@ def check_judged(dataset: TextDataset, settings: EvaluateSettings, validated: Te
         parts.append((dataset.test, limited(dataset.test, rows, settings.test_rows, "test")))
     for part, rows in parts:
         for row in rows.tolist():
-            _check_row(exchange(part, row), part.place(row), protocol)
+            _check_row(part, row, protocol)
     return protocol
 
 
-def _check_row(row: Exchange, place: str, protocol: str) -> None:
+def _check_row(part: TextSplit, number: int, protocol: str) -> None:
+    row = exchange(part, number)
     if protocol == GENERATION and row.answer is None:
         raise TrialError(
-            f"{place}: the row has no answer, so generated text cannot be judged; give one to every row that validates "
-            "or tests"
+            f"{part.place(number)}: the row has no answer, so generated text cannot be judged; give one to every row "
+            "that validates or tests"
         )
     if protocol == LOG_LIKELIHOOD and len(row.choices) < 2:
         raise TrialError(
-            f"{place}: no choices to compare; the instruction should end with 'Answer format: a/b/...' and the row "
-            "have an 'answer', or a list 'choices'; otherwise set evaluate.protocol = 'generation'"
+            f"{part.place(number)}: no choices to compare; let the instruction end with 'Answer format: a/b/...', and "
+            "the row have an 'answer', or a list 'choices'; otherwise set evaluate.protocol = 'generation'"
         )
 
 
