@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.cluster.resources import LaneShape, accelerators
-from sweeps.search.stages import SweepState
 from sweeps.spec.resources import LimitsSection
+
+if TYPE_CHECKING:
+    from sweeps.search.stages import SweepState  # loads torch, which `status` need not
 
 
 def used_seconds(rows: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> float:
