@@ -6,6 +6,7 @@ engine tunes: a grid on one TUNE seed, the best rates re-run on further seeds, t
 are then confirmed and compared by the functions that `scaling.comparisons` calls: noise from CONFIRM's validation
 scores, what `choice` says the choice of rates adds, pooled over a method's budgets, one standard error by
 Welch-Satterthwaite; the mean over all budgets first, then Holm over the rows. A planted advantage gives the power.
+Further methods of other noise may stand beside the two: they are not compared, and the noise is told from all.
 
     python benchmarks/calibration.py                    # the table of docs/fairness.md, about half an hour of one core
     python benchmarks/calibration.py --regime steep     # one regime
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.statistics.choice import Runs, chosen_variance, noise_share, rerun_noise, run_noise
+from analysis.statistics.choice import Runs, chosen_variance, method_noise, noise_share, rerun_noise
 from analysis.statistics.inference import proportion_interval, step_down, two_sided
 
 Real = NDArray[np.float64]
@@ -46,6 +47,7 @@ class Protocol:
         curvature: score lost at one decade from the best rate, growing with the square of the distance.
         cliff: how much steeper the response is above the best rate than below.
         advantage: planted lead of the first arm.
+        beside: `own_sd` of further methods at the same budgets.
     """
 
     budgets: int = 6
@@ -64,6 +66,7 @@ class Protocol:
     curvature: float = 0.05
     cliff: float = 1.0
     advantage: float = 0.0
+    beside: tuple[float, ...] = ()
 
 
 REGIMES = {
@@ -74,6 +77,8 @@ REGIMES = {
     "real": Protocol(rates=5, decades=1.2, own_sd=0.028, growth=0.4, alike=0.4, luck_sd=0.0, curvature=0.2),
     "quickstart": Protocol(rates=5, decades=1.2, own_sd=0.012, curvature=0.4, rerun_seeds=1),
     "no re-runs": Protocol(rerun_rates=1, rerun_seeds=0),
+    "chance beside": Protocol(beside=(0.006, 0.006, 0.15)),
+    "noisy pair": Protocol(own_sd=0.018, beside=(0.006,) * 10),
 }
 SEEDS, BUDGETS, DATASETS = (3, 5, 10), (1, 4, 6), (1, 4, 8)
 
@@ -124,10 +129,10 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
 
     And (tables, data sets) which share of it the mean over budgets has.
     """
-    shape = (tables * protocol.datasets, 2, protocol.budgets)
+    shape = (tables * protocol.datasets, 2 + len(protocol.beside), protocol.budgets)
     grid = np.linspace(-protocol.decades / 2, protocol.decades / 2, protocol.rates)
     step = grid[1] - grid[0]
-    best = rng.uniform(-step / 2, step / 2, (shape[0], 1, shape[2], 1))  # the same method: the same best rate
+    best = rng.uniform(-step / 2, step / 2, (shape[0], 1, shape[2], 1))  # one method, one best rate; others' is alike
     apart = grid - best
     quality = np.broadcast_to(
         -protocol.curvature * apart**2 * np.where(apart > 0, protocol.cliff, 1.0), (*shape, protocol.rates)
@@ -150,21 +155,25 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
         picked + luck[k] + np.sqrt(protocol.common) * own[0] + np.sqrt(1 - protocol.common) * own[1 + k] for k in (0, 1)
     )
     test[:, 0] += protocol.advantage
-    squares, freedom = run_noise(np.swapaxes(val, 1, 2))  # budget by budget
-    noise = squares.mean(axis=-1) / freedom
+    scores = np.swapaxes(val, 1, 2)  # budget by budget
+    if (told := method_noise(scores)) is None:
+        raise ValueError(f"{protocol.seeds} seeds do not tell a run's noise")
+    noise, alike = told
     squares, freedom = rerun_noise(again)
     if freedom:
-        noise = np.maximum(noise, squares.mean(axis=(1, 2)) / freedom)
-    share = noise_share(np.swapaxes(val, 1, 2))
+        each = squares.mean(axis=-1) / freedom
+        pooled = (each * alike).sum(axis=-1, keepdims=True) / alike.sum(axis=-1, keepdims=True)
+        noise = np.maximum(noise, np.where(alike, pooled, each))
+    share = noise_share(scores[:, :, :2])
     reruns = (protocol.rerun_rates, again_seeds)
-    seen = Runs(first, again, at)
-    added = chosen_variance(grid, seen, chosen[..., 0], noise[:, None, None], reruns, rng, draws=100)
+    seen = Runs(first[:, :2], again[:, :2], at[:, :2])
+    added = chosen_variance(grid, seen, chosen[:, :2, :, 0], noise[:, :2, None], reruns, rng, draws=100)
     pairs = (test[:, 0] - test[:, 1]).reshape(tables, protocol.datasets, protocol.budgets, protocol.seeds)
     return pairs, added.mean(axis=-1).reshape(tables, protocol.datasets, 2), share.reshape(tables, protocol.datasets)
 
 
 def _own(protocol: Protocol, grid: Real, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
-    """A run's own luck at every rate: (tables, arms, budgets, rates, runs) for `shape` without the rates."""
+    """A run's own luck at every rate: (tables, methods, budgets, rates, runs) for `shape` without the rates."""
     of_rates = (*shape[:3], len(grid), shape[3])
     shares = (1 - protocol.shared - protocol.alike, protocol.shared, protocol.alike)
     lone, budgets, arms = (np.sqrt(x) for x in shares)
@@ -173,7 +182,8 @@ def _own(protocol: Protocol, grid: Real, shape: tuple[int, ...], rng: np.random.
         found = found + budgets * rng.normal(size=(*of_rates[:2], 1, *of_rates[3:]))
     if arms:
         found = found + arms * rng.normal(size=(of_rates[0], 1, *of_rates[2:]))
-    return np.asarray(protocol.own_sd * 10 ** (protocol.growth * grid)[:, None] * found)
+    sd = np.array([protocol.own_sd, protocol.own_sd, *protocol.beside])[:, None, None, None]
+    return np.asarray(sd * 10 ** (protocol.growth * grid)[:, None] * found)
 
 
 def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool_]:

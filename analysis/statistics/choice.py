@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from analysis.format import Row
 from analysis.statistics.runs import Seed, by, seed_of
@@ -34,11 +35,13 @@ Point = tuple[float, str | None]
 DRAWS = 400
 AT_ONCE = 2**20
 """Numbers drawn at once, at most."""
+APART = 0.01
+"""Share of tables of equal noise in which `method_noise` may set a method aside: ISO 5725-2's level for outliers."""
 WIDTH = 2.0
 """Width of the local fit's kernel, in steps of the grid of rates."""
 
 _CONFIRMED = """
-select sweep, model, dataset, train_size, reference, cell_id, data_seed, init_seed, basis_seed, val_score
+select sweep, model, dataset, train_size, reference, method, cell_id, data_seed, init_seed, basis_seed, val_score
 from confirmed where val_score is not null and lr is not null
 """
 
@@ -67,12 +70,82 @@ def run_noise(scores: Array) -> tuple[Array, int]:
     Returns:
         The sums (...), and their degrees of freedom; a sum over these is the variance of one run's own noise.
     """
+    rest, left, _ = _rest(scores)
+    return (rest**2).sum(axis=-1), round(float(np.trace(left)))
+
+
+def _rest(scores: Array) -> tuple[Array, Array, Array]:
+    """What is left of every run (..., runs), the projection that leaves it, and (runs, cells) whose run each is."""
     cells, seeds = scores.shape[-2:]
-    there = np.isfinite(scores).reshape(-1, cells, seeds)[0]
-    design = np.hstack([np.repeat(np.eye(cells), seeds, axis=0), np.tile(np.eye(seeds), (cells, 1))])[there.ravel()]
-    left = np.eye(len(design)) - design @ np.linalg.pinv(design)
-    rest = scores.reshape(*scores.shape[:-2], -1)[..., there.ravel()] @ left
-    return np.asarray((rest**2).sum(axis=-1)), round(float(np.trace(left)))
+    there = np.isfinite(scores).reshape(-1, cells, seeds)[0].ravel()
+    design = np.hstack([np.repeat(np.eye(cells), seeds, axis=0), np.tile(np.eye(seeds), (cells, 1))])[there]
+    left = np.eye(len(design)) - design @ np.linalg.pinv(design, rcond=1e-10)
+    rest = scores.reshape(*scores.shape[:-2], -1)[..., there] @ left
+    return rest, left, np.repeat(np.eye(cells), seeds, axis=0)[there]
+
+
+def method_noise(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
+    """Variance of one run's own noise, method by method, and which methods have theirs in common; both (..., methods).
+
+    Methods share their noise. One that has clearly more, as where seeds fall to chance, is set aside and has its own,
+    again and again until none has: by the F test of what is left without it, at 1 % over the methods, in the manner of
+    Cochran's test of laboratories (ISO 5725-2). The test is exact for normal noise that is alike at all budgets. At a
+    budget of two methods nothing says which is the noisy one: it has no part in the test.
+
+    Args:
+        scores: (..., budgets, methods, seeds) as of `run_noise`; a method is NaN at budgets that it does not have.
+
+    Returns:
+        None where scores do not tell the noise: none has two methods and two seeds in common.
+    """
+    found = _told(scores.reshape(-1, *scores.shape[-3:]))
+    shape = (*scores.shape[:-3], scores.shape[-2])
+    return None if found is None else (found[0].reshape(shape), found[1].reshape(shape))
+
+
+def _told(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
+    parts = [run_noise(scores[:, budget]) for budget in range(scores.shape[1])]
+    freedom = sum(f for _, f in parts)
+    if not freedom:
+        return None
+    pooled = np.sum([squares for squares, _ in parts], axis=0) / freedom
+    noise = np.repeat(pooled[:, None], scores.shape[2], axis=-1)
+    alike = np.ones(noise.shape, dtype=bool)
+    largest, own = _largest(scores)
+    for at in set(largest[largest >= 0].tolist()):
+        tables, others = np.flatnonzero(largest == at), np.flatnonzero(np.arange(scores.shape[2]) != at)
+        if (rest := _told(scores[tables][:, :, others])) is not None:
+            noise[np.ix_(tables, others)], alike[np.ix_(tables, others)] = rest
+            noise[tables, at], alike[tables, at] = own[tables, at], False
+    return noise, alike
+
+
+def _largest(scores: Array) -> tuple[NDArray[np.int64], Array]:
+    """(tables,) the method that has clearly more noise than the rest, -1 where none has; (tables, methods) own noise.
+
+    What the sum of squares falls by without a method has the expectation a v + (1 - a) v_rest for each of its freedoms.
+    """
+    total, taken = np.zeros((len(scores), 1)), np.zeros((len(scores), scores.shape[2]))
+    freedom, mine, trace = 0.0, np.zeros(scores.shape[2]), np.zeros(scores.shape[2])
+    for budget in range(scores.shape[1]):
+        rest, left, whose = _rest(scores[:, budget])
+        blocks = left * (whose @ whose.T)
+        inverse = np.linalg.pinv(blocks, rcond=1e-8, hermitian=True)
+        each = np.rint(np.diag(inverse @ blocks) @ whose)
+        if (each > 0).sum() < 3:
+            continue
+        total += (rest**2).sum(axis=-1, keepdims=True)
+        taken += rest * (rest @ inverse) @ whose
+        freedom += round(float(np.trace(left)))
+        mine += each
+        trace += np.diag(left) @ whose
+    known = (mine > 0) & (freedom > mine)
+    own, others, part = (np.where(known, x, 1.0) for x in (mine, freedom - mine, trace / np.maximum(mine, 1.0)))
+    rest = np.maximum(total - taken, np.finfo(float).tiny) / others
+    with np.errstate(over="ignore"):
+        p = np.where(known, stats.f.sf(taken / own / rest, own, others), 1.0)
+    largest = np.where(p.min(axis=-1) < APART / max(1, known.sum()), p.argmin(axis=-1), -1)
+    return largest, np.maximum((taken / own - (1 - part) * rest) / part, 0.0)
 
 
 def rerun_noise(again: Array) -> tuple[Array, int]:
@@ -197,9 +270,7 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     Left out, for it is not known: a cell of several points of which fewer than two finished, or whose TUNE is not in
     the store; a cell of a place where CONFIRM's validation scores don't tell the noise of a run.
     """
-    cells = store.table("cells").to_pylist()
-    tuned = _tuned(store)
-    noise = _noise(store, cells, tuned)
+    cells, tuned, noise = store.table("cells").to_pylist(), _tuned(store), run_noises(store)
     took = {(r["sweep"], r["cell_id"]): r["lr"] for r in store.table("chosen").to_pylist()}
     found: dict[CellKey, float] = {}
     chosen: dict[tuple[Place, str], dict[CellKey, float]] = defaultdict(dict)
@@ -208,65 +279,76 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
         rates, runs = tuned.get(key, (None, None))
         if (cell["tune_trials"] or 0) < 2 and (runs is None or len(runs.first) < 2):
             found[key] = 0.0
-        elif runs is not None and len(runs.first) > 1 and place_of(cell) in noise:
+        elif runs is not None and len(runs.first) > 1 and key in noise:
             rng = np.random.default_rng(zlib.crc32("/".join(key).encode()))
             known = rates is not None and key in took
             best = int(np.abs(rates - np.log10(took[key])).argmin() if known else runs.first.argmax())
             reruns = (runs.again.shape[0], max(0, runs.again.shape[1] - 1))
-            variance = chosen_variance(rates, runs, np.array(best), noise[place_of(cell)], reruns, rng)
+            variance = chosen_variance(rates, runs, np.array(best), noise[key], reruns, rng)
             chosen[place_of(cell), cell["method"]][key] = float(variance)
     for budgets in chosen.values():
         found |= dict.fromkeys(budgets, sum(budgets.values()) / len(budgets))
     return found
 
 
-def _noise(
-    store: Store, cells: Sequence[Row], tuned: Mapping[CellKey, tuple[Array | None, Runs]]
-) -> dict[Place, float]:
-    """Variance of one run by place: the larger of CONFIRM's and, where rates were run again, TUNE's.
+@remembered
+def run_noises(store: Store) -> dict[CellKey, float]:
+    """(sweep, cell) -> variance of one run: the larger of CONFIRM's and, where rates were run again, TUNE's.
 
-    CONFIRM's is pooled over its budgets, or over all its cells where no budget has two methods. One cell alone does not
-    tell a seed's luck from a run's own: its whole spread over seeds counts. TUNE's is pooled over all cells.
+    CONFIRM alone says which methods of a place share it, TUNE's too (`method_noise`). Left out where it is not known.
     """
-    found = _confirm_noise(store)
-    again: dict[Place, list[tuple[Array, int]]] = defaultdict(list)
+    cells, tuned = store.table("cells").to_pylist(), _tuned(store)
+    again: dict[tuple[Place, str], list[tuple[Array, int]]] = defaultdict(list)
     for cell in cells:
         if (key := (cell["sweep"], cell["cell_id"])) in tuned:
-            again[place_of(cell)].append(rerun_noise(tuned[key][1].again))
-    for place in found:
-        freedom = sum(f for _, f in again[place])
-        if freedom:
-            found[place] = max(found[place], float(sum(s for s, _ in again[place])) / freedom)
+            again[place_of(cell), cell["method"]].append(rerun_noise(tuned[key][1].again))
+    found: dict[CellKey, float] = {}
+    for place, alike, noise in _confirm_noise(store, cells):
+        parts = [part for method in alike for part in again[place, method]]
+        freedom = sum(f for _, f in parts)
+        more = float(sum(s for s, _ in parts)) / freedom if freedom else 0.0
+        mine = (c for c in cells if place_of(c) == place and c["method"] in alike)
+        found |= {(c["sweep"], c["cell_id"]): max(noise, more) for c in mine}
     return found
 
 
-def _confirm_noise(store: Store) -> dict[Place, float]:
+def _confirm_noise(store: Store, cells: Sequence[Row]) -> Iterator[tuple[Place, list[str], float]]:
+    """CONFIRM's by place, for the methods that have it in common; every method of a place is in one of its lists.
+
+    Budgets with two methods tell it; where there is none, all cells together. One cell alone does not tell a seed's
+    luck from a run's own: its whole spread over seeds counts.
+    """
     rows = store.sql(_CONFIRMED).to_pylist()
-    found: dict[Place, float] = {}
     for place in dict.fromkeys(place_of(r) for r in rows):
         mine = [r for r in rows if place_of(r) == place]
-        for names in (("reference",), ()):
-            parts = [_left(runs) for runs in by(mine, *names).values()]
-            freedom = sum(f for _, f in parts)
-            if freedom:
-                found[place] = sum(squares for squares, _ in parts) / freedom
-                break
-        else:
-            alone = [r["val_score"] for r in mine]
-            if len({r["cell_id"] for r in mine}) == 1 < len(alone):
-                found[place] = float(np.var(alone, ddof=1))
-    return found
+        names = list(dict.fromkeys(cell["method"] for cell in cells if place_of(cell) == place))
+        budgets = list(by(mine, "reference").values())
+        told = method_noise(_scores(budgets, names))
+        if told is not None:
+            noise, alike = told
+            yield place, [name for name, common in zip(names, alike, strict=True) if common], float(noise[alike][0])
+            for at in np.flatnonzero(~alike):
+                yield place, [names[at]], float(noise[at])
+            continue
+        squares, freedom = run_noise(_scores([mine], list(dict.fromkeys(r["cell_id"] for r in mine)), "cell_id")[0])
+        alone = [r["val_score"] for r in mine]
+        if freedom:
+            yield place, names, float(squares) / freedom
+        elif len({r["cell_id"] for r in mine}) == 1 < len(alone):
+            yield place, names, float(np.var(alone, ddof=1))
 
 
-def _left(runs: Sequence[Row]) -> tuple[float, int]:
-    cells, seeds = (list(dict.fromkeys(keys)) for keys in ([r["cell_id"] for r in runs], map(seed_of, runs)))
-    scores = np.full((len(cells), len(seeds)), np.nan)
-    for r in runs:
-        scores[cells.index(r["cell_id"]), seeds.index(seed_of(r))] = r["val_score"]
-    squares, freedom = run_noise(scores)
-    return float(squares), freedom
+def _scores(budgets: Sequence[Sequence[Row]], names: Sequence[str], column: str = "method") -> Array:
+    """(budgets, names, seeds) validation scores, NaN where there is none."""
+    seeds = list(dict.fromkeys(seed_of(r) for runs in budgets for r in runs))
+    scores = np.full((len(budgets), len(names), len(seeds)), np.nan)
+    for budget, runs in enumerate(budgets):
+        for r in runs:
+            scores[budget, names.index(r[column]), seeds.index(seed_of(r))] = r["val_score"]
+    return scores
 
 
+@remembered
 def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
     rows = store.sql(
         """

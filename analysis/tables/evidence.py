@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from analysis.format import Row, duration, freedom, off_budget, percent, points, quantity, score_text
+from analysis.statistics.choice import choice_variances, run_noises
 from analysis.statistics.sizing.estimates import foresight
 from analysis.statistics.tuning import NEAR, best_of_n, rates, sharpness
 from analysis.store.columns import limited
@@ -15,12 +17,17 @@ from analysis.tables.results import LONG
 from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, PLACE, Column, Sheet, columns_of, number, pivoted, text
 
 MOST_FAILURES = 50
+SPREADS = {"noise": "a run", "choice": "the choice"}
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
 
 
 def parity_rows(store: Store) -> list[Row]:
-    """The view `parity` in the order of the tables."""
-    return sorted(store.table("parity").to_pylist(), key=_order)
+    """The view `parity` in the order of the tables, with the variances of `choice`."""
+    noise, choice = run_noises(store), choice_variances(store)
+    rows = store.table("parity").to_pylist()
+    keys = [(r["sweep"], r["cell_id"]) for r in rows]
+    found = [r | {"noise": noise.get(k), "choice": choice.get(k)} for r, k in zip(rows, keys, strict=True)]
+    return sorted(found, key=_order)
 
 
 def _order(r: Row) -> tuple[Any, ...]:
@@ -44,6 +51,7 @@ def parity(rows: list[Row]) -> Sheet:
         number("chosen", "chosen_lr"),
         number("last gain, points", "last_gain", points),
         text("under-tuned?", "under_tuned"),
+        *(Column(f"sd of {head}, points", partial(_sd, part), "number") for part, head in SPREADS.items()),
         text("ran on", "computed_on"),
         *([number("images compared", "negatives")] if any(r["negatives"] for r in rows) else []),
         Column("seeds", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
@@ -54,10 +62,17 @@ def parity(rows: list[Row]) -> Sheet:
         "number of learning rates went from one fewer to all of them; a large gain says that more tuning might have "
         "helped. Under-tuned: the choice is the end of its range, few of the points tried have finished, or the last "
         "gain is above half a point; a wider range (search.widen) or more trials, and the same command, go on from "
-        "here." + " Images compared: those that the contrastive loss compares each with; fewer than the batch where "
+        "here. Sd of a run: of its validation score, one for all methods unless one is clearly noisier; of the choice: "
+        "of the expected score, as another draw of that noise might choose another rate."
+        + " Images compared: those that the contrastive loss compares each with; fewer than the batch where "
         "train.negatives is 'part'." * any(r["negatives"] for r in rows)
     )
     return Sheet("parity", "Parity: counts, allowance, edges", columns, rows, note, folded=len(rows) > LONG)
+
+
+def _sd(part: str, r: Row) -> str:
+    variance = r.get(part)
+    return "" if variance is None or r["chosen_lr"] is None else f"{100 * variance**0.5:.1f}"
 
 
 def _built(r: Row) -> str:
