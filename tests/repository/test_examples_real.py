@@ -14,6 +14,7 @@ from tests.trainables.tiny_language import SMOLLM2, write_rows
 from tools.real.fetch import VIT
 
 REAL = ROOT / "examples" / "real"
+STUDIED = ("signdigits", "fashion-mnist", "digits")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.Dinov2Config(architectures=["Dinov2Model"], **VIT).save_pretrained(folder / "models" / "vit-s14")
     llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
     llama.save_pretrained(folder / "models" / "smollm2-135m")
-    for name in ("gtsrb", "dtd10", "study/signdigits", "study/dtd10", "study/cifar10"):
+    for name in ("gtsrb", "dtd10", *(f"study-wide/{n}" for n in STUDIED)):
         write_colours(folder / "data" / name)
     write_rows(folder / "data" / "ARC-Easy")
     return folder
@@ -45,7 +46,9 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
     counts = {(c.method, c.reference): c.count for c in plan.cells}
     if name == "arc-easy":
         assert (counts["lora", "lora-16"], counts["randlora", "lora-16"]) == (3_317_760, 3_301_320)
-    elif "study" in name:
-        assert counts["lora", "lora-8"] == 8 * 12 * (3 * (384 + 384) + 2 * (1536 + 384))
+    elif name == "study/images":
+        assert (counts["lora", "lora-8"], counts["randlora", "lora-8"]) == (589_824, 590_184)
+    elif name == "study/rank":
+        assert (counts["randlora-a-16", "lora-2"], counts["randlora-a-384", "lora-2"]) == (153_600, 147_456)
     else:
         assert counts["lora", "lora-4"] == 4 * 12 * (3 * (384 + 384) + 2 * (1536 + 384))

@@ -1,6 +1,11 @@
-"""The images of `examples/real/study/`: of every set 800 training images and 600 test images at most, alike each time.
+"""The images of `examples/real/study/` and of the league of methods, alike each time.
 
-    python -m tools.real.study_images [--into data/study]
+    python -m tools.real.study_images
+
+| folder | for | validation | training | test, at most |
+|---|---|---:|---:|---:|
+| data/study | `examples/peft/league.toml` | 160 | 640 | 600 |
+| data/study-wide | `examples/real/study/` | 320 | 960 | 1,000 |
 
 | set | from | licence |
 |---|---|---|
@@ -8,8 +13,9 @@
 | fashion-mnist | comes with the product | MIT |
 | digits | scikit-learn's 8 x 8 scans | BSD |
 
-160 of the 800 validate. Images are drawn evenly over the classes, in the order of their files' SHA-256: no random
-numbers, and no way to draw again. digits has no test split of its own: 600 of its further images in that order are one.
+Images are drawn evenly over the classes, in the order of their files' SHA-256: no random numbers, and no way to draw
+again. digits has no test split of its own: its further images in that order are one. A set that is not there is left
+out, and said; so is dtd10 in the wide layout, for which it is too small.
 """
 
 from __future__ import annotations
@@ -27,7 +33,8 @@ import pyarrow.parquet as pq
 from trainables.data.registry import EMBEDDED
 
 BROUGHT = ("cifar10", "gtsrb", "signdigits", "dtd10")
-VALIDATION, TRAIN, TEST = 160, 640, 600
+LAYOUTS = {"study": (160, 640, 600), "study-wide": (320, 960, 1000)}
+"""Folder -> images that validate, that train, and that test at most."""
 
 
 def spread(table: pa.Table) -> pa.Table:
@@ -56,34 +63,43 @@ def scans() -> pa.Table:
     return pa.table({"image": files, "label": [int(v) for v in found.target]})
 
 
-def splits(name: str, brought: Path) -> dict[str, pa.Table]:
-    """Training, validation and test rows of a set."""
+def whole(name: str, brought: Path) -> tuple[pa.Table, pa.Table | None]:
+    """Training and test images of a set, spread; None where it has no test split. Raises FileNotFoundError."""
     if name == "digits":
-        table = spread(scans())
-        train, test = table.slice(0, VALIDATION + TRAIN), table.slice(VALIDATION + TRAIN)
-    else:
-        folder = brought / name if name in BROUGHT else EMBEDDED / name
-        train, test = (spread(pq.read_table(folder / f"{part}.parquet")) for part in ("train", "test"))
-    return {
-        "validation": train.slice(0, VALIDATION),
-        "train": train.slice(VALIDATION, TRAIN),
-        "test": test.slice(0, TEST),
-    }
+        return spread(scans()), None
+    folder = brought / name if name in BROUGHT else EMBEDDED / name
+    train, test = (spread(pq.read_table(folder / f"{part}.parquet")) for part in ("train", "test"))
+    return train, test
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--brought", type=Path, default=Path("data"))
-    parser.add_argument("--into", type=Path, default=Path("data/study"))
+    parser.add_argument("--brought", type=Path, default=Path("data"), help="folder of the sets that you bring")
+    parser.add_argument("--into", type=Path, default=Path("data"))
     asked = parser.parse_args()
     for name in (*BROUGHT, "fashion-mnist", "digits"):
-        (asked.into / name).mkdir(parents=True, exist_ok=True)
-        for part, table in splits(name, asked.brought).items():
-            pq.write_table(table, asked.into / name / f"{part}.parquet")
-            print(f"{asked.into / name / part}.parquet: {table.num_rows} images")
-        if name == "digits":  # the other sets' files name their classes
-            names = {"class_names": [str(number) for number in range(10)]}
-            (asked.into / name / "dataset.json").write_text(json.dumps(names), encoding="utf-8")
+        try:
+            images, tests = whole(name, asked.brought)
+        except FileNotFoundError as error:
+            print(f"{name}: left out, {error.filename} is not there")
+            continue
+        for layout, (validation, train, test) in LAYOUTS.items():
+            if images.num_rows < validation + train:
+                print(f"{asked.into / layout / name}: left out, it has {images.num_rows} training images")
+                continue
+            folder = asked.into / layout / name
+            folder.mkdir(parents=True, exist_ok=True)
+            parts = {
+                "validation": images.slice(0, validation),
+                "train": images.slice(validation, train),
+                "test": (images.slice(validation + train) if tests is None else tests).slice(0, test),
+            }
+            for part, table in parts.items():
+                pq.write_table(table, folder / f"{part}.parquet")
+                print(f"{folder / part}.parquet: {table.num_rows} images")
+            if tests is None:  # the other sets' files name their classes
+                names = {"class_names": [str(number) for number in range(10)]}
+                (folder / "dataset.json").write_text(json.dumps(names), encoding="utf-8")
 
 
 if __name__ == "__main__":
