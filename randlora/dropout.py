@@ -3,7 +3,7 @@
 A checkpointed forward runs again inside backward and must drop what it dropped before. So each draw has a number, and
 the mask is a function of (seed, number). `torch.utils.checkpoint` rewinds torch's global CPU generator. Every draw
 takes one value of it as a label; a draw inside backward takes the number that its label stands for. The masks
-themselves never depend on the global generator.
+themselves never depend on the global generator. On CUDA they are drawn by the device, whose numbers are not the CPU's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from randlora.arithmetic.bases import derive_seed
 from randlora.errors import AdapterError
@@ -43,8 +43,9 @@ class Masks:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # Python state: torch.compile goes around it
     def draw(self, x: Tensor) -> Tensor:
         """A mask for x, of x's shape, dtype and device: 0 or 1 / (1 - dropout). Raises as `seed` does."""
-        generator = torch.Generator().manual_seed(self.seed())
-        keep = torch.empty(x.shape).bernoulli_(1.0 - self.dropout, generator=generator)
+        there = x.device if x.device.type == "cuda" else torch.device("cpu")
+        generator = Generator(there).manual_seed(self.seed())
+        keep = torch.empty(x.shape, device=there).bernoulli_(1.0 - self.dropout, generator=generator)
         return keep.to(device=x.device, dtype=x.dtype).div_(1.0 - self.dropout)
 
     def _number(self, label: int) -> int:

@@ -26,6 +26,13 @@ if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the 
     atexit.register(shutil.rmtree, os.environ["SWEEPS_CACHE"], ignore_errors=True)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide a machine's GPUs unless `tests/gpu` was asked for: there alone numbers of one are expected."""
+    asked = [Path(arg.partition("::")[0]).resolve() for arg in config.args]
+    if not any(path.is_relative_to(ROOT / "tests" / "gpu") for path in asked):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """By file, those with Ray as one (xdist 3.8 loses the groups of its own `loadgroup` under pytest 9.2)."""

@@ -32,7 +32,7 @@ def pick_device() -> torch.device:
 
 def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
     """("fp32" or "bf16", its autocast context). Raises TrialError for bf16 on a CUDA device without it."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if asked == "bf16" and device.type == "cuda" and not has_bf16:
         raise TrialError(f"train.precision 'bf16': {torch.cuda.get_device_name(device)} has none; use 'fp32' or 'auto'")
     if asked == "bf16" or (asked == "auto" and has_bf16):
@@ -58,10 +58,15 @@ def float32_backend(asked: str, device: torch.device) -> Iterator[str]:
     torch's default library is slow, by the switch of that back end alone: neither torch's global precision nor CUDA's
     TF32 is touched. On processors with AMX the same switch computes in bfloat16, so it is used only where products
     keep float32's accuracy, checked once per process; timings play no part, so all workers of one kind choose alike.
+    On CUDA both are float32 in convolutions too, where torch's own would be TF32 as it is not in matrix products.
 
     Yields:
         What the block computes with, for the trial's row: "default", "fast", or "default" with the reason.
     """
+    if device.type == "cuda":
+        with _convolutions_without_tf32():
+            yield "default"
+        return
     if asked == "default" or device.type != "cpu":
         yield "default"
         return
@@ -71,6 +76,16 @@ def float32_backend(asked: str, device: torch.device) -> Iterator[str]:
         return
     with _fast(_switch()):
         yield "fast"
+
+
+@contextlib.contextmanager
+def _convolutions_without_tf32() -> Iterator[None]:
+    """By the older switch: after the newer one, whatever reads the older raises, as torch's compiler does."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @contextlib.contextmanager

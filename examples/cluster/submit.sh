@@ -10,5 +10,7 @@ set -euo pipefail
 sweep=${1:?a sweep file, below the working directory}
 shift
 environment=${ENVIRONMENT-examples/cluster/runtime_env.yaml}
-exec ray job submit --no-wait --address "$DASHBOARD" --working-dir . ${environment:+--runtime-env "$environment"} -- \
+with=(--runtime-env "$environment")
+if [[ -z $environment ]]; then with=(--runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}'); fi
+exec ray job submit --no-wait --address "$DASHBOARD" --working-dir . "${with[@]}" -- \
   python -m sweeps.cli.main run "$sweep" --address auto --set "output=$OUTPUT" "$@"

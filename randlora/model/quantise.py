@@ -46,7 +46,7 @@ def quantise(model: nn.Module, targets: Sequence[str], bits: Literal[4, 8] = 4, 
             new = library.nn.Linear4bit(*sizes, **{"quant_type": "nf4", **options})
         else:
             new = library.nn.Linear8bitLt(*sizes, **{"has_fp16_weights": False, **options})
-        new.weight.data = old.weight.detach().clone()
+        new.weight.data = old.weight.detach().to("cpu", copy=True)  # bitsandbytes quantises what comes from there
         new.bias = old.bias
         new.train(old.training)
         model.set_submodule(site.module_name, new.to(old.weight.device))  # the move quantises

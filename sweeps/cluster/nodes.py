@@ -1,28 +1,70 @@
-"""The machines of a joined cluster: each must import this package and see the results folder."""
+"""The machines of a joined cluster: each must import this package, see the results folder and have what trials need."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
+import logging
 import os
 import socket
 import sys
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sweeps.cluster.resources import ResourceError
 from sweeps.errors import Problem
+from trainables.errors import first_line
 
-ANSWER_S = 120.0
-"""A runtime environment may have to be unpacked first."""
+HEAD = "node:__internal_head__"
+"""What Ray's head has beside CPUs and GPUs; the broker runs there even where trials don't."""
+ANSWER_S = 660.0
+"""A minute more than Ray gives a machine to install a job's environment, with torch in it."""
+_NOTE_S = 10.0
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _JOB_FOLDER = "working_dir_files"
 
 
-def look(token: str) -> dict[str, Any]:
-    """Runs on a machine: who it is, what it runs, and whether it sees the driver's file."""
+@dataclass(frozen=True)
+class Needs:
+    """What a machine must have for trials.
+
+    Attributes:
+        paths: of models and data, absolute.
+        methods: names in the registry, which other packages may have to fill.
+        modules: to be imported.
+    """
+
+    paths: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    def lacking(self) -> Iterator[str]:
+        """What this machine has not, in words."""
+        yield from (path for path in self.paths if not os.access(path, os.R_OK))
+        for module in self.modules:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                yield f"module {module} ({first_line(error)})"
+        if self.methods:
+            from randlora.errors import AdapterError, UnknownMethodError
+            from randlora.methods.registry import get_method
+        for method in self.methods:
+            try:
+                get_method(method)
+            except UnknownMethodError:  # its message lists all others
+                yield f"method {method}"
+            except AdapterError as error:
+                yield f"method {method} ({first_line(error)})"
+
+
+def look(token: str, needs: Needs) -> dict[str, Any]:
+    """Runs on a machine: who it is, what it runs, whether it sees the driver's file, and what it lacks."""
     package: str | None = None
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it may have come with the job's folder
         package = importlib.metadata.version("randlora-sweeps")
@@ -31,18 +73,21 @@ def look(token: str) -> dict[str, Any]:
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "package": package,
         "sees": Path(token).exists(),
+        "lacks": tuple(needs.lacking()),
     }
 
 
-def check_nodes(storage: Path) -> None:
-    """Ask every machine of the joined cluster that trials may run on.
+def check_nodes(storage: Path, needs: Needs = Needs()) -> None:
+    """Ask every machine of the joined cluster that trials may run on, and the head, as long as Ray may install there.
 
     Args:
         storage: a folder inside the results folder.
+        needs: of the trials, beside this package.
 
     Raises:
-        ResourceError: one problem per machine: it does not answer, lacks this package, has another version of it or of
-            Python, or does not see the results folder; or the folder is one that Ray deletes with the job.
+        ResourceError: everything that is wrong with any machine: it does not answer, lacks this package, has another
+            version of it or of Python, does not see the results folder, or lacks what trials need; or the folder is
+            one that Ray deletes with the job.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -51,41 +96,64 @@ def check_nodes(storage: Path) -> None:
     storage.mkdir(parents=True, exist_ok=True)
     token = storage / f"seen-{uuid.uuid4().hex}"
     token.touch()
-    mine = look(str(token))
-    nodes = [n for n in ray.nodes() if n["Alive"] and (n["Resources"].get("CPU") or n["Resources"].get("GPU"))]
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    mine = look(str(token), Needs())
+    nodes = [n for n in ray.nodes() if n["Alive"] and (_trains(n) or n["Resources"].get(HEAD))]
+    task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(look)  # its process ends, with all that it imported
     try:
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        asked = [task.options(scheduling_strategy=strategy).remote(str(token)) for strategy in there]
-        ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
-        found = [_problem(node, answer, mine, storage) for node, answer in zip(nodes, asked, strict=True)]
+        asked = [
+            task.options(scheduling_strategy=strategy).remote(str(token), needs if _trains(node) else Needs())
+            for node, strategy in zip(nodes, there, strict=True)
+        ]
+        late = ray.wait(asked, num_returns=len(asked), timeout=_NOTE_S)[1]
+        if late:
+            names = ", ".join(_name(nodes[asked.index(answer)]) for answer in late)
+            note = "waiting %g minutes at most for %s: Ray may be installing the job's environment there"
+            logging.getLogger("sweeps").warning(note, ANSWER_S / 60, names)
+            ray.wait(late, num_returns=len(late), timeout=ANSWER_S - _NOTE_S)
+        answers = zip(nodes, asked, strict=True)
+        wrong = [problem for node, answer in answers for problem in _problems(node, answer, mine, storage)]
     finally:
         token.unlink(missing_ok=True)
-    if wrong := [problem for problem in found if problem is not None]:
+    if wrong:
         raise ResourceError(wrong)
 
 
-def _problem(node: dict[str, Any], answer: Any, mine: dict[str, Any], storage: Path) -> Problem | None:
+def _trains(node: dict[str, Any]) -> bool:
+    return bool(node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}"
+
+
+def _problems(node: dict[str, Any], answer: Any, mine: dict[str, Any], storage: Path) -> Iterator[Problem]:
     """What is wrong with a machine: its answer against the driver's own."""
     import ray
 
-    name = node["NodeManagerHostname"] + " " + node["NodeManagerAddress"]
+    name = _name(node)
     try:
         found = ray.get(answer, timeout=0.1)
-    except (ray.exceptions.RayError, TimeoutError) as error:
+    except ray.exceptions.GetTimeoutError:
+        rule = f"gave no answer within {ANSWER_S:g} s"
+        yield Problem("--address", name, rule, "install this package there beforehand, or take the machine out")
+        return
+    except ray.exceptions.RayError as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         rule = f"can't run this package ({last[:300]})"
-        remedy = "install it on every machine, or `ray job submit --working-dir`"
-        return Problem("--address", name, rule, remedy)
-    for what in ("python", "package"):
+        yield Problem("--address", name, rule, "install it on every machine, or `ray job submit --working-dir`")
+        return
+    for what, of in (("python", "Python"), ("package", "this package")):
         if None not in (found[what], mine[what]) and found[what] != mine[what]:
-            of = "Python" if what == "python" else "this package"
             rule = f"has {of} {found[what]}, and the driver {mine[what]}"
-            return Problem("--address", name, rule, "the same version on every machine")
+            yield Problem("--address", name, rule, "the same version on every machine")
+    if not _trains(node):  # nothing but the broker runs there, which touches no file
+        return
     if not found["sees"]:
-        folder = storage.parents[1]
-        return Problem("output", str(folder), f"is not seen by {name}", "a folder that all machines share")
-    return None
+        yield Problem("output", str(storage.parents[1]), f"is not seen by {name}", "a folder that all machines share")
+    if found["lacks"]:
+        rule = f"lacks {', '.join(found['lacks'])}"
+        yield Problem("--address", name, rule, "models, data and packages at the same place on every machine")
 
 
 def check_lasting(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.errors import Problem, SpecError
@@ -112,6 +112,20 @@ def _fit(node: Node, cpu: float, gpu: float) -> int:
     per_gpu = math.floor(1 / gpu + 1e-9) if gpu < 1 else 0
     by_gpu = math.floor(node.gpus) * per_gpu if gpu < 1 else math.floor(node.gpus / gpu + 1e-9)
     return min(by_cpu, by_gpu)
+
+
+def room(shape: LaneShape, free: Mapping[str, Mapping[str, float]]) -> int:
+    """Workers of a lane that there is room for, on one machine, or for a group on all together.
+
+    Args:
+        free: Ray resources that nobody has taken, by the machine's id.
+    """
+    here = [
+        min(math.floor(has.get(name, 0.0) / each + 1e-9) for name, each in shape.per_worker.items())
+        for node, has in free.items()
+        if node not in shape.avoids
+    ]
+    return sum(here) if shape.group else max(here, default=0)
 
 
 def accelerators(shapes: Sequence[LaneShape]) -> float:

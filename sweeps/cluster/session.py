@@ -48,6 +48,7 @@ _SPARE_S = _LEAVE_S + 5.0
 _LOCAL = {"RAY_prestart_worker_first_driver": "0"}  # idle workers that none of our actors can use
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU sees none, where Ray would leave it all of them
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

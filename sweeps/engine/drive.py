@@ -15,6 +15,7 @@ from ray import tune
 from sweeps.cluster.session import EXIT_LOST, RayLostError
 from sweeps.cluster.signals import signals
 from sweeps.engine.limits import Meter
+from sweeps.errors import reason
 from sweeps.lanes.packs import Packing
 from sweeps.lanes.pool import HEAD, Pool
 from sweeps.lanes.proxy import Proxy
@@ -31,7 +32,7 @@ _NEXT_TO_NOTHING = {HEAD: 0.0001}
 
 
 class EngineError(RuntimeError):
-    """The sweep can't go on: no lane can be kept up. What is finished stays; the same command goes on from there."""
+    """The sweep can't go on: no lane or no broker can be kept up. What is finished stays; the same command goes on."""
 
     exit_code = EXIT_LOST
 
@@ -99,7 +100,10 @@ def wave(at_once: int) -> int:
 def drive(ledger: Ledger, pool: Pool, trial: str, changed: Callable[[], None], stop: Stop, packed: int) -> None:
     """Tuner after Tuner until nothing is left, or `stop`."""
     with _lost_unless(stop.signalled), signals(stop.signalled, lambda: pool.lost), pool.minded():
-        ray.get(pool.broker.reset.remote())
+        try:
+            ray.get(pool.broker.reset.remote())
+        except ray.exceptions.RayError as error:
+            raise EngineError(f"the broker can't run on the cluster's head: {reason(error)}") from error
         packing = Packing(packed, pool.trials, {})
         while not stop:
             most = wave(pool.trials * packed)

@@ -33,6 +33,7 @@ class Meter:
         state: the sweep.
         shapes: the lanes.
         begun: when this run began, by `clock`.
+        busy: tells how many workers, or groups of them, have a trial or a pack now: a lost machine's have none.
         events: the journal's, which say what earlier runs used; rows know nothing of attempts that were lost or tried
             again.
     """
@@ -43,12 +44,12 @@ class Meter:
         state: SweepState,
         shapes: Sequence[LaneShape],
         begun: float,
+        busy: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
         events: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self._limits, self._state, self._begun, self._clock = limits, state, begun, clock
+        self._limits, self._begun, self._busy, self._clock = limits, begun, busy, clock
         self._each = accelerators(shapes)
-        self._at_once = sum(shape.trials for shape in shapes)
         rows = [row for cell in state.cells.values() for row in cell.rows.values()]
         self.seconds = used_seconds(rows, events)
         self._last = clock()
@@ -56,8 +57,7 @@ class Meter:
     def tick(self) -> None:
         """Count the time since the last call; to be called every second or so."""
         now = self._clock()
-        busy = min(self._state.busy, self._at_once)
-        self.seconds += busy * (now - self._last)
+        self.seconds += self._busy() * (now - self._last)
         self._last = now
 
     @property

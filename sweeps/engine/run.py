@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analysis.store.remote import Location
+from sweeps.cluster.nodes import check_nodes
 from sweeps.cluster.resources import accelerators
 from sweeps.cluster.signals import signals
 from sweeps.engine.drive import Stop, drive
@@ -19,7 +20,7 @@ from sweeps.engine.limits import Meter
 from sweeps.lanes.packs import TOGETHER
 from sweeps.lanes.pool import Pool, host_facts
 from sweeps.plan.estimate import probe_gpu
-from sweeps.plan.inputs import check_inputs
+from sweeps.plan.inputs import check_inputs, needs_of
 from sweeps.plan.plan import Plan
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
@@ -113,7 +114,7 @@ def run(
             trial was begun then, and a folder that was not there before is gone again. With the trial function of this
             package also what `plan.inputs` refuses.
         DataError: the same.
-        EngineError: no lane can be kept up.
+        EngineError: no lane can be kept up, or no broker.
         RayLostError: Ray's own processes died; the same command goes on.
         OSError: the journal can't be written, or it, or the folder, was moved or removed meanwhile.
     """
@@ -169,7 +170,7 @@ class _Sweep:
 def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: Progress, retry_failed: bool) -> _Sweep:
     """The sweep as its folder has it; what an earlier run left half written is written."""
     spec, rules = plan.spec, stored_rules(folder, journal.events)
-    plan = plan if rules.path_rule == "as-written" else Plan(spec, tuple(c.anchored() for c in plan.cells))
+    plan = plan if rules.path_rule == "as-written" else Plan(spec, tuple(c.resolved() for c in plan.cells))
     state = SweepState(plan.feasible, spec, rules)
     earlier: dict[str, int] = {}
     unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
@@ -231,6 +232,8 @@ def _started(sweep: _Sweep, plan: Plan, address: str | None, trial: str, pool: P
                 place = sweep.ledger.folder / "work" / "ray"
                 note, asked = sweep.display.note, plan.spec.resources
                 pool = stack.enter_context(Pool(asked, place, address=address, measure=measure, note=note))
+            if pool.address is not None:  # a pool that is kept may be another sweep's: this one's needs are its own
+                check_nodes(pool.storage, needs_of(plan, trial))
             yield pool
     finally:
         sweep.display.stop(sweep.state)
@@ -251,7 +254,8 @@ def _serve(sweep: _Sweep, pool: Pool, trial: str, begun: float, estimate: Mappin
         journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
     packed = pool.pack(state.spec.resources) if trial in TOGETHER else 1
     journal.write(_provenance(state, trial, pool, packed))
-    state.used = meter = Meter(state.spec.limits, state, pool.shapes, begun, events=journal.events)
+    limits = state.spec.limits
+    state.used = meter = Meter(limits, state, pool.shapes, begun, lambda: pool.busy, events=journal.events)
     stop = Stop(meter, sweep.ledger.look)
     try:
         drive(sweep.ledger, pool, trial, functools.partial(sweep.display.update, state), stop, packed)

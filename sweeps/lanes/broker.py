@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ray
 
-from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, State, gave_up, lane_of
+from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, gave_up, lane_of, result
 
 Verdict = Literal["go", "stop"]
 
@@ -35,15 +35,10 @@ class _Process:
     where: dict[str, Any]
 
 
-def _result(epoch: int, event: Event, status: State) -> dict[str, Any]:
-    """What Tune is told of an epoch."""
-    seconds = (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0)
-    values = {"train_loss": event.get("train_loss"), "score": event.get("val_score"), "seconds": seconds}
-    return {"epoch": epoch, **values, "done": bool(event.get("done")), "status": status}
-
-
 class Broker:
     """Leases by key. Every method is a coroutine of one asyncio actor, so no two of them run at once between awaits.
+
+    Ray calls again where a reply was lost: each method may be called twice.
 
     Args:
         kill: ends a worker's process, given the handle that it said hello with. None: Ray's own `kill`.
@@ -59,6 +54,7 @@ class Broker:
         self._watching = False
         self._stopping = False
         self._dead: str | None = None
+        self._taken: dict[str, dict[str, Any]] = {}  # the driver's last `take`, and its answer
         self._change = asyncio.Condition()
 
     async def _wake(self) -> None:
@@ -83,17 +79,20 @@ class Broker:
                 issued again (None: never); `attempts`: how often it is started before it is a failed trial.
             window: epochs that a lane may run ahead of what the driver has seen; None: any number.
         """
-        self._leases[key] = Lease(key, order, window=window)
-        self._queue.append(key)
+        self._add(Lease(key, order, window=window))
         await self._wake()
 
     async def submit_pack(self, orders: Mapping[str, dict[str, Any]]) -> None:
         """Queue trials, by their keys, that one worker may train together; nobody judges them by epoch."""
         first = next(iter(orders))
         for key, order in orders.items():
-            self._leases[key] = Lease(key, order, pack=first)
-            self._queue.append(key)
+            self._add(Lease(key, order, pack=first))
         await self._wake()
+
+    def _add(self, lease: Lease) -> None:
+        if lease.key not in self._leases:
+            self._leases[lease.key] = lease
+            self._queue.append(lease.key)
 
     async def take(self, key: str) -> dict[str, Any] | None:
         """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown.
@@ -102,13 +101,15 @@ class Broker:
         """
         lease = self._leases.pop(key, None)
         if lease is None:
-            return None
+            return self._taken.get(key)
         if key in self._queue:
             self._queue.remove(key)
-        await self._wake()
         events = [lease.events[e] for e in sorted(lease.events)]
         facts = {"attempt": max(1, lease.attempt), "packed": lease.packed or None, "unpacked": lease.unpacked}
-        return {"state": lease.state, **facts, "events": events, **lease.so_far, **lease.outcome}
+        taken = {"state": lease.state, **facts, "events": events, **lease.so_far, **lease.outcome}
+        self._taken = {key: taken}
+        await self._wake()
+        return taken
 
     async def interrupt(self) -> None:
         """Stop what runs and hand out nothing more until `reset`."""
@@ -128,8 +129,10 @@ class Broker:
         await self._wake()
 
     async def status(self) -> dict[str, Any]:
-        """Registered workers' process ids, and why no lane is left, if so."""
-        return {"pids": {name: worker.pid for name, worker in self._workers.items()}, "dead": self._dead}
+        """Process ids of workers that are there, how many have a trial or a pack, and why no lane is left, if so."""
+        pids = {name: worker.pid for name, worker in self._workers.items() if worker.token}
+        busy = {lease.worker for lease in self._leases.values() if lease.state == "running"}
+        return {"pids": pids, "busy": len(busy), "dead": self._dead}
 
     # Tune's side
 
@@ -141,7 +144,7 @@ class Broker:
         """
         lease = self._leases.get(key)
         if lease is None:
-            return _result(0, {"done": True}, "stopped")
+            return result(0, {"done": True}, "stopped")
         if number > lease.step and lease.answer["epoch"] > lease.seen:
             lease.seen = lease.answer["epoch"]
             await self._wake()
@@ -159,10 +162,10 @@ class Broker:
         await self._wait(news)
         if lease.step < number:
             if (epoch := following()) is not None:
-                lease.answer = _result(epoch, lease.events[epoch], lease.state)
+                lease.answer = result(epoch, lease.events[epoch], lease.state)
             else:
                 ended = "stopped" if given_up() else lease.state
-                lease.answer = _result(lease.answer["epoch"], {"done": True}, ended)
+                lease.answer = result(lease.answer["epoch"], {"done": True}, ended)
             lease.step = number
         return lease.answer
 
@@ -185,16 +188,16 @@ class Broker:
         known = self._workers.get(str(worker))
         return None if known is None else known.token
 
-    async def died(self, lane: str, reasons: Mapping[str, str], *, memory: bool = False) -> None:
-        """Ray's word on workers that died, by name. `memory`: the machine had run out of it.
+    async def died(self, lane: str, reasons: Mapping[str, str | None], *, memory: bool = False) -> None:
+        """Ray's word on workers that died, by name; None: no trial's doing, so attempts of theirs do not count.
 
         Their trials are issued again at once. Ray ends the other workers of the lane as well, to start it as a whole:
-        their trials follow when that has happened, and their attempts do not count.
+        their trials follow when that has happened, and their attempts do not count. `memory`: the machine had run out.
         """
         self._doomed |= {known.token for name, known in self._workers.items() if lane_of(name) == lane}
         for lease in self._on(lane):
-            if str(lease.worker) in reasons:
-                lease.death = lease.death or reasons[str(lease.worker)]
+            if (why := reasons.get(str(lease.worker))) is not None:
+                lease.death = lease.death or why
                 if memory and lease.packed > 1:
                     lease.apart(KILLED_FOR_MEMORY, "memory")
                 elif memory:
@@ -285,14 +288,18 @@ class Broker:
         if worker in self._workers and self._workers[worker].handle is not None:
             self._kill(self._workers[worker].handle)
 
-    def _next_for(self, worker: str) -> Lease | None:
-        busy = self._on(lane_of(worker))
+    def _next_for(self, worker: str) -> list[Lease]:
+        """What a worker without a trial gets: what it was given and has not heard of, or else what is queued."""
+        on_lane = self._on(lane_of(worker))
+        if given := [lease for lease in on_lane if lease.worker == worker]:
+            return given
+        busy = [lease for lease in on_lane if self._token(lease.worker) not in self._doomed]
         if any(lease.alone for lease in busy):
-            return None
-        for key in self._queue:
-            if not self._leases[key].alone or not busy:
-                return self._leases[key]
-        return None
+            return []
+        queued = [self._leases[key] for key in self._queue]
+        # those that must be alone go first in a lane that has started again: later nobody might be idle with it
+        fit = [lease for lease in queued if not (busy and lease.alone)]
+        return self._mates(min(fit, key=lambda lease: not lease.alone)) if fit else []
 
     async def next(
         self, worker: str, token: str, timeout: float
@@ -309,18 +316,18 @@ class Broker:
         if worker not in self._workers:
             return "hello"
 
-        def found() -> Lease | None:
-            return None if self._stopping or token in self._doomed else self._next_for(worker)
+        def found() -> list[Lease]:
+            return [] if self._stopping or token in self._doomed else self._next_for(worker)
 
         await self._wait(lambda: not current() or found(), timeout)
         if not current():
             return "stop"
-        lease = found()
-        if lease is None:
-            return None
-        mates = self._mates(lease)
-        orders = [self._start(mate, worker, len(mates)) for mate in mates]
-        return orders if len(orders) > 1 else orders[0]
+        leases = found()
+        for lease in leases:
+            if lease.state == "queued":
+                self._start(lease, worker, len(leases))
+        orders = [lease.given for lease in leases]
+        return orders if len(orders) > 1 else next(iter(orders), None)
 
     def _mates(self, lease: Lease) -> list[Lease]:
         """The queued leases that a lease goes with, itself among them."""
@@ -329,7 +336,7 @@ class Broker:
         queued = [self._leases[key] for key in self._queue]
         return [other for other in queued if other.pack == lease.pack and not other.single]
 
-    def _start(self, lease: Lease, worker: str, packed: int) -> dict[str, Any]:
+    def _start(self, lease: Lease, worker: str, packed: int) -> None:
         self._queue.remove(lease.key)
         lease.state, lease.worker, lease.attempt = "running", worker, lease.attempt + 1
         lease.heard, lease.left, lease.packed = time.monotonic(), set(), packed
@@ -338,7 +345,7 @@ class Broker:
             self._watching = self._watching or self._later(self._watch())
         shrink, lease.shrink = lease.shrink, None
         now = {"key": lease.key, "attempt": lease.attempt, "ahead": lease.window is None, "shrink": shrink}
-        return {**lease.order, **now}
+        lease.given = {**lease.order, **now}
 
     def _held(self, worker: str, token: str, key: str) -> Lease | None:
         lease = self._leases.get(key)
@@ -372,15 +379,22 @@ class Broker:
             lease.state = "failed" if outcome["status"] == "failed" else "finished"
         await self._wake()
 
-    async def lane_lost(self, lane: str, reason: str, final: bool) -> None:
-        """A lane's training run ended by itself. `final`: it won't come back.
+    async def lane_lost(self, lane: str, reason: str, final: bool) -> bool:
+        """A lane's training run ended by itself; returns whether no lane is left.
 
-        When no lane is left, Tune's trials are "stopped" and the driver asks `status` why.
+        Its controller is to blame, so the attempts of its trials do not count. When no lane is left, Tune's trials are
+        "stopped" and the driver asks `status` why.
+
+        Args:
+            final: each lane has failed too often, so none is left unless workers of one are there.
         """
         for name, worker in self._workers.items():
             if lane_of(name) == lane:
                 worker.token = ""
+        for lease in self._on(lane):
+            lease.spared = lease.death is None
         self._requeue(lambda lease: lease.lane == lane)
-        if final:
+        if final and not any(w.token and w.token not in self._doomed for w in self._workers.values()):
             self._dead = reason
         await self._wake()
+        return self._dead is not None

@@ -35,7 +35,7 @@ from sweeps.errors import reason
 from sweeps.lanes.worker import lane_loop
 
 LANE_TRIES = 3
-"""Failures in a row after which a lane counts as down; when all are, the sweep ends."""
+"""Failures in a row after which a lane counts as down; when all are and no worker is there, the sweep ends."""
 PROVEN_S = 600.0
 """Seconds that a lane must be up for its failures to be counted anew."""
 RETRY_S = 60.0
@@ -112,12 +112,22 @@ class _Deaths(UserCallback):  # type: ignore[misc]
             if isinstance(error, WorkerHealthCheckFailedError)  # what a trial raises is told by its worker
         }
         if causes:
-            reasons = {f"{self.lane}/{0 if self.group else rank}": reason(cause) for rank, cause in causes.items()}
+            reasons = {
+                f"{self.lane}/{0 if self.group else rank}": None if _away(cause) else reason(cause)
+                for rank, cause in causes.items()
+            }
             memory = any(
                 isinstance(cause, ray.exceptions.OutOfMemoryError) or "out of memory" in str(cause).lower()
                 for cause in causes.values()
             )
             ray.get(self.broker.died.remote(self.lane, reasons, memory=memory))
+
+
+def _away(cause: Exception) -> bool:
+    """Whether a worker was lost with its machine, or the way to it: no trial's doing."""
+    if isinstance(cause, ray.exceptions.ActorDiedError):
+        return cause.preempted or "its node has died" in str(cause)  # Ray's control store says so, and no class does
+    return isinstance(cause, ray.exceptions.ActorUnavailableError)
 
 
 @dataclass
@@ -128,6 +138,18 @@ class _Lane:
     """Whether the driver's machine has memory for its controller."""
     thread: threading.Thread | None = None
     trainer: _LaneTrainer | None = None
+    begun: float = 0.0
+    """When it was last started, on the monotonic clock."""
+    failures: int = 0
+    """In a row."""
+
+    @property
+    def proven(self) -> bool:
+        return time.monotonic() - self.begun > PROVEN_S
+
+    @property
+    def down(self) -> bool:
+        return not self.up or (self.failures >= LANE_TRIES and not self.proven)
 
     @property
     def controller(self) -> Any:
@@ -154,10 +176,8 @@ class Lanes:
         self._broker, self._storage = broker, storage
         self._run = uuid.uuid4().hex[:8]
         self._stopping, self._leaving = threading.Event(), threading.Event()
-        self._lock = threading.Lock()
         beside = estimate_available_memory() // 2 // CONTROLLER_BYTES
         self._lanes = [_Lane(f"lane{k}", shape, beside=k < beside) for k, shape in enumerate(shapes)]
-        self._alive = len(self._lanes)
         self._why = "they have ended"
         for lane in self._lanes:
             lane.thread = threading.Thread(target=self._keep_up, args=(lane,), name=lane.name, daemon=True)
@@ -165,9 +185,8 @@ class Lanes:
 
     def _keep_up(self, lane: _Lane) -> None:
         """Start a lane again and again. One that fails right away is tried less often, as long as others work."""
-        failures = 0
         for number in itertools.count():
-            begun = time.monotonic()
+            lane.begun = time.monotonic()
             ended: str | None = None  # no exception is kept: its frames would hold Ray's handles past the session
             try:
                 self._fit(lane, number)
@@ -179,35 +198,32 @@ class Lanes:
                 return
             except Exception as error:  # noqa: BLE001  # Ray raises its own and its actors' errors here
                 ended = self._why = reason(error)
-            with self._lock:
-                if ended is None or time.monotonic() - begun > PROVEN_S:
-                    self._alive += failures >= LANE_TRIES
-                    failures = 0
-                if ended is not None:
-                    failures += 1
-                    self._alive -= failures == LANE_TRIES
-                none_left = self._alive == 0
-            if ended is not None and not self._lost(lane, ended, none_left):
-                return
-            if none_left or self._stopping.wait(RETRY_S if failures >= LANE_TRIES else 0.0):
+            if ended is None or lane.proven:
+                lane.failures = 0
+            if ended is not None:
+                lane.failures += 1
+                if not self._lost(lane, ended):
+                    return
+            if self._stopping.wait(RETRY_S if lane.failures >= LANE_TRIES else 0.0):
                 return
 
-    def _lost(self, lane: _Lane, why: str, final: bool) -> bool:
-        """Free what a lane held that ended by itself, and tell the broker; False: Ray refuses for good, or we stop.
+    def _lost(self, lane: _Lane, why: str) -> bool:
+        """Free what a lane held that ended by itself, and tell the broker; returns whether to start it again.
 
-        Then Ray is not called any more: without its session it would end the process. A lost session stops us first:
-        the driver's own look at Ray's processes is quicker than a second try.
+        Not so when no lane is left, Ray refuses for good, or we stop. Then Ray is not called any more: without its
+        session it would end the process. A lost session stops us first: the driver's own look at Ray's processes is
+        quicker than a second try.
         """
         for _ in range(_TELLS):
             if self._stopping.is_set():
                 return False
             try:
                 _free(lane.controller)
+                final = all(other.down for other in self._lanes)
                 told = self._broker.lane_lost.remote(lane.name, why, final)
                 while not self._stopping.is_set():  # a broker that starts again, or hangs, is not waited for at the end
                     if ray.wait([told], timeout=0.5)[0]:
-                        ray.get(told)
-                        return True
+                        return not ray.get(told)
             except Exception as error:  # noqa: BLE001  # whatever Ray raises: so is the lane
                 self._why = f"{why}; then it could not be started again: {reason(error)}"
                 logging.getLogger("sweeps").warning("%s: %s", lane.name, self._why)

@@ -22,6 +22,8 @@ class Lease:
 
     key: str
     order: dict[str, Any]
+    given: dict[str, Any] = field(default_factory=dict)
+    """The order as its worker was last given it."""
     state: State = "queued"
     worker: str | None = None
     attempt: int = 0
@@ -111,3 +113,10 @@ def gave_up(lease: Lease) -> str:
         return f"{lease.death}; started {lease.attempt} times"
     why = f": {lease.death}" if lease.death else ""
     return f"its worker process died {lease.attempt} times while running it{why}"
+
+
+def result(epoch: int, event: Event, status: State) -> dict[str, Any]:
+    """What Tune is told of an epoch."""
+    seconds = (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0)
+    values = {"train_loss": event.get("train_loss"), "score": event.get("val_score"), "seconds": seconds}
+    return {"epoch": epoch, **values, "done": bool(event.get("done")), "status": status}

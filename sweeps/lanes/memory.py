@@ -6,6 +6,9 @@ import contextlib
 import gc
 import json
 import math
+import os
+import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,15 +20,31 @@ from trainables.config import contrastive
 from trainables.errors import TrialError
 
 FILE = "memory.json"
-_CPU = ("DefaultCPUAllocator", "not enough memory: you tried to allocate")
-"""What torch's RuntimeError says when the CPU's memory is used up; it has no class of its own."""
+_SAYS = (
+    *("DefaultCPUAllocator", "not enough memory: you tried to allocate"),  # the CPU's
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED"),
+    *("CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),  # of cuDNN 8, and 9
+    "Cuda failure 2 'out of memory'",  # NCCL's
+)
+"""What a RuntimeError says when memory is used up that torch's allocator of CUDA tensors does not hand out."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the device's or the machine's memory is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS)
+
+
+def end_if_lost(error: BaseException) -> None:
+    """End this process after a CUDA error that is not for want of memory: each later call would fail, of any trial.
+
+    The broker hears of it as of any dead worker: the trial is tried again, and fails after so many attempts.
+    """
+    if not out_of_memory(error) and (isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)):
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def free_memory() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from sweeps.errors import reason
-from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
+from sweeps.lanes.memory import MicroBatch, end_if_lost, free_memory, out_of_memory
 from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder
 from trainables.config import TrialConfig, UnevenTrialsError
 
@@ -29,6 +29,7 @@ def run_together(worker: Line, orders: Sequence[Order]) -> None:
     try:
         pack.run()
     except Exception as error:  # noqa: BLE001  # whoever is at fault raises it again by itself
+        end_if_lost(error)
         cause = "uneven" if isinstance(error, UnevenTrialsError) else "refused"
         why = reason(error), "memory" if out_of_memory(error) else cause
         if not isinstance(error, FORESEEN):
@@ -105,7 +106,7 @@ class _Pack:
         micro = MicroBatch(Path(order["directory"]), order["config"], 1)
         more = {"micro_batch_size": micro.size, "memory": micro.events}
         whole = outcome | facts(self.started, self._seconds[place]) | more
-        self.worker.ask("finish", order["key"], last, whole)
+        self.worker.finish(order["key"], last, whole)
         self.open.discard(place)
 
     def _share(self, among: Collection[int]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sweeps.search.slots import Slot
 from sweeps.search.stages import CellState, SweepState
+from sweeps.spec.resources import ResourceSection
 from trainables.config import alike
 
 TOGETHER = {"trainables.training.worker:run_trial": "trainables.training.packed:run_pack"}
@@ -29,10 +30,17 @@ USABLE = 0.9
 
 @dataclass(frozen=True)
 class Measured:
-    """A GPU's memory and the largest peak of torch's allocator over the probed methods, in bytes."""
+    """The smallest GPU's memory and the largest peak of torch's allocator over the probed methods, in bytes."""
 
     peak: int
     device: int
+
+
+def smallest_gpu() -> int:
+    """Bytes of memory of the smallest GPU that this process sees. Raises ValueError: it sees none."""
+    import torch
+
+    return min(torch.cuda.get_device_properties(k).total_memory for k in range(torch.cuda.device_count()))
 
 
 @functools.cache
@@ -87,6 +95,11 @@ def pack_size(asked: int | Literal["auto"], measured: Measured | None, share: fl
         return 1
     room = USABLE * share * measured.device - CONTEXT_BYTES
     return min(MOST, max(1, math.floor(room / max(1, measured.peak))))
+
+
+def least_share(asked: ResourceSection) -> float:
+    """The smallest part of a GPU that a worker may get; what does not fit even so is refused before any probe."""
+    return 1 / MOST if asked.gpus_per_worker == "auto" and asked.workers == 1 else 1.0
 
 
 def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float, packed: int = 1) -> float:

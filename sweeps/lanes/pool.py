@@ -10,18 +10,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from sweeps.cluster.nodes import check_nodes
-from sweeps.cluster.resources import LaneShape, Node, plan_lanes
+from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, room
 from sweeps.cluster.session import Session, local_node
 from sweeps.cluster.signals import held
-from sweeps.lanes.packs import Measured, gpu_share, pack_size
+from sweeps.errors import Problem
+from sweeps.lanes.packs import Measured, gpu_share, least_share, pack_size, smallest_gpu
 from sweeps.spec.resources import ResourceSection
 
 HEAD = "node:__internal_head__"
+ROOM_S = 60.0
+"""How long we wait for room that others have: a sweep that has just ended gives its own back within seconds."""
+_LOOK_S, _SAY_S = 0.5, 60.0
+_ANSWER_S = 120.0
 _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
 
 
@@ -35,10 +41,11 @@ class Pool:
             and left running.
         measure: run on a GPU for `gpus_per_worker = "auto"`, so that trials share GPUs by the memory they take; None:
             a GPU each.
-        note: is told which cluster is joined.
+        note: is told which cluster is joined, and what is waited for.
 
     Raises:
-        ResourceError: the machines can't hold what is asked; nothing was started for a local session.
+        ResourceError: the machines can't hold what is asked, and nothing was started for a local session; or others
+            have taken so much of them that no lane fits.
     """
 
     def __init__(
@@ -52,17 +59,32 @@ class Pool:
     ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
         self.measured: Measured | None = None
-        self._measure = measure
+        self._measure, self._note = measure, note
         self.shapes: list[LaneShape] = []
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
         self._lanes: Any = None
+        self._status: Any = None  # what the broker was asked and has not answered yet
+        self._busy = 0
         self._session = Session(address, note)
 
     @property
     def trials(self) -> int:
         """Trials that run at once."""
         return sum(shape.trials for shape in self.shapes)
+
+    @property
+    def busy(self) -> int:
+        """Workers, or groups of them, that have a trial or a pack, as the broker last said; it is not waited for."""
+        import ray
+
+        if self.lost is None:  # without its session Ray would end the process
+            if self._status is not None and ray.wait([self._status], timeout=0)[0]:
+                with suppress(ray.exceptions.RayError):  # of a broker that starts again, or was ended
+                    self._busy = ray.get(self._status)["busy"]
+                self._status = None
+            self._status = self._status or self.broker.status.remote()
+        return self._busy
 
     @property
     def lost(self) -> str | None:
@@ -103,7 +125,7 @@ class Pool:
         import ray
 
         if not ray.is_initialized() and self.address is None:
-            self.shapes = plan_lanes(self.resources, [local_node()])
+            plan_lanes(self.resources, [local_node()], 1.0 if self._measure is None else least_share(self.resources))
         imports = threading.Thread(target=importlib.import_module, args=("sweeps.lanes.lanes",), daemon=True)
         imports.start()  # while Ray's processes come up
         self._session.connect()
@@ -113,6 +135,7 @@ class Pool:
         nodes = [Node(has.get("CPU", 0.0), has.get("GPU", 0.0), name) for has, name in found]
         self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
         imports.join()
+        self._wait_for_room(self.shapes)
         from sweeps.lanes.broker import Broker
         from sweeps.lanes.lanes import Lanes
 
@@ -136,7 +159,10 @@ class Pool:
         if not with_gpus or asked.workers > 1 or self._measure is None or not (shared or packed):
             return 1.0
         self.measured = self._measured(self._measure)
-        if self.measured is None or not shared:
+        if self.measured is None:
+            return 1.0
+        self.measured = replace(self.measured, device=min([self.measured.device, *self._memories(with_gpus)]))
+        if not shared:
             return 1.0
         pack = 1 if asked.isolated else pack_size(asked.pack, self.measured)
         return gpu_share(self.measured, min(n.cpus / n.gpus for n in with_gpus), asked.cpus_per_worker, pack)
@@ -149,13 +175,56 @@ class Pool:
 
         # max_calls: its process ends, and with it what it holds on the GPU
         cpus = self.resources.cpus_per_worker
-        task = ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1, max_retries=0)(on_a_gpu)
+        self._wait_for_room([LaneShape(1, False, {"CPU": cpus, "GPU": 1.0})])
+        asked = ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1, max_retries=0)(on_a_gpu).remote()
+        while not ray.wait([asked], timeout=_SAY_S)[0]:  # another may have been quicker
+            self._note(f"the probe of a GPU runs, or waits for one ({_taken()})")
         try:
-            found: Measured = ray.get(task.remote())
+            found: Measured = ray.get(asked)
         except ray.exceptions.RayError as error:  # trials will tell what is wrong with them
             logging.getLogger("sweeps").warning("a GPU for every trial: the probe failed (%s)", error)
             return None
         return found
+
+    def _memories(self, nodes: list[Node]) -> list[int]:
+        """Bytes of the smallest GPU of each machine; none where one GPU is all there is, or a machine can't say."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if sum(node.gpus for node in nodes) <= 1:
+            return []
+        # a task that takes no GPU sees all of its machine's, which sessions else keep from those (`session`)
+        seeing = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
+        task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, runtime_env=seeing)(smallest_gpu)
+        there = [NodeAffinitySchedulingStrategy(node.name, soft=False) for node in nodes]
+        asked = [task.options(scheduling_strategy=strategy).remote() for strategy in there]
+        try:
+            found: list[int] = ray.get(asked, timeout=_ANSWER_S)
+        except ray.exceptions.RayError as error:
+            logging.getLogger("sweeps").warning("all GPUs are taken to be as large as the probed one (%s)", error)
+            return []
+        return found
+
+    def _wait_for_room(self, shapes: list[LaneShape]) -> None:
+        """Wait until one of some lanes fits beside what others run. Raises ResourceError: none does within `ROOM_S`."""
+        from ray._private.state import available_resources_per_node
+
+        if self._session.owned and self.address is None:  # nobody else is there
+            return
+        begun, said, free = time.monotonic(), False, available_resources_per_node()
+        while not any(room(shape, free) >= shape.workers for shape in shapes):
+            if time.monotonic() - begun > ROOM_S:
+                most = max(room(shape, free) for shape in shapes)
+                remedy = "the same command when they are done"
+                if most and not shapes[0].group:
+                    remedy = f"resources.concurrent = {most}, or {remedy}"
+                rule = f"no lane fits beside what others run ({_taken()})"
+                raise ResourceError([Problem("resources", None, rule, remedy)])
+            if not said:
+                self._note(f"waiting for room beside what others run ({_taken()})")
+                said = True
+            time.sleep(_LOOK_S)
+            free = available_resources_per_node()
 
     def close(self) -> None:
         """Stop lanes and broker; end the Ray session if it is ours."""
@@ -183,6 +252,15 @@ class Pool:
         except (ray.exceptions.RayError, TimeoutError):
             return False
         return True
+
+
+def _taken() -> str:
+    """How much of the machines is taken, in words."""
+    import ray
+
+    has, free = ray.cluster_resources(), ray.available_resources()
+    parts = {name: (has[name] - free.get(name, 0.0), has[name]) for name in ("GPU", "CPU") if name in has}
+    return ", ".join(f"{taken:g} of {there:g} {name}(s) are taken" for name, (taken, there) in parts.items())
 
 
 def host_facts() -> dict[str, Any]:

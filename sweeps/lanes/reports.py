@@ -29,6 +29,8 @@ _STORAGE = {
     if hasattr(errno, name)
 }
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOENT)
+REST_S = 60.0
+"""For which a worker takes no trial after storage trouble, so that a machine in trouble draws few of them."""
 _RUST = re.compile(r"\(os error (\d+)\)")
 """How safetensors, written in Rust, tells what the system said."""
 
@@ -38,11 +40,13 @@ class Line:
 
     Attributes:
         warm: what stays from trial to trial: models and data.
+        troubled: whether the last trial that ended here met storage trouble.
     """
 
     def __init__(self, broker: Any, name: str, token: str) -> None:
         self.broker, self.name, self.token = broker, name, token
         self.warm: dict[str, Any] = {}
+        self.troubled = False
 
     def send(self, what: str, *arguments: Any) -> Any:
         """Call one of the broker's methods; a reference to its answer."""
@@ -51,6 +55,17 @@ class Line:
     def ask(self, what: str, *arguments: Any) -> Any:
         """Call one of the broker's methods and wait for its answer."""
         return ray.get(self.send(what, *arguments))
+
+    def finish(self, key: str, last: dict[str, Any] | None, outcome: dict[str, Any]) -> None:
+        """Tell a trial's end: its last report, if any, and its outcome."""
+        self.troubled = outcome.get("storage") is not None
+        self.ask("finish", key, last, outcome | {"worker": self.name})
+
+    def rest(self) -> None:
+        """After storage trouble wait `REST_S`, or until the lanes are told to return."""
+        end = time.monotonic() + (REST_S if self.troubled else 0.0)
+        while time.monotonic() < end and ray.get(self.broker.status.remote())["dead"] is None:
+            time.sleep(1.0)
 
 
 def load_trial(name: str) -> Callable[..., Generator[Any, Any, None]]:
@@ -114,8 +129,8 @@ def keep(order: dict[str, Any], directory: Path) -> None:
 def storage_fault(error: BaseException | None, directory: Path) -> int | None:
     """The system's error number when an exception, or its cause, says that storage is full, read-only or gone; or None.
 
-    No trial is to blame for that, so the sweep stops. A file that is refused or missing counts where it is the results
-    folder's: elsewhere it is the trial's own mistake.
+    No trial is to blame for that: `sweeps.lanes.tune` tries it again, or ends the sweep. A file that is refused or
+    missing counts where it is the results folder's: elsewhere it is the trial's own mistake.
 
     Args:
         directory: the trial's own folder, in the results folder.

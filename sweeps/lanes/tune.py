@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from sweeps.lanes.leases import lane_of
 from sweeps.lanes.packs import TOGETHER, Packing
 from sweeps.records.ledger import Ledger, pruned
 from sweeps.search.pruning import should_stop
@@ -74,6 +76,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         self._keys: dict[str, str] = {}
         self._issued = 0
         self._pruned: set[str] = set()
+        self._troubled: set[str] = set()  # lanes whose last trial met storage trouble
         self._seconds: dict[str, dict[int, float]] = {}  # of the epochs reported, for trials that may be stopped
         self._packing = packing
         self._waiting: deque[str] = deque()  # keys of slots that are queued at the broker, and not yet with Tune
@@ -107,7 +110,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             key = f"{self._run}.{self._issued}"
             self.slots[key] = slot
             orders[key] = self._order(slot)
-            self.ledger.ask(slot, len(slots))
+            self.ledger.ask(slot)
         self._waiting.extend(orders)
         self._packs[next(iter(orders))] = set(orders)
         if len(slots) > 1:
@@ -167,9 +170,13 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         outcome = ray.get(self.broker.take.remote(key)) or {}
         if outcome.get("unpacked") is not None:
             self._packing.learn(slot.cell_id, outcome["unpacked"])
+        lane = lane_of(outcome.get("worker", ""))
         if outcome.get("storage") is not None:  # not the trial's fault: it is tried again
+            self._pruned.discard(key)
             self.ledger.state.release(slot.cell_id, slot.trial_id)
-            raise OSError(outcome["storage"], f"{outcome['reason']} (on host {outcome['host']})")
+            self._trouble(lane, outcome)
+            return
+        self._troubled.discard(lane)
         if key in self._pruned:
             self._pruned.remove(key)
             self.ledger.finish(slot, pruned(self.ledger.state, slot, outcome))
@@ -182,6 +189,19 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             if not self.interrupted:
                 self.dead = ray.get(self.broker.status.remote())["dead"]
                 self.interrupted = self.dead is not None
+        self.changed()
+
+    def _trouble(self, lane: str, outcome: dict[str, Any]) -> None:
+        """Note where storage failed under a trial, and go on where other machines can.
+
+        Raises OSError: it fails the driver too, or every lane whose workers are known.
+        """
+        what = f"{outcome['reason']} (on host {outcome['host']})"
+        self.ledger.journal.write({"ev": "trouble", "host": outcome["host"], "reason": outcome["reason"]})
+        self._troubled.add(lane)
+        if {lane_of(worker) for worker in ray.get(self.broker.status.remote())["pids"]} <= self._troubled:
+            raise OSError(outcome["storage"], what)
+        logging.getLogger("sweeps").warning("storage trouble of one machine, whose trial goes elsewhere: %s", what)
         self.changed()
 
     def save(self, checkpoint_path: str) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from sweeps.errors import reason
 from sweeps.lanes.leases import KILLED_FOR_MEMORY
-from sweeps.lanes.memory import MicroBatch, free_memory, out_of_memory
+from sweeps.lanes.memory import MicroBatch, end_if_lost, free_memory, out_of_memory
 from sweeps.lanes.packed_worker import run_together
 from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, place
 from trainables.config import TrialConfig
@@ -52,9 +52,11 @@ def lane_loop(config: dict[str, Any]) -> int:
             worker.hello()
         elif isinstance(order, list):
             run_together(worker, order)
+            worker.rest()
             done += len(order)
         elif order is not None:
             worker.run(order)
+            worker.rest()
             done += 1
             if config["isolated"]:
                 return done
@@ -99,6 +101,7 @@ class _Worker(Line):
         except _StartAgainError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever a trial raises is that trial's row
+            end_if_lost(error)
             failure = error
             last = None
             outcome = failed(error, directory)
@@ -109,8 +112,9 @@ class _Worker(Line):
             outcome |= {"micro_batch_size": micro.size, "memory": micro.events}
         together = failure is None or self._together(order, failure)
         if self.rank == 0 or not together:  # an error on one rank alone is told by that rank
-            self.ask("finish", order["key"], last, outcome)
+            self.finish(order["key"], last, outcome)
         if not together:
+            self.rest()
             # the other ranks may sit in a collective: Ray Train starts the group anew
             raise RuntimeError(f"trial {order['key']} failed in a data-parallel group") from failure
 

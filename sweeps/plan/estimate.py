@@ -1,30 +1,33 @@
 """What a sweep will take, from a short probe of every method on this machine; no Ray is started.
 
 The probe trains a few batches of each method's largest cell through the same code a lane runs, on one core. What it
-can't see is other load on the machine, and cores that share memory bandwidth.
+can't see is other load on the machine, cores that share memory bandwidth, and trials that share a GPU's processors.
 """
 
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis.store.store import open_store
-from sweeps.cluster.resources import accelerators, plan_lanes
+from sweeps.cluster.resources import LaneShape, Node, accelerators, plan_lanes
 from sweeps.cluster.session import local_node
 from sweeps.errors import reason
-from sweeps.lanes.packs import Measured, pack_size, unpackable
+from sweeps.lanes.packs import Measured, gpu_share, least_share, pack_size, smallest_gpu, unpackable
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.cell import Cell
-from sweeps.spec.resources import LimitsSection
+from sweeps.spec.resources import LimitsSection, ResourceSection
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.images.batches import samples_per_epoch
 from trainables.errors import TrainablesError, TrialError
@@ -110,40 +113,35 @@ class _Left:
 
 def estimate_plan(plan: Plan, *, retry_failed: bool = False) -> Estimate:
     """Probe every method that still has trials to run, and add up; failed ones too where they are tried again."""
-    from sweeps.lanes.memory import free_memory  # loads torch
-
     started = time.perf_counter()
-    shapes = plan_lanes(plan.spec.resources, [local_node()])
-    concurrent = sum(lane.trials for lane in shapes)
+    node = local_node()
+    shapes = plan_lanes(plan.spec.resources, [node], least_share(plan.spec.resources))
     left = [cell for cell in _left(plan, retry_failed) if cell.trials]
     if not left:
-        return Estimate((), concurrent, 0, 0.0, 0.0, 0, 0, 0, 0.0)
-    warm: dict[str, Any] = {}
-    methods, memory, pack, unknown = _probe(plan, left, warm)
-    shared = _shared(warm)
-    warm.clear()
-    free_memory()  # this process may be a driver, which holds it as long as the sweep runs
+        return Estimate((), sum(lane.trials for lane in shapes), 0, 0.0, 0.0, 0, 0, 0, 0.0)
+    found = _apart(plan, left, node) if node.gpus else _probe(plan, left, node)
+    concurrent = sum(lane.trials for lane in found.shapes)
     trials = sum(c.trials for c in left)
-    busy = sum(m.seconds_total for m in methods)
+    busy = sum(m.seconds_total for m in found.methods)
     limits = plan.spec.limits
-    hours = busy / 3600 * accelerators(shapes)
+    hours = busy / 3600 * accelerators(found.shapes)
     cost = None if limits.price_per_hour is None else hours * limits.price_per_hour
     seconds = START_SECONDS + busy / min(concurrent, trials)
     return Estimate(
-        methods=methods,
+        methods=found.methods,
         concurrent=concurrent,
         trials_left=trials,
         seconds=seconds,
         accelerator_hours=hours,
-        memory_bytes=memory,
+        memory_bytes=found.memory,
         table_bytes=trials * _ROW_BYTES,
         kept_bytes=keep_bytes(plan, [c.cell for c in left]),
         probe_seconds=time.perf_counter() - started,
         cost=cost,
         over=tuple(_over(limits, seconds / 3600, hours, cost)),
-        pack=pack,
-        shared_bytes=shared,
-        unknown=unknown,
+        pack=found.pack,
+        shared_bytes=found.shared,
+        unknown=found.unknown,
     )
 
 
@@ -181,19 +179,48 @@ def _shared(warm: dict[str, Any]) -> int:
     return sum(shared_bytes(loaded.module) for loaded in warm.get("models", {}).values())
 
 
-def _probe(
-    plan: Plan, left: Sequence[_Left], warm: dict[str, Any]
-) -> tuple[tuple[MethodEstimate, ...], int, int, dict[str, str]]:
-    """What is left of each method, the largest peak memory, trials of a pack, and methods that could not be probed."""
+@dataclass(frozen=True)
+class _Found:
+    """What the probes found: what is left of each method, the lanes that fit, and fields of an `Estimate`."""
+
+    methods: tuple[MethodEstimate, ...]
+    shapes: list[LaneShape]
+    memory: int
+    pack: int
+    shared: int
+    unknown: dict[str, str]
+
+
+def _apart(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
+    """`_probe` in a process of its own: what it holds on a GPU ends with it, and trials find the GPU free."""
+    spawn = multiprocessing.get_context("spawn")
+    initializer = _hide_gpus if plan.spec.resources.gpus_per_worker == 0 else None
+    # one task a child, or it would wait for more when the driver is killed
+    with ProcessPoolExecutor(1, spawn, initializer, max_tasks_per_child=1) as process:
+        return process.submit(_probe, plan, left, node).result()
+
+
+def _hide_gpus() -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def _probe(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
     import torch
 
+    from sweeps.lanes.memory import free_memory
+
+    warm: dict[str, Any] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
     largest = _largest(c.cell for c in left)
     try:
         probed = {m: _tried(functools.partial(_Probe.of, cell, plan, warm), warm) for m, cell in largest.items()}
         costs = {method: cost for method, cost in probed.items() if isinstance(cost, _Probe)}
-        pack = _pack(plan, max((cost.memory for cost in costs.values()), default=0))
+        unknown = {m: why for m, why in probed.items() if isinstance(why, str)}
+        peak = max((cost.memory for cost in costs.values()), default=0)
+        measured = None if unknown else _measured(peak)  # a run's own probe fails as these did
+        shapes = plan_lanes(plan.spec.resources, [node], _share(plan.spec.resources, measured, node))
+        pack = _pack(plan.spec.resources, measured, shapes[0].per_worker.get("GPU", 0.0))
         for method in costs:
             cell = largest[method]
             if pack > 1 and unpackable(cell.base, cell.model) is None:
@@ -213,7 +240,10 @@ def _probe(
         )
         trials = sum(c.trials for c in mine_left)
         found.append(MethodEstimate(method, trials, total / trials, total))
-    return tuple(found), memory, pack, {m: why for m, why in probed.items() if isinstance(why, str)}
+    shared = _shared(warm)
+    warm.clear()
+    free_memory()  # this process may be a driver, which holds it as long as the sweep runs
+    return _Found(tuple(found), shapes, memory, pack, shared, unknown)
 
 
 def _tried(probe: Callable[[], _Probe], warm: dict[str, Any]) -> _Probe | str:
@@ -240,15 +270,26 @@ def _largest(cells: Iterable[Cell]) -> dict[str, Cell]:
     return found
 
 
-def _pack(plan: Plan, peak: int) -> int:
-    """Most trials of a pack on this machine, where one takes `peak` bytes."""
+def _measured(peak: int) -> Measured | None:
+    """With the memory of the GPUs that this process sees; None without one."""
     import torch
 
-    resources = plan.spec.resources
-    if resources.workers > 1 or resources.isolated:
+    return Measured(peak, smallest_gpu()) if torch.cuda.is_available() else None
+
+
+def _share(asked: ResourceSection, measured: Measured | None, node: Node) -> float:
+    """The part of a GPU that a worker gets where that is left to us, as `sweeps.lanes.pool` gives it."""
+    if measured is None or asked.gpus_per_worker != "auto" or asked.workers > 1:
+        return 1.0
+    pack = 1 if asked.isolated else pack_size(asked.pack, measured)
+    return gpu_share(measured, node.cpus / node.gpus, asked.cpus_per_worker, pack)
+
+
+def _pack(asked: ResourceSection, measured: Measured | None, gpu: float) -> int:
+    """Most trials of a pack where a worker has so much of a GPU."""
+    if asked.workers > 1 or asked.isolated:
         return 1
-    gpu = torch.cuda.is_available() and resources.gpus_per_worker != 0
-    return pack_size(resources.pack, Measured(peak, torch.cuda.mem_get_info()[1]) if gpu else None)
+    return pack_size(asked.pack, measured if gpu else None, min(1.0, gpu))
 
 
 def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
@@ -270,12 +311,9 @@ def probe_gpu(plan: Plan) -> Measured:
     Raises:
         TrainablesError, OutOfMemoryError: as a trial would.
     """
-    import torch
-
     warm: dict[str, Any] = {}
     peak = max(_Probe.of(cell, plan, warm).memory for cell in _largest(plan.feasible).values())
-    device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-    return Measured(peak, device)
+    return _measured(peak) or Measured(peak, 0)
 
 
 @dataclass(frozen=True)

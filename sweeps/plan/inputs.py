@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from sweeps.cluster.nodes import Needs
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.digests import KIND, fingerprint, label_digest
 from sweeps.plan.plan import Plan
@@ -15,13 +16,16 @@ from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
 from sweeps.records.locks import check_identity
 from sweeps.spec.cell import Cell
-from sweeps.spec.paths import absolute
+from sweeps.spec.methods import has_budget
+from sweeps.spec.paths import absolute, path_of, resolved
 from trainables.data.downloads import offline
 from trainables.data.registry import DATASETS
 from trainables.data.splits import split_of
 from trainables.data.text.dataset import TextDataset
+from trainables.data.text.registry import text_kind
 from trainables.errors import DataError, TrialError, first_line
-from trainables.models.families import parse_id
+from trainables.metrics.texts import LIBRARIES
+from trainables.models.families import GGUF, parse_id
 from trainables.models.loading import check_weights
 from trainables.tasks.text.causal_lm import check_judged
 
@@ -54,6 +58,23 @@ def check_inputs(plan: Plan) -> None:
         if not cell.skip_bad:
             _open_images(cell.dataset, now[cell.dataset])
     _check_data(plan.spec.folder, now)
+
+
+def needs_of(plan: Plan, trial: str) -> Needs:
+    """What every machine must have for a plan's trials; models and data sets of the hub are fetched by each.
+
+    Args:
+        trial: the trial function as "package.module:function".
+    """
+    names = dict.fromkeys(name for cell in plan.feasible for name in (cell.model, cell.dataset))
+    paths = (absolute(name).partition(":")[2] for name in names if path_of(name) is not None)
+    modules = [trial.partition(":")[0]]
+    if any(name.endswith(GGUF) for name in names):
+        modules.append("gguf")
+    if any(text_kind(name) == "meanings" for name in names):
+        modules += LIBRARIES
+    methods = dict.fromkeys(cell.base for cell in plan.feasible if has_budget(cell.base))
+    return Needs(tuple(paths), tuple(methods), tuple(modules))
 
 
 def available(plan: Plan) -> Plan:
@@ -147,7 +168,7 @@ def _check_data(folder: Path, now: dict[str, str]) -> None:
         raise SpecError([Problem("results", str(path), rule)])
     changed = []
     for name, found in now.items():  # a folder of an older version has no digest of the images
-        known = seen[name] if name in seen else seen.get(absolute(name), found)  # or by the older path rule
+        known = seen[name] if name in seen else seen.get(resolved(name), found)  # or by the older path rule
         if known != (found if known.startswith(KIND) else label_digest(loaded(name))):
             changed.append(name)
     if changed:

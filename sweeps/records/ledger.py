@@ -41,12 +41,12 @@ class Ledger:
         self.finished: list[Row] = []
         self.observers = Observers()
 
-    def ask(self, slot: Slot, packed: int = 1) -> None:
-        """Write a new slot down before it runs. `packed`: trials of its pack."""
+    def ask(self, slot: Slot) -> None:
+        """Write a new slot down before it runs."""
         if slot.trial_id not in self.state.cells[slot.cell_id].asked:
             names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
             self.journal.write({"ev": "ask", **names, "seeds": slot.seeds, "config": dict(slot.config)})
-        self.state.start(slot, packed)
+        self.state.start(slot)
         self.observers.asked(self.state.cells[slot.cell_id].cell, slot)
 
     def report(self, slot: Slot, values: dict[str, Any], *, stop: bool = False, seconds: float = 0.0) -> None:

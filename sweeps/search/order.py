@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sweeps.spec.cell import Cell
-from sweeps.spec.paths import absolute
+from sweeps.spec.paths import resolved
 
 
 def spread(count: int) -> list[int]:
@@ -58,4 +58,4 @@ def _is(cell: Cell, name: str | float) -> bool:
     if not isinstance(name, str):
         return cell.train_size == name
     named = (cell.method, cell.reference, cell.train_size)
-    return name in named or absolute(name) == absolute(cell.dataset)
+    return name in named or resolved(name) == resolved(cell.dataset)

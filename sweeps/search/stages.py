@@ -316,7 +316,6 @@ class SweepState:
         self._resting: set[str] = set()  # cells without an open slot until one of their trials ends
         self.workers = 1  # trials that the lanes run at once
         self.used: Used | None = None  # measured while it runs
-        self._shared: dict[str, int] = {}  # trials in the pack of a running one
 
     def awake(self) -> list[str]:
         """Ids of the cells that may have an open slot, in the order to serve them."""
@@ -335,9 +334,8 @@ class SweepState:
             self._resting.add(cell_id)
         return None
 
-    def start(self, slot: Slot, packed: int = 1) -> None:
-        """Mark a slot as asked and running, in a pack of `packed` trials."""
-        self._shared[slot.trial_id] = packed
+    def start(self, slot: Slot) -> None:
+        """Mark a slot as asked and running."""
         cell = self.cells[slot.cell_id]
         cell.asked[slot.trial_id] = slot
         cell.running.add(slot.trial_id)
@@ -382,7 +380,6 @@ class SweepState:
     def release(self, cell_id: str, trial_id: str) -> None:
         """A trial no longer runs; without a row it will be issued again."""
         self.cells[cell_id].running.discard(trial_id)
-        self._shared.pop(trial_id, None)
         self.cells[cell_id].version += 1
         self._resting.discard(cell_id)
         self._resting.discard(self._dependents.get(cell_id, ""))
@@ -391,8 +388,3 @@ class SweepState:
     def running(self) -> int:
         """Trials that run now."""
         return sum(len(cell.running) for cell in self.cells.values())
-
-    @property
-    def busy(self) -> float:
-        """Workers that they take: a pack takes one."""
-        return sum(1 / packed for packed in list(self._shared.values()))  # a thread asks, and others add to it

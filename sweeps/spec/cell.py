@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from randlora.methods.registry import METHODS
-from sweeps.spec.paths import absolute
+from sweeps.spec.paths import absolute, resolved
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Dimension, Extra, Space
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
@@ -153,8 +153,12 @@ class Cell:
         return TrialConfig.model_validate(config).trial_id
 
     def anchored(self) -> Cell:
-        """This cell with absolute paths, as folders of the older `path_rule` have it."""
+        """This cell with absolute paths, for a process in any folder."""
         return replace(self, model=absolute(self.model), dataset=absolute(self.dataset))
+
+    def resolved(self) -> Cell:
+        """This cell as folders of the older `path_rule` have it."""
+        return replace(self, model=resolved(self.model), dataset=resolved(self.dataset))
 
     def settings(self, train: TrainSettings) -> TrainSettings:
         """A sweep's training settings as they hold for this cell."""

@@ -6,6 +6,7 @@ the command is run on the same relative paths, on whatever machine. Workers, whi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,25 @@ from trainables.data.text.registry import TEXT_FORMS
 PATH_FORMS = {"local", "folder", "parquet", "arrow", *TEXT_FORMS}
 
 
-def absolute(name: str) -> str:
-    """An id with its path made absolute, from the folder where the command is run; others as they are."""
+def path_of(name: str) -> Path | None:
+    """The path in an id, as it is written; None where the id has none."""
     scheme, colon, path = name.partition(":")
-    return f"{scheme}:{Path(path).expanduser().resolve()}" if colon and scheme in PATH_FORMS else name
+    return Path(path).expanduser() if colon and scheme in PATH_FORMS else None
+
+
+def absolute(name: str) -> str:
+    """An id with its path made absolute, from the folder where the command is run; others as they are.
+
+    Symbolic links stay: each machine of a cluster may have its own behind one path.
+    """
+    path = path_of(name)
+    return name if path is None else f"{name.partition(':')[0]}:{os.path.abspath(path)}"  # noqa: PTH100  # without ..
+
+
+def resolved(name: str) -> str:
+    """The same with symbolic links followed, as ids in folders of the older `path_rule` are."""
+    path = path_of(name)
+    return name if path is None else f"{name.partition(':')[0]}:{path.resolve()}"
 
 
 def anchored(names: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from randlora import Adapted, AdapterConfig, attach, get_method, load
 from randlora.arithmetic import kernels
 from randlora.arithmetic.bases import DISTRIBUTIONS, Bases, Draw
+from randlora.dropout import Masks
+from randlora.model.quantise import quantise
 from tests.randlora import support
 from tests.randlora.arithmetic import support as arithmetic
 from tests.randlora.methods.support import NAMES, configured, network, rows
@@ -67,6 +70,26 @@ def test_a_method_as_on_the_cpu(device: torch.device, config: AdapterConfig | No
     torch.testing.assert_close(*starts, **CLOSE)
     there.detach()
     assert all(torch.equal(p.cpu(), q) for p, q in zip(there.model.parameters(), plain.parameters(), strict=True))
+
+
+def test_masks_follow_seed_and_number(device: torch.device) -> None:
+    masks, x = Masks(0.25, seed=9), torch.ones(300, 400, device=device)
+    first, second = masks.draw(x), masks.draw(x)
+    assert first.device == device
+    assert first.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert float(first.mean()) == pytest.approx(1.0, abs=0.02)
+    assert not torch.equal(first, second)
+    masks.reseed(9)
+    assert torch.equal(masks.draw(x), first) and torch.equal(masks.draw(x), second)
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(4, torch.uint8), (8, torch.int8)])
+def test_what_lies_there_is_quantised(device: torch.device, bits: Literal[4, 8], dtype: torch.dtype) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = nn.Sequential(nn.Linear(64, 96)).to(device)
+    quantise(model, ["0"], bits=bits)
+    weight = model[0].weight
+    assert (weight.device, weight.dtype) == (device, dtype)
 
 
 def test_signs_on_tensor_cores(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ class Inline:
     """What the engine asks of a pool. `before`: called before every trial, with the number of those that ended."""
 
     shapes = (LaneShape(workers=1, group=False, per_worker={"CPU": 1.0}, isolated=False),)
-    trials, measured = 1, None
+    trials, busy, measured, address = 1, 0, None, None
 
     def __init__(self, before: Callable[[int], None] = lambda _: None) -> None:
         self.before = before

@@ -1,18 +1,22 @@
-"""The float32 back end: checked before it is used, named in the row, and nothing else is touched."""
+"""Precision and the float32 back end: checked before they are used, named in the row, nothing else touched."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from tests import conftest
+from tests.support import ROOT
 from trainables import runtime
 from trainables.config import TrialConfig
-from trainables.runtime import float32_backend
+from trainables.errors import TrialError
+from trainables.runtime import choose_precision, float32_backend
 from trainables.training.worker import run_trial
 
 CPU = torch.device("cpu")
@@ -84,6 +88,44 @@ def test_the_default_and_other_devices_check_nothing(monkeypatch: pytest.MonkeyP
     for asked, device in (("default", CPU), ("fast", torch.device("cuda")), ("default", torch.device("cuda"))):
         with float32_backend(asked, device) as name:
             assert name == "default"
+
+
+@pytest.mark.parametrize("asked", ["default", "fast"])
+def test_convolutions_on_cuda_are_float32s(asked: str) -> None:
+    assert torch.backends.cudnn.allow_tf32, "torch's default"
+    with pytest.raises(RuntimeError, match="mine"), float32_backend(asked, torch.device("cuda")):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+        raise RuntimeError("mine")
+    assert torch.backends.cudnn.allow_tf32
+    with float32_backend(asked, CPU):
+        assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(("major", "auto"), [(7, "fp32"), (8, "bf16")])
+def test_emulated_bf16_counts_as_none(monkeypatch: pytest.MonkeyPatch, major: int, auto: str) -> None:
+    """A V100 and a T4 are of capability 7: torch can make bf16 tensors there, and multiplies them in float32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "V100")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    device = torch.device("cuda", 0)
+    assert choose_precision("auto", device)[0] == auto
+    if auto == "fp32":
+        with pytest.raises(TrialError, match="V100 has none"):
+            choose_precision("bf16", device)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [("tests", ""), ("tests/sweeps/lanes/test_gpu_share.py", ""), ("tests/gpu/test_trials.py::x", "0")],
+)
+def test_only_the_tests_of_devices_see_one(monkeypatch: pytest.MonkeyPatch, asked: str, seen: str) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    conftest.pytest_configure(cast("pytest.Config", SimpleNamespace(args=[asked])))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 def test_a_torch_without_the_switch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

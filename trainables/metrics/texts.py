@@ -15,6 +15,7 @@ from trainables.errors import TrialError
 
 EXTRA = "text-metrics"
 """The extra of the package that installs the libraries."""
+LIBRARIES = ("sacrebleu", "nltk", "rouge_score", "pycocoevalcap")
 
 
 def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -47,7 +48,7 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 def check_installed() -> None:
     """Raise TrialError where a library is missing; called before a trial trains."""
-    for module in ("sacrebleu", "nltk", "rouge_score", "pycocoevalcap"):
+    for module in LIBRARIES:
         _library(module)
 
 

@@ -8,6 +8,7 @@ gathers the weights from all of them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.distributed
@@ -46,6 +47,22 @@ def reshard(module: nn.Module) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with the parts of all workers in it. Where it is split, every worker must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split tensors whole, on rank 0's CPU alone; others as they are. Where one is split, every worker must call this.
+
+    One after another: no accelerator has to hold more than one of them whole.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, DTensor):
+            found[name] = tensor
+        elif torch.distributed.get_rank() == 0:
+            found[name] = tensor.full_tensor().cpu()
+        else:
+            tensor.full_tensor()  # with rank 0
+    return found
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:

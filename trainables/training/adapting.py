@@ -24,7 +24,7 @@ from trainables.errors import TrialError
 from trainables.models.encoders import is_unused
 from trainables.models.loading import Tokenizer, word_ids
 from trainables.models.shapes import VISUAL
-from trainables.models.sharded import whole
+from trainables.models.sharded import gathered, is_split
 from trainables.models.sharing.mapped import own_copy
 from trainables.seeds import derive_seed
 
@@ -107,13 +107,14 @@ def _adapters(
 def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack) -> Trainables:
     chosen = set(base_weight_names(model, trial))
     parameters = {n: p for n, p in model.named_parameters() if n in chosen}
-    stack.callback(_put_aside(model, parameters))
+    if not is_split(list(parameters.values())):  # those are the trial's own: nobody gets them back
+        stack.callback(_put_aside(model, parameters))
     for parameter in parameters.values():
         parameter.requires_grad_(True)
 
     def save(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {n: whole(p.detach()).contiguous() for n, p in parameters.items()}
+        tensors = {n: t.contiguous() for n, t in gathered({n: p.detach() for n, p in parameters.items()}).items()}
         save_file(tensors, str(folder / "weights.safetensors"))
         about = {"method": trial.method, "model": trial.model, "weights": "base weights after training"}
         (folder / "weights.json").write_text(json.dumps(about, indent=2), encoding="utf-8")

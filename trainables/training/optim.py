@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from trainables.config import TrainSettings
-from trainables.models.sharded import like, whole
+from trainables.models.sharded import gathered, like
 
 
 def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
@@ -64,16 +64,16 @@ def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:
 def state_tensors(optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """Trainables and AdamW's moments as flat names: `p.NAME`, `m.NAME`, `v.NAME`, `t.NAME` (step count).
 
-    Where weights are split over workers, all must call this, and each gets them whole.
+    Where weights are split over workers, all must call this, and rank 0 gets them whole.
     """
     tensors = {}
     for name, parameter in parameters.items():
-        tensors[f"p.{name}"] = whole(parameter.detach())
+        tensors[f"p.{name}"] = parameter.detach()
         state = optimizer.state.get(parameter, {})
         if state:  # a parameter that never had a gradient has no state
-            moments = {f"m.{name}": whole(state["exp_avg"]), f"v.{name}": whole(state["exp_avg_sq"])}
-            tensors |= moments | {f"t.{name}": whole(state["step"])}
-    return tensors
+            moments = {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
+            tensors |= moments | {f"t.{name}": state["step"]}
+    return gathered(tensors)
 
 
 @torch.no_grad()

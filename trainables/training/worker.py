@@ -19,7 +19,7 @@ from trainables.errors import TrialError
 from trainables.metrics.classification import pack
 from trainables.models.encoders import HEAD_FILE
 from trainables.models.loading import LoadedModel
-from trainables.models.sharded import is_split, shard, whole
+from trainables.models.sharded import gathered, is_split, shard
 from trainables.predicting.facts import Facts, facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device, versions
 from trainables.tasks.lane_cache import Warm
@@ -269,9 +269,7 @@ class Run:
     def _keep(self, head: dict[str, nn.Parameter], about: Facts) -> None:
         """Leave the trained weights in the trial's folder with what it takes to use them, written by rank 0."""
         if self.work.rank > 0:
-            if self._split:
-                for parameter in self.work.trainables.parameters.values():
-                    whole(parameter)  # rank 0 gathers them
+            gathered(self.work.trainables.parameters)  # with rank 0
             return
         folder = self.directory / ADAPTER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from randlora import Adapted, AdapterConfig, AdapterError, LoraConfig, RandLoraConfig, attach
+from randlora import Adapted, AdapterConfig, AdapterError, LoraConfig, RandLoraConfig, attach, dropout
 from randlora.dropout import Masks
 from tests.randlora.support import CONFIGS, batch, block, config_id, perturb
 
@@ -98,6 +100,47 @@ def test_masks_do_not_hang_on_the_global_generator() -> None:
     assert torch.equal(masks.draw(x), first)
     masks.reseed(10)
     assert not torch.equal(masks.draw(x), first)
+
+
+def test_masks_on_cuda_are_drawn_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake tensors: a mask of the CPU's would have to be copied for every weight and step."""
+    asked: list[Any] = []
+
+    class Generator:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def manual_seed(self, seed: int) -> torch.Generator:
+            asked.append((self.device, seed))
+            return torch.Generator()  # torch makes none of a device that is not there
+
+    monkeypatch.setattr(dropout, "Generator", Generator)
+    masks = Masks(0.25, seed=9)
+    seeds = [masks.seed() for _ in range(2)]
+    monkeypatch.setattr(masks, "seed", iter(seeds).__next__)  # which reads a number, and fake tensors have none
+    with FakeTensorMode(), Copies() as copies:
+        x = torch.empty(50, 40, device="cuda", dtype=torch.bfloat16)
+        drawn = [masks.draw(x) for _ in seeds]
+    assert all((m.device, m.dtype, m.shape) == (x.device, x.dtype, x.shape) for m in drawn)
+    assert asked == [(x.device, seed) for seed in seeds]
+    assert not copies.between_devices
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from one device to another."""
+
+    between_devices = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ == "_to_copy":
+            self.between_devices += found.device != args[0].device
+        return found
+
+
+def test_masks_on_the_cpu_are_what_they_were() -> None:
+    kept = Masks(0.25, seed=9).draw(torch.ones(24)) != 0
+    assert "".join(str(int(bit)) for bit in kept) == "011110101111111110111111"
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora import (
     AdapterConfig,
@@ -68,6 +70,28 @@ def layers(bits: int | None) -> Layers:
 
 def inputs(rows: int = 6) -> Tensor:
     return torch.randn(2, rows, 64, generator=torch.Generator().manual_seed(1))
+
+
+def test_what_lies_on_a_device_is_quantised_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake tensors: bitsandbytes' 8-bit weights stay as they are where a move begins on a device."""
+    moves: list[tuple[str, str]] = []
+
+    class Linear8bitLt(nn.Module):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__()
+            self.weight = SimpleNamespace(data=None)  # a fake parameter's device stays whatever it is given
+
+        def to(self, device: torch.device) -> Linear8bitLt:  # type: ignore[override]
+            moves.append((self.weight.data.device.type, device.type))
+            return self
+
+    library = SimpleNamespace(nn=SimpleNamespace(Linear8bitLt=Linear8bitLt))
+    monkeypatch.setattr("randlora.model.quantise.bitsandbytes_library", lambda: library)
+    with FakeTensorMode():
+        model = nn.Sequential(nn.Linear(8, 4, bias=False))
+        model[0].weight = nn.Parameter(torch.empty(4, 8, device="cuda"))
+        quantise(model, ["0"], bits=8)
+    assert moves == [("cpu", "cuda")]
 
 
 @needed

@@ -1,24 +1,23 @@
-"""Sweeps on clusters: what the example files say, and a machine that lacks something."""
+"""Sweeps on clusters: what the example files say."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from jsonschema import Draft202012Validator  # Ray depends on it
 
-from sweeps.cluster.nodes import check_lasting, check_nodes, job_variables, own_paths
-from sweeps.cluster.resources import ResourceError
-from sweeps.lanes.pool import Pool
-from tests.support import ROOT
+from tests.support import ROOT, wait_for
 
 EXAMPLES = ROOT / "examples" / "cluster"
 SCRIPTS = sorted([*EXAMPLES.glob("*.sh"), *EXAMPLES.glob("*.sbatch")])
@@ -104,6 +103,7 @@ SBATCH = {
     "gpus-per-node": r"(\w+:)?\d+",
     "time": r"(\d+-)?\d+(:\d\d){0,2}",
     "requeue": "",
+    "exclusive": "(user|mcs|topo)?",
     "open-mode": "append|truncate",
     "output": r"([\w./-]|%[AaJjNnstux])+",
 }
@@ -138,6 +138,7 @@ def test_the_slurm_job_asks_for_what_it_uses() -> None:
     for option, value in asked.items():
         assert re.fullmatch(SBATCH[option], value), option
     assert asked["ntasks-per-node"] == "1"
+    assert asked["exclusive"] == ""  # `ray symmetric-run` refuses to start beside another Ray, and ends it at its end
     hours = float(re.findall(r"HOURS:-([\d.]+)", "\n".join(lines))[0])
     assert hours < float(asked["time"].split(":")[0])  # it stops by itself before it is killed
 
@@ -161,11 +162,12 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_when_its_time_is_up(
         "scontrol": 'if [[ $1 == show ]]; then printf "n1\\nn2\\n"; else echo "$@" > requeued; fi',
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
         "hostname": "echo 10.0.0.1 10.0.1.1",
-        "ray": f'printf "%s\\n" "$@" > started; env > seen; [[ -e dead ]] || touch "$OUTPUT/report.html"; exit {code}',
+        # what it runs runs unless Ray is dead; its own exit code is Ray's
+        "ray": 'printf "%s\\n" "$@" > started; env > seen; while [[ $1 != -- ]]; do shift; done; shift\n'
+        '[[ -e dead ]] && exit 0; "$@"; exit 1',
+        "sweeps": f"exit {code}",
     }
-    for name, does in commands.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
-        (tmp_path / name).chmod(0o755)
+    path = stand_ins(tmp_path, **commands)
     slurm = {
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "n[1-2]",
@@ -175,11 +177,7 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_when_its_time_is_up(
         "HOURS": hours,
     }
     output = tmp_path / "r"
-    output.mkdir()
-    stale = output / "report.html"
-    stale.touch()
-    os.utime(stale, (0, 0))
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SWEEP": "a b.toml", "OUTPUT": str(output), **slurm}
+    environment = {"PATH": path, "SWEEP": "a b.toml", "OUTPUT": str(output), **slurm}
     done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == code
     words = (tmp_path / "started").read_text().splitlines()
@@ -188,17 +186,62 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_when_its_time_is_up(
         "symmetric-run", "--address", address, "--min-nodes", "2", "--num-cpus=32", "--num-gpus=0"
     ]  # fmt: skip
     verb = ["sweeps", "run", "a b.toml", "--address", address, "--set", f"output={output}"]
-    assert words[words.index("--") + 1 :] == [*verb, "--max-hours", hours]
+    assert words[words.index("sweeps") :] == [*verb, "--max-hours", hours]
     seen = dict(line.partition("=")[::2] for line in (tmp_path / "seen").read_text().splitlines())
     assert seen["RAY_AUTH_MODE"] == "token" and re.fullmatch("[0-9a-f]{64}", seen["RAY_AUTH_TOKEN"])
     assert (tmp_path / "requeued").exists() == again
     if again:
         assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     if code == 0:  # Ray did not start
-        os.utime(stale, (0, 0))
         (tmp_path / "dead").touch()
         done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch")], cwd=tmp_path, env=environment, check=False)
         assert done.returncode == 4 and (tmp_path / "requeued").exists()
+
+
+def stand_ins(folder: Path, **commands: str) -> str:
+    """Commands of those names that do this instead; the PATH that has them first."""
+    for name, does in commands.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("waits", [False, True], ids=["while it runs", "while it waits for machines"])
+def test_a_signal_to_the_script_for_machines_ends_the_sweep_cleanly_and_the_daemons(
+    tmp_path: Path, number: int, waits: bool
+) -> None:
+    sweep = "trap 'touch told; exit 130' TERM; touch up; for _ in {1..300}; do sleep 0.1; done"
+    # as Ray's command: it stops the daemons when what it runs has ended, and not when it is ended itself
+    runs = f'bash -c "{sweep}"; code=$?; touch stopped; exit $code' if not waits else "touch up; exec sleep 60"
+    path = stand_ins(tmp_path, ray=f"if [[ $1 == stop ]]; then touch stopped; exit; fi; {runs}")
+    environment = {"PATH": path, "HOME": str(tmp_path), "HEAD": "10.0.0.1", "NODES": "2", "OUTPUT": "/r"}
+    command = ["bash", str(EXAMPLES / "machines.sh"), "a.toml"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as running:
+        wait_for((tmp_path / "up").exists, "the sweep to be up")
+        running.send_signal(number)
+        code = running.wait(30)
+    assert (tmp_path / "stopped").exists()
+    assert (code, (tmp_path / "told").exists()) == ((143, False) if waits else (130, True))
+
+
+def test_a_stopped_job_has_time_for_a_clean_end(tmp_path: Path) -> None:
+    """Ray's job supervisor, which is in the job's environment, reads it there."""
+    variable, longer = "RAY_JOB_STOP_WAIT_TIME_S", "60"
+    supervisor = Path(ray.__file__).parent / "dashboard" / "modules" / "job" / "job_supervisor.py"
+    assert variable in supervisor.read_text(encoding="utf-8")
+    assert load("runtime_env.yaml")["env_vars"] == {variable: longer}
+    path = stand_ins(tmp_path, ray='printf "%s\n" "$@" > started')
+    environment = {"PATH": path, "DASHBOARD": "http://head:8265", "OUTPUT": "/r"}
+    command = ["bash", str(EXAMPLES / "submit.sh"), "a.toml"]
+    for more, option, value in (
+        ({}, "--runtime-env", "examples/cluster/runtime_env.yaml"),
+        ({"ENVIRONMENT": ""}, "--runtime-env-json", json.dumps({"env_vars": {variable: longer}})),
+    ):
+        subprocess.run(command, cwd=tmp_path, env=environment | more, check=True)
+        words = (tmp_path / "started").read_text().splitlines()
+        assert words[words.index(option) + 1] == value
+        assert words.index("--") > words.index(option)
 
 
 def test_the_kubernetes_job_is_whole() -> None:
@@ -260,63 +303,3 @@ def test_the_schemas_find_mistakes(file: str, schema: dict[str, Any], wrong: Cal
 def test_a_job_gets_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert load("runtime_env.yaml")["pip"] == [d for d in project["dependencies"] if not d.startswith("ray[")]
-
-
-def test_results_in_a_jobs_own_copy_are_refused() -> None:
-    inside = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/results/a")
-    with pytest.raises(ResourceError, match=r"output = .*which Ray deletes.*--set output="):
-        check_lasting(inside)
-    check_lasting(Path("/shared/results/a"))
-
-
-def test_a_jobs_variables_are_not_set_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-    monkeypatch.delenv(name, raising=False)
-    assert job_variables() == {}
-    monkeypatch.setenv(name, '{"runtime_env": {"env_vars": {"PYTHONPATH": "/a"}}}')
-    assert job_variables() == {"PYTHONPATH": "/a"}
-    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-
-    assert name == RAY_JOB_CONFIG_JSON_ENV_VAR
-
-
-def test_other_machines_keep_their_own_python() -> None:
-    paths = os.pathsep.join([str(ROOT), sys.prefix + "/lib", sys.base_prefix + "/lib/python3.11", "/elsewhere"])
-    assert own_paths(paths).split(os.pathsep) == [str(ROOT), "/elsewhere"]
-
-
-def test_a_machine_that_lacks_something_is_named(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_nodes(tmp_path / "work" / "ray")
-    assert list((tmp_path / "work" / "ray").iterdir()) == []
-    lacks = (
-        (_blind, r"output = \S+ is not seen by .*all machines share"),
-        (_bare, r"can't run this package \(.*No module named 'sweeps'"),
-        (_other_python, r"has Python 0.0 there, and the driver 0.0 here"),
-        (_other_package, r"has this package 0.0 there, and the driver 0.0 here"),
-    )
-    for look, said in lacks:
-        monkeypatch.setattr("sweeps.cluster.nodes.look", look)
-        with pytest.raises(ResourceError, match=said):
-            check_nodes(tmp_path / "work" / "ray")
-
-
-def _blind(token: str) -> dict[str, Any]:
-    return {"host": "h", "python": f"3.{sys.version_info.minor}", "package": None, "sees": False}
-
-
-def _there() -> bool:
-    return "raylet" in " ".join(sys.argv) or "default_worker" in " ".join(sys.argv)
-
-
-def _bare(token: str) -> dict[str, Any]:
-    if _there():
-        raise ModuleNotFoundError("No module named 'sweeps'")
-    return _blind(token)
-
-
-def _other_python(token: str) -> dict[str, Any]:
-    return {**_blind(token), "sees": True, "python": "0.0 there" if _there() else "0.0 here"}
-
-
-def _other_package(token: str) -> dict[str, Any]:
-    return {**_blind(token), "sees": True, "package": "0.0 there" if _there() else "0.0 here"}

@@ -63,9 +63,9 @@ def test_two_machines_run_the_same_line(tmp_path: Path, own_ray: OwnRay) -> None
         command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=800
     )
     logs = {name: (own_ray.folder / f"{name}.log").read_text() for name in ("alpha", "beta")}
-    assert done.stdout.split()[0] == "0", (done.stderr, logs)
     assert own_ray.processes() == []
-    assert output.is_dir(), logs  # Ray's command has exit code 0 where Ray did not come up
+    # exit codes say nothing: Ray's command has 0 where Ray did not come up, and 1 once the Ray that it joined stops
+    assert output.is_dir(), (done.stderr, logs)
     trials = open_store(output).table("trials").to_pylist()
     assert {row["status"] for row in trials} == {"finished"}
     assert set(Counter(row["host"] for row in trials)) == {"alpha", "beta"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.store.store import open_store
 from sweeps.lanes.pool import Pool
 from tests.support import ROOT
 from tests.sweeps.cluster.support import OwnRay
@@ -48,4 +49,5 @@ def test_a_lost_machine(tmp_path: Path, own_ray: OwnRay, pool: Pool, undisturbed
         assert found["controllers"] == 0 and len(workers) >= 2
     else:
         assert found["controllers"] == 2 and len(workers) == (3 if how else 2)
+    assert set(open_store(tmp_path / "r").table("trials")["attempt"].to_pylist()) == {1}  # a loss is no trial's doing
     assert_same_tables(tmp_path / "r", undisturbed(logged(log)))

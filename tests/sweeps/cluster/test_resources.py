@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes
+from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, room
 from tests.fakes import FakeResources
 
 LAPTOP = [Node(2, 0)]
@@ -37,6 +37,15 @@ def test_gpus_are_used_where_there_are_any() -> None:
     assert lanes(LAPTOP, gpus_per_worker="auto") == [(2, False)]
     assert lanes(SERVER, gpus_per_worker=0.5) == [(8, False)]
     assert plan_lanes(FakeResources(gpus_per_worker="auto"), SERVER) == [LaneShape(4, False, {"CPU": 1.0, "GPU": 1.0})]
+
+
+def test_the_room_that_others_leave() -> None:
+    free = {"a": {"CPU": 4.0, "GPU": 0.5}, "b": {"CPU": 2.5, "memory": 1e9}}
+    assert room(LaneShape(4, False, {"CPU": 1.0}), free) == 4
+    assert room(LaneShape(4, False, {"CPU": 1.0}, avoids=("a",)), free) == 2
+    assert room(LaneShape(4, True, {"CPU": 1.0}), free) == 6
+    assert room(LaneShape(4, False, {"CPU": 1.0, "GPU": 0.25}), free) == 2
+    assert room(LaneShape(1, False, {"CPU": 1.0}), {}) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Ray that does not come up: once more, then an error that says what to do, with nothing left."""
+"""What workers see of a machine; Ray that does not come up: once more, then an error, with nothing left."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,23 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from sweeps.cluster import session
 from sweeps.cluster.session import RayStartError, Session
 from tests.support import gone
+
+
+def test_workers_without_a_gpu_see_none(pool: object) -> None:
+    """Unless they ask to see what is there."""
+
+    def seen() -> str:
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    there = {"CUDA_VISIBLE_DEVICES": "0"}
+    variables = [there, there | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}]
+    asked = [ray.remote(num_cpus=0, runtime_env={"env_vars": more})(seen).remote() for more in variables]
+    assert ray.get(asked) == ["", "0"]
 
 
 def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

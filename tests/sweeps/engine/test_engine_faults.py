@@ -123,6 +123,23 @@ def test_lanes_that_cannot_start_are_an_error_that_says_why(
         ray.kill(broken)
 
 
+def test_a_broker_that_cannot_be_made_is_an_error_that_says_why(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    class Refused:
+        def __init__(self) -> None:
+            raise OSError("no room on the head")
+
+        def reset(self) -> None: ...
+        def status(self) -> None: ...
+
+    monkeypatch.setattr(pool, "broker", ray.remote(num_cpus=0)(Refused).remote())
+    with pytest.raises(EngineError, match=r"the broker can't run on the cluster's head: .*Refused"):
+        go(fake_plan(tmp_path / "r", (FakeCell("lora"),)), pool)
+
+
 def test_lanes_that_ended_untold_end_the_sweep_which_goes_on_later(
     tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,23 +27,35 @@ class Clock:
         return self.now
 
 
-def metered(tmp_path: Path, clock: Clock, shapes: list[LaneShape], **limits: float) -> tuple[Meter, SweepState]:
+def one() -> int:
+    """A worker has a trial."""
+    return 1
+
+
+def metered(
+    tmp_path: Path, clock: Clock, shapes: list[LaneShape], busy: Callable[[], int] = one, **limits: float
+) -> tuple[Meter, SweepState]:
     plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")))
     state = SweepState(plan.feasible, plan.spec)
-    return Meter(FakeLimits(**limits), state, shapes, 0.0, clock), state
+    return Meter(FakeLimits(**limits), state, shapes, 0.0, busy, clock), state
 
 
 def test_accelerator_time_is_what_trials_hold(tmp_path: Path) -> None:
     clock = Clock()
     shapes = [LaneShape(2, False, {"CPU": 1, "GPU": 0.5})]
-    meter, state = metered(tmp_path, clock, shapes, max_cost=3.0, price_per_hour=2.0)
+    busy: Counter[str] = Counter()
+    meter, state = metered(tmp_path, clock, shapes, busy.total, max_cost=3.0, price_per_hour=2.0)
     clock.now = 3600
     meter.tick()
     assert meter.accelerator_hours == 0  # nothing ran
-    for _ in range(3):  # one of them waits for a lane
+    for _ in range(4):
         slot = state.next_slot()
         assert slot is not None
         state.start(slot)
+    clock.now += 3600
+    meter.tick()
+    assert meter.accelerator_hours == 0  # all of them wait, as where every machine is lost
+    busy["lane0"] = 2
     clock.now += 1800
     meter.tick()
     assert meter.accelerator_hours == pytest.approx(2 * 0.5 * 0.5)
@@ -56,7 +70,7 @@ def test_earlier_runs_count_for_accelerator_time_and_not_for_wall_time(tmp_path:
     clock = Clock()
     meter, state = metered(tmp_path, clock, [], max_accelerator_hours=1.0, max_hours=2.0)
     state.cells["lora-1000"].rows["x"] = {"seconds_total": 3600.0}
-    again = Meter(FakeLimits(max_accelerator_hours=1.0), state, [LaneShape(1, False, {"CPU": 1})], 0.0, clock)
+    again = Meter(FakeLimits(max_accelerator_hours=1.0), state, [LaneShape(1, False, {"CPU": 1})], 0.0, one, clock)
     assert again.reached() == "limits.max_accelerator_hours = 1 (1 used)"
     assert meter.reached() is None
     clock.now = 7200
@@ -75,7 +89,7 @@ def test_attempts_that_no_row_knows_count_after_a_restart(tmp_path: Path) -> Non
         clock.now = 3600
         meter.tick()
         ledger.finish(slot, {"status": "failed", "seconds_total": 1.0})  # its last attempt's
-    again = Meter(FakeLimits(), state, shapes, 0.0, clock, read_journal(journal.path).events)
+    again = Meter(FakeLimits(), state, shapes, 0.0, one, clock, read_journal(journal.path).events)
     assert again.accelerator_hours == pytest.approx(1.0)
 
 

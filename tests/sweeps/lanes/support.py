@@ -70,7 +70,7 @@ class Answers:
     def __getattr__(self, name: str) -> Any:
         class Method:
             @staticmethod
-            def remote(*arguments: Any) -> str:
+            def remote(*arguments: Any, **_: Any) -> str:
                 self.given.setdefault(name, []).append(arguments)
                 return "go"
 

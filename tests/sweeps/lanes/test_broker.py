@@ -25,7 +25,7 @@ def test_a_trial_goes_to_a_worker_and_its_reports_to_tune() -> None:
         taken = await broker.take("a")
         assert taken is not None
         assert (taken["state"], taken["result"], len(taken["events"])) == ("finished", {"x": 1}, 2)
-        assert await broker.take("a") is None
+        assert await broker.take("never") is None
         assert (await broker.step("a", 3))["status"] == "stopped"
 
     run(scenario())
@@ -67,6 +67,44 @@ def test_a_step_that_is_asked_for_again_has_the_same_answer() -> None:
         assert not second.done()  # that was no step further
         assert (await broker.step("a", 2))["epoch"] == 2
         assert await second == "go"
+
+    run(scenario())
+
+
+def test_a_worker_that_asks_again_is_given_the_same_trial() -> None:
+    """Ray calls again where a reply was lost, and the first call may still be waiting: nobody would hear its answer."""
+
+    async def scenario() -> None:
+        broker = await started()
+        unheard = asyncio.create_task(broker.next(W0, "t", 5))
+        await asyncio.sleep(0)
+        await broker.submit("a", {"config": "a"}, None)
+        await broker.submit("b", {"config": "b"}, None)
+        lost = await unheard
+        assert await lease(broker, W0) == lost
+        assert (await lease(broker, W1))["key"] == "b"
+        await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
+        await broker.hello(W0, "new", 2)
+        assert await lease(broker, W0, "new") == await lease(broker, W0, "new")  # that it is to be smaller, too
+        assert (await broker.status())["busy"] == 2
+        await broker.finish(W0, "new", "a", None, {"status": "finished"})
+        assert await broker.next(W0, "new", 0.05) is None
+
+    run(scenario())
+
+
+def test_a_trial_that_is_submitted_or_taken_again_is_so_once() -> None:
+    async def scenario() -> None:
+        broker = await started("a")
+        await broker.submit("a", {"config": "a"}, None)
+        assert (await lease(broker, W0))["key"] == "a"
+        await broker.submit("a", {"config": "a"}, None)
+        assert await broker.next(W1, "t", 0.05) is None
+        assert await broker.report(W0, "t", "a", {"epoch": 1}) == "go"
+        await broker.finish(W0, "t", "a", None, {"status": "finished"})
+        both = await asyncio.gather(broker.take("a"), broker.take("a"))
+        assert both[0] == both[1] == await broker.take("a")
+        assert both[0] is not None
 
     run(scenario())
 
@@ -160,6 +198,18 @@ def test_losing_the_last_lane_is_said_with_its_reason() -> None:
     run(scenario())
 
 
+def test_no_lane_is_the_last_while_workers_of_another_are_there() -> None:
+    async def scenario() -> None:
+        broker = await started()
+        await broker.hello("lane1/0", "u", 1)
+        assert not await broker.lane_lost("lane0", "gone", True)
+        await broker.died("lane1", {"lane1/0": None})
+        assert await broker.lane_lost("lane0", "gone for good", True)
+        assert (await broker.status())["dead"] == "gone for good"
+
+    run(scenario())
+
+
 def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() -> None:
     async def scenario() -> None:
         killed: list[str] = []
@@ -244,6 +294,50 @@ def test_trials_of_a_lane_that_does_not_come_back_go_to_others(monkeypatch: pyte
     run(scenario())
 
 
+def test_a_lost_machine_costs_its_trials_no_attempt_and_takes_no_pack_apart() -> None:
+    async def scenario() -> None:
+        broker = await started("a")
+        await broker.submit_pack({"b": {}, "c": {}})
+        for loss in range(MAX_ATTEMPTS + 1):
+            token = f"{loss}" if loss else "t"
+            given = [await broker.next(worker, token, 0.2) for worker in (W0, W1)]
+            orders = [order for one in given for order in (one if isinstance(one, list) else [one])]
+            assert len(given) < len(orders)
+            assert {order["key"]: order["attempt"] for order in orders} == {"a": 1, "b": 1, "c": 1}
+            if loss % 2:
+                await broker.died("lane0", {W0: None, W1: None})
+            else:
+                await broker.lane_lost("lane0", "its controller died", False)
+            assert (await broker.status())["busy"] == 0
+            for worker in (W0, W1):
+                await broker.hello(worker, f"{loss + 1}", 2)
+
+    run(scenario())
+
+
+def test_a_trial_that_must_be_alone_is_so_when_its_lane_starts_again() -> None:
+    """Not when nothing else is left."""
+
+    async def scenario() -> None:
+        broker = await started("poison", "good", "others", "more")
+        for death in range(2):
+            token = f"{death}" if death else "t"
+            on = {(await lease(broker, worker, token))["key"]: worker for worker in (W0, W1)}
+            assert on.keys() == {"poison", "good"}
+            await broker.died("lane0", {on["poison"]: "killed"})
+            if not death:
+                for worker in (W0, W1):
+                    await broker.hello(worker, "1", 2)
+        await broker.hello(W0, "2", 3)  # the other worker has not come up yet
+        assert (await lease(broker, W0, "2"))["key"] == "poison"
+        await broker.hello(W1, "2", 3)
+        assert await broker.next(W1, "2", 0.05) is None
+        await broker.finish(W0, "2", "poison", None, {"status": "finished"})
+        assert (await lease(broker, W1, "2"))["key"] == "good"
+
+    run(scenario())
+
+
 def test_ranks_that_leave_together_say_so_and_one_alone_does_not() -> None:
     async def scenario() -> None:
         broker = await started("a", "b")
@@ -281,5 +375,22 @@ def test_a_restarted_broker_asks_workers_to_say_hello() -> None:
         assert await broker.next(W0, "t", 0.05) == "hello"
         await broker.hello(W0, "t", 1)
         assert (await lease(broker, W0))["key"] == "a"
+
+    run(scenario())
+
+
+def test_workers_that_have_a_trial_are_counted_and_a_pack_counts_once() -> None:
+    async def scenario() -> None:
+        broker = await started("a", "waits")
+        await broker.submit_pack({"b": {}, "c": {}})
+        assert (await broker.status())["busy"] == 0
+        await lease(broker, W0)
+        await broker.take("waits")
+        assert len(await broker.next(W1, "t", 1) or "") == 2
+        assert (await broker.status())["busy"] == 2
+        await broker.finish(W1, "t", "b", None, {"status": "finished"})
+        assert (await broker.status())["busy"] == 2
+        await broker.died("lane0", {W0: None})
+        assert (await broker.status())["busy"] == 1
 
     run(scenario())

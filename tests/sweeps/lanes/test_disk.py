@@ -4,13 +4,26 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from safetensors import SafetensorError
 
-from sweeps.lanes.reports import make_folder, storage_fault
+from sweeps.lanes.packs import Packing
+from sweeps.lanes.reports import Line, failed, make_folder, storage_fault
+from sweeps.lanes.tune import Dispatcher
+from sweeps.lanes.worker import _Worker, lane_loop
+from sweeps.records.journal import Journal
+from sweeps.records.ledger import Ledger
+from sweeps.records.sealing import Sealer
+from sweeps.search.stages import SweepState
+from tests.fakes import TRIAL, FakeCell, fake_plan
+from tests.sweeps.support import events
 
 
 def own_folder(tmp_path: Path) -> Path:
@@ -76,3 +89,116 @@ def test_the_words_of_a_real_writer_without_room(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True, check=True
     )
     assert done.stdout.strip() == str(errno.EFBIG)
+
+
+class Said:
+    """A broker: `take` gives the outcomes in turn; two lanes are up, until `status` was asked `patience` times."""
+
+    def __init__(self, *outcomes: dict[str, Any], patience: int = 1000) -> None:
+        self.outcomes, self.patience = list(outcomes), patience
+        self.given: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self._answer(name, *arguments))
+
+    def _answer(self, name: str, *arguments: Any) -> Any:
+        self.given.append(name)
+        if name == "take":
+            return self.outcomes.pop(0)
+        self.patience -= name == "status"
+        pids = {"lane0/0": 1, "lane0/1": 2, "lane1/0": 3}
+        return {"pids": pids, "dead": None if self.patience > 0 else "shut down"} if name == "status" else None
+
+
+def trouble(worker: str) -> dict[str, Any]:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+    return {**failed(error, Path("/r/work/trials/x")), "state": "failed", "host": "n2", "worker": worker}
+
+
+Tell = Callable[..., tuple[Dispatcher, list[str]]]
+
+
+@pytest.fixture
+def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tell]:
+    """Passes outcomes to a dispatcher, each of the trial that is then next; it, and the ids of those trials."""
+    monkeypatch.setattr("sweeps.lanes.tune.ray.get", lambda answer: answer)
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora"),))
+    state = SweepState(plan.feasible, plan.spec)
+    with Journal(tmp_path / "r" / "journal.jsonl") as journal:
+        ledger = Ledger(state, journal, Sealer(tmp_path / "r"), tmp_path / "r", "none")
+
+        def told(*outcomes: dict[str, Any]) -> tuple[Dispatcher, list[str]]:
+            dispatcher = Dispatcher(ledger, Said(*outcomes), "broker", TRIAL, 9, lambda: None, Packing(1, 2, {}))
+            tried = []
+            for number in range(len(outcomes)):
+                assert isinstance(dispatcher.suggest(f"tune{number}"), dict)
+                tried.append(next(iter(dispatcher.slots.values())).trial_id)
+                dispatcher.on_trial_complete(f"tune{number}", error=False)
+            return dispatcher, tried
+
+        yield told
+
+
+def test_storage_trouble_of_one_machine_is_noted_and_its_trial_goes_elsewhere(
+    tmp_path: Path, tell: Tell, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = {"state": "finished", "result": {}, "events": [], "host": "n1", "worker": "lane0/1"}
+    dispatcher, tried = tell(trouble("lane1/0"), whole)
+    assert dispatcher.error is None and not dispatcher.interrupted
+    assert tried[0] == tried[1] and dispatcher.ledger.finished[0]["attempt"] == 1
+    (event,) = events(tmp_path / "r", "trouble")
+    assert event["host"] == "n2" and "No space left on device" in event["reason"]
+    assert [r.message for r in caplog.records if "(on host n2)" in r.message]
+    again, tried = tell(trouble("lane0/0"), whole, trouble("lane1/0"))  # not both at a time
+    assert again.error is None
+
+
+def test_storage_trouble_of_all_machines_ends_the_sweep(tell: Tell) -> None:
+    dispatcher, tried = tell(trouble("lane1/0"), trouble("lane0/1"))
+    assert isinstance(dispatcher.error, OSError) and dispatcher.interrupted
+    assert dispatcher.error.errno == errno.ENOSPC and "on host n2" in str(dispatcher.error)
+    assert tried[0] == tried[1]
+
+
+def test_storage_trouble_of_the_driver_too_ends_the_sweep(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Journal.write
+
+    def write(self: Journal, event: dict[str, Any], *, sync: bool = True) -> None:
+        if event["ev"] == "trouble":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        real(self, event, sync=sync)
+
+    monkeypatch.setattr(Journal, "write", write)
+    dispatcher, _ = tell(trouble("lane1/0"))
+    assert isinstance(dispatcher.error, OSError) and dispatcher.error.errno == errno.EROFS
+
+
+def test_a_worker_rests_after_storage_trouble_until_it_is_told_to_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("sweeps.lanes.reports.ray.get", lambda answer: answer)
+    monkeypatch.setattr("sweeps.lanes.reports.time.sleep", slept.append)
+    line = Line(Said(patience=4), "lane1/0", "t")
+    line.finish("k", None, {"status": "failed", "storage": None})
+    line.rest()
+    assert not slept
+    line.finish("k", None, {"status": "failed", "storage": errno.EIO})
+    line.rest()
+    assert len(slept) == 3
+
+
+def test_a_lane_rests_between_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    orders = iter([{"key": "k"}, [{"key": "a"}, {"key": "b"}], "stop"])
+    context = SimpleNamespace(get_world_rank=lambda: 0)
+    monkeypatch.setattr("sweeps.lanes.worker.ray.train.get_context", lambda: context)
+    monkeypatch.setattr("sweeps.lanes.worker.run_together", lambda worker, orders: done.append("pack"))
+    for name, does in {
+        "hello": lambda self: None,
+        "ask": lambda self, *_: next(orders),
+        "run": lambda self, order: done.append("trial"),
+        "rest": lambda self: done.append("rest"),
+    }.items():
+        monkeypatch.setattr(_Worker, name, does)
+    config = {"broker": None, "lane": "lane0", "group": False, "isolated": False, "threads": torch.get_num_threads()}
+    assert lane_loop(config) == 3
+    assert done == ["trial", "rest", "pack", "rest"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.cluster.resources import LaneShape, Node, plan_lanes
-from sweeps.lanes.packs import CONTEXT_BYTES, Measured, gpu_share
+from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes
+from sweeps.lanes.packs import CONTEXT_BYTES, Measured, gpu_share, least_share
 from sweeps.plan.estimate import _Probe, probe_gpu
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
@@ -45,6 +45,14 @@ def test_lanes_take_the_share_and_groups_whole_gpus() -> None:
     assert plan_lanes(auto, [Node(16, 0)], 0.25) == [LaneShape(16, False, {"CPU": 1.0})]
     groups = FakeResources(gpus_per_worker="auto", workers=2)
     assert plan_lanes(groups, [Node(16, 2)], 0.25) == [LaneShape(2, True, {"CPU": 1.0, "GPU": 1.0})]
+
+
+def test_what_fits_once_a_gpu_is_shared_is_not_refused_before_the_probe() -> None:
+    asked = FakeResources(gpus_per_worker="auto", concurrent=2)
+    with pytest.raises(ResourceError, match="concurrent = 1"):
+        plan_lanes(asked, [Node(16, 1)])
+    assert plan_lanes(asked, [Node(16, 1)], least_share(asked))[0].trials == 2
+    assert least_share(FakeResources(gpus_per_worker="auto", workers=2)) == least_share(FakeResources()) == 1
 
 
 def test_the_probe_measures_every_method(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,17 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-from sweeps.cluster.resources import LaneShape
+from sweeps.cluster.resources import LaneShape, Node, ResourceError
 from sweeps.lanes import lanes
 from sweeps.lanes.broker import Broker
 from sweeps.lanes.lanes import Lanes
 from sweeps.lanes.pool import Pool
+from tests.fakes import FakeResources
+from tests.sweeps.lanes.support import Answers
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,8 +33,103 @@ def wait_for(ready: Callable[[], object], timeout: float = 90.0) -> None:
         time.sleep(0.05)
 
 
+def context(words: str) -> ActorDiedErrorContext:
+    """Why an actor died, as Ray's control store says it."""
+    return ActorDiedErrorContext(error_message=words, class_name="RayTrainWorker", actor_id=bytes(16))
+
+
 def waiting_groups() -> set[str]:
     return {group for group, facts in placement_group_table().items() if facts["state"] == "PENDING"}
+
+
+def test_lanes_that_came_back_are_not_given_up(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each machine was away once, one after the other: one lane was always up."""
+    broker = ray.remote(num_cpus=0)(Broker).remote()
+    tries: dict[str, int] = {"lane0": 0, "lane1": 0}
+    away, over = {"lane0"}, threading.Event()
+
+    def fit(self: Lanes, lane: Any, number: int) -> None:
+        tries[lane.name] += 1
+        if lane.name not in away:
+            ray.get(broker.hello.remote(f"{lane.name}/0", str(number), 1))
+            while not over.is_set() and lane.name not in away:
+                time.sleep(0.01)
+        if not over.is_set():
+            raise RuntimeError(f"no room for {lane.name}")
+
+    monkeypatch.setattr(Lanes, "_fit", fit)
+    monkeypatch.setattr(lanes, "RETRY_S", 0.01)
+    started = Lanes(broker, [LaneShape(1, False, {"CPU": 1.0})] * 2, tmp_path)
+    try:
+        wait_for(lambda: tries["lane0"] > 2 * lanes.LANE_TRIES)
+        away.remove("lane0")
+        wait_for(lambda: "lane0/0" in ray.get(broker.status.remote())["pids"])
+        away.add("lane1")
+        wait_for(lambda: tries["lane1"] > 2 * lanes.LANE_TRIES)
+        assert ray.get(broker.status.remote())["dead"] is None and started.down is None
+        away.update(tries)
+        wait_for(lambda: ray.get(broker.status.remote())["dead"])
+        assert ray.get(broker.status.remote())["dead"].startswith("RuntimeError: no room for lane")
+    finally:
+        over.set()
+        assert started.stop(5.0)
+        ray.kill(broker)
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (ray.exceptions.ActorDiedError(context("The actor died because its node has died. Node Id: 7")), None),
+        (ray.exceptions.ActorUnavailableError("RPC failed", None), None),
+        (ray.exceptions.ActorDiedError(context("The process was killed")), "ActorDiedError: The actor died"),
+        (ray.exceptions.OutOfMemoryError("too much"), "OutOfMemoryError: too much"),
+    ],
+)
+def test_what_is_told_of_a_worker_that_died(
+    cause: Exception, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes.ray, "get", lambda answer: answer)
+    broker = Answers()
+    failure = lanes.WorkerHealthCheckFailedError("a worker health check failed", cause)
+    lanes._Deaths(broker, "lane0", False).after_exception(None, {1: failure})
+    (((lane, reasons),),) = broker.given.values()
+    assert lane == "lane0" and list(reasons) == ["lane0/1"]
+    assert reasons["lane0/1"] is None if said is None else reasons["lane0/1"].startswith(said)
+
+
+def test_what_others_have_taken_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [{}, {"a": {"CPU": 1.0}}, {"a": {"CPU": 2.0}}]
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free.pop(0))
+    monkeypatch.setattr("sweeps.lanes.pool._taken", lambda: "2 of 2 CPU(s) are taken")
+    monkeypatch.setattr("sweeps.lanes.pool._LOOK_S", 0.01)
+    notes: list[str] = []
+    joined = Pool(FakeResources(), tmp_path, address="auto", note=notes.append)
+    joined._wait_for_room([LaneShape(2, False, {"CPU": 1.0}), LaneShape(1, False, {"CPU": 2.0})])
+    assert (free, notes) == ([], ["waiting for room beside what others run (2 of 2 CPU(s) are taken)"])
+
+
+def test_a_pool_without_room_is_refused_and_says_who_has_it(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's lane has two CPUs."""
+    wait_for(lambda: len(ray.get(pool.broker.status.remote())["pids"]) == 2)
+    monkeypatch.setattr("sweeps.lanes.pool.ROOM_S", 0.1)
+    cpus = ray.cluster_resources()["CPU"]
+    said = rf"no lane fits beside what others run \(2 of {cpus:g} CPU\(s\) are taken\).*the same command when they are"
+    with pytest.raises(ResourceError, match=said), Pool(FakeResources(cpus_per_worker=cpus), tmp_path):
+        pass
+    assert ray.is_initialized()
+
+
+def test_each_machine_is_asked_for_its_smallest_gpu(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = Node(2.0, 2.0, ray.get_runtime_context().get_node_id())
+    assert pool._memories([Node(2.0, 1.0, "one is all there is")]) == []
+    assert pool._memories([here]) == []
+    assert "all GPUs are taken to be as large as the probed one" in caplog.text  # there is none
+    monkeypatch.setattr("sweeps.lanes.pool.smallest_gpu", lambda: 40 * 2**30)
+    assert pool._memories([here, here]) == [40 * 2**30] * 2
 
 
 class Waiting:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sweeps.lanes.memory import MicroBatch, out_of_memory
+from sweeps.lanes.memory import MicroBatch, end_if_lost, out_of_memory
 from tests.sweeps.lanes.support import outcome_in_a_lane, refuse_more_than, tiny_trial
 from trainables.errors import TrialError
 
@@ -50,12 +51,52 @@ def test_a_contrastive_batch_is_never_split(tmp_path: Path) -> None:
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"), True),
+        (RuntimeError("Last error:\nCuda failure 217 'peer access is not supported between these two devices'"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("shapes do not match"), False),
         (ValueError("DefaultCPUAllocator"), False),
     ],
 )
 def test_what_counts_as_out_of_memory(error: Exception, answer: bool) -> None:
     assert out_of_memory(error) is answer
+
+
+class Ended(BaseException):
+    """In the place of the process's end."""
+
+
+def ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+
+
+def test_a_process_whose_cuda_context_is_lost_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later trial of it would fail in moments, and it would draw all that are queued."""
+    ending(monkeypatch)
+    for lost in (torch.AcceleratorError("device-side assert triggered"), RuntimeError("CUDA error: unknown error")):
+        with pytest.raises(Ended, match="1"):
+            end_if_lost(lost)
+    end_if_lost(RuntimeError("CUDA error: out of memory"))
+    end_if_lost(IndexError("no such class"))
+
+
+def test_the_real_worker_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending(monkeypatch)
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("trainables.training.worker.pick_device", fails)
+    with pytest.raises(Ended):
+        outcome_in_a_lane(tiny_trial("vision"), tmp_path / "t", monkeypatch)
 
 
 def test_torch_says_so_when_the_cpu_has_no_room() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from analysis.statistics.sizing.estimates import foresight
 from sweeps.cli.main import app
 from sweeps.cli.plan import print_estimate_line
 from sweeps.cli.status import progress_of
+from sweeps.cluster.resources import Node
+from sweeps.lanes.packs import Measured
+from sweeps.plan import estimate
 from sweeps.plan.disk_size import keep_bytes
-from sweeps.plan.estimate import START_SECONDS, TRIAL_OVERHEAD, _Probe, estimate_plan
+from sweeps.plan.estimate import START_SECONDS, TRIAL_OVERHEAD, _Probe, _probe, estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
 from sweeps.spec.spec import SweepSpec
@@ -82,6 +86,70 @@ def test_a_method_whose_probe_fails_is_left_out(
     print_estimate_line(found)
     assert f"no estimate of randlora: {type(error).__name__}: " in capsys.readouterr().err
     assert held["freed"] == {}  # a driver does not keep its largest probe
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("resources", "concurrent", "pack", "share"),
+    [
+        ("", 16, 1, 1 / 8),
+        ("workers=2", 1, 1, 2.0),
+        ("gpus_per_worker=1", 2, 1, 1.0),
+        ('pack="auto", gpus_per_worker=0.5', 4, 8, 0.5),
+        ('pack="auto", gpus_per_worker=0.1', 16, 6, 0.1),
+        ("isolated=true", 16, 1, 1 / 8),
+    ],
+)
+def test_trials_that_share_gpus_are_counted_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: str, concurrent: int, pack: int, share: float
+) -> None:
+    """Of two with 80 GiB each, trials of 1 GiB."""
+    given = ["methods={zero-shot={}}", f"resources={{{resources}}}", f'output="{tmp_path / "r"}"']
+    plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
+    apart: list[Node] = []
+    monkeypatch.setattr(estimate, "local_node", lambda: Node(16, 2))
+    monkeypatch.setattr(estimate, "_apart", lambda plan, left, node: apart.append(node) or _probe(plan, left, node))
+    monkeypatch.setattr(estimate, "_measured", lambda peak: Measured(peak, 80 * GIB))
+    monkeypatch.setattr(_Probe, "of", lambda *_: _Probe(train=1.0, evaluate=1.0, memory=GIB))
+    found = estimate_plan(plan)
+    assert apart == [Node(16, 2)]
+    busy = sum(m.seconds_total for m in found.methods)
+    assert (found.concurrent, found.pack) == (concurrent, pack)
+    assert found.accelerator_hours == pytest.approx(share * busy / 3600)
+
+
+def test_a_gpu_for_every_trial_where_one_could_not_be_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run has it, whose own probe fails as well."""
+    given = ["methods={lora={}, zero-shot={}}", f'output="{tmp_path / "r"}"']
+    plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
+
+    def probe(cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+        if cell.method == "lora":
+            raise torch.OutOfMemoryError("3 GiB")
+        return _Probe(train=1.0, evaluate=1.0, memory=GIB)
+
+    monkeypatch.setattr(_Probe, "of", probe)
+    monkeypatch.setattr(estimate, "_measured", lambda peak: Measured(peak, 80 * GIB))
+    found = _probe(plan, estimate._left(plan, retry_failed=False), Node(16, 2))
+    assert (found.shapes[0].trials, list(found.unknown)) == (2, ["lora"])
+
+
+def surroundings(*_: object) -> tuple[int, str | None]:
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(("gpus", "visible"), [(0, ""), pytest.param("auto", "0", marks=pytest.mark.slow)])
+def test_beside_gpus_another_process_probes(monkeypatch: pytest.MonkeyPatch, gpus: object, visible: str) -> None:
+    """It sees none of them where trials get none."""
+    spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [f"resources.gpus_per_worker={json.dumps(gpus)}"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(estimate, "_probe", surroundings)
+    process, seen = cast("tuple[int, str]", estimate._apart(Plan(spec, ()), [], Node(2, 1)))
+    assert process != os.getpid()
+    assert seen == visible
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def foreseen(folder: Path, trials_left: int) -> dict[str, float]:

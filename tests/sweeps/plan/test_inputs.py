@@ -12,19 +12,25 @@ import pytest
 from PIL import Image
 
 from sweeps.cli.plan import weak_of
+from sweeps.cluster.nodes import Needs
+from sweeps.cluster.resources import ResourceError
 from sweeps.engine.run import run
-from sweeps.errors import SpecError
+from sweeps.errors import Problem, SpecError
 from sweeps.plan import digests, inputs, split_sizes
 from sweeps.plan.digests import fingerprint, label_digest
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from tests.fakes import TRIAL, FakeCell, fake_plan
 from tests.support import sweeps
+from tests.sweeps.inline import Inline, go_inline
+from tests.sweeps.support import PAIR
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import ImageSplit
 from trainables.data.registry import load_dataset
 from trainables.data.splits import split_of
 from trainables.errors import DataError
+from trainables.metrics.texts import LIBRARIES
 from trainables.models.families import ModelError
 
 
@@ -272,3 +278,35 @@ def test_a_budget_that_every_method_reaches(budgets: object, methods: object, in
             {**tree, "methods": methods, "budgets": {budget[8:].split(" ")[0]: json.loads(budget.split(" = ")[1])}}
         )
         assert all(cell.feasible for cell in Plan.from_spec(again).cells), reference
+
+
+def test_what_trials_need_of_each_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = (
+        FakeCell("lora", model="local:m/a.gguf", dataset="e2e:texts"),
+        FakeCell("mine", model="local:m/a.gguf", dataset="pets", base="peft:miss"),
+        FakeCell("full", None, model="local:m/a.gguf", dataset="pets"),
+        FakeCell("vera", dataset="json:/far", feasible=False),
+    )
+    assert inputs.needs_of(fake_plan(tmp_path, cells), "mine.trials:run") == Needs(
+        (f"{tmp_path}/m/a.gguf", f"{tmp_path}/texts"), ("lora", "peft:miss"), ("mine.trials", "gguf", *LIBRARIES)
+    )
+
+
+def test_machines_of_a_cluster_are_asked_for_it_before_a_trial_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Needs] = []
+
+    def lacking(storage: Path, needs: Needs) -> None:
+        asked.append(needs)
+        raise ResourceError([Problem("--address", "n2 10.0.0.2", "lacks /data")])
+
+    monkeypatch.setattr("sweeps.engine.run.check_nodes", lacking)
+    plan = fake_plan(tmp_path / "r", PAIR)
+    assert go_inline(fake_plan(tmp_path / "local", PAIR)).complete and not asked
+    monkeypatch.setattr(Inline, "address", "head:1")
+    monkeypatch.setattr(Inline, "storage", tmp_path / "r" / "work" / "ray", raising=False)
+    with pytest.raises(ResourceError, match=r"n2 10\.0\.0\.2.*lacks /data"):
+        go_inline(plan)
+    assert asked == [inputs.needs_of(plan, TRIAL)] and not (tmp_path / "r").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeps import Plan, SweepSpec
+from sweeps.engine.run import TRIAL
 from sweeps.errors import SpecError
-from sweeps.plan.inputs import check_inputs
+from sweeps.plan.inputs import check_inputs, needs_of
 from sweeps.records.locks import write_identity
 from sweeps.search.order import tiers
 from sweeps.search.rules import Rules
-from sweeps.spec.paths import absolute, anchored
+from sweeps.spec.paths import absolute, anchored, resolved
 from tests.sweeps.inline import go_inline, lines
 from tests.trainables.tiny_images import write_colours
 
@@ -77,7 +78,7 @@ def test_other_data_at_the_same_path_are_refused(older: bool, tmp_path: Path, mo
     check_inputs(plan())
     if older:  # whose `data.json` has absolute paths
         names = json.loads(Path("results/data.json").read_text())
-        Path("results/data.json").write_text(json.dumps({absolute(name): value for name, value in names.items()}))
+        Path("results/data.json").write_text(json.dumps({resolved(name): value for name, value in names.items()}))
     check_inputs(plan())
     for part in ("train", "test"):
         table = pq.read_table(f"data/colours/{part}.parquet")
@@ -106,5 +107,19 @@ def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names = anchored({"model": "local:models/vit", "dataset": cell.dataset, "lr": 1.0})
     assert names == {"model": f"local:{tmp_path}/models/vit", "dataset": f"parquet:{tmp_path}/data/colours", "lr": 1.0}
     assert anchored({"model": "open_clip:A/b", "dataset": "pets"}) == {"model": "open_clip:A/b", "dataset": "pets"}
-    assert absolute("local:~/vit") == f"local:{Path('~/vit').expanduser().resolve()}"
+    assert absolute("local:~/vit") == f"local:{Path('~/vit').expanduser()}"
     assert tiers([cell], ["parquet:./data/colours"]) == {cell.cell_id: 0}
+
+
+def test_a_symbolic_link_stays_for_workers_and_is_followed_in_older_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place(tmp_path / "own"))
+    (tmp_path / "data").symlink_to("own/data")  # on another machine it may lead elsewhere
+    name, followed = f"parquet:{tmp_path}/data/colours", f"parquet:{tmp_path}/own/data/colours"
+    (cell,) = plan().cells
+    cell = replace(cell, dataset=name)
+    assert anchored({"model": cell.model, "dataset": name})["dataset"] == cell.anchored().dataset == name
+    assert cell.resolved().dataset == resolved("parquet:data/colours") == followed
+    assert tiers([cell], [followed]) == {cell.cell_id: 0}
+    assert needs_of(Plan(plan().spec, (cell,)), TRIAL).paths == (f"{tmp_path}/data/colours",)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches, samples_per_epoch
@@ -116,3 +119,24 @@ def test_texts_of_an_evaluation_are_padded_little(most_rows: int, enough: int, s
     assert [len(batch) for batch in batches] == sizes
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert [lengths[batch[0]] for batch in batches] == [max(lengths[i] for i in batch) for batch in batches]
+
+
+class Conversions(TorchDispatchMode):
+    """Where and what tensors are made by `to`, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ == "_to_copy":
+            self.found.append((made.device.type, made.dtype))
+        return made
+
+
+def test_images_travel_to_a_device_as_they_are() -> None:
+    normalise = Normalise((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), torch.device("meta"))
+    with Conversions() as conversions:
+        assert normalise(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).dtype == torch.float32
+    assert conversions.found == [("meta", torch.uint8), ("meta", torch.float32)]

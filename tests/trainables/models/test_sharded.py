@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from safetensors.torch import load_file
 
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.config import TrialConfig
+from trainables.models.loading import load_model
+from trainables.models.sharded import gathered, shard, whole
+from trainables.models.sharing.mapped import can_be_mapped
+from trainables.training import adapting
+from trainables.training.optim import Group, make_adamw, state_tensors
 from trainables.training.worker import run_trial
 
 
@@ -79,10 +85,6 @@ def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path, monkey
 
 
 def gradients(rank: int, world: int, model: str, folder: str) -> None:
-    from trainables.models.loading import load_model
-    from trainables.models.sharded import shard, whole
-    from trainables.models.sharing.mapped import can_be_mapped
-
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/g", rank=rank, world_size=world)
     base = load_model(model).module.double()
@@ -107,3 +109,35 @@ def test_gradients_are_the_sum_over_workers(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     model = f"local:{save_model(tmp_path / 'llama', 'llama')}"
     torch.multiprocessing.spawn(gradients, args=(2, model, str(tmp_path)), nprocs=2)
+
+
+def checkpoint(rank: int, world: int, trial: TrialConfig, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/g", rank=rank, world_size=world)
+    split = shard(load_model(trial.model).module, torch.device("cpu"))
+    adapting._put_aside = lambda *_: pytest.fail("a second copy of what nobody gets back")
+    with adapting.adapted(split, trial) as trainables:
+        optimizer = make_adamw([Group(trainables.parameters, 1e-3, 0.0)])
+        split(input_ids=torch.arange(12).reshape(2, 6)).logits.square().sum().backward()
+        optimizer.step()
+        state = state_tensors(optimizer, trainables.parameters)
+        kinds = Counter(name.partition(".")[0] for name in state)
+        n = len(trainables.parameters)
+        assert kinds == (Counter(p=n, m=n, v=n, t=n) if rank == 0 else Counter(t=n))
+        wholes = {name: whole(p.detach()) for name, p in trainables.parameters.items()}
+        if rank == 0:
+            assert all(torch.equal(state[f"p.{name}"], p) for name, p in wholes.items())
+            trainables.save(Path(folder))
+            saved = load_file(f"{folder}/weights.safetensors")
+            assert all(torch.equal(saved[name], p) for name, p in wholes.items())
+        else:
+            assert gathered(trainables.parameters) == {}
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_first_worker_alone_gets_them_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.multiprocessing.spawn(checkpoint, args=(2, config(tmp_path), str(tmp_path)), nprocs=2)
