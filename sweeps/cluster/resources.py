@@ -114,7 +114,7 @@ def _fit(node: Node, cpu: float, gpu: float) -> int:
     return min(by_cpu, by_gpu)
 
 
-def room(shape: LaneShape, free: Mapping[str, Mapping[str, float]]) -> int:
+def workers_that_fit(shape: LaneShape, free: Mapping[str, Mapping[str, float]]) -> int:
     """Workers of a lane that there is room for, on one machine, or for a group on all together.
 
     Args:

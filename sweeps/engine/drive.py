@@ -12,12 +12,13 @@ from typing import Any
 import ray
 from ray import tune
 
+from sweeps.cluster.nodes import HEAD
 from sweeps.cluster.session import EXIT_LOST, RayLostError
 from sweeps.cluster.signals import signals
 from sweeps.engine.limits import Meter
 from sweeps.errors import reason
 from sweeps.lanes.packs import Packing
-from sweeps.lanes.pool import HEAD, Pool
+from sweeps.lanes.pool import Pool
 from sweeps.lanes.proxy import Proxy
 from sweeps.lanes.tune import Dispatcher, PerCell
 from sweeps.records.ledger import Ledger

@@ -231,9 +231,11 @@ def _started(sweep: _Sweep, plan: Plan, address: str | None, trial: str, pool: P
                 measure = functools.partial(probe_gpu, there) if trial == TRIAL else None
                 place = sweep.ledger.folder / "work" / "ray"
                 note, asked = sweep.display.note, plan.spec.resources
-                pool = stack.enter_context(Pool(asked, place, address=address, measure=measure, note=note))
-            if pool.address is not None:  # a pool that is kept may be another sweep's: this one's needs are its own
-                check_nodes(pool.storage, needs_of(plan, trial))
+                needs = needs_of(plan, trial)
+                made = Pool(asked, place, address=address, measure=measure, note=note, needs=needs)
+                pool = stack.enter_context(made)
+            elif pool.address is not None:  # it may have been another sweep's: folder and needs are this one's
+                check_nodes(sweep.ledger.folder / "work" / "ray", needs_of(plan, trial))
             yield pool
     finally:
         sweep.display.stop(sweep.state)

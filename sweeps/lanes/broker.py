@@ -129,10 +129,10 @@ class Broker:
         await self._wake()
 
     async def status(self) -> dict[str, Any]:
-        """Process ids of workers that are there, how many have a trial or a pack, and why no lane is left, if so."""
-        pids = {name: worker.pid for name, worker in self._workers.items() if worker.token}
+        """Hosts of the workers that are there, how many have a trial or a pack, and why no lane is left, if so."""
+        workers = {name: worker.where.get("host", "") for name, worker in self._workers.items() if worker.token}
         busy = {lease.worker for lease in self._leases.values() if lease.state == "running"}
-        return {"pids": pids, "busy": len(busy), "dead": self._dead}
+        return {"workers": workers, "busy": len(busy), "dead": self._dead}
 
     # Tune's side
 
@@ -189,7 +189,7 @@ class Broker:
         return None if known is None else known.token
 
     async def died(self, lane: str, reasons: Mapping[str, str | None], *, memory: bool = False) -> None:
-        """Ray's word on workers that died, by name; None: no trial's doing, so attempts of theirs do not count.
+        """Ray's word on workers that died, by name; None: lost with their machine, no trial's doing (`Lease.lose`).
 
         Their trials are issued again at once. Ray ends the other workers of the lane as well, to start it as a whole:
         their trials follow when that has happened, and their attempts do not count. `memory`: the machine had run out.
@@ -202,6 +202,8 @@ class Broker:
                     lease.apart(KILLED_FOR_MEMORY, "memory")
                 elif memory:
                     lease.shrink = KILLED_FOR_MEMORY
+            elif str(lease.worker) in reasons:
+                lease.lose()
             else:
                 lease.spared = lease.death is None
                 self._later(self._orphaned(lease, lease.worker, self._token(lease.worker)))
@@ -380,21 +382,18 @@ class Broker:
         await self._wake()
 
     async def lane_lost(self, lane: str, reason: str, final: bool) -> bool:
-        """A lane's training run ended by itself; returns whether no lane is left.
+        """A lane's training run ended by itself, by no trial's doing; returns whether no lane is left.
 
-        Its controller is to blame, so the attempts of its trials do not count. When no lane is left, Tune's trials are
-        "stopped" and the driver asks `status` why.
-
-        Args:
-            final: each lane has failed too often, so none is left unless workers of one are there.
+        Then Tune's trials are "stopped", and the driver asks `status` why. `final`: each lane has failed too often, so
+        none is left unless workers of one are there.
         """
         for name, worker in self._workers.items():
             if lane_of(name) == lane:
                 worker.token = ""
         for lease in self._on(lane):
-            lease.spared = lease.death is None
+            lease.lose()
         self._requeue(lambda lease: lease.lane == lane)
-        if final and not any(w.token and w.token not in self._doomed for w in self._workers.values()):
+        if final and not any(worker.token for worker in self._workers.values()):
             self._dead = reason
         await self._wake()
         return self._dead is not None

@@ -12,6 +12,8 @@ State = Literal["queued", "running", "finished", "failed", "stopped"]
 MAX_ATTEMPTS = 3
 SILENT = "no report"
 KILLED_FOR_MEMORY = "Ray ended its worker because the machine's memory was nearly used up"
+MAX_LOSSES = 10
+"""Losses with a machine or a lane that are no trial's doing; one that goes on losing them counts as dying itself."""
 ALONE_AFTER = 2
 """A trial whose lane died this often runs while its lane's other workers idle, so another death is its own fault."""
 
@@ -52,6 +54,7 @@ class Lease:
     """Ranks of a data-parallel group that have left it on an error."""
     spared: bool = False
     """Its worker goes down for another's sake: this attempt does not count."""
+    losses: int = 0
     pack: str | None = None
     """Names the leases that go to one worker together."""
     single: bool = False
@@ -94,6 +97,14 @@ class Lease:
         running = 0.0 if self.began is None else (time.monotonic() - self.began) / self.packed
         seconds, ended = self.spent + running, time.time()
         return {**self.where, "started": ended - seconds, "ended": ended, "seconds_total": seconds}
+
+    def lose(self) -> None:
+        """Its worker was lost with its machine or its lane: the attempt does not count, up to `MAX_LOSSES` times.
+
+        No effect where its death has a reason.
+        """
+        self.losses += self.death is None
+        self.spared = self.death is None and self.losses <= MAX_LOSSES
 
     def apart(self, reason: str, cause: str) -> None:
         """Its pack is given up: from now on it goes by itself. No effect on a trial that was alone."""

@@ -20,6 +20,9 @@ from trainables.config import contrastive
 from trainables.errors import TrialError
 
 FILE = "memory.json"
+_ACCELERATOR: tuple[type[BaseException], ...] = tuple(
+    error for error in (getattr(torch, "AcceleratorError", None),) if error is not None
+)  # torch 2.6 and 2.7 have none
 _SAYS = (
     *("DefaultCPUAllocator", "not enough memory: you tried to allocate"),  # the CPU's
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED"),
@@ -41,7 +44,7 @@ def end_if_lost(error: BaseException) -> None:
 
     The broker hears of it as of any dead worker: the trial is tried again, and fails after so many attempts.
     """
-    if not out_of_memory(error) and (isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)):
+    if not out_of_memory(error) and (isinstance(error, _ACCELERATOR) or "CUDA error" in str(error)):
         traceback.print_exception(error)
         sys.stderr.flush()
         os._exit(1)

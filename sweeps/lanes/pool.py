@@ -15,15 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from sweeps.cluster.nodes import check_nodes
-from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, room
+from sweeps.cluster.nodes import HEAD, Needs, check_nodes
+from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, workers_that_fit
 from sweeps.cluster.session import Session, local_node
 from sweeps.cluster.signals import held
 from sweeps.errors import Problem
 from sweeps.lanes.packs import Measured, gpu_share, least_share, pack_size, smallest_gpu
 from sweeps.spec.resources import ResourceSection
 
-HEAD = "node:__internal_head__"
 ROOM_S = 60.0
 """How long we wait for room that others have: a sweep that has just ended gives its own back within seconds."""
 _LOOK_S, _SAY_S = 0.5, 60.0
@@ -42,6 +41,7 @@ class Pool:
         measure: run on a GPU for `gpus_per_worker = "auto"`, so that trials share GPUs by the memory they take; None:
             a GPU each.
         note: is told which cluster is joined, and what is waited for.
+        needs: of the trials, which every machine of a joined cluster must have.
 
     Raises:
         ResourceError: the machines can't hold what is asked, and nothing was started for a local session; or others
@@ -56,10 +56,11 @@ class Pool:
         address: str | None = None,
         measure: Callable[[], Measured] | None = None,
         note: Callable[[str], None] = lambda _: None,
+        needs: Needs = Needs(),
     ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
         self.measured: Measured | None = None
-        self._measure, self._note = measure, note
+        self._measure, self._note, self._needs = measure, note, needs
         self.shapes: list[LaneShape] = []
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
@@ -79,11 +80,11 @@ class Pool:
         import ray
 
         if self.lost is None:  # without its session Ray would end the process
-            if self._status is not None and ray.wait([self._status], timeout=0)[0]:
-                with suppress(ray.exceptions.RayError):  # of a broker that starts again, or was ended
-                    self._busy = ray.get(self._status)["busy"]
-                self._status = None
-            self._status = self._status or self.broker.status.remote()
+            with suppress(Exception):  # of a broker that starts again or was ended: the last answer holds
+                if self._status is not None and ray.wait([self._status], timeout=0)[0]:
+                    asked, self._status = self._status, None
+                    self._busy = ray.get(asked)["busy"]
+                self._status = self._status or self.broker.status.remote()
         return self._busy
 
     @property
@@ -130,7 +131,7 @@ class Pool:
         imports.start()  # while Ray's processes come up
         self._session.connect()
         if self.address is not None:
-            check_nodes(self.storage)
+            check_nodes(self.storage, self._needs)
         found = [(n["Resources"], n["NodeID"]) for n in ray.nodes() if n["Alive"]]
         nodes = [Node(has.get("CPU", 0.0), has.get("GPU", 0.0), name) for has, name in found]
         self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
@@ -212,9 +213,9 @@ class Pool:
         if self._session.owned and self.address is None:  # nobody else is there
             return
         begun, said, free = time.monotonic(), False, available_resources_per_node()
-        while not any(room(shape, free) >= shape.workers for shape in shapes):
+        while not any(workers_that_fit(shape, free) >= shape.workers for shape in shapes):
             if time.monotonic() - begun > ROOM_S:
-                most = max(room(shape, free) for shape in shapes)
+                most = max(workers_that_fit(shape, free) for shape in shapes)
                 remedy = "the same command when they are done"
                 if most and not shapes[0].group:
                     remedy = f"resources.concurrent = {most}, or {remedy}"

@@ -59,7 +59,7 @@ class Line:
     def finish(self, key: str, last: dict[str, Any] | None, outcome: dict[str, Any]) -> None:
         """Tell a trial's end: its last report, if any, and its outcome."""
         self.troubled = outcome.get("storage") is not None
-        self.ask("finish", key, last, outcome | {"worker": self.name})
+        self.ask("finish", key, last, outcome)
 
     def rest(self) -> None:
         """After storage trouble wait `REST_S`, or until the lanes are told to return."""

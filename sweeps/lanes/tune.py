@@ -14,7 +14,6 @@ import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.lanes.leases import lane_of
 from sweeps.lanes.packs import TOGETHER, Packing
 from sweeps.records.ledger import Ledger, pruned
 from sweeps.search.pruning import should_stop
@@ -76,7 +75,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         self._keys: dict[str, str] = {}
         self._issued = 0
         self._pruned: set[str] = set()
-        self._troubled: set[str] = set()  # lanes whose last trial met storage trouble
+        self._troubled: set[str] = set()  # hosts whose last trial met storage trouble
         self._seconds: dict[str, dict[int, float]] = {}  # of the epochs reported, for trials that may be stopped
         self._packing = packing
         self._waiting: deque[str] = deque()  # keys of slots that are queued at the broker, and not yet with Tune
@@ -170,13 +169,12 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         outcome = ray.get(self.broker.take.remote(key)) or {}
         if outcome.get("unpacked") is not None:
             self._packing.learn(slot.cell_id, outcome["unpacked"])
-        lane = lane_of(outcome.get("worker", ""))
         if outcome.get("storage") is not None:  # not the trial's fault: it is tried again
             self._pruned.discard(key)
             self.ledger.state.release(slot.cell_id, slot.trial_id)
-            self._trouble(lane, outcome)
+            self._trouble(outcome)
             return
-        self._troubled.discard(lane)
+        self._troubled.discard(outcome.get("host", ""))
         if key in self._pruned:
             self._pruned.remove(key)
             self.ledger.finish(slot, pruned(self.ledger.state, slot, outcome))
@@ -191,16 +189,19 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
                 self.interrupted = self.dead is not None
         self.changed()
 
-    def _trouble(self, lane: str, outcome: dict[str, Any]) -> None:
+    def _trouble(self, outcome: dict[str, Any]) -> None:
         """Note where storage failed under a trial, and go on where other machines can.
 
-        Raises OSError: it fails the driver too, or every lane whose workers are known.
+        Raises OSError: it fails the driver too, or all machines whose workers are there.
         """
         what = f"{outcome['reason']} (on host {outcome['host']})"
-        self.ledger.journal.write({"ev": "trouble", "host": outcome["host"], "reason": outcome["reason"]})
-        self._troubled.add(lane)
-        if {lane_of(worker) for worker in ray.get(self.broker.status.remote())["pids"]} <= self._troubled:
+        self._troubled.add(outcome["host"])
+        if set(ray.get(self.broker.status.remote())["workers"].values()) <= self._troubled:
             raise OSError(outcome["storage"], what)
+        try:
+            self.ledger.journal.write({"ev": "trouble", "host": outcome["host"], "reason": outcome["reason"]})
+        except OSError as error:
+            raise OSError(outcome["storage"], what) from error
         logging.getLogger("sweeps").warning("storage trouble of one machine, whose trial goes elsewhere: %s", what)
         self.changed()
 

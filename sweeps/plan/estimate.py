@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,12 @@ def _apart(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
     initializer = _hide_gpus if plan.spec.resources.gpus_per_worker == 0 else None
     # one task a child, or it would wait for more when the driver is killed
     with ProcessPoolExecutor(1, spawn, initializer, max_tasks_per_child=1) as process:
-        return process.submit(_probe, plan, left, node).result()
+        try:
+            return process.submit(_probe, plan, left, node).result()
+        except BrokenProcessPool:
+            why = "the probe's process was ended, perhaps for want of memory"
+            shapes = plan_lanes(plan.spec.resources, [node], least_share(plan.spec.resources))
+            return _Found((), shapes, 0, 1, 0, dict.fromkeys((c.cell.method for c in left), why))
 
 
 def _hide_gpus() -> None:

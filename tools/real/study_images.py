@@ -81,7 +81,7 @@ def main() -> None:
         try:
             images, tests = whole(name, asked.brought)
         except FileNotFoundError as error:
-            print(f"{name}: left out, {error.filename} is not there")
+            print(f"{name}: left out ({error})")
             continue
         for layout, (validation, train, test) in LAYOUTS.items():
             if images.num_rows < validation + train:

@@ -13,9 +13,9 @@ import pytest
 import ray
 
 from sweeps.cluster import nodes
-from sweeps.cluster.nodes import Needs, check_lasting, check_nodes, job_variables, own_paths
+from sweeps.cluster.nodes import HEAD, Needs, check_lasting, check_nodes, job_variables, own_paths
 from sweeps.cluster.resources import ResourceError
-from sweeps.lanes.pool import HEAD, Pool
+from sweeps.lanes.pool import Pool
 from tests.support import ROOT
 
 
@@ -105,7 +105,6 @@ def test_a_machine_may_install_as_long_as_ray_lets_it(
 def test_a_head_without_cpus_is_asked_for_the_package_alone(
     tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert nodes.HEAD == HEAD
     (node,) = ray.nodes()
     monkeypatch.setattr(ray, "nodes", lambda: [node | {"Resources": {HEAD: 1.0}}])
     monkeypatch.setattr(nodes, "look", _blind)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, room
+from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, workers_that_fit
 from tests.fakes import FakeResources
 
 LAPTOP = [Node(2, 0)]
@@ -41,11 +41,11 @@ def test_gpus_are_used_where_there_are_any() -> None:
 
 def test_the_room_that_others_leave() -> None:
     free = {"a": {"CPU": 4.0, "GPU": 0.5}, "b": {"CPU": 2.5, "memory": 1e9}}
-    assert room(LaneShape(4, False, {"CPU": 1.0}), free) == 4
-    assert room(LaneShape(4, False, {"CPU": 1.0}, avoids=("a",)), free) == 2
-    assert room(LaneShape(4, True, {"CPU": 1.0}), free) == 6
-    assert room(LaneShape(4, False, {"CPU": 1.0, "GPU": 0.25}), free) == 2
-    assert room(LaneShape(1, False, {"CPU": 1.0}), {}) == 0
+    assert workers_that_fit(LaneShape(4, False, {"CPU": 1.0}), free) == 4
+    assert workers_that_fit(LaneShape(4, False, {"CPU": 1.0}, avoids=("a",)), free) == 2
+    assert workers_that_fit(LaneShape(4, True, {"CPU": 1.0}), free) == 6
+    assert workers_that_fit(LaneShape(4, False, {"CPU": 1.0, "GPU": 0.25}), free) == 2
+    assert workers_that_fit(LaneShape(1, False, {"CPU": 1.0}), {}) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sweeps.lanes.broker import Broker
-from sweeps.lanes.leases import KILLED_FOR_MEMORY, MAX_ATTEMPTS
+from sweeps.lanes.leases import KILLED_FOR_MEMORY, MAX_ATTEMPTS, MAX_LOSSES
 from tests.sweeps.lanes.support import W0, W1, lease, run, started
 
 
@@ -203,8 +203,9 @@ def test_no_lane_is_the_last_while_workers_of_another_are_there() -> None:
         broker = await started()
         await broker.hello("lane1/0", "u", 1)
         assert not await broker.lane_lost("lane0", "gone", True)
-        await broker.died("lane1", {"lane1/0": None})
-        assert await broker.lane_lost("lane0", "gone for good", True)
+        await broker.died("lane1", {"lane1/0": None})  # its lane starts it again
+        assert not await broker.lane_lost("lane0", "gone", True)
+        assert await broker.lane_lost("lane1", "gone for good", True)
         assert (await broker.status())["dead"] == "gone for good"
 
     run(scenario())
@@ -315,6 +316,22 @@ def test_a_lost_machine_costs_its_trials_no_attempt_and_takes_no_pack_apart() ->
     run(scenario())
 
 
+def test_a_trial_that_always_loses_its_machine_fails_in_the_end() -> None:
+    """It may be what takes the machines down."""
+
+    async def scenario() -> None:
+        broker = await started("poison")
+        for loss in range(MAX_LOSSES + MAX_ATTEMPTS):
+            assert (await lease(broker, W0, f"{loss}" if loss else "t"))["attempt"] == max(1, loss - MAX_LOSSES + 1)
+            await broker.died("lane0", {W0: None})
+            await broker.hello(W0, f"{loss + 1}", 2)
+        assert await broker.next(W0, f"{loss + 1}", 0.1) is None
+        taken = await broker.take("poison")
+        assert taken is not None and taken["state"] == "failed" and "died 3 times" in taken["reason"]
+
+    run(scenario())
+
+
 def test_a_trial_that_must_be_alone_is_so_when_its_lane_starts_again() -> None:
     """Not when nothing else is left."""
 
@@ -375,22 +392,5 @@ def test_a_restarted_broker_asks_workers_to_say_hello() -> None:
         assert await broker.next(W0, "t", 0.05) == "hello"
         await broker.hello(W0, "t", 1)
         assert (await lease(broker, W0))["key"] == "a"
-
-    run(scenario())
-
-
-def test_workers_that_have_a_trial_are_counted_and_a_pack_counts_once() -> None:
-    async def scenario() -> None:
-        broker = await started("a", "waits")
-        await broker.submit_pack({"b": {}, "c": {}})
-        assert (await broker.status())["busy"] == 0
-        await lease(broker, W0)
-        await broker.take("waits")
-        assert len(await broker.next(W1, "t", 1) or "") == 2
-        assert (await broker.status())["busy"] == 2
-        await broker.finish(W1, "t", "b", None, {"status": "finished"})
-        assert (await broker.status())["busy"] == 2
-        await broker.died("lane0", {W0: None})
-        assert (await broker.status())["busy"] == 1
 
     run(scenario())

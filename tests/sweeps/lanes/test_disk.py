@@ -92,7 +92,7 @@ def test_the_words_of_a_real_writer_without_room(tmp_path: Path) -> None:
 
 
 class Said:
-    """A broker: `take` gives the outcomes in turn; two lanes are up, until `status` was asked `patience` times."""
+    """A broker: `take` gives the outcomes in turn; two machines are there until `status` was asked `patience` times."""
 
     def __init__(self, *outcomes: dict[str, Any], patience: int = 1000) -> None:
         self.outcomes, self.patience = list(outcomes), patience
@@ -106,13 +106,16 @@ class Said:
         if name == "take":
             return self.outcomes.pop(0)
         self.patience -= name == "status"
-        pids = {"lane0/0": 1, "lane0/1": 2, "lane1/0": 3}
-        return {"pids": pids, "dead": None if self.patience > 0 else "shut down"} if name == "status" else None
+        told = {
+            "workers": {"lane0/0": "n1", "lane1/0": "n2", "lane2/0": "n2"},
+            "dead": None if self.patience > 0 else "shut down",
+        }
+        return told if name == "status" else None
 
 
-def trouble(worker: str) -> dict[str, Any]:
+def trouble(host: str = "n2") -> dict[str, Any]:
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
-    return {**failed(error, Path("/r/work/trials/x")), "state": "failed", "host": "n2", "worker": worker}
+    return {**failed(error, Path("/r/work/trials/x")), "state": "failed", "host": host}
 
 
 Tell = Callable[..., tuple[Dispatcher, list[str]]]
@@ -142,19 +145,19 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tell]:
 def test_storage_trouble_of_one_machine_is_noted_and_its_trial_goes_elsewhere(
     tmp_path: Path, tell: Tell, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = {"state": "finished", "result": {}, "events": [], "host": "n1", "worker": "lane0/1"}
-    dispatcher, tried = tell(trouble("lane1/0"), whole)
+    whole = {"state": "finished", "result": {}, "events": [], "host": "n1"}
+    dispatcher, tried = tell(trouble(), trouble(), whole)  # of two lanes of that machine, perhaps
     assert dispatcher.error is None and not dispatcher.interrupted
-    assert tried[0] == tried[1] and dispatcher.ledger.finished[0]["attempt"] == 1
-    (event,) = events(tmp_path / "r", "trouble")
+    assert len(set(tried)) == 1 and dispatcher.ledger.finished[0]["attempt"] == 1
+    event, _ = events(tmp_path / "r", "trouble")
     assert event["host"] == "n2" and "No space left on device" in event["reason"]
     assert [r.message for r in caplog.records if "(on host n2)" in r.message]
-    again, tried = tell(trouble("lane0/0"), whole, trouble("lane1/0"))  # not both at a time
+    again, _ = tell(trouble("n1"), whole, trouble("n2"))  # not both at a time
     assert again.error is None
 
 
 def test_storage_trouble_of_all_machines_ends_the_sweep(tell: Tell) -> None:
-    dispatcher, tried = tell(trouble("lane1/0"), trouble("lane0/1"))
+    dispatcher, tried = tell(trouble("n1"), trouble("n2"))
     assert isinstance(dispatcher.error, OSError) and dispatcher.interrupted
     assert dispatcher.error.errno == errno.ENOSPC and "on host n2" in str(dispatcher.error)
     assert tried[0] == tried[1]
@@ -169,8 +172,9 @@ def test_storage_trouble_of_the_driver_too_ends_the_sweep(tell: Tell, monkeypatc
         real(self, event, sync=sync)
 
     monkeypatch.setattr(Journal, "write", write)
-    dispatcher, _ = tell(trouble("lane1/0"))
-    assert isinstance(dispatcher.error, OSError) and dispatcher.error.errno == errno.EROFS
+    dispatcher, _ = tell(trouble())
+    assert isinstance(dispatcher.error, OSError) and "on host n2" in str(dispatcher.error)
+    assert isinstance(dispatcher.error.__cause__, OSError) and dispatcher.error.__cause__.errno == errno.EROFS
 
 
 def test_a_worker_rests_after_storage_trouble_until_it_is_told_to_return(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_lanes_that_came_back_are_not_given_up(tmp_path: Path, pool: Pool, monke
     try:
         wait_for(lambda: tries["lane0"] > 2 * lanes.LANE_TRIES)
         away.remove("lane0")
-        wait_for(lambda: "lane0/0" in ray.get(broker.status.remote())["pids"])
+        wait_for(lambda: "lane0/0" in ray.get(broker.status.remote())["workers"])
         away.add("lane1")
         wait_for(lambda: tries["lane1"] > 2 * lanes.LANE_TRIES)
         assert ray.get(broker.status.remote())["dead"] is None and started.down is None
@@ -112,7 +112,7 @@ def test_a_pool_without_room_is_refused_and_says_who_has_it(
     tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pool's lane has two CPUs."""
-    wait_for(lambda: len(ray.get(pool.broker.status.remote())["pids"]) == 2)
+    wait_for(lambda: len(ray.get(pool.broker.status.remote())["workers"]) == 2)
     monkeypatch.setattr("sweeps.lanes.pool.ROOM_S", 0.1)
     cpus = ray.cluster_resources()["CPU"]
     said = rf"no lane fits beside what others run \(2 of {cpus:g} CPU\(s\) are taken\).*the same command when they are"

@@ -328,3 +328,20 @@ def test_a_pack_may_be_silent_for_as_long_as_its_trials_together() -> None:
         assert killed == ["handle"]
 
     run(scenario())
+
+
+def test_workers_that_have_a_trial_are_counted_and_a_pack_counts_once() -> None:
+    async def scenario() -> None:
+        broker = await started("a", "waits")
+        await broker.submit_pack({"b": {}, "c": {}})
+        assert (await broker.status())["busy"] == 0
+        await lease(broker, W0)
+        await broker.take("waits")
+        assert len(await broker.next(W1, "t", 1) or "") == 2
+        assert (await broker.status())["busy"] == 2
+        await broker.finish(W1, "t", "b", None, {"status": "finished"})
+        assert (await broker.status())["busy"] == 2
+        await broker.died("lane0", {W0: None})
+        assert (await broker.status())["busy"] == 1
+
+    run(scenario())
