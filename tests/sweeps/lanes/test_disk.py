@@ -115,7 +115,7 @@ class Said:
 
 def trouble(host: str = "n2") -> dict[str, Any]:
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
-    return {**failed(error, Path("/r/work/trials/x")), "state": "failed", "host": host}
+    return {**failed(error, Path("/r/trials/x")), "state": "failed", "host": host}
 
 
 Tell = Callable[..., tuple[Dispatcher, list[str]]]
