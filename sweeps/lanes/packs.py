@@ -115,6 +115,14 @@ def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float, p
     return 1 / max(1, min(by_memory, by_cpus, MOST))
 
 
+def worker_share(asked: ResourceSection, measured: Measured, cpus_per_gpu: float) -> float:
+    """`gpu_share` of a worker where `[resources]` leaves it to us; 1 where it does not."""
+    if asked.gpus_per_worker != "auto" or asked.workers > 1:
+        return 1.0
+    pack = 1 if asked.isolated else pack_size(asked.pack, measured)
+    return gpu_share(measured, cpus_per_gpu, asked.cpus_per_worker, pack)
+
+
 @dataclass
 class Packing:
     """What the packs of a sweep may be.

@@ -20,7 +20,7 @@ from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes,
 from sweeps.cluster.session import Session, local_node
 from sweeps.cluster.signals import held
 from sweeps.errors import Problem
-from sweeps.lanes.packs import Measured, gpu_share, least_share, pack_size, smallest_gpu
+from sweeps.lanes.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
 from sweeps.spec.resources import ResourceSection
 
 ROOM_S = 60.0
@@ -163,10 +163,7 @@ class Pool:
         if self.measured is None:
             return 1.0
         self.measured = replace(self.measured, device=min([self.measured.device, *self._memories(with_gpus)]))
-        if not shared:
-            return 1.0
-        pack = 1 if asked.isolated else pack_size(asked.pack, self.measured)
-        return gpu_share(self.measured, min(n.cpus / n.gpus for n in with_gpus), asked.cpus_per_worker, pack)
+        return worker_share(asked, self.measured, min(n.cpus / n.gpus for n in with_gpus))
 
     def _measured(self, measure: Callable[[], Measured]) -> Measured | None:
         import ray

@@ -23,7 +23,7 @@ from analysis.store.store import open_store
 from sweeps.cluster.resources import LaneShape, Node, accelerators, plan_lanes
 from sweeps.cluster.session import local_node
 from sweeps.errors import reason
-from sweeps.lanes.packs import Measured, gpu_share, least_share, pack_size, smallest_gpu, unpackable
+from sweeps.lanes.packs import Measured, least_share, pack_size, smallest_gpu, unpackable, worker_share
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
@@ -225,8 +225,10 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
         unknown = {m: why for m, why in probed.items() if isinstance(why, str)}
         peak = max((cost.memory for cost in costs.values()), default=0)
         measured = None if unknown else _measured(peak)  # a run's own probe fails as these did
-        shapes = plan_lanes(plan.spec.resources, [node], _share(plan.spec.resources, measured, node))
-        pack = _pack(plan.spec.resources, measured, shapes[0].per_worker.get("GPU", 0.0))
+        asked = plan.spec.resources
+        share = 1.0 if measured is None else worker_share(asked, measured, node.cpus / node.gpus)
+        shapes = plan_lanes(asked, [node], share)
+        pack = _pack(asked, measured, shapes[0].per_worker.get("GPU", 0.0))
         for method in costs:
             cell = largest[method]
             if pack > 1 and unpackable(cell.base, cell.model) is None:
@@ -281,14 +283,6 @@ def _measured(peak: int) -> Measured | None:
     import torch
 
     return Measured(peak, smallest_gpu()) if torch.cuda.is_available() else None
-
-
-def _share(asked: ResourceSection, measured: Measured | None, node: Node) -> float:
-    """The part of a GPU that a worker gets where that is left to us, as `sweeps.lanes.pool` gives it."""
-    if measured is None or asked.gpus_per_worker != "auto" or asked.workers > 1:
-        return 1.0
-    pack = 1 if asked.isolated else pack_size(asked.pack, measured)
-    return gpu_share(measured, node.cpus / node.gpus, asked.cpus_per_worker, pack)
 
 
 def _pack(asked: ResourceSection, measured: Measured | None, gpu: float) -> int:
