@@ -27,7 +27,7 @@ PACE = 1000.0
 
 
 async def worker(broker: Broker, name: str, pace: float, draw: random.Random) -> None:
-    await broker.hello(name, name, 1, None)
+    await broker.hello(name, name)
     while (order := await broker.next(name, name, 5.0)) != "stop":
         if not isinstance(order, dict):
             continue

@@ -30,7 +30,6 @@ class _Process:
     """A worker's process, by what it said hello with. An empty token: its lane is lost."""
 
     token: str
-    pid: int
     handle: Any
     where: dict[str, Any]
 
@@ -171,16 +170,14 @@ class Broker:
 
     # The lanes' side
 
-    async def hello(
-        self, worker: str, token: str, pid: int, handle: Any = None, where: dict[str, Any] | None = None
-    ) -> None:
+    async def hello(self, worker: str, token: str, handle: Any = None, where: dict[str, Any] | None = None) -> None:
         """A lane worker starts, or starts again: what it held before is queued anew.
 
         Args:
             handle: what `kill` takes.
             where: its machine (`sweeps.lanes.reports.place`).
         """
-        self._workers[worker] = _Process(token, pid, handle, where or {})
+        self._workers[worker] = _Process(token, handle, where or {})
         self._requeue(lambda lease: lease.worker == worker)
         await self._wake()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -79,7 +78,7 @@ class _Worker(Line):
     def hello(self) -> None:
         if self.rank == 0:
             me = ray.get_runtime_context().current_actor  # for the broker to end this process when it hangs
-            self.ask("hello", os.getpid(), me, place())
+            self.ask("hello", me, place())
 
     def run(self, order: dict[str, Any]) -> None:
         """One trial, from lease to outcome."""

@@ -24,7 +24,7 @@ HERE = {"host": "here", "processor": "a CPU", "device": "cpu"}
 
 async def broker(*keys: str, pack: bool = False) -> Broker:
     made = Broker()
-    await made.hello(W0, "t", 1, where=HERE)
+    await made.hello(W0, "t", where=HERE)
     if pack:
         await made.submit_pack({key: {} for key in keys})
     else:
@@ -59,7 +59,7 @@ def test_of_a_trial_whose_workers_died() -> None:
         for attempt in range(MAX_ATTEMPTS):
             await made.next(W0, "t" if attempt == 0 else str(attempt), 1)
             await asyncio.sleep(0.05)
-            await made.hello(W0, str(attempt + 1), 1, None, where=HERE)
+            await made.hello(W0, str(attempt + 1), None, where=HERE)
         outcome = await taken(made, "a")
         assert outcome["state"] == "failed"
         assert outcome.items() >= HERE.items()

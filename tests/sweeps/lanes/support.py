@@ -28,7 +28,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 async def started(*keys: str, window: int | None = None) -> Broker:
     broker = Broker()
     for worker in (W0, W1):
-        await broker.hello(worker, "t", 1)
+        await broker.hello(worker, "t")
     for key in keys:
         await broker.submit(key, {"config": key}, window)
     return broker

@@ -84,7 +84,7 @@ def test_a_worker_that_asks_again_is_given_the_same_trial() -> None:
         assert await lease(broker, W0) == lost
         assert (await lease(broker, W1))["key"] == "b"
         await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
-        await broker.hello(W0, "new", 2)
+        await broker.hello(W0, "new")
         assert await lease(broker, W0, "new") == await lease(broker, W0, "new")  # that it is to be smaller, too
         assert (await broker.status())["busy"] == 2
         await broker.finish(W0, "new", "a", None, {"status": "finished"})
@@ -113,7 +113,7 @@ def test_a_worker_that_starts_again_gets_its_trial_back() -> None:
     async def scenario() -> None:
         broker = await started("a", "b")
         await broker.next(W0, "t", 1)
-        await broker.hello(W0, "new", 2)
+        await broker.hello(W0, "new")
         assert await broker.report(W0, "t", "a", {"epoch": 1}) == "stop"  # the old process is fenced off
         assert await broker.next(W0, "t", 1) == "stop"
         order = await broker.next(W0, "new", 1)
@@ -139,7 +139,7 @@ def test_a_trial_that_keeps_killing_its_worker_fails_itself_only() -> None:
             else:
                 await broker.submit("other", {}, None)
                 assert await broker.next(W1, "t", 0.05) is None  # the last attempt runs alone, so it blames no one else
-            await broker.hello(W0, f"{attempt + 1}", 3)
+            await broker.hello(W0, f"{attempt + 1}")
         result = await broker.step("poison", 1)
         assert (result["done"], result["status"], result["score"]) == (True, "failed", None)
         taken = await broker.take("poison")
@@ -155,7 +155,7 @@ def test_after_one_death_no_worker_idles() -> None:
         broker = await started("poison", "good", "next")
         await lease(broker, W0)
         await lease(broker, W1)
-        await broker.hello(W0, "new", 2)
+        await broker.hello(W0, "new")
         assert (await lease(broker, W0, "new"))["attempt"] == 2
         await broker.finish(W1, "t", "good", None, {"status": "finished"})
         assert (await lease(broker, W1))["key"] == "next"
@@ -201,7 +201,7 @@ def test_losing_the_last_lane_is_said_with_its_reason() -> None:
 def test_no_lane_is_the_last_while_workers_of_another_are_there() -> None:
     async def scenario() -> None:
         broker = await started()
-        await broker.hello("lane1/0", "u", 1)
+        await broker.hello("lane1/0", "u")
         assert not await broker.lane_lost("lane0", "gone", True)
         await broker.died("lane1", {"lane1/0": None})  # its lane starts it again
         assert not await broker.lane_lost("lane0", "gone", True)
@@ -215,8 +215,8 @@ def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() 
     async def scenario() -> None:
         killed: list[str] = []
         broker = Broker(kill=killed.append)
-        await broker.hello(W0, "t", 1, "handle 0")
-        await broker.hello(W1, "t1", 2, "handle 1")
+        await broker.hello(W0, "t", "handle 0")
+        await broker.hello(W1, "t1", "handle 1")
         await broker.submit("hangs", {"timeout": 0.2, "attempts": 2}, None)
         await broker.submit("good", {}, None)
         assert (await lease(broker, W0))["key"] == "hangs"
@@ -228,8 +228,8 @@ def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() 
         assert killed == ["handle 0"]
         assert await broker.report(W0, "t", "hangs", {"epoch": 2}) == "stop"
         assert await broker.next(W1, "t1", 0.05) is None  # that process is about to be ended too
-        await broker.hello(W0, "t2", 3, "handle 2")
-        await broker.hello(W1, "t3", 4, "handle 3")
+        await broker.hello(W0, "t2", "handle 2")
+        await broker.hello(W1, "t3", "handle 3")
         orders = [await lease(broker, W0, "t2"), await lease(broker, W1, "t3")]
         assert sorted((o["key"], o["attempt"]) for o in orders) == [("good", 1), ("hangs", 2)]
         await asyncio.sleep(0.5)
@@ -245,7 +245,7 @@ def test_waiting_for_the_driver_is_not_silence() -> None:
     async def scenario() -> None:
         killed: list[str] = []
         broker = Broker(kill=killed.append)
-        await broker.hello(W0, "t", 1, "handle")
+        await broker.hello(W0, "t", "handle")
         await broker.submit("a", {"timeout": 0.1}, 0)
         await lease(broker, W0)
         held = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 1}))
@@ -271,7 +271,7 @@ def test_a_death_is_charged_to_the_trial_that_died_with_its_reason() -> None:
         taken = await broker.take("poison")
         assert taken is not None
         assert taken["reason"] == "its worker process died 1 times while running it: ActorDiedError: gone"
-        await broker.hello(W1, "new", 5)
+        await broker.hello(W1, "new")
         assert (await lease(broker, W1, "new"))["attempt"] == 1
 
     run(scenario())
@@ -282,7 +282,7 @@ def test_trials_of_a_lane_that_does_not_come_back_go_to_others(monkeypatch: pyte
 
     async def scenario() -> None:
         broker = await started("a", "b")
-        await broker.hello("lane1/0", "u", 9)
+        await broker.hello("lane1/0", "u")
         await lease(broker, W0)
         await lease(broker, W1)
         await broker.died("lane0", {W0: "its node has died"})  # and W1 with it, which nobody says
@@ -311,7 +311,7 @@ def test_a_lost_machine_costs_its_trials_no_attempt_and_takes_no_pack_apart() ->
                 await broker.lane_lost("lane0", "its controller died", False)
             assert (await broker.status())["busy"] == 0
             for worker in (W0, W1):
-                await broker.hello(worker, f"{loss + 1}", 2)
+                await broker.hello(worker, f"{loss + 1}")
 
     run(scenario())
 
@@ -324,7 +324,7 @@ def test_a_trial_that_always_loses_its_machine_fails_in_the_end() -> None:
         for loss in range(MAX_LOSSES + MAX_ATTEMPTS):
             assert (await lease(broker, W0, f"{loss}" if loss else "t"))["attempt"] == max(1, loss - MAX_LOSSES + 1)
             await broker.died("lane0", {W0: None})
-            await broker.hello(W0, f"{loss + 1}", 2)
+            await broker.hello(W0, f"{loss + 1}")
         assert await broker.next(W0, f"{loss + 1}", 0.1) is None
         taken = await broker.take("poison")
         assert taken is not None and taken["state"] == "failed" and "died 3 times" in taken["reason"]
@@ -344,10 +344,10 @@ def test_a_trial_that_must_be_alone_is_so_when_its_lane_starts_again() -> None:
             await broker.died("lane0", {on["poison"]: "killed"})
             if not death:
                 for worker in (W0, W1):
-                    await broker.hello(worker, "1", 2)
-        await broker.hello(W0, "2", 3)  # the other worker has not come up yet
+                    await broker.hello(worker, "1")
+        await broker.hello(W0, "2")  # the other worker has not come up yet
         assert (await lease(broker, W0, "2"))["key"] == "poison"
-        await broker.hello(W1, "2", 3)
+        await broker.hello(W1, "2")
         assert await broker.next(W1, "2", 0.05) is None
         await broker.finish(W0, "2", "poison", None, {"status": "finished"})
         assert (await lease(broker, W1, "2"))["key"] == "good"
@@ -374,11 +374,11 @@ def test_a_group_out_of_memory_starts_again_with_less_and_the_attempt_does_not_c
         await lease(broker, W0)
         await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
         assert await broker.next(W0, "t", 0.05) is None
-        await broker.hello(W0, "new", 5)
+        await broker.hello(W0, "new")
         order = await lease(broker, W0, "new")
         assert (order["attempt"], order["shrink"]) == (1, "OutOfMemoryError: 3 GiB")
         await broker.died("lane0", {W0: "killed"}, memory=True)
-        await broker.hello(W0, "newer", 5)
+        await broker.hello(W0, "newer")
         order = await lease(broker, W0, "newer")
         assert (order["attempt"], order["shrink"]) == (2, KILLED_FOR_MEMORY)
 
@@ -390,7 +390,7 @@ def test_a_restarted_broker_asks_workers_to_say_hello() -> None:
         broker = Broker()
         await broker.submit("a", {}, None)
         assert await broker.next(W0, "t", 0.05) == "hello"
-        await broker.hello(W0, "t", 1)
+        await broker.hello(W0, "t")
         assert (await lease(broker, W0))["key"] == "a"
 
     run(scenario())

@@ -51,7 +51,7 @@ def test_lanes_that_came_back_are_not_given_up(tmp_path: Path, pool: Pool, monke
     def fit(self: Lanes, lane: Any, number: int) -> None:
         tries[lane.name] += 1
         if lane.name not in away:
-            ray.get(broker.hello.remote(f"{lane.name}/0", str(number), 1))
+            ray.get(broker.hello.remote(f"{lane.name}/0", str(number)))
             while not over.is_set() and lane.name not in away:
                 time.sleep(0.01)
         if not over.is_set():

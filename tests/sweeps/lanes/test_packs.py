@@ -285,7 +285,7 @@ def test_after_a_death_each_goes_by_itself(memory: bool) -> None:
         broker = await packed("a", "b")
         await broker.next(W0, "t", 1)
         await broker.died("lane0", {W0: "ActorDiedError: gone"}, memory=memory)
-        await broker.hello(W0, "u", 1)
+        await broker.hello(W0, "u")
         orders = []
         for _ in "ab":
             orders.append(await lease(broker, W0, "u"))
@@ -306,7 +306,7 @@ def test_a_pack_that_goes_down_with_a_neighbour_stays_a_pack() -> None:
         await broker.submit_pack({"a": {}, "b": {}})
         assert names_of(await broker.next(W1, "t", 1)) == ["a", "b"]
         await broker.died("lane0", {W0: "killed"})
-        await broker.hello(W1, "u", 1)
+        await broker.hello(W1, "u")
         await broker.take("poison")
         orders = await broker.next(W1, "u", 1)
         assert sorted((o["key"], o["attempt"]) for o in orders) == [("a", 1), ("b", 1)]  # type: ignore[index, union-attr]
@@ -318,7 +318,7 @@ def test_a_pack_may_be_silent_for_as_long_as_its_trials_together() -> None:
     async def scenario() -> None:
         killed: list[str] = []
         broker = Broker(kill=killed.append)
-        await broker.hello(W0, "t", 1, "handle")
+        await broker.hello(W0, "t", "handle")
         await broker.submit_pack({name: {"timeout": 1.0} for name in "abcd"})
         await broker.next(W0, "t", 1)
         await asyncio.sleep(1.2)

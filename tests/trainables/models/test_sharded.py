@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,20 @@ def config(tmp_path: Path, **train: Any) -> TrialConfig:
     )
 
 
-def work(rank: int, world: int, config: TrialConfig, folder: str, stop_after: int | None) -> None:
+def together(task: Callable[..., None], meet: str, *args: Any) -> None:
+    """Runs `task(rank, world, *args)` in two processes that meet at a file and part together."""
+    torch.multiprocessing.spawn(_process, args=(2, task, meet, args), nprocs=2)
+
+
+def _process(rank: int, world: int, task: Callable[..., None], meet: str, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    meet = f"file://{folder}/meet{stop_after}"
-    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world)
+    task(rank, world, *args)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def work(rank: int, world: int, config: TrialConfig, folder: str, stop_after: int | None) -> None:
     directory = Path(folder) / "trial"
     warm: dict[str, Any] = {}
     trial = run_trial(config, warm=warm, directory=directory, keep=True, rank=rank, world=world)
@@ -56,8 +67,6 @@ def work(rank: int, world: int, config: TrialConfig, folder: str, stop_after: in
     trial.close()
     if stop_after is None:
         (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -68,7 +77,7 @@ def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path, monkey
     trial = config(tmp_path, micro_batch_size=2)
     alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
     for stop_after in (2, None):  # stopped after two epochs, and gone on from the checkpoint
-        torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path), stop_after), nprocs=2)
+        together(work, f"{tmp_path}/meet{stop_after}", trial, str(tmp_path), stop_after)
     both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
     for reports in both:
         assert [r["epoch"] for r in reports] == [1, 2, 3]
@@ -84,9 +93,7 @@ def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path, monkey
     assert all((a[k] - b[k]).abs().mean() < 2e-4 for k in a)
 
 
-def gradients(rank: int, world: int, model: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/g", rank=rank, world_size=world)
+def gradients(rank: int, world: int, model: str) -> None:
     base = load_model(model).module.double()
     ids = torch.arange(24).reshape(4, 6)
     split = shard(base, torch.device("cpu"))
@@ -99,8 +106,6 @@ def gradients(rank: int, world: int, model: str, folder: str) -> None:
     for (name, mine), theirs in zip(split.named_parameters(), base.parameters(), strict=True):
         assert mine.grad is not None
         torch.testing.assert_close(whole(mine.grad), theirs.grad, rtol=1e-10, atol=1e-10, msg=name)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -108,12 +113,10 @@ def gradients(rank: int, world: int, model: str, folder: str) -> None:
 def test_gradients_are_the_sum_over_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     model = f"local:{save_model(tmp_path / 'llama', 'llama')}"
-    torch.multiprocessing.spawn(gradients, args=(2, model, str(tmp_path)), nprocs=2)
+    together(gradients, f"{tmp_path}/g", model)
 
 
-def checkpoint(rank: int, world: int, trial: TrialConfig, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/g", rank=rank, world_size=world)
+def checkpoint(rank: int, _world: int, trial: TrialConfig, folder: str) -> None:
     split = shard(load_model(trial.model).module, torch.device("cpu"))
     adapting._put_aside = lambda *_: pytest.fail("a second copy of what nobody gets back")
     with adapting.adapted(split, trial) as trainables:
@@ -132,12 +135,10 @@ def checkpoint(rank: int, world: int, trial: TrialConfig, folder: str) -> None:
             assert all(torch.equal(saved[name], p) for name, p in wholes.items())
         else:
             assert gathered(trainables.parameters) == {}
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_first_worker_alone_gets_them_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(checkpoint, args=(2, config(tmp_path), str(tmp_path)), nprocs=2)
+    together(checkpoint, f"{tmp_path}/g", config(tmp_path), str(tmp_path))
