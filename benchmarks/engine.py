@@ -6,8 +6,8 @@
 
 Sections: `overhead` (a trial against a TorchTrainer per Tune trial, and against Tune functions), `quickstart` (trials
 an hour against Ray Tune and PEFT, a process per trial), `many` (10,000 trials in 400 cells, interrupted halfway: rate,
-memory, files, resumption), `broker` (epochs a second by trials at once), `queries` (SQL over a million rows). Peers run
-in the same rounds, in shuffled order, each side as a process of its own; ratios are taken inside a round.
+memory, files, resumption), `queries` (SQL over a million rows). Peers run in the same rounds, in shuffled order, each
+side as a process of its own; ratios are taken inside a round.
 """
 
 from __future__ import annotations
@@ -68,12 +68,6 @@ def many(options: argparse.Namespace) -> dict[str, Any]:
     return report(process, cells=max(1, trials // 25), trials=trials)
 
 
-def broker(options: argparse.Namespace) -> dict[str, Any]:
-    from engine_broker import report
-
-    return report(options.quick)
-
-
 def queries(options: argparse.Namespace) -> dict[str, Any]:
     from queries import queries as measure
 
@@ -87,7 +81,6 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "overhead": overhead,
     "quickstart": quickstart,
     "many": many,
-    "broker": broker,
     "queries": queries,
 }
 
