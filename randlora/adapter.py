@@ -69,7 +69,7 @@ class AdapterConfig:
                 )
             kind, fits = _accepts(known[key])
             words = cls.words.get(key, ())
-            rule = key == "alpha" and isinstance(options[key], str)  # checked with the rest
+            rule = key == "alpha" and isinstance(options[key], str) and issubclass(cls, AlphaScale)  # checked later
             if not fits(options[key]) and options[key] not in words and not rule:
                 either = "".join(f" or {word!r}" for word in words)
                 raise ConfigError(f"{cls.method}: {key} must be {kind}{either} but got {options[key]!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from randlora.adapted.accumulate import accumulating
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.arithmetic.bases import Bases, derive_seed
+from randlora.arithmetic.contract import plain
 from randlora.errors import AdapterError, CheckpointError
 from randlora.files import checkpoint, peft_export
 from randlora.methods.method import Method
@@ -145,11 +146,16 @@ class Adapted:
     @torch.no_grad()
     def deltas(self) -> dict[str, Tensor]:
         """Weight name -> delta (out x in), in the adapters' precision."""
-        before = self._before_merge
-        return {
-            name: adapter.delta(self.sites[name].base.detach() if before is None else before[name])
-            for name, adapter in self.adapters.items()
-        }
+        return self._made(lambda adapter, base: adapter.delta(base))
+
+    def _made(self, make: Callable[[Adapter, Tensor], Tensor]) -> dict[str, Tensor]:
+        """`make` of every adapter and its W0, outside autocast, which would round all of W0."""
+        made = {}
+        for name, adapter in self.adapters.items():
+            base = self.sites[name].base.detach() if self._before_merge is None else self._before_merge[name]
+            with plain(base.device):
+                made[name] = make(adapter.to(base.device), base)  # the model may have moved since disable()
+        return made
 
     @property
     def enabled(self) -> bool:
@@ -217,7 +223,7 @@ class Adapted:
             raise AdapterError("cannot merge: the adapters are disabled; enable() them first")
         check_can_merge(self.model, self.sites, self.adapters)
         with torch.no_grad():
-            new = {name: self.adapters[name].weight(site.base) for name, site in self.sites.items()}
+            new = self._made(lambda adapter, base: adapter.weight(base))
             self._before_merge = {name: site.base.detach().clone() for name, site in self.sites.items()}
             self._remove()
             for name, site in self.sites.items():

@@ -79,7 +79,7 @@ class AdapterSet:
         self.disable()
         try:
             added = make()
-        except AdapterError:
+        except BaseException:
             if was is not None:
                 self._members[was].enable()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from randlora.errors import ConfigError, TargetError, nearest
 from randlora.methods.method import Method
 from randlora.methods.registry import get_method
 from randlora.model.prompted import PLACE, PromptSite
-from randlora.model.sites import Site, is_adapted
+from randlora.model.sites import Site, is_adapted, shared_names
 from randlora.model.targets import select
 
 
@@ -50,6 +51,18 @@ def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Si
         warnings.warn(
             f"{method.title}: {method.capacity_field} = {largest} is above {most}, the most that any of the "
             f"{len(sites)} targets can use, so parameters do nothing; nearest: {method.capacity_field} = {most}",
+            stacklevel=3,
+        )
+
+
+def _warn_of_ties(model: nn.Module, sites: Mapping[str, Site]) -> None:
+    """Warn of a target whose tensor has other readers: they go on with W0."""
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    tied = [name for name, site in sites.items() if name != PLACE and holders[id(site.parameter)] > 1]
+    if tied:
+        warnings.warn(
+            f"{tied[0]} is tied ({', '.join(shared_names(model, sites[tied[0]].parameter))}): the adapter changes what "
+            "its own module reads, and no other, and cannot be merged; untie the weight to adapt it everywhere",
             stacklevel=3,
         )
 
@@ -97,9 +110,9 @@ def attach(
     The model computes what it computed. `capacities` overrides the configuration's capacity (r; NoLA's k) for named
     weights, the names being those of `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed`
     the frozen bases. A capacity above what any target can use (a LoRA's r above every min(out, in)) is a warning that
-    names the most that is of use. Methods of prompts have "prompts" among their targets, and change what the model
-    computes; `words` are the token ids that they start from. Raises `TargetError` or `ConfigError` and leaves the model
-    untouched.
+    names the most that is of use, a tied weight another. Methods of prompts have "prompts" among their targets, and
+    change what the model computes; `words` are the token ids that they start from. Raises `TargetError` or
+    `ConfigError` and leaves the model untouched.
     """
     method = get_method(config.method)
     sites = sites_of(model, method, targets)
@@ -135,6 +148,7 @@ def attach(
     adapters = method.build(request)
     _check_one_device(method, sites, adapters)
     _warn_of_waste(method, config, sites, sizes)
+    _warn_of_ties(model, sites)
     for name, adapter in adapters.items():
         adapter.train(sites[name].owner.training)
     adapted = Adapted(model, method, request, sites, adapters)

@@ -206,15 +206,16 @@ class Bases(nn.Module):
                 values = draw(seed, name, spec)
             self.register_buffer(name, values.to(device=device, dtype=dtype), persistent=False)
 
-    def get(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The matrix `name`; in another dtype one cast is kept for all layers."""
+    def get(self, name: str, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
+        """The matrix `name` times a `scale` of `dtype`'s own; in another dtype one cast is kept for all layers."""
         matrix = self._buffers[name]
         assert matrix is not None
-        if dtype is None or matrix.dtype == dtype:
+        if dtype is None or (matrix.dtype == dtype and scale == 1.0):
             return matrix
         source, cast = self._casts.get((name, dtype), (None, None))
         if source is not matrix or cast is None:
-            cast = matrix.to(dtype)
+            with torch.inference_mode(False):  # an evaluation may be the first to ask, and training the next
+                cast = matrix.to(dtype, copy=True).mul_(scale)
             self._casts[name, dtype] = (matrix, cast)
         return cast
 

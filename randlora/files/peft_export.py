@@ -136,6 +136,10 @@ def _why_not(adapted: Adapted, parted: list[str]) -> str:
 
 def _target_modules(model: nn.Module, modules: list[str]) -> list[str] | str:
     """The names, or one regular expression where PEFT, which compares endings, would take other modules too."""
+    if "" in modules:
+        raise ExportError(
+            "the adapted module is the model itself, and PEFT adapts modules inside one: attach to nn.Sequential(model)"
+        )
     chosen = set(modules)
     caught = [n for n, _ in model.named_modules() if n not in chosen and any(n.endswith(f".{m}") for m in modules)]
     return "|".join(m.replace(".", r"\.") for m in modules) if caught else modules

@@ -96,8 +96,7 @@ def _magnitude(members: Sequence[tuple[Site, Adapter]]) -> Tensor | None:
         return None
     if site.rows is None:
         return adapter.magnitude.detach()
-    norms: Tensor = torch.linalg.vector_norm(site.whole.base.detach(), dim=1)
-    whole = norms.to(adapter.magnitude.dtype)
+    whole: Tensor = torch.linalg.vector_norm(site.whole.base.detach().to(adapter.magnitude.dtype), dim=1)
     for part, dora in members:
         assert isinstance(dora, Dora) and part.rows is not None
         whole[slice(*part.rows)] = dora.magnitude.detach()

@@ -42,6 +42,7 @@ from randlora.methods.random.randlora import (
     RandLora,
     RandLoraConfig,
     build_randlora,
+    lift,
     num_bases,
     randlora_count,
     randlora_freedom,
@@ -139,16 +140,17 @@ class RandLoraSvd(RandLora):
         self.tall = shape[0] >= shape[1]
         u, _, v = singular(base, request.dtype)
         long, short = (u, v) if self.tall else (v, u)
-        columns = torch.arange(max(n * r, r), device=base.device) % m
-        b = long[:, columns[: n * r]] * math.sqrt(max(shape))
+        columns = torch.arange(n * r, device=base.device) % m
+        b = long[:, columns] * math.sqrt(max(shape))
         a = short[:, columns[:r]].t() * math.sqrt(m)
         self.register_buffer("basis_b", b.contiguous(), persistent=False)
         self.register_buffer("basis_a", a.contiguous(), persistent=False)
         self.lambdas, self.gammas = start(r, n, m, request, base.device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
+        up = lift(max(self.shape), dtype)
         b = self.basis_b if dtype is None else self.basis_b.to(dtype)
-        return Spread(self.basis_a, b, self.scale, self.tall)
+        return Spread(self.basis_a, b if up == 1.0 else b / up, self.scale * up, self.tall)
 
 
 def build_hybrid(request: Request) -> dict[str, Adapter]:

@@ -127,6 +127,21 @@ def _sliced(parent: Any) -> bool:
 
 
 _POOL, _SWIN = ("q_proj", "k_proj", "v_proj", "c_proj"), ("qkv", "proj")
+_TRANSFORMERS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("q_proj", "k_proj", "v_proj", "out_proj"): ("wavlm.WavLMAttention",),
+    ("k_proj",): (
+        *("detr.DetrMHAttentionMap", "conditional_detr.ConditionalDetrMHAttentionMap"),
+        "maskformer.MaskFormerDetrMHAttentionMap",
+    ),
+    ("k_linear",): ("dab_detr.DabDetrMHAttentionMap",),
+    ("dt_proj",): ("jamba.JambaMambaMixer",),
+    ("x_proj", "dt_proj", "out_proj"): ("mamba.MambaMixer", "falcon_mamba.FalconMambaMixer"),
+    ("out_proj",): (
+        *("mamba2.Mamba2Mixer", "bamba.BambaMixer", "zamba2.Zamba2MambaMixer", "falcon_h1.FalconH1Mixer"),
+        *("granitemoehybrid.GraniteMoeHybridMambaLayer", "nemotron_h.NemotronHMamba2Mixer"),
+    ),
+}
+"""Of transformers: children -> models and classes. Mambas' x_proj and out_proj are read by fused kernels alone."""
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
     "timm.models.beit.Attention": (("qkv",), _biased),
     "timm.models.eva.EvaAttention": (("qkv",), _biased),
@@ -136,7 +151,11 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
     "open_clip.modified_resnet.AttentionPool2d": (_POOL, _always),
     "transformers.models.bloom.modeling_bloom.BloomAttention": (("dense",), _sliced),
     "transformers.models.bloom.modeling_bloom.BloomMLP": (("dense_4h_to_h",), _sliced),
-    "transformers.models.wavlm.modeling_wavlm.WavLMAttention": (("q_proj", "k_proj", "v_proj", "out_proj"), _always),
+    **{
+        f"transformers.models.{model}.modeling_{model}.{kind}": (children, _always)
+        for children, classes in _TRANSFORMERS.items()
+        for model, _, kind in (name.partition(".") for name in classes)
+    },
 }
 """Classes that give a child's weight to a product in place of calling the child, which children, and when."""
 

@@ -61,7 +61,10 @@ def _no_match(target: str, pattern: str, model: nn.Module, names: Sequence[str])
     tied = _matches(pattern, [n for n, _ in model.named_parameters(remove_duplicate=False)])
     if tied:
         first = shared_names(model, model.get_parameter(tied[0]))[0]
-        return TargetError(f"target {target!r} matches {tied[0]!r}, which is tied to {first!r}; name that one for both")
+        return TargetError(
+            f"target {target!r} matches {tied[0]!r}, which is tied to {first!r}: name that one to adapt what its "
+            "module reads, and no other, or untie them"
+        )
     endings = {".".join(n.removesuffix(".weight").split(".")[-2:]) for n in names} | set(names)
     return TargetError(f"target {target!r} matches no 2-D weight of the model; {nearest(pattern, endings)}")
 

@@ -109,7 +109,7 @@ def _randlora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor 
     apart = base.dtype in LOW or dtype in LOW
     if part.found is not None or choose_plan(*sizes, torch.is_grad_enabled(), apart=apart) != "activation":
         return None
-    lambda_KRJ = torch.stack([m.lambdas * m.scale for m in layers])
+    lambda_KRJ = torch.stack([m.lambdas * m.part(dtype).scale for m in layers])
     gamma_KJM = torch.stack([m.gammas for m in layers])
     m_KRJM = lambda_KRJ.unsqueeze(-1) * part.a.unsqueeze(1) * gamma_KJM.unsqueeze(1)
     m_KQM = m_KRJM.flatten(1, 2).to(dtype)

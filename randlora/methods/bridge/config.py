@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch.sparse import check_sparse_tensor_invariants
 
-from randlora.adapter import AdapterConfig, check_capacity
+from randlora.adapter import AdapterConfig, check_capacity, check_positive
 from randlora.errors import AdapterError, ConfigError, nearest
 from randlora.methods.bridge.kinds import PREFIX, Kind
 from randlora.methods.lowrank.lora import STABILISED_ALPHA
@@ -64,6 +64,8 @@ class PeftOptions(AdapterConfig):
         for name, least in self.kind.sizes.items():
             if (size := getattr(self, name)) is not None:
                 check_capacity(self.method, name, size, least)
+        if self.kind.alpha is not None:
+            check_positive(self.method, self.kind.alpha[0], getattr(self, self.kind.alpha[0]))
         for name, words in self.words.items():
             value = getattr(self, name)
             if isinstance(value, str) and value not in words:
@@ -82,9 +84,10 @@ class PeftOptions(AdapterConfig):
 
     @classmethod
     def from_options(cls, capacity: int, options: Mapping[str, Any]) -> Self:
-        """As the base class; refused words are told what to take instead."""
+        """As the base class; refused words are told what to take instead, what is fixed may be named: folders do."""
         cls._refuse(options)
-        return super().from_options(capacity, options)
+        own = {key: value for key, value in options.items() if (key, value) not in cls.kind.fixed.items()}
+        return super().from_options(capacity, own)
 
     @property
     def dropout(self) -> float:
@@ -101,7 +104,8 @@ class PeftOptions(AdapterConfig):
         if kind.alpha is not None:
             (name, unit), rank = kind.alpha, self.capacity
             stable = options.get("use_rslora")  # alpha / sqrt(r)
-            given = options[name] or (STABILISED_ALPHA if stable else unit * rank)
+            default = STABILISED_ALPHA if stable else unit * rank
+            given = default if options[name] is None else options[name]
             # one scale for all layers, also where their ranks differ
             options[name] = given * math.sqrt(capacity / rank) if stable else given * capacity / rank
         fields = {**kind.fixed, **options, **more}

@@ -39,8 +39,7 @@ def low_rank(shape: Shape, r: int, options: Options) -> int:
 
 
 def lora(shape: Shape, r: int, options: Options) -> int:
-    more = bool(options.get("use_dora")) + bool(options.get("lora_bias"))
-    return low_rank(shape, r, options) + more * shape[0]
+    return low_rank(shape, r, options) + bool(options.get("use_dora")) * shape[0]
 
 
 def miss(shape: Shape, r: int, options: Options) -> int:

@@ -33,10 +33,6 @@ def _has(options: Options, needed: Mapping[str, Any]) -> bool:
     return all(options[key] == value for key, value in needed.items())
 
 
-def _lora(shape: Shape, r: int, options: Options) -> int | None:
-    return None if options.get("lora_bias") else low_rank(shape, r) + shape[0] * bool(options.get("use_dora"))
-
-
 def _loha(shape: Shape, r: int, options: Options) -> int:
     """Of an entrywise product rows and columns of one factor times c and of the other over c are the same."""
     return 2 * low_rank(shape, r) - sum(shape) + 1
@@ -94,7 +90,7 @@ def _adamss(shape: Shape, r: int, options: Options) -> int:
 
 
 FREEDOM: dict[str, Freedom] = {
-    "lora": _lora,
+    "lora": lambda shape, r, options: low_rank(shape, r) + shape[0] * bool(options.get("use_dora")),
     "hira": _low_rank(),
     "delora": _low_rank(),
     "deft": _low_rank(para=False),

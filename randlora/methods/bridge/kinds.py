@@ -98,7 +98,8 @@ KINDS: dict[str, Kind] = {
         count=counts.lora,
         alpha=("lora_alpha", 1.0),
         refused={"init_lora_weights": _WRITES_BASE},
-        fixed={"use_qalora": False, "ensure_weight_tying": False},
+        # its bias is no change of the weight
+        fixed={"use_qalora": False, "ensure_weight_tying": False, "lora_bias": False},
     ),
     "hira": Kind(
         title="HiRA",

@@ -146,8 +146,9 @@ class Svft(Factored):
         """Where the entries lie in M, row by row: the o-th diagonal above starts at o, the o-th below at o m."""
         if self._places is None or self._places.device != self.entries.device:
             m = min(self.shape)
-            runs = [torch.arange(m - abs(o)) * (m + 1) + (o if o >= 0 else -o * m) for o in self.offsets]
-            self._places = torch.cat(runs).to(self.entries.device)
+            with torch.inference_mode(False):  # an evaluation may be the first to ask, and training the next
+                runs = [torch.arange(m - abs(o)) * (m + 1) + (o if o >= 0 else -o * m) for o in self.offsets]
+                self._places = torch.cat(runs).to(self.entries.device)
         return self._places
 
     def middle(self) -> Tensor:

@@ -89,6 +89,14 @@ def start(r: int, n: int, m: int, request: Request, device: torch.device) -> tup
     return trainable(torch.zeros(r, n), request, device), trainable(gammas, request, device)
 
 
+def lift(large: int, dtype: torch.dtype | None) -> float:
+    """A power of two near sqrt(large) by which fp16's M is multiplied and its B divided; 1 for other types.
+
+    M's entries are about scale * lambda / m, and fp16's steps there 6e-8.
+    """
+    return 2.0 ** (large.bit_length() // 2) if dtype == torch.float16 else 1.0
+
+
 class RandLora(Adapter):
     """One weight's lambda (r x n) and gamma (n x m)."""
 
@@ -103,11 +111,12 @@ class RandLora(Adapter):
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
         """This layer's slices of the shared bases; B in `dtype`."""
-        whole = self.bases.get("B", dtype)
+        up = lift(self.bases.draws["B"].rows, dtype)
+        whole = self.bases.get("B", dtype, 1.0 / up)
         large, inner = max(self.shape), self.n * self.r
         found = ternary.lists(self.bases, whole, large, inner) if self.ternary else None
         a = self.bases.get("A")[: self.r, : min(self.shape)]
-        return Spread(a, whole[:large, :inner], self.scale, self.tall, found)
+        return Spread(a, whole[:large, :inner], self.scale * up, self.tall, found)
 
     def delta(self, base: Tensor) -> Tensor:
         return spread_weight(None, (self.lambdas, self.gammas), self.part())

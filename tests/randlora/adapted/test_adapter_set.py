@@ -191,6 +191,8 @@ def test_refusals_leave_the_set_as_it_was() -> None:
         adapters.add("low", LoraConfig(2), ["fc"])
     with pytest.raises(TargetError, match="'fcc' matches no"):
         adapters.add("new", LoraConfig(2), ["fcc"])
+    with pytest.raises(TypeError, match="capacity"):
+        adapters.add("new", LoraConfig(2), ["fc"], capacity={})
     with pytest.raises(AdapterError, match="a weight per adapter"):
         adapters.merge({})
     with pytest.raises(AdapterError, match="without a merged sum"):
@@ -213,6 +215,7 @@ def test_tied_weights_are_refused() -> None:
     model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
     model["b"].weight = model["a"].weight
     adapters = AdapterSet(model)
-    adapters.add("one", PissaConfig(2), ["a"])
+    with pytest.warns(UserWarning, match="a.weight is tied"):
+        adapters.add("one", PissaConfig(2), ["a"])
     with pytest.raises(AdapterError, match="tied"):
         adapters.merge({"one": 1.0})

@@ -15,6 +15,7 @@ from randlora import (
     AdapterConfig,
     AdapterError,
     ConfigError,
+    DoraConfig,
     LoraConfig,
     NolaConfig,
     RandLoraConfig,
@@ -137,6 +138,28 @@ def test_detach_keeping_the_merged_weights() -> None:
 
 
 @every_mergeable
+def test_autocast_rounds_neither_deltas_nor_merged_weights(config: AdapterConfig) -> None:
+    model = block()
+    adapted = attach(model, config, targets_of(config))
+    perturb(adapted)
+    deltas, before = adapted.deltas(), {name: site.base.detach().clone() for name, site in adapted.sites.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = adapted.deltas()
+        adapted.detach(keep_merged=True)
+    for name, site in adapted.sites.items():
+        assert torch.equal(under[name], deltas[name])
+        torch.testing.assert_close(site.base, before[name] + deltas[name], rtol=1e-5, atol=1e-6)
+
+
+def test_deltas_are_where_the_model_is_now() -> None:
+    model = block()
+    adapted = attach(model, DoraConfig(2), ["fc"])
+    adapted.disable()
+    model.to("meta")
+    assert adapted.deltas()["fc.weight"].is_meta
+
+
+@every_mergeable
 def test_deltas_are_what_merge_adds(config: AdapterConfig) -> None:
     model = block(torch.float64)
     adapted = attach(model, config, targets_of(config))
@@ -206,10 +229,12 @@ def test_random_shapes(method: str, shapes: list[tuple[int, int]], capacity: int
         torch.testing.assert_close(grad, weights @ weight, rtol=1e-9, atol=1e-9)
 
 
-def test_tied_weights_cannot_be_merged() -> None:
+def test_tied_weights_are_warned_of_and_cannot_be_merged() -> None:
     model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    attach(nn.ModuleList([model["a"], model["a"]]), LoraConfig(2), ["0"]).detach()  # one module, adapted everywhere
     model["b"].weight = model["a"].weight
-    adapted = attach(model, LoraConfig(2), ["a"])
+    with pytest.warns(UserWarning, match=r"a.weight is tied \(a.weight, b.weight\): .* module reads, and no other"):
+        adapted = attach(model, LoraConfig(2), ["a"])
     with pytest.raises(AdapterError, match="tied"):
         adapted.merge()
 

@@ -1,12 +1,20 @@
-"""Adapters under bf16 autocast and on bf16 base weights."""
+"""Adapters under bf16 and fp16 autocast and on bf16 base weights."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from randlora import AdapterConfig, DoraConfig, NolaConfig, RandLoraAConfig, attach
+from randlora import (
+    AdapterConfig,
+    DoraConfig,
+    NolaConfig,
+    RandLoraAConfig,
+    RandLoraConfig,
+    RandLoraSvdConfig,
+    attach,
+)
 from randlora.methods.lowrank.lora import Dora
 from tests.randlora.support import CONFIGS, batch, block, config_id, perturb, targets_of
 
@@ -37,6 +45,24 @@ def test_bf16_weights(config: AdapterConfig) -> None:
     y = model(x)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
+    assert all(p.grad is not None for p in adapted.parameters())
+
+
+@every_method
+@pytest.mark.parametrize("kind", ["fp32", "autocast", "bf16"])
+def test_an_evaluation_in_inference_mode_may_come_first(config: AdapterConfig, kind: str) -> None:
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    model, x = block(dtype), batch(dtype)
+    adapted = attach(model, config, targets_of(config))
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            y: Tensor = model(x)
+        return y.float()
+
+    with torch.inference_mode():
+        run()
+    run().sum().backward()
     assert all(p.grad is not None for p in adapted.parameters())
 
 
@@ -73,3 +99,19 @@ def test_a_small_delta_under_autocast_is_not_rounded_away(config: AdapterConfig,
     delta = next(iter(adapted.deltas().values()))
     torch.testing.assert_close(y, x.float() @ delta.t(), rtol=0.05, atol=0.02 * float(delta.abs().max()))
     assert float(y.detach().abs().max()) > 0
+
+
+@pytest.mark.parametrize("config", [RandLoraConfig(6), RandLoraSvdConfig(6)], ids=config_id)
+@pytest.mark.parametrize("rows", [4, 1000], ids=["factors", "matrix"])
+def test_fp16_keeps_randloras_small_deltas(config: AdapterConfig, rows: int) -> None:
+    """M's entries are below 1e-6 here, and fp16's steps 6e-8."""
+    layer = nn.Sequential(nn.Linear(256, 256, bias=False))
+    adapted = attach(layer, config, ["0"])
+    perturb((p for n, p in adapted.named_parameters() if n.endswith("lambdas")), 4e-5)
+    with torch.no_grad():
+        layer[0].weight.zero_()
+    x = torch.randn(rows, 256, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.float16):
+        y = layer(x).detach().float()
+    expected = x @ adapted.deltas()["0.weight"].t()
+    assert (y - expected).norm() < 0.01 * expected.norm()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from randlora import (
@@ -33,6 +34,7 @@ from randlora import (
     SvftConfig,
     VeraConfig,
     attach,
+    get_method,
     load_peft,
 )
 from randlora.files.peft_export import peft_form
@@ -136,6 +138,13 @@ def test_parts_of_a_fused_weight(config: AdapterConfig, tmp_path: Path) -> None:
     assert "`inner.qkv.weight[q]`: 24 x 24" in (tmp_path / "README.md").read_text()
 
 
+def test_norms_of_rows_beside_the_parts_are_not_rounded(tmp_path: Path) -> None:
+    model = Net().bfloat16()
+    attach(model, DoraConfig(3), ["qkv[q,v]"]).export_peft(tmp_path)
+    (magnitude,) = (v for k, v in load_file(tmp_path / "adapter_model.safetensors").items() if "magnitude" in k)
+    torch.testing.assert_close(magnitude, torch.linalg.vector_norm(model.inner["qkv"].weight.float(), dim=1))
+
+
 def test_parts_of_conv1d_and_of_packed_attention(tmp_path: Path) -> None:
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     model = nn.ModuleDict({"c_attn": conv1d(36, 12)}).eval()
@@ -212,6 +221,13 @@ def test_what_has_no_form_in_peft_says_what_has(
     with pytest.raises(ExportError, match=message):
         adapted.export_peft(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "peft:miss"])
+def test_peft_cannot_adapt_the_model_itself(method: str, tmp_path: Path) -> None:
+    adapted = attach(nn.Linear(4, 4), get_method(method).config.from_options(2, {}), ["weight"])
+    with pytest.raises(ExportError, match=r"the model itself.*nn.Sequential\(model\)"):
+        adapted.export_peft(tmp_path)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=config_id)

@@ -141,7 +141,6 @@ def test_the_closed_form_is_what_is_built(name: str) -> None:
     ("name", "capacity", "options"),
     [
         ("lora", 3, {"use_dora": True}),
-        ("lora", 3, {"lora_bias": True}),
         ("lora", 3, {"use_rslora": True}),
         ("deft", 3, {"para": True}),
         ("miss", 4, {"init_weights": "bat"}),
@@ -256,6 +255,28 @@ def test_weights_that_are_read_as_matrices() -> None:
         attach(Packed(), configured("beft"), ["attn.in_proj_weight", "out"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_merging_gives_the_same_outputs_or_is_refused(name: str) -> None:
+    """Also with every switch of PEFT's the other way round, of those that it takes."""
+    switches = {key: value for key, value in get_method(f"peft:{name}").options.items() if isinstance(value, bool)}
+    for options in ({}, *({key: not value} for key, value in switches.items())):
+        model, (x, _) = network()[0].eval(), rows()
+        try:
+            adapted = attach(model, configured(name, **options), ["up", "q"])
+        except ConfigError:
+            continue
+        with torch.no_grad():
+            for i, parameter in enumerate(adapted.parameters()):
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+                parameter.add_(noise, alpha=0.05)
+            unmerged = model(x)
+            try:
+                adapted.merge()
+            except AdapterError:
+                continue
+            torch.testing.assert_close(model(x), unmerged, rtol=1e-4, atol=1e-4, msg=lambda m, o=options: f"{o}: {m}")
+
+
 def test_weights_in_few_bits_get_the_update_as_a_matrix_or_none() -> None:
     weights = {"a.weight": torch.ones(4, 4), "b.weight": torch.ones(4, 4)}
     for name in ("beft", "ia3", "pvera"):
@@ -294,6 +315,15 @@ def test_options_are_pefts_own() -> None:
     assert not {"target_modules", "rank_pattern", "bias", "r"} & method.options.keys()
     with pytest.raises(ConfigError, match=r"has no option 'lora_drop'.*'lora_dropout'"):
         method.config.from_options(4, {"lora_drop": 0.1})
+    assert method.config.from_options(4, {"lora_bias": False}) == method.config.from_options(4, {})
+    with pytest.raises(ConfigError, match="has no option 'lora_bias'"):
+        method.config.from_options(4, {"lora_bias": True})
+    for alpha in (0.0, -8.0):
+        with pytest.raises(ConfigError, match="lora_alpha must be positive"):
+            method.config.from_options(4, {"lora_alpha": alpha})
+    for name in ("loha", "lokr", "gralora"):
+        with pytest.raises(ConfigError, match="alpha must be a number but got '2r'"):
+            configured(name, alpha="2r")
     with pytest.raises(ConfigError, match="dropout must be in"):
         method.config.from_options(4, {"lora_dropout": 1.5})
     for wrong in ({"init_weights": "gausian"}, {"init_weights": 3}):

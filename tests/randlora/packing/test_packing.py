@@ -215,11 +215,12 @@ def test_the_model_comes_back_as_it_was() -> None:
     assert torch.equal(model(batch(torch.float64)), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("config", [LoraConfig(3), DoraConfig(3), RandLoraConfig(5), VeraConfig(7)], ids=config_id)
-def test_under_autocast(config: AdapterConfig) -> None:
+def test_under_autocast(config: AdapterConfig, dtype: torch.dtype) -> None:
     model, parts = block().train(), slices(dtype=torch.float32)
     members = members_of(model, config)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         want, want_grads = alone(model, members, parts)
         pack = Pack(members)
         got, got_grads = packed(model, members, parts)
