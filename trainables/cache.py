@@ -81,9 +81,9 @@ def mark_used(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process at the latest. Raises OSError where none can be had."""
-    with (folder / ".lock").open("w", encoding="utf-8") as file:
+def in_turn(folder: Path, lock: str = ".lock") -> Iterator[None]:
+    """Hold a lock of a folder, which ends with the process at the latest. Raises OSError where none can be had."""
+    with (folder / lock).open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -71,7 +71,7 @@ def shots(train_size: TrainSize) -> int | None:
 class TrainSettings(BaseModel):
     """How every trial of a sweep trains: the same steps and data for every method."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(default=10, ge=1)
     """Passes over the training examples."""
@@ -109,7 +109,7 @@ class TrainSettings(BaseModel):
     augment: Literal["none", "crop-flip", "crop-flip-original"] = "none"
     """crop-flip: resized crop (scale 0.5 to 1) of the model's square, and flip. crop-flip-original: of the original
     image, as the paper; 1.6 times the room on disk."""
-    head_lr: Annotated[Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | Literal["lr"], LATER] = 1e-3
+    head_lr: Annotated[Annotated[float, Field(gt=0.0)] | Literal["lr"], LATER] = 1e-3
     """Peak rate of a new head, never searched; "lr": the trial's own (the paper's GLUE)."""
     sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
     """Every example once an epoch, or each drawn anew (the paper)."""

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainables.cache import in_turn
 from trainables.data.splits import SplitSet
 from trainables.errors import DataError
 from trainables.hub import hub_answers
@@ -54,6 +55,20 @@ def data_folder() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "randlora-sweeps" / "data"
 
 
+@contextlib.contextmanager
+def downloading(what: str) -> Iterator[Path]:
+    """`data_folder`, while no other process downloads or unpacks `what` in it, or opens it half done.
+
+    Where the folder can't be written, and nothing be downloaded, there is no lock.
+    """
+    folder = data_folder()
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(in_turn(folder, f".{what}.lock"))
+        yield folder
+
+
 def hub_splits(dataset: str, repository: str, *config: str, instead: str, **where: str) -> dict[str, Any]:
     """The splits of a hub repository by name, downloaded once into the hub's cache.
 
@@ -76,27 +91,33 @@ def hub_splits(dataset: str, repository: str, *config: str, instead: str, **wher
     return {str(which): table for which, table in found.items()}
 
 
-def counted(dataset: D, what: str, pool: int | None, test: int | None, *, verified: bool) -> D:
+def counted(dataset: D, what: str, pool: int | None, test: int | None, *, verified: bool, unpacked: bool = False) -> D:
     """The same data set, its rows compared with the numbers that are known; those of test when that is opened.
 
     `what` is what rows are, in the plural: "images".
     """
-    differ(dataset.name, f"training {what}", len(dataset.train), pool, verified=verified)
+    differ(dataset.name, f"training {what}", len(dataset.train), pool, verified=verified, unpacked=unpacked)
 
     @functools.cache
     def open_test() -> Any:
         found = dataset.open_test()
-        differ(dataset.name, f"test {what}", len(found), test, verified=verified)
+        differ(dataset.name, f"test {what}", len(found), test, verified=verified, unpacked=unpacked)
         return found
 
     return dataclasses.replace(dataset, open_test=open_test)
 
 
-def differ(name: str, what: str, found: int, expected: int | None, *, verified: bool) -> None:
-    """Say that a count is not the expected one: an error where that one was verified, a warning elsewhere."""
+def differ(name: str, what: str, found: int, expected: int | None, *, verified: bool, unpacked: bool = False) -> None:
+    """Say that a count is not the expected one: an error where that one was verified, a warning elsewhere.
+
+    A smaller one is an error too where the set is `unpacked` in `data_folder`, which may have been cut short.
+    """
     if expected is None or found == expected:
         return
     text = f"data set {name!r} has {found:,} {what}, and {expected:,} were expected"
-    if verified:
-        raise DataError(f"{text}: its files are incomplete or of another version; fetch them again")
+    if verified or (unpacked and found < expected):
+        raise DataError(
+            f"{text}: its files are incomplete or of another version; remove them from {data_folder()}, and they are "
+            "downloaded again"
+        )
     warnings.warn(f"{text}; scores are not comparable with published ones", DataWarning, stacklevel=2)

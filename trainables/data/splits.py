@@ -126,12 +126,14 @@ def split(
     return Splits(stage, train.sort().values, val.sort().values, dataset)
 
 
-def fewer_shots(dataset: SplitSet[Any], train_size: TrainSize, protocol: Protocol = "standard") -> dict[str, int]:
-    """Training images of each class that has fewer than `train_size` asks for; {} for fractions."""
+def fewer_shots(
+    dataset: SplitSet[Any], train_size: TrainSize, protocol: Protocol = "standard", keep: int = 0
+) -> dict[str, int]:
+    """Training images of each class that has fewer than `train_size` asks for, as `split` draws; {} for fractions."""
     k = shots(train_size)
     if k is None:
         return {}
-    rows, _ = _few_shot(dataset, k, 0, protocol)
+    rows = split(dataset, train_size, 0, "TUNE", protocol, keep).train_idx
     counts = torch.bincount(dataset.train.labels[rows], minlength=len(dataset.class_names)).tolist()
     return {name: n for name, n in zip(dataset.class_names, counts, strict=True) if n < k}
 

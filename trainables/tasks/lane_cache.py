@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 FEATURE_BYTES = 2**30
 """Vectors of frozen towers that a lane keeps, on its device."""
+SETS = 2
+"""Data sets of images, and of texts, that a lane keeps, the newest: a worker stays with a cell until it is done."""
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -75,6 +77,18 @@ class Warm:
         found: T = kept[key]
         return found
 
+    def _set(self, table: str, name: str, load: Callable[[], T]) -> T:
+        """A data set; where it is new older ones go, and what was made of their rows."""
+        kept = self._table(table)
+        while name not in kept and len(kept) >= SETS:
+            gone = next(iter(kept))
+            del kept[gone]
+            for of, start in (("pixels", (gone,)), ("words", ("tokens", gone))):
+                made = self._table(of)
+                for key in [key for key in made if key[: len(start)] == start]:
+                    del made[key]
+        return self._kept(table, name, load)
+
     def model(self, model_id: str, weights: str = "fp32") -> LoadedModel:
         """The base model on this worker's device, loaded on first use; on the CPU one copy for a machine's workers.
 
@@ -103,17 +117,17 @@ class Warm:
 
     def dataset(self, name: str, stage: Stage) -> Dataset:
         """The data set as `stage` may see it."""
-        return self._kept("datasets", name, lambda: load_dataset(name)).at(stage)
+        return self._set("datasets", name, lambda: load_dataset(name)).at(stage)
 
     def text_dataset(self, name: str, stage: Stage) -> TextDataset:
         """The text set as `stage` may see it."""
-        return self._kept("texts", name, lambda: load_text_dataset(name)).at(stage)
+        return self._set("texts", name, lambda: load_text_dataset(name)).at(stage)
 
     def decompositions(self) -> Decompositions:
         """What attaching computes of the base model that is loaded now."""
         return self._kept("decompositions", "of the model", Decompositions)
 
-    def words(self, key: Hashable, make: Callable[[], T]) -> T:
+    def words(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         """Something made from words by the base model that is loaded now, such as texts in tokens; made once."""
         return self._kept("words", key, make)
 

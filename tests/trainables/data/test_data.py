@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,38 @@ def test_arrow_files_streams_and_hub_give_the_same(
         load_dataset("hf:org/other")
 
 
+@pytest.mark.parametrize("made", ["map", "filter"])
+def test_a_saved_set_is_what_was_saved(tmp_path: Path, made: str) -> None:
+    datasets.DatasetDict({k: datasets.Dataset(v) for k, v in colour_tables().items()}).save_to_disk(tmp_path)
+    saved = datasets.load_from_disk(tmp_path)["train"]
+    getattr(saved, made)(lambda _: {} if made == "map" else True, input_columns="label")
+    assert list((tmp_path / "train").glob("cache-*.arrow"))  # what `datasets` keeps of it
+    assert len(load_dataset(f"arrow:{tmp_path}").train) == 64
+    (tmp_path / "train" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"state\.json: names no files \(KeyError"):
+        load_dataset(f"arrow:{tmp_path}")
+
+
+def test_files_that_a_table_names_are_read_where_it_was_made_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` makes such tables of a repository of image files."""
+    tables = {}
+    for which, table in colour_tables(1, 1).items():
+        cells = table["image"].to_pylist()
+        for row, cell in enumerate(cells):
+            file = tmp_path / f"{which}{row}.png"
+            file.write_bytes(cell["bytes"])
+            cell |= {"bytes": None, "path": str(file)}
+        tables[which] = table.set_column(0, "image", pa.array(cells, table.schema.types[0]))
+        pq.write_table(tables[which], tmp_path / f"{which}.parquet")
+    hub = datasets.DatasetDict({k: datasets.Dataset(v) for k, v in tables.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda _: hub)
+    assert load_dataset("hf:org/files").train.image(3).size == (SIDE, SIDE)
+    with pytest.raises(DataError, match="the row holds no bytes"):  # a path of another machine, or made to harm
+        load_dataset(f"parquet:{tmp_path}").train.image(3)
+
+
 def test_folder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for which, n in (("train", 3), ("test", 2)):
@@ -130,6 +163,32 @@ def test_folder(tmp_path: Path) -> None:
     again = load_dataset(f"folder:{tmp_path}", stage="CONFIRM")
     with pytest.raises(DataError, match="'read_thing' of test is not in train; nearest: 'red_thing'"):
         _ = again.test
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "found"),
+    [
+        (["cat", "bird", "dog"], ["Cat", "dog", "bird"], ["bird", "Cat", "dog"]),  # the same names
+        (["oak_tree", "ash"], ["oak tree", "ash"], ["ash", "oak tree"]),
+        (["b", "a"], ["second", "a"], "have 'a' in the place of class 'b'.* in its order: a, b"),
+        (["b", "a"], ["first", "second"], ["first", "second"]),
+        (["10", "2", "1"], None, ["1", "2", "10"]),
+    ],
+)
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_names_given_go_to_their_classes(tmp_path: Path, form: str, own: Any, given: Any, found: Any) -> None:
+    for which in ("train", "test"):
+        for name in own:
+            (tmp_path / which / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / which / name / "0.png")
+        table = image_table([b""] * len(own), list(range(len(own))), None)
+        pq.write_table(table.set_column(1, "label", pa.array(own)), tmp_path / f"{which}.parquet")
+    (tmp_path / "dataset.json").write_text(json.dumps({"class_names": given}), encoding="utf-8")
+    if isinstance(found, str):
+        with pytest.raises(DataError, match=found):
+            load_dataset(f"{form}:{tmp_path}")
+    else:
+        assert list(load_dataset(f"{form}:{tmp_path}").class_names) == found
 
 
 def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +209,7 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets, "Food101", Fake)
+    monkeypatch.setitem(DATASETS, "food101", dataclasses.replace(DATASETS["food101"], unpacked=False))
     with pytest.warns(DataWarning, match="2 classes, and 101"), pytest.warns(DataWarning, match="3 training images"):
         data = load_dataset("food101", stage="CONFIRM")
     assert data.class_names == ("ice cream", "pizza")
@@ -218,9 +278,21 @@ def test_words_of_a_folder(tmp_path: Path) -> None:
     assert (data.class_names, data.templates, data.prompt) == (("x", "y"), ("the {}",), "one {}")
 
 
-def test_string_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [[[0, 1], [1, 0]], [0.5, 1.0]])
+def test_labels_are_one_integer_or_text(tmp_path: Path, labels: Any) -> None:
+    table = image_table([b""] * 2, [0, 1], None)
+    for which in ("train", "test"):
+        pq.write_table(table.set_column(1, "label", pa.array(labels)), tmp_path / f"{which}.parquet")
+    (tmp_path / "dataset.json").write_text('{"class_names": ["a", "b"]}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"labels are (list|double).*; each must be one integer, or text"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+@pytest.mark.parametrize("category", [False, True])  # as pandas writes it
+def test_string_labels(tmp_path: Path, category: bool) -> None:
     table = image_table([b""] * 3, [0, 1, 0], None)
-    named = table.set_column(1, "label", pa.array(["pear", "fig", "pear"]))
+    words = pa.array(["pear", "fig", "pear"])
+    named = table.set_column(1, "label", words.dictionary_encode() if category else words)
     for which in ("train", "test"):
         pq.write_table(named, tmp_path / f"{which}.parquet")
     data = load_dataset(f"parquet:{tmp_path}", stage="CONFIRM")

@@ -73,6 +73,13 @@ def test_a_folder(tmp_path: Path) -> None:
     check(found)
 
 
+@pytest.mark.parametrize("which", ["validation", "valid", "val", "dev"])
+def test_a_validation_file_under_any_of_its_names(tmp_path: Path, which: str) -> None:
+    found = load_text_dataset(f"problems:{written(tmp_path / 'a', train=TRAIN, test=TEST, **{which: TEST})}")
+    assert found.val_rows is not None
+    assert found.val_rows.tolist() == [2]
+
+
 def test_the_hubs_sets_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torchvision
 from PIL import Image
 
 from tests.trainables.tiny_images import colour_tables
-from trainables.data.downloads import DataWarning, differ
+from trainables.data.downloads import DataWarning, differ, downloading
 from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
 from trainables.data.images.paper_sets import PAPER_SETS
 from trainables.data.images.torchvision import per_class_rows, share_rows
@@ -153,6 +155,11 @@ def test_per_class_and_share_splits() -> None:
     assert torch.equal(torch.cat([train, test]).sort().values, torch.arange(8677))
 
 
+def may_be_small(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have a registered set's smaller fake taken, with a warning."""
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], unpacked=False))
+
+
 def test_pooled_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
         classes = ("AnnualCrop", "SeaLake")
@@ -168,6 +175,9 @@ def test_pooled_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets, "EuroSAT", Fake)
+    with pytest.raises(DataError, match=r"2 classes, and 10 were expected: .*incomplete.* remove them from"):
+        load_dataset("eurosat")
+    may_be_small(monkeypatch, "eurosat")
     with pytest.warns(DataWarning):
         data = load_dataset("eurosat", stage="CONFIRM")
         test = data.test
@@ -192,23 +202,19 @@ def test_objects_of_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     objects = [("dog", (1, 1, 2, 3)), ("tvmonitor", (3, 2, 4, 2))]
     body = "".join(f"<object><name>{n}</name><difficult>1</difficult>{box.format(*b)}</object>" for n, b in objects)
 
-    class Fake:
-        parse_voc_xml = staticmethod(torchvision.datasets.VOCDetection.parse_voc_xml)
-
-        def __init__(self, root: str, year: str, which: str, *, download: bool) -> None:
-            assert year == "2007"
-            self.images, self.annotations = [], []
-            for i in range({"train": 2, "val": 1, "test": 3}[which]):
-                picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-                Image.fromarray(picture).save(tmp_path / f"{which}{i}.png")
-                (tmp_path / f"{which}{i}.xml").write_text(f"<annotation>{body}</annotation>")
-                self.images.append(str(tmp_path / f"{which}{i}.png"))
-                self.annotations.append(str(tmp_path / f"{which}{i}.xml"))
-
-        def __len__(self) -> int:
-            return len(self.images)
-
-    monkeypatch.setattr(torchvision.datasets, "VOCDetection", Fake)
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    for which, count in (("train", 2), ("val", 1), ("test", 3)):
+        names = [f"{which}{i}" for i in range(count)]
+        (root / "ImageSets" / "Main" / f"{which}.txt").write_text("\n".join(names))
+        for name in names:
+            picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+            picture.save(root / "JPEGImages" / f"{name}.jpg", format="PNG")
+            (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{body}</annotation>")
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", _refused)  # it is there
+    may_be_small(monkeypatch, "voc2007")
     with pytest.warns(DataWarning):
         data = load_dataset("voc2007", stage="CONFIRM")
         assert len(data.test) == 6
@@ -232,6 +238,7 @@ def test_cub_by_its_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (root / "classes.txt").write_text("1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n")
     (root / "image_class_labels.txt").write_text("1 1\n2 2\n3 1\n4 2\n")
     (root / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n4 1\n")
+    may_be_small(monkeypatch, "cub200")
     with pytest.warns(DataWarning):
         data = load_dataset("cub200", stage="CONFIRM")
         assert data.test.labels.tolist() == [1]
@@ -283,6 +290,42 @@ def test_an_absent_set_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Mo
         load_dataset("imagenet")
     with pytest.raises(DataError, match=r"'imagenet@torchvision'.*SWEEPS_DATA"):
         load_dataset("imagenet@torchvision")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "lock", "loader", "error"),
+    [
+        ("cifar10", "CIFAR10", "CIFAR10", ValueError),
+        ("voc2007", "VOC2007", "VOCDetection", ValueError),
+        ("cub200", "CUB_200_2011", "utils.download_url", OSError),
+    ],
+)
+def test_one_process_at_a_time_downloads_a_set(
+    dataset: str, lock: str, loader: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    seen = []
+
+    def held() -> bool:
+        with (tmp_path / f".{lock}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def load(*_: object, **__: object) -> None:
+        seen.append(held())
+        raise error("half written")
+
+    monkeypatch.setattr(f"torchvision.datasets.{loader}", load)
+    with pytest.raises(DataError, match="half written"):
+        load_dataset(dataset)
+    assert (seen, held()) == ([True], False)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path / "file"))
+    with downloading(lock) as folder:  # no lock where nothing can be written
+        assert folder == tmp_path / "file"
 
 
 def _refused(*_: object, **__: object) -> Any:

@@ -102,6 +102,8 @@ def test_classes_with_fewer_images_than_shots_give_what_they_have() -> None:
     assert sizes[16] == [[16, 6, 2], [4, 4, 1]]
     assert fewer_shots(data, "7-shot") == {"class 1": 6, "class 2": 2}
     assert fewer_shots(data, "2-shot") == fewer_shots(data, 1.0) == {}
+    assert fewer_shots(data, "7-shot", "paper") == {"class 2": 3}
+    assert fewer_shots(data, "7-shot", "paper", keep=9) == {"class 1": 6, "class 2": 2}
     with pytest.raises(DataError, match=r"'1-shot' of 'fake': class 'class 1' has 1 images to train on and 0 to val"):
         split(fake(torch.tensor([0, 0, 0, 1])), "1-shot", 0, "TUNE")
 

@@ -1,16 +1,20 @@
-"""Text sets from files: answers as whole words, choices made of an output, contexts, labels, lines, unions."""
+"""Text sets from files: whole words, choices, contexts, labels, lines, unions, GLUE's own files, downloads."""
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.trainables.tiny_language import instruction_rows
+from tests.trainables.tiny_language import e2e_rows, instruction_rows
 from trainables.data.registry import load_text_dataset
-from trainables.data.text.dataset import Exchange
+from trainables.data.text import registry
+from trainables.data.text.dataset import Exchange, Labelled
 from trainables.data.text.prompts import around, extract_answer, relabelled
 from trainables.errors import DataError
 
@@ -96,3 +100,70 @@ def test_labels_are_numbers_where_they_count_from_0(
     data = load_text_dataset(f"glue:{tmp_path}", stage="CONFIRM")
     assert data.class_names == names
     assert data.train.labels.tolist() == data.test.labels.tolist() == numbers
+
+
+STSB = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
+OWN = {  # of each task: columns of train.tsv and dev.tsv, two rows of them, their labels, the first columns of test.tsv
+    "SST-2": ("sentence|label", ("s|0", "t|1"), [0, 1], "index|sentence"),
+    "MRPC": ("Quality|#1 ID|#2 ID|#1 String|#2 String", ("1|7|8|s|t", "0|7|8|u|v"), [1, 0], "index|#1 ID|#1 String"),
+    "CoLA": ("", ("gj04|1||s", "gj04|0|*|t"), [1, 0], "index|sentence"),
+    "QNLI": ("index|question|sentence|label", ("0|s|t|entailment", "1|u|v|not_entailment"), [0, 1], "index|question"),
+    "RTE": ("index|sentence1|sentence2|label", ("0|s|t|not_entailment", "1|u|v|entailment"), [1, 0], "index|sentence1"),
+    "STS-B": (f"{STSB}|score", ("0|g|f|1|0|a|b|s|t|5.000", "1|g|f|1|1|a|b|u|v|0.5"), [5.0, 0.5], STSB),
+}
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_glues_own_files(tmp_path: Path, task: str) -> None:
+    header, rows, labels, unlabelled = OWN[task]
+    (tmp_path / task).mkdir()
+    for which, lines in (("train", (header, *rows)), ("dev", (header, *rows)), ("test", (unlabelled,))):
+        text = "\n".join(filter(None, lines)).replace("|", "\t")
+        (tmp_path / task / f"{which}.tsv").write_text(text, encoding="utf-8-sig")  # as MRPC's begin
+    data = load_text_dataset(f"glue:{tmp_path / task}", stage="CONFIRM")
+    assert data.val_rows is None
+    for found in (data.train.rows, data.test.rows):
+        assert [row.label for row in found if isinstance(row, Labelled)] == labels
+        assert {text for row in found if isinstance(row, Labelled) for text in row.sentences} <= set("stuv")
+    (tmp_path / task / "dev.tsv").unlink()
+    with pytest.raises(DataError, match=r"needs train\.tsv and, with labels, one of .*; it has test\.tsv, train\.tsv"):
+        load_text_dataset(f"glue:{tmp_path / task}")
+
+
+@pytest.mark.parametrize(("folder", "only"), [("SST-2", "positive"), ("mine", "1")])
+def test_sentences_of_one_class_are_refused(tmp_path: Path, folder: str, only: str) -> None:
+    (tmp_path / folder).mkdir()
+    for which in ("train", "test"):
+        (tmp_path / folder / f"{which}.tsv").write_text("sentence\tlabel\ngood\t1\nwarm\t1\n")
+    with pytest.raises(DataError, match=rf"train\.tsv: every row has label '{only}'; .* needs two classes or more"):
+        load_text_dataset(f"glue:{tmp_path / folder}")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    rows = "\n".join(map(json.dumps, instruction_rows(4)))
+    for which, file in (("train", "trainset"), ("test", "testset_w_refs")):
+        (tmp_path / f"{which}.jsonl").write_text(rows, encoding="utf-8-sig")
+        lines = ["mr,ref", *(f'"{meaning}","{text}"' for meaning, text in e2e_rows(4))]
+        (tmp_path / f"{file}.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    for form in ("json", "e2e"):
+        assert len(load_text_dataset(f"{form}:{tmp_path}").train) == 4
+
+
+def test_downloads_of_one_file_have_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"[]"))
+    renamed: list[Path] = []
+    with monkeypatch.context() as still:
+        still.setattr(Path, "replace", lambda self, _: renamed.append(self))
+        for _ in range(2):  # the second begins before the first is done
+            registry._fetch("dataset/boolq/test.json")
+    assert len(set(renamed)) == 2
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert registry._fetch("dataset/boolq/test.json").read_bytes() == b"[]"
+
+    def cut(*_: object, **__: object) -> None:
+        raise http.client.IncompleteRead(b"[")
+
+    monkeypatch.setattr(urllib.request, "urlopen", cut)
+    with pytest.raises(DataError, match=r"could not be downloaded \(IncompleteRead.*put the file at"):
+        registry._fetch("dataset/boolq/train.json")

@@ -17,13 +17,15 @@ from torch.nn.functional import cross_entropy
 import trainables.training.checkpoints
 from tests.trainables.support import one_tower_trial, outcome, run, work
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
-from trainables.config import TrialConfig
+from tests.trainables.tiny_sentences import save_encoder, write_sst2
+from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text.dataset import Exchange
 from trainables.models.loading import load_model
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import Parts
+from trainables.tasks.task import Parts, eval_batch_size
+from trainables.tasks.text import classifier, generation, scoring
 from trainables.tasks.text.causal_lm import CausalLMTask
 from trainables.tasks.text.encoding import Encoder
 from trainables.tasks.text.generation import generate
@@ -96,8 +98,6 @@ def test_the_loss_is_the_responses_mean_cross_entropy(lm_trial: MakeTrial) -> No
 def test_generation_is_transformers_own_without_padding(llama: Path, rows: Path) -> None:
     loaded = load_model(f"local:{llama}")
     encoder = Encoder(loaded.text_tokenizer, 256, 256, "m")
-    from trainables.config import EvaluateSettings
-
     settings = EvaluateSettings(num_beams=3, max_new_tokens=6, length_penalty=-2.0, no_repeat_ngram=1)
     prompts = encoder.prompts([Exchange("Which colour has sky?", ""), Exchange("Which?", "")])
     ours = generate(loaded.module, prompts, encoder, settings, batch_size=8, autocast=torch.no_grad)
@@ -107,6 +107,40 @@ def test_generation_is_transformers_own_without_padding(llama: Path, rows: Path)
             attention_mask=torch.ones_like(prompt)[None], length_penalty=-2.0, no_repeat_ngram_size=1,
         )  # fmt: skip
         assert loaded.text_tokenizer.decode(alone[0, len(prompt) :], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("protocol", ["log-likelihood", "generation", None])
+def test_after_memory_ran_out_evaluation_takes_fewer_texts(
+    lm_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str | None
+) -> None:
+    """Also where the limit on tokens binds, and not the one on rows."""
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 16 * 256)
+    monkeypatch.setattr(generation, "BATCH_TOKENS", 16 * 256)
+    monkeypatch.setattr(classifier, "EVAL_TOKENS", 16 * 24)
+    evaluate = EvaluateSettings(protocol=protocol, num_beams=1, max_new_tokens=2)
+    given = {"model": save_encoder(tmp_path / "roberta"), "dataset": f"glue:{write_sst2(tmp_path / 'SST-2')}"}
+    if protocol:
+        given = {"dataset": f"json:{write_rows(tmp_path / 'rows', test=24)}"}
+    trial = lm_trial(evaluate=evaluate, **given)
+    lane = Warm({}, torch.device("cpu"))
+    loaded = lane.model(trial.model)
+    task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
+    loaded.module.eval()
+    seen: list[int] = []
+
+    def note(_module: object, _arguments: object, named: dict[str, Any]) -> None:
+        seen.append(len(named["input_ids"]))
+
+    loaded.module.register_forward_pre_hook(note, with_kwargs=True)
+    largest, scores = [], []
+    for micro in (16, 8, 4, 2, 1):
+        seen.clear()
+        found = task.evaluate("test", batch_size=eval_batch_size(trial, micro, 1))
+        assert found is not None
+        largest.append(max(seen))
+        scores.append(found.score)
+    assert largest == sorted(set(largest), reverse=True)
+    assert len(set(scores)) == 1
 
 
 def test_resuming_is_exact(lm_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

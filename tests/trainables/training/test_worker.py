@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch import Tensor
 
 import trainables.training.checkpoints
 from tests.trainables.support import outcome, run, weights
+from tests.trainables.tiny_images import write_colours
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.images.pixels import Recipe
 from trainables.data.registry import embedded_datasets
@@ -224,6 +228,20 @@ def test_the_lane_cannot_hand_out_test_images_in_tune(colours: Path) -> None:
     lane.pixels(lane.dataset(name, "CONFIRM"), "test", Recipe(16))  # kept warm by a CONFIRM trial
     with pytest.raises(SplitError, match="closed in stage TUNE"):
         lane.pixels(lane.dataset(name, "TUNE"), "test", Recipe(16))
+
+
+def test_the_lane_keeps_the_newest_data_sets(tmp_path: Path) -> None:
+    lane = Warm({}, torch.device("cpu"))
+    names = [f"parquet:{write_colours(tmp_path / name)}" for name in "abc"]
+    parts = []
+    for name in names:
+        data = lane.dataset(name, "TUNE")
+        parts.append(weakref.ref(data.train))
+        lane.pixels(data, "train", Recipe(16))
+        lane.words(("tokens", name), functools.partial(list, [data.train]))
+    gc.collect()
+    assert parts[0]() is None
+    assert lane.dataset(names[1], "TUNE").train is parts[1]() is not None
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(make_trial: MakeTrial, tmp_path: Path) -> None:

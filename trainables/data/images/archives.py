@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from trainables.data.downloads import FOLDER_VARIABLE, data_folder, may_download
+from trainables.data.downloads import FOLDER_VARIABLE, downloading, may_download
 from trainables.data.images.dataset import (
     Dataset,
     ImageSplit,
@@ -41,14 +41,16 @@ def load_voc(name: str, words: Words) -> Dataset:
 def _voc_split(name: str, which: str) -> ImageSplit:
     import torchvision
 
-    folder = data_folder()
     try:
-        found = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=may_download())
+        with downloading("VOC2007") as folder:
+            lists = folder / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / f"{which}.txt"
+            fetch = may_download() and not lists.is_file()  # torchvision would unpack the archive each time
+            found = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=fetch)
         boxes = [box for row in range(len(found)) for box in _objects(found, row)]
     except (OSError, RuntimeError, SyntaxError, KeyError, ValueError) as error:
         raise DataError(
             f"data set {name!r}: torchvision could not read or download VOC2007 in {folder} ({error}); set "
-            f"{FOLDER_VARIABLE} to the folder that holds VOCdevkit"
+            f"{FOLDER_VARIABLE} to the folder that holds VOCdevkit, or remove a damaged VOCdevkit"
         ) from error
     labels = torch.tensor([label for _, label, _ in boxes], dtype=torch.int64)
     checked = check_labels(labels, len(VOC_CLASSES), f"{name} ({which})")
@@ -77,9 +79,10 @@ def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, 
 
 def load_cub(name: str, words: Words) -> Dataset:
     """CUB-200-2011 by the lists in its archive. Raises DataError for an archive that is damaged or can't be had."""
-    root = data_folder() / "CUB_200_2011"
-    if not root.is_dir():
-        _fetch_cub(name, root.parent)
+    with downloading("CUB_200_2011") as folder:
+        root = folder / "CUB_200_2011"
+        if not root.is_dir():
+            _fetch_cub(name, folder)
     images, classes = _listed(name, root / "images.txt"), _listed(name, root / "classes.txt")
     labels, training = _listed(name, root / "image_class_labels.txt"), _listed(name, root / "train_test_split.txt")
     numbers = sorted(images, key=int)
@@ -100,7 +103,7 @@ def _listed(name: str, path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
         return dict(line.split(" ", 1) for line in lines if line.strip())
     except (OSError, ValueError) as error:
-        raise DataError(f"data set {name!r}: {path} can't be read ({error})") from error
+        raise DataError(f"data set {name!r}: {path} can't be read ({error}); remove {path.parent}") from error
 
 
 def _fetch_cub(name: str, folder: Path) -> None:

@@ -141,11 +141,9 @@ def assemble(
     val: ImageSplit | None = None,
 ) -> Dataset:
     """A Dataset from its parts, the test split opened at most once; the authors' validation split joins `train`."""
-    names = words.class_names or tuple(class_names)
+    names = _named(name, class_names, words.class_names) if words.class_names is not None else tuple(class_names)
     if len(names) < 2:
         raise DataError(f"{name}: {len(names)} class(es) found ({', '.join(names)}); classification needs two or more")
-    if words.class_names is not None and len(words.class_names) != len(class_names):
-        raise DataError(f"{name}: dataset.json names {len(names)} classes, the labels have {len(class_names)}")
     return Dataset(
         name=name,
         class_names=names,
@@ -155,6 +153,31 @@ def assemble(
         open_test=functools.cache(open_test),
         val_rows=None if val is None else torch.arange(len(train), len(train) + len(val)),
     )
+
+
+def _named(source: str, own: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """Names given for classes, in the order of their own: found by name where all are the same, else one by one.
+
+    Raises DataError: another number of names, or a class's own name in the place of another's.
+    """
+    if len(given) != len(own):
+        raise DataError(f"{source}: dataset.json names {len(given)} classes, the labels have {len(own)}")
+    spelt = {_plain(each): each for each in given}
+    if len(spelt) == len(own) and spelt.keys() == {_plain(each) for each in own}:
+        return tuple(spelt[_plain(each)] for each in own)
+    place = {_plain(each): at for at, each in enumerate(own)}
+    for at, each in enumerate(given):
+        its = place.get(_plain(each), at)
+        if _plain(given[its]) != _plain(each) != _plain(own[at]):
+            raise DataError(
+                f"{source}: dataset.json's class_names have {each!r} in the place of class {own[at]!r}; names that are "
+                f"not the data's own must stand in its order: {', '.join(own)}"
+            )
+    return tuple(given)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").casefold()
 
 
 def from_paths(source: str, which: str, paths: Sequence[Path], labels: Sequence[int], n_classes: int) -> ImageSplit:

@@ -54,6 +54,7 @@ class DatasetInfo:
         source: where `load` takes it from; others: further sources by name, chosen with "NAME@SOURCE".
         licence: the terms its makers state; "unknown" where they state none.
         get: how to get it when it is not there.
+        unpacked: `load` unpacks an archive; where that was cut short there are fewer images, which is an error.
     """
 
     load: Load
@@ -69,6 +70,7 @@ class DatasetInfo:
     others: Mapping[str, Load] = field(default_factory=dict)
     licence: str = UNKNOWN
     get: str = ""
+    unpacked: bool = False
 
     def __post_init__(self) -> None:
         if self.templates:
@@ -78,11 +80,12 @@ class DatasetInfo:
         """Load it from one of its sources. Raises DataError for damaged files, or another size than was verified."""
         load = self.load if source is None else self.others[source]
         dataset = load(name, Words(self.templates or None, self.prompt))
-        if self.classes is not None:
-            differ(name, "classes", len(dataset.class_names), self.classes, verified=False)
+        unpacked = self.unpacked and source is None
+        differ(name, "classes", len(dataset.class_names), self.classes, verified=False, unpacked=unpacked)
         if self.sizes is None:
             return dataset
-        return counted(dataset, "images", self.sizes.pool, self.sizes.test, verified=self.sizes.verified)
+        pool, test, verified = self.sizes.pool, self.sizes.test, self.sizes.verified
+        return counted(dataset, "images", pool, test, verified=verified, unpacked=unpacked)
 
 
 @functools.cache

@@ -117,7 +117,7 @@ def _info(
 
 
 def _tv(key: str, *facts: Any, **more: Any) -> DatasetInfo:
-    return _info(vision.source(key), f"torchvision {vision.ENTRIES[key].cls}", *facts, **more)
+    return _info(vision.source(key), f"torchvision {vision.ENTRIES[key].cls}", *facts, unpacked=True, **more)
 
 
 def _on_hub(repository: str, *facts: Any) -> DatasetInfo:
@@ -192,11 +192,11 @@ PAPER_SETS: dict[str, DatasetInfo] = {
     ),
     "cub200": _info(
         archives.load_cub, "the makers' archive", "Caltech-UCSD Birds 200, 2011", 200, (5395, 599, 5794), 20, _BIRD,
-        "Donghyun99/CUB-200-2011", licence=_RESEARCH,
+        "Donghyun99/CUB-200-2011", licence=_RESEARCH, unpacked=True,
     ),
     "voc2007": _info(
         archives.load_voc, "torchvision VOCDetection", "PASCAL VOC 2007, a crop of every annotated object", 20,
-        (7844, 7818, 14976), 10, _PHOTO[:1], rule=_OWN, licence="Flickr's terms of use",
+        (7844, 7818, 14976), 10, _PHOTO[:1], rule=_OWN, licence="Flickr's terms of use", unpacked=True,
     ),
     "country211": _tv(
         "country211", "Country211, photographs by country", 211, (31650, 10550, 21100), 15,

@@ -1,7 +1,7 @@
 """Image sets from files: the hub's Parquet image form, Arrow files, class folders, and the hub itself.
 
 Every source has a `train` and a `test` split. A `dataset.json` beside the files may give `templates`, `prompt` and
-`class_names`; it may hold other keys for people to read.
+`class_names`; it may hold other keys for people to read. Classes that are words are sorted, all-digit ones by number.
 """
 
 from __future__ import annotations
@@ -71,10 +71,12 @@ def from_tables(
     stamps: Mapping[str, str],
     *,
     clean: Callable[[str], str] | None = None,
+    ours: bool = False,
 ) -> Dataset:
     """A Dataset from one lazily read table, and its `ImageSplit.stamp`, per split: train, test, perhaps a validation.
 
-    `clean` makes the words for prompts from the class names that the table has.
+    `clean` makes the words for prompts from the class names that the table has. `ours`: the table was made on this
+    machine, so that images may be the files that it names.
     """
     first = tables["train"]()
     columns = _columns(first, name)
@@ -84,7 +86,7 @@ def from_tables(
     def read(which: str) -> ImageSplit:
         table = first if which == "train" else tables[which]()
         said = "validation" if which == held else which
-        return _table_split(table, columns, class_names, name, said, stamps.get(which, ""))
+        return _table_split(table, columns, class_names, name, said, stamps.get(which, ""), ours)
 
     names = class_names if clean is None else [clean(c) for c in class_names]
     return assemble(name, names, read("train"), lambda: read("test"), words, val=None if held is None else read(held))
@@ -110,7 +112,7 @@ def from_folder(name: str, folder: Path) -> Dataset:
             f"data set {name!r}: {folder} needs train/CLASS/IMAGE and test/CLASS/IMAGE, and perhaps val/CLASS/IMAGE; "
             f"it holds {shown or 'nothing'}; `sweeps data folder:DIR --split NEW` makes them of DIR/CLASS/IMAGE"
         )
-    folders = sorted(p.name for p in splits["train"].iterdir() if p.is_dir())
+    folders = _in_order(p.name for p in splits["train"].iterdir() if p.is_dir())
 
     def read(which: str) -> ImageSplit:
         found = {p.name for p in splits[which].iterdir() if p.is_dir()}
@@ -161,7 +163,7 @@ def from_hub(
     _must_have(name, Path(repository), wanted, "splits")
     tables = {ours: lambda split=given[theirs]: split.with_format("arrow")[:] for ours, theirs in wanted.items()}
     stamps = {ours: f"hub/{repository}/{getattr(given[theirs], '_fingerprint', '')}" for ours, theirs in wanted.items()}
-    return from_tables(name, tables, words or Words(), stamps, clean=clean)
+    return from_tables(name, tables, words or Words(), stamps, clean=clean, ours=True)
 
 
 def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Iterable[pa.RecordBatch]]) -> Dataset:
@@ -171,6 +173,8 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
             if paths := sorted(folder.glob(pattern)):
                 splits[which] = paths
                 break
+        if suffix == "arrow" and (state := folder / which / "state.json").is_file():
+            splits[which] = _saved(state)
     _must_have(name, folder, splits, f"{suffix} files")
 
     def opened(which: str) -> pa.Table:
@@ -183,6 +187,14 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
     tables = {which: functools.partial(opened, which) for which in splits}
     stamps = {which: file_stamp(paths) for which, paths in splits.items()}
     return from_tables(name, tables, read_words(folder), stamps)
+
+
+def _saved(state: Path) -> list[Path]:
+    """The files that `save_to_disk` wrote; what `datasets` made of them later (`map`, `filter`) lies beside them."""
+    try:
+        return [state.with_name(each["filename"]) for each in json.loads(state.read_text("utf-8"))["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(f"{state}: names no files ({type(error).__name__}: {error}); save the set again") from error
 
 
 def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
@@ -238,10 +250,25 @@ def _columns(table: pa.Table, source: str) -> tuple[str, str]:
     return image, label
 
 
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Sorted; by number where all are numbers: 2 before 10."""
+    found = sorted(names)
+    return sorted(found, key=int) if all(each.isdecimal() for each in found) else found
+
+
+def _are_words(labels: pa.ChunkedArray, where: str) -> bool:
+    """Whether labels are words; else they are numbers. Raises DataError for anything else."""
+    kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
+    words = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (words or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        raise DataError(f"{where}: labels are {kind}; each must be one integer, or text")
+    return bool(words)
+
+
 def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tuple[str, ...]:
     column = table.column(label)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return tuple(sorted(str(v) for v in column.unique().to_pylist() if v is not None))
+    if _are_words(column, source):
+        return tuple(_in_order(str(v) for v in column.unique().to_pylist() if v is not None))
     metadata = table.schema.metadata or {}
     try:
         names = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][label]["names"]
@@ -258,7 +285,13 @@ def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tupl
 
 
 def _table_split(
-    table: pa.Table, columns: tuple[str, str], class_names: Sequence[str], source: str, which: str, stamp: str
+    table: pa.Table,
+    columns: tuple[str, str],
+    class_names: Sequence[str],
+    source: str,
+    which: str,
+    stamp: str,
+    ours: bool,
 ) -> ImageSplit:
     image, label = columns
     where = f"{source} ({which})"
@@ -269,7 +302,7 @@ def _table_split(
     if column.null_count:
         raise DataError(f"{where}: {column.null_count} rows have no {label!r}; remove them")
     values = column.to_pylist()
-    if isinstance(values[0] if values else None, str):
+    if _are_words(column, where):
         index = {n: i for i, n in enumerate(class_names)}
         if (unknown := next((v for v in values if v not in index), None)) is not None:
             raise DataError(f"{where}: class {unknown!r} is not in train; {nearest(unknown, class_names)}")
@@ -280,6 +313,8 @@ def _table_split(
     def raw(row: int) -> bytes:
         cell = cells[row].as_py()
         encoded = cell["bytes"] if isinstance(cell, dict) else cell
+        if ours and encoded is None and cell and (file := Path(cell.get("path") or "")).is_file():
+            return file.read_bytes()
         if encoded is None:
             raise ValueError("the row holds no bytes")
         return bytes(encoded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainables.data.downloads import FOLDER_VARIABLE, data_folder, may_download
+from trainables.data.downloads import FOLDER_VARIABLE, data_folder, downloading, may_download
 from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, file_stamp, subset
 from trainables.data.images.info import Load, class_words, clean
 from trainables.errors import DataError
@@ -106,16 +107,16 @@ def share_rows(n: int) -> tuple[Tensor, Tensor, Tensor]:
 def _open(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> Any:
     import torchvision
 
-    folder = data_folder()
-    root = folder if entry.download else folder / entry.cls.lower()
     fetch = {"download": may_download()} if entry.download else {}
-    try:
-        return getattr(torchvision.datasets, entry.cls)(str(root), **fetch, **arguments)
-    except (OSError, RuntimeError, ModuleNotFoundError) as error:  # a failed check of a file is a RuntimeError
-        raise DataError(
-            f"data set {name!r}: torchvision could not read or download it in {root} ({error}); set "
-            f"{FOLDER_VARIABLE} to the folder that holds it"
-        ) from error
+    place = downloading(entry.cls) if entry.download else contextlib.nullcontext(data_folder() / entry.cls.lower())
+    with place as root:
+        try:
+            return getattr(torchvision.datasets, entry.cls)(str(root), **fetch, **arguments)
+        except (OSError, RuntimeError, ValueError, ModuleNotFoundError) as error:  # a failed check is a RuntimeError
+            raise DataError(
+                f"data set {name!r}: torchvision could not read or download it in {root} ({error}); set "
+                f"{FOLDER_VARIABLE} to the folder that holds it, or remove what is damaged in it"
+            ) from error
 
 
 def _classes(entry: _Entry, found: Any) -> tuple[str, ...]:

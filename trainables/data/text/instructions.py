@@ -29,7 +29,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
     row and has the text of the right choice as response.
     """
     here = folder.name
-    train, test, held = find_file(folder, "train"), find_file(folder, "test"), _validation(folder)
+    train, test, held = find_file(folder, "train"), find_file(folder, "test"), find_validation(folder)
     tasks = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
     tests = {task: found for task, inside in tasks.items() if (found := find_file(inside, "test"))}
     trains = {task: found for task, inside in tasks.items() if (found := find_file(inside, "train"))}
@@ -41,7 +41,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
         )
     train_files, test_files = {here: train} if train else trains, {here: test} if test else tests
     own = ({} if test else tests) if train else trains
-    helds = {task: found for task in own if (found := _validation(tasks[task]))}
+    helds = {task: found for task in own if (found := find_validation(tasks[task]))}
     if held is None and helds and (lacking := sorted(own.keys() - helds.keys())):
         raise DataError(
             f"data set {name!r}: {next(iter(helds.values()))} validates its task, and {', '.join(lacking)} of {folder} "
@@ -62,7 +62,8 @@ def assemble(
     return text_dataset(name, form, "accuracy", parts(train), lambda: parts(test), held=parts(validation))
 
 
-def _validation(folder: Path) -> Path | None:
+def find_validation(folder: Path) -> Path | None:
+    """The file of a folder that its authors validate on, under any of its names; None where there is none."""
     return next((found for which in _VALIDATION if (found := find_file(folder, which))), None)
 
 
@@ -83,7 +84,7 @@ def read(path: Path, form: Form) -> list[Exchange]:
 def objects(path: Path) -> Sequence[object]:
     """The values of a JSON list, or of a .jsonl file's lines. Raises DataError for a file that is neither."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             return [_object(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         found = json.loads(text)

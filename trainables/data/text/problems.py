@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.data.text.dataset import Exchange, TextDataset, text_dataset
-from trainables.data.text.instructions import find_file, objects
+from trainables.data.text.instructions import find_file, find_validation, objects
 from trainables.errors import DataError
 
 PROMPT = "Question: {} Think step by step.\nAnswer:"
@@ -87,7 +87,7 @@ def _row(cell: Mapping[str, Any], place: str, *, judged: bool) -> Exchange | Non
 
 def from_problems_folder(name: str, folder: Path) -> TextDataset:
     """The data set of a folder. Raises DataError for missing or malformed files, naming file and row."""
-    files = {which: find_file(folder, which) for which in ("train", "test", "validation")}
+    files = {which: find_file(folder, which) for which in ("train", "test")} | {"validation": find_validation(folder)}
     for which in ("train", "test"):
         if files[which] is None:
             present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"

@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import functools
-import urllib.error
+import http.client
+import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,15 +107,17 @@ def _fetch(path: str) -> Path:
     if target.is_file():
         return target
     url = f"{LLM_ADAPTERS}/{path}"
-    partial = target.with_suffix(".part")
     try:
         if not may_download():
             raise OSError(f"{target} is not there")
         target.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 the scheme is https, from the constant
-            partial.write_bytes(answer.read())
-        partial.replace(target)
-    except (OSError, urllib.error.URLError) as error:
+            found = answer.read()
+        with tempfile.TemporaryDirectory(".part", dir=target.parent) as own:  # other processes may download it too
+            partial = Path(own) / target.name
+            partial.write_bytes(found)
+            partial.replace(target)
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"{url} could not be downloaded ({error}); put the file at {target} yourself ({FOLDER_VARIABLE} names "
             "another folder), or name a folder of your own with json:FOLDER or questions:FOLDER"

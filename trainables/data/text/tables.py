@@ -6,7 +6,7 @@ import csv
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,26 @@ class GlueTask:
         classes: names in the order of their numbers; () for a regression.
         sizes: rows of its training and its validation split.
         metric: the score that GLUE reports for it ("accuracy" for MRPC, as LoRA and RandLoRA report).
+        renamed: columns of GLUE's own files that the hub calls otherwise, with its names.
     """
 
     columns: tuple[str, ...]
     classes: tuple[str, ...]
     sizes: tuple[int, int]
     metric: str = "accuracy"
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 _PAIR = ("sentence1", "sentence2")
+_MRPC = {"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"}
 
 GLUE: dict[str, GlueTask] = {
     "sst2": GlueTask(("sentence",), ("negative", "positive"), (67349, 872)),
-    "mrpc": GlueTask(_PAIR, ("not equivalent", "equivalent"), (3668, 408)),
+    "mrpc": GlueTask(_PAIR, ("not equivalent", "equivalent"), (3668, 408), renamed=_MRPC),
     "cola": GlueTask(("sentence",), ("unacceptable", "acceptable"), (8551, 1043), "matthews"),
     "qnli": GlueTask(("question", "sentence"), ("entailment", "not entailment"), (104743, 5463)),
     "rte": GlueTask(_PAIR, ("entailment", "not entailment"), (2490, 277)),
-    "stsb": GlueTask(_PAIR, (), (5749, 1500), "pearson"),
+    "stsb": GlueTask(_PAIR, (), (5749, 1500), "pearson", {"score": "label"}),
 }
 
 _COLA = ("source", "label", "mark", "sentence")
@@ -56,25 +59,26 @@ _GLUE_VALIDATION = ("val", "validation", "dev")
 def from_glue_folder(name: str, folder: Path) -> TextDataset:
     """GLUE-like tab-separated files: `train.tsv`, a labelled test file and perhaps one for validation.
 
-    Test is the first of test-labeled.tsv, test.tsv, dev.tsv, validation.tsv that is there (GLUE's own test labels are
-    not public), validation the first other one of val.tsv, validation.tsv, dev.tsv. Columns are those of the GLUE task
-    whose sentences the header names; CoLA's headerless files are known by their four columns. The metric is that of
-    the task called like the folder or, where no task is, accuracy.
+    Test is the first of test-labeled.tsv, test.tsv, dev.tsv, validation.tsv that is there, a test.tsv without labels
+    aside (GLUE's own are not public), validation the first other one of val.tsv, validation.tsv, dev.tsv. Columns,
+    labels and metric are those of the task called like the folder. Where no task is, columns are those of the GLUE task
+    whose sentences the header names, and the metric is accuracy. CoLA's headerless files are known by their four
+    columns.
     """
     files = {path.stem: path for path in sorted(folder.glob("*.tsv"))}
-    test = next((files[w] for w in _GLUE_TEST if w in files), None)
+    known = GLUE.get(folder.name.lower().replace("-", "").replace("_", ""))
+    usable = (files[w] for w in _GLUE_TEST if w in files)
+    test = next((path for path in usable if path.stem != "test" or "label" in _table(path, known)[0]), None)
     if "train" not in files or test is None:
         raise DataError(
-            f"data set {name!r}: {folder} needs train.tsv and a {', '.join(f'{w}.tsv' for w in _GLUE_TEST)}; it has "
+            f"data set {name!r}: {folder} needs train.tsv and, with labels, one of "
+            f"{', '.join(f'{w}.tsv' for w in _GLUE_TEST)}; it has "
             f"{', '.join(p.name for p in files.values()) or 'no .tsv file'}"
         )
     held = next((files[w] for w in _GLUE_VALIDATION if w in files and files[w] != test), None)
-    known = GLUE.get(folder.name.lower().replace("-", "").replace("_", ""))
-    tables = {"train": functools.partial(_read_tsv, files["train"]), "test": functools.partial(_read_tsv, test)}
-    places = {"train": str(files["train"]), "test": str(test)}
-    if held is not None:
-        tables["validation"], places["validation"] = functools.partial(_read_tsv, held), str(held)
-    return glue_dataset(name, known, tables, places)
+    parts = {"train": files["train"], "test": test} | ({} if held is None else {"validation": held})
+    tables = {which: functools.partial(_read_tsv, path, known) for which, path in parts.items()}
+    return glue_dataset(name, known, tables, {which: str(path) for which, path in parts.items()})
 
 
 def glue_dataset(
@@ -103,12 +107,15 @@ def glue_dataset(
         return rows
 
     def part(which: str) -> Part:
-        return name, places[which], rows_of(first if which == "train" else tables[which](), places[which])
+        return name, places[which], rows_of(tables[which](), places[which])
 
+    rows = rows_of(first, places["train"])
+    if classes and len({row.label for row in rows}) < 2:
+        only = classes[int(rows[0].label)]
+        raise DataError(f"{places['train']}: every row has label {only!r}; classification needs two classes or more")
+    train = [(name, places["train"], rows)]
     held = [part("validation")] if "validation" in tables else []
-    return text_dataset(
-        name, "sentences", metric, [part("train")], lambda: [part("test")], held=held, class_names=classes
-    )
+    return text_dataset(name, "sentences", metric, train, lambda: [part("test")], held=held, class_names=classes)
 
 
 def _label(value: object, classes: tuple[str, ...], regression: bool, numbered: bool, where: str) -> int | float:
@@ -121,10 +128,11 @@ def _label(value: object, classes: tuple[str, ...], regression: bool, numbered: 
             raise DataError(f"{where}: label {value!r} is not a number")
         return number
     text = str(value)
-    if numbered and text.isdigit() and int(text) < len(classes):
+    if numbered and text.isdecimal() and int(text) < len(classes):
         return int(text)
-    if not numbered and text in classes:
-        return classes.index(text)
+    word = text.replace("_", " ") if numbered else text  # GLUE's own files say not_entailment
+    if word in classes:
+        return classes.index(word)
     listed = f"0..{len(classes) - 1} ({', '.join(classes)})" if numbered else ", ".join(classes)
     raise DataError(f"{where}: label {value!r} is not one of {listed}; unlabelled rows cannot be used")
 
@@ -140,19 +148,26 @@ def _sentence_columns(rows: Cells, place: str) -> tuple[str, ...]:
     )
 
 
-def _read_tsv(path: Path) -> Cells:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # \r\n is read as \n; other ends of lines are text
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    rows = [line.split("\t") for line in lines if line.strip()]
-    header: Sequence[str] = _COLA if rows and len(rows[0]) == len(_COLA) and rows[0][1] in ("0", "1") else ()
-    if not header:
-        header, rows = ([] if not rows else rows[0]), rows[1:]
+def _read_tsv(path: Path, task: GlueTask | None) -> Cells:
+    header, rows = _table(path, task)
     for i, row in enumerate(rows):
         if len(row) != len(header):
             raise DataError(f"{path}, row {i}: {len(row)} columns where the header has {len(header)}")
     return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _table(path: Path, task: GlueTask | None) -> tuple[Sequence[str], list[list[str]]]:
+    """Columns, by the hub's names, and rows."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # \r\n is read as \n; other ends of lines are text
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    rows = [line.split("\t") for line in lines if line.strip()]
+    if rows and len(rows[0]) == len(_COLA) and rows[0][1] in ("0", "1"):
+        return _COLA, rows
+    header = rows[0] if rows else []
+    renamed = task.renamed if task is not None and "label" not in header else {}
+    return [renamed.get(column, column) for column in header], rows[1:]
 
 
 _E2E_COLUMNS = (("mr", "ref"), ("meaning_representation", "human_reference"))
@@ -212,7 +227,7 @@ def _meaning_row(prompt: str, references: tuple[str, ...]) -> Exchange:
 
 def _read_csv(path: Path) -> Cells:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as comma-separated text ({error})") from error

@@ -121,6 +121,7 @@ class CausalLMTask(TextTask[Encoded]):
             self._trial.evaluate,
             batch_size=batch_size,
             autocast=self._autocast,
+            configured=self._trial.train.eval_batch_size,
         )
         found[mine, 2:] = self._losses(texts, batch_size)
         if self._references:
@@ -151,7 +152,7 @@ class CausalLMTask(TextTask[Encoded]):
                     f"{self._encoder.max_tokens}; the least that works is {longest + 1}"
                 )
             questions.append(Question(self._encoder.shortened(prompt, self._encoder.max_tokens - longest), tuple(of)))
-        scores = choice_scores(self._model, questions, batch_size=batch_size, pad=self._encoder.pad)
+        scores = self._choice_scores(questions, batch_size)
         out = torch.zeros(len(texts), 4, dtype=torch.float64)
         for i, (row, each, score, question) in enumerate(zip(texts, choices, scores, questions, strict=True)):
             size = torch.tensor([len(c.strip().encode()) for c in each], dtype=torch.float64)
@@ -160,6 +161,12 @@ class CausalLMTask(TextTask[Encoded]):
             out[i, 1] = each[int((score / size).argmax())] == row.response
             out[i, 2], out[i, 3] = -score[right], len(question.choices[right])
         return out
+
+    def _choice_scores(self, questions: Sequence[Question], batch_size: int) -> list[Tensor]:
+        configured = self._trial.train.eval_batch_size
+        return choice_scores(
+            self._model, questions, batch_size=batch_size, pad=self._encoder.pad, configured=configured
+        )
 
     def _accuracies(
         self, part: TextSplit, rows: Tensor, right: Tensor, found: Tensor, further: dict[str, float]
@@ -177,7 +184,7 @@ class CausalLMTask(TextTask[Encoded]):
         closed = [len(e.response) > 1 and int(e.response[-1]) == self._encoder.eos for e in encoded]
         bodies = [e.response[:-1] if end else e.response for e, end in zip(encoded, closed, strict=True)]
         questions = [Question(e.prompt, (body,)) for e, body in zip(encoded, bodies, strict=True)]
-        scores = choice_scores(self._model, questions, batch_size=batch_size, pad=self._encoder.pad)
+        scores = self._choice_scores(questions, batch_size)
         pairs = [[-float(s[0]), float(len(b))] for s, b in zip(scores, bodies, strict=True)]
         return torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2)
 

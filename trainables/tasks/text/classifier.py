@@ -23,7 +23,7 @@ from trainables.tasks.text.rows import TextTask, TokenRows, refuse_images
 from trainables.tasks.text.sentences import Sentence, SentenceEncoder, SentenceReader, SentenceRows, labels_of
 
 EVAL_TOKENS = 32768
-"""Padded tokens of one forward pass in evaluation."""
+"""Padded tokens of one forward pass in evaluation, until memory runs out."""
 
 
 class SentenceTask(TextTask[Sentence]):
@@ -104,7 +104,8 @@ class SentenceTask(TextTask[Sentence]):
         encoded.prepare(rows[mine].tolist())
         outputs = torch.zeros(len(rows), self._classes or 1, dtype=torch.float64)
         lengths = [len(encoded[row]) for row in rows[mine].tolist()]
-        for batch in length_batches(lengths, batch_size, EVAL_TOKENS):
+        most = EVAL_TOKENS * batch_size // self._trial.train.eval_batch_size
+        for batch in length_batches(lengths, batch_size, most):
             at = torch.tensor([mine[i] for i in batch])
             outputs[at] = self._outputs(encoded, rows[at]).double().cpu()
         outputs = summed(outputs, world, self._lane.device)

@@ -20,7 +20,7 @@ from trainables.runtime import Autocast
 from trainables.tasks.text.encoding import Encoder
 
 BATCH_TOKENS = 16384
-"""Positions of one batch's key-value cache: rows times beams times (prompt + new tokens)."""
+"""Positions of one batch's key-value cache: rows times beams times (prompt + new tokens); until memory runs out."""
 
 
 @torch.no_grad()
@@ -32,9 +32,11 @@ def generate(
     *,
     batch_size: int,
     autocast: Autocast,
+    configured: int | None = None,
 ) -> list[str]:
     """The generated text of every prompt (L,), up to and without its EOS or special tokens.
 
+    A batch has `batch_size` prompts at most, and as much fewer positions as these are fewer than `configured`.
     A prompt that leaves no room for `settings.max_new_tokens` in the model's window loses tokens from its start.
 
     Raises TrialError: a model that cannot generate, or new tokens that fill the window.
@@ -52,8 +54,9 @@ def generate(
     texts = [""] * len(short)
     device = next(module.parameters()).device
     widths = [settings.num_beams * (len(p) + settings.max_new_tokens) for p in short]
+    most = BATCH_TOKENS * batch_size // (configured or batch_size)
     with _own_settings(module, encoder, settings) as config:
-        for batch in length_batches(widths, batch_size, BATCH_TOKENS, enough=BATCH_TOKENS):  # steps cost more than rows
+        for batch in length_batches(widths, batch_size, most, enough=most):  # steps cost more than rows
             ids = padded([short[i] for i in batch], encoder.pad, left=True)
             lengths = torch.tensor([len(short[i]) for i in batch])
             mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths.unsqueeze(1)).to(torch.int64)

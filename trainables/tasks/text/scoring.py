@@ -17,7 +17,7 @@ from trainables.data.text.batches import length_batches, padded
 from trainables.models.language import LanguageModel, log_likelihood, positions
 
 BATCH_TOKENS = 8192
-"""Padded tokens of one forward pass in evaluation."""
+"""Padded tokens of one forward pass in evaluation, until memory runs out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +38,18 @@ class _Split:
 
 
 @torch.no_grad()
-def choice_scores(model: LanguageModel, questions: Sequence[Question], *, batch_size: int, pad: int) -> list[Tensor]:
+def choice_scores(
+    model: LanguageModel, questions: Sequence[Question], *, batch_size: int, pad: int, configured: int | None = None
+) -> list[Tensor]:
     """Log-probability of every choice of every question, summed over its tokens: float64 (choices,) each, on the CPU.
 
-    A forward pass takes `batch_size` questions at most, padded with the token `pad`.
+    A forward pass takes `batch_size` questions at most, padded with the token `pad`, and as much fewer tokens as these
+    are fewer than `configured`.
     """
+    most = BATCH_TOKENS * batch_size // (configured or batch_size)
     parts = [_split(question) for question in questions]
     scores: list[Tensor] = [torch.zeros(len(p.tails), dtype=torch.float64) for p in parts]
-    for batch in length_batches([len(p.head) for p in parts], batch_size, BATCH_TOKENS):
+    for batch in length_batches([len(p.head) for p in parts], batch_size, most):
         found = _score_batch(model, [parts[i] for i in batch], pad)
         for i, values in zip(batch, found, strict=True):
             scores[i] = values
