@@ -73,6 +73,11 @@ def p_text(value: float | None) -> str:
     return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def level_text(level: float) -> str:
+    """The level of tests, in percent."""
+    return f"{100 * level:.2g} %" if level else "no level, as looks have left none"
+
+
 def duration(seconds: float | None) -> str:
     """'4.6 s', '12 min', '3.1 h'."""
     if seconds is None:

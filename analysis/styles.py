@@ -42,6 +42,7 @@ STYLES: dict[str, Style] = {
     "dora": Style("DoRA", "#56B4E9", "#9AD4F7", "p", 2),
     "vera": Style("VeRA", "#009E73", "#35CFA4", "^", 3),
     "nola": Style("NoLA", "#B0568C", "#E79BC6", "D", 4),
+    "linear-probe": Style("linear probe", "#3D5A73", "#9FBBD3", None, 89),
     "full-targets": Style("full, target weights", "#8A6D00", "#E3C64A", None, 90),
     "full": Style("full fine-tuning", "#222222", "#E8E8E8", None, 91),
     "zero-shot": Style("zero-shot", "#767676", "#9B9B9B", None, 92),
@@ -58,34 +59,50 @@ _NAMES = {
     "autolora": "AutoLoRA",
     "hydralora": "HydraLoRA",
     "hybrid": "LoRA + RandLoRA",
-    "linear-probe": "linear probe",
 }
 """Of the methods without a style of their own; a variant keeps the name that its sweep file gives it."""
 
-_TITLES: ContextVar[Mapping[str, str]] = ContextVar("titles", default=MappingProxyType({}))
-"""Of methods that are not ours, as the tables of the folder name them (`cells.title`) that was looked at last."""
-
 _SPARE = (("#8C510A", "#D8A25E"), ("#542788", "#B79AE0"), ("#7F7F00", "#CFCF4A"), ("#A50026", "#F0708A"))
-_MARKERS = ("v", "P", "X", "h", "<", ">")
+_FIRST, _MORE = ("v", "P", "X", "h", "<", ">"), ("*", "d", "s", "^", "D", "p", "o", "8")
+_LOOKS = tuple((*colours, marker) for marker in _FIRST + _MORE for colours in _SPARE)
+"""Colour, dark one and marker of methods without a style of their own; a name stands for one with a first marker."""
 
 
-def entitle(titles: Mapping[str, str]) -> None:
-    """Name methods that have no name here, and those alone, in what this thread shows of the store that calls it.
+def spare_styles(titles: Mapping[str, str | None]) -> dict[str, Style]:
+    """Styles of methods that have none in `STYLES`, with ours among them; no two alike while there are looks left.
 
-    A store does so whenever it is looked at, so that two reports in one process don't see each other's titles.
+    A look comes from the method's name, so it is the same in every sweep but where one of ours, or one before it in the
+    alphabet, has it: then it is one with a further marker.
+
+    Args:
+        titles: of all methods that are shown together; of those that are not ours they are the names.
     """
-    _TITLES.set(titles)
+    found: dict[str, Style] = {}
+    first, more, free = len(_SPARE) * len(_FIRST), len(_SPARE) * len(_MORE), set(range(len(_LOOKS)))
+    for method in (*_NAMES, *sorted(titles.keys() - STYLES.keys() - _NAMES.keys())):
+        digest = zlib.crc32(method.encode())
+        own = len(_SPARE) * (digest // 7 % len(_FIRST)) + digest % len(_SPARE)
+        at = next((k for k in (own, *(first + (own + i) % more for i in range(more))) if k in free), own)
+        free.discard(at)
+        found[method] = Style(_NAMES.get(method) or titles.get(method) or method, *_LOOKS[at], 50)
+    return found
+
+
+_SHOWN: ContextVar[Mapping[str, Style]] = ContextVar("styles", default=MappingProxyType({}))
+"""`spare_styles` of the folder that was looked at last, with titles from its tables (`cells.title`)."""
+
+
+def entitle(styles: Mapping[str, Style]) -> None:
+    """Name and draw methods that have no style here, and those alone, so in what this thread shows of a store.
+
+    The store does so whenever it is looked at, so that two reports in one process don't see each other's.
+    """
+    _SHOWN.set(styles)
 
 
 def style(method: str) -> Style:
-    """A method's style; an unlisted method gets one from its name, so it looks the same in every sweep."""
-    if method in STYLES:
-        return STYLES[method]
-    digest = zlib.crc32(method.encode())
-    colour, dark = _SPARE[digest % len(_SPARE)]
-    return Style(
-        _NAMES.get(method) or _TITLES.get().get(method, method), colour, dark, _MARKERS[digest // 7 % len(_MARKERS)], 50
-    )
+    """A method's style."""
+    return STYLES.get(method) or _SHOWN.get().get(method) or spare_styles({method: None})[method]
 
 
 def size_text(train_size: str) -> str:

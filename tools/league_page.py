@@ -21,7 +21,7 @@ def league(store: Store, finished: list[Row]) -> list[list[str]]:
     cells = {r["method"]: r for r in store.table("cells").to_pylist()}
     costs = {r["method"]: r for r in store.table("cost").to_pylist()}
     rows = sorted(finished, key=lambda r: -r["mean"])
-    return [_texts(r, cells[r["method"]], costs[r["method"]], letters[r["method"]]) for r in rows]
+    return [_texts(r, cells[r["method"]], costs[r["method"]], letters.get(r["method"], "")) for r in rows]
 
 
 def _texts(row: Row, cell: Row, cost: Row, letters: str) -> list[str]:
@@ -66,7 +66,7 @@ def published(store: Store) -> list[list[str]]:
             quantity(r["adapter_params"]),
             quantity(r["lr"]),
             duration(r["seconds_train"]),
-            f"{r['peak_memory_bytes'] / 2**30:.1f}",
+            "" if r["peak_memory_bytes"] is None else f"{r['peak_memory_bytes'] / 2**30:.1f}",
         ]
         for r in rows
     ]

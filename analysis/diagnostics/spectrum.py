@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import randlora
-from analysis.diagnostics.units import Unit
+from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, deltas, full_of, kept_trials, target_names
 from analysis.format import Row
 from analysis.store.store import Store
@@ -219,25 +219,25 @@ def plan(store: Store) -> list[Unit]:
     """A unit per kept trial for its spectrum, and one per weight of `approximation` for each full fine-tuning.
 
     Raises:
-        StoreError: nothing kept.
+        StoreError: nothing kept, or no specification of the sweep.
     """
-    trials = kept_trials(store)
-    units = []
+    trials, facts, units = kept_trials(store), sweep_facts(store), []
     for kept in trials:
         full, targets = full_of(trials, kept), target_names(trials, kept)
         same = full is None or full.row["trial_id"] == kept.row["trial_id"]
         pair = (kept.brief,) if same or full is None else (kept.brief, full.brief)
-        units.append(Unit("spectrum", pair, {"weights": targets}, {}))
+        units.append(Unit("spectrum", pair, {"weights": targets}, facts))
         if kept.full and targets:
             step = max(1, len(targets) // WEIGHTS)
             looked_at = targets[::step][:WEIGHTS]
-            units += [Unit("approximation", (kept.brief,), {"weight": name}, {}) for name in looked_at]
+            units += [Unit("approximation", (kept.brief,), {"weight": name}, facts) for name in looked_at]
     return units
 
 
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """Rows of one unit of `plan` (arguments: `analyze.compute`); see `spectrum_rows` and `approximations`."""
-    module = Warm(warm, torch.device("cpu")).model(unit.trials[0]["model"]).module
+    base = unit.facts["train"].get("base_weights", "fp32")  # DoRA's update depends on what it was rounded to
+    module = Warm(warm, torch.device("cpu")).model(unit.trials[0]["model"], base).module
     kept = Kept.of(unit.trials[0], folder)
     if unit.table == "approximation":
         name = unit.settings["weight"]

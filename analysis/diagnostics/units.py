@@ -17,7 +17,7 @@ from analysis.format import Row
 from analysis.store.store import Store
 from analysis.store.tables import set_aside, write_part
 
-VERSIONS = {"cka": 2, "landscape": 2, "spectrum": 1, "approximation": 3, "full_rank": 1}
+VERSIONS = {"cka": 2, "landscape": 2, "spectrum": 2, "approximation": 3, "full_rank": 1}
 """Raised when a table's numbers come about differently: units of an earlier version are then computed again."""
 
 
@@ -69,7 +69,7 @@ def sweep_facts(store: Store) -> Row:
     spec = store.spec() or {}
     identity = spec.get("identity", spec)
     if not isinstance(identity, dict) or "train" not in identity:
-        raise StoreError(f"{store.path} has no spec.json of its sweep, so its trials' data cannot be made again")
+        raise StoreError(f"{store.path} has no spec.json of its sweep, so what its trials trained on is not known")
     model, data = identity.get("model") or {}, identity.get("data") or {}
     return {
         "train": identity["train"],

@@ -92,6 +92,7 @@ def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
         left, *right = figure.subplots(1, count, squeeze=False)[0]
         _lines(left, curves, "share", "relative", marker=None, linestyle="-")
         left.set_yscale("log")
+        left.yaxis.set_major_formatter("{x:g}")
         left.set_ylim(1e-4, 1.5)
         left.set_xlabel("singular value, % of all")
         left.set_ylabel("relative to the largest")
@@ -99,6 +100,7 @@ def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
         for axes in right:
             _lines(axes, points, "lora_rank", "error", markeredgecolor=PAPER)
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set_ylim(0, 1.05)
             axes.set_xlabel("parameters, as LoRA rank")
             axes.set_ylabel("relative error")

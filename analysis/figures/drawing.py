@@ -58,6 +58,7 @@ STYLE = {
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a name is one; so ticks need formats without formulas
     "svg.hashsalt": "randlora",  # the same numbers give the same file
     "pdf.fonttype": 42,
 }

@@ -105,6 +105,7 @@ def _panels(count: int, height: float, room: tuple[float, float, float], label: 
 def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
     look = style(method)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(look.name, loc="left", color=look.colour, fontweight="bold", pad=3)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="x", visible=False)

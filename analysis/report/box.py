@@ -10,7 +10,7 @@ from analysis.store.store import Store
 from analysis.styles import place_text
 
 _CELLS = """
-    select c.dataset, c.train_size, any_value(c.model) as model, any_value(c.model_params) as model_params,
+    select c.dataset, c.train_size, c.model, any_value(c.model_params) as model_params,
            any_value(c.target_params) as target_params, any_value(c.classes) as classes,
            any_value(c.val_examples) as val, any_value(c.test_examples) as test, max(t.train) as train,
            any_value(t.unit) as unit, max(t.epochs) as epochs, max(t.samples) as samples
@@ -19,7 +19,8 @@ _CELLS = """
              max(samples) as samples
       from last_attempts where status = 'finished' group by all
     ) t using (sweep, cell_id)
-    where c.feasible group by c.sweep, c.dataset, c.train_size order by c.sweep, c.dataset, c.train_size
+    where c.feasible
+    group by c.sweep, c.model, c.dataset, c.train_size order by c.sweep, c.dataset, c.train_size, c.model
 """
 
 

@@ -47,7 +47,8 @@ RANKS = pa.schema(
         *typed(INT, "methods", "datasets"),
         # that all methods rank alike, data sets being the blocks; by permutation; null under 3 of either
         ("p_friedman", REAL),
-        # Nemenyi's: mean ranks further apart differ, at this look's level over all budgets; null where `p_friedman` is
+        # Nemenyi's: mean ranks further apart differ, at this look's level over all budgets; null where that is 0, or
+        # `p_friedman` null
         ("critical_difference", REAL),
     ]
 )
@@ -183,7 +184,7 @@ def mean_ranks(store: Store) -> pa.Table:
         named = dict(zip(names, key, strict=True)) | {"methods": len(whole), "datasets": len(datasets), "p_friedman": p}
         rows += [named | {"method": m, "mean_rank": float(r)} for m, r in zip(whole, ranks.mean(axis=1), strict=True)]
     for r in rows:
-        if r["p_friedman"] is not None:
+        if r["p_friedman"] is not None and level(store):
             r["critical_difference"] = critical_difference(r["methods"], r["datasets"], level(store) / tables)
     return pa.Table.from_pylist(rows, schema=RANKS)
 

@@ -7,6 +7,7 @@ of all looks sum to at most `1 - LEVEL`, whatever the correlation between them; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,13 +41,14 @@ class Looks:
     def level(self) -> float:
         """The chance of any false difference that the tests of the last look may take.
 
-        With a declared maximum every seed buys the same share of 5 %. Without one the first look spends four fifths of
-        it, each later one four fifths of what is left.
+        With a declared maximum every seed up to it buys the same share of 5 %; seeds beyond it, such as those that
+        replace others, buy none. Without one the first look spends four fifths of it, each later one four fifths of
+        what is left.
         """
         if self.maximum is None:
             return (1 - LEVEL) * FIRST * (1 - FIRST) ** (len(self.seeds) - 1)
-        before = self.seeds[-2] if len(self.seeds) > 1 else 0
-        return (1 - LEVEL) * (self.seeds[-1] - before) / max(self.maximum, self.seeds[-1])
+        before, now = (min(count, self.maximum) for count in (0, *self.seeds)[-2:])
+        return (1 - LEVEL) * (now - before) / self.maximum
 
 
 @remembered
@@ -95,11 +97,15 @@ def margin_of(store: Store) -> float | None:
 
 
 def level(store: Store) -> float:
-    """The level of a table's tests: 5 %, or what looks have left of it; of several sweeps the least."""
+    """The level of a table's tests: 5 %, or what looks have left of it, perhaps 0; of several sweeps the least."""
     return min((each.level for each in looks(store).values()), default=1 - LEVEL)
+
+
+def spent(level: float) -> float:
+    """What p values are multiplied by, to be tested at `1 - LEVEL`; infinite where no level is left."""
+    return (1 - LEVEL) / level if level else math.inf
 
 
 def holm_at(level: float, pvalues: Sequence[float | None]) -> list[float | None]:
     """`holm`, its adjusted values larger by what looks have spent: at most `1 - LEVEL` where they may be rejected."""
-    spent = (1 - LEVEL) / level
-    return holm([None if p is None else min(1.0, spent * p) for p in pvalues])
+    return holm([None if p is None else min(1.0, spent(level) * p) for p in pvalues])  # 1 for inf * 0 too

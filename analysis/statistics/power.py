@@ -41,8 +41,8 @@ def power_at(tested: Difference, difference: float, alpha: float = 1 - LEVEL) ->
 
 
 def detectable(tested: Difference, alpha: float = 1 - LEVEL) -> float | None:
-    """The smallest true difference that is found with the power WANTED; arguments and None as of `power_at`."""
-    return float(np.quantile(_needed(tested, alpha), WANTED)) if tested.testable else None
+    """The smallest true difference that is found with the power WANTED; None as of `power_at`, and at level 0."""
+    return float(np.quantile(_needed(tested, alpha), WANTED)) if tested.testable and alpha else None
 
 
 def _needed(tested: Difference, alpha: float) -> Array:

@@ -21,7 +21,7 @@ from analysis.statistics.inference import (
     t_difference,
     verdict,
 )
-from analysis.statistics.looks import declared, level, margin_of
+from analysis.statistics.looks import declared, level, margin_of, spent
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
@@ -190,7 +190,7 @@ def comparisons(store: Store, baseline: str | None = None, focus: str | None = N
     Args:
         store: the results.
         baseline: a method with budgets (compared at the same budget) or without ('full': compared at every budget);
-            default: that of the sweep's `question`, as `focus`.
+            default: that of the sweep's `question`, as `focus`, which is its baseline where `baseline` is its focus.
         focus: the method that also gets one row over the matched budgets that every data set has (`reference` null),
             where these are more than one row, and one for data sets like these (`test` OVER_DATASETS).
 
@@ -209,7 +209,8 @@ def comparisons(store: Store, baseline: str | None = None, focus: str | None = N
 def compared(store: Store, baseline: str | None = None, focus: str | None = None) -> list[tuple[Row, Difference]]:
     """The rows of `comparisons`, each with the difference that it is of, given the chosen rates."""
     asked = question(store)
-    return _compared_with(store, baseline or asked.baseline, focus or asked.focus)
+    turned = baseline == asked.focus  # the pair in question the other way round keeps its family
+    return _compared_with(store, baseline or asked.baseline, focus or (asked.baseline if turned else asked.focus))
 
 
 @remembered
@@ -230,19 +231,18 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
     found += _overall(store, [row for row, _ in found], baseline, focus)
     found.sort(key=lambda pair: _order(pair[0]))
     matched = any(row["params_ratio"] is not None for row, _ in found)  # else, without a mean to ask first, one family
-    _corrected([row for row, _ in found], focus if matched else None, level(store))
+    _corrected([row for row, _ in found], focus if matched else None, spent(level(store)))
     for row, difference in found:
         row.update(_prospects(row, difference))
     return found
 
 
-def _corrected(rows: Sequence[Row], focus: str | None, spend: float) -> None:
-    """Adjusted p values, levels and verdicts of a whole table, put into its rows; a family may spend `spend`."""
+def _corrected(rows: Sequence[Row], focus: str | None, cost: float) -> None:
+    """Adjusted p values, levels and verdicts of a whole table, put into its rows; `cost`: as of `looks.spent`."""
     main = [r for r in rows if r["method"] == focus]
     places = list(by(main, "sweep", "model", "train_size").values()) if any(map(_is_overall, main)) else [main]
     rest = [r for r in rows if r["method"] != focus]
-    spent = (1 - LEVEL) / spend
-    for block, shares in [*((place, spent * len(places)) for place in places), (rest, spent)]:
+    for block, shares in [*((place, cost * len(places)) for place in places), (rest, cost)]:
         ahead, behind = ([r for r in block if _is_overall(r) is first] for first in (True, False))
         for p, adjusted in (("p", "p_holm"), ("p_given_rates", "p_given_rates_holm"), ("p_beyond", "p_equivalent")):
             # places are tested side by side, each at its share of the level (Bonferroni)
@@ -275,7 +275,7 @@ def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
 
 def _prospects(row: Row, difference: Difference) -> Row:
     """Power for PLANTED, the seeds for it, the smallest detectable difference, the interval for all rows at once."""
-    if row["p"] is None or not difference.testable:
+    if row["p"] is None or not row["alpha"] or not difference.testable:
         return {}
     alpha, tested = row["alpha"], difference.widened(row["choice_sd"] ** 2)
     low, high = tested.interval(row["alpha_all"])

@@ -19,7 +19,7 @@ from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
-from analysis.styles import entitle
+from analysis.styles import Style, entitle, spare_styles
 
 T = TypeVar("T")
 Arguments = ParamSpec("Arguments")
@@ -32,7 +32,7 @@ class _Snapshot:
     events: list[Event]
     own: int  # so many of them are the first folder's
     damaged: list[DamagedPart]
-    titles: dict[str, str]
+    styles: dict[str, Style]
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
 
@@ -116,9 +116,7 @@ class Store:
     @property
     def protocol(self) -> str:
         """'standard', or 'paper': fixed published rates, no tuning, training on validation images too."""
-        spec = self.spec() or {}
-        identity = spec.get("identity")
-        return str((identity if isinstance(identity, dict) else spec).get("protocol", "standard"))
+        return str(self._stored().get("protocol", "standard"))
 
     @property
     def seed_rule(self) -> str:
@@ -126,11 +124,29 @@ class Store:
         rules = set(self.table("cells").column("seed_rule").to_pylist())
         return "per-data-set" if rules == {"per-data-set"} else "shared"
 
+    def stuck(self) -> set[tuple[str, str]]:
+        """(sweep, cell id) of cells whose rates have all ended and none finished: nothing of them is left to run."""
+        search = self._stored().get("search") or {}
+        reruns = search.get("rerun_rates", 0) * search.get("rerun_seeds", 0)  # which are of rates that finished
+        found = self.sql(f"""
+            select c.sweep, c.cell_id from cells c join last_attempts t using (sweep, cell_id) where t.stage = 'TUNE'
+            group by c.sweep, c.cell_id, c.tune_trials
+            having count(*) >= c.tune_trials - {reruns:d}
+               and count(*) filter (t.status = 'finished' and t.val_score is not null) = 0
+        """)  # noqa: S608  a number
+        return {(row["sweep"], row["cell_id"]) for row in found.to_pylist()}
+
+    def _stored(self) -> dict[str, Any]:
+        """The (first) sweep's specification, or what of it `spec.json` has."""
+        spec = self.spec() or {}
+        identity = spec.get("identity")
+        return identity if isinstance(identity, dict) else spec
+
     def _snapshot(self) -> _Snapshot:
         state = [_state(path) for path in self.paths]
         if self._cache is None or self._cache.state != state:
             self._cache = self._read(state)
-        entitle(self._cache.titles)
+        entitle(self._cache.styles)
         return self._cache
 
     def _read(self, state: object) -> _Snapshot:
@@ -159,8 +175,8 @@ class Store:
                     )
         tables = {name: latest(name, found) for name, found in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
-        titles = {row["method"]: row["title"] for row in named if row["title"]}
-        return _Snapshot(state, tables, everything, own, damaged, titles)
+        titles = {row["method"]: row["title"] for row in sorted(named, key=lambda row: row["title"] or "")}
+        return _Snapshot(state, tables, everything, own, damaged, spare_styles(titles))
 
 
 def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:

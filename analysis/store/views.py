@@ -28,6 +28,12 @@ class View:
 _LISTED = """(k.seeds is null or
               list_contains(string_split(k.seeds, ' '), concat_ws('/', t.data_seed, t.init_seed, t.basis_seed)))"""
 """Whether the sweep file has the seed of trial `t` of cell `k`."""
+_BESIDE = r"""regexp_replace(t.hyperparameters, '\.0([,}])', '\1', 'g') is not distinct from
+               regexp_replace(c.hyperparameters, '\.0([,}])', '\1', 'g')"""
+"""Whether trial `t` has what choice `c` has beside the rate. Folders of 0.1.0 may have 0 and 0.0."""
+COUNTS = f"""{_LISTED}
+          and (t.lr is null or c.lr is null or (abs(t.lr - c.lr) <= 1e-9 * c.lr and {_BESIDE}))"""
+"""Whether trial `t` is on such a seed and at the latest choice `c` of its cell, or without one."""
 
 _ALL = (
     View(
@@ -53,9 +59,7 @@ _ALL = (
         "one, on the seeds that the sweep file has.",
         f"""
         select t.* from trials t left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
-        where t.stage = 'CONFIRM' and t.status = 'finished' and {_LISTED}
-          and (t.lr is null or c.lr is null or (abs(t.lr - c.lr) <= 1e-9 * c.lr
-               and t.hyperparameters is not distinct from c.hyperparameters))
+        where t.stage = 'CONFIRM' and t.status = 'finished' and {COUNTS}
         qualify row_number() over (partition by t.sweep, t.trial_id order by t.attempt desc) = 1
         """,  # noqa: S608  ours
     ),
@@ -68,7 +72,7 @@ _ALL = (
         left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
         where t.stage = 'CONFIRM' and t.status = 'finished'
           and (not {_LISTED} or abs(t.lr - c.lr) > 1e-9 * c.lr
-               or (c.lr is not null and t.hyperparameters is distinct from c.hyperparameters))
+               or (c.lr is not null and not ({_BESIDE})))
         """,  # noqa: S608  ours
     ),
     View(
@@ -111,7 +115,7 @@ _ALL = (
     View(
         "coverage",
         "One row per cell: trials planned, done, failed for good and not run yet (`missing`); why it is infeasible.",
-        """
+        f"""
         select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
                c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,
                c.confirm_seeds as confirm_planned, coalesce(n.confirm_done, 0) as confirm_done,
@@ -125,11 +129,12 @@ _ALL = (
                  count(*) filter (t.stage = 'TUNE' and t.status in ('finished', 'pruned')) as tune_done,
                  count(f.trial_id) as confirm_done,
                  count(*) filter (t.stage = 'TUNE' and t.status = 'failed') as tune_failed,
-                 count(*) filter (t.stage = 'CONFIRM' and t.status = 'failed') as confirm_failed
-          from last_attempts t left join confirmed f using (sweep, trial_id) group by all
+                 count(*) filter (t.stage = 'CONFIRM' and t.status = 'failed' and {COUNTS}) as confirm_failed
+          from last_attempts t left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
+          left join confirmed f using (sweep, trial_id) group by all
         ) n using (sweep, cell_id)
         order by c.sweep, c.dataset, c.train_size, c.method, c.budget
-        """,
+        """,  # noqa: S608  ours
     ),
     View(
         "tuned",
@@ -180,14 +185,17 @@ _ALL = (
           select m.sweep, m.cell_id, arg_max(m.val_score, m.epoch) - arg_max(m.val_score, m.epoch)
                  filter (m.epoch < t.epochs) as gain
           from metrics m join confirmed t using (sweep, trial_id, attempt) group by m.sweep, m.cell_id, m.trial_id
+        ), scored as (
+          select sweep, cell_id, count(test_score) as seeds_scored from confirmed group by all
         ), last as (
           select sweep, cell_id, case when min(gain) > 0 then avg(gain) end as still_rising from gains group by all
         )
         select c.sweep, c.cell_id, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.lr_centre,
-               c.confirm_seeds, c.val_examples, c.test_examples, c.test_lacks, c.absent, d.rates, d.rates_tied,
-               u.under_tuned, s.untrained, l.still_rising
+               c.confirm_seeds, n.seeds_scored, c.val_examples, c.test_examples, c.test_lacks, c.absent, d.rates,
+               d.rates_tied, u.under_tuned, s.untrained, l.still_rising
         from cells c left join tied d using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join same s using (sweep, cell_id) left join last l using (sweep, cell_id)
+        left join scored n using (sweep, cell_id)
         where c.feasible or c.absent is not null
         order by c.sweep, c.dataset, c.train_size, c.budget nulls last, c.method
         """,

@@ -90,8 +90,8 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
     "cka": (
         "CKA with full fine-tuning",
         f"""
-        select {_PLACE}, method, reference, adapter_params, arg_min(cka, depth) as first_layer,
-               avg(cka) as mean_over_layers, arg_max(cka, depth) as last_layer
+        select {_PLACE}, method, reference, adapter_params, first(cka order by depth) as first_layer,
+               avg(cka) as mean_over_layers, last(cka order by depth) as last_layer
         from (
           select * from (
             select * from cka qualify examples is not distinct from first_value(examples) over (
@@ -108,8 +108,8 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
           select * from landscape where kind = 'edge'
           qualify unit = first_value(unit) over (partition by {_PLACE}, a, b order by computed_at desc)
         )
-        select {_PLACE}, split, a, b, max(barrier) as barrier, arg_min(loss, t) as loss_at_start,
-               arg_max(loss, t) as loss_at_end, max(examples) as examples
+        select {_PLACE}, split, a, b, max(barrier) as barrier, first(loss order by t) as loss_at_start,
+               last(loss order by t) as loss_at_end, max(examples) as examples
         from newest group by {_PLACE}, split, a, b order by {_PLACE}, split, a, b
         """,  # noqa: S608  a name of ours
         (

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from analysis.format import Row, change_text, duration, p_text, percent, points, quantity, ranged, score_text
+from analysis.format import (
+    Row,
+    change_text,
+    duration,
+    level_text,
+    p_text,
+    percent,
+    points,
+    quantity,
+    ranged,
+    score_text,
+)
 from analysis.statistics import rank_effects as slopes
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups, mean_ranks
@@ -148,7 +159,7 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
         "Intervals, p and verdict have the choice of learning rates in them: the test is widened by what another "
         "draw of stage TUNE might have chosen. Simultaneous: all intervals of a family cover at once, 19 times in "
         "20. A family is one method's rows in question, the mean over all budgets tested first and then Holm over "
-        f"the rest, or the rows of all other methods; each spends {100 * alpha:.2g} %. Given the rates: the "
+        f"the rest, or the rows of all other methods; each spends {level_text(alpha)}. Given the rates: the "
         "verdict, were the chosen rates the only ones possible. Power: the chance that this comparison, at its "
         f"level, finds a true difference of {100 * PLANTED:g} points; beside it the seeds that would find it, and "
         "the smallest true difference that is found, four times in five; by simulation at the variances seen. "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from analysis.format import Row, change_text, percent, points
+from analysis.format import Row, change_text, level_text, percent, points
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import Question
@@ -17,6 +17,7 @@ ASKED = Question()
 MATCHED = 0.05
 """Counts further apart than this, as a share, are not called equal."""
 _MOST = 4  # methods that are named
+_DATASETS, _MODELS = " and data sets", " and models"
 SAID = ("higher", "lower", "equivalent", "not distinguishable")
 """The verdicts of what was tested."""
 
@@ -57,7 +58,7 @@ def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None =
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     order = ", the mean first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
     paired = f"paired over {seeds} seed{'s' * (seeds != '1')}, the choice of learning rates included"
-    return f"{text} ({paired}, Holm-corrected at {100 * level:.2g} %{order})."
+    return f"{text} ({paired}, Holm-corrected at {level_text(level)}{order})."
 
 
 def _each(cells: Sequence[Row], b: str) -> str:
@@ -134,7 +135,7 @@ def _at_budgets(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> s
     if higher:
         return (
             f"There is no one answer here: {there} {a} scores higher than {b} at "
-            f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower)}){rest}"
+            f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower, what)}){rest}"
         )
     start = f"{a} does not win here: {there} it"
     if lower:
@@ -160,7 +161,7 @@ def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
         compared: `scaling.comparisons(store, baseline="full")`.
     """
     rows = [r for r in compared.to_pylist() if r["budget"] is not None]
-    places = {(r["sweep"], r["dataset"], r["train_size"]) for r in rows}
+    places = {place_of(r) for r in rows}
     parts = []
     several = in_order({r["method"] for r in rows})[:_MOST]
     for method in several if asked.focus is None else (asked.baseline, asked.focus):
@@ -223,25 +224,29 @@ def _tested(rows: Sequence[Row]) -> str:
 
 def _count(rows: Sequence[Row], total: int, what: str) -> str:
     if total == 1:
-        return f"the one {what[:-1]} compared ({_listed(rows)})"
+        return f"the one {what[:-1]} compared ({_listed(rows, what)})"
     if len(rows) == total:
         return f"all {total} {what} ({_range(rows)})"
-    return f"{len(rows)} of {total} {what} ({_listed(rows)})"
+    return f"{len(rows)} of {total} {what} ({_listed(rows, what)})"
 
 
-def _listed(rows: Sequence[Row], most: int = 3) -> str:
-    """The rows' budgets with their differences; many are only counted."""
+def _listed(rows: Sequence[Row], what: str, most: int = 3) -> str:
+    """The rows' budgets with their differences, and where `what` says that there are several; many are only counted."""
     if len(rows) > most:
         return _range(rows)
-    several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
-    names = [
-        f"{r['reference']} on {place_text(r['dataset'], r['train_size'])}" if several else r["reference"] for r in rows
-    ]
-    return "; ".join(f"{name}: {interval_text(r)}" for name, r in zip(names, rows, strict=True))
+
+    def where(r: Row) -> str:
+        on = f" on {place_text(r['dataset'], r['train_size'])}" if _DATASETS in what else ""
+        return on + (f" with {r['model']}" if _MODELS in what else "")
+
+    return "; ".join(f"{r['reference']}{where(r)}: {interval_text(r)}" for r in rows)
 
 
 def _places(rows: Sequence[Row]) -> str:
-    return "budgets" if len({(r["dataset"], r["train_size"]) for r in rows}) == 1 else "budgets and data sets"
+    """What the rows are of."""
+    found = "budgets"
+    found += _DATASETS if len({(r["dataset"], r["train_size"]) for r in rows}) > 1 else ""
+    return found + (_MODELS if len({r["model"] for r in rows}) > 1 else "")
 
 
 def _range(rows: Sequence[Row]) -> str:

@@ -36,6 +36,8 @@ def would_change(row: Row) -> str:
         return f"{names[0]} is ahead of {names[1]} by {gap} points"
     if row["verdict"] == "equivalent":
         return f"{names[1]} is equivalent ({gap} points): cost decides"
+    if row["detectable"] is None:
+        return f"{names[1]} is {percent(row['ahead'])} points behind; looks have left no level to test at"
     needs = "no number up to 1,000" if row["seeds_needed"] is None else f"{row['seeds_needed']:,}"
     found = f"{row['pairs']} seeds find {percent(row['detectable'])}"
     return f"{names[1]} is {percent(row['ahead'])} points behind; {found}, and {needs} would find that"

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
-from analysis.format import Row, points
+from analysis.format import Row, level_text, points
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
@@ -242,7 +242,7 @@ def conclude_ranks(rows: Sequence[Row], level: float) -> str | None:
     found = sum(p * len(known) <= level for p in known)  # Bonferroni over the budgets
     text = (
         f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
-        f"by permutation, Bonferroni-corrected at {100 * level:.2g} %)"
+        f"by permutation, Bonferroni-corrected at {level_text(level)})"
     )
     pairs = _apart(rows)
     if not pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from analysis.format import Row, quantity
+from analysis.format import Row, level_text, quantity
 from analysis.statistics.looks import Looks
 from analysis.store.columns import limited
 from analysis.styles import style
@@ -125,7 +125,7 @@ def looks_says(found: Iterable[Looks]) -> list[str]:
             )
         else:
             text = f"one, at {now} seeds"
-        said.append(f"Looks: {text}; {most}, and tests of this look are made at {100 * each.level:.2g} %.")
+        said.append(f"Looks: {text}; {most}, and tests of this look are made at {level_text(each.level)}.")
         if each.margins:
             said.append(f"The margin of equivalence was changed {each.margins} time(s) after test scores were there.")
         if each.questions:

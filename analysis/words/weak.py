@@ -45,6 +45,8 @@ def weak_evidence(cells: Iterable[Row]) -> list[str]:
         *_few_seeds(trained),
     ]
     named = partial(_listed, several=several)
+    if few := [r for r in trained if 0 < (r.get("seeds_scored") or 0) < min(FEW_SEEDS, r["confirm_seeds"])]:
+        said.append(f"fewer than {FEW_SEEDS} seeds have a score: {named(few, _scored)}")
     if flat := [r for r in trained if r.get("untrained")]:
         said.append(f"every run scores exactly as zero-shot does (perhaps it did not train): {named(flat)}")
     if tied := [r for r in trained if (r.get("rates_tied") or 0) > 1]:
@@ -89,6 +91,10 @@ def _few_seeds(trained: Sequence[Row]) -> list[str]:
         return ["1 seed: no interval, and no difference can be tested"]
     two, five = (stats.t.isf((1 - LEVEL) / 2, n - 1) for n in (2, 5))
     return [f"2 seeds: an interval reaches {two:.1f} standard errors each way, with 5 seeds {five:.1f}"]
+
+
+def _scored(row: Row) -> str:
+    return f"{row['seeds_scored']} of {row['confirm_seeds']}"
 
 
 def _tied(row: Row) -> str:

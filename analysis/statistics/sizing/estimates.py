@@ -42,11 +42,12 @@ def foresight(store: Store) -> pa.Table:
 def _lines(estimate: dict[str, Any], rows: list[Row], since: datetime, size: int) -> Iterator[Line]:
     hours = sum(r["seconds_total"] or 0.0 for r in rows) / 3600
     each = estimate["accelerators"]
-    whole = len(rows) >= estimate["trials_left"]
+    over = len({r["trial_id"] for r in rows})  # a try after a failure is the same trial
+    whole = over >= estimate["trials_left"]
     wall = (max(r["ended_at"] for r in rows) - since).total_seconds() if whole else None
     price = estimate["cost"] / estimate["accelerator_hours"] if estimate["cost"] else None
     peak = max((r["peak_memory_bytes"] for r in rows if r["peak_memory_bytes"]), default=None)
-    yield "trials", None, "", estimate["trials_left"], len(rows)
+    yield "trials", None, "", estimate["trials_left"], over
     yield "wall time", None, "s", estimate["seconds"], wall
     yield "accelerator time", None, "h", estimate["accelerator_hours"], hours * each
     if price is not None:

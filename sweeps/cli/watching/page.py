@@ -49,7 +49,8 @@ class Page:
         self.folder = folder
         self._store: Store | None = None
         self._tables: dict[str, pa.Table] = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
-        self._drawn: tuple[list[int], str] = ([], "")
+        self._grown: object = None
+        self._drawn: tuple[object, str] = ((), "")
         environment = templates("sweeps.cli.watching")
         environment.filters["shown"] = lambda value: visible(shown(value))
         parts: Any = environment.get_template("parts.html.j2").module
@@ -73,6 +74,8 @@ class Page:
         try:
             self._store = store = self._store or open_store(self.folder)
             self._tables = {name: store.table(name) for name in SCHEMAS}
+            counts = [len(self._tables[name]) for name in ("trials", "choices")]
+            self._grown = self._tables["cells"], counts, len(store.events("declare"))
             p = progress_of(store)
         except StoreError as error:
             begins = "Nothing is written yet: the sweep begins." if not (self.folder / JOURNAL).exists() else ""
@@ -94,14 +97,13 @@ class Page:
         return {name: self._shown(name, given) for name, given in values.items()}
 
     def figures(self) -> dict[str, str]:
-        """The section of figures, drawn again when a trial or a choice has come; errors stand in figures' places."""
+        """The section of figures, drawn again when a trial, choice or edit comes; errors stand in figures' places."""
         store = self._store
         if store is None:
             return {}
-        grown = [len(self._tables[name]) for name in ("cells", "trials", "choices")]
-        if grown != self._drawn[0]:
+        if self._grown != self._drawn[0]:
             drawn = (self._shown("figures", functools.partial(_drawn, draw, store)) for draw in pictures.growing())
-            self._drawn = grown, "".join(drawn).strip() or self._section("figures", pictures=None)
+            self._drawn = self._grown, "".join(drawn).strip() or self._section("figures", pictures=None)
         return {"figures": self._drawn[1]}
 
     def answer(self, query: str) -> dict[str, Any]:

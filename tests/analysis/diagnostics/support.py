@@ -15,7 +15,7 @@ from sweeps.search.stages import Slot
 from sweeps.spec.spec import SweepSpec
 from trainables.training.worker import run_trial
 
-RATES = {"lora": 1e-2, "randlora": 1e-2, "full": 1e-4}
+RATES = {"lora": 1e-2, "dora": 1e-2, "randlora": 1e-2, "full": 1e-4}
 
 
 def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import randlora
 from analysis import open_store
 from analysis.diagnostics.analyze import in_process, plan
-from analysis.diagnostics.bench import Bench, mean_vector, repeated_blocks
+from analysis.diagnostics.bench import Bench, mean_vector, repeated_blocks, trial_config
 from analysis.diagnostics.cka import minibatch_cka
 from analysis.diagnostics.units import sweep_facts
 from analysis.diagnostics.weights import Kept, kept_trials
@@ -24,6 +24,7 @@ from tests.trainables.tiny_language import save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 from trainables.models.encoders import load_head
 from trainables.models.loading import load_model
+from trainables.predicting.trained import load_trained
 
 FAMILIES = ("images", "language", "sentences")
 
@@ -63,6 +64,20 @@ def _sections(family: str, place: Path) -> dict[str, Any]:
 
 def corner(store: Store, method: str) -> Kept:
     return next(k for k in kept_trials(store) if k.row["method"] == method)
+
+
+def test_the_spectrum_is_of_the_update_of_the_rounded_base(tmp_path: Path) -> None:
+    """DoRA's update depends on the base, and a sweep in bfloat16 trained it on one that was rounded."""
+    sections = _sections("language", tmp_path)
+    sections["train"] |= {"base_weights": "bf16", "epochs": 1}
+    store = open_store(tiny_results(tmp_path / "tiny", **sections, methods={"dora": {}}))
+    (kept,) = kept_trials(store)
+    trial = trial_config(sweep_facts(store), kept.row).model_copy(update={"method": "dora"})
+    rows = [r for _, found in in_process(store.path, plan(store, "spectrum")) for r in found]
+    adapted = load_trained(trial, kept.folder).adapted
+    assert adapted is not None
+    wanted = {name: float(delta.norm()) for name, delta in adapted.deltas().items()}
+    assert {r["weight"]: r["frobenius"] for r in rows} == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(

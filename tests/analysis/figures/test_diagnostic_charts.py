@@ -91,14 +91,31 @@ def test_sheets_are_of_what_was_computed_last(tables: dict[str, pa.Table], tmp_p
     assert {row[-1] for row in found["diagnostic_approximation"]} == {"2"}  # weights, each once
 
 
+def test_an_end_that_is_not_finite_has_no_number(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+    """Not that of its neighbour."""
+    folder = odd_results(tmp_path / "made", {("lora", "lora-1", "d"): {0: 0.7}})
+    edges = [r | {"x": 9 * r["b"] + r["t"]} for r in tables["landscape"].to_pylist() if r["kind"] == "edge"]
+    write_part(folder, "landscape", [r | {"loss": None if r["t"] == 1.0 else r["loss"]} for r in edges])
+    write_part(folder, "cka", tables["cka"].to_pylist())  # none of the last layer
+    found = {sheet.name: sheet for sheet in diagnostic_sheets(open_store(folder))}
+    for name, ends in (("cka", ("first layer", "last layer")), ("landscape", ("loss at start", "loss at end"))):
+        sheet = found[f"diagnostic_{name}"]
+        first, last = ([row[sheet.header.index(end)] for row in sheet.cells] for end in ends)
+        assert all(first) and not any(last)
+
+
 def test_they_are_drawn_as_they_are(tables: dict[str, pa.Table]) -> None:
-    left, right = draw_spectrum(tables["spectrum"], tables["approximation"]).axes
+    whole = draw_spectrum(tables["spectrum"], tables["approximation"])
+    left, right = whole.axes
     (alone,) = draw_spectrum(tables["spectrum"], tables["approximation"].slice(0, 0)).axes
     found = {line.get_label(): list(line.get_ydata()) for line in left.lines}
     assert found == {line.get_label(): list(line.get_ydata()) for line in alone.lines}
     assert [v for y in found.values() for v in y] == [r["relative"] for r in spectra(tables["spectrum"])]
     shown = [v for line in right.lines for v in line.get_ydata()]
     assert shown == [r["error"] for r in errors(tables["approximation"])]
+    whole.draw_without_rendering()
+    ticks = [label.get_text() for axis in (left.yaxis, right.xaxis) for label in axis.get_ticklabels(which="both")]
+    assert {"0.01", "1", "2", "4"} <= set(ticks) and not any("$" in text for text in ticks)  # no formula is parsed
     (blocks,) = draw_cka(tables["cka"]).axes
     rows = alignment(tables["cka"])
     named = [(line.get_label(), *at) for line in blocks.lines for at in zip(*line.get_data(), strict=True)]

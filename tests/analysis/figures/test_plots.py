@@ -30,6 +30,7 @@ from analysis.styles import STYLES, in_order, places, style
 from randlora import METHODS
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
+from tests.support import ROOT
 
 
 def lines(figure: Figure) -> dict[str, list[tuple[np.ndarray, np.ndarray, str]]]:
@@ -149,6 +150,15 @@ def test_every_method_has_one_look() -> None:
         "full",
         "zero-shot",
     ]
+
+
+def test_methods_that_are_shown_together_look_apart() -> None:
+    """Ours everywhere, those of a folder in what is made of it."""
+    ours = {*METHODS, *STYLES}
+    for folder in sorted(p.parent for p in (ROOT / "docs" / "results").glob("*/tables")):
+        shown = {*ours, *open_store(folder).table("cells").column("method").to_pylist()}
+        assert len({(style(m).colour, style(m).marker) for m in shown}) == len(shown), folder.name
+    assert style("linear-probe").marker is None  # it has no budget
 
 
 def test_counts_on_the_axis() -> None:

@@ -16,6 +16,7 @@ from analysis.figures.scaling import draw_scaling
 from analysis.report.box import facts_box
 from analysis.report.page import render
 from analysis.statistics import scaling
+from analysis.store.tables import write_part
 from analysis.tables.results import results
 from tests.analysis.synthetic import make_results
 
@@ -96,3 +97,11 @@ def test_the_box_has_what_the_tables_know(store: Store, pages: tuple[str, str]) 
     assert box["model"] == "embedded:tiny-clip: 2,000,000 parameters, 1,500,000 of them in adapted weights"
     assert box["counts"].startswith("of the model: lora-1 0.61 %, lora-2 1.2 %")
     assert '<dl class="box">' in pages[0] and box["training"] in pages[0]
+
+
+def test_the_box_names_every_model(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "made", plan=TWO, trials=False)
+    one, *rest = open_store(folder).table("cells").to_pylist()
+    write_part(folder, "cells", [one | {"model": "another", "model_params": 10, "target_params": None}, *rest])
+    said = dict(facts_box(open_store(folder)))["model"]
+    assert said.startswith("another: 10 parameters; embedded:tiny-clip: 2,000,000 parameters, ")

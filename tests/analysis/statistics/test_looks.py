@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import open_store
+from analysis import conclusion, open_store
+from analysis.report.tables import pick
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import LEVEL
 from analysis.statistics.looks import Looks, level, looks
 from analysis.statistics.scaling import comparisons
 from analysis.statistics.units.many import wilcoxon
 from analysis.words.conclusions import conclude
+from analysis.words.figures import conclude_ranks
 from analysis.words.parity import looks_says
 from tests.analysis.synthetic import make_results
 
@@ -42,11 +45,12 @@ def test_adding_seeds_until_there_is_a_difference_keeps_the_level(maximum: int |
 
 
 def test_the_levels_of_any_looks_sum_to_five_percent_at_most() -> None:
-    for maximum, counts in [(None, range(1, 60)), (30, [3, 10, 11, 30]), (30, [30]), (7, [2, 7])]:
+    for maximum, counts in [(None, range(1, 60)), (30, [3, 10, 11, 30]), (30, [30]), (7, [2, 7]), (5, [5, 10, 15])]:
         spent = [Looks(tuple(counts)[: k + 1], maximum).level for k in range(len(counts))]
-        assert all(alpha > 0 for alpha in spent) and sum(spent) <= 1 - LEVEL + 1e-12
+        assert all(alpha >= 0 for alpha in spent) and sum(spent) <= 1 - LEVEL + 1e-12
     assert Looks((5,), 5).level == pytest.approx(1 - LEVEL)  # one look at all seeds has all of it
     assert Looks((5,)).level == pytest.approx(0.8 * (1 - LEVEL))
+    assert Looks((5, 10), 5).level == 0.0  # every seed replaced: those that were declared are spent
 
 
 def declared(folder: Path, *events: dict[str, Any]) -> Path:
@@ -93,6 +97,27 @@ def looked_at(folder: Path) -> None:
     with (folder / "journal.jsonl").open("a") as journal:
         for count in range(3, 9):
             journal.write(json.dumps(more | {"seeds": list(range(count)), "scored": count - 3}) + "\n")
+
+
+def test_seeds_beyond_the_maximum_have_no_level_left(tmp_path: Path) -> None:
+    """No test of such a look rejects anything, and the words say why."""
+    plan = dict.fromkeys(("randlora", "lora", "nola"), ("lora-1",))
+    make_results(tmp_path, datasets=[f"set-{i}" for i in range(3)], plan=plan, advantage=0.03)
+    with (tmp_path / "journal.jsonl").open("a") as journal:
+        for seeds, scored in (([3, 4, 5], 0), ([0, 1, 2], 9)):
+            event = {"ev": "declare", "name": tmp_path.name, "max_seeds": 3, "margin": 0.05}
+            journal.write(json.dumps(event | {"seeds": seeds, "scored": scored}) + "\n")
+    store = open_store(tmp_path)
+    shown = {sheet.name: sheet for sheet in pick(store, ("decisions", "comparisons", "ranks", "seeds"))}
+    tested = [r for r in comparisons(store).to_pylist() if r["p_holm"] is not None]
+    assert level(store) == 0.0 and {r["p_holm"] for r in tested} == {1.0}
+    assert {r["verdict"] for r in tested} == {"not distinguishable"}
+    assert {r["group"] for r in groups(store).to_pylist()} == {"a"}
+    ranked = conclude_ranks(mean_ranks(store).to_pylist(), 0.0)
+    for text in (conclusion(store), ranked, *looks_says(looks(store).values()), shown["comparisons"].note):
+        assert text is not None and "no level, as looks have left none" in text
+    assert all("left no level" in row[-1] for row in shown["decisions"].cells)
+    assert not re.search(r"\b(nan|inf)\b", json.dumps([sheet.cells for sheet in shown.values()]))
 
 
 def test_tests_over_data_sets_pay_for_looks_too(tmp_path: Path) -> None:

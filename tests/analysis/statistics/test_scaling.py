@@ -111,6 +111,19 @@ def test_budgets_are_asked_only_where_their_mean_is_settled(tmp_path: Path) -> N
     assert "yet at 2 of the budgets the simultaneous interval excludes zero (−5.0 to +5." in said
 
 
+def test_the_pair_in_question_has_one_verdict_whichever_is_the_baseline(tmp_path: Path) -> None:
+    """Turned round it keeps its family: the same p, the other sign, also of the mean over budgets."""
+    plan = dict.fromkeys(("randlora", "lora", "nola"), ("lora-1", "lora-4"))
+    store = open_store(make_results(tmp_path / "turned", plan=plan, advantage=0.01))
+    there = rows_of(scaling.comparisons(store), method="randlora")
+    back = rows_of(scaling.comparisons(store, "randlora"), method="lora")
+    assert [r["reference"] for r in back] == [r["reference"] for r in there] == ["lora-1", "lora-4", None]
+    for key, sign in (("p_holm", 1), ("alpha", 1), ("difference", -1)):
+        assert [r[key] for r in back] == pytest.approx([sign * r[key] for r in there])
+    turned = {"higher": "lower", "lower": "higher"}
+    assert [turned.get(r["verdict"], r["verdict"]) for r in back] == [r["verdict"] for r in there]
+
+
 def test_looks_share_the_level(tmp_path: Path) -> None:
     """What the report says of looks holds of the verdicts: the first without a maximum has four fifths of 5 %."""
     cells: Cells = {("lora", "lora-1", "a"): {0: 0.5, 1: 0.51}, ("randlora", "lora-1", "a"): {0: 0.52, 1: 0.534}}
@@ -199,6 +212,17 @@ def test_gap_to_full_fine_tuning(store: Store) -> None:
     assert said is not None
     assert "LoRA (lora-16)" in said
     assert conclusions.conclude_gap(scaling.comparisons(store, baseline="absent")) is None
+
+
+def test_sentences_of_two_models_tell_them_apart() -> None:
+    rows = fake((0.02, "higher")).to_pylist() + [
+        r | {"model": "n"} for r in fake((0.01, conclusions.SAID[-1])).to_pylist()
+    ]
+    table = pa.Table.from_pylist(rows, schema=scaling.COMPARISONS)
+    assert "at 1 of 2 budgets and models (lora-1 with m: +2.0 points" in conclusions.conclude(table)
+    gaps = [r | {"baseline": "full"} for r in rows]
+    assert conclusions.conclude_gap(pa.Table.from_pylist(gaps[:1], schema=scaling.COMPARISONS)) is not None
+    assert conclusions.conclude_gap(pa.Table.from_pylist(gaps, schema=scaling.COMPARISONS)) is None
 
 
 def test_sentence_of_a_win(store: Store, wide: Store) -> None:

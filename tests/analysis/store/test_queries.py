@@ -13,7 +13,9 @@ from scipy import stats
 from analysis import QueryError, Store, StoreError, open_store
 from analysis.store.queries import connect
 from analysis.store.schemas import SCHEMAS
+from analysis.store.tables import write_part
 from analysis.store.views import VIEWS
+from tests.analysis.odd import odd_results
 from tests.analysis.synthetic import make_results
 
 OUTSIDE = [
@@ -156,6 +158,21 @@ def test_coverage_counts_what_is_missing(store: Store, empty: Store) -> None:
     assert len(left_out) == 1
     assert "smaller budget" in left_out[0]["reason"]
     assert sum(r["missing"] for r in empty.table("coverage").to_pylist()) == 14 * 9 + 1
+
+
+def test_failures_of_another_rate_or_seed_hide_nothing_that_is_missing(tmp_path: Path) -> None:
+    cell = ("lora", "lora-1", "a")
+    folder = odd_results(tmp_path / "r", {cell: {0: 0.6, 1: None, 2: None}}, seeds=3)
+    before = open_store(folder)
+    trials = [
+        r | {"lr": 2 * r["lr"]} for r in before.table("trials").to_pylist() if (r["stage"], r["slot"]) == ("CONFIRM", 1)
+    ]
+    cells = [r | {"seeds": "0/0/0 1/1/1 3/3/3"} for r in before.table("cells").to_pylist()]
+    for more, found in (({}, (2, 0)), ({"trials": trials}, (1, 1)), ({"cells": cells}, (0, 2))):
+        for name, rows in more.items():
+            write_part(folder, name, rows)
+        (row,) = open_store(folder).table("coverage").to_pylist()
+        assert (row["failed"], row["missing"]) == found
 
 
 def test_best_ranks_by_validation_not_by_test(store: Store) -> None:

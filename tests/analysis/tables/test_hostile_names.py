@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
+from analysis import open_store
+from analysis.figures.pictures import pictures
 from analysis.tables.console import print_whole, safe_console
 from analysis.tables.export import latex, markdown
 from analysis.tables.sheet import Sheet, text
 from sweeps.watch.displays import make_progress
+from tests.analysis.synthetic import make_results
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x1b[31mred\x9b1A\rlora\x00\u202ereversed [bold]x[/bold] [/]"
 
@@ -59,6 +63,17 @@ def test_the_live_display_gets_no_escapes_of_names(monkeypatch: pytest.MonkeyPat
 def test_a_markdown_cell_is_text(value: str, shown: str) -> None:
     lines = markdown(sheet(value)).splitlines()
     assert lines == ["| name | other |", "| --- | --- |", f"| {shown} | b |"]
+
+
+def test_figures_show_a_dollar_as_it_is(tmp_path: Path) -> None:
+    """Two of them would be a formula to matplotlib, here one that it can't read."""
+    name = "A$_{b$"
+    plan = {name: ("lora-1", "lora-4"), "lora": ("lora-1", "lora-4"), "full": (None,)}
+    store = open_store(make_results(tmp_path / "made", plan=plan, datasets=["data$_{x$", "other"]))
+    found = {p.stem: p.svg for p in pictures(store)}
+    assert len(found) > 8 and all(name in found[stem] for stem in ("scaling_curve", "learning_rates"))
+    assert "data$_{x$" in found["scaling_curve"]
+    assert not [stem for stem, svg in found.items() if "$" in svg.replace(name, "").replace("data$_{x$", "")]
 
 
 def test_latex_knows_the_signs_of_our_numbers() -> None:

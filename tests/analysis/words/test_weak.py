@@ -52,6 +52,13 @@ def test_what_the_data_and_the_seeds_do_not_tell(tmp_path: Path, columns: dict[s
     assert says(with_columns(folder, **columns)) == [said]
 
 
+def test_cells_whose_seeds_failed_are_named(tmp_path: Path) -> None:
+    """The plan had enough; what is there has not."""
+    runs = {LORA: {0: 0.6, 1: 0.62, **dict.fromkeys(range(2, 5))}, NOLA: SOUND[LORA], ZERO: {0: 0.4}}
+    store = open_store(odd_results(tmp_path / "few", runs, seeds=5, tune=(0.5, 0.6, 0.599)))
+    assert says(store) == ["fewer than 3 seeds have a score: LoRA at lora-1 (2 of 5)"]
+
+
 def test_one_split_is_named_once_whatever_trains_on_it_and_by_name_among_others() -> None:
     cells = [
         {"dataset": d, "train_size": s, "method": m, "reference": "lora-1", "lr_centre": 1.0, "confirm_seeds": 5}

@@ -18,8 +18,11 @@ import pytest
 from markupsafe import escape
 from rich.console import Console
 
+from analysis import open_store
+from analysis.store.tables import write_part
 from sweeps.cli.watching import verb
 from sweeps.cli.watching.keys import Keys
+from sweeps.cli.watching.page import Page
 from tests.analysis.synthetic import make_results
 from tests.fakes import FakeConfirm, fake_plan
 from tests.support import ROOT, sweeps, wait_for
@@ -165,6 +168,26 @@ def test_a_point_arrives_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytes
         assert [markers(html) for html in seen] == sorted(markers(html) for html in seen)
         page_end = page.sections()
     assert "cells confirmed; not running" in page_end["headline"] and markers(page_end["figures"]) == 4
+
+
+def test_figures_follow_an_edit_of_the_sweep(tmp_path: Path) -> None:
+    """No trial has come since, and the figures are others."""
+    folder = make_results(tmp_path / "made", plan=dict.fromkeys(("randlora", "lora"), ("lora-1", "lora-2")), seal=0.0)
+    page = Page(folder)
+
+    def figures() -> str:
+        page.numbers()
+        return page.figures()["figures"]
+
+    before = figures()
+    assert ":margin" not in before and figures() == before
+    event = {"ev": "declare", "name": "made", "seeds": [0, 1, 2], "max_seeds": 3, "margin": 0.02, "scored": 0}
+    with (folder / "journal.jsonl").open("a") as journal:
+        journal.write(json.dumps(event) + "\n")
+    assert ":margin" in (edited := figures())
+    cells = open_store(folder).table("cells").to_pylist()
+    write_part(folder, "cells", [r | {"seeds": "0/0/0 1/1/1"} for r in cells])  # of three
+    assert figures() != edited
 
 
 def test_an_error_is_shown_in_its_box_and_the_page_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
