@@ -9,15 +9,20 @@ store = run(plan)     # an analysis.Store
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from analysis import Store
+    from analysis.store.remote import Location
     from sweeps.budget.solver import Infeasible, Solution, solve
     from sweeps.errors import Problem, SpecError
     from sweeps.plan.plan import Plan
     from sweeps.spec.cell import Cell
     from sweeps.spec.spec import SweepSpec
+    from sweeps.watch.displays import Progress
+    from sweeps.watch.observers import Observer
 
 __all__ = ["Cell", "Infeasible", "Plan", "Problem", "Solution", "SpecError", "SweepSpec", "run", "solve"]
 
@@ -33,13 +38,17 @@ _HOMES = {
 }
 
 
-def run(plan: Plan, *, address: str | None = None, progress: bool = True) -> Store:
-    """Run a plan, or what is missing of it, and open its results.
-
-    Args:
-        plan: from `Plan.from_spec`.
-        address: a Ray cluster to join; None starts a local one, bound to loopback.
-        progress: show live progress.
+def run(
+    plan: Plan,
+    *,
+    address: str | None = None,
+    progress: bool | Literal["json"] | Progress = True,
+    retry_failed: bool = False,
+    observers: Sequence[Observer] = (),
+    upload: str | Location | None = None,
+    estimate: Mapping[str, Any] | None = None,
+) -> Store:
+    """Run a plan, or what is missing of it, and open its results: `sweeps.engine.run.run`, which says what each means.
 
     Raises:
         ValueError: a results folder of another sweep, one in use, or resources that the cluster lacks.
@@ -47,7 +56,16 @@ def run(plan: Plan, *, address: str | None = None, progress: bool = True) -> Sto
     from analysis import open_store
     from sweeps.engine.run import run as run_engine
 
-    return open_store(run_engine(plan, address=address, progress=progress).folder)
+    made = run_engine(
+        plan,
+        address=address,
+        progress=progress,
+        retry_failed=retry_failed,
+        observers=observers,
+        upload=upload,
+        estimate=estimate,
+    )
+    return open_store(made.folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,11 +21,16 @@ _MOST = 50  # counts of a method that are tried as a budget for all
 
 
 def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
-    """LoRA ranks of the budgets that no target weight has, and pinned capacities beyond their method's reach."""
+    """Budgets that the target weights can't have: LoRA ranks above theirs, percentages of less than one parameter;
+    and pinned capacities beyond their method's reach."""
     largest = max(min(shape) for shape in shapes.values())
     rule = f"is above the largest rank of the target weights, {largest}"
     ranks = spec.budgets.lora_rank or ()
     problems = [Problem("budgets.lora_rank", r, rule, str(largest)) for r in ranks if r > largest]
+    total = sum(rows * columns for rows, columns in shapes.values())
+    rule = f"is less than one of the {total:,} adapted weights"
+    shares = [p for p in spec.budgets.percent or () if round(total * p / 100) < 1]
+    problems += [Problem("budgets.percent", p, rule, f"{100 / total:.3g}") for p in shares]
     for name, section in spec.methods.items():
         if not has_budget(spec.base(name)):
             continue

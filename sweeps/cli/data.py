@@ -49,10 +49,11 @@ def _divided(name: str | None, into: Path) -> str:
 
     from trainables.data.images.dividing import divide
 
-    kind, _, folder = (name or "").partition(":")
-    if kind != "folder" or not Path(folder).is_dir():
+    kind, _, path = (name or "").partition(":")
+    folder = Path(path).expanduser()
+    if kind != "folder" or not folder.is_dir():
         raise SpecError([Problem("name", name, "is no folder to split", "folder:DIR, with DIR/CLASS/IMAGE")])
-    divide(Path(folder), into, lambda classes: track(classes, "classes", console=err, transient=True))
+    divide(folder, into, lambda classes: track(classes, "classes", console=err, transient=True))
     return f"folder:{into}"
 
 

@@ -151,10 +151,11 @@ def _hub() -> Check:
 def _devices() -> Check:
     import torch
 
+    from sweeps.cluster.session import local_node
     from trainables.runtime import slow_bf16
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    none = f"none; trials run on {psutil.cpu_count(logical=False) or 1} CPU core(s)"
+    none = f"none; trials run on {local_node().cpus:.0f} CPU core(s)"
     if slow_bf16():
         none += ", bf16 slower than fp32"
     return Check("accelerators", True, ", ".join(names) or none, "")

@@ -78,8 +78,11 @@ def starter(data: str | None, model: str | None, name: str | None) -> str:
     if model is not None:
         text = _with(text, "id", model)
         text = text.replace("lr = 3e-4\n", "# lr = 1e-5                            # centre of the range\n")
-        if model_kind(model) != "clip":  # one tower, and nothing that could score without training
-            text = re.sub(r"^adapt = .*\n", "", text, flags=re.M).replace("[methods.zero-shot]\n", "")
+        kind = model_kind(model)
+        if kind != "clip":  # one tower
+            text = re.sub(r"^adapt = .*\n", "", text, flags=re.M)
+        if kind in ("hf-vision", "text-encoder"):  # whose head is new
+            text = text.replace("[methods.zero-shot]\n", "")
     SweepSpec.parse(tomllib.loads(text))
     return text
 

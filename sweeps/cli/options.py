@@ -38,7 +38,7 @@ def load(spec: Path, overrides: Sequence[str] | None, scale: str | None, *, avai
     return inputs.available(planned) if available else planned
 
 
-def folder_of(source: Path, overrides: Sequence[str] | None = None) -> Path:
+def folder_of(source: Path, overrides: Sequence[str] | None = None, scale: str | None = None) -> Path:
     """The results folder that a sweep file or a folder names; an error where there is nothing yet."""
     from sweeps.spec.spec import SweepSpec
 
@@ -47,7 +47,7 @@ def folder_of(source: Path, overrides: Sequence[str] | None = None) -> Path:
         raise SpecError([Problem("results", uri, rule)])
     if not source.exists() and source.suffix == "":
         raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
-    folder = source if source.is_dir() else SweepSpec.load(source, overrides or ()).folder
+    folder = source if source.is_dir() else SweepSpec.load(source, overrides or (), scale).folder
     if not (folder / "journal.jsonl").exists() and not (folder / "tables").is_dir():
         parent = folder.parent
         known = [p.name for p in parent.iterdir() if (p / "journal.jsonl").exists()] if parent.is_dir() else []
@@ -65,11 +65,14 @@ def _nearby(source: Path) -> str | None:
     return None if near is None else str(source.parent / near)
 
 
-def store_of(source: Path, overrides: Sequence[str] | None = None, also: Sequence[Path] | None = None) -> Store:
+def store_of(
+    source: Path, overrides: Sequence[str] | None = None, also: Sequence[Path] | None = None, scale: str | None = None
+) -> Store:
     """The results of a sweep, and of others to read beside it; a URI, as of `run --upload`, may name each."""
     from analysis import open_store
 
-    return open_store(uri_of(source) or folder_of(source, overrides), *(uri_of(p) or folder_of(p) for p in also or ()))
+    beside = (uri_of(p) or folder_of(p) for p in also or ())
+    return open_store(uri_of(source) or folder_of(source, overrides, scale), *beside)
 
 
 def uri_of(source: Path) -> str | None:

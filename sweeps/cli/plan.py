@@ -61,7 +61,7 @@ def estimate(
     from trainables.models.loading import check_weights
 
     if compare:
-        table = foresight(store_of(spec, overrides))
+        table = foresight(store_of(spec, overrides, scale=scale))
         if as_json or table.num_rows:
             emit(as_json, table.to_pylist, lambda: print_table(table, "estimate against actual, last run"))
         else:

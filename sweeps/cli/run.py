@@ -122,8 +122,14 @@ def run(
 
 
 def command(spec: Path, given: Mapping[str, Sequence[object]], flags: Mapping[str, bool]) -> str:
-    """The command that goes on: as it was given, without what may hold a password."""
-    shown = [(name, str(v)) for name, values in given.items() for v in values if v is not None and "@" not in str(v)]
+    """The command that goes on: as it was given, ... in the place of what may hold a password."""
+    secret = ("--upload", "--optuna-storage")
+    shown = [
+        (name, "..." if name in secret and "@" in str(value) else str(value))
+        for name, values in given.items()
+        for value in values
+        if value is not None
+    ]
     return shlex.join(["sweeps", "run", str(spec), *chain(*shown), *(name for name, on in flags.items() if on)])
 
 

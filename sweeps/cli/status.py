@@ -72,7 +72,8 @@ def progress_of(store: Store) -> dict[str, Any]:
     JSON-able. `idle_seconds` is the time since anything was journaled, also an epoch. `this_run`, `per_minute` and
     `seconds_left` are of the run in progress or the last one, its start-up left out; null before its first trial;
     `cost` is null without `limits.price_per_hour`; `estimate` has the wall time estimated at the last launch and, once
-    that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each.
+    that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each. A cell is
+    done when nothing of it is left to run, confirmed when all of its seeds have a score too.
     """
     running = holder(store.path) is not None
     events = store.events()
@@ -83,14 +84,18 @@ def progress_of(store: Store) -> dict[str, Any]:
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
     named = {c["cell_id"] for c in cells}
     states = Counter(row["status"] for row in trials.values() if row["cell_id"] in named)
-    done = {r["cell_id"] for r in coverage if r["confirm_done"] >= r["confirm_planned"]}
+    stuck = {cell_id for _, cell_id in store.stuck()}
+    to_come = {r["cell_id"]: 0 if r["cell_id"] in stuck else r["missing"] for r in coverage}
     missing: Counter[str] = Counter()
     for row in coverage:
-        missing[row["method"]] += row["missing"]
+        missing[row["method"]] += to_come[row["cell_id"]]
+    tried = Counter(row["cell_id"] for row in trials.values() if row["stage"] == "TUNE")
     this_run, per_minute, left = pace(rows, events, missing, datetime.now(UTC) if running else None)
     hours, cost = _used(rows, events)
-    phase_of = _phases(cells, store, done, events)
+    phase_of = _phases(cells, store, tried, to_come) | dict.fromkeys(stuck & named, "stuck")
     phases = Counter(phase_of.values())
+    scored = {r["cell_id"] for r in coverage if r["confirm_done"] >= r["confirm_planned"]}
+    confirmed = {cell_id for cell_id, phase in phase_of.items() if phase == "done"} & scored
     return {
         "sweep": cells[0]["sweep"] if cells else store.path.name,
         "folder": str(store.path),
@@ -101,7 +106,7 @@ def progress_of(store: Store) -> dict[str, Any]:
         "failed": states["failed"],
         "unfinished": len(asked - set(trials)),
         "cells": len(cells),
-        "cells_confirmed": len(done),
+        "cells_confirmed": len(confirmed),
         "phases": {phase: phases[phase] for phase in PHASES if phases[phase]},
         "phase_of": phase_of,
         "this_run": this_run,
@@ -112,21 +117,19 @@ def progress_of(store: Store) -> dict[str, Any]:
         "estimate": _estimate(store),
         "left_out": absent_data(store.table("signs").to_pylist()),
         "failures": _failures(trials, events, {c["cell_id"]: c["label"] for c in cells}),
-        "methods": [_method(name, cells, done, trials) for name in dict.fromkeys(c["method"] for c in cells)],
+        "methods": [_method(name, cells, confirmed, trials) for name in dict.fromkeys(c["method"] for c in cells)],
     }
 
 
-def _phases(cells: Sequence[Row], store: Store, done: set[str], events: Sequence[Row]) -> dict[str, str]:
-    """Every cell's phase, as the live view has it: a cell is `stuck` when none of its rates finished."""
-    begun = {e["cell_id"] for e in events if e["ev"] == "ask"}
+def _phases(cells: Sequence[Row], store: Store, tried: Counter[str], to_come: Mapping[str, int]) -> dict[str, str]:
+    """Every cell's phase, as the live view has it. `tried`: TUNE trials that ended, `to_come`: trials, by cell."""
+    begun = {e["cell_id"] for e in store.events("ask")}
     chosen = set(store.table("choices").column("cell_id").to_pylist())
-    over = {row["cell_id"]: row["tune_done"] == 0 for row in store.table("coverage").to_pylist() if not row["missing"]}
     found: dict[str, str] = {}
     for cell in cells:
         name = cell["cell_id"]
-        tuned = name in chosen or not cell["tune_trials"]
-        stuck = not tuned and over.get(name, False)
-        phase = "done" if name in done else "stuck" if stuck else "confirming" if tuned else "tuning"
+        tuned = not cell["tune_trials"] or (name in chosen and tried[name] >= cell["tune_trials"])
+        phase = "tuning" if not tuned else "confirming" if to_come[name] else "done"
         found[name] = "waiting" if name not in begun and phase != "done" else phase
     return found
 
@@ -199,12 +202,12 @@ def _failures(trials: Mapping[str, Row], events: Sequence[Row], labels: Mapping[
     return found
 
 
-def _method(name: str, cells: Sequence[Row], done: set[str], trials: Mapping[str, Row]) -> dict[str, Any]:
+def _method(name: str, cells: Sequence[Row], confirmed: set[str], trials: Mapping[str, Row]) -> dict[str, Any]:
     mine = [c["cell_id"] for c in cells if c["method"] == name]
     scores = [t["val_score"] for t in trials.values() if t["cell_id"] in mine and t["val_score"] is not None]
     return {
         "method": name,
         "cells": len(mine),
-        "confirmed": sum(c in done for c in mine),
+        "confirmed": sum(c in confirmed for c in mine),
         "best_val_score": max(scores, default=None),
     }

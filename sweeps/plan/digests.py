@@ -1,4 +1,4 @@
-"""What a data set's examples are, byte for byte, and which of them stand in both of its splits."""
+"""What a data set's examples are, byte for byte, and which stand in both of its splits; a local model's files."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from trainables.cache import cache_folder, draft, mark_used
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.text.dataset import TextDataset, TextSplit
+from trainables.models.families import parse_id
 
 MANY = 20_000
 """Images of a split whose digests are kept in the machine's cache, until a file's size or time changes."""
@@ -27,10 +28,13 @@ KIND = "blake2b:"
 _MOST_SHARED = 0.5
 _READERS, _CHUNK = 8, 256
 _SIZE = 16
+_SLICES, _SLICE = 64, 2**16
 
 
 def fingerprint(dataset: Dataset | TextDataset) -> str:
     """A digest of a data set's class names and of the labels, images or texts of both splits, in order.
+
+    Behind a space, one of an image set's prompts, where older versions end.
 
     Warns of examples that stand in both splits. Raises SpecError where they are most of the test split.
     """
@@ -39,6 +43,29 @@ def fingerprint(dataset: Dataset | TextDataset) -> str:
     whole = hashlib.blake2b(label_digest(dataset).encode(), digest_size=32)
     for digest in (*train, *test):
         whole.update(digest)
+    if isinstance(dataset, TextDataset):  # whose rows have their prompts
+        return KIND + whole.hexdigest()
+    words = json.dumps([dataset.templates, dataset.prompt]).encode()
+    return f"{KIND}{whole.hexdigest()} {hashlib.blake2b(words, digest_size=_SIZE).hexdigest()}"
+
+
+def model_digest(model_id: str) -> str | None:
+    """A digest of a local model's weights and JSON files: names, sizes and contents; None for any other model.
+
+    Of a file larger than 4 MiB 64 slices of 64 KiB are read, evenly spaced, the first and the last bytes among them.
+    """
+    parsed = parse_id(model_id)
+    if parsed.scheme != "local" or parsed.folder is None:
+        return None
+    whole = hashlib.blake2b(digest_size=32)
+    for pattern in (parsed.gguf or "*.safetensors", "*.json"):
+        for path in sorted(parsed.folder.glob(pattern)):
+            size = path.stat().st_size
+            whole.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                for k in range(_SLICES):
+                    file.seek(k * max(0, size - _SLICE) // (_SLICES - 1))
+                    whole.update(file.read(_SLICE))
     return KIND + whole.hexdigest()
 
 

@@ -17,9 +17,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from analysis.store.store import open_store
+from analysis.store.views import COUNTS
 from sweeps.cluster.resources import LaneShape, Node, accelerators, plan_lanes
 from sweeps.cluster.session import local_node
 from sweeps.errors import reason
@@ -153,9 +155,11 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, cost: f
             yield f"limits.{name} = {most:g}, and about {value:.3g} are left to run"
 
 
-_OVER = """
-select cell_id, stage, status from last_attempts where trial_id not in (select trial_id from superseded)
-"""
+_OVER = f"""
+select t.cell_id, t.stage, t.status from last_attempts t
+left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
+where t.stage = 'TUNE' or {COUNTS}
+"""  # noqa: S608  ours
 
 
 def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
@@ -362,6 +366,9 @@ class _Probe:
         train, val, test = split_sizes(cell)
         mine = cell.settings(settings)
         train = samples_per_epoch(train, mine.global_batch_size, mine.min_batches_per_epoch)
-        epochs = mine.epochs if cell.lr_centre is not None else 1
+        searched = [float(v) for d in cell.dimensions if d.name == "epochs" for v in d.ends] or [mine.epochs]
+        # CONFIRM may get the most of them, and an allowance in samples is of whole trials
+        whole = stage == "CONFIRM" or cell.allowance_samples is not None
+        epochs = 1 if cell.lr_centre is None else max(searched) if whole else fmean(searched)
         tested = test if stage == "CONFIRM" else 0
         return TRIAL_OVERHEAD + epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from analysis.store.store import Store
 from sweeps.cluster.nodes import Needs
 from sweeps.errors import Problem, SpecError
-from sweeps.plan.digests import KIND, fingerprint, label_digest
+from sweeps.plan.digests import KIND, fingerprint, label_digest, model_digest
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
@@ -39,8 +40,8 @@ def check_inputs(plan: Plan) -> None:
 
     Raises:
         SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
-            whose finished trials saw other data under the same name; a test split that is a copy of train; texts that
-            `evaluate.protocol` can't judge.
+            whose trials saw other data, or a local model of other weights, under the same name; a test split that is a
+            copy of train; texts that `evaluate.protocol` can't judge.
         ModelError: weights that are neither here nor to be had.
         DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
             can't be had at once, each with how to get it.
@@ -57,7 +58,8 @@ def check_inputs(plan: Plan) -> None:
     for cell in plan.feasible:
         if not cell.skip_bad:
             _open_images(cell.dataset, now[cell.dataset])
-    _check_data(plan.spec.folder, now)
+    weights = model_digest(plan.spec.model.id)
+    _check_seen(plan.spec.folder, now | ({} if weights is None else {plan.spec.model.id: weights}))
 
 
 def needs_of(plan: Plan, trial: str) -> Needs:
@@ -154,8 +156,8 @@ def _open_images(name: str, found: str) -> None:
         dataset.train.image(row)
 
 
-def _check_data(folder: Path, now: dict[str, str]) -> None:
-    """Compare each data set's fingerprint with the one that the folder's trials saw; note those that are new."""
+def _check_seen(folder: Path, now: dict[str, str]) -> None:
+    """Compare the digests of data sets and model with what the folder's trials saw; note those that are new."""
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,20 +169,31 @@ def _check_data(folder: Path, now: dict[str, str]) -> None:
         rule = "is no JSON object of data sets and their digests; restore it, or remove it to trust the data as it is"
         raise SpecError([Problem("results", str(path), rule)])
     changed = []
-    for name, found in now.items():  # a folder of an older version has no digest of the images
+    for name, found in now.items():  # a folder of an older version has no digest of the prompts, nor of the images
         known = seen[name] if name in seen else seen.get(resolved(name), found)  # or by the older path rule
-        if known != (found if known.startswith(KIND) else label_digest(loaded(name))):
+        forms = (found, found.partition(" ")[0]) if known.startswith(KIND) else (label_digest(loaded(name)),)
+        if known not in forms:
             changed.append(name)
     if changed:
-        rule = f"is not the data that the trials in {folder} saw (examples were added, removed, replaced or relabelled)"
-        remedy = "restore it, or give the sweep another name"
-        raise SpecError([Problem("data.datasets", name, f"{rule}; {remedy}") for name in changed])
+        store = Store((folder,))
+        begun = [*(event["config"] for event in store.events("ask")), *store.table("trials").to_pylist()]
+        had = {trial[column] for trial in begun for column in ("dataset", "model")}
+        if problems := [_changed(name, folder) for name in changed if not had.isdisjoint((name, resolved(name)))]:
+            raise SpecError(problems)
     if now.items() - seen.items():
         write_atomically(path, json.dumps(seen | now, indent=1) + "\n")
 
 
+def _changed(name: str, folder: Path) -> Problem:
+    field, what, how = "data.datasets", "data", "its examples, labels or prompts changed"
+    if name.startswith("local:"):
+        field, what, how = "model.id", "model", "its files changed"
+    rule = f"is not the {what} that the trials in {folder} saw ({how}); restore it, or give the sweep another name"
+    return Problem(field, name, rule)
+
+
 def _seen(path: Path) -> dict[str, str] | None:
-    """Digests of the data that trials of a results folder saw, by data set; None for a file that is none of ours."""
+    """Digests of the data, and of the local model, that trials of a results folder saw, by name; None: none of ours."""
     try:
         seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (ValueError, RecursionError):

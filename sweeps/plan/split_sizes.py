@@ -45,7 +45,7 @@ def fewer_words(cells: Iterable[Cell]) -> list[str]:
     """One line for each data set and size of few shots that has classes with fewer examples than the size says."""
     lines = {}
     for cell in cells:
-        if few := fewer_shots(loaded(cell.dataset), cell.train_size, _protocol(cell.protocol)):
+        if few := fewer_shots(loaded(cell.dataset), cell.train_size, _protocol(cell.protocol), cell.keep):
             name, least = min(few.items(), key=lambda item: item[1])
             lines[cell.dataset, cell.train_size] = (
                 f"{cell.train_size} of {cell.dataset}: {len(few)} of {class_count(cell.dataset)} classes train on "

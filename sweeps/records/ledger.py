@@ -112,15 +112,17 @@ class Ledger:
         self.sealer.seal()
 
     def _keep_best(self, cell_id: str) -> None:
-        cell = self.state.cells[cell_id]
+        cell, kept = self.state.cells[cell_id], self.folder / "adapters"
         rows, counted = [r for r in cell.rows.values() if r["stage"] == "CONFIRM"], cell.confirming
         done = [
-            r for r in rows if r["trial_id"] in counted and r["status"] == "finished" and r["val_score"] is not None
+            r
+            for r in rows
+            if r["trial_id"] in counted and r["val_score"] is not None and (kept / r["trial_id"]).is_dir()
         ]
         best = max(done, key=lambda r: (r["val_score"], -r["slot"]), default=None)
         for row in rows:
             if best is not None and row["trial_id"] != best["trial_id"]:
-                shutil.rmtree(self.folder / "adapters" / row["trial_id"], ignore_errors=True)
+                shutil.rmtree(kept / row["trial_id"], ignore_errors=True)
 
     def trial_folder(self, slot: Slot) -> Path:
         """Where a trial keeps its checkpoints until it is finished."""

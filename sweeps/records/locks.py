@@ -277,7 +277,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse a results folder that belongs to a sweep which differs in what must not change.
 
     Args:
-        folder: the results folder; one without `spec.json` belongs to nobody, and has neither journal nor tables.
+        folder: the results folder; one without `spec.json` belongs to nobody, and has no journal, tables or `work`.
         identity: `SweepSpec.identity()`. Sections of single methods, and epochs of single data sets, may come and go;
             what stands in both must agree.
 
@@ -292,11 +292,14 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     if any(parts) or (journal.is_file() and journal.stat().st_size):
         rule = "holds results, and no spec.json that says whose; restore it, or choose another name or output"
         raise IdentityError([Problem("results", str(folder), rule)])
+    if (folder / "work").exists():
+        rule = "holds a folder work that is no sweep's; a run would remove it, so give the sweep a folder of its own"
+        raise IdentityError([Problem("output", str(folder), rule, json.dumps(str(folder / "results")))])
 
 
 def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:
     """Raise `IdentityError` when what stands at `where` was made by a sweep that differs from `identity`."""
-    found = differences(dict(stored), json.loads(json.dumps(identity)))
+    found = [d for d in differences(dict(stored), json.loads(json.dumps(identity))) if d[:2] != _NOT_IN_0_1_0]
     if found:
         problems = []
         for name, old, new in found:
@@ -340,6 +343,8 @@ def write_identity(folder: Path, identity: Mapping[str, Any], rules: Rules = Rul
         write_atomically(folder / "spec.json", json.dumps({"identity": merged, **asdict(rules)}, indent=1) + "\n")
 
 
+_NOT_IN_0_1_0 = ("budgets.count", None)
+"""A key that folders of that version lack, whatever their sweep file had."""
 _GROW = ("methods", "data.epochs")
 """Tables by method or data set, which may come and go."""
 

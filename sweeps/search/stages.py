@@ -162,7 +162,7 @@ class CellState:
             have = {**slot.config["train"], **dict(slot.config["options"])}
             full = have.get("full_weight_decay") if self.cell.method in FULL_METHODS else have.get("weight_decay")
             have["weight_decay"] = full
-            extra = extra_of({d.name: have[d.name] for d in space.dimensions})
+            extra = extra_of({d.name: d.listed(have[d.name]) for d in space.dimensions})
         origin = origin_of(slot.slot, self.spec.search) if self._is_first(slot) else None
         return replace(slot, extra=extra, origin=origin)
 

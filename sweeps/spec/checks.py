@@ -147,12 +147,12 @@ def space_problems(spec: Sections) -> list[Problem]:
 def _refused(spec: Sections, name: str, key: str, value: Value) -> str | None:
     try:
         if key in TRAIN_FIELDS:
-            TrainSettings.model_validate({**spec.train.model_dump(), key: value})
+            TrainSettings.model_validate({**spec.train.model_dump(), key: value}, strict=True)  # "0.1" is no number
         else:
             method, options = METHODS[spec.base(name)], {**spec.methods[name].options, key: value}
             TypeAdapter(method.config).validate_python({method.capacity_field: method.min_capacity, **options})
     except ValidationError as error:
-        return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+        return rule_of(dict(error.errors(include_url=False)[0]))
     return None
 
 

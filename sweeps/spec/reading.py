@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,17 @@ import yaml
 
 from sweeps.errors import Problem, SpecError, nearest
 
-READERS: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+
+class _Loader(yaml.SafeLoader):
+    """With 1e-3 and 1.0e3 as the numbers that they are in TOML, JSON and YAML 1.2; to PyYAML they are text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+_yaml = partial(yaml.load, Loader=_Loader)
+
+READERS: dict[str, Callable[[str], Any]] = {".yaml": _yaml, ".yml": _yaml, ".json": json.loads}
 """By suffix; any other file is TOML."""
 DEPTH, VALUES = 20, 100_000
 """Most levels of a sweep file and most values in it, those that a YAML alias repeats counted each time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -254,7 +255,7 @@ class Sections(_Section):
     @property
     def folder(self) -> Path:
         """The results folder: `output`, or `results/NAME` under the working directory."""
-        return self.output if self.output is not None else Path("results") / self.name
+        return Path("results") / self.name if self.output is None else Path(os.path.expanduser(self.output))  # noqa: PTH111
 
     def base(self, name: str) -> str:
         """The method behind a name of `[methods]`: itself, or what it is a variant of."""
@@ -268,7 +269,7 @@ class Sections(_Section):
             name: {k: v for k, v in section.items() if k != "budgets" and (k != "capacity" or not isinstance(v, list))}
             for name, section in whole["methods"].items()
         }
-        budgets = {k: whole["budgets"][k] for k in ("tolerance", "allocation")}
+        budgets = {k: getattr(self.budgets, k) for k in ("tolerance", "allocation", "count")}
         kept: dict[str, Any] = {k: whole[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in whole}
         if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
             kept["model"] = whole["model"] | {"adapt": "both"}

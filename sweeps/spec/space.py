@@ -54,11 +54,15 @@ class Dimension:
         """A value of a range to 6 significant digits (so that ids do not hang on a last bit), or to a whole number."""
         return round(value) if self.integer else float(f"{value:.6g}")
 
+    def listed(self, value: Value) -> Value:
+        """The list's own element that equals a value, 0 for 0.0, so that tables have one text of it; else the value."""
+        return next((v for v in self.values if v == value), value)
+
     def nearest(self, value: Value) -> Value:
         """The value of this dimension nearest to one that may lie outside."""
         if self.values:
             if value in self.values:
-                return value
+                return self.listed(value)
             if self.ordered and isinstance(value, int | float):
                 return min(self.values, key=lambda v: abs(float(v) - float(value)))
             return self.values[0]

@@ -5,8 +5,8 @@ and either returns a complete specification or raises `SpecError` with all that 
 
 `[small]` says what a laptop changes, and `--scale small` applies it. It has the sweep file's own keys: its tables are
 merged in key by key, any other value replaces. `drop` names what goes before that, a key or a list of them
-(`drop = ["methods.vera"]`). The name gets "-small" unless `[small]` gives another, so that the two never share a
-results folder.
+(`drop = ["methods.vera"]`). The name and `output` get "-small" unless `[small]` gives others, so that the two never
+share a results folder.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
     problems = [p for name in (drop if isinstance(drop, list | tuple) else [drop]) for p in _dropped(whole, name)]
     if problems:
         raise SpecError(problems)
-    if "name" in whole:
-        whole["name"] = f"{whole['name']}-{SMALL}"
+    for key in ("name", "output"):
+        if isinstance(whole.get(key), str):
+            whole[key] = f"{whole[key].rstrip('/')}-{SMALL}"
     _merge(whole, changes)
     return whole
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
 from tests.trainables.tiny_images import write_colours
 from tests.trainables.tiny_language import SMOLLM2, write_rows
-from tools.real.fetch import VIT
+from tools.real.fetch import PARTS, VIT
 
 REAL = ROOT / "examples" / "real"
 STUDIED = ("signdigits", "fashion-mnist", "digits")
@@ -52,3 +53,11 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
         assert (counts["randlora-a-16", "lora-2"], counts["randlora-a-384", "lora-2"]) == (153_600, 147_456)
     else:
         assert counts["lora", "lora-4"] == 4 * 12 * (3 * (384 + 384) + 2 * (1536 + 384))
+
+
+def test_what_the_tools_write_is_no_part_of_the_repository() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tools" / "real").glob("*.py")]
+    into = re.findall(r'"--into", type=Path, default=Path\("?([^")]*)"?\)', "".join(texts))
+    tops = {place.partition("/")[0] for place in (*into, *(place for place, _ in PARTS.values())) if place}
+    assert len(into) == 3 and tops == {"models", "data"}
+    assert {f"/{top}/" for top in tops} <= set((ROOT / ".gitignore").read_text(encoding="utf-8").split())

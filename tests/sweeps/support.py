@@ -16,6 +16,9 @@ import psutil
 from analysis.store.store import open_store
 from sweeps.engine.run import RunSummary, run
 from sweeps.lanes.pool import Pool
+from sweeps.plan.plan import Plan
+from sweeps.records.journal import Journal
+from sweeps.records.locks import write_identity
 from tests.fakes import (
     FAULTS,
     FAULTS_OF_PACKS,
@@ -82,6 +85,14 @@ def trained(log: Path) -> Counter[tuple[str, int]]:
 def logged(log: Path, **options: Any) -> tuple[FakeCell, ...]:
     given = (("log", str(log)), *options.items())
     return tuple(FakeCell(method, budget, options=given) for method in ("lora", "vera") for budget in (1000, 4000))
+
+
+def begin(plan: Plan) -> None:
+    """Leave in the results folder what a trial of every cell that was begun leaves."""
+    with Journal(plan.spec.folder / "journal.jsonl") as journal:
+        for cell in plan.cells:
+            journal.write({"ev": "ask", "config": {"dataset": cell.dataset, "model": cell.model}})
+    write_identity(plan.spec.folder, plan.spec.identity())
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -10,10 +10,13 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
 
+from sweeps import run as run_plan
 from sweeps.cli.main import app
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
@@ -139,3 +142,19 @@ def test_the_tests_that_run_other_pages_are_there() -> None:
         assert (ROOT / page).is_file() and (
             test.startswith("below") or (ROOT / f"tests/repository/{test}.py").is_file()
         )
+
+
+def test_run_in_python_takes_what_the_pages_give_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    named = {keyword for text in texts for keyword in re.findall(r"\brun\(plan, (\w+)=", text)}
+    assert named == {"progress", "observers"}
+    given: dict[str, Any] = {}
+
+    def engine(plan: object, **how: object) -> SimpleNamespace:
+        given.update(how)
+        return SimpleNamespace(folder=Path("results/quickstart"))
+
+    monkeypatch.setattr("sweeps.engine.run.run", engine)
+    wanted: dict[str, Any] = dict.fromkeys([*named, "address", "retry_failed", "upload", "estimate"], "this")
+    plan: Any = None
+    assert run_plan(plan, **wanted).path == Path("results/quickstart") and given == wanted

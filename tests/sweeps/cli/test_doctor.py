@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def test_everything_is_looked_at() -> None:
     )
     assert all(checks[f"package {name}"].ok for name in doctor.PACKAGES)
     assert "tune and train of 2.60" in checks["ray parts"].found
+
+
+def test_cores_are_those_that_trials_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "trials run on 3 CPU core(s)" in doctor._devices().found
 
 
 def test_the_ray_it_knows_is_the_one_that_is_asked_for() -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import typer
 from PIL import Image
 
 from sweeps.cli.main import VERBS, app
+from sweeps.cli.new_file import starter
 from sweeps.cli.run import command
 from sweeps.cluster.session import RayLostError, RayStartError
 from sweeps.engine import run as engine
@@ -28,6 +30,8 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
+from tests.trainables.tiny_language import save_model, write_rows
+from tests.trainables.tiny_sentences import save_encoder, write_sst2
 
 QUICKSTART = str(ROOT / "examples" / "quickstart.toml")
 
@@ -74,6 +78,16 @@ def test_init_writes_an_example_or_a_file_of_ones_own(tmp_path: Path, monkeypatc
     assert spec.methods["full"].lr is None  # the starter's own is that of its model
 
 
+@pytest.mark.parametrize(("family", "fits"), [("llama", True), ("roberta", False)])
+def test_a_file_to_start_from_has_zero_shot_where_a_model_can(family: str, fits: bool, tmp_path: Path) -> None:
+    texts = f"json:{write_rows(tmp_path / 'texts')}" if fits else f"glue:{write_sst2(tmp_path / 'SST-2')}"
+    (save_model if fits else save_encoder)(tmp_path / "model", family)
+    text = starter(texts, f"local:{tmp_path / 'model'}", "own")
+    plan = Plan.from_spec(SweepSpec.parse(tomllib.loads(text)))
+    assert ("zero-shot" in {cell.method for cell in plan.cells}) == fits
+    assert '# base_weights = "bf16"' in text and "# gradient_checkpointing = true" in text
+
+
 def test_every_verb_shows_an_example_that_it_takes() -> None:
     for name, (_, example) in VERBS.items():
         command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
@@ -108,7 +122,8 @@ def test_data_says_what_is_in_a_folder(tmp_path: Path) -> None:
     assert "nearest" in sweeps("data", f"folder:{tmp_path / 'owm'}").output
 
 
-def test_a_folder_of_classes_is_split(tmp_path: Path) -> None:
+def test_a_folder_of_classes_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     flat, new = tmp_path / "flat", tmp_path / "new"
     for name, count, shade in (("oak", 12, 0), ("silver_birch", 3, 200)):
         (flat / name).mkdir(parents=True)
@@ -116,7 +131,7 @@ def test_a_folder_of_classes_is_split(tmp_path: Path) -> None:
             Image.new("L", (8, 8), shade + 9 * i).save(flat / name / f"{i}.png")
         shutil.copy(flat / name / "0.png", flat / name / "copy.png")
     assert f"--split NEW` makes them of DIR{os.sep}CLASS" in " ".join(sweeps("data", f"folder:{flat}").output.split())
-    found = json.loads(sweeps("data", f"folder:{flat}", "--split", str(new), "--json").stdout)
+    found = json.loads(sweeps("data", "folder:~/flat", "--split", str(new), "--json").stdout)
     assert (found["name"], found["classes"], found["test_lacks"]) == (f"folder:{new}", 2, [])
     sides = {part: {p.read_bytes() for p in new.glob(f"{part}/*/*.png")} for part in ("train", "test")}
     assert not sides["train"] & sides["test"] and len(sides["test"]) == 3  # 2 of 12, and 1 of 3
@@ -392,5 +407,10 @@ def test_the_exit_code_says_how_a_run_ended(
 
 def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
     given = {"--scale": ["small"], "--set": ["name='a b'"], "--output": [None], "--upload": ["s3://key:word@bucket/x"]}
+    given |= {"--address": ["me@head:1"], "--optuna-storage": ["postgresql://me:word@host/x"], "--track": ["wandb"]}
     said = command(Path("s.toml"), given, {"--available": True, "--retry-failed": False})
-    assert shlex.split(said) == ["sweeps", "run", "s.toml", "--scale", "small", "--set", "name='a b'", "--available"]
+    assert "word" not in said
+    assert shlex.split(said) == [
+        *("sweeps", "run", "s.toml", "--scale", "small", "--set", "name='a b'", "--upload", "..."),
+        *("--address", "me@head:1", "--optuna-storage", "...", "--track", "wandb", "--available"),
+    ]

@@ -6,17 +6,22 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sweeps.cli.status import pace
+from analysis.report.facts import facts
+from analysis.store.store import open_store
+from sweeps.cli.status import pace, progress_of
 from sweeps.lanes.pool import Pool
-from tests.fakes import fake_plan
+from tests.fakes import FakeCell, FakeConfirm, FakeSearch, analytic_trial, fake_plan
 from tests.support import ROOT
-from tests.sweeps.support import events, go, logged
+from tests.sweeps.inline import go_inline
+from tests.sweeps.support import PAIR, events, go, logged
+from trainables.config import TrialConfig
 
 
 def status(folder: Path, *arguments: str) -> str:
@@ -62,6 +67,33 @@ def test_the_pace_of_a_run_leaves_its_start_out() -> None:
     assert pace(rows, [group], {"lora": 8, "vera": 2}, now)[2] == 8 * 5 + 2 * 10
     assert pace(rows, events, {}, None) == (2, 12.0, None)
     assert pace(rows[:1], events, {"lora": 8}, now) == (0, None, None)
+
+
+def test_a_sweep_that_ended_is_over_whatever_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(trial: TrialConfig, **how: Any) -> Generator[dict[str, Any], None, None]:
+        if (trial.method, trial.stage) == ("vera", "CONFIRM"):
+            raise ValueError("this seed is at fault")
+        return analytic_trial(trial, **how)
+
+    monkeypatch.setattr("tests.fakes.analytic_trial", fails)
+    cells = (*PAIR, FakeCell("nola", options=(("fail_above", 0.0),)))
+    go_inline(fake_plan(tmp_path, cells, confirm=FakeConfirm((0,))))
+    store = open_store(tmp_path)
+    told = progress_of(store)
+    assert (told["phases"], told["cells_confirmed"]) == ({"done": 2, "stuck": 1}, 1)
+    assert facts(store)["missing"] == 0  # so the report is not preliminary
+
+
+def test_a_cell_that_is_extended_is_not_done(tmp_path: Path) -> None:
+    def interrupt(ended: int) -> None:
+        if ended == 2:
+            raise KeyboardInterrupt
+
+    go_inline(fake_plan(tmp_path, PAIR))
+    assert progress_of(open_store(tmp_path))["phases"] == {"done": 2}
+    assert go_inline(fake_plan(tmp_path, PAIR, search=FakeSearch(trials=9)), interrupt).interrupted
+    told = progress_of(open_store(tmp_path))
+    assert (told["phases"], told["cells_confirmed"]) == ({"tuning": 2}, 0)
 
 
 @pytest.mark.slow

@@ -128,6 +128,12 @@ def test_scripts_say_what_they_lack(path: Path) -> None:
     assert re.search(r"(HEAD|DASHBOARD): the address", done.stderr)
 
 
+def test_an_image_gets_what_a_commit_gets() -> None:
+    kept_out = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    expected = {".git", *(line.strip("/") if line.startswith("/") else f"**/{line.strip('/')}" for line in kept_out)}
+    assert set((EXAMPLES / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()[1:]) == expected
+
+
 def test_the_slurm_job_asks_for_what_it_uses() -> None:
     lines = (EXAMPLES / "slurm.sbatch").read_text(encoding="utf-8").splitlines()
     first = next(k for k, line in enumerate(lines) if line and not line.startswith("#"))
@@ -188,6 +194,7 @@ def test_the_slurm_job_runs_dry_and_queues_itself_again_when_its_time_is_up(
     verb = ["sweeps", "run", "a b.toml", "--address", address, "--set", f"output={output}"]
     assert words[words.index("sweeps") :] == [*verb, "--max-hours", hours]
     seen = dict(line.partition("=")[::2] for line in (tmp_path / "seen").read_text().splitlines())
+    assert seen["SRUN_CPUS_PER_TASK"] == "32"
     assert seen["RAY_AUTH_MODE"] == "token" and re.fullmatch("[0-9a-f]{64}", seen["RAY_AUTH_TOKEN"])
     assert (tmp_path / "requeued").exists() == again
     if again:

@@ -18,6 +18,7 @@ from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.spec import SweepSpec
+from tests.sweeps.support import begin
 from tests.trainables.tiny_language import instruction_rows, save_model, write_e2e, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 
@@ -76,11 +77,13 @@ def test_rows_to_evaluate_are_counted(place: Path) -> None:
 def test_changed_texts_are_noticed(place: Path, tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "rows")
     whole = tree(place, output=str(tmp_path / "results")) | {"data": {"datasets": [f"json:{folder}"]}}
-    check_inputs(Plan.from_spec(SweepSpec.parse(whole)))
+    plan = Plan.from_spec(SweepSpec.parse(whole))
+    check_inputs(plan)
+    begin(plan)
     rows = [row | {"instruction": row["instruction"] + " "} for row in instruction_rows(12, seed=5)]
     (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(SpecError, match="not the data that the trials"):
-        check_inputs(Plan.from_spec(SweepSpec.parse(whole)))
+        check_inputs(plan)
 
 
 @pytest.mark.parametrize(

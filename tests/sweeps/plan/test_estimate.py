@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +25,11 @@ from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.estimate import START_SECONDS, TRIAL_OVERHEAD, _Probe, _probe, estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
+from sweeps.spec.space import Dimension
 from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import START, make_results
 from tests.support import ROOT
+from tests.sweeps.spec.support import GOOD
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
 
@@ -60,6 +63,9 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     )
     seconds = probe.trial(plan.feasible[0], "TUNE", many) - TRIAL_OVERHEAD
     assert seconds == spec.train.epochs * 1000 * spec.train.global_batch_size
+    searched = replace(plan.feasible[0], dimensions=(Dimension("epochs", values=(1, 3, 8)),))
+    for stage, epochs in (("TUNE", 4), ("CONFIRM", 8)):
+        assert probe.trial(searched, stage, many) - TRIAL_OVERHEAD == epochs * seconds / spec.train.epochs
 
 
 @pytest.mark.parametrize("error", [TrialError("loss is nan"), KeyError("alpha"), torch.OutOfMemoryError("3 GiB")])
@@ -176,10 +182,12 @@ def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
     make_results(folder)
     assert foresight(open_store(folder)).num_rows == 0
     trials = open_store(folder).table("trials").to_pylist()
-    foreseen(folder, len(trials) if whole else len(trials) + 1)
+    over = len({t["trial_id"] for t in trials})
+    assert over < len(trials)  # a try after a failure is no other trial
+    foreseen(folder, over if whole else over + 1)
     lines = {(r["quantity"], r["method"]): r for r in foresight(open_store(folder)).to_pylist()}
     hours = sum(t["seconds_total"] for t in trials) / 3600 * 0.5
-    assert lines["trials", None]["actual"] == len(trials)
+    assert lines["trials", None]["actual"] == over
     assert lines["accelerator time", None]["actual"] == pytest.approx(hours)
     assert lines["accelerator time", None]["ratio"] == pytest.approx(hours / 2)
     assert lines["cost", None]["actual"] == pytest.approx(hours * 4)
@@ -206,11 +214,14 @@ def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
 
 
 def test_no_estimate_is_said(tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "made"
+    folder, file = tmp_path / "results" / "made-small", tmp_path / "made.toml"
     make_results(folder)
     assert (
         "no run of this sweep was estimated" in CliRunner().invoke(app, ["estimate", str(folder), "--compare"]).stdout
     )
+    file.write_text(f"output = {json.dumps(str(tmp_path / 'results' / 'made'))}\n{GOOD}[small]\n")
+    asked = ["estimate", str(file), "--compare", "--scale", "small"]
+    assert "no run of this sweep was estimated" in CliRunner().invoke(app, asked).stdout
     progress = progress_of(open_store(folder))
     assert progress["estimate"] is None
     assert progress["cost"] is None

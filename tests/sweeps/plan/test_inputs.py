@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,21 +18,22 @@ from sweeps.cluster.resources import ResourceError
 from sweeps.engine.run import run
 from sweeps.errors import Problem, SpecError
 from sweeps.plan import digests, inputs, split_sizes
-from sweeps.plan.digests import fingerprint, label_digest
+from sweeps.plan.digests import fingerprint, label_digest, model_digest
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
+from sweeps.spec.sections import ModelSection
 from sweeps.spec.spec import SweepSpec
 from tests.fakes import TRIAL, FakeCell, fake_plan
 from tests.support import sweeps
 from tests.sweeps.inline import Inline, go_inline
-from tests.sweeps.support import PAIR
+from tests.sweeps.support import PAIR, begin
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import ImageSplit
 from trainables.data.registry import load_dataset
 from trainables.data.splits import split_of
 from trainables.errors import DataError
 from trainables.metrics.texts import LIBRARIES
-from trainables.models.families import ModelError
+from trainables.models.families import EMBEDDED, ModelError
 
 
 @pytest.fixture
@@ -105,10 +107,53 @@ def test_bad_images_may_be_skipped(images: Path, tmp_path: Path) -> None:
 def test_other_data_under_the_same_name_is_refused(images: Path, tmp_path: Path) -> None:
     planned = plan(images, str(tmp_path / "r"))
     check_inputs(planned)
+    begin(planned)
     check_inputs(planned)
     (images / "test" / "shoe" / "1.png").unlink()
     with pytest.raises(SpecError, match="not the data that the trials"):
         check_inputs(planned)
+
+
+def test_data_that_no_trial_has_seen_may_change(images: Path, tmp_path: Path) -> None:
+    """As after Ctrl-C during the estimate."""
+    planned, record = plan(images, str(tmp_path / "r")), tmp_path / "r" / "data.json"
+    check_inputs(planned)
+    begin(Plan(planned.spec, (FakeCell("lora"),)))  # of other data
+    before = record.read_text()
+    (images / "test" / "shoe" / "1.png").unlink()
+    check_inputs(planned)
+    assert record.read_text() != before
+
+
+@pytest.mark.parametrize("words", [{"templates": ["a sketch of a {}."]}, {"prompt": "A sketch of a {}"}])
+def test_prompts_belong_to_the_data(images: Path, tmp_path: Path, words: dict[str, object]) -> None:
+    planned, record = plan(images, str(tmp_path / "r")), tmp_path / "r" / "data.json"
+    check_inputs(planned)
+    begin(planned)
+    new = record.read_text()
+    record.write_text(json.dumps({name: digest.partition(" ")[0] for name, digest in json.loads(new).items()}))
+    check_inputs(planned)  # by an older version's digest
+    assert record.read_text() == new
+    (images / "dataset.json").write_text(json.dumps(words))
+    with pytest.raises(SpecError, match="its examples, labels or prompts changed"):
+        check_inputs(planned)
+
+
+def test_other_weights_of_a_local_model_are_refused(images: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(EMBEDDED["tiny-clip"], tmp_path / "model")
+    planned = plan(images, str(tmp_path / "r"))
+    spec = planned.spec.model_copy(update={"model": ModelSection(id=f"local:{model}", adapt="vision")})
+    planned = Plan.from_spec(spec)
+    check_inputs(planned)
+    begin(planned)
+    check_inputs(planned)
+    (weights,) = model.glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* saw \(its files changed\)"):
+        check_inputs(planned)
+    assert model_digest("embedded:tiny-clip") is None
 
 
 @pytest.mark.parametrize("wrong", ["data", "resources"])  # which are looked at when the folder has files already
@@ -143,18 +188,20 @@ def recolour(images: Path) -> None:
 
 
 def test_other_pixels_under_the_same_names_are_refused(images: Path, tmp_path: Path) -> None:
-    planned = plan(images, str(tmp_path / "r"))
+    planned, journal = plan(images, str(tmp_path / "r")), tmp_path / "r" / "journal.jsonl"
     check_inputs(planned)
+    begin(planned)
+    before = journal.read_bytes()
     recolour(images)
     with pytest.raises(SpecError, match="not the data that the trials"):
         run(planned, progress=False)  # from Python too
-    assert not (tmp_path / "r" / "journal.jsonl").exists()
+    assert journal.read_bytes() == before
 
 
 def test_a_folder_of_an_older_version_is_compared_by_its_labels(images: Path, tmp_path: Path) -> None:
     planned, name = plan(images, str(tmp_path / "r")), f"folder:{images}"
     record = tmp_path / "r" / "data.json"
-    record.parent.mkdir()
+    begin(planned)
     old = label_digest(split_sizes.loaded(name))
     record.write_text(json.dumps({name: "0" * 64}))
     with pytest.raises(SpecError, match="not the data that the trials"):
@@ -206,6 +253,7 @@ def test_digests_of_many_images_are_kept_until_a_file_changes(
     with monkeypatch.context() as patch:
         patch.setattr(ImageSplit, "digest", None)  # nothing is read again
         check_inputs(planned)
+    begin(planned)
     recolour(images)
     with pytest.raises(SpecError, match="not the data that the trials"):
         check_inputs(planned)
@@ -241,6 +289,7 @@ def test_rows_kept_for_selection_are_counted(images: Path, select: str, kept: in
     (cell,) = planned.cells
     rows = split_of(load_dataset(cell.dataset), cell.trial("CONFIRM", 1e-3, (0, 0, 0), planned.spec.train))
     assert split_sizes.split_sizes(cell)[:2] == (len(rows.train_idx), len(rows.val_idx)) == (16 - kept, kept)
+    assert len(split_sizes.fewer_words([replace(cell, train_size="8-shot")])) == kept
 
 
 def test_a_plan_knows_small_splits_and_classes_that_test_lacks(images: Path, tmp_path: Path) -> None:

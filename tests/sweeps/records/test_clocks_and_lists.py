@@ -12,8 +12,10 @@ import pytest
 
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths, write_part
+from sweeps.plan.estimate import _left
 from sweeps.records import ledger
 from sweeps.records.sealing import Sealer
+from sweeps.spec.space import Dimension
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, analytic_trial, fake_plan
 from tests.sweeps.inline import go_inline
 from tests.sweeps.records.support import edit, without
@@ -109,6 +111,29 @@ def test_seeds_taken_out_or_reordered_leave_what_such_a_file_gives(tmp_path: Pat
     assert open_store(folder).table("superseded").num_rows == 2 * len(set(wanted) - {0, 1, 2})
 
 
+def test_a_whole_number_that_was_searched_is_one_choice(tmp_path: Path) -> None:
+    """A configuration has 0.0 where the list has 0; so have rows of seeds that 0.1.0 added."""
+    folder = tmp_path / "r"
+    cell = FakeCell("lora", dimensions=(Dimension("weight_decay", values=(0,)),), published=(("weight_decay", 0),))
+
+    def counted() -> tuple[int, int]:
+        now = open_store(folder)
+        return now.table("confirmed").num_rows, now.table("superseded").num_rows
+
+    go_inline(fake_plan(folder, (cell,)))
+    go_inline(fake_plan(folder, (cell,), confirm=FakeConfirm((0, 1, 2, 3, 4))))
+    assert {r["hyperparameters"] for r in open_store(folder).table("trials").to_pylist()} == {'{"weight_decay": 0}'}
+    assert counted() == (5, 0)
+
+    def change(found: list[dict[str, Any]]) -> None:
+        for row in [e["row"] for e in found if e["ev"] == "finish"][-3:]:
+            row["hyperparameters"] = '{"weight_decay": 0.0}'
+
+    edit(folder, change)
+    without("tables")(folder)
+    assert counted() == (5, 0)
+
+
 def test_budgets_taken_out_and_put_back_run_nothing_twice(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     cells = tuple(FakeCell("lora", budget) for budget in (1000, 4000))
@@ -142,3 +167,4 @@ def test_a_failure_that_no_longer_counts_is_none_of_the_sweep(tmp_path: Path, mo
     assert go_inline(plan(0, 1)).failed == 1
     assert go_inline(plan(0, 1)).failed_before == 1
     assert go_inline(plan(0)).complete
+    assert [left.confirm for left in _left(plan(0, 2), retry_failed=False)] == [1]

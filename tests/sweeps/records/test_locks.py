@@ -31,7 +31,7 @@ from sweeps.records.locks import (
     stored_identity,
     write_identity,
 )
-from sweeps.spec.sections import DataSection
+from sweeps.spec.sections import BudgetSection, DataSection
 from tests.fakes import fake_spec
 
 IDENTITY = {"name": "a", "train": {"epochs": 3, "lr": 1e-3}, "methods": {"lora": {"alpha": 16}}}
@@ -274,6 +274,18 @@ def test_methods_may_come_and_go_but_keep_their_settings(tmp_path: Path) -> None
     assert stored["methods"] == {"lora": {"alpha": 16}, "vera": {"d": 1}}
     with pytest.raises(IdentityError, match=r"methods\.lora\.alpha"):
         check_identity(tmp_path, {**IDENTITY, "methods": {"lora": {"alpha": 1}}})
+
+
+def test_what_budgets_limit_stays(tmp_path: Path) -> None:
+    """Cells of a list of capacities have the same ids under both."""
+    of = {c: fake_spec(tmp_path, budgets=BudgetSection(params=(8,), count=c)).identity() for c in ("parameters", "dof")}
+    write_identity(tmp_path, of["dof"])
+    check_identity(tmp_path, of["dof"])
+    with pytest.raises(IdentityError, match=r"budgets\.count = 'parameters': .* were made with 'dof'"):
+        check_identity(tmp_path, of["parameters"])
+    old = of["dof"] | {"budgets": {k: v for k, v in of["dof"]["budgets"].items() if k != "count"}}
+    write_identity(tmp_path, old)
+    check_identity(tmp_path, of["dof"])
 
 
 def test_data_sets_with_epochs_of_their_own_may_be_added_but_keep_them(tmp_path: Path) -> None:

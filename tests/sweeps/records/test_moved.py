@@ -20,6 +20,7 @@ from sweeps.search.order import tiers
 from sweeps.search.rules import Rules
 from sweeps.spec.paths import absolute, anchored, resolved
 from tests.sweeps.inline import go_inline, lines
+from tests.sweeps.support import begin
 from tests.trainables.tiny_images import write_colours
 
 FILE = """
@@ -76,6 +77,7 @@ def test_a_folder_goes_on_where_it_was_moved(journal: bool, tmp_path: Path, monk
 def test_other_data_at_the_same_path_are_refused(older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place(tmp_path))
     check_inputs(plan())
+    begin(plan())
     if older:  # whose `data.json` has absolute paths
         names = json.loads(Path("results/data.json").read_text())
         Path("results/data.json").write_text(json.dumps({resolved(name): value for name, value in names.items()}))

@@ -107,19 +107,20 @@ def test_what_is_kept_goes_by_stage_and_method(tmp_path: Path, keep: str, stages
     assert kept == stages
 
 
-def test_the_best_is_of_the_present_choice(tmp_path: Path) -> None:
+def test_the_best_is_of_the_present_choice_and_has_weights(tmp_path: Path) -> None:
     plan = fake_plan(tmp_path, (FakeCell("lora"),))
     state = SweepState(plan.feasible, plan.spec)
     with Journal(tmp_path / "journal.jsonl") as journal:
         ledger = Ledger(state, journal, Sealer(tmp_path), tmp_path, "best")
-    scores = {"old rate": 0.9, "one": 0.7, "two": 0.8}
+    scores = {"old rate": 0.9, "one": 0.7, "two": 0.8, "from before they were kept": 0.95}
     rows = {
         name: {"trial_id": name, "stage": "CONFIRM", "slot": 0, "status": "finished", "val_score": score}
         for name, score in scores.items()
     }
-    for name in scores:
+    for name in list(scores)[:3]:
         (tmp_path / "adapters" / name).mkdir(parents=True)
-    state.cells["cell"] = SimpleNamespace(rows=rows, confirming={"one", "two"})  # type: ignore[assignment]
+    counted = set(scores) - {"old rate"}
+    state.cells["cell"] = SimpleNamespace(rows=rows, confirming=counted)  # type: ignore[assignment]
     ledger._keep_best("cell")
     assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["two"]
 

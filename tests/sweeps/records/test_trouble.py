@@ -206,6 +206,15 @@ def test_what_is_not_this_sweeps_is_refused(
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
+def test_a_folder_of_the_users_own_work_is_refused(tmp_path: Path) -> None:
+    thesis = tmp_path / "work" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.touch()
+    with pytest.raises(IdentityError, match=r"holds a folder work that is no sweep's.*Nearest: \".*/results\""):
+        go_inline(small(tmp_path))
+    assert list(tmp_path.rglob("*")) == [thesis.parent, thesis]
+
+
 def test_no_flipped_bit_of_the_journal_goes_unseen(tmp_path: Path, whole: Path) -> None:
     path, drawn = tmp_path / "journal.jsonl", random.Random(0)
     data = (whole / "journal.jsonl").read_bytes()

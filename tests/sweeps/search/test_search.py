@@ -75,6 +75,10 @@ def test_a_nested_grid_of_several_ranges_is_their_product() -> None:
         assert [dict(p.extra)["dropout"] for p in part] == [0.0, 0.1] * steps**2
 
 
+def test_a_list_gives_its_own_number_back() -> None:
+    assert repr(Dimension("weight_decay", values=(0, 0.1)).nearest(0.0)) == "0"
+
+
 def test_a_grid_goes_on_when_all_whole_numbers_of_a_range_are_tried() -> None:
     space = Space(LOW, HIGH, (Dimension("epochs", 2, 4, integer=True),))
     points = first(9 * 3, space)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from sweeps.errors import Problem, SpecError
+from sweeps.plan.plan import Plan
 from sweeps.spec.reading import read_value
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT, sweeps
-from tests.sweeps.spec.support import GOOD, problems
+from tests.sweeps.spec.support import GOOD, problems, write
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,19 @@ def test_whole_numbers_beyond_64_bits(tmp_path: Path, key: str, number: int) -> 
 )
 def test_values_that_no_sweep_has(tmp_path: Path, override: str, said: str) -> None:
     assert any(said in problem for problem in problems(tmp_path, GOOD, (override,)))
+
+
+def test_a_budget_below_one_parameter(tmp_path: Path) -> None:
+    spec = SweepSpec.load(write(tmp_path, GOOD.replace("lora_rank = [1, 4]", "percent = [1e-5, 1]")))
+    with pytest.raises(SpecError, match=r"budgets\.percent = 1e-05: is less than one of the [\d,]+ .* Nearest: \d"):
+        Plan.from_spec(spec)
+
+
+def test_a_rule_for_alpha_where_a_budget_is_out_of_reach(tmp_path: Path) -> None:
+    text = GOOD.replace("lora_rank = [1, 4]", "params = [1, 11648]")
+    given = ("methods.lora={alpha='2r', space={alpha={low=1, high=8}}}",)
+    cells = Plan.from_spec(SweepSpec.load(write(tmp_path, text), given)).cells
+    assert [(c.feasible, c.published) for c in cells if c.method == "lora"] == [(False, ()), (True, (("alpha", 2.0),))]
 
 
 def test_a_message_has_paths_whole_and_lists_short() -> None:

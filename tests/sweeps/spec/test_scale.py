@@ -56,6 +56,8 @@ def test_both_scales_of_a_file(file: Path) -> None:
     assert small.methods["lora"].options == {"alpha": 16}
     assert small.train.epochs == 1
     assert SweepSpec.load(file, ("train.epochs=2", "name=other"), "small").train.epochs == 2
+    file.write_text('output = "runs/t/"\n' + FILE)
+    assert [SweepSpec.load(file, scale=s).folder for s in ("full", "small")] == [Path("runs/t"), Path("runs/t-small")]
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,17 @@ def test_defaults(tmp_path: Path) -> None:
 def test_yaml_reads_the_same(tmp_path: Path) -> None:
     text = (
         "name: t\nmodel: {id: 'embedded:tiny-clip'}\ndata: {datasets: ['embedded:fashion-mnist']}\n"
-        "budgets: {lora_rank: [1, 4]}\nmethods: {lora: {}, randlora: {}}\n"
+        "budgets: {lora_rank: [1, 4]}\nmethods: {lora: {}, randlora: {lr: 1e-3}}\n"
+        "search: {space: {weight_decay: [1e-4, 1.0e-3, .1E0, 0]}}\n"
     )
-    assert SweepSpec.load(write(tmp_path, text, "s.yaml")) == SweepSpec.load(write(tmp_path, GOOD))
+    toml = GOOD + "lr = 1e-3\n[search.space]\nweight_decay = [1e-4, 1e-3, 0.1, 0]\n"
+    assert SweepSpec.load(write(tmp_path, text, "s.yaml")) == SweepSpec.load(write(tmp_path, toml))
+
+
+def test_a_home_in_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SweepSpec.load(write(tmp_path, GOOD), ['output="~/x"']).folder == tmp_path / "x"
+    assert SweepSpec.load(write(tmp_path, GOOD), ['output="~no-such-user/x"']).folder == Path("~no-such-user/x")
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
@@ -67,6 +75,8 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (GOOD + "[search]\ntrials = 4", "search", "least that works is trials = 6"),
         (GOOD + "[train]\nepochs = 0", "train.epochs", "at least 1"),
         (GOOD + "[train]\nepoch = 3", "train.epoch", "unknown key"),
+        (GOOD + "[train]\ngrad_clip = inf", "train.grad_clip", "finite"),
+        (GOOD + "[search.space]\nweight_decay = ['1e-4']", "search.space.weight_decay", "must be a number"),
         (GOOD + "[methods.vera]\nd_initial = 'x'", "methods.vera.d_initial", "must be a number"),
         (GOOD + "[methods.vera]\nd_intial = 1.0", "methods.vera.d_intial", "Nearest: d_initial"),
         (GOOD + "[methods.vera]\nr = 8", "methods.vera.r", "capacity = 8"),
