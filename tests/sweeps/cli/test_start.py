@@ -1,0 +1,114 @@
+"""`init` and `data`: the file and the images that a sweep of one's own starts from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sweeps.cli.new_file import starter
+from sweeps.plan.plan import Plan
+from sweeps.spec.spec import SweepSpec
+from tests.support import ROOT, sweeps
+from tests.trainables.tiny_language import save_model, write_rows
+from tests.trainables.tiny_sentences import save_encoder, write_sst2
+
+
+def test_init_then_plan(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    assert sweeps("init", str(path)).exit_code == 0
+    again = sweeps("init", str(path))
+    assert again.exit_code == 2
+    assert "--force" in again.output
+    assert sweeps("init", str(path), "--force").exit_code == 0
+    planned = sweeps("plan", str(path))
+    assert planned.exit_code == 0, planned.output
+    assert "randlora" in planned.output
+
+
+def test_init_writes_an_example_or_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = json.loads(sweeps("init", "--list", "--json").stdout)
+    assert listed.keys() >= {"quickstart", "paper/fig1-clip", "real/vit-dtd10"} and all(listed.values())
+    assert not list(tmp_path.iterdir())
+    assert sweeps("init", "--example", "paper/fig1-clip").exit_code == 0
+    assert Path("fig1-clip.toml").read_bytes() == (ROOT / "examples" / "paper" / "fig1-clip.toml").read_bytes()
+    for words, said in (
+        (("--example", "quickstat"), "quickstart"),
+        (("--example", "quickstart", "--name", "x"), "--set"),
+        (("--data", "folder:nowhere"), "no folder nowhere"),
+        (("--model", "embedded:tiny-clp"), "tiny-clip"),
+        (("--name", "two words"), "name"),
+    ):
+        done = sweeps("init", "other.toml", *words)
+        assert (done.exit_code, Path("other.toml").exists()) == (2, False) and said in done.output, words
+    words = ("--data", "embedded:fashion-mnist-turned", "--model", "embedded:tiny-clip")
+    assert sweeps("init", "own.toml", *words).exit_code == 0
+    spec = SweepSpec.load(Path("own.toml"))
+    assert (spec.name, spec.data.datasets, spec.model.adapt) == ("fashion-mnist-turned", (words[1],), "vision")
+    assert spec.methods["full"].lr is None  # the starter's own is that of its model
+
+
+@pytest.mark.parametrize(("family", "fits"), [("llama", True), ("roberta", False)])
+def test_a_file_to_start_from_has_zero_shot_where_a_model_can(family: str, fits: bool, tmp_path: Path) -> None:
+    texts = f"json:{write_rows(tmp_path / 'texts')}" if fits else f"glue:{write_sst2(tmp_path / 'SST-2')}"
+    (save_model if fits else save_encoder)(tmp_path / "model", family)
+    text = starter(texts, f"local:{tmp_path / 'model'}", "own")
+    plan = Plan.from_spec(SweepSpec.parse(tomllib.loads(text)))
+    assert ("zero-shot" in {cell.method for cell in plan.cells}) == fits
+    assert '# base_weights = "bf16"' in text and "# gradient_checkpointing = true" in text
+
+
+def test_data_says_what_is_in_a_folder(tmp_path: Path) -> None:
+    for part, classes, count in (("train", "abc", 20), ("test", "ab", 3)):
+        for k, name in enumerate(classes):
+            folder = tmp_path / "own" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count + k):
+                Image.new("L", (8, 8), 10 * i % 255).save(folder / f"{i}.png")
+    found = json.loads(sweeps("data", f"folder:{tmp_path / 'own'}", "--json").stdout)
+    assert found["sizes"] == {"train": 57, "val": 6, "test": 7}
+    assert (found["classes"], found["class_names"], found["test_lacks"]) == (3, ["a", "b", "c"], ["c"])
+    assert found["per_class"] == "20 to 22 for train and validation" and "10 % of train" in found["split"]
+    shown = sweeps("data", f"folder:{tmp_path / 'own'}").output
+    assert shown.startswith("weak evidence") and "test of own has no example of c" in shown
+    (tmp_path / "own" / "val").symlink_to(tmp_path / "own" / "test")
+    own = json.loads(sweeps("data", f"folder:{tmp_path / 'own'}", "--json").stdout)
+    assert (own["sizes"]["val"], own["split"]) == (7, "the validation split is the set's own")
+    assert "nearest" in sweeps("data", f"folder:{tmp_path / 'owm'}").output
+
+
+def test_a_folder_of_classes_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flat, new = tmp_path / "flat", tmp_path / "new"
+    for name, count, shade in (("oak", 12, 0), ("silver_birch", 3, 200)):
+        (flat / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (8, 8), shade + 9 * i).save(flat / name / f"{i}.png")
+        shutil.copy(flat / name / "0.png", flat / name / "copy.png")
+    assert f"--split NEW` makes them of DIR{os.sep}CLASS" in " ".join(sweeps("data", f"folder:{flat}").output.split())
+    found = json.loads(sweeps("data", "folder:~/flat", "--split", str(new), "--json").stdout)
+    assert (found["name"], found["classes"], found["test_lacks"]) == (f"folder:{new}", 2, [])
+    sides = {part: {p.read_bytes() for p in new.glob(f"{part}/*/*.png")} for part in ("train", "test")}
+    assert not sides["train"] & sides["test"] and len(sides["test"]) == 3  # 2 of 12, and 1 of 3
+    assert len(list(new.glob("*/*/*.png"))) == 12 + 3 + 2
+    for words, said in (((flat, new), "exists already"), ((new / "train" / "oak", flat / "x"), "holds no CLASS/IMAGE")):
+        refused = sweeps("data", f"folder:{words[0]}", "--split", str(words[1]))
+        assert refused.exit_code == 2 and said in " ".join(refused.output.split())
+    (tmp_path / "one" / "oak").mkdir(parents=True)
+    shutil.copy(flat / "oak" / "0.png", tmp_path / "one" / "oak")
+    refused = sweeps("data", f"folder:{tmp_path / 'one'}", "--split", str(tmp_path / "two"))
+    assert refused.exit_code == 2 and "has one image" in refused.output and not (tmp_path / "two").exists()
+    (tmp_path / "one" / "elm").mkdir()
+    refused = sweeps("data", f"folder:{tmp_path / 'one'}", "--split", str(tmp_path / "two"))
+    assert refused.exit_code == 2 and "holds no image" in " ".join(refused.output.split())
+    shutil.copytree(flat, tmp_path / "same")
+    shutil.copy(flat / "oak" / "3.png", tmp_path / "same" / "silver_birch" / "oak.png")
+    refused = sweeps("data", f"folder:{tmp_path / 'same'}", "--split", str(tmp_path / "two"))
+    assert refused.exit_code == 2 and "one image in two classes" in " ".join(refused.output.split())
+    assert "is no folder to split" in sweeps("data", "cifar100", "--split", str(tmp_path / "two")).output
