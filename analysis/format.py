@@ -59,7 +59,7 @@ def off_budget(value: float | None) -> str:
 
 def quantity(value: float | None) -> str:
     """A count or a cost: '12,288'; three digits below a thousand, '0.00316'."""
-    return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return "" if value is None else f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def freedom(dof: int | None, measured: bool | None, at_most: bool | None) -> str:

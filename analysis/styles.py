@@ -5,6 +5,7 @@ Colours are Okabe and Ito's (colour-blind safe); markers tell methods apart in p
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -135,9 +136,10 @@ def in_order(methods: set[str]) -> list[str]:
     return sorted(methods, key=lambda m: (style(m).order, m))
 
 
-def budget_order(reference: str) -> tuple[int, str]:
+def budget_order(reference: str) -> tuple[float, str]:
     """Sort key of budgets: by the number in their name."""
-    return int("".join(c for c in reference if c.isdigit()) or 0), reference
+    found = re.search(r"\d+(\.\d+)?(e-?\d+)?", reference)
+    return float(found[0]) if found else 0.0, reference
 
 
 def place_of(row: Mapping[str, Any]) -> Place:

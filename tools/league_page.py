@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from textwrap import fill
 
 from analysis import Store, open_store
 from analysis.format import Row, change_text, duration, freedom, percent, quantity, score_text
 from analysis.statistics.groups import groups
+from analysis.statistics.scaling import comparisons, question
 from analysis.tables.console import DIFFERENCE, conclusion, results_table
 
-COLUMNS = ("method", "accuracy", "vs LoRA", "group", "parameters", "dof", "rank", "rate", "image", "MiB", "stored")
+COLUMNS = ("method", "accuracy", "vs LoRA", "parameters", "dof", "rank", "rate", "image", "MiB", "stored")
 PUBLISHED = ("experiment", "accuracy", "parameters", "rate", "training", "GiB")
 
 
 def league(store: Store, finished: list[Row]) -> list[list[str]]:
     """Texts of the finished methods, in the order of `COLUMNS`, the best mean first."""
-    letters = {r["method"]: r["group"] for r in groups(store).to_pylist()}
     cells = {r["method"]: r for r in store.table("cells").to_pylist()}
     costs = {r["method"]: r for r in store.table("cost").to_pylist()}
     rows = sorted(finished, key=lambda r: -r["mean"])
-    return [_texts(r, cells[r["method"]], costs[r["method"]], letters.get(r["method"], "")) for r in rows]
+    return [_texts(r, cells[r["method"]], costs[r["method"]]) for r in rows]
 
 
-def _texts(row: Row, cell: Row, cost: Row, letters: str) -> list[str]:
+def _texts(row: Row, cell: Row, cost: Row) -> list[str]:
     verdict = "" if row["verdict"] == "not distinguishable" else row["verdict"] or ""
     speed, memory = cost["samples_per_second"], cost["peak_memory_bytes"]
     return [
         f"`{row['method']}`",
         score_text(row),
         f"{change_text(row, *DIFFERENCE)} {verdict}".strip(),
-        letters,
         quantity(row["adapter_params"]),
         freedom(cell["dof"], cell["dof_measured"], cell["dof_at_most"]),
         quantity(cell["update_rank"]),
@@ -78,10 +78,28 @@ def _finished(store: Store) -> list[Row]:
     return [r for r in results_table(store).to_pylist() if r["n"] and r["n"] == seeds[r["method"]]]
 
 
-def state(store: Store, done: int) -> str:
+def state(store: Store, finished: list[Row]) -> str:
     """How far the league has come, in bold, where it is not at its end."""
-    cells = sum(r["feasible"] for r in store.table("cells").to_pylist())
-    return "" if done == cells else f"**Unfinished: {done} of {cells} methods have their seeds.** "
+    cells = [r["method"] for r in store.table("cells").to_pylist() if r["feasible"]]
+    done = {r["method"] for r in finished}
+    missing = ", ".join(f"`{m}`" for m in cells if m not in done)
+    return f"**Unfinished: {len(done)} of {len(cells)} methods have their seeds**; {missing} wait. " if missing else ""
+
+
+def power(store: Store, finished: list[Row]) -> str:
+    """How many pairs a test tells apart, what it would have found, and how many methods are perhaps under-tuned."""
+    letters = [set(r["group"]) for r in groups(store).to_pylist()]
+    pairs = [not one & other for one, other in combinations(letters, 2)]
+    asked, rows = question(store), [r for r in comparisons(store).to_pylist() if r["detectable"]]
+    [mine] = [100 * r["detectable"] for r in rows if r["method"] == asked.focus]
+    others = [100 * r["detectable"] for r in rows if r["method"] != asked.focus]
+    tuned_too_little = sum(bool(r["under_tuned"]) for r in finished)
+    return (
+        f"**The order is no ranking.** Over all pairs a test tells {sum(pairs) or 'none'} of {len(pairs)} apart. Four "
+        f"times in five it finds a difference from LoRA of {mine:.1f} points for RandLoRA, and of {min(others):.0f} to "
+        f"{max(others):.0f} for the others, who share their 5 %. {tuned_too_little} of {len(finished)} methods are "
+        "perhaps under-tuned."
+    )
 
 
 def texts(results: Path) -> dict[str, object]:
@@ -89,7 +107,8 @@ def texts(results: Path) -> dict[str, object]:
     ours, theirs = open_store(results / "league"), open_store(results / "peft-published")
     finished = _finished(ours)
     return {
-        "@ANSWER@": fill(state(ours, len(finished)) + conclusion(ours), 120),
+        "@ANSWER@": fill(state(ours, finished) + conclusion(ours), 120, break_on_hyphens=False),
+        "@POWER@": fill(power(ours, finished), 120, break_on_hyphens=False),
         "@LEAGUE@": (COLUMNS, league(ours, finished)),
         "@UNREACHED@": fill(unreached(ours), 120),
         "@PUBLISHED@": (PUBLISHED, published(theirs)),

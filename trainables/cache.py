@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 FOLDER_VARIABLE = "SWEEPS_CACHE"
@@ -40,15 +42,22 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
 
 
-def limit_bytes() -> int:
-    """The size that the cache may have. Raises ValueError when the variable is no number."""
-    return int(float(os.environ.get(LIMIT_VARIABLE) or LIMIT_GB) * 2**30)
+@cache
+def limit_bytes(given: str) -> float:
+    """The size that the cache may have; the usual one, and a warning once, where the variable's value is no size."""
+    with contextlib.suppress(ValueError):
+        if (size := float(given)) >= 0:
+            return size * 2**30
+    logging.getLogger("trainables").warning(
+        "%s = %r is no size in gigabytes; the cache takes %g at most", LIMIT_VARIABLE, given, LIMIT_GB
+    )
+    return LIMIT_GB * 2**30
 
 
 def make_room(cache: Path, size: int, keep: Path) -> bool:
     """Whether `size` more bytes fit into `cache`, after removing other folders, the least recently used first."""
-    total = _bytes(cache)
-    limit = min(limit_bytes(), total + shutil.disk_usage(cache).free - SPARE_BYTES)
+    total, most = _bytes(cache), limit_bytes(os.environ.get(LIMIT_VARIABLE) or str(LIMIT_GB))
+    limit = min(most, total + shutil.disk_usage(cache).free - SPARE_BYTES)
     if size + _bytes(keep) > limit:
         return False
     others = sorted((p for p in cache.iterdir() if p.is_dir() and p != keep), key=_last_used)

@@ -66,9 +66,8 @@ class Execute(Protocol):
 
 def sweep_facts(store: Store) -> Row:
     """What a trial's task needs of the sweep's specification. Raises StoreError: the folder does not have it."""
-    spec = store.spec() or {}
-    identity = spec.get("identity", spec)
-    if not isinstance(identity, dict) or "train" not in identity:
+    identity = store.stored()
+    if "train" not in identity:
         raise StoreError(f"{store.path} has no spec.json of its sweep, so what its trials trained on is not known")
     model, data = identity.get("model") or {}, identity.get("data") or {}
     return {

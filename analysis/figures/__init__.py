@@ -5,6 +5,7 @@ Uses matplotlib without pyplot, and every room below; knows nothing of the page.
     drawing      what all figures share: their look, panels, markers and legend, and how they are written
     scaling      score against trainable parameters
     differences  the paired difference to a baseline against the budget
+    forest       all differences of the question's methods on one axis, with their means
     ranking      all methods at one budget, the best first
     rank         score against the rank of the update
     mean_ranks   mean ranks of the methods over data sets

@@ -6,7 +6,7 @@ A figure without enough budgets, sizes or numbers is left out. The numbers come 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,14 +15,15 @@ import pyarrow.compute as pc
 
 from analysis.curves import measured, pareto, readings
 from analysis.curves.measured import EXAMPLES, axis
-from analysis.figures import drawing, fits, svg, tuning
+from analysis.figures import drawing, fits, tuning
 from analysis.figures.differences import draw_differences
-from analysis.figures.drawing import Chart
+from analysis.figures.forest import draw_forest
 from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
 from analysis.figures.profiles import draw_profiles, panel_of
 from analysis.figures.rank import draw_ranks
 from analysis.figures.ranking import draw_ranking
 from analysis.figures.scaling import draw_scaling
+from analysis.figures.svg import Picture
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.groups import mean_ranks
@@ -34,7 +35,7 @@ from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text
 from analysis.tables.console import conclusion
-from analysis.words.conclusions import conclude_rank_effects, names_of
+from analysis.words.conclusions import conclude_rank_effects, names_of, of_question
 from analysis.words.figures import (
     conclude_crossings,
     conclude_differences,
@@ -52,40 +53,10 @@ from analysis.words.figures import (
 from analysis.words.weak import absent_data
 
 K = TypeVar("K")
-MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED = 8, 4, 6, 4
-"""Most panels of a figure, and most figures of a section; the tables below them have all."""
+MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED, MOST_ROWS = 8, 4, 6, 4, 60
+"""Most panels or rows of a figure, and most figures of a section; the tables below them have all."""
 LEAST_RANKS = 3
 """Ranks at one budget from which there is a figure: two are the comparison of two methods, which the report has."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure.
-
-    Attributes:
-        stem: of its files; `kind`: which section it belongs to.
-        figure: drawn by matplotlib.
-        label: what it shows, for a screen reader.
-        caption: how to read it. says: its one-sentence conclusion.
-    """
-
-    stem: str
-    kind: str
-    figure: Chart
-    label: str
-    caption: str
-    says: str
-
-    @property
-    def across(self) -> int:
-        """Panels beside each other; the page gives a figure of several its whole width."""
-        spots = [axes.get_subplotspec() for axes in self.figure.axes]
-        return max((s.get_topmost_subplotspec().get_gridspec().ncols for s in spots if s is not None), default=1)
-
-    @property
-    def svg(self) -> str:
-        """Markup for the page."""
-        return svg.inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}")
 
 
 def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None) -> list[Picture]:
@@ -99,9 +70,9 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [*_scaling(store), *_differences(store), *_rank(store), *mean_ranks_picture(store), *_profiles(store)]
-    found += [*_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store), *_size_fits(store)]
-    found += [*_rates(store), *tuning_pictures(store)]
+    found = [*_scaling(store), *_differences(store), *_forest(store), *_rank(store), *mean_ranks_picture(store)]
+    found += [*_profiles(store), *_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store)]
+    found += [*_size_fits(store), *_rates(store), *tuning_pictures(store)]
     said = "".join(f" {line}." for line in absent_data(store.table("signs").to_pylist()))
     return [replace(p, caption=p.caption + said) for p in found] if said else found
 
@@ -169,6 +140,25 @@ def _differences(store: Store) -> list[Picture]:
     figure = draw_differences(shown, score=score, focus=asked.focus, margin=margin)
     says = conclude_differences(table.to_pylist(), asked)
     return [Picture("differences", "scaling", figure, label, caption, says)]
+
+
+def _forest(store: Store) -> list[Picture]:
+    """Every difference of the question's methods and their means, where there are several data sets."""
+    asked, table = scaling.question(store), scaling.comparisons(store)
+    mine = [r for r in of_question(table.to_pylist(), asked) if asked.focus]
+    if len({r["dataset"] for r in mine if r["dataset"]}) < 2 or len(mine) > MOST_ROWS:
+        return []
+    (focus, name), score, margin = names_of(asked), scaling.score_name(store), margin_of(store)
+    label = f"{score.capitalize()} of {focus} less {name}'s: a row per data set and budget, and per mean"
+    caption = (
+        f"Paired difference of {focus} to {name} in points with a 95 % interval each, the choice of rates included; "
+        "beside it its verdict, which is corrected for their number, so an interval may leave out zero without a word "
+        "for it. Diamonds: means."
+    )
+    if margin is not None:
+        caption += f" Grey: within the margin of {100 * margin:g} points, which counts as none."
+    figure = draw_forest(pa.Table.from_pylist(mine, schema=table.schema), score=score, margin=margin)
+    return [Picture("forest", "scaling", figure, label, caption, conclusion(store))]
 
 
 def _rank(store: Store) -> list[Picture]:

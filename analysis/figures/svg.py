@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape, unescape
 
 import matplotlib as mpl
@@ -76,3 +77,33 @@ def _themed(text: str) -> str:
     return re.sub(
         rf"(?<=: )({pattern})\b", lambda m: f"var({variables[m[1].lower()]}, {m[1]})", text, flags=re.IGNORECASE
     )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure.
+
+    Attributes:
+        stem: of its files; `kind`: which section it belongs to.
+        figure: drawn by matplotlib.
+        label: what it shows, for a screen reader.
+        caption: how to read it. says: its one-sentence conclusion.
+    """
+
+    stem: str
+    kind: str
+    figure: Chart
+    label: str
+    caption: str
+    says: str
+
+    @property
+    def across(self) -> int:
+        """Panels beside each other; the page gives a figure of several its whole width."""
+        spots = [axes.get_subplotspec() for axes in self.figure.axes]
+        return max((s.get_topmost_subplotspec().get_gridspec().ncols for s in spots if s is not None), default=1)
+
+    @property
+    def svg(self) -> str:
+        """Markup for the page."""
+        return inline_svg(self.figure, f"fig-{self.stem}", f"{self.label}. {self.says}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def import_csv(folder: Path, paths: Sequence[Path]) -> Path:
         raise StoreError(f"no CSV file to import; give files with a header of {', '.join(COLUMNS)}")
     problems: list[str] = []
     rows: list[Imported] = []
+    for stem, count in Counter(path.stem for path in paths).items():
+        if count > 1:
+            problems.append(f"{count} files are called {stem!r}, and a sweep is named after its file: rename them")
     for path in paths:
         seen: dict[tuple[object, ...], int] = {}
         for line, raw in _lines(path, problems):

@@ -61,8 +61,8 @@ def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
         info = result["run_info"]
         name, at = str(info["experiment_name"]), str(info.get("created_at", ""))
         if name in newest:
-            older = min(newest[name][:2], (at, path))
-            left_out.append(f"{older[1]}: another file has a newer run of {name}")
+            older = path if at <= newest[name][0] else newest[name][1]
+            left_out.append(f"{older}: another file has {name} too, run later or at the same time")
         if name not in newest or at > newest[name][0]:
             newest[name] = (at, path, result)
     rows = [_peft(name, path, result) for name, (_, path, result) in sorted(newest.items())]

@@ -27,7 +27,7 @@ _CELLS = """
 def facts_box(store: Store) -> list[tuple[str, str]]:
     """(fact, value) pairs; what older folders did not write is left out."""
     rows = store.sql(_CELLS).to_pylist()
-    batch = _batch(store.spec() or {})
+    batch = _batch(store.stored())
     several = len(rows) > 1
     found = [("data", _joined(_data(r, several) for r in rows))]
     found.append(("classes", _joined(_where(r, several) + f"{r['classes']:,}" for r in rows if r["classes"])))
@@ -38,8 +38,8 @@ def facts_box(store: Store) -> list[tuple[str, str]]:
 
 
 def _batch(spec: Row) -> int | None:
-    """The batch size that `sweep.json` has, or `spec.json` beneath `identity`; None where it has no number there."""
-    found: object = spec.get("identity", spec)
+    """The batch size of a specification; None where it has no number there."""
+    found: object = spec
     for key in ("train", "global_batch_size"):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, int) and found > 0 else None

@@ -39,7 +39,7 @@ def facts(store: Store) -> dict[str, Any]:
     trials, asked = store.table("trials"), scaling.question(store)
     answer, _, given = conclusion(store).partition(" (paired over")
     coverage = store.table("coverage").to_pylist()
-    parity, stuck = parity_rows(store), store.stuck()
+    parity = parity_rows(store)
     confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")
     imported = (store.spec() or {}).get("imported")
     return {
@@ -61,7 +61,7 @@ def facts(store: Store) -> dict[str, Any]:
         "test_looks": confirm.column("n")[0].as_py(),
         "superseded": store.table("superseded").num_rows,
         "failed_for_good": sum(r["failed"] for r in coverage),
-        "missing": sum(r["missing"] for r in coverage if (r["sweep"], r["cell_id"]) not in stuck),
+        "missing": sum(sum(left) for left in store.to_come().values() if left),
         "planned": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage if r["feasible"]),
         "attempts": trials.num_rows,
         "totals": _totals(store),

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup, escape
 
-from analysis.figures import pictures
+from analysis.figures import pictures, svg
 from analysis.format import duration
 from analysis.report import tables
 from analysis.report.facts import facts
@@ -91,7 +91,7 @@ def render(
     *,
     x: str = "adapter_params",
     overlay: str | None = None,
-    drawn: Sequence[pictures.Picture] | None = None,
+    drawn: Sequence[svg.Picture] | None = None,
     sheets: Mapping[str, Sheet] | None = None,
 ) -> str:
     """The page as text; `x` and `overlay` as in `write_report`, `drawn` and `sheets` where they are at hand."""

@@ -30,18 +30,18 @@ MOST_SEEDS = 1000
 
 
 def power_at(tested: Difference, difference: float, alpha: float = 1 - LEVEL) -> float | None:
-    """Chance that the test finds a true difference, its sign right; None where nothing can be tested.
+    """Chance that the test finds a true difference, its sign right; None where nothing can be tested, and at level 0.
 
     Args:
         tested: whose variances count, with what the choice of rates adds.
         difference: the true mean difference.
         alpha: two-sided level; divide it by the number of comparisons for the power within a Holm family's first step.
     """
-    return float((_needed(tested, alpha) < abs(difference)).mean()) if tested.testable else None
+    return float((_needed(tested, alpha) < abs(difference)).mean()) if tested.testable and alpha else None
 
 
 def detectable(tested: Difference, alpha: float = 1 - LEVEL) -> float | None:
-    """The smallest true difference that is found with the power WANTED; None as of `power_at`, and at level 0."""
+    """The smallest true difference that is found with the power WANTED; None as of `power_at`."""
     return float(np.quantile(_needed(tested, alpha), WANTED)) if tested.testable and alpha else None
 
 
@@ -61,7 +61,7 @@ def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL
     Arguments as of `power_at`. More seeds lessen the seeds' part of the variance, not that of the choice of rates.
     None of a test over data sets, too: it asks for data sets.
     """
-    if not tested.testable or tested.test == OVER_DATASETS:
+    if not tested.testable or not alpha or tested.test == OVER_DATASETS:
         return None
     own = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]  # of a mean of one seed
 

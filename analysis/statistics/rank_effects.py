@@ -25,7 +25,7 @@ from analysis.statistics.looks import holm_at, level
 from analysis.statistics.runs import Seed, by, by_seed, over_datasets, shared_seeds, sharing_seeds
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import in_order
+from analysis.styles import in_order, size_key
 
 MATCHED = 0.1
 """Largest distance of a cell's count from its budget: beyond it parameters are not equal."""
@@ -105,7 +105,9 @@ def effects(store: Store) -> pa.Table:
         for row, adjusted in zip(rows, holm_at(level(store), [r[p] for r in rows]), strict=True):
             known = p != "p" or row["choice_sd"] is not None or row["p_given_rates"] is None
             row |= {f"{p}_holm": adjusted, said: verdict(row["slope"], adjusted, known=known)}
-    rows.sort(key=lambda r: (r["sweep"], r["model"], r["dataset"] is not None, r["dataset"] or "", r["train_size"]))
+    rows.sort(
+        key=lambda r: (r["sweep"], r["model"], r["dataset"] is not None, r["dataset"] or "", size_key(r["train_size"]))
+    )
     return pa.Table.from_pylist(rows, schema=EFFECTS)
 
 

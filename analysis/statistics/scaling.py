@@ -40,7 +40,7 @@ from analysis.statistics.runs import (
 )
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import in_order, style
+from analysis.styles import in_order, size_key, style
 
 Runs = Sequence[Row]
 """The confirmed runs of a cell."""
@@ -209,7 +209,7 @@ def comparisons(store: Store, baseline: str | None = None, focus: str | None = N
 def compared(store: Store, baseline: str | None = None, focus: str | None = None) -> list[tuple[Row, Difference]]:
     """The rows of `comparisons`, each with the difference that it is of, given the chosen rates."""
     asked = question(store)
-    turned = baseline == asked.focus  # the pair in question the other way round keeps its family
+    turned = baseline is not None and baseline == asked.focus  # the question's pair the other way round: one family
     return _compared_with(store, baseline or asked.baseline, focus or (asked.baseline if turned else asked.focus))
 
 
@@ -375,6 +375,6 @@ def _compared(cell: Row, baseline: str, difference: Difference, added: float | N
 def _order(row: Row) -> tuple[Any, ...]:
     method = style(row["method"])
     params = row.get("adapter_params") if row.get("budget") is None else row["budget"]
-    place = (row["sweep"], row["model"], row["dataset"] is None, row["dataset"] or "", row["train_size"])
+    place = (row["sweep"], row["model"], row["dataset"] is None, row["dataset"] or "", size_key(row["train_size"]))
     total = (row["budget"] is None and row.get("baseline") is not None) + (row.get("test") == OVER_DATASETS)
     return (*place, method.order, row["method"], total, params or 0)  # "all budgets" after the budgets

@@ -18,7 +18,7 @@ from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import latest, part_paths, scan_parts, to_table
-from analysis.store.views import VIEWS
+from analysis.store.views import LEFT, VIEWS
 from analysis.styles import Style, entitle, spare_styles
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Store:
     @property
     def protocol(self) -> str:
         """'standard', or 'paper': fixed published rates, no tuning, training on validation images too."""
-        return str(self._stored().get("protocol", "standard"))
+        return str(self.stored().get("protocol", "standard"))
 
     @property
     def seed_rule(self) -> str:
@@ -124,19 +124,27 @@ class Store:
         rules = set(self.table("cells").column("seed_rule").to_pylist())
         return "per-data-set" if rules == {"per-data-set"} else "shared"
 
-    def stuck(self) -> set[tuple[str, str]]:
-        """(sweep, cell id) of cells whose rates have all ended and none finished: nothing of them is left to run."""
-        search = self._stored().get("search") or {}
-        reruns = search.get("rerun_rates", 0) * search.get("rerun_seeds", 0)  # which are of rates that finished
-        found = self.sql(f"""
-            select c.sweep, c.cell_id from cells c join last_attempts t using (sweep, cell_id) where t.stage = 'TUNE'
-            group by c.sweep, c.cell_id, c.tune_trials
-            having count(*) >= c.tune_trials - {reruns:d}
-               and count(*) filter (t.status = 'finished' and t.val_score is not null) = 0
-        """)  # noqa: S608  a number
-        return {(row["sweep"], row["cell_id"]) for row in found.to_pylist()}
+    def to_come(self) -> dict[tuple[str, str], tuple[int, int] | None]:
+        """TUNE and CONFIRM trials that are left to run, by (sweep, cell id).
 
-    def _stored(self) -> dict[str, Any]:
+        Re-runs are of rates that finished and lead now. None of a cell whose rates have all ended and none finished:
+        nothing of it will run.
+        """
+        stored = self.stored()
+        search, hold = stored.get("search") or {}, stored.get("hold") or (stored.get("confirm") or {}).get("hold") or ()
+        rates, seeds = search.get("rerun_rates", 0), search.get("rerun_seeds", 0) if len(hold) < 3 else 0
+        left: dict[tuple[str, str], tuple[int, int] | None] = {}
+        for r in self.sql(LEFT).to_pylist():
+            again, points = min(rates, r["ranked"]) * seeds, r["tune_planned"] - rates * search.get("rerun_seeds", 0)
+            if r["planned"] < points:
+                tune = r["tune_planned"] - r["planned"]
+            else:
+                tune = 0 if not again or (r["rests_on"] or 0) >= r["points"] + again else max(1, again - r["again"])
+            stuck = r["planned"] >= points and r["tune_planned"] and not r["ranked"]
+            left[r["sweep"], r["cell_id"]] = None if stuck else (tune, r["confirm_left"])
+        return left
+
+    def stored(self) -> dict[str, Any]:
         """The (first) sweep's specification, or what of it `spec.json` has."""
         spec = self.spec() or {}
         identity = spec.get("identity")

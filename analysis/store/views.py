@@ -8,10 +8,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LEFT = """
+with ended as (
+  select *, concat_ws('/', data_seed, init_seed, basis_seed) as seeds from last_attempts where stage = 'TUNE'
+), first as (
+  select sweep, cell_id, arg_min(seeds, slot) as seeds from ended group by all
+), tried as (
+  select e.sweep, e.cell_id,
+         count(*) filter (e.seeds = f.seeds) as points,
+         count(*) filter (e.seeds = f.seeds and e.origin is distinct from 'widened') as planned,
+         count(*) filter (e.seeds = f.seeds and e.status = 'finished' and e.val_score is not null) as ranked,
+         count(*) filter (e.seeds <> f.seeds) as again,
+         count(*) filter (e.origin is distinct from 'widened') as counted
+  from ended e join first f using (sweep, cell_id) group by all
+)
+select c.sweep, c.cell_id, c.tune_planned, n.n_trials as rests_on,
+       coalesce(t.points, 0) as points, coalesce(t.planned, 0) as planned, coalesce(t.ranked, 0) as ranked,
+       coalesce(t.again, 0) as again, c.missing - greatest(c.tune_planned - coalesce(t.counted, 0), 0) as confirm_left
+from coverage c left join tried t using (sweep, cell_id)
+left join (select sweep, cell_id, arg_max(n_trials, chosen_at) as n_trials from choices group by all) n
+using (sweep, cell_id)
+where c.feasible
+"""
+"""Rates and re-runs that ended in each cell, which are told apart by their seeds, and what its choice rests on."""
 FEW = 3
 """Finished points below which a best one says little."""
 SHARE = 0.75
 """Share of the points tried that must have finished."""
+_PLANNED = "t.stage = 'TUNE' and t.origin is distinct from 'widened'"
+"""Whether trial `t` is one of the planned points, not one past an end of the range."""
 RISING = 0.005
 """Half a point: the best of n points is ahead of the second by n times that, so the peak may lie between the points."""
 
@@ -28,37 +53,38 @@ class View:
 _LISTED = """(k.seeds is null or
               list_contains(string_split(k.seeds, ' '), concat_ws('/', t.data_seed, t.init_seed, t.basis_seed)))"""
 """Whether the sweep file has the seed of trial `t` of cell `k`."""
-_BESIDE = r"""regexp_replace(t.hyperparameters, '\.0([,}])', '\1', 'g') is not distinct from
-               regexp_replace(c.hyperparameters, '\.0([,}])', '\1', 'g')"""
-"""Whether trial `t` has what choice `c` has beside the rate. Folders of 0.1.0 may have 0 and 0.0."""
+_EVERY = r"* replace (regexp_replace(hyperparameters, '\.0([,}])', '\1', 'g') as hyperparameters)"
+"""All columns, one text for each point: folders of 0.1.0 may have 0 and 0.0."""
 COUNTS = f"""{_LISTED}
-          and (t.lr is null or c.lr is null or (abs(t.lr - c.lr) <= 1e-9 * c.lr and {_BESIDE}))"""
+          and (t.lr is null or c.lr is null
+               or (abs(t.lr - c.lr) <= 1e-9 * c.lr and t.hyperparameters is not distinct from c.hyperparameters))"""
 """Whether trial `t` is on such a seed and at the latest choice `c` of its cell, or without one."""
 
 _ALL = (
     View(
         "last_attempts",
         "One row per trial: its last attempt, as in `trials`.",
-        """
-        select * from trials
+        f"""
+        select {_EVERY} from trials
         qualify row_number() over (partition by sweep, trial_id order by attempt desc) = 1
-        """,
+        """,  # noqa: S608  ours
     ),
     View(
         "chosen",
         "One row per tuned cell: its latest choice, as in `choices`.",
-        """
-        select * from choices
+        f"""
+        select {_EVERY} from choices
         qualify row_number() over (partition by sweep, cell_id
                                    order by sequence desc nulls last, chosen_at desc nulls last, n_trials desc) = 1
-        """,
+        """,  # noqa: S608  ours
     ),
     View(
         "confirmed",
         "The trials that results are made of: finished CONFIRM trials at the cell's latest choice of rate, or without "
         "one, on the seeds that the sweep file has.",
         f"""
-        select t.* from trials t left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
+        select t.* from (select {_EVERY} from trials) t
+        left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
         where t.stage = 'CONFIRM' and t.status = 'finished' and {COUNTS}
         qualify row_number() over (partition by t.sweep, t.trial_id order by t.attempt desc) = 1
         """,  # noqa: S608  ours
@@ -72,7 +98,7 @@ _ALL = (
         left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
         where t.stage = 'CONFIRM' and t.status = 'finished'
           and (not {_LISTED} or abs(t.lr - c.lr) > 1e-9 * c.lr
-               or (c.lr is not null and not ({_BESIDE})))
+               or (c.lr is not null and t.hyperparameters is distinct from c.hyperparameters))
         """,  # noqa: S608  ours
     ),
     View(
@@ -114,7 +140,8 @@ _ALL = (
     ),
     View(
         "coverage",
-        "One row per cell: trials planned, done, failed for good and not run yet (`missing`); why it is infeasible.",
+        "One row per cell: trials planned, done, failed for good and not run yet (`missing`), rates past an end of the "
+        "range left out; why it is infeasible.",
         f"""
         select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
                c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,
@@ -126,9 +153,9 @@ _ALL = (
                  else 0 end as missing
         from cells c left join (
           select t.sweep, t.cell_id,
-                 count(*) filter (t.stage = 'TUNE' and t.status in ('finished', 'pruned')) as tune_done,
+                 count(*) filter ({_PLANNED} and t.status in ('finished', 'pruned')) as tune_done,
                  count(f.trial_id) as confirm_done,
-                 count(*) filter (t.stage = 'TUNE' and t.status = 'failed') as tune_failed,
+                 count(*) filter ({_PLANNED} and t.status = 'failed') as tune_failed,
                  count(*) filter (t.stage = 'CONFIRM' and t.status = 'failed' and {COUNTS}) as confirm_failed
           from last_attempts t left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
           left join confirmed f using (sweep, trial_id) group by all

@@ -19,7 +19,7 @@ from analysis.statistics.runs import by
 from analysis.statistics.units.examples import example_intervals
 from analysis.store.columns import INT, PLACE, REAL, TEXT, limited, typed
 from analysis.store.store import Store
-from analysis.styles import place_of, place_text, style
+from analysis.styles import place_of, place_text, size_key, style
 from analysis.words import conclusions
 from analysis.words.decisions import best_text, would_change
 from analysis.words.parity import devices_apart
@@ -119,13 +119,13 @@ def _unscored(store: Store) -> dict[tuple[str, str], str]:
 
 def _tolerance(store: Store) -> float | None:
     """`budgets.tolerance` of the sweep; None where the folder does not say."""
-    spec = store.spec() or {}
-    budgets = spec.get("identity", spec).get("budgets")
+    budgets = store.stored().get("budgets")
     return budgets.get("tolerance") if isinstance(budgets, dict) else None
 
 
 def _order(r: Row) -> tuple[Any, ...]:
-    return *place_of(r), style(r["method"]).order, r["method"], r["budget"] or 0
+    sweep, model, dataset, size = place_of(r)
+    return sweep, model, dataset, size_key(size), style(r["method"]).order, r["method"], r["budget"] or 0
 
 
 def _key(row: Row) -> tuple[str, str, str, str, str, str | None]:

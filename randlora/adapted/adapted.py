@@ -255,6 +255,8 @@ class Adapted:
 
         `keep_merged=True` leaves W0 + delta in the weights instead. Detaching twice does nothing.
         """
+        if self._detached:
+            return self.model
         if keep_merged:
             self.merge()
             self._before_merge = None

@@ -46,7 +46,7 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
     try:
         _fill(adapted, meta, folder)
         adapted.load_state_dict(state)
-    except CheckpointError:
+    except BaseException:  # an interrupt too
         adapted.detach()
         raise
     return adapted
@@ -152,7 +152,7 @@ def load_peft(model: nn.Module, directory: str | Path) -> Adapted:
         if found.bases is not None:
             use_stored_bases(adapted, found.bases)
         adapted.load_state_dict(found.state)
-    except AdapterError:
+    except BaseException:
         adapted.detach()
         raise
     return adapted

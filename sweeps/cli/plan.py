@@ -130,6 +130,9 @@ def _weights(
         named = [each for given in targets or () for each in re.split(r",(?![^\[]*\])", given)]  # no comma in [q,v]
         found = target_shapes(model, named or list(default_targets(model)), adapt)
         return dict(found), model_size(model)
+    if targets:
+        names = ",".join(targets)
+        raise SpecError([Problem("--targets", names, "names weights of a model; --shape is the weights", "--model ID")])
     sides = [re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text) for text in shape or ()]
     for text, match in zip(shape or (), sides, strict=True):
         if match is None:

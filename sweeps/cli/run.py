@@ -122,10 +122,10 @@ def run(
 
 
 def command(spec: Path, given: Mapping[str, Sequence[object]], flags: Mapping[str, bool]) -> str:
-    """The command that goes on: as it was given, ... in the place of what may hold a password."""
+    """The command that goes on: as it was given, s3://... in the place of a URI that may hold a password."""
     secret = ("--upload", "--optuna-storage")
     shown = [
-        (name, "..." if name in secret and "@" in str(value) else str(value))
+        (name, str(value).partition("://")[0] + "://..." if name in secret and "@" in str(value) else str(value))
         for name, values in given.items()
         for value in values
         if value is not None

@@ -69,7 +69,8 @@ def _print(p: Row) -> None:
 def progress_of(store: Store) -> dict[str, Any]:
     """Counts of trials and cells by state; speed, time left and what it took; why trials failed; best scores so far.
 
-    JSON-able. `idle_seconds` is the time since anything was journaled, also an epoch. `this_run`, `per_minute` and
+    JSON-able. `trials` are those that ended, rates past an end of the range and replaced ones among them, and those to
+    come. `idle_seconds` is the time since anything was journaled, also an epoch. `this_run`, `per_minute` and
     `seconds_left` are of the run in progress or the last one, its start-up left out; null before its first trial;
     `cost` is null without `limits.price_per_hour`; `estimate` has the wall time estimated at the last launch and, once
     that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each. A cell is
@@ -84,15 +85,14 @@ def progress_of(store: Store) -> dict[str, Any]:
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
     named = {c["cell_id"] for c in cells}
     states = Counter(row["status"] for row in trials.values() if row["cell_id"] in named)
-    stuck = {cell_id for _, cell_id in store.stuck()}
-    to_come = {r["cell_id"]: 0 if r["cell_id"] in stuck else r["missing"] for r in coverage}
+    left_in = {cell_id: left for (_, cell_id), left in store.to_come().items()}
+    to_come = {cell_id: sum(left or ()) for cell_id, left in left_in.items()}
     missing: Counter[str] = Counter()
     for row in coverage:
         missing[row["method"]] += to_come[row["cell_id"]]
-    tried = Counter(row["cell_id"] for row in trials.values() if row["stage"] == "TUNE")
     this_run, per_minute, left = pace(rows, events, missing, datetime.now(UTC) if running else None)
     hours, cost = _used(rows, events)
-    phase_of = _phases(cells, store, tried, to_come) | dict.fromkeys(stuck & named, "stuck")
+    phase_of = _phases(cells, store, left_in)
     phases = Counter(phase_of.values())
     scored = {r["cell_id"] for r in coverage if r["confirm_done"] >= r["confirm_planned"]}
     confirmed = {cell_id for cell_id, phase in phase_of.items() if phase == "done"} & scored
@@ -101,7 +101,7 @@ def progress_of(store: Store) -> dict[str, Any]:
         "folder": str(store.path),
         "running": running,
         "idle_seconds": _idle(store),
-        "trials": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage),
+        "trials": states.total() + sum(to_come.values()),
         "finished": states["finished"] + states["pruned"],
         "failed": states["failed"],
         "unfinished": len(asked - set(trials)),
@@ -121,16 +121,14 @@ def progress_of(store: Store) -> dict[str, Any]:
     }
 
 
-def _phases(cells: Sequence[Row], store: Store, tried: Counter[str], to_come: Mapping[str, int]) -> dict[str, str]:
-    """Every cell's phase, as the live view has it. `tried`: TUNE trials that ended, `to_come`: trials, by cell."""
+def _phases(cells: Sequence[Row], store: Store, left_in: Mapping[str, tuple[int, int] | None]) -> dict[str, str]:
+    """Every cell's phase, as the live view has it. `left_in`: by cell, of `Store.to_come`."""
     begun = {e["cell_id"] for e in store.events("ask")}
-    chosen = set(store.table("choices").column("cell_id").to_pylist())
     found: dict[str, str] = {}
-    for cell in cells:
-        name = cell["cell_id"]
-        tuned = not cell["tune_trials"] or (name in chosen and tried[name] >= cell["tune_trials"])
-        phase = "tuning" if not tuned else "confirming" if to_come[name] else "done"
-        found[name] = "waiting" if name not in begun and phase != "done" else phase
+    for name in (cell["cell_id"] for cell in cells):
+        left = left_in[name]
+        phase = "stuck" if left is None else "tuning" if left[0] else "confirming" if left[1] else "done"
+        found[name] = "waiting" if name not in begun and phase in ("tuning", "confirming") else phase
     return found
 
 

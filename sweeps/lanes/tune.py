@@ -150,6 +150,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             stop = should_stop(state.spec.search.pruner, epoch, cell.curves[slot.trial_id], peers)
         values = {"epoch": epoch, "train_loss": result["train_loss"], "val_score": score}
         self.ledger.report(slot, values, stop=stop, seconds=sum(took.values()))
+        self.changed()
         if stop:
             self._pruned.add(key)
         return stop

@@ -50,7 +50,7 @@ def fingerprint(dataset: Dataset | TextDataset) -> str:
 
 
 def model_digest(model_id: str) -> str | None:
-    """A digest of a local model's weights and JSON files: names, sizes and contents; None for any other model.
+    """A digest of a local model's weights, JSON files and words: names, sizes and contents; None for any other model.
 
     Of a file larger than 4 MiB 64 slices of 64 KiB are read, evenly spaced, the first and the last bytes among them.
     """
@@ -58,14 +58,15 @@ def model_digest(model_id: str) -> str | None:
     if parsed.scheme != "local" or parsed.folder is None:
         return None
     whole = hashlib.blake2b(digest_size=32)
-    for pattern in (parsed.gguf or "*.safetensors", "*.json"):
+    for pattern in (parsed.gguf or "*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model"):
         for path in sorted(parsed.folder.glob(pattern)):
             size = path.stat().st_size
             whole.update(f"{path.name} {size}\n".encode())
+            slices = _SLICES if size > _SLICES * _SLICE else 1
             with path.open("rb") as file:
-                for k in range(_SLICES):
-                    file.seek(k * max(0, size - _SLICE) // (_SLICES - 1))
-                    whole.update(file.read(_SLICE))
+                for k in range(slices):
+                    file.seek(k * (size - _SLICE) // (_SLICES - 1))
+                    whole.update(file.read(_SLICE if slices > 1 else size))
     return KIND + whole.hexdigest()
 
 

@@ -13,9 +13,9 @@ from randlora.methods.registry import METHODS, get_method
 from sweeps.errors import Problem, nearest, unknown
 from sweeps.spec.messages import meant, rule_of
 from sweeps.spec.methods import has_budget, known_methods, published_lr
-from sweeps.spec.search_space import TRAIN_FIELDS, dimensions, option_names, searchable
+from sweeps.spec.search_space import dimensions, option_names, searchable
 from sweeps.spec.sections import MethodSection, Sections
-from sweeps.spec.space import Value
+from sweeps.spec.space import TRAIN_FIELDS, Value
 from trainables.config import NO_TRAINING, TrainSettings
 
 
@@ -147,7 +147,9 @@ def space_problems(spec: Sections) -> list[Problem]:
 def _refused(spec: Sections, name: str, key: str, value: Value) -> str | None:
     try:
         if key in TRAIN_FIELDS:
-            TrainSettings.model_validate({**spec.train.model_dump(), key: value}, strict=True)  # "0.1" is no number
+            made = TrainSettings.model_validate({**spec.train.model_dump(), key: value})
+            if isinstance(value, str) and not isinstance(getattr(made, key), str):  # "0.1" is no number
+                return "must be a number"
         else:
             method, options = METHODS[spec.base(name)], {**spec.methods[name].options, key: value}
             TypeAdapter(method.config).validate_python({method.capacity_field: method.min_capacity, **options})

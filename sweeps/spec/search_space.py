@@ -8,11 +8,8 @@ from typing import Any
 from randlora.methods.registry import METHODS
 from sweeps.spec.search import SpaceEntry
 from sweeps.spec.sections import Sections
-from sweeps.spec.space import Dimension, Extra, Value, extra_of
+from sweeps.spec.space import TRAIN_FIELDS, Dimension, Extra, Value, extra_of
 from trainables.config import FULL_METHODS, TrainSettings
-
-TRAIN_FIELDS = ("epochs", "weight_decay", "grad_clip", "min_lr_ratio", "warmup_fraction", "schedule")
-"""Training settings that may be searched. The batch size is none: it decides what the contrastive loss compares."""
 
 
 def option_names(name: str) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+TRAIN_FIELDS = ("epochs", "weight_decay", "grad_clip", "min_lr_ratio", "warmup_fraction", "schedule")
+"""Training settings that may be searched. The batch size is none: it decides what the contrastive loss compares."""
 Value = float | int | str | bool
 Extra = tuple[tuple[str, Value], ...]
 """(name, value) of the hyperparameters beside the learning rate, by name."""
@@ -55,8 +57,11 @@ class Dimension:
         return round(value) if self.integer else float(f"{value:.6g}")
 
     def listed(self, value: Value) -> Value:
-        """The list's own element that equals a value, 0 for 0.0, so that tables have one text of it; else the value."""
-        return next((v for v in self.values if v == value), value)
+        """Of training settings the list's own element that equals a value, 0 for 0.0, as tables have it.
+
+        A method's options are as they were given: 0 and 0.0 are trials of two names there.
+        """
+        return next((v for v in self.values if v == value), value) if self.name in TRAIN_FIELDS else value
 
     def nearest(self, value: Value) -> Value:
         """The value of this dimension nearest to one that may lie outside."""

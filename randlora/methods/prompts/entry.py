@@ -46,6 +46,9 @@ def name_of(name: str) -> Name:
         known = [*KINDS, *(kind + BY_DEPTH for kind, entry in KINDS.items() if entry.deep)]
         raise UnknownMethodError(f"unknown method {name!r}; {nearest(first, known)}, after {PREFIX!r}")
     kind, transfer, beside = KINDS[bare], TRANSFER in more, [part for part in more if part != TRANSFER]
+    if more.count(TRANSFER) > 1:
+        once = name.replace(f"+{TRANSFER}", "", more.count(TRANSFER) - 1)
+        raise UnknownMethodError(f"unknown method {name!r}: +{TRANSFER} more than once; nearest: {once!r}")
     if len(beside) > 1 or (beside and beside[0] not in METHODS):
         known = [TRANSFER, *METHODS]
         raise UnknownMethodError(

@@ -140,7 +140,7 @@ class Page:
         return "".join(self._template.blocks[name](self._template.new_context(values)))
 
 
-def _drawn(draw: Callable[[Store], list[pictures.Picture]], store: Store) -> dict[str, Any]:
+def _drawn(draw: Callable[[Store], list[svg.Picture]], store: Store) -> dict[str, Any]:
     return {"pictures": draw(store)}
 
 

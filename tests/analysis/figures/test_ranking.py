@@ -55,7 +55,7 @@ def test_methods_stand_in_the_order_of_their_scores(tmp_path: Path) -> None:
 
 def test_every_data_set_has_its_panels(tmp_path: Path) -> None:
     store = open_store(folder_of(tmp_path / "r", datasets="ab"))
-    [picture] = [p for p in pictures(store) if p.kind == "scaling"]
+    [picture] = [p for p in pictures(store) if p.stem == "ranking"]
     titles = [axes.get_title(loc="left") for axes in picture.figure.axes[::2]]
     assert titles == ["mean over data sets", "a", "b"] and len(picture.figure.axes) == 6 and picture.across == 2
     assert ", 6 comparisons in 2 places: 2 higher" in picture.says
@@ -64,13 +64,13 @@ def test_every_data_set_has_its_panels(tmp_path: Path) -> None:
 def test_a_method_that_one_data_set_lacks_is_not_in_the_mean(tmp_path: Path) -> None:
     cells = {("lora", "lora-8", d): {s: 0.7 + s / 99 for s in range(3)} for d in "abc"}
     cells |= {("randlora", "lora-8", d): {s: 0.7 + s * s / 99 for s in range(3)} for d in "ab"}
-    [picture] = [p for p in pictures(open_store(odd_results(tmp_path / "r", cells))) if p.kind == "scaling"]
+    [picture] = [p for p in pictures(open_store(odd_results(tmp_path / "r", cells))) if p.stem == "ranking"]
     mean, beside = picture.figure.axes[:2]
     assert [t.get_text() for t in mean.get_yticklabels()] == ["LoRA"] and not beside.axison
 
 
 def test_the_mean_is_among_the_first_panels(tmp_path: Path) -> None:
-    [picture] = [p for p in pictures(open_store(folder_of(tmp_path / "r", datasets="abcdefgh"))) if p.kind == "scaling"]
+    [picture] = [p for p in pictures(open_store(folder_of(tmp_path / "r", datasets="abcdefgh"))) if p.stem == "ranking"]
     titles = [axes.get_title(loc="left") for axes in picture.figure.axes[::2]]
     assert titles == ["mean over data sets", *"abcdefg"]
 

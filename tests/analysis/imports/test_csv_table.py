@@ -85,6 +85,15 @@ def test_wrong_headers(tmp_path: Path, header: str, says: str) -> None:
         import_csv(tmp_path / "to", [file])
 
 
+def test_files_of_one_name_would_be_one_sweep(tmp_path: Path) -> None:
+    files = [tmp_path / name / "t.csv" for name in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("method,score\nlora,0.5\n")
+    with pytest.raises(StoreError, match="2 files are called 't'"):
+        import_csv(tmp_path / "to", files)
+
+
 def test_a_training_size_in_words_comes_last(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_text("method,score,train_size\nlora,0.5,few-shot\nlora,0.6,1.0\nlora,0.6,16-shot\n")

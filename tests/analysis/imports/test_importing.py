@@ -166,6 +166,11 @@ def test_import_peft(tmp_path: Path) -> None:
         (place / f"{stem}.json").write_text(json.dumps(result))
     folder, left_out = import_peft(tmp_path / "peft", [place])
     assert len(left_out) == 1 and "a.json" in left_out[0]
+    same = [peft_result("lora/rank32"), peft_result("lora/rank32", num_trainable_params=1)]
+    for stem, result in zip("xy", same, strict=True):
+        (tmp_path / f"{stem}.json").write_text(json.dumps(result))
+    _, [left] = import_peft(tmp_path / "same", [tmp_path / "x.json", tmp_path / "y.json"])
+    assert left.startswith(str(tmp_path / "y.json"))  # the first is kept
     rows = {r["cell_id"]: r for r in open_store(folder).table("trials").to_pylist()}
     assert rows["lora_rank32"]["adapter_params"] == 9_175_041
     assert rows["lora_rank32"]["test_score"] == pytest.approx(0.482)

@@ -35,6 +35,8 @@ def test_nothing_is_promised_of_what_cannot_be_tested() -> None:
     for bare in (Difference(0.1, (1,)), inference.t_difference([0.1, 0.1])):
         assert power.power_at(bare, 0.02) is None and power.detectable(bare) is None
         assert power.seeds_needed(bare, 0.02) is None
+    tested = of_seeds(0.02, 5)  # and of a look with no level left
+    assert power.power_at(tested, 0.5, 0.0) is None and power.seeds_needed(tested, 0.5, 0.0) is None
 
 
 def found(sds: list[float], n: int, added: float, difference: float, alpha: float, draws: int = 4000) -> float:

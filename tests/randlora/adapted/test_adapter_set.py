@@ -169,6 +169,22 @@ def test_saving_and_loading_into_a_set(tmp_path: Path) -> None:
         torch.testing.assert_close(other(x), model(x), rtol=1e-6, atol=1e-6)
 
 
+def test_an_interrupted_load_leaves_the_set_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, adapters = filled()
+    adapters.switch("low")
+    y = model(batch(torch.float64))
+    adapters["low"].save(tmp_path)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("randlora.adapted.load._fill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        adapters.load("again", tmp_path)
+    assert adapters.active == "low" and "again" not in adapters
+    assert torch.equal(model(batch(torch.float64)), y)
+
+
 def test_what_waits_follows_the_model_when_it_comes_back() -> None:
     model, adapters = filled()
     adapters.switch("wide")

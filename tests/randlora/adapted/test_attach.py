@@ -132,7 +132,8 @@ def test_detach_keeping_the_merged_weights() -> None:
     adapted = attach(model, RandLoraConfig(4), TARGETS)
     perturb(adapted)
     expected = model(x)
-    adapted.detach(keep_merged=True)
+    for _ in range(2):  # twice is as once
+        adapted.detach(keep_merged=True)
     assert list(model.state_dict()) == list(block().state_dict())
     torch.testing.assert_close(model(x), expected, rtol=1e-11, atol=1e-11)
 

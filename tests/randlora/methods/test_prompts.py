@@ -42,6 +42,7 @@ TARGETS = ["attn.in_proj_weight", "mlp.c_fc"]
 REFUSED = [
     ("prompt:coopp", "nearest: 'coop'"),
     ("prompt:coop-depth", "unknown method"),
+    ("prompt:coop+dept+dept", "more than once; nearest: 'prompt:coop\\+dept'"),
     ("prompt:coop+lra", "nearest: 'lora'"),
     ("prompt:coop+lora+dora", "is no method"),
     ("prompt:promptsrc+lora", "learns from the model as it was"),

@@ -187,6 +187,7 @@ def test_budget_answers_for_bare_weights_counts_shares_and_ranks() -> None:
     [
         (["--lora-rank", "4"], "give a model, or in its place shapes"),
         (["--shape", "4096", "--lora-rank", "4"], "OUTxIN"),
+        (["--shape", "64x64", "--lora-rank", "2", "--targets", "mlp"], "names weights of a model"),
         (["--shape", "64x64"], "exactly one of --lora-rank, --params, --percent, --rank"),
         (["--shape", "64x64", "--params", "9", "--percent", "1"], "--params, --percent"),
         (["--shape", "64x64", "--percent", "0"], "above 0"),
@@ -309,6 +310,6 @@ def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
     said = command(Path("s.toml"), given, {"--available": True, "--retry-failed": False})
     assert "word" not in said
     assert shlex.split(said) == [
-        *("sweeps", "run", "s.toml", "--scale", "small", "--set", "name='a b'", "--upload", "..."),
-        *("--address", "me@head:1", "--optuna-storage", "...", "--track", "wandb", "--available"),
+        *("sweeps", "run", "s.toml", "--scale", "small", "--set", "name='a b'", "--upload", "s3://..."),
+        *("--address", "me@head:1", "--optuna-storage", "postgresql://...", "--track", "wandb", "--available"),
     ]

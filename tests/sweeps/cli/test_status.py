@@ -15,8 +15,10 @@ import pytest
 
 from analysis.report.facts import facts
 from analysis.store.store import open_store
+from analysis.store.tables import write_part
 from sweeps.cli.status import pace, progress_of
 from sweeps.lanes.pool import Pool
+from tests.analysis.odd import odd_results
 from tests.fakes import FakeCell, FakeConfirm, FakeSearch, analytic_trial, fake_plan
 from tests.support import ROOT
 from tests.sweeps.inline import go_inline
@@ -94,6 +96,56 @@ def test_a_cell_that_is_extended_is_not_done(tmp_path: Path) -> None:
     assert go_inline(fake_plan(tmp_path, PAIR, search=FakeSearch(trials=9)), interrupt).interrupted
     told = progress_of(open_store(tmp_path))
     assert (told["phases"], told["cells_confirmed"]) == ({"tuning": 2}, 0)
+
+
+def test_a_cell_is_tuned_when_what_leads_has_its_reruns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = (FakeCell("lora"),)
+    search, more = (FakeSearch(trials=n, rerun_rates=2, rerun_seeds=2) for n in (9, 13))
+
+    def interrupt(ended: int) -> None:
+        if ended == 4:  # the new rates; what they change is to come
+            raise KeyboardInterrupt
+
+    go_inline(fake_plan(tmp_path / "more", cells, search=search))
+    assert progress_of(open_store(tmp_path / "more"))["phases"] == {"done": 1}
+    assert go_inline(fake_plan(tmp_path / "more", cells, search=more), interrupt).interrupted
+    told = progress_of(open_store(tmp_path / "more"))
+    left = go_inline(fake_plan(tmp_path / "more", cells, search=more)).finished
+    assert (told["phases"] == {"done": 1}) == (left == 0) and told["finished"] + left >= told["trials"]
+
+    rates: list[float] = []
+
+    def fails(trial: TrialConfig, **how: Any) -> Generator[dict[str, Any], None, None]:
+        if trial.stage == "TUNE":
+            rates.append(trial.lr)
+        if trial.stage == "TUNE" and trial.lr != rates[0]:
+            raise ValueError("this rate is at fault")
+        return analytic_trial(trial, **how)
+
+    monkeypatch.setattr("tests.fakes.analytic_trial", fails)
+    assert go_inline(fake_plan(tmp_path / "one", cells, search=search)).failed == 4
+    store = open_store(tmp_path / "one")
+    told = progress_of(store)
+    assert (told["phases"], told["cells_confirmed"], told["trials"]) == ({"done": 1}, 1, 5 + 2 + 2)
+    assert facts(store)["missing"] == 0
+
+
+def test_rates_past_an_end_and_replaced_runs_are_beyond_the_plan(tmp_path: Path) -> None:
+    """They count among the trials that ended, and for nothing that the plan has still to run."""
+    cells = {("lora", "lora-1", "a"): {0: 0.5, 1: 0.6}, ("randlora", "lora-1", "a"): {0: 0.5}}
+    folder = odd_results(tmp_path / "r", cells, tune=(0.5, 0.6), seeds=2)
+    before = progress_of(open_store(folder))
+    assert (before["finished"], before["trials"]) == (7, 8)
+    one = next(r for r in open_store(folder).table("trials").to_pylist() if r["stage"] == "TUNE")
+    further = one | {"trial_id": "f" * 16, "lr": 9 * one["lr"], "slot": 9, "origin": "widened"}
+    replaced = one | {"trial_id": "e" * 16, "stage": "CONFIRM", "lr": 9 * one["lr"], "test_score": 0.4}
+    write_part(folder, "trials", [further, replaced])
+    store = open_store(folder)
+    after = progress_of(store)
+    assert (after["finished"], after["trials"]) == (9, 10)
+    write_part(folder, "cells", [r | {"tune_trials": 3} for r in store.table("cells").to_pylist()])
+    coverage = open_store(folder).table("coverage").to_pylist()
+    assert [(r["method"], r["tune_done"], r["missing"]) for r in coverage] == [("lora", 2, 1), ("randlora", 2, 2)]
 
 
 @pytest.mark.slow

@@ -26,10 +26,12 @@ def test_rates_are_judged_against_rates_alone(tmp_path: Path, beside: dict[str, 
     better = replace(slot, trial_id="better", **beside)
     with Journal(tmp_path / "journal.jsonl") as journal:
         ledger = Ledger(state, journal, Sealer(tmp_path), tmp_path, "none")
-        dispatcher = Dispatcher(ledger, None, "broker", TRIAL, 9, lambda: None, Packing(1, 1, {}))
+        told: list[str] = []
+        dispatcher = Dispatcher(ledger, None, "broker", TRIAL, 9, lambda: told.append("epoch"), Packing(1, 1, {}))
         for each, score in ((better, 0.9), (slot, 0.5)):
             state.start(each)
             dispatcher.slots[each.trial_id] = each
             report = {"status": "running", "epoch": 1, "score": score, "seconds": 1.0, "train_loss": 0.1}
             stopped = dispatcher.saw(each.trial_id, report)
     assert stopped == (not beside)
+    assert told == ["epoch"] * 2  # trials may be long, and displays and logs are not silent meanwhile

@@ -154,6 +154,11 @@ def test_other_weights_of_a_local_model_are_refused(images: Path, tmp_path: Path
     with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* saw \(its files changed\)"):
         check_inputs(planned)
     assert model_digest("embedded:tiny-clip") is None
+    before = model_digest(f"local:{model}")
+    (model / "vocab.txt").write_text("cat\ndog\n")
+    between = model_digest(f"local:{model}")
+    (model / "vocab.txt").write_text("dog\ncat\n")
+    assert len({before, between, model_digest(f"local:{model}")}) == 3
 
 
 @pytest.mark.parametrize("wrong", ["data", "resources"])  # which are looked at when the folder has files already

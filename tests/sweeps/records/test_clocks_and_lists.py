@@ -116,22 +116,23 @@ def test_a_whole_number_that_was_searched_is_one_choice(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     cell = FakeCell("lora", dimensions=(Dimension("weight_decay", values=(0,)),), published=(("weight_decay", 0),))
 
-    def counted() -> tuple[int, int]:
+    def counted() -> tuple[int, int, int]:
         now = open_store(folder)
-        return now.table("confirmed").num_rows, now.table("superseded").num_rows
+        [points] = now.table("tuned")["points_tried"].to_pylist()
+        return now.table("confirmed").num_rows, now.table("superseded").num_rows, points
 
     go_inline(fake_plan(folder, (cell,)))
     go_inline(fake_plan(folder, (cell,), confirm=FakeConfirm((0, 1, 2, 3, 4))))
     assert {r["hyperparameters"] for r in open_store(folder).table("trials").to_pylist()} == {'{"weight_decay": 0}'}
-    assert counted() == (5, 0)
+    assert counted() == (5, 0, 5)
 
     def change(found: list[dict[str, Any]]) -> None:
-        for row in [e["row"] for e in found if e["ev"] == "finish"][-3:]:
+        for row in [e["row"] for e in found if e["ev"] == "finish"][5:]:  # a re-run, and the seeds
             row["hyperparameters"] = '{"weight_decay": 0.0}'
 
     edit(folder, change)
     without("tables")(folder)
-    assert counted() == (5, 0)
+    assert counted() == (5, 0, 5)
 
 
 def test_budgets_taken_out_and_put_back_run_nothing_twice(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_nested_grid_of_several_ranges_is_their_product() -> None:
 
 def test_a_list_gives_its_own_number_back() -> None:
     assert repr(Dimension("weight_decay", values=(0, 0.1)).nearest(0.0)) == "0"
+    assert repr(Dimension("dropout", values=(0, 0.1)).nearest(0.0)) == "0.0"  # an option: its trial has another name
 
 
 def test_a_grid_goes_on_when_all_whole_numbers_of_a_range_are_tried() -> None:

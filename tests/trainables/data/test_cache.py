@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tests.trainables.tiny_images import COLOURS, SIDE, noisy
-from trainables.cache import make_room
+from trainables.cache import limit_bytes, make_room
 from trainables.data.images.batches import apply_plan
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.images.pixels import Pixels, Recipe, key
@@ -175,6 +176,15 @@ def test_longest_unused_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "new"]
     assert not make_room(tmp_path, 3000, tmp_path / "mine")
     assert (tmp_path / "new").exists()  # nothing is removed for what can't fit anyway
+
+
+@pytest.mark.parametrize("given", ["much", "nan", "-1"])
+def test_a_limit_that_is_no_size_is_the_usual_one(given: str, caplog: pytest.LogCaptureFixture) -> None:
+    limit_bytes.cache_clear()
+    assert [limit_bytes(given) for _ in range(2)] == [50 * 2**30] * 2 and limit_bytes("inf") == math.inf
+    assert [r.getMessage().split(";")[0] for r in caplog.records] == [
+        f"SWEEPS_CACHE_GB = '{given}' is no size in gigabytes"
+    ]
 
 
 def test_skipping_bad_images(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

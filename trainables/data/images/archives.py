@@ -47,6 +47,8 @@ def _voc_split(name: str, which: str) -> ImageSplit:
             fetch = may_download() and not lists.is_file()  # torchvision would unpack the archive each time
             found = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=fetch)
         boxes = [box for row in range(len(found)) for box in _objects(found, row)]
+        for path in found.images:
+            Path(path).stat()  # annotations are unpacked before the pictures
     except (OSError, RuntimeError, SyntaxError, KeyError, ValueError) as error:
         raise DataError(
             f"data set {name!r}: torchvision could not read or download VOC2007 in {folder} ({error}); set "

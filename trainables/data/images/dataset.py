@@ -232,7 +232,8 @@ def file_stamp(paths: Sequence[Path]) -> str:
         try:
             found = path.stat()
         except OSError as error:
-            raise DataError(f"{path}: can't be read ({error.strerror}); replace or remove it") from error
+            remedy = "replace or remove it, or the folder of a fetched set"
+            raise DataError(f"{path}: can't be read ({error.strerror}); {remedy}") from error
         if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path}: is no file, nor a link to one; replace or remove it")
         digest.update(f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())

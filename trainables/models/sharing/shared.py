@@ -148,7 +148,7 @@ def _keep(folder: Path, loaded: LoadedModel) -> None:
             write(file, plain, {"model": loaded.model_id, "empty": "yes" if empty else "no"})
             file.replace(folder / FILE)
         mark_used(folder)
-    except (OSError, ValueError) as error:  # a full or read-only disk, or a limit that is no number
+    except OSError as error:  # a full or read-only disk
         _say(f"{folder.parent} can't be written ({error})")
         return
     _swap(loaded.module, read(folder / FILE, check=False)[0])

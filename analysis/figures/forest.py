@@ -1,0 +1,95 @@
+"""All differences of the question's two methods on one axis: a row per data set and budget, and one per mean."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pyarrow as pa
+
+from analysis.figures import differences
+from analysis.figures.drawing import INK, MUTED, STYLE, Chart, dot, mark_bands, panels, place_title
+from analysis.figures.mean_ranks import rank_place, rank_places
+from analysis.format import Row, change_text
+from analysis.statistics.inference import OVER_DATASETS
+from analysis.styles import place_text, style
+
+ROW, LABELS, PANEL, WORDS = 0.175, 1.6, 3.0, 1.15
+"""Inches: the height of a row, the width of its name, of the axis and of its verdict."""
+
+
+def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> Chart:
+    """Differences to the baseline with an interval each and their corrected verdict; a panel per sweep, model and size.
+
+    Args:
+        table: of `scaling.comparisons`, of one method; not empty.
+        score: what is measured, in words.
+        margin: differences within it count as none; a strip.
+
+    Raises:
+        ValueError: no row.
+    """
+    rows = table.to_pylist()
+    if not rows:
+        raise ValueError("no difference to draw: the table has no row")
+    found = rank_places(rows)
+    most = max(sum(rank_place(r) == place for r in rows) for place in found)
+    with mpl.rc_context(STYLE):
+        figure, spots = panels(
+            len(found),
+            1,
+            (PANEL, ROW * most + 0.75),
+            extra=(LABELS + WORDS, 0.05),
+            margins=(LABELS, WORDS, 0.5, 0.3 if len(found) > 1 else 0.08),
+            gaps=(0.0, 0.75 / (ROW * most)),
+        )
+        for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
+            axes = figure.add_subplot(spot)
+            _panel(axes, index, [r for r in rows if rank_place(r) == place], score, margin)
+            titled = [(sweep, model, "", size) for sweep, model, size in found]
+            if len(found) > 1:
+                axes.set_title(place_title(titled[index], titled), loc="left", fontweight="bold")
+        mark_bands(figure, "pointwise")
+        return figure
+
+
+def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float | None) -> None:
+    method, baseline = style(rows[0]["method"]), style(rows[0]["baseline"])
+    if margin is not None:
+        gid = f"{index}:{differences.MARGIN}"
+        axes.axvspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=gid)
+    axes.axvline(0.0, color=baseline.colour, linewidth=1.2)
+    for level, r in enumerate(rows):
+        mean = r["reference"] is None
+        if r["low"] is not None:
+            width = 2.2 if mean else 1.3
+            axes.hlines(level, 100 * r["low"], 100 * r["high"], color=method.colour, linewidth=width, alpha=0.75)
+        dot(axes, r["method"], 100 * r["difference"], level, _says(r), **{"marker": "D"} if mean else {})
+        said = textwrap.fill(r["verdict"], 22)
+        axes.text(1.03, level, said, transform=axes.get_yaxis_transform(), va="center", fontsize=6, color=INK)
+    first = next((level for level, r in enumerate(rows) if r["reference"] is None), 0)
+    if first:
+        axes.axhline(first - 0.5, color=MUTED, linewidth=0.6)
+    axes.set_yticks(range(len(rows)), labels=[_name(r) for r in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(*differences.limits(rows))
+    axes.set_xlabel(f"{score} of {method.name} less {baseline.name}'s (points)")
+
+
+def _name(row: Row) -> str:
+    """'digits, lora-1', or which mean."""
+    if row["test"] == OVER_DATASETS:
+        return "mean of sets like these"
+    where = (row["dataset"] or "mean").rpartition("/")[2].rpartition(":")[2]
+    short = textwrap.shorten(where, 20, placeholder="\N{HORIZONTAL ELLIPSIS}")
+    return f"{short}, {row['reference'] or 'all budgets'}"
+
+
+def _says(row: Row) -> str:
+    where = place_text(row["dataset"] or f"{row['n_datasets']} data sets", row["train_size"])
+    at = f"{style(row['method']).name} at {row['reference'] or 'all budgets'} on {where}"
+    return f"{at}: {change_text(row)} points, a 95 % interval, {row['n']} pairs; {row['verdict']}"
