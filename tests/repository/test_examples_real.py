@@ -43,11 +43,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     plan = Plan.from_spec(SweepSpec.load(REAL / f"{name}.toml"))
-    assert plan.cells == plan.feasible
+    beyond = {(c.method, c.reference) for c in plan.cells if not c.feasible}
+    assert beyond == ({("vera", "lora-8")} if name == "study/images" else set())
     counts = {(c.method, c.reference): c.count for c in plan.cells}
     if name == "arc-easy":
         assert (counts["lora", "lora-16"], counts["randlora", "lora-16"]) == (3_317_760, 3_301_320)
-    elif name == "study/images":
+    elif name in ("study/images", "study/section6"):
         assert (counts["lora", "lora-8"], counts["randlora", "lora-8"]) == (589_824, 590_184)
     elif name == "study/rank":
         assert (counts["randlora-a-16", "lora-2"], counts["randlora-a-384", "lora-2"]) == (153_600, 147_456)
