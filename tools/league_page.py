@@ -83,7 +83,8 @@ def state(store: Store, finished: list[Row]) -> str:
     cells = [r["method"] for r in store.table("cells").to_pylist() if r["feasible"]]
     done = {r["method"] for r in finished}
     missing = ", ".join(f"`{m}`" for m in cells if m not in done)
-    return f"**Unfinished: {len(done)} of {len(cells)} methods have their seeds**; {missing} wait. " if missing else ""
+    said = f"**Unfinished: {len(done)} of {len(cells)} methods have their seeds**, all but {missing}. "
+    return said if missing else ""
 
 
 def power(store: Store, finished: list[Row]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pyarrow as pa
 
 from analysis.figures import differences, scaling
@@ -15,6 +16,8 @@ from analysis.styles import place_of, places, style
 
 ROW, LABELS, PANEL = 0.165, 1.35, 2.45
 """Inches: the height of a row, the width of the methods' names, and of a panel."""
+FEW_ROWS = 8
+"""Of fewer methods all are within the panel."""
 
 
 def draw_ranking(
@@ -64,7 +67,7 @@ def _scores(axes: Any, rows: Sequence[Row], score: str) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), labels=[style(r["method"]).name for r in rows])
     axes.tick_params(axis="y", length=0)
-    low, high = scaling.limits([r for r in rows if r["method"] != "zero-shot"] or rows)
+    low, high = scaling.limits(_near([r for r in rows if r["method"] != "zero-shot"] or rows, "mean"))
     axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     axes.set_xlabel(f"{score} (%)")
     for level, r in enumerate(rows):
@@ -78,7 +81,7 @@ def _differences(
         axes.set_axis_off()
         return
     baseline = style(rows[0]["baseline"])
-    axes.set_xlim(*differences.limits(rows))
+    axes.set_xlim(*differences.limits(_near(rows, "difference")))
     axes.set_xlabel(f"less {baseline.name}'s (points)")
     if margin is not None:
         axes.axvspan(
@@ -87,6 +90,13 @@ def _differences(
     axes.axvline(0.0, color=baseline.colour, linewidth=1.2)
     for r in rows:
         _mark(axes, r, "difference", order.index((r["method"], r["reference"])), differences.point_text(r))
+
+
+def _near(rows: Sequence[Row], value: str) -> Sequence[Row]:
+    """The rows that set a panel's width: without those far out (three ranges of the quartiles), which get arrows."""
+    low, high = np.quantile([r[value] for r in rows], (0.25, 0.75))
+    near = [r for r in rows if low - 3 * (high - low) <= r[value] <= high + 3 * (high - low)]
+    return near if len(rows) >= FEW_ROWS else rows
 
 
 def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:

@@ -53,6 +53,19 @@ def test_methods_stand_in_the_order_of_their_scores(tmp_path: Path) -> None:
     assert any("RandLoRA at lora-8: +4.0" in tip for tip in shown["ranking"].figure.tips.values())
 
 
+def test_one_far_behind_does_not_flatten_the_others(tmp_path: Path) -> None:
+    cells = {(f"v{i}", "lora-8", "a"): {s: 0.7 + 0.004 * i + s * (i % 3) / 300 for s in range(3)} for i in range(9)}
+    cells |= {
+        ("lora", "lora-8", "a"): {s: 0.7 + s / 300 for s in range(3)},
+        ("far", "lora-8", "a"): {0: 0.1, 1: 0.2, 2: 0.3},
+    }
+    [picture] = [p for p in pictures(open_store(odd_results(tmp_path / "r", cells))) if p.stem == "ranking"]
+    left, right = picture.figure.axes
+    assert left.get_xlim()[0] > 60 and right.get_xlim()[0] > -30
+    assert [t.get_text() for t in left.texts] == ["\N{LEFTWARDS ARROW} 20.0"]
+    assert [t.get_text() for t in right.texts] == ["\N{LEFTWARDS ARROW} -50.3"]
+
+
 def test_every_data_set_has_its_panels(tmp_path: Path) -> None:
     store = open_store(folder_of(tmp_path / "r", datasets="ab"))
     [picture] = [p for p in pictures(store) if p.stem == "ranking"]
