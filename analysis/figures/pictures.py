@@ -146,7 +146,8 @@ def _forest(store: Store) -> list[Picture]:
     """Every difference of the question's methods and their means, where there are several data sets."""
     asked, table = scaling.question(store), scaling.comparisons(store)
     mine = [r for r in of_question(table.to_pylist(), asked) if asked.focus]
-    if len({r["dataset"] for r in mine if r["dataset"]}) < 2 or len(mine) > MOST_ROWS:
+    several = len({r["dataset"] for r in mine if r["dataset"]}) > 1
+    if not several or len(mine) > MOST_ROWS or all(r["low"] is None for r in mine):
         return []
     (focus, name), score, margin = names_of(asked), scaling.score_name(store), margin_of(store)
     label = f"{score.capitalize()} of {focus} less {name}'s: a row per data set and budget, and per mean"

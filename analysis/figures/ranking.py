@@ -16,8 +16,8 @@ from analysis.styles import place_of, places, style
 
 ROW, LABELS, PANEL = 0.165, 1.35, 2.45
 """Inches: the height of a row, the width of the methods' names, and of a panel."""
-FEW_ROWS = 8
-"""Of fewer methods all are within the panel."""
+FEW_ROWS, SPREAD = 8, 0.01
+"""Of fewer methods all are within the panel; the least range of the quartiles, a fraction."""
 
 
 def draw_ranking(
@@ -93,10 +93,10 @@ def _differences(
 
 
 def _near(rows: Sequence[Row], value: str) -> Sequence[Row]:
-    """The rows that set a panel's width: without those far out (three ranges of the quartiles), which get arrows."""
+    """The rows that set a panel's width: without those far behind (three ranges of the quartiles), which get arrows."""
     low, high = np.quantile([r[value] for r in rows], (0.25, 0.75))
-    near = [r for r in rows if low - 3 * (high - low) <= r[value] <= high + 3 * (high - low)]
-    return near if len(rows) >= FEW_ROWS else rows
+    least = low - 3 * max(high - low, SPREAD)
+    return [r for r in rows if r[value] >= least] if len(rows) >= FEW_ROWS else rows
 
 
 def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:

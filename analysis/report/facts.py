@@ -15,6 +15,7 @@ from analysis.statistics import scaling
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.looks import level, looks
 from analysis.store.columns import limited
+from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.styles import style
@@ -61,7 +62,7 @@ def facts(store: Store) -> dict[str, Any]:
         "test_looks": confirm.column("n")[0].as_py(),
         "superseded": store.table("superseded").num_rows,
         "failed_for_good": sum(r["failed"] for r in coverage),
-        "missing": sum(sum(left) for left in store.to_come().values() if left),
+        "missing": sum(sum(left) for left in to_come(store).values() if left),
         "planned": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage if r["feasible"]),
         "attempts": trials.num_rows,
         "totals": _totals(store),

@@ -9,6 +9,7 @@ Uses `errors` and `format` alone; knows nothing of statistics. What is written h
     tables              rows to Parquet parts and back; damaged parts are named
     journal             the events of a sweep, read
     queries             read-only SQL over tables and views
+    left                the trials left to run of every cell
     remote              results on s3://, gs:// and other file systems
     store               a results folder, opened
 """

@@ -18,7 +18,7 @@ from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import latest, part_paths, scan_parts, to_table
-from analysis.store.views import LEFT, VIEWS
+from analysis.store.views import VIEWS
 from analysis.styles import Style, entitle, spare_styles
 
 T = TypeVar("T")
@@ -123,26 +123,6 @@ class Store:
         """'per-data-set' where every cell's seeds are derived for its data set and size, else 'shared'."""
         rules = set(self.table("cells").column("seed_rule").to_pylist())
         return "per-data-set" if rules == {"per-data-set"} else "shared"
-
-    def to_come(self) -> dict[tuple[str, str], tuple[int, int] | None]:
-        """TUNE and CONFIRM trials that are left to run, by (sweep, cell id).
-
-        Re-runs are of rates that finished and lead now. None of a cell whose rates have all ended and none finished:
-        nothing of it will run.
-        """
-        stored = self.stored()
-        search, hold = stored.get("search") or {}, stored.get("hold") or (stored.get("confirm") or {}).get("hold") or ()
-        rates, seeds = search.get("rerun_rates", 0), search.get("rerun_seeds", 0) if len(hold) < 3 else 0
-        left: dict[tuple[str, str], tuple[int, int] | None] = {}
-        for r in self.sql(LEFT).to_pylist():
-            again, points = min(rates, r["ranked"]) * seeds, r["tune_planned"] - rates * search.get("rerun_seeds", 0)
-            if r["planned"] < points:
-                tune = r["tune_planned"] - r["planned"]
-            else:
-                tune = 0 if not again or (r["rests_on"] or 0) >= r["points"] + again else max(1, again - r["again"])
-            stuck = r["planned"] >= points and r["tune_planned"] and not r["ranked"]
-            left[r["sweep"], r["cell_id"]] = None if stuck else (tune, r["confirm_left"])
-        return left
 
     def stored(self) -> dict[str, Any]:
         """The (first) sweep's specification, or what of it `spec.json` has."""

@@ -8,29 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LEFT = """
-with ended as (
-  select *, concat_ws('/', data_seed, init_seed, basis_seed) as seeds from last_attempts where stage = 'TUNE'
-), first as (
-  select sweep, cell_id, arg_min(seeds, slot) as seeds from ended group by all
-), tried as (
-  select e.sweep, e.cell_id,
-         count(*) filter (e.seeds = f.seeds) as points,
-         count(*) filter (e.seeds = f.seeds and e.origin is distinct from 'widened') as planned,
-         count(*) filter (e.seeds = f.seeds and e.status = 'finished' and e.val_score is not null) as ranked,
-         count(*) filter (e.seeds <> f.seeds) as again,
-         count(*) filter (e.origin is distinct from 'widened') as counted
-  from ended e join first f using (sweep, cell_id) group by all
-)
-select c.sweep, c.cell_id, c.tune_planned, n.n_trials as rests_on,
-       coalesce(t.points, 0) as points, coalesce(t.planned, 0) as planned, coalesce(t.ranked, 0) as ranked,
-       coalesce(t.again, 0) as again, c.missing - greatest(c.tune_planned - coalesce(t.counted, 0), 0) as confirm_left
-from coverage c left join tried t using (sweep, cell_id)
-left join (select sweep, cell_id, arg_max(n_trials, chosen_at) as n_trials from choices group by all) n
-using (sweep, cell_id)
-where c.feasible
-"""
-"""Rates and re-runs that ended in each cell, which are told apart by their seeds, and what its choice rests on."""
 FEW = 3
 """Finished points below which a best one says little."""
 SHARE = 0.75

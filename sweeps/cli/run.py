@@ -121,11 +121,16 @@ def run(
             return _end(loaded, summary, location, again, report=report, as_json=as_json)
 
 
+def _hidden(uri: str) -> str:
+    scheme, found, _ = uri.partition("://")
+    return f"{scheme}://..." if found else "..."
+
+
 def command(spec: Path, given: Mapping[str, Sequence[object]], flags: Mapping[str, bool]) -> str:
     """The command that goes on: as it was given, s3://... in the place of a URI that may hold a password."""
     secret = ("--upload", "--optuna-storage")
     shown = [
-        (name, str(value).partition("://")[0] + "://..." if name in secret and "@" in str(value) else str(value))
+        (name, _hidden(str(value)) if name in secret and "@" in str(value) else str(value))
         for name, values in given.items()
         for value in values
         if value is not None

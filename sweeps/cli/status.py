@@ -12,6 +12,7 @@ from analysis import Store
 from analysis.format import Row, duration
 from analysis.statistics.sizing.estimates import foresight
 from analysis.store.journal import JOURNAL
+from analysis.store.left import to_come as left_of
 from analysis.words.weak import absent_data
 from sweeps.cli.options import Json, Set, Source, store_of, uri_of
 from sweeps.cli.printing import emit, out, print_rows, shown
@@ -85,7 +86,7 @@ def progress_of(store: Store) -> dict[str, Any]:
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
     named = {c["cell_id"] for c in cells}
     states = Counter(row["status"] for row in trials.values() if row["cell_id"] in named)
-    left_in = {cell_id: left for (_, cell_id), left in store.to_come().items()}
+    left_in = {cell_id: left for (_, cell_id), left in left_of(store).items()}
     to_come = {cell_id: sum(left or ()) for cell_id, left in left_in.items()}
     missing: Counter[str] = Counter()
     for row in coverage:

@@ -148,7 +148,7 @@ def _refused(spec: Sections, name: str, key: str, value: Value) -> str | None:
     try:
         if key in TRAIN_FIELDS:
             made = TrainSettings.model_validate({**spec.train.model_dump(), key: value})
-            if isinstance(value, str) and not isinstance(getattr(made, key), str):  # "0.1" is no number
+            if isinstance(value, bool | str) and not isinstance(getattr(made, key), str):  # true, "0.1"
                 return "must be a number"
         else:
             method, options = METHODS[spec.base(name)], {**spec.methods[name].options, key: value}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from analysis.report.facts import facts
+from analysis.store.left import to_come
 from analysis.store.store import open_store
 from analysis.store.tables import write_part
 from sweeps.cli.status import pace, progress_of
@@ -111,7 +112,15 @@ def test_a_cell_is_tuned_when_what_leads_has_its_reruns(tmp_path: Path, monkeypa
     assert go_inline(fake_plan(tmp_path / "more", cells, search=more), interrupt).interrupted
     told = progress_of(open_store(tmp_path / "more"))
     left = go_inline(fake_plan(tmp_path / "more", cells, search=more)).finished
-    assert (told["phases"] == {"done": 1}) == (left == 0) and told["finished"] + left >= told["trials"]
+    assert told["phases"] == {"tuning": 1} and told["trials"] - told["finished"] == left == 2
+    assert progress_of(open_store(tmp_path / "more"))["phases"] == {"done": 1}
+
+    two = (*cells, FakeCell("vera"))
+    assert go_inline(fake_plan(tmp_path / "less", two, search=more), interrupt).interrupted
+    go_inline(fake_plan(tmp_path / "less", two, search=FakeSearch(trials=7, rerun_rates=2, rerun_seeds=2)))
+    told = progress_of(open_store(tmp_path / "less"))
+    assert (told["phases"], told["trials"]) == ({"done": 2}, told["finished"])
+    assert to_come(open_store(tmp_path / "less", tmp_path / "more")).keys() >= {("fake", "vera-1000")}
 
     rates: list[float] = []
 

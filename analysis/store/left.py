@@ -1,0 +1,65 @@
+"""What is left to run of every cell: rates, re-runs of those that lead now, and the seeds of stage CONFIRM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.store.store import Store
+
+Row = dict[str, Any]
+Left = tuple[int, int] | None
+"""TUNE and CONFIRM trials; None where the rates have all ended and none finished, so that nothing will run."""
+
+_TRIED = """
+select cell_id, slot, origin, lr, hyperparameters, concat_ws('/', data_seed, init_seed, basis_seed) as seeds,
+       case when status = 'finished' then val_score end as score
+from last_attempts where stage = 'TUNE' order by slot
+"""
+
+
+def to_come(store: Store) -> dict[tuple[str, str], Left]:
+    """Trials left to run by (sweep, cell id), of the feasible cells."""
+    if len(store.paths) > 1:  # each has search settings of its own
+        return {cell: left for path in store.paths for cell, left in to_come(Store((path,))).items()}
+    stored = store.stored()
+    search, hold = stored.get("search") or {}, stored.get("hold") or (stored.get("confirm") or {}).get("hold") or ()
+    rates, seeds = search.get("rerun_rates", 0), search.get("rerun_seeds", 0)
+    cells = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
+    most = max((r["tune_planned"] for r in cells), default=0)
+    tried: dict[str, list[Row]] = {r["cell_id"]: [] for r in cells}
+    for row in store.sql(_TRIED).to_pylist():
+        tried.setdefault(row["cell_id"], []).append(row)
+    found: dict[tuple[str, str], Left] = {}
+    for r in cells:
+        rows, planned = tried[r["cell_id"]], r["tune_planned"]
+        plain = max(0, planned - sum(t["origin"] != "widened" for t in rows))
+        whole = rows and planned == most  # else it was taken out: what it has is all that was planned
+        again = 0 if len(hold) == 3 else seeds
+        tune = _tune_left(rows, planned - rates * seeds, rates, again, plain) if whole else plain
+        found[r["sweep"], r["cell_id"]] = None if tune is None else (tune, r["missing"] - plain)
+    return found
+
+
+def _tune_left(rows: Sequence[Row], points: int, rates: int, seeds: int, plain: int) -> int | None:
+    """TUNE trials to come of a cell.
+
+    Args:
+        rows: its trials that ended, by slot: the rates first.
+        points: rates that are planned.
+        rates, seeds: so many rates are re-run on so many further seeds; 0 seeds where all are held.
+        plain: what is to come where re-runs are counted whatever they are of.
+    """
+    first = rows[0]["seeds"]
+    ended = [t for t in rows if t["seeds"] == first and (t["slot"] < points or t["origin"] == "widened")]
+    if sum(t["slot"] < points for t in ended) < points:
+        return plain
+    scores = sorted((t["score"] for t in ended if t["score"] is not None), reverse=True)[: rates or 1]
+    if not scores:
+        return None
+    leaders = {_point(t) for t in ended if t["score"] is not None and t["score"] >= scores[-1]}
+    return max(0, min(rates, len(scores)) * seeds - sum(_point(t) in leaders for t in rows if t["seeds"] != first))
+
+
+def _point(row: Row) -> tuple[float, str | None]:
+    return row["lr"], row["hyperparameters"]
