@@ -96,6 +96,14 @@ def _curve(axes: Any, gid: str, rows: Sequence[Row], shift: float, *, banded: bo
         dot(axes, method, at, 100 * r["difference"], point_text(r))
 
 
+def zero_line(axes: Any, index: int, baseline: str, margin: float | None) -> None:
+    """The baseline as an upright line of a panel by rows, and the strip of what counts as none."""
+    if margin is not None:
+        ends = -100 * margin, 100 * margin
+        axes.axvspan(*ends, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{MARGIN}")
+    axes.axvline(0.0, color=style(baseline).colour, linewidth=1.2)
+
+
 def point_text(row: Row) -> str:
     """What a method's marker says: budget, difference, band, pairs and verdict."""
     said = f"95 % band {row['band']}" if row["band"] else "no 95 % band: one seed, or no spread"

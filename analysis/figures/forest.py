@@ -35,6 +35,7 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
     if not rows:
         raise ValueError("no difference to draw: the table has no row")
     found = rank_places(rows)
+    titled = [(sweep, model, "", size) for sweep, model, size in found]
     most = max(sum(rank_place(r) == place for r in rows) for place in found)
     with mpl.rc_context(STYLE):
         figure, spots = panels(
@@ -48,7 +49,6 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
         for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
             axes = figure.add_subplot(spot)
             _panel(axes, index, [r for r in rows if rank_place(r) == place], score, margin)
-            titled = [(sweep, model, "", size) for sweep, model, size in found]
             if len(found) > 1:
                 axes.set_title(place_title(titled[index], titled), loc="left", fontweight="bold")
         mark_bands(figure, "pointwise")
@@ -57,10 +57,7 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
 
 def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float | None) -> None:
     method, baseline = style(rows[0]["method"]), style(rows[0]["baseline"])
-    if margin is not None:
-        gid = f"{index}:{differences.MARGIN}"
-        axes.axvspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=gid)
-    axes.axvline(0.0, color=baseline.colour, linewidth=1.2)
+    differences.zero_line(axes, index, rows[0]["baseline"], margin)
     for level, r in enumerate(rows):
         mean = r["reference"] is None
         if r["low"] is not None:

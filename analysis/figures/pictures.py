@@ -115,9 +115,7 @@ def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
     )
     if compared.num_rows:
         caption += f" Right: the paired difference to {names_of(asked)[1]}, with {held_at_once(compared.to_pylist())}."
-        caption += (
-            "" if margin is None else f" Grey: within the margin of {100 * margin:g} points, which counts as none."
-        )
+        caption += _grey(margin)
     caption += " Hollow: methods without a budget. An arrow stands for a value beyond the panel."
     figure = draw_ranking(_first_panels(curve), compared, score=score, margin=margin)
     return Picture("ranking", "scaling", figure, label, caption, conclude_ranking(compared.to_pylist(), asked))
@@ -135,8 +133,7 @@ def _differences(store: Store) -> list[Picture]:
     label = f"{score.capitalize()} less {name}'s at the same budget, with simultaneous 95 % bands and the zero line"
     caption = f"Paired difference to {name} at the same budget, in points. {shapes} {held_at_once(table.to_pylist())}."
     caption += f" {name} is the zero line."
-    if margin is not None:
-        caption += f" Grey: differences within the margin of {100 * margin:g} points, which count as none."
+    caption += _grey(margin)
     figure = draw_differences(shown, score=score, focus=asked.focus, margin=margin)
     says = conclude_differences(table.to_pylist(), asked)
     return [Picture("differences", "scaling", figure, label, caption, says)]
@@ -156,8 +153,7 @@ def _forest(store: Store) -> list[Picture]:
         "beside it its verdict, which is corrected for their number, so an interval may leave out zero without a word "
         "for it. Diamonds: means."
     )
-    if margin is not None:
-        caption += f" Grey: within the margin of {100 * margin:g} points, which counts as none."
+    caption += _grey(margin)
     figure = draw_forest(pa.Table.from_pylist(mine, schema=table.schema), score=score, margin=margin)
     return [Picture("forest", "scaling", figure, label, caption, conclusion(store))]
 
@@ -375,6 +371,11 @@ def _keys(table: pa.Table, key: Callable[[Row], K]) -> list[K]:
 def _where(table: pa.Table, key: Callable[[Row], K], among: Collection[K]) -> pa.Table:
     """The rows whose key is one of these."""
     return table.filter(pa.array([key(r) in among for r in table.to_pylist()], pa.bool_()))
+
+
+def _grey(margin: float | None) -> str:
+    """What the strip of a figure of differences stands for."""
+    return "" if margin is None else f" Grey: within the margin of {100 * margin:g} points, which counts as none."
 
 
 def _numbered(stem: str, before: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.figures import differences, scaling
-from analysis.figures.drawing import MUTED, PAPER, STYLE, Chart, dot, mark_bands, panels, place_title
+from analysis.figures.drawing import PAPER, STYLE, Chart, dot, mark_bands, panels, place_title
 from analysis.format import Row
 from analysis.styles import place_of, places, style
 
@@ -83,11 +83,7 @@ def _differences(
     baseline = style(rows[0]["baseline"])
     axes.set_xlim(*differences.limits(_near(rows, "difference")))
     axes.set_xlabel(f"less {baseline.name}'s (points)")
-    if margin is not None:
-        axes.axvspan(
-            -100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{differences.MARGIN}"
-        )
-    axes.axvline(0.0, color=baseline.colour, linewidth=1.2)
+    differences.zero_line(axes, index, rows[0]["baseline"], margin)
     for r in rows:
         _mark(axes, r, "difference", order.index((r["method"], r["reference"])), differences.point_text(r))
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from analysis.format import Row
 from analysis.store.store import Store
 
-Row = dict[str, Any]
 Left = tuple[int, int] | None
 """TUNE and CONFIRM trials; None where the rates have all ended and none finished, so that nothing will run."""
 
