@@ -29,18 +29,35 @@ def started(pid):
     except OSError:
         return None
 
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:  # it has ended
+        pass
+
+def named():
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if os.fsencode(folder + "/") in file.read() and os.stat(f"/proc/{pid}").st_uid == os.getuid():
+                    found.append(int(pid))
+        except OSError:
+            pass
+    return found
+
 folder, seen = json.loads(sys.stdin.readline()), {}
 for line in sys.stdin:  # ends when the driver closes the pipe, or is gone
     seen |= {pid: started(pid) for pid in json.loads(line)}
 for pid, start in seen.items():
     if start is not None and started(pid) == start:  # else the number belongs to another process by now
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-for _ in range(50):  # others of them may write while they end
+        kill(pid)
+for _ in range(50):  # a driver killed while it starts Ray leaves processes that nobody told of, and they make folders
+    left = named()
+    for pid in left:
+        kill(pid)
     shutil.rmtree(folder, ignore_errors=True)
-    if not os.path.exists(folder):
+    if not left and not os.path.exists(folder):
         break
     time.sleep(0.1)
 """

@@ -6,12 +6,13 @@ import contextlib
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from sweeps.cluster.reaper import Reaper, ray_processes
+from sweeps.cluster.reaper import Reaper, ray_processes, runs
 from sweeps.lanes.pool import Pool
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
@@ -29,6 +30,33 @@ def test_it_ends_what_it_was_told_of(tmp_path: Path) -> None:
         assert own.wait(10) == -signal.SIGKILL
         assert other.poll() is None
         other.kill()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the reaper reads /proc")
+def test_it_ends_what_a_killed_driver_could_not_tell_it_of(tmp_path: Path) -> None:
+    """A driver that is killed while it starts Ray: a process with the folder on its command line makes it again."""
+    folder = tmp_path / "session"
+    again = "import os, sys, time\nwhile True: os.makedirs(sys.argv[1], exist_ok=True); time.sleep(0.01)"
+    start = f"""
+import subprocess, sys, time
+from pathlib import Path
+from sweeps.cluster.reaper import Reaper
+reaper = Reaper(Path({str(folder)!r}))
+started = subprocess.Popen([sys.executable, "-S", "-c", {again!r}, {str(folder / "r")!r}])
+print(started.pid, reaper._process.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        started, reaper = (psutil.Process(int(pid)) for pid in driver.stdout.readline().split())
+        while not folder.exists():
+            time.sleep(0.01)
+        driver.kill()
+    left = [process for process in psutil.wait_procs([started, reaper], timeout=60)[1] if runs(process)]
+    for process in left:
+        process.kill()
+    assert not left
+    assert not folder.exists()
 
 
 def test_the_processes_of_a_session(pool: Pool) -> None:
