@@ -2,14 +2,17 @@
 
     python benchmarks/chaos.py --minutes 20            # prints its seed; --seed N repeats the same faults
     python benchmarks/chaos.py --minutes 180 --folder DIR
+    python benchmarks/chaos.py --minutes 60 --round 60 --cells 60   # one sweep for an hour
 
 Each round is a new sweep of a trial that trains nothing (`tests.fakes`), whose driver is a process of its own. While it
-runs, a fault is drawn every few seconds: a driver killed, interrupted, told to end or stopped for a while; a worker, a
-lane's controller or the broker killed or stopped; Ray's raylet, control store or an agent killed.
-Between two drivers the journal's last line is torn, or tables or journal are lost; and the driver's clock is set. A
-round is over when a driver finds nothing left. Then its tables must be an undisturbed sweep's, no trial may have run
-after its end, and no process, session folder or file of /dev/shm may be left. What differs is printed, and its folder
-kept; the exit code is 1. Commit nothing meanwhile: `trials.git_commit` is compared too.
+runs, a fault is drawn every few seconds: a driver killed, interrupted, told to end, hung up on or stopped for a while;
+a worker, a lane's controller or the broker killed or stopped; Ray's raylet, control store or an agent killed. A
+driver's clock may step while it runs, and its disk may be full after some writes.
+Between two drivers the journal's last line is torn, or tables or journal are lost. A round is over when a driver finds
+nothing left. Then its tables must be an undisturbed sweep's, no trial may have run after its end, and no process,
+session folder or file of /dev/shm may be left. What differs is printed, and its folder kept; the exit code is 1. At the
+end a process that runs six sweeps must have as many files and threads after the last as after the second.
+Commit nothing meanwhile: `trials.git_commit` is compared too.
 """
 
 from __future__ import annotations
@@ -37,21 +40,43 @@ from sweeps.cluster.private import PREFIX  # noqa: E402
 from sweeps.cluster.session import EXIT_LOST  # noqa: E402
 from tests.sweeps.support import assert_same_tables, events, trained  # noqa: E402
 
-DRIVER = """
-import sys, time
+PLAN = """
+import errno, itertools, os, sys, time
 from pathlib import Path
-clock, step = time.time, float(sys.argv[3])
-time.time = lambda: clock() + step
 from sweeps.cluster.session import RayLostError
 from sweeps.engine.run import run
-from tests.fakes import TRIAL, FakeResources, fake_plan
-from tests.sweeps.support import logged
-plan = fake_plan(Path(sys.argv[1]), logged(Path(sys.argv[2]), delay=0.3), resources=FakeResources(concurrent=2))
+from tests.fakes import TRIAL, FakeCell, FakeResources, fake_plan
+def plan(folder, log, cells):
+    made = (FakeCell(("lora", "vera")[k % 2], 1000 * (1 + k // 2), options=(("log", log), ("delay", 0.3)))
+            for k in range(int(cells)))
+    return fake_plan(Path(folder), tuple(made), resources=FakeResources(concurrent=2))
+"""
+DRIVER = f"""{PLAN}
+folder, log, cells, step, full = sys.argv[1:]
+clock, begun, sync, writes = time.time, time.monotonic(), os.fsync, itertools.count(1)
+time.time = lambda: clock() + float(step) * (time.monotonic() > begun + 15)
+def fsync(file):
+    if next(writes) > int(full) > 0:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    sync(file)
+os.fsync = fsync
 try:
-    print(run(plan, trial=TRIAL, progress=False, retry_failed=True).complete)
+    print(run(plan(folder, log, cells), trial=TRIAL, progress=False, retry_failed=True).complete)
 except RayLostError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
+except OSError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2 if error.errno == errno.ENOSPC else 1)
+"""
+AGAIN = f"""{PLAN}
+import psutil
+own, seen = psutil.Process(), []
+for k in range(6):
+    assert run(plan(f"{{sys.argv[1]}}/{{k}}", sys.argv[1] + "/log", 1), trial=TRIAL, progress=False).complete
+    seen.append((own.num_fds(), own.num_threads(), own.memory_full_info().uss // 2**20))
+print(seen)
+assert all(last <= second for last, second in zip(seen[-1][:2], seen[1][:2]))
 """
 VICTIMS = ("driver", "RayTrainWorker", "TrainController", "Broker")
 RAYS = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent")
@@ -61,8 +86,8 @@ STILL_S = (1.0, 8.0)
 class Round:
     """One sweep in a folder, and its faults, as they are drawn."""
 
-    def __init__(self, folder: Path, draw: random.Random) -> None:
-        self.results, self.log, self.draw = folder / "r", folder / "log", draw
+    def __init__(self, folder: Path, draw: random.Random, cells: int) -> None:
+        self.results, self.log, self.draw, self.cells = folder / "r", folder / "log", draw, cells
         self.journal, self.done = self.results / "journal.jsonl", list[str]()
         self.over: dict[str, int] = {}
         """Trials that are finished on disk, with how many lines the log had then."""
@@ -72,7 +97,8 @@ class Round:
         """Drivers one after another until one finds nothing left; none is disturbed after `ends`."""
         while True:
             step = self.draw.choice([0.0, 0.0, -3600.0, 86400.0, -86400.0 * 400])
-            command = [sys.executable, "-c", DRIVER, *map(str, (self.results, self.log, step))]
+            full = self.draw.choice([0, 0, 0, self.draw.randrange(5, 60)]) if time.monotonic() < ends else 0
+            command = [sys.executable, "-c", DRIVER, *map(str, (self.results, self.log, self.cells, step, full))]
             with (self.results.parent / "said").open("ab") as said:
                 driver = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=said)
             family = {psutil.Process(driver.pid)}
@@ -85,13 +111,14 @@ class Round:
                     self.strike(driver.pid)
                     strikes = time.monotonic() + self.draw.uniform(2.0, 20.0)
             answer = driver.communicate()[0].decode().split()[-1:]
-            self.done.append(f"ended with {driver.returncode}, clock {step:+.0f} s")
+            self.done.append(f"ended with {driver.returncode}, clock {step:+.0f} s" + f", full at {full}" * (full > 0))
             left = [p for p in psutil.wait_procs(family, timeout=90)[1] if p.status() != psutil.STATUS_ZOMBIE]
             assert not left, f"still running: {left}"
             if driver.returncode == 0 and answer == ["True"]:
                 return
-            fair = driver.returncode in (0, EXIT_LOST, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
-            assert fair, f"exit code {driver.returncode}"  # 1 would mean failed trials
+            sent = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            fair = driver.returncode in (0, EXIT_LOST, 130, *(-number for number in sent))
+            assert fair or (full and driver.returncode == 2), f"exit code {driver.returncode}"  # 1: failed trials
             seen = len(self.log.read_text().splitlines()) if self.log.exists() else 0
             self.over = {e["trial_id"]: self.over.get(e["trial_id"], seen) for e in events(self.results, "finish")}
             if time.monotonic() < ends:
@@ -101,7 +128,7 @@ class Round:
         """One fault to one process of the run; Ray's own are struck seldom, since each ends the run."""
         name = self.draw.choice(RAYS if self.draw.random() < 0.15 else VICTIMS)
         sent = self.draw.choice(
-            [signal.SIGKILL, signal.SIGSTOP, *([signal.SIGINT, signal.SIGTERM] * (name == "driver"))]
+            [signal.SIGKILL, signal.SIGSTOP, *([signal.SIGINT, signal.SIGTERM, signal.SIGHUP] * (name == "driver"))]
         )
         still, pick = self.draw.uniform(*STILL_S), self.draw.random()
         with contextlib.suppress(psutil.Error):
@@ -166,21 +193,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--round", type=float, default=5.0, help="minutes after which a round is left alone (5)")
+    parser.add_argument("--cells", type=int, default=4, help="of each sweep, of 8 trials each (4)")
     parser.add_argument("--folder", type=Path, default=None, help="for everything; a short path (default: in /tmp)")
     asked = parser.parse_args()
     top = Path(tempfile.mkdtemp(prefix="c", dir=asked.folder))  # short, for Ray's sockets
     print(f"seed {asked.seed}, in {top}", flush=True)
     shm, whole = in_shm(), top / "undisturbed"
     whole.mkdir()
-    Round(whole, random.Random(0)).run(0.0)
+    Round(whole, random.Random(0), asked.cells).run(0.0)
     ends, number, broken = time.monotonic() + 60 * asked.minutes, 0, 0
     while time.monotonic() < ends:
         folder = top / f"round{number}"
         folder.mkdir()
-        one = Round(folder, random.Random(f"{asked.seed} {number}"))
+        one = Round(folder, random.Random(f"{asked.seed} {number}"), asked.cells)
         wrong = ""
         try:
-            one.run(min(ends, time.monotonic() + 300))
+            one.run(min(ends, time.monotonic() + 60 * asked.round))
             one.check(whole / "r")
             assert not (files := left_over(shm, top)), f"left: {files}"
         except AssertionError as error:
@@ -190,6 +219,10 @@ def main() -> None:
         if not wrong:
             shutil.rmtree(folder)
         number += 1
+    (top / "again").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(top)}
+    command = [sys.executable, "-c", AGAIN, str(top / "again")]
+    broken += subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode != 0
     print(f"{number} rounds, {broken} wrong, seed {asked.seed}")
     if not broken:
         shutil.rmtree(top)

@@ -4,10 +4,13 @@
     python benchmarks/gpu.py --quick                              # less of each
     python benchmarks/gpu.py --device cpu --quick --only adapters # the same code on a CPU, to see that it runs
 
-Sections: `adapters` (steps against PEFT's in float32, in bf16 and under autocast; most memory of each), `packing` (K
-trials on one copy of a model against one by one), `shares` (K processes on one device against one), `parallel` (two
-devices against one: data-parallel adapters, and full fine-tuning split by FSDP2), `quickstart` (trials an hour against
-Ray Tune and PEFT). What cannot be measured here is said with its reason. Running out of memory is in tests/gpu.
+Sections: `adapters` (steps against PEFT's in float32, in bf16 and under autocast, and of weights that are kept over
+four micro-batches; most memory of each), `packing` (K trials on one copy of a model against one by one), `shares` (K
+processes on one device against one), `parallel` (two devices against one: data-parallel adapters, and full fine-tuning
+split by FSDP2), `paper` (time and memory of methods over LoRA's, appendix C.6: `examples/paper/cost-clip-b32.toml`,
+whose weights and images come from their hubs; in small with --quick or on a CPU), `quickstart` (trials an hour against
+Ray Tune and PEFT). What cannot be measured here is said with its reason. Running out of memory is no ratio: `make
+test-gpu`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import gc
 import importlib.util
 import json
 import os
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +33,18 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from contenders import NAMES, ON_CUDA, ROWS, Contender, data, ratios, restart_with, summary, time_steps  # noqa: E402
+from contenders import (  # noqa: E402
+    ACCUMULATED,
+    NAMES,
+    ON_CUDA,
+    ROWS,
+    Contender,
+    data,
+    ratios,
+    restart_with,
+    summary,
+    time_steps,
+)
 
 PRECISIONS = ("float32", "bf16", "autocast")
 METHODS = ("lora", "dora", "vera", "nola", "randlora", "randlora-a", "pissa", "lora-xs", "adalora")
@@ -51,8 +67,16 @@ def adapters(options: argparse.Namespace) -> Found:
     if options.device == "cuda" and "ternary" in names and importlib.util.find_spec("triton"):
         names = [*names, "ternary-triton"]
     found: Found = {}
+    rounds = 3 if options.quick else 20
+    kept = [row for row in ACCUMULATED if not options.contenders or {*row[1:3]} <= {*options.contenders}]
+    over = sorted({name for row in kept for name in row[1:3]})
+    found["four micro-batches"] = (
+        ratios(time_steps(over, depth, tokens, rounds, 4, options.device), kept) if kept else {}
+    )
+    for label, ratio in found["four micro-batches"].items():
+        line(f"four micro-batches: {label}", ratio)
     for precision in PRECISIONS:
-        times = time_steps(names, depth, tokens, 3 if options.quick else 20, 1, options.device, precision)
+        times = time_steps(names, depth, tokens, rounds, 1, options.device, precision)
         found[precision] = {
             "ratios": ratios(times, (*ROWS, *ON_CUDA)),
             "seconds": {n: summary(t) for n, t in times.items()},
@@ -179,6 +203,26 @@ def parallel(options: argparse.Namespace) -> Found:
     return found
 
 
+def paper(options: argparse.Namespace) -> Found:
+    """Seconds of training and most memory of every method over LoRA's."""
+    from analysis import open_store
+
+    small = ["--scale", "small"] if options.quick or options.device == "cpu" else []
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = str(HERE.parent / "examples" / "paper" / "cost-clip-b32.toml")
+        command = [sys.executable, "-m", "sweeps.cli.main", "run", recipe, "-o", folder, "-q", "--no-report", *small]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SkippedError(f"{recipe}: {' '.join(done.stderr.split())[-300:]}")
+        trials = open_store(folder).table("trials").to_pylist()
+    found: Found = {}
+    for column in ("seconds_train", "peak_memory_bytes"):
+        by = {m: [t[column] for t in trials if t["method"] == m] for m in dict.fromkeys(t["method"] for t in trials)}
+        found[column] = {m: statistics.median(v) / statistics.median(by["lora"]) for m, v in by.items()}
+        print(f"  {column} over LoRA's: " + ", ".join(f"{m} {r:.2f}" for m, r in found[column].items()), flush=True)
+    return found
+
+
 def quickstart(options: argparse.Namespace) -> Found:
     """Trials an hour of the quickstart's LoRA, of all sides."""
     from engine import quickstart as measure
@@ -191,6 +235,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Found]] = {
     "packing": packing,
     "shares": shares,
     "parallel": parallel,
+    "paper": paper,
     "quickstart": quickstart,
 }
 

@@ -2,10 +2,12 @@
 
     python benchmarks/simulated_cluster.py                      # 1 and 4 nodes of 2 devices
     python benchmarks/simulated_cluster.py --nodes 1 4 16 --devices 8 --trials 2000 --json FILE
+    python benchmarks/simulated_cluster.py --nodes 16 --devices 1 --pack 16 --trials 2000   # 256 trials at a time
 
 Ray's own test cluster gives each node logical GPUs; a trial trains nothing, its epochs are pauses. The head has no
-device, and the driver joins by address, as on real machines. Each size runs twice: left alone, and with a node killed
-with all of its processes every `--every` seconds while another one comes. Every sweep's tables must equal the first's.
+device, and the driver joins by address, as on real machines. Each size runs twice: left alone, and with a fault every
+`--every` seconds: in turn a node answers nothing until the next fault (its processes stand still), and another one is
+killed with all of its processes, while a new one comes. Every sweep's tables must equal the first's.
 What a node costs here (a worker is a process of 250 MB) bounds the size; a lane that is down is tried again after
 2 seconds, not after a minute. Everything listens on loopback, and asks for a token.
 """
@@ -17,6 +19,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,19 +37,22 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from sweeps.engine.run import run
-from sweeps.lanes import lanes
+from sweeps.lanes import lanes, packs
+from tests.fake_packs import TOGETHER
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
 
 lanes.RETRY_S = 2.0
-folder, address, cells, pause = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-made = tuple(FakeCell("lora", 1000 * (1 + k), options=(("delay", pause),)) for k in range(cells))
-resources = FakeResources(gpus_per_worker=1.0)
-search = FakeSearch(trials=8, sampler="qmc", rerun_rates=0, rerun_seeds=0)
+packs.TOGETHER.update(TOGETHER)
+folder, address, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+cells, tune, pack = map(int, sys.argv[4:])
+made = tuple(FakeCell("lora", 1000 * (1 + k), options=(("delay", pause / pack),)) for k in range(cells))
+resources = FakeResources(gpus_per_worker=1.0, pack=pack)
+search = FakeSearch(trials=tune, sampler="qmc", rerun_rates=0, rerun_seeds=0)
 plan = fake_plan(folder, made, search=search, confirm=FakeConfirm((0, 1)), resources=resources)
 summary = run(plan, trial=TRIAL, progress=False, address=address)
 print(json.dumps({"finished": summary.finished, "failed": summary.failed}))
 """
-PER_CELL = 10
+SEEDS = 2
 SMALL = 80 * 2**20
 LOOK_S = 1.0
 
@@ -76,14 +82,41 @@ def _own(process: psutil.Process) -> float:
     return 0.0
 
 
-def lose(cluster: Any, node: Any) -> None:
-    """Kill a node and all of its processes at once."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    family = [raylet, *raylet.children(recursive=True)]
-    for process in family:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    cluster.remove_node(node, allow_graceful=False)
+def signalled(node: Any, number: signal.Signals) -> bool:
+    """Send a signal to all processes of a node; whether it had any."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        if raylet.status() == psutil.STATUS_ZOMBIE:
+            return False
+        for process in (raylet, *raylet.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        return True
+    return False
+
+
+class Faults:
+    """What happens to the nodes: in turn one stands still until the next fault, and one is lost while another comes."""
+
+    def __init__(self, cluster: Any, devices: int) -> None:
+        self.cluster, self.devices, self.still, self.silent, self.lost = cluster, devices, None, 0, 0
+
+    def next(self) -> None:
+        nodes = list(self.cluster.worker_nodes)
+        if self.still is None:
+            self.still = nodes[0]
+            self.silent += signalled(self.still, signal.SIGSTOP)
+            return
+        woken, self.still = self.still, None
+        self._replace(next((node for node in nodes if node is not woken), woken))
+        if not signalled(woken, signal.SIGCONT) and woken in self.cluster.worker_nodes:
+            self._replace(woken)  # it was silent for too long: Ray gave it up, and it ended itself
+
+    def _replace(self, node: Any) -> None:
+        signalled(node, signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
+        join(self.cluster, self.devices, wait=False)
+        self.lost += 1
 
 
 @contextlib.contextmanager
@@ -111,13 +144,14 @@ def join(cluster: Any, devices: int, *, wait: bool) -> None:
 
 
 def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> dict[str, Any]:
-    """One sweep, in a process of its own: `every` is how often a node is lost, 0 for never."""
+    """One sweep, in a process of its own: `every` is how many seconds lie between faults, 0 for none."""
     with cluster_of(nodes, options.devices) as cluster:
-        cells = max(1, options.trials // PER_CELL)
-        command = [sys.executable, "-c", DRIVER, *map(str, (folder, cluster.address, cells, options.pause))]
+        tune = max(8, options.pack)
+        sizes = (max(1, options.trials // (tune + SEEDS)), tune, options.pack)
+        command = [sys.executable, "-c", DRIVER, *map(str, (folder, cluster.address, options.pause, *sizes))]
         driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         memory = Memory(driver.pid, cluster.head_node.all_processes["raylet"][0].process.pid)
-        lost, due = 0, None
+        faults, due = Faults(cluster, options.devices), None
         while driver.poll() is None:
             time.sleep(LOOK_S)
             memory.look()
@@ -125,14 +159,13 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
             if due is None and journal.exists() and '"ev":"finish"' in journal.read_text():
                 due = time.monotonic() + every  # all is up
             if every and due is not None and time.monotonic() > due:
-                lose(cluster, next(iter(cluster.worker_nodes)))
-                join(cluster, options.devices, wait=False)
-                lost, due = lost + 1, time.monotonic() + every
+                faults.next()
+                due = time.monotonic() + every
         if driver.returncode:
             raise SystemExit(f"the driver ended with {driver.returncode}")
         assert driver.stdout is not None
         found = json.loads(driver.stdout.read().strip().splitlines()[-1])
-    return {"nodes": nodes, "devices": nodes * options.devices, "lost": lost, **found,
+    return {"nodes": nodes, "devices": nodes * options.devices, "lost": faults.lost, "silent": faults.silent, **found,
             "trials per second": rate(folder, nodes * options.devices), "MB": memory.most}  # fmt: skip
 
 
@@ -166,9 +199,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4], help="numbers of nodes (1 4)")
     parser.add_argument("--devices", type=int, default=2, help="logical GPUs of a node (2)")
     parser.add_argument("--trials", type=int, default=200, help="of each sweep (200)")
+    parser.add_argument("--pack", type=int, default=1, help="trials that a device trains together (1)")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds of each of a trial's three epochs (0.5)")
     parser.add_argument(
-        "--every", type=float, default=15.0, help="seconds from one lost node to the next (15); 0: none is"
+        "--every", type=float, default=15.0, help="seconds from one fault of a node to the next (15); 0: none"
     )
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
@@ -191,8 +225,9 @@ def main() -> None:
                 rows.append(found)
                 memory = ", ".join(f"{kind} {value:.0f}" for kind, value in found["MB"].items())
                 print(
-                    f"{found['nodes']} nodes, {found['devices']} devices, {found['lost']} nodes lost: "
-                    f"{found['trials per second']:.2f} trials a second, {found['failed']} failed; MB: {memory}",
+                    f"{found['nodes']} nodes, {found['devices']} devices: {found['lost']} lost and "
+                    f"{found['silent']} silent, {found['trials per second']:.2f} trials a second, "
+                    f"{found['failed']} failed; MB: {memory}",
                     flush=True,
                 )
                 first = first or folder

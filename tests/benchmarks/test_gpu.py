@@ -21,8 +21,8 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 def test_sections_on_a_cpu(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     pytest.importorskip("peft")
-    options = ["--device", "cpu", "--quick", "--only", "adapters", "packing", "--depth", "1", "--tokens", "50"]
-    few = ["--contenders", "lora", "peft-lora", "--sizes", "2", "--methods", "lora"]
+    options = ["--device", "cpu", "--quick", "--only", "adapters", "packing", "paper", "--depth", "1", "--tokens", "50"]
+    few = ["--contenders", "lora", "peft-lora", "randlora-held", "--sizes", "2", "--methods", "lora"]
     files = ["--json", str(tmp_path / "out.json"), "--markdown", str(tmp_path / "out.md")]
     done = subprocess.run([*SCRIPT, *options, *few, *files], env=ENV, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -30,6 +30,8 @@ def test_sections_on_a_cpu(tmp_path: Path) -> None:
     for precision in ("float32", "bf16", "autocast"):
         assert 0.1 < found["adapters"][precision]["ratios"]["LoRA / PEFT LoRA"]["median"] < 10
     assert 0.1 < found["packing"]["lora"]["2"]["median"] < 10
+    assert list(found["adapters"]["four micro-batches"]) == ["accumulating() / PEFT LoRA"]
+    assert {"lora", "dora", "randlora", "full"} <= found["paper"]["seconds_train"].keys()
     assert "| packing, lora, 2 |" in (tmp_path / "out.md").read_text()
 
 
