@@ -175,13 +175,15 @@ class Request:
     init_seed: int
     basis_seed: int
     biases: Mapping[str, Tensor] = field(default_factory=dict)
-    """Biases of the weights that are called with one."""
+    """Biases of the weights that are called with one, but a Conv1D's."""
     quantised: frozenset[str] = frozenset()
     """Weights that the model keeps in 4 or 8 bits."""
     place: Shape | None = None
     """What prompts are counted by, where they have a place among the weights."""
     words: tuple[int, ...] = ()
     """Token ids that prompts start from; they are drawn where these are fewer."""
+    biased: frozenset[str] = frozenset()
+    """Weights that are called with a bias, a Conv1D's too."""
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from analysis.diagnostics import cka, full_rank, landscape, spectrum
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
+from analysis.diagnostics.weights import left_out
 from analysis.errors import StoreError, nearest
 from analysis.figures.diagnostics import (
     Drawing,
@@ -117,12 +118,12 @@ def analyze(
     table = rows_of(store, units, kind)
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
-        says = spectrum_sentence(table, approximation)
+        says = f"{spectrum_sentence(table, approximation)} {left_out(store)}".rstrip()
         figures = [Drawing("spectrum", draw_spectrum(table, approximation), says)]
     elif kind == "full_rank":
         return table, {}, full_rank_sentence(table)
     elif kind == "cka":
-        says = cka_sentence(table)
+        says = f"{cka_sentence(table)} {left_out(store)}".rstrip()
         figures = [Drawing("cka", draw_cka(table), says)]
     else:
         says, figures = landscape_sentence(table), []

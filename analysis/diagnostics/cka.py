@@ -70,13 +70,15 @@ def _spread(features: Tensor) -> Tensor:
 def plan(store: Store, *, examples: float = EXAMPLES) -> list[Unit]:
     """A unit per kept trial, all its layers against full fine-tuning in the same place; and one of the base model.
 
+    Trials whose update is no matrix are left out (`weights.left_out`).
+
     Raises:
         StoreError: nothing kept, or no full fine-tuning.
     """
     trials = kept_trials(store, need_full=True)
     facts, settings = sweep_facts(store), {"examples": examples}
     units = []
-    for kept in trials:
+    for kept in (k for k in trials if k.matrix):
         full = full_of(trials, kept)
         if full is not None:  # full itself stands for the base model
             pair = (kept.brief,) if kept.row["trial_id"] == full.row["trial_id"] else (kept.brief, full.brief)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import randlora
 from analysis.diagnostics.units import Unit, sweep_facts
-from analysis.diagnostics.weights import Kept, deltas, full_of, kept_trials, target_names
+from analysis.diagnostics.weights import Kept, deltas, full_of, kept_trials, left_out, target_names
+from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
 from trainables.tasks.lane_cache import Warm
@@ -218,11 +219,13 @@ def _solve(left: Tensor, right: Tensor) -> Tensor:
 def plan(store: Store) -> list[Unit]:
     """A unit per kept trial for its spectrum, and one per weight of `approximation` for each full fine-tuning.
 
+    Trials whose update is no matrix are left out (`weights.left_out`).
+
     Raises:
-        StoreError: nothing kept, or no specification of the sweep.
+        StoreError: nothing kept that has a spectrum, or no specification of the sweep.
     """
     trials, facts, units = kept_trials(store), sweep_facts(store), []
-    for kept in trials:
+    for kept in (k for k in trials if k.matrix):
         full, targets = full_of(trials, kept), target_names(trials, kept)
         same = full is None or full.row["trial_id"] == kept.row["trial_id"]
         pair = (kept.brief,) if same or full is None else (kept.brief, full.brief)
@@ -231,6 +234,8 @@ def plan(store: Store) -> list[Unit]:
             step = max(1, len(targets) // WEIGHTS)
             looked_at = targets[::step][:WEIGHTS]
             units += [Unit("approximation", (kept.brief,), {"weight": name}, facts) for name in looked_at]
+    if not units:
+        raise StoreError(f"no kept trial has a spectrum. {left_out(store)}")
     return units
 
 

@@ -15,7 +15,7 @@ from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
 from analysis.styles import style
-from randlora.errors import CheckpointError
+from randlora.errors import AdapterError, CheckpointError
 from randlora.files.checkpoint import META, read_meta
 from randlora.model.prompted import PLACE
 from randlora.model.sites import find_sites
@@ -41,6 +41,14 @@ class Kept:
     def full(self) -> bool:
         """Whether it is full fine-tuning: whole weights, not an adapter."""
         return not (self.folder / META).is_file()
+
+    @property
+    def matrix(self) -> bool:
+        """Whether its update of a weight is a matrix."""
+        try:
+            return self.full or randlora.get_method(read_meta(self.folder)["method"]).mergeable
+        except AdapterError:  # damage is told when the trial is read
+            return True
 
     @property
     def place(self) -> tuple[str, str, str, str]:
@@ -94,6 +102,13 @@ def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
             "add [methods.full] and set [keep] full = true before the sweep runs"
         )
     return sorted(chosen, key=lambda k: (*k.place, style(k.row["method"]).order, k.row["adapter_params"] or 0))
+
+
+def left_out(store: Store) -> str:
+    """Which kept trials have no merged weights to look at, and why, as a sentence; "" where all have."""
+    trials = [k.row for k in kept_trials(store) if not k.matrix]
+    names = dict.fromkeys(f"{style(row['method']).name} at {row['reference']}" for row in trials)
+    return f"Left out, since their updates are no matrices: {', '.join(names)}." if names else ""
 
 
 def _of_prompts(folder: Path) -> bool:

@@ -139,12 +139,14 @@ def attach(
             f"{unread[0]} is quantised, and the module around it reads it or a hook (accelerate's) has given the layer "
             "a forward of its own: it cannot be adapted; take the hook off, or leave the weight out of targets"
         )
-    # a Conv1D has none here: PEFT's methods that change a bias keep to the weight there, as in folders of before
-    called = {n: site for n, site in sites.items() if site.by_activation and not site.transposed and n != PLACE}
-    biases = {n: site.owner.bias for n, site in called.items() if isinstance(site.owner.bias, Tensor)}
+    called = {n: site for n, site in sites.items() if site.by_activation and n != PLACE}
+    biased = {n: site.owner.bias for n, site in called.items() if isinstance(site.owner.bias, Tensor)}
+    # not a Conv1D's: AdaMSS takes them for a column of the weight, and has none there, as in folders of before
+    biases = {n: b[slice(*(sites[n].rows or (None,)))] for n, b in biased.items() if not sites[n].transposed}
     quantised = frozenset(n for n, site in sites.items() if site.quantised)
     place = sites[PLACE].shape if PLACE in sites else None
-    request = Request(config, _Weights(sites), sizes, init_seed, basis_seed, biases, quantised, place, tuple(words))
+    weights, start = _Weights(sites), tuple(words)
+    request = Request(config, weights, sizes, init_seed, basis_seed, biases, quantised, place, start, frozenset(biased))
     adapters = method.build(request)
     _check_one_device(method, sites, adapters)
     _warn_of_waste(method, config, sites, sizes)

@@ -36,6 +36,8 @@ class Method:
     They then have one capacity. None: the sum of `count`.
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
+    `legal(shape, capacity, **options)`: the capacity that a weight gets in place of one that it can't have; None: all
+    capacities are legal.
     `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
     None where it is no matrix, or not stated. It is a bound that updates in general position reach, a fact of the
     formula and not of trained weights (`sweeps analyze spectrum` measures those).
@@ -67,6 +69,7 @@ class Method:
     scale_rule: str
     title: str
     min_capacity: int = 1
+    legal: Callable[..., int] | None = None
     mergeable: bool = True
     scheduled: bool = False
     holds_out: bool = False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
+from randlora.adapter import Shape
 from randlora.errors import AdapterError
+from randlora.methods.method import Method
 from randlora.methods.registry import METHODS
 from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes, UnknownFreedomError
 from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
@@ -57,7 +60,26 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
         problems += [Problem(f"methods.{name}.capacity", c, rule, str(most)) for c in pinned if c > most]
         least, rule = entry.min_capacity, f"is below the smallest of {name}, {entry.min_capacity}"
         problems += [Problem(f"methods.{name}.capacity", c, rule, str(least)) for c in pinned if c < least]
+        problems += _illegal(name, entry, set(own), section.options, pinned, range(least, most + 1))
     return problems
+
+
+def _illegal(
+    name: str, entry: Method, shapes: Set[Shape], options: Mapping[str, Any], pinned: Sequence[int], reach: range
+) -> Iterator[Problem]:
+    """Pinned capacities that none of the weights can have: another would be built in silence."""
+    if (legal := entry.legal) is None:
+        return
+
+    def built(capacity: int) -> set[int]:
+        return {legal(shape, capacity, **options) for shape in shapes}
+
+    for capacity in pinned:
+        if capacity in reach and capacity not in (instead := built(capacity)):
+            sides = range(capacity, reach.start - 1, -1), range(capacity, reach.stop)
+            near = [str(n) for side in sides for n in islice((n for n in side if n in built(n)), 1)]
+            rule = f"no target weight can have this {entry.capacity_field}, but {', '.join(map(str, sorted(instead)))}"
+            yield Problem(f"methods.{name}.capacity", capacity, f"{rule} in its place", " or ".join(near))
 
 
 @dataclass(frozen=True)

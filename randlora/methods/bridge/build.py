@@ -38,7 +38,9 @@ class PeftAdapter(Adapter):
         assert isinstance(config, PeftOptions)
         super().__init__(request.shapes[name], config.dropout)
         self.kind, self._tuner = config.kind, (tuner,)  # in a tuple: no submodule
-        self.moves_bias = config.kind.bias_too and name in request.biases
+        self.moves_bias = config.kind.bias_too and name in (
+            request.biases if config.kind.bias_column else request.biased
+        )
         self.layer = layer
         self._lend(None, None)
         for key, parameter in trained.items():
@@ -75,6 +77,8 @@ class PeftAdapter(Adapter):
             layer.dtype = base.dtype  # AdaMSS casts to the one that it was built with
 
     def _call(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None and self.kind.bias_column and not self.moves_bias:  # no column of what was built
+            return self._call(x, base, None) + bias
         self._lend(base, bias)
         try:
             y: Tensor = self.layer(x)

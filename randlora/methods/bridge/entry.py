@@ -56,6 +56,7 @@ def entry(name: str) -> Method:
         together=None if kind.together is None else together,
         max_capacity=most,
         min_capacity=kind.least,
+        legal=lambda shape, capacity, **options: kind.legal(shape, capacity, {**defaults, **options}),
         build=build,
         published_lr=kind.rate,
         published_lr_source=kind.source,

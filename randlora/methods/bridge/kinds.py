@@ -106,7 +106,11 @@ KINDS: dict[str, Kind] = {
         count=counts.low_rank,
         **_rate(4.5e-3, "hira/llama-3.2-3B-rank32-lr4.5e-3"),
     ),
-    "delora": Kind(title="DeLoRA", count=lambda shape, r, options: r * sum(shape) + 1),
+    "delora": Kind(
+        title="DeLoRA",
+        count=lambda shape, r, options: r * sum(shape) + 1,
+        **_rate(1e-3, "delora/llama-3.2-3B-rank32"),
+    ),
     "deft": Kind(
         title="DEFT",
         count=lambda shape, r, options: r * (shape[0] if options["para"] else sum(shape)),
@@ -155,7 +159,6 @@ KINDS: dict[str, Kind] = {
         least=2,
         legal=lambda shape, block, options: counts.close(counts.divisors(shape[1])[1:], block),
         fixed={"boft_block_num": 0, "boft_n_butterfly_factor": 1},
-        bias_too=True,
     ),
     "oft": Kind(
         title="OFT",
@@ -256,6 +259,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: max(shape),
         fixed={"save_projection": True},
         seed="projection_prng_key",
+        **_rate(1e-3, "vera/llama-3.2-3B-default"),
     ),
     "pvera": Kind(
         title="PVeRA",
@@ -265,6 +269,7 @@ KINDS: dict[str, Kind] = {
         seed="projection_prng_key",
         matrix=False,
         draws=True,
+        **_rate(3e-3, "pvera/llama-3.2-3B-default"),
     ),
     "tinylora": Kind(
         title="TinyLoRA",
@@ -275,6 +280,7 @@ KINDS: dict[str, Kind] = {
         sizes={"r": 1},
         seed="projection_seed",
         derived=True,
+        **_rate(1e-3, "tinylora/llama-3.2-3B-default"),
     ),
     "road": Kind(
         title="RoAd",
@@ -357,11 +363,11 @@ KINDS: dict[str, Kind] = {
 }
 
 UNFIT: dict[str, str] = {
-    "prompt_tuning": "puts trained vectors before a causal language model's inputs, not an update to a weight",
+    "prompt_tuning": "puts vectors before a language model's inputs, and losses are read at a text's own places",
     "multitask_prompt_tuning": "splits prompts between tasks, and a trial has one",
     "p_tuning": "makes its prompt by an encoder and saves the prompt alone: what is counted is not what is kept",
-    "prefix_tuning": "trains keys and values that every attention layer reads from a cache, not an update to a weight",
-    "cartridge": "trains a cache of keys and values whose start is read from a text, not an update to a weight",
+    "prefix_tuning": "trains keys and values that every attention layer reads from a cache, where scoring has its own",
+    "cartridge": "trains a cache of keys and values that a text was read into, and scoring has a cache of its own",
     "cpt": "trains the embeddings of given example texts within a ball; a trial has no such texts",
     "adaption_prompt": "adapts whole attention modules of a few model types, and cannot be taken off again",
     "ln_tuning": "trains the weights of norms, so that no capacity can meet a budget",

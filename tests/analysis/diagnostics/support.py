@@ -44,7 +44,7 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
     trials, predictions = [], []
     for cell in cells:
         for k in range(seeds):
-            lr = RATES[cell.method]
+            lr = RATES.get(cell.method, 1e-2)
             config = cell.trial("CONFIRM", lr, (k, k, k), spec.train)
             slot = Slot(cell.cell_id, "CONFIRM", k, config.trial_id, config.model_dump(mode="json"), lr, (k, k, k))
             work = folder / "work" / config.trial_id

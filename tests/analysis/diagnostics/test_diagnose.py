@@ -80,6 +80,21 @@ def test_spectrum_of_trained_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch
     assert {r[0] for r in sheets["diagnostic_approximation"].cells} == {"RandLoRA", "LoRA", "VeRA"}
 
 
+def test_an_update_that_is_no_matrix_has_no_spectrum(tmp_path: Path) -> None:
+    called = {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["mlp.c_fc"]}
+    methods = {"lora": {}, "hydralora": {"unmatched": True}, "full": {}}
+    store = open_store(tiny_results(tmp_path / "tiny", model=called, methods=methods))
+    table, paths, says = analyze(store, "spectrum")
+    assert set(table.column("method").to_pylist()) == {"lora", "full"} and "spectrum.png" in paths
+    assert says.endswith("Left out, since their updates are no matrices: HydraLoRA at lora-2.")
+    assert {u.trials[0]["method"] for u in plan(store, "cka")} == {"lora", "full"}
+    for kept in kept_trials(store):
+        if kept.row["method"] != "hydralora":
+            shutil.rmtree(kept.folder)
+    with pytest.raises(StoreError, match=r"no kept trial has a spectrum. Left out, .* HydraLoRA at lora-2"):
+        plan(store, "spectrum")
+
+
 def test_how_probable_full_rank_is(tiny: Path) -> None:
     store = open_store(tiny)
     table, paths, says = analyze(store, "full_rank")

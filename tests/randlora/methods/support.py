@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,18 @@ class Layer(nn.Module):
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(Layer(), Layer(), nn.Linear(16, 4))
+
+
+def of_conv1d() -> nn.Sequential:
+    """The same network, its layers with a bias being transformers' Conv1D, as GPT-2's."""
+    conv1d, model = pytest.importorskip("transformers.pytorch_utils").Conv1D, network()
+    for layer in model[:2]:
+        for name in ("up", "down"):
+            linear = getattr(layer, name)
+            held = conv1d(linear.out_features, linear.in_features)
+            held.load_state_dict({"weight": linear.weight.t(), "bias": linear.bias})
+            setattr(layer, name, held)
+    return model
 
 
 def rows() -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from analysis import open_store
 from randlora import (
     METHODS,
     AdapterConfig,
@@ -31,7 +33,7 @@ from randlora.methods.bridge.build import legal_capacities, target_names
 from randlora.methods.bridge.config import PeftOptions
 from randlora.methods.bridge.counts import divisors
 from randlora.methods.bridge.kinds import KINDS, UNFIT
-from tests.randlora.methods.support import NAMES, TARGETS, configured, network, rows, single
+from tests.randlora.methods.support import NAMES, TARGETS, configured, network, of_conv1d, rows, single
 from tests.support import ROOT
 
 
@@ -125,7 +127,7 @@ def test_an_adapter_saved_before_basis_seeds_were_kept_still_loads(tmp_path: Pat
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_closed_form_is_what_is_built(name: str) -> None:
-    """Every shape at the ends and in the middle of its reach; with weights, and on the meta device."""
+    """Every shape at the ends and in the middle of its reach; with weights, and on the meta device; also in bf16."""
     method, options = get_method(f"peft:{name}"), {"road": {"group_size": 4}}.get(name, {})
     for shape in [(12, 12), (24, 8), (8, 24), (16, 20)]:
         most = method.max_capacity([shape], **options)
@@ -133,7 +135,8 @@ def test_the_closed_form_is_what_is_built(name: str) -> None:
             if not method.min_capacity <= capacity <= most:
                 continue
             config = method.config.from_options(capacity, options)
-            counts = {attach(single(shape, d), config, ["0"]).count() for d in ("cpu", "meta")}
+            bases = [single(shape, d).to(t) for d in ("cpu", "meta") for t in (torch.float32, torch.bfloat16)]
+            counts = {attach(base, config, ["0"]).count() for base in bases}
             assert counts == {method.count(shape, capacity, **options)}, (shape, capacity)
 
 
@@ -206,6 +209,20 @@ def test_seeds_move_what_is_random(name: str) -> None:
     assert torch.equal(same[0], moved[0]) != random
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_init_seed_moves_the_starts_that_are_drawn(name: str) -> None:
+    """Drawn are those that `torch.manual_seed` moves in PEFT itself."""
+
+    def starts(seed: int) -> tuple[list[Any], list[Any]]:
+        config = configured(name)
+        adapted = attach(network(), config, TARGETS, init_seed=seed, basis_seed=7)
+        other = theirs(network(), config, adapted, seed, 7)
+        return sums(list(adapted.parameters())), sums([p for p in other.parameters() if p.requires_grad])
+
+    (ours, its), (moved, drawn) = starts(1), starts(2)
+    assert (ours != moved) == (its != drawn)
+
+
 def test_dropout_follows_the_adapters_own_stream() -> None:
     def outputs(seed: int) -> list[Tensor]:
         model, (x, _) = network(), rows()
@@ -255,12 +272,13 @@ def test_weights_that_are_read_as_matrices() -> None:
         attach(Packed(), configured("beft"), ["attn.in_proj_weight", "out"])
 
 
+@pytest.mark.parametrize("made", [network, of_conv1d])
 @pytest.mark.parametrize("name", NAMES)
-def test_merging_gives_the_same_outputs_or_is_refused(name: str) -> None:
+def test_merging_gives_the_same_outputs_or_is_refused(name: str, made: Callable[[], nn.Sequential]) -> None:
     """Also with every switch of PEFT's the other way round, of those that it takes."""
     switches = {key: value for key, value in get_method(f"peft:{name}").options.items() if isinstance(value, bool)}
     for options in ({}, *({key: not value} for key, value in switches.items())):
-        model, (x, _) = network()[0].eval(), rows()
+        model, (x, _) = made()[0].eval(), rows()
         try:
             adapted = attach(model, configured(name, **options), ["up", "q"])
         except ConfigError:
@@ -270,10 +288,12 @@ def test_merging_gives_the_same_outputs_or_is_refused(name: str) -> None:
                 noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
                 parameter.add_(noise, alpha=0.05)
             unmerged = model(x)
-            try:
-                adapted.merge()
-            except AdapterError:
+            zero = torch.zeros(1, 16)  # what a layer makes of it is its bias
+            if not torch.allclose(model.up(zero), made()[0].up(zero), atol=1e-3) or not KINDS[name].matrix:
+                with pytest.raises(AdapterError, match=r"changes the layer's bias|is no change of a weight"):
+                    adapted.merge()
                 continue
+            adapted.merge()
             torch.testing.assert_close(model(x), unmerged, rtol=1e-4, atol=1e-4, msg=lambda m, o=options: f"{o}: {m}")
 
 
@@ -296,8 +316,12 @@ def test_weights_in_few_bits_get_the_update_as_a_matrix_or_none() -> None:
 
 
 def test_every_type_of_peft_is_accounted_for() -> None:
-    """A new one fails here: add it to KINDS with its count, or to UNFIT with the reason."""
-    assert {kind.value.lower() for kind in peft.PeftType} == KINDS.keys() | UNFIT.keys()
+    there, known = {kind.value.lower() for kind in peft.PeftType}, KINDS.keys() | UNFIT.keys()
+    assert not there - known, (
+        f"new in PEFT {peft.__version__}: {sorted(there - known)}; add each to randlora/methods/bridge/kinds.py, to "
+        "KINDS with its count or to UNFIT with the reason, and to docs/peft-methods.md"
+    )
+    assert not known - there, f"not in PEFT {peft.__version__}: {sorted(known - there)}; take them out of both"
     assert not KINDS.keys() & UNFIT.keys()
     for name, reason in UNFIT.items():
         with pytest.raises(UnknownMethodError, match=reason[:20]):
@@ -307,6 +331,18 @@ def test_every_type_of_peft_is_accounted_for() -> None:
     assert "peft:miss" in METHODS
     assert "peft:mis" not in METHODS
     assert not [name for name in METHODS if ":" in name]
+
+
+def test_rates_are_those_that_peft_published() -> None:
+    rows = open_store(ROOT / "docs" / "results" / "peft-published").table("trials").to_pylist()
+    published = {(row["method"], row["reference"]): row["lr"] for row in rows}
+    for name, kind in KINDS.items():
+        folder = kind.source.removeprefix("PEFT's method comparison, ")
+        if folder == "its default":
+            own = {rate for (method, _), rate in published.items() if method == name}
+            assert kind.rate == 1e-4 and (1e-4 in own or not own), f"{name} has {own}"
+        else:
+            assert published[name, folder.removeprefix(f"{name}/")] == kind.rate
 
 
 def test_options_are_pefts_own() -> None:
@@ -357,3 +393,4 @@ def test_the_page_of_methods_has_every_type() -> None:
     page = (ROOT / "docs" / "peft-methods.md").read_text(encoding="utf-8")
     assert not [name for name in KINDS if f"`peft:{name}`" not in page]
     assert not [name for name in UNFIT if f"`{name}`" not in page]
+    assert f"{len(KINDS) + len(UNFIT)} adapter types {len(KINDS)} are" in page and f"The other {len(UNFIT)}]" in page

@@ -85,3 +85,15 @@ def test_adamss_moves_a_bias_beside_the_matrix() -> None:
     weight = adapted.adapters["0.up.weight"].weight(base.weight)
     assert not torch.allclose(weight, base.weight, atol=1e-2)
     assert torch.allclose(layer(x) - layer(none), x @ weight.t(), atol=1e-5)
+
+
+def test_adamss_on_a_part_takes_that_parts_bias() -> None:
+    fused, alone = nn.ModuleDict({"qkv": nn.Linear(16, 48)}), nn.ModuleDict({"v": nn.Linear(16, 16)})
+    alone.v.load_state_dict({key: value[32:] for key, value in fused.qkv.state_dict().items()})
+    x, start = rows()[0], fused.qkv(rows()[0])
+    for model, target in ((fused, "qkv.weight[v]"), (alone, "v")):
+        for parameter in attach(model, configured("adamss"), [target]).parameters():
+            nn.init.ones_(parameter)
+    assert torch.equal(fused.qkv(x)[..., :32], start[..., :32])
+    assert torch.allclose(fused.qkv(x)[..., 32:], alone.v(x), atol=1e-5)
+    assert not torch.allclose(alone.v(x), start[..., 32:], atol=1e-2)

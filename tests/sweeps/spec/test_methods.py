@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -139,6 +140,28 @@ def test_an_option_that_sizes_a_method_is_refused_where_it_is_too_small(method: 
 def test_a_capacity_that_is_too_small_is_refused(method: str, capacity: int) -> None:
     with pytest.raises(SpecError, match=rf"methods\.m\.capacity = {capacity}:"):
         Plan.from_spec(SweepSpec.parse(tree({"lora": {}, "m": {"method": method, "capacity": capacity}})))
+
+
+@pytest.mark.parametrize(
+    ("method", "capacity", "field", "built", "near"),
+    [
+        ("oft", 29, "oft_block_size", 32, "24 or 32"),  # a divisor of in
+        ("hra", 5, "r", 4, "4 or 6"),  # even
+        ("road", 3, "variant", 2, "2 or 4"),
+    ],
+)
+def test_a_pinned_capacity_that_no_weight_can_have_is_refused(
+    method: str, capacity: int, field: str, built: int, near: str
+) -> None:
+    def plan(*capacities: int) -> Plan:
+        pinned = {"method": f"peft:{method}", "capacity": list(capacities)}
+        return Plan.from_spec(SweepSpec.parse(tree({"lora": {}, "m": pinned})))
+
+    legal = [int(number) for number in near.split(" or ")]
+    said = f"capacity = {capacity}: no target weight can have this {field}, but {built} in its place. Nearest: {near}."
+    with pytest.raises(SpecError, match=f"^methods.m.{re.escape(said)}$"):
+        plan(*legal, capacity)
+    assert [cell.capacity for cell in plan(*legal).cells if cell.method == "m"] == legal
 
 
 @dataclass(frozen=True)
