@@ -117,7 +117,8 @@ class Round:
             if driver.returncode == 0 and answer == ["True"]:
                 return
             sent = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-            fair = driver.returncode in (0, EXIT_LOST, 130, *(-number for number in sent))
+            # Ray aborts a process whose raylet is lost while they meet
+            fair = driver.returncode in (0, EXIT_LOST, 130, -signal.SIGABRT, *(-number for number in sent))
             fair |= bool(full) and driver.returncode == 2
             fair |= (self.results.parent / "said").read_bytes().endswith(b"KeyboardInterrupt\n")  # while it imports
             assert fair, f"exit code {driver.returncode}"  # 1: failed trials
@@ -216,7 +217,7 @@ def main() -> None:
             assert not (files := left_over(shm, top)), f"left: {files}"
         except AssertionError as error:
             wrong, broken = str(error)[:2000], broken + 1
-        epochs = sum(trained(one.log).values())
+        epochs = sum(trained(one.log).values()) if one.log.exists() else 0
         print(json.dumps({"round": number, "epochs": epochs, "faults": one.done, "wrong": wrong}), flush=True)
         if not wrong:
             shutil.rmtree(folder)

@@ -6,7 +6,13 @@ from pathlib import Path
 
 
 class TrainablesError(ValueError):
-    """Base class: bad input to a model, a data set or a trial. The message ends with what to do next."""
+    """Base class: bad input to a model, a data set or a trial. The message ends with what to do next.
+
+    Values are named as they stand in a file, so that a message may be a megabyte: its middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= 4000 else f"{message[:3000]} ... {message[-900:]}")
 
 
 class DataError(TrainablesError):

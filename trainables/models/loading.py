@@ -26,6 +26,9 @@ from trainables.models.shapes import UNREADABLE, advice, gguf_argument, hf_class
 
 Tokenizer = Callable[[list[str]], Tensor]
 
+MOST_SIDE = 8192
+"""Pixels of the largest side that images are brought to."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -251,20 +254,28 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     """
     from transformers.image_processing_base import ImageProcessingMixin
 
+    file = Path(source) / "preprocessor_config.json"
     try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
-    except OSError:
-        settings = {}
-    size = settings.get("crop_size") or settings.get("size") or config.image_size
-    given = settings.get("size")
-    squash = isinstance(given, dict) and "height" in given and not settings.get("do_center_crop", False)
-    if isinstance(size, dict):
-        size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
+        try:
+            settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
+        except OSError:
+            if file.exists():
+                raise
+            settings = {}
+        size = settings.get("crop_size") or settings.get("size") or config.image_size
+        given = settings.get("size")
+        squash = isinstance(given, dict) and "height" in given and not settings.get("do_center_crop", False)
+        if isinstance(size, dict):
+            size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
+        mean = _triple(settings.get("image_mean") or IMAGENET_MEAN)
+        std = _triple(settings.get("image_std") or IMAGENET_STD)
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{model_id!r}: {file.name} can't be read ({first_line(error)}). {advice(model_id)}"
+        ) from error
     bilinear = 2  # PIL's number for it; 3 is bicubic
     interpolation: Literal["bilinear", "bicubic"] = "bilinear" if settings.get("resample") == bilinear else "bicubic"
-    recipe = Recipe(_side(size, model_id), interpolation, "squash" if squash else "shortest")
-    mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
-    return Preprocess(recipe, _triple(mean), _triple(std))
+    return Preprocess(Recipe(_side(size, model_id), interpolation, "squash" if squash else "shortest"), mean, std)
 
 
 def _hf_tokenizer(source: str, folder: Path | None, model_id: str, from_gguf: dict[str, Any]) -> Any:
@@ -275,7 +286,7 @@ def _hf_tokenizer(source: str, folder: Path | None, model_id: str, from_gguf: di
         return None
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **from_gguf)
-    except UNREADABLE as error:
+    except Exception as error:  # tokenizers raises no narrower one; named and raised on
         raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
 
 
@@ -296,6 +307,8 @@ def _side(size: object, model_id: str) -> int:
     side = sides.pop()
     if sides or not isinstance(side, int):
         raise ModelError(f"{model_id!r}: images must be square, got size {json.dumps(size, default=str)}")
+    if not 1 <= side <= MOST_SIDE:
+        raise ModelError(f"{model_id!r}: images must have sides of 1 to {MOST_SIDE:,} pixels, got {side}")
     return side
 
 

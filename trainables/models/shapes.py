@@ -26,7 +26,7 @@ from trainables.errors import first_line
 from trainables.hub import cached_repositories, hub_answers
 from trainables.models.families import GGUF, KINDS, Kind, ModelError, ModelId, parse_id
 
-UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, IndexError, struct.error, SafetensorError)
+UNREADABLE = (RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, SafetensorError)
 """What the libraries raise over files that are missing, damaged, or of another model."""
 
 Shape = tuple[int, int]

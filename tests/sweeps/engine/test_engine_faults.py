@@ -63,16 +63,24 @@ def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(
     assert all(count <= 2 for count in trained(log).values())  # only an epoch that was under way
 
 
-def test_an_interrupt_stops_cleanly_and_the_next_run_goes_on(
-    tmp_path: Path, pool: Pool, start_driver: StartDriver
+HEARD = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
+"""Where the tests themselves run under `nohup`, a driver would inherit that SIGHUP does nothing."""
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))]
+)
+def test_a_signal_stops_cleanly_and_the_next_run_goes_on(
+    tmp_path: Path, pool: Pool, start_driver: StartDriver, number: int
 ) -> None:
     log = tmp_path / "log"
-    driver = start_driver(tmp_path / "r", log, 0.3)
+    driver = start_driver(tmp_path / "r", log, 0.3, HEARD + DRIVER)
     wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 2, "two finished trials")
+    assert (tmp_path / "r" / "work").stat().st_mode & 0o777 == 0o700
     with pytest.raises(LockedError, match=f"is being run by process {driver.pid} on host"):
         go(fake_plan(tmp_path / "r", logged(log)), pool)
     family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(number)
     assert driver.communicate(timeout=30)[0].split()[-1] == "True"
     assert driver.returncode == 0
     assert gone(family)

@@ -237,18 +237,23 @@ def test_ray_itself_is_killed(
     assert_same_tables(tmp_path / "r", undisturbed(logged(log)))
 
 
+OURS = ("RayTrainWorker", "TrainController", "Broker")
+RAYS = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent")
+
+
+@pytest.mark.timeout(600)
 def test_what_stands_still_for_a_while_goes_on(
     tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
 ) -> None:
-    """SIGSTOP and SIGCONT of the driver, a worker in its epoch, the raylet, the control store, and of them all.
+    """SIGSTOP and SIGCONT of the driver, workers in their epochs and our other actors, of each part of Ray, and of all.
 
     For longer than a lock's heartbeat, a lane's patience with its worker, and what is called lost (`_QUIET_S`).
     """
     log = tmp_path / "log"
-    running = start_driver(tmp_path / "r", log, 1.0)
+    running = start_driver(tmp_path / "r", log, 2.0)
     wait_for(log.exists, "an epoch", 200)
     driver = psutil.Process(running.pid)
-    for title in (str(driver.cmdline()), "RayTrainWorker", "raylet", "gcs_server", ""):
+    for title in (str(driver.cmdline()), *OURS, *RAYS, ""):
         family = [driver, *driver.children(recursive=True)]
         still = [p for p in family if runs(p) and title in f"{p.cmdline()} {p.name()}"]
         for process in still:
@@ -258,7 +263,7 @@ def test_what_stands_still_for_a_while_goes_on(
             go(fake_plan(tmp_path / "r", logged(log)), pool)
         for process in still:
             process.resume()
-        assert still
+        assert still, title
     assert running.communicate(timeout=300)[0].split()[-1] == "False"
     assert set(trained(log).values()) == {1}
     assert_same_tables(tmp_path / "r", undisturbed(logged(log)))

@@ -13,13 +13,18 @@ import pyarrow.fs as pafs
 from analysis.format import finite
 from analysis.store.journal import journal_line, read_journal
 from analysis.store.remote import Location
+from sweeps.engine.run import RunSummary
 from sweeps.records.rows import metric_rows, prediction_row, trial_row
 from sweeps.search.stages import Slot
 from tests.fakes import FakeCell, FakePlan, FakeSearch, FakeTrain, analytic_trial, fake_plan
-from tests.sweeps.support import PAIR
+from tests.sweeps.inline import go_inline
+from tests.sweeps.support import PAIR, events, rows
 
 Harm = Callable[[Path], object]
 """What is done to a results folder."""
+
+FRAGILE = tuple(FakeCell(cell.method, options=(("fail_above", 1e-2),)) for cell in PAIR)
+"""One rate of each cell fails, until `mended_trial` runs it."""
 
 
 def finish_event(seed: int, folder: Path) -> dict[str, Any]:
@@ -69,3 +74,27 @@ def without(*names: str) -> Harm:
 def small(folder: Path, cells: tuple[FakeCell, ...] = PAIR, **sections: Any) -> FakePlan:
     """Twelve trials: three rates, a re-run and two seeds, of two cells."""
     return fake_plan(folder, cells, search=FakeSearch(trials=4), **sections)
+
+
+def assert_retried(plan: FakePlan, whole: Path, *earlier: Path) -> RunSummary:
+    """Run `--retry-failed` once nothing fails any more: no other rate or seed may run than in undisturbed sweeps.
+
+    Args:
+        whole: the undisturbed sweep of this plan, whose trials have the same last rows.
+        earlier: undisturbed sweeps of what was in the sweep file before; their trials may be there, and numbered so.
+    """
+    folder = plan.spec.folder
+    summary = go_inline(plan, trial="tests.fakes:mended_trial", retry_failed=True)
+    assert summary.complete
+    last = {r["trial_id"]: r for r in sorted(rows(folder, "trials"), key=lambda r: r["status"] == "finished")}
+    before = [r for path in earlier for r in rows(path, "trials")]
+    for row in rows(whole, "trials"):
+        assert last[row["trial_id"]] in [row, *(r for r in before if r["trial_id"] == row["trial_id"])]
+    assert asked(folder) <= set[Any]().union(*map(asked, (whole, *earlier)))
+    return summary
+
+
+def asked(folder: Path) -> set[tuple[str, int, float, int, int]]:
+    """The trials that were begun, with their rates and seeds."""
+    found = [(e["trial_id"], e["slot"], e["config"]) for e in events(folder, "ask")]
+    return {(name, slot, c["lr"], c["data_seed"], c["init_seed"]) for name, slot, c in found}

@@ -18,8 +18,8 @@ from sweeps.records.sealing import Sealer
 from sweeps.spec.space import Dimension
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, analytic_trial, fake_plan
 from tests.sweeps.inline import go_inline
-from tests.sweeps.records.support import edit, without
-from tests.sweeps.support import PAIR, rows
+from tests.sweeps.records.support import FRAGILE, assert_retried, edit, without
+from tests.sweeps.support import PAIR, events, rows
 from trainables.config import TrialConfig
 
 
@@ -31,12 +31,12 @@ def back(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return lambda seconds: clock.__setitem__(0, clock[0] - seconds)
 
 
-def longer(folder: Path) -> FakePlan:
-    return fake_plan(folder, PAIR, search=FakeSearch(trials=9, sampler="qmc"))
+def longer(folder: Path, cells: tuple[FakeCell, ...] = PAIR) -> FakePlan:
+    return fake_plan(folder, cells, search=FakeSearch(trials=9, sampler="qmc"))
 
 
-def shorter(folder: Path) -> FakePlan:
-    return fake_plan(folder, PAIR, search=FakeSearch(trials=4, sampler="qmc"))
+def shorter(folder: Path, cells: tuple[FakeCell, ...] = PAIR) -> FakePlan:
+    return fake_plan(folder, cells, search=FakeSearch(trials=4, sampler="qmc"))
 
 
 @pytest.mark.parametrize("lost", ["", "journal.jsonl", "tables"])
@@ -59,6 +59,22 @@ def test_a_clock_that_is_set_back_changes_no_result(tmp_path: Path, back: Callab
         assert now.table(view).select(kept).sort_by(order).equals(expected), view
     stamps = [r["chosen_at"] for r in now.table("choices").to_pylist() if r["cell_id"] == "lora-1000"]
     assert stamps == sorted(set(stamps))
+
+
+@pytest.mark.parametrize("lost", ["", "journal.jsonl", "tables"])
+def test_failed_trials_are_tried_again_by_a_clock_that_is_set_back(
+    tmp_path: Path, back: Callable[[float], None], lost: str
+) -> None:
+    folder, before, whole = tmp_path / "r", tmp_path / "shorter", tmp_path / "longer"
+    go_inline(shorter(before))
+    go_inline(longer(whole))
+    go_inline(shorter(folder, FRAGILE))
+    back(3600.0)
+    assert go_inline(longer(folder, FRAGILE)).failed
+    if lost:
+        without(lost)(folder)
+    back(3600.0)
+    assert assert_retried(longer(folder, FRAGILE), whole, before).finished
 
 
 def test_an_old_folder_of_a_wrong_clock_goes_by_the_order_of_lines(tmp_path: Path) -> None:
@@ -109,6 +125,27 @@ def test_seeds_taken_out_or_reordered_leave_what_such_a_file_gives(tmp_path: Pat
     assert {r["data_seed"] for r in now.table("superseded").to_pylist()} == left
     assert go_inline(seeds(folder, 0, 1, 2)).finished == 0
     assert open_store(folder).table("superseded").num_rows == 2 * len(set(wanted) - {0, 1, 2})
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2, 0), (2, 1, 0), (1, 3)])
+def test_failed_seeds_are_tried_again_where_they_are_still_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: tuple[int, ...]
+) -> None:
+    folder, before, whole = tmp_path / "r", tmp_path / "before", tmp_path / "whole"
+    go_inline(seeds(before, 0, 1, 2))
+    go_inline(seeds(whole, *wanted))
+    asks = [e for e in events(before, "ask") if e["config"]["stage"] == "CONFIRM"]
+    second = next(e["config"]["data_seed"] for e in asks if e["slot"] == 1)
+
+    def second_fails(trial: TrialConfig, **how: Any) -> Generator[dict[str, Any], None, None]:
+        if trial.stage == "CONFIRM" and trial.data_seed == second:
+            raise ValueError("this seed is at fault")
+        return analytic_trial(trial, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.fakes.analytic_trial", second_fails)
+        assert go_inline(seeds(folder, 0, 1, 2)).failed == 2
+    assert assert_retried(seeds(folder, *wanted), whole, before).finished == 2 * len({1, 3} & set(wanted))
 
 
 def test_a_whole_number_that_was_searched_is_one_choice(tmp_path: Path) -> None:

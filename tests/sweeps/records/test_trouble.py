@@ -18,14 +18,12 @@ import pytest
 from analysis.errors import StoreError
 from analysis.store.journal import read_journal
 from analysis.store.store import open_store
+from analysis.store.tables import part_paths
 from sweeps.records.locks import IdentityError
-from tests.fakes import FakeCell, FakeKeep, FakeTrain
+from tests.fakes import FakeKeep, FakeTrain
 from tests.sweeps.inline import go_inline, lines
-from tests.sweeps.records.support import Harm, edit, small, without
-from tests.sweeps.support import PAIR, assert_same_tables, events, rows
-
-FRAGILE = tuple(FakeCell(cell.method, options=(("fail_above", 1e-2),)) for cell in PAIR)
-"""One rate of each cell fails, until `mended_trial` runs it."""
+from tests.sweeps.records.support import FRAGILE, Harm, assert_retried, edit, small, without
+from tests.sweeps.support import assert_same_tables, events, rows
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +64,12 @@ def old_lines(folder: Path) -> None:
     (folder / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in found))
 
 
+def damaged(folder: Path) -> None:
+    for name in ("trials", "choices"):
+        part = part_paths(folder, name)[-1]
+        part.write_bytes(part.read_bytes()[:100])
+
+
 HARMLESS: dict[str, Harm] = {
     "torn last line": rewrite(lambda found: [*found[:-1], found[-1][:-7]]),
     "zeros after a power cut": rewrite(lambda found: [*found, b"\0" * 512]),
@@ -79,6 +83,7 @@ HARMLESS: dict[str, Harm] = {
     "no tables": without("tables"),
     "no trials table": without("tables/trials"),
     "no choices and no cells": without("tables/choices", "tables/cells"),
+    "damaged tables": damaged,
     "asks lost": lambda folder: edit(folder, lambda e: e.__setitem__(slice(None), [x for x in e if x["ev"] != "ask"])),
     "cut at a fifth": cut(0.2, tables=False),
     "cut at a half": cut(0.5, tables=False),
@@ -106,17 +111,8 @@ def test_failed_trials_are_tried_again_with_their_own_rates_and_seeds(
 ) -> None:
     folder = Path(shutil.copytree(failed, tmp_path / "r"))
     harm(folder)
-    plan = small(folder, FRAGILE)
-    summary = go_inline(plan, trial="tests.fakes:mended_trial", retry_failed=True)
-    assert summary.complete and summary.finished >= 2
-    last = {r["trial_id"]: r for r in sorted(rows(folder, "trials"), key=lambda r: r["status"] == "finished")}
-    assert sorted(last.values(), key=lambda r: r["trial_id"]) == sorted(
-        rows(whole, "trials"), key=lambda r: r["trial_id"]
-    )
-    asked = {(e["trial_id"], e["slot"], e["config"]["lr"], e["config"]["init_seed"]) for e in events(whole, "ask")}
-    assert {
-        (e["trial_id"], e["slot"], e["config"]["lr"], e["config"]["init_seed"]) for e in events(folder, "ask")
-    } <= asked
+    assert assert_retried(small(folder, FRAGILE), whole).finished >= 2
+    assert {r["trial_id"] for r in rows(folder, "trials")} == {r["trial_id"] for r in rows(whole, "trials")}
 
 
 def test_attempts_are_counted_on_where_the_journal_is_lost(tmp_path: Path, failed: Path) -> None:
@@ -236,10 +232,12 @@ def test_no_flipped_bit_of_the_journal_goes_unseen(tmp_path: Path, whole: Path) 
 
 @pytest.mark.parametrize("name", ["with space", 'it\'s "quoted" $HOME `x` %s {}', "опыт-実験-تجربة", "-rf", "a\nb"])
 def test_any_name_of_a_folder_will_do(tmp_path: Path, whole: Path, name: str) -> None:
-    folder = tmp_path / name
+    folder, fragile = tmp_path / "r" / name, tmp_path / "f" / name
     go_inline(small(folder), stop_after(5))
     assert go_inline(small(folder)).complete
     assert_same_tables(folder, whole)
+    assert go_inline(small(fragile, FRAGILE), stop_after(5)).failed
+    assert assert_retried(small(fragile, FRAGILE), whole).skipped
 
 
 def stop_after(count: int) -> Callable[[int], None]:

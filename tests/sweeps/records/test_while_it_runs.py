@@ -19,7 +19,7 @@ from sweeps.records.journal import Journal
 from sweeps.records.upload import Upload
 from tests.fakes import FakeCell
 from tests.sweeps.inline import go_inline
-from tests.sweeps.records.support import small, subtree
+from tests.sweeps.records.support import FRAGILE, assert_retried, small, subtree
 from tests.sweeps.support import assert_same_tables, events
 
 
@@ -74,6 +74,28 @@ def test_a_folder_that_is_moved_while_it_runs_is_not_begun_anew(tmp_path: Path, 
     (folder / "lock.json").unlink()  # its holder, which lives on here, could not
     assert go_inline(small(folder)).skipped >= 6
     assert_same_tables(folder, whole)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["read-only", "moved"])
+def test_failed_trials_are_tried_again_after_it(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    folder, away = tmp_path / "r", tmp_path / "away"
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    def harm(done: int) -> None:
+        if done == 6:
+            folder.rename(away) if moved else patch.setattr(Journal, "write", refused)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"moved|Read-only"):
+        go_inline(small(folder, FRAGILE), harm)
+    if moved:
+        away.rename(folder)
+        (folder / "lock.json").unlink()
+    assert any(e["row"]["status"] == "failed" for e in events(folder, "finish"))
+    assert assert_retried(small(folder, FRAGILE), whole).skipped
 
 
 def test_a_journal_that_is_removed_is_written_again_and_the_sweep_stops(tmp_path: Path, whole: Path) -> None:

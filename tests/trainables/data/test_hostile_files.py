@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import struct
@@ -17,7 +18,7 @@ from PIL import EpsImagePlugin, Image
 
 from tests.trainables.tiny_images import COLOURS, colour_tables
 from trainables.data.images import archives, sources
-from trainables.data.registry import load_dataset
+from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.errors import DataError
 
 
@@ -140,3 +141,39 @@ def test_a_flipped_bit_anywhere_is_an_error_of_ours_or_harmless(images: Path, tm
         except DataError:
             named += 1
     assert named > 0
+
+
+NESTED = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize("form", ["json", "questions", "problems"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "[" + "1" * 10_000 + "]", '[{"instruction": ' + NESTED + "}]", '["a"]', "\0"],
+)
+def test_json_that_no_person_wrote_is_one_error(tmp_path: Path, form: str, suffix: str, text: str) -> None:
+    for which in ("train", "test"):
+        (tmp_path / f"{which}.{suffix}").write_text(text)
+    with pytest.raises(DataError, match=rf"train\.{suffix}"):
+        load_text_dataset(f"{form}:{tmp_path}")
+
+
+def test_an_error_shows_both_ends_of_a_long_value(tmp_path: Path) -> None:
+    for which in ("train", "test"):
+        (tmp_path / f"{which}.json").write_text(json.dumps([{f"key{i}": 1 for i in range(100_000)}]))
+    with pytest.raises(
+        DataError, match=r"train\.json, row 0: no instruction.*'key0'.* \.\.\. .*'key99999'\]"
+    ) as caught:
+        load_text_dataset(f"json:{tmp_path}")
+    assert len(str(caught.value)) < 4000
+
+
+@pytest.mark.parametrize("where", ["instruction", "output"])
+def test_half_a_character_is_named_with_its_row(tmp_path: Path, where: str) -> None:
+    """As programs write that cut texts after so many UTF-16 units; every trial would fail for it."""
+    rows = [{"instruction": "a \U0001f600", "output": "b"}] * 3
+    for which, last in (("train", {where: "cut \ud83d"}), ("test", {})):
+        (tmp_path / f"{which}.json").write_text(json.dumps([*rows, rows[0] | last]))  # escapes all but ASCII
+    with pytest.raises(DataError, match=r"train\.json, row 3: holds half of a character \('\\ud83d'\)"):
+        load_text_dataset(f"json:{tmp_path}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 
+from randlora.model.families import family_name
 from tests.trainables.models.support import write_gguf
 from tests.trainables.tiny_language import save_model
 from trainables.models.families import ModelError, parse_id
@@ -27,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_gguf_file_is_the_model_it_was_made_from(place: Path) -> None:
     usual, packed = load_model(f"local:{place / 'llama'}"), load_model(f"local:{place / 'tiny.gguf'}")
-    assert (packed.kind, packed.family) == ("causal-lm", "llama")
+    assert (packed.kind, family_name(packed.module)) == ("causal-lm", "llama")
     text = "Which colour has the sky? blue"
     ids = packed.text_tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == usual.text_tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -60,6 +62,26 @@ def test_a_damaged_file_is_named(place: Path, tmp_path: Path) -> None:
     damaged.write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match=r"half\.gguf.*can't be"):
         model_kind(f"local:{damaged}")
+
+
+@pytest.mark.parametrize("field", ["n_tensors", "n_kv", "key", "value", "array", "dimension"])
+def test_a_file_that_claims_absurd_sizes(place: Path, tmp_path: Path, field: str) -> None:
+    whole = (place / "tiny.gguf").read_bytes()
+    key, tokens, tensor = (b"general.architecture", b"tokenizer.ggml.tokens", b"token_embd.weight")
+    at = {  # behind a key its type of 4 bytes, and behind that of an array that of its items; all sizes have 8
+        "n_tensors": 8,
+        "n_kv": 16,
+        "key": 24,
+        "value": 32 + len(key) + 4,
+        "array": whole.index(tokens) + len(tokens) + 8,
+        "dimension": whole.index(tensor) + len(tensor) + 4,
+    }[field]
+    damaged = tmp_path / "absurd.gguf"
+    damaged.write_bytes(whole[:at] + struct.pack("<Q", 2**60) + whole[at + 8 :])
+    for read in (model_kind, load_model):
+        with pytest.raises(ModelError, match=r"absurd\.gguf.*can't be") as caught:
+            read(f"local:{damaged}")
+        assert not isinstance(caught.value.__cause__, MemoryError)
 
 
 def test_without_the_package(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

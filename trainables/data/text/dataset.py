@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainables.data.splits import SplitSet
+from trainables.errors import DataError
 
 TextKind = Literal["instructions", "questions", "problems", "meanings", "sentences"]
 """instructions: LLM-Adapters rows, answered by a label. questions: answered by the text of a choice. problems: by a
@@ -152,10 +153,22 @@ def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
     for group, file, more in parts:
         starts.append((len(rows), file))
         number = groups.index(group)
-        for row in more:
+        for at, row in enumerate(more):
+            if (half := _half(row)) is not None:
+                raise DataError(f"{file}, row {at}: holds half of a character ({half!r}); write it whole, or remove it")
             rows.append(row)
             group_of.append(number)
             found = row.label if isinstance(row, Labelled) else number
             labels.append(found if isinstance(found, int) else 0)
     of = torch.tensor(group_of, dtype=torch.int64)
     return TextSplit(source, name, rows, torch.tensor(labels, dtype=torch.int64), groups, of, tuple(starts))
+
+
+def _half(row: Row) -> str | None:
+    r"""A lone surrogate in a row's texts, as JSON's "\ud83d" is, which no tokenizer takes; None where there is none."""
+    texts = row.sentences if isinstance(row, Labelled) else (row.prompt, row.response, *row.choices)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        return error.object[error.start]
+    return None
