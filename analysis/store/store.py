@@ -103,15 +103,12 @@ class Store:
         return named or tuple(path.name for path in self.paths)
 
     def spec(self) -> dict[str, Any] | None:
-        """The (first) sweep's specification as its folder records it; None where it does not."""
-        path = next((p for p in (self.path / "sweep.json", self.path / "spec.json") if p.is_file()), None)
-        if path is None:
-            return None
-        try:
-            spec = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path}: not a JSON file ({error})") from error
-        return spec if isinstance(spec, dict) else None
+        """The (first) sweep's specification as its folder records it, whole where it has its `sweep.json`; or None."""
+        whole, own = (_read_json(self.path / name) for name in ("sweep.json", "spec.json"))
+        if whole is None or own is None:
+            return whole or own
+        named, mine = whole.get("name"), _identity(own).get("name")
+        return own if None not in (named, mine) and named != mine else whole  # a `sweep.json` of another sweep
 
     @property
     def protocol(self) -> str:
@@ -125,10 +122,11 @@ class Store:
         return "per-data-set" if rules == {"per-data-set"} else "shared"
 
     def stored(self) -> dict[str, Any]:
-        """The (first) sweep's specification, or what of it `spec.json` has."""
-        spec = self.spec() or {}
-        identity = spec.get("identity")
-        return identity if isinstance(identity, dict) else spec
+        """What of the (first) sweep's specification may not change: `spec.json`'s, or `sweep.json` where that is lost.
+
+        A run refuses a `spec.json` of another sweep, and never reads the `sweep.json`, which may be anybody's.
+        """
+        return _identity(_read_json(self.path / "spec.json") or self.spec() or {})
 
     def _snapshot(self) -> _Snapshot:
         state = [_state(path) for path in self.paths]
@@ -198,6 +196,21 @@ def declarations(path: Path) -> list[Event]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         rule = "restore it from a copy, or remove it: seeds added since then count as declared at first"
         raise StoreError(f"{file}: no JSON list of declarations ({error}); {rule}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A specification; None where there is no such file, or nothing like one in it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: not a JSON file ({error})") from error
+    return found if isinstance(found, dict) else None
+
+
+def _identity(spec: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a sweep, in either form of its specification."""
+    found = spec.get("identity")
+    return found if isinstance(found, dict) else spec
 
 
 def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) -> list[dict[str, Any]]:

@@ -73,6 +73,12 @@ def token_of(folder: Path) -> Path:
     return folder / "token"
 
 
+def session_folder() -> Path | None:
+    """The folder of the local session that this process has; None where it has another one, or none."""
+    folder = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).parent
+    return folder if folder.name.startswith(PREFIX) else None
+
+
 @contextlib.contextmanager
 def guarded(folder: Path) -> Iterator[None]:
     """What is started in the block listens on loopback and asks for the folder's token, whatever the user has set."""

@@ -15,6 +15,7 @@ from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
 from sweeps.errors import Problem
 from sweeps.spec.paths import anchored
+from sweeps.watch.displays import Silent
 
 if TYPE_CHECKING:
     from analysis.diagnostics.units import Execute, Unit
@@ -37,7 +38,7 @@ def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool =
     """
 
     def execute(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
-        with Session(address) as session:
+        with Session(address, Silent().note) as session:
             session.connect()
             if address is not None:
                 from sweeps.cluster.nodes import check_nodes

@@ -6,6 +6,7 @@ outcome and the ledger writes it down. Packs (trials that share a base model) go
 `broker` keeps them together or takes them apart, `packed_worker` runs them by `trainables.training.packed`.
 
     broker         the actor between driver and workers: queue, leases, reports, deaths
+    groups         how the workers that share a trial find each other
     lanes          starts the lanes, keeps them up, ends them
     leases         one trial on its way through a lane, as the broker knows it
     memory         out of memory: smaller micro-batches

@@ -30,8 +30,10 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
+from sweeps.cluster.private import session_folder
 from sweeps.cluster.resources import LaneShape
 from sweeps.errors import reason
+from sweeps.lanes.groups import group_config
 from sweeps.lanes.worker import lane_loop
 
 LANE_TRIES = 3
@@ -232,7 +234,7 @@ class Lanes:
 
     def _fit(self, lane: _Lane, number: int) -> None:
         shape = lane.shape
-        torch_config = TorchConfig(timeout_s=600) if shape.group else _Independent()
+        torch_config = group_config(session_folder()) if shape.group else _Independent()
         lane.trainer = _LaneTrainer(
             lane_loop,
             train_loop_config={

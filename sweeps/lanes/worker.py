@@ -21,6 +21,7 @@ from sweeps.lanes.packed_worker import run_together
 from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, place
 from trainables.config import TrialConfig
 from trainables.errors import TrialError
+from trainables.runtime import told
 
 NEXT_S = 5.0  # a group's other ranks wait in a collective meanwhile, so this stays far below its timeout
 PEER_DEATH_S = 3.0
@@ -70,10 +71,8 @@ class _Worker(Line):
 
     def everyone(self, decide: Callable[[], Any]) -> Any:
         """Rank 0's decision, heard by all ranks."""
-        box = [decide() if self.rank == 0 else None]
-        if self.world > 1:
-            torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        decision = decide() if self.rank == 0 else None
+        return decision if self.world == 1 else told(decision)
 
     def hello(self) -> None:
         if self.rank == 0:

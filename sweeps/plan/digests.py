@@ -15,7 +15,7 @@ from rich.progress import track
 from analysis.format import visible
 from analysis.tables.console import safe_console
 from sweeps.errors import Problem, SpecError
-from trainables.cache import cache_folder, draft, mark_used
+from trainables.cache import cache_folder, draft, make_folder, mark_used
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.text.dataset import TextDataset, TextSplit
@@ -116,7 +116,7 @@ def _digests(part: ImageSplit | TextSplit) -> list[bytes]:
             found += some
     if kept is not None:
         with contextlib.suppress(OSError):  # a cache that is full or can't be written
-            kept.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(kept.parent)
             with draft(kept.parent) as file:
                 file.write_bytes(b"".join(found))
                 file.replace(kept)

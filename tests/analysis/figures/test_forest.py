@@ -20,7 +20,7 @@ from tests.analysis.synthetic import make_results
 def made(path: Path, datasets: str, budgets: int = 2) -> Store:
     plan = {method: [f"lora-{2**b}" for b in range(budgets)] for method in ("lora", "randlora", "vera")}
     folder = make_results(path, plan=plan, datasets=list(datasets), advantage=0.03)
-    (folder / "sweep.json").write_text(json.dumps({"name": "f", "confirm": {"margin": 0.01}}), encoding="utf-8")
+    (folder / "sweep.json").write_text(json.dumps({"name": path.name, "confirm": {"margin": 0.01}}), encoding="utf-8")
     return open_store(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -12,6 +13,7 @@ from sweeps.cluster import joining, session
 from sweeps.cluster.joining import ask, find
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
+from sweeps.engine.analyze import ray_tasks
 from sweeps.lanes.pool import Pool
 
 
@@ -48,7 +50,9 @@ def test_a_cluster_answers_with_its_token_only(pool: Pool) -> None:
     assert "InvalidAuthToken" in str(ask(address, address, token=False))
 
 
-def test_what_does_not_answer_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_answer_is_an_error_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     said: list[str] = []
     with socket.socket() as server:
@@ -56,9 +60,11 @@ def test_what_does_not_answer_is_an_error_that_names_it(monkeypatch: pytest.Monk
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ResourceError, match=rf"{address}.*no Ray cluster answers there \(.*refused"):
             Session(address, said.append).connect()
+        with pytest.raises(ResourceError):
+            list(ray_tasks(address)(tmp_path, []))
         server.listen()
         assert ask(address, address, seconds=0.5) == "no answer within 0.5 s"
-    assert said == [f"joining the Ray cluster at {address}"]
+    assert said == [f"joining the Ray cluster at {address}"] == capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize("differs", ["ray_version", "python_version"])

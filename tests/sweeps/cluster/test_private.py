@@ -12,15 +12,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.train.torch import TorchConfig
 
 from sweeps.cluster import private
-from sweeps.cluster.private import PREFIX, make_folder, token_of
+from sweeps.cluster.nodes import HEAD
+from sweeps.cluster.private import PREFIX, make_folder, session_folder, token_of
 from sweeps.cluster.reaper import ray_processes
-from sweeps.cluster.resources import ResourceError
+from sweeps.cluster.resources import LaneShape, ResourceError
+from sweeps.lanes.groups import group_config
 from sweeps.lanes.pool import Pool
-from tests.support import ROOT, gone
+from tests.support import ROOT, gone, wait_for
 
 STRANGER = [sys.executable, "-m", "tests.sweeps.cluster.stranger"]
+LOOPBACK = {"127.0.0.1", "::ffff:127.0.0.1"}
 PORTS = {"GetNodeStats", "HTTP", "InternalKVPut", "Push", "PushTask"}
 """What refuses a stranger: raylet, runtime-environment agent, control store, object manager, workers."""
 
@@ -48,7 +52,7 @@ def knock(ports: list[int], **variables: str) -> dict[str, object]:
 def test_another_account_is_refused_on_every_port(pool: Pool) -> None:
     family = [child.pid for child in psutil.Process().children(recursive=True)]
     sockets = listening([os.getpid(), *family])
-    assert {address for address, _ in sockets} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert {address for address, _ in sockets} <= LOOPBACK
     found = knock([port for _, port in sockets], RAY_AUTH_MODE="disabled")
     assert found["said"] == "refused"
     ports = found["ports"]
@@ -59,6 +63,36 @@ def test_another_account_is_refused_on_every_port(pool: Pool) -> None:
         assert found["read"] is False
 
 
+@pytest.mark.timeout(300)
+def test_workers_that_share_a_trial_listen_on_loopback_alone(tmp_path: Path, pool: Pool) -> None:
+    import ray
+
+    from sweeps.lanes.broker import Broker
+    from sweeps.lanes.lanes import Lanes
+
+    broker = ray.remote(num_cpus=0)(Broker).remote()
+    lanes = Lanes(broker, [LaneShape(2, True, {HEAD: 0.001})], tmp_path)  # the pool's lane has the CPUs
+    try:
+        wait_for(lambda: lanes.down or ray.get(broker.status.remote())["workers"], "a group that has met")
+        assert lanes.down is None
+        sockets = listening([child.pid for child in psutil.Process().children(recursive=True)])
+        assert {address for address, _ in sockets} <= LOOPBACK
+    finally:
+        lanes.stop(0.0)
+        ray.kill(broker)
+
+
+def test_workers_in_a_cluster_meet_as_ray_has_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = session_folder()
+    assert folder == Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
+    usual = TorchConfig().backend_cls
+    assert group_config(folder).backend_cls is not usual
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/home/user/.ray/auth_token")
+    assert group_config(session_folder()).backend_cls is usual
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    assert group_config(session_folder()).backend_cls is usual
+
+
 def test_the_token_is_what_lets_in(pool: Pool) -> None:
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
     assert knock([], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)["said"] in ("1", "True")
@@ -66,6 +100,11 @@ def test_the_token_is_what_lets_in(pool: Pool) -> None:
     for pid in ray_processes():
         with contextlib.suppress(psutil.Error):
             assert token not in " ".join(psutil.Process(pid).cmdline())
+    folder, found = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent, []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # sockets, and files that go meanwhile
+            found += [path.name] if token.encode() in path.read_bytes() else []
+    assert found == ["token"]
 
 
 def test_the_folder_and_the_token_are_the_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

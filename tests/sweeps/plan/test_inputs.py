@@ -255,6 +255,7 @@ def test_digests_of_many_images_are_kept_until_a_file_changes(
     check_inputs(planned)
     kept = {path: path.stat().st_size for path in (tmp_path / "cache").rglob("digests")}
     assert sorted(kept.values()) == [16 * 4, 16 * 16]
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
     with monkeypatch.context() as patch:
         patch.setattr(ImageSplit, "digest", None)  # nothing is read again
         check_inputs(planned)

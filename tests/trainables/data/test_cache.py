@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tests.trainables.tiny_images import COLOURS, SIDE, noisy
-from trainables.cache import limit_bytes, make_room
+from trainables.cache import limit_bytes, make_folder, make_room
 from trainables.data.images.batches import apply_plan
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.images.pixels import Pixels, Recipe, key
@@ -185,6 +186,28 @@ def test_a_limit_that_is_no_size_is_the_usual_one(given: str, caplog: pytest.Log
     assert [r.getMessage().split(";")[0] for r in caplog.records] == [
         f"SWEEPS_CACHE_GB = '{given}' is no size in gigabytes"
     ]
+
+
+@pytest.mark.parametrize("mask", [0, 0o022])
+def test_the_cache_is_its_owners_alone(cache: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        make_folder(cache / "images")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (cache, cache / "images")] == [0o700] * 2
+
+
+def test_a_cache_of_another_user_is_not_written(colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    rule = rf"the cache {cache} is another user's \(uid \d+\); set SWEEPS_CACHE to a folder of yours, or to 'off'"
+    with pytest.raises(OSError, match=rule):
+        make_folder(cache / "images")
+    split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([3, 1])
+    expected = Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(rows)
+    assert torch.equal(Pixels(split, RECIPE).rows(rows), expected)
+    assert list(cache.iterdir()) == []
 
 
 def test_skipping_bad_images(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from trainables.config import TrialConfig
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.sharing.shared import MAPPED_ALREADY, PREFIX, shared_bytes, shared_model
 from trainables.models.sharing.skeleton import named_tensors
-from trainables.tasks.lane_cache import Marks, Warm
+from trainables.tasks.lane_cache import Marks, Warm, _checksum
 from trainables.training.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
@@ -208,6 +208,16 @@ def test_a_write_that_torch_does_not_count_is_noticed(cache: Path) -> None:
     assert not lane.check_model("embedded:tiny-clip")
 
 
+def test_values_that_changed_places_are_noticed(cache: Path) -> None:
+    lane = Warm({}, CPU)
+    module: Any = lane.model("embedded:tiny-clip").module
+    module.visual.proj.data[[0, 2]] = module.visual.proj.data[[2, 0]]
+    assert not lane.check_model("embedded:tiny-clip")
+    simple = torch.zeros(1024, 128)
+    simple[0, 1] = 1.0  # bits at the top of a word
+    assert _checksum(simple) != _checksum(simple.roll(512, 0))
+
+
 def test_merging_changes_this_worker_alone(cache: Path) -> None:
     lane = Warm({}, CPU)
     name = "embedded:tiny-clip"
@@ -279,8 +289,6 @@ def test_two_processes_that_start_together_hold_one_copy(tmp_path: Path, cache: 
     try:
         assert [worker.stdout.readline() for worker in workers if worker.stdout] == ["ready\n"] * 2
         go_on()
-        from trainables.tasks.lane_cache import _checksum
-
         assert told() == [sum(_checksum(t) for t in named_tensors(plain).values())] * 2
         go_on()
         own = told()

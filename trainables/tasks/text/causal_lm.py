@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -28,6 +27,7 @@ from trainables.data.text.prompts import extract_answer
 from trainables.errors import TrialError
 from trainables.metrics.texts import check_installed, score_texts
 from trainables.models.language import LanguageModel, positions
+from trainables.runtime import told
 from trainables.tasks.task import Alone, Parts, Scores, Which, summed
 from trainables.tasks.text.encoding import Encoded, EncodedRows, encoder_of, exchange
 from trainables.tasks.text.generation import generate
@@ -250,9 +250,7 @@ def gathered(texts: Sequence[str], n: int, world: int) -> list[str]:
     """All workers' texts in the order of the rows; a worker has every `world`-th."""
     if world == 1:
         return list(texts)
-    parts: list[list[str] | None] = [None] * world
-    torch.distributed.all_gather_object(parts, list(texts))
     out = [""] * n
-    for rank, part in enumerate(parts):
-        out[rank::world] = part or []
+    for rank in range(world):
+        out[rank::world] = told(list(texts), rank)
     return out

@@ -1,0 +1,52 @@
+"""How the workers of a data-parallel group find each other in a local session: by a file, and on loopback alone.
+
+Ray Train's own way, which clusters need, opens ports to all machines, one of them a store that asks for no password.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch.distributed
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+
+TIMEOUT_S = 600
+
+
+def group_config(folder: Path | None) -> TorchConfig:
+    """For a lane that shares a trial. `folder`: of the local session, its owner's alone; None in a cluster."""
+    return TorchConfig(timeout_s=TIMEOUT_S) if folder is None else _OnLoopback(timeout_s=TIMEOUT_S, folder=str(folder))
+
+
+@dataclass
+class _OnLoopback(TorchConfig):  # type: ignore[misc]  # Ray's classes carry no types for us
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _LoopbackBackend
+
+
+class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: _OnLoopback) -> None:
+        worker_group.execute(_set_torch_distributed_env_vars)
+        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) > 0 else "gloo"
+        file, world = f"{backend_config.folder}/group-{uuid.uuid4().hex}", len(worker_group)
+        given = backend, timedelta(seconds=backend_config.timeout_s), file, world
+        ray.get([worker_group.execute_single_async(rank, _meet, *given, rank) for rank in range(world)])
+
+
+def _meet(backend: str, timeout: timedelta, file: str, world: int, rank: int) -> None:
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    store = torch.distributed.FileStore(file, world)  # type: ignore[attr-defined]  # torch lists it nowhere
+    torch.distributed.init_process_group(backend, timeout=timeout, world_size=world, rank=rank, store=store)
