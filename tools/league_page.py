@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 from textwrap import fill
 
 from analysis import Store, open_store
@@ -48,6 +49,17 @@ def unreached(store: Store) -> str:
     nearest = {r["method"]: _nearest(r) for r in cells}
     most = sorted(nearest, key=nearest.__getitem__, reverse=True)
     return f"Out of reach on these weights, with the nearest count: {', '.join(f'`{m}` {nearest[m]:,}' for m in most)}."
+
+
+def attaching(store: Store) -> str:
+    """How long a method takes to be attached to a model that is there, and which take over a second."""
+    spent: dict[str, list[float]] = {}
+    for row in store.table("trials").to_pylist():
+        spent.setdefault(row["method"], []).append(row["seconds_setup"])
+    medians = sorted(((median(seconds), method) for method, seconds in spent.items()), reverse=True)
+    slow = ", ".join(f"`{method}` {seconds:.1f} s" for seconds, method in medians if seconds > 1)
+    most = max(seconds for seconds, _ in medians if seconds <= 1)
+    return f"- A trial's start takes {most:.1f} s at most, its model being there (median over trials), but of {slow}."
 
 
 def _nearest(cell: Row) -> int:
@@ -111,6 +123,7 @@ def texts(results: Path) -> dict[str, object]:
         "@ANSWER@": fill(state(ours, finished) + conclusion(ours), 120, break_on_hyphens=False),
         "@POWER@": fill(power(ours, finished), 120, break_on_hyphens=False),
         "@LEAGUE@": (COLUMNS, league(ours, finished)),
+        "@ATTACH@": fill(attaching(ours), 120, subsequent_indent="  "),
         "@UNREACHED@": fill(unreached(ours), 120),
         "@PUBLISHED@": (PUBLISHED, published(theirs)),
     }
