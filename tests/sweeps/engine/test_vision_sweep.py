@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
+from analysis.diagnostics.analyze import analyze
 from analysis.store.store import open_store
 from randlora import load
+from sweeps.engine.export import export_trial
+from sweeps.engine.kept import kept_trial
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
 from sweeps.lanes.pool import Pool
+from sweeps.plan.estimate import estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.trainables.tiny_images import save_dinov2, write_colours
@@ -63,6 +67,26 @@ def test_a_vision_sweep_end_to_end(place: Path, pool: Pool) -> None:
     model = load_model(f"local:{place / 'dinov2'}").module
     assert load(model, folder).count() == count["randlora"]
     assert load_head(folder).weight.shape == (4, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's from_pretrained
+def test_methods_of_peft_go_the_whole_way(place: Path, pool: Pool, tmp_path: Path) -> None:
+    """From the sweep file to a folder that PEFT itself loads; a method without a matrix has no spectrum."""
+    peft = pytest.importorskip("peft")
+    methods = {"peft:miss": {"allocation": "uniform"}, "peft:pvera": {}}
+    given = tree(place, output=str(tmp_path / "r"), methods=methods)
+    plan = Plan.from_spec(SweepSpec.parse(given | {"budgets": {"params": [1024]}}))
+    assert {m.method for m in estimate_plan(plan).methods} == set(methods)
+    assert run(plan, progress=False, pool=pool).finished == 2 * (2 + 2)
+    store = open_store(tmp_path / "r")
+    assert all(c["dof"] for c in store.table("cells").to_pylist())
+    table, _, says = analyze(store, "spectrum")
+    assert set(table.column("method").to_pylist()) == {"peft:miss"} and "Left out" in says and "PVeRA" in says
+    miss = next(t for t in store.table("trials").to_pylist() if (t["method"], t["stage"]) == ("peft:miss", "CONFIRM"))
+    out = export_trial(kept_trial(tmp_path / "r", miss["trial_id"]), tmp_path / "out", "peft")
+    loaded = peft.PeftModel.from_pretrained(load_model(f"local:{place / 'dinov2'}").module, out)
+    assert sum(p.numel() for n, p in loaded.named_parameters() if "miss" in n) == miss["adapter_params"]
 
 
 def test_identity_and_cells_depend_on_the_image_size_and_not_on_spelling_the_default(place: Path) -> None:
