@@ -99,7 +99,7 @@ class Round:
             step = self.draw.choice([0.0, 0.0, -3600.0, 86400.0, -86400.0 * 400])
             full = self.draw.choice([0, 0, 0, self.draw.randrange(5, 60)]) if time.monotonic() < ends else 0
             command = [sys.executable, "-c", DRIVER, *map(str, (self.results, self.log, self.cells, step, full))]
-            with (self.results.parent / "said").open("ab") as said:
+            with (self.results.parent / "said").open("wb") as said:
                 driver = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=said)
             family = {psutil.Process(driver.pid)}
             strikes = time.monotonic() + self.draw.uniform(5.0, 40.0)

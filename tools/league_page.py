@@ -52,14 +52,16 @@ def unreached(store: Store) -> str:
 
 
 def attaching(store: Store) -> str:
-    """How long a method takes to be attached to a model that is there, and which take over a second."""
+    """Which methods take over a second to start on a model that is there, in the median over their trials."""
     spent: dict[str, list[float]] = {}
     for row in store.table("trials").to_pylist():
-        spent.setdefault(row["method"], []).append(row["seconds_setup"])
+        if row["seconds_setup"] is not None:
+            spent.setdefault(row["method"], []).append(row["seconds_setup"])
     medians = sorted(((median(seconds), method) for method, seconds in spent.items()), reverse=True)
-    slow = ", ".join(f"`{method}` {seconds:.1f} s" for seconds, method in medians if seconds > 1)
-    most = max(seconds for seconds, _ in medians if seconds <= 1)
-    return f"- A trial's start takes {most:.1f} s at most, its model being there (median over trials), but of {slow}."
+    slow = ", ".join(f"`{method}` in {seconds:.1f} s" for seconds, method in medians if seconds > 1)
+    return (
+        f"- In the median over its trials a method starts within a second, its model being there; {slow or 'all do'}."
+    )
 
 
 def _nearest(cell: Row) -> int:

@@ -40,11 +40,11 @@ def make_folder(folder: Path) -> None:
     """Make a folder in the cache, and the cache itself, where there is none, for their owner alone.
 
     Raises:
-        OSError: they can't be made, or the cache is another user's, who may put anything into it.
+        OSError: they can't be made, or the cache is another user's, who is not root and may put anything into it.
     """
     cache = folder.parent
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if (owner := cache.stat().st_uid) != os.getuid():
+    if (owner := cache.stat().st_uid) not in (os.getuid(), 0):
         rule = f"the cache {cache} is another user's (uid {owner})"
         raise PermissionError(f"{rule}; set {FOLDER_VARIABLE} to a folder of yours, or to 'off'")
     folder.mkdir(mode=0o700, exist_ok=True)

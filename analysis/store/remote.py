@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from analysis.errors import StoreError
 from analysis.store.schemas import SCHEMAS
-from trainables.cache import FOLDER_VARIABLE, cache_folder, make_folder
+from trainables.cache import FOLDER_VARIABLE, cache_folder
 
 DECLARED = "declared.json"
 """The journal's `declare` events, a list: they outlive the journal, which no copy has."""
@@ -166,8 +166,9 @@ def _copies() -> Path:
         atexit.register(shutil.rmtree, place, ignore_errors=True)
         return place
     place = cache / f"stores-{os.getuid()}"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
-        make_folder(place)
+        place.mkdir(mode=0o700)
     found = place.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         rule = "is a link or another user's, so what is read there can't be trusted; remove it"

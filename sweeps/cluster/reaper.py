@@ -35,29 +35,41 @@ def kill(pid):
     except OSError:  # it has ended
         pass
 
+def names_it(pid):
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = file.read()
+    inside = os.fsencode(folder + "/")
+    if words.startswith(b"ray::"):  # a title in place of its arguments
+        files = os.fsencode(f"/proc/{pid}/fd")
+        return any(os.readlink(files + b"/" + file).startswith(inside) for file in os.listdir(files))
+    return b"/ray/" in words and inside in words
+
 def named():
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if os.fsencode(folder + "/") in file.read() and os.stat(f"/proc/{pid}").st_uid == os.getuid():
-                    found.append(int(pid))
+            if os.stat(f"/proc/{pid}").st_uid == os.getuid() and names_it(pid):
+                found.append(pid)
         except OSError:
             pass
     return found
 
+killed, quiet = True, 0
 folder, seen = json.loads(sys.stdin.readline()), {}
 for line in sys.stdin:  # ends when the driver closes the pipe, or is gone
-    seen |= {pid: started(pid) for pid in json.loads(line)}
+    told = json.loads(line)
+    killed = told is not None
+    seen |= {pid: started(pid) for pid in told or ()}
 for pid, start in seen.items():
     if start is not None and started(pid) == start:  # else the number belongs to another process by now
         kill(pid)
 for _ in range(50):  # a driver killed while it starts Ray leaves processes that nobody told of, and they make folders
-    left = named()
+    left = named() if killed else []
     for pid in left:
         kill(pid)
     shutil.rmtree(folder, ignore_errors=True)
-    if not left and not os.path.exists(folder):
+    quiet = 0 if left or os.path.exists(folder) else quiet + 1
+    if quiet > killed:  # a process between fork and exec bears another name
         break
     time.sleep(0.1)
 """
@@ -145,5 +157,5 @@ class Reaper:
     def close(self) -> None:
         """End it, and with it what is left of those processes; to be called after Ray's own shutdown."""
         if self._process is not None:
-            self._process.communicate()
+            self._process.communicate("null\n")
         shutil.rmtree(self._folder, ignore_errors=True)

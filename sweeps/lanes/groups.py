@@ -47,6 +47,8 @@ class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
 
 def _meet(backend: str, timeout: timedelta, file: str, world: int, rank: int) -> None:
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}"}
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray's own
     store = torch.distributed.FileStore(file, world)  # type: ignore[attr-defined]  # torch lists it nowhere
+    store.set_timeout(timeout)
     torch.distributed.init_process_group(backend, timeout=timeout, world_size=world, rank=rank, store=store)

@@ -262,7 +262,7 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
             if file.exists():
                 raise
             settings = {}
-        size = settings.get("crop_size") or settings.get("size") or config.image_size
+        size = settings.get("crop_size") or settings.get("size") or getattr(config, "image_size", None)
         given = settings.get("size")
         squash = isinstance(given, dict) and "height" in given and not settings.get("do_center_crop", False)
         if isinstance(size, dict):
@@ -273,6 +273,8 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
         raise ModelError(
             f"{model_id!r}: {file.name} can't be read ({first_line(error)}). {advice(model_id)}"
         ) from error
+    if size is None:
+        raise ModelError(f"{model_id!r}: neither {file.name} nor config.json says how large its images are")
     bilinear = 2  # PIL's number for it; 3 is bicubic
     interpolation: Literal["bilinear", "bicubic"] = "bilinear" if settings.get("resample") == bilinear else "bicubic"
     return Preprocess(Recipe(_side(size, model_id), interpolation, "squash" if squash else "shortest"), mean, std)

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ import pytest
 
 from sweeps.cluster.reaper import Reaper, ray_processes, runs
 from sweeps.lanes.pool import Pool
+from tests.support import wait_for
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 
@@ -42,15 +42,14 @@ import subprocess, sys, time
 from pathlib import Path
 from sweeps.cluster.reaper import Reaper
 reaper = Reaper(Path({str(folder)!r}))
-started = subprocess.Popen([sys.executable, "-S", "-c", {again!r}, {str(folder / "r")!r}])
+started = subprocess.Popen([sys.executable, "-S", "-c", {again!r}, {str(folder / "r")!r}, "/ray/"])
 print(started.pid, reaper._process.pid, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         started, reaper = (psutil.Process(int(pid)) for pid in driver.stdout.readline().split())
-        while not folder.exists():
-            time.sleep(0.01)
+        wait_for(folder.exists, "the folder")
         driver.kill()
     left = [process for process in psutil.wait_procs([started, reaper], timeout=60)[1] if runs(process)]
     for process in left:
