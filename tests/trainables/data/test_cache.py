@@ -200,7 +200,10 @@ def test_the_cache_is_its_owners_alone(cache: Path, mask: int) -> None:
 
 def test_a_cache_of_another_user_is_not_written(colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.mkdir()
-    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    if os.getuid() == 0:  # whose caches all take
+        os.chown(cache, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
     rule = rf"the cache {cache} is another user's \(uid \d+\); set SWEEPS_CACHE to a folder of yours, or to 'off'"
     with pytest.raises(OSError, match=rule):
         make_folder(cache / "images")
