@@ -69,9 +69,9 @@ def adapters(options: argparse.Namespace) -> Found:
     found: Found = {}
     rounds = 3 if options.quick else 20
     kept = [row for row in ACCUMULATED if not options.contenders or {*row[1:3]} <= {*options.contenders}]
-    over = sorted({name for row in kept for name in row[1:3]})
+    those = sorted({name for row in kept for name in row[1:3]})
     found["four micro-batches"] = (
-        ratios(time_steps(over, depth, tokens, rounds, 4, options.device), kept) if kept else {}
+        ratios(time_steps(those, depth, tokens, rounds, 4, options.device), kept) if kept else {}
     )
     for label, ratio in found["four micro-batches"].items():
         line(f"four micro-batches: {label}", ratio)

@@ -38,12 +38,12 @@ def told(words: Any, by: int = 0) -> Any:
     torch's own calls for objects unpickle, and so run, what comes by the group's sockets, which ask for no password.
     """
     mine, device = torch.distributed.get_rank() == by, pick_device()
-    text = torch.tensor([*json.dumps(words).encode()] if mine else [], dtype=torch.uint8, device=device)
-    size = torch.tensor(len(text), device=device)
+    said = bytearray(json.dumps(words).encode()) if mine else bytearray()
+    size = torch.tensor(len(said), device=device)
     torch.distributed.broadcast(size, src=by)
-    text = text if mine else text.new_empty(int(size))
+    text = torch.frombuffer(said or bytearray(int(size)), dtype=torch.uint8).to(device)
     torch.distributed.broadcast(text, src=by)
-    return json.loads(bytes(text.tolist()))
+    return json.loads(text.cpu().numpy().tobytes())
 
 
 def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:

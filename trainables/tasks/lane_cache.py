@@ -34,8 +34,8 @@ _RUN = 64
 class Marks:
     """How a model's tensors looked when it was loaded: identity, address and a checksum of the bits and their places.
 
-    torch's counters of writes would spare the reading, but `.data`, NumPy and DLPack write past them. Reading takes 60
-    ms a GiB on one core of a CPU, once a trial.
+    torch's counters of writes would spare the reading, but `.data`, NumPy and DLPack write past them. Reading takes a
+    tenth of a second a GiB on a core, once a trial (by hand).
     """
 
     def __init__(self, model: nn.Module) -> None:
