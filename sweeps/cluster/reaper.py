@@ -155,7 +155,8 @@ class Reaper:
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """End it, and with it what is left of those processes; to be called after Ray's own shutdown."""
+        """End it, and with it what is left of those processes; after Ray's own shutdown. Again, without effect."""
         if self._process is not None:
             self._process.communicate("null\n")
+            self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
