@@ -4,8 +4,9 @@
     python benchmarks/simulated_cluster.py --nodes 1 4 16 --devices 8 --trials 2000 --json FILE
     python benchmarks/simulated_cluster.py --nodes 16 --devices 1 --pack 16 --trials 2000   # 256 trials at a time
 
-Ray's own test cluster gives each node logical GPUs; a trial trains nothing, its epochs are pauses. The head has no
-device, and the driver joins by address, as on real machines. Each size runs twice: left alone, and with a fault every
+Ray's own test cluster gives each node logical GPUs; a trial trains nothing, its epochs are pauses, `--slow` times as
+long on one of the nodes. The head has no device, nor have `--idle` nodes, which are a raylet and its agents; the driver
+joins by address, as on real machines. Each size runs twice: left alone, and with a fault every
 `--every` seconds: in turn a node answers nothing until the next fault (its processes stand still), and another one is
 killed with all of its processes, while a new one comes. Every sweep's tables must equal the first's.
 What a node costs here (a worker is a process of 250 MB) bounds the size; a lane that is down is tried again after
@@ -32,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
+
+from tests.fakes import SLOWER  # noqa: E402
 
 DRIVER = """
 import json, sys
@@ -120,15 +123,17 @@ class Faults:
 
 
 @contextlib.contextmanager
-def cluster_of(nodes: int, devices: int) -> Iterator[Any]:
-    """A head without devices and so many nodes; nothing of them is left afterwards."""
+def cluster_of(nodes: int, options: argparse.Namespace) -> Iterator[Any]:
+    """A head without devices, so many nodes with them and the idle ones; nothing of them is left afterwards."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
     try:
         cluster.add_node(num_cpus=0, object_store_memory=SMALL, include_dashboard=False)
-        for _ in range(nodes):
-            join(cluster, devices, wait=True)
+        for _ in range(options.idle):
+            join(cluster, 0, wait=True)
+        for k in range(nodes):
+            join(cluster, options.devices, wait=True, slow=1.0 if k else options.slow)
         yield cluster
     finally:
         family = psutil.Process().children(recursive=True)
@@ -139,13 +144,14 @@ def cluster_of(nodes: int, devices: int) -> Iterator[Any]:
         psutil.wait_procs(family, timeout=10)
 
 
-def join(cluster: Any, devices: int, *, wait: bool) -> None:
-    cluster.add_node(num_cpus=devices, num_gpus=devices, object_store_memory=SMALL, wait=wait)
+def join(cluster: Any, devices: int, *, wait: bool, slow: float = 1.0) -> None:
+    told = {SLOWER: str(slow)}
+    cluster.add_node(num_cpus=devices, num_gpus=devices, object_store_memory=SMALL, wait=wait, env_vars=told)
 
 
 def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> dict[str, Any]:
     """One sweep, in a process of its own: `every` is how many seconds lie between faults, 0 for none."""
-    with cluster_of(nodes, options.devices) as cluster:
+    with cluster_of(nodes, options) as cluster:
         tune = max(8, options.pack)
         sizes = (max(1, options.trials // (tune + SEEDS)), tune, options.pack)
         command = [sys.executable, "-c", DRIVER, *map(str, (folder, cluster.address, options.pause, *sizes))]
@@ -204,9 +210,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--every", type=float, default=15.0, help="seconds from one fault of a node to the next (15); 0: none"
     )
+    parser.add_argument("--slow", type=float, default=1.0, help="how many times as long trials of one node take (1)")
+    parser.add_argument("--idle", type=int, default=0, help="nodes without devices besides, with --every 0 (0)")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    if found.idle and found.every:
+        parser.error("--idle is for clusters that are left alone: --every 0")
+    return found
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ from trainables.config import TrainSettings, TrialConfig
 from trainables.errors import TrialError
 
 TRIAL = "tests.fakes:analytic_trial"
+SLOWER = "SWEEPS_TEST_SLOWER"
+"""A process with this variable takes so many times its `delay`."""
 
 
 def _noise(*parts: object) -> float:
@@ -71,7 +73,7 @@ def analytic_trial(
     history: list[dict[str, Any]] = json.loads(state.read_text()) if state.exists() else []
     yield from history
     for epoch in range(len(history) + 1, epochs + 1):
-        time.sleep(options.get("delay", 0.0))
+        time.sleep(options.get("delay", 0.0) * float(os.environ.get(SLOWER, "1")))
         if "log" in options:
             with Path(options["log"]).open("a") as file:
                 file.write(f"{directory.name} {epoch} {os.getpid()}\n")

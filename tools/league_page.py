@@ -54,11 +54,11 @@ def unreached(store: Store) -> str:
 def attaching(store: Store) -> str:
     """Which methods take over a second to start on a model that is there, in the median over their trials."""
     spent: dict[str, list[float]] = {}
-    for row in store.table("trials").to_pylist():
+    for row in sorted(store.table("trials").to_pylist(), key=lambda row: row["started_at"]):
         if row["seconds_setup"] is not None:
             spent.setdefault(row["method"], []).append(row["seconds_setup"])
     medians = sorted(((median(seconds), method) for method, seconds in spent.items()), reverse=True)
-    slow = ", ".join(f"`{method}` in {seconds:.1f} s" for seconds, method in medians if seconds > 1)
+    slow = ", ".join(f"`{m}` in {seconds:.1f} s, at first {spent[m][0]:.1f} s" for seconds, m in medians if seconds > 1)
     return (
         f"- In the median over its trials a method starts within a second, its model being there; {slow or 'all do'}."
     )

@@ -123,7 +123,7 @@ def analyze(
     elif kind == "full_rank":
         return table, {}, full_rank_sentence(table)
     elif kind == "cka":
-        says = f"{cka_sentence(table)} {left_out(store)}".rstrip()
+        says = cka_sentence(table)
         figures = [Drawing("cka", draw_cka(table), says)]
     else:
         says, figures = landscape_sentence(table), []

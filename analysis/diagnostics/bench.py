@@ -6,8 +6,9 @@ float32, without dropout and without augmentation.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import randlora
 from analysis.diagnostics.units import sweep_facts
 from analysis.diagnostics.weights import ADAPTERS, Kept, confirmed_as_trained, trained_state
 from analysis.errors import StoreError
@@ -28,7 +30,7 @@ from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Split, Task
 
-State = Mapping[str, Tensor]
+State = dict[str, Tensor]
 
 _PARTS = ("attn", "attention", "self_attn", "mlp", "output")
 """Attention and MLP of a block as models name them; "output" is where BERT's MLP ends."""
@@ -72,11 +74,29 @@ class Bench:
             while len(self._states) > 3:  # the corners of a plane, and one
                 self._states.pop(next(iter(self._states)))
             found = {f"model.{n}": t for n, t in trained_state(self.module, kept).items()}
-            head = kept.folder / HEAD_FILE
-            if self.task.head is not None and head.is_file():
-                found |= {f"head.{n}": t for n, t in load_file(head).items()}
-            self._states[kept.folder] = {n: t.to(self._lane.device) for n, t in found.items()}
+            self._states[kept.folder] = self._head(kept) | {n: t.to(self._lane.device) for n, t in found.items()}
         return self._states[kept.folder]
+
+    @contextlib.contextmanager
+    def trained(self, kept: Kept | None) -> Iterator[State]:
+        """The model as a trial left it, its adapter on it and not merged; gives the weights that are for `under`.
+
+        None: the base model.
+        """
+        if kept is None or kept.full:
+            yield {} if kept is None else self.state(kept)
+            return
+        adapted = randlora.load(self.module, kept.folder)
+        try:
+            yield self._head(kept)
+        finally:
+            adapted.detach()
+
+    def _head(self, kept: Kept) -> State:
+        file = kept.folder / HEAD_FILE
+        if self.task.head is None or not file.is_file():
+            return {}
+        return {f"head.{n}": t.to(self._lane.device) for n, t in load_file(file).items()}
 
     def base(self) -> dict[str, Tensor]:
         """Weights of the base model, and of the head as it was before training."""

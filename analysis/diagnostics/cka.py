@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.diagnostics.bench import Bench, State
+from analysis.diagnostics.bench import Bench
 from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, full_of, kept_trials
 from analysis.errors import StoreError
@@ -70,15 +70,13 @@ def _spread(features: Tensor) -> Tensor:
 def plan(store: Store, *, examples: float = EXAMPLES) -> list[Unit]:
     """A unit per kept trial, all its layers against full fine-tuning in the same place; and one of the base model.
 
-    Trials whose update is no matrix are left out (`weights.left_out`).
-
     Raises:
         StoreError: nothing kept, or no full fine-tuning.
     """
     trials = kept_trials(store, need_full=True)
     facts, settings = sweep_facts(store), {"examples": examples}
     units = []
-    for kept in (k for k in trials if k.matrix):
+    for kept in trials:
         full = full_of(trials, kept)
         if full is not None:  # full itself stands for the base model
             pair = (kept.brief,) if kept.row["trial_id"] == full.row["trial_id"] else (kept.brief, full.brief)
@@ -93,23 +91,21 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """
     full = Kept.of(unit.trials[-1], folder)
     bench = Bench(unit.facts, unit.trials[-1], warm)
-    theirs = bench.state(full)
-    if len(unit.trials) == 1:
-        mine: State = {}
-        named: Row = {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}
-    else:
-        mine, named = bench.state(Kept.of(unit.trials[0], folder)), Kept.of(unit.trials[0], folder).named
+    one = None if len(unit.trials) == 1 else Kept.of(unit.trials[0], folder)
+    named = one.named if one else {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}
     examples = bench.examples(("train", "val"), unit.settings["examples"])
     if len(examples) < LEAST:
         raise StoreError(f"{unit.label}: {len(examples)} examples, and unbiased CKA needs at least {LEAST}")
     size = len(examples) // max(1, len(examples) // BATCH)
     batches = [b for b in torch.split(examples, size) if len(b) == size]
     layers = bench.layers()
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-    for batch in batches:
-        a, b = (bench.activations(state, batch, layers) for state in (mine, theirs))
-        for name, found in pairs.items():
-            found.append((a[name], b[name]))
+
+    def outputs(of: Kept | None) -> list[dict[str, Tensor]]:
+        with bench.trained(of) as state:
+            return [bench.activations(state, batch, layers) for batch in batches]
+
+    both = list(zip(outputs(one), outputs(full), strict=True))
+    pairs = {name: [(mine[name], theirs[name]) for mine, theirs in both] for name in layers}
     about = unit.place | named | {"against": full.row["trial_id"], "examples": size * len(batches), "batch_size": size}
     return [
         about | {"layer": name, "depth": depth, "cka": _cka_or_none(found)}

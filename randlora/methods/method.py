@@ -98,6 +98,12 @@ class Method:
             return int(self.together(named, capacity, **options))
         return sum(self.count(shape, capacity, **options) for shape in named.values())
 
+    def built(self, shapes: Mapping[str, Shape], capacities: Mapping[str, int], **options: Any) -> dict[str, int]:
+        """The capacity that each weight is built with: the nearest `legal` one."""
+        if (legal := self.legal) is None:
+            return dict(capacities)
+        return {name: legal(shapes[name], capacity, **options) for name, capacity in capacities.items()}
+
     def rank(self, shape: Shape, capacity: int, **options: Any) -> int | None:
         """The largest rank that the update of a weight of this shape can have; None where that is not known."""
         return None if self.update_rank is None else self.update_rank(shape, capacity, **{**self.options, **options})

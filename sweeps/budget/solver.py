@@ -180,11 +180,11 @@ def budget_table(
         own: of a method's name, what it counts on where that is not `shapes`.
 
     Returns:
-        `{reference, budget, methods: [...]}`. An entry has `method`, `allocation`, `ranks` (one number where all
-        weights share it, else one per weight by name), `count`, `residual`, `dof`, `dof_measured` and `dof_at_most`
-        (null where not known), `below` and `above` (null, or `capacity`, `count`, `residual`): the nearest there is,
-        within the tolerance or not. `feasible` says which; if not, `below` and `above` enclose the budget instead of
-        the count, and `reason` and `lever` say why. `chosen` is the allocation that "auto" took.
+        `{reference, budget, methods: [...]}`. An entry has `method`, `allocation`, `ranks` (as built: one number where
+        all weights share it, else one per weight by name), `count`, `residual`, `dof`, `dof_measured` and
+        `dof_at_most` (null where not known), `below` and `above` (null, or `capacity`, `count`, `residual`): the
+        nearest there is, within the tolerance or not. `feasible` says which; if not, `below` and `above` enclose the
+        budget instead of the count, and `reason` and `lever` say why. `chosen` is the allocation that "auto" took.
     """
     rows = []
     for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
@@ -193,12 +193,13 @@ def budget_table(
         answer = solve(method, on, budget, allocation)
         assert isinstance(nearest, Solution)
         shown = answer if isinstance(answer, Solution) else nearest
-        found = degrees(method, shapes, shown.capacities)
+        found = degrees(method, on, shown.capacities)
+        built = METHODS[method].built(on, shown.capacities)
         row: dict[str, Any] = {
             "method": method,
             "allocation": allocation,
             "chosen": shown.allocation,
-            "ranks": shown.capacities if shown.capacity is None else shown.capacity,
+            "ranks": built if len(set(built.values())) > 1 else next(iter(built.values())),
             "count": shown.count,
             "residual": shown.residual,
             "dof": None if found is None else found.count,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sweeps.budget.reach import Shapes
     from sweeps.plan.estimate import Estimate
     from sweeps.plan.plan import Plan
+    from sweeps.spec.cell import Cell
 
 _TOWERS = ("vision", "both", "all")
 
@@ -260,7 +261,7 @@ def print_plan(plan: Plan) -> None:
             "data": cell.dataset,
             "size": str(cell.train_size),
             "budget": quantity(cell.budget),
-            "capacity": _ranks(dict(cell.capacities) if cell.capacity is None else cell.capacity),
+            "capacity": _ranks(_built(cell)),
             "allocation": cell.allocation or "",
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
             "count": quantity(cell.count),
@@ -365,8 +366,21 @@ def _ranks(ranks: Any) -> str:
     """One rank, or each distinct rank with the number of layers that have it."""
     if isinstance(ranks, Mapping):
         values: Sequence[int] = sorted(ranks.values())
-        return " ".join(f"{r}x{values.count(r)}" for r in sorted(set(values)))
-    return "" if ranks is None else str(ranks)
+        distinct = sorted(set(values))
+        return " ".join(f"{r}x{values.count(r)}" if len(distinct) > 1 else str(r) for r in distinct)
+    return str(ranks)
+
+
+def _built(cell: Cell) -> dict[str, int]:
+    """The capacities that a cell's adapter is built with."""
+    from randlora.methods.registry import get_method
+    from trainables.models.shapes import target_shapes
+
+    if not cell.capacities:
+        return {}
+    entry = get_method(cell.base)
+    shapes = target_shapes(cell.model, cell.targets, cell.adapt) if entry.legal else {}
+    return entry.built(shapes, dict(cell.capacities), **dict(cell.options))
 
 
 def _near(neighbour: Any) -> str:

@@ -1,15 +1,79 @@
-"""`benchmarks/simulated_cluster.py`: a head without devices, and one node."""
+"""`benchmarks/simulated_cluster.py`: what happens to nodes; a head without devices, and one node."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
-from tests.support import ROOT
+from benchmarks.simulated_cluster import SLOWER, Faults
+from tests.support import ROOT, wait_for
+
+
+class Machines:
+    """Nodes whose raylet is a process that sleeps."""
+
+    def __init__(self) -> None:
+        self.worker_nodes: list[Any] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.given: list[dict[str, Any]] = []
+
+    def add_node(self, **given: Any) -> None:
+        self.processes.append(subprocess.Popen(["sleep", "60"]))
+        self.worker_nodes.append(
+            SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=self.processes[-1])]})
+        )
+        self.given.append(given)
+
+    def remove_node(self, node: Any, *, allow_graceful: bool) -> None:
+        assert not allow_graceful
+        self.worker_nodes.remove(node)
+
+    def states(self) -> list[str]:
+        return [psutil.Process(process.pid).status() for process in self.processes]
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    made = Machines()
+    for _ in range(2):
+        made.add_node()
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.wait()
+
+
+def test_nodes_fall_silent_and_are_lost_in_turn(machines: Machines) -> None:
+    first, second = machines.worker_nodes
+    faults = Faults(machines, devices=3)
+    faults.next()
+    wait_for(lambda: machines.states() == [psutil.STATUS_STOPPED, psutil.STATUS_SLEEPING], "one to be silent")
+    assert (faults.silent, faults.lost, machines.worker_nodes) == (1, 0, [first, second])
+    faults.next()
+    alive = [psutil.STATUS_SLEEPING, psutil.STATUS_ZOMBIE, psutil.STATUS_SLEEPING]
+    wait_for(lambda: machines.states() == alive, "one to be lost, and one to have come")
+    assert (faults.silent, faults.lost) == (1, 1)
+    assert first in machines.worker_nodes and second not in machines.worker_nodes
+    assert machines.given[-1] | {"num_gpus": 3, "wait": False, "env_vars": {SLOWER: "1.0"}} == machines.given[-1]
+
+
+def test_a_node_that_ended_while_it_was_silent_is_replaced_too(machines: Machines) -> None:
+    first, second = machines.worker_nodes
+    faults = Faults(machines, devices=1)
+    faults.next()
+    machines.processes[0].kill()
+    wait_for(lambda: machines.states()[0] == psutil.STATUS_ZOMBIE, "the silent one to end")
+    faults.next()
+    assert (faults.silent, faults.lost, len(machines.worker_nodes)) == (1, 2, 2)
+    assert not {id(first), id(second)} & {id(node) for node in machines.worker_nodes}
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from analysis import StoreError, open_store
 from analysis.diagnostics import spectrum
 from analysis.diagnostics.analyze import analyze, cka_sentence, in_process, plan
+from analysis.diagnostics.bench import bench_of
 from analysis.diagnostics.cka import _cka_or_none
 from analysis.diagnostics.cka import plan as cka_plan
 from analysis.diagnostics.units import Unit, compute_missing, rows_of
@@ -90,8 +91,26 @@ def test_an_update_that_is_no_matrix_has_no_spectrum(tmp_path: Path) -> None:
     shutil.rmtree(next(k.folder for k in kept_trials(store) if k.row["method"] == "lora"))
     with pytest.raises(StoreError, match=r"no kept trial has a spectrum. Left out, .* HydraLoRA at lora-2"):
         plan(store, "spectrum")
-    beside = tiny_results(tmp_path / "beside", model=called, methods={"hydralora": {"unmatched": True}, "full": {}})
-    assert [u.trials[0]["method"] for u in plan(open_store(beside), "cka")] == ["full"]
+
+
+def test_activations_need_no_merged_weights(tmp_path: Path) -> None:
+    called = {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["mlp.c_fc"]}  # which have a bias
+    loose = {"hydralora": {}, "peft:ia3": {"capacity": 1}}
+    methods = {"lora": {}, "full": {}} | {name: facts | {"unmatched": True} for name, facts in loose.items()}
+    store = open_store(tiny_results(tmp_path / "tiny", model=called, methods=methods))
+    assert {k.row["method"] for k in kept_trials(store) if not k.matrix} == {"hydralora"}
+    rows = analyze(store, "cka")[0].to_pylist()
+    last = {r["method"]: r["cka"] for r in rows if r["depth"] == max(r["depth"] for r in rows)}
+    assert set(last) == {"lora", "zero-shot", *loose} and len(set(last.values())) == 4  # each has its own adapter on
+    lora = next(k for k in kept_trials(store) if k.row["method"] == "lora")
+    bench = bench_of(store, lora.row["trial_id"])
+    some = bench.examples(("train",), 4)
+    with bench.trained(lora) as state:
+        on = bench.activations(state, some)
+    merged, base = bench.activations(bench.state(lora), some), bench.activations({}, some)
+    for name, found in on.items():
+        torch.testing.assert_close(found, merged[name])
+    assert any(not torch.equal(found, base[name]) for name, found in on.items())
 
 
 def test_how_probable_full_rank_is(tiny: Path) -> None:

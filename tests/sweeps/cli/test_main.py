@@ -86,6 +86,15 @@ def test_a_plan_says_what_can_go_to_peft() -> None:
     assert "PEFT      as themselves: lora\n" in shown and f"PEFT      not ({refused}): dora\n" in shown
 
 
+def test_a_plan_shows_the_capacities_that_are_built() -> None:
+    words = ["--set", "budgets.lora_rank=[4]", "--set", 'methods={lora={}, "peft:oft"={}}']
+    cells = json.loads(sweeps("plan", QUICKSTART, *words, "--json").stdout)["cells"]
+    solved = next(json.loads(cell["capacities"]) for cell in cells if cell["method"] == "peft:oft")
+    assert set(solved.values()) == {29}  # an identity of begun folders; blocks divide the 192 columns
+    line = next(line for line in sweeps("plan", QUICKSTART, *words).output.splitlines() if line.startswith("peft:oft"))
+    assert line.split()[4:7] == ["9,216", "32", "uniform"]
+
+
 def test_budget_prints_the_solver() -> None:
     words = ["budget", "--model", "embedded:tiny-clip", "--lora-rank", "4", "--adapt", "vision"]
     answer = json.loads(sweeps(*words, "--json").stdout)
@@ -172,6 +181,8 @@ def test_budget_answers_for_bare_weights_counts_shares_and_ranks() -> None:
     n, rank = -(-4096 // rows["randlora"]["ranks"]), rows["randlora"]["ranks"]
     assert rows["randlora"]["count"] == n * (rank + 4096)
     assert asked("--shape", "4096x4096", "--percent", "1.5625", "--method", "lora")["methods"] == [rows["lora"]]
+    blocks = asked("--shape", "576x576", "--params", "8928", "--method", "peft:oft")["methods"]
+    assert [(row["ranks"], row["count"]) for row in blocks] == [(32, 8928)]  # solved at 29, which no block can have
     llama = ("--model", "hf:meta-llama/Meta-Llama-3-8B", "--adapt", "all")
     back = asked(*llama, "--method", "randlora", "--rank", "30")  # Table 15: 0.7 % each, LoRA-32
     own, lora = back["methods"]
