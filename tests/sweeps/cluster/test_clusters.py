@@ -77,7 +77,7 @@ RAY_JOB = of(
     metadata=of("name", name=LABEL),
     spec=of(
         entrypoint="string",
-        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"]},
         backoffLimit="integer",
         shutdownAfterJobFinishes={"const": True},  # or ttlSecondsAfterFinished has no effect
         ttlSecondsAfterFinished="integer",
@@ -285,6 +285,14 @@ def test_the_skypilot_task_is_whole() -> None:
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
         assert set(re.findall(r"\$([A-Z_]+)", script)) <= {*task["envs"], "HOME"}
     assert (ROOT / task["envs"]["SWEEP"]).exists()
+
+
+def test_skypilot_itself_reads_the_task() -> None:
+    sky = pytest.importorskip("sky", reason="skypilot is not installed")
+    task, told = sky.Task.from_yaml(str(EXAMPLES / "skypilot.yaml")), load("skypilot.yaml")
+    assert (task.name, task.num_nodes, task.envs) == (told["name"], told.get("num_nodes", 1), told["envs"])
+    (resources,) = task.resources
+    assert resources.use_spot == told["resources"]["use_spot"]
 
 
 @pytest.mark.parametrize(
