@@ -60,6 +60,7 @@ def template(container: dict[str, Any]) -> dict[str, Any]:
 RAY_CLUSTER = of(
     "headGroupSpec",
     rayVersion=matching(r"\d+\.\d+\.\d+"),
+    authOptions=of("mode", mode={"enum": ["disabled", "token"]}, secretName=LABEL),
     headGroupSpec=of("rayStartParams template", rayStartParams=TEXTS, template=template(HEAD)),
     workerGroupSpecs=each(
         groupName=LABEL,
@@ -257,6 +258,7 @@ def test_the_kubernetes_job_is_whole() -> None:
     environment = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
     assert set(environment) == {"env_vars"} and all(isinstance(v, str) for v in environment["env_vars"].values())
     cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"]["mode"] == "token"
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     output = re.findall(r"output=(\S+)", job["spec"]["entrypoint"])[0]
     images = set()
