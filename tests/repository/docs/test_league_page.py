@@ -30,3 +30,13 @@ def test_what_a_test_would_have_found_and_who_waits(tmp_path: Path) -> None:
     )
     said = league_page.power(store, finished)
     assert "a test tells 4 of 6 apart" in said and "of 4 methods are perhaps under-tuned" in said
+    assert " points for RandLoRA, and of " in said and "for nine in ten of the others" in said
+
+
+def test_what_a_test_would_have_found_without_randlora(tmp_path: Path) -> None:
+    runs = {("lora", "lora-1", "d"): {0: 0.6, 1: 0.61, 2: 0.62}}
+    one = open_store(odd_results(tmp_path / "one", runs))
+    assert "Four times in five" not in league_page.power(one, league_page._finished(one))
+    runs["vera", "lora-1", "d"] = {0: 0.6, 1: 0.62, 2: 0.63}
+    two = open_store(odd_results(tmp_path / "two", runs))
+    assert "difference from LoRA of " in league_page.power(two, league_page._finished(two))
