@@ -77,7 +77,8 @@ for k in range(6):
     seen.append((own.num_fds(), own.num_threads(), own.memory_full_info().uss // 2**20))
 print(seen)
 (files, threads, _), (before, alike, _) = seen[-1], seen[1]
-assert files <= before + 2 * 4 and threads <= alike  # a session of Ray's leaves two sockets by itself
+# a session of Ray's leaves two sockets by itself; gRPC's pool adds threads where these starve
+assert files <= before + 2 * 4 and threads < alike + 4
 """
 VICTIMS = ("driver", "RayTrainWorker", "TrainController", "Broker")
 RAYS = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent")

@@ -54,22 +54,19 @@ def named():
             pass
     return found
 
-killed, quiet = True, 0
-folder, seen = json.loads(sys.stdin.readline()), {}
+folder, seen, quiet = json.loads(sys.stdin.readline()), {}, 0
 for line in sys.stdin:  # ends when the driver closes the pipe, or is gone
-    told = json.loads(line)
-    killed = told is not None
-    seen |= {pid: started(pid) for pid in told or ()}
+    seen |= {pid: started(pid) for pid in json.loads(line)}
 for pid, start in seen.items():
     if start is not None and started(pid) == start:  # else the number belongs to another process by now
         kill(pid)
-for _ in range(50):  # a driver killed while it starts Ray leaves processes that nobody told of, and they make folders
-    left = named() if killed else []
+for _ in range(50):  # workers that had just begun, which nobody told of, outlive Ray and make its folders again
+    left = named()
     for pid in left:
         kill(pid)
     shutil.rmtree(folder, ignore_errors=True)
     quiet = 0 if left or os.path.exists(folder) else quiet + 1
-    if quiet > killed:  # a process between fork and exec bears another name
+    if quiet > 1:  # a process between fork and exec bears another name
         break
     time.sleep(0.1)
 """
@@ -155,8 +152,7 @@ class Reaper:
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """End it, and with it what is left of those processes; after Ray's own shutdown. Again, without effect."""
+        """End it, and with it what is left of those processes; to be called after Ray's own shutdown."""
         if self._process is not None:
-            self._process.communicate("null\n")
-            self._process = None
+            self._process.communicate()
         shutil.rmtree(self._folder, ignore_errors=True)

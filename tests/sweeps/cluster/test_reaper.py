@@ -32,17 +32,32 @@ def test_it_ends_what_it_was_told_of(tmp_path: Path) -> None:
         other.kill()
 
 
+AGAIN = "import os, sys, time\nwhile True: os.makedirs(sys.argv[1], exist_ok=True); time.sleep(0.01)"
+"""A process with a session's folder on its command line that makes it again, as one of Ray's does when it begins."""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the reaper reads /proc")
+def test_it_ends_a_worker_that_outlives_ray(tmp_path: Path) -> None:
+    folder = tmp_path / "session"
+    reaper = Reaper(folder)
+    with subprocess.Popen([sys.executable, "-S", "-c", AGAIN, str(folder / "r"), "/ray/"]) as late:
+        wait_for(folder.exists, "the folder")
+        reaper.close()
+        assert not folder.exists()
+        assert late.wait(10) == -signal.SIGKILL
+    reaper.close()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the reaper reads /proc")
 def test_it_ends_what_a_killed_driver_could_not_tell_it_of(tmp_path: Path) -> None:
-    """A driver that is killed while it starts Ray: a process with the folder on its command line makes it again."""
+    """A driver that is killed while it starts Ray."""
     folder = tmp_path / "session"
-    again = "import os, sys, time\nwhile True: os.makedirs(sys.argv[1], exist_ok=True); time.sleep(0.01)"
     start = f"""
 import subprocess, sys, time
 from pathlib import Path
 from sweeps.cluster.reaper import Reaper
 reaper = Reaper(Path({str(folder)!r}))
-started = subprocess.Popen([sys.executable, "-S", "-c", {again!r}, {str(folder / "r")!r}, "/ray/"])
+started = subprocess.Popen([sys.executable, "-S", "-c", {AGAIN!r}, {str(folder / "r")!r}, "/ray/"])
 print(started.pid, reaper._process.pid, flush=True)
 time.sleep(60)
 """
