@@ -89,4 +89,5 @@ def starter(data: str | None, model: str | None, name: str | None) -> str:
 
 def _with(text: str, key: str, value: str | list[str]) -> str:
     """The file with a value exchanged, and the comment behind it gone."""
-    return re.sub(rf"^{key} = .*$", lambda _: f"{key} = {json.dumps(value)}", text, count=1, flags=re.M)
+    line = f"{key} = {json.dumps(value, ensure_ascii=False)}"  # TOML takes no half of a surrogate pair
+    return re.sub(rf"^{key} = .*$", lambda _: line, text, count=1, flags=re.M)

@@ -12,6 +12,7 @@ from rich.text import Text
 from analysis.format import duration, freedom, quantity
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak
+from sweeps.cli.status import used_hours
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def estimate(
         return
     planned = load(spec, overrides, scale, available=available)
     check_weights(planned.spec.model.id)
-    answer = estimate_plan(planned.with_sizes(download=True))  # data that can't be had is refused, as a run does
+    sized = planned.with_sizes(download=True)  # data that can't be had is refused, as a run does
+    answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder))
     if answer.unknown and not answer.methods:
         raise SpecError([Problem(f"methods.{m}", None, f"no estimate: {why}") for m, why in answer.unknown.items()])
     emit(as_json, answer.as_dict, lambda: _print_estimate(answer, planned))

@@ -19,6 +19,7 @@ from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Available, J
 from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_weak
 from sweeps.cli.results import print_best
+from sweeps.cli.status import used_hours
 from sweeps.cli.watching.verb import Browser, beside
 from sweeps.errors import Problem, SpecError
 
@@ -78,13 +79,16 @@ def run(
     from sweeps.plan.estimate import estimate_plan
     from sweeps.plan.inputs import check_inputs
     from sweeps.plan.split_sizes import fewer_words
-    from sweeps.records.locks import nothing_if_refused
+    from sweeps.records.locks import FolderLock, holder, nothing_if_refused
     from sweeps.records.upload import check_there, restore
 
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
     more += [] if output is None else [f"output={json.dumps(str(output), ensure_ascii=False)}"]
     planned = load(spec, [*(overrides or ()), *more], scale, available=available)
     loaded = planned.spec
+    if holder(loaded.folder) is not None:
+        with FolderLock(loaded.folder.absolute()):  # refuses as the engine will, before data is read and methods probed
+            pass
     location = None if upload is None else Location.of(upload)
     progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
     given: dict[str, Sequence[object]] = {
@@ -104,7 +108,9 @@ def run(
             err.print(line, style="yellow")
         print_weak(weak_of(planned.with_sizes(download=True)), err)
         observers = watchers(loaded, optuna_storage, track or ())
-        foreseen = None if quiet or address else estimate_plan(planned, retry_failed=retry_failed)
+        foreseen = None
+        if not (quiet or address):
+            foreseen = estimate_plan(planned, retry_failed=retry_failed, used_hours=used_hours(loaded.folder))
         if foreseen is not None and not as_json:
             print_header(planned)
             print_estimate_line(foreseen)

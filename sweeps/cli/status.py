@@ -6,9 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from analysis import Store
+from analysis import Store, open_store
 from analysis.format import Row, duration
 from analysis.statistics.sizing.estimates import foresight
 from analysis.store.journal import JOURNAL
@@ -123,8 +124,9 @@ def progress_of(store: Store) -> dict[str, Any]:
 
 
 def _phases(cells: Sequence[Row], store: Store, left_in: Mapping[str, tuple[int, int] | None]) -> dict[str, str]:
-    """Every cell's phase, as the live view has it. `left_in`: by cell, of `Store.to_come`."""
+    """Every cell's phase, as the live view has it. `left_in`: by cell, of `to_come`."""
     begun = {e["cell_id"] for e in store.events("ask")}
+    begun |= set(store.table("trials").column("cell_id").to_pylist())  # of a copy, which has no journal
     found: dict[str, str] = {}
     for name in (cell["cell_id"] for cell in cells):
         left = left_in[name]
@@ -174,8 +176,16 @@ def _used(rows: Sequence[Row], events: Sequence[Row]) -> tuple[float, float | No
     if not last:  # of an older version
         last = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
         last = last | ({"price_per_hour": last["cost"] / last["accelerator_hours"]} if last.get("cost") else {})
-    hours, price = used_seconds(rows, events) / 3600 * last.get("accelerators", 1.0), last.get("price_per_hour")
+    hours, price = used_seconds(rows, events, last.get("accelerators", 1.0))[1] / 3600, last.get("price_per_hour")
     return hours, None if price is None else hours * price
+
+
+def used_hours(folder: Path) -> float:
+    """Accelerator-hours that a sweep's trials took so far; 0 where there are no results."""
+    if not ((folder / JOURNAL).exists() or (folder / "tables").is_dir()):
+        return 0.0
+    store = open_store(folder)
+    return _used(store.table("trials").to_pylist(), store.events())[0]
 
 
 def _estimate(store: Store) -> dict[str, float | None] | None:

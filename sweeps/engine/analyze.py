@@ -13,7 +13,7 @@ from analysis.format import Row
 from analysis.tables.console import safe_console
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
-from sweeps.errors import Problem
+from sweeps.errors import Problem, reason
 from sweeps.spec.paths import anchored
 from sweeps.watch.displays import Silent
 
@@ -24,6 +24,11 @@ RETRIES = 2
 """How often a task starts again after its process died."""
 ON_CPU = ("spectrum", "approximation", "full_rank")
 """Tables whose tasks take no GPU: they are linear algebra in double precision."""
+
+
+class DiagnosticError(RuntimeError):
+    """A task ended without an answer, again and again. The rows of others stay; the same command goes on."""
+
 
 _warm: dict[str, Any] = {}  # of a Ray worker: the model and its data, from task to task
 
@@ -56,6 +61,7 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tupl
     Raises:
         ResourceError: no machine has the CPUs that a task takes.
         StoreError, TrialError, TrainablesError: of a unit.
+        DiagnosticError: Ray lost a task.
     """
     import ray
 
@@ -77,10 +83,20 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tupl
                 rows: list[Row] = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause or error) from None
+            except ray.exceptions.RayError as error:
+                raise DiagnosticError(_lost(unit, reason(error))) from error
             yield unit, [row | unit.place for row in rows]
     finally:
         for left in waiting:
             ray.cancel(left, force=True)
+
+
+def _lost(unit: Unit, why: str) -> str:
+    less = "fewer --examples, or " if "examples" in unit.settings else ""
+    return (
+        f"Ray lost the task of {unit.label}: {why}; where memory ran out, give {less}more --cpus, which is fewer tasks "
+        "at a time. What is computed stays, and the same command goes on"
+    )
 
 
 def _anchored(unit: Unit) -> Unit:

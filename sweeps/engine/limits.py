@@ -13,10 +13,25 @@ if TYPE_CHECKING:
     from sweeps.search.stages import SweepState  # loads torch, which `status` need not
 
 
-def used_seconds(rows: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds that trials held workers in all runs: what was journaled last, or the sum of rows where that is more."""
-    journaled = max((event.get("used") or 0.0 for event in events), default=0.0)
-    return max(sum(row.get("seconds_total") or 0.0 for row in rows), journaled)
+def used_seconds(
+    rows: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]], each: float
+) -> tuple[float, float]:
+    """Seconds that trials held workers in all runs, and accelerator-seconds, every run with its own `[resources]`.
+
+    The former is what was journaled last, or the sum of rows where that is more.
+
+    Args:
+        rows: of `trials`. events: the journal's.
+        each: accelerators of a trial where no run's `sweep` event says.
+    """
+    seconds, held, now = 0.0, 0.0, each
+    for event in events:
+        if event["ev"] == "sweep":
+            now = event.get("accelerators") or each
+        more = max(0.0, (event.get("used") or 0.0) - seconds)
+        seconds, held = seconds + more, held + more * now
+    more = max(0.0, sum(row.get("seconds_total") or 0.0 for row in rows) - seconds)
+    return seconds + more, held + more * each
 
 
 class Meter:
@@ -51,14 +66,14 @@ class Meter:
         self._limits, self._begun, self._busy, self._clock = limits, begun, busy, clock
         self._each = accelerators(shapes)
         rows = [row for cell in state.cells.values() for row in cell.rows.values()]
-        self.seconds = used_seconds(rows, events)
+        self.seconds, self._held = used_seconds(rows, events, self._each)
         self._last = clock()
 
     def tick(self) -> None:
         """Count the time since the last call; to be called every second or so."""
         now = self._clock()
-        self.seconds += self._busy() * (now - self._last)
-        self._last = now
+        taken = self._busy() * (now - self._last)
+        self.seconds, self._held, self._last = self.seconds + taken, self._held + taken * self._each, now
 
     @property
     def hours(self) -> float:
@@ -68,7 +83,7 @@ class Meter:
     @property
     def accelerator_hours(self) -> float:
         """Accelerator time of the sweep."""
-        return self.seconds / 3600 * self._each
+        return self._held / 3600
 
     @property
     def cost(self) -> float | None:

@@ -48,7 +48,7 @@ def again(folder: Path, trial: str) -> Again:
         rule = f"matches {len(found)} finished trials; one is needed" if found else "no such finished trial"
         raise SpecError([Problem("trial", trial, rule, nearest(trial, [r["trial_id"] for r in found or rows]))])
     (row,) = found
-    config, cpus = config_of(store, row["trial_id"]), _cpus(store)
+    config, cpus = config_of(store, row["trial_id"]), _cpus(store, row["trial_id"])
     before = torch.get_num_threads()
     torch.set_num_threads(cpus)  # as its worker had: sums depend on it
     try:
@@ -60,7 +60,12 @@ def again(folder: Path, trial: str) -> Again:
     return Again(row["trial_id"], row["val_score"], now["val_score"], row["test_score"], now.get("test_score"))
 
 
-def _cpus(store: Store) -> int:
-    """CPUs of a worker, as the journal has them."""
-    lanes = [event["lanes"][0] for event in store.events("sweep") if event.get("lanes")]
-    return max(1, int(lanes[-1]["per_worker"].get("CPU", 1))) if lanes else 1
+def _cpus(store: Store, trial: str) -> int:
+    """CPUs of a worker in the run that finished the trial, as the journal has them; a later run may have others."""
+    latest, its = 1, None
+    for event in store.events():
+        if event["ev"] == "sweep" and event.get("lanes"):
+            latest = max(1, int(event["lanes"][0]["per_worker"].get("CPU", 1)))
+        elif event["ev"] == "finish" and event["row"].get("trial_id") == trial:
+            its = latest
+    return latest if its is None else its

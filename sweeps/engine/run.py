@@ -177,7 +177,7 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
     write_identity(folder, spec.identity(), rules)
     cells = (state.cells.get(cell.cell_id, cell) for cell in plan.cells)
     sealer.write_cells(cell.row() | {"seed_rule": rules.seed_rule} for cell in cells)
-    declare(state, journal)
+    declare(spec, journal, sealer.rows)
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:
         display.note(f"damaged table file set aside: {line}")

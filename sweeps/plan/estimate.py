@@ -114,8 +114,11 @@ class _Left:
         return self.tune + self.confirm
 
 
-def estimate_plan(plan: Plan, *, retry_failed: bool = False) -> Estimate:
-    """Probe every method that still has trials to run, and add up; failed ones too where they are tried again."""
+def estimate_plan(plan: Plan, *, retry_failed: bool = False, used_hours: float = 0.0) -> Estimate:
+    """Probe every method that still has trials to run, and add up; failed ones too where they are tried again.
+
+    `used_hours`: accelerator-hours of earlier runs, which count against the limits of the whole sweep.
+    """
     started = time.perf_counter()
     node = local_node()
     shapes = plan_lanes(plan.spec.resources, [node], least_share(plan.spec.resources))
@@ -141,18 +144,21 @@ def estimate_plan(plan: Plan, *, retry_failed: bool = False) -> Estimate:
         kept_bytes=keep_bytes(plan, [c.cell for c in left]),
         probe_seconds=time.perf_counter() - started,
         cost=cost,
-        over=tuple(_over(limits, seconds / 3600, hours, cost)),
+        over=tuple(_over(limits, seconds / 3600, hours, used_hours)),
         pack=found.pack,
         shared_bytes=found.shared,
         unknown=found.unknown,
     )
 
 
-def _over(limits: LimitsSection, hours: float, accelerator_hours: float, cost: float | None) -> Iterator[str]:
-    for name, value in (("max_hours", hours), ("max_accelerator_hours", accelerator_hours), ("max_cost", cost)):
+def _over(limits: LimitsSection, hours: float, accelerator_hours: float, used_hours: float) -> Iterator[str]:
+    price = limits.price_per_hour or 0.0
+    spent = {"max_accelerator_hours": (accelerator_hours, used_hours)}
+    spent |= {"max_cost": (accelerator_hours * price, used_hours * price)}
+    for name, (left, used) in ({"max_hours": (hours, 0.0)} | spent).items():  # max_hours is of one run
         most = getattr(limits, name)
-        if most is not None and value is not None and value > most:
-            yield f"limits.{name} = {most:g}, and about {value:.3g} are left to run"
+        if most is not None and left + used > most:
+            yield f"limits.{name} = {most:g}, and about {left:.3g} are left to run" + f" after {used:.3g}" * (used > 0)
 
 
 _OVER = f"""
@@ -168,10 +174,11 @@ def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
     if (folder / "journal.jsonl").exists() or (folder / "tables").is_dir():
         trials = open_store(folder).sql(_OVER).to_pylist()
         done.update((r["cell_id"], r["stage"]) for r in trials if not (retry_failed and r["status"] == "failed"))
+    again = plan.spec.search.reruns if plan.spec.confirm.held else 0  # of a rate on the seeds that it had
     return [
         _Left(
             cell,
-            max(0, cell.tune_trials - done[cell.cell_id, "TUNE"]),
+            max(0, cell.tune_trials - again - done[cell.cell_id, "TUNE"]),
             max(0, cell.confirm_seeds - done[cell.cell_id, "CONFIRM"]),
         )
         for cell in plan.feasible
@@ -243,12 +250,13 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
         torch.set_num_threads(threads)
     memory = max((cost.memory for cost in costs.values()), default=0)
     found = []
-    settings = plan.spec.train
+    settings, workers = plan.spec.train, plan.spec.resources.workers
     for method, cost in costs.items():
         mine_left = [c for c in left if c.cell.method == method]
         total = sum(
-            c.tune * cost.trial(c.cell, "TUNE", settings) + c.confirm * cost.trial(c.cell, "CONFIRM", settings)
+            trials * cost.trial(c.cell, stage, settings, workers)
             for c in mine_left
+            for stage, trials in (("TUNE", c.tune), ("CONFIRM", c.confirm))
         )
         trials = sum(c.trials for c in mine_left)
         found.append(MethodEstimate(method, trials, total / trials, total))
@@ -361,8 +369,8 @@ class _Probe:
             memory=int(last["peak_memory_bytes"] or 0),
         )
 
-    def trial(self, cell: Cell, stage: str, settings: TrainSettings) -> float:
-        """Seconds of one trial of a cell."""
+    def trial(self, cell: Cell, stage: str, settings: TrainSettings, workers: int = 1) -> float:
+        """Seconds of one trial of a cell; at least, where several workers share it: they are taken to scale fully."""
         train, val, test = split_sizes(cell)
         mine = cell.settings(settings)
         train = samples_per_epoch(train, mine.global_batch_size, mine.min_batches_per_epoch)
@@ -371,4 +379,5 @@ class _Probe:
         whole = stage == "CONFIRM" or cell.allowance_samples is not None
         epochs = 1 if cell.lr_centre is None else max(searched) if whole else fmean(searched)
         tested = test if stage == "CONFIRM" else 0
-        return TRIAL_OVERHEAD + epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate
+        one = epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate
+        return TRIAL_OVERHEAD + one / workers

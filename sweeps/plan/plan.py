@@ -203,7 +203,7 @@ def _cell(
         dimensions=space,
         published=() if solved.reason else published(name, spec, space, max(solved.capacities.values(), default=None)),
         tune_trials=spec.search.trials if tuned else 0,
-        confirm_seeds=len(spec.confirm.seeds) if trains else 1,  # nothing trains, nothing varies
+        confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # nothing varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
         protocol=spec.protocol,
         keep=kept_rows(spec.train, spec.evaluate),

@@ -10,18 +10,24 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from analysis.format import Row
 from analysis.store.remote import DECLARED
 from analysis.store.store import declarations
 from sweeps.records.journal import Journal, write_atomically
 from sweeps.records.rows import utc
-from sweeps.search.stages import SweepState
+from sweeps.spec.spec import SweepSpec
 
 
-def declare(state: SweepState, journal: Journal) -> None:
-    """Write the `declare` event of a sweep whose trials are restored, where it differs from the last one.
+def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, Row]) -> None:
+    """Write a sweep's `declare` event, where it differs from the last one.
 
     `scored` in it is how many test scores were there to be seen: none at first. A folder from before these events gets
     a first one with the seeds that it ran, as soon as more is asked of it.
+
+    Args:
+        spec: the sweep.
+        journal: it is written there; its `finish` events have rows too.
+        sealed: rows of `trials`, by trial.
 
     Raises:
         StoreError: a damaged `declared.json` in a folder whose journal declares nothing.
@@ -32,27 +38,29 @@ def declare(state: SweepState, journal: Journal) -> None:
         known = declarations(file.parent)
         for event in known:
             journal.write(event)
-    confirm = state.spec.confirm
+    confirm = spec.confirm
     now: dict[str, Any] = {name: getattr(confirm, name) for name in ("max_seeds", "margin", "question")}
     now["seeds"] = sorted(confirm.seeds)
-    scored = sum(row.get("test_score") is not None for row in _compared(state))
+    compared = _compared(journal, sealed)
+    scored = sum(row.get("test_score") is not None for row in compared)
     before = {name: known[-1].get(name) for name in now} if known else None
     if before is None and scored:
-        ran = {row["slot"] for row in _compared(state)}
+        ran = {row["slot"] for row in compared}
         before = {**now, "seeds": sorted(confirm.seeds)[: len(ran)], "margin": None, "question": None}
         if before != now:
-            known.append(_write(journal, state.spec.name, before, 0))
+            known.append(_write(journal, spec.name, before, 0))
     if before != now:
-        known.append(_write(journal, state.spec.name, now, scored))
+        known.append(_write(journal, spec.name, now, scored))
     text = json.dumps(known, indent=1) + "\n"
     if known and not (file.is_file() and file.read_text(encoding="utf-8") == text):
         write_atomically(file, text)
 
 
-def _compared(state: SweepState) -> list[Mapping[str, Any]]:
-    """CONFIRM's rows, without those of methods that train nothing."""
-    rows = [row for cell in state.cells.values() for row in cell.rows.values()]
-    return [row for row in rows if row["stage"] == "CONFIRM" and row["lr"] is not None]
+def _compared(journal: Journal, sealed: Mapping[str, Row]) -> list[Row]:
+    """CONFIRM's rows, without those of methods that train nothing; what left the sweep file was seen all the same."""
+    rows = dict(sealed)
+    rows |= {event["row"]["trial_id"]: event["row"] for event in journal.events if event["ev"] == "finish"}
+    return [row for row in rows.values() if row.get("stage") == "CONFIRM" and row.get("lr") is not None]
 
 
 def _write(journal: Journal, name: str, what: Mapping[str, Any], scored: int) -> dict[str, Any]:

@@ -70,12 +70,14 @@ class Journal:
             written = 0
             while written < len(line):
                 written += self._file.write(line[written:])
+            self._end = start + len(line)
             if sync:
                 os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(start)
+        except BaseException as error:
+            if isinstance(error, OSError) or self._end == start:  # interrupted in fsync, the line is whole and stays
+                self._file.truncate(start)
+                self._end = start
             raise
-        self._end = start + len(line)
         if sync:
             self.check()
 

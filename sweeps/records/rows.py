@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from analysis.format import Row
+from analysis.format import Row, finite
 from sweeps.search.slots import Choice, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import extra_json
@@ -61,7 +61,7 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
     return row | {
         "hyperparameters": extra_json(slot.extra),
         **dict(zip(("data_seed", "init_seed", "basis_seed"), slot.seeds, strict=True)),
-        "further": json.dumps(further, sort_keys=True) if further else None,
+        "further": json.dumps(finite(further), sort_keys=True, allow_nan=False) if further else None,
         "train_loss": last.get("train_loss"),
         "epochs": last.get("epoch"),
         "samples_per_second": samples / seconds if samples and seconds else None,

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from analysis.store import diagnostic_schemas
+from analysis.store.journal import JOURNAL
 from analysis.store.remote import FACTS, Location
 from sweeps.errors import Problem, SpecError
 from sweeps.records.locks import IdentityError, refuse_other, stored_identity
@@ -38,9 +39,10 @@ def restore(folder: Path, location: Location) -> int:
     A fetch that was cut off is gone on with.
 
     Raises:
-        SpecError: no answer.
+        SpecError: no answer, or the folder has begun and lacks trials that are there.
     """
-    if (folder / "journal.jsonl").exists():
+    if (folder / JOURNAL).exists():
+        _refuse_behind(folder, location)
         return 0
     with _answering(location):
         return location.fetch(folder)
@@ -66,12 +68,26 @@ def check_there(location: Location, identity: Mapping[str, Any]) -> None:
 
 
 def check_same(location: Location, folder: Path) -> None:
-    """Refuse a place that has another sweep than a results folder. Raises IdentityError or SpecError."""
+    """Refuse a place with another sweep than a results folder, or more trials. Raises IdentityError or SpecError."""
     stored = stored_identity(folder)
     if stored is None:
         rule = "has no spec.json, so what belongs to it can't be told; copy it by hand"
         raise SpecError([Problem("--upload", str(folder), rule)])
     check_there(location, stored)
+    _refuse_behind(folder, location)
+
+
+def _refuse_behind(folder: Path, location: Location) -> None:
+    """Another machine has gone on from the copy: this folder would repeat its trials and put older facts there."""
+    with _answering(location):
+        there = [path for path in map(Path, location.files()) if path.match("tables/trials/part-*.parquet")]
+    here = {path.name.removesuffix(".damaged") for path in (folder / "tables" / "trials").glob("part-*")}
+    if lacking := sum(path.name not in here for path in there):
+        rule = (
+            f"holds {lacking} part(s) of finished trials that {folder} lacks, as where another machine went on; "
+            "move that folder away, and `sweeps run` with this --upload fetches what is there and goes on from it"
+        )
+        raise SpecError([Problem("--upload", location.uri, rule)])
 
 
 @contextlib.contextmanager

@@ -134,7 +134,8 @@ class CellState:
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
-        tune = len(self._points()) + self.spec.search.reruns if self._tunes else 0
+        reruns = 0 if self.spec.confirm.held else self.spec.search.reruns
+        tune = len(self._points()) + reruns if self._tunes else 0
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:

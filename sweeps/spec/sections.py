@@ -195,6 +195,11 @@ class ConfirmSection(_Section):
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
     """Seeds fixed over all trials, as written: `data_seed`, `init_seed`, `basis_seed`."""
 
+    @property
+    def held(self) -> bool:
+        """Whether all three kinds of seeds are fixed, so that a trial on another seed is the same trial."""
+        return len(self.hold) == 3
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, value: object) -> object:

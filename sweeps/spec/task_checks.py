@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from randlora.methods.registry import METHODS
 from sweeps.errors import Problem, nearest
 from sweeps.spec.spec import SweepSpec
-from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, contrastive
 from trainables.data.registry import DATASETS
 from trainables.data.text.dataset import TextKind
 from trainables.data.text.registry import TEXT_DATASETS, text_kind, text_loader
@@ -45,7 +45,7 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Settings that contradict the model's kind. `spec` comes from `with_towers`."""
     found = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
-    return found + _data_problems(spec, kind) + _language_problems(spec, kind)
+    return found + _data_problems(spec, kind) + _language_problems(spec, kind) + _worker_problems(spec, kind)
 
 
 def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
@@ -75,6 +75,24 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         rule = "trains a classifier's head, and a language model has none"
         return [Problem(f"methods.{LINEAR_PROBE}", None, rule, f"methods.{NO_TRAINING}")]
     return []
+
+
+def _worker_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """What several workers of a trial can't share, which each of its trials would refuse."""
+    workers, batch, bases = spec.resources.workers, spec.train.global_batch_size, [spec.base(n) for n in spec.methods]
+    if workers == 1:
+        return []
+    problems = []
+    if kind == "clip" and any(contrastive(spec.model.adapt, base) for base in bases):
+        rule = "model.adapt = 'both' compares all images of a batch, which can't be split; or write adapt = 'vision'"
+        problems.append(Problem("resources.workers", workers, rule, "1"))
+    if batch < workers:
+        rule = f"is less than resources.workers = {workers}, which share a batch"
+        problems.append(Problem("train.global_batch_size", batch, rule, str(workers)))
+    if spec.train.parallel == "fsdp" and kind != "causal-lm" and any(base in FULL_METHODS for base in bases):
+        rule = f"splits the weights of a language model, and {spec.model.id} is of kind {kind}"
+        problems.append(Problem("train.parallel", "fsdp", rule, "replicate"))
+    return problems
 
 
 def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:

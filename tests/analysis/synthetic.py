@@ -337,9 +337,6 @@ def make_results(
             "host": "laptop",
             "trial": "trainables.training.worker:run_trial",
             "python": "3.11.7",
-            "cpus": 2,
-            "gpus": [],
-            "memory_bytes": 17_179_869_184,
             "versions": {"torch": "2.9.0", "ray": "2.60.0", "optuna": "5.0.0"},
         }
     )

@@ -162,7 +162,7 @@ def _lanes(store: Store) -> list[str]:
     """The lanes of the last run in words, those alike together."""
     run: Row = next(iter(store.events("sweep")[-1:]), {})
     alike = Counter(_lane(shape) for shape in run.get("lanes") or ())
-    host = f"on {run['host']}: {run.get('cpus')} CPUs, {len(run.get('gpus') or ())} GPUs" if "host" in run else ""
+    host = f"on {run['host']}" if "host" in run else ""
     pack = f"{run['pack']} trials at a time on each worker" if run.get("pack", 1) > 1 else ""
     return [*(f"{count} x {lane}" for lane, count in alike.items()), *filter(None, (pack, host))]
 

@@ -23,6 +23,7 @@ from sweeps.engine import run as engine
 from sweeps.engine.drive import EngineError
 from sweeps.engine.run import RunSummary
 from sweeps.plan.plan import Plan
+from sweeps.records.locks import FolderLock
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
 
@@ -275,6 +276,17 @@ def test_run_takes_a_results_folder(results: Path) -> None:
     assert refused.exit_code == 2
     assert "belongs to another sweep" in refused.output
     assert sorted(results.rglob("*")) == before
+
+
+def test_a_second_driver_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Plan] = []
+    monkeypatch.setattr("sweeps.plan.inputs.check_inputs", read.append)
+    folder = tmp_path / "r"
+    with FolderLock(folder):
+        refused = sweeps("run", QUICKSTART, "--output", str(folder), "--quiet")
+        assert (refused.exit_code, read) == (2, [])
+        assert f"results = {str(folder)!r}: is being run by process {os.getpid()}" in refused.output.replace("\n", "")
+        assert [path.name for path in folder.iterdir()] == ["lock.json"]
 
 
 def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:

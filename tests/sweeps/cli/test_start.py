@@ -54,6 +54,16 @@ def test_init_writes_an_example_or_a_file_of_ones_own(tmp_path: Path, monkeypatc
     assert spec.methods["full"].lr is None  # the starter's own is that of its model
 
 
+def test_init_writes_a_name_of_any_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "photos📷" / part).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "photos📷" / part / "0.png")
+    done = sweeps("init", "--data", "folder:photos📷")
+    assert done.exit_code == 0, done.output
+    assert SweepSpec.load(Path("sweep.toml")).data.datasets == ("folder:photos📷",)
+
+
 @pytest.mark.parametrize(("family", "fits"), [("llama", True), ("roberta", False)])
 def test_a_file_to_start_from_has_zero_shot_where_a_model_can(family: str, fits: bool, tmp_path: Path) -> None:
     texts = f"json:{write_rows(tmp_path / 'texts')}" if fits else f"glue:{write_sst2(tmp_path / 'SST-2')}"

@@ -19,6 +19,10 @@ from analysis.store.store import open_store
 from analysis.store.tables import write_part
 from sweeps.cli.status import pace, progress_of
 from sweeps.lanes.pool import Pool
+from sweeps.plan.estimate import _left
+from sweeps.plan.plan import Plan
+from sweeps.search.stages import SweepState
+from sweeps.spec.spec import SweepSpec
 from tests.analysis.odd import odd_results
 from tests.fakes import FakeCell, FakeConfirm, FakeSearch, analytic_trial, fake_plan
 from tests.support import ROOT
@@ -97,6 +101,42 @@ def test_a_cell_that_is_extended_is_not_done(tmp_path: Path) -> None:
     assert go_inline(fake_plan(tmp_path, PAIR, search=FakeSearch(trials=9)), interrupt).interrupted
     told = progress_of(open_store(tmp_path))
     assert (told["phases"], told["cells_confirmed"]) == ({"tuning": 2}, 0)
+
+
+def test_a_sweep_whose_seeds_are_all_held_ends(tmp_path: Path) -> None:
+    """A re-run, and a further seed of CONFIRM, is the trial that was there."""
+    held = FakeConfirm((0, 1, 2), {"data_seed": 0, "init_seed": 0, "basis_seed": 0})
+    plan = fake_plan(tmp_path, PAIR, confirm=held)
+    assert go_inline(plan).complete
+    told = progress_of(open_store(tmp_path))
+    assert (told["finished"], told["trials"]) == (12, 12)  # of each cell five rates, and CONFIRM
+    assert (told["phases"], told["cells_confirmed"]) == ({"done": 2}, 2)
+    assert not any(left.trials for left in _left(plan, retry_failed=False))
+    state = SweepState(plan.feasible, plan.spec)
+    assert [cell.planned() for cell in state.cells.values()] == [6, 6]
+
+
+def test_a_held_sweep_file_plans_one_trial_of_confirm() -> None:
+    asked = ROOT / "examples" / "quickstart.toml"
+    held = ["confirm.hold={data_seed=0, init_seed=0, basis_seed=0}"]
+    free, fixed, part = (
+        Plan.from_spec(SweepSpec.load(asked, given)).feasible for given in ([], held, ["confirm.hold={data_seed=0}"])
+    )
+    assert [c.cell_id for c in free] == [c.cell_id for c in fixed]
+    assert {c.confirm_seeds for c in fixed} == {1}
+    assert [c.confirm_seeds for c in free] == [c.confirm_seeds for c in part]
+
+
+def test_a_copy_without_a_journal_says_what_was_begun(tmp_path: Path) -> None:
+    def interrupt(ended: int) -> None:
+        if ended == 9:
+            raise KeyboardInterrupt
+
+    assert go_inline(fake_plan(tmp_path, PAIR), interrupt).interrupted
+    here = progress_of(open_store(tmp_path))["phase_of"]
+    (tmp_path / "journal.jsonl").unlink()
+    assert progress_of(open_store(tmp_path))["phase_of"] == here
+    assert "waiting" not in here.values()
 
 
 def test_a_cell_is_tuned_when_what_leads_has_its_reruns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from tests.fakes import FakeConfirm, fake_plan
 from tests.support import ROOT, sweeps, wait_for
 from tests.sweeps.cli.support import Served, served
 from tests.sweeps.inline import go_inline
+from tests.sweeps.support import PAIR
 
 HOSTILE = '<script>alert("x")</script>'
 PLAN = {"randlora": ("lora-1", "lora-2"), "lora": ("lora-1", "lora-2"), HOSTILE: ("lora-1",)}
@@ -168,6 +169,13 @@ def test_a_point_arrives_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytes
         assert [markers(html) for html in seen] == sorted(markers(html) for html in seen)
         page_end = page.sections()
     assert "cells confirmed; not running" in page_end["headline"] and markers(page_end["figures"]) == 4
+
+
+def test_what_a_run_has_is_said_by_its_lanes_and_host(tmp_path: Path) -> None:
+    go_inline(fake_plan(tmp_path / "r", PAIR[:1], confirm=FakeConfirm((0,))))
+    lanes = Page(tmp_path / "r").numbers()["lanes"]
+    assert f"<p>on {socket.gethostname()}</p>" in lanes and "1 x 1 worker(s), 1 CPU each" in lanes
+    assert "None" not in lanes and "GPU" not in lanes
 
 
 def test_figures_follow_an_edit_of_the_sweep(tmp_path: Path) -> None:

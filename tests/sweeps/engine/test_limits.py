@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.store.journal import read_journal
+from sweeps.cli.status import _used
 from sweeps.cluster.resources import LaneShape, accelerators
 from sweeps.engine.limits import Meter
 from sweeps.errors import SpecError
@@ -91,6 +92,30 @@ def test_attempts_that_no_row_knows_count_after_a_restart(tmp_path: Path) -> Non
         ledger.finish(slot, {"status": "failed", "seconds_total": 1.0})  # its last attempt's
     again = Meter(FakeLimits(), state, shapes, 0.0, one, clock, read_journal(journal.path).events)
     assert again.accelerator_hours == pytest.approx(1.0)
+
+
+def test_every_run_counts_with_its_own_resources(tmp_path: Path) -> None:
+    events: list[dict[str, object]] = [
+        {"ev": "used", "used": 3600.0},  # of a version that did not say
+        {"ev": "sweep", "accelerators": 0.25, "price_per_hour": 2.0},
+        {"ev": "finish", "used": 7200.0},
+        {"ev": "used", "used": 10800.0},
+        {"ev": "sweep", "accelerators": 4.0, "price_per_hour": 2.0},
+        {"ev": "used", "used": 14400.0},
+    ]
+    clock, shapes = Clock(), [LaneShape(1, False, {"CPU": 1, "GPU": 2})]
+    _, state = metered(tmp_path, clock, shapes)
+    limits = FakeLimits(max_accelerator_hours=8.6, price_per_hour=2.0)
+    meter = Meter(limits, state, shapes, 0.0, one, clock, events)
+    assert (meter.seconds, meter.accelerator_hours) == pytest.approx((14400, 2 + 2 * 0.25 + 4))
+    clock.now = 3600
+    meter.tick()
+    assert (meter.accelerator_hours, meter.cost) == pytest.approx((8.5, 17))
+    assert meter.reached() is None
+    events += [{"ev": "sweep", "accelerators": 2.0, "price_per_hour": 2.0}, {"ev": "used", "used": meter.seconds}]
+    assert _used([], events) == pytest.approx((8.5, 17))  # as `status` has it
+    rows = [{"seconds_total": meter.seconds + 1800}]
+    assert _used(rows, events)[0] == pytest.approx(9.5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from analysis.store.tables import write_part
 from tests.support import sweeps
 from trainables.config import TrialConfig
@@ -63,3 +65,22 @@ def test_a_trial_that_cannot_be_repeated(tmp_path: Path) -> None:
     refused = sweeps("again", str(place), TRIAL.trial_id)
     assert refused.exit_code == 2
     assert "its configuration is not in" in refused.output
+
+
+def test_a_trial_again_has_the_threads_of_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cpus_per_worker` was changed after it, and it was not trained again."""
+    place, threads = folder(tmp_path, 0.5), list[int]()
+
+    def run(cpus: float) -> dict[str, Any]:
+        return {"ev": "sweep", "name": "s", "lanes": [{"per_worker": {"CPU": cpus}}]}
+
+    row: dict[str, Any] = {"sweep": "s", "trial_id": TRIAL.trial_id, "cell_id": "c", "attempt": 1, "stage": "TUNE"}
+    row |= {"slot": 0, "method": TRIAL.method, "status": "finished", "val_score": 0.5}
+    ask = {"ev": "ask", "trial_id": TRIAL.trial_id, "config": TRIAL.model_dump(mode="json")}
+    other = {"ev": "finish", "row": row | {"trial_id": "0" * 16}}
+    lines = [run(8.0), run(2.0), ask, {"ev": "finish", "row": row}, run(3.0), other]
+    (place / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.setattr("trainables.training.worker.run_trial", lambda *_, **__: [{"result": {"val_score": 0.5}}])
+    assert sweeps("again", str(place), TRIAL.trial_id).exit_code == 0
+    assert threads[0] == 2

@@ -126,6 +126,32 @@ def test_trials_that_share_gpus_are_counted_so(
     assert found.accelerator_hours == pytest.approx(share * busy / 3600)
 
 
+def test_limits_of_the_whole_sweep_count_what_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hours at a price of 3 were used, and next to nothing is left; `max_hours` is of one run."""
+    monkeypatch.setattr(_Probe, "of", lambda *_: _Probe(train=0.0, evaluate=0.0, memory=0))
+    events = [{"ev": "sweep", "name": "quickstart", "accelerators": 1.0}, {"ev": "used", "used": 7200.0}]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    limits = "limits={max_hours=1, max_accelerator_hours=1.5, max_cost=6, price_per_hour=3}"
+    words = [str(ROOT / "examples" / "quickstart.toml"), "--set", limits, "--set", f'output="{tmp_path}"', "--json"]
+    over = json.loads(CliRunner().invoke(app, ["estimate", *words]).stdout)["over"]
+    assert [line.split(",")[0] for line in over] == ["limits.max_accelerator_hours = 1.5", "limits.max_cost = 6"]
+    assert [line.partition(" after ")[2] for line in over] == ["2", "6"]
+
+
+def test_workers_share_the_seconds_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "local_node", lambda: Node(4, 0))
+    monkeypatch.setattr(_Probe, "of", lambda *_: _Probe(train=1.0, evaluate=1.0, memory=GIB))
+    one, two = (
+        estimate_plan(Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given)))
+        for given in ([f'output="{tmp_path / "r"}"', f"resources.workers={n}"] for n in (1, 2))
+    )
+    for alone, shared in zip(one.methods, two.methods, strict=True):
+        own = alone.seconds_per_trial - TRIAL_OVERHEAD
+        assert shared.seconds_per_trial == pytest.approx(TRIAL_OVERHEAD + own / 2)
+    assert two.accelerator_hours == pytest.approx(one.accelerator_hours, rel=1e-3)  # two workers, half as long
+    assert (one.concurrent, two.concurrent) == (4, 2)
+
+
 def test_a_gpu_for_every_trial_where_one_could_not_be_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a run has it, whose own probe fails as well."""
     given = ["methods={lora={}, zero-shot={}}", f'output="{tmp_path / "r"}"']

@@ -7,27 +7,28 @@ from typing import Any
 
 import pytest
 
-from analysis.statistics.looks import margin_of
+from analysis.statistics.looks import Looks, looks, margin_of
 from analysis.store.store import open_store
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.locks import IdentityError, check_identity, write_identity
-from sweeps.search.stages import SweepState
 from sweeps.spec.sections import ConfirmSection
-from tests.fakes import FakeCell, fake_plan
-from tests.sweeps.support import events
+from tests.fakes import FakeCell, FakeConfirm, fake_plan
+from tests.sweeps.inline import go_inline
+from tests.sweeps.records.support import small, without
+from tests.sweeps.support import PAIR, events
 
 
 def run(folder: Path, scored: int = 0, **confirm: Any) -> list[tuple[Any, ...]]:
     """A run's declaration, with so many test scores known; what the journal has then."""
     plan = fake_plan(folder, (FakeCell("lora"), FakeCell("zero-shot", None)), confirm=ConfirmSection(**confirm))
-    state = SweepState(plan.feasible, plan.spec)
+    sealed: dict[str, dict[str, Any]] = {}
     for name, lr, count in (("lora-1000", 1e-3, scored), ("zero-shot-None", None, 1)):
         for k in range(count):
             row = {"cell_id": name, "trial_id": f"{name}{k}", "stage": "CONFIRM", "slot": k, "lr": lr}
-            state.finish({**row, "test_score": 0.5, "val_score": 0.5})
+            sealed[f"{name}{k}"] = {**row, "test_score": 0.5}
     with Journal(folder / "journal.jsonl") as journal:
-        declare(state, journal)
+        declare(plan.spec, journal, sealed)
     return [(e["seeds"], e["max_seeds"], e["margin"], e["scored"]) for e in events(folder, "declare")]
 
 
@@ -42,6 +43,19 @@ def test_it_is_written_once_and_again_where_it_changes(tmp_path: Path) -> None:
 def test_an_older_folder_declares_what_it_ran_once_more_is_asked(tmp_path: Path) -> None:
     assert run(tmp_path, scored=2, seeds=2) == []
     assert run(tmp_path, scored=2, seeds=4) == [([0, 1], None, None, 0), ([0, 1, 2, 3], None, None, 2)]
+
+
+@pytest.mark.parametrize("lost", ["", "journal.jsonl", "tables"])
+def test_scores_of_a_method_that_is_out_of_the_sweep_file_were_seen(tmp_path: Path, lost: str) -> None:
+    folder = tmp_path / "r"
+    go_inline(small(folder, PAIR[:1], confirm=FakeConfirm((0, 1))))
+    if lost:
+        without(lost)(folder)
+    for cells in (PAIR[1:], PAIR, PAIR):  # as when the second stands beside the first at once
+        go_inline(small(folder, cells, confirm=FakeConfirm((0, 1, 2, 3))))
+        assert [(e["seeds"], e["scored"]) for e in events(folder, "declare")] == [([0, 1], 0), ([0, 1, 2, 3], 2)]
+    found = looks(open_store(folder))["fake"]
+    assert found == Looks((2, 4)) and found.level == pytest.approx(0.008)
 
 
 def test_a_maximum_of_seeds_stays_as_it_was_declared(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,40 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     assert done.stdout.split()[0] == "OSError"
     assert [json.loads(line)["trial_id"] for line in path.read_text().splitlines()] == ["a", "c"]
     assert signal.SIGXFSZ  # the signal that the limit sends
+
+
+class Interrupted:
+    """A file whose next write is interrupted after some bytes."""
+
+    def __init__(self, file: Any, after: int) -> None:
+        self.file, self.after = file, after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: bytes) -> int:
+        self.file.write(data[: self.after])
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(KeyboardInterrupt):
+            journal.write({"ev": "finish", "trial_id": "a"})  # whole, while the disk was waited for
+        whole, made = journal._file, Interrupted(journal._file, after=7)
+        journal.write({"ev": "used", "trial_id": "b"})
+        monkeypatch.setattr(journal, "_file", made)
+        with pytest.raises(KeyboardInterrupt):
+            journal.write({"ev": "used", "trial_id": "c"})
+        monkeypatch.setattr(journal, "_file", whole)
+        journal.write({"ev": "used", "trial_id": "d"})
+    assert [json.loads(line)["trial_id"] for line in path.read_text().splitlines()] == ["a", "b", "d"]
 
 
 def test_write_atomically_replaces(tmp_path: Path) -> None:

@@ -18,16 +18,17 @@ from analysis.statistics.looks import Looks, looks, margin_of
 from analysis.store.remote import Location
 from analysis.store.tables import part_paths
 from sweeps.cluster.resources import ResourceError
-from sweeps.engine.run import run
+from sweeps.engine.run import RunSummary, run
 from sweeps.errors import SpecError
 from sweeps.lanes.pool import Pool
 from sweeps.records import sealing
 from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
-from sweeps.records.upload import Upload, check_there, restore
+from sweeps.records.upload import Upload, check_same, check_there, restore
 from sweeps.spec.sections import ConfirmSection
-from tests.fakes import TRIAL, FakeKeep, FakePlan, FakeResources, FakeTrain, fake_plan
-from tests.sweeps.records.support import finish_events, subtree
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeKeep, FakePlan, FakeResources, FakeTrain, fake_plan
+from tests.sweeps.inline import go_inline
+from tests.sweeps.records.support import finish_events, small, subtree
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables
 
 
@@ -200,10 +201,32 @@ def test_a_refused_run_leaves_nothing_there_either(tmp_path: Path) -> None:
     assert there.files() == {} and not (tmp_path / "r").exists()
 
 
+def test_a_machine_that_comes_back_does_not_go_on_beside_the_copy(tmp_path: Path) -> None:
+    def go(machine: str, *cells: FakeCell, seeds: int) -> RunSummary:
+        plan = small(tmp_path / machine, cells, confirm=FakeConfirm(tuple(range(seeds))))
+        return go_inline(plan, upload=subtree(tmp_path / "bucket"))
+
+    go("a", *PAIR[:1], seeds=2)
+    assert go("b", *PAIR, seeds=4).skipped == 6
+    declared = tmp_path / "bucket" / "results" / "a" / "declared.json"
+    before, lines = declared.read_bytes(), (tmp_path / "a" / "journal.jsonl").read_bytes()
+    with pytest.raises(SpecError, match=r"holds 1 part\(s\) of finished trials that \S+/a lacks.*move that folder"):
+        go("a", *PAIR[:1], seeds=2)
+    with pytest.raises(SpecError, match="lacks"):  # as `sweeps analyze --upload`
+        check_same(subtree(tmp_path / "bucket"), tmp_path / "a")
+    assert (declared.read_bytes(), (tmp_path / "a" / "journal.jsonl").read_bytes()) == (before, lines)
+    part = part_paths(tmp_path / "b", "trials")[-1]
+    part.write_bytes(part.read_bytes()[:-9])
+    for _ in range(2):  # it is set aside, and written again from the journal
+        assert go("b", *PAIR, seeds=4).finished == 0
+    (tmp_path / "a").rename(tmp_path / "away")
+    assert (again := go("a", *PAIR, seeds=4)).complete and again.finished == 0
+
+
 def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
     there, confirm = subtree(tmp_path / "bucket"), ConfirmSection(seeds=(0, 1), margin=0.01)
-    small = fake_plan(tmp_path / "r", PAIR[:1], keep=FakeKeep("best"), confirm=confirm)
-    summary = run(small, trial=TRIAL, progress=False, pool=pool, upload=there)
+    part = fake_plan(tmp_path / "r", PAIR[:1], keep=FakeKeep("best"), confirm=confirm)
+    summary = run(part, trial=TRIAL, progress=False, pool=pool, upload=there)
     assert summary.not_uploaded is None
     assert len([name for name in there.files() if name.endswith("adapter.json")]) == 1
     shutil.rmtree(tmp_path / "r")  # the machine is lost
@@ -215,6 +238,6 @@ def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool, undisturbed: 
     assert_same_tables(tmp_path / "copy", whole)
     for folder in (whole, tmp_path / "r", tmp_path / "copy"):
         assert (looks(open_store(folder)), margin_of(open_store(folder))) == ({"fake": Looks((2,))}, 0.01)
-    other = FakePlan(small.spec.model_copy(update={"output": tmp_path / "other", "train": FakeTrain(9)}), small.cells)
+    other = FakePlan(part.spec.model_copy(update={"output": tmp_path / "other", "train": FakeTrain(9)}), part.cells)
     with pytest.raises(IdentityError, match=r"train\.epochs = 9: the results in test://results/a were made with 3"):
         run(other, trial=TRIAL, progress=False, upload=there)

@@ -1,0 +1,49 @@
+"""Diagnostic tasks that Ray loses; without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from analysis.diagnostics.units import Unit
+from sweeps.cli.main import _is_user_error
+from sweeps.engine.analyze import DiagnosticError, run_units
+
+
+class Task:
+    """A task's remote function, whose handle is itself."""
+
+    def options(self, **_: Any) -> Task:
+        return self
+
+    def remote(self, *_: Any) -> Task:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "said"),
+    [
+        (ray.exceptions.OutOfMemoryError("12 GiB of 16"), {"examples": 512}, "give fewer --examples, or more --cpus"),
+        (ray.exceptions.WorkerCrashedError(), {"weight": "q"}, "give more --cpus"),
+    ],
+)
+def test_a_task_that_ray_loses_is_named(
+    error: Exception, settings: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(_: Task) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Task())
+    monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
+    monkeypatch.setattr(ray, "get", lose)
+    unit = Unit("cka", ({"method": "lora", "reference": "lora-4", "dataset": "dtd", "model": "m"},), settings, {})
+    with pytest.raises(DiagnosticError) as caught:
+        list(run_units(tmp_path, [unit], 1.0))
+    words = str(caught.value)
+    assert words.startswith(f"Ray lost the task of cka lora lora-4 dtd: {type(error).__name__}") and said in words
+    assert _is_user_error(caught.value)  # no traceback
