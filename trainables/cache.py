@@ -44,10 +44,15 @@ def make_folder(folder: Path) -> None:
     """
     cache = folder.parent
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_owner(cache)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def check_owner(cache: Path) -> None:
+    """Raises OSError where `make_folder` does, of a cache that is there: nothing in it is to be read."""
     if (owner := cache.stat().st_uid) not in (os.getuid(), 0):
         rule = f"the cache {cache} is another user's (uid {owner})"
         raise PermissionError(f"{rule}; set {FOLDER_VARIABLE} to a folder of yours, or to 'off'")
-    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 @cache

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,6 +18,7 @@ from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConf
 from trainables.errors import TrialError, first_line
 from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
 from trainables.models.loading import LoadedModel, load_model, to_bf16
+from trainables.models.shapes import UNREADABLE
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
 from trainables.tasks.lane_cache import Warm
 
@@ -88,7 +88,7 @@ def _readable(path: Path) -> Iterator[None]:
     """A damaged file, or one of other weights, is an error that names it."""
     try:
         yield
-    except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+    except UNREADABLE as error:
         raise TrialError(f"{path} can't be read ({first_line(error)}); it is damaged, or of other weights") from error
 
 

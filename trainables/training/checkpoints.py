@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import os
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +23,8 @@ INDEX = "checkpoint.json"
 
 CHECKPOINT_SHARE = 0.02
 """Checkpoints may take this share of the training time; epochs that are too quick share one."""
+_STALE_S = 3600.0
+"""A draft that nobody has written to for so long is a killed worker's."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +45,45 @@ def save_checkpoint(
     """
     directory.mkdir(exist_ok=True)  # not its parents: a results folder that was moved away is not made anew
     path = directory / f"epoch-{epoch:05d}.safetensors"
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary))
-    checksum = _checksum(temporary)
-    temporary.replace(path)
-    index = {"trial_id": trial_id, "epoch": epoch, "file": path.name, "history": history}
-    index |= {"bytes": path.stat().st_size, "crc32": checksum}
+    with _replaced(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary))
+        written, checksum = temporary.stat(), _checksum(temporary)
+    index = {"trial_id": trial_id, "epoch": epoch, "file": path.name, "bytes": written.st_size}
+    index |= {"history": [_finite(report) for report in history], "crc32": checksum}
     text = json.dumps(index, allow_nan=False)
     body = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "index": text})
-    temporary = directory / f"{INDEX}.tmp"
-    temporary.write_text(body, encoding="utf-8")
-    temporary.replace(directory / INDEX)
-    for old in directory.glob("epoch-*"):
+    with _replaced(directory / INDEX) as temporary:
+        temporary.write_text(body, encoding="utf-8")
+    for old in directory.glob("epoch-*.safetensors"):
         if old != path:
-            old.unlink()
+            old.unlink(missing_ok=True)
+    for draft in directory.glob("*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if written.st_mtime - draft.stat().st_mtime > _STALE_S:  # both by the clock of the file system
+                draft.unlink()
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A draft that takes the path's place: no other worker has its name, such as one that was thought dead."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def _finite(value: Any) -> Any:
+    """A copy for JSON, with null for what is not finite, such as a score after a step that diverged.
+
+    The next epoch's loss is the trial's error: it names the step.
+    """
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _checksum(path: Path) -> int:
@@ -69,11 +99,15 @@ def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
 
     Nothing is lost by None but time: the trial starts over and comes to the same result.
     """
-    path = directory / INDEX
-    if not path.is_file():
-        return None
+    for _ in range(2):  # another worker of the trial may put a new file and index in place of these
+        with contextlib.suppress(FileNotFoundError):
+            return _read(directory, trial_id)
+    return None
+
+
+def _read(directory: Path, trial_id: str) -> Checkpoint | None:
     try:
-        body = json.loads(path.read_text("utf-8"))
+        body = json.loads((directory / INDEX).read_text("utf-8"))
         text = body["index"]
         if hashlib.sha256(text.encode()).hexdigest() != body["sha256"]:
             return None
@@ -84,6 +118,8 @@ def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
         if "crc32" in index and _checksum(file) != index["crc32"]:  # versions before it knew the size alone
             return None
         return Checkpoint(index["epoch"], index["history"], load_file(str(file)))
+    except FileNotFoundError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, SafetensorError):
         return None
 

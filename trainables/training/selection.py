@@ -28,7 +28,7 @@ class Selected:
         """Keep the weights as they are after `step` if their loss is the lowest; one that is not finite never is."""
         self._seen[2] = loss
         if loss < self._seen[1]:
-            self._seen[:2] = torch.tensor([step, loss])
+            self._seen[:2] = torch.tensor([step, loss], dtype=self._seen.dtype)
             self._best = {n: whole(p.detach()).to("cpu", copy=True) for n, p in self._parameters.items()}
 
     @torch.no_grad()

@@ -9,9 +9,13 @@ import stat
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
 import pytest
 import torch
 from PIL import Image
@@ -211,6 +215,55 @@ def test_a_cache_of_another_user_is_not_written(colours: Path, cache: Path, monk
     expected = Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(rows)
     assert torch.equal(Pixels(split, RECIPE).rows(rows), expected)
     assert list(cache.iterdir()) == []
+
+
+def test_a_cache_of_another_user_is_not_read(colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([3, 1])
+    expected = Pixels(split, RECIPE).rows(rows)
+    stat = Path.stat
+
+    def theirs(path: Path, **how: Any) -> os.stat_result:
+        about = stat(path, **how)
+        return os.stat_result((*about[:4], os.getuid() + 1, *about[5:])) if path == cache else about
+
+    monkeypatch.setattr(Path, "stat", theirs)
+    reads: list[int] = []
+    assert torch.equal(Pixels(counted(split, reads), RECIPE).rows(rows), expected)
+    assert sorted(reads) == [1, 3]
+
+
+@pytest.mark.parametrize("row", [-1, 64, 2**40, 1])
+def test_a_pack_with_a_wrong_row_number_is_made_again(colours: Path, cache: Path, row: int) -> None:
+    split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([0, 3])
+    expected = Pixels(split, RECIPE).rows(rows)
+    (path,) = packs(cache)
+    with pa.ipc.open_file(path.read_bytes()) as file:
+        (batch,) = (file.get_batch(i) for i in range(file.num_record_batches))
+    path.unlink()  # the file that is mapped stays as it is
+    with pa.ipc.new_file(str(path), batch.schema) as writer:
+        writer.write_batch(pa.record_batch([pa.array([0, row]), *batch.columns[1:]], schema=batch.schema))
+    wanted = torch.tensor([0, row if row == 1 else 3])
+    reads: list[int] = []
+    found = Pixels(counted(split, reads), RECIPE).rows(wanted)
+    assert torch.equal(found, Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(wanted))
+    assert sorted(reads) == wanted.tolist() and torch.equal(found[0], expected[0])
+
+
+def test_a_pack_of_before_row_numbers_were_checked_is_made_again(colours: Path, cache: Path) -> None:
+    split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([0, 3])
+    expected = Pixels(split, RECIPE).rows(rows)
+    (path,) = packs(cache)
+    content = path.read_bytes()
+    path.unlink()
+    with pa.ipc.open_file(content) as file:
+        (batch,) = (file.get_batch(i) for i in range(file.num_record_batches))
+    old = batch.schema.with_metadata({**batch.schema.metadata, b"version": b"1"})
+    crc = pa.array([zlib.crc32(row.numpy().tobytes()) for row in expected], pa.uint32())
+    with pa.ipc.new_file(str(path), old) as writer:
+        writer.write_batch(pa.record_batch([batch["row"], crc, batch["pixels"]], schema=old))
+    assert torch.equal(Pixels(split, RECIPE).rows(rows), expected)
+    (again,) = packs(cache)
+    assert again != path
 
 
 def test_skipping_bad_images(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,45 @@ def test_tune_does_not_touch_the_test_file(tmp_path: Path) -> None:
         _ = data.at("CONFIRM").test
 
 
+NUMBERED = ("train_{}", "train{}", "train.{}", "train-{}-of-2", "data/train_{}", "data/train-{}", "train/{}")
+
+
+@pytest.mark.parametrize("names", ["train", "train_extra", "data/train", *NUMBERED])
+def test_files_that_are_named_as_on_the_hub(tmp_path: Path, names: str) -> None:
+    tables = colour_tables(2, 1)
+    several = {names.format(number) for number in range(2)}
+    for name in several:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(tables["train"], tmp_path / f"{name}.parquet")
+    for name in ("test", "training", "trainval"):
+        pq.write_table(tables["test"], tmp_path / f"{name}.parquet")
+    pq.write_table(tables["test"].slice(0, 3), tmp_path / "validation_0.parquet")  # not of `val` too
+    data = load_dataset(f"parquet:{tmp_path}")
+    assert len(data.train) == 8 * len(several) + 3
+    assert data.val_rows is not None and len(data.val_rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("train", "train-00001-of-00002"),
+        ("train", "train_extra"),
+        ("train_0", "train_extra"),
+        ("train_0", "train0"),
+        ("train-0", "data/train-0"),
+        ("train", "train/0"),
+    ],
+)
+def test_files_of_two_kinds_for_one_split_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    tables = colour_tables(1, 1)
+    for name in (one, other, "test"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(tables["train"], tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"has .*\.parquet and .*\.parquet for split 'train'") as caught:
+        load_dataset(f"parquet:{tmp_path}")
+    assert all(f" {name}.parquet " in str(caught.value) for name in (one, other))
+
+
 def same(a: Dataset, b: Dataset) -> None:
     assert a.class_names == b.class_names
     for x, y in ((a.train, b.train), (a.at("CONFIRM").test, b.at("CONFIRM").test)):

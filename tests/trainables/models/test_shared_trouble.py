@@ -21,6 +21,7 @@ from tests.trainables.tiny_language import save_model
 from trainables.config import TrialConfig
 from trainables.models.families import ModelError
 from trainables.models.loading import LoadedModel, load_model
+from trainables.models.sharing.mapped import write
 from trainables.models.sharing.shared import shared_bytes, shared_model
 
 MakeTrial = Callable[..., TrialConfig]
@@ -91,6 +92,32 @@ def test_without_a_cache_each_worker_has_its_own(
     said = [record for record in caplog.records if record.name == "trainables"]
     assert len(said) == (0 if trouble == "off" else 1)
     assert not [path for path in cache.glob("*/*") if path.suffix in (".part", ".safetensors")]
+
+
+@pytest.mark.parametrize("owner", ["another", "root"])
+def test_weights_in_a_cache_of_another_user_are_not_read(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, owner: str
+) -> None:
+    shared_model("embedded:tiny-clip")
+    (kept,) = files(cache)
+    plain = load_model("embedded:tiny-clip").module
+    doubled = {name: 2 * tensor for name, tensor in load_file(kept).items() if not name.startswith("gap.")}
+    kept.unlink()
+    write(kept, doubled, {"model": "embedded:tiny-clip", "empty": "no"})
+    stat = Path.stat
+
+    def theirs(path: Path, **how: Any) -> os.stat_result:
+        about = stat(path, **how)
+        return os.stat_result((*about[:4], os.getuid() + 1 if owner == "another" else 0, *about[5:]))
+
+    monkeypatch.setattr(Path, "stat", lambda path, **how: (theirs if path == cache else stat)(path, **how))
+    with caplog.at_level(logging.WARNING):
+        found = shared_model("embedded:tiny-clip").module
+    if owner == "root":
+        assert not same_bits(found, plain) and not caplog.records
+        return
+    assert same_bits(found, plain) and shared_bytes(found) == 0
+    assert [f"{cache} is another user's" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_model_that_changes_is_another_one(tmp_path: Path, cache: Path, model_dir: Path) -> None:

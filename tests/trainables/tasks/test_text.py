@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 import trainables.training.checkpoints
@@ -26,6 +27,7 @@ from trainables.models.encoders import ClassifierHead, load_head
 from trainables.models.families import ModelError
 from trainables.models.loading import load_model
 from trainables.models.shapes import target_shapes
+from trainables.predicting.trained import load_trained
 from trainables.tasks.text.sentences import SentenceEncoder, SentenceReader, window_of
 from trainables.training.worker import run_trial
 
@@ -85,6 +87,18 @@ def test_the_kept_adapter_and_head_classify_as_the_trial_did(text_trial: MakeTri
         vectors = SentenceReader(loaded.module, torch.no_grad, encoder.pad)(encoder(list(test.rows)))
         predicted = load_head(tmp_path / "adapter")(vectors).argmax(dim=1)
     assert float((predicted == test.labels).float().mean()) == result["test_score"]
+
+
+def test_a_head_of_other_shapes_is_a_damaged_file(text_trial: MakeTrial, tmp_path: Path) -> None:
+    trial = text_trial("linear-probe", train={"epochs": 1})
+    run(trial, tmp_path, keep=True)
+    assert isinstance(load_trained(trial, tmp_path / "adapter").head, torch.nn.Linear)
+    flat, square = torch.zeros(2), torch.zeros(2, 2)
+    heads = ({"weight": flat}, {"weight": flat.sum()}, {"dense.weight": square, "out.weight": flat})
+    for tensors in (*heads, {"image_scale": flat.sum(), "out.weight": square}):
+        save_file(tensors, tmp_path / "adapter" / "head.safetensors")
+        with pytest.raises(TrialError, match=r"head\.safetensors can't be read \(.*it is damaged, or of other weights"):
+            load_trained(trial, tmp_path / "adapter")
 
 
 def test_the_default_targets_are_the_papers_six(roberta: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Task
 from trainables.training.packed import run_pack
+from trainables.training.trainer import Trainer
 
 Make = Callable[..., list[TrialConfig]]
 DECAY = (0.0, 0.1, 0.01)
@@ -207,6 +209,34 @@ def test_a_trial_that_diverges_fails_alone(make: Make, tmp_path: Path) -> None:
     for k in (0, 2):
         alone(trials[k], tmp_path / f"alone{k}", keep=True)
         check_weights(tmp_path, k, tmp_path / f"alone{k}")
+
+
+def test_a_step_that_diverges_as_an_epoch_ends_fails_its_trial_alone(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is finite and the evaluation's is not, which a checkpoint has to take."""
+    update = Trainer.update
+
+    def diverging(self: Trainer, epoch: int, index: int) -> None:
+        update(self, epoch, index)
+        if self._trial.lr == trials[1].lr and (epoch, index + 1) == (1, self._steps):
+            with torch.no_grad():
+                for parameter in self._parameters:
+                    parameter.fill_(torch.nan)
+
+    trials = make("llama", "json:rows", train={"epochs": 2})
+    monkeypatch.setattr(Trainer, "update", diverging)
+    packed = together(trials, tmp_path)
+    first: Any = packed[0][1]
+    assert math.isfinite(first["train_loss"]) and math.isnan(first["val_further"]["loss"])
+    assert str(packed[1][1]).startswith("loss became nan at step 5 of 8 (epoch 2)")
+    assert packed[1][0]["done"]  # type: ignore[index]
+    with pytest.raises(TrialError) as raised:
+        alone(trials[1], tmp_path / "alone")
+    assert str(raised.value) == str(packed[1][1])
+    with pytest.raises(TrialError) as raised:  # from its checkpoint
+        alone(trials[1], tmp_path / "alone")
+    assert str(raised.value) == str(packed[1][1])
 
 
 def test_an_abandoned_pack_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import trainables.training.checkpoints
+from sweeps.records.rows import trial_row
+from sweeps.search.slots import Slot
+from tests.fakes import FakeCell
 from tests.trainables.support import one_tower_trial, outcome, run, work
 from tests.trainables.tiny_language import save_model, write_rows
 from tests.trainables.training.support import check_weights, together
@@ -70,6 +74,28 @@ def test_the_weights_with_the_lowest_loss_are_scored_and_kept(
     assert kept[0].keys() == kept[1].keys()
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
     assert (report["result"]["test_score"], report["val_score"]) == (ended["test_score"], ended["val_score"])
+
+
+def test_ties_go_to_the_earlier_weights() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    selected, loss = Selected({"w": weight}), 1.00000006  # a float32 would be larger
+    for step in (1, 2):
+        with torch.no_grad():
+            weight.fill_(step)
+        selected.offer(step, loss)
+        other = Selected({"w": weight})
+        other.load_state(selected.state())
+        selected = other
+    assert selected.settle() == {"selected-step": 1, "selected-loss": loss, "last-loss": loss}
+    assert weight.tolist() == [1]
+
+
+def test_a_last_loss_that_is_not_finite_is_null_in_the_table() -> None:
+    trial_id, seeds = "t", (1, 1, 1)
+    further = {"val": {"selected-loss": 0.5, "last-loss": math.nan}}
+    outcome = {"status": "finished", "result": {"further": further}}
+    row = trial_row("s", FakeCell("lora"), Slot("c", "CONFIRM", 0, trial_id, {}, 1e-3, seeds), outcome)
+    assert row["further"] == '{"val": {"last-loss": null, "selected-loss": 0.5}}'
 
 
 def test_a_stopped_trial_selects_the_same(climbing: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Decoded images on disk: Arrow files, memory-mapped, shared by all trials and workers of a machine.
 
 One folder of the cache per (split of a data set, recipe), named by a hash of both. A file in it has the rows that some
-trial needed and nobody had decoded before: `row`, `pixels` (3 * S * S bytes) and the pixels' `crc`. It is written
+trial needed and nobody had decoded before: `row`, `pixels` (3 * S * S bytes) and the `crc` of both. It is written
 beside its place and renamed, under a lock of the folder, so that a machine decodes a row once. A file that is cut
 short, or that has a row with another checksum, is removed, and its rows are decoded again.
 """
@@ -18,12 +18,16 @@ import pyarrow.ipc
 import torch
 from torch import Tensor
 
-from trainables.cache import draft, in_turn, make_folder, make_room, mark_used
+from trainables.cache import check_owner, draft, in_turn, make_folder, make_room, mark_used
 
 BATCH_BYTES = 2**26
 """Pixels decoded, and written, at a time."""
 
-_SCHEMA_VERSION = b"1"
+_SCHEMA_VERSION = b"2"  # before it the checksum was of the pixels alone
+
+
+def _checksum(row: np.int64, pixels: np.ndarray) -> int:
+    return zlib.crc32(pixels.data, zlib.crc32(row.tobytes()))
 
 
 class DecodedRows:
@@ -50,6 +54,10 @@ class DecodedRows:
         """Take in files that were written since the last look."""
         if not self.folder.is_dir():
             return
+        try:
+            check_owner(self.folder.parent)
+        except OSError:  # another user may have put any pixels there
+            return
         for path in sorted(self.folder.glob("*.arrow")):
             if path in self._open:
                 continue
@@ -65,6 +73,8 @@ class DecodedRows:
         for index in range(reader.num_record_batches):
             batch = reader.get_batch(index)
             rows = batch.column("row").to_numpy()
+            if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._batch):
+                raise ValueError(f"{path}: a row that the split lacks")
             pixels = np.frombuffer(batch.column("pixels").buffers()[1], dtype=np.uint8).reshape(len(rows), self.width)
             self._batch[rows], self._place[rows] = len(self._batches), np.arange(len(rows))
             self._batches.append((path, pixels, batch.column("crc").to_numpy()))
@@ -80,7 +90,7 @@ class DecodedRows:
             out[chosen] = self._batches[number][1][places[chosen]]
         for at in np.flatnonzero(~self._checked[index]):
             path, _, checksums = self._batches[batches[at]]
-            if zlib.crc32(out[at]) != checksums[places[at]]:
+            if _checksum(index[at], out[at]) != checksums[places[at]]:
                 self._drop(path)
                 return None
             self._checked[index[at]] = True
@@ -130,6 +140,6 @@ class DecodedRows:
 
     def _record_batch(self, rows: Tensor, pixels: Tensor) -> pa.RecordBatch:
         flat = pixels.contiguous().numpy()
-        checksums = np.array([zlib.crc32(row) for row in flat], dtype=np.uint32)
+        checksums = np.array([_checksum(*each) for each in zip(rows.numpy(), flat, strict=True)], dtype=np.uint32)
         packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self.width), len(rows), [None, pa.py_buffer(flat)])
         return pa.record_batch([pa.array(rows.numpy()), pa.array(checksums), packed], schema=self._schema)

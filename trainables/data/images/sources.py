@@ -36,6 +36,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 _VALIDATION = ("validation", "valid", "val")
+_AFTER = ("", "-*", "[0-9]*", "[._ ][0-9]*", "[._ ][!0-9]*")
+"""What may follow a split's name in those of its files: all of one kind, else some may be there twice or not belong."""
 UNPACKED, UNPACKED_BYTES = 50, 2**30
 """A table may unpack to so many times its file's size, and to so many bytes in any case."""
 
@@ -93,7 +95,10 @@ def from_tables(
 
 
 def from_parquet(name: str, folder: Path) -> Dataset:
-    """`FOLDER/train*.parquet` and `FOLDER/test*.parquet`, also under `data/` or split folders, as the hub lays them."""
+    """`FOLDER/train*.parquet` and `FOLDER/test*.parquet`, also under `data/` or split folders, as the hub lays them.
+
+    As there no letter may follow the split's name: `train_0` and `train-a` are of train, `training` is not.
+    """
     return _from_files(name, folder, "parquet", _read_parquet)
 
 
@@ -169,12 +174,16 @@ def from_hub(
 def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Iterable[pa.RecordBatch]]) -> Dataset:
     splits: dict[str, list[Path]] = {}
     for which in ("train", "test", *_VALIDATION):
-        for pattern in (f"{which}.{suffix}", f"{which}-*.{suffix}", f"data/{which}-*.{suffix}", f"{which}/*.{suffix}"):
-            if paths := sorted(folder.glob(pattern)):
-                splits[which] = paths
-                break
+        patterns = (f"{place}{which}{rest}.{suffix}" for place in ("", "data/") for rest in _AFTER)
+        found = [paths for p in (*patterns, f"{which}/*.{suffix}") if (paths := sorted(folder.glob(p)))]
         if suffix == "arrow" and (state := folder / which / "state.json").is_file():
-            splits[which] = _saved(state)
+            others = [paths for paths in found if paths[0].parent != state.parent]
+            found = [paths for paths in (*others, _saved(state)) if paths]
+        if len(found) > 1:
+            shown = " and ".join(str(paths[0].relative_to(folder)) for paths in found)
+            raise DataError(f"data set {name!r}: {folder} has {shown} for split {which!r}; leave one kind there")
+        if found:
+            splits[which] = found[0]
     _must_have(name, folder, splits, f"{suffix} files")
 
     def opened(which: str) -> pa.Table:

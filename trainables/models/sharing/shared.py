@@ -64,13 +64,17 @@ def shared_model(model_id: str) -> LoadedModel:
     if cache is None or (name := _name(model_id)) is None:
         return load_model(model_id)
     folder = cache / name
+    try:
+        make_folder(folder)  # before it is read: it refuses another user's, who may put any weights there
+    except OSError as error:
+        _say(f"{cache} can't be used ({error})")
+        return load_model(model_id)
     if (folder / MAPPED_ALREADY).is_file():
         return load_model(model_id)
     if (kept := _look(folder)) is not None:
         return _with(model_id, kept)
     with contextlib.ExitStack() as stack:
         try:
-            make_folder(folder)
             stack.enter_context(in_turn(folder))
         except OSError as error:
             _say(f"{cache} can't be written ({error})")
