@@ -6,7 +6,9 @@ Shape suffixes of this package: O out, I in, R rank, N rows (tokens), M the smal
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,12 +39,14 @@ class AdapterConfig:
     """Words that a numeric option takes besides numbers."""
 
     def __post_init__(self) -> None:
-        """Refuse a bad capacity, and a bad `alpha` or `dropout` where the method has them; subclasses check the rest.
+        """Refuse a bad capacity, infinities, and a bad `alpha` or `dropout` where there is one; subclasses do the rest.
 
         Raises:
             ConfigError: a value that is not allowed.
         """
         check_capacity(self.method, self.capacity_field, self.capacity, self.least)
+        for key, value in self.options().items():
+            check_finite(self.method, key, value)
         alpha = getattr(self, "alpha", None)
         if isinstance(alpha, str):
             check_rule(self.method, alpha, by_bases=getattr(self, "by_bases", False))
@@ -145,6 +149,12 @@ def check_capacity(method: str, field: str, value: int, least: int = 1) -> None:
         raise ConfigError(f"{method}: {field} must be an integer of at least {least} but got {value!r}")
 
 
+def check_finite(method: str, field: str, value: object) -> None:
+    """Refuse a number that no float holds, such as `inf` and `nan`."""
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"{method}: {field} must be a finite number but got {value!r}")
+
+
 def check_positive(method: str, field: str, value: float | None) -> None:
     """Refuse a scale that is not positive; None asks for the default."""
     if value is not None and not value > 0:
@@ -154,7 +164,7 @@ def check_positive(method: str, field: str, value: float | None) -> None:
 def check_rule(method: str, alpha: str, *, by_bases: bool) -> None:
     """Refuse an `alpha` in words that is no rule in r, or one in n where no bases are summed."""
     found = _RULE.fullmatch(alpha)
-    if found is None or not float(found[1]) > 0 or (found[2] and not by_bases):
+    if found is None or not 0 < float(found[1]) < math.inf or (found[2] and not by_bases):
         rules = "'2r' (a scale of 2 at every rank)" + (" or '2r/sqrt(n)' (n bases of a weight)" if by_bases else "")
         raise ConfigError(f"{method}: alpha must be a positive number or a rule such as {rules} but got {alpha!r}")
 
@@ -280,6 +290,10 @@ class Adapter(nn.Module, ABC):
     def stored(self) -> Iterator[Tensor]:
         """What is kept beside the trainables: bases and starts; some may be other adapters' too."""
         return self.buffers()
+
+    def redrawn(self) -> Iterator[Tensor]:
+        """What else than shared bases a load draws again from the seed; checkpoints keep a fingerprint of it."""
+        return iter(())
 
     @property
     def draws(self) -> bool:

@@ -100,6 +100,10 @@ class Adapted:
         """Frozen tensors made from the base weights; a checkpoint keeps them, since no seed gives them back."""
         return {f"{n}.{key}": a.get_buffer(key) for n, a in self.adapters.items() for key in a.derived}
 
+    def redrawn(self) -> list[Tensor]:
+        """What a load draws again beside the shared bases, each tensor once; a checkpoint has its fingerprint."""
+        return list({id(t): t for adapter in self.adapters.values() for t in adapter.redrawn()}.values())
+
     def bases(self) -> Bases | None:
         """The frozen matrices that the adapters share; None for a method without."""
         for adapter in self.adapters.values():
@@ -145,7 +149,7 @@ class Adapted:
 
     @torch.no_grad()
     def deltas(self) -> dict[str, Tensor]:
-        """Weight name -> delta (out x in), in the adapters' precision."""
+        """Weight name -> delta (out x in), in the adapters' precision. A bias's change is not in it."""
         return self._made(lambda adapter, base: adapter.delta(base))
 
     def _made(self, make: Callable[[Adapter, Tensor], Tensor]) -> dict[str, Tensor]:

@@ -14,9 +14,23 @@ from randlora.adapted.attach import attach, sites_of
 from randlora.adapter import AdapterConfig, check_capacity
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases, Draw
 from randlora.errors import AdapterError, CheckpointError
-from randlora.files.checkpoint import BASES, DERIVED, META, SCHEDULE, TENSORS, digest_of, read_meta, read_tensors
+from randlora.files.checkpoint import (
+    BASES,
+    DERIVED,
+    META,
+    SCHEDULE,
+    TENSORS,
+    digest_of,
+    fingerprint,
+    read_meta,
+    read_tensors,
+)
 from randlora.files.peft_import import read_peft
 from randlora.methods.registry import get_method
+from randlora.methods.scheduled.ranks import TermsConfig
+
+SMALL_RANK = 1024
+"""A rank that takes little memory, also where the weights are smaller."""
 
 
 def load(model: nn.Module, directory: str | Path) -> Adapted:
@@ -68,10 +82,26 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
                 f"the digest differs: the bases {which} have digest {digest[:16]}..., the adapter was trained with "
                 f"{basis['digest'][:16]}...; the file was changed or belongs to another generator"
             )
+    _check_redrawn(adapted, meta.get("redrawn"))
     if own := adapted.derived():
         _fill_derived(own, _read_whole(folder / DERIVED, meta.get("derived")), folder / DERIVED)
     if wanted := meta.get("schedule"):
         adapted.hooks.load_state(_read_whole(folder / SCHEDULE, wanted))
+
+
+def _check_redrawn(adapted: Adapted, wanted: object) -> None:
+    """Refuse what PEFT has drawn otherwise than for the saved adapter; folders of before do not say."""
+    if wanted is None:
+        return
+    found = fingerprint(adapted.redrawn())
+    digest, norm = (wanted.get("digest"), wanted.get("norm")) if isinstance(wanted, dict) else (wanted, None)
+    close = isinstance(norm, int | float) and abs(norm - found["norm"]) <= 0.01 * found["norm"]
+    if digest != found["digest"] or not close:
+        raise CheckpointError(
+            f"the digest differs: what PEFT draws from seed {adapted.basis_seed} has digest {found['digest'][:16]}... "
+            f"and norm {found['norm']:.4g}, the adapter was trained with {str(digest)[:16]}... and {norm}; the file "
+            "was changed, or this version of PEFT draws otherwise than the one that it was trained with"
+        )
 
 
 def _check_size(
@@ -84,9 +114,14 @@ def _check_size(
     """Refuse capacities that need more numbers than the file's tensors have, before memory for them is taken."""
     method, held, wanted = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
     sites = sites_of(model, method, names)
+    rank, most = config.options().get("r"), max([SMALL_RANK, *(max(s.shape) for s in sites.values())])
+    if isinstance(rank, int) and rank > most:  # of frozen factors, which no count has (NoLA, UniLoRA, TinyLoRA)
+        raise AdapterError(f"its r = {rank:,} is more than its weights have a use for ({most:,})")
     for name, site in sites.items():
         capacity = capacities.get(name, config.capacity)
         check_capacity(method.name, f"{method.capacity_field} of {name}", capacity, method.min_capacity)
+        if isinstance(config, TermsConfig):  # what is built is in the file, also after cuts
+            capacity = config.initial_rank(capacity)
         wanted += 0 if method.together else method.count(site.shape, capacity, **config.options())
     if method.together:
         shapes = {name: site.shape for name, site in sites.items()}

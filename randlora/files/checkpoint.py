@@ -2,7 +2,7 @@
 
 A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for, or if the bases were
 imported and no seed gives them. Loading draws the bases from the seed, or reads the imported ones, and refuses a
-generator version or a digest that differs: wrong bases would be a wrong model.
+generator version or a digest that differs: wrong bases would be a wrong model. Of what PEFT draws it has a fingerprint.
 What a method derives from the base weights (PiSSA's start, singular vectors) no seed gives back bit for bit: it is in
 `derived.safetensors`, with its digest; where a schedule stands (AdaLoRA's cuts) is in `schedule.safetensors`.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from randlora.adapter import Adapter, AdapterConfig, Shape
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases
-from randlora.errors import CheckpointError
+from randlora.errors import CheckpointError, ExportError
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sites import Site
@@ -51,6 +52,7 @@ class Adapted(Protocol):
     def hooks(self) -> Hooks: ...
     def bases(self) -> Bases | None: ...
     def derived(self) -> dict[str, Tensor]: ...
+    def redrawn(self) -> list[Tensor]: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def deltas(self) -> dict[str, Tensor]: ...
     def merging(self) -> AbstractContextManager[nn.Module]: ...
@@ -99,6 +101,8 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
         },
         "derived": digest_of(derived) if (derived := adapted.derived()) else None,
     }
+    if redrawn := adapted.redrawn():
+        meta["redrawn"] = fingerprint(redrawn)
     if schedule := adapted.hooks.state():
         meta["schedule"] = digest_of(schedule)
         write_tensors(folder / SCHEDULE, schedule)
@@ -109,6 +113,21 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
         write_tensors(folder / BASES, dict(frozen.named_buffers()))
     write_text(folder / META, json.dumps(meta, indent=1) + "\n")
     return folder
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> dict[str, Any]:
+    """By what frozen tensors of PEFT's are known again, in any order and precision: models in bf16 round theirs.
+
+    A digest of the signs, or of the whole numbers, and the norm.
+    """
+    squares: dict[str, float] = {}
+    for tensor in tensors:
+        values = tensor.detach().to("cpu")
+        real = values.is_floating_point()
+        own = digest_of({"": torch.signbit(values) if real else values.long()})
+        squares[own] = max(squares.get(own, 0.0), float(values.double().square().sum()) if real else 0.0)
+    digest = hashlib.sha256("".join(sorted(squares)).encode()).hexdigest()
+    return {"digest": digest, "norm": math.sqrt(sum(squares.values()))}
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -161,13 +180,26 @@ def read_meta(directory: str | Path) -> dict[str, Any]:
     wrong = [key for key, kind in _FORM.items() if not isinstance(meta.get(key, ...), kind)]
     if not wrong and meta["basis"] is not None:
         wrong = [f"basis.{key}" for key, kind in _BASIS.items() if not isinstance(meta["basis"].get(key), kind)]
+    if not wrong and not isinstance(meta.get("basis_seed", 0), int):
+        wrong = ["basis_seed"]
+    if not wrong and not all(isinstance(s, list) and list(map(type, s)) == [int, int] for s in meta["shapes"].values()):
+        wrong = ["a pair of numbers in shapes"]
     if wrong:
         raise CheckpointError(f"{path} is damaged: {wrong[0]} is missing, or not what an adapter has there")
     return meta
 
 
 def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
-    """Write `deltas.safetensors`: weight name -> dense delta (out x in). Every method and weight has this form."""
+    """Write `deltas.safetensors`: weight name -> dense delta (out x in). Every method and weight has this form.
+
+    Raises `ExportError` where a layer's bias changes too, as `merge` does: W0 + delta would lack that.
+    """
+    for name, adapter in adapted.adapters.items():
+        if adapter.moves_bias:
+            raise ExportError(
+                f"cannot export the delta of {name}: the adapter changes the layer's bias as well, which a delta "
+                "would not; save() or export_peft() keeps the adapter itself"
+            )
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / DELTAS, adapted.deltas(), {"format": "pt", "method": adapted.method.name})

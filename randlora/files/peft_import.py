@@ -66,7 +66,7 @@ def read_peft(model: nn.Module, directory: Path) -> PeftAdapter:
         ours, state, frozen = reader(config, {_weight(model, name): found for name, found in layers.items()}, bases)
     except AdapterError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         said = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"the PEFT adapter in {directory} has settings that none has ({said})") from error
     return PeftAdapter(ours, tuple(_weight(model, name) for name in layers), state, frozen)

@@ -76,9 +76,9 @@ def _dora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | No
     y = _factored(members, x, base, None, drop)
     if y is None:
         return None
-    factor = torch.stack([m.magnitude / m.norms(base) for m in cast(Sequence[Dora], members)]).to(y.dtype).unsqueeze(1)
-    y = y * factor
-    return y if bias is None else y + bias.to(y.dtype)
+    factor_K1O = torch.stack([m.factor(base) for m in cast(Sequence[Dora], members)]).unsqueeze(1)
+    scaled = y * factor_K1O  # in float32, as alone
+    return (scaled if bias is None else scaled + bias).to(y.dtype)
 
 
 def _vera(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:

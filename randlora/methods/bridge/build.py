@@ -60,6 +60,9 @@ class PeftAdapter(Adapter):
         """Also what PEFT's layer keeps where no `state_dict` shows it: indices, and matrices of its tuner's."""
         return (t for t in _tensors(self.layer, set()) if not (isinstance(t, nn.Parameter) and t.requires_grad))
 
+    def redrawn(self) -> Iterator[Tensor]:
+        return self.stored() if self.kind.seed is not None and not self.kind.derived else iter(())
+
     @property
     def tuner(self) -> Any:
         """PEFT's model around the tree that the layer stands in."""

@@ -21,7 +21,6 @@ from torch.nn.functional import linear
 
 from randlora.adapter import RankConfig, Request, Shape, each_weight, trainable
 from randlora.arithmetic.contract import (
-    compute_dtype,
     low_rank_beside,
     low_rank_linear,
     low_rank_weight,
@@ -108,6 +107,15 @@ class Dora(Lora):
         with torch.no_grad(), plain(base.device):  # in bf16 they would rescale every row by its rounding
             return _row_norms(low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale))
 
+    def factor(self, base: Tensor) -> Tensor:
+        """What every output row is multiplied by (out), about 1, in float32: bf16's steps there are 0.4 % and more."""
+        return self.magnitude / self.norms(base)
+
+    def _rescaled(self, y: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        """y (..., out) times the factor, plus the bias, rounded once to the type of y."""
+        scaled = y * self.factor(base)
+        return (scaled if bias is None else scaled + bias).to(y.dtype)
+
     def weight(self, base: Tensor) -> Tensor:
         with plain(base.device):
             direction = low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale)
@@ -123,16 +131,13 @@ class Dora(Lora):
         if self.merges(x, base, self.a):
             return linear(x, self.weight(base), bias)
         # dropout falls on the low-rank part alone
-        dtype = compute_dtype(x)
-        factor = (self.magnitude / self.norms(base)).to(dtype)
-        y = low_rank_linear((x, self.drop(x)), base, None, (self.a, self.b), self.scale) * factor
-        return y if bias is None else y + bias.to(dtype)
+        y = low_rank_linear((x, self.drop(x)), base, None, (self.a, self.b), self.scale)
+        return self._rescaled(y, base, bias)
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        factor = (self.magnitude / self.norms(base())).to(y.dtype)
         bare = y if bias is None else y - bias.to(y.dtype)
-        bare = low_rank_beside(self.drop(x), bare, (self.a, self.b), self.scale) * factor
-        return bare if bias is None else bare + bias.to(y.dtype)
+        bare = low_rank_beside(self.drop(x), bare, (self.a, self.b), self.scale)
+        return self._rescaled(bare, base(), bias)
 
 
 LORA = Method(

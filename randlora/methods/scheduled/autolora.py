@@ -109,7 +109,12 @@ class Selector(Ranks[AutoLora]):
         return self.config.order
 
     def _end(self, total: int) -> int:
-        return min(max(1, round(self.config.search * total)), total)
+        """The last step of the search; at least one more must train the new start, which is the base model."""
+        if total < 2 and not self.finished:
+            raise ConfigError(
+                f"autolora: of {total} training step none is left after the search; train for 2 at least, or take lora"
+            )
+        return min(max(1, round(self.config.search * total)), total - 1)
 
     def apart(self) -> list[nn.Parameter]:
         return [a.selection for a in self.adapters]
@@ -136,7 +141,7 @@ class Selector(Ranks[AutoLora]):
             self._adam.state.clear()
 
     def restarts(self, step: int, total: int) -> bool:
-        return step == self._end(total) < total
+        return step == self._end(total)
 
     @torch.no_grad()
     def _choose(self) -> Tensor:

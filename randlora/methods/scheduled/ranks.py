@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from randlora.adapter import Adapter, Build, RankConfig, Request
-from randlora.errors import ConfigError
+from randlora.errors import CheckpointError, ConfigError
 from randlora.methods.factored import Factored
 from randlora.methods.scheduled.hooks import Schedule
+
+MOST = 1_000_000
+"""The largest `initial`: far beyond what any weight has, and far from what overflows."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class TermsConfig(RankConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.initial >= 1.0:
+        if not 1.0 <= self.initial <= MOST:
             raise ConfigError(
-                f"{self.method}: initial must be at least 1 (times the final rank) but got {self.initial!r}"
+                f"{self.method}: initial must be at least 1 (times the final rank), and at most {MOST:,}, but got "
+                f"{self.initial!r}"
             )
 
     def initial_rank(self, r: int) -> int:
@@ -103,6 +107,11 @@ class Ranks(Schedule, Generic[A]):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         kept = state.get("kept")
+        if kept is not None and kept.shape != (sum(self.sizes),):
+            raise CheckpointError(
+                f"the schedule's kept has shape {tuple(kept.shape)} in the state, the adapters have "
+                f"{sum(self.sizes)} terms"
+            )
         self._kept = None if kept is None else kept.to(self.adapters[0].a.device).bool()
 
 

@@ -16,6 +16,7 @@ from randlora import (
     attach,
 )
 from randlora.methods.lowrank.lora import Dora
+from randlora.packing.stacked import stacked_linear
 from tests.randlora.support import CONFIGS, batch, block, config_id, perturb, targets_of
 
 every_method = pytest.mark.parametrize("config", CONFIGS, ids=config_id)
@@ -74,6 +75,67 @@ def test_doras_norms_are_in_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(dora.norms(layer[0].weight), dora.magnitude.detach(), rtol=1e-6, atol=0)
         torch.testing.assert_close(dora.weight(layer[0].weight), layer[0].weight, rtol=1e-6, atol=1e-7)
+
+
+def scaled_dora(dtype: torch.dtype, factor: float) -> tuple[nn.Module, Dora, Tensor]:
+    """A layer without a bias, its adapter with all magnitudes times `factor`, and rows."""
+    layer = nn.Sequential(nn.Linear(64, 64, bias=False))
+    with torch.no_grad():
+        layer[0].weight.normal_(generator=torch.Generator().manual_seed(3))
+    [dora] = attach(layer.to(dtype), DoraConfig(4), ["0"]).adapters.values()
+    assert isinstance(dora, Dora)
+    with torch.no_grad():
+        dora.magnitude.mul_(factor)
+    return layer, dora, torch.randn(256, 64, generator=torch.Generator().manual_seed(4)).to(dtype)
+
+
+def share(y: Tensor, of: Tensor) -> float:
+    """What `of` is multiplied by in y, in the mean."""
+    y, of = y.detach().double(), of.detach().double()
+    return float((y * of).sum() / (of * of).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["autocast", "bf16"])
+@pytest.mark.parametrize("form", ["called", "beside", "packed"])
+def test_a_small_change_of_doras_magnitude_reaches_the_output(dtype: torch.dtype, form: str) -> None:
+    """The factor is near 1, where bf16's steps are 0.4 and 0.8 %: rounded alone it would not move for many steps."""
+
+    def run(factor: float) -> Tensor:
+        layer, dora, x = scaled_dora(dtype, factor)
+        base = layer[0].weight
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            if form == "called":
+                return layer(x)  # type: ignore[no-any-return]
+            if form == "beside":
+                return dora.beside(x, nn.functional.linear(x, base), lambda: base, None)
+            found = stacked_linear([dora, dora], torch.cat([x, x]), base, None, lambda rows: rows)
+        assert found is not None and torch.equal(*found.chunk(2))
+        return found[: len(x)]
+
+    start, moved = run(1.0), run(1.003)
+    assert start.dtype == moved.dtype == torch.bfloat16
+    assert share(moved, start) == pytest.approx(1.003, abs=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["autocast", "bf16"])
+def test_doras_magnitude_gets_its_gradient_in_low_precision(dtype: torch.dtype) -> None:
+    layer, dora, x = scaled_dora(dtype, 1.003)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        layer(x).float().square().sum().backward()
+    expected = (2 * (x.double() @ layer[0].weight.double().t()).square().sum(0) * 1.003) / dora.norms(layer[0].weight)
+    assert dora.magnitude.grad is not None and dora.magnitude.grad.dtype == torch.float32
+    torch.testing.assert_close(dora.magnitude.grad, expected.float(), rtol=0.01, atol=0)
+
+
+def test_dora_in_float32_computes_what_it_computed() -> None:
+    """To the bit: (W0 x + s B A x) g / norm, and then the bias."""
+    layer = nn.Sequential(nn.Linear(64, 64))
+    [dora] = attach(layer, DoraConfig(4), ["0"]).adapters.values()
+    assert isinstance(dora, Dora)
+    perturb(dora.parameters())
+    x, (weight, bias) = torch.randn(2, 64, generator=torch.Generator().manual_seed(4)), (layer[0].weight, layer[0].bias)
+    y = nn.functional.linear(x, weight).addmm_(x @ dora.a, dora.b.t(), alpha=dora.scale)
+    assert torch.equal(layer(x), y * (dora.magnitude / dora.norms(weight)) + bias)
 
 
 WITH_DELTA = [config for config in CONFIGS if config.method != "hydralora"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from randlora import (
+    AdaLoraConfig,
     AdapterConfig,
     AdapterError,
     CheckpointError,
@@ -73,6 +75,11 @@ def test_bad_targets() -> None:
     [
         (lambda: LoraConfig(0), "r must be an integer of at least 1 but got 0"),
         (lambda: LoraConfig(2, alpha=-1.0), "alpha must be positive"),
+        (lambda: LoraConfig(2, alpha=math.inf), "lora: alpha must be a finite number but got inf"),
+        (lambda: VeraConfig(4, d_initial=math.nan), "vera: d_initial must be a finite number but got nan"),
+        (lambda: AdaLoraConfig(4, initial=math.inf), "adalora: initial must be a finite number but got inf"),
+        (lambda: AdaLoraConfig(4, initial=1e300), "initial must be at least 1 .*, and at most 1,000,000, but got 1e"),
+        (lambda: LoraConfig(2, alpha="9" * 400 + "r"), "alpha must be a positive number or a rule"),
         (lambda: RandLoraConfig(2, dropout=1.0), r"dropout must be in \[0, 1\)"),
         (lambda: RandLoraConfig(2, distribution="norml"), "nearest: 'normal'"),
         (lambda: NolaConfig(1), "at least 2"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora import AutoLoraConfig, LoraConfig, attach, load
+from randlora import AutoLoraConfig, ConfigError, LoraConfig, attach, load
 from randlora.methods.scheduled.autolora import AutoLora, Selector
 from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from tests.randlora.support import block, perturb
@@ -169,6 +169,21 @@ def test_after_the_search_it_is_a_lora_from_a_new_start() -> None:
     rates = [adapted.hooks.phase(step, 10) for step in (0, 4, 5, 9)]
     assert rates == [(0, 5), (0, 5), (5, 5), (5, 5)]
     assert [adapted.hooks.held_out(step, 10) for step in (0, 3)] == [0.0, 0.0]  # it is over
+
+
+@pytest.mark.parametrize(("share", "total"), [(0.5, 2), (0.75, 2), (0.9, 4), (0.95, 10)])
+def test_a_step_is_left_after_the_search(share: float, total: int) -> None:
+    """The new start is the base model: ended by the last step, the search would leave that."""
+    model, adapted, restarts = search(AutoLoraConfig(2, search=share), total, range(total))
+    x = task()[0]
+    assert restarts == [total - 1]
+    assert not torch.equal(model(x), Two()(x))
+    assert adapted.hooks.phase(total - 1, total) == (total - 1, 1)
+
+
+def test_one_step_is_too_few_to_search_in() -> None:
+    with pytest.raises(ConfigError, match="of 1 training step none is left after the search; train for 2 at least"):
+        search(AutoLoraConfig(2), 1, range(1))
 
 
 def test_the_held_out_share_ends_with_the_search() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora import METHODS, Adapter, AdapterConfig, AdapterError, Method, Request, Shape, attach, get_method, register
+from randlora import (
+    METHODS,
+    Adapter,
+    AdapterConfig,
+    AdapterError,
+    ConfigError,
+    Method,
+    Request,
+    Shape,
+    attach,
+    get_method,
+    register,
+)
+from randlora.methods.bridge.kinds import KINDS
 from randlora.methods.random import ablations
 from tests.randlora.support import batch, block
 
@@ -50,6 +64,18 @@ QKV, FC, PROJ = (2304, 768), (3072, 768), (768, 3072)
 )
 def test_counts(name: str, shape: Shape, capacity: int, count: int) -> None:
     assert get_method(name).count(shape, capacity) == count
+
+
+@pytest.mark.parametrize("name", [*METHODS, *(f"peft:{name}" for name in KINDS)])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**400], ids=["inf", "-inf", "nan", "1e400"])
+def test_no_option_is_infinite(name: str, value: float) -> None:
+    if name.startswith("peft:"):
+        pytest.importorskip("peft")
+    config = get_method(name).config
+    for key, default in config.option_defaults().items():
+        if isinstance(default, int | float | None) and not isinstance(default, bool):
+            with pytest.raises(ConfigError, match=f"{key} must be "):
+                config.from_options(max(config.least, 4), {key: value})
 
 
 def test_reach() -> None:
