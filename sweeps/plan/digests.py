@@ -15,7 +15,7 @@ from rich.progress import track
 from analysis.format import visible
 from analysis.tables.console import safe_console
 from sweeps.errors import Problem, SpecError
-from trainables.cache import cache_folder, draft, make_folder, mark_used
+from trainables.cache import cache_folder, check_owner, draft, make_folder, mark_used
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.text.dataset import TextDataset, TextSplit
@@ -128,4 +128,9 @@ def _kept(part: ImageSplit) -> Path | None:
     folder = cache_folder()
     if folder is None or not part.stamp:
         return None
+    if folder.exists():
+        try:
+            check_owner(folder)
+        except OSError:  # another user may have put any there
+            return None
     return folder / f"digests-{hashlib.sha256(f'{part.stamp}/{len(part)}'.encode()).hexdigest()[:32]}" / "digests"

@@ -246,6 +246,14 @@ def test_texts_in_both_splits_are_refused(tmp_path: Path) -> None:
         fingerprint(split_sizes.loaded(f"json:{tmp_path}"))
 
 
+def _another_users(cache: Path) -> None:
+    raise PermissionError(f"{cache} is another user's")
+
+
+def _no_image(part: ImageSplit, row: int) -> bytes:
+    raise DataError(f"row {row} is read again")
+
+
 def test_digests_of_many_images_are_kept_until_a_file_changes(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +267,11 @@ def test_digests_of_many_images_are_kept_until_a_file_changes(
     with monkeypatch.context() as patch:
         patch.setattr(ImageSplit, "digest", None)  # nothing is read again
         check_inputs(planned)
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "check_owner", _another_users)
+        patch.setattr(ImageSplit, "digest", _no_image)
+        with pytest.raises(DataError, match="read again"):  # nothing in it is believed
+            check_inputs(planned)
     begin(planned)
     recolour(images)
     with pytest.raises(SpecError, match="not the data that the trials"):
