@@ -14,7 +14,7 @@ from analysis.statistics.groups import groups
 from analysis.statistics.scaling import comparisons, question
 from analysis.tables.console import DIFFERENCE, conclusion, results_table
 
-COLUMNS = ("method", "accuracy", "vs LoRA", "parameters", "dof", "rank", "rate", "image", "MiB", "stored")
+COLUMNS = ("method", "accuracy", "vs LoRA", "parameters", "dof", "rank", "rate", "example", "MiB", "stored")
 PUBLISHED = ("experiment", "accuracy", "parameters", "rate", "training", "GiB")
 
 

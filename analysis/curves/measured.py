@@ -23,6 +23,7 @@ from analysis.statistics.runs import UNTRAINED, Seed, averaged, by, by_seed, sha
 from analysis.statistics.scaling import curve
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
+from analysis.store.views import SECONDS
 from analysis.styles import Place, budget_order, place_of, size_key, size_text, style
 
 Line = tuple[str, str, str | None, str | None]
@@ -47,8 +48,8 @@ AXES: dict[str, Axis] = {
     ),
     "peak_memory_bytes": Axis("peak memory, bytes", "peak_memory_bytes"),
     "seconds_train": Axis("training time, seconds", "seconds_train"),
-    "seconds_total": Axis("time of a whole trial, seconds", "seconds_total"),
-    "device_hours": Axis("device-hours of a whole trial", "seconds_total * coalesce(workers, 1) / 3600"),
+    "seconds_total": Axis("time of a whole trial, seconds", SECONDS),
+    "device_hours": Axis("device-hours of a whole trial", f"{SECONDS} * coalesce(workers, 1) / 3600"),
 }
 """The costs that a report can be drawn against."""
 EXAMPLES = "images"

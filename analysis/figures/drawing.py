@@ -267,6 +267,8 @@ def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMA
     with mpl.rc_context(STYLE):
         for kind in formats:
             path = folder / f"{stem}.{kind}"
-            figure.savefig(path, dpi=300, metadata=dates.get(kind))
+            temporary = path.with_name(f".{path.name}.tmp")  # a report may read the folder at any time
+            figure.savefig(temporary, format=kind, dpi=300, metadata=dates.get(kind))
+            temporary.replace(path)
             paths[path.name] = path
     return paths

@@ -123,7 +123,7 @@ def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
 
 def _differences(store: Store) -> list[Picture]:
     """The paired difference of every method to the baseline against the budget."""
-    table, score = difference_curves(store), scaling.score_name(store)
+    table, score = difference_curves(store).filter(pc.field("budget") > 0), scaling.score_name(store)  # a log axis
     if table.num_rows == 0 or scaling.one_budget(store):
         return []
     shown, margin = _first_panels(table), margin_of(store)

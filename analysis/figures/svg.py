@@ -12,13 +12,19 @@ import matplotlib as mpl
 
 from analysis.figures import drawing
 from analysis.figures.drawing import Chart
-from analysis.styles import STYLES
+from analysis.styles import STYLES, style
 
 
 def colour_variables(dark: bool) -> str:
     """CSS custom properties for the methods' colours, for a light or a dark page."""
     shown = {m: look.dark if dark else look.colour for m, look in STYLES.items()}
     return " ".join(f"--m-{method}: {colour};" for method, colour in shown.items())
+
+
+def colour(method: str) -> str:
+    """A method's colour in CSS, by its variable where it has one: not every name may stand in a variable's."""
+    shown = style(method).colour
+    return f"var(--m-{method}, {shown})" if method in STYLES else shown
 
 
 def inline_svg(figure: Chart, name: str, label: str) -> str:

@@ -100,7 +100,7 @@ def _peft(name: str, path: Path, result: Row) -> Imported:
     cell = {
         **{"sweep": "peft", "cell_id": name.replace("/", "_"), "model": f"hf:{settings.get('model_id', 'unknown')}"},
         **{"adapt": "all", "dataset": dataset, "train_size": "1.0", "method": method},
-        "reference": name.rsplit("/", maxsplit=1)[-1] if config else None,
+        "reference": name if config else None,  # whole: methods with a setting of one name are not at one budget
         "capacity": config.get("r") if config and isinstance(config.get("r"), int) else None,
     }
     metrics = train.get("metrics") or []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import Any
 from analysis.figures import svg
 from analysis.format import Row
 from analysis.report.box import facts_box
+from analysis.report.foreign import ForeignError, drawing_of
 from analysis.statistics import scaling
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.looks import level, looks
@@ -18,6 +20,7 @@ from analysis.store.columns import limited
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
+from analysis.store.views import SECONDS
 from analysis.styles import style
 from analysis.tables.console import conclusion
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
@@ -92,17 +95,23 @@ def _question(asked: scaling.Question, equal: str) -> str:
 def _diagnostics(store: Store) -> list[Row]:
     """Figures that `sweeps analyze` left, with what they say: `stem`, `svg`, `says`, `wide`, `sheets` (their tables).
 
-    Reads files only: a figure is `diagnostics/STEM.svg`, its sentence `STEM.txt`.
+    Reads files only: a figure is `diagnostics/STEM.svg`, its sentence `STEM.txt`. `lacks` says why one has no `svg`.
     """
     there = {sheet.name for sheet in diagnostic_sheets(store)}
     found = []
     for picture in sorted((store.path / FOLDER).glob("*.svg")):
         text = picture.with_suffix(".txt")
-        said = text.read_text(encoding="utf-8").strip() if text.is_file() else picture.stem
-        shown = svg.embedded(picture.read_text(encoding="utf-8"), f"diagnostic-{picture.stem}", said)
+        said = text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else picture.stem
+        shown, lacks = "", None
+        try:
+            name = re.sub(r"[^\w-]", "-", picture.stem)  # stands in ids
+            shown = svg.embedded(drawing_of(picture.read_text(encoding="utf-8")), f"diagnostic-{name}", said)
+        except (OSError, UnicodeDecodeError, ForeignError) as error:
+            lacks = str(error)
         names = [f"diagnostic_{name}" for name in SHEETS.get(picture.stem, ())]
         sheets = [name for name in names if name in there]
-        found.append({"stem": picture.stem, "svg": shown, "says": said, "wide": picture.stem in WIDE, "sheets": sheets})
+        wide = picture.stem in WIDE
+        found.append({"stem": picture.stem, "svg": shown, "says": said, "wide": wide, "sheets": sheets, "lacks": lacks})
     return found
 
 
@@ -121,13 +130,13 @@ def _setting(store: Store) -> list[Row]:
 
 
 def _totals(store: Store) -> Row:
-    found = store.sql("""
-        select sum(seconds_total) as seconds, min(started_at) as first, max(ended_at) as last,
-               sum(seconds_total) filter (status = 'failed') as seconds_failed,
-               sum(seconds_total - coalesce(seconds_train, 0) - coalesce(seconds_eval, 0))
+    found = store.sql(f"""
+        select sum({SECONDS}) as seconds, min(started_at) as first, max(ended_at) as last,
+               sum({SECONDS}) filter (status = 'failed') as seconds_failed,
+               sum({SECONDS} - coalesce(seconds_train, 0) - coalesce(seconds_eval, 0))
                  filter (status = 'finished') / nullif(count(*) filter (status = 'finished'), 0) as overhead
         from trials
-    """)
+    """)  # noqa: S608  ours
     return dict(found.to_pylist()[0])
 
 

@@ -24,7 +24,6 @@ from analysis.format import duration
 from analysis.report import tables
 from analysis.report.facts import facts
 from analysis.store.store import Store, open_store
-from analysis.styles import style
 from analysis.tables import export
 from analysis.tables.sheet import Sheet
 
@@ -99,7 +98,7 @@ def render(
     sheets = tables.sheets(store, x, overlay) if sheets is None else sheets
     environment = templates("analysis.report")
     filters: dict[str, Any] = {
-        "colour": lambda v: style(v).colour if v else "transparent",  # of methods that have no variable
+        "colour": lambda v: svg.colour(v) if v else "transparent",
         "moment": lambda v: "" if v is None else f"{v:%Y-%m-%d %H:%M} UTC",
         "duration": duration,
         "bracketed": _bracketed,

@@ -55,7 +55,8 @@ def _decide(block: Block) -> Row:
     behind = {at[pair.tested.mean > 0] for at, pair in pairs.items() if pair.apart and pair.tested is not None}
     first = next((k for k in range(len(methods)) if k not in behind), 0)
     against = {at[at[0] == first]: pair for at, pair in pairs.items() if first in at}
-    top, best = methods[first], [first, *(k for k, pair in against.items() if not pair.apart)]
+    # by the mean: pairs with the baseline are tested before the others, and stand first
+    top, best = methods[first], [first, *sorted(k for k, pair in against.items() if not pair.apart)]
     seen = mean_interval(list(top["scores"].values()))
     named = {k: top[k] for k in (*PLACE, "reference", "budget", "method", "n")}
     row = named | {"methods": len(methods), "best": [methods[k]["method"] for k in best]}

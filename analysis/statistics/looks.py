@@ -8,12 +8,15 @@ of all looks sum to at most `1 - LEVEL`, whatever the correlation between them; 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import StoreError
+from analysis.format import Row
 from analysis.statistics.inference import LEVEL, holm
+from analysis.store.columns import PLACE
+from analysis.store.left import to_come
 from analysis.store.store import Store, remembered
 
 FIRST = 0.8
@@ -99,6 +102,34 @@ def margin_of(store: Store) -> float | None:
 def level(store: Store) -> float:
     """The level of a table's tests: 5 %, or what looks have left of it, perhaps 0; of several sweeps the least."""
     return min((each.level for each in looks(store).values()), default=1 - LEVEL)
+
+
+def early(store: Store, rows: Iterable[Row]) -> str | None:
+    """'2 of 5 seeds', of the cell with the fewest: some that `rows` of `comparisons` are of have seeds still to run.
+
+    None where none has: a seed that failed for good, or of a cell none of whose rates finished, will never come.
+    """
+    coming = _coming(store)
+    cells = {
+        (*(r[k] for k in PLACE), m, at)
+        for r in rows
+        for m in (r["method"], r["baseline"])
+        for at in (r["reference"], None)
+    }
+    found = min((coming[cell] for cell in cells & coming.keys()), default=None)
+    return None if found is None else f"{found[0]} of {found[1]} seed{'s' * (found[1] != 1)}"
+
+
+@remembered
+def _coming(store: Store) -> dict[tuple[str | None, ...], tuple[int, int]]:
+    """(place, method, budget) of cells with declared seeds still to run -> how many have a score, of how many."""
+    left = to_come(store)
+    done = {(r["sweep"], r["cell_id"]): r["confirm_done"] for r in store.table("coverage").to_pylist()}
+    return {
+        tuple(r[k] for k in (*PLACE, "method", "reference")): (done[r["sweep"], r["cell_id"]], r["confirm_seeds"])
+        for r in store.table("cells").to_pylist()
+        if (left.get((r["sweep"], r["cell_id"])) or (0, 0))[1] > 0
+    }
 
 
 def spent(level: float) -> float:

@@ -21,7 +21,7 @@ from analysis.statistics.inference import (
     t_difference,
     verdict,
 )
-from analysis.statistics.looks import declared, level, margin_of, spent
+from analysis.statistics.looks import declared, early, level, margin_of, spent
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
@@ -130,6 +130,9 @@ COMPARISONS = pa.schema(
     ]
 )
 
+EARLY = b"preliminary"
+"""Key of a table's metadata: '2 of 5 seeds', as of `looks.early`."""
+
 
 def score_name(store: Store, dataset: str | None = None) -> str:
     """What test scores measure: 'test accuracy', or the one metric of the confirmed trials; else 'test score'.
@@ -198,12 +201,16 @@ def comparisons(store: Store, baseline: str | None = None, focus: str | None = N
         Rows by place, method and budget. `verdict` has the choice of rates in it. The rows of `focus` are one family:
         its mean over budgets first, then Holm over the others; the rows of the other methods are a second one. Against
         a baseline without a budget all rows are one. The chance of any false 'higher' or 'lower' in a family is at
-        most 5 %, and so is that of any false 'equivalent'.
+        most 5 %, and so is that of any false 'equivalent'. The schema's metadata has `EARLY` while seeds of the
+        question's cells are to come.
 
     Raises:
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
     """
-    return pa.Table.from_pylist([row for row, _ in compared(store, baseline, focus)], schema=COMPARISONS)
+    rows, asked = [row for row, _ in compared(store, baseline, focus)], focus or question(store).focus
+    seeds = early(store, [r for r in rows if asked in (None, r["method"])])
+    schema = COMPARISONS if seeds is None else COMPARISONS.with_metadata({EARLY: seeds})
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def compared(store: Store, baseline: str | None = None, focus: str | None = None) -> list[tuple[Row, Difference]]:
@@ -332,9 +339,11 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         each, shared = list(blocks.values()), sweep in sharing
         together = 1 if shared else len(parts)  # choices on shared seeds may go wrong alike
         added = sum(known) / len(parts) / together if len(known) == len(parts) else None
-        tests = [(over_datasets(each, shared=shared), added)]
-        if len(blocks) > 1:
-            tests.append((_like_these(each, shared=shared), 0.0))  # spread over data sets has their choices in it
+        these = over_datasets(each, shared=shared)
+        tests = [(these, added)]
+        if len(blocks) > 1:  # one seed, which may do the same to all of them, tells no more of sets like these
+            like = _like_these(each, spread=not shared and these is not None and these.testable)
+            tests.append((like, 0.0))  # spread over data sets has their choices in it
         for difference, extra in tests:
             if difference is not None:
                 row = _compared(total, baseline, difference, extra, margin_of(store))
@@ -343,14 +352,14 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
     return found
 
 
-def _like_these(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Difference:
+def _like_these(blocks: Sequence[Mapping[Seed, float]], *, spread: bool) -> Difference:
     """The mean over data sets as a sample of data sets like them: a t test over their means.
 
-    Without a spread where data sets share seeds: what a seed does to all of them is in no spread between them.
+    Without a spread where data sets share seeds, or have one: what a seed does to all is in no spread between them.
     """
     means = [sum(values.values()) / len(values) for values in blocks]
     found = t_difference(means, OVER_DATASETS)
-    return replace(found, variances=(), freedoms=()) if shared else found
+    return found if spread else replace(found, variances=(), freedoms=())
 
 
 def _compared(cell: Row, baseline: str, difference: Difference, added: float | None, margin: float | None) -> Row:

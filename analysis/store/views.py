@@ -37,6 +37,11 @@ COUNTS = f"""{_LISTED}
                or (abs(t.lr - c.lr) <= 1e-9 * c.lr and t.hyperparameters is not distinct from c.hyperparameters))"""
 """Whether trial `t` is on such a seed and at the latest choice `c` of its cell, or without one."""
 
+SECONDS = """(case when seconds_total is not null then
+              greatest(seconds_total,
+                       coalesce(seconds_setup, 0) + coalesce(seconds_train, 0) + coalesce(seconds_eval, 0)) end)"""
+"""Seconds of a whole attempt: of a resumed one `seconds_total` is from the last lease only, its parts are of all."""
+
 _ALL = (
     View(
         "last_attempts",
@@ -269,17 +274,17 @@ _ALL = (
         "cost",
         "One row per method and budget: attempts, hours, seconds per finished trial and of them neither training nor "
         "evaluation (`seconds_overhead`), throughput, memory.",
-        """
+        f"""
         select sweep, method, reference, count(*) as attempts, max(adapter_params) as adapter_params,
-               sum(seconds_total) / 3600 as hours,
-               avg(seconds_total) filter (status = 'finished') as seconds_per_trial,
+               sum({SECONDS}) / 3600 as hours,
+               avg({SECONDS}) filter (status = 'finished') as seconds_per_trial,
                avg(seconds_train) filter (status = 'finished') as seconds_train,
-               avg(seconds_total - coalesce(seconds_train, 0) - coalesce(seconds_eval, 0))
+               avg({SECONDS} - coalesce(seconds_train, 0) - coalesce(seconds_eval, 0))
                  filter (status = 'finished') as seconds_overhead,
                median(samples_per_second) filter (status = 'finished') as samples_per_second,
                max(peak_memory_bytes) as peak_memory_bytes, max(stored_bytes) as stored_bytes
         from trials group by all order by sweep, method, adapter_params
-        """,
+        """,  # noqa: S608  ours
     ),
 )
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from analysis.format import Row, change_text, level_text, percent, points
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
-from analysis.statistics.scaling import Question
+from analysis.statistics.scaling import EARLY, Question
 from analysis.store.columns import limited, of_dof
 from analysis.styles import in_order, place_of, place_text, style
 
@@ -42,23 +42,29 @@ def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None =
     """One sentence on the question's methods at the same budgets, from `scaling.comparisons`.
 
     It says 'higher', 'lower' or 'equivalent' only of budgets whose `verdict` does, and says so where the method in
-    question does not win. `level`: of the tests (`looks.level`). `devices`: what they ran on, where that differs
-    (`parity.devices_apart`).
+    question does not win, and first of all where it is preliminary, as seeds are to come. `level`: of the tests
+    (`looks.level`). `devices`: what they ran on, where that differs (`parity.devices_apart`).
     """
     (a, b), rows = names_of(asked), of_question(compared.to_pylist(), asked)
     cells = [r for r in rows if r["reference"] is not None]
     whole = [r for r in rows if r["reference"] is None]
     if not cells:
         return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
+    early = preliminary((compared.schema.metadata or {}).get(EARLY, b"").decode())
     if all(_untested(r) for r in [*cells, *whole]):
-        return f"No conclusion about {a} and {b}: {_why_untested(cells)} (observed {_range(cells)})."
-    text = _each(cells, b) if asked.focus is None else _of_one(cells, whole, a, b)
+        return f"{early}No conclusion about {a} and {b}: {_why_untested(cells)} (observed {_range(cells)})."
+    text = early + (_each(cells, b) if asked.focus is None else _of_one(cells, whole, a, b))
     text += f"; but devices or precision are NOT equal, {devices}" if devices else ""
     n = sorted({r["n"] for r in cells})
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     order = ", the mean first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
     paired = f"paired over {seeds} seed{'s' * (seeds != '1')}, the choice of learning rates included"
     return f"{text} ({paired}, Holm-corrected at {level_text(level)}{order})."
+
+
+def preliminary(seeds: str | None) -> str:
+    """How a sentence begins that is made while seeds are to come; nothing else. `seeds`: as of `looks.early`."""
+    return f"Preliminary, {seeds}: " if seeds else ""
 
 
 def _each(cells: Sequence[Row], b: str) -> str:

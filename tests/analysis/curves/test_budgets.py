@@ -76,7 +76,8 @@ def test_efficient_points() -> None:
 
 
 def test_device_hours_are_of_all_workers() -> None:
-    trials = "(values (1800.0, 4), (7200.0, null)) as trials (seconds_total, workers)"
+    columns = "seconds_total, workers, seconds_setup, seconds_train, seconds_eval"
+    trials = f"(values (1800.0, 4, 1.0, 2.0, 3.0), (7200.0, null, null, null, null)) as trials ({columns})"
     assert duckdb.sql(f"select {measured.AXES['device_hours'].sql} from {trials}").fetchall() == [(2.0,), (2.0,)]
 
 

@@ -8,8 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis import StoreError, conclusion, open_store
+from analysis.figures.pictures import pictures
 from analysis.imports.csv_table import import_csv
+from analysis.report.page import render
 from analysis.statistics.scaling import curve
+from analysis.statistics.simultaneous import difference_curves
 from analysis.styles import places
 from sweeps.cli.main import app
 
@@ -92,6 +95,18 @@ def test_files_of_one_name_would_be_one_sweep(tmp_path: Path) -> None:
         file.write_text("method,score\nlora,0.5\n")
     with pytest.raises(StoreError, match="2 files are called 't'"):
         import_csv(tmp_path / "to", files)
+
+
+@pytest.mark.parametrize("more", [0, 400])
+def test_numbers_at_no_parameters_are_tables_only(tmp_path: Path, more: int) -> None:
+    """A budget of none has no place on the log axis of the differences; the rest of the report stands."""
+    file = tmp_path / "t.csv"
+    rows = ("lora,lora-1,70,0", f"lora,lora-4,72,{more}", "randlora,lora-1,75,0", f"randlora,lora-4,76,{more}")
+    file.write_text("\n".join(("method,reference,percent,parameters", *rows)))
+    store = open_store(import_csv(tmp_path / "to", [file]))
+    drawn = {p.stem: p for p in pictures(store)}
+    assert ("differences" in drawn) == (more > 0) and "scaling_curve" in drawn
+    assert difference_curves(store).num_rows == 2 and "75.0" in render(store)
 
 
 def test_a_training_size_in_words_comes_last(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from analysis.figures.pictures import pictures
 from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_published
 from analysis.report.page import render
 from analysis.statistics.publications.published import names, publication, published_curve
+from analysis.statistics.scaling import comparisons
 from analysis.tables.console import print_results_table, results_table, safe_console
 from analysis.tables.results import averages, results
 from sweeps.cli.main import app
@@ -181,6 +182,16 @@ def test_import_peft(tmp_path: Path) -> None:
     assert rows["full_lr1e-5"]["budget"] is None and rows["full_lr1e-5"]["stored_bytes"] is None
     assert rows["boft_x"]["status"] == "failed" and rows["boft_x"]["reason"] == "out of memory"
     assert "Imported numbers" in render(open_store(folder))
+
+
+def test_methods_with_a_setting_of_one_name_are_not_at_one_budget(tmp_path: Path) -> None:
+    for name, kind, count in (("osf/default", "OSF", 2_000_000_000), ("lora/default", "LORA", 9_000_000)):
+        result = peft_result(name, config={"peft_type": kind, "r": 8}, num_trainable_params=count)
+        (tmp_path / f"{kind}.json").write_text(json.dumps(result))
+    store = open_store(import_peft(tmp_path / "to", [tmp_path / "OSF.json", tmp_path / "LORA.json"])[0])
+    best = {r["reference"]: (r["method"], r["rank_by_val"]) for r in store.table("best").to_pylist()}
+    assert best == {"lora/default": ("lora", 1), "osf/default": ("osf", 1)}
+    assert comparisons(store).num_rows == 0 and "Imported numbers" in render(store)
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:

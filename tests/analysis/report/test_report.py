@@ -25,6 +25,7 @@ from analysis.tables import export
 from analysis.tables.export import latex, markdown
 from analysis.tables.results import results
 from analysis.tables.sheet import Column, Sheet
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 LOADS = {"src", "href", "srcset", "xlink:href", "action", "data", "poster"}
@@ -93,6 +94,16 @@ def test_the_page_loads_nothing(page: str, wide: Store) -> None:
         assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
 
 
+def test_every_method_has_a_swatch_that_a_browser_can_read(tmp_path: Path) -> None:
+    """A colon ends a variable's name."""
+    methods = ("lora", "peft:adamss", "prompt:a b")
+    cells: Cells = {(m, "lora-1", "d"): {0: 0.5 + k / 9, 1: 0.6 + k / 9} for k, m in enumerate(methods)}
+    page = render(open_store(odd_results(tmp_path / "made", cells)))
+    looks = set(re.findall(r'class="swatch" style="background: ([^"]*)"', page))
+    assert {style(m).colour for m in methods[1:]} <= looks and f"var(--m-lora, {style('lora').colour})" in looks
+    assert all(re.fullmatch(r"transparent|(var\(--m-[\w-]+, )?#[0-9A-F]{6}\)?", look) for look in looks), looks
+
+
 def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> None:
     text = Page(page).text
     assert "is it the number of trainable parameters or the rank" in text
@@ -134,7 +145,7 @@ def test_the_page_follows_light_and_dark_and_prints(page: str) -> None:
 def test_a_method_without_a_style_of_its_own_has_its_figures_colour_in_tables(tmp_path: Path) -> None:
     plan = {"mine": ("lora-1", "lora-2"), "lora": ("lora-1", "lora-2")}
     page = render(open_store(make_results(tmp_path / "mine", plan=plan)))
-    assert f"background: var(--m-mine, {style('mine').colour})" in page
+    assert f'background: {style("mine").colour}"' in page
     assert page.count(style("mine").colour.lower()) > 0  # the figure's
 
 

@@ -142,11 +142,13 @@ def test_a_data_set_without_a_common_seed_leaves_no_mean(blocks: list[dict[tuple
     assert over_datasets(blocks, shared=False) is None
 
 
-def test_one_seed_on_many_data_sets_is_no_test(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", [None, "per-data-set"])
+def test_one_seed_on_many_data_sets_is_no_test(tmp_path: Path, rule: str | None) -> None:
     """What that one seed does to a method everywhere (its bases, say) would pass for a difference."""
     names = [f"set-{i}" for i in range(8)]
     cells: Cells = {("lora", "lora-1", d): {0: 0.7 + 0.01 * i} for i, d in enumerate(names)}
     cells |= {("randlora", "lora-1", d): {0: 0.72 + 0.011 * i} for i, d in enumerate(names)}
-    store = open_store(odd_results(tmp_path / "many", cells, seeds=1))
+    store = open_store(odd_results(tmp_path / "many", cells, tune=(), seeds=1, seed_rule=rule))
+    assert over_all(store).keys() == {WELCH if rule else OVER_SEEDS, OVER_DATASETS}
     assert {(r["p"], r["verdict"]) for r in over_all(store).values()} == {(None, "not testable")}
-    assert "only one seed" in conclusion(store)
+    assert "only one seed" in conclusion(store) and "like these" not in conclusion(store)

@@ -56,6 +56,15 @@ def test_a_winner_a_tie_and_a_method_alone(tmp_path: Path) -> None:
     }
 
 
+def test_of_methods_not_told_apart_the_next_is_that_with_the_second_mean(tmp_path: Path) -> None:
+    """Not the baseline, whose pairs are tested first."""
+    ahead = {s: v + d for (s, v), d in zip(NEAR.items(), (0.002, -0.001, 0.003, 0.0, 0.001), strict=True)}
+    store = made(tmp_path / "s", {(m, "lora-1", "d"): s for m, s in (("lora", LOW), ("vera", NEAR), ("dora", ahead))})
+    (row,) = decisions(store).to_pylist()
+    assert (row["best"], row["next"]) == (["dora", "vera", "lora"], "vera")
+    assert best_text(row) == "DoRA = VeRA = LoRA" and would_change(row).startswith("VeRA is 0.1 points behind")
+
+
 def test_equal_scores_are_not_testable_and_never_indistinguishable(tmp_path: Path) -> None:
     same = dict.fromkeys(range(3), 0.5)
     store = made(tmp_path / "same", {("lora", "lora-1", "d"): same, ("vera", "lora-1", "d"): same})

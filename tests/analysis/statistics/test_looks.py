@@ -22,6 +22,7 @@ from analysis.statistics.units.many import wilcoxon
 from analysis.words.conclusions import conclude
 from analysis.words.figures import conclude_ranks
 from analysis.words.parity import looks_says
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 
@@ -152,3 +153,20 @@ def test_a_maximum_is_said(tmp_path: Path) -> None:
     store = open_store(declared(tmp_path, {"seeds": [0, 1, 2, 3, 4], "max_seeds": 5}))
     (said,) = looks_says(looks(store).values())
     assert said == "Looks: one, at 5 seeds; 5 were declared as the most, and tests of this look are made at 5 %."
+
+
+@pytest.mark.parametrize("rest", [{}, {3: None, 4: None}], ids=["to come", "failed for good"])
+def test_a_conclusion_is_preliminary_while_seeds_are_to_come(tmp_path: Path, rest: dict[int, None]) -> None:
+    scores = {
+        "lora": (0.51, 0.53, 0.52, 0.50, 0.525),
+        "randlora": (0.71, 0.74, 0.72, 0.69, 0.73),
+        "vera": (0.5,),  # is not in question
+    }
+    cells: Cells = {(m, "lora-1", "d"): dict(enumerate(s)) for m, s in scores.items()}
+    whole = open_store(odd_results(tmp_path / "whole", cells, seeds=5))
+    assert conclusion(whole).startswith("At equal")
+    cells["randlora", "lora-1", "d"] = {**dict(enumerate(scores["randlora"][:3])), **rest}
+    said = conclusion(open_store(odd_results(tmp_path / "early", cells, seeds=5)))
+    begin = "" if rest else "Preliminary, 3 of 5 seeds: "
+    assert said.startswith(f"{begin}At equal trainable parameters RandLoRA scores higher")
+    assert ("Preliminary" in said) is not bool(rest)

@@ -11,6 +11,8 @@ import pytest
 from scipy import stats
 
 from analysis import QueryError, Store, StoreError, open_store
+from analysis.curves.measured import costed_runs
+from analysis.report.facts import facts
 from analysis.store.queries import connect
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import write_part
@@ -186,6 +188,27 @@ def test_best_ranks_by_validation_not_by_test(store: Store) -> None:
 def test_cost_adds_up(store: Store) -> None:
     hours = store.sql("select sum(hours) * 3600 from cost").column(0).to_pylist()[0]
     assert hours == pytest.approx(store.sql("select sum(seconds_total) from trials").column(0).to_pylist()[0])
+
+
+def test_a_resumed_trial_costs_what_all_its_leases_took(tmp_path: Path) -> None:
+    """Its training time is of all leases, `seconds_total` of the last."""
+    folder = odd_results(tmp_path / "r", {(m, "lora-1", "a"): {0: 0.6, 1: 0.7} for m in ("lora", "randlora")})
+    rows = [r for r in open_store(folder).table("trials").to_pylist() if r["method"] == "lora"]
+    times = {"seconds_setup": 1.0, "seconds_train": 1000.0, "seconds_eval": 100.0, "seconds_total": 120.0}
+    write_part(folder, "trials", [r | times for r in rows])
+    resumed = open_store(folder)
+    cost = [r for r in resumed.table("cost").to_pylist() if r["method"] == "lora"]
+    [r] = cost
+    assert r["seconds_per_trial"] == pytest.approx(1101) and r["seconds_overhead"] == pytest.approx(1)
+    assert r["hours"] == pytest.approx(r["attempts"] * 1101 / 3600)
+    whole = resumed.table("cost").to_pylist()
+    totals = facts(resumed)["totals"]
+    assert totals["seconds"] == pytest.approx(3600 * sum(r["hours"] for r in whole)) and totals["overhead"] > 0
+    for x, value in (("seconds_total", 1101), ("device_hours", 1101 / 3600)):
+        costs = [r["cost"] for r in costed_runs(resumed, x) if r["method"] == "lora"]
+        assert costs and costs == pytest.approx([value] * len(costs))
+    write_part(folder, "trials", [r | times | {"seconds_total": None} for r in rows])
+    assert {r["hours"] for r in open_store(folder).table("cost").to_pylist() if r["method"] == "lora"} == {None}
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -13,6 +13,7 @@ from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.sizing.seeds import seeds_table
 from sweeps.cli.main import app
 from sweeps.cli.printing import print_files
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 
@@ -82,6 +83,15 @@ def test_tables_of_the_report(folder: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_asked_is_named(folder: Path, words: tuple[str, ...], said: str) -> None:
     done = sweeps(words[0], folder, *words[1:], code=2)
     assert said in done.output
+
+
+def test_while_seeds_are_to_come_sentences_are_preliminary(tmp_path: Path) -> None:
+    starts = (("lora", 0.5), ("randlora", 0.7))
+    cells: Cells = {(m, "lora-1", "d"): {0: s, 1: s + 0.01, 2: 1.1 * s} for m, s in starts}
+    early, whole = (odd_results(tmp_path / str(n), cells, seeds=n) for n in (5, 3))
+    for verb in ("best", "compare"):
+        assert "Preliminary, 3 of 5 seeds: At " in sweeps(verb, early).stdout
+        assert "Preliminary" not in sweeps(verb, whole).stdout
 
 
 def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
