@@ -5,12 +5,13 @@
     python benchmarks/simulated_cluster.py --nodes 16 --devices 1 --pack 16 --trials 2000   # 256 trials at a time
 
 Ray's own test cluster gives each node logical GPUs; a trial trains nothing, its epochs are pauses, `--slow` times as
-long on one of the nodes. The head has no device, nor have `--idle` nodes, which are a raylet and its agents; the driver
-joins by address, as on real machines. Each size runs twice: left alone, and with a fault every
-`--every` seconds: in turn a node answers nothing until the next fault (its processes stand still), and another one is
-killed with all of its processes, while a new one comes. Every sweep's tables must equal the first's.
-What a node costs here (a worker is a process of 250 MB) bounds the size; a lane that is down is tried again after
-2 seconds, not after a minute. Everything listens on loopback, and asks for a token.
+long on one of the nodes, and every node's clock is `--apart` seconds ahead of the one before. The head has no device,
+nor have `--idle` nodes, which are a raylet and its agents; the driver joins by address, as on real machines. Each
+size runs twice: left alone, and with a fault every `--every` seconds: in turn a node answers nothing until the next
+fault (its processes stand still), and another one is killed with all of its processes, while a new one comes. Every
+sweep's tables must equal the first's. What a node costs here (a worker is a process of 250 MB) bounds the size; a
+lane that is down is tried again after 2 seconds, not after a minute. Everything listens on loopback, and asks for a
+token.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
 
-from tests.fakes import SLOWER  # noqa: E402
+from tests.fakes import AHEAD, SLOWER  # noqa: E402
 
 DRIVER = """
 import json, sys
@@ -133,7 +134,8 @@ def cluster_of(nodes: int, options: argparse.Namespace) -> Iterator[Any]:
         for _ in range(options.idle):
             join(cluster, 0, wait=True)
         for k in range(nodes):
-            join(cluster, options.devices, wait=True, slow=1.0 if k else options.slow)
+            slow = 1.0 if k else options.slow
+            join(cluster, options.devices, wait=True, slow=slow, ahead=(k + 1) * options.apart)
         yield cluster
     finally:
         family = psutil.Process().children(recursive=True)
@@ -144,8 +146,8 @@ def cluster_of(nodes: int, options: argparse.Namespace) -> Iterator[Any]:
         psutil.wait_procs(family, timeout=10)
 
 
-def join(cluster: Any, devices: int, *, wait: bool, slow: float = 1.0) -> None:
-    told = {SLOWER: str(slow)}
+def join(cluster: Any, devices: int, *, wait: bool, slow: float = 1.0, ahead: float = 0.0) -> None:
+    told = {SLOWER: str(slow), AHEAD: str(ahead)}
     cluster.add_node(num_cpus=devices, num_gpus=devices, object_store_memory=SMALL, wait=wait, env_vars=told)
 
 
@@ -211,6 +213,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--every", type=float, default=15.0, help="seconds from one fault of a node to the next (15); 0: none"
     )
     parser.add_argument("--slow", type=float, default=1.0, help="how many times as long trials of one node take (1)")
+    parser.add_argument("--apart", type=float, default=0.0, help="seconds between the clocks of two nodes (0)")
     parser.add_argument("--idle", type=int, default=0, help="nodes without devices besides, with --every 0 (0)")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)

@@ -37,6 +37,11 @@ from trainables.errors import TrialError
 TRIAL = "tests.fakes:analytic_trial"
 SLOWER = "SWEEPS_TEST_SLOWER"
 """A process with this variable takes so many times its `delay`."""
+AHEAD = "SWEEPS_TEST_AHEAD"
+"""The clock of a process with this variable is so many seconds ahead."""
+if AHEAD in os.environ:
+    _clock = time.time
+    time.time = lambda: _clock() + float(os.environ[AHEAD])
 
 
 def _noise(*parts: object) -> float:

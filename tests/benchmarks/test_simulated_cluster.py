@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.simulated_cluster import SLOWER, Faults
+from benchmarks.simulated_cluster import AHEAD, SLOWER, Faults
 from tests.support import ROOT, wait_for
 
 
@@ -62,7 +62,10 @@ def test_nodes_fall_silent_and_are_lost_in_turn(machines: Machines) -> None:
     wait_for(lambda: machines.states() == alive, "one to be lost, and one to have come")
     assert (faults.silent, faults.lost) == (1, 1)
     assert first in machines.worker_nodes and second not in machines.worker_nodes
-    assert machines.given[-1] | {"num_gpus": 3, "wait": False, "env_vars": {SLOWER: "1.0"}} == machines.given[-1]
+    assert (
+        machines.given[-1] | {"num_gpus": 3, "wait": False, "env_vars": {SLOWER: "1.0", AHEAD: "0.0"}}
+        == machines.given[-1]
+    )
 
 
 def test_a_node_that_ended_while_it_was_silent_is_replaced_too(machines: Machines) -> None:
