@@ -89,6 +89,13 @@ def _import_paths() -> str:
     return os.pathsep.join(dict.fromkeys([*mine, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
 
 
+def connected() -> bool:
+    """Whether this process has a session."""
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 class RayLostError(RuntimeError):
     """Ray's own processes died under a sweep. What is finished stays; the same command goes on from there."""
 
@@ -209,7 +216,7 @@ class Session:
         for name in ("ray", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it shows a traceback for each process that is killed
-        if ray.is_initialized():
+        if connected():
             return
         paths = _import_paths()
         if self.address is not None:

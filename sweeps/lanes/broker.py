@@ -49,6 +49,7 @@ class Broker:
         self._queue: deque[str] = deque()
         self._workers: dict[str, _Process] = {}
         self._doomed: set[str] = set()  # tokens of processes that are about to be ended
+        self._worked: dict[str, float] = {}  # when a worker of a lane last told of its trial, on the monotonic clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
         self._stopping = False
@@ -357,7 +358,7 @@ class Broker:
         if lease is None:
             return "stop"
         lease.events.setdefault(int(event["epoch"]), event)
-        lease.heard = math.inf
+        lease.heard, self._worked[lease.lane] = math.inf, time.monotonic()
         await self._wake()
 
         def unseen() -> bool:
@@ -374,23 +375,24 @@ class Broker:
         if lease is not None:
             if event is not None:
                 lease.events[int(event["epoch"])] = event
-            lease.outcome = outcome
+            lease.outcome, self._worked[lease.lane] = outcome, time.monotonic()
             lease.state = "failed" if outcome["status"] == "failed" else "finished"
         await self._wake()
 
-    async def lane_lost(self, lane: str, reason: str, final: bool) -> bool:
-        """A lane's training run ended by itself, by no trial's doing; returns whether no lane is left.
+    async def lane_lost(self, lane: str, reason: str, final: bool, up_s: float) -> Literal["gone", "worked", "failed"]:
+        """A lane's training run ended by itself after `up_s` seconds, by no trial's doing; "worked" if a trial got on.
 
-        Then Tune's trials are "stopped", and the driver asks `status` why. `final`: each lane has failed too often, so
-        none is left unless workers of one are there.
+        `final`: each lane has failed too often, so none is left unless this one worked or workers of one are there.
+        "gone": none is. Then Tune's trials are "stopped", and the driver asks `status` why.
         """
+        worked = time.monotonic() - self._worked.get(lane, -math.inf) < up_s
         for name, worker in self._workers.items():
             if lane_of(name) == lane:
                 worker.token = ""
         for lease in self._on(lane):
             lease.lose()
         self._requeue(lambda lease: lease.lane == lane)
-        if final and not any(worker.token for worker in self._workers.values()):
+        if final and not worked and not any(worker.token for worker in self._workers.values()):
             self._dead = reason
         await self._wake()
-        return self._dead is not None
+        return "gone" if self._dead is not None else "worked" if worked else "failed"

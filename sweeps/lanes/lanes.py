@@ -37,7 +37,7 @@ from sweeps.lanes.groups import group_config
 from sweeps.lanes.worker import lane_loop
 
 LANE_TRIES = 3
-"""Failures in a row after which a lane counts as down; when all are and no worker is there, the sweep ends."""
+"""Failures in a row, with no trial getting on between them, after which a lane is down; the sweep ends when all are."""
 PROVEN_S = 600.0
 """Seconds that a lane must be up for its failures to be counted anew."""
 RETRY_S = 60.0
@@ -199,7 +199,7 @@ class Lanes:
                 self._why = "Ray has ended their threads"
                 return
             except Exception as error:  # noqa: BLE001  # Ray raises its own and its actors' errors here
-                ended = self._why = reason(error)
+                ended = self._why = reason(getattr(error, "controller_failure", error))
             if ended is None or lane.proven:
                 lane.failures = 0
             if ended is not None:
@@ -222,10 +222,12 @@ class Lanes:
             try:
                 _free(lane.controller)
                 final = all(other.down for other in self._lanes)
-                told = self._broker.lane_lost.remote(lane.name, why, final)
+                told = self._broker.lane_lost.remote(lane.name, why, final, time.monotonic() - lane.begun)
                 while not self._stopping.is_set():  # a broker that starts again, or hangs, is not waited for at the end
                     if ray.wait([told], timeout=0.5)[0]:
-                        return not ray.get(told)
+                        standing = ray.get(told)
+                        lane.failures = 1 if standing == "worked" else lane.failures
+                        return bool(standing != "gone")
             except Exception as error:  # noqa: BLE001  # whatever Ray raises: so is the lane
                 self._why = f"{why}; then it could not be started again: {reason(error)}"
                 logging.getLogger("sweeps").warning("%s: %s", lane.name, self._why)

@@ -53,7 +53,7 @@ def test_a_cluster_answers_with_its_token_only(pool: Pool) -> None:
 def test_what_does_not_answer_is_an_error_that_names_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(session, "connected", lambda: False)
     said: list[str] = []
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -75,8 +75,8 @@ def test_a_cluster_of_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch,
         mine = dict(zip(("ray_version", "python_version"), compute_version_info(), strict=True))
         check_version_info(mine | {differs: "1.2.3"}, "node 127.0.0.1:1")
 
-    for name, does in {"is_initialized": lambda: False, "init": init}.items():
-        monkeypatch.setattr(f"ray.{name}", does)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(session, "connected", lambda: False)
     monkeypatch.setattr(session, "_knock", lambda _: None)
     monkeypatch.setattr(session, "ask", lambda *_: None)
     with pytest.raises(ResourceError, match=r"--address = 'head:1'.*another version of Ray or Python \(.*1\.2\.3.*\)"):

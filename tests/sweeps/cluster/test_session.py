@@ -39,7 +39,7 @@ def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         tried.append((Path(_temp_dir).parent, process, psutil.Process(process.pid)))
         raise TimeoutError("the raylet is gone\nand sixty lines")
 
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(session, "connected", lambda: False)
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr(session, "guarded", lambda _: contextlib.nullcontext())  # another session may run in this test

@@ -123,7 +123,7 @@ def test_lanes_that_cannot_start_are_an_error_that_says_why(
 
     broken = ray.remote(num_cpus=0)(Broker).options(name="broken").remote()
     try:
-        ray.get(broken.lane_lost.remote("lane0", "RuntimeError: no room", True))
+        ray.get(broken.lane_lost.remote("lane0", "RuntimeError: no room", True, 1.0))
         monkeypatch.setattr(pool, "broker", broken)
         monkeypatch.setattr(pool, "broker_name", "broken")
         with pytest.raises(EngineError, match="RuntimeError: no room"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,11 +38,15 @@ def test_a_task_that_ray_loses_is_named(
     def lose(_: Task) -> None:
         raise error
 
-    monkeypatch.setattr(ray, "cluster_resources", dict)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
-    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Task())
-    monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
-    monkeypatch.setattr(ray, "get", lose)
+    stub = SimpleNamespace(
+        exceptions=ray.exceptions,
+        cluster_resources=dict,
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}],
+        remote=lambda **_: lambda _: Task(),
+        wait=lambda tasks, **_: (tasks, []),
+        get=lose,
+    )
+    monkeypatch.setitem(sys.modules, "ray", stub)  # Ray itself stays as it is: another session may run in this process
     unit = Unit("cka", ({"method": "lora", "reference": "lora-4", "dataset": "dtd", "model": "m"},), settings, {})
     with pytest.raises(DiagnosticError) as caught:
         list(run_units(tmp_path, [unit], 1.0))

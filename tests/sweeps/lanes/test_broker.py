@@ -187,11 +187,11 @@ def test_losing_the_last_lane_is_said_with_its_reason() -> None:
     async def scenario() -> None:
         broker = await started("a")
         await broker.next(W0, "t", 1)
-        await broker.lane_lost("lane0", "gone", False)
+        await broker.lane_lost("lane0", "gone", False, 1.0)
         waiting = asyncio.create_task(broker.step("a", 1))
         await asyncio.sleep(0.05)
         assert not waiting.done()  # it is queued again
-        await broker.lane_lost("lane0", "gone for good", True)
+        await broker.lane_lost("lane0", "gone for good", True, 1.0)
         assert (await waiting)["status"] == "stopped"
         assert (await broker.status())["dead"] == "gone for good"
 
@@ -202,10 +202,10 @@ def test_no_lane_is_the_last_while_workers_of_another_are_there() -> None:
     async def scenario() -> None:
         broker = await started()
         await broker.hello("lane1/0", "u")
-        assert not await broker.lane_lost("lane0", "gone", True)
+        assert await broker.lane_lost("lane0", "gone", True, 1.0) == "failed"
         await broker.died("lane1", {"lane1/0": None})  # its lane starts it again
-        assert not await broker.lane_lost("lane0", "gone", True)
-        assert await broker.lane_lost("lane1", "gone for good", True)
+        assert await broker.lane_lost("lane0", "gone", True, 1.0) == "failed"
+        assert await broker.lane_lost("lane1", "gone for good", True, 1.0) == "gone"
         assert (await broker.status())["dead"] == "gone for good"
 
     run(scenario())
@@ -308,7 +308,7 @@ def test_a_lost_machine_costs_its_trials_no_attempt_and_takes_no_pack_apart() ->
             if loss % 2:
                 await broker.died("lane0", {W0: None, W1: None})
             else:
-                await broker.lane_lost("lane0", "its controller died", False)
+                await broker.lane_lost("lane0", "its controller died", False, 1.0)
             assert (await broker.status())["busy"] == 0
             for worker in (W0, W1):
                 await broker.hello(worker, f"{loss + 1}")

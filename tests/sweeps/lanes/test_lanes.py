@@ -12,6 +12,7 @@ import psutil
 import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.train import ControllerError
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
@@ -21,7 +22,7 @@ from sweeps.lanes.broker import Broker
 from sweeps.lanes.lanes import Lanes
 from sweeps.lanes.pool import Pool
 from tests.fakes import FakeResources
-from tests.sweeps.lanes.support import Answers
+from tests.sweeps.lanes.support import W0, Answers, run, started
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -55,7 +56,7 @@ def test_lanes_that_came_back_are_not_given_up(tmp_path: Path, pool: Pool, monke
             while not over.is_set() and lane.name not in away:
                 time.sleep(0.01)
         if not over.is_set():
-            raise RuntimeError(f"no room for {lane.name}")
+            raise ControllerError(RuntimeError(f"no room for {lane.name}"))
 
     monkeypatch.setattr(Lanes, "_fit", fit)
     monkeypatch.setattr(lanes, "RETRY_S", 0.01)
@@ -74,6 +75,19 @@ def test_lanes_that_came_back_are_not_given_up(tmp_path: Path, pool: Pool, monke
         over.set()
         assert started.stop(5.0)
         ray.kill(broker)
+
+
+def test_a_lane_under_which_trials_get_on_is_not_given_up() -> None:
+    async def scenario() -> None:
+        broker = await started("a")
+        await broker.next(W0, "t", 1)
+        await broker.report(W0, "t", "a", {"epoch": 1})
+        assert [await broker.lane_lost("lane0", "gone", True, 60.0) for _ in "12"] == [
+            "worked"
+        ] * 2  # Ray may ask twice
+        assert await broker.lane_lost("lane0", "gone for good", True, 0.0) == "gone"  # nothing since it was started
+
+    run(scenario())
 
 
 @pytest.mark.parametrize(
