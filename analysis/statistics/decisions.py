@@ -9,6 +9,7 @@ import pyarrow as pa
 from analysis.format import Row
 from analysis.statistics.groups import Block, Pair, blocks
 from analysis.statistics.inference import mean_interval
+from analysis.statistics.looks import early_at
 from analysis.statistics.power import detectable, seeds_needed
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -30,6 +31,7 @@ DECISIONS = pa.schema(
         *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # of the next
         ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
         ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null: not within 1000
+        ("early", TEXT),  # "2 of 5 seeds", of the cell here with the fewest while some are to come (`looks.early_at`)
     ]
 )
 _COST = """
@@ -44,6 +46,7 @@ def decisions(store: Store) -> pa.Table:
     """One row per place and budget with a confirmed method; columns `DECISIONS`."""
     costs = {(r["sweep"], r["cell_id"]): r for r in store.sql(_COST).to_pylist()}
     rows = [_decide(block) | costs[block[0][0]["sweep"], block[0][0]["cell_id"]] for block in blocks(store)]
+    rows = [row | {"early": early_at(store, row)} for row in rows]
     rows.sort(
         key=lambda r: (r["sweep"], r["model"], r["dataset"], size_key(r["train_size"]), budget_order(r["reference"]))
     )

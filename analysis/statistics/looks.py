@@ -116,7 +116,17 @@ def early(store: Store, rows: Iterable[Row]) -> str | None:
         for m in (r["method"], r["baseline"])
         for at in (r["reference"], None)
     }
-    found = min((coming[cell] for cell in cells & coming.keys()), default=None)
+    return _fewest(coming[cell] for cell in cells & coming.keys())
+
+
+def early_at(store: Store, at: Row) -> str | None:
+    """As `early`, of all cells of a place and a budget."""
+    here = [at[k] for k in (*PLACE, "reference")]
+    return _fewest(seeds for (*place, _, budget), seeds in _coming(store).items() if [*place, budget] == here)
+
+
+def _fewest(seeds: Iterable[tuple[int, int]]) -> str | None:
+    found = min(seeds, default=None)
     return None if found is None else f"{found[0]} of {found[1]} seed{'s' * (found[1] != 1)}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.format import Row, percent, points, ranged
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.styles import style
+from analysis.words.conclusions import preliminary
 
 
 def best_text(row: Row) -> str:
@@ -21,6 +22,10 @@ def tested(row: Row) -> bool:
 
 def would_change(row: Row) -> str:
     """What would change the answer of a row of `decisions.decisions`."""
+    return preliminary(row["early"]) + _would_change(row)
+
+
+def _would_change(row: Row) -> str:
     if row["next"] is None:
         return "no other method is confirmed here"
     names = style(row["method"]).name, style(row["next"]).name

@@ -14,12 +14,14 @@ from scipy import stats
 
 from analysis import conclusion, open_store
 from analysis.report.tables import pick
+from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import LEVEL
 from analysis.statistics.looks import Looks, level, looks
 from analysis.statistics.scaling import comparisons
 from analysis.statistics.units.many import wilcoxon
 from analysis.words.conclusions import conclude
+from analysis.words.decisions import would_change
 from analysis.words.figures import conclude_ranks
 from analysis.words.parity import looks_says
 from tests.analysis.odd import Cells, odd_results
@@ -166,7 +168,10 @@ def test_a_conclusion_is_preliminary_while_seeds_are_to_come(tmp_path: Path, res
     whole = open_store(odd_results(tmp_path / "whole", cells, seeds=5))
     assert conclusion(whole).startswith("At equal")
     cells["randlora", "lora-1", "d"] = {**dict(enumerate(scores["randlora"][:3])), **rest}
-    said = conclusion(open_store(odd_results(tmp_path / "early", cells, seeds=5)))
+    early = open_store(odd_results(tmp_path / "early", cells, seeds=5))
+    said = conclusion(early)
     begin = "" if rest else "Preliminary, 3 of 5 seeds: "
     assert said.startswith(f"{begin}At equal trainable parameters RandLoRA scores higher")
     assert ("Preliminary" in said) is not bool(rest)
+    (taken,) = decisions(early).to_pylist()  # of all methods
+    assert would_change(taken).startswith("Preliminary, 1 of 5 seeds: RandLoRA and VeRA: ")
