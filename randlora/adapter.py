@@ -10,9 +10,10 @@ import math
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self
 
@@ -90,6 +91,11 @@ class AdapterConfig:
         del values[self.capacity_field]
         return values
 
+    def own_alpha(self, shapes: Collection[Shape]) -> dict[str, float]:
+        """By option the number that gives weights of these shapes this configuration's scale, in the mean where a rule
+        gives each its own; empty where no option sets a scale over the rank."""
+        return {}
+
 
 _RULE = re.compile(r"(\d+(?:\.\d+)?)r(/sqrt\(n\))?")
 
@@ -120,6 +126,14 @@ class AlphaScale:
     def scale_of(self, bases: int) -> float:
         """The scale of a weight of so many bases."""
         return self.scale / bases**0.5 if isinstance(self.alpha, str) and "sqrt" in self.alpha else self.scale
+
+    def bases(self, shape: Shape) -> int:
+        """How many bases are summed for a weight, which a rule in n divides by."""
+        return 1
+
+    def own_alpha(self, shapes: Collection[Shape]) -> dict[str, float]:
+        unit = dataclasses.replace(self, alpha=1.0)  # type: ignore[type-var]
+        return {"alpha": fmean(self.scale_of(self.bases(shape)) for shape in shapes) / unit.scale}
 
 
 @dataclass(frozen=True)

@@ -103,14 +103,16 @@ def state(store: Store, finished: list[Row]) -> str:
 
 def power(store: Store, finished: list[Row]) -> str:
     """How many pairs a test tells apart, what it would have found, and how many methods are perhaps under-tuned."""
-    letters = [set(r["group"]) for r in groups(store).to_pylist()]
+    done = {r["method"] for r in finished}
+    letters = [set(r["group"]) for r in groups(store).to_pylist() if r["method"] in done]
     pairs = [not one & other for one, other in combinations(letters, 2)]
     asked, rows = question(store), [r for r in comparisons(store).to_pylist() if r["detectable"]]
     found = [f"of {100 * r['detectable']:.1f} points for RandLoRA" for r in rows if r["method"] == asked.focus]
     others = sorted(100 * r["detectable"] for r in rows if r["method"] != asked.focus)
     if others:
         most = others[9 * len(others) // 10]
-        found.append(f"of {others[0]:.0f} to {most:.0f} for nine in ten of the others, who share their 5 %")
+        until = f"{most:.0f}" if most < 100 else "more than there can be"
+        found.append(f"of {others[0]:.0f} to {until} for nine in ten of the others, who share their 5 %")
     finds = f" Four times in five it finds a difference from LoRA {', and '.join(found)}." if found else ""
     tuned_too_little = sum(bool(r["under_tuned"]) for r in finished)
     return (

@@ -166,7 +166,7 @@ class EvaluateSettings(BaseModel):
     length_penalty: float = 1.0
     """Exponent of the length that divides a beam's score (LoRA's E2E: 0.8)."""
     no_repeat_ngram: int = Field(default=0, ge=0)
-    """No n-gram of this length twice in a text (LoRA's E2E: 4); 0: no rule."""
+    """No n-gram of this length twice in a generated text, its prompt not counted (LoRA's E2E: 4); 0: no rule."""
 
 
 def contrastive(adapt: str | None, method: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -43,6 +44,11 @@ class Kept:
         return not (self.folder / META).is_file()
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of data, initialisation and bases."""
+        return tuple(self.row[k] for k in SEEDS)
+
+    @property
     def matrix(self) -> bool:
         """Whether its update of a weight is a matrix."""
         try:
@@ -79,12 +85,13 @@ def confirmed_as_trained(store: Store) -> list[Row]:
 
 
 def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
-    """One kept trial per confirmed cell, by place, method and budget; of several, the lowest seed (shared by methods).
+    """One kept trial per confirmed cell, by place, method and budget: of several the first of its seeds.
 
-    Trials with prompts are left out: they change more than weights.
+    Trials with prompts are left out: they change more than weights. `need_full`: what is held against full fine-tuning
+    of its place, so only trials of its seeds.
 
     Raises:
-        StoreError: none is kept, or no full fine-tuning where that is needed; with what to set.
+        StoreError: none is kept, or no full fine-tuning or nothing of its seeds where that is needed; with what to set.
     """
     cells: dict[tuple[str, str], list[Kept]] = defaultdict(list)
     for row in confirmed_as_trained(store):
@@ -101,6 +108,16 @@ def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
             "this diagnostic compares with full fine-tuning, whose weights are not kept here; "
             "add [methods.full] and set [keep] full = true before the sweep runs"
         )
+    if need_full:  # another seed has other training rows and another head
+        beside = {k.row["trial_id"]: (full_of(chosen, k) or k).seeds for k in chain(*cells.values())}
+        same = [[k for k in group if k.seeds == beside[k.row["trial_id"]]] for group in cells.values()]
+        one_seed = [min(group, key=lambda k: k.row["slot"]) for group in same if group]
+        if all(k.full for k in one_seed) and not all(k.full for k in chosen):
+            raise StoreError(
+                "this diagnostic compares trials of one seed, and none is kept of the seed of full fine-tuning's; set "
+                '[keep] adapters = "confirm" before the sweep runs'
+            )
+        chosen = one_seed
     return sorted(chosen, key=lambda k: (*k.place, style(k.row["method"]).order, k.row["adapter_params"] or 0))
 
 

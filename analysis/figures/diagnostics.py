@@ -55,7 +55,7 @@ def errors(approximation: pa.Table, target: str = "trained") -> list[Row]:
 
 
 def alignment(cka: pa.Table) -> list[Row]:
-    """CKA by block (`depth`), each method at its largest budget: the mean over `n` cells.
+    """CKA by layer (`depth`), each method at its largest budget: the mean over `n` cells.
 
     Args:
         cka: rows of the table of that name; those without a number are left out.

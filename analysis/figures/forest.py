@@ -57,19 +57,21 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
 
 def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float | None) -> None:
     method, baseline = style(rows[0]["method"]), style(rows[0]["baseline"])
+    most = len({r["reference"] for r in rows} - {None})
+    budgets = [r["reference"] or _several(r["n_budgets"], most) for r in rows]
     differences.zero_line(axes, index, rows[0]["baseline"], margin)
-    for level, r in enumerate(rows):
+    for level, (r, at) in enumerate(zip(rows, budgets, strict=True)):
         mean = r["reference"] is None
         if r["low"] is not None:
             width = 2.2 if mean else 1.3
             axes.hlines(level, 100 * r["low"], 100 * r["high"], color=method.colour, linewidth=width, alpha=0.75)
-        dot(axes, r["method"], 100 * r["difference"], level, _says(r), **{"marker": "D"} if mean else {})
+        dot(axes, r["method"], 100 * r["difference"], level, _says(r, at), **{"marker": "D"} if mean else {})
         said = textwrap.fill(r["verdict"], 22)
         axes.text(1.03, level, said, transform=axes.get_yaxis_transform(), va="center", fontsize=6, color=INK)
     first = next((level for level, r in enumerate(rows) if r["reference"] is None), 0)
     if first:
         axes.axhline(first - 0.5, color=MUTED, linewidth=0.6)
-    axes.set_yticks(range(len(rows)), labels=[_name(r) for r in rows])
+    axes.set_yticks(range(len(rows)), labels=[_name(r, at) for r, at in zip(rows, budgets, strict=True)])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -77,16 +79,21 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float
     axes.set_xlabel(f"{score} of {method.name} less {baseline.name}'s (points)")
 
 
-def _name(row: Row) -> str:
+def _several(budgets: int, most: int) -> str:
+    """Which budgets a mean is of; `most`: any row's."""
+    return "all budgets" if budgets == most else f"{budgets} of {most} budgets"
+
+
+def _name(row: Row, at: str) -> str:
     """'digits, lora-1', or which mean."""
     if row["test"] == OVER_DATASETS:
         return "mean of sets like these"
     where = (row["dataset"] or "mean").rpartition("/")[2].rpartition(":")[2]
     short = textwrap.shorten(where, 20, placeholder="\N{HORIZONTAL ELLIPSIS}")
-    return f"{short}, {row['reference'] or 'all budgets'}"
+    return f"{short}, {at}"
 
 
-def _says(row: Row) -> str:
+def _says(row: Row, at: str) -> str:
     where = place_text(row["dataset"] or f"{row['n_datasets']} data sets", row["train_size"])
-    at = f"{style(row['method']).name} at {row['reference'] or 'all budgets'} on {where}"
-    return f"{at}: {change_text(row)} points, a 95 % interval, {row['n']} pairs; {row['verdict']}"
+    what = f"{style(row['method']).name} at {at} on {where}"
+    return f"{what}: {change_text(row)} points, a 95 % interval, {row['n']} pairs; {row['verdict']}"

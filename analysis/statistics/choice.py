@@ -42,8 +42,10 @@ WIDTH = 2.0
 
 _CONFIRMED = """
 select sweep, model, dataset, train_size, reference, method, cell_id, data_seed, init_seed, basis_seed, val_score
-from confirmed where val_score is not null and lr is not null
+from confirmed semi join cells using (sweep, cell_id)
+where val_score is not null and lr is not null
 """
+"""A lost part of `cells` leaves runs without a cell; nothing is said of these."""
 
 
 @dataclass(frozen=True)

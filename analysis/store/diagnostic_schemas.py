@@ -31,7 +31,7 @@ _CKA = (
     ("trial_id", TEXT, "The CONFIRM trial; null for the untouched base model."),
     ("against", TEXT, "The trial of full fine-tuning beside it."),
     ("layer", TEXT, "Attention or MLP of a block; older rows: the block."),
-    ("depth", INT, "The block's number, from 0."),
+    ("depth", INT, "The layer's place from the input on, from 0."),
     ("cka", REAL, "Linear, unbiased, mean over mini-batches; null: constant or not finite."),
     ("examples", INT, "Examples that both models saw, one vector each."),
     ("batch_size", INT, "Examples of a mini-batch."),

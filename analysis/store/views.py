@@ -30,8 +30,11 @@ class View:
 _LISTED = """(k.seeds is null or
               list_contains(string_split(k.seeds, ' '), concat_ws('/', t.data_seed, t.init_seed, t.basis_seed)))"""
 """Whether the sweep file has the seed of trial `t` of cell `k`."""
-_EVERY = r"* replace (regexp_replace(hyperparameters, '\.0([,}])', '\1', 'g') as hyperparameters)"
-"""All columns, one text for each point: folders of 0.1.0 may have 0 and 0.0."""
+_POINT = r"regexp_replace(hyperparameters, '\.0([,}])', '\1', 'g') as hyperparameters"
+"""One text for each point: folders of 0.1.0 may have 0 and 0.0."""
+_FINITE = ", ".join(f"case when isfinite({name}) then {name} end as {name}" for name in ("val_score", "test_score"))
+"""Null for a score that is no number: a part that others wrote may have NaN, SQL's largest."""
+_TRIAL = f"* replace ({_POINT}, {_FINITE})"
 COUNTS = f"""{_LISTED}
           and (t.lr is null or c.lr is null
                or (abs(t.lr - c.lr) <= 1e-9 * c.lr and t.hyperparameters is not distinct from c.hyperparameters))"""
@@ -47,7 +50,7 @@ _ALL = (
         "last_attempts",
         "One row per trial: its last attempt, as in `trials`.",
         f"""
-        select {_EVERY} from trials
+        select {_TRIAL} from trials
         qualify row_number() over (partition by sweep, trial_id order by attempt desc) = 1
         """,  # noqa: S608  ours
     ),
@@ -55,7 +58,7 @@ _ALL = (
         "chosen",
         "One row per tuned cell: its latest choice, as in `choices`.",
         f"""
-        select {_EVERY} from choices
+        select * replace ({_POINT}) from choices
         qualify row_number() over (partition by sweep, cell_id
                                    order by sequence desc nulls last, chosen_at desc nulls last, n_trials desc) = 1
         """,  # noqa: S608  ours
@@ -65,7 +68,7 @@ _ALL = (
         "The trials that results are made of: finished CONFIRM trials at the cell's latest choice of rate, or without "
         "one, on the seeds that the sweep file has.",
         f"""
-        select t.* from (select {_EVERY} from trials) t
+        select t.* from (select {_TRIAL} from trials) t
         left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
         where t.stage = 'CONFIRM' and t.status = 'finished' and {COUNTS}
         qualify row_number() over (partition by t.sweep, t.trial_id order by t.attempt desc) = 1

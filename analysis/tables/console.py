@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from analysis.errors import StoreError
 from analysis.format import Row, change_text, duration, percent, quantity, ranged, visible
 from analysis.statistics import scaling
 from analysis.statistics.looks import level
@@ -118,9 +119,15 @@ def _unscored(store: Store) -> dict[tuple[str, str], str]:
 
 
 def _tolerance(store: Store) -> float | None:
-    """`budgets.tolerance` of the sweep; None where the folder does not say."""
+    """`budgets.tolerance` of the sweep; None where the folder does not say. Raises StoreError: it is no fraction."""
     budgets = store.stored().get("budgets")
-    return budgets.get("tolerance") if isinstance(budgets, dict) else None
+    found = budgets.get("tolerance") if isinstance(budgets, dict) else None
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0.0 <= found <= 1.0:
+        rule = "it must be a fraction from 0 to 1: 0.05 is five percent, what a sweep file without it has"
+        raise StoreError(f"{store.path}: budgets.tolerance is {found!r}; {rule}")
+    return float(found)
 
 
 def _order(r: Row) -> tuple[Any, ...]:
@@ -155,7 +162,7 @@ def print_results_table(
         title = f"{sweep}: {measured}{of} on {place_text(dataset, size)}"
         print_whole(_block(title, measured, against, mine), console)
     for row in (r for r in rows if _left_out(r) and not r["absent"]):
-        where = place_text(row["dataset"], row["train_size"])
+        where = place_text(row["dataset"], row["train_size"]) + (f" of {row['model']}" if several else "")
         said = f"  left out: {row['name']} at {row['reference']} on {where}, {row['note']}"
         console.print(said, highlight=False, markup=False)
     for said in (*absent_data(rows), *_footnotes(rows)):

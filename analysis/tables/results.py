@@ -177,8 +177,8 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
 
 def _several(r: Row) -> str:
     """What stands for the budget of a row over several."""
-    budgets = r.get("n_budgets") or "all"
-    return f"mean of {budgets}, sets like these" if _like_these(r) else f"mean of {budgets} budgets"
+    said = f"mean of {r['n_budgets']}"
+    return f"{said}, sets like these" if _like_these(r) else f"{said} budget{'s' * (r['n_budgets'] != 1)}"
 
 
 def _like_these(r: Row) -> bool:

@@ -44,5 +44,6 @@ def _would_change(row: Row) -> str:
     if row["detectable"] is None:
         return f"{names[1]} is {percent(row['ahead'])} points behind; looks have left no level to test at"
     needs = "no number up to 1,000" if row["seeds_needed"] is None else f"{row['seeds_needed']:,}"
-    found = f"{row['pairs']} seeds find {percent(row['detectable'])}"
+    least = percent(row["detectable"]) if row["detectable"] < 1 else "no difference that there can be"
+    found = f"{row['pairs']} seeds find {least}"
     return f"{names[1]} is {percent(row['ahead'])} points behind; {found}, and {needs} would find that"

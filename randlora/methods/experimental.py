@@ -83,6 +83,9 @@ class RandLoraSvdConfig(RankConfig):
     default_scale: ClassVar[float] = DEFAULT_SCALE
     by_bases: ClassVar[bool] = True
 
+    def bases(self, shape: Shape) -> int:
+        return num_bases(shape, self.r)
+
 
 def lora_part(shape: Shape, r: int, share: float) -> int:
     """q: the rank of the low-rank part beside a RandLoRA part of rank r."""

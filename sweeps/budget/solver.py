@@ -96,8 +96,10 @@ def solve(
     allocation: str = "auto",
     *,
     tolerance: float | None = TOLERANCE,
+    nearest: bool = False,
     options: Mapping[str, Any] | None = None,
     counted: Counted = "parameters",
+    section: str | None = None,
 ) -> Solution | Infeasible:
     """The capacities that bring a method nearest to a budget.
 
@@ -107,8 +109,10 @@ def solve(
         budget: trainable adapter parameters aimed at, or degrees of freedom.
         allocation: see the module's head.
         tolerance: |count - budget| / budget allowed; None allows any, so that the nearest is always a solution.
+        nearest: take the nearest also beyond the tolerance, by which "auto" still decides.
         options: the method's own options that its count depends on; others do no harm.
         counted: what the budget limits.
+        section: its name under `[methods]` of the sweep file, for messages; None: the method's.
 
     Returns:
         A `Solution`, or `Infeasible` where the nearest count lies beyond the tolerance.
@@ -138,9 +142,9 @@ def solve(
         solution = _solution(counts, "uniform", counts.uniform(budget), budget)
         if allocation == "auto" and abs(solution.residual) > limit:
             solution = _solution(counts, "fill", counts.fill(budget), budget)
-    if tolerance is None or abs(solution.residual) <= limit:
+    if nearest or tolerance is None or abs(solution.residual) <= limit:
         return solution
-    return _infeasible(counts, solution, tolerance)
+    return _infeasible(counts, solution, tolerance, section or method)
 
 
 def solve_pinned(
@@ -232,13 +236,13 @@ def _solution(counts: Reach, allocation: str, capacities: dict[str, int], budget
     )
 
 
-def _infeasible(counts: Reach, nearest: Solution, tolerance: float) -> Infeasible:
+def _infeasible(counts: Reach, nearest: Solution, tolerance: float, section: str) -> Infeasible:
     budget, method = nearest.budget, counts.entry.name
     noun = "count" if counts.counted == "parameters" else "number of degrees of freedom"
     below, above = counts.around(budget)
     if above is None and below is not None:
         named, what = below.count, f"the largest {noun} of {method} on these targets"
-        wider = "".join(f", or raise methods.{method}.{option}" for option in counts.widening())
+        wider = "".join(f", or raise methods.{section}.{option}" for option in counts.widening())
         lever = f"lower the budget to {below.count:,}, or adapt more weights{wider}"
     elif below is None and above is not None:
         named, what = above.count, f"the smallest {noun} of {method} on these targets"

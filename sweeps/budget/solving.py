@@ -148,11 +148,20 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
             for r in references
         }
         return [Solved.of(*min(pinned.items(), key=lambda item: abs(item[1].residual)))]
-    allocation = section.allocation or spec.budgets.allocation
-    tolerance = None if section.unmatched else spec.budgets.tolerance
     return [
         Solved.of(
-            r, solve(method, shapes, budgets[r], allocation, tolerance=tolerance, options=options, counted=counted)
+            r,
+            solve(
+                method,
+                shapes,
+                budgets[r],
+                section.allocation or spec.budgets.allocation,
+                tolerance=spec.budgets.tolerance,
+                nearest=section.unmatched,
+                options=options,
+                counted=counted,
+                section=name,
+            ),
         )
         for r in references
     ]

@@ -80,6 +80,7 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         "typed": "token_type_ids" in takes,
         "bos_between": facts.bos_between,
         "generation": facts.generation,
+        "rule": facts.generation.get("no_repeat_ngram"),
         **_example(facts),
         **_bases(facts.model, form),
     }

@@ -201,7 +201,7 @@ def _cell(
         lr_high=high,
         lr_centre=centre,
         dimensions=space,
-        published=() if solved.reason else published(name, spec, space, max(solved.capacities.values(), default=None)),
+        published=() if solved.reason else published(name, spec, space, solved.capacities, shapes),
         tune_trials=spec.search.trials if tuned else 0,
         confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # nothing varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,

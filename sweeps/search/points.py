@@ -126,7 +126,7 @@ def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Poin
     A step is as far as neighbouring rates lie apart at the density of the search: the range over its rates.
     """
     rates = [t.lr for t in tried]
-    inside = {lr for lr in rates if space.low <= lr <= space.high}
+    inside = {lr for lr in rates if _rounded(space.low) <= lr <= _rounded(space.high)}  # the rates tried are rounded
     step = float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
     return Point(_rounded(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
 

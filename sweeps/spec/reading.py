@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from sweeps.errors import Problem, SpecError, nearest
+from sweeps.errors import Problem, SpecError, nearest, reason
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,9 +44,25 @@ def read_tree(path: Path) -> dict[str, Any]:
         raise SpecError([Problem("file", str(path), f"has more than {DEPTH} levels")]) from None
     except (ValueError, yaml.YAMLError) as error:  # TOML's, JSON's and UTF-8's errors are ValueErrors
         raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # PyYAML's of `!!bool maybe`, `!!int ''`
+        said = f"can't be read: a value is not what its tag says ({reason(error)})"
+        raise SpecError([Problem("file", str(path), said)]) from error
     if not isinstance(tree, dict):
         raise SpecError([Problem("file", str(path), "must be a table of sections")])
     return tree
+
+
+def read_key(text: str) -> list[str]:
+    """The parts of a dotted key, as TOML reads it: 'methods."lora-0.5".lr' has three; any other is cut at its dots."""
+    path: list[str] = []
+    try:
+        node: Any = tomllib.loads(f"{text} = 0")
+        while isinstance(node, dict):
+            ((part, node),) = node.items()
+            path.append(part)
+    except ValueError:  # `methods.peft:lora.lr`
+        return text.strip().split(".")
+    return path
 
 
 def read_value(text: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sweeps.spec.search import OneOrMany, Section
 
@@ -35,11 +35,12 @@ class ResourceSection(Section):
     priority: Annotated[tuple[Annotated[str | float, Field(union_mode="left_to_right")], ...], OneOrMany] = ()
     """Methods, budgets, data sets or sizes served first; cells with more of them, then with the earlier one."""
 
-    @field_validator("concurrent")
+    @field_validator("concurrent", "gpus_per_worker")
     @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("concurrent is 'auto' or at least 1")
+    def _enough(cls, value: float | str, info: ValidationInfo) -> float | str:
+        least = 1 if info.field_name == "concurrent" else 0
+        if not isinstance(value, str) and value < least:
+            raise ValueError(f"{info.field_name} is 'auto' or at least {least}")
         return value
 
     @field_validator("priority")

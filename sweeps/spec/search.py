@@ -20,14 +20,18 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+_Rate = Annotated[float | None, Field(ge=1e-30, le=1e6)]
+"""A learning rate; products and powers of ten of those beyond leave a float's range."""
+
+
 class LrRange(Section):
     """A learning-rate range: a centre and a width in decades, or its two ends."""
 
-    centre: float | None = Field(default=None, gt=0)
+    centre: _Rate = None
     """Centre of the range, `search.lr.decades` wide."""
-    low: float | None = Field(default=None, gt=0)
+    low: _Rate = None
     """Low end, with `high`."""
-    high: float | None = Field(default=None, gt=0)
+    high: _Rate = None
     """High end."""
 
     @model_validator(mode="after")
@@ -110,7 +114,7 @@ class SearchSection(Section):
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
     """Searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, also with `log = true`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
-    """Tried first: the published rate, the choice at the neighbouring budget."""
+    """Tried first: the centre of a method's rates with its own options, the choice at the neighbouring budget."""
     rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)
     """Best rates that are run again ..."""
     rerun_seeds: int = Field(default=2, ge=0, le=MOST_TRIALS)

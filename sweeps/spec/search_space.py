@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from randlora.adapter import Shape
+from randlora.errors import ConfigError
 from randlora.methods.registry import METHODS
 from sweeps.spec.search import SpaceEntry
 from sweeps.spec.sections import Sections
@@ -43,12 +47,16 @@ def _dimension(name: str, entry: SpaceEntry) -> Dimension:
     return Dimension(name, entry.low, entry.high, entry.log, integer, entry.values)
 
 
-def published(name: str, spec: Sections, space: tuple[Dimension, ...], capacity: int | None) -> Extra:
+def published(
+    name: str, spec: Sections, space: tuple[Dimension, ...], capacities: Mapping[str, int], shapes: Mapping[str, Shape]
+) -> Extra:
     """The values that a method has when nothing is searched: what the sweep file says, else its default.
 
-    Each is the nearest one in the space. An alpha that stands nowhere is the capacity, which makes LoRA's scale 1.
+    Each is the nearest one in the space, of an alpha that stands nowhere or as a rule the one with the nearest scale;
+    the first, where there is none to be near to.
     """
     given: dict[str, Value] = {}
+    unset: list[Dimension] = []
     options, name = spec.methods[name].options, spec.base(name)
     for d in space:
         value = options.get(d.name)
@@ -57,11 +65,35 @@ def published(name: str, spec: Sections, space: tuple[Dimension, ...], capacity:
             value = getattr(spec.train, "full_weight_decay" if full else d.name)
         if value is None and name in METHODS:
             value = _default(name, d.name)
-            value = capacity if value is None and d.name == "alpha" else value
-        if isinstance(value, str) and d.name == "alpha" and not d.values and capacity is not None:
-            value = float(value.partition("r")[0]) * capacity  # a rule such as "2r" in a range of numbers
-        given[d.name] = d.ends[0] if value is None else d.nearest(value)
+        if value is None or (isinstance(value, str) and value not in d.values):
+            given[d.name] = d.ends[0]
+            unset.append(d)
+        else:
+            given[d.name] = d.nearest(value)
+    if unset and capacities:
+        fixed = options | {k: v for k, v in given.items() if k not in (*TRAIN_FIELDS, *(d.name for d in unset))}
+        own = [shapes[weight] for weight in capacities if weight in shapes]
+        with suppress(ConfigError):  # options that contradict each other, which the plan's checks report
+            given |= _alphas(name, max(capacities.values()), fixed, unset, own)
     return extra_of(given)
+
+
+def _alphas(
+    method: str, capacity: int, options: Mapping[str, Value], space: Sequence[Dimension], shapes: Sequence[Shape]
+) -> dict[str, Value]:
+    """The alpha among some dimensions that gives the scale of these options, or the nearest to it."""
+
+    def numbers(**more: Value) -> dict[str, float]:
+        return METHODS[method].config.from_options(capacity, {**options, **more}).own_alpha(shapes)
+
+    wanted = numbers()
+    return {
+        d.name: d.nearest(wanted[d.name])
+        if d.ordered
+        else min(d.values, key=lambda v: abs(numbers(**{d.name: v})[d.name] - wanted[d.name]))
+        for d in space
+        if d.name in wanted
+    }
 
 
 def _default(method: str, option: str) -> Any:

@@ -94,7 +94,7 @@ class DataSection(_Section):
     @classmethod
     def _sizes(cls, value: tuple[str | float, ...]) -> tuple[str | float, ...]:
         for size in value:
-            shots = isinstance(size, str) and re.fullmatch(r"[1-9]\d*-shot", size)
+            shots = isinstance(size, str) and re.fullmatch(r"[1-9][0-9]*-shot", size)
             if not shots and (isinstance(size, str) or not 0 < size <= 1):
                 raise ValueError(f"a size is a fraction in (0, 1] or 'K-shot' such as '16-shot', got {size!r}")
         return value

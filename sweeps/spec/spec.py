@@ -5,8 +5,8 @@ and either returns a complete specification or raises `SpecError` with all that 
 
 `[small]` says what a laptop changes, and `--scale small` applies it. It has the sweep file's own keys: its tables are
 merged in key by key, any other value replaces. `drop` names what goes before that, a key or a list of them
-(`drop = ["methods.vera"]`). The name and `output` get "-small" unless `[small]` gives others, so that the two never
-share a results folder.
+(`drop = ["methods.vera"]`; a name with dots stands in quotes: `'methods."lora-0.5"'`). The name and `output` get
+"-small" unless `[small]` gives others, so that the two never share a results folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.spec.messages import is_echo, problem
-from sweeps.spec.reading import check_tree, read_tree, read_value
+from sweeps.spec.reading import check_tree, read_key, read_tree, read_value
 from sweeps.spec.sections import Sections
 
 SCALES = ("full", "small")
@@ -33,6 +33,8 @@ class SweepSpec(Sections):
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:
         """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
+
+        A part of the key that has dots itself stands in quotes: `methods."lora-0.5".lr=1e-3`.
 
         `scale` "small" applies the file's `[small]` table first.
         Raises SpecError: every problem of the file and the overrides at once.
@@ -68,7 +70,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         if not sign or not key.strip():
             problems.append(Problem("--set", text, "must be KEY=VALUE, such as --set search.trials=6"))
             continue
-        *path, last = key.strip().split(".")
+        *path, last = read_key(key)
         node: Any = tree
         for part in path:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
@@ -110,13 +112,14 @@ def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
 def _dropped(tree: dict[str, Any], name: object) -> list[Problem]:
     if not isinstance(name, str):
         return [Problem("small.drop", name, "must be a key of this file, or a list of them", '"methods.NAME"')]
-    *path, last = name.split(".")
+    *path, last = read_key(name)
     node: Any = tree
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None
     if not isinstance(node, dict) or last not in node:
-        known = [".".join([*path, k]) for k in node] if isinstance(node, dict) else []
-        return [Problem("small.drop", name, "names nothing in this file", nearest(name, known))]
+        known = [".".join([*path, f'"{k}"' if "." in k else k]) for k in node] if isinstance(node, dict) else []
+        rule = "names nothing in this file; a name with dots stands in quotes"
+        return [Problem("small.drop", name, rule, nearest(name, known))]
     del node[last]
     return []
 

@@ -22,7 +22,16 @@ from trainables.errors import first_line
 from trainables.hub import hub_answers
 from trainables.models.encoders import is_unused
 from trainables.models.families import Kind, ModelError, ModelId, parse_id
-from trainables.models.shapes import UNREADABLE, advice, gguf_argument, hf_class, hf_config, is_open_clip, kind_of
+from trainables.models.shapes import (
+    UNREADABLE,
+    advice,
+    gguf_argument,
+    hf_class,
+    hf_config,
+    is_open_clip,
+    kind_of,
+    open_clip_config,
+)
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -87,6 +96,7 @@ def load_model(model_id: str, *, weights: bool = True) -> LoadedModel:
             return _load_hf(parsed, model_id, weights)
         if parsed.folder is None:
             return _load_open_clip(parsed.name, parsed, model_id, weights)
+        open_clip_config(parsed.folder, model_id)
         _refuse_pickles(parsed.folder, model_id)
         return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
 
@@ -149,7 +159,10 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) ->
                 module = open_clip.create_model(
                     name, precision="fp32", require_pretrained=weights, weights_only=True, **arguments
                 )
-            tokenizer = open_clip.get_tokenizer(name)
+            text = open_clip.get_model_config(name)["text_cfg"]
+            # over the config's tokenizer_kwargs, which may ask for code; open_clip's own tokenizer takes no such thing
+            no_code = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+            tokenizer = open_clip.get_tokenizer(name, **no_code)
     except UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
     if weights:
@@ -247,32 +260,35 @@ def _check_complete(module: Any, info: Any, model_id: str) -> None:
 
 
 def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
-    """From preprocessor_config.json; without one, the config's image size and ImageNet's mean and deviation.
+    """From the model's image processor; without its file, the config's image size and ImageNet's mean and deviation.
 
     A processor that crops resizes the shorter side to the crop, without the margin that some recipes cut off around it;
     one that resizes to a fixed height and width squashes.
     """
-    from transformers.image_processing_base import ImageProcessingMixin
+    from transformers import AutoImageProcessor
 
     file = Path(source) / "preprocessor_config.json"
     try:
-        try:
-            settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
+        try:  # what its file leaves out is for its class to say
+            settings = vars(AutoImageProcessor.from_pretrained(source, config=config, trust_remote_code=False))
         except OSError:
             if file.exists():
                 raise
             settings = {}
-        size = settings.get("crop_size") or settings.get("size") or getattr(config, "image_size", None)
-        given = settings.get("size")
-        squash = isinstance(given, dict) and "height" in given and not settings.get("do_center_crop", False)
-        if isinstance(size, dict):
-            size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
-        mean = _triple(settings.get("image_mean") or IMAGENET_MEAN)
-        std = _triple(settings.get("image_std") or IMAGENET_STD)
-    except UNREADABLE as error:
+        crops = bool(settings.get("do_center_crop"))
+        sides = dict(settings.get("crop_size" if crops else "size") or {})
+        squash = "height" in sides and not crops
+        size = (sides["height"], sides["width"]) if "height" in sides else sides["shortest_edge"] if sides else None
+        # images are in [0, 1] where it normalises what it has scaled from 0 to 255
+        scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
+        plain = not settings.get("do_normalize", True)
+        mean = _triple((0, 0, 0) if plain else settings.get("image_mean", IMAGENET_MEAN), scale)
+        std = _triple((1, 1, 1) if plain else settings.get("image_std", IMAGENET_STD), scale)
+    except Exception as error:  # values of any kind; named and raised on
         raise ModelError(
             f"{model_id!r}: {file.name} can't be read ({first_line(error)}). {advice(model_id)}"
         ) from error
+    size = size or getattr(config, "image_size", None)
     if size is None:
         raise ModelError(f"{model_id!r}: neither {file.name} nor config.json says how large its images are")
     bilinear = 2  # PIL's number for it; 3 is bicubic
@@ -314,8 +330,8 @@ def _side(size: object, model_id: str) -> int:
     return side
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
-    return cast("tuple[float, float, float]", tuple(float(v) for v in values))
+def _triple(values: Any, scale: float = 1.0) -> tuple[float, float, float]:
+    return cast("tuple[float, float, float]", tuple(float(v) / scale for v in values))
 
 
 @contextlib.contextmanager

@@ -26,8 +26,11 @@ from trainables.errors import first_line
 from trainables.hub import cached_repositories, hub_answers
 from trainables.models.families import GGUF, KINDS, Kind, ModelError, ModelId, parse_id
 
-UNREADABLE = (RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, SafetensorError)
-"""What the libraries raise over files that are missing, damaged, or of another model."""
+UNREADABLE = (
+    RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, struct.error,
+    SafetensorError,
+)  # fmt: skip
+"""What the libraries raise over files that are missing, damaged, or of another model, or need a further package."""
 
 Shape = tuple[int, int]
 
@@ -50,7 +53,7 @@ def meta_model(model_id: str) -> nn.Module:
         import open_clip
 
         folder, known = parsed.folder, open_clip.get_model_config
-        return _open_clip_meta(known(parsed.name) if folder is None else _read_config(folder, model_id), model_id)
+        return _open_clip_meta(known(parsed.name) if folder is None else open_clip_config(folder, model_id), model_id)
     config = shape_config(parsed, model_id)
     try:
         with torch.device("meta"):
@@ -136,7 +139,10 @@ def is_open_clip(parsed: ModelId, model_id: str) -> bool:
 
 
 def hf_config(source: str, model_id: str, *, gguf: str | None = None) -> Any:
-    """A transformers config of a directory, the hub or a GGUF file. Raises ModelError for none, or one with code."""
+    """A transformers config of a directory, the hub or a GGUF file. Raises ModelError for none, or one with code.
+
+    Also for one whose weights are quantised by a package that is missing.
+    """
     from transformers import AutoConfig
 
     try:
@@ -144,9 +150,29 @@ def hf_config(source: str, model_id: str, *, gguf: str | None = None) -> Any:
             _check_layers(json.loads(local.read_text(encoding="utf-8")))  # a config makes a list of its layers
         elif not Path(source).is_dir():
             hub_answers()
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf_argument(gguf, model_id))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf_argument(gguf, model_id))
     except Exception as error:  # values of any kind, a file of any kind; named and raised on
         raise ModelError(f"{model_id!r}: its config can't be read ({first_line(error)}). {advice(model_id)}") from error
+    if gguf is None and (quantised := getattr(config, "quantization_config", None)) is not None:
+        _check_package(quantised, model_id)
+    return config
+
+
+def _check_package(quantised: Any, model_id: str) -> None:
+    """Raise ModelError where the package that reads quantised weights is missing."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    try:
+        AutoHfQuantizer.from_config(quantised, pre_quantized=True).validate_environment(
+            device_map=None, weights_only=True
+        )
+    except ImportError as error:
+        raise ModelError(
+            f"{model_id!r}: its weights are quantised ({first_line(error)}). Install the package, or take the model's "
+            "weights that are not quantised"
+        ) from error
+    except UNREADABLE:  # what else is wrong shows where they are loaded, maybe on a machine with the GPU that they need
+        return
 
 
 @functools.cache
@@ -211,7 +237,8 @@ def kind_of(config: Any) -> Kind:
     return "hf-vision" if hasattr(config, "image_size") else "text-encoder"
 
 
-def _read_config(folder: Path, model_id: str) -> dict[str, Any]:
+def open_clip_config(folder: Path, model_id: str) -> dict[str, Any]:
+    """The `model_cfg` of an open_clip directory. Raises ModelError for none, or a text tower that brings code."""
     path = folder / "open_clip_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -226,6 +253,8 @@ def _read_config(folder: Path, model_id: str) -> dict[str, Any]:
         _check_layers(inner)
     except ValueError as error:
         raise ModelError(f"{model_id!r}: {path}: {error}") from error
+    if tower := inner["text_cfg"].get("hf_model_name"):
+        hf_config(str(tower), model_id)  # open_clip would let transformers ask, on a terminal, whether to run its code
     return inner
 
 

@@ -16,7 +16,7 @@ from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from randlora.methods.scheduled.hooks import Hooks
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
 from trainables.errors import TrialError
-from trainables.models.sharded import is_split, reshard
+from trainables.models.sharded import is_split, reshard, whole
 from trainables.seeds import derive_seed, generator
 from trainables.tasks.task import Task, summed
 from trainables.training import optim
@@ -79,6 +79,7 @@ class Trainer:
             )
         self._selected = Selected(self._named)
         self._optimizer = optim.make_adamw([group for group in groups if group.parameters])
+        self._norm = torch.zeros(())  # of the last gradient
         self._aside = torch.zeros(0, dtype=torch.bool)  # which rows a search of ranks holds out
         first = task.batches(1)
         self._steps = len(first)
@@ -89,7 +90,7 @@ class Trainer:
 
         A function of the state, the seeds and the epoch's number alone, which is what makes resuming exact.
 
-        Raises TrialError: a loss that is not finite, naming the step.
+        Raises TrialError: a loss that is not finite, or the last gradient, naming the step.
         """
         self._module.train()
         freeze_statistics(self._module)
@@ -192,7 +193,7 @@ class Trainer:
             optim.add_over_workers(self._parameters)
         if (penalty := self._hooks.regulariser()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
+        self._norm = nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
         start, length = self._hooks.phase(step, total)
         factor = optim.lr_factor(step - start, length, settings)
         for group in self._optimizer.param_groups:
@@ -235,15 +236,22 @@ class Trainer:
         return found
 
     def check(self, sums: Tensor, epoch: int) -> None:
-        """Raise `TrialError` where the summed losses of an epoch's steps are not finite, naming the step."""
+        """Raise `TrialError` where a summed loss of an epoch's steps so far is not finite, naming the step.
+
+        After its last step also where the gradient was not, which otherwise the next loss shows.
+        """
         if not math.isfinite(float(sums.sum())):
             index = int((~torch.isfinite(sums)).int().argmax())
-            step = (epoch - 1) * self._steps + index + 1
-            value = float(sums[index])
-            raise TrialError(
-                f"loss became {value} at step {step} of {self._steps * self._trial.train.epochs} (epoch {epoch}) with "
-                f"lr {self._trial.lr:g}; a lower rate may train"
-            )
+            what, value = "loss", float(sums[index])
+        elif len(sums) == self._steps and not math.isfinite(norm := float(whole(self._norm))):
+            index, what, value = len(sums) - 1, "the gradient's norm", norm
+        else:
+            return
+        step = (epoch - 1) * self._steps + index + 1
+        raise TrialError(
+            f"{what} became {value} at step {step} of {self._steps * self._trial.train.epochs} (epoch {epoch}) with "
+            f"lr {self._trial.lr:g}; a lower rate may train"
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on besides its number."""

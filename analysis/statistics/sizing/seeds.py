@@ -18,7 +18,7 @@ DIFFERENCES = (0.005, 0.01, 0.02, 0.05)
 SEEDS = pa.schema(
     [
         *typed(TEXT, *PLACE, "method", "baseline", "reference"),
-        *typed(INT, "n", "datasets", "n_datasets"),
+        *typed(INT, "n", "datasets", "n_datasets", "n_budgets"),  # as in `scaling.COMPARISONS`
         *typed(REAL, "sd", "error", "freedom"),
         ("choice_sd", REAL),  # what the choice of rates adds to their mean; null where not known
         ("test", TEXT),

@@ -7,13 +7,13 @@ import math
 import types
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 
 from torch.sparse import check_sparse_tensor_invariants
 
-from randlora.adapter import AdapterConfig, check_capacity, check_positive
+from randlora.adapter import AdapterConfig, Shape, check_capacity, check_positive
 from randlora.errors import AdapterError, ConfigError, nearest
 from randlora.methods.bridge.kinds import PREFIX, Kind
 from randlora.methods.lowrank.lora import STABILISED_ALPHA
@@ -94,6 +94,13 @@ class PeftOptions(AdapterConfig):
         """The largest of the options called dropout."""
         return max((float(v) for k, v in self.options().items() if k.endswith("dropout")), default=0.0)
 
+    def own_alpha(self, shapes: Collection[Shape]) -> dict[str, float]:
+        if self.kind.alpha is None:
+            return {}
+        (name, unit), given = self.kind.alpha, self.options()
+        default = STABILISED_ALPHA if given.get("use_rslora") else unit * self.capacity  # alpha / sqrt(r), or / r
+        return {name: default if given[name] is None else given[name]}
+
     def at(self, capacity: int, **more: Any) -> Any:
         """PEFT's configuration at a capacity, with more of its fields.
 
@@ -101,11 +108,8 @@ class PeftOptions(AdapterConfig):
             ConfigError: a value that PEFT refuses, in its words.
         """
         kind, options = self.kind, self.options()
-        if kind.alpha is not None:
-            (name, unit), rank = kind.alpha, self.capacity
-            stable = options.get("use_rslora")  # alpha / sqrt(r)
-            default = STABILISED_ALPHA if stable else unit * rank
-            given = default if options[name] is None else options[name]
+        for name, given in self.own_alpha(()).items():
+            stable, rank = options.get("use_rslora"), self.capacity
             # one scale for all layers, also where their ranks differ
             options[name] = given * math.sqrt(capacity / rank) if stable else given * capacity / rank
         fields = {**kind.fixed, **options, **more}

@@ -68,6 +68,9 @@ class RandLoraBConfig(RandLoraConfig):
 
     method: ClassVar[str] = "randlora-b"
 
+    def bases(self, shape: Shape) -> int:
+        return half_bases(shape, self.r)
+
 
 def half_bases(shape: Shape, r: int) -> int:
     """n = ceil(m / (2 r))."""

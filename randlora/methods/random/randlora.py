@@ -65,6 +65,9 @@ class RandLoraConfig(RankConfig):
                 stacklevel=3,
             )
 
+    def bases(self, shape: Shape) -> int:
+        return num_bases(shape, self.r)
+
 
 def check_sparsity(distribution: str, sparsity: float | str) -> None:
     """Refuse an unknown distribution, or a sparsity that is neither "sqrt" nor at least 2."""

@@ -19,7 +19,7 @@ import torch
 from typer.testing import CliRunner
 
 from analysis import StoreError, open_store
-from analysis.diagnostics import spectrum
+from analysis.diagnostics import spectrum, weights
 from analysis.diagnostics.analyze import analyze, cka_sentence, in_process, plan
 from analysis.diagnostics.bench import bench_of
 from analysis.diagnostics.cka import _cka_or_none
@@ -237,6 +237,23 @@ def test_a_task_that_fails_says_why_and_leaves_no_rows(tiny: Path, pool: Pool) -
     with pytest.raises(ValueError, match="has format None"):
         analyze(store, "cka", execute=ray_tasks(cpus=0, progress=False), examples=32)
     assert {row["method"] for row in store.table("cka").to_pylist()} <= {"randlora", "zero-shot"}
+
+
+def test_what_is_held_against_full_fine_tuning_has_its_seeds(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where each cell keeps the seed that did best: others have other training rows."""
+    store, moved = open_store(tiny), ["lora"]
+    trained = weights.confirmed_as_trained
+    monkeypatch.setattr(
+        weights,
+        "confirmed_as_trained",
+        lambda store: [r | ({"data_seed": 7} if r["method"] in moved else {}) for r in trained(store)],
+    )
+    assert {unit.trials[0]["method"] for unit in plan(store, "cka")} == {"randlora", "full"}
+    with pytest.raises(StoreError, match=r"no budget at which .* kept: full, randlora lora-2"):
+        plan(store, "landscape")
+    moved.append("randlora")
+    with pytest.raises(StoreError, match=r'none is kept of the seed of full fine-tuning\'s; .*adapters = "confirm"'):
+        plan(store, "cka")
 
 
 def test_what_cannot_be_done_is_said(tiny: Path) -> None:

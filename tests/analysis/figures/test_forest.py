@@ -13,7 +13,7 @@ from analysis.figures.forest import draw_forest
 from analysis.figures.pictures import MOST_ROWS, pictures
 from analysis.statistics import scaling
 from analysis.store.store import Store
-from tests.analysis.odd import odd_results
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 
@@ -44,6 +44,18 @@ def test_a_row_for_every_difference_and_mean(tmp_path: Path) -> None:
     [strip] = [p for p in axes.patches if p.get_gid() == f"0:{MARGIN}"]
     assert (strip.get_x(), strip.get_width()) == pytest.approx((-1.0, 2.0))
     assert any(tip.startswith("RandLoRA at all budgets on 2 data sets: +") for tip in picture.figure.tips.values())
+
+
+def test_a_mean_over_some_budgets_says_how_many(tmp_path: Path) -> None:
+    cells: Cells = {
+        (m, f"lora-{rank}", d): {s: 0.6 + 0.01 * s**2 * (m == "randlora") for s in range(3)}
+        for m in ("lora", "randlora")
+        for d, ranks in (("a", (1, 8)), ("b", (1,)))
+        for rank in ranks
+    }
+    figure = draw_forest(scaling.comparisons(open_store(odd_results(tmp_path / "some", cells))), score="test accuracy")
+    assert "mean, 1 of 2 budgets" in [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert any("at 1 of 2 budgets on 2 data sets: " in tip for tip in figure.tips.values())
 
 
 def test_it_is_for_several_data_sets_with_intervals_and_as_many_rows_as_can_be_read(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from analysis.statistics.choice import (
     smoothed,
 )
 from analysis.statistics.groups import groups
-from analysis.store.tables import write_part
+from analysis.store.tables import part_paths, write_part
+from analysis.tables.console import results_table
 from analysis.words.conclusions import conclude_gap
 from analysis.words.figures import conclude_groups
 from tests.analysis.odd import Cells, odd_results, without_validation
@@ -234,3 +235,18 @@ def test_what_was_never_chosen_adds_nothing(tmp_path: Path, tune: tuple[float | 
     assert (row["choice_sd"], row["verdict"]) == (
         (0.0, "higher") if known else (None, "not testable with the choice of rates")
     )
+
+
+def test_runs_whose_cell_is_lost_leave_the_rest_to_be_read(tmp_path: Path) -> None:
+    folder = odd_results(tmp_path / "lost", CLEAR)
+    [part] = part_paths(folder, "cells")
+    left = [r for r in open_store(folder).table("cells").to_pylist() if r["method"] != "randlora"]
+    part.unlink()
+    for cells in ([], left):
+        if cells:
+            write_part(folder, "cells", cells)
+        store = open_store(folder)
+        assert {cell for _, cell in choice_variances(store)} == {r["cell_id"] for r in cells}
+        (row,) = comparisons(store).to_pylist()
+        assert (row["choice_sd"], row["verdict"]) == (None, "not testable with the choice of rates")
+        assert {r["method"] for r in results_table(store).to_pylist()} == {r["method"] for r in cells}

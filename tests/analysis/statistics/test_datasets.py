@@ -14,7 +14,7 @@ from analysis import Store, conclusion, open_store
 from analysis.statistics import inference, scaling
 from analysis.statistics.inference import OVER_DATASETS, OVER_SEEDS, WELCH
 from analysis.statistics.runs import over_datasets
-from analysis.tables.results import compared
+from analysis.tables.results import compared, seeds
 from tests.analysis.odd import Cells, odd_results
 
 Row = dict[str, Any]
@@ -105,7 +105,8 @@ def test_p_and_interval_of_a_row_agree(tmp_path: Path) -> None:
     assert "averaged over budgets and 8 data sets the difference is +0.3 points" in said
     assert "for data sets like these it is +0.3 points [" in said and "]: not distinguishable (" in said
     assert WELCH in compared(store).note
-    assert f"mean of {these['n_budgets']}, sets like these" in [cell for row in compared(store).cells for cell in row]
+    named = [{cell for row in sheet(store).cells for cell in row} for sheet in (compared, seeds)]
+    assert "mean of 1, sets like these" in named[0] and all("mean of 1 budget" in cells for cells in named)
 
 
 def test_shared_seeds_say_nothing_of_data_sets_like_these(tmp_path: Path) -> None:

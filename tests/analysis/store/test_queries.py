@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -15,7 +18,7 @@ from analysis.curves.measured import costed_runs
 from analysis.report.facts import facts
 from analysis.store.queries import connect
 from analysis.store.schemas import SCHEMAS
-from analysis.store.tables import write_part
+from analysis.store.tables import part_paths, write_part
 from analysis.store.views import VIEWS
 from tests.analysis.odd import odd_results
 from tests.analysis.synthetic import make_results
@@ -110,6 +113,26 @@ def test_confirmed_leaves_out_superseded_failed_and_tuning(store: Store) -> None
     assert len(superseded) == 1
     assert superseded[0]["trial_id"] not in {r["trial_id"] for r in rows}
     assert sum(r["method"] == "zero-shot" for r in rows) == 1
+
+
+def test_a_score_that_is_no_number_wins_nothing(tmp_path: Path) -> None:
+    """SQL takes NaN for the largest number; parts of ours have null there, those of others may not."""
+    cells = {(m, "lora-1", "a"): {0: 0.7, 1: 0.8} for m in ("lora", "randlora")}
+    folder = odd_results(tmp_path / "nan", cells)
+    [part] = part_paths(folder, "trials")
+    table = pq.read_table(part)
+    rows = [
+        r | {"val_score": math.nan, "test_score": math.nan} if (r["method"], r["data_seed"]) == ("lora", 1) else r
+        for r in table.to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), part)
+    store = open_store(folder)
+    for view in ("confirmed", "last_attempts"):
+        scores = store.table(view).filter(pc.field("data_seed") < 2).sort_by("trial_id").to_pylist()
+        assert [r["test_score"] for r in scores] == [0.7, None, 0.7, 0.8], view
+        assert [r["val_score"] for r in scores] == [0.7, None, 0.7, 0.8], view
+    found = {r["method"]: (r["n"], r["mean"]) for r in store.table("best").to_pylist()}
+    assert found == {"lora": (1, pytest.approx(0.7)), "randlora": (2, pytest.approx(0.75))}
 
 
 def test_a_retry_counts_once_with_its_last_attempt(store: Store) -> None:

@@ -103,6 +103,16 @@ def test_auto_keeps_one_rank_where_it_is_within_the_tolerance() -> None:
     assert solved("randlora", shapes, budget, tolerance=None) == answer
 
 
+def test_the_nearest_is_chosen_by_the_tolerance_it_need_not_meet() -> None:
+    shapes = clip_b32()
+    for tolerance in (0.001, 0.01, 0.05, 0.2):
+        for lora_rank in (8, 32, 128):
+            answer = solve("randlora", shapes, reference_budget(shapes, lora_rank), tolerance=tolerance)
+            nearest = solved("randlora", shapes, reference_budget(shapes, lora_rank), tolerance=tolerance, nearest=True)
+            assert isinstance(answer, Infeasible) or nearest == answer
+    assert solved("vera", shapes, 3_440_640, nearest=True) == solved("vera", shapes, 3_440_640, tolerance=None)
+
+
 def test_a_solution_names_the_counts_on_either_side() -> None:
     shapes = llama3_8b()
     answer = solved("randlora", shapes, reference_budget(shapes, 16))
@@ -194,6 +204,7 @@ def test_beyond_the_reach_the_answer_says_what_would_help() -> None:
     assert "fewer weights" in too_little.lever
 
     assert "methods.nola.r" in refused("nola", shapes, 10**9).lever
+    assert "methods.big.r" in refused("nola", shapes, 10**9, section="big").lever
     assert "methods" not in refused("vera", shapes, 10**9).lever
     huge = refused("randlora", shapes, 10**30)
     assert huge.below is not None

@@ -72,7 +72,9 @@ def trial_of(place: Path, kind: str) -> TrialConfig:
             return one_tower_trial("lora", model=place / "bert", train=TRAIN, dataset=f"glue:{place / 'STS-B'}")
         case "llama" | "llama in bf16":
             train = TRAIN | {"base_weights": "bf16" if kind.endswith("bf16") else "fp32"}
-            return one_tower_trial("lora", model=place / "llama", train=train, dataset=f"json:{place / 'rows'}")
+            rule = {"no_repeat_ngram": 0 if kind.endswith("bf16") else 2}
+            data = {"dataset": f"json:{place / 'rows'}", "evaluate": rule}
+            return one_tower_trial("lora", model=place / "llama", train=train, **data)
         case _:
             return clip_trial(place, "lora", kind)
 

@@ -7,7 +7,7 @@ import pytest
 
 from sweeps.errors import SpecError
 from sweeps.search.grids import equal_steps, nested, rate_steps
-from sweeps.search.points import EQUAL_STEPS, ask_seed, check_sampler, propose
+from sweeps.search.points import EQUAL_STEPS, ask_seed, beyond, check_sampler, propose
 from sweeps.search.pruning import should_stop
 from sweeps.search.samplers import Tried
 from sweeps.spec.space import Dimension, Point, Space
@@ -75,6 +75,21 @@ def test_a_nested_grid_of_several_ranges_is_their_product() -> None:
         assert [dict(p.extra)["dropout"] for p in part] == [0.0, 0.1] * steps**2
 
 
+@pytest.mark.parametrize("count", [3, 5, 9])
+@pytest.mark.parametrize("decades", [2, 3])
+@pytest.mark.parametrize("centre", [1e-5, 1e-4, 3e-4, 1e-3, 3e-3])
+def test_a_step_past_an_end_is_as_far_as_neighbouring_rates_lie_apart(centre: float, decades: int, count: int) -> None:
+    half = 10 ** (decades / 2)
+    space = Space(centre / half, centre * half)
+    step = 10 ** (decades / (count - 1))
+    tried = [Tried(k, point.lr, 0.5, "finished") for k, point in enumerate(first(count, space))]
+    for far in (1.0, step, step**3):  # also after a step that an older version made too long
+        tried.append(Tried(count, float(f"{max(t.lr for t in tried) * far:.6g}"), 0.9, "finished", warm=True))
+        best = tried[-1].point
+        assert beyond(space, tried, best, "high").lr == pytest.approx(best.lr * step, rel=1e-4)
+    assert beyond(space, tried, best, "low").lr == pytest.approx(centre / half / step, rel=1e-4)
+
+
 def test_a_list_gives_its_own_number_back() -> None:
     assert repr(Dimension("weight_decay", values=(0, 0.1)).nearest(0.0)) == "0"
     assert repr(Dimension("dropout", values=(0, 0.1)).nearest(0.0)) == "0.0"  # an option: its trial has another name
@@ -85,6 +100,13 @@ def test_a_grid_goes_on_when_all_whole_numbers_of_a_range_are_tried() -> None:
     points = first(9 * 3, space)
     assert {dict(p.extra)["epochs"] for p in points} == {2, 3, 4}
     assert {p.lr for p in points} == set(rate_steps(9, LOW, HIGH))
+
+
+def test_a_wide_range_takes_no_more_memory_than_a_narrow_one() -> None:
+    space = Space(
+        LOW, HIGH, (Dimension("grad_clip", 0.1, 1e15, log=True), Dimension("epochs", 1, 10**15, integer=True))
+    )
+    assert len(set(first(27, space))) == 27
 
 
 def test_equal_steps_have_both_ends() -> None:

@@ -48,6 +48,13 @@ def test_a_file_that_is_none(tmp_path: Path, name: str, content: bytes) -> None:
         SweepSpec.load(tmp_path / name)
 
 
+@pytest.mark.parametrize("value", ["!!bool maybe", "!!timestamp x", "!!int ''", "!!float ''"])
+def test_a_yaml_value_that_its_tag_does_not_allow(tmp_path: Path, value: str) -> None:
+    (tmp_path / "s.yaml").write_text(f"a: {value}\n")
+    with pytest.raises(SpecError, match="can't be read: "):
+        SweepSpec.load(tmp_path / "s.yaml")
+
+
 @pytest.mark.parametrize("number", [10**21, -(2**63) - 1, 10**400])
 @pytest.mark.parametrize("key", ["train.epochs", "search.trials", "methods.lora.alpha", "confirm.hold.data_seed"])
 def test_whole_numbers_beyond_64_bits(tmp_path: Path, key: str, number: int) -> None:
@@ -65,6 +72,11 @@ def test_whole_numbers_beyond_64_bits(tmp_path: Path, key: str, number: int) -> 
             "confirm.seeds = 20240101: a number of seeds, at least 1 and at most 10,000, or a list",
         ),
         ("search.trials=1000000000", "search.trials = 1000000000: must be at most 100000"),
+        ("methods.lora.lr=1e-320", "methods.lora.lr.centre = 1e-320: must be at least 1e-30"),
+        ("methods.lora.lr=1e307", "methods.lora.lr.centre = 1e+307: must be at most 1000000"),
+        ("methods.lora.lr={low=1e-200, high=1e-18}", "methods.lora.lr.low = 1e-200: must be at least 1e-30"),
+        ("data.train_size='1\u0663-shot'", "a size is a fraction in (0, 1] or 'K-shot' such as '16-shot'"),
+        ("resources.gpus_per_worker=-1", "resources.gpus_per_worker = -1: gpus_per_worker is 'auto' or at least 0"),
         ('methods.lora.method=["lora"]', "methods.lora.method = ['lora']: must be text"),
         ("methods.lora.method={lora=1}", "unknown method that takes a budget"),
         ("name=" + "[" * 100_000, "name = '[[["),

@@ -56,6 +56,19 @@ def test_every_method_is_planned_with_its_options_and_built() -> None:
     assert seen == set(METHODS)
 
 
+def test_a_method_that_may_miss_its_budget_is_no_farther_from_it_for_that() -> None:
+    for methods in ({"randlora": {}}, {"randlora": {"unmatched": True}}):
+        text = {**tree(methods), "budgets": {"lora_rank": [3], "tolerance": 0.005}}
+        (cell,) = Plan.from_spec(SweepSpec.parse(text)).cells
+        assert cell.allocation == "fill" and abs(cell.residual or 0) < 0.005 * (cell.budget or 0)
+
+
+def test_a_budget_out_of_reach_says_what_to_raise_under_the_variants_own_name() -> None:
+    text = {**tree({"lora": {}, "big": {"method": "nola"}}), "budgets": {"params": [10**5]}}
+    reason = {cell.method: cell.reason for cell in Plan.from_spec(SweepSpec.parse(text)).cells}["big"]
+    assert reason is not None and "raise methods.big.r" in reason
+
+
 def test_weights_are_not_selected_among_those_of_other_ranks() -> None:
     with pytest.raises(SpecError, match=r"methods.slow.*settles its ranks"):
         Plan.from_spec(SweepSpec.parse({**tree({"slow": {"method": "adalora"}}), "train": {"select": "best"}}))

@@ -60,6 +60,20 @@ def test_both_scales_of_a_file(file: Path) -> None:
     assert [SweepSpec.load(file, scale=s).folder for s in ("full", "small")] == [Path("runs/t"), Path("runs/t-small")]
 
 
+def test_a_name_with_dots_stands_in_quotes(file: Path) -> None:
+    text = FILE.replace("[methods.vera]", '[methods."lora-0.5"]\nmethod = "lora"')
+    file.write_text(text.replace('"methods.vera"', "'methods.\"lora-0.5\"'"))
+    assert list(SweepSpec.load(file, scale="small").methods) == ["lora"]
+    full = SweepSpec.load(file, ('methods."lora-0.5".alpha=8', "methods.peft:lora.lora_alpha=4"))
+    assert full.methods["lora-0.5"].options == {"alpha": 8}
+    assert full.methods["peft:lora"].options == {"lora_alpha": 4}
+    given = ('data.datasets=["folder:/a.b"]', "data.epochs={}", "data.epochs.'folder:/a.b'=3")
+    assert SweepSpec.load(file, given).data.epochs == {"folder:/a.b": 3}
+    file.write_text(text.replace('"methods.vera"', "'methods.\"lora-0.6\"'"))
+    with pytest.raises(SpecError, match=r"a name with dots stands in quotes. Nearest: methods.\"lora-0.5\""):
+        SweepSpec.load(file, scale="small")
+
+
 @pytest.mark.parametrize(
     ("change", "scale", "message"),
     [

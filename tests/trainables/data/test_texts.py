@@ -15,7 +15,7 @@ from tests.trainables.tiny_language import e2e_rows, instruction_rows
 from trainables.data.registry import load_text_dataset
 from trainables.data.text import registry
 from trainables.data.text.dataset import Exchange, Labelled
-from trainables.data.text.prompts import around, extract_answer, relabelled
+from trainables.data.text.prompts import around, extract_answer, meaning, relabelled
 from trainables.errors import DataError
 
 
@@ -139,14 +139,23 @@ def test_sentences_of_one_class_are_refused(tmp_path: Path, folder: str, only: s
         load_text_dataset(f"glue:{tmp_path / folder}")
 
 
+def test_a_meaning_takes_no_longer_for_blanks() -> None:
+    slots = "name[The Mill],\teatType[pub] ,familyFriendly[]"
+    assert meaning(slots) == "name : The Mill | Type : pub | family friendly : "
+    assert meaning(" " * 20_000 + slots) == meaning(slots)
+    assert meaning(" " * 20_000) == meaning("a" * 20_000) == ""
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     rows = "\n".join(map(json.dumps, instruction_rows(4)))
     for which, file in (("train", "trainset"), ("test", "testset_w_refs")):
         (tmp_path / f"{which}.jsonl").write_text(rows, encoding="utf-8-sig")
         lines = ["mr,ref", *(f'"{meaning}","{text}"' for meaning, text in e2e_rows(4))]
-        (tmp_path / f"{file}.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+        for name in {file, "devset"}:
+            (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8-sig")
     for form in ("json", "e2e"):
-        assert len(load_text_dataset(f"{form}:{tmp_path}").train) == 4
+        found = load_text_dataset(f"{form}:{tmp_path}")
+        assert len(found.train) - (0 if found.val_rows is None else len(found.val_rows)) == 4
 
 
 def test_downloads_of_one_file_have_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

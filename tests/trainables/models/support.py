@@ -103,3 +103,11 @@ def in_bf16(folder: Path) -> Path:
         path.unlink()
         save_file(halves, path, metadata={"format": "pt"})
     return folder
+
+
+def with_file(folder: Path, whole: Path, name: str, content: bytes) -> str:
+    """A copy of a model's folder with another file; its id."""
+    for path in whole.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / name).write_bytes(content)
+    return f"local:{folder}"

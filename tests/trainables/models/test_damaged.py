@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import transformers
 
+from tests.trainables.models.support import with_file
 from tests.trainables.tiny_language import save_model
 from trainables.models.families import ModelError
 from trainables.models.loading import load_model
+from trainables.models.shapes import meta_model
 
 
 def claims(header: dict[str, Any], size: int | None = None) -> bytes:
@@ -33,14 +35,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     save_model(folder, "llama")
     return folder
-
-
-def with_file(folder: Path, whole: Path, name: str, content: bytes) -> str:
-    """A copy of a model's folder with another file; its id."""
-    for path in whole.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / name).write_bytes(content)
-    return f"local:{folder}"
 
 
 @pytest.mark.parametrize("content", ABSURD.values(), ids=ABSURD)
@@ -94,4 +88,46 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_damaged_settings_of_images_are_not_taken_for_none(tmp_path: Path, vit: Path, text: str, said: str) -> None:
     model = with_file(tmp_path, vit, "preprocessor_config.json", text.encode())
     with pytest.raises(ModelError, match=said):
+        load_model(model)
+
+
+def quantised(folder: Path, whole: Path, method: str) -> str:
+    config = json.loads((whole / "config.json").read_text())
+    settings = {"quant_method": method} | ({"load_in_4bit": True} if method == "bitsandbytes" else {"bits": 4})
+    return with_file(folder, whole, "config.json", json.dumps(config | {"quantization_config": settings}).encode())
+
+
+@pytest.mark.parametrize(("method", "package"), [("awq", "gptqmodel"), ("bitsandbytes", "bitsandbytes")])
+def test_weights_that_need_a_package_name_it(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch, method: str, package: str
+) -> None:
+    from transformers.quantizers import quantizer_awq, quantizer_bnb_4bit
+
+    monkeypatch.setattr(quantizer_awq, "is_gptqmodel_available", lambda: False)
+    monkeypatch.setattr(quantizer_bnb_4bit, "is_bitsandbytes_available", lambda: False)
+    model = quantised(tmp_path, llama, method)
+    for ask in (meta_model, load_model):
+        with pytest.raises(ModelError, match=f"its weights are quantised.*pip install .*{package}"):
+            ask(model)
+
+
+def test_weights_that_need_another_machine_are_planned(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.quantizers.quantizer_gptq import GptqHfQuantizer
+
+    def no_gpu(*_: object, **__: object) -> None:
+        raise RuntimeError("GPU is required")
+
+    monkeypatch.setattr(GptqHfQuantizer, "__init__", no_gpu)
+    assert len(list(meta_model(quantised(tmp_path, llama, "gptq")).parameters())) > 0
+
+
+def test_a_package_that_is_missed_late_is_named(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("it requires kernels")
+
+    model = with_file(tmp_path, llama, "config.json", (llama / "config.json").read_bytes())
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", missing)
+    with pytest.raises(ModelError, match="it requires kernels"):
         load_model(model)

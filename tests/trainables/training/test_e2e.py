@@ -122,9 +122,13 @@ def test_missing_and_malformed_files_are_named(place: Path, tmp_path: Path) -> N
     (folder / "trainset.csv").write_text('mr,ref\n"name[A]",""\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"trainset\.csv, row 0: no text"):
         load_text_dataset(f"e2e:{folder}")
-    (folder / "trainset.csv").unlink()
-    with pytest.raises(DataError, match=r"no trainset\.csv in .*restaurants"):
-        load_text_dataset(f"e2e:{folder}")
+    for name in ("trainset", "devset", "testset_w_refs"):  # meanings of training rows would validate them
+        (folder / f"{name}.csv").rename(folder / f"{name}.old")
+        with pytest.raises(
+            DataError, match=rf"no {name}\.csv in .*restaurants, which needs trainset\.csv, devset\.csv"
+        ):
+            load_text_dataset(f"e2e:{folder}")
+        (folder / f"{name}.old").rename(folder / f"{name}.csv")
 
 
 def test_the_real_files(e2e_trial: MakeTrial, tmp_path: Path) -> None:

@@ -95,18 +95,25 @@ def test_the_loss_is_the_responses_mean_cross_entropy(lm_trial: MakeTrial) -> No
         assert ours == pytest.approx(total / count, rel=1e-4)
 
 
-def test_generation_is_transformers_own_without_padding(llama: Path, rows: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Passing `no_repeat_ngram_size` with `inputs_embeds`")
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_is_transformers_own_without_padding(llama: Path, beams: int) -> None:
+    """No n-gram comes twice in what is generated; what the prompt holds may be copied, as in LoRA's code."""
     loaded = load_model(f"local:{llama}")
     encoder = Encoder(loaded.text_tokenizer, 256, 256, "m")
-    settings = EvaluateSettings(num_beams=3, max_new_tokens=6, length_penalty=-2.0, no_repeat_ngram=1)
+    penalty = {"length_penalty": -2.0} if beams > 1 else {}
+    own = {"num_beams": beams, "max_new_tokens": 12} | penalty
     prompts = encoder.prompts([Exchange("Which colour has sky?", ""), Exchange("Which?", "")])
-    ours = generate(loaded.module, prompts, encoder, settings, batch_size=8, autocast=torch.no_grad)
-    for prompt, text in zip(prompts, ours, strict=True):
-        alone = loaded.module.generate(
-            prompt[None], num_beams=3, max_new_tokens=6, do_sample=False, pad_token_id=2, eos_token_id=1,
-            attention_mask=torch.ones_like(prompt)[None], length_penalty=-2.0, no_repeat_ngram_size=1,
-        )  # fmt: skip
-        assert loaded.text_tokenizer.decode(alone[0, len(prompt) :], skip_special_tokens=True) == text
+    prompts.append(torch.arange(3, 200))  # half of all words, so that any text copies some
+    for rule in (0, 1):
+        settings = EvaluateSettings(**own, no_repeat_ngram=rule)
+        ours = generate(loaded.module, prompts, encoder, settings, batch_size=8, autocast=torch.no_grad)
+        for prompt, text in zip(prompts, ours, strict=True):
+            alone = loaded.module.generate(  # transformers applies the rule to the tokens it knows: of a prompt, none
+                inputs_embeds=loaded.module.get_input_embeddings()(prompt[None]), do_sample=False, pad_token_id=2,
+                eos_token_id=1, attention_mask=torch.ones_like(prompt)[None], no_repeat_ngram_size=rule, **own,
+            )  # fmt: skip
+            assert loaded.text_tokenizer.decode(alone[0], skip_special_tokens=True) == text
 
 
 @pytest.mark.parametrize("protocol", ["log-likelihood", "generation", None])

@@ -272,3 +272,26 @@ def test_what_is_not_packed_says_why(make: Make, place: Path, tmp_path: Path) ->
         module = warm["models"][trials[0].model].module
         assert all("forward" not in vars(m) for m in module.modules())
         assert all(p.requires_grad and p.grad is None for p in module.parameters())
+
+
+def test_a_gradient_that_diverges_in_the_last_step_fails_its_trial_alone(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later loss shows it."""
+    update = Trainer.update
+
+    def diverging(self: Trainer, epoch: int, index: int) -> None:
+        if self._trial.lr == trials[1].lr and (epoch, index + 1) == (2, self._steps):
+            for parameter in self._parameters:
+                assert parameter.grad is not None
+                parameter.grad.fill_(torch.nan)
+        update(self, epoch, index)
+
+    trials = make("llama", "json:rows", train={"epochs": 2})
+    monkeypatch.setattr(Trainer, "update", diverging)
+    packed = together(trials, tmp_path)
+    assert str(packed[-1][1]).startswith("the gradient's norm became nan at step 8 of 8 (epoch 2)")
+    assert packed[-1][0]["done"]  # type: ignore[index]
+    with pytest.raises(TrialError) as raised:
+        alone(trials[1], tmp_path / "alone")
+    assert str(raised.value) == str(packed[-1][1])

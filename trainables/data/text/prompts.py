@@ -48,7 +48,7 @@ def question(text: str, context: str = "") -> str:
 
 def meaning(representation: str) -> str:
     """An E2E meaning representation, `name[X], eatType[Y]`, as "name : X | Type : Y" (the form of LoRA's E2E data)."""
-    slots = re.findall(r"\s*([^\[\],]+)\[([^\]]*)\]", representation)
+    slots = re.findall(r"(?:^|(?<=[\[\],]))\s*([^\[\],\s][^\[\],]*)\[([^\]]*)\]", representation)
     names = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
     return " | ".join(f"{names.get(slot, slot)} : {value}" for slot, value in slots)
 

@@ -174,20 +174,25 @@ _E2E_COLUMNS = (("mr", "ref"), ("meaning_representation", "human_reference"))
 
 
 def from_e2e_folder(name: str, folder: Path) -> TextDataset:
-    """The E2E challenge's files: `trainset.csv`, perhaps `devset.csv`, and `testset_w_refs.csv`."""
-    files = {"train": folder / "trainset.csv", "test": folder / "testset_w_refs.csv"}
-    if (folder / "devset.csv").is_file():
-        files["validation"] = folder / "devset.csv"
+    """The E2E challenge's files: `trainset.csv`, `devset.csv` and `testset_w_refs.csv`.
+
+    All three are needed: of training rows, several of which share a meaning, some would validate on what others train.
+    """
+    names = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}
+    files = {which: folder / file for which, file in names.items()}
     for path in files.values():
         if not path.is_file():
             beside = [p.name for p in folder.iterdir()]
-            raise DataError(f"data set {name!r}: no {path.name} in {folder}; {nearest(path.name, beside)}")
+            raise DataError(
+                f"data set {name!r}: no {path.name} in {folder}, which needs {', '.join(names.values())}; "
+                f"{nearest(path.name, beside)}"
+            )
     tables = {which: functools.partial(_read_csv, path) for which, path in files.items()}
     return e2e_dataset(name, tables, {which: str(path) for which, path in files.items()})
 
 
 def e2e_dataset(name: str, tables: Mapping[str, Callable[[], Cells]], places: Mapping[str, str]) -> TextDataset:
-    """E2E (arXiv 1706.09254) from lazily read tables (`train`, `test`, perhaps `validation`).
+    """E2E (arXiv 1706.09254) from lazily read tables (`train`, `validation`, `test`).
 
     A training row is a meaning representation with one of its texts; a validation or test row has each representation
     once, with all of its texts as references.
@@ -196,8 +201,7 @@ def e2e_dataset(name: str, tables: Mapping[str, Callable[[], Cells]], places: Ma
     def part(which: str) -> Part:
         return name, places[which], _meanings(tables[which](), places[which], grouped=which != "train")
 
-    held = [part("validation")] if "validation" in tables else []
-    return text_dataset(name, "meanings", "bleu", [part("train")], lambda: [part("test")], held=held)
+    return text_dataset(name, "meanings", "bleu", [part("train")], lambda: [part("test")], held=[part("validation")])
 
 
 def _meanings(cells: Cells, place: str, *, grouped: bool) -> list[Exchange]:

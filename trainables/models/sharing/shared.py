@@ -96,7 +96,7 @@ def shared_bytes(module: nn.Module) -> int:
 def _with(model_id: str, kept: _Kept) -> LoadedModel:
     """The model with the weights that are kept."""
     if kept.empty:
-        with contextlib.suppress(*UNREADABLE, ImportError, NotImplementedError):
+        with contextlib.suppress(*UNREADABLE, NotImplementedError):
             loaded = load_model(model_id, weights=False)
             if fits(loaded.module, kept.tensors):
                 fill(loaded.module, kept.tensors)
@@ -174,7 +174,7 @@ def _memory(tensor: Tensor) -> int | None:
 def _can_be_empty(loaded: LoadedModel) -> bool:
     try:
         empty = load_model(loaded.model_id, weights=False)
-    except (*UNREADABLE, ImportError, NotImplementedError):  # transformers needs accelerate for it
+    except (*UNREADABLE, NotImplementedError):  # transformers needs accelerate for it
         return False
     return is_empty_form(empty.module, loaded.module)
 

@@ -61,11 +61,26 @@ def generate(
             lengths = torch.tensor([len(short[i]) for i in batch])
             mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths.unsqueeze(1)).to(torch.int64)
             with autocast():
-                out = make(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+                out = make(
+                    ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=config,
+                    logits_processor=_no_repeats(settings.no_repeat_ngram, ids.shape[1]),
+                )
             found = encoder.tokenizer.batch_decode(out[:, ids.shape[1] :].cpu(), skip_special_tokens=True)
             for i, text in zip(batch, found, strict=True):
                 texts[i] = text
     return texts
+
+
+def _no_repeats(n: int, start: int) -> Any:
+    """No n-gram twice from position `start` on: transformers' own setting counts the prompt, and so bans copying it."""
+    from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor
+
+    if not n:
+        return None
+    rule = NoRepeatNGramLogitsProcessor(n)
+    return LogitsProcessorList([lambda ids, scores: rule(ids[:, start:], scores)])
 
 
 @contextmanager
@@ -79,7 +94,6 @@ def _own_settings(module: nn.Module, encoder: Encoder, settings: EvaluateSetting
         max_new_tokens=settings.max_new_tokens,
         length_penalty=settings.length_penalty if settings.num_beams > 1 else None,
         early_stopping=False if settings.num_beams > 1 else None,
-        no_repeat_ngram_size=settings.no_repeat_ngram or None,
         bos_token_id=encoder.tokenizer.bos_token_id,
         eos_token_id=encoder.eos,
         pad_token_id=encoder.pad,

@@ -1,0 +1,53 @@
+"""Images as the model's own image processor makes them, whatever its file leaves to its class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from trainables.models.loading import load_model
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+STATED = {
+    "image_processor_type": "BitImageProcessor", "crop_size": {"height": 28, "width": 28}, "do_center_crop": True,
+    "size": {"shortest_edge": 28}, "resample": 3, "do_normalize": True, "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6], "do_rescale": True, "rescale_factor": 1 / 255,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("dinov2", STATED),
+        ("vit", {"size": 28}),
+        ("vit", {"size": 28, "do_normalize": False, "resample": 3}),
+        ("vit", {"size": {"height": 28, "width": 28}, "rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0]}),
+        ("vit", {"size": 28, "do_rescale": False, "image_mean": [127.5, 127.5, 127.5], "image_std": [127.5, 120, 100]}),
+        ("dinov2", {"size": 28, "crop_size": 28}),
+        ("dinov2", {"size": {"height": 28, "width": 28}, "crop_size": 14, "do_center_crop": False}),
+    ],
+)
+def test_images_are_the_processors(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    config = transformers.AutoConfig.for_model(family, **SIZES)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    draw = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(draw)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    theirs = torch.tensor(processor(image)["pixel_values"][0])
+    look = load_model(f"local:{tmp_path}").preprocess
+    assert look is not None
+    pixels = torch.tensor(np.array(look.recipe.apply(image))).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (look.mean, look.std))
+    ours = (pixels - mean) / std
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4)
+    if settings is STATED:
+        assert (look.mean, look.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
