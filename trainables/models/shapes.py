@@ -141,9 +141,10 @@ def is_open_clip(parsed: ModelId, model_id: str) -> bool:
 def hf_config(source: str, model_id: str, *, gguf: str | None = None) -> Any:
     """A transformers config of a directory, the hub or a GGUF file. Raises ModelError for none, or one with code.
 
-    Also for one whose weights are quantised by a package that is missing.
+    Also for one whose weights are quantised by a package that is missing, or that has an adapter beside it.
     """
     from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     try:
         if (local := Path(source) / "config.json").is_file() and gguf is None:
@@ -151,8 +152,13 @@ def hf_config(source: str, model_id: str, *, gguf: str | None = None) -> Any:
         elif not Path(source).is_dir():
             hub_answers()
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf_argument(gguf, model_id))
+        adapter = find_adapter_config_file(source)
     except Exception as error:  # values of any kind, a file of any kind; named and raised on
         raise ModelError(f"{model_id!r}: its config can't be read ({first_line(error)}). {advice(model_id)}") from error
+    if adapter is not None:  # transformers would put it on the model, or take the base model that it names
+        raise ModelError(
+            f"{model_id!r} has an adapter beside its weights ({Path(adapter).name}); merge it into them first"
+        )
     if gguf is None and (quantised := getattr(config, "quantization_config", None)) is not None:
         _check_package(quantised, model_id)
     return config
@@ -253,8 +259,12 @@ def open_clip_config(folder: Path, model_id: str) -> dict[str, Any]:
         _check_layers(inner)
     except ValueError as error:
         raise ModelError(f"{model_id!r}: {path}: {error}") from error
-    if tower := inner["text_cfg"].get("hf_model_name"):
-        hf_config(str(tower), model_id)  # open_clip would let transformers ask, on a terminal, whether to run its code
+    asked = inner["text_cfg"].get("tokenizer_kwargs") or {}
+    tower = inner["text_cfg"].get("hf_model_name")
+    # of a tower with code, open_clip would let transformers ask on a terminal whether to run it
+    brings = tower is not None and getattr(hf_config(str(tower), model_id), "auto_map", None)
+    if brings or not isinstance(asked, dict) or {"trust_remote_code", "code_revision"} & asked.keys():
+        raise ModelError(f"{model_id!r}: the text_cfg of {path} asks for custom code, which does not run here")
     return inner
 
 

@@ -53,6 +53,48 @@ def in_a_table(place: Path, image: bytes) -> sources.Dataset:
     return load_dataset(f"parquet:{folder}")
 
 
+class Runs(pa.ExtensionType):
+    """A type whose values run code, as Ray's of pickled objects, which any process with Ray knows."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.large_binary(), "tests.runs")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Runs:
+        return cls()
+
+    def __arrow_ext_scalar_class__(self) -> type:
+        return Ran
+
+
+class Ran(pa.ExtensionScalar):
+    def as_py(self, **_: object) -> object:
+        raise AssertionError("its code ran")
+
+
+@pytest.mark.parametrize("field", ["bytes", "path", "image"])
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_values_of_a_type_that_runs_code_are_refused(tmp_path: Path, which: str, field: str) -> None:
+    pa.register_extension_type(Runs())
+    try:
+        for name, table in colour_tables().items():
+            cells = pa.array([cell["bytes"] for cell in table["image"].to_pylist()], pa.large_binary())
+            if name == which:
+                runs = pa.ExtensionArray.from_storage(Runs(), cells)
+                parts = {"bytes": cells} | ({} if field == "image" else {field: runs})
+                cells = runs if field == "image" else pa.StructArray.from_arrays([*parts.values()], [*parts])
+            elif field != "image":
+                cells = pa.StructArray.from_arrays([cells], ["bytes"])
+            pq.write_table(table.set_column(0, "image", cells), tmp_path / f"{name}.parquet")
+        with pytest.raises(DataError, match=r"column 'image' is .*it must be binary, or a struct with binary 'bytes'"):
+            getattr(load_dataset(f"parquet:{tmp_path}").at("CONFIRM"), which).image(0)
+    finally:
+        pa.unregister_extension_type("tests.runs")
+
+
 def huge_png(width: int, height: int) -> bytes:
     """A PNG of a few bytes that says it is large."""
 

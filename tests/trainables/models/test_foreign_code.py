@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.trainables.models.support import with_file
+from tests.trainables.tiny_language import save_model
 from trainables.models.families import ModelError
 from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
@@ -29,20 +30,34 @@ def bringing_code(folder: Path, whole: Path, text: dict[str, Any]) -> tuple[str,
     return model, ran
 
 
-def test_a_tokenizer_that_a_config_trusts(tmp_path: Path, model_dir: Path) -> None:
-    text = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
-    model, ran = bringing_code(tmp_path, model_dir, text)
-    with pytest.raises(ModelError, match="contains custom code"):
+@pytest.mark.parametrize(
+    ("kwargs", "said"), [({}, "contains custom code"), ({"trust_remote_code": True}, "asks for custom code")]
+)
+def test_a_tokenizer_that_a_config_trusts(tmp_path: Path, model_dir: Path, kwargs: dict[str, Any], said: str) -> None:
+    model, ran = bringing_code(tmp_path, model_dir, {"hf_tokenizer_name": "x", "tokenizer_kwargs": kwargs})
+    with pytest.raises(ModelError, match=said):
         load_model(model)
     assert not ran.exists()
 
 
 @pytest.mark.parametrize("ask", [load_model, meta_model])
+@pytest.mark.parametrize("known", [False, True])
 def test_a_text_tower_is_not_offered_on_a_terminal(
-    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, ask: Any
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, ask: Any, known: bool
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda _: "y")
     model, ran = bringing_code(tmp_path, model_dir, {"hf_model_name": str(tmp_path)})
-    with pytest.raises(ModelError, match="contains custom code"):
+    if known:  # transformers has its config, and no model class for it
+        config = {"model_type": "align_text_model", "auto_map": {"AutoModel": "evil.Evil"}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="custom code"):
         ask(model)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("ask", [load_model, meta_model])
+def test_an_adapter_beside_a_model_is_not_put_on_it(tmp_path: Path, ask: Any) -> None:
+    folder = save_model(tmp_path / "llama", "llama")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x/y"}))
+    with pytest.raises(ModelError, match=r"an adapter beside its weights \(adapter_config.json\); merge it"):
+        ask(f"local:{folder}")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import torch
@@ -252,11 +253,25 @@ def _columns(table: pa.Table, source: str) -> tuple[str, str]:
     if image is None or label is None:
         what, known = ("image", _IMAGE_COLUMNS) if image is None else ("label", _LABEL_COLUMNS)
         raise DataError(f"{source}: no {what} column among {names}; it must be called one of {', '.join(known)}")
-    kind = table.schema.field(image).type
-    encoded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    if not (encoded or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise DataError(f"{source}: column {image!r} is {kind}; it must be binary or a struct with 'bytes'")
     return image, label
+
+
+def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    """The encoded images of a column, and their paths if it has them. Raises DataError for values of any other type.
+
+    An extension type could run code of the file's, such as Ray's of pickled objects.
+    """
+    kind, cells = table.schema.field(column).type, table.column(column)
+    named = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    encoded = named.get("bytes", kind)
+    paths = named.get("path", pa.null())
+    plain = pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)
+    if not plain or not (pa.types.is_string(paths) or pa.types.is_large_string(paths) or pa.types.is_null(paths)):
+        rule = "it must be binary, or a struct with binary 'bytes' and perhaps a text 'path'"
+        raise DataError(f"{where}: column {column!r} is {kind}; {rule}")
+    if not named:
+        return cells, None
+    return pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path") if "path" in named else None
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
@@ -307,26 +322,26 @@ def _table_split(
     for wanted in columns:
         if wanted not in table.column_names:
             raise DataError(f"{where}: no column {wanted!r} as in train; it has {table.column_names}")
+    encoded, paths = _images(table, image, where)
     column = table.column(label)
+    words = _are_words(column, where)
     if column.null_count:
         raise DataError(f"{where}: {column.null_count} rows have no {label!r}; remove them")
     values = column.to_pylist()
-    if _are_words(column, where):
+    if words:
         index = {n: i for i, n in enumerate(class_names)}
         if (unknown := next((v for v in values if v not in index), None)) is not None:
             raise DataError(f"{where}: class {unknown!r} is not in train; {nearest(unknown, class_names)}")
         values = [index[v] for v in values]
     labels = check_labels(torch.tensor(values, dtype=torch.int64), len(class_names), where)
-    cells = table.column(image)
 
     def raw(row: int) -> bytes:
-        cell = cells[row].as_py()
-        encoded = cell["bytes"] if isinstance(cell, dict) else cell
-        if ours and encoded is None and cell and (file := Path(cell.get("path") or "")).is_file():
+        found: bytes | None = encoded[row].as_py()
+        if ours and found is None and paths is not None and (file := Path(paths[row].as_py() or "")).is_file():
             return file.read_bytes()
-        if encoded is None:
+        if found is None:
             raise ValueError("the row holds no bytes")
-        return bytes(encoded)
+        return found
 
     return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), stamp, raw=raw)
 
