@@ -1,7 +1,7 @@
 """A trial's model, data and loss, made again to look at trained weights: any family that `trainables` can train.
 
-Examples come from the trial's own training and validation rows; the test split is never read. Everything runs in
-float32, without dropout and without augmentation.
+Examples come from the trial's own training and validation rows, and nothing is scored on the test split (`protocol =
+"paper"` opens it, as training did). Everything runs in float32, without dropout and without augmentation.
 """
 
 from __future__ import annotations

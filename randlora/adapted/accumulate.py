@@ -43,15 +43,17 @@ class HeldWeight:
 
     def matrix(self, base: Tensor) -> Tensor | None:
         """W0 + delta (out x in), whose gradient is kept back; None where the ordinary way must be taken."""
-        if torch.compiler.is_compiling() or base.requires_grad or base.dtype in LOW:
+        if torch.compiler.is_compiling() or base.requires_grad or base.dtype in LOW or compute_dtype(base) in LOW:
             return None
         versions = self._versions_with(base)
         if self._leaf is None or versions != self._versions:
             self._check_nothing_waits()
-            with torch.no_grad():  # and so nothing that gradient checkpointing would have to save again
+            # without a graph, so nothing that gradient checkpointing would have to save again; and what an evaluation
+            # under inference_mode makes first, a later forward could not train through
+            with torch.inference_mode(False), torch.no_grad():
                 made = self._adapter.weight(base)
+                self._leaf = made.requires_grad_(any(p.requires_grad for p in self._adapter.parameters()))
             self._base, self._versions = base, versions
-            self._leaf = made.requires_grad_(any(p.requires_grad for p in self._adapter.parameters()))
         return self._leaf
 
     def _versions_with(self, base: Tensor) -> tuple[int, ...]:

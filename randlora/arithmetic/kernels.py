@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -51,8 +53,18 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()} {platform.processor()} {features}"
 
 
-def _cache() -> Path:
-    """A folder that only this user can write, made if missing; else a temporary one for this process."""
+@contextmanager
+def _cache() -> Iterator[Path]:
+    """A folder that only this user can write, made if missing; else a temporary one, gone at the end."""
+    base = _own_folder()
+    if base is not None:
+        yield base
+        return
+    with tempfile.TemporaryDirectory(prefix="randlora-", ignore_cleanup_errors=True) as made:
+        yield Path(made)  # a library that was loaded outlives its file
+
+
+def _own_folder() -> Path | None:
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -61,7 +73,7 @@ def _cache() -> Path:
             return base
     except (OSError, RuntimeError):
         pass  # no home, or a read-only one: the library is built for this process alone
-    return Path(tempfile.mkdtemp(prefix="randlora-"))
+    return None
 
 
 def _build(compiler: str, target: Path) -> None:
@@ -74,10 +86,24 @@ def _build(compiler: str, target: Path) -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise _BuildError(f"{compiler} did not run: {error}") from error
         if done.returncode == 0:
+            with part.open("rb") as made:
+                os.fsync(made.fileno())  # half a library, as after a power cut, kills the process that loads it
             part.replace(target)
             return
         errors = done.stderr.strip()
     raise _BuildError(f"{compiler} failed: {errors[-500:]}")
+
+
+def _open(compiler: str, target: Path) -> ctypes.CDLL:
+    """The library in `target`, built where there is none that can be loaded."""
+    if target.exists():
+        with suppress(OSError):  # cut short by a full disk, say: built anew
+            return ctypes.CDLL(os.fspath(target))
+    _build(compiler, target)
+    try:
+        return ctypes.CDLL(os.fspath(target))
+    except OSError as error:
+        raise _BuildError(f"{target} cannot be loaded: {error}") from error
 
 
 def _load() -> ctypes.CDLL:
@@ -86,15 +112,15 @@ def _load() -> ctypes.CDLL:
     if sys.platform == "win32":
         raise _BuildError("not built on Windows")
     compiler = _compiler()
-    key = hashlib.sha256("\x1f".join((_SOURCE.read_text(encoding="utf-8"), compiler, *_FLAGS, _machine())).encode())
-    target = _cache() / f"ternary-{key.hexdigest()[:24]}.so"
-    if not target.exists():
-        _build(compiler, target)
+    changed = str(Path(compiler).stat().st_mtime_ns)  # another version under the same name builds anew
+    parts = (_SOURCE.read_text(encoding="utf-8"), compiler, changed, *_FLAGS, _machine())
+    key = hashlib.sha256("\x1f".join(parts).encode())
+    with _cache() as folder:
+        found = _open(compiler, folder / f"ternary-{key.hexdigest()[:24]}.so")
     try:
-        found = ctypes.CDLL(os.fspath(target))
         function = found.randlora_ternary
-    except (OSError, AttributeError) as error:
-        raise _BuildError(f"{target} cannot be loaded: {error}") from error
+    except AttributeError as error:
+        raise _BuildError(f"the library lacks its function: {error}") from error
     pointer, stride, size = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int64
     function.argtypes = [
         *(pointer, stride, stride, size, size),
@@ -109,7 +135,7 @@ def _load() -> ctypes.CDLL:
 def _library() -> tuple[ctypes.CDLL | None, str]:
     try:
         return _load(), "compiled"
-    except _BuildError as error:
+    except (_BuildError, OSError) as error:
         return None, str(error)
 
 

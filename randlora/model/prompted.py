@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -41,6 +42,10 @@ class Place(tuple[int, int]):
         place = super().__new__(cls, (image, text))
         place.joint, place.layers, place.room = joint, layers, room
         return place
+
+    def __getnewargs_ex__(self) -> tuple[tuple[int, ...], dict[str, int]]:
+        """For copies and pickles, which would call `__new__` without its keywords."""
+        return tuple(self), {"joint": self.joint, "layers": self.layers, "room": self.room}
 
     def _key(self) -> tuple[object, ...]:
         return PLACE, *self, self.joint, self.layers, self.room
@@ -160,19 +165,18 @@ class PromptSite(Site):
             raise AdapterError(f"{type(adapter).__name__} is no prompt")
         self.owner.add_module(PLACE, adapter)
         towers = self.towers
-
-        def embedded(_: nn.Module, args: Any, x: Tensor) -> Tensor:
-            return in_text(adapter, 0, x)
-
+        # partials, whose arguments a deep copy of the model copies too: it would share what a closure holds
         self._hooks = [
-            towers.embedding.register_forward_hook(embedded),
-            towers.before_images.register_forward_pre_hook(_before(adapter, 0, behind)),
+            towers.embedding.register_forward_hook(partial(_embedded, adapter)),
+            towers.before_images.register_forward_pre_hook(partial(_before, adapter, 0, behind)),
         ]
         for layer in range(1, towers.place.layers):
             if adapter.of_text(layer) is not None:
-                self._hooks.append(towers.texts[layer].register_forward_pre_hook(_before(adapter, layer, in_text)))
+                hook = partial(_before, adapter, layer, in_text)
+                self._hooks.append(towers.texts[layer].register_forward_pre_hook(hook))
             if adapter.of_image(layer) is not None:
-                self._hooks.append(towers.images[layer].register_forward_pre_hook(_before(adapter, layer, behind)))
+                hook = partial(_before, adapter, layer, behind)
+                self._hooks.append(towers.images[layer].register_forward_pre_hook(hook))
 
     def remove(self) -> None:
         """Undo `install`."""
@@ -182,9 +186,15 @@ class PromptSite(Site):
         del self.owner._modules[PLACE]
 
 
-def _before(adapter: Prompts, layer: int, put: Callable[[Prompts, int, Tensor], Tensor]) -> Callable[..., Any]:
+def _embedded(adapter: Prompts, _: nn.Module, args: Any, x: Tensor) -> Tensor:
+    return in_text(adapter, 0, x)
+
+
+def _before(
+    adapter: Prompts, layer: int, put: Callable[[Prompts, int, Tensor], Tensor], _: nn.Module, args: Any
+) -> tuple[Any, ...]:
     """A forward pre-hook of a module whose first argument is the tokens."""
-    return lambda _, args: (put(adapter, layer, args[0]), *args[1:])
+    return put(adapter, layer, args[0]), *args[1:]
 
 
 def in_text(prompts: Prompts, layer: int, x: Tensor) -> Tensor:

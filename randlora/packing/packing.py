@@ -99,8 +99,8 @@ class Pack:
     """Several adapters in one forward; see the module. It disables `members` and starts with all of them together.
 
     Raises:
-        PackingError: they differ in model, method, weights, capacities or options of a shape, a method has a schedule,
-            or a module of the model does not keep the batch first.
+        PackingError: they differ in model, method, weights, capacities or options of a shape, the method holds rows of
+            a batch out or has prompts, or a module of the model does not keep the batch first.
     """
 
     def __init__(self, members: Sequence[Adapted]) -> None:
@@ -206,6 +206,8 @@ def _check(members: Sequence[Adapted]) -> None:
             raise PackingError(f"a pack has one method, got {first.method.name!r} and {member.method.name!r}")
         if member.capacities != first.capacities:
             raise PackingError("the adapters of a pack differ in their weights or capacities")
+        if [p.shape for p in member.parameters()] != [p.shape for p in first.parameters()]:
+            raise PackingError("the adapters of a pack differ in an option that gives their trainables other shapes")
         if member.merged:
             raise PackingError("a merged adapter cannot be packed: unmerge() first")
     if first.hooks.apart():

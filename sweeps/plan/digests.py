@@ -19,12 +19,16 @@ from trainables.cache import cache_folder, check_owner, draft, make_folder, mark
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.text.dataset import TextDataset, TextSplit
-from trainables.models.families import parse_id
+from trainables.hub import hub_answers
+from trainables.models.families import ModelId, parse_id
+from trainables.models.shapes import known_configs
 
 MANY = 20_000
 """Images of a split whose digests are kept in the machine's cache, until a file's size or time changes."""
 KIND = "blake2b:"
 """Begins a digest of the examples' bytes; `fingerprint`'s first form, over labels alone, begins with nothing."""
+COMMIT = "commit:"
+"""Begins what a hub model is known by."""
 _MOST_SHARED = 0.5
 _READERS, _CHUNK = 8, 256
 _SIZE = 16
@@ -50,11 +54,14 @@ def fingerprint(dataset: Dataset | TextDataset) -> str:
 
 
 def model_digest(model_id: str) -> str | None:
-    """A digest of a local model's weights, JSON files and words: names, sizes and contents; None for any other model.
+    """A digest of a local model's weights, JSON files and words (names, sizes, contents), or a hub model's commit.
 
     Of a file larger than 4 MiB 64 slices of 64 KiB are read, evenly spaced, the first and the last bytes among them.
+    None for other models, and where the hub's cache on this machine does not tell the commit that trials will load.
     """
     parsed = parse_id(model_id)
+    if parsed.scheme == "hf":
+        return _commit(parsed)
     if parsed.scheme != "local" or parsed.folder is None:
         return None
     whole = hashlib.blake2b(digest_size=32)
@@ -68,6 +75,16 @@ def model_digest(model_id: str) -> str | None:
                     file.seek(k * (size - _SLICE) // (_SLICES - 1))
                     whole.update(file.read(_SLICE if slices > 1 else size))
     return KIND + whole.hexdigest()
+
+
+def _commit(parsed: ModelId) -> str | None:
+    """The commit that the plan's look at the hub, or its last one while there was a network, left in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if parsed.gguf is None and parsed.name in known_configs() and hub_answers():
+        return None  # a plan of these does not look, and the hub may have another one by now
+    found = try_to_load_from_cache(parsed.name, parsed.gguf or "config.json")  # .../snapshots/COMMIT/NAME
+    return f"{COMMIT}{Path(found).parent.name}" if isinstance(found, str) else None
 
 
 def label_digest(dataset: Dataset | TextDataset) -> str:

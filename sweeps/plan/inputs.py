@@ -11,7 +11,7 @@ from pathlib import Path
 from analysis.store.store import Store
 from sweeps.cluster.nodes import Needs
 from sweeps.errors import Problem, SpecError
-from sweeps.plan.digests import KIND, fingerprint, label_digest, model_digest
+from sweeps.plan.digests import COMMIT, KIND, fingerprint, label_digest, model_digest
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
@@ -40,7 +40,7 @@ def check_inputs(plan: Plan) -> None:
 
     Raises:
         SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
-            whose trials saw other data, or a local model of other weights, under the same name; a test split that is a
+            whose trials saw other data, or a model of other files, under the same name; a test split that is a
             copy of train; texts that `evaluate.protocol` can't judge.
         ModelError: weights that are neither here nor to be had.
         DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
@@ -59,7 +59,8 @@ def check_inputs(plan: Plan) -> None:
         if not cell.skip_bad:
             _open_images(cell.dataset, now[cell.dataset])
     weights = model_digest(plan.spec.model.id)
-    _check_seen(plan.spec.folder, now | ({} if weights is None else {plan.spec.model.id: weights}))
+    # where a data set of the hub has the model's name, that is the data set's
+    _check_seen(plan.spec.folder, ({} if weights is None else {plan.spec.model.id: weights}) | now)
 
 
 def needs_of(plan: Plan, trial: str) -> Needs:
@@ -171,29 +172,34 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
     changed = []
     for name, found in now.items():  # a folder of an older version has no digest of the prompts, nor of the images
         known = seen[name] if name in seen else seen.get(resolved(name), found)  # or by the older path rule
-        forms = (found, found.partition(" ")[0]) if known.startswith(KIND) else (label_digest(loaded(name)),)
+        forms = (found, found.partition(" ")[0]) if known.startswith((KIND, COMMIT)) else (label_digest(loaded(name)),)
         if known not in forms:
             changed.append(name)
     if changed:
         store = Store((folder,))
         begun = [*(event["config"] for event in store.events("ask")), *store.table("trials").to_pylist()]
         had = {trial[column] for trial in begun for column in ("dataset", "model")}
-        if problems := [_changed(name, folder) for name in changed if not had.isdisjoint((name, resolved(name)))]:
+        if problems := [
+            _changed(name, now[name], folder) for name in changed if not had.isdisjoint((name, resolved(name)))
+        ]:
             raise SpecError(problems)
     if now.items() - seen.items():
         write_atomically(path, json.dumps(seen | now, indent=1) + "\n")
 
 
-def _changed(name: str, folder: Path) -> Problem:
+def _changed(name: str, found: str, folder: Path) -> Problem:
     field, what, how = "data.datasets", "data", "its examples, labels or prompts changed"
     if name.startswith("local:"):
         field, what, how = "model.id", "model", "its files changed"
+    elif found.startswith(COMMIT):
+        how = f"the hub has another commit; if that left the weights as they were, take the line out of {FILE}"
+        field, what = "model.id", "model"
     rule = f"is not the {what} that the trials in {folder} saw ({how}); restore it, or give the sweep another name"
     return Problem(field, name, rule)
 
 
 def _seen(path: Path) -> dict[str, str] | None:
-    """Digests of the data, and of the local model, that trials of a results folder saw, by name; None: none of ours."""
+    """Digests of the data, and of the model, that trials of a results folder saw, by name; None: none of ours."""
     try:
         seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (ValueError, RecursionError):

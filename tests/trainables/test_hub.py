@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +14,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from trainables import hub
+from trainables.data.downloads import hub_splits
 from trainables.hub import cached_repositories, hub_answers
 from trainables.models import loading
 from trainables.models.families import ModelError, ModelId
@@ -27,24 +30,55 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    hub_answers.cache_clear()
+    monkeypatch.setattr(hub, "_silent", False)
+    monkeypatch.setattr(hub, "_ask_at", -math.inf)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield taken
-    hub_answers.cache_clear()
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(port: socket.socket) -> None:
+def test_a_hub_that_does_not_answer_is_asked_again_after_a_while(
+    port: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not hub_answers() and constants.HF_HUB_OFFLINE
     port.listen()
-    assert not hub_answers()  # what a process was told stays: its caches are what it has
+    assert not hub_answers() and constants.HF_HUB_OFFLINE
+    now = hub._ask_at
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    assert hub_answers() and not constants.HF_HUB_OFFLINE
 
 
-def test_a_hub_that_answers_is_used(port: socket.socket) -> None:
+def test_a_hub_that_answers_is_used_and_not_asked_again(port: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     port.listen()
     assert hub_answers() and not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr("time.monotonic", lambda: 1e12)
+    port.close()
+    assert hub_answers()
+
+
+def test_who_wants_no_network_is_not_asked(port: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    port.listen()
+    assert not hub_answers() and constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("wished", [None, "1"])
+def test_data_sets_come_again_when_the_hub_does(
+    wished: str | None, port: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """datasets copies the hub's flag when it is imported."""
+    import datasets
+
+    if wished is None:
+        monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
+    else:
+        monkeypatch.setenv("HF_DATASETS_OFFLINE", wished)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: {"offline": datasets.config.HF_HUB_OFFLINE})
+    port.listen()
+    assert hub_splits("d", "org/d", instead="none") == {"offline": wished is not None}
 
 
 def test_behind_a_proxy_nobody_but_the_proxy_knows(port: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,8 @@ def hub_splits(dataset: str, repository: str, *config: str, instead: str, **wher
     before = constants.HF_HUB_OFFLINE
     try:
         constants.HF_HUB_OFFLINE = before or not may_download()  # then the client looks into its cache alone
+        if "HF_DATASETS_OFFLINE" not in os.environ:  # its copy is of when it was imported, maybe while the hub was away
+            datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE
         found = datasets.load_dataset(repository, *config, **where)
     except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
         raise DataError(

@@ -67,7 +67,7 @@ def _bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     # sacrebleu wants one list per reference number; a missing one is None
     columns = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
     found = _library("sacrebleu").metrics.BLEU(lowercase=True).corpus_score(list(texts), columns)
-    return float(found.score) / 100.0
+    return min(1.0, float(found.score) / 100.0)  # of equal texts it is a rounding error more
 
 
 def _nist(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:

@@ -44,7 +44,7 @@ class Answer:
     Attributes:
         given: the input: an image's file, or a text.
         answer: a class, a label, a number, or a generated text.
-        probability: of a class or label among all; None for numbers and generated texts.
+        probability: of a class or label among all; None for numbers, generated texts and choices compared per byte.
     """
 
     given: str
@@ -156,8 +156,10 @@ def _responses(trained: Trained, texts: Sequence[str]) -> Iterator[Answer]:
         (scores,) = choice_scores(
             model, [Question(encoder.shortened(prompt, max(1, room)), tokens)], batch_size=1, pad=encoder.pad
         )
-        if facts.rows == "questions":  # texts of their own compare per byte, as the metric does
+        if facts.rows == "questions":  # texts of their own compare per byte, as the metric does; no probabilities
             scores = scores / torch.tensor([len(c.strip().encode()) for c in choices])
+            yield Answer(text, labels[int(scores.argmax())], None)
+            continue
         probability, place = scores.softmax(dim=0).max(dim=0)
         yield Answer(text, labels[int(place)], float(probability))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +53,34 @@ def make_adamw(groups: Sequence[Group]) -> torch.optim.AdamW:
 
 
 def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum gradients over the workers, in one message. A worker without images in this batch adds zeros."""
+    """Sum gradients over the workers, in one message. A worker without images in this batch adds zeros.
+
+    A parameter without a gradient on every worker stays without, so that AdamW skips it as on one worker.
+    """
+    missing = [k for k, p in enumerate(parameters) if p.grad is None]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([g.reshape(-1) for g in grads])
+    used = torch.ones(len(grads), device=grads[0].device)
+    for k in missing:
+        used[k] = 0.0
+    flat = torch.cat([*(g.reshape(-1) for g in grads), used])
     torch.distributed.all_reduce(flat)
-    for parameter, part in zip(parameters, torch.split(flat, [g.numel() for g in grads]), strict=True):
+    *parts, used = torch.split(flat, [*(g.numel() for g in grads), len(grads)])
+    for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
+    if missing:  # reading a device's numbers stops it
+        counts = used.tolist()
+        for k in missing:
+            if counts[k] == 0.0:
+                parameters[k].grad = None
+
+
+@torch.no_grad()
+def take_first_workers(tensors: Iterable[Tensor]) -> None:
+    """Give all workers rank 0's values: what is made from the base weights may differ between unlike machines."""
+    for tensor in tensors:
+        values = tensor.contiguous()
+        torch.distributed.broadcast(values, src=0)
+        tensor.copy_(values)
 
 
 def state_tensors(optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from randlora.adapted.accumulate import accumulating
 from randlora.adapted.adapted import Adapted
+from randlora.methods.bridge.kinds import PREFIX
 from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from randlora.methods.scheduled.hooks import Hooks
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
@@ -67,6 +68,7 @@ class Trainer:
         head_lr = trial.lr if trial.method == LINEAR_PROBE or settings.head_lr == "lr" else settings.head_lr
         self._hooks = Hooks(()) if trainables.added is None else trainables.added.hooks
         self._named = trainables.parameters | head
+        self._added = trainables.added
         apart = {id(p) for p in self._hooks.apart()}
         own = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
         groups = (optim.Group(own, trial.lr, decay), optim.Group(head, head_lr, settings.weight_decay))
@@ -77,6 +79,8 @@ class Trainer:
                 f"train.select 'best' of method {trial.method!r}, whose ranks settle, or which averages, while it "
                 "trains: earlier weights are not what it ends with; leave one of them out"
             )
+        if self._world > 1 and not self._split:
+            optim.take_first_workers([*self._named.values(), *self._derived().values()])
         self._selected = Selected(self._named)
         self._optimizer = optim.make_adamw([group for group in groups if group.parameters])
         self._norm = torch.zeros(())  # of the last gradient
@@ -255,13 +259,26 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on besides its number."""
-        return optim.state_tensors(self._optimizer, self._named) | self._hooks.state() | self._selected.state()
+        mine = optim.state_tensors(self._optimizer, self._named) | self._derived()
+        return mine | self._hooks.state() | self._selected.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
         optim.load_state_tensors(self._optimizer, self._named, tensors)
+        for name, tensor in self._derived().items():
+            if name in tensors:  # checkpoints of older versions have none
+                tensor.copy_(tensors[name])
         self._hooks.load_state(tensors)
         self._selected.load_state(tensors)
+
+    def _derived(self) -> dict[str, Tensor]:
+        """What PEFT's adapters made from the base weights: on another machine singular vectors may point the other way.
+
+        Ours have fixed signs, and only the last bits differ, so that a checkpoint stays small.
+        """
+        if self._added is None or not self._trial.method.startswith(PREFIX):
+            return {}
+        return {f"d.{n}": t for n, t in self._added.derived().items()}
 
 
 def freeze_statistics(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -114,13 +115,26 @@ def run_trial(
 def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int) -> tuple[Warm, LoadedModel]:
     """The lane's cache and the base model; for `train.parallel = "fsdp"` a copy split over the workers."""
     if world == 1 or trial.train.parallel != "fsdp" or trial.method not in FULL_METHODS:
+        if "split" in warm:
+            _free(device)
         lane = Warm(warm, device)
         return lane, lane.model(trial.model, trial.train.base_weights)
+    if device.type == "cuda":  # on CPUs other trials' copy is the one that is split
+        for table in ("models", "marks", "words", "features", "decompositions"):
+            warm.get(table, {}).clear()
+    _free(device)
     lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
     loaded = lane.model(trial.model)
     if loaded.kind != "causal-lm":
         raise TrialError(f"train.parallel 'fsdp' is for language models; {trial.model!r} is of kind {loaded.kind!r}")
     return lane, replace(loaded, module=shard(loaded.module, device))
+
+
+def _free(device: torch.device) -> None:
+    """Let go of an earlier trial's shards: FSDP's modules and their hooks hold each other."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @dataclass(eq=False)

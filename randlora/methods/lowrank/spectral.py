@@ -11,8 +11,8 @@ SVFT (Lingam et al. 2024, arXiv 2405.19597): delta = scale U M V^T with whole U 
 diagonals and zero elsewhere. The capacity is their number k: the main one, then +1, -1, +2, ... (the authors' "plain"
 is k = 1, their "banded" with d off-diagonals is k = 2 d + 1). M starts at 0.
 
-U, V and starts differ in sign and last bits between machines, so checkpoints keep them. SVFT's are twice the size of
-the weights, on disk as in memory: the price of the method.
+U, V and starts differ in their last bits between machines, so checkpoints keep them. SVFT's are twice the size of the
+weights, on disk as in memory: the price of the method.
 """
 
 from __future__ import annotations

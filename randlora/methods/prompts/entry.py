@@ -37,7 +37,6 @@ class Name:
     by_depth: bool = False
 
 
-@cache
 def name_of(name: str) -> Name:
     """Raises UnknownMethodError for a name that means nothing, with the nearest ones."""
     first, *more = name.removeprefix(PREFIX).split("+")
@@ -72,15 +71,21 @@ def _conflict(kind: Kind, transfer: bool, adapter: Method | None, *, by_depth: b
         return f"{adapter.title} has a configuration of PEFT's, which has no place for prompts"
     if adapter.scheduled or adapter.holds_out:
         return f"{adapter.title} has a schedule of its own"
+    if adapter.together is not None or adapter.legal is not None:
+        return f"{adapter.title} counts its weights together or rounds their capacities, and prompts are no weight"
     if not adapter.mergeable:
         return f"{adapter.title}'s update is no matrix"
     return "the capacity is then the adapter's, so the depth is an option" if by_depth else None
 
 
-@cache
 def entry(name: str) -> Method:
     """The method called `name`. Raises UnknownMethodError as `name_of`."""
-    found = name_of(name)
+    return _entry(name, name_of(name))
+
+
+@cache
+def _entry(name: str, found: Name) -> Method:
+    """By what the name stands for now: a method that was registered anew is another."""
     kind, adapter = found.kind, found.adapter
     config = _config(name, found)
 
@@ -119,20 +124,29 @@ def entry(name: str) -> Method:
         return made
 
     titles = [kind.title, *["DePT"] * found.transfer, *([] if adapter is None else [adapter.title])]
-    return Method(
+    alone = Method(
+        title=kind.title,
+        config=config,
+        count=count,
+        build=build,
+        published_lr=kind.rate,
+        published_lr_source=kind.source,
+        scale_rule="none",
+        scheduled=kind.teacher,
+        on_weights=False,
+    )
+    return dataclasses.replace(
+        adapter or alone,
+        name=name,
         title=" + ".join(titles),
         config=config,
         count=count,
         max_capacity=most,
-        min_capacity=1 if adapter is None else adapter.min_capacity,
         build=build,
-        published_lr=kind.rate if adapter is None else adapter.published_lr,
-        published_lr_source=kind.source if adapter is None else adapter.published_lr_source,
-        scale_rule="none" if adapter is None else adapter.scale_rule,
         mergeable=False,
-        scheduled=kind.teacher,
         prompts=True,
-        on_weights=adapter is not None,
+        update_rank=None,  # prompts are no matrix
+        freedom=None,
     )
 
 

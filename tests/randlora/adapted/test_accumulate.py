@@ -158,6 +158,39 @@ def test_low_precision_goes_the_ordinary_way() -> None:
     assert_close(held, plain)
 
 
+@pytest.mark.parametrize("config", [LoraConfig(3), RandLoraConfig(3)], ids=config_id)
+def test_a_weight_read_as_a_matrix_under_autocast_goes_the_ordinary_way(config: AdapterConfig) -> None:
+    """Held in bf16, it would sum the gradients of all micro-batches in bf16."""
+    model, parts = block(), micro_batches(torch.float32)
+    adapted = attach(model, config, ["own.in_proj_weight"])
+    perturb(adapted)
+    made = counted(adapted)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = accumulate(model, adapted, parts, held=False)
+        held = accumulate(model, adapted, parts, held=True)
+    assert made == [2 * len(parts)]
+    assert_close(held, plain)
+
+
+@every_method
+def test_an_evaluation_in_inference_mode_may_come_first(config: AdapterConfig) -> None:
+    model, parts = block(), micro_batches(torch.float32)
+    adapted = attach(model, config, targets_of(config))
+    perturb(adapted)
+    plain = accumulate(model, adapted, parts, held=True)
+    evaluated = False
+
+    def training(x: Tensor) -> Any:
+        nonlocal evaluated
+        if not evaluated:
+            evaluated = True
+            with torch.inference_mode():
+                model(x)
+        return model(x)
+
+    assert_close(accumulate(training, adapted, parts, held=True), plain, rtol=0.0)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_under_gradient_checkpointing(reentrant: bool) -> None:
     model, parts = block(torch.float64), micro_batches(torch.float64)

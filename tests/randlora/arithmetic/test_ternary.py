@@ -173,6 +173,9 @@ def test_no_compiler_and_a_broken_one(monkeypatch: pytest.MonkeyPatch, tmp_path:
     kernels._library.cache_clear()
     monkeypatch.setattr("shutil.which", lambda name: "/bin/false")
     assert kernels.load_compiled() is None and "failed" in kernels.status()
+    kernels._library.cache_clear()
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/true")  # nothing went wrong, and nothing was made
+    assert kernels.load_compiled() is None and "No such file" in kernels.status()
     assert len(gradients()) == 13
 
 
@@ -189,9 +192,47 @@ def test_built_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     (tmp_path / "randlora").chmod(0o777)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernels._library.cache_clear()
-    assert kernels._cache() != tmp_path / "randlora"
+    with kernels._cache() as folder:
+        assert folder != tmp_path / "randlora"
     built.unlink()
+
+
+@compiled
+@pytest.mark.usefixtures("fresh_library")
+def test_a_library_cut_short_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "_build", lambda compiler, target: target.touch())
+    assert kernels.load_compiled() is None and "cannot be loaded" in kernels.status()
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels._library.cache_clear()
+    assert kernels.load_compiled() is not None
+    assert len(list((tmp_path / "randlora").iterdir())) == 1
+
+
+@compiled
+@pytest.mark.usefixtures("fresh_library")
+def test_without_a_home_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert kernels.load_compiled() is not None
+    assert not list(tmp_path.iterdir())
+    assert len(gradients()) == 13, "the library outlives its file"
+    kernels._library.cache_clear()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert kernels.load_compiled() is None and "missing" in kernels.status()
+
+
+@compiled
+def test_another_version_of_the_compiler_builds_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library, compiler, asked = kernels.load_compiled(), tmp_path / "cc", []
+    monkeypatch.setattr(kernels, "_compiler", lambda: str(compiler))
+    monkeypatch.setattr(kernels, "_open", lambda _, target: asked.append(target) or library)
+    for seconds in (1, 1, 2):
+        compiler.touch()
+        os.utime(compiler, (seconds, seconds))
+        kernels._load()
+    assert asked[0] == asked[1] != asked[2]
 
 
 @compiled

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -9,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora import AdapterError, TargetError, UnknownMethodError, attach, get_method, load
+from randlora import METHODS, AdapterError, TargetError, UnknownMethodError, attach, get_method, load
 from randlora.adapted.adapted import Adapted
 from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.prompts.learners import CoCoOp, GaussianAverage, MaPLe, PromptSRC
-from randlora.model.prompted import PLACE, Place, place_of, with_room
+from randlora.model.prompted import PLACE, Place, Prompts, place_of, with_room
 from tests.randlora.support import perturb
 
 VIT_B32 = Place(768, 512, joint=512, layers=12, room=38)
@@ -203,6 +207,34 @@ def test_training_files_and_detaching(name: str, capacity: int, options: dict[st
     assert all(torch.equal(after[n], before[n]) for n in before)
 
 
+def pickled(model: open_clip.CLIP) -> open_clip.CLIP:
+    return pickle.loads(pickle.dumps(model))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("name", "copied"),
+    [
+        *(("prompt:cocoop", copy.deepcopy), ("prompt:maple", copy.deepcopy), ("prompt:coop+lora", copy.deepcopy)),
+        *(("prompt:maple", pickled), ("prompt:promptsrc", pickled)),
+    ],
+)
+def test_a_copied_model_has_prompts_of_its_own(name: str, copied: Callable[[open_clip.CLIP], open_clip.CLIP]) -> None:
+    model, words = clip(), with_room(TOKENIZER(["dog."]), 4)
+    adapted = prompted(model, name, 4, **({"tokens": 4} if "+" in name else {}))
+    perturb(adapted)
+    twin, before = copied(model), (model.encode_text(words), model.encode_image(images()))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.zero_()
+    after = twin.encode_text(words), twin.encode_image(images())
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    torch.cat(after).sum().backward()
+    assert all(p.grad is None for p in adapted.parameters())
+    own = twin.get_submodule(PLACE)
+    assert isinstance(own, Prompts) and own.get_parameter("text").grad is not None
+    assert place_of(twin) == place_of(model) == copy.copy(place_of(model))
+
+
 def test_prompts_and_adapters_train_together_and_count_as_their_sum() -> None:
     alone, beside = get_method("prompt:maple"), get_method("prompt:maple+lora")
     adapted = prompted(clip(), "prompt:maple+lora", 2, tokens=2)
@@ -210,6 +242,22 @@ def test_prompts_and_adapters_train_together_and_count_as_their_sum() -> None:
     place = shapes.pop(PLACE)
     assert adapted.count() == alone.count(place, 2) + get_method("lora").total(list(shapes.values()), 2)
     assert beside.total(list(adapted.shapes.values()), 2, tokens=2) == adapted.count()
+
+
+def test_a_method_beside_prompts_keeps_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    hybrid, beside = get_method("hybrid"), get_method("prompt:coop+hybrid")
+    assert hybrid.experimental and beside.experimental and not get_method("prompt:coop+lora").experimental
+    assert beside.update_rank is None and beside.capacity_field == hybrid.capacity_field
+    own = dataclasses.replace(get_method("vera"), name="own", mixes_rows=True, published_lr=1.0)
+    monkeypatch.setitem(METHODS.registered, "own", own)
+    first = get_method("prompt:coop+own")
+    assert first.mixes_rows and first is get_method("prompt:coop+own")
+    monkeypatch.setitem(METHODS.registered, "own", dataclasses.replace(own, published_lr=2.0))
+    assert (first.published_lr, get_method("prompt:coop+own").published_lr) == (1.0, 2.0)
+    for field in ("together", "legal"):
+        monkeypatch.setitem(METHODS.registered, "own", dataclasses.replace(own, **{field: lambda *_, **__: 7}))
+        with pytest.raises(UnknownMethodError, match="VeRA counts its weights together"):
+            get_method("prompt:coop+own")
 
 
 def test_seeds_decide_what_is_drawn() -> None:

@@ -241,6 +241,9 @@ def test_what_cannot_be_packed_says_so() -> None:
         Pack(mixed)
     with pytest.raises(PackingError, match="weights or capacities"):
         Pack([*members_of(model, LoraConfig(3))[:1], *members_of(model, LoraConfig(2))[:1]])
+    shaped = [members_of(model, RandLoraAConfig(3, r=r))[0] for r in (2, 4)]
+    with pytest.raises(PackingError, match="an option that gives their trainables other shapes"):
+        Pack(shaped)
     with pytest.raises(PackingError, match="at least one"):
         Pack([])
     sequence_first = nn.MultiheadAttention(16, 4)

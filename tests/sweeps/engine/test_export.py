@@ -23,7 +23,7 @@ from sweeps.errors import SpecError
 from tests.sweeps.engine.kept_results import keep_trials
 from tests.trainables.support import one_tower_trial
 from tests.trainables.tiny_images import COLOURS, noisy, save_dinov2, write_colours
-from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
+from tests.trainables.tiny_language import THINGS, instruction_rows, save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import TrialConfig
 from trainables.errors import DataError, TrialError
@@ -56,6 +56,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sst2(folder / "SST-2")
     write_stsb(folder / "STS-B")
     save_model(folder / "llama", "llama")
+    own = {"repetition_penalty": 1.3, "eos_token_id": [1, 7]}  # as instruction models have; evaluation has neither
+    (folder / "llama" / "generation_config.json").write_text(json.dumps(own), encoding="utf-8")
     write_rows(folder / "rows")
     noisy(np.random.default_rng(9), COLOURS["green"]).resize((20, 24)).save(folder / "image.png")
     return folder
@@ -286,3 +288,7 @@ def test_a_question_in_the_form_of_the_data_is_answered_by_a_label(trained: dict
     row = instruction_rows(1, seed=7)[0]
     answer = says(trained["llama"], row["instruction"])
     assert answer.answer in ("answer1", "answer2", "answer3") and 1 / 3 <= (answer.probability or 0) <= 1
+    before = load_trained(trained["llama"].config, trained["llama"].folder)
+    by_text = replace(before, facts=before.facts.model_copy(update={"rows": "questions"}))
+    (answer,) = answers(by_text, [row["instruction"]])
+    assert answer.answer in THINGS.values() and answer.probability is None  # compared per byte

@@ -161,6 +161,26 @@ def test_other_weights_of_a_local_model_are_refused(images: Path, tmp_path: Path
     assert len({before, between, model_digest(f"local:{model}")}) == 3
 
 
+def test_a_hub_model_that_moved_is_refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, hub, record = "facebook/dinov2-base", tmp_path / "models--facebook--dinov2-base", tmp_path / "r/data.json"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    kept = ("refs/main", *(f"snapshots/{c}/{n}" for c in "ab" for n in ("config.json", "model.safetensors")))
+    for path in kept:
+        (hub / path).parent.mkdir(parents=True, exist_ok=True)
+        (hub / path).write_text("a")
+    spec = plan(images, str(tmp_path / "r")).spec
+    planned = Plan.from_spec(spec.model_copy(update={"model": ModelSection(id=f"hf:{name}", adapt="all")}))
+    begin(planned)
+    check_inputs(planned)  # a folder of an older version does not know its commit
+    assert json.loads(record.read_text())[f"hf:{name}"] == "commit:a"
+    (hub / "refs" / "main").write_text("b")
+    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .*has another commit"):
+        check_inputs(planned)
+    monkeypatch.setattr(digests, "hub_answers", lambda: True)
+    assert model_digest(f"hf:{name}") is None  # its plan did not ask the hub
+
+
 @pytest.mark.parametrize("wrong", ["data", "resources"])  # which are looked at when the folder has files already
 def test_a_refused_run_leaves_no_folder_behind(images: Path, tmp_path: Path, wrong: str) -> None:
     folder = tmp_path / "results" / "r"

@@ -22,13 +22,13 @@ from trainables.errors import DataError
 @pytest.mark.parametrize(
     ("text", "labels", "answer"),
     [
-        ("it is 15, or 1.5, or -5, or 5,000, or 5.01", "5", None),
-        ("it is 5.0", "5", "5"),
+        ("it is 15, or 1.5, or -5, or 5,000, or 5.01", "5 6", None),
+        ("it is 5.0", "5 6", "5"),
         ("US$5", "$5 $10", "$5"),
         ("option-2", "1 2", "2"),
         ("written in C++17", "C C++", "C++"),
         ("__A__", "A B", "A"),
-        ("it is 5.", "5", "5"),
+        ("it is 5.", "5 6", "5"),
         ("Answer: C", "A B C D", "C"),
         ("I do not know: yes", "yes no", "yes"),
         ("use C++, not C", "C C++", "C++"),
@@ -39,6 +39,33 @@ from trainables.errors import DataError
 )
 def test_an_answer_is_a_whole_word(text: str, labels: str, answer: str | None) -> None:
     assert extract_answer(text, labels.split()) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("We have 5 + 4 = 9. The answer is 9.", "5", "9"),
+        ("5 + 3 = 8. The answer is 8.", "8.0", "8.0"),  # as LLM-Adapters' arithmetic sets write them
+        ("It makes 3.3333", "3.333", "3.333"),  # within a thousandth
+        ("He has 1,000", "1000", "1000"),
+        ("It is 10-5, so -5", "5", "-5"),
+        ("many", "5", None),
+        ("No, I would not say Yes", "Yes", "No, I would not say Yes"),
+        ("No. The answer is: Yes, it is", "Yes", "Yes"),
+        ("The answer is **(B)**.", "B", "B"),
+        ("(B)\n\nQuestion: and then?", "(B)", "(B)"),
+        ("New York City", "New York", "New York City"),
+        ("The answer is no. No, the answer is New York!", "New York", "New York"),
+        ("The answer is ", "Yes", None),
+        ("false, not true", "true", "false"),  # a family's words are known without choices
+    ],
+)
+def test_an_answer_without_choices_can_be_wrong(tmp_path: Path, text: str, answer: str, found: str | None) -> None:
+    """A number is the last one of the text, a word what the text says and not what occurs in it."""
+    row = {"instruction": "What is it?\n\nAnswer format: one word", "output": f"It is {answer}", "answer": answer}
+    (read, *_) = load_text_dataset(f"json:{write(tmp_path, train=[row], test=[row])}").train.rows
+    assert isinstance(read, Exchange)
+    assert extract_answer(text, read.labels) == found
 
 
 def test_choices_replace_the_last_whole_word() -> None:

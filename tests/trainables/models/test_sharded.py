@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.config import TrialConfig
 from trainables.models.loading import load_model
 from trainables.models.sharded import gathered, shard, whole
 from trainables.models.sharing.mapped import can_be_mapped
-from trainables.training import adapting
+from trainables.training import adapting, worker
 from trainables.training.optim import Group, make_adamw, state_tensors
 from trainables.training.worker import run_trial
 
@@ -142,3 +145,44 @@ def checkpoint(rank: int, _world: int, trial: TrialConfig, folder: str) -> None:
 def test_the_first_worker_alone_gets_them_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     together(checkpoint, f"{tmp_path}/g", config(tmp_path), str(tmp_path))
+
+
+@pytest.fixture
+def group_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("after", ["full", "lora"])
+def test_an_earlier_trial_s_shards_are_gone(tmp_path: Path, group_of_one: None, after: str) -> None:
+    trial, device, warm = config(tmp_path), torch.device("cpu"), dict[str, Any]()
+    split = worker._base_model(trial, warm, device, 2)[1].module
+    split(input_ids=torch.arange(6)[None]).logits.sum().backward()
+    shard = weakref.ref(next(split.parameters()))
+    gc.disable()
+    try:
+        del split
+        assert shard() is not None  # held by a cycle, or there were nothing to do
+        worker._base_model(trial.model_copy(update={"method": after}), warm, device, 2)
+        assert shard() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("device", "left"), [("cuda", 0), ("cpu", 1)])
+def test_other_trials_model_leaves_the_accelerator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, left: int
+) -> None:
+    warm: dict[str, Any] = {name: {"of": "lora"} for name in ("models", "marks", "features", "words", "pixels")}
+    counts: list[int] = []
+
+    def look(module: nn.Module, device: torch.device) -> nn.Module:
+        counts.extend(len(warm[name]) for name in ("models", "marks", "features", "words", "pixels"))
+        return module
+
+    monkeypatch.setattr(worker, "shard", look)
+    worker._base_model(config(tmp_path), warm, torch.device(device), 2)
+    assert counts == [left] * 4 + [1]

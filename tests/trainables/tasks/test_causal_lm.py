@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.trainables.support import one_tower_trial
-from tests.trainables.tiny_language import instruction_rows, save_model, save_tokenizer, write_rows
+from tests.trainables.tiny_language import WIDTH, instruction_rows, save_model, save_tokenizer, write_rows
 from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text.dataset import Exchange
@@ -20,12 +20,21 @@ from trainables.data.text.prompts import extract_answer
 from trainables.errors import DataError, TrialError
 from trainables.models.language import LanguageModel
 from trainables.models.loading import load_model
+from trainables.tasks.text import scoring
 from trainables.tasks.text.encoding import EncodedRows, Encoder
 from trainables.tasks.text.scoring import Question, choice_scores
 from trainables.training.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
 FAMILIES = ("llama", "qwen2", "phi3", "gpt2")
+UNCACHED: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4, "initializer_range": 0.3},
+    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "mamba": {"state_size": 8},
+    "gpt_neo": {"attention_types": [[["local"], 2]], "window_size": 4, "initializer_range": 0.3},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "initializer_range": 0.3},
+}
+"""Families whose cache can't be taken up behind padding: windows that are full, recurrence, distances by index."""
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +62,18 @@ def run(trial: TrialConfig, directory: Path, warm: dict[str, Any] | None = None)
     return list(run_trial(trial, warm={} if warm is None else warm, directory=directory))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def uncached(family: str) -> torch.nn.Module:
+    import transformers
+
+    config = transformers.AutoConfig.for_model(family, **(WIDTH | UNCACHED[family]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *UNCACHED])
 def test_choices_score_as_in_a_plain_forward_of_each(folder: Path, family: str) -> None:
-    module = load_model(f"local:{folder / family}").module.eval()
+    module = uncached(family) if family in UNCACHED else load_model(f"local:{folder / family}").module.eval()
     model = LanguageModel(module, contextlib.nullcontext)
     draw = torch.Generator().manual_seed(0)
 
@@ -76,6 +94,19 @@ def test_choices_score_as_in_a_plain_forward_of_each(folder: Path, family: str) 
                 logp = module(ids.unsqueeze(0)).logits[0].log_softmax(-1)
             at = torch.arange(len(question.prompt) - 1, len(ids) - 1)
             assert float(score) == pytest.approx(float(logp[at, choice].sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize(("window", "passes"), [(12, 2), (11, 1 + 6)])
+def test_whole_texts_run_only_where_a_window_is_full(monkeypatch: pytest.MonkeyPatch, window: int, passes: int) -> None:
+    """And then within the limit of tokens: 6 texts of 9 + 3 tokens make 6 passes, not one."""
+    monkeypatch.setitem(UNCACHED, "gemma3_text", UNCACHED["gemma3_text"] | {"sliding_window": window})
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
+    module, sizes = uncached("gemma3_text"), list[int]()
+    module.register_forward_pre_hook(lambda _, __, given: sizes.append(given["input_ids"].numel()), with_kwargs=True)
+    question = Question(torch.arange(3, 12), tuple(torch.tensor([20 + i, 5, 6, 7]) for i in range(6)))
+    choice_scores(LanguageModel(module, contextlib.nullcontext), [question], batch_size=8, pad=2)
+    assert len(sizes) == passes
+    assert passes == 2 or max(sizes) <= 20
 
 
 def test_micro_batches_divide_by_the_tokens_of_the_whole_batch(make: MakeTrial, tmp_path: Path) -> None:

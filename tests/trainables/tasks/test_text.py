@@ -28,6 +28,7 @@ from trainables.models.families import ModelError
 from trainables.models.loading import load_model
 from trainables.models.shapes import target_shapes
 from trainables.predicting.trained import load_trained
+from trainables.tasks.text.rows import positions_of
 from trainables.tasks.text.sentences import SentenceEncoder, SentenceReader, window_of
 from trainables.training.worker import run_trial
 
@@ -149,6 +150,28 @@ def test_segments_reach_a_bert(tmp_path: Path, sst2: Path) -> None:
         pairs = [list(column) for column in zip(*(r.sentences for r in rows), strict=True)]
         theirs = bert.module(**bert.text_tokenizer(*pairs, padding=True, return_tensors="pt")).last_hidden_state[:, 0]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+BEHIND = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text", "ibert", "xmod",
+    "longformer", "luke", "lilt", "markuplm", "mpnet", "esm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", BEHIND)
+def test_positions_that_start_behind_the_pad_token(family: str) -> None:
+    made = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 18}
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    more = {"longformer": {"attention_window": 4}, "luke": {"entity_vocab_size": 4}, "xmod": {"languages": ["en_XX"]}}
+    config = transformers.AutoConfig.for_model(family, **made, **sizes, **more.get(family, {}))
+    config.default_language = "en_XX"  # X-MOD's
+    model = transformers.AutoModel.from_config(config).eval()
+    window = positions_of(config)
+    assert window == 16
+    with torch.no_grad():
+        model(input_ids=torch.full((1, window), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, window + 1), 5))
 
 
 @pytest.mark.parametrize("family", ["XLMRoberta", "Camembert", "MPNet"])

@@ -95,6 +95,7 @@ def test_scores_of_known_texts() -> None:
     best = score_texts([r[0] for r in references], references)
     assert best["bleu"] == pytest.approx(1.0)
     assert best["rouge-l"] == pytest.approx(1.0)
+    assert score_texts(["a b c d e"], [["a b c d e"]])["bleu"] <= 1.0  # sacrebleu's own has a rounding error more
     worse = score_texts(["the cat lay on the mat", "there is a pub by the river"], references)
     assert all(0 < worse[name] < best[name] for name in best)
     none = score_texts(["", ""], references)

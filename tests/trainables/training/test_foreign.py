@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,11 @@ from randlora.methods.bridge.build import PeftAdapter
 from tests.trainables.support import outcome, run
 from tests.trainables.training.support import OWN, MakeTrial, alone, check_weights, together
 from trainables.config import TrialConfig
+from trainables.models.loading import load_model
 from trainables.models.shapes import target_shapes
+from trainables.training.adapting import Trainables, adapted
+from trainables.training.checkpoints import load_checkpoint, save_checkpoint
+from trainables.training.trainer import Trainer, Work
 from trainables.training.worker import run_trial
 
 
@@ -60,7 +65,7 @@ def test_a_trial_that_is_cut_off_goes_on(
 
 
 @pytest.mark.parametrize("method", ["peft:fourierft", "peft:osf", "peft:unilora"])
-def test_a_checkpoint_has_what_trains_alone(
+def test_a_checkpoint_has_what_trains_and_what_no_seed_gives_back(
     make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(trainables.training.checkpoints, "CHECKPOINT_SHARE", 1e9)
@@ -73,7 +78,76 @@ def test_a_checkpoint_has_what_trains_alone(
     shapes = target_shapes(trial.model)
     count = sum(get_method(method).count(shapes[name], capacity) for name, capacity in trial.capacities)
     assert sum(size for name, size in sizes.items() if name.startswith("p.")) == count
-    assert {name[:2] for name in sizes} <= {"p.", "m.", "v.", "t."}  # values, AdamW's moments and steps
+    assert {name[:2] for name in sizes} - {"d."} <= {"p.", "m.", "v.", "t."}  # values, AdamW's moments and steps
+    assert any(name.startswith("d.") for name in sizes) is get_method(method).config.kind.derived
+
+
+def trainer_of(trial: TrialConfig, module: nn.Module, trainables: Trainables, rank: int = 0, world: int = 1) -> Trainer:
+    task: Any = SimpleNamespace(head=None, batches=lambda _: [torch.arange(4)])
+    device = torch.device("cpu")
+    return Trainer(
+        Work(trial=trial, module=module, task=task, trainables=trainables, device=device, rank=rank, world=world)
+    )
+
+
+def on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second singular vector points the other way."""
+    here = torch.linalg.svd
+
+    def there(*args: Any, **named: Any) -> Any:
+        u, s, vh = here(*args, **named)
+        signs = torch.ones_like(s)
+        signs[::2] = -1
+        u[:, : len(s)] *= signs
+        vh[: len(s)] *= signs[:, None]
+        return type(here(torch.eye(1)))((u, s, vh))
+
+    monkeypatch.setattr(torch.linalg, "svd", there)
+
+
+@pytest.mark.parametrize("method", ["peft:tinylora", "peft:psoft", "pissa"])
+def test_a_trial_goes_on_between_the_vectors_of_the_machine_that_it_began_on(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    trial = trial_of(make_trial, method)
+    module, draw = load_model(trial.model).module, torch.Generator().manual_seed(1)
+    with adapted(module, trial) as begun:
+        trainer = trainer_of(trial, module, begun)
+        with torch.no_grad():
+            for parameter in begun.parameters.values():
+                parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
+        assert begun.added is not None
+        wanted = {name: delta.clone() for name, delta in begun.added.deltas().items()}
+        save_checkpoint(tmp_path, "t", 1, [], trainer.state())
+    found = load_checkpoint(tmp_path, "t")
+    assert found is not None
+    on_another_machine(monkeypatch)
+    with adapted(module, trial) as resumed:
+        trainer_of(trial, module, resumed).load_state(found.tensors)
+        assert resumed.added is not None
+        for name, delta in resumed.added.deltas().items():
+            torch.testing.assert_close(delta, wanted[name])
+    with adapted(module, trial) as resumed:  # from a checkpoint of an older version
+        older = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("d.")}
+        trainer_of(trial, module, resumed).load_state(older)
+        assert all(torch.equal(p, older[f"p.{name}"]) for name, p in resumed.parameters.items())
+
+
+@pytest.mark.parametrize("method", ["peft:tinylora", "peft:psoft"])
+def test_workers_begin_as_the_first_of_them(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    trial, sent = trial_of(make_trial, method), list[torch.Tensor]()
+    module, states = load_model(trial.model).module, []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: sent.append(tensor.clone()))
+    for rank in (0, 1):
+        with adapted(module, trial) as trainables:
+            trainer = trainer_of(trial, module, trainables, rank, world=2)
+            states.append({name: tensor.clone() for name, tensor in trainer.state().items()})
+        monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: tensor.copy_(sent.pop(0)))
+        on_another_machine(monkeypatch)
+    assert not sent and len(states[0]) > len(trial.capacities)
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_decompositions_are_made_once_for_a_model(make_trial: MakeTrial, tmp_path: Path) -> None:

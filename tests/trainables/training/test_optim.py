@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from tests.trainables.support import run
 from tests.trainables.training.support import MakeTrial
@@ -46,6 +46,21 @@ def test_decay_is_the_methods_own_and_gradients_are_clipped(
     run(make_trial(method, train=settings), tmp_path)
     assert decays == [decay]
     assert norms and max(norms) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("theirs", [None, 2.0])
+def test_what_no_worker_used_has_no_gradient(theirs: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW would let it decay."""
+    sent: list[Tensor] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: sent.append(flat.clone()))
+    other, used, unused = (nn.Parameter(torch.ones(2, 3)) for _ in range(3))
+    other.grad, unused.grad = torch.full((2, 3), 5.0), None if theirs is None else torch.full((2, 3), theirs)
+    optim.add_over_workers([other, unused])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(sent[0]))
+    used.grad, unused.grad = torch.ones(2, 3), None
+    optim.add_over_workers([used, unused])
+    assert used.grad.tolist() == [[6.0] * 3] * 2
+    assert (unused.grad is None) if theirs is None else torch.equal(unused.grad, torch.full((2, 3), theirs))
 
 
 def test_checkpoints_take_a_set_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

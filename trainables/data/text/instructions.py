@@ -139,7 +139,8 @@ def _instruction(row: Mapping[str, Any], where: str) -> Exchange:
     labels = prompts.labels_of(row["instruction"])
     # a set without choices can still be generated from; log-likelihoods say themselves what is missing
     choices = prompts.relabelled(output, answer, labels, where) if len(labels) > 1 and answer is not None else ()
-    return Exchange(prompt, output, choices, labels or ((answer,) if answer else ()), answer)
+    one = (answer,) if answer else ()  # an answer alone; "Answer format: number" names no choices either
+    return Exchange(prompt, output, choices, labels if len(labels) > 1 else one, answer)
 
 
 def _question(row: Mapping[str, Any], where: str) -> Exchange:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 
 from trainables.errors import DataError
 
@@ -31,6 +32,10 @@ _FAMILIES = {
     r"option\d": re.compile(r"option[12]"),
 }
 """Which label words a set uses, and what LLM-Adapters looks for in the output of such a set."""
+_NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_MISS = Decimal("0.001")
+"""How far from the right number LLM-Adapters takes one for it."""
 
 
 def alpaca(instruction: str, further: str = "") -> str:
@@ -126,12 +131,28 @@ def extract_answer(generated: str, labels: Sequence[str]) -> str | None:
     """The answer in generated text: the first label word in it, None where there is none.
 
     The words looked for are those of LLM-Adapters' evaluation of the set that the labels belong to, so a set with three
-    labels answer1 to answer3 also finds answer4, which is then wrong; other labels are looked for as whole words.
+    labels answer1 to answer3 also finds answer4, which is then wrong; other labels are looked for as whole words. A
+    label alone says nothing of wrong answers, so what is found is the last number where it is one, as LLM-Adapters
+    does, or else what the text, or its part after the last "answer is", begins with; the label itself where they agree.
     """
     text = generated.partition(RESPONSE_HEADER)[0]
     for words, pattern in _FAMILIES.items():
         if labels and all(re.fullmatch(words, label) for label in labels):
             found = pattern.search(text)
             return found.group() if found else None
+    if len(labels) == 1:
+        return _lone_answer(text, labels[0])
     found = _whole(labels).search(text) if labels else None
     return found.group() if found else None
+
+
+def _lone_answer(text: str, answer: str) -> str | None:
+    right = _THOUSANDS.sub("", answer.strip())
+    if _NUMBER.fullmatch(right):
+        last = next(reversed(_NUMBER.findall(_THOUSANDS.sub("", text))), None)
+        return answer if last is not None and abs(Decimal(last) - Decimal(right)) <= _MISS else last
+    said = re.split(r"answer is:?", text)[-1].strip()
+    # up to a stop or the end of a line: "New York City" is not "New York"
+    if re.match(rf"[\s\"'(*]*?{re.escape(answer.strip())}[\"')*]*\s*?(?:[.,;:!?](?!\w)|\n|$)", said):
+        return answer
+    return said.partition("\n")[0] or None

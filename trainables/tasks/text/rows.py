@@ -22,7 +22,10 @@ from trainables.tasks.task import Parts, Scores, Split, Which
 CUT = "cut-train-texts"
 """Further metric of text tasks: the share of training texts that were longer than `train.max_tokens`."""
 
-_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
+_POSITIONS_AFTER_PADDING = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text", "ibert", "xmod"}
+    | {"longformer", "luke", "lilt", "markuplm", "mpnet", "esm"}
+)
 """Model types whose first position is the one behind the padding token's number."""
 
 
