@@ -56,7 +56,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def unknown(field: str, value: str, kind: str, known: Iterable[str]) -> Problem:
     """An unknown name, with the known ones."""
     names = sorted(known)
-    return Problem(field, value, f"unknown {kind}; known: {', '.join(names)}", nearest(value, names))
+    return Problem(field, value, f"unknown {kind}; known: {', '.join(names) or 'none'}", nearest(value, names))
 
 
 _SHOWN = reprlib.Repr()  # texts (names, paths) whole, a few of many items, both ends of a long number

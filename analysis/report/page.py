@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -52,7 +53,7 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
     paths |= export.save(sheets.values(), store.path) if sheets else {}
     _take_away(store.path, paths.values())
     page = store.path / "report.html"
-    temporary = page.with_suffix(".html.tmp")
+    temporary = page.with_suffix(f".html.{os.getpid()}.tmp")  # a run that ends may write it too
     temporary.write_text(render(store, x=x, overlay=overlay, drawn=drawn, sheets=sheets), encoding="utf-8")
     temporary.replace(page)
     return {**paths, "report": page}

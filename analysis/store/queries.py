@@ -86,7 +86,8 @@ def _named_in(query: str) -> list[str]:
 def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) over the tables and views.
 
-    Whole-number sums come back as int64 and other decimals as float64, so that they print and serialise as numbers.
+    Whole-number sums come back as int64, other decimals as float64, and intervals as seconds, so that they print and
+    serialise as numbers.
 
     Raises:
         QueryError: SQL that is wrong, more than one statement, or one that does more than read; that takes longer or
@@ -171,9 +172,19 @@ def _plain(table: pa.Table) -> pa.Table:
                 table = table.set_column(i, field.name, table.column(i).cast(kind))
             except pa.ArrowInvalid:  # beyond 64 bits: leave it exact
                 continue
+        elif field.type == pa.month_day_nano_interval():
+            table = table.set_column(i, field.name, _seconds(field.name, table.column(i)))
         elif pa.types.is_temporal(field.type) or pa.types.is_nested(field.type):
             try:
                 table.column(i).to_pylist()
             except (ValueError, OverflowError) as error:  # 'infinity', years after 9999
                 raise QueryError(f"column {field.name!r} has an instant that is no date; cast it to varchar") from error
     return table
+
+
+def _seconds(name: str, column: pa.ChunkedArray) -> pa.Array:
+    spans = column.to_pylist()
+    if any(span is not None and span.months for span in spans):
+        raise QueryError(f"column {name!r} has intervals of months, which are no number of seconds; cast it to varchar")
+    seconds = [None if span is None else 86400 * span.days + span.nanoseconds / 1e9 for span in spans]
+    return pa.array(seconds, pa.float64())

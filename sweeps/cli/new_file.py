@@ -27,6 +27,8 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a commented starter file, with a data set and a model of your own if you like, or an example."""
+    from sweeps.spec.reading import READERS
+
     found = examples()
     if listed:
         titles = {each: _title(file) for each, file in found.items()}
@@ -38,6 +40,9 @@ def init(
         rule = "is written as it is; change it with --set KEY=VALUE when you run it"
         raise SpecError([Problem("--example", example, rule)])
     to = path or Path("sweep.toml" if not (example or name) else f"{(example or name or '').rpartition('/')[2]}.toml")
+    if to.suffix in READERS:
+        rule = "the file is TOML, and would be read by this suffix as something else"
+        raise SpecError([Problem("path", str(to), rule, str(to.with_suffix(".toml")))])
     if to.exists() and not force:
         raise SpecError([Problem("path", str(to), "exists; give another name, or --force to overwrite it")])
     text = starter(data, model, name) if example is None else found[example].read_text(encoding="utf-8")

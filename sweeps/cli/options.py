@@ -40,25 +40,33 @@ def load(spec: Path, overrides: Sequence[str] | None, scale: str | None, *, avai
 
 def folder_of(source: Path, overrides: Sequence[str] | None = None, scale: str | None = None) -> Path:
     """The results folder that a sweep file or a folder names; an error where there is nothing yet."""
+    from sweeps.spec.reading import READERS
     from sweeps.spec.spec import SweepSpec
 
     if (uri := uri_of(source)) is not None:
         rule = "this verb works on a local folder; best, compare, query, tables, mcnemar and status read a URI"
         raise SpecError([Problem("results", uri, rule)])
-    if not source.exists() and source.suffix == "":
+    if not source.exists() and source.suffix not in (".toml", *READERS):
         raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
     folder = source if source.is_dir() else SweepSpec.load(source, overrides or (), scale).folder
-    if not (folder / "journal.jsonl").exists() and not (folder / "tables").is_dir():
-        parent = folder.parent
-        known = [p.name for p in parent.iterdir() if (p / "journal.jsonl").exists()] if parent.is_dir() else []
-        rule = "holds no sweep yet; start one with `sweeps run`"
-        raise SpecError([Problem("results", str(folder), rule, nearest(folder.name, known))])
+    if not _holds_sweep(folder):
+        within, beside = _sweeps_in(folder), [p.name for p in _sweeps_in(folder.parent)]
+        near = ", ".join(map(str, within[:3])) or nearest(folder.name, beside)
+        raise SpecError([Problem("results", str(folder), "holds no sweep yet; start one with `sweeps run`", near)])
     return folder
+
+
+def _holds_sweep(folder: Path) -> bool:
+    return (folder / "journal.jsonl").exists() or (folder / "tables").is_dir()
+
+
+def _sweeps_in(folder: Path) -> list[Path]:
+    return sorted(filter(_holds_sweep, folder.iterdir())) if folder.is_dir() else []
 
 
 def _nearby(source: Path) -> str | None:
     """Results that a name may stand for: those of that name in results/, or the closest one beside it."""
-    if (Path("results") / source / "journal.jsonl").exists():
+    if _holds_sweep(Path("results") / source):
         return str(Path("results") / source)
     beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
     near = nearest(source.name, beside)
@@ -78,4 +86,7 @@ def store_of(
 def uri_of(source: Path) -> str | None:
     """The URI that a path was given as, which lost slashes by it; None: it is a path."""
     found = re.fullmatch(r"([a-z][a-z0-9+]+):/+(.*)", str(source))
-    return None if found is None else f"{found[1]}://{'/' * (found[1] == 'file')}{found[2]}"
+    if found is None:
+        return None
+    rest = re.sub(r"(=https?:)/+", r"\1//", found[2])  # of an option: endpoint_override=http://...
+    return f"{found[1]}://{'/' * (found[1] == 'file')}{rest}"

@@ -93,7 +93,7 @@ def budget(
     targets: Annotated[
         list[str] | None, typer.Option(help="Target weights, repeated or with commas; default: the family's.")
     ] = None,
-    adapt: Annotated[str, typer.Option(help="CLIP: vision or both towers; else all.")] = "both",
+    adapt: Annotated[str | None, typer.Option(help="CLIP: vision or both towers; else all; default: both.")] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="A method, also peft:NAME, prompt:NAME; peft:all; default: ours.")
     ] = None,
@@ -103,7 +103,7 @@ def budget(
     """The budget solver alone: what every method trains at a budget, or at the count of one's rank. No weights."""
     from sweeps.budget.solver import ALLOCATIONS, budget_table
 
-    if adapt not in _TOWERS:
+    if adapt is not None and adapt not in _TOWERS:
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
     chosen = _chosen(method)
     shapes, whole = _weights(model, shape, targets, adapt)
@@ -121,7 +121,7 @@ def budget(
 
 
 def _weights(
-    model: str | None, shape: list[str] | None, targets: list[str] | None, adapt: str
+    model: str | None, shape: list[str] | None, targets: list[str] | None, adapt: str | None
 ) -> tuple[dict[str, tuple[int, int]], int]:
     """The target weights' shapes by name, and the parameters of the whole model, or of the shapes."""
     from trainables.models.shapes import default_targets, model_size, target_shapes
@@ -131,15 +131,17 @@ def _weights(
         raise SpecError([Problem("--model", given, "give a model, or in its place shapes", "--shape 4096x4096")])
     if model is not None:
         named = [each for given in targets or () for each in re.split(r",(?![^\[]*\])", given)]  # no comma in [q,v]
-        found = target_shapes(model, named or list(default_targets(model)), adapt)
+        found = target_shapes(model, named or list(default_targets(model)), adapt or "both")
         return dict(found), model_size(model)
-    if targets:
-        names = ",".join(targets)
-        raise SpecError([Problem("--targets", names, "names weights of a model; --shape is the weights", "--model ID")])
-    sides = [re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text) for text in shape or ()]
+    for option, value in {"--targets": ",".join(targets or ()), "--adapt": adapt}.items():
+        if value:
+            rule = "names weights of a model; --shape is the weights"
+            raise SpecError([Problem(option, value, rule, "--model ID")])
+    sides = [re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text) for text in shape or ()]
     for text, match in zip(shape or (), sides, strict=True):
         if match is None:
-            raise SpecError([Problem("--shape", text, "is no shape of a weight, OUTxIN", "4096x4096")])
+            rule = "is no shape of a weight, OUTxIN, each side below 1,000,000"
+            raise SpecError([Problem("--shape", text, rule, "4096x4096")])
     shapes = {f"weight{i}": (int(m[1]), int(m[2])) for i, m in enumerate(sides) if m is not None}
     return shapes, sum(rows * columns for rows, columns in shapes.values())
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from rich.table import Table
 
 from analysis.format import finite
 from analysis.tables.console import print_whole, safe_console
+from sweeps.errors import Problem, SpecError
+from trainables.errors import first_line
 
 if TYPE_CHECKING:
     from analysis.tables.sheet import Sheet
@@ -46,15 +49,31 @@ def _json(value: Any) -> str:
 
 
 def as_bytes(table: pa.Table, kind: str) -> bytes:
-    """A table as a file of kind 'csv', 'json', 'parquet' or 'arrow' (Arrow's file format) holds it."""
+    """A table as a file of kind 'csv', 'json', 'parquet' or 'arrow' (Arrow's file format) holds it.
+
+    Raises:
+        SpecError: columns that share a name, or of a type, that this kind can't hold.
+    """
     if kind == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")  # as shells read it
         writer.writerow(table.column_names)
-        writer.writerows(finite(list(row.values())) for row in table.to_pylist())
+        writer.writerows(zip(*(finite(column.to_pylist()) for column in table.columns), strict=True))
         return text.getvalue().encode()
     if kind == "json":
+        twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+        if twice:
+            rule = "is the name of several columns, of which JSON holds one; give each a name of its own: ... as NAME"
+            raise SpecError([Problem("column", name, rule, "--format csv") for name in twice])
         return _json(table.to_pylist()).encode()
+    try:
+        return _arrow_bytes(table, kind)
+    except pa.ArrowException as error:
+        rule = f"can't hold these columns ({first_line(error)}); cast them: select NAME::varchar as NAME"
+        raise SpecError([Problem("--format", kind, rule, "csv")]) from error
+
+
+def _arrow_bytes(table: pa.Table, kind: str) -> bytes:
     sink = pa.BufferOutputStream()
     if kind == "parquet":
         pq.write_table(table, sink, compression="zstd")

@@ -6,14 +6,20 @@ import sys
 
 
 def main() -> None:
-    """Load the command line and run it; interrupted before it listens, say so and leave with its exit code."""
+    """Load the command line and run it; say so where it is interrupted before it listens, or its output is lost."""
     try:
-        from sweeps.watch.streams import keep_streams
+        from sweeps.watch.streams import keep_streams, lost_output
 
         keep_streams()
         from sweeps.cli.main import main as run
 
-        run()
+        try:
+            run()
+        except SystemExit as end:
+            if (lost := lost_output()) is None:
+                raise
+            print(f"error: standard output could not be written: {lost}", file=sys.stderr)
+            sys.exit(end.code or 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -69,14 +69,15 @@ def _budgets_at(store: Store, asked: str) -> list[str]:
         SpecError: no such budget, with the nearest.
     """
     found = store.sql("select distinct reference, budget from cells where budget is not null order by budget")
-    budgets = {r["reference"]: r["budget"] for r in found.to_pylist()}
-    if asked in budgets:
+    budgets = [(r["reference"], r["budget"]) for r in found.to_pylist()]  # a label is another number in each model
+    names = {name for name, _ in budgets}
+    if asked in names:
         return [asked]
     number = asked.replace(",", "").replace("_", "")
     if not number.isdecimal() or int(number) < 1 or not budgets:
-        raise SpecError([unknown("--at", asked, "budget", list(budgets))])
-    least = min(abs(budget / int(number) - 1) for budget in budgets.values())
-    nearest = [name for name, budget in budgets.items() if abs(budget / int(number) - 1) == least]
+        raise SpecError([unknown("--at", asked, "budget", names)])
+    least = min(abs(budget / int(number) - 1) for _, budget in budgets)
+    nearest = list(dict.fromkeys(name for name, budget in budgets if abs(budget / int(number) - 1) == least))
     if least > _NEAR:
         err.print(f"no budget within {_NEAR:.0%} of {int(number):,}; the nearest: {', '.join(nearest)}", style="yellow")
     return nearest
@@ -129,7 +130,9 @@ def query(
     table = store.table(sql) if sql.isidentifier() else store.sql(sql)
     if to is not None:
         to.write_bytes(as_bytes(table, kind))
-        out.print(f"wrote {table.num_rows} row(s) to {to}")
+        rows = table.num_rows
+        said = {"path": str(to), "rows": rows}
+        emit(as_json, lambda: said, lambda: out.print(f"wrote {rows} row(s) to {to}"))
     elif kind == "table":
         print_table(table)
     elif kind in ("json", "csv"):
@@ -151,6 +154,10 @@ def _format(form: str | None, to: Path | None, *, csv: bool, as_json: bool) -> s
     kind = next(iter(asked.values()), by_suffix)
     if to is not None and kind is None:
         raise SpecError([Problem("--to", str(to), "its suffix names no format", ", ".join(_OF_SUFFIX))])
+    if to is not None and kind == "table":
+        raise SpecError([Problem("--format", kind, "is for a terminal; a file is of another", ", ".join(FORMATS[1:]))])
+    if to is not None and by_suffix not in (None, kind):
+        raise SpecError([Problem("--to", str(to), f"its suffix says {by_suffix}, and {next(iter(asked))} {kind}")])
     if to is None and kind in ("parquet", "arrow") and sys.stdout.isatty():
         raise SpecError([Problem("--format", kind, "is not for a terminal; send it on, or into a file", "--to FILE")])
     if to is not None and to.is_dir():
@@ -256,6 +263,8 @@ def tables(
         print_json([{"name": s.name, "title": s.title, "header": s.header, "rows": s.cells} for s in found])
     elif names:
         sys.stdout.write("\n".join(write(sheet) for sheet in found))
+    elif not found:
+        out.print("no table yet: there are no results to show")
     else:
         print_named({s.name: f"{len(s.rows):4d} rows  {s.title}" for s in found})
 

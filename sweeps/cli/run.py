@@ -41,7 +41,8 @@ def run(
     overrides: Set = None,
     scale: Scale = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Results folder; default: the file's, or results/NAME.")
+        str | None,
+        typer.Option("--output", "-o", metavar="PATH", help="Results folder; default: the file's, or results/NAME."),
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
@@ -72,23 +73,24 @@ def run(
     """Run a sweep; the same command resumes it, or extends it after an edit.
 
     Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
-    JSON lines on standard error (none with --quiet).
+    JSON lines on standard error (none with --quiet), beside warnings in plain text.
     """
     from analysis.store.remote import Location
     from sweeps.engine.run import run as run_engine
     from sweeps.plan.estimate import estimate_plan
     from sweeps.plan.inputs import check_inputs
     from sweeps.plan.split_sizes import fewer_words
-    from sweeps.records.locks import FolderLock, holder, nothing_if_refused
+    from sweeps.records.locks import FolderLock, check_identity, holder, nothing_if_refused
     from sweeps.records.upload import check_there, restore
 
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
-    more += [] if output is None else [f"output={json.dumps(str(output), ensure_ascii=False)}"]
+    more += [] if output is None else [f"output={json.dumps(output, ensure_ascii=False)}"]
     planned = load(spec, [*(overrides or ()), *more], scale, available=available)
     loaded = planned.spec
     if holder(loaded.folder) is not None:
         with FolderLock(loaded.folder.absolute()):  # refuses as the engine will, before data is read and methods probed
             pass
+    check_identity(loaded.folder.absolute(), loaded.identity())  # before a copy puts another spec.json into it
     location = None if upload is None else Location.of(upload)
     progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
     given: dict[str, Sequence[object]] = {

@@ -13,6 +13,7 @@ from analysis import Store, open_store
 from analysis.format import Row, duration
 from analysis.statistics.sizing.estimates import foresight
 from analysis.store.journal import JOURNAL
+from analysis.store.left import Left
 from analysis.store.left import to_come as left_of
 from analysis.words.weak import absent_data
 from sweeps.cli.options import Json, Set, Source, store_of, uri_of
@@ -76,7 +77,8 @@ def progress_of(store: Store) -> dict[str, Any]:
     `seconds_left` are of the run in progress or the last one, its start-up left out; null before its first trial;
     `cost` is null without `limits.price_per_hour`; `estimate` has the wall time estimated at the last launch and, once
     that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each. A cell is
-    done when nothing of it is left to run, confirmed when all of its seeds have a score too.
+    done when nothing of it is left to run, confirmed when all of its seeds have a score too. `retried` are trials that
+    failed before and that the run in progress has still to end; they count as begun, not as failed.
     """
     running = holder(store.path) is not None
     events = store.events()
@@ -84,10 +86,13 @@ def progress_of(store: Store) -> dict[str, Any]:
     cells = [c for c in store.table("cells").to_pylist() if c["feasible"]]
     coverage = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
     rows = store.table("trials").to_pylist()
+    again = _retried(events) if running else frozenset()
     trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
+    failed = Counter((r["cell_id"], r["stage"]) for name in again if (r := trials.pop(name, None)) is not None)
     named = {c["cell_id"] for c in cells}
     states = Counter(row["status"] for row in trials.values() if row["cell_id"] in named)
     left_in = {cell_id: left for (_, cell_id), left in left_of(store).items()}
+    left_in |= {r["cell_id"]: _with_retried(left_in[r["cell_id"]], r, failed) for r in coverage}
     to_come = {cell_id: sum(left or ()) for cell_id, left in left_in.items()}
     missing: Counter[str] = Counter()
     for row in coverage:
@@ -106,7 +111,8 @@ def progress_of(store: Store) -> dict[str, Any]:
         "trials": states.total() + sum(to_come.values()),
         "finished": states["finished"] + states["pruned"],
         "failed": states["failed"],
-        "unfinished": len(asked - set(trials)),
+        "unfinished": len((asked | again) - set(trials)),
+        "retried": sorted(again),
         "cells": len(cells),
         "cells_confirmed": len(confirmed),
         "phases": {phase: phases[phase] for phase in PHASES if phases[phase]},
@@ -121,6 +127,22 @@ def progress_of(store: Store) -> dict[str, Any]:
         "failures": _failures(trials, events, {c["cell_id"]: c["label"] for c in cells}),
         "methods": [_method(name, cells, confirmed, trials) for name in dict.fromkeys(c["method"] for c in cells)],
     }
+
+
+def _retried(events: Sequence[Row]) -> frozenset[str]:
+    """Trials that the last run tries again, as it wrote down when it began, and that have not ended since."""
+    last = max((i for i, e in enumerate(events) if e["ev"] == "sweep"), default=len(events))
+    asked = {name for e in events[last : last + 1] for name in e.get("retried") or ()}
+    return frozenset(asked - {e["trial_id"] for e in events[last:] if e["ev"] == "finish"})
+
+
+def _with_retried(left: Left, row: Row, failed: Mapping[tuple[str, str], int]) -> Left:
+    """What is to come of a cell, a `row` of `coverage`, with its trials that are tried again: of `failed`, by stage."""
+    tune, confirm = (failed.get((row["cell_id"], stage), 0) for stage in ("TUNE", "CONFIRM"))
+    if left is None and tune:  # no rate had finished; one may now, and what follows on it
+        rest = row["tune_planned"] - row["tune_done"] - row["failed"]
+        left = max(0, rest), row["confirm_planned"] - row["confirm_done"]
+    return None if left is None else (left[0] + tune, left[1] + confirm)
 
 
 def _phases(cells: Sequence[Row], store: Store, left_in: Mapping[str, tuple[int, int] | None]) -> dict[str, str]:
@@ -158,10 +180,10 @@ def pace(
         taken, trials = spent.get(r["method"], (0.0, 0))
         own = max(0.0, (r["seconds_total"] or 0.0) - (r["seconds_setup"] or 0.0))
         spent[r["method"]] = (taken + own, trials + 1)
-    left = None if now is None else seconds_left(missing, spent)
     lanes = runs[-1].get("lanes") or ()
     at_once = max(1, sum(1 if lane.get("group") else lane.get("workers", 1) for lane in lanes))
-    return len(mine), 60 * len(mine) / seconds if seconds > 0 else None, None if left is None else left / at_once
+    left = None if now is None else seconds_left(missing, spent, at_once)
+    return len(mine), 60 * len(mine) / seconds if seconds > 0 else None, left
 
 
 def _idle(store: Store) -> float | None:

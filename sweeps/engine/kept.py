@@ -86,7 +86,7 @@ def _not_kept(whose: str) -> str:
 def _best(store: Store, kept: set[str], method: str | None, budget: str | None) -> Row:
     rows: list[Row] = [r for r in store.table("confirmed").to_pylist() if r["trial_id"] in kept]
     if not rows:
-        raise SpecError([Problem("trial", BEST, _not_kept("no confirmed trial's"))])
+        raise SpecError([Problem("trial", BEST, _not_kept("the confirmed trials'"))])
     for option, value, column in (("--method", method, "method"), ("--budget", budget, "reference")):
         if value is not None:
             known = {r[column] for r in rows if r[column] is not None}

@@ -255,7 +255,8 @@ def _serve(sweep: _Sweep, pool: Pool, trial: str, begun: float, estimate: Mappin
         held = {**estimate, "accelerators": accelerators(pool.shapes)}
         journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
     packed = pool.pack(state.spec.resources) if trial in TOGETHER else 1
-    journal.write(_provenance(state, trial, pool, packed))
+    retried = {"retried": sorted(sweep.ledger.earlier)} if sweep.ledger.earlier else {}
+    journal.write(_provenance(state, trial, pool, packed) | retried)
     limits = state.spec.limits
     state.used = meter = Meter(limits, state, pool.shapes, begun, lambda: pool.busy, events=journal.events)
     stop = Stop(meter, sweep.ledger.look)

@@ -32,7 +32,10 @@ _INTEGERS = range(-(2**63), 2**63)
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """A sweep file's content. Raises SpecError: no such file, one that can't be read, or no table."""
+    """A sweep file's content. Raises SpecError: no such file, a folder, a file that can't be read, or no table."""
+    if path.is_dir():
+        own = path / "sweep.json"
+        raise SpecError([Problem("file", str(path), "is a folder, no sweep file", str(own) if own.is_file() else None)])
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
         near = nearest(path.name, [p.name for p in folder.iterdir() if p.suffix in (".toml", *READERS)])

@@ -56,6 +56,9 @@ class SweepSpec(Sections):
         except ValidationError as error:
             problems = [problem(dict(e), cls) for e in error.errors(include_url=False) if not is_echo(dict(e))]
         problems += method_problems(tree, spec)
+        if tree.get("output") == "":  # as of a variable that is not set; as a path it is the working folder
+            name = "NAME" if spec is None else spec.name
+            problems.append(Problem("output", "", "is empty; leave it out, or give a folder", f"results/{name}"))
         if spec is not None:
             problems += name_problems(spec)
         if problems or spec is None:

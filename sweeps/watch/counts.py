@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 PHASES = ("waiting", "tuning", "confirming", "done", "stuck")
 
 
-def seconds_left(missing: Mapping[str, int], spent: Mapping[str, Sequence[float]]) -> float | None:
-    """Seconds of one worker for what is missing, by the mean of each method, or of all where it has none yet.
+def seconds_left(missing: Mapping[str, int], spent: Mapping[str, Sequence[float]], at_once: int) -> float | None:
+    """Seconds for what is missing, by the mean of each method, or of all where it has none yet.
 
     Args:
         missing: trials by method. spent: (seconds, trials) of those that are over by method, without set-up.
+        at_once: trials that run beside each other, where there are so many left.
     """
     means = {method: seconds / trials for method, (seconds, trials) in spent.items() if trials}
     if not means:
         return None
     overall = statistics.fmean(means.values())
-    return sum(count * means.get(method, overall) for method, count in missing.items())
+    busy = sum(count * means.get(method, overall) for method, count in missing.items())
+    return busy / max(1, min(at_once, sum(missing.values())))
 
 
 def where_raised(trace: str | None) -> str | None:

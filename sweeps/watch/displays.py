@@ -57,7 +57,8 @@ def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
     if not progress:
         return Silent()
     console = safe_console(file=lasting(sys.stderr))
-    return LiveProgress(console) if console.is_terminal else LineProgress(console)
+    live = console.file.isatty() and console.is_interactive  # a dumb terminal shows nothing live, FORCE_COLOR is none
+    return LiveProgress(console) if live else LineProgress(console)
 
 
 class _Timed:

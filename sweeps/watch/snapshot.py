@@ -121,7 +121,7 @@ class Counting:
             total = spent.setdefault(c.best.method, [0.0, 0])
             total[0] += c.seconds[0]
             total[1] += c.seconds[1]
-        left = seconds_left(missing, spent) if fresh > 0 else None
+        left = seconds_left(missing, spent, self._state.workers) if fresh > 0 else None
         used = self._state.used
         phases = Counter(c.best.phase for c in cells)
         return Snapshot(
@@ -132,7 +132,7 @@ class Counting:
             best=tuple(c.best for c in cells),
             failures=tuple(f for c in cells for f in c.failures),
             per_minute=60 * fresh / seconds if fresh > 0 and seconds > 0 else None,
-            seconds_left=None if left is None else left / self._state.workers,
+            seconds_left=left,
             seconds=seconds,
             accelerator_hours=None if used is None else used.accelerator_hours,
             cost=None if used is None else used.cost,

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
+"""Errors of a stream that nobody reads any more."""
+
 
 class Lasting:
-    """A stream that drops what can't be written, from the first error on."""
+    """A stream that drops what can't be written, from the first error on.
+
+    Attributes:
+        lost: that error, where a reader may still wait for what was dropped, as of a full disk.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.lost: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -34,6 +44,8 @@ class Lasting:
         except (OSError, ValueError) as error:  # ValueError: it is closed here
             if isinstance(error, UnicodeError):
                 raise
+            if isinstance(error, OSError) and error.errno not in _GONE:
+                self.lost = self.lost or error
             nowhere = os.open(os.devnull, os.O_WRONLY)
             with contextlib.suppress(OSError, ValueError):  # what is still in its buffer is written at the end too
                 os.dup2(nowhere, self._stream.fileno())
@@ -41,8 +53,22 @@ class Lasting:
 
 
 def keep_streams() -> None:
-    """Standard output and standard error drop from now on what can't be written."""
-    sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
+    """Standard output and standard error drop from now on what can't be written, and escape what they can't encode."""
+    sys.stdout, sys.stderr = lasting(_able(sys.stdout)), lasting(_able(sys.stderr))
+
+
+def _able(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed by the caller: `>&-`
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # for as long as the process
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")  # not "replace": a minus sign must not become a question mark
+    return stream
+
+
+def lost_output() -> OSError | None:
+    """Why standard output lacks something that a reader may wait for; None where it lacks nothing."""
+    sys.stdout.flush()
+    return getattr(sys.stdout, "lost", None)
 
 
 def lasting(stream: TextIO) -> TextIO:

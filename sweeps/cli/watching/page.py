@@ -91,7 +91,7 @@ class Page:
             "lanes": lambda: {
                 "lanes": _lanes(store),
                 "devices": store.sql(_DEVICES).to_pylist(),
-                "begun": _begun(store),
+                "begun": _begun(store, p["retried"]),
             },
         }
         return {name: self._shown(name, given) for name, given in values.items()}
@@ -172,9 +172,9 @@ def _lane(shape: Row) -> str:
     return f"{shape.get('workers', 1)} worker(s){' that share a trial' if shape.get('group') else ''}, {has} each"
 
 
-def _begun(store: Store) -> Sequence[Row]:
+def _begun(store: Store, retried: Sequence[str]) -> Sequence[Row]:
     """Trials that are not over: cell, stage, rate, and the last epoch with its validation score."""
-    over = set(store.table("trials").column("trial_id").to_pylist())
+    over = set(store.table("trials").column("trial_id").to_pylist()) - set(retried)
     labels = {r["cell_id"]: r["label"] for r in store.table("cells").select(["cell_id", "label"]).to_pylist()}
     last = {e["trial_id"]: e for e in store.events("report")}
     found = []

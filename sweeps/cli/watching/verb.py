@@ -96,6 +96,6 @@ def _announce(place: socket.socket, keys: Keys, browser: bool, console: Console)
 
     console.print(f"watch at {_address(place, keys.token)}")
     with contextlib.suppress(webbrowser.Error):
-        if browser and console.is_terminal and type(webbrowser.get()) is not webbrowser.GenericBrowser:
+        if browser and console.file.isatty() and type(webbrowser.get()) is not webbrowser.GenericBrowser:
             webbrowser.open(_address(place, keys.once))
             console.print("opened in your browser; --no-browser prints the address alone")

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 from html import unescape
@@ -297,3 +298,20 @@ def test_printed_table(store: Store, wide: Store, empty: Store) -> None:
     print_results_table(store, Console(file=buffer, width=130))
     assert "81.5 ±  1.5" in buffer.getvalue()
     assert "0.0032*" in buffer.getvalue()
+
+
+def test_a_report_drawn_meanwhile_does_not_end_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `sweeps report` by hand while a run draws its own at its end."""
+    folder, mine = make_results(tmp_path / "r", trials=False), os.getpid()
+    real, begun = Path.replace, list[Path]()
+
+    def replace(self: Path, target: Path) -> Path:
+        begun.append(self)
+        if len(begun) == 1:
+            monkeypatch.setattr(os, "getpid", lambda: mine + 1)
+            write_report(folder)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert write_report(folder)["report"].is_file()
+    assert len(set(begun)) == 2 and not list(folder.glob("*.tmp"))

@@ -199,6 +199,8 @@ def test_budget_answers_for_bare_weights_counts_shares_and_ranks() -> None:
     [
         (["--lora-rank", "4"], "give a model, or in its place shapes"),
         (["--shape", "4096", "--lora-rank", "4"], "OUTxIN"),
+        (["--shape", "1000000x8", "--lora-rank", "4"], "each side below 1,000,000"),
+        (["--shape", "64x64", "--lora-rank", "2", "--adapt", "both"], "names weights of a model"),
         (["--shape", "64x64", "--lora-rank", "2", "--targets", "mlp"], "names weights of a model"),
         (["--shape", "64x64"], "exactly one of --lora-rank, --params, --percent, --rank"),
         (["--shape", "64x64", "--params", "9", "--percent", "1"], "--params, --percent"),
@@ -241,6 +243,8 @@ def test_export_of_an_adapter_that_was_not_kept(results: Path, tmp_path: Path) -
     result = sweeps("export", str(results), rows[0]["trial_id"], str(tmp_path / "out"))
     assert result.exit_code == 2
     assert "not kept" in result.output
+    best = sweeps("export", str(results), "best", str(tmp_path / "out")).output
+    assert "the confirmed trials' trained weights were not kept" in best.replace("\n", " ")
     assert sweeps("export", str(results), "zzz", str(tmp_path / "out")).exit_code == 2
     assert sweeps("export", str(results), rows[0]["trial_id"], str(tmp_path / "out"), "--form", "pefft").exit_code == 2
 
@@ -276,6 +280,37 @@ def test_run_takes_a_results_folder(results: Path) -> None:
     assert refused.exit_code == 2
     assert "belongs to another sweep" in refused.output
     assert sorted(results.rglob("*")) == before
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_another_sweeps_folder_is_refused_before_anything_is_fetched(
+    results: Path, tmp_path: Path, journal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    monkeypatch.setattr("sweeps.plan.inputs.check_inputs", done.append)
+    monkeypatch.setattr("sweeps.records.upload.restore", lambda *given: done.append(given))
+    if not journal:
+        (results / "journal.jsonl").unlink()
+    words = ("--output", str(results), "--upload", (tmp_path / "copy").as_uri(), "--quiet")
+    refused = sweeps("run", QUICKSTART, *words)
+    assert (refused.exit_code, done) == (2, []) and "belongs to another sweep" in refused.output
+
+
+def test_an_empty_output_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a variable that is not set; the results would go into the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "run", lambda *_, **__: pytest.fail("it ran"))
+    for words in (("run", QUICKSTART, "-o", ""), ("plan", QUICKSTART, "--set", 'output=""')):
+        refused = sweeps(*words)
+        assert refused.exit_code == 2 and "output = '': is empty" in refused.output
+        assert "Nearest: results/quickstart." in refused.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_results_folder_in_the_place_of_a_sweep_file_names_its_own(tmp_path: Path) -> None:
+    shown = sweeps("plan", ROOT / "docs" / "results" / "quickstart").output.replace("\n", "")
+    assert "is a folder, no sweep file" in shown and "results/quickstart/sweep.json." in shown
+    assert "is a folder, no sweep file.\n" in sweeps("plan", tmp_path).output
 
 
 def test_a_second_driver_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

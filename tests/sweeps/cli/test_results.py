@@ -12,7 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+from analysis import open_store
+from analysis.store.tables import write_part
 from sweeps.cli.main import app
+from sweeps.cli.options import uri_of
+from tests.analysis.odd import odd_results
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
 
@@ -83,6 +87,8 @@ def test_several_sweeps_in_one_query(folders: tuple[Path, Path]) -> None:
         (("--csv", "--json"), "different formats"),
         (("--to", "answer.xlsx"), ".parquet"),
         (("--also", "nowhere"), "nowhere"),
+        (("--format", "table", "--to", "answer.csv"), "Nearest: csv, json, parquet, arrow"),
+        (("--json", "--to", "answer.csv"), "its suffix says csv, and --json json"),
     ],
 )
 def test_what_cannot_be_asked_is_named(folders: tuple[Path, Path], arguments: tuple[str, ...], said: str) -> None:
@@ -97,6 +103,58 @@ def test_an_unknown_name_is_answered_with_the_known_ones(folders: tuple[Path, Pa
 
 def test_two_columns_of_one_name_are_both_shown(folders: tuple[Path, Path]) -> None:
     assert query(folders[0], "select method, reference, method from scaling limit 1").output.count("method") == 2
+    assert query(folders[0], "select 1 as a, 2 as a, 3 as b", "--csv").stdout == "a,a,b\n1,2,3\n"
+    refused = query(folders[0], "select 1 as a, 2 as a, 3 as b", "--json", code=2)
+    assert json.loads(refused.stdout)["errors"] == [
+        "column = 'a': is the name of several columns, of which JSON holds one; give each a name of its own: ... as "
+        "NAME. Nearest: --format csv."
+    ]
+
+
+def test_a_file_beside_json_is_told_as_json(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    to = tmp_path / "a.json"
+    said = json.loads(query(folders[0], SQL, "--json", "--to", to).stdout)
+    assert said == {"path": str(to), "rows": 6} and len(json.loads(to.read_text())) == 6
+
+
+def test_a_span_of_time_is_seconds_in_every_format(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    took = "select ended_at - started_at as took, epoch(ended_at) - epoch(started_at) as seconds from trials"
+    rows = json.loads(query(folders[0], took, "--json").stdout)
+    assert rows and all(r["took"] == pytest.approx(r["seconds"], abs=1e-3) for r in rows)
+    query(folders[0], took, "--to", tmp_path / "t.parquet")
+    assert pq.read_table(tmp_path / "t.parquet").to_pylist() == rows
+    assert json.loads(query(folders[0], "select interval 1 day as d, null::interval as n", "--json").stdout) == [
+        {"d": 86400.0, "n": None}
+    ]
+    assert "cast it to varchar" in query(folders[0], "select interval 1 month as d", code=2).output
+    union = "select union_value(k := 1) as u"
+    refused = query(folders[0], union, "--to", tmp_path / "u.parquet", code=2).output
+    assert "can't hold these columns" in refused and "Nearest: csv" in refused and not (tmp_path / "u.parquet").exists()
+
+
+def empty(folder: Path) -> Path:
+    """A sweep that has written nothing but that it began."""
+    folder.mkdir()
+    (folder / "journal.jsonl").write_text('{"ev": "sweep", "name": "e"}\n')
+    return folder
+
+
+def test_a_budget_is_found_in_the_model_that_has_it(tmp_path: Path) -> None:
+    """One label is another number of parameters in each model."""
+    folder = odd_results(tmp_path / "r", {("lora", "lora-1", "a"): {0: 0.5}, ("lora", "lora-2", "a"): {0: 0.5}})
+    cells = open_store(folder).table("cells").to_pylist()
+    other = [r | {"cell_id": f"other{i}", "model": "other", "budget": 1000 * r["budget"]} for i, r in enumerate(cells)]
+    write_part(folder, "cells", other)
+    for row in (*cells, *other):
+        done = sweeps("best", folder, "--at", f"{row['budget']:,}", "--json")
+        assert json.loads(done.stdout)["budgets"] == [row["reference"]] and "no budget within" not in done.stderr
+    assert "known: none" in sweeps("best", empty(tmp_path / "e"), "--at", "x").output
+
+
+def test_tables_of_nothing_say_so(tmp_path: Path) -> None:
+    folder = empty(tmp_path / "e")
+    assert sweeps("tables", folder).output == "no table yet: there are no results to show\n"
+    assert json.loads(sweeps("tables", folder, "--json").stdout) == []
 
 
 def test_query_names_the_known_columns(folders: tuple[Path, Path]) -> None:
@@ -110,3 +168,12 @@ def test_results_that_are_not_there(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "no sweep yet" in result.output
     assert sweeps("best", str(tmp_path / "nothing.toml")).exit_code == 2
+    make_results(tmp_path / "v1.2", trials=False)
+    assert f"Nearest: {tmp_path / 'v1.2'}." in sweeps("best", tmp_path).output.replace("\n", "")
+    answer = sweeps("best", tmp_path / "v1.3").output.replace("\n", "")
+    assert "no such results folder or sweep file" in answer and f"Nearest: {tmp_path / 'v1.2'}." in answer
+
+
+def test_a_uri_keeps_the_slashes_of_its_options() -> None:
+    for uri in ("s3://b/x?endpoint_override=http://localhost:9000&scheme=https", "s3://b/x", "file:///tmp/x"):
+        assert uri_of(Path(uri)) == uri

@@ -26,6 +26,10 @@ def test_init_then_plan(tmp_path: Path) -> None:
     assert again.exit_code == 2
     assert "--force" in again.output
     assert sweeps("init", str(path), "--force").exit_code == 0
+    for suffix in (".yaml", ".yml", ".json"):  # each would be read as what it says
+        other = sweeps("init", path.with_suffix(suffix))
+        assert other.exit_code == 2 and f"Nearest: {path}." in other.output.replace("\n", "")
+        assert not path.with_suffix(suffix).exists()
     planned = sweeps("plan", str(path))
     assert planned.exit_code == 0, planned.output
     assert "randlora" in planned.output

@@ -18,6 +18,7 @@ from analysis.store.left import to_come
 from analysis.store.store import open_store
 from analysis.store.tables import write_part
 from sweeps.cli.status import pace, progress_of
+from sweeps.cli.watching.page import Page
 from sweeps.lanes.pool import Pool
 from sweeps.plan.estimate import _left
 from sweeps.plan.plan import Plan
@@ -70,6 +71,7 @@ def test_the_pace_of_a_run_leaves_its_start_out() -> None:
     assert pace(rows, events, {"lora": 8, "dora": 2}, now)[2] == pytest.approx((8 * 5 + 2 * 7.5) / 2)
     one_lane = run | {"lanes": [{"workers": 4, "group": False}], "pack": 2}  # a pack's trials have their share each
     assert pace(rows, [one_lane], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 4
+    assert pace(rows, [one_lane], {"vera": 1}, now)[2] == 10  # the last trial has one worker
     group = run | {"lanes": [{"workers": 4, "group": True}]}
     assert pace(rows, [group], {"lora": 8, "vera": 2}, now)[2] == 8 * 5 + 2 * 10
     assert pace(rows, events, {}, None) == (2, 12.0, None)
@@ -125,6 +127,30 @@ def test_a_held_sweep_file_plans_one_trial_of_confirm() -> None:
     assert [c.cell_id for c in free] == [c.cell_id for c in fixed]
     assert {c.confirm_seeds for c in fixed} == {1}
     assert [c.confirm_seeds for c in free] == [c.confirm_seeds for c in part]
+
+
+def test_failed_trials_that_are_tried_again_are_to_come(tmp_path: Path) -> None:
+    """Two cells of six trials of TUNE and CONFIRM each, of which one fails all and the other one rate."""
+    cells = (FakeCell("nola", options=(("fail_above", 0.0),)), FakeCell("lora", options=(("fail_above", 1e-2),)))
+    plan = fake_plan(tmp_path, cells, search=FakeSearch(trials=4), confirm=FakeConfirm((0,)))
+    first = go_inline(plan)
+    before = progress_of(open_store(tmp_path))
+    assert (before["failed"], before["retried"], before["phases"]) == (first.failed, [], {"done": 1, "stuck": 1})
+    told, pages = list[dict[str, Any]](), list[str]()
+
+    def look(ended: int) -> None:
+        told.append(progress_of(open_store(tmp_path)))
+        pages.append(Page(tmp_path).numbers()["lanes"])
+
+    mended = go_inline(plan, look, "tests.fakes:mended_trial", retry_failed=True)
+    assert mended.complete
+    left = [len(t["retried"]) for t in told]
+    assert left[0] == first.failed and left == sorted(left, reverse=True)
+    assert [t["unfinished"] for t in told] == left and "nola" in pages[0]
+    assert (told[0]["failed"], told[0]["phases"]) == (0, {"tuning": 2})
+    assert told[0]["trials"] - told[0]["finished"] == mended.finished
+    after = progress_of(open_store(tmp_path))
+    assert (after["retried"], after["phases"], after["trials"]) == ([], {"done": 2}, after["finished"])
 
 
 def test_a_copy_without_a_journal_says_what_was_begun(tmp_path: Path) -> None:

@@ -323,8 +323,9 @@ def test_a_browser_is_opened_only_where_one_can_be(
     monkeypatch.setattr(webbrowser, "get", get)
     monkeypatch.setattr(webbrowser, "open", addresses.append)
     said, keys = io.StringIO(), Keys()
+    monkeypatch.setattr(said, "isatty", lambda: terminal)
     with socket.create_server(("127.0.0.1", 0)) as place:
-        verb._announce(place, keys, wanted, Console(file=said, force_terminal=terminal, color_system=None, width=200))
+        verb._announce(place, keys, wanted, Console(file=said, force_terminal=True, color_system=None, width=200))
         start = f"http://127.0.0.1:{place.getsockname()[1]}/?token="
     assert f"watch at {start}{keys.token}" in said.getvalue()
     assert ("--no-browser" in said.getvalue()) == opened

@@ -44,6 +44,8 @@ def test_snapshot_counts_and_estimates(tmp_path: Path) -> None:
     assert sum(shot.cells.values()) == 6
     assert shot.per_minute == 12
     assert shot.seconds_left == 2.0 * 29
+    state.workers = 100
+    assert shot_of(state).seconds_left == 2.0  # one trial is no faster on many workers
     scores = {(b.method, b.reference): b.score for b in shot.best}
     assert len(scores) == 6
     assert {method for (method, _), score in scores.items() if score is not None} == {"lora", "randlora"}
@@ -123,6 +125,34 @@ def test_lines_tell_every_failure_once(tmp_path: Path) -> None:
     for _ in range(2):
         display.update(state)
     assert text.getvalue().count("failed: ") == 1 and "no memory" in text.getvalue()
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "kind"),
+    [
+        (True, {"TERM": "xterm"}, LiveProgress),
+        (True, {"TERM": "dumb"}, LineProgress),  # rich draws nothing live there
+        (False, {"FORCE_COLOR": "1", "TERM": "xterm"}, LineProgress),  # as in the logs of a CI job
+    ],
+)
+def test_only_a_terminal_that_can_redraw_is_redrawn(
+    terminal: bool, variables: dict[str, str], kind: type[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FORCE_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stderr", Stream(terminal))
+    assert type(make_progress(True)) is kind
 
 
 class Taken:

@@ -54,12 +54,38 @@ def test_a_display_goes_on_without_its_reader(
     assert isinstance(display, JsonProgress) == (kind == "json")
 
 
+VERSION = "import sys; from sweeps.cli.program import main; sys.argv[1:] = ['--version']; main()"
+
+
 def test_a_listing_into_a_closed_pipe_ends_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    code = "import sys; from sweeps.cli.program import main; sys.argv[1:] = ['--version']; main()"
     with os.fdopen(writer, "wb") as closed:
         done = subprocess.run(
-            [sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False
+            [sys.executable, "-c", VERSION], stdout=closed, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False
         )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_output_lost_to_a_full_disk_is_an_error() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", VERSION], stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: standard output could not be written: [Errno 28] No space left on device\n",
+    )
+
+
+def test_a_closed_standard_output_is_nowhere() -> None:
+    command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, VERSION]
+    done = subprocess.run(command, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_an_encoding_lacks_is_escaped() -> None:
+    code = "from sweeps.watch.streams import keep_streams; keep_streams(); print('\u22121.5 ≈ x')"
+    how = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, env=how, check=False)
+    assert (done.returncode, done.stdout) == (0, b"\\u22121.5 \\u2248 x\n")
