@@ -97,8 +97,10 @@ class Adapted:
         return Hooks(self.adapters.values())
 
     def derived(self) -> dict[str, Tensor]:
-        """Frozen tensors made from the base weights; a checkpoint keeps them, since no seed gives them back."""
-        return {f"{n}.{key}": a.get_buffer(key) for n, a in self.adapters.items() for key in a.derived}
+        """Frozen tensors made from the base weights, each once; a checkpoint keeps them: no seed gives them back."""
+        named = [(f"{n}.{key}", a.get_buffer(key)) for n, a in self.adapters.items() for key in a.derived]
+        first = {id(tensor): name for name, tensor in reversed(named)}
+        return {name: tensor for name, tensor in named if first[id(tensor)] == name}
 
     def redrawn(self) -> list[Tensor]:
         """What a load draws again beside the shared bases, each tensor once; a checkpoint has its fingerprint."""

@@ -139,11 +139,12 @@ def _read_whole(path: Path, wanted: object) -> dict[str, Tensor]:
 
 
 def _fill_derived(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
-    if saved.keys() != own.keys() or any(saved[n].shape != t.shape for n, t in own.items()):
+    before = {n for n in own if ".frod_V." in n} - saved.keys()  # earlier versions left FRoD's V out
+    if saved.keys() != own.keys() - before or any(saved[n].shape != own[n].shape for n in saved):
         raise CheckpointError(f"{path} does not hold the tensors that this adapter derives from its weights")
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
+        for name, tensor in saved.items():
+            own[name].copy_(tensor)
 
 
 def use_stored_bases(adapted: Adapted, tensors: Mapping[str, Tensor]) -> Bases:

@@ -19,9 +19,8 @@ from trainables.cache import cache_folder, check_owner, draft, make_folder, mark
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.text.dataset import TextDataset, TextSplit
-from trainables.hub import hub_answers
 from trainables.models.families import ModelId, parse_id
-from trainables.models.shapes import known_configs
+from trainables.models.loading import fetched
 
 MANY = 20_000
 """Images of a split whose digests are kept in the machine's cache, until a file's size or time changes."""
@@ -57,7 +56,7 @@ def model_digest(model_id: str) -> str | None:
     """A digest of a local model's weights, JSON files and words (names, sizes, contents), or a hub model's commit.
 
     Of a file larger than 4 MiB 64 slices of 64 KiB are read, evenly spaced, the first and the last bytes among them.
-    None for other models, and where the hub's cache on this machine does not tell the commit that trials will load.
+    None for other models, and for one that can't be had.
     """
     parsed = parse_id(model_id)
     if parsed.scheme == "hf":
@@ -78,13 +77,11 @@ def model_digest(model_id: str) -> str | None:
 
 
 def _commit(parsed: ModelId) -> str | None:
-    """The commit that the plan's look at the hub, or its last one while there was a network, left in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if parsed.gguf is None and parsed.name in known_configs() and hub_answers():
-        return None  # a plan of these does not look, and the hub may have another one by now
-    found = try_to_load_from_cache(parsed.name, parsed.gguf or "config.json")  # .../snapshots/COMMIT/NAME
-    return f"{COMMIT}{Path(found).parent.name}" if isinstance(found, str) else None
+    try:
+        found = fetched(parsed)  # .../snapshots/COMMIT/NAME
+    except (OSError, ValueError):  # not to be had: the trials will say it
+        return None
+    return None if found is None else f"{COMMIT}{found.parent.name}"
 
 
 def label_digest(dataset: Dataset | TextDataset) -> str:

@@ -102,8 +102,7 @@ class Warm:
         """
         models, key = self._table("models"), _model_key(model_id, weights)
         if key not in models:
-            for table in ("models", "marks", "words", "features", "decompositions"):
-                self._table(table).clear()
+            self.drop_model()
             loaded = shared_model(model_id) if self.device.type == "cpu" else load_model(model_id)
             if weights == "bf16":
                 to_bf16(loaded.module)
@@ -112,6 +111,11 @@ class Warm:
             self._table("marks")[key] = Marks(loaded.module)
         found: LoadedModel = models[key]
         return found
+
+    def drop_model(self) -> None:
+        """Let go of the base model and of all that was made with it."""
+        for table in ("models", "marks", "words", "features", "decompositions"):
+            self._table(table).clear()
 
     def check_model(self, model_id: str, weights: str = "fp32") -> bool:
         """Whether the model is as it was loaded; if not, it is dropped and the next trial loads it afresh."""

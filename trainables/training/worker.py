@@ -120,8 +120,7 @@ def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, 
         lane = Warm(warm, device)
         return lane, lane.model(trial.model, trial.train.base_weights)
     if device.type == "cuda":  # on CPUs other trials' copy is the one that is split
-        for table in ("models", "marks", "words", "features", "decompositions"):
-            warm.get(table, {}).clear()
+        Warm(warm, device).drop_model()
     _free(device)
     lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
     loaded = lane.model(trial.model)

@@ -48,7 +48,9 @@ class PeftAdapter(Adapter):
                 self.register_parameter(key, parameter)
         self._trained = tuple(trained)
         if config.kind.derived:
-            self.derived = tuple(key for key, _ in self.named_buffers())  # type: ignore[misc]  # PEFT's own names
+            # FRoD's layers refer to the V of their tuner, which is no buffer of theirs
+            shared = (f"layer.frod_V.{key}" for key in getattr(layer, "frod_V", ()))
+            self.derived = (*(key for key, _ in self.named_buffers()), *shared)  # type: ignore[misc]  # PEFT's own names
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """The trainables alone: PEFT freezes some parameters of its layers."""

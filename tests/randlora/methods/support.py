@@ -60,3 +60,22 @@ def configured(name: str, capacity: int | None = None, **options: Any) -> PeftOp
 def single(shape: tuple[int, int], device: str) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(shape[1], shape[0], bias=False, device=device))
+
+
+def on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second singular vector and eigenvector points the other way."""
+    svd, eigh = torch.linalg.svd, torch.linalg.eigh
+
+    def turned(vectors: Tensor) -> Tensor:
+        return vectors * torch.tensor([-1.0, 1.0]).repeat(len(vectors.T))[: len(vectors.T)].to(vectors)
+
+    def other_svd(*args: Any, **named: Any) -> Any:
+        u, s, vh = svd(*args, **named)
+        return type(svd(torch.eye(1)))((turned(u), s, turned(vh.T).T))
+
+    def other_eigh(*args: Any, **named: Any) -> Any:
+        values, vectors = eigh(*args, **named)
+        return type(eigh(torch.eye(1)))((values, turned(vectors)))
+
+    monkeypatch.setattr(torch.linalg, "svd", other_svd)
+    monkeypatch.setattr(torch.linalg, "eigh", other_eigh)

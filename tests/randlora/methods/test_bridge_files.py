@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from randlora import AdapterError, CheckpointError, ExportError, attach, load
+from randlora.files.checkpoint import DERIVED, digest_of, write_tensors
 from randlora.methods.bridge.build import PeftAdapter
 from randlora.methods.bridge.kinds import KINDS
-from tests.randlora.methods.support import TARGETS, configured, network, rows
+from tests.randlora.methods.support import TARGETS, configured, network, on_another_machine, rows
 
 pytest.importorskip("peft")
 DRAWN = sorted(name for name, kind in KINDS.items() if kind.seed is not None and not kind.derived)
@@ -69,6 +70,22 @@ def test_an_adapter_of_a_model_in_low_precision_goes_into_the_full_one(
     """PEFT rounds some of its draws to the type of the model."""
     attach(network().to(dtype), configured(name), TARGETS).save(tmp_path)
     load(network(), tmp_path)
+
+
+def test_an_adapter_brings_both_bases_of_frod_and_one_of_before_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deltas = attach(network(), configured("frod"), TARGETS).deltas()
+    attach(network(), configured("frod"), TARGETS).save(tmp_path)
+    with monkeypatch.context() as there:
+        on_another_machine(there)
+        for name, delta in load(network(), tmp_path).deltas().items():
+            torch.testing.assert_close(delta, deltas[name])
+    older = {name: tensor for name, tensor in load_file(tmp_path / DERIVED).items() if ".frod_V." not in name}
+    write_tensors(tmp_path / DERIVED, older)
+    changed(tmp_path, derived=digest_of(older))
+    for name, delta in load(network(), tmp_path).deltas().items():
+        torch.testing.assert_close(delta, deltas[name])
 
 
 @pytest.mark.parametrize("name", ["ia3", "road", "adamss"])

@@ -14,6 +14,7 @@ from torch import nn
 import trainables.training.checkpoints
 from randlora import get_method
 from randlora.methods.bridge.build import PeftAdapter
+from tests.randlora.methods.support import on_another_machine
 from tests.trainables.support import outcome, run
 from tests.trainables.training.support import OWN, MakeTrial, alone, check_weights, together
 from trainables.config import TrialConfig
@@ -90,22 +91,7 @@ def trainer_of(trial: TrialConfig, module: nn.Module, trainables: Trainables, ra
     )
 
 
-def on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second singular vector points the other way."""
-    here = torch.linalg.svd
-
-    def there(*args: Any, **named: Any) -> Any:
-        u, s, vh = here(*args, **named)
-        signs = torch.ones_like(s)
-        signs[::2] = -1
-        u[:, : len(s)] *= signs
-        vh[: len(s)] *= signs[:, None]
-        return type(here(torch.eye(1)))((u, s, vh))
-
-    monkeypatch.setattr(torch.linalg, "svd", there)
-
-
-@pytest.mark.parametrize("method", ["peft:tinylora", "peft:psoft", "pissa"])
+@pytest.mark.parametrize("method", ["peft:tinylora", "peft:psoft", "peft:frod", "pissa"])
 def test_a_trial_goes_on_between_the_vectors_of_the_machine_that_it_began_on(
     make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
