@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ SPARE_BYTES = 2**30
 """Left free on the cache's disk."""
 
 _USED = "used"  # its time is when the folder was last opened
+_NAME = re.compile(r"([a-z]+-)?[0-9a-f]{32}")
 
 
 def cache_folder(usual: str = "pixels") -> Path | None:
@@ -46,6 +48,7 @@ def make_folder(folder: Path) -> None:
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_owner(cache)
     folder.mkdir(mode=0o700, exist_ok=True)
+    mark_used(folder)  # before anything else is in it: `make_room` removes what has the mark alone
 
 
 def check_owner(cache: Path) -> None:
@@ -68,17 +71,28 @@ def limit_bytes(given: str) -> float:
 
 
 def make_room(cache: Path, size: int, keep: Path) -> bool:
-    """Whether `size` more bytes fit into `cache`, after removing other folders, the least recently used first."""
-    total, most = _bytes(cache), limit_bytes(os.environ.get(LIMIT_VARIABLE) or str(LIMIT_GB))
+    """Whether `size` more bytes fit into `cache`, after removing other folders, the least recently used first.
+
+    Only folders of `make_folder` are counted and removed; whatever else lies there is its owner's.
+    """
+    sizes = {folder: _bytes(folder) for folder in cache.iterdir() if folder == keep or _is_ours(folder)}
+    total, most = sum(sizes.values()), limit_bytes(os.environ.get(LIMIT_VARIABLE) or str(LIMIT_GB))
     limit = min(most, total + shutil.disk_usage(cache).free - SPARE_BYTES)
-    if size + _bytes(keep) > limit:
+    own = sizes.pop(keep, 0)
+    if size + own > limit:
         return False
-    others = sorted((p for p in cache.iterdir() if p.is_dir() and p != keep), key=_last_used)
+    others = sorted(sizes, key=_last_used)
     while total + size > limit and others:
         oldest = others.pop(0)
-        total -= _bytes(oldest)
+        total -= sizes[oldest]
         shutil.rmtree(oldest, ignore_errors=True)  # who has it mapped keeps its pages
     return total + size <= limit
+
+
+def _is_ours(folder: Path) -> bool:
+    """By its mark and its name: the mark's name alone could be anyone's."""
+    named = _NAME.fullmatch(folder.name) is not None and not folder.is_symlink()
+    return named and (folder / _USED).is_file()
 
 
 def _bytes(folder: Path) -> int:

@@ -22,6 +22,7 @@ from analysis.figures.drawing import (
     STYLE,
     Chart,
     band,
+    band_or_bars,
     dot,
     legend,
     log_ticks,
@@ -29,6 +30,7 @@ from analysis.figures.drawing import (
     panels,
     place_title,
 )
+from analysis.figures.scaling import limits
 from analysis.format import Row, percent, quantity, ranged
 from analysis.styles import in_order, place_of, style
 
@@ -68,6 +70,8 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
 def draw_front(front: pa.Table, *, score: str = SCORE) -> Chart:
     """Every cell's score against its cost; the front joined by a stepped line, cells off it pale.
 
+    Cells at a cost of 0 have no place on the log axis; `at_no_cost` names them.
+
     Raises:
         ValueError: no cell with a positive cost.
     """
@@ -82,6 +86,13 @@ def draw_front(front: pa.Table, *, score: str = SCORE) -> Chart:
             _dots(axes, [r for r in mine if not r["on_front"]], alpha=0.4)
             _dots(axes, best)
         return figure
+
+
+def at_no_cost(front: pa.Table) -> str:
+    """A sentence on the cells that `draw_front` can't show though others are pale because of them; "" without any."""
+    free = in_order({r["method"] for r in front.to_pylist() if r["cost"] <= 0})
+    named = ", ".join(style(method).name for method in free)
+    return f" Not on the logarithmic axis, but compared with: {named}, at a cost of 0." if named else ""
 
 
 def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
@@ -104,6 +115,9 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
         for method in methods:
             with figure.of(method):
                 _size_lines(axes, method, [r for r in shown if r["method"] == method], ticks, labels)
+        low, high = limits(shown)
+        pad = max(0.06 * (high - low), 0.3)
+        axes.set_ylim(low - pad, high + pad)
         if known:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
@@ -168,7 +182,7 @@ def _panels(rows: Sequence[Row], measured: str) -> tuple[Chart, Iterator[tuple[A
 
 
 def _size_lines(axes: Any, method: str, rows: Sequence[Row], ticks: Sequence[float], labels: Sequence[str]) -> None:
-    """A method's lines, one for each of its budgets; the largest with its band where every point has an interval."""
+    """A method's lines, one for each of its budgets; the largest with its band or bars."""
     look = style(method)
     counts = sorted({r["adapter_params"] or 0 for r in rows})
     for k, count in enumerate(counts):
@@ -180,8 +194,8 @@ def _size_lines(axes: Any, method: str, rows: Sequence[Row], ticks: Sequence[flo
         for i, r in enumerate(line):
             said = _said(r, f"{r['reference'] or ''}, {labels[r['position']]}")
             dot(axes, method, x[i], y[i], said, markersize=4.5 if look.marker else 3.5, alpha=fade, zorder=2)
-        if k == len(counts) - 1 and all(r["low"] is not None for r in line):
-            band(axes, x, [r["low"] for r in line], [r["high"] for r in line], look.colour, 0.12)
+        if k == len(counts) - 1:
+            band_or_bars(axes, x, line, look.colour)
 
 
 def _overlaid(axes: Any, method: str, rows: Sequence[Row], published: bool) -> None:

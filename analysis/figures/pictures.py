@@ -259,6 +259,7 @@ def _front(store: Store, x: str) -> list[Picture]:
     shown = _first_panels(everything)
     label = f"{score.capitalize()} against cost; the cells that no other beats are joined"
     caption = "Every confirmed cell; pale ones are beaten by a cell that costs no more and scores no less."
+    caption += fits.at_no_cost(shown)
     says = conclude_front(everything.to_pylist())
     figure = fits.draw_front(shown, score=score)
     return [Picture("pareto", "pareto", figure, label, caption, says)]

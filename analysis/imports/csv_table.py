@@ -76,12 +76,14 @@ def _lines(path: Path, problems: list[str]) -> list[tuple[int, dict[str, str]]]:
         near = difflib.get_close_matches(name.lower(), list(COLUMNS), n=1)
         hint = f"; nearest: {near[0]}" if near else ""
         problems.append(f"{path}: unknown column {name!r}; known: {', '.join(COLUMNS)}{hint}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    problems += [f"{path}: several columns are called {name!r}; keep one of them" for name in twice]
     scores = [name for name in ("score", "percent") if name in names]
     if "method" not in names or len(scores) != 1:
         problems.append(
             f"{path}: needs a column method, and one of score and percent; it has {', '.join(names) or 'none'}"
         )
-    if unknown or "method" not in names or len(scores) != 1:
+    if unknown or twice or "method" not in names or len(scores) != 1:
         return []
     reader.fieldnames = names
     rows = []

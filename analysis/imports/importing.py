@@ -6,8 +6,10 @@ spec.json says protocol "imported" and where the numbers are from, and the repor
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,14 +189,21 @@ def imported(cell: Row, count: int | None, trial: Row) -> Imported:
 
 
 def write_imported(folder: Path, rows: Sequence[Imported], about: Row) -> Path:
-    """Write the folder; `about` is its source, a note, and names. Raises StoreError for one that exists."""
+    """Write the folder; `about` is its source, a note, and names.
+
+    Raises:
+        StoreError: a folder that exists, or a value that a column can't hold; then the folder is not there.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} exists; give a new folder: imported results are sweeps of their own")
     folder.mkdir(parents=True, exist_ok=True)
-    write_part(folder, "cells", [cell for cell, _ in rows])
-    write_part(folder, "trials", [trial for _, trial in rows])
-    spec = {"identity": {"name": folder.name, "protocol": "imported"}, "imported": about}
-    (folder / "spec.json").write_text(json.dumps(spec, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    event = {"ev": "sweep", "name": ", ".join(about["names"]), "imported from": about["source"]}
-    (folder / "journal.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)  # half a folder would be in the next try's way
+        write_part(folder, "cells", [cell for cell, _ in rows])
+        write_part(folder, "trials", [trial for _, trial in rows])
+        spec = {"identity": {"name": folder.name, "protocol": "imported"}, "imported": about}
+        (folder / "spec.json").write_text(json.dumps(spec, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        event = {"ev": "sweep", "name": ", ".join(about["names"]), "imported from": about["source"]}
+        (folder / "journal.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+        undo.pop_all()
     return folder

@@ -14,6 +14,7 @@ from analysis.figures import fits as fit_figures
 from analysis.figures import pictures
 from analysis.report.page import render
 from analysis.styles import style
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 
@@ -88,6 +89,17 @@ def test_front(store: Store) -> None:
     assert scores == sorted(scores)
     assert all((r["beaten_by"] is None) == r["on_front"] for r in rows)
     assert all(0.0 <= r["front_share"] <= 1.0 for r in rows)
+
+
+def test_the_front_says_what_its_axis_has_no_place_for(tmp_path: Path) -> None:
+    untrained, lora = ("zero-shot", None, "a"), [("lora", f"lora-{rank}", "a") for rank in (1, 4)]
+    scores = zip((untrained, *lora), (0.8, 0.7, 0.9), strict=True)
+    cells: Cells = {key: dict.fromkeys(range(3), score) for key, score in scores}
+    named = f" Not on the logarithmic axis, but compared with: {style('zero-shot').name}, at a cost of 0."
+    for given, said in ((cells, named), ({key: cells[key] for key in lora}, "")):
+        drawn = open_store(odd_results(tmp_path / str(len(given)), given))
+        (front,) = (p for p in pictures.pictures(drawn, x="adapter_params") if p.kind == "pareto")
+        assert front.caption.endswith(f"scores no less.{said}")
 
 
 def test_data_size_curves_in_order_of_size(shots: Store, store: Store) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from analysis import Store, open_store
 from analysis.curves import readings
 from analysis.curves.measured import EXAMPLES as IMAGES
+from analysis.curves.measured import SIZES as SIZE_TABLE
 from analysis.curves.measured import curves, point_table, size_curves
 from analysis.figures import pictures
 from analysis.figures.fits import draw_sizes
@@ -102,8 +104,6 @@ def test_figures_and_tables_of_the_report(shots: Store) -> None:
 
 
 def test_the_axis_is_the_logarithm_of_the_examples_where_they_are_known(shots: Store) -> None:
-    import pyarrow as pa
-
     table = size_curves(shots)
     rows = [r for r in table.to_pylist() if r["dataset"] is None]
     mine = pa.Table.from_pylist(rows, schema=table.schema)
@@ -113,3 +113,18 @@ def test_the_axis_is_the_logarithm_of_the_examples_where_they_are_known(shots: S
     ]  # fmt: skip
     unknown = pa.Table.from_pylist([r | {"images": None} for r in rows], schema=table.schema)
     assert draw_sizes(unknown).axes[0].get_xscale() == "linear"
+
+
+def test_the_interval_of_few_seeds_is_a_bar_and_no_axis_follows_it() -> None:
+    cell = {"sweep": "s", "model": "m", "dataset": "d", "method": "lora", "reference": "lora-1", "adapter_params": 100}
+    rows = [
+        cell | {"train_size": "1-shot", "position": 0, "images": 10.0, "n": 2, "mean": 0.50, "low": -0.4, "high": 1.4},
+        cell | {"train_size": "2-shot", "position": 1, "images": 20.0, "n": 2, "mean": 0.55, "low": 0.5, "high": 0.6},
+    ]
+    axes = draw_sizes(pa.Table.from_pylist(rows, schema=SIZE_TABLE)).axes[0]
+    low, high = axes.get_ylim()
+    assert 30 < low < 50 and 55 < high < 70
+    assert [type(drawn).__name__ for drawn in axes.collections] == ["LineCollection"]
+    enough = [r | {"n": 5} for r in rows]
+    axes = draw_sizes(pa.Table.from_pylist(enough, schema=SIZE_TABLE)).axes[0]
+    assert [type(drawn).__name__ for drawn in axes.collections] == ["FillBetweenPolyCollection"]

@@ -79,6 +79,7 @@ def test_sizes_without_a_reference_are_no_seeds(tmp_path: Path) -> None:
         ("methd,score", "unknown column 'methd'.*nearest: method"),
         ("method,score,percent", "one of score and percent"),
         ("method", "it has method"),
+        ("method,score,lr,score", "several columns are called 'score'"),
     ],
 )
 def test_wrong_headers(tmp_path: Path, header: str, says: str) -> None:

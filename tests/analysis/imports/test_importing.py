@@ -184,6 +184,16 @@ def test_import_peft(tmp_path: Path) -> None:
     assert "Imported numbers" in render(open_store(folder))
 
 
+def test_an_import_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(peft_result("lora/rank32", at="2025")))
+    with pytest.raises(StoreError, match="started_at"):
+        import_peft(tmp_path / "to", [file])
+    assert not (tmp_path / "to").exists()
+    file.write_text(json.dumps(peft_result("lora/rank32")))
+    assert import_peft(tmp_path / "to", [file])[0].is_dir()
+
+
 def test_methods_with_a_setting_of_one_name_are_not_at_one_budget(tmp_path: Path) -> None:
     for name, kind, count in (("osf/default", "OSF", 2_000_000_000), ("lora/default", "LORA", 9_000_000)):
         result = peft_result(name, config={"peft_type": kind, "r": 8}, num_trainable_params=count)

@@ -17,8 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.trainables.tiny_images import COLOURS, colour_tables, write_photos
+from tests.trainables.tiny_images import COLOURS, colour_tables, image_table, write_photos
 from trainables.config import TrialConfig
+from trainables.data.images.dataset import Dataset
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.splits import fewer_shots, split
 from trainables.errors import DataError, TrialError
@@ -90,6 +91,64 @@ def test_labels_out_of_range(tmp_path: Path, label: int, which: str) -> None:
     with pytest.raises(DataError, match=rf"\({which}\), row 5: label {label} is not in 0\.\.3"):
         data = load_dataset(f"parquet:{tmp_path}")
         len(data.at("CONFIRM").test)
+
+
+ABC = ["ant", "bee", "cat"]
+Tables = dict[str, tuple[list[Any], list[str] | None]]
+
+
+def labelled(folder: Path, tables: Tables) -> Dataset:
+    """A data set of tables by file name: their labels, and the names that their numbers have."""
+    for stem, (labels, names) in tables.items():
+        table = image_table([b""] * len(labels), [0] * len(labels), names)
+        pq.write_table(table.set_column(1, "label", pa.array(labels)), folder / f"{stem}.parquet")
+    return load_dataset(f"parquet:{folder}", stage="CONFIRM")
+
+
+@pytest.mark.parametrize(
+    ("tables", "classes", "train", "test"),
+    [
+        ({"train": ([0, 1, 2], ABC), "test": ([0, 1], ABC[1:])}, ABC, [0, 1, 2], [1, 2]),
+        ({"train": ([0, 1, 2], ABC), "test": ([1, 0], ["dog", "bee"])}, "class 'dog' is not in train; ", [], []),
+        ({"train": ([0, 1, 2], ABC), "test": ([1, 1], ["dog", "bee"])}, ABC, [0, 1, 2], [1, 1]),
+        ({"train": ([0, 1, 2], ABC), "test": ([0, 2], ABC[1:])}, r"row 1: label 2 is not in 0\.\.1", [], []),
+        ({"train": ([0, 1, 2], ABC), "test": ([2, 1], None)}, ABC, [0, 1, 2], [2, 1]),
+        ({"train-0": ([0, 1], ABC[:2]), "train-1": ([0, 1], ABC[1:]), "test": ([0], ABC)}, ABC, [0, 1, 1, 2], [0]),
+        ({"train-0": ([1, 0], ABC[:2]), "train-1": ([0, 1], ABC), "test": ([0], ABC)}, ABC[:2], [1, 0, 0, 1], [0]),
+        ({"train-0": ([0], ABC[:2]), "train-1": ([0, 2], ABC[1:]), "test": ([0], ABC)}, r"1\.parquet.*label 2", [], []),
+        ({"train": ([0, 1, 2], ABC), "test-0": ([0], ABC[2:]), "test-1": ([0], ABC)}, ABC, [0, 1, 2], [2, 0]),
+        ({"train": (["bee", "ant"], None), "test": ([0, 1], ["bee", "ant"])}, ABC[:2], [1, 0], [1, 0]),
+        ({"train": (["b", "a"], None), "test": ([0, 1], None)}, "'0' is not in train, whose labels are words", [], []),
+        ({"train": (["1", "0"], None), "test": ([0, 1], None)}, ["0", "1"], [1, 0], [0, 1]),
+    ],
+)  # fmt: skip
+def test_class_numbers_go_by_the_names_of_their_own_file(
+    tmp_path: Path, tables: Tables, classes: Any, train: list[int], test: list[int]
+) -> None:
+    if isinstance(classes, str):
+        with pytest.raises(DataError, match=classes):
+            _ = labelled(tmp_path, tables).test
+    else:
+        data = labelled(tmp_path, tables)
+        assert list(data.class_names) == classes
+        assert (data.train.labels.tolist(), data.test.labels.tolist()) == (train, test)
+
+
+def test_names_given_beside_the_files_are_no_reason_to_refuse_theirs(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text('{"class_names": ["an ant", "a bee"]}')
+    assert labelled(tmp_path, {"train": ([0, 1], None), "test": ([1], ["x", "y"])}).test.labels.tolist() == [1]
+    assert labelled(tmp_path, {"test": ([1], ["a bee", "an ant"])}).test.labels.tolist() == [0]
+
+
+def test_two_validation_splits_are_refused(images: Path, tmp_path: Path) -> None:
+    for which in ("val", "valid"):
+        shutil.copytree(images / "train", images / which)
+    with pytest.raises(DataError, match=r"has splits valid and val, which are one; leave one there"):
+        load_dataset(f"folder:{images}")
+    table = ([0, 1], ABC)
+    (tmp_path / "tables").mkdir()
+    with pytest.raises(DataError, match=r"has splits validation and val, which are one"):
+        labelled(tmp_path / "tables", dict.fromkeys(("train", "test", "val", "validation"), table))
 
 
 def test_fewer_images_than_shots(images: Path) -> None:

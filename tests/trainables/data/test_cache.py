@@ -169,8 +169,8 @@ def test_no_room_and_no_disk_fall_back_to_memory(colours: Path, cache: Path, mon
 
 
 def test_longest_unused_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.time()
-    for age, name in enumerate(("new", "older", "oldest")):
+    now, new = time.time(), "0" * 32
+    for age, name in enumerate((new, f"digests-{1:032x}", f"base-{2:032x}")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.arrow").write_bytes(b"x" * 1000)
         (tmp_path / name / "used").touch()
@@ -178,9 +178,26 @@ def test_longest_unused_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "mine").mkdir()
     monkeypatch.setenv("SWEEPS_CACHE_GB", str(2500 / 2**30))
     assert make_room(tmp_path, 1000, tmp_path / "mine")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "new"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [new, "mine"]
     assert not make_room(tmp_path, 3000, tmp_path / "mine")
-    assert (tmp_path / "new").exists()  # nothing is removed for what can't fit anyway
+    assert (tmp_path / new).exists()  # nothing is removed for what can't fit anyway
+
+
+@pytest.mark.parametrize("name", ["thesis", "a" * 32])
+def test_what_else_lies_in_the_cache_is_not_counted_or_removed(
+    name: str, colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache / name).mkdir(parents=True)
+    (cache / name / ("used" if name == "thesis" else "notes")).write_bytes(b"x" * 2**20)
+    (cache / "alone.bin").write_bytes(b"x" * 2**20)
+    monkeypatch.setenv("SWEEPS_CACHE_GB", str(2**20 / 2**30))
+    split = load_dataset(f"parquet:{colours}").train
+    Pixels(split, RECIPE).rows(torch.arange(64))
+    assert len(packs(cache)) == 1
+    monkeypatch.setenv("SWEEPS_CACHE_GB", "0")
+    make_folder(cache / "mine")
+    make_room(cache, 0, cache / "mine")
+    assert sorted(p.name for p in cache.iterdir()) == sorted(["alone.bin", name, "mine"])
 
 
 @pytest.mark.parametrize("given", ["much", "nan", "-1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.trainables.tiny_images import colour_tables
 from trainables.data.downloads import DataWarning, differ, downloading
 from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
 from trainables.data.images.paper_sets import PAPER_SETS
+from trainables.data.images.pixels import Pixels, Recipe
 from trainables.data.images.torchvision import per_class_rows, share_rows
 from trainables.data.registry import DATASETS, check_dataset, load_dataset
 from trainables.data.splits import VAL_FRACTION, VAL_MOST, split
@@ -195,6 +197,34 @@ def test_pooled_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         test.labels[i] == (sum(p * 256**j for j, p in enumerate(test.image(i).getpixel((0, 0))[:2])) % 2)
         for i in range(9)
     )
+
+
+@pytest.mark.parametrize("name", ["caltech101", "caltech256"])
+def test_a_caltech_image_that_changes_is_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / name / f"{name[-3:]}_ObjectCategories"
+    classes = ("ant", "bee", "BACKGROUND_Google")[: 3 if name == "caltech101" else 2]
+    for number, each in enumerate(classes, 1):
+        (folder / each).mkdir(parents=True)
+        for i in range(1, 6):
+            stem = f"image_{i:04d}" if name == "caltech101" else f"{number:03d}_{i:04d}"
+            Image.new("RGB", (8, 8), "red").save(folder / each / f"{stem}.jpg")
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
+    monkeypatch.setenv("SWEEPS_CACHE", str(tmp_path / "cache"))
+    may_be_small(monkeypatch, name)
+
+    def greens() -> set[int]:
+        with pytest.warns(DataWarning):
+            train = load_dataset(name).train
+        pixels = train.image(0).tobytes()  # of which digests of these sets have always been
+        assert train.digest(0) == hashlib.blake2b(pixels, digest_size=16).digest()
+        return set(Pixels(train, Recipe(8)).rows(torch.arange(8))[:, 1].flatten().tolist())
+
+    assert max(greens()) < 50 and greens() == greens()
+    for path in folder.glob("*/*.jpg"):
+        Image.new("RGB", (8, 8), (0, 255, 0)).save(path)
+    assert min(greens()) > 200
 
 
 def test_objects_of_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

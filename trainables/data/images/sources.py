@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +38,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 _VALIDATION = ("validation", "valid", "val")
+_Known = Literal["words", "names", "none"]
 _AFTER = ("", "-*", "[0-9]*", "[._ ][0-9]*", "[._ ][!0-9]*")
 """What may follow a split's name in those of its files: all of one kind, else some may be there twice or not belong."""
 UNPACKED, UNPACKED_BYTES = 50, 2**30
@@ -84,12 +86,14 @@ def from_tables(
     first = tables["train"]()
     columns = _columns(first, name)
     class_names = _class_names(first, columns[1], words, name)
+    own = _own_names(first, columns[1], name)
+    known: _Known = "words" if _are_words(first.column(columns[1]), name) else "none" if own is None else "names"
     held = next((v for v in _VALIDATION if v in tables), None)
 
     def read(which: str) -> ImageSplit:
         table = first if which == "train" else tables[which]()
         said = "validation" if which == held else which
-        return _table_split(table, columns, class_names, name, said, stamps.get(which, ""), ours)
+        return _table_split(table, columns, class_names, known, name, said, stamps.get(which, ""), ours)
 
     names = class_names if clean is None else [clean(c) for c in class_names]
     return assemble(name, names, read("train"), lambda: read("test"), words, val=None if held is None else read(held))
@@ -118,6 +122,7 @@ def from_folder(name: str, folder: Path) -> Dataset:
             f"data set {name!r}: {folder} needs train/CLASS/IMAGE and test/CLASS/IMAGE, and perhaps val/CLASS/IMAGE; "
             f"it holds {shown or 'nothing'}; `sweeps data folder:DIR --split NEW` makes them of DIR/CLASS/IMAGE"
         )
+    _check_one_validation(name, folder, splits)
     folders = _in_order(p.name for p in splits["train"].iterdir() if p.is_dir())
 
     def read(which: str) -> ImageSplit:
@@ -186,10 +191,11 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
         if found:
             splits[which] = found[0]
     _must_have(name, folder, splits, f"{suffix} files")
+    _check_one_validation(name, folder, splits)
 
     def opened(which: str) -> pa.Table:
         try:
-            return pa.concat_tables([_table(p, read(p)) for p in splits[which]], promote_options="default")
+            return _joined(splits[which], [_table(p, read(p)) for p in splits[which]])
         except (pa.ArrowException, OSError) as error:
             listed = ", ".join(str(p) for p in splits[which])
             raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
@@ -293,13 +299,8 @@ def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tupl
     column = table.column(label)
     if _are_words(column, source):
         return tuple(_in_order(str(v) for v in column.unique().to_pylist() if v is not None))
-    metadata = table.schema.metadata or {}
-    try:
-        names = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][label]["names"]
-    except (ValueError, LookupError, TypeError, RecursionError):  # none, or none that can be read
-        names = None
-    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-        return tuple(names)
+    if (names := _own_names(table, label, source)) is not None:
+        return names
     if words.class_names is not None:
         return words.class_names
     raise DataError(
@@ -308,15 +309,49 @@ def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tupl
     )
 
 
+def _own_names(table: pa.Table, label: str, where: str) -> tuple[str, ...] | None:
+    """The names that a table itself gives to its class numbers; None where there are none, or none can be read."""
+    if label not in table.column_names or _are_words(table.column(label), where):
+        return None
+    metadata = table.schema.metadata or {}
+    try:
+        names = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][label]["names"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return tuple(names) if isinstance(names, list) and names and all(isinstance(n, str) for n in names) else None
+
+
+def _joined(paths: Sequence[Path], tables: list[pa.Table]) -> pa.Table:
+    """One table of a split's files, its classes the first one's and what others add: each may number only its own."""
+    label = next((c for c in _LABEL_COLUMNS if c in tables[0].column_names), "")
+    owns = [_own_names(table, label, str(path)) for path, table in zip(paths, tables, strict=True)]
+    if len(set(owns) - {None}) < 2:
+        return pa.concat_tables(tables, promote_options="default")
+    place: dict[str, int] = {}
+    for at, (path, table, own) in enumerate(zip(paths, tables, owns, strict=True)):
+        if own is not None:
+            values = table.column(label).to_pylist()
+            check_labels(torch.tensor([v or 0 for v in values], dtype=torch.int64), len(own), str(path))
+            for number in sorted({v for v in values if v is not None}) if place else range(len(own)):
+                place.setdefault(own[number], len(place))
+            field = table.schema.field(label)
+            numbers = pa.array([None if v is None else place[own[v]] for v in values], field.type)
+            tables[at] = table.set_column(table.column_names.index(label), field, numbers)
+    about = json.dumps({"info": {"features": {label: {"names": list(place)}}}})
+    return pa.concat_tables(tables, promote_options="default").replace_schema_metadata({"huggingface": about})
+
+
 def _table_split(
     table: pa.Table,
     columns: tuple[str, str],
     class_names: Sequence[str],
+    known: _Known,
     source: str,
     which: str,
     stamp: str,
     ours: bool,
 ) -> ImageSplit:
+    """`known`: what train's table has: words as labels, names of its numbers, or numbers alone."""
     image, label = columns
     where = f"{source} ({which})"
     for wanted in columns:
@@ -328,10 +363,16 @@ def _table_split(
     if column.null_count:
         raise DataError(f"{where}: {column.null_count} rows have no {label!r}; remove them")
     values = column.to_pylist()
+    own, nameless = _own_names(table, label, where), ""
+    if own is not None and own != tuple(class_names) and (known != "none" or set(own) <= set(class_names)):
+        check_labels(torch.tensor(values, dtype=torch.int64), len(own), where)
+        values, words = [own[v] for v in values], True
+    elif own is None and known == "words" and not words:
+        values, words, nameless = [str(v) for v in values], True, ", whose labels are words: these are numbers"
     if words:
         index = {n: i for i, n in enumerate(class_names)}
         if (unknown := next((v for v in values if v not in index), None)) is not None:
-            raise DataError(f"{where}: class {unknown!r} is not in train; {nearest(unknown, class_names)}")
+            raise DataError(f"{where}: class {unknown!r} is not in train{nameless}; {nearest(unknown, class_names)}")
         values = [index[v] for v in values]
     labels = check_labels(torch.tensor(values, dtype=torch.int64), len(class_names), where)
 
@@ -344,6 +385,11 @@ def _table_split(
         return found
 
     return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), stamp, raw=raw)
+
+
+def _check_one_validation(name: str, folder: Path, splits: Mapping[str, object]) -> None:
+    if len(found := [v for v in _VALIDATION if v in splits]) > 1:
+        raise DataError(f"data set {name!r}: {folder} has splits {' and '.join(found)}, which are one; leave one there")
 
 
 def _must_have(name: str, folder: Path, splits: Mapping[str, object], what: str) -> None:

@@ -18,6 +18,10 @@ from trainables.data.images.info import Load, class_words, clean
 from trainables.errors import DataError
 from trainables.seeds import generator
 
+_MADE = {
+    "Caltech101": ("101_ObjectCategories", "image_{index:04d}.jpg"),
+    "Caltech256": ("256_ObjectCategories", "{y:03d}_{index:04d}.jpg"),
+}
 DIGITS = tuple(str(d) for d in range(10))
 SPLIT_SEED = 0
 PER_CLASS = 270
@@ -134,7 +138,9 @@ def _split(name: str, which: str, parts: list[Any], n_classes: int) -> ImageSpli
     checked = check_labels(labels, n_classes, f"{name} ({which})")
     paths = [path for part in parts for path in _paths(part)]
     if len(paths) < len(where):
-        return ImageSplit(name, which, checked, read, _stamp(parts, which))
+        made = [path for part in parts for path in _made(part)]
+        # without `file`: digests of these sets have always been of their pixels
+        return ImageSplit(name, which, checked, read, file_stamp(made) if made else _stamp(parts, which))
     return ImageSplit(name, which, checked, read, file_stamp(paths), lambda row: str(paths[row]))
 
 
@@ -146,8 +152,20 @@ def _paths(part: Any) -> list[Path]:
     return []
 
 
+def _made(part: Any) -> list[Path]:
+    """The files that are there of a set whose paths torchvision makes as it reads."""
+    folder, form = _MADE.get(type(part).__name__, ("", ""))
+    if not form:
+        return []
+    paths = (
+        Path(part.root, folder, part.categories[y], form.format(y=y + 1, index=index))
+        for y, index in zip(part.y, part.index, strict=True)
+    )
+    return [path for path in paths if path.is_file()]
+
+
 def _stamp(parts: list[Any], which: str) -> str:
-    """Of a set without paths: torchvision checks archives, so its class, its folder and its version say which it is."""
+    """Of a set without files: torchvision checks archives, so its class, its folder and its version say which it is."""
     import torchvision
 
     words = [torchvision.__version__, which, str(data_folder().resolve())]
