@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from analysis.store.store import open_store
 from analysis.store.views import COUNTS
+from randlora.methods.registry import METHODS
 from sweeps.cluster.resources import LaneShape, Node, accelerators, plan_lanes
 from sweeps.cluster.session import local_node
 from sweeps.errors import reason
@@ -311,7 +313,9 @@ def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
     share: str | float = cell.train_size
     if not isinstance(share, str):
         share = min(share, PROBE_BATCHES * batch / pool * share)
-    train = plan.spec.train.model_copy(update={"epochs": 2, "min_batches_per_epoch": 0})
+    # of few batches a look at validation would be most: `_Probe.trial` adds what a trial has of them
+    short = {"epochs": 2, "min_batches_per_epoch": 0, "select": "last", "select_every": None}
+    train = plan.spec.train.model_copy(update=short)
     stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
     trial = cell.trial(stage, cell.lr_centre, (0, 0, 0), train)
     return trial.model_copy(update={"train_size": share, "train": train})
@@ -340,32 +344,36 @@ class _Probe:
     def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
         from trainables.training.worker import run_trial
 
-        _, val, _ = split_sizes(cell)
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
             reports = list(run_trial(config, warm=warm, directory=Path(folder)))
-        return cls._from(reports, val)
+        return cls._from(reports, cell)
 
     @classmethod
     def packed(cls, cell: Cell, plan: Plan, warm: dict[str, Any], count: int) -> _Probe:
         """Of one trial in a pack of `count`."""
         from trainables.training.packed import run_pack
 
-        _, val, _ = split_sizes(cell)
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
             places = [Path(folder) / str(k) for k in range(count)]
             told = list(run_pack([config] * count, warm=warm, directories=places, keep=[False] * count))
         first = [reports[0] for reports in told]
-        return cls._from([report for report in first if isinstance(report, dict)], val)
+        return cls._from([report for report in first if isinstance(report, dict)], cell)
 
     @classmethod
-    def _from(cls, reports: Sequence[dict[str, Any]], val: int) -> _Probe:
-        last = reports[-1]  # the first epoch pays for what later ones find cached
-        images = last["samples"] / len(reports)
+    def _from(cls, reports: Sequence[dict[str, Any]], cell: Cell) -> _Probe:
+        last, (_, evaluated, _) = reports[-1], split_sizes(cell)
+        images, seconds_eval = last["samples"] / len(reports), last["seconds_eval"]
+        if cell.protocol == "paper":  # on validation it has nothing, and is probed on the test split
+            evaluated = last["result"]["n_examples"]
+            seconds_eval = last["result"]["seconds_eval"] - sum(report["seconds_eval"] for report in reports)
+        # the first epoch pays for what later ones find cached; a search on rows held out costs more, and ends with it
+        whole = cell.base in METHODS and METHODS[cell.base].holds_out
+        seconds = fmean(report["seconds"] for report in (reports if whole else reports[-1:]))
         return cls(
-            train=last["seconds"] / images if images else 0.0,
-            evaluate=last["seconds_eval"] / val if val else 0.0,
+            train=seconds / images if images else 0.0,
+            evaluate=seconds_eval / evaluated if evaluated else 0.0,
             memory=int(last["peak_memory_bytes"] or 0),
         )
 
@@ -374,10 +382,14 @@ class _Probe:
         train, val, test = split_sizes(cell)
         mine = cell.settings(settings)
         train = samples_per_epoch(train, mine.global_batch_size, mine.min_batches_per_epoch)
+        steps = ceil(train / mine.global_batch_size)
         searched = [float(v) for d in cell.dimensions if d.name == "epochs" for v in d.ends] or [mine.epochs]
         # CONFIRM may get the most of them, and an allowance in samples is of whole trials
         whole = stage == "CONFIRM" or cell.allowance_samples is not None
         epochs = 1 if cell.lr_centre is None else max(searched) if whole else fmean(searched)
         tested = test if stage == "CONFIRM" else 0
         one = epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate
+        if mine.select == "best" and cell.lr_centre is not None:
+            # a look is a forward pass, and training has one backward besides, which takes as long at least
+            one += ceil(epochs * steps / (mine.select_every or steps)) * val * self.train / 2
         return TRIAL_OVERHEAD + one / workers

@@ -85,7 +85,9 @@ def available(plan: Plan) -> Plan:
 
     Nothing is downloaded. Data that trials of the results folder saw is never left out.
 
-    Raises DataError: none of the data sets is here.
+    Raises:
+        DataError: none of the data sets is here.
+        SpecError: as `Plan.with_trials`.
     """
     seen = _seen(plan.spec.folder / FILE) or {}
     with offline():
@@ -103,7 +105,8 @@ def available(plan: Plan) -> Plan:
         else cell
         for cell in plan.cells
     )
-    return replace(plan, cells=tuple(left_out))
+    with offline():  # data that trials saw may be gone
+        return replace(plan, cells=tuple(left_out)).with_trials()
 
 
 def _whole(cell: Cell) -> None:

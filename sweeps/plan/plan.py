@@ -52,7 +52,8 @@ class Plan:
     @property
     def n_trials(self) -> int:
         """Trials of a complete run: the allowance and the CONFIRM seeds of feasible cells."""
-        return sum(cell.tune_trials + cell.confirm_seeds for cell in self.feasible)
+        again = self.spec.search.reruns if self.spec.confirm.held else 0  # of a point on the seeds that it had
+        return sum(max(0, cell.tune_trials - again) + cell.confirm_seeds for cell in self.feasible)
 
     def table(self) -> pa.Table:
         """The cells as an Arrow table (schema: docs/tables.md, `cells`)."""
@@ -63,6 +64,16 @@ class Plan:
         return replace(
             self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
         )
+
+    def with_trials(self) -> Plan:
+        """The plan with the trials that its allowance is; of samples, the data of feasible cells is read.
+
+        Raises:
+            SpecError: an allowance of too few or too many trials, or a sampler that can't search with them.
+        """
+        plan = replace(self, cells=tuple(counted(cell, self.spec) for cell in self.cells))
+        check_sampler(plan.spec.search.sampler, plan.studies())
+        return plan
 
     def instead(self) -> dict[str, str]:
         """Budgets that some method does not reach -> the nearest that all reach, as a sweep file writes it."""
@@ -80,7 +91,7 @@ class Plan:
         """Solve every cell. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
 
         Args:
-            available: let folders of data be missing, which `inputs.available` leaves out afterwards.
+            available: let data be missing, which `inputs.available` leaves out afterwards; `with_trials` is left to it.
 
         Raises:
             SpecError: unknown model, data set or target, or no feasible cell at all.
@@ -109,8 +120,9 @@ class Plan:
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
         whole, adapted = model_size(spec.model.id), sum(rows * columns for rows, columns in shapes.values())
         cells = tuple(replace(cell, model_params=whole, target_params=adapted) for cell in cells)
-        plan = cls(spec, tuple(counted(cell, spec) for cell in cells))
-        check_sampler(spec.search.sampler, plan.studies())
+        plan = cls(spec, cells)
+        if not available:
+            plan = plan.with_trials()
         plan.check_training()
         check_adapters(spec.model.id, plan.feasible)
         return plan

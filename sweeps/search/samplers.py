@@ -173,11 +173,10 @@ class _Codec:
             return optuna.distributions.IntDistribution(0, len(d.values) - 1)
         if d.values:
             return optuna.distributions.CategoricalDistribution(d.values)
-        if d.low is None or d.high is None:
-            raise AssertionError(f"{d.name} is neither a range nor a list")
+        low, high = map(float, d.ends)  # rounded as the values are, which may lie just past the ends as written
         if d.integer:
-            return optuna.distributions.IntDistribution(int(d.low), int(d.high), log=d.log)
-        return optuna.distributions.FloatDistribution(d.low, d.high, log=d.log)
+            return optuna.distributions.IntDistribution(int(low), int(high), log=d.log)
+        return optuna.distributions.FloatDistribution(low, high, log=d.log)
 
     def first(self) -> dict[str, Value]:
         """Any valid parameters."""

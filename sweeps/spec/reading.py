@@ -16,15 +16,44 @@ from sweeps.errors import Problem, SpecError, nearest, reason
 
 
 class _Loader(yaml.SafeLoader):
-    """With 1e-3 and 1.0e3 as the numbers that they are in TOML, JSON and YAML 1.2; to PyYAML they are text."""
+    """With 1e-3 and 1.0e3 as the numbers that they are in TOML, JSON and YAML 1.2; to PyYAML they are text.
+
+    A key that stands twice in one table is an error, as in TOML.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Before `<<` is resolved, whose keys may stand again beside it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.composer.ComposerError(None, None, _twice(key.value), key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+def _twice(key: str) -> str:
+    return f"key {key!r} stands twice in one table; leave one out, or make them one"
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python would keep the last of two keys and drop the first."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(_twice(key))
+        table[key] = value
+    return table
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 _yaml = partial(yaml.load, Loader=_Loader)
+_json = partial(json.loads, object_pairs_hook=_table)
 
-READERS: dict[str, Callable[[str], Any]] = {".yaml": _yaml, ".yml": _yaml, ".json": json.loads}
+READERS: dict[str, Callable[[str], Any]] = {".yaml": _yaml, ".yml": _yaml, ".json": _json}
 """By suffix; any other file is TOML."""
 DEPTH, VALUES = 20, 100_000
 """Most levels of a sweep file and most values in it, those that a YAML alias repeats counted each time."""
@@ -71,7 +100,8 @@ def read_key(text: str) -> list[str]:
 def read_value(text: str) -> Any:
     """The value that TOML reads in a text; the text itself where it is no TOML."""
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        read = tomllib.loads(f"v = {text}")
+        return read["v"] if len(read) == 1 else text.strip()  # more lines are more keys
     except (tomllib.TOMLDecodeError, RecursionError):
         return text.strip()
 

@@ -38,12 +38,14 @@ def dimensions(name: str, spec: Sections) -> tuple[Dimension, ...]:
     allowed = searchable(spec.base(name))
     general = {k: v for k, v in spec.search.space.items() if k in allowed}
     entries = {**general, **(spec.methods[name].space or {})}
-    return tuple(_dimension(k, entries[k]) for k in sorted(entries))
+    return tuple(_dimension(spec.base(name), k, entries[k]) for k in sorted(entries))
 
 
-def _dimension(name: str, entry: SpaceEntry) -> Dimension:
+def _dimension(method: str, name: str, entry: SpaceEntry) -> Dimension:
     field = TrainSettings.model_fields.get(name)
-    integer = field is not None and field.annotation is int
+    options = dataclasses.fields(METHODS[method].config) if method in METHODS else ()
+    whole = any(f.name == name and f.type in (int, "int") for f in options)
+    integer = whole or (field is not None and field.annotation is int)
     return Dimension(name, entry.low, entry.high, entry.log, integer, entry.values)
 
 

@@ -129,6 +129,9 @@ class BudgetSection(_Section):
         given = [name for name in ("lora_rank", "params", "percent") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of lora_rank, params, percent; got {', '.join(given) or 'none'}")
+        labels = Counter(self.references())
+        if alike := [label for label, count in labels.items() if count > 1]:  # cells of one id
+            raise ValueError(f"percent has {alike[0]!r} twice, in six digits; leave one out")
         return self
 
     def references(self) -> tuple[str, ...]:

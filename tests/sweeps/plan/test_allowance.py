@@ -11,6 +11,7 @@ from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.search.effort import Effort
 from sweeps.search.rules import Rules
+from sweeps.search.stages import SweepState
 from sweeps.spec.spec import SweepSpec
 
 DATA = "embedded:fashion-mnist-turned"
@@ -43,6 +44,11 @@ def test_whole_trials_of_an_allowance_in_samples(sections: dict[str, Any], epoch
     assert repr(planned(20 * 160 * 4 + 1, **sections)) == f"<Plan s: 2 cells, {trials} trials on embedded:tiny-clip>"
     with pytest.raises(SpecError, match=rf"2 trial\(s\) of {160 * epochs} samples .* Nearest: samples = "):
         planned(2 * 160 * epochs, **sections)
+
+
+def test_re_runs_on_the_seeds_that_a_point_had_are_not_counted() -> None:
+    plan = planned(10**6, search={}, confirm={"hold": {"data_seed": 1, "init_seed": 1, "basis_seed": 1}})
+    assert plan.n_trials == sum(c.planned() for c in SweepState(plan.feasible, plan.spec).cells.values()) == 9 + 1 + 1
 
 
 @pytest.mark.parametrize("space", [[1, 2], {"low": 1, "high": 2}, [2, 8]])

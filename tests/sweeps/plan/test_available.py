@@ -66,6 +66,19 @@ def test_a_plan_names_what_is_left_out(file: Path) -> None:
     assert sweeps("run", str(file), "--available", "--set", "data.datasets=['ucf101']").exit_code == 2
 
 
+def test_an_allowance_in_samples_is_of_the_data_that_is_here(file: Path) -> None:
+    tree = json.loads(file.read_text())
+    tree["search"] = {"allowance": {"samples": 6_000}, "rerun_rates": 0, "rerun_seeds": 0}
+    file.write_text(json.dumps(tree))
+    here, *missing = plan(file).cells[:3]
+    assert here.epoch_samples and here.tune_trials == 6_000 // here.epoch_samples
+    assert [cell.epoch_samples for cell in missing] == [None, None]
+    tree["search"]["allowance"]["samples"] = 1
+    file.write_text(json.dumps(tree))
+    with pytest.raises(SpecError, match=r"is 0 trial\(s\) of .* Nearest: samples = "):
+        plan(file)
+
+
 def test_every_reader_says_it_and_data_that_comes_is_added(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, folder = plan(file), file.parent / "r"
     with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 from datetime import timedelta
@@ -24,6 +25,7 @@ from sweeps.plan import estimate
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.estimate import START_SECONDS, TRIAL_OVERHEAD, _Probe, _probe, estimate_plan
 from sweeps.plan.plan import Plan
+from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import Dimension
 from sweeps.spec.spec import SweepSpec
@@ -66,6 +68,43 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     searched = replace(plan.feasible[0], dimensions=(Dimension("epochs", values=(1, 3, 8)),))
     for stage, epochs in (("TUNE", 4), ("CONFIRM", 8)):
         assert probe.trial(searched, stage, many) - TRIAL_OVERHEAD == epochs * seconds / spec.train.epochs
+
+
+def probed(*words: str) -> tuple[Plan, Cell]:
+    plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", words))
+    return plan, plan.feasible[0]
+
+
+def told(seconds: float, seconds_eval: float, samples: int) -> dict[str, Any]:
+    return {"seconds": seconds, "seconds_eval": seconds_eval, "samples": samples, "peak_memory_bytes": 0}
+
+
+def test_the_paper_s_protocol_pays_for_its_test_split() -> None:
+    plan, cell = probed("methods={lora={}}", "protocol='paper'", "train.epochs=2")
+    result = {"n_examples": 500, "seconds_eval": 10.5}
+    probe = _Probe._from([told(9.0, 0.25, 100), told(3.0, 0.25, 200) | {"result": result}], cell)
+    assert (probe.train, probe.evaluate) == (0.03, 0.02)
+    train, val, test = split_sizes(cell)
+    seconds = probe.trial(cell, "CONFIRM", plan.spec.train) - TRIAL_OVERHEAD
+    assert val == 0 and seconds == pytest.approx(2 * train * 0.03 + test * 0.02)
+
+
+@pytest.mark.parametrize(("method", "seconds"), [("lora", 2.0), ("autolora", 3.0)])
+def test_a_search_on_rows_held_out_counts(method: str, seconds: float) -> None:
+    _, cell = probed(f"methods={{{method}={{}}}}")
+    assert _Probe._from([told(4.0, 0.0, 100), told(2.0, 0.0, 200)], cell).train == seconds / 100
+
+
+@pytest.mark.parametrize("every", [None, 10])
+def test_looks_at_validation_count_as_often_as_a_trial_has_them(every: int | None) -> None:
+    more = () if every is None else (f"train.select_every={every}",)
+    plan, cell = probed("methods={lora={}}", "train.epochs=2", "train.select='best'", *more)
+    assert (estimate.probe_config(cell, plan).train.select, plan.spec.train.select) == ("last", "best")
+    train, val, _ = split_sizes(cell)
+    steps = 2 * math.ceil(train / plan.spec.train.global_batch_size)
+    probe, last = _Probe(1.0, 0.0, 0), plan.spec.train.model_copy(update={"select": "last", "select_every": None})
+    added = probe.trial(cell, "TUNE", plan.spec.train) - probe.trial(cell, "TUNE", last)
+    assert added == pytest.approx((2 if every is None else math.ceil(steps / every)) * val / 2)
 
 
 @pytest.mark.parametrize("error", [TrialError("loss is nan"), KeyError("alpha"), torch.OutOfMemoryError("3 GiB")])

@@ -45,6 +45,25 @@ def first(count: int, space: Space = SPACE) -> list[Point]:
     return list(itertools.islice(nested(space), count))
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "dimension",
+    [
+        Dimension("alpha", 1 / 3, 2 / 3),
+        Dimension("weight_decay", 0.00333333333, 0.0666666666, log=True),
+        Dimension("epochs", 0.6, 9.6, log=True, integer=True),
+    ],
+    ids=lambda d: d.name,
+)
+def test_ends_of_more_digits_than_values_have(sampler: str, dimension: Dimension) -> None:
+    space, ends = Space(LOW, HIGH, (dimension,)), dimension.ends
+    tried = [Tried(k, 1e-3, 0.5, "finished", ((dimension.name, end),), warm=True) for k, end in enumerate(ends)]
+    for slot in range(6):
+        point = propose(sampler, 0, "cell", slot, 9, space, tried)
+        assert float(ends[0]) <= float(dict(point.extra)[dimension.name]) <= float(ends[1])
+        tried.append(Tried(slot, point.lr, 0.5 + slot / 100, "finished", point.extra))
+
+
 @pytest.mark.parametrize("count", [1, 3, 5, 9, 17])
 def test_a_grid_of_these_many_rates_has_equal_steps_about_its_centre(count: int) -> None:
     assert sorted(fixed("grid", count)) == pytest.approx(rate_steps(count, LOW, HIGH), rel=1e-5)

@@ -8,7 +8,7 @@ import pytest
 
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.plan import Plan
-from sweeps.spec.reading import read_value
+from sweeps.spec.reading import read_tree, read_value
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT, sweeps
 from tests.sweeps.spec.support import GOOD, problems, write
@@ -55,6 +55,27 @@ def test_a_yaml_value_that_its_tag_does_not_allow(tmp_path: Path, value: str) ->
         SweepSpec.load(tmp_path / "s.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("s.json", '{"search": {"trials": 7}, "search": {"sampler": "qmc"}}'),
+        ("s.json", '{"a": [{"search": 1, "b": 2, "search": 1}]}'),
+        ("s.yaml", "search: {trials: 7}\nmethods: {}\nsearch: {sampler: qmc}\n"),
+        ("s.yml", "a:\n  - b: 1\n    search: 1\n    'search': 2\n"),
+    ],
+)
+def test_a_key_that_stands_twice_drops_nothing(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SpecError, match="can't be read: key 'search' stands twice in one table; leave one out"):
+        SweepSpec.load(tmp_path / name)
+
+
+def test_a_yaml_merge_may_be_overridden(tmp_path: Path) -> None:
+    text = "a: {b: &b {<<: &c {x: 1, y: 1}, x: 2}}\nd: {<<: *b, <<: *c, y: 3}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    assert read_tree(tmp_path / "s.yaml")["d"]["y"] == 3
+
+
 @pytest.mark.parametrize("number", [10**21, -(2**63) - 1, 10**400])
 @pytest.mark.parametrize("key", ["train.epochs", "search.trials", "methods.lora.alpha", "confirm.hold.data_seed"])
 def test_whole_numbers_beyond_64_bits(tmp_path: Path, key: str, number: int) -> None:
@@ -80,6 +101,8 @@ def test_whole_numbers_beyond_64_bits(tmp_path: Path, key: str, number: int) -> 
         ('methods.lora.method=["lora"]', "methods.lora.method = ['lora']: must be text"),
         ("methods.lora.method={lora=1}", "unknown method that takes a budget"),
         ("name=" + "[" * 100_000, "name = '[[["),
+        ("search.trials=7\nx=3", "search.trials = '7\\nx=3'"),
+        ("budgets={percent=[12.345671, 12.345672]}", "percent has 'percent-12.3457' twice, in six digits"),
     ],
 )
 def test_values_that_no_sweep_has(tmp_path: Path, override: str, said: str) -> None:

@@ -82,6 +82,12 @@ def test_what_one_method_can_not_take_is_found_before_anything_runs() -> None:
         Plan.from_spec(SweepSpec.parse(given))
 
 
+def test_a_range_of_an_option_that_counts_has_whole_numbers() -> None:
+    given = tree({"adalora": {"space": {"interval": {"low": 5, "high": 10}}}})
+    (found,) = Plan.from_spec(SweepSpec.parse(given)).feasible[0].dimensions
+    assert found.integer and found.ends == (5, 10)
+
+
 def test_full_fine_tuning_keeps_float32_weights() -> None:
     language = {"id": "hf:openai-community/gpt2-medium"}
     given = {**tree({"full": {}}), "model": language, "train": {"base_weights": "bf16"}}
