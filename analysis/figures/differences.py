@@ -18,6 +18,7 @@ from analysis.figures.drawing import (
     dot,
     log_ticks,
     mark_bands,
+    padded,
     place_title,
 )
 from analysis.format import Row, change_text
@@ -119,5 +120,4 @@ def limits(rows: Sequence[Row]) -> tuple[float, float]:
     ends = [100 * r[k] for r in rows for k in ("low", "high") if r["low"] is not None and r["n"] >= FEW_SEEDS]
     low = max(min([*seen, *ends]), min(seen) - reach)
     high = min(max([*seen, *ends]), max(seen) + reach)
-    pad = max(0.06 * (high - low), 0.3)
-    return low - pad, high + pad
+    return padded(low, high)

@@ -168,6 +168,12 @@ def curve_panels(count: int, columns: int, methods: Sequence[str]) -> tuple[Char
     return figure, spots
 
 
+def padded(low: float, high: float) -> tuple[float, float]:
+    """Ends of an axis of scores or differences in percent, with some room around what it shows."""
+    pad = max(0.06 * (high - low), 0.3)
+    return low - pad, high + pad
+
+
 def place_title(place: Place, among: Collection[Place] = ()) -> str:
     """The title of a panel: the data set by its name alone (its source is in the tables), and the training size.
 

@@ -27,6 +27,7 @@ from analysis.figures.drawing import (
     legend,
     log_ticks,
     mark_bands,
+    padded,
     panels,
     place_title,
 )
@@ -115,9 +116,7 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
         for method in methods:
             with figure.of(method):
                 _size_lines(axes, method, [r for r in shown if r["method"] == method], ticks, labels)
-        low, high = limits(shown)
-        pad = max(0.06 * (high - low), 0.3)
-        axes.set_ylim(low - pad, high + pad)
+        axes.set_ylim(*padded(*limits(shown)))
         if known:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
