@@ -15,7 +15,7 @@ from tests.trainables.tiny_language import SMOLLM2, write_rows
 from tools.real.fetch import PARTS, VIT
 
 REAL = ROOT / "examples" / "real"
-STUDIED = ("signdigits", "fashion-mnist", "digits")
+STUDIED = ("signdigits", "fashion-mnist", "digits", "cifar10", "gtsrb")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.Dinov2Config(architectures=["Dinov2Model"], **VIT).save_pretrained(folder / "models" / "vit-s14")
     llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
     llama.save_pretrained(folder / "models" / "smollm2-135m")
-    for name in ("gtsrb", "dtd10", *(f"study-wide/{n}" for n in STUDIED)):
+    for name in ("gtsrb", "dtd10", "study/dtd10", *(f"study-wide/{n}" for n in STUDIED)):
         write_colours(folder / "data" / name)
     write_rows(folder / "data" / "ARC-Easy")
     return folder
@@ -50,6 +50,8 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
         assert (counts["lora", "lora-16"], counts["randlora", "lora-16"]) == (3_317_760, 3_301_320)
     elif name in ("study/images", "study/section6"):
         assert (counts["lora", "lora-8"], counts["randlora", "lora-8"]) == (589_824, 590_184)
+    elif name in ("study/shots", "study/photos"):
+        assert counts["lora", "lora-1"] == counts["randlora", "lora-1"] == 73_728
     elif name == "study/rank":
         assert (counts["randlora-a-16", "lora-2"], counts["randlora-a-384", "lora-2"]) == (153_600, 147_456)
     else:

@@ -1,10 +1,15 @@
-"""SST-2's phrases and sentences as questions with two choices, for causal language models.
+"""Texts for causal language models: SST-2's phrases as questions with two choices, questions of ARC-Easy, and E2E.
 
     python -m tools.real.study_texts [--into data/study]
 
-Reads `data/SST-2/{train,dev}.tsv`, GLUE's columns `sentence` and `label`, which you bring (docs/results.md), and writes
-`sst2/{train,validation,test}.json`: 640 and 160 texts of train, 600 of dev. The classes take turns, each in the order
-of its texts' SHA-256: no random numbers, and no way to draw again.
+| folder | from what you bring (docs/results.md) | validation | training | test, at most |
+|---|---|---:|---:|---:|
+| sst2 | `data/SST-2/{train,dev}.tsv`, GLUE's columns `sentence` and `label` | 160 | 640 | 600 |
+| arc-easy | `data/ARC-Easy/{train,test}.json`, LLM-Adapters' rows | 160 | 640 | 600 |
+| e2e | `data/E2E/{devset,testset_w_refs}.csv`: facts, one text of each to train on | 60 | 480 | 600 |
+
+SST-2's classes take turns; all else is in the order of the SHA-256 of prompts: no random numbers, and no way to draw
+again. What is not there is left out, and said.
 """
 
 from __future__ import annotations
@@ -12,15 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.csv as csv
 
 CHOICES = ("bad", "good")
 VALIDATION, TRAIN, TEST = 160, 640, 600
+E2E_VALIDATION, E2E_TRAIN = 60, 480
+FACTS = ("mr", "ref")
 
 
 def rows(path: Path, least: int, taken: Collection[str] = ()) -> list[dict[str, object]]:
@@ -36,28 +44,80 @@ def rows(path: Path, least: int, taken: Collection[str] = ()) -> list[dict[str, 
     in_order = ([(text, name) for text in sorted(classes[name] - unclear, key=_digest)] for name in CHOICES)
     found = chain.from_iterable(zip(*in_order, strict=False))  # as many of each class
     texts = [{"instruction": text, "answer": name, "choices": CHOICES} for text, name in found]
-    if len(texts) < least:
-        raise SystemExit(f"{path}: {len(texts)} texts are left, as many of each class; it takes {least}")
+    _check(len(texts), least, path)
     return texts
+
+
+def _sst2(brought: Path, into: Path) -> None:
+    train = rows(brought / "train.tsv", VALIDATION + TRAIN)
+    _questions(into, train, rows(brought / "dev.tsv", TEST, {str(row["instruction"]) for row in train}))
+
+
+def _arc(brought: Path, into: Path) -> None:
+    read = {part: json.loads((brought / f"{part}.json").read_text(encoding="utf-8")) for part in ("train", "test")}
+    train, test = ({row["instruction"]: row for row in read[part]} for part in ("train", "test"))
+    fresh = [row for text, row in test.items() if text not in train]
+    _check(len(train), VALIDATION + TRAIN, brought / "train.json")
+    _questions(into, *(sorted(each, key=lambda row: _digest(row["instruction"])) for each in (train.values(), fresh)))
+
+
+def _questions(into: Path, train: list[dict[str, object]], test: list[dict[str, object]]) -> None:
+    parts = {"validation": train[:VALIDATION], "train": train[VALIDATION : VALIDATION + TRAIN], "test": test[:TEST]}
+    for part, found in parts.items():
+        (into / f"{part}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        print(f"{into / part}.json: {len(found)} texts")
+
+
+def _e2e(brought: Path, into: Path) -> None:
+    held, test = _texts(brought / "devset.csv"), _texts(brought / "testset_w_refs.csv")
+    facts = sorted(held, key=_digest)
+    _check(len(facts), E2E_VALIDATION + E2E_TRAIN, brought / "devset.csv")
+    check, train = facts[:E2E_VALIDATION], facts[E2E_VALIDATION : E2E_VALIDATION + E2E_TRAIN]
+    parts = {
+        "trainset": [(fact, min(held[fact], key=_digest)) for fact in train],
+        "devset": [(fact, text) for fact in check for text in held[fact]],
+        "testset_w_refs": [(fact, text) for fact in sorted(test, key=_digest)[:TEST] for text in test[fact]],
+    }
+    for part, found in parts.items():
+        columns = {name: [pair[i] for pair in found] for i, name in enumerate(FACTS)}
+        csv.write_csv(pa.table(columns), into / f"{part}.csv")
+        print(f"{into / part}.csv: {len(found)} texts of {len({fact for fact, _ in found})} facts")
+
+
+def _texts(path: Path) -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for row in csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True)).to_pylist():
+        found[row["mr"]].append(row["ref"])
+    return found
+
+
+def _check(found: int, least: int, path: Path) -> None:
+    if found < least:
+        raise SystemExit(f"{path}: {found} texts are left; it takes {least}")
 
 
 def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
+SETS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "sst2": ("SST-2", _sst2),
+    "arc-easy": ("ARC-Easy", _arc),
+    "e2e": ("E2E", _e2e),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--brought", type=Path, default=Path("data/SST-2"))
+    parser.add_argument("--brought", type=Path, default=Path("data"), help="folder of the sets that you bring")
     parser.add_argument("--into", type=Path, default=Path("data/study"))
     asked = parser.parse_args()
-    train = rows(asked.brought / "train.tsv", VALIDATION + TRAIN)
-    test = rows(asked.brought / "dev.tsv", TEST, {str(row["instruction"]) for row in train})
-    folder = asked.into / "sst2"
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {"validation": train[:VALIDATION], "train": train[VALIDATION : VALIDATION + TRAIN], "test": test[:TEST]}
-    for part, found in parts.items():
-        (folder / f"{part}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-        print(f"{folder / part}.json: {len(found)} texts")
+    for name, (from_where, write) in SETS.items():
+        if not (asked.brought / from_where).is_dir():
+            print(f"{name}: left out (no {asked.brought / from_where})")
+            continue
+        (asked.into / name).mkdir(parents=True, exist_ok=True)
+        write(asked.brought / from_where, asked.into / name)
 
 
 if __name__ == "__main__":
