@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pyarrow.csv
 import pytest
 
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
 from tests.trainables.tiny_images import write_colours
-from tests.trainables.tiny_language import SMOLLM2, write_rows
+from tests.trainables.tiny_language import SMOLLM2, write_e2e, write_rows
+from tools.real import study_texts
 from tools.real.fetch import PARTS, VIT
+from trainables.data.text.tables import from_e2e_folder
 
 REAL = ROOT / "examples" / "real"
 STUDIED = ("signdigits", "fashion-mnist", "digits", "cifar10", "gtsrb")
@@ -29,7 +32,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llama.save_pretrained(folder / "models" / "smollm2-135m")
     for name in ("gtsrb", "dtd10", "study/dtd10", *(f"study-wide/{n}" for n in STUDIED)):
         write_colours(folder / "data" / name)
-    write_rows(folder / "data" / "ARC-Easy")
+    for rows in ("ARC-Easy", "study/sst2"):
+        write_rows(folder / "data" / rows)
+    write_e2e(folder / "data" / "study" / "e2e")
     return folder
 
 
@@ -52,10 +57,32 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
         assert (counts["lora", "lora-8"], counts["randlora", "lora-8"]) == (589_824, 590_184)
     elif name in ("study/shots", "study/photos"):
         assert counts["lora", "lora-1"] == counts["randlora", "lora-1"] == 73_728
+    elif name == "study/texts":
+        assert counts["lora", "lora-1"] == counts["randlora", "lora-1"] == 30 * (2 * 576 + 576 + 192)
     elif name == "study/rank":
         assert (counts["randlora-a-16", "lora-2"], counts["randlora-a-384", "lora-2"]) == (153_600, 147_456)
     else:
         assert counts["lora", "lora-4"] == 4 * 12 * (3 * (384 + 384) + 2 * (1536 + 384))
+
+
+def test_no_facts_of_e2e_are_in_two_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brought = tmp_path / "data" / "E2E"
+    brought.mkdir(parents=True)
+    for part, first in (("devset", 0), ("testset_w_refs", 300)):
+        lines = [f'"name[Inn {k // 2}, {k // 2}], area[riverside]","Text {k}, by the river."' for k in range(600)]
+        shifted = [line.replace("name[Inn", f"name[{first} Inn") for line in lines]
+        (brought / f"{part}.csv").write_text("\n".join(["mr,ref", *shifted]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["study_texts"])
+    study_texts.main()
+    assert "sst2: left out (no data/SST-2)" in capsys.readouterr().out
+    parts = ("trainset", "devset", "testset_w_refs")
+    made = [pyarrow.csv.read_csv(tmp_path / "data/study/e2e" / f"{part}.csv")["mr"].to_pylist() for part in parts]
+    assert [len(rows) for rows in made] == [240, 80, 240]  # one text of what trains, else both
+    assert [len(set(rows)) for rows in made] == [240, 40, 120] and len({*made[0], *made[1], *made[2]}) == 400
+    assert from_e2e_folder("e2e:data/study/e2e", tmp_path / "data/study/e2e").metric == "bleu"
 
 
 def test_what_the_tools_write_is_no_part_of_the_repository() -> None:
