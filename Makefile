@@ -22,7 +22,7 @@ setup: .venv/.ready  ## make .venv with everything in it
 demo: setup  ## the quickstart sweep, end to end: table, scaling curve, report
 	$(BIN)/sweeps run examples/quickstart.toml
 
-pictures: setup  ## the README's figures, from the results that `make demo` left, and the league's
+pictures: setup  ## the quickstart's figures, from the results that `make demo` left, and the league's
 	$(BIN)/sweeps report results/quickstart
 	cp results/quickstart/figures/scaling_curve.png docs/images/quickstart.png
 	cp results/quickstart/figures/differences.png docs/images/quickstart-differences.png
@@ -62,5 +62,5 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove what the targets made
-	rm -rf .venv results site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean:  ## remove what the targets made, but results/
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

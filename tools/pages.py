@@ -110,7 +110,7 @@ def texts() -> str:
     rows = []
     for name, info in TEXT_DATASETS.items():
         if not name.endswith("-questions"):
-            about = re.sub(r"; answered by a label$|^GLUE .*", "", info.about)
+            about = re.sub(r"; answered by a label$|^GLUE \w+: |; reported on its validation split$", "", info.about)
             numbers = f"{_number(info.train)}/{_number(info.test)}{'*' if info.verified else ''}"
             rows.append((f"`{name}`", about, numbers))
     return table(("name", "what", "train/test"), rows)

@@ -1,8 +1,8 @@
 """Curves out of a store: a method's score against a cost, or against the number of training examples.
 
 A curve against a cost (`AXES`) is one method over the budgets of a place, each cell at its median cost. A curve against
-examples (`EXAMPLES`) is one method at one budget over the training sizes of a sweep, each size at the examples of an
-epoch, so that shots and fractions stand on one axis. A sweep over several data sets also has curves of the mean over
+examples (`EXAMPLES`) is one method at one budget over the training sizes of a sweep, each size at its examples, so that
+shots and fractions stand on one axis. A sweep over several data sets also has curves of the mean over
 its data sets (`dataset` null), at the mean of their examples.
 """
 
@@ -54,7 +54,9 @@ AXES: dict[str, Axis] = {
 """The costs that a report can be drawn against."""
 EXAMPLES = "images"
 """Training examples as an `x` of the functions here and in `readings`; it is no cost."""
-_ALL = AXES | {EXAMPLES: Axis("training examples", "samples / nullif(epochs, 0)")}
+_ONCE = "coalesce(train_examples, samples / nullif(epochs, 0))"
+"""An epoch may repeat a small subset; of older folders, whose trials do not count the examples, it is what is known."""
+_ALL = AXES | {EXAMPLES: Axis("training examples", _ONCE)}
 
 POINTS = pa.schema(
     [*typed(TEXT, "sweep", "model", "dataset", "reference", "method", "x", "train_size"), *typed(REAL, "cost", "score")]
@@ -179,7 +181,7 @@ def _trained(store: Store) -> list[Row]:
 
 
 def examples(store: Store) -> dict[Place, float]:
-    """Examples in an epoch by place, where known: the median over the confirmed runs, whatever their method.
+    """Training examples by place, each counted once, where known: the median over the confirmed runs of all methods.
 
     Of several data sets the place without a data set has the mean.
     """
@@ -212,7 +214,7 @@ SIZES = pa.schema(
         ("adapter_params", INT),
         ("train_size", TEXT),
         ("position", INT),  # 0 for the least size of the sweep
-        ("images", REAL),  # examples in an epoch; null where no trial says
+        ("images", REAL),  # training examples; null where no trial says
         ("n", INT),
         *typed(REAL, "mean", "low", "high"),
     ]

@@ -110,7 +110,7 @@ def point_text(row: Row) -> str:
     said = f"95 % band {row['band']}" if row["band"] else "no 95 % band: one seed, or no spread"
     verdict = row["verdict"] or "a mean over data sets; verdicts on means are in the tables"
     at = f"{style(row['method']).name} at {row['reference']}"
-    return f"{at}: {change_text(row)} points, {row['n']} pairs, {said}; {verdict}"
+    return f"{at}: {change_text(row)} points, {row['n']} pair{'s' * (row['n'] != 1)}, {said}; {verdict}"
 
 
 def limits(rows: Sequence[Row]) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from analysis.figures.drawing import (
 )
 from analysis.figures.scaling import limits
 from analysis.format import Row, percent, quantity, ranged
-from analysis.styles import in_order, place_of, style
+from analysis.styles import budget_order, in_order, place_of, style
 
 SCORE = "test accuracy"
 _PUBLISHED = (0, (4, 2))
@@ -183,17 +183,19 @@ def _panels(rows: Sequence[Row], measured: str) -> tuple[Chart, Iterator[tuple[A
 def _size_lines(axes: Any, method: str, rows: Sequence[Row], ticks: Sequence[float], labels: Sequence[str]) -> None:
     """A method's lines, one for each of its budgets; the largest with its band or bars."""
     look = style(method)
-    counts = sorted({r["adapter_params"] or 0 for r in rows})
-    for k, count in enumerate(counts):
-        line = sorted((r for r in rows if (r["adapter_params"] or 0) == count), key=lambda r: r["position"])
+    # by name: cells off their budgets may have one count at several
+    counts = {r["reference"]: r["adapter_params"] or 0 for r in rows}
+    budgets = sorted(counts, key=lambda name: (counts[name], budget_order(name or "")))
+    for k, budget in enumerate(budgets):
+        line = sorted((r for r in rows if r["reference"] == budget), key=lambda r: r["position"])
         x = [ticks[r["position"]] for r in line]
         y = [100 * r["mean"] for r in line]
-        fade = 1.0 if len(counts) == 1 else 0.25 + 0.75 * k / (len(counts) - 1)
+        fade = 1.0 if len(budgets) == 1 else 0.25 + 0.75 * k / (len(budgets) - 1)
         axes.plot(x, y, color=look.colour, alpha=fade, linestyle="-" if look.marker else DASHES)
         for i, r in enumerate(line):
             said = _said(r, f"{r['reference'] or ''}, {labels[r['position']]}")
             dot(axes, method, x[i], y[i], said, markersize=4.5 if look.marker else 3.5, alpha=fade, zorder=2)
-        if k == len(counts) - 1:
+        if k == len(budgets) - 1:
             band_or_bars(axes, x, line, look.colour)
 
 

@@ -96,4 +96,5 @@ def _name(row: Row, at: str) -> str:
 def _says(row: Row, at: str) -> str:
     where = place_text(row["dataset"] or f"{row['n_datasets']} data sets", row["train_size"])
     what = f"{style(row['method']).name} at {at} on {where}"
-    return f"{what}: {change_text(row)} points, a 95 % interval, {row['n']} pairs; {row['verdict']}"
+    of = "data sets" if row["test"] == OVER_DATASETS else f"pair{'s' * (row['n'] != 1)}"
+    return f"{what}: {change_text(row)} points, a 95 % interval, {row['n']} {of}; {row['verdict']}"

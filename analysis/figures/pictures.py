@@ -276,7 +276,7 @@ def _sizes(store: Store) -> list[Picture]:
         caption = (
             f"On {dataset or 'the mean over data sets'}{f', {model} in {sweep}' if several else ''}: one line per "
             "method and budget (paler is smaller); band: pointwise 95 % t intervals of the largest budget. Under the "
-            "sizes, the examples of an epoch."
+            "sizes, the training examples."
         )
         says = conclude_sizes(mine, scaling.question(store))
         figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)

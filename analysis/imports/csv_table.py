@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 from collections import Counter
@@ -120,13 +121,16 @@ def _rows(path: Path, line: int, raw: Mapping[str, str], problems: list[str]) ->
         problems.append(f"{path}, line {line}: no method")
     if not raw.get("score", "") and not raw.get("percent", ""):
         problems.append(f"{path}, line {line}: no score")
+    size = raw.get("train_size") or "1.0"
+    with contextlib.suppress(ValueError):
+        size = str(float(size))  # as sweeps write it
     cell = {
         "sweep": path.stem,
         "cell_id": f"{path.stem}-{line}",
         "model": raw.get("model") or "unknown",
         "adapt": "all",
         "dataset": raw.get("dataset") or path.stem,
-        "train_size": raw.get("train_size") or "1.0",
+        "train_size": size,
         "method": raw["method"],
         "reference": raw.get("reference") or None,
         "capacity": None,

@@ -58,7 +58,7 @@ def facts(store: Store) -> dict[str, Any]:
         "groups_say": conclude_groups(groups(store).to_pylist()),
         "ranks_say": conclude_ranks(mean_ranks(store).to_pylist(), level(store)),
         "setting": _setting(store),
-        "parity_says": [*parity_says(parity), *looks_says(looks(store).values())],
+        "parity_says": [*parity_says(parity, predicted=not imported), *looks_says(looks(store).values())],
         "edges": sum(bool(r["edge"]) for r in parity),
         "weak": weak_evidence(store.table("signs").to_pylist()),
         "under_tuned": [r for r in parity if r["under_tuned"]],
@@ -120,7 +120,8 @@ def _setting(store: Store) -> list[Row]:
     found = store.sql("""
         select sweep, string_agg(distinct model, ', ') as models, string_agg(distinct adapt, ', ') as adapt,
                string_agg(distinct dataset, ', ') as datasets, string_agg(distinct train_size, ', ') as sizes,
-               count(distinct method) as methods, count(distinct reference) as budgets,
+               count(distinct method) filter (feasible) as methods,
+               count(distinct reference) filter (feasible) as budgets,
                coalesce(format('{:,} training examples for tuning', max(allowance_samples)),
                         format('{} tuning trials', max(tune_trials))) as tuning,
                max(confirm_seeds) as seeds, count(*) filter (feasible) as cells

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import string
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,13 @@ def letter_groups(n: int, apart: set[tuple[int, int]]) -> list[str]:
             split += [column - {item} for item in pair] if set(pair) <= column else [column]
         columns = [c for c in dict.fromkeys(split) if c and not any(c < other for other in split)]
     columns.sort(key=min)
-    names = [letter * times for times in (1, 2, 3) for letter in string.ascii_lowercase]
-    return ["".join(name for name, column in zip(names, columns, strict=False) if i in column) for i in range(n)]
+    return ["".join(name for name, column in zip(_letters(), columns, strict=False) if i in column) for i in range(n)]
+
+
+def _letters() -> Iterator[str]:
+    """As many as there are groups, each one character, so that shared ones are seen: a to z, A to Z, accented ones."""
+    yield from string.ascii_letters
+    yield from (chr(code) for code in count(0xC0) if chr(code).isalpha())
 
 
 def mean_ranks(store: Store) -> pa.Table:

@@ -71,7 +71,8 @@ class Difference:
         mean: of the differences.
         pairs: number of them, of each data set whose pairs count by themselves.
         sd: their standard deviation; over several data sets the pooled one within them. None without two pairs.
-        variances: of the mean, estimates whose sum is its variance; none where it can't be estimated.
+        variances: of the mean, estimates whose sum is its variance, one of each data set with two pairs or more; none
+            where it can't be estimated.
         freedoms: their degrees of freedom.
         test: the test's name.
         added: variance that the choice of rates adds to the mean.
@@ -221,7 +222,8 @@ def stratified_difference(blocks: Sequence[Sequence[float]]) -> Difference:
     """The mean over data sets of their mean paired differences, each data set weighing the same.
 
     Its variance is the sum of the data sets' own, so that effects which differ between data sets are no noise. A data
-    set with one pair has the variance pooled within the others.
+    set with one pair has the variance pooled within the others, which is part of their estimates: it brings no degrees
+    of freedom of its own.
 
     Args:
         blocks: per data set its per-seed differences; no seed is shared between data sets.
@@ -238,9 +240,10 @@ def stratified_difference(blocks: Sequence[Sequence[float]]) -> Difference:
     if not freedom:  # one seed: what it does to a method on all data sets alike would pass for a difference
         return Difference(mean, pairs, test=WELCH)
     pooled = sum(float(((g - g.mean()) ** 2).sum()) for g in groups) / freedom
-    own = [(float(g.var(ddof=1)), len(g) - 1.0) if len(g) > 1 else (pooled, freedom) for g in groups]
-    variances = tuple(v / len(g) / sets**2 for (v, _), g in zip(own, groups, strict=True))
-    return Difference(mean, pairs, math.sqrt(pooled), variances, tuple(f for _, f in own), WELCH)
+    spread, alone = [g for g in groups if len(g) > 1], pairs.count(1)
+    shares = [1 / len(g) + alone * (len(g) - 1) / freedom for g in spread]  # a set's part in the pooled variance
+    variances = tuple(float(g.var(ddof=1)) * share / sets**2 for g, share in zip(spread, shares, strict=True))
+    return Difference(mean, pairs, math.sqrt(pooled), variances, tuple(len(g) - 1.0 for g in spread), WELCH)
 
 
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:

@@ -63,7 +63,10 @@ def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL
     """
     if not tested.testable or not alpha or tested.test == OVER_DATASETS:
         return None
-    own = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]  # of a mean of one seed
+    if min(tested.pairs) > 1:
+        own = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]  # of a mean of one seed
+    else:  # a data set with one pair has the pooled variance, and so it is of all
+        own = [(tested.sd or 0.0) ** 2 / len(tested.pairs) ** 2] * len(tested.pairs)
 
     def enough(n: int) -> bool:
         parts = replace(tested, variances=tuple(v / n for v in own), freedoms=(n - 1.0,) * len(own))
@@ -83,17 +86,21 @@ def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL
 def effect_size(difference: Difference) -> Interval | None:
     """Hedges' g of paired differences: their mean in their own standard deviations, corrected for few seeds.
 
-    Over several data sets the standard deviation is the pooled one within data sets. The interval inverts the
-    noncentral t distribution. None where there is no spread.
+    Over several data sets the standard deviation is the pooled one within data sets, and so are its degrees of freedom
+    and the standard error. The interval inverts the noncentral t distribution, whose shift needs no correction. None
+    where there is no spread.
     """
-    sd, error, freedom = difference.sd, difference.error, difference.freedom
-    if sd is None or error is None or sd <= NO_SPREAD or freedom < 1:
+    sd, sets = difference.sd, len(difference.pairs)
+    if sd is None or sd <= NO_SPREAD or not difference.testable:
         return None
-    correction = math.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / math.sqrt(freedom / 2)
-    if freedom == 1:
-        correction = 1.0  # not defined for two seeds
+    freedom = difference.n - sets
+    error = sd * math.sqrt(sum(1 / n for n in difference.pairs)) / sets
+    correction = 1.0  # not defined for one degree of freedom
+    if freedom > 1:
+        halves = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)
+        correction = math.exp(halves) / math.sqrt(freedom / 2)
     shifts = [_noncentrality(difference.mean / error, freedom, tail) for tail in ((1 + LEVEL) / 2, (1 - LEVEL) / 2)]
-    low, high = (correction * shift * error / sd for shift in shifts)
+    low, high = (shift * error / sd for shift in shifts)
     return Interval(correction * difference.mean / sd, low, high, None, difference.n)
 
 

@@ -208,7 +208,8 @@ def comparisons(store: Store, baseline: str | None = None, focus: str | None = N
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
     """
     rows, asked = [row for row, _ in compared(store, baseline, focus)], focus or question(store).focus
-    seeds = early(store, [r for r in rows if asked in (None, r["method"])])
+    pair = (asked, question(store).baseline)  # against a third method the sentence is on both
+    seeds = early(store, [r for r in rows if asked is None or r["method"] in pair])
     schema = COMPARISONS if seeds is None else COMPARISONS.with_metadata({EARLY: seeds})
     return pa.Table.from_pylist(rows, schema=schema)
 

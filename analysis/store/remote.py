@@ -14,6 +14,7 @@ import shutil
 import stat
 import tempfile
 import uuid
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +23,7 @@ import pyarrow.fs as pafs
 
 from analysis.errors import StoreError
 from analysis.store.schemas import SCHEMAS
+from analysis.store.tables import sync_folder
 from trainables.cache import FOLDER_VARIABLE, cache_folder
 
 DECLARED = "declared.json"
@@ -100,8 +102,11 @@ class Location:
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(f"{self.base}/{folder}")
 
-    def fetch(self, folder: Path) -> int:
+    def fetch(self, folder: Path, only: Container[str] | None = None) -> int:
         """Copy tables and facts that a local folder lacks into it; how many files came.
+
+        Args:
+            only: names of parts to copy instead, over what the folder has of them.
 
         Raises:
             StoreError: a name there leads out of the folder; nothing was copied.
@@ -112,17 +117,21 @@ class Location:
         if out := [name for name in there if ".." in PurePosixPath(name).parts]:
             raise StoreError(f"{self.uri}: {out[0]!r} leads out of the folder, as no sweep writes it; remove it there")
         for name in there:
-            if name not in FACTS and _PART.fullmatch(name) is None:
+            if (name not in FACTS and _PART.fullmatch(name) is None) or (only is not None and name not in only):
                 continue
             table, target = name not in FACTS, folder / name
-            if table and target.exists():
+            if table and only is None and target.exists():
                 continue
             data = self.read(name)
             if not target.exists() or target.read_bytes() != data:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-                draft.write_bytes(data)
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
                 draft.replace(target)
+                sync_folder(target.parent)
                 count += 1
         return count
 

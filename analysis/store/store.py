@@ -97,7 +97,8 @@ class Store:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the sweeps in the store; the folder's name where it says none."""
-        found = [e.get("name") or e.get("sweep") for e in self.events("sweep")]
+        own = (e for e in self.events("sweep") if "imported from" not in e)  # that has all names of its tables in one
+        found = [e.get("name") or e.get("sweep") for e in own]
         found += self.table("cells").column("sweep").unique().to_pylist()
         named = tuple(dict.fromkeys(str(name) for name in found if isinstance(name, str)))
         return named or tuple(path.name for path in self.paths)

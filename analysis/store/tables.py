@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import math
 import os
@@ -171,13 +172,18 @@ def scan_parts(folder: Path, name: str) -> tuple[pa.Table, list[DamagedPart]]:
 
     Raises:
         StoreError: unknown table, or a part of a newer version.
+        OSError: a part can't be read now, which says nothing of it: permission, too many open files.
     """
     tables, damaged = [], []
     for path in part_paths(folder, name):
         try:
             with path.open("rb") as file:
                 table = pq.read_table(pa.BufferReader(file.read()), page_checksum_verification=True)
+        except FileNotFoundError:  # set aside meanwhile
+            continue
         except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) not in (None, errno.EIO):  # Arrow's own have none
+                raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             damaged.append(DamagedPart(path, name, reason))
             continue

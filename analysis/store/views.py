@@ -126,7 +126,8 @@ _ALL = (
     View(
         "coverage",
         "One row per cell: trials planned, done, failed for good and not run yet (`missing`), rates past an end of the "
-        "range left out; why it is infeasible.",
+        "range left out; why it is infeasible. Re-runs count whatever rates they are of: where others lead now, "
+        "`sweeps status` has what is to come.",
         f"""
         select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
                c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,

@@ -81,12 +81,12 @@ def _built(r: Row) -> str:
 
 
 def _allowance(r: Row) -> str:
-    used = str(r["allowance_used"])
-    if r["allowance_samples"] is not None:
-        used += f" trials, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
+    used, more = r["allowance_used"] - r["widened"], f" + {r['widened']} past the edge" * bool(r["widened"])
+    if r["allowance_samples"] is not None:  # theirs are among the examples
+        said = f"{used} trials{more}, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
     else:
-        used += f" / {r['allowance']}"
-    return used + (f" ({r['tune_failed']} failed)" if r["tune_failed"] else "")
+        said = f"{used} / {r['allowance']}{more}"
+    return said + (f" ({r['tune_failed']} failed)" if r["tune_failed"] else "")
 
 
 def learning_rates(store: Store) -> Sheet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from analysis.format import (
     Row,
@@ -48,8 +49,10 @@ LONG = 45
 
 
 SEEDS = number("seeds", "n")
-PAIRS = Column("seeds", lambda r: f"{r['n'] / (r.get('datasets') or 1):.3g}", "number")
-"""Seeds per data set; their mean where data sets have unequally many."""
+PAIRS = Column(
+    "seeds", lambda r: f"{r['n']} sets" if _like_these(r) else f"{r['n'] / (r.get('datasets') or 1):.3g}", "number"
+)
+"""Seeds per data set, their mean where data sets have unequally many; the data sets of a row of sets like these."""
 BUDGETS = Column("budget", lambda r: r["reference"] or _several(r))
 SIZE = Column("size", lambda r: size_text(r["train_size"]))
 VERDICT = text("verdict", "verdict", "verdict")
@@ -127,15 +130,23 @@ def averages(store: Store) -> Sheet:
     """Mean over data sets by method and budget, a column per training size: the form of the paper's Tables 11 to 14."""
     rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
     found, sizes = by_size(rows, ("sweep", "model", "method", "reference"))
+    facts = {"parameters": "adapter_params", "data sets": "n_datasets", "seeds": "n"}
+    columns = [Column(head, partial(_over_sizes, key), "number") for head, key in facts.items()]
     return Sheet(
         "averages",
         "Mean test score over data sets",
-        [*origins(found), METHOD, BUDGET, PARAMETERS, *sizes, number("data sets", "n_datasets"), SEEDS],
+        [*origins(found), METHOD, BUDGET, *columns[:1], *sizes, *columns[1:]],
         found,
         "Every data set weighs the same; intervals are t intervals over seeds, so they speak of these data sets only. "
         "Methods and budgets confirmed on every data set.",
         folded=len(found) > LONG,
     )
+
+
+def _over_sizes(key: str, r: Row) -> str:
+    """A value of a row's training sizes: one, or the least and the largest."""
+    values = {one[key] for one in r["by"].values()} - {None}
+    return " to ".join(quantity(end(values)) for end in (min, max)[: len(values)])
 
 
 def compared(store: Store, baseline: str | None = None) -> Sheet:
@@ -226,7 +237,7 @@ def _simultaneous(r: Row) -> str:
 def _effect(r: Row) -> str:
     if r["effect"] is None:
         return ""
-    return ranged(*(f"{r[k]:.1f}".replace("-", "\N{MINUS SIGN}") for k in ("effect", "effect_low", "effect_high")))
+    return ranged(*(points(r[k] / 100).removeprefix("+") for k in ("effect", "effect_low", "effect_high")))
 
 
 def grouped(store: Store) -> Sheet:
@@ -337,7 +348,8 @@ def rank_effects(store: Store) -> Sheet:
         "a level of its own; over the budgets of methods whose rank stays, each method with a level of its own. The "
         "rank is the largest that an update can have. Methods differ in more than rank: variants of one method are the "
         "cleaner evidence. The last rows are the one slope less the other. t tests over seeds, the choice of rates "
-        "included, Holm-corrected over this table.",
+        "included, Holm-corrected over this table, data sets included: a family apart from the comparisons, whose "
+        "verdict on two methods of one budget may differ.",
     )
 
 

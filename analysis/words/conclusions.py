@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ ASKED = Question()
 MATCHED = 0.05
 """Counts further apart than this, as a share, are not called equal."""
 _MOST = 4  # methods that are named
-_DATASETS, _MODELS = " and data sets", " and models"
+_DATASETS, _SIZES, _MODELS = "data sets", "sizes", "models"
 SAID = ("higher", "lower", "equivalent", "not distinguishable")
 """The verdicts of what was tested."""
 
@@ -50,7 +50,7 @@ def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None =
     whole = [r for r in rows if r["reference"] is None]
     if not cells:
         return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
-    early = preliminary((compared.schema.metadata or {}).get(EARLY, b"").decode())
+    early = _early(compared)
     if all(_untested(r) for r in [*cells, *whole]):
         return f"{early}No conclusion about {a} and {b}: {_why_untested(cells)} (observed {_range(cells)})."
     text = early + (_each(cells, b) if asked.focus is None else _of_one(cells, whole, a, b))
@@ -65,6 +65,10 @@ def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None =
 def preliminary(seeds: str | None) -> str:
     """How a sentence begins that is made while seeds are to come; nothing else. `seeds`: as of `looks.early`."""
     return f"Preliminary, {seeds}: " if seeds else ""
+
+
+def _early(compared: pa.Table) -> str:
+    return preliminary((compared.schema.metadata or {}).get(EARLY, b"").decode())
 
 
 def _each(cells: Sequence[Row], b: str) -> str:
@@ -132,7 +136,8 @@ def _at_budgets(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> s
     there = where[0].lower() + where[1:]
     higher, lower, equal, same = ([r for r in cells if r["verdict"] == v] for v in SAID)
     total, what = len(cells), _places(cells)
-    others = [f"is not distinguishable from it at the other {len(same)}"] if same else []
+    left = len(same) if any(map(_untested, cells)) else f"the other {len(same)}"
+    others = [f"is not distinguishable from it at {left}"] if same else []
     if equal:
         others.insert(0, f"is equivalent to it, within {percent(equal[0]['margin'])} points, at {len(equal)}")
     rest = "".join(f", and {other}" for other in others)
@@ -150,7 +155,7 @@ def _at_budgets(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> s
         start = f"No single comparison decides: {there} {a}"
     seen = f" (differences {_range(cells)}{_power(cells)})"
     if equal:
-        end = f", and not distinguishable at the other {len(same)}" if same else ""
+        end = f", and not distinguishable at {left}" if same else ""
         margin = percent(equal[0]["margin"])
         return f"{start} is equivalent to {b}, within {margin} points, at {_count(equal, total, what)}{end}{seen}"
     if not same:
@@ -164,7 +169,7 @@ def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
     """One sentence on the methods' distance from full fine-tuning at their largest budgets; None without it.
 
     Args:
-        compared: `scaling.comparisons(store, baseline="full")`.
+        compared: `scaling.comparisons(store, baseline="full")`. Preliminary, as in `conclude`.
     """
     rows = [r for r in compared.to_pylist() if r["budget"] is not None]
     places = {place_of(r) for r in rows}
@@ -178,7 +183,7 @@ def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
         parts.append(f"{style(method).name} ({top['reference']}) {interval_text(top)}, {top['verdict']}")
     if not parts:
         return None
-    return f"Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
+    return f"{_early(compared)}Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
 
 
 def conclude_rank_effects(rows: Sequence[Row]) -> str:
@@ -192,6 +197,8 @@ def conclude_rank_effects(rows: Sequence[Row]) -> str:
     first = rows[0]
     place = [r for r in rows if place_of(r) == place_of(first)]
     where = place_text(first["dataset"] or "the mean over data sets", first["train_size"])
+    every = len({(*place_of(r)[:2], first["dataset"] and r["dataset"], r["train_size"]) for r in rows})
+    where += f" (the first of {every} in the table)" if every > 1 else ""
     said = [_brings(place, effect) for effect in (RANK, PARAMETERS, CONTRAST)]
     text = f"On {where}, {'; '.join(filter(None, said))}."
     if any(r["verdict"] == NOT_KNOWN for r in place):
@@ -224,7 +231,8 @@ def _tested(rows: Sequence[Row]) -> str:
     if len(untested) == len(rows):
         return "Not tested: that takes two seeds or more, and a spread between them."
     said = f"Not distinguishable from zero: {named(silent)}" if silent else "All that are tested differ from zero"
-    said = f"{said} (paired over seeds, Holm-corrected, the choice of rates included)."
+    said += " (paired over seeds, the choice of rates included, Holm-corrected over all slopes of the table: a family "
+    said += "apart from the comparisons, whose verdicts may differ)."
     return f"{said} Not tested, for want of a spread between seeds: {named(untested)}." if untested else said
 
 
@@ -242,7 +250,7 @@ def _listed(rows: Sequence[Row], what: str, most: int = 3) -> str:
         return _range(rows)
 
     def where(r: Row) -> str:
-        on = f" on {place_text(r['dataset'], r['train_size'])}" if _DATASETS in what else ""
+        on = f" on {place_text(r['dataset'], r['train_size'])}" if _DATASETS in what or _SIZES in what else ""
         return on + (f" with {r['model']}" if _MODELS in what else "")
 
     return "; ".join(f"{r['reference']}{where(r)}: {interval_text(r)}" for r in rows)
@@ -250,9 +258,9 @@ def _listed(rows: Sequence[Row], what: str, most: int = 3) -> str:
 
 def _places(rows: Sequence[Row]) -> str:
     """What the rows are of."""
-    found = "budgets"
-    found += _DATASETS if len({(r["dataset"], r["train_size"]) for r in rows}) > 1 else ""
-    return found + (_MODELS if len({r["model"] for r in rows}) > 1 else "")
+    kinds = {_DATASETS: "dataset", _SIZES: "train_size", _MODELS: "model"}
+    *most, last = "budgets", *(name for name, column in kinds.items() if len({r[column] for r in rows}) > 1)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _range(rows: Sequence[Row]) -> str:
@@ -272,13 +280,10 @@ def _power(rows: Sequence[Row]) -> str:
 def _overall(rows: Sequence[Row], budgets: int) -> str:
     if not rows:
         return ""
+    row, over = rows[0], _averaged(rows, budgets)
     if len(rows) > 1:
-        said = ", ".join(f"{v} at {n}" for v in SAID if (n := sum(r["verdict"] == v for r in rows))) or "not testable"
-        return f"; averaged over budgets, at {len(rows)} sizes, models or sweeps: {said} ({_range(rows)})"
-    row = rows[0]
-    where = "budgets" if row["n_budgets"] in (budgets, None) else f"{row['n_budgets']} of the {budgets} budgets"
-    where += "" if row["dataset"] is not None else f" and {row['n_datasets']} data sets"
-    text = f"; averaged over {where} the difference is {interval_text(row)}: {row['verdict']}"
+        return f"; averaged over {over}, at {len(rows)} sizes, models or sweeps: {_verdicts(rows)} ({_range(rows)})"
+    text = f"; averaged over {over} the difference is {interval_text(row)}: {row['verdict']}"
     if row["verdict"] == "equivalent":
         text += f", within {percent(row['margin'])} points"
     if row["verdict"] == "not distinguishable" and row.get("detectable") is not None:
@@ -286,8 +291,29 @@ def _overall(rows: Sequence[Row], budgets: int) -> str:
     return text
 
 
+def _averaged(rows: Sequence[Row], budgets: int) -> str:
+    """What means are over, of all `budgets` or some."""
+    some = {r["n_budgets"] for r in rows} - {budgets, None}
+    over = ["budgets" if not some else f"{_span(some)} of the {budgets} budgets"] if budgets > 1 else []
+    sets = {r["n_datasets"] for r in rows if r["dataset"] is None}
+    return " and ".join([*over, *([f"{_span(sets)} data sets"] if sets else [])])
+
+
+def _span(counts: Collection[int]) -> str:
+    return " to ".join(str(end(counts)) for end in (min, max)[: len(counts)])
+
+
+def _verdicts(rows: Sequence[Row]) -> str:
+    """How many rows have each verdict."""
+    found = {v: [r for r in rows if r["verdict"] == v] for v in (*SAID, "not testable", NOT_KNOWN)}
+    within = "".join(f" (within {percent(r['margin'])} points)" for r in found["equivalent"][:1])
+    return ", ".join(f"{v}{within * (v == 'equivalent')} at {len(mine)}" for v, mine in found.items() if mine)
+
+
 def _like_these(rows: Sequence[Row]) -> str:
     """The claim on data sets like those of the sweep, where their seeds let it be made."""
-    if len(rows) != 1 or rows[0]["low"] is None:
+    if all(r["low"] is None for r in rows):
         return ""
+    if len(rows) > 1:
+        return f"; for data sets like these: {_verdicts(rows)}"
     return f"; for data sets like these it is {interval_text(rows[0])}: {rows[0]['verdict']}"

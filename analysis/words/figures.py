@@ -277,8 +277,8 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     focus, base, (a, b) = asked.focus, asked.baseline, names_of(asked)
     both = [r for m, r in curves if m == focus and (base, r) in curves]
     parts = []
-    if both and focus is not None:
-        least = min(len(curves[m, r]) for m in (focus, base) for r in both)
+    least = min((len(curves[m, r]) for m in (focus, base) for r in both if m), default=0)
+    if focus is not None and least > 1:
         ahead = [sum(curves[focus, r][n] > curves[base, r][n] for r in both) for n in (1, least)]
         parts.append(
             f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
@@ -290,6 +290,8 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     parts.append(
         f"the last rate still brought more than half a point in {rising.total()} of {len(gains)} cells"
         f"{f' ({named})' if named else ''}"
+        if gains
+        else "no cell tried two learning rates"
     )
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}: a description of stage TUNE, nothing is tested."

@@ -10,11 +10,12 @@ from analysis.store.columns import limited
 from analysis.styles import style
 
 
-def parity_says(parity: Sequence[Row]) -> list[str]:
+def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
     """What was equal over the cells, and what was not: parameters, counts, tuning, rates, epochs.
 
     Args:
         parity: rows of the view of that name.
+        predicted: whether a solver predicted the counts; of imported results one number stands in both columns.
     """
     said = []
     budgeted = [r for r in parity if r["residual_fraction"] is not None]
@@ -28,12 +29,13 @@ def parity_says(parity: Sequence[Row]) -> list[str]:
     acting = [r for r in parity if r["dof"] is not None and r["count"]]
     if acting:
         least, most = (pick(acting, key=lambda r: r["dof"] / r["count"]) for pick in (min, max))
-        said.append(
-            f"What acts: updates have {_share(least)} ({style(least['method']).name} at {least['reference']}) to "
-            f"{_share(most)} % ({style(most['method']).name} at {most['reference']}) as many degrees of freedom as "
-            "there are parameters."
-        )
-    built = [r for r in parity if r["count_holds"] is not None and r["count"] is not None]
+        ends = [
+            f"{_share(r)}{unit} ({style(r['method']).name} at {r['reference']})"
+            for r, unit in ((least, ""), (most, " %"))
+        ]
+        shares = " to ".join(ends) if _share(least) != _share(most) else f"{_share(least)} %"
+        said.append(f"What acts: updates have {shares} as many degrees of freedom as there are parameters.")
+    built = [r for r in parity if predicted and r["count_holds"] is not None and r["count"] is not None]
     wrong = [r for r in built if not r["count_holds"]]
     if wrong:
         said.append(
@@ -45,10 +47,12 @@ def parity_says(parity: Sequence[Row]) -> list[str]:
     said += tuning_says(tuned)
     widths = sorted({round(r["decades"], 2) for r in tuned if r["decades"] is not None})
     if widths:
-        said.append(f"Rates: the ranges are {_equal(widths, '{} decades wide for every method', '{} decades wide')}.")
+        wide = f"{{}} decade{'s' * (widths != [1])} wide"
+        said.append(f"Rates: the ranges are {_equal(widths, f'{wide} for every method', wide)}.")
     epochs = sorted({r["epochs"] for r in tuned if r["epochs"] is not None})
     if epochs:
-        trained = _equal(epochs, "every confirmed run trained {} epochs", "runs trained {} epochs")
+        trained = f"trained {{}} epoch{'s' * (epochs != [1])}"
+        trained = _equal(epochs, f"every confirmed run {trained}", f"runs {trained}")
         said.append(f"Data and steps: {trained}.")
     if compared := sorted({r["negatives"] for r in parity if r["negatives"] is not None}):
         equal = _equal(compared, "every image is compared with {}, itself among them", "images are compared with {}")
@@ -100,10 +104,12 @@ def tuning_says(rows: Sequence[Row]) -> list[str]:
         if not mine:
             continue
         each = {r[given] for r in mine}
-        equal = f"{'every tuned cell was' if len(each) == 1 else 'cells were'} given {_span(each)} {unit}"
+        what = unit.removesuffix("s") if each == {1} else unit
+        equal = f"{'every tuned cell was' if len(each) == 1 else 'cells were'} given {_span(each)} {what}"
         spent, full = _span(r[used] or 0 for r in mine), _span(r["tune_full_length"] for r in mine)
         if mine is counted:
             tail = f"{full} of them finished at full length"
+            tail += "; points past an edge came on top" if any(r["widened"] for r in mine) else ""
         else:
             tail = (
                 f"in {_span(r['allowance_used'] for r in mine)} trials, {full} of them finished at full length; points "
@@ -124,7 +130,7 @@ def looks_says(found: Iterable[Looks]) -> list[str]:
                 f"scores of {' and then '.join(map(str, earlier))} seeds were there to be seen before there were {now}"
             )
         else:
-            text = f"one, at {now} seeds"
+            text = f"one, at {now} seed{'s' * (now != 1)}"
         said.append(f"Looks: {text}; {most}, and tests of this look are made at {level_text(each.level)}.")
         if each.margins:
             said.append(f"The margin of equivalence was changed {each.margins} time(s) after test scores were there.")

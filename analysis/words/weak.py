@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -10,7 +11,7 @@ from scipy import stats
 
 from analysis.format import Row, percent, points
 from analysis.statistics.inference import LEVEL
-from analysis.styles import place_text, style
+from analysis.styles import place_text, size_key, size_text, style
 
 FEW_EXAMPLES = 200
 """Below it one example moves a score by more than half a point."""
@@ -72,9 +73,16 @@ def absent_data(cells: Iterable[Row]) -> list[str]:
 def _few_examples(rows: Sequence[Row], trained: Sequence[Row], *, several: bool) -> Iterator[str]:
     """Validation and test splits so small that one example counts much; each once, whatever trains on it."""
     for part, column, mine in (("validation", "val_examples", trained), ("test", "test_examples", rows)):
-        found = {(r["dataset"], n) for r in mine if (n := r.get(column)) and n < FEW_EXAMPLES}
-        for dataset, n in sorted(found):
+        found: dict[tuple[str, int], set[str]] = {}
+        for r in mine:
+            if n := r.get(column):
+                found.setdefault((r["dataset"], n), set()).add(r["train_size"])
+        unlike = Counter(dataset for dataset, _ in found)
+        for (dataset, n), sizes in sorted(found.items(), key=lambda item: item[0]):
+            if n >= FEW_EXAMPLES:
+                continue
             of = f" of {_short(dataset)}" if several else ""
+            of += f" at {' and '.join(map(size_text, sorted(sizes, key=size_key)))}" if unlike[dataset] > 1 else ""
             yield f"{part}{of} has {n} example{'s' * (n > 1)}: one is {percent(1 / n)} % of them"
 
 

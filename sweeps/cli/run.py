@@ -103,8 +103,9 @@ def run(
     again = command(spec, given, {"--available": available, "--retry-failed": retry_failed})
     with nothing_if_refused(loaded.folder):
         if location is not None:  # what is there says which data its trials saw
-            check_there(location, loaded.identity())
-            restore(loaded.folder, location)
+            with FolderLock(loaded.folder.absolute()):  # another start may be fetching, or past that
+                check_there(location, loaded.identity())
+                restore(loaded.folder, location)
         check_inputs(planned)
         for line in (*fewer_words(planned.feasible), *([] if address else precision_words(planned))):
             err.print(line, style="yellow")
@@ -215,8 +216,8 @@ def _print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path])
     for label in summary.stuck:
         err.print(f"no learning rate of {label} finished: nothing to confirm", style="red")
     if failed:
-        last = {row["trial_id"]: row for row in store.table("trials").to_pylist()}
-        reasons = Counter(row["reason"] for row in last.values() if row["status"] == "failed")
+        last = store.table("last_attempts").to_pylist()
+        reasons = Counter(row["reason"] for row in last if row["status"] == "failed")
         for reason, count in reasons.most_common(3):
             err.print(f"{count} trial(s) failed: {reason}", style="red")
         err.print("failed trials are tried again by `sweeps run ... --retry-failed`")

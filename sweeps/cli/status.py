@@ -87,7 +87,7 @@ def progress_of(store: Store) -> dict[str, Any]:
     coverage = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
     rows = store.table("trials").to_pylist()
     again = _retried(events) if running else frozenset()
-    trials = {row["trial_id"]: row for row in rows}  # the last attempt wins
+    trials = {row["trial_id"]: row for row in store.table("last_attempts").to_pylist()}
     failed = Counter((r["cell_id"], r["stage"]) for name in again if (r := trials.pop(name, None)) is not None)
     named = {c["cell_id"] for c in cells}
     states = Counter(row["status"] for row in trials.values() if row["cell_id"] in named)

@@ -72,7 +72,7 @@ def look(token: str, needs: Needs) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "package": package,
-        "sees": Path(token).exists(),
+        "sees": os.access(token, os.F_OK),  # False too where its folder may not be entered
         "lacks": tuple(needs.lacking()),
     }
 

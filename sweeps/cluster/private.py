@@ -42,7 +42,8 @@ def room() -> tuple[str, int]:
 def make_folder() -> Path:
     """A new folder that only its owner may enter, with a token of its own in it, where Ray puts its files.
 
-    That is in RAY_TMPDIR, TMPDIR or /tmp; in /tmp too where the path of the first would be too long for Ray's sockets.
+    That is in RAY_TMPDIR, TMPDIR or /tmp; in /tmp too where the path of the first would be too long for Ray's sockets,
+    or it can't be written.
 
     Raises:
         ResourceError: no place is writable and has a path that is short enough.
@@ -54,15 +55,18 @@ def make_folder() -> Path:
         if over > 0:
             tried.append(f"{place} is {over} bytes too long for Ray's sockets")
             continue
+        folder: Path | None = None
         try:
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+            token_of(folder).touch(0o600)
+            token_of(folder).write_text(secrets.token_hex(32), encoding="ascii")
         except OSError as error:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             tried.append(f"{place}: {error.strerror}")
             continue
         if tried:
             logging.getLogger("sweeps").warning("Ray's files go to %s: %s", place, tried[0])
-        token_of(folder).touch(0o600)
-        token_of(folder).write_text(secrets.token_hex(32), encoding="ascii")
         return folder
     rule = f"Ray's files can go nowhere ({'; '.join(tried)})"
     raise ResourceError([Problem("RAY_TMPDIR", asked, rule, "a short, writable folder")])

@@ -158,16 +158,20 @@ class Session:
     def look(self) -> str | None:
         """Look after Ray's own processes; returns `lost`."""
         if self.lost is None and not self._over.is_set() and self._store is not None:
-            died = [f"{name} (process {p.pid})" for name, p in self._own.items() if not runs(p)]
-            if died:
-                self.lost = f"Ray's {' and '.join(died)} died"
-                return self.lost
-            with suppress(OSError):
-                _knock(self._store)
-                self._heard = time.monotonic()
-            if time.monotonic() - self._heard > self._patience:
-                self.lost = f"Ray's control store at {self._store} takes no connections any more"
+            found = self._missing(self._store)
+            if found and not self._over.is_set():  # else `__exit__` has ended them meanwhile
+                self.lost = found
         return self.lost
+
+    def _missing(self, store: str) -> str | None:
+        died = [f"{name} (process {p.pid})" for name, p in self._own.items() if not runs(p)]
+        if died:
+            return f"Ray's {' and '.join(died)} died"
+        with suppress(OSError):
+            _knock(store)
+            self._heard = time.monotonic()
+        quiet = time.monotonic() - self._heard > self._patience
+        return f"Ray's control store at {store} takes no connections any more" if quiet else None
 
     @contextmanager
     def minded(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from analysis.format import Row
 from analysis.tables.console import safe_console
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
+from sweeps.cluster.signals import signals
 from sweeps.errors import Problem, reason
 from sweeps.spec.paths import anchored
 from sweeps.watch.displays import Silent
@@ -43,7 +44,7 @@ def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool =
     """
 
     def execute(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
-        with Session(address, Silent().note) as session:
+        with Session(address, Silent().note) as session, signals(None), session.minded():
             session.connect()
             if address is not None:
                 from sweeps.cluster.nodes import check_nodes

@@ -68,7 +68,7 @@ def config_of(store: Store, trial_id: str) -> TrialConfig:
 
 
 def _by_id(store: Store, trial: str, kept: set[str]) -> Row:
-    rows: dict[str, Row] = {r["trial_id"]: r for r in store.table("trials").to_pylist()}
+    rows: dict[str, Row] = {r["trial_id"]: r for r in store.table("last_attempts").to_pylist()}
     found = [i for i in rows if i.startswith(trial)]
     if not trial or len(found) != 1:
         rule = f"matches {len(found)} trials; one is needed" if trial and found else "no such trial"

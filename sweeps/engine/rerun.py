@@ -39,6 +39,7 @@ def again(folder: Path, trial: str) -> Again:
     """
     import torch
 
+    from sweeps.lanes.memory import MicroBatch
     from trainables.training.worker import run_trial
 
     store = open_store(folder)
@@ -53,7 +54,10 @@ def again(folder: Path, trial: str) -> Again:
     torch.set_num_threads(cpus)  # as its worker had: sums depend on it
     try:
         with tempfile.TemporaryDirectory() as place:
-            *_, last = run_trial(config, warm={}, directory=Path(place), micro_batch_size=row["micro_batch_size"])
+            micro: int | None = row["micro_batch_size"]
+            if config.contrastive or micro == MicroBatch(Path(place), config.model_dump(), 1).asked:
+                micro = None  # memory did not run out, and the sweep asked for none either
+            *_, last = run_trial(config, warm={}, directory=Path(place), micro_batch_size=micro)
     finally:
         torch.set_num_threads(before)
     now = last["result"]

@@ -125,6 +125,7 @@ def run(
     if location is not None:
         check_there(location, identity)
     with nothing_if_refused(folder), FolderLock(folder):
+        check_identity(folder, identity)  # another sweep may have come and gone meanwhile
         if location is not None:
             restore(folder, location)
         if trial == TRIAL:

@@ -273,11 +273,12 @@ class Broker:
     async def _watch(self) -> None:
         """End the workers of trials that have been silent for too long, as long as there are leases."""
         while timeouts := [lease.timeout for lease in self._leases.values() if lease.timeout is not None]:
-            await asyncio.sleep(min(1.0, min(timeouts) / 4))
-            now = time.monotonic()
+            begun, pause = time.monotonic(), min(1.0, min(timeouts) / 4)
+            await asyncio.sleep(pause)
+            deaf = max(0.0, time.monotonic() - begun - pause)  # as this process stood still
             for lease in list(self._leases.values()):
-                silent = lease.timeout is not None and now - lease.heard > lease.timeout
-                if lease.state == "running" and silent:
+                lease.heard += deaf
+                if lease.silent:
                     await self._end(lease)
         self._watching = False
 

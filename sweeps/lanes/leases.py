@@ -62,7 +62,7 @@ class Lease:
     packed: int = 0
     """Trials that shared the base model when it was last started, this one among them."""
     unpacked: dict[str, Any] | None = None
-    """Why its pack was given up, if it was: `reason`, `cause` ("memory", "uneven", "refused", "death"), `packed`."""
+    """Why its pack was given up, if it was: `reason`, `cause` (memory, storage, uneven, refused or death), `packed`."""
 
     @property
     def alone(self) -> bool:
@@ -80,6 +80,11 @@ class Lease:
         return None if seconds is None else seconds * max(1, self.packed)
 
     @property
+    def silent(self) -> bool:
+        """Whether its worker has said nothing for too long."""
+        return self.state == "running" and self.timeout is not None and time.monotonic() - self.heard > self.timeout
+
+    @property
     def attempts(self) -> int:
         return int(self.order.get("attempts", MAX_ATTEMPTS))
 
@@ -91,12 +96,16 @@ class Lease:
 
     @property
     def so_far(self) -> dict[str, Any]:
-        """Where the trial ran, until when and how long: what the broker saw, where its worker can't tell."""
+        """Where the trial ran, until when and how long: what the broker saw, where its worker can't tell.
+
+        `worker`: name and machine, of a group those of its rank 0; its trouble may be another machine's.
+        """
         if not self.packed:
             return {}
         running = 0.0 if self.began is None else (time.monotonic() - self.began) / self.packed
         seconds, ended = self.spent + running, time.time()
-        return {**self.where, "started": ended - seconds, "ended": ended, "seconds_total": seconds}
+        known = {**self.where, "worker": (self.worker, self.where.get("host", ""))}
+        return {**known, "started": ended - seconds, "ended": ended, "seconds_total": seconds}
 
     def lose(self) -> None:
         """Its worker was lost with its machine or its lane: the attempt does not count, up to `MAX_LOSSES` times.

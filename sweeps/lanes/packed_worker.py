@@ -12,7 +12,7 @@ import ray
 
 from sweeps.errors import reason
 from sweeps.lanes.memory import MicroBatch, end_if_lost, free_memory, out_of_memory
-from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder
+from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, storage_fault
 from trainables.config import TrialConfig, UnevenTrialsError
 
 Order = dict[str, Any]
@@ -30,14 +30,21 @@ def run_together(worker: Line, orders: Sequence[Order]) -> None:
         pack.run()
     except Exception as error:  # noqa: BLE001  # whoever is at fault raises it again by itself
         end_if_lost(error)
-        cause = "uneven" if isinstance(error, UnevenTrialsError) else "refused"
-        why = reason(error), "memory" if out_of_memory(error) else cause
+        why = reason(error), _cause(error, Path(orders[0]["directory"]))
         if not isinstance(error, FORESEEN):
             worker.warm.clear()  # nothing that such trials touched is trusted
     if why is not None:  # out of the handler: the exception's frames hold tensors
         free_memory()
         left = [order["key"] for place, order in enumerate(orders) if place in pack.open]
         worker.ask("unpack", left, *why)
+
+
+def _cause(error: Exception, directory: Path) -> str:
+    if out_of_memory(error):
+        return "memory"
+    if storage_fault(error, directory) is not None:
+        return "storage"
+    return "uneven" if isinstance(error, UnevenTrialsError) else "refused"
 
 
 class _Pack:

@@ -8,6 +8,7 @@ import importlib
 import os
 import platform
 import re
+import shutil
 import socket
 import time
 import traceback
@@ -122,8 +123,9 @@ def keep(order: dict[str, Any], directory: Path) -> None:
     if order["keep"] is not None and made.exists():
         kept = Path(order["keep"])
         kept.parent.mkdir(exist_ok=True)
-        if not kept.exists():
-            made.rename(kept)
+        if kept.exists():  # of an attempt that nobody heard end: the row will have this one's scores
+            shutil.rmtree(kept)
+        made.rename(kept)
 
 
 def storage_fault(error: BaseException | None, directory: Path) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         self._keys: dict[str, str] = {}
         self._issued = 0
         self._pruned: set[str] = set()
-        self._troubled: set[str] = set()  # hosts whose last trial met storage trouble
+        self._troubled: set[Any] = set()  # hosts, and (worker, host), whose last trial met storage trouble
         self._seconds: dict[str, dict[int, float]] = {}  # of the epochs reported, for trials that may be stopped
         self._packing = packing
         self._waiting: deque[str] = deque()  # keys of slots that are queued at the broker, and not yet with Tune
@@ -141,7 +142,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         epoch, score = int(result["epoch"]), result["score"]
         took = self._seconds.setdefault(key, {})
         took[epoch] = result["seconds"]
-        if score is None or not state.report(slot.cell_id, slot.trial_id, epoch, score):
+        if score is None or not math.isfinite(score) or not state.report(slot.cell_id, slot.trial_id, epoch, score):
             return False
         stop, cell = False, state.cells[slot.cell_id]
         if cell.prunable(slot) and epoch < slot.config["train"]["epochs"]:
@@ -170,15 +171,14 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         outcome = ray.get(self.broker.take.remote(key)) or {}
         if outcome.get("unpacked") is not None:
             self._packing.learn(slot.cell_id, outcome["unpacked"])
-        if outcome.get("storage") is not None:  # not the trial's fault: it is tried again
-            self._pruned.discard(key)
-            self.ledger.state.release(slot.cell_id, slot.trial_id)
-            self._trouble(outcome)
-            return
-        self._troubled.discard(outcome.get("host", ""))
+        storage = outcome.get("storage") is not None
+        if not storage:
+            self._troubled -= {outcome.get("host"), outcome.get("worker")}
         if key in self._pruned:
             self._pruned.remove(key)
             self.ledger.finish(slot, pruned(self.ledger.state, slot, outcome))
+        elif storage:  # not the trial's fault: it is tried again
+            self.ledger.state.release(slot.cell_id, slot.trial_id)
         elif outcome.get("state") in ("finished", "failed"):
             self.ledger.finish(slot, {"status": outcome["state"], **outcome})
         elif error and not self.interrupted:
@@ -188,6 +188,8 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
             if not self.interrupted:
                 self.dead = ray.get(self.broker.status.remote())["dead"]
                 self.interrupted = self.dead is not None
+        if storage:
+            self._trouble(outcome)
         self.changed()
 
     def _trouble(self, outcome: dict[str, Any]) -> None:
@@ -196,15 +198,15 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         Raises OSError: it fails the driver too, or all machines whose workers are there.
         """
         what = f"{outcome['reason']} (on host {outcome['host']})"
-        self._troubled.add(outcome["host"])
-        if set(ray.get(self.broker.status.remote())["workers"].values()) <= self._troubled:
+        self._troubled |= {outcome["host"], outcome.get("worker")}  # of a group's further machine the broker knows none
+        workers = ray.get(self.broker.status.remote())["workers"]
+        if all(host in self._troubled or (name, host) in self._troubled for name, host in workers.items()):
             raise OSError(outcome["storage"], what)
         try:
             self.ledger.journal.write({"ev": "trouble", "host": outcome["host"], "reason": outcome["reason"]})
         except OSError as error:
             raise OSError(outcome["storage"], what) from error
         logging.getLogger("sweeps").warning("storage trouble of one machine, whose trial goes elsewhere: %s", what)
-        self.changed()
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()  # Tune's snapshot is never read

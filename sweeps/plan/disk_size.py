@@ -39,7 +39,7 @@ def _cell_bytes(cell: Cell, plan: Plan) -> int:
         return 0
     trials = {
         "none": 0,
-        "best": 1,
+        "best": cell.confirm_seeds if plan.spec.protocol == "paper" else 1,  # no validation score tells the best
         "confirm": cell.confirm_seeds,
         "all": cell.tune_trials + cell.confirm_seeds,
     }[keep.adapters]

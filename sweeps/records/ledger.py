@@ -58,7 +58,9 @@ class Ledger:
     def finish(self, slot: Slot, outcome: dict[str, Any]) -> None:
         """A trial's outcome: its rows, and the cell's choice when that was its last TUNE trial."""
         cell = self.state.cells[slot.cell_id].cell
-        outcome = {**outcome, "attempt": outcome.get("attempt", 1) + self.earlier.get(slot.trial_id, 0)}
+        known = self.state.cells[slot.cell_id].rows.get(slot.trial_id, {})  # failed, and its next attempt was stopped
+        before = self.earlier.get(slot.trial_id) or known.get("attempt") or 0
+        outcome = {**outcome, "attempt": outcome.get("attempt", 1) + before}
         outcome["workers"] = self.state.spec.resources.workers
         row = finite(trial_row(self.name, cell, slot, outcome))
         event: dict[str, Any] = {

@@ -73,7 +73,8 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
 
 
 def _summed(events: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    return sum(float(e.get(name) or 0.0) for e in events) if events else None
+    known = [float(e[name]) for e in events if e.get(name) is not None]
+    return sum(known) if known else None
 
 
 def metric_rows(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> list[Row]:

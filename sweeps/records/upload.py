@@ -21,6 +21,7 @@ import pyarrow as pa
 from analysis.store import diagnostic_schemas
 from analysis.store.journal import JOURNAL
 from analysis.store.remote import FACTS, Location
+from analysis.store.tables import scan_parts
 from sweeps.errors import Problem, SpecError
 from sweeps.records.locks import IdentityError, refuse_other, stored_identity
 from trainables.errors import first_line
@@ -34,18 +35,27 @@ _META = ("adapter.json", "weights.json")
 
 
 def restore(folder: Path, location: Location) -> int:
-    """Fetch what is there into a results folder that has not begun; the number of files.
+    """Fetch what is there into a results folder that has not begun, else its damaged parts alone; the number of files.
 
-    A fetch that was cut off is gone on with.
+    A fetch that was cut off is gone on with. Whoever calls holds the folder.
 
     Raises:
         SpecError: no answer, or the folder has begun and lacks trials that are there.
     """
+    damaged = None
     if (folder / JOURNAL).exists():
         _refuse_behind(folder, location)
-        return 0
+        damaged = _damaged(folder)  # its journal may lack their rows: those from before it was fetched
     with _answering(location):
-        return location.fetch(folder)
+        return location.fetch(folder, damaged)
+
+
+def _damaged(folder: Path) -> set[str]:
+    """Names of parts that can't be read, or were set aside and not fetched since."""
+    bad = [part.path for table in TABLES for part in scan_parts(folder, table)[1]]
+    aside = (path.with_suffix("") for path in folder.glob("tables/*/part-*.parquet.damaged"))
+    bad += (path for path in aside if not path.exists())
+    return {path.relative_to(folder).as_posix() for path in bad}
 
 
 def check_there(location: Location, identity: Mapping[str, Any]) -> None:
@@ -112,7 +122,7 @@ class Upload:
         self.error: str | None = None
         self._over = threading.Event()
         self._facts: dict[str, str] = {}
-        self._adapters: set[str] = set()
+        self._adapters = self._kept()
         self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
 
     def start(self) -> None:
@@ -152,18 +162,18 @@ class Upload:
             if digest is not None and self._facts.get(name) != digest:
                 self.location.put(path, name)
                 self._facts[name] = digest
-        for table in TABLES:
-            for part in sorted((self.folder / "tables" / table).glob("part-*.parquet")):
+        parts = {t: sorted((self.folder / "tables" / t).glob("part-*.parquet")) for t in reversed(TABLES)}
+        for table in TABLES:  # listed the other way round, for the driver seals meanwhile
+            for part in parts[table]:
                 name = f"tables/{table}/{part.name}"
                 if name not in there:
                     self.location.put(part, name)
         self._sync_adapters(there)
 
     def _sync_adapters(self, there: Mapping[str, int]) -> None:
-        root = self.folder / "adapters"
-        kept = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
+        kept = self._kept()
         for trial in sorted(kept):
-            files = [path for path in (root / trial).rglob("*") if path.is_file()]
+            files = [path for path in (self.folder / "adapters" / trial).rglob("*") if path.is_file()]
             for path in sorted(files, key=lambda p: (p.name in _META, p.name)):
                 name = path.relative_to(self.folder).as_posix()
                 if name not in there:
@@ -171,3 +181,6 @@ class Upload:
         for trial in self._adapters - kept:  # only the best of a cell stays
             self.location.remove(f"adapters/{trial}")
         self._adapters = kept
+
+    def _kept(self) -> set[str]:
+        return {path.name for path in self.folder.glob("adapters/*") if path.is_dir()}

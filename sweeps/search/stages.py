@@ -276,10 +276,12 @@ class CellState:
         for rate in candidates:
             # dict: with every seed held fixed a re-run is its rate's own trial
             trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.point == rate.point)])
-            done = [row for t in trials if (row := self.rows[t])["status"] == "finished"]
+            done = [
+                row for t in trials if (row := self.rows[t])["status"] == "finished" and row["val_score"] is not None
+            ]
             mean = statistics.fmean(row["val_score"] for row in done)
             key = self.effort.rank_key(rate, mean, [row.get("train_loss") for row in done])
-            found.append(((len(trials) - len(done), *key), mean, rate))  # a rate that fails on a seed loses
+            found.append(((len(trials) - len(done), *key), mean, rate))  # a rate without a score on a seed loses
         _, mean, chosen = min(found, key=lambda each: each[0])
         points = [s for s in self._points().values() if s is not None]
         n_trials = len({s.trial_id for s in [*points, *reruns]})

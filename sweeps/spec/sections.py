@@ -232,7 +232,8 @@ class KeepSection(_Section):
     """`[keep]`: which trained weights stay on disk. `full`: full fine-tuning's of the first seed, for diagnostics."""
 
     adapters: Literal["none", "best", "confirm", "all"] = "none"
-    """Adapters to keep: of each cell's best CONFIRM trial by validation, of all of them, of every trial."""
+    """Adapters to keep: of each cell's best CONFIRM trial by validation (all, where `protocol = "paper"` has no such
+    score), of all of them, of every trial."""
     full: bool = False
     """Full fine-tuning's weights too, of the first CONFIRM seed."""
 

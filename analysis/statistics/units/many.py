@@ -112,15 +112,16 @@ def wilcoxon(store: Store) -> pa.Table:
     Exact where no two differences tie. It takes data sets for independent samples of data sets like them.
     """
     rows: list[Row] = []
-    medians: list[float] = []
+    leads: list[float] = []  # sums of signed ranks: a median may be 0 where these are not
     for named, methods in _blocks(store):
         for a, b in combinations(methods, 2):
             apart = [float(x.mean() - y.mean()) for x, y in zip(methods[a], methods[b], strict=True)]
             apart = [round(v, 12) for v in apart]  # means end in rounding
             p = float(stats.wilcoxon(apart).pvalue) if any(apart) else 1.0
-            medians.append(float(np.median(apart)))
-            row = {"method": a, "other": b, "datasets": len(apart), "difference": medians[-1], "p": p}
+            unlike = np.array([v for v in apart if v])
+            leads.append(float(np.sign(unlike) @ stats.rankdata(np.abs(unlike))))
+            row = {"method": a, "other": b, "datasets": len(apart), "difference": float(np.median(apart)), "p": p}
             rows.append(named | row)
-    for row, median, adjusted in zip(rows, medians, holm_at(level(store), [r["p"] for r in rows]), strict=True):
-        row |= {"p_holm": adjusted, "verdict": verdict(median, adjusted)}
+    for row, lead, adjusted in zip(rows, leads, holm_at(level(store), [r["p"] for r in rows]), strict=True):
+        row |= {"p_holm": adjusted, "verdict": verdict(lead, adjusted)}
     return pa.Table.from_pylist(rows, schema=WILCOXON)

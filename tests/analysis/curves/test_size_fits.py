@@ -17,6 +17,7 @@ from analysis.figures import pictures
 from analysis.figures.fits import draw_sizes
 from analysis.report import tables as report_tables
 from analysis.statistics.scaling import curve
+from analysis.store.tables import write_part
 from tests.analysis.synthetic import make_results
 
 PLAN = {"randlora": ("lora-1", "lora-4"), "lora": ("lora-1", "lora-4"), "full": (None,), "zero-shot": (None,)}
@@ -128,3 +129,30 @@ def test_the_interval_of_few_seeds_is_a_bar_and_no_axis_follows_it() -> None:
     enough = [r | {"n": 5} for r in rows]
     axes = draw_sizes(pa.Table.from_pylist(enough, schema=SIZE_TABLE)).axes[0]
     assert [type(drawn).__name__ for drawn in axes.collections] == ["FillBetweenPolyCollection"]
+
+
+def test_an_epoch_that_repeats_its_images_counts_each_once(shots: Store, tmp_path: Path) -> None:
+    """`min_batches_per_epoch` makes epochs of all small subsets equally long: sizes stood at one number."""
+    cells, trials = (shots.table(name).to_pylist() for name in ("cells", "trials"))
+    at = dict(zip(SIZES, EXAMPLES, strict=True))
+    for r in trials:
+        r |= {"train_examples": int(at[r["train_size"]]), "samples": max(1280, r["samples"] or 0) * (r["epochs"] or 0)}
+    (tmp_path / "tables").mkdir()
+    write_part(tmp_path, "cells", cells)
+    write_part(tmp_path, "trials", trials)
+    store = open_store(tmp_path)
+    assert {tuple(one.curve.x) for one in curves(store, IMAGES).values()} == {tuple(EXAMPLES)}
+    assert {r["images"] for r in size_curves(store).to_pylist()} == set(EXAMPLES)
+
+
+def test_two_budgets_of_one_count_are_two_lines() -> None:
+    """A method off its budgets may have one size at several: its points were joined to and fro."""
+    cell = {"sweep": "s", "model": "m", "dataset": "d", "method": "vera", "adapter_params": 100, "n": 5}
+    rows = [
+        cell | {"reference": b, "train_size": s, "position": i, "images": 10.0 * 2**i, "mean": 0.5 + 0.1 * i + up}
+        for b, up in (("lora-4", 0.0), ("lora-16", 0.01))
+        for i, s in enumerate(("1-shot", "2-shot"))
+    ]
+    axes = draw_sizes(pa.Table.from_pylist(rows, schema=SIZE_TABLE)).axes[0]
+    lines = [line.get_xdata().tolist() for line in axes.lines if len(line.get_xdata()) > 1]
+    assert lines == [[10.0, 20.0]] * 2

@@ -44,6 +44,7 @@ def test_a_row_for_every_difference_and_mean(tmp_path: Path) -> None:
     [strip] = [p for p in axes.patches if p.get_gid() == f"0:{MARGIN}"]
     assert (strip.get_x(), strip.get_width()) == pytest.approx((-1.0, 2.0))
     assert any(tip.startswith("RandLoRA at all budgets on 2 data sets: +") for tip in picture.figure.tips.values())
+    assert sum(", 2 data sets; " in tip for tip in picture.figure.tips.values()) == 1  # not pairs
 
 
 def test_a_mean_over_some_budgets_says_how_many(tmp_path: Path) -> None:

@@ -115,3 +115,20 @@ def test_a_training_size_in_words_comes_last(tmp_path: Path) -> None:
     file.write_text("method,score,train_size\nlora,0.5,few-shot\nlora,0.6,1.0\nlora,0.6,16-shot\n")
     import_csv(tmp_path / "to", [file])
     assert [place[3] for place in places(curve(open_store(tmp_path / "to")))] == ["16-shot", "1.0", "few-shot"]
+
+
+def test_one_size_is_one_place_however_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("method,score,train_size\nlora,0.5,1\nvera,0.6,\nnola,0.7,1.00\ndora,0.8,.1\n")
+    sizes = open_store(import_csv(tmp_path / "to", [file])).table("scaling")["train_size"].to_pylist()
+    assert sorted(sizes) == ["0.1", "1.0", "1.0", "1.0"]
+    file.write_text("method,score,train_size\nlora,0.5,1\nlora,0.6,1.0\n")
+    with pytest.raises(StoreError, match="line 3: the same cell as line 2"):
+        import_csv(tmp_path / "twins", [file])
+
+
+def test_tables_imported_together_are_named_once(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.csv" for name in "ab"]
+    for file in files:
+        file.write_text("method,score\nlora,0.5\n")
+    assert open_store(import_csv(tmp_path / "to", files)).names == ("a", "b")

@@ -27,6 +27,16 @@ def test_letters_are_shared_exactly_by_what_is_not_told_apart(seed: int) -> None
         assert bool(set(letters[i]) & set(letters[j])) == ((i, j) not in apart)
 
 
+@pytest.mark.parametrize("n", [27, 37, 60])
+def test_more_groups_than_letters_share_none_by_their_names(n: int) -> None:
+    """Beyond z the 27th was 'aa', glued to others' names: it shared an 'a' with the best, from which it is apart."""
+    apart = {(i, j) for i, j in combinations(range(n), 2) if j - i > 1}
+    letters = letter_groups(n, apart)
+    assert letters[0] == "a" and letters[1] == "ab"
+    for i, j in combinations(range(n), 2):
+        assert bool(set(letters[i]) & set(letters[j])) == ((i, j) not in apart)
+
+
 def test_groups_of_a_sweep(tmp_path: Path) -> None:
     store = open_store(make_results(tmp_path / "clear", seeds=8, noise=0.003))
     table = groups(store).to_pylist()

@@ -20,7 +20,7 @@ from analysis.statistics.inference import LEVEL
 from analysis.statistics.looks import Looks, level, looks
 from analysis.statistics.scaling import comparisons
 from analysis.statistics.units.many import wilcoxon
-from analysis.words.conclusions import conclude
+from analysis.words.conclusions import conclude, conclude_gap
 from analysis.words.decisions import would_change
 from analysis.words.figures import conclude_ranks
 from analysis.words.parity import looks_says
@@ -173,5 +173,11 @@ def test_a_conclusion_is_preliminary_while_seeds_are_to_come(tmp_path: Path, res
     begin = "" if rest else "Preliminary, 3 of 5 seeds: "
     assert said.startswith(f"{begin}At equal trainable parameters RandLoRA scores higher")
     assert ("Preliminary" in said) is not bool(rest)
+    for short in ("randlora", "lora"):  # the sentence on full fine-tuning is on both
+        mine = cells | {("full", None, "d"): dict(enumerate((0.8, 0.81, 0.79, 0.8, 0.82)))}
+        mine |= {(m, "lora-1", "d"): dict(enumerate(scores[m])) for m in ("lora", "randlora")}
+        mine[short, "lora-1", "d"] = {**dict(enumerate(scores[short][:3])), **rest}
+        gaps = comparisons(open_store(odd_results(tmp_path / f"gap-{short}", mine, seeds=5)), baseline="full")
+        assert str(conclude_gap(gaps)).startswith(f"{begin}Against full fine-tuning")
     (taken,) = decisions(early).to_pylist()  # of all methods
     assert would_change(taken).startswith("Preliminary, 1 of 5 seeds: RandLoRA and VeRA: ")

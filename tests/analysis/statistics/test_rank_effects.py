@@ -189,6 +189,10 @@ def test_the_sentence_says_what_was_tested(tmp_path: Path) -> None:
     assert "rank at equal parameters brings, in points, 0.0 [−2.5, +2.5] over all methods;" in says
     assert "Not distinguishable from zero: rank, rank less parameters (" in says
     assert says.endswith("Not tested, for want of a spread between seeds: parameters.")
+    assert "over all slopes of the table: a family apart from the comparisons" in says
+    rows = effects(made(tmp_path / "sizes", FAMILY)).to_pylist()
+    several = conclude_rank_effects([r | {"train_size": size} for size in ("4-shot", "1.0") for r in rows])
+    assert several.startswith("On some, 4-shot (the first of 2 in the table), doubling")
 
 
 def test_the_figure_and_the_table_are_in_the_report(tmp_path: Path) -> None:

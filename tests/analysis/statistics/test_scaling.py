@@ -258,10 +258,24 @@ def test_sentences_are_no_stronger_than_the_verdicts() -> None:
     )
     two = conclusions.conclude(pa.Table.from_pylist([*table, *whole], schema=scaling.COMPARISONS))
     assert "averaged over budgets, at 2 sizes, models or sweeps: higher at 2 (+2.0 to +3.0 points)" in two
+    like = [r | {"test": OVER_DATASETS, "verdict": same} for r in whole]
+    sets = [r | {"dataset": None, "n_datasets": 3, "n_budgets": 2, "margin": 0.01} for r in (*whole, *like)]
+    sets[0]["verdict"] = "equivalent"
+    many = conclusions.conclude(pa.Table.from_pylist([*table, *sets], schema=scaling.COMPARISONS))
+    assert (
+        "averaged over budgets and 3 data sets, at 2 sizes, models or sweeps: higher at 1, equivalent (within " in many
+    )
+    assert "for data sets like these: not distinguishable at 2" in many
     small = conclusions.conclude(fake((0.02, "higher"), (0.001, "equivalent"), (0.0, same), margin=0.01))
     assert (
         ", and is equivalent to it, within 1.0 points, at 1, and is not distinguishable from it at the other 1" in small
     )
+    part = conclusions.conclude(fake((0.02, "higher"), (0.0, same), (0.0, "not testable")))
+    assert "not distinguishable from it at 1; at 1 nothing can be tested" in part  # not "the other 1"
+    sizes = [r | {"train_size": s} for s in ("4-shot", "1.0") for r in fake((0.02, "higher")).to_pylist()]
+    sizes[0]["verdict"] = same
+    at = conclusions.conclude(pa.Table.from_pylist(sizes, schema=scaling.COMPARISONS))
+    assert "higher than LoRA at 1 of 2 budgets and sizes (lora-1 on d: +2.0 points" in at
     worse = conclusions.conclude(fake((-0.02, "lower"), (-0.03, "lower")))
     assert "lower than LoRA at all 2 budgets" in worse
     one = conclusions.conclude(fake((0.02, same)))

@@ -58,12 +58,16 @@ def test_kinds_of_devices_are_named() -> None:
 
 
 def test_the_table_shows_what_was_given_and_spent() -> None:
-    def shown(**cell: Any) -> dict[str, str]:
-        sheet = parity([parity_of(TIMES, **cell)])
-        return {c.head: c.text(parity_of(TIMES, **cell)) for c in sheet.columns}
+    def shown(times: Sequence[Row] = TIMES, **cell: Any) -> dict[str, str]:
+        sheet = parity([parity_of(times, **cell)])
+        return {c.head: c.text(parity_of(times, **cell)) for c in sheet.columns}
 
     assert shown()["tuning used / given"] == "6 / 3 (1 failed)"
     assert shown(allowance_samples=2400)["tuning used / given"] == "6 trials, 2,400 / 2,400 examples (1 failed)"
+    wider = [row | {"origin": "widened"} if k < 3 else row for k, row in enumerate(TIMES)]
+    assert shown(wider)["tuning used / given"] == "3 / 3 + 3 past the edge (1 failed)"
+    more = shown(wider, allowance_samples=1200)["tuning used / given"]
+    assert more == "3 trials + 3 past the edge, 2,400 / 1,200 examples (1 failed)"
 
 
 def test_sentences_say_whether_it_was_equal() -> None:

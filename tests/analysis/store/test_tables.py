@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -127,6 +129,27 @@ def test_a_damaged_part_is_named_and_can_be_set_aside(tmp_path: Path, harm: str)
     assert aside.exists()
     assert aside.name.endswith(".damaged")
     assert scan_parts(tmp_path, "trials")[1] == []
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ENOENT])
+def test_a_part_that_cannot_be_read_now_is_not_damaged(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [write_part(tmp_path, "trials", [row(name)]) for name in "ab"]
+    real = Path.open
+
+    def refuse(path: Path, *how: Any, **named: Any) -> Any:
+        if path == parts[1]:
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, *how, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    if code in (errno.EMFILE, errno.EACCES):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            scan_parts(tmp_path, "trials")
+    else:  # a disk that has lost it; a driver that set it aside meanwhile
+        table, damaged = scan_parts(tmp_path, "trials")
+        assert table.num_rows == 1 and len(damaged) == (code == errno.EIO)
 
 
 def test_older_parts_are_read_and_newer_ones_refused(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from analysis import open_store
+from analysis.imports.importing import import_published
 from analysis.report.facts import facts
+from analysis.report.page import render
+from analysis.statistics.looks import Looks
 from analysis.store.store import Store
 from analysis.store.tables import write_part
 from analysis.tables.console import conclusion
-from analysis.words.parity import devices_apart, parity_says
+from analysis.words.parity import devices_apart, looks_says, parity_says
 
 
 def moved(folder: Path, tmp_path: Path, method: str, **ran_on: str) -> Store:
@@ -59,3 +62,33 @@ def test_what_is_not_known_is_not_called_unequal(folder: Path, tmp_path: Path) -
     parity = [r | {"computed_on": None} for r in open_store(folder).table("parity").to_pylist()]
     assert devices_apart(parity) is None
     assert not [line for line in parity_says(parity) if line.startswith("Devices")]
+
+
+def test_imported_counts_were_predicted_by_none(tmp_path: Path) -> None:
+    store = open_store(import_published(tmp_path / "paper", ["fig1-clip"]))
+    assert not [line for line in facts(store)["parity_says"] if line.startswith("Counts")]
+    assert "0 tuning trials" not in render(store)
+
+
+def test_one_of_a_kind_is_no_plural_and_points_past_an_edge_are_said(store: Store) -> None:
+    rows = [r | {"epochs": 1, "decades": 1.0, "allowance": 1, "widened": 0} for r in store.table("parity").to_pylist()]
+    said = " ".join([*parity_says(rows), *looks_says([Looks((1,), 1)])])
+    for text in ("are 1 decade wide", "trained 1 epoch.", "given 1 trial;", "one, at 1 seed;"):
+        assert text in said
+    wider = " ".join(parity_says([r | {"widened": int(r["method"] == "lora")} for r in rows]))
+    assert "past an edge" not in said and "; points past an edge came on top." in wider
+
+
+def test_methods_and_budgets_of_infeasible_cells_are_not_counted(store: Store, tmp_path: Path) -> None:
+    cells = [
+        r | {"feasible": r["method"] != "vera" and r["reference"] != "lora-16"}
+        for r in store.table("cells").to_pylist()
+    ]
+    (tmp_path / "tables").mkdir()
+    write_part(tmp_path, "cells", cells)
+    (row,) = facts(open_store(tmp_path))["setting"]
+    left = [r for r in cells if r["feasible"]]
+    assert row["methods"] == len({r["method"] for r in left}) < len({r["method"] for r in cells})
+    assert (
+        row["budgets"] == len({r["reference"] for r in left} - {None}) < len({r["reference"] for r in cells} - {None})
+    )

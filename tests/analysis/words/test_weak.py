@@ -105,3 +105,14 @@ def test_under_tuned_cells_are_named_once_with_the_reason_and_marked(tmp_path: P
     (line,) = says(store)
     assert line.startswith("perhaps under-tuned: LoRA at lora-1 (few rates finished, one rate far above the others), ")
     assert line.endswith(" and 2 more")
+
+
+def test_splits_of_two_sizes_are_told_apart() -> None:
+    cell = {"dataset": "d", "method": "lora", "reference": "lora-1", "lr_centre": 1.0, "confirm_seeds": 5}
+    cells = [
+        cell | {"train_size": size, "val_examples": n} for size, n in (("1-shot", 10), ("4-shot", 40), ("1.0", 500))
+    ]
+    assert weak_evidence(cells) == [
+        "validation of d at 1-shot has 10 examples: one is 10.0 % of them",
+        "validation of d at 4-shot has 40 examples: one is 2.5 % of them",
+    ]

@@ -22,8 +22,9 @@ from sweeps.cluster.session import RayLostError, RayStartError
 from sweeps.engine import run as engine
 from sweeps.engine.drive import EngineError
 from sweeps.engine.run import RunSummary
+from sweeps.errors import Problem, SpecError
 from sweeps.plan.plan import Plan
-from sweeps.records.locks import FolderLock
+from sweeps.records.locks import FolderLock, holder
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
 
@@ -322,6 +323,16 @@ def test_a_second_driver_is_refused_before_anything_is_read(tmp_path: Path, monk
         assert (refused.exit_code, read) == (2, [])
         assert f"results = {str(folder)!r}: is being run by process {os.getpid()}" in refused.output.replace("\n", "")
         assert [path.name for path in folder.iterdir()] == ["lock.json"]
+
+
+def test_a_copy_is_fetched_by_one_start_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(folder: Path, _: object) -> int:
+        raise SpecError([Problem("held", str(holder(folder) is not None), "it says")])
+
+    monkeypatch.setattr("sweeps.records.upload.restore", fetch)
+    words = ("--output", str(tmp_path / "r"), "--upload", (tmp_path / "copy").as_uri(), "--quiet")
+    assert "held = 'True'" in sweeps("run", QUICKSTART, *words).output
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:

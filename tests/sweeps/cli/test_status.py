@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import pytest
 from analysis.report.facts import facts
 from analysis.store.left import to_come
 from analysis.store.store import open_store
-from analysis.store.tables import write_part
+from analysis.store.tables import part_paths, write_part
+from sweeps.cli.run import _print_results
 from sweeps.cli.status import pace, progress_of
 from sweeps.cli.watching.page import Page
+from sweeps.engine.kept import _by_id
 from sweeps.lanes.pool import Pool
 from sweeps.plan.estimate import _left
 from sweeps.plan.plan import Plan
@@ -151,6 +154,26 @@ def test_failed_trials_that_are_tried_again_are_to_come(tmp_path: Path) -> None:
     assert told[0]["trials"] - told[0]["finished"] == mended.finished
     after = progress_of(open_store(tmp_path))
     assert (after["retried"], after["phases"], after["trials"]) == ([], {"done": 2}, after["finished"])
+
+
+def test_the_last_attempt_counts_in_whatever_order_parts_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The part of a first attempt was damaged, and sealed again after the second's."""
+    folder, plan = tmp_path / "r", fake_plan(tmp_path / "r", (FakeCell("lora", options=(("fail_above", 1e-2),)),))
+    go_inline(plan)
+    (first,) = (r for r in open_store(folder).table("trials").to_pylist() if r["status"] == "failed")
+    mended = go_inline(plan, trial="tests.fakes:mended_trial", retry_failed=True)
+    part = part_paths(folder, "trials")[0]
+    part.write_bytes(part.read_bytes()[:-9])
+    assert go_inline(plan).damaged
+    store = open_store(folder)
+    assert [r["attempt"] for r in store.table("trials").to_pylist() if r["trial_id"] == first["trial_id"]] == [2, 1]
+    told = progress_of(store)
+    assert (told["failed"], told["failures"], told["finished"]) == (0, [], told["trials"])
+    assert _by_id(store, first["trial_id"], {first["trial_id"]})["status"] == "finished"
+    _print_results(folder, replace(mended, failed_before=1), {})
+    assert "trial(s) failed" not in capsys.readouterr().err
 
 
 def test_a_copy_without_a_journal_says_what_was_begun(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -24,6 +25,14 @@ def test_results_in_a_jobs_own_copy_are_refused() -> None:
     with pytest.raises(ResourceError, match=r"output = .*which Ray deletes.*--set output="):
         check_lasting(inside)
     check_lasting(Path("/shared/results/a"))
+
+
+def test_a_file_that_a_machine_may_not_look_at_is_one_that_it_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)  # root is refused nothing
+    assert nodes.look(f"{ROOT}/closed/seen", Needs())["sees"] is False
 
 
 def test_a_jobs_variables_are_not_set_twice(monkeypatch: pytest.MonkeyPatch) -> None:

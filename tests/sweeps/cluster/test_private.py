@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -135,6 +137,23 @@ def test_a_path_too_long_for_sockets_gives_way_to_a_short_one(
     monkeypatch.setattr(private, "_SOCKET_BYTES", 30)
     with pytest.raises(ResourceError, match=r"RAY_TMPDIR = .*go nowhere .*too long.*/tmp is \d+ bytes"):
         make_folder()
+
+
+def test_a_full_disk_gives_way_and_nothing_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_text
+
+    def full(path: Path, *given: Any, **named: Any) -> int:
+        if path.is_relative_to(tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *given, **named)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(private, "_SOCKET_BYTES", 400)  # pytest's folder is long
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    folder = make_folder()
+    assert folder.parent == Path("/tmp") and token_of(folder).read_text()
+    assert list(tmp_path.iterdir()) == []
+    private.clear(folder)
 
 
 def test_what_is_left_of_a_session_is_ended_with_its_folder(tmp_path: Path) -> None:

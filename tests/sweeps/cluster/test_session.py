@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -28,6 +29,26 @@ def test_workers_without_a_gpu_see_none(pool: object) -> None:
     variables = [there, there | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}]
     asked = [ray.remote(num_cpus=0, runtime_env={"env_vars": more})(seen).remote() for more in variables]
     assert ray.get(asked) == ["", "0"]
+
+
+@pytest.mark.parametrize("asked", ["runs", "_knock"])
+@pytest.mark.parametrize("over", [True, False])
+def test_what_ends_with_the_session_has_not_died(monkeypatch: pytest.MonkeyPatch, asked: str, over: bool) -> None:
+    """The session may end between a look's beginning and its answers."""
+    looked = Session()
+    looked._store, looked._heard = "127.0.0.1:1", -math.inf
+
+    def gone_by_now(_: object) -> bool:
+        if over:
+            looked._over.set()
+        if asked == "_knock":
+            raise ConnectionRefusedError
+        return False
+
+    if asked == "runs":
+        looked._own = {"raylet": psutil.Process()}
+    monkeypatch.setattr(session, asked, gone_by_now)
+    assert (looked.look() is None) == over
 
 
 def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

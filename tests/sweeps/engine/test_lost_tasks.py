@@ -1,8 +1,11 @@
-"""Diagnostic tasks that Ray loses; without Ray."""
+"""Diagnostic tasks that Ray loses, and a Ray that is lost under them; without Ray."""
 
 from __future__ import annotations
 
+import math
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +15,8 @@ import ray
 
 from analysis.diagnostics.units import Unit
 from sweeps.cli.main import _is_user_error
-from sweeps.engine.analyze import DiagnosticError, run_units
+from sweeps.cluster.session import EXIT_LOST, RayLostError, Session
+from sweeps.engine.analyze import DiagnosticError, ray_tasks, run_units
 
 
 class Task:
@@ -53,3 +57,20 @@ def test_a_task_that_ray_loses_is_named(
     words = str(caught.value)
     assert words.startswith(f"Ray lost the task of cka lora lora-4 dtd: {type(error).__name__}") and said in words
     assert _is_user_error(caught.value)  # no traceback
+
+
+def test_a_control_store_that_is_gone_ends_diagnostics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Session):
+        def connect(self) -> None:
+            self._store, self._heard = "127.0.0.1:1", -math.inf  # nothing listens there
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def waiting(*_: Any) -> Iterator[Any]:
+        threading.Event().wait(60)  # as for Ray's answer; it ends by a signal
+        yield from ()
+
+    monkeypatch.setattr("sweeps.engine.analyze.Session", Lost)
+    monkeypatch.setattr("sweeps.engine.analyze.run_units", waiting)
+    with pytest.raises(RayLostError, match=r"control store at .* takes no connections") as caught:
+        list(ray_tasks(progress=False)(tmp_path, []))
+    assert caught.value.exit_code == EXIT_LOST

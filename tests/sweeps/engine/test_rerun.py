@@ -32,13 +32,13 @@ TRIAL = TrialConfig.model_validate(
 )
 
 
-def folder(place: Path, score: float) -> Path:
-    row: dict[str, Any] = {"sweep": "s", "trial_id": TRIAL.trial_id, "cell_id": "c", "attempt": 1, "stage": "TUNE"}
-    row |= {"slot": 0, "method": TRIAL.method, "status": "finished", "val_score": score}
+def folder(place: Path, score: float, trial: TrialConfig = TRIAL, **more: Any) -> Path:
+    row: dict[str, Any] = {"sweep": "s", "trial_id": trial.trial_id, "cell_id": "c", "attempt": 1, "stage": "TUNE"}
+    row |= {"slot": 0, "method": trial.method, "status": "finished", "val_score": score, **more}
     (place / "tables").mkdir(parents=True)
     write_part(place, "trials", [row])
     lanes = [{"per_worker": {"CPU": 1.0}}]
-    ask = {"ev": "ask", "trial_id": TRIAL.trial_id, "config": TRIAL.model_dump(mode="json")}
+    ask = {"ev": "ask", "trial_id": trial.trial_id, "config": trial.model_dump(mode="json")}
     lines = [json.dumps({"ev": "sweep", "name": "s", "lanes": lanes}), json.dumps(ask)]
     (place / "journal.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return place
@@ -84,3 +84,31 @@ def test_a_trial_again_has_the_threads_of_its_own_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr("trainables.training.worker.run_trial", lambda *_, **__: [{"result": {"val_score": 0.5}}])
     assert sweeps("again", str(place), TRIAL.trial_id).exit_code == 0
     assert threads[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("adapt", "asked", "its", "given"),
+    [
+        ("vision", None, 4, None),
+        ("vision", 8, 4, None),
+        ("vision", 8, 2, 2),
+        ("both", 8, 4, None),
+        ("both", None, 2, None),
+    ],
+)
+def test_a_trial_again_has_smaller_micro_batches_only_where_memory_had_run_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapt: str, asked: int | None, its: int, given: int | None
+) -> None:
+    """The row has the smaller of batch and micro-batch; two workers that share a contrastive batch have half each."""
+    train = TRIAL.train.model_dump() | {"micro_batch_size": asked}
+    trial = TrialConfig.model_validate({**TRIAL.model_dump(), "adapt": adapt, "train": train})
+    told: list[int | None] = []
+
+    def run(*_: Any, micro_batch_size: int | None, **__: Any) -> list[dict[str, Any]]:
+        told.append(micro_batch_size)
+        return [{"result": {"val_score": 0.5}}]
+
+    monkeypatch.setattr("trainables.training.worker.run_trial", run)
+    place = folder(tmp_path, 0.5, trial, micro_batch_size=its)
+    assert sweeps("again", str(place), trial.trial_id).exit_code == 0
+    assert told == [given]

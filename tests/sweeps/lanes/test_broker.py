@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from sweeps.lanes.broker import Broker
-from sweeps.lanes.leases import KILLED_FOR_MEMORY, MAX_ATTEMPTS, MAX_LOSSES
+from sweeps.lanes.leases import MAX_ATTEMPTS, MAX_LOSSES
 from tests.sweeps.lanes.support import W0, W1, lease, run, started
 
 
@@ -104,7 +106,7 @@ def test_a_trial_that_is_submitted_or_taken_again_is_so_once() -> None:
         await broker.finish(W0, "t", "a", None, {"status": "finished"})
         both = await asyncio.gather(broker.take("a"), broker.take("a"))
         assert both[0] == both[1] == await broker.take("a")
-        assert both[0] is not None
+        assert both[0] is not None and both[0]["worker"] == (W0, "")
 
     run(scenario())
 
@@ -241,6 +243,34 @@ def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() 
     run(scenario())
 
 
+def test_what_a_broker_that_stood_still_did_not_hear_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks, killed = [0.0], [0], list[str]()
+
+    def monotonic() -> float:
+        looks[0] += 1
+        return now[0]
+
+    for module in ("broker", "leases"):
+        monkeypatch.setattr(f"sweeps.lanes.{module}.time", SimpleNamespace(monotonic=monotonic, time=time.time))
+
+    async def scenario() -> None:
+        broker = Broker(kill=killed.append)
+        await broker.hello(W0, "t", "handle")
+        await broker.submit("a", {"timeout": 0.04}, None)
+        await lease(broker, W0)
+        await asyncio.sleep(0)  # its watch has begun to wait
+        now[0] += 100.0
+        seen = looks[0]
+        while looks[0] < seen + 9:
+            await asyncio.sleep(0.001)
+        assert not killed
+        while not killed:
+            now[0] += 0.001
+            await asyncio.sleep(0.001)
+
+    run(scenario())
+
+
 def test_waiting_for_the_driver_is_not_silence() -> None:
     async def scenario() -> None:
         killed: list[str] = []
@@ -351,36 +381,6 @@ def test_a_trial_that_must_be_alone_is_so_when_its_lane_starts_again() -> None:
         assert await broker.next(W1, "2", 0.05) is None
         await broker.finish(W0, "2", "poison", None, {"status": "finished"})
         assert (await lease(broker, W1, "2"))["key"] == "good"
-
-    run(scenario())
-
-
-def test_ranks_that_leave_together_say_so_and_one_alone_does_not() -> None:
-    async def scenario() -> None:
-        broker = await started("a", "b")
-        await lease(broker, W0)
-        both = [asyncio.create_task(broker.together(W0, "t", "a", rank, 2, 1.0)) for rank in range(2)]
-        assert await asyncio.gather(*both) == [True, True]
-        await broker.finish(W0, "t", "a", None, {"status": "failed"})
-        await lease(broker, W0)
-        assert not await broker.together(W0, "t", "b", 1, 2, 0.05)
-
-    run(scenario())
-
-
-def test_a_group_out_of_memory_starts_again_with_less_and_the_attempt_does_not_count() -> None:
-    async def scenario() -> None:
-        broker = await started("a")
-        await lease(broker, W0)
-        await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
-        assert await broker.next(W0, "t", 0.05) is None
-        await broker.hello(W0, "new")
-        order = await lease(broker, W0, "new")
-        assert (order["attempt"], order["shrink"]) == (1, "OutOfMemoryError: 3 GiB")
-        await broker.died("lane0", {W0: "killed"}, memory=True)
-        await broker.hello(W0, "newer")
-        order = await lease(broker, W0, "newer")
-        assert (order["attempt"], order["shrink"]) == (2, KILLED_FOR_MEMORY)
 
     run(scenario())
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,15 +15,16 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from sweeps.lanes.packed_worker import run_together
 from sweeps.lanes.packs import Packing
-from sweeps.lanes.reports import Line, failed, make_folder, storage_fault
+from sweeps.lanes.reports import Line, failed, keep, make_folder, results_of, storage_fault
 from sweeps.lanes.tune import Dispatcher
 from sweeps.lanes.worker import _Worker, lane_loop
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import SweepState
-from tests.fakes import TRIAL, FakeCell, fake_plan
+from tests.fakes import TRIAL, FakeCell, FakeSearch, fake_plan
 from tests.sweeps.support import events
 
 
@@ -91,6 +93,28 @@ def test_the_words_of_a_real_writer_without_room(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(errno.EFBIG)
 
 
+def test_kept_weights_are_the_last_attempts(tmp_path: Path) -> None:
+    own, kept = own_folder(tmp_path), tmp_path / "r" / "adapters" / "x"
+    for attempt in ("one whose end nobody heard", "the row's"):
+        (own / "adapter").mkdir()
+        (own / "adapter" / "weights").write_text(attempt)
+        keep({"keep": str(kept)}, own)
+    assert (kept / "weights").read_text() == "the row's"
+
+
+def test_storage_trouble_of_a_pack_says_nothing_of_packing(tmp_path: Path) -> None:
+    class Heard(Line):
+        def ask(self, what: str, *arguments: Any) -> Any:
+            said.append((what, *arguments))
+
+    said: list[Any] = []
+    own = own_folder(tmp_path)
+    shutil.rmtree(results_of(own))
+    run_together(Heard(None, "lane0/0", "t"), [{"key": key, "directory": str(own)} for key in "ab"])
+    ((what, keys, why, cause),) = said
+    assert (what, keys, cause) == ("unpack", ["a", "b"], "storage") and "the results folder is gone" in why
+
+
 class Said:
     """A broker: `take` gives the outcomes in turn; two machines are there until `status` was asked `patience` times."""
 
@@ -125,7 +149,7 @@ Tell = Callable[..., tuple[Dispatcher, list[str]]]
 def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tell]:
     """Passes outcomes to a dispatcher, each of the trial that is then next; it, and the ids of those trials."""
     monkeypatch.setattr("sweeps.lanes.tune.ray.get", lambda answer: answer)
-    plan = fake_plan(tmp_path / "r", (FakeCell("lora"),))
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora"),), search=FakeSearch(pruner="asha"))
     state = SweepState(plan.feasible, plan.spec)
     with Journal(tmp_path / "r" / "journal.jsonl") as journal:
         ledger = Ledger(state, journal, Sealer(tmp_path / "r"), tmp_path / "r", "none")
@@ -161,6 +185,32 @@ def test_storage_trouble_of_all_machines_ends_the_sweep(tell: Tell) -> None:
     assert isinstance(dispatcher.error, OSError) and dispatcher.interrupted
     assert dispatcher.error.errno == errno.ENOSPC and "on host n2" in str(dispatcher.error)
     assert tried[0] == tried[1]
+
+
+def test_storage_trouble_of_a_groups_further_machine_is_its_workers_too(tell: Tell) -> None:
+    def group(name: str) -> dict[str, Any]:
+        return trouble("n3") | {"worker": (name, "n2")}
+
+    whole = {"state": "finished", "result": {}, "events": [], "host": "n2", "worker": ("lane1/0", "n2")}
+    assert tell(trouble("n1"), group("lane1/0"))[0].error is None
+    assert tell(trouble("n1"), group("lane1/0"), whole, group("lane2/0"))[0].error is None
+    assert isinstance(tell(trouble("n1"), group("lane1/0"), group("lane2/0"))[0].error, OSError)
+
+
+def test_a_trial_that_was_stopped_stays_so_where_storage_fails_then(
+    tmp_path: Path, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.lanes.tune.should_stop", lambda *_: True)
+    dispatcher, _ = tell()
+    dispatcher.broker = Said(trouble())
+    given = dispatcher.suggest("t")
+    assert isinstance(given, dict)
+    report = {"status": "running", "epoch": 1, "score": 0.1, "seconds": 1.0, "train_loss": 0.1}
+    assert dispatcher.saw(given["key"], report)
+    dispatcher.on_trial_complete("t", error=False)
+    assert dispatcher.error is None
+    assert [row["status"] for row in dispatcher.ledger.finished] == ["pruned"]
+    assert len(events(tmp_path / "r", "trouble")) == 1
 
 
 def test_storage_trouble_of_the_driver_too_ends_the_sweep(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:

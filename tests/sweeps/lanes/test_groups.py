@@ -1,7 +1,8 @@
-"""What the workers of a data-parallel group tell each other goes as JSON: a pickle would run what a stranger sends."""
+"""What the workers of a data-parallel group tell each other, as JSON: a pickle would run what a stranger sends."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sweeps.lanes.worker import _Worker
+from tests.sweeps.lanes.support import W0, lease, run, started
 from trainables.runtime import told
 from trainables.tasks.text.causal_lm import gathered
 
@@ -73,3 +75,16 @@ def test_rank_0_decides_and_says_so_in_json(group: Group, monkeypatch: pytest.Mo
 def test_texts_are_gathered_in_the_order_of_their_rows(group: Group) -> None:
     found = group(lambda: gathered(["a", "ç\udcff", "e"], 5, 2), lambda: gathered(["b", "d"], 5, 2))
     assert found == [["a", "b", "ç\udcff", "d", "e"]] * 2
+
+
+def test_ranks_that_leave_together_say_so_and_one_alone_does_not() -> None:
+    async def scenario() -> None:
+        broker = await started("a", "b")
+        await lease(broker, W0)
+        both = [asyncio.create_task(broker.together(W0, "t", "a", rank, 2, 1.0)) for rank in range(2)]
+        assert await asyncio.gather(*both) == [True, True]
+        await broker.finish(W0, "t", "a", None, {"status": "failed"})
+        await lease(broker, W0)
+        assert not await broker.together(W0, "t", "b", 1, 2, 0.05)
+
+    run(scenario())

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from sweeps.lanes.leases import KILLED_FOR_MEMORY
 from sweeps.lanes.memory import MicroBatch, end_if_lost, out_of_memory
-from tests.sweeps.lanes.support import outcome_in_a_lane, refuse_more_than, tiny_trial
+from tests.sweeps.lanes.support import W0, lease, outcome_in_a_lane, refuse_more_than, run, started, tiny_trial
 from trainables.errors import TrialError
 
 
@@ -124,3 +125,20 @@ def test_the_real_worker_gives_a_batch_up_that_it_may_not_split(
     _, outcome = outcome_in_a_lane(tiny_trial("both"), tmp_path / "t", monkeypatch)
     assert outcome["status"] == "failed"
     assert "can't be split" in outcome["reason"]
+
+
+def test_a_group_out_of_memory_starts_again_with_less_and_the_attempt_does_not_count() -> None:
+    async def scenario() -> None:
+        broker = await started("a")
+        await lease(broker, W0)
+        await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
+        assert await broker.next(W0, "t", 0.05) is None
+        await broker.hello(W0, "new")
+        order = await lease(broker, W0, "new")
+        assert (order["attempt"], order["shrink"]) == (1, "OutOfMemoryError: 3 GiB")
+        await broker.died("lane0", {W0: "killed"}, memory=True)
+        await broker.hello(W0, "newer")
+        order = await lease(broker, W0, "newer")
+        assert (order["attempt"], order["shrink"]) == (2, KILLED_FOR_MEMORY)
+
+    run(scenario())

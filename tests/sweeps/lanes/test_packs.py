@@ -94,7 +94,8 @@ def test_trials_that_may_be_pruned_are_not_packed(tmp_path: Path) -> None:
 
 def test_a_pack_that_did_not_do_makes_later_ones_smaller(tmp_path: Path) -> None:
     packing = Packing(8, 1, {})
-    packing.learn("lora-1000", {"cause": "uneven", "packed": 8})
+    for nothing in ("uneven", "storage"):
+        packing.learn("lora-1000", {"cause": nothing, "packed": 8})
     assert packing.limits == {}
     packing.learn("lora-1000", {"cause": "memory", "packed": 8})
     packing.learn("vera-1000", {"cause": "refused", "packed": 8})

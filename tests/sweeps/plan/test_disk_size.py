@@ -13,9 +13,10 @@ from sweeps.spec.spec import SweepSpec
 from trainables.training.worker import ADAPTER_FOLDER, run_trial
 
 
-def plan(**keep: Any) -> Plan:
+def plan(protocol: str = "standard", **keep: Any) -> Plan:
     tree = {
         "name": "kept",
+        "protocol": protocol,
         "model": {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]},
         "data": {"datasets": ["embedded:fashion-mnist-turned"], "train_size": ["1-shot"]},
         "budgets": {"lora_rank": [4]},
@@ -44,5 +45,6 @@ def test_what_is_not_kept_counts_nothing() -> None:
     assert keep_bytes(plan(adapters="none")) == 0
     best, confirm, everything = (keep_bytes(plan(adapters=kind)) for kind in ("best", "confirm", "all"))
     assert 0 < best == confirm / 3 == everything / 9
+    assert keep_bytes(plan("paper", adapters="best")) == confirm  # without validation scores none is the best
     full = keep_bytes(plan(adapters="best", full=True)) - best
     assert full > best  # one seed of the whole tower

@@ -9,10 +9,10 @@ import pytest
 from analysis.errors import StoreError
 from analysis.format import finite
 from analysis.store.store import open_store
-from analysis.store.tables import part_paths
+from analysis.store.tables import part_paths, scan_parts
 from sweeps.records import sealing
 from sweeps.records.journal import Journal
-from sweeps.records.ledger import Ledger
+from sweeps.records.ledger import Ledger, pruned
 from sweeps.records.replay import replay
 from sweeps.records.rows import choice_row
 from sweeps.records.sealing import Sealer
@@ -144,3 +144,31 @@ def test_an_event_without_its_keys_is_named(tmp_path: Path, event: dict[str, obj
     state = SweepState(plan.feasible, plan.spec)
     with pytest.raises(StoreError, match=rf"event '{event['ev']}' of line 2 has no {lacking}; restore the journal"):
         replay(state, sealer, [{"ev": "sweep"}, event], sealer.rows)
+
+
+def test_a_further_attempt_that_was_stopped_keeps_its_number(tmp_path: Path) -> None:
+    """The driver is killed before its row is written, and the next run tries nothing again."""
+    plan = fake_plan(tmp_path, (FakeCell("lora"),))
+
+    def opened(journal: Journal, *, retry: bool) -> tuple[Ledger, list[tuple[Slot, float | None]]]:
+        state, sealer, earlier = SweepState(plan.feasible, plan.spec), Sealer(tmp_path), dict[str, int]()
+        unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry else None)
+        return Ledger(state, journal, sealer, tmp_path, "none", earlier), unfinished
+
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        ledger, _ = opened(journal, retry=False)
+        slot = ledger.state.next_slot()
+        assert slot is not None
+        ledger.ask(slot)
+        ledger.finish(slot, {"status": "failed", "reason": "boom"})
+        ledger.seal()
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        opened(journal, retry=True)[0].report(slot, {"epoch": 1, "val_score": 0.1}, stop=True, seconds=3.0)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        ledger, ((stopped, trained),) = opened(journal, retry=False)
+        ledger.finish(stopped, pruned(ledger.state, stopped, {"seconds_total": trained}))
+        ledger.seal()
+    rows = scan_parts(tmp_path, "trials")[0].to_pylist()
+    assert [(r["attempt"], r["status"]) for r in rows] == [(1, "failed"), (2, "pruned")]
+    assert [r["recovered"] for r in open_store(tmp_path).table("failures").to_pylist()] == [False]
+    assert (rows[1]["seconds_total"], rows[1]["seconds_train"], rows[1]["seconds_eval"]) == (3.0, None, None)

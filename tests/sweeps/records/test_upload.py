@@ -85,6 +85,54 @@ def test_parts_arrive_once_and_come_back(tmp_path: Path) -> None:
     assert not [name for name in there.files() if name.startswith("adapters/")]
 
 
+def test_a_row_that_arrived_has_all_its_rows_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r").mkdir()
+    sealer, made, there = Sealer(tmp_path / "r"), finish_events(tmp_path, 2), subtree(tmp_path / "bucket")
+    real = Location.put
+
+    def put(location: Location, source: Path, name: str) -> None:
+        if "/predictions/" in name:
+            sealer.add(made[1])
+            sealer.seal()  # as the driver does meanwhile
+        real(location, source, name)
+
+    monkeypatch.setattr(Location, "put", put)
+    sealer.add(made[0])
+    sealer.seal()
+    Upload(tmp_path / "r", there).sync()
+    restore(tmp_path / "copy", there)
+    store = open_store(tmp_path / "copy")
+    assert [store.table(name).num_rows for name in ("trials", "metrics", "predictions")] == [1, 3, 1]
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_parts_that_were_damaged_come_again(tmp_path: Path, aside: bool) -> None:
+    sealed(tmp_path / "r", 3, tmp_path)
+    there = subtree(tmp_path / "bucket")
+    Upload(tmp_path / "r", there).sync()
+    restore(tmp_path / "copy", there)
+    (tmp_path / "copy" / "journal.jsonl").touch()  # it has nothing of the old trials
+    facts = tmp_path / "copy" / "spec.json"
+    facts.write_text("{}")
+    (part,) = part_paths(tmp_path / "copy", "trials")
+    part.write_bytes(b"")
+    if aside:
+        assert len(Sealer(tmp_path / "copy").damaged) == 1
+    assert [restore(tmp_path / "copy", there) for _ in range(2)] == [1, 0]
+    assert Sealer(tmp_path / "copy").damaged == [] and facts.read_text() == "{}"
+    assert open_store(tmp_path / "copy").table("trials").equals(open_store(tmp_path / "r").table("trials"))
+
+
+def test_an_adapter_that_is_outdone_before_the_first_copy_of_a_run_goes_there_too(tmp_path: Path) -> None:
+    sealed(tmp_path / "r", 2, tmp_path)
+    there = subtree(tmp_path / "bucket")
+    Upload(tmp_path / "r", there).sync()
+    again = Upload(tmp_path / "r", there)
+    shutil.rmtree(tmp_path / "r" / "adapters" / "x")
+    again.sync()
+    assert not [name for name in there.files() if name.startswith("adapters/")]
+
+
 def test_a_store_is_opened_by_its_uri(tmp_path: Path) -> None:
     sealed(tmp_path / "r", 2, tmp_path)
     uri = (tmp_path / "bucket").as_uri()
@@ -199,6 +247,16 @@ def test_a_refused_run_leaves_nothing_there_either(tmp_path: Path) -> None:
     with pytest.raises(ResourceError):
         run(plan, trial=TRIAL, progress=False, upload=there)
     assert there.files() == {} and not (tmp_path / "r").exists()
+
+
+def test_a_sweep_that_came_and_went_meanwhile_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def another(*_: object) -> None:
+        go_inline(small(tmp_path / "r", PAIR[:1], train=FakeTrain(9)))
+
+    monkeypatch.setattr("sweeps.engine.run.check_there", another)
+    with pytest.raises(IdentityError, match=r"train\.epochs = 3: the results in \S+ were made with 9"):
+        go_inline(small(tmp_path / "r", PAIR[:1]), upload=subtree(tmp_path / "bucket"))
+    assert open_store(tmp_path / "r").stored()["train"]["epochs"] == 9
 
 
 def test_a_machine_that_comes_back_does_not_go_on_beside_the_copy(tmp_path: Path) -> None:

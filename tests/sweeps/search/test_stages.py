@@ -150,12 +150,18 @@ def test_a_failed_rate_counts_and_the_cell_goes_on(tmp_path: Path) -> None:
     assert state.cells["lora-1000"].phase == "done"
 
 
-def test_a_rate_that_fails_on_a_further_seed_loses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["failed", "finished"])  # finished without a score that is a number
+def test_a_rate_without_a_score_on_a_further_seed_loses(tmp_path: Path, status: str) -> None:
     plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=7, rerun_rates=2, rerun_seeds=1))
     unharmed = simulate(plan, {}).cells["lora-1000"].choice
     assert unharmed is not None
-    rows: Rows = {}
-    state = simulate(plan, rows, fails=lambda slot: slot.lr == unharmed.lr and slot.seeds[0] == TUNE_SEED + 1)
+    lost = unharmed.lr
+
+    def end(slot: Slot) -> dict[str, Any]:
+        hurt = slot.lr == lost and slot.seeds[0] == TUNE_SEED + 1
+        return row_of(slot, "failed") | {"status": status} if hurt else row_of(slot)
+
+    state = drive(SweepState(plan.feasible, plan.spec), {}, end, parallel=1, limit=10**6)
     choice = state.cells["lora-1000"].choice
     assert choice is not None
     assert choice.lr != unharmed.lr

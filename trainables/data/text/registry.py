@@ -191,7 +191,7 @@ def _entries() -> dict[str, TextInfo]:
     source = "hub meta-math/MetaMathQA, openai/gsm8k"
     found["metamathqa-gsm8k"] = TextInfo(_metamath, about, source, "MIT", None, 1319, False, None, "problems")
     for name, glue in GLUE.items():
-        about = f"GLUE {name}, reported on its validation split"
+        about = f"GLUE {name}: {' or '.join(glue.classes) or 'how alike'}; reported on its validation split"
         known = ("mixed", *glue.sizes, False)
         found[f"glue-{name}"] = TextInfo(_glue(name), about, "hub nyu-mll/glue", *known, 10, "sentences")
     known = ("CC BY-SA 4.0", 42061, 630, False)

@@ -52,6 +52,18 @@ def test_wilcoxon_and_holm(eight: Store, wide: Store) -> None:
     assert wilcoxon(wide).num_rows == interquartile_means(wide).num_rows == profiles(wide).num_rows == 0
 
 
+def test_a_lead_whose_median_is_zero_has_its_own_sign(tmp_path: Path) -> None:
+    """Seven ties and six leads: all signed ranks are of one sign, and the verdict said "lower"."""
+    cells: Cells = {
+        (m, "lora-1", f"set-{i:02}"): {0: 0.7 + max(0, i - 6) * 0.01 * (m == "randlora")}
+        for i in range(13)
+        for m in ("lora", "randlora")
+    }
+    (row,) = wilcoxon(open_store(odd_results(tmp_path / "ties", cells))).to_pylist()
+    assert row["p_holm"] < 0.05 and row["difference"] == 0.0
+    assert (row["method"], row["verdict"]) in {("randlora", "higher"), ("lora", "lower")}
+
+
 def test_no_method_is_confirmed_on_all(tmp_path: Path) -> None:
     cells: Cells = {(m, "lora-1", f"set-{i}"): {0: 0.7} for i in range(6) for m in ("lora", "nola")[i > 2 :]}
     del cells["nola", "lora-1", "set-0"]
