@@ -58,7 +58,8 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
 def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float | None) -> None:
     method, baseline = style(rows[0]["method"]), style(rows[0]["baseline"])
     most = len({r["reference"] for r in rows} - {None})
-    budgets = [r["reference"] or _several(r["n_budgets"], most) for r in rows]
+    alone = rows[0]["reference"] if most == 1 else None  # a mean is of it too
+    budgets = [r["reference"] or alone or _several(r["n_budgets"], most) for r in rows]
     differences.zero_line(axes, index, rows[0]["baseline"], margin)
     for level, (r, at) in enumerate(zip(rows, budgets, strict=True)):
         mean = r["reference"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from analysis import open_store
@@ -45,6 +46,13 @@ def test_a_row_for_every_difference_and_mean(tmp_path: Path) -> None:
     assert (strip.get_x(), strip.get_width()) == pytest.approx((-1.0, 2.0))
     assert any(tip.startswith("RandLoRA at all budgets on 2 data sets: +") for tip in picture.figure.tips.values())
     assert sum(", 2 data sets; " in tip for tip in picture.figure.tips.values()) == 1  # not pairs
+
+
+def test_a_mean_of_one_budget_says_which(tmp_path: Path) -> None:
+    table = scaling.comparisons(made(tmp_path / "one", "ab", budgets=1)).to_pylist()
+    rows = pa.Table.from_pylist([r for r in table if r["method"] == "randlora"], schema=scaling.COMPARISONS)
+    [axes] = draw_forest(rows, score="test accuracy").axes
+    assert "mean, lora-1" in [t.get_text() for t in axes.get_yticklabels()]
 
 
 def test_a_mean_over_some_budgets_says_how_many(tmp_path: Path) -> None:
