@@ -36,6 +36,5 @@ def test_rates_are_judged_against_scores_of_rates_alone(tmp_path: Path, beside: 
             report = {"status": "running", "epoch": 1, "score": score, "seconds": 1.0, "train_loss": 0.1}
             stopped = dispatcher.saw(each.trial_id, report)
     assert stopped == (not beside)
-    assert told == ["epoch"] * (
-        1 + math.isfinite(best)
-    )  # trials may be long, and displays and logs are not silent meanwhile
+    # trials may be long, and displays and logs are not silent meanwhile
+    assert told == ["epoch"] * (1 + math.isfinite(best))
