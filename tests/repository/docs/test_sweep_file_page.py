@@ -30,4 +30,4 @@ def test_the_page_is_up_to_date_and_its_example_is_read() -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", page, re.S)
     spec = SweepSpec.parse(tomllib.loads(example))
     assert spec.methods["vera"].unmatched
-    assert spec.search.rates == 5
+    assert spec.search.rates == 7
