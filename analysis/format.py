@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Row = dict[str, Any]
@@ -60,6 +60,12 @@ def off_budget(value: float | None) -> str:
 def quantity(value: float | None) -> str:
     """A count or a cost: '12,288'; three digits below a thousand, '0.00316'."""
     return "" if value is None else f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
+
+
+def span(values: Iterable[float]) -> str:
+    """The least and the largest as quantities, '2 to 5'; one where they look alike, '' of none."""
+    found = [quantity(value) for value in sorted(values)]
+    return " to ".join(dict.fromkeys((*found[:1], *found[-1:])))
 
 
 def freedom(dof: int | None, measured: bool | None, at_most: bool | None) -> str:

@@ -16,6 +16,7 @@ from analysis.format import (
     quantity,
     ranged,
     score_text,
+    span,
 )
 from analysis.statistics import rank_effects as slopes
 from analysis.statistics.decisions import decisions
@@ -145,8 +146,7 @@ def averages(store: Store) -> Sheet:
 
 def _over_sizes(key: str, r: Row) -> str:
     """A value of a row's training sizes: one, or the least and the largest."""
-    values = {one[key] for one in r["by"].values()} - {None}
-    return " to ".join(quantity(end(values)) for end in (min, max)[: len(values)])
+    return span({one[key] for one in r["by"].values()} - {None})
 
 
 def compared(store: Store, baseline: str | None = None) -> Sheet:

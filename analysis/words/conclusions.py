@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 
-from analysis.format import Row, change_text, level_text, percent, points
+from analysis.format import Row, change_text, level_text, percent, points, span
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import EARLY, Question
@@ -294,13 +294,9 @@ def _overall(rows: Sequence[Row], budgets: int) -> str:
 def _averaged(rows: Sequence[Row], budgets: int) -> str:
     """What means are over, of all `budgets` or some."""
     some = {r["n_budgets"] for r in rows} - {budgets, None}
-    over = ["budgets" if not some else f"{_span(some)} of the {budgets} budgets"] if budgets > 1 else []
+    over = ["budgets" if not some else f"{span(some)} of the {budgets} budgets"] if budgets > 1 else []
     sets = {r["n_datasets"] for r in rows if r["dataset"] is None}
-    return " and ".join([*over, *([f"{_span(sets)} data sets"] if sets else [])])
-
-
-def _span(counts: Collection[int]) -> str:
-    return " to ".join(str(end(counts)) for end in (min, max)[: len(counts)])
+    return " and ".join([*over, *([f"{span(sets)} data sets"] if sets else [])])
 
 
 def _verdicts(rows: Sequence[Row]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from analysis.format import Row, level_text, quantity
+from analysis.format import Row, level_text, span
 from analysis.statistics.looks import Looks
 from analysis.store.columns import limited
 from analysis.styles import style
@@ -105,14 +105,14 @@ def tuning_says(rows: Sequence[Row]) -> list[str]:
             continue
         each = {r[given] for r in mine}
         what = unit.removesuffix("s") if each == {1} else unit
-        equal = f"{'every tuned cell was' if len(each) == 1 else 'cells were'} given {_span(each)} {what}"
-        spent, full = _span(r[used] or 0 for r in mine), _span(r["tune_full_length"] for r in mine)
+        equal = f"{'every tuned cell was' if len(each) == 1 else 'cells were'} given {span(each)} {what}"
+        spent, full = span(r[used] or 0 for r in mine), span(r["tune_full_length"] for r in mine)
         if mine is counted:
             tail = f"{full} of them finished at full length"
             tail += "; points past an edge came on top" if any(r["widened"] for r in mine) else ""
         else:
             tail = (
-                f"in {_span(r['allowance_used'] for r in mine)} trials, {full} of them finished at full length; points "
+                f"in {span(r['allowance_used'] for r in mine)} trials, {full} of them finished at full length; points "
                 "past an edge and failed trials are among them"
             )
         said.append(f"Tuning: {equal}; {spent} were used, {tail}.")
@@ -144,8 +144,3 @@ def _equal(values: Sequence[float], one: str, several: str) -> str:
     if len(values) == 1:
         return one.format(f"{values[0]:g}")
     return f"{several.format(f'{values[0]:g} to {values[-1]:g}')}: NOT equal"
-
-
-def _span(values: Iterable[float]) -> str:
-    found = [quantity(value) for value in sorted(values)]
-    return found[0] if found[0] == found[-1] else f"{found[0]} to {found[-1]}"
