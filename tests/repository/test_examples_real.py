@@ -55,10 +55,14 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
         assert (counts["lora", "lora-16"], counts["randlora", "lora-16"]) == (3_317_760, 3_301_320)
     elif name in ("study/images", "study/section6"):
         assert (counts["lora", "lora-8"], counts["randlora", "lora-8"]) == (589_824, 590_184)
+        assert counts.get(("nola", "lora-1")) == (73_728 if name == "study/images" else None)
     elif name in ("study/shots", "study/photos"):
         assert counts["lora", "lora-1"] == counts["randlora", "lora-1"] == 73_728
     elif name == "study/texts":
         assert counts["lora", "lora-1"] == counts["randlora", "lora-1"] == 30 * (2 * 576 + 576 + 192)
+    elif name == "study/rank-text":
+        ranks, of = ("randlora-a-16", "randlora-a-576"), ("lora-2", "lora-4")
+        assert [counts[rank, budget] for budget in of for rank in ranks] == [114_720, 115_200, 235_680, 230_400]
     elif name == "study/rank":
         assert (counts["randlora-a-16", "lora-2"], counts["randlora-a-384", "lora-2"]) == (153_600, 147_456)
     else:
