@@ -35,7 +35,7 @@ from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text
 from analysis.tables.console import conclusion
-from analysis.words.conclusions import conclude_rank_effects, names_of, of_question
+from analysis.words.conclusions import conclude_rank_effects, idle_text, names_of, of_question
 from analysis.words.figures import (
     conclude_crossings,
     conclude_differences,
@@ -171,7 +171,7 @@ def _rank(store: Store) -> list[Picture]:
     caption = (
         "At equal trainable parameters (paler: fewer). The axis is the largest rank that the update of a weight can "
         "have, mean over the target weights; bars are 95 % t intervals over seeds, lines join variants of one method "
-        "at one budget."
+        f"at one budget.{idle_text(rank_effects.idle(store))}"
     )
     says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
     figure = draw_ranks(_where(table, place_of, enough[:MOST_PANELS]), score=score)

@@ -28,7 +28,8 @@ from analysis.store.store import Store, remembered
 from analysis.styles import in_order, size_key
 
 MATCHED = 0.1
-"""Largest distance of a cell's count from its budget: beyond it parameters are not equal."""
+"""Largest distance of a cell's count from its budget, and largest share of it that can't act: beyond either parameters
+are not equal."""
 
 RANK, PARAMETERS, CONTRAST = "rank", "parameters", "rank less parameters"
 
@@ -65,15 +66,23 @@ select f.sweep, f.cell_id, f.model, f.dataset, f.train_size, f.method, coalesce(
 from confirmed f join cells c using (sweep, cell_id)
 where f.test_score is not null and f.reference is not null and c.update_rank > 0
       and abs(c.residual_fraction) <= {MATCHED} and f.reference not like 'dof-%'
+      and coalesce(c.dof, f.adapter_params) >= {1 - MATCHED} * f.adapter_params
 order by f.sweep, f.model, f.dataset, f.train_size, f.budget, c.update_rank, f.method, f.data_seed, f.init_seed
+"""  # noqa: S608  a number of ours
+
+_IDLE = f"""
+select distinct c.method, c.reference, c.count, c.dof, c.budget from confirmed f join cells c using (sweep, cell_id)
+where c.update_rank > 0 and c.reference not like 'dof-%' and c.dof < {1 - MATCHED} * c.count
+order by c.budget, c.method
 """  # noqa: S608  a number of ours
 
 
 def points(store: Store) -> pa.Table:
     """Score against the rank of the update, a row per confirmed cell whose rank is known; columns `POINTS`.
 
-    Cells whose count is off their budget by more than `MATCHED` are left out; so are budgets of degrees of
-    freedom.
+    Cells whose count is off their budget by more than `MATCHED` are left out, and those of which a larger share can't
+    act (`idle`: at a low rank RandLoRA-a has more gammas than its update has degrees of freedom); so are budgets of
+    degrees of freedom.
     """
     cells = by(_runs(store), "sweep", "cell_id").values()
     rows = [runs[0] | vars(mean_interval([r["test_score"] for r in runs])) for runs in cells]
@@ -109,6 +118,11 @@ def effects(store: Store) -> pa.Table:
         key=lambda r: (r["sweep"], r["model"], r["dataset"] is not None, r["dataset"] or "", size_key(r["train_size"]))
     )
     return pa.Table.from_pylist(rows, schema=EFFECTS)
+
+
+def idle(store: Store) -> list[Row]:
+    """Confirmed cells that are left out since too few of their parameters act: method, reference, count, dof."""
+    return list(store.sql(_IDLE).to_pylist())
 
 
 @remembered

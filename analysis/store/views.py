@@ -203,9 +203,9 @@ _ALL = (
         ), last as (
           select sweep, cell_id, case when min(gain) > 0 then avg(gain) end as still_rising from gains group by all
         )
-        select c.sweep, c.cell_id, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.lr_centre,
-               c.confirm_seeds, n.seeds_scored, c.val_examples, c.test_examples, c.test_lacks, c.absent, d.rates,
-               d.rates_tied, u.under_tuned, s.untrained, l.still_rising
+        select c.sweep, c.cell_id, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.count, c.dof,
+               c.lr_centre, c.confirm_seeds, n.seeds_scored, c.val_examples, c.test_examples, c.test_lacks, c.absent,
+               d.rates, d.rates_tied, u.under_tuned, s.untrained, l.still_rising
         from cells c left join tied d using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join same s using (sweep, cell_id) left join last l using (sweep, cell_id)
         left join scored n using (sweep, cell_id)

@@ -43,6 +43,7 @@ from analysis.tables.sheet import (
     pivoted,
     text,
 )
+from analysis.words.conclusions import idle_text
 from analysis.words.decisions import best_text, would_change
 
 LONG = 45
@@ -349,7 +350,7 @@ def rank_effects(store: Store) -> Sheet:
         "rank is the largest that an update can have. Methods differ in more than rank: variants of one method are the "
         "cleaner evidence. The last rows are the one slope less the other. t tests over seeds, the choice of rates "
         "included, Holm-corrected over this table, data sets included: a family apart from the comparisons, whose "
-        "verdict on two methods of one budget may differ.",
+        f"verdict on two methods of one budget may differ.{idle_text(slopes.idle(store))}",
     )
 
 

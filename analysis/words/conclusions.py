@@ -206,6 +206,12 @@ def conclude_rank_effects(rows: Sequence[Row]) -> str:
     return f"{text} {_tested(place)}"
 
 
+def idle_text(rows: Sequence[Row]) -> str:
+    """Which cells were left out, from `rank_effects.idle`; empty where none was."""
+    each = [f"{style(r['method']).name} at {r['reference']} ({r['dof']:,} of {r['count']:,})" for r in rows]
+    return f" Left out, since more than a tenth of their parameters can't act: {', '.join(each)}." if each else ""
+
+
 def _brings(rows: Sequence[Row], effect: str) -> str:
     """One effect over all methods, and over the variants of one."""
     mine = sorted((r for r in rows if r["effect"] == effect), key=lambda r: r["scope"] is not None)
@@ -244,9 +250,9 @@ def _count(rows: Sequence[Row], total: int, what: str) -> str:
     return f"{len(rows)} of {total} {what} ({_listed(rows, what)})"
 
 
-def _listed(rows: Sequence[Row], what: str, most: int = 3) -> str:
+def _listed(rows: Sequence[Row], what: str) -> str:
     """The rows' budgets with their differences, and where `what` says that there are several; many are only counted."""
-    if len(rows) > most:
+    if len(rows) > 3:
         return _range(rows)
 
     def where(r: Row) -> str:

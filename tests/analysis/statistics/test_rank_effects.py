@@ -214,6 +214,22 @@ def test_the_figure_and_the_table_are_in_the_report(tmp_path: Path) -> None:
     ]
 
 
+def test_cells_whose_parameters_do_not_act_are_left_out_by_name(tmp_path: Path) -> None:
+    """At a low rank RandLoRA-a has more gammas than its update has degrees of freedom."""
+    store = made(tmp_path, {**METHODS, **FAMILY, "a-8": ("randlora-a", dict.fromkeys(BUDGETS, 8))})
+    cells = store.table("cells").to_pylist()
+    write_part(
+        tmp_path, "cells", [c | {"dof": 2000 if c["update_rank"] == 4 else round(0.95 * c["count"])} for c in cells]
+    )
+    store = open_store(tmp_path)
+    rows = found(store)
+    assert (rows["some", "randlora-a", "rank"]["least"], rows["some", "randlora-a", "rank"]["cells"]) == (8, 6)
+    assert points(store).num_rows == 9  # of twelve, without a-4 at both budgets and LoRA at the smaller
+    said = "than a tenth of their parameters can't act: a-4 at lora-4 (2,000 of 9,216), "
+    assert said in report_tables.sheets(store)["rank_effects"].note
+    assert said in next(p for p in pictures.pictures(store) if p.stem == "rank").caption
+
+
 def test_two_ranks_are_a_table_and_no_figure(tmp_path: Path) -> None:
     store = made(tmp_path, METHODS)
     assert "rank_effects" in report_tables.sheets(store)

@@ -42,6 +42,10 @@ def test_nothing_is_said_of_good_evidence(tmp_path: Path) -> None:
         ({"val_examples": 1}, "validation has 1 example: one is 100.0 % of them"),
         ({"test_examples": 36}, "test has 36 examples: one is 2.8 % of them"),
         ({"test_lacks": '["Dress", "Coat"]'}, "test of d has no example of Dress, Coat"),
+        (
+            {"count": 9408, "dof": 2484},
+            "more than a tenth of the parameters can't act: LoRA at lora-1 (2,484 of 9,408 act)",
+        ),
         ({"confirm_seeds": 2}, "2 seeds: an interval reaches 12.7 standard errors each way, with 5 seeds 2.8"),
         ({"confirm_seeds": 1}, "1 seed: no interval, and no difference can be tested"),
         ({"dataset": "folder:/a/leaves", "test_lacks": '["x"]'}, "test of leaves has no example of x"),
