@@ -89,16 +89,14 @@ USUAL = "validation: 10 % of train, 5,000 at most, seed 0"
 
 def images() -> str:
     """The registered image sets but CoOp's, which are the page's own sentence."""
-    assert {info.metric for info in DATASETS.values()} == {"accuracy"}, "the page says so once, above the table"
     rows = []
     for name, info in DATASETS.items():
         if name.startswith("coop-"):
             continue
         sizes = (None, None, None) if info.sizes is None else (info.sizes.train, info.sizes.val, info.sizes.test)
-        mark = "*" if info.sizes is not None and info.sizes.verified else ""
         own = " (own)" if info.rule == OWN else ""
         rest = "" if info.rule in (OWN, USUAL) else info.rule.removesuffix(f"; {USUAL}")
-        numbers = "/".join(map(_number, sizes)) + mark + own
+        numbers = "/".join(map(_number, sizes)) + own
         names = ", ".join([f"`{name}`", *(f"`@{other}`" for other in info.others)])
         about = f"{info.about} ({rest})" if rest else info.about
         rows.append((names, about, numbers))

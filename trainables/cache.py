@@ -42,20 +42,22 @@ def make_folder(folder: Path) -> None:
     """Make a folder in the cache, and the cache itself, where there is none, for their owner alone.
 
     Raises:
-        OSError: they can't be made, or the cache is another user's, who is not root and may put anything into it.
+        OSError: they can't be made, or one of them is another user's, who is not root and may put anything into it.
     """
     cache = folder.parent
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_owner(cache)
     folder.mkdir(mode=0o700, exist_ok=True)
+    check_owner(folder)  # in a cache that all may write to, anyone may have made it first
     mark_used(folder)  # before anything else is in it: `make_room` removes what has the mark alone
 
 
-def check_owner(cache: Path) -> None:
-    """Raises OSError where `make_folder` does, of a cache that is there: nothing in it is to be read."""
-    if (owner := cache.stat().st_uid) not in (os.getuid(), 0):
-        rule = f"the cache {cache} is another user's (uid {owner})"
-        raise PermissionError(f"{rule}; set {FOLDER_VARIABLE} to a folder of yours, or to 'off'")
+def check_owner(folder: Path) -> None:
+    """Raises OSError where `make_folder` does, of a cache or a folder in it: nothing in it is to be read."""
+    for owner in (folder.lstat().st_uid, folder.stat().st_uid):  # a link's owner can point it elsewhere
+        if owner not in (os.getuid(), 0):
+            rule = f"the cache {folder} is another user's (uid {owner})"
+            raise PermissionError(f"{rule}; set {FOLDER_VARIABLE} to a folder of yours, or to 'off'")
 
 
 @cache

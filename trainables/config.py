@@ -105,7 +105,8 @@ class TrainSettings(BaseModel):
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
     """fast: oneDNN's products on CPUs, where they are as accurate (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
-    """Make W0 + delta once a step, not once a micro-batch: two more copies of the adapted weights. Not in bf16."""
+    """Make W0 + delta once a step, not once a micro-batch: two more copies of the adapted weights. Without effect in
+    bf16, and on trials that run in a pack."""
     augment: Literal["none", "crop-flip", "crop-flip-original"] = "none"
     """crop-flip: resized crop (scale 0.5 to 1) of the model's square, and flip. crop-flip-original: of the original
     image, as the paper; 1.6 times the room on disk."""

@@ -142,9 +142,11 @@ def _kept(part: ImageSplit) -> Path | None:
     folder = cache_folder()
     if folder is None or not part.stamp:
         return None
-    if folder.exists():
-        try:
-            check_owner(folder)
-        except OSError:  # another user may have put any there
-            return None
-    return folder / f"digests-{hashlib.sha256(f'{part.stamp}/{len(part)}'.encode()).hexdigest()[:32]}" / "digests"
+    kept = folder / f"digests-{hashlib.sha256(f'{part.stamp}/{len(part)}'.encode()).hexdigest()[:32]}"
+    try:
+        for each in (folder, kept):
+            if each.exists():
+                check_owner(each)
+    except OSError:  # another user may have put any there, or it can't be searched
+        return None
+    return kept / "digests"

@@ -1,8 +1,9 @@
 """One vector per input from a transformers encoder, and the linear head that a task puts on it.
 
 Which vector, by family: DINOv2, DINOv3, ViT, DeiT and the like give the class token after the final norm (for DINOv2
-the simplest of its authors' linear probes), BERT, RoBERTa and the like the first token of the last layer; every other
-encoder gives what transformers calls its pooled output (Swin, ConvNeXt and SigLIP are made to be read from it).
+the simplest of its authors' linear probes), BERT, RoBERTa, DeBERTa, ELECTRA and the like the first token of the last
+layer (ModernBERT too, whatever `classifier_pooling` its config has); every other encoder gives what transformers calls
+its pooled output (Swin, ConvNeXt and SigLIP are made to be read from it).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from trainables.seeds import generator
 FIRST_TOKEN = frozenset(
     {"dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "deit", "vit_msn"}
     | {"bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "distilbert"}
-    | {"roberta-prelayernorm", "data2vec-text"}
+    | {"roberta-prelayernorm", "data2vec-text", "deberta", "deberta-v2", "electra", "modernbert"}
 )
 """Model types whose first token after the last layer stands for the whole input; their poolers are not used."""
 

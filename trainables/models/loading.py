@@ -214,10 +214,10 @@ def _load_hf(parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
     config = hf_config(source, model_id, gguf=parsed.gguf)
     from_gguf: dict[str, Any] = dict(gguf_argument(parsed.gguf, model_id))
     arguments: dict[str, Any] = from_gguf or {"use_safetensors": True}
-    kind = kind_of(config)
+    kind = kind_of(config, model_id)
     try:
         with no_progress_bar():
-            module, info = hf_class(config).from_pretrained(
+            module, info = hf_class(kind).from_pretrained(
                 source,
                 config=config,
                 dtype=torch.float32,

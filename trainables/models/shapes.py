@@ -55,18 +55,19 @@ def meta_model(model_id: str) -> nn.Module:
         folder, known = parsed.folder, open_clip.get_model_config
         return _open_clip_meta(known(parsed.name) if folder is None else open_clip_config(folder, model_id), model_id)
     config = shape_config(parsed, model_id)
+    auto_class = hf_class(kind_of(config, model_id))
     try:
         with torch.device("meta"):
-            return cast("nn.Module", hf_class(config).from_config(config, trust_remote_code=False))
+            return cast("nn.Module", auto_class.from_config(config, trust_remote_code=False))
     except Exception as error:  # sizes that no model has fail anywhere in it; named and raised on
         said = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"{model_id!r}: no model can be built from its config ({said}). {advice(model_id)}") from error
 
 
 def model_kind(model_id: str) -> Kind:
-    """The task family that can train a model, by its config at most. Raises ModelError where that can't be read."""
+    """The task family that can train a model, by its config at most. Raises ModelError for none, or no config."""
     parsed = parse_id(model_id)
-    return "clip" if is_open_clip(parsed, model_id) else kind_of(shape_config(parsed, model_id))
+    return "clip" if is_open_clip(parsed, model_id) else kind_of(shape_config(parsed, model_id), model_id)
 
 
 def default_targets(model: str | nn.Module) -> list[str]:
@@ -87,8 +88,8 @@ def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: st
 
     Arguments:
         targets: names, suffixes or patterns (`randlora.resolve_targets`); None takes the family's defaults.
-        adapt: for CLIP "vision" keeps the visual tower, "both" and "all" keep both. Other models have one tower, and
-            a language model has no vision tower to keep.
+        adapt: for CLIP "vision" keeps the visual tower, "both" and "all" keep both. Other models have one tower, of
+            which "vision" names no part.
 
     Raises ModelError for an unknown model or nothing left to adapt, TargetError for a target that matches no weight.
     """
@@ -100,9 +101,7 @@ def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: st
     if adapt != "vision" or name is None:
         return dict(found)
     if name != "open_clip":
-        if kind_of(module.config) != "hf-vision":
-            raise ModelError(f"adapt = 'vision', but a {name} model has no vision tower; nearest: 'all'")
-        return dict(found)
+        raise ModelError(f"adapt = 'vision', but a {name} model has one tower; nearest: 'all'")
     kept = {name: shape for name, shape in found.items() if name.startswith(VISUAL)}
     if not kept:
         raise ModelError("adapt = 'vision', but no target lies in the visual tower; nearest: 'both'")
@@ -226,20 +225,30 @@ def advice(model_id: str) -> str:
     return f"Without a network, download the model elsewhere and write local:DIR, a directory with its files{found}."
 
 
-def hf_class(config: Any) -> Any:
-    """transformers' auto class for a config: with a language-model head for causal models, else the bare encoder."""
+def hf_class(kind: Kind) -> Any:
+    """transformers' auto class for a kind: with a language-model head for causal models, else the bare encoder."""
     from transformers import AutoModel, AutoModelForCausalLM
 
-    return AutoModelForCausalLM if kind_of(config) == "causal-lm" else AutoModel
+    return AutoModelForCausalLM if kind == "causal-lm" else AutoModel
 
 
-def kind_of(config: Any) -> Kind:
-    """The kind of a transformers model by its family, or else by its config."""
+def kind_of(config: Any, model_id: str) -> Kind:
+    """The kind of a transformers model by its family, or else by its config. Raises ModelError for what has none."""
     if config.model_type in KINDS:
         return KINDS[config.model_type]
     architectures = config.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "causal-lm"
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{model_id!r}: {config.model_type} is an encoder with a decoder, which no task trains; take an encoder "
+            "alone, such as RoBERTa or DeBERTa, or a causal language model"
+        )
+    if getattr(config, "vision_config", None) is not None:
+        raise ModelError(
+            f"{model_id!r}: {config.model_type} has a tower for images and one for texts; write open_clip:ARCH/TAG, "
+            "such as open_clip:ViT-B-32/openai, or save its vision tower alone and write local:DIR"
+        )
     return "hf-vision" if hasattr(config, "image_size") else "text-encoder"
 
 

@@ -1,4 +1,7 @@
-"""Answers of a trained model to new images and texts, by the code that evaluated it in training."""
+"""Answers of a trained model to new images and texts, by the code that evaluated it in training.
+
+But choices that a text names compare by likelihood whichever `evaluate.protocol` judged the trial.
+"""
 
 from __future__ import annotations
 

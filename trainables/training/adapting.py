@@ -151,13 +151,20 @@ def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Call
 
 
 def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
-    """Names of the base weights that "full" or "full-targets" trains, in the model's order."""
-    vision_only = trial.adapt == "vision"
+    """Names of the base weights that "full" or "full-targets" trains, in the model's order.
+
+    Raises TrialError where adapt = "vision" leaves none, as of a model with one tower.
+    """
     if trial.method == "full":
         names = [n for n, _ in model.named_parameters() if n not in _TEMPERATURE and not is_unused(model, n)]
     else:
         names = stored_names(model, list(trial.targets))
-    return [n for n in names if n.startswith(VISUAL)] if vision_only else names
+    if trial.adapt != "vision":
+        return names
+    kept = [n for n in names if n.startswith(VISUAL)]
+    if not kept:
+        raise TrialError(f"adapt = 'vision' leaves {trial.method!r} no weight of {trial.model!r} to train; use 'all'")
+    return kept
 
 
 def of_worker(rank: int) -> tuple[int, ...]:

@@ -115,7 +115,7 @@ def _read(directory: Path, trial_id: str) -> Checkpoint | None:
         file = directory / index["file"]
         if index["trial_id"] != trial_id or file.stat().st_size != index["bytes"]:
             return None
-        if "crc32" in index and _checksum(file) != index["crc32"]:  # versions before it knew the size alone
+        if _checksum(file) != index["crc32"]:
             return None
         return Checkpoint(index["epoch"], index["history"], load_file(str(file)))
     except FileNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import stat
@@ -219,34 +220,76 @@ def test_the_cache_is_its_owners_alone(cache: Path, mask: int) -> None:
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (cache, cache / "images")] == [0o700] * 2
 
 
-def test_a_cache_of_another_user_is_not_written(colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.mkdir()
+@pytest.mark.parametrize("other", ["cache", "folder in it", "link in it"])
+def test_a_cache_of_another_user_is_not_written(
+    colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([3, 1])
+    folder = cache / key(split, RECIPE)
+    theirs = cache if other == "cache" else folder
+    if other == "link in it":
+        cache.mkdir()
+        folder.symlink_to(cache.parent, target_is_directory=True)
+    else:
+        theirs.mkdir(parents=True)
     if os.getuid() == 0:  # whose caches all take
-        os.chown(cache, 12345, -1)
+        os.chown(theirs, 12345, -1, follow_symlinks=False)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 12345)
-    rule = rf"the cache {cache} is another user's \(uid \d+\); set SWEEPS_CACHE to a folder of yours, or to 'off'"
+        theirs = cache
+    rule = rf"the cache {theirs} is another user's \(uid \d+\); set SWEEPS_CACHE to a folder of yours, or to 'off'"
+    before = sorted(cache.parent.rglob("*"))
     with pytest.raises(OSError, match=rule):
-        make_folder(cache / "images")
-    split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([3, 1])
+        make_folder(folder)
     expected = Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(rows)
     assert torch.equal(Pixels(split, RECIPE).rows(rows), expected)
-    assert list(cache.iterdir()) == []
+    assert sorted(cache.parent.rglob("*")) == before
 
 
-def test_a_cache_of_another_user_is_not_read(colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("other", ["cache", "folder in it"])
+def test_a_cache_of_another_user_is_not_read(
+    colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
     split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([3, 1])
     expected = Pixels(split, RECIPE).rows(rows)
-    stat = Path.stat
+    stat, place = Path.stat, cache if other == "cache" else packs(cache)[0].parent
 
     def theirs(path: Path, **how: Any) -> os.stat_result:
         about = stat(path, **how)
-        return os.stat_result((*about[:4], os.getuid() + 1, *about[5:])) if path == cache else about
+        return os.stat_result((*about[:4], os.getuid() + 1, *about[5:])) if path == place else about
 
     monkeypatch.setattr(Path, "stat", theirs)
     reads: list[int] = []
     assert torch.equal(Pixels(counted(split, reads), RECIPE).rows(rows), expected)
     assert sorted(reads) == [1, 3]
+
+
+@pytest.mark.parametrize("trouble", ["not searched", "short", "flipped"])
+def test_a_cache_that_is_read_only_or_less_is_done_without(
+    colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([3, 1])
+    expected = Pixels(split, RECIPE).rows(rows)
+    (path,) = packs(cache)
+    content = bytearray(path.read_bytes())
+    path.unlink()  # the file that is mapped stays as it is
+    if trouble == "flipped":
+        content[content.rindex(expected[0].numpy().tobytes()) + 100] ^= 0xFF
+    path.write_bytes(content[:-100] if trouble == "short" else content)
+
+    def refuse(path: Path, **_: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    name = "stat" if trouble == "not searched" else "unlink"
+    usual = getattr(Path, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, name, lambda of, **how: (refuse if cache in of.parents else usual)(of, **how))
+        patch.setattr("trainables.data.images.decoded.in_turn", refuse)
+        reads: list[int] = []
+        pixels = Pixels(counted(split, reads), RECIPE)
+        assert torch.equal(pixels.rows(rows), expected) and sorted(reads) == [1, 3]
+        assert pixels.kept_bytes == pixels.nbytes
+    assert packs(cache) == [path]
 
 
 @pytest.mark.parametrize("row", [-1, 64, 2**40, 1])

@@ -72,12 +72,12 @@ def test_another_size_warns_or_is_refused() -> None:
 
 
 def test_the_test_split_is_counted_when_it_is_opened(colours: Path) -> None:
-    info = DatasetInfo(lambda name, words: load_dataset(f"parquet:{colours}"), sizes=Sizes(58, 6, 31, verified=True))
+    info = DatasetInfo(lambda name, words: load_dataset(f"parquet:{colours}"), sizes=Sizes(58, 6, 33), unpacked=True)
     data = info.open("mine")
-    with pytest.raises(DataError, match="32 test images, and 31"):
+    with pytest.raises(DataError, match="32 test images, and 33"):
         _ = data.at("CONFIRM").test
     with pytest.raises(DataError, match="64 training images, and 65"):
-        DatasetInfo(info.load, sizes=Sizes(59, 6, 32, verified=True)).open("mine")
+        DatasetInfo(info.load, sizes=Sizes(59, 6, 32), unpacked=True).open("mine")
 
 
 def test_another_source(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +256,16 @@ def test_objects_of_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert data.train.image(0).size == (2, 3)
     assert data.train.image(1).size == (2, 1)
     assert data.train.image(1).getpixel((0, 0)) == (18, 19, 20)  # second line, third pixel
+
+    monkeypatch.setenv("SWEEPS_CACHE", str(tmp_path / "cache"))
+    row = torch.tensor([1])
+    before = Pixels(data.train, Recipe(4)).rows(row)
+    drawn = (root / "Annotations" / "train0.xml").read_text()
+    (root / "Annotations" / "train0.xml").write_text(drawn.replace("<ymin>2</ymin>", "<ymin>1</ymin>"))
+    with pytest.warns(DataWarning):
+        mended = load_dataset("voc2007").train
+    found = Pixels(mended, Recipe(4)).rows(row)  # its picture is as old as it was
+    assert torch.equal(found, Pixels(replace(mended, stamp=""), Recipe(4)).rows(row)) and not torch.equal(found, before)
 
 
 def test_cub_by_its_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

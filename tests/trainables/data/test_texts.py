@@ -35,6 +35,7 @@ from trainables.errors import DataError
         ("Answer:(B)", "(A) (B)", "(B)"),
         ("答案是B。", "A B", "B"),
         ("the correct answer is answer10", "answer1 answer2", "answer1"),  # LLM-Adapters' own rule
+        ("I do not know", "answer1 answer2", None),
     ],
 )
 def test_an_answer_is_a_whole_word(text: str, labels: str, answer: str | None) -> None:

@@ -22,7 +22,7 @@ from trainables.config import TrialConfig
 from trainables.models.families import ModelError
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.sharing.mapped import write
-from trainables.models.sharing.shared import shared_bytes, shared_model
+from trainables.models.sharing.shared import MAPPED_ALREADY, shared_bytes, shared_model
 
 MakeTrial = Callable[..., TrialConfig]
 CPU = torch.device("cpu")
@@ -38,8 +38,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return counted_loads(monkeypatch)
 
 
-@pytest.mark.parametrize("damage", ["short", "flipped", "foreign", "half-written"])
-def test_a_damaged_file_is_made_again(cache: Path, loads: list[bool], damage: str) -> None:
+@pytest.mark.parametrize("damage", ["short", "flipped", "foreign", "half-written", "not to be removed"])
+def test_a_damaged_file_is_made_again(
+    cache: Path, loads: list[bool], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     plain = shared_model("embedded:tiny-clip").module
     (path,) = files(cache)
     content = bytearray(path.read_bytes())
@@ -48,7 +50,10 @@ def test_a_damaged_file_is_made_again(cache: Path, loads: list[bool], damage: st
     if damage == "half-written":  # by a process that was killed
         (path.parent / "tmp1.part").write_bytes(content[:1000])
     else:
-        path.write_bytes({"short": content[:-64], "flipped": content, "foreign": b"no weights at all"}[damage])
+        path.write_bytes({"flipped": content, "foreign": b"no weights at all"}.get(damage, content[:-64]))
+    if damage == "not to be removed":
+        unlink = Path.unlink
+        monkeypatch.setattr(Path, "unlink", lambda of, **how: (denied if of == path else unlink)(of, **how))
     for expected in ([True, False], [False]):
         loads.clear()
         found = shared_model("embedded:tiny-clip").module
@@ -58,11 +63,15 @@ def test_a_damaged_file_is_made_again(cache: Path, loads: list[bool], damage: st
     assert not list(cache.glob("*/*.part"))
 
 
+def denied(*_: Any, **__: Any) -> Any:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def full_disk(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("trouble", ["no room", "a file in the way", "full", "read-only", "off"])
+@pytest.mark.parametrize("trouble", ["no room", "a file in the way", "full", "read-only", "not searched", "off"])
 def test_without_a_cache_each_worker_has_its_own(
     make_trial: MakeTrial,
     tmp_path: Path,
@@ -80,6 +89,9 @@ def test_without_a_cache_each_worker_has_its_own(
         monkeypatch.setattr("trainables.models.sharing.shared.write", full_disk)
     elif trouble == "read-only":
         monkeypatch.setattr("trainables.models.sharing.shared.in_turn", full_disk)
+    elif trouble == "not searched":
+        stat = Path.stat
+        monkeypatch.setattr(Path, "stat", lambda of, **how: (denied if of.name == MAPPED_ALREADY else stat)(of, **how))
     else:
         monkeypatch.setenv("SWEEPS_CACHE", "off")
     with caplog.at_level(logging.WARNING):
@@ -94,12 +106,14 @@ def test_without_a_cache_each_worker_has_its_own(
     assert not [path for path in cache.glob("*/*") if path.suffix in (".part", ".safetensors")]
 
 
+@pytest.mark.parametrize("where", ["the cache", "the folder in it"])
 @pytest.mark.parametrize("owner", ["another", "root"])
 def test_weights_in_a_cache_of_another_user_are_not_read(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, owner: str
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, owner: str, where: str
 ) -> None:
     shared_model("embedded:tiny-clip")
     (kept,) = files(cache)
+    place = cache if where == "the cache" else kept.parent
     plain = load_model("embedded:tiny-clip").module
     doubled = {name: 2 * tensor for name, tensor in load_file(kept).items() if not name.startswith("gap.")}
     kept.unlink()
@@ -110,14 +124,14 @@ def test_weights_in_a_cache_of_another_user_are_not_read(
         about = stat(path, **how)
         return os.stat_result((*about[:4], os.getuid() + 1 if owner == "another" else 0, *about[5:]))
 
-    monkeypatch.setattr(Path, "stat", lambda path, **how: (theirs if path == cache else stat)(path, **how))
+    monkeypatch.setattr(Path, "stat", lambda path, **how: (theirs if path == place else stat)(path, **how))
     with caplog.at_level(logging.WARNING):
         found = shared_model("embedded:tiny-clip").module
     if owner == "root":
         assert not same_bits(found, plain) and not caplog.records
         return
     assert same_bits(found, plain) and shared_bytes(found) == 0
-    assert [f"{cache} is another user's" in record.getMessage() for record in caplog.records] == [True]
+    assert [f"{place} is another user's" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_model_that_changes_is_another_one(tmp_path: Path, cache: Path, model_dir: Path) -> None:

@@ -16,7 +16,6 @@ from tests.trainables.tiny_language import WIDTH, instruction_rows, save_model, 
 from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text.dataset import Exchange
-from trainables.data.text.prompts import extract_answer
 from trainables.errors import DataError, TrialError
 from trainables.models.language import LanguageModel
 from trainables.models.loading import load_model
@@ -146,9 +145,6 @@ def test_generation_is_read_by_the_rules_of_llm_adapters(make: MakeTrial, tmp_pa
     assert result["metric"] == "accuracy (generation)"
     assert result["n_examples"] == 5
     assert {"without-answer", "loss"} <= set(result["further"]["test"])
-    labels = ("answer1", "answer2", "answer3")
-    assert extract_answer("the correct answer is answer2 and not answer1", labels) == "answer2"
-    assert extract_answer("I do not know", labels) is None
 
 
 def test_problems_are_generated_and_judged_by_their_numbers(make: MakeTrial, tmp_path: Path) -> None:

@@ -174,13 +174,16 @@ def test_positions_that_start_behind_the_pad_token(family: str) -> None:
             model(input_ids=torch.full((1, window + 1), 5))
 
 
-@pytest.mark.parametrize("family", ["XLMRoberta", "Camembert", "MPNet"])
+@pytest.mark.parametrize(
+    "family", ["XLMRoberta", "Camembert", "Deberta", "DebertaV2", "Electra", "ModernBert", "MPNet"]
+)
 def test_a_pooler_that_no_file_holds_is_not_read(tmp_path: Path, family: str) -> None:
-    """Masked language models are kept without one; MPNet would be read from it."""
+    """Masked language models are kept without one, which some have not at all; MPNet would be read from it."""
     folder = save_encoder(tmp_path)
     settings = json.loads((folder / "config.json").read_text())
     made = {k: settings[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
-    config = getattr(transformers, f"{family}Config")(**made, intermediate_size=64, max_position_embeddings=66)
+    made |= {"intermediate_size": 64, "max_position_embeddings": 66, "pad_token_id": 1}
+    config = getattr(transformers, f"{family}Config")(**made)
     getattr(transformers, f"{family}ForMaskedLM")(config).save_pretrained(folder)
     if family == "MPNet":
         with pytest.raises(ModelError, match="lack 2 of the model's tensors, pooler"):

@@ -21,7 +21,7 @@ import trainables.training.checkpoints
 from randlora import load
 from tests.trainables.support import one_tower_trial, outcome, run, work
 from tests.trainables.tiny_images import save_dinov2
-from trainables.config import TrainSettings, TrialConfig
+from trainables.config import FULL_METHODS, TrainSettings, TrialConfig
 from trainables.data.registry import load_dataset
 from trainables.errors import TrialError
 from trainables.models.encoders import image_encoder, load_head, new_head
@@ -229,6 +229,12 @@ def test_the_loss_is_cross_entropy_of_the_head(vision_trial: MakeTrial) -> None:
 def test_zero_shot_names_the_probe(vision_trial: MakeTrial, tmp_path: Path) -> None:
     with pytest.raises(TrialError, match="no head to classify with; use 'linear-probe'"):
         run(vision_trial("zero-shot"), tmp_path)
+
+
+@pytest.mark.parametrize("method", FULL_METHODS)
+def test_full_fine_tuning_of_nothing_is_refused(vision_trial: MakeTrial, tmp_path: Path, method: str) -> None:
+    with pytest.raises(TrialError, match=rf"adapt = 'vision' leaves '{method}' no weight of 'local:.*; use 'all'"):
+        run(vision_trial(method, adapt="vision"), tmp_path)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def _voc_split(name: str, which: str) -> ImageSplit:
         path, _, box = boxes[row]
         return open_image(Path(path)).crop(box)
 
-    stamp = file_stamp([Path(p) for p in found.images])
+    stamp = file_stamp([Path(p) for p in (*found.images, *found.annotations)])  # boxes are of the annotations
     split = "test" if which == "test" else "train"
     return ImageSplit(name, split, checked, read, stamp, lambda row: str(boxes[row][0]))
 

@@ -8,6 +8,7 @@ short, or that has a row with another checksum, is removed, and its rows are dec
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -52,19 +53,19 @@ class DecodedRows:
 
     def refresh(self) -> None:
         """Take in files that were written since the last look."""
-        if not self.folder.is_dir():
-            return
         try:
             check_owner(self.folder.parent)
-        except OSError:  # another user may have put any pixels there
+            check_owner(self.folder)
+        except OSError:  # none there, none that may be looked into, or another user may have put any pixels there
             return
         for path in sorted(self.folder.glob("*.arrow")):
             if path in self._open:
                 continue
             try:
                 self._take(path)
-            except (pa.ArrowException, OSError, ValueError):
-                path.unlink(missing_ok=True)  # cut short or of another version: its rows are decoded again
+            except (pa.ArrowException, OSError, ValueError):  # cut short or of another version: decoded again
+                with contextlib.suppress(OSError):  # a cache that can only be read
+                    path.unlink(missing_ok=True)
 
     def _take(self, path: Path) -> None:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -97,12 +98,13 @@ class DecodedRows:
         return torch.from_numpy(out)
 
     def _drop(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # else it stays among the open ones, and is not taken again
+            path.unlink(missing_ok=True)
+            self._open.discard(path)
         for number, (of, _, _) in enumerate(self._batches):
             if of == path:
                 self._checked[self._batch == number] = False
                 self._batch[self._batch == number] = -1
-        self._open.discard(path)
 
     def add(self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> bool:
         """Decode those of `rows` that nobody has, and keep them; False where there is no room or no writable disk.

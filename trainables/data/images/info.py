@@ -24,13 +24,11 @@ class Sizes:
     Attributes:
         train, val, test: as they are after splitting; val is cut from what the source calls train unless the authors
             set it apart.
-        verified: these numbers were checked against the data, so that another number is an error and no warning.
     """
 
     train: int
     val: int
     test: int
-    verified: bool = False
 
     @property
     def pool(self) -> int:
@@ -48,7 +46,6 @@ class DatasetInfo:
         epochs: full-data epochs of arXiv 2502.00987, Table 7; None for a set it does not use.
         about: one line for people.
         prompt: the single prompt of the contrastive loss; None for the first template.
-        metric: what its score is.
         classes, sizes: what a loaded set is checked against.
         rule: where validation and test come from, in words.
         source: where `load` takes it from; others: further sources by name, chosen with "NAME@SOURCE".
@@ -62,7 +59,6 @@ class DatasetInfo:
     epochs: int | None = None
     about: str = ""
     prompt: str | None = field(default=None)
-    metric: str = "accuracy"
     classes: int | None = None
     sizes: Sizes | None = None
     rule: str = ""
@@ -77,15 +73,14 @@ class DatasetInfo:
             check_templates(self.templates, self.about or "registered data set")
 
     def open(self, name: str, source: str | None = None) -> Dataset:
-        """Load it from one of its sources. Raises DataError for damaged files, or another size than was verified."""
+        """Load it from one of its sources. Raises DataError for damaged files, or an archive with too few."""
         load = self.load if source is None else self.others[source]
         dataset = load(name, Words(self.templates or None, self.prompt))
         unpacked = self.unpacked and source is None
         differ(name, "classes", len(dataset.class_names), self.classes, verified=False, unpacked=unpacked)
         if self.sizes is None:
             return dataset
-        pool, test, verified = self.sizes.pool, self.sizes.test, self.sizes.verified
-        return counted(dataset, "images", pool, test, verified=verified, unpacked=unpacked)
+        return counted(dataset, "images", self.sizes.pool, self.sizes.test, verified=False, unpacked=unpacked)
 
 
 @functools.cache

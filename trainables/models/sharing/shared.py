@@ -66,10 +66,11 @@ def shared_model(model_id: str) -> LoadedModel:
     folder = cache / name
     try:
         make_folder(folder)  # before it is read: it refuses another user's, who may put any weights there
+        mapped_already = (folder / MAPPED_ALREADY).is_file()
     except OSError as error:
         _say(f"{cache} can't be used ({error})")
         return load_model(model_id)
-    if (folder / MAPPED_ALREADY).is_file():
+    if mapped_already:
         return load_model(model_id)
     if (kept := _look(folder)) is not None:
         return _with(model_id, kept)
@@ -124,7 +125,8 @@ def _look(folder: Path, *, mend: bool = False) -> _Kept | None:
         tensors, notes = read(path)
     except DamagedError:
         if mend:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         return None
     except OSError:
         return None
