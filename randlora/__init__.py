@@ -7,7 +7,6 @@ Imports torch and safetensors alone.
 
 from randlora.adapted.accumulate import accumulating
 from randlora.adapted.adapted import Adapted
-from randlora.adapted.adapter_set import AdapterSet
 from randlora.adapted.attach import attach
 from randlora.adapted.load import load, load_peft
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
@@ -36,7 +35,6 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "AdapterError",
-    "AdapterSet",
     "AutoLoraConfig",
     "CheckpointError",
     "ConfigError",

@@ -1,11 +1,10 @@
-"""Models with adapters: attached, loaded, several at a time, accumulated.
+"""Models with adapters: attached, loaded, accumulated.
 
 Uses everything below.
 
-    accumulate   gradient accumulation through one W0 + delta
-    adapted      the model with its adapters: count, merge, disable, detach, save
-    attach       adapters put on weights chosen by name
-    load         adapters read from disk and attached
-    freedom      how many of the counted parameters act
-    adapter_set  several named adapters, one in the model at a time
+    accumulate  gradient accumulation through one W0 + delta
+    adapted     the model with its adapters: count, merge, disable, detach, save
+    attach      adapters put on weights chosen by name
+    load        adapters read from disk and attached
+    freedom     how many of the counted parameters act
 """

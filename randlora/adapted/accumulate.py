@@ -28,6 +28,7 @@ from torch.nn.functional import linear
 from randlora.adapter import Adapter
 from randlora.arithmetic.contract import LOW, compute_dtype
 from randlora.errors import AdapterError
+from randlora.model.sharded import is_sharded
 
 
 class HeldWeight:
@@ -107,7 +108,7 @@ def accumulating(model: nn.Module, micro_batches: int) -> Iterator[None]:
     for adapter in adapters:
         if adapter.held is not None:
             raise AdapterError("accumulating() inside accumulating(): one block per optimiser step")
-        if any(_is_sharded(p) for p in adapter.parameters()):
+        if any(map(is_sharded, adapter.parameters())):
             raise AdapterError("accumulating() does not work on parameters sharded by FSDP2; accumulate without it")
     for adapter in adapters:
         adapter.held = HeldWeight(adapter, micro_batches)
@@ -119,11 +120,3 @@ def accumulating(model: nn.Module, micro_batches: int) -> Iterator[None]:
     finally:
         for adapter in adapters:
             adapter.held = None
-
-
-def _is_sharded(parameter: nn.Parameter) -> bool:
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(parameter, DTensor)

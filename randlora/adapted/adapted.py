@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from pathlib import Path
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +19,18 @@ from randlora.errors import AdapterError, CheckpointError
 from randlora.files import checkpoint, peft_export
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
-from randlora.model.sites import Site, is_adapted, shared_names
+from randlora.model.sharded import check_whole
+from randlora.model.sites import Site, holders, is_adapted, shared_names
+
+_CLOCK = count(1)
+"""Tells which of several adapters of one model came first."""
+_LIVE: WeakSet[Adapted] = WeakSet()
+"""All that are not detached."""
 
 
 def check_can_merge(model: nn.Module, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
     """Refuse to merge what is no change of a weight alone, into a tensor with other users, or into a quantised one."""
+    held = holders(model)
     for name, site in sites.items():
         if adapters[name].moves_bias:
             raise AdapterError(
@@ -33,7 +42,8 @@ def check_can_merge(model: nn.Module, sites: Mapping[str, Site], adapters: Mappi
                 f"cannot merge {name}: its weight is quantised, and rounding W0 + delta would lose the delta; keep the "
                 "adapter, export_deltas(), or merge into the model in full precision"
             )
-        if len(names := shared_names(model, site.parameter)) > 1:
+        if held[id(site.parameter)] > 1:
+            names = shared_names(model, site.parameter)
             raise AdapterError(f"cannot merge {name}: its tensor is tied to {names}; untie it, or keep the adapter")
 
 
@@ -60,8 +70,9 @@ class Adapted:
         self.adapters = dict(adapters)
         self.init_seed, self.basis_seed = request.init_seed, request.basis_seed
         self.shapes: dict[str, Shape] = {name: site.shape for name, site in sites.items()}
-        self._requires_grad: list[tuple[nn.Parameter, bool]] = []
+        self._requires_grad: dict[nn.Parameter, bool] = {}
         self._before_merge: dict[str, Tensor] | None = None
+        self._since = self._merged_at = 0
         self._attached = self._detached = False
 
     def __repr__(self) -> str:
@@ -115,7 +126,10 @@ class Adapted:
         return None
 
     def stored_bytes(self) -> int:
-        """Bytes of frozen tensors that the adapters keep in memory (shared bases counted once)."""
+        """Bytes of frozen tensors that the adapters keep in memory (shared bases counted once).
+
+        Without the copy of the bases in another precision that forwards under autocast make and keep.
+        """
         seen = {id(b): b for adapter in self.adapters.values() for b in adapter.stored()}
         return sum(b.numel() * b.element_size() for b in seen.values())
 
@@ -152,16 +166,33 @@ class Adapted:
     @torch.no_grad()
     def deltas(self) -> dict[str, Tensor]:
         """Weight name -> delta (out x in), in the adapters' precision. A bias's change is not in it."""
-        return self._made(lambda adapter, base: adapter.delta(base))
+        return self._made("take deltas", lambda adapter, base: adapter.delta(base))
 
-    def _made(self, make: Callable[[Adapter, Tensor], Tensor]) -> dict[str, Tensor]:
+    def _made(self, verb: str, make: Callable[[Adapter, Tensor], Tensor]) -> dict[str, Tensor]:
         """`make` of every adapter and its W0, outside autocast, which would round all of W0."""
+        self.check_whole(verb)
+        if not self.merged:
+            self._check_base(verb)
         made = {}
         for name, adapter in self.adapters.items():
             base = self.sites[name].base.detach() if self._before_merge is None else self._before_merge[name]
             with plain(base.device):
                 made[name] = make(adapter.to(base.device), base)  # the model may have moved since disable()
         return made
+
+    def check_whole(self, verb: str) -> None:
+        """Refuse what FSDP2 leaves no process the tensors for."""
+        check_whole(verb, self.model, [*self.parameters(), *(site.parameter for site in self.sites.values())])
+
+    def _check_base(self, verb: str) -> None:
+        """Refuse to take for W0 what another adapter has merged into since this one was attached."""
+        own = {id(site.parameter) for site in self.sites.values()}
+        for other in _LIVE - {self}:
+            shared = any(id(site.parameter) in own for site in other.sites.values())
+            if shared and other.merged and other._merged_at > self._since:
+                raise AdapterError(
+                    f"cannot {verb}: another adapter ({other.method.title}) is merged into the weights; unmerge() it"
+                )
 
     @property
     def enabled(self) -> bool:
@@ -183,6 +214,7 @@ class Adapted:
         if not self._attached and not self.merged:
             if is_adapted(self.model):
                 raise AdapterError("cannot enable: other adapters are in the model; disable them first")
+            self._check_base("enable")
             for name, site in self.sites.items():
                 self.adapters[name].to(site.parameter.device).train(site.owner.training)
             self.install()
@@ -229,8 +261,9 @@ class Adapted:
             raise AdapterError("cannot merge: the adapters are disabled; enable() them first")
         check_can_merge(self.model, self.sites, self.adapters)
         with torch.no_grad():
-            new = self._made(lambda adapter, base: adapter.weight(base))
+            new = self._made("merge", lambda adapter, base: adapter.weight(base))
             self._before_merge = {name: site.base.detach().clone() for name, site in self.sites.items()}
+            self._merged_at = next(_CLOCK)
             self._remove()
             for name, site in self.sites.items():
                 site.base.copy_(new[name])
@@ -239,9 +272,7 @@ class Adapted:
     def unmerge(self) -> nn.Module:
         """Undo `merge()`: restore the weights bit for bit and put the adapters in place, as `enable()` does."""
         if self._before_merge is not None:
-            if is_adapted(self.model):
-                raise AdapterError("cannot unmerge: other adapters are in the model; disable them first")
-            self._restore()
+            self._restore("unmerge")
             self.enable()
         return self.model
 
@@ -259,7 +290,8 @@ class Adapted:
     def detach(self, keep_merged: bool = False) -> nn.Module:
         """Take the adapters off and return the plain model, its weights and `requires_grad` flags as before `attach`.
 
-        `keep_merged=True` leaves W0 + delta in the weights instead. Detaching twice does nothing.
+        `keep_merged=True` leaves W0 + delta in the weights instead. Detaching twice does nothing. Of several adapters
+        of one model the last to go gives the flags back, in whatever order they go.
         """
         if self._detached:
             return self.model
@@ -267,31 +299,42 @@ class Adapted:
             self.merge()
             self._before_merge = None
         elif self._before_merge is not None:
-            self._restore()
+            self._restore("detach")
         elif self._attached:
             self._remove()
-        for parameter, flag in self._requires_grad:
-            parameter.requires_grad_(flag)
-        self._requires_grad = []
+        self._thaw()
         self._detached = True
         return self.model
 
-    def _restore(self) -> None:
+    def _restore(self, verb: str) -> None:
         assert self._before_merge is not None
+        if is_adapted(self.model):
+            raise AdapterError(f"cannot {verb}: other adapters are in the model; disable them first")
+        self._check_base(verb)
         with torch.no_grad():
             for name, old in self._before_merge.items():
                 self.sites[name].base.copy_(old)
         self._before_merge = None
 
-    def forget_flags(self) -> None:
-        """Leave `requires_grad` of the base weights alone at detach: whoever holds several adapters restores it."""
-        self._requires_grad = []
-
     def freeze(self) -> None:
         """Freeze the base model and remember its `requires_grad` flags for `detach()`; `attach` calls it."""
-        self._requires_grad = [(p, p.requires_grad) for p in self.model.parameters()]
-        for parameter, _ in self._requires_grad:
+        self._since = next(_CLOCK)
+        _LIVE.add(self)
+        self._requires_grad = {p: p.requires_grad for p in self.model.parameters()}
+        for parameter in self._requires_grad:
             parameter.requires_grad_(False)
+
+    def _thaw(self) -> None:
+        """Give the flags back; to the next adapter of the model that came later, which still needs them frozen."""
+        _LIVE.discard(self)
+        later = sorted((a for a in _LIVE if a._since > self._since), key=lambda a: a._since)
+        for parameter, flag in self._requires_grad.items():
+            heir = next((a for a in later if parameter in a._requires_grad), None)
+            if heir is None:
+                parameter.requires_grad_(flag)
+            else:
+                heir._requires_grad[parameter] = flag
+        self._requires_grad = {}
 
     # -- files --------------------------------------------------------------------------------------------------------
 

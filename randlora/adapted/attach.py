@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from randlora.errors import ConfigError, TargetError, nearest
 from randlora.methods.method import Method
 from randlora.methods.registry import get_method
 from randlora.model.prompted import PLACE, PromptSite
-from randlora.model.sites import Site, is_adapted, shared_names
+from randlora.model.sites import Site, holders, is_adapted, shared_names
 from randlora.model.targets import select
 
 
@@ -43,7 +42,7 @@ def _few(names: Iterable[str]) -> str:
 
 def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Site], sizes: Mapping[str, int]) -> None:
     """Warn of a capacity that no target can use: it costs parameters and brings nothing. Some targets may be small."""
-    if ":" in method.name:  # another package's, which has limits of its own
+    if method.open_ended or ":" in method.name:  # another package's has limits of its own
         return
     options = config.options()  # of one weight at a time: NoLA has as many bases as its smallest can use
     most = max(method.max_capacity([shape], **options) for shape in {site.shape for site in sites.values()})
@@ -57,8 +56,8 @@ def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Si
 
 def _warn_of_ties(model: nn.Module, sites: Mapping[str, Site]) -> None:
     """Warn of a target whose tensor has other readers: they go on with W0."""
-    holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    tied = [name for name, site in sites.items() if name != PLACE and holders[id(site.parameter)] > 1]
+    held = holders(model)
+    tied = [name for name, site in sites.items() if name != PLACE and held[id(site.parameter)] > 1]
     if tied:
         warnings.warn(
             f"{tied[0]} is tied ({', '.join(shared_names(model, sites[tied[0]].parameter))}): the adapter changes what "

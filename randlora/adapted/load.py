@@ -13,7 +13,7 @@ from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach, sites_of
 from randlora.adapter import AdapterConfig, check_capacity
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases, Draw
-from randlora.errors import AdapterError, CheckpointError
+from randlora.errors import AdapterError, CheckpointError, nearest
 from randlora.files.checkpoint import (
     BASES,
     DERIVED,
@@ -114,6 +114,8 @@ def _check_size(
     """Refuse capacities that need more numbers than the file's tensors have, before memory for them is taken."""
     method, held, wanted = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
     sites = sites_of(model, method, names)
+    if unknown := [name for name in names if name not in sites]:  # `names` were read as targets
+        raise AdapterError(f"it is for {unknown[0]!r}, which this model has not; {nearest(unknown[0], sites)}")
     rank, most = config.options().get("r"), max([SMALL_RANK, *(max(s.shape) for s in sites.values())])
     if isinstance(rank, int) and rank > most:  # of frozen factors, which no count has (NoLA, UniLoRA, TinyLoRA)
         raise AdapterError(f"its r = {rank:,} is more than its weights have a use for ({most:,})")

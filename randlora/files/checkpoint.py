@@ -28,6 +28,7 @@ from randlora.arithmetic.bases import GENERATOR_VERSION, Bases
 from randlora.errors import CheckpointError, ExportError
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
+from randlora.model.sharded import reshard, whole, writes
 from randlora.model.sites import Site
 
 FORMAT = 1
@@ -54,6 +55,7 @@ class Adapted(Protocol):
     def derived(self) -> dict[str, Tensor]: ...
     def redrawn(self) -> list[Tensor]: ...
     def state_dict(self) -> dict[str, Tensor]: ...
+    def check_whole(self, verb: str) -> None: ...
     def deltas(self) -> dict[str, Tensor]: ...
     def merging(self) -> AbstractContextManager[nn.Module]: ...
 
@@ -76,10 +78,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Path:
     """Write the adapter to `directory` (made if missing) and return it. `bases=True` adds the frozen matrices.
 
-    Imported bases are always written, since no seed gives them.
+    Imported bases are always written, since no seed gives them. Under FSDP2 all processes call it, and the first
+    writes.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    reshard(adapted.model)
+    trained, schedule = adapted.state_dict(), adapted.hooks.state()
+    own = writes([*trained.values(), *schedule.values()])
     frozen = adapted.bases()
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -103,14 +108,19 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
     }
     if redrawn := adapted.redrawn():
         meta["redrawn"] = fingerprint(redrawn)
-    if schedule := adapted.hooks.state():
+    if schedule:
         meta["schedule"] = digest_of(schedule)
-        write_tensors(folder / SCHEDULE, schedule)
-    write_tensors(folder / TENSORS, adapted.state_dict())
-    if derived:
-        write_tensors(folder / DERIVED, derived)
+    files = {SCHEDULE: schedule, TENSORS: trained, DERIVED: derived}
     if frozen is not None and (bases or frozen.given):
-        write_tensors(folder / BASES, dict(frozen.named_buffers()))
+        files[BASES] = dict(frozen.named_buffers())
+    ready = {file: {name: whole(tensor) for name, tensor in held.items()} for file, held in files.items()}
+    if not own:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / META).unlink(missing_ok=True)  # cut off from here on, the folder holds no adapter, not a mixed one
+    for file, tensors in ready.items():
+        if tensors or file == TENSORS:
+            write_tensors(folder / file, tensors)
     write_text(folder / META, json.dumps(meta, indent=1) + "\n")
     return folder
 
@@ -122,7 +132,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> dict[str, Any]:
     """
     squares: dict[str, float] = {}
     for tensor in tensors:
-        values = tensor.detach().to("cpu")
+        values = whole(tensor).to("cpu")
         real = values.is_floating_point()
         own = digest_of({"": torch.signbit(values) if real else values.long()})
         squares[own] = max(squares.get(own, 0.0), float(values.double().square().sum()) if real else 0.0)
@@ -134,7 +144,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bits."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        flat = tensor.detach().to("cpu").contiguous()
+        flat = whole(tensor).to("cpu").contiguous()
         total.update(f"{name}:{tuple(flat.shape)}:{flat.dtype}:".encode())
         total.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
@@ -194,6 +204,7 @@ def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
 
     Raises `ExportError` where a layer's bias changes too, as `merge` does: W0 + delta would lack that.
     """
+    adapted.check_whole("export deltas")
     for name, adapter in adapted.adapters.items():
         if adapter.moves_bias:
             raise ExportError(
@@ -208,6 +219,7 @@ def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
 
 def export_merged(adapted: Adapted, path: str | Path) -> Path:
     """Write the model's state dict with the deltas merged, as one safetensors file; the model stays as it was."""
+    adapted.check_whole("export the merged model")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with adapted.merging() as model:

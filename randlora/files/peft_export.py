@@ -36,6 +36,7 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
     Raises `ExportError`, which names the alternative, where PEFT has no exact form: weights that PEFT cannot reach,
     RandLoRA with several ranks or on parts, and methods without a low-rank delta.
     """
+    adapted.check_whole("export to PEFT")
     if adapted.method.name.startswith(FOREIGN):
         return _foreign(adapted, Path(directory))
     write, itself = _writer(adapted)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from randlora.adapter import AdapterConfig
@@ -27,8 +28,10 @@ from randlora.methods.random.vera import VeraConfig
 
 _TRAINED = {"lora_A", "lora_B", "lora_magnitude_vector"}.union(*TRAINED.values())
 _BASES = ("randlora_A", "randlora_B", "vera_A", "vera_B")
-_KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+_KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` under which PEFT leaves the base weights as they are."""
+_CHANGE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Beginnings of those under which it does not; what others do is not known."""
 
 Found = dict[str, dict[str, Tensor]]
 """Module name -> tensor name -> values."""
@@ -147,9 +150,12 @@ Read = tuple[AdapterConfig, dict[str, Tensor], dict[str, Tensor] | None]
 
 def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
     _refuse(config, {"lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None})
-    if config.get("init_lora_weights", True) not in _KEEP_BASE:
+    start = config.get("init_lora_weights", True)
+    word = start.lower() if isinstance(start, str) else start  # as PEFT compares
+    if word not in _KEEP_BASE:
+        changes = "changes" if str(word).startswith(_CHANGE_BASE) else "may change"
         raise CheckpointError(
-            f"the PEFT adapter was started with init_lora_weights={config['init_lora_weights']!r}, which changes the "
+            f"the PEFT adapter was started with init_lora_weights={start!r}, which {changes} the "
             "base weights; convert it to plain LoRA in PEFT first (save_pretrained(..., path_initial_model_for_weight_"
             "conversion=...))"
         )
@@ -169,7 +175,8 @@ def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
         rank = state[f"{weight}.a"].shape[1]
         scale = alpha / (math.sqrt(rank) if ours.rank_stabilised else rank)
         if scale != ours.scale:  # here a model has one scale: the rest goes into B
-            state[f"{weight}.b"] = state[f"{weight}.b"] * (scale / ours.scale)
+            b = state[f"{weight}.b"]  # in 16 bits the product would be rounded
+            state[f"{weight}.b"] = b.to(torch.promote_types(b.dtype, torch.float32)) * (scale / ours.scale)
     return ours, state, None
 
 

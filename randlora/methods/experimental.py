@@ -170,8 +170,16 @@ def build_hybrid(request: Request) -> dict[str, Adapter]:
 
 
 def hybrid_freedom(shape: Shape, r: int, *, share: float, **_: Any) -> int:
-    """The sum of its parts."""
-    return low_rank(shape, lora_part(shape, r, share)) + randlora_freedom(shape, r)
+    """The sum of its parts, of which LoRA's acts beside B's columns alone where RandLoRA's fills their span."""
+    large, small, q = max(shape), min(shape), lora_part(shape, r, share)
+    spanned = min(num_bases(shape, r) * r, large)
+    filled = spanned * small + low_rank((large - spanned, small), q)
+    return min(low_rank(shape, q) + randlora_freedom(shape, r), filled)
+
+
+def svd_freedom(shape: Shape, r: int, **_: Any) -> int:
+    """RandLoRA's; above m a basis repeats its columns, whose lambdas add up."""
+    return randlora_freedom(shape, min(r, *shape))
 
 
 HYBRID = Method(
@@ -196,5 +204,5 @@ RANDLORA_SVD = Method(
     scale_rule="as RandLoRA",
     experimental=True,
     update_rank=lambda shape, capacity, **_: min(shape),
-    freedom=randlora_freedom,
+    freedom=svd_freedom,
 )

@@ -36,6 +36,7 @@ class Method:
     They then have one capacity. None: the sum of `count`.
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
+    `open_ended`: whether parameters beyond the reach act too, so that only cost sets it (VeRA): they may be pinned.
     `legal(shape, capacity, **options)`: the capacity that a weight gets in place of one that it can't have; None: all
     capacities are legal.
     `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
@@ -69,6 +70,7 @@ class Method:
     scale_rule: str
     title: str
     min_capacity: int = 1
+    open_ended: bool = False
     legal: Callable[..., int] | None = None
     mergeable: bool = True
     scheduled: bool = False

@@ -9,6 +9,7 @@ all the same (`randlora.model.attention`). Parts of one weight share its place (
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
@@ -331,6 +332,11 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     return sites
 
 
+def holders(model: nn.Module) -> Counter[int]:
+    """By `id` of a parameter how many modules hold it, each once, though it may stand in several places."""
+    return Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+
+
 def shared_names(model: nn.Module, parameter: Tensor) -> list[str]:
-    """All names under which `parameter` appears: more than one means tied weights."""
+    """All names under which `parameter` appears, those of a module that stands in several places too."""
     return [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]

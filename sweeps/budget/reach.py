@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -154,15 +155,25 @@ class Reach:
         """All weights at one capacity."""
         return dict.fromkeys(self.shapes, capacity)
 
-    def widening(self) -> list[str]:
-        """The method's integer options whose doubling raises `most` (NoLA's r)."""
+    def widening(self, wanted: Fraction) -> list[str]:
+        """The method's integer options with which, doubled until that no longer raises `most`, it counts as much as
+        `wanted` (NoLA's r)."""
         given = {**self.entry.options, **self.options}
         whole = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
-        return [
-            name
-            for name, value in whole.items()
-            if self.entry.max_capacity(tuple(self.groups), **{**self.options, name: 2 * value}) > self.most
-        ]
+        return [name for name, value in whole.items() if self._reaches(wanted, name, 2 * value, self.most)]
+
+    def _reaches(self, wanted: Fraction, option: str, value: int, most: int) -> bool:
+        options, shapes = {**self.options, option: value}, self.shapes
+        raised = self.entry.max_capacity(tuple(shapes.values()), **options)
+        if raised <= most:
+            return False
+        ends = self.least, raised  # not the whole reach: doubled often, it is too long to go through
+        if max(self.entry.total(shapes, c, **options) for c in ends) < wanted:
+            return self._reaches(wanted, option, 2 * value, raised)
+        if self.counted == "parameters":
+            return True
+        found = [degrees(self.entry.name, shapes, self.same(c), options) for c in ends]
+        return any(d is not None and d.count >= wanted for d in found)
 
     def _nearest(self, side: NDArray[np.bool_], count: int, budget: int) -> Neighbour | None:
         indices = np.flatnonzero(side)

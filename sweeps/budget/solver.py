@@ -242,7 +242,9 @@ def _infeasible(counts: Reach, nearest: Solution, tolerance: float, section: str
     below, above = counts.around(budget)
     if above is None and below is not None:
         named, what = below.count, f"the largest {noun} of {method} on these targets"
-        wider = "".join(f", or raise methods.{section}.{option}" for option in counts.widening())
+        key = f'"{section}"' if ":" in section else section  # as a sweep file writes it
+        options = counts.widening(budget - Fraction(str(tolerance)) * budget)
+        wider = "".join(f", or raise methods.{key}.{option}" for option in options)
         lever = f"lower the budget to {below.count:,}, or adapt more weights{wider}"
     elif below is None and above is not None:
         named, what = above.count, f"the smallest {noun} of {method} on these targets"

@@ -57,7 +57,9 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
             continue
         rule = f"is above the largest that {name} is built with on these weights, {most:,}"
         pinned = section.capacity if isinstance(section.capacity, tuple) else (section.capacity,)
-        problems += [Problem(f"methods.{name}.capacity", c, rule, str(most)) for c in pinned if c > most]
+        problems += [
+            Problem(f"methods.{name}.capacity", c, rule, str(most)) for c in pinned if c > most and not entry.open_ended
+        ]
         least, rule = entry.min_capacity, f"is below the smallest of {name}, {entry.min_capacity}"
         problems += [Problem(f"methods.{name}.capacity", c, rule, str(least)) for c in pinned if c < least]
         problems += _illegal(name, entry, set(own), section.options, pinned, range(least, most + 1))

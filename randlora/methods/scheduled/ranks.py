@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -74,6 +75,8 @@ class Ranks(Schedule, Generic[A]):
     def __init__(self, adapters: Sequence[A]) -> None:
         self.adapters = list(adapters)
         self.sizes = [a.terms for a in self.adapters]
+        ends = zip(self.adapters, accumulate(self.sizes), strict=True)
+        self._places: dict[Terms, slice] = {a: slice(end - a.terms, end) for a, end in ends}
         self._kept: Tensor | None = None
 
     @property
@@ -85,8 +88,7 @@ class Ranks(Schedule, Generic[A]):
         """Which terms of one weight are kept (bool, terms); None while the schedule runs."""
         if self._kept is None:
             return None
-        index = next(i for i, a in enumerate(self.adapters) if a is adapter)
-        return torch.split(self._kept, self.sizes)[index]
+        return self._kept[self._places[adapter]]
 
     def best(self, scores: Tensor, costs: Sequence[int], budget: int) -> Tensor:
         """The terms of the highest scores that fit into `budget`, bool as `scores` (all terms, one after another).

@@ -240,6 +240,16 @@ def test_tied_weights_are_warned_of_and_cannot_be_merged() -> None:
         adapted.merge()
 
 
+def test_a_module_that_stands_twice_is_not_tied() -> None:
+    layer = nn.Linear(4, 4)
+    model, x = nn.Sequential(layer, nn.Tanh(), layer), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    adapted = attach(model, LoraConfig(2), ["0"])
+    perturb(adapted)
+    y = model(x)
+    with adapted.merging():
+        torch.testing.assert_close(model(x), y)
+
+
 def test_starts_follow_the_seeds_and_the_name_alone() -> None:
     def starts(targets: list[str], init_seed: int, config: AdapterConfig | None = None) -> dict[str, torch.Tensor]:
         return attach(block(), config or LoraConfig(3), targets, init_seed=init_seed).state_dict()

@@ -35,6 +35,23 @@ def test_the_rank_of_the_jacobian(name: str, capacity: int, options: dict[str, A
     assert freedom(name, SHAPE, capacity, options) == acts
 
 
+@pytest.mark.filterwarnings("ignore:RandLoRA-SVD")  # of ranks above the weight's
+@pytest.mark.parametrize(
+    ("name", "shape", "capacities", "options"),
+    [
+        ("hybrid", (32, 8), (1, 2, 3, 8), {}),
+        ("hybrid", (12, 24), (1, 2, 5), {"share": 0.8}),
+        ("randlora-svd", (16, 8), (5, 8, 9, 12), {}),
+        ("randlora-svd", (8, 20), (9, 16), {}),
+    ],
+)
+def test_a_formula_where_parts_overlap(
+    name: str, shape: tuple[int, int], capacities: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    for capacity in capacities:
+        assert get_method(name).dof(shape, capacity, **options) == freedom(name, shape, capacity, options), capacity
+
+
 OPTIONS: dict[str, dict[str, Any]] = {"randlora-a": {"r": 4}, "peft:road": {"group_size": 4}, "nola": {"r": 2}}
 
 

@@ -26,6 +26,7 @@ from randlora import (
     export_merged,
     load,
 )
+from randlora.files import checkpoint
 from tests.randlora.support import CONFIGS, TARGETS, batch, block, config_id, perturb, targets_of
 
 
@@ -45,6 +46,19 @@ def test_round_trip(config: AdapterConfig, tmp_path: Path) -> None:
     assert torch.equal(other(x), y)
     assert again.config == config and again.capacities == adapted.capacities
     assert (again.init_seed, again.basis_seed) == (5, 9)
+
+
+def test_a_save_that_is_cut_off_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach(block(), RandLoraConfig(4), TARGETS, basis_seed=1).save(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        attach(block(), RandLoraConfig(4), TARGETS, basis_seed=2).save(tmp_path)
+    with pytest.raises(CheckpointError, match="no saved adapter"):
+        load(block(), tmp_path)
 
 
 def test_save_while_merged(tmp_path: Path) -> None:
@@ -98,6 +112,9 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         load(block(hidden=32), tmp_path)
     with pytest.raises(CheckpointError, match="does not fit this model"):
         load(torch.nn.Linear(3, 3), tmp_path)
+    around = torch.nn.ModuleDict({"body": block()})
+    with pytest.raises(CheckpointError, match=r"is for 'attn.in_proj_weight', which this model has not; nearest: 'bo"):
+        load(around, tmp_path)
 
 
 def test_a_missing_basis_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from randlora import METHODS, AdapterConfig, LoraConfig, RandLoraConfig, VeraConfig, attach, resolve_targets
+from randlora import (
+    METHODS,
+    AdapterConfig,
+    AdapterError,
+    LoraConfig,
+    RandLoraConfig,
+    VeraConfig,
+    attach,
+    export_merged,
+    load,
+    resolve_targets,
+)
 from tests.randlora.support import CONFIGS, TARGETS, batch, block, config_id, perturb
 
 ON_PACKED = [c for c in CONFIGS if METHODS[c.method].mergeable]
@@ -90,7 +102,8 @@ def _distributed(rank: int, world: int, folder: str, kind: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     for index, config in enumerate(ON_PACKED):
         model = block(torch.float64)
-        perturb(attach(model, config, TARGETS))
+        adapted = attach(model, config, TARGETS)
+        perturb(adapted)
         wrapped: Any
         if kind == "ddp":
             wrapped = nn.parallel.DistributedDataParallel(model)
@@ -99,12 +112,22 @@ def _distributed(rank: int, world: int, folder: str, kind: str) -> None:
 
             wrapped = fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (world,)))
         train(wrapped, rank, world)
+        if kind == "fsdp2":
+            with torch.no_grad():
+                wrapped(batch(torch.float64))  # leaves the weights gathered
+            adapted.save(f"{folder}/saved{index}")
+            for act in (adapted.deltas, adapted.merge, partial(adapted.export_deltas, folder)):
+                with pytest.raises(AdapterError, match=r"cannot .* \(FSDP2\); save\(\) in all of them"):
+                    act()
+            for export in (adapted.export_peft, partial(export_merged, adapted)):
+                with pytest.raises(AdapterError, match=r"cannot export .* \(FSDP2\); save\(\)"):
+                    export(f"{folder}/none")
         values = {n: p for n, p in model.named_parameters() if p.requires_grad}
         full = {n: getattr(p, "full_tensor", lambda p=p: p)().detach() for n, p in values.items()}
         if rank == 0:
             torch.save(full, f"{folder}/out{index}.pt")
         # the last owner of gloo's threads waits for them, and where that is DDP it holds the GIL, which they want
-        del wrapped, model, values, full
+        del wrapped, model, adapted, values, full
     dist.destroy_process_group()
 
 
@@ -121,7 +144,7 @@ def train(model: Any, rank: int = 0, world: int = 1) -> None:
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo")
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
-    """Every method, each in DistributedDataParallel and with its weights split (FSDP2)."""
+    """Every method, each in DistributedDataParallel and with its weights split (FSDP2), from which it is saved."""
     torch.multiprocessing.spawn(_distributed, (2, str(tmp_path), kind), nprocs=2)
     for index, config in enumerate(ON_PACKED):
         model = block(torch.float64)
@@ -133,6 +156,13 @@ def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
         for name, value in values.items():
             torch.testing.assert_close(
                 value, alone[name], rtol=1e-7, atol=1e-7, msg=lambda m, c=config, n=name: f"{config_id(c)} {n}: {m}"
+            )
+        if kind == "fsdp2":
+            again = block(torch.float64)
+            load(again, tmp_path / f"saved{index}")
+            x = batch(torch.float64)
+            torch.testing.assert_close(
+                again(x), model(x), rtol=1e-6, atol=1e-6, msg=lambda m, c=config: f"{config_id(c)}: {m}"
             )
 
 

@@ -73,6 +73,15 @@ def test_a_shape_is_two_numbers(shape: object, tmp_path: Path) -> None:
         load(small(), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["*", "weight", "[0].weight"])
+@pytest.mark.parametrize("capacities", [{}, {"0.weight": 2}])
+def test_a_name_is_no_pattern(name: str, capacities: dict[str, int], tmp_path: Path) -> None:
+    attach(small(), LoraConfig(2), ["0"]).save(tmp_path)
+    changed(tmp_path, shapes={name: [6, 8]}, capacities=capacities)
+    with pytest.raises(CheckpointError, match=r"is for '.*', which this model has not; (nearest|known): '0.weight'"):
+        load(small(), tmp_path)
+
+
 def test_a_seed_is_a_number(tmp_path: Path) -> None:
     attach(small(), LoraConfig(2), ["0"]).save(tmp_path)
     changed(tmp_path, basis_seed="x")

@@ -69,6 +69,27 @@ def test_import_is_exact(name: str, tmp_path: Path) -> None:
     assert torch.equal(other(x), model(x))
 
 
+def test_several_scales_of_a_16_bit_file_are_exact(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=ALL, alpha_pattern={"2": 12.1}, rank_pattern={"2": 5})
+    in_peft(config, layers(torch.float32), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({key: value.bfloat16() for key, value in load_file(path).items()}, path)
+    theirs = peft.PeftModel.from_pretrained(layers(torch.float32), str(tmp_path))
+    deltas = load_peft(layers(torch.float32), tmp_path).deltas()
+    for name in ALL:
+        want = theirs.base_model.model.get_submodule(name).get_delta_weight("default")
+        torch.testing.assert_close(deltas[f"{name}.weight"], want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("start", ["mica", "Gaussian"])
+def test_starts_that_leave_the_base_alone_are_a_plain_lora(start: str, tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=3, lora_alpha=5, init_lora_weights=start, target_modules=ALL)
+    theirs = in_peft(config, layers(torch.float32), tmp_path)
+    model, x = layers(torch.float32), inputs(torch.float32)
+    load_peft(model, tmp_path)
+    torch.testing.assert_close(model(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "config",
     [LoraConfig(3), LoraConfig(3, rank_stabilised=True), DoraConfig(2), VeraConfig(6), RandLoraConfig(5)],
@@ -167,7 +188,8 @@ def rewrite(folder: Path, **changes: object) -> None:
         ({"modules_to_save": ["head"]}, r"modules_to_save=\['head'\]"),
         ({"lora_bias": True}, "lora_bias"),
         ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens=\[5\]"),
-        ({"init_lora_weights": "pissa"}, "changes the base weights"),
+        ({"init_lora_weights": "pissa"}, "which changes the base weights"),
+        ({"init_lora_weights": "new"}, "which may change the base weights"),
         ({"r": "x"}, "settings that none has .*ValueError"),
         ({"lora_alpha": None}, "settings that none has .*TypeError"),
         ({"lora_alpha": 10**400}, "settings that none has .*OverflowError"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ from randlora import AutoLoraConfig, ConfigError, LoraConfig, attach, load
 from randlora.methods.scheduled.autolora import AutoLora, Selector
 from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from tests.randlora.support import block, perturb
+
+
+def test_the_kept_terms_are_found_by_weight_in_a_copy_too() -> None:
+    adapted = attach(block(), AutoLoraConfig(2, initial=3.0), ["fc", "proj"], capacities={"proj.weight": 1})
+    for those in (adapted, copy.deepcopy(adapted)):
+        first, second = those.adapters.values()
+        schedule = first.schedule
+        assert isinstance(schedule, Selector) and isinstance(first, AutoLora) and isinstance(second, AutoLora)
+        assert second.kept() is None
+        schedule.load_state({"kept": torch.tensor([1, 0, 0, 1, 0, 0, 0, 0, 1])})
+        for adapter, want in ((first, [1, 0, 0, 1, 0, 0]), (second, [0, 0, 1])):
+            kept = adapter.kept()
+            assert kept is not None and kept.tolist() == list(map(bool, want))
 
 
 @pytest.mark.parametrize("second", [False, True])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from randlora import (
     METHODS,
     AdapterConfig,
-    AdapterSet,
+    AdapterError,
     ConfigError,
     LoraConfig,
     RandLoraConfig,
@@ -153,22 +153,26 @@ def test_save_load_and_ranks_per_part(config: AdapterConfig, tmp_path: Path) -> 
     assert torch.equal(other(x), model(x))
 
 
-def test_several_adapters_on_parts_and_wholes() -> None:
+def test_parts_and_wholes_take_turns() -> None:
     model, x = block(torch.float64), batch(torch.float64)
     state = copy.deepcopy(model.state_dict())
-    adapters = AdapterSet(model)
-    perturb(adapters.add("parts", LoraConfig(2), PARTS))
-    perturb(adapters.add("whole", LoraConfig(2), ["attn.in_proj_weight"]))
-    deltas = {n: adapters[n].deltas() for n in adapters}
-    adapters.switch("parts")
-    model(x)
-    adapters.merge({"parts": 0.5, "whole": 2.0})
-    got = model.state_dict()["attn.in_proj_weight"] - state["attn.in_proj_weight"]
-    want = 2.0 * deltas["whole"]["attn.in_proj_weight"]
-    want[:16] += 0.5 * deltas["parts"]["attn.in_proj_weight[q]"]
-    want[32:] += 0.5 * deltas["parts"]["attn.in_proj_weight[v]"]
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
-    adapters.unload()
+    outputs = []
+    parts = attach(model, LoraConfig(2), PARTS)
+    perturb(parts)
+    outputs.append(model(x))
+    parts.disable()
+    whole = attach(model, LoraConfig(2), ["attn.in_proj_weight"])
+    perturb(whole)
+    outputs.append(model(x))
+    whole.merge()
+    with pytest.raises(AdapterError, match="another adapter"):
+        parts.enable()
+    whole.unmerge()
+    whole.disable()
+    parts.enable()
+    assert torch.equal(model(x), outputs[0]) and not torch.equal(*outputs)
+    whole.detach()
+    parts.detach()
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 

@@ -203,8 +203,12 @@ def test_beyond_the_reach_the_answer_says_what_would_help() -> None:
     assert too_little.above.count == low
     assert "fewer weights" in too_little.lever
 
-    assert "methods.nola.r" in refused("nola", shapes, 10**9).lever
-    assert "methods.big.r" in refused("nola", shapes, 10**9, section="big").lever
+    assert "or raise methods.nola.r" in refused("nola", shapes, 150_000).lever
+    assert "or raise methods.big.r" in refused("nola", shapes, 150_000, section="big").lever
+    assert "methods" not in refused("nola", shapes, 10**9).lever  # at no r: it has so many bases and no more
+    assert "methods" not in refused("peft:vblora", shapes, 10**9).lever
+    assert 'or raise methods."peft:vblora".r' in refused("peft:vblora", shapes, 20_000_000).lever
+    assert 'or raise methods."peft:tinylora".r' in refused("peft:tinylora", shapes, 10**9).lever
     assert "methods" not in refused("vera", shapes, 10**9).lever
     huge = refused("randlora", shapes, 10**30)
     assert huge.below is not None
