@@ -37,9 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # lanes import this fi
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis import Store, open_store
-from analysis.statistics.inference import proportion_interval
 from analysis.statistics.scaling import comparisons
 from analysis.store.tables import write_part
+from benchmarks.calibration import proportion_interval
 from sweeps.engine.run import run
 from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan

@@ -22,14 +22,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.statistics.choice import Runs, chosen_variance, method_noise, noise_share, rerun_noise
-from analysis.statistics.inference import proportion_interval, step_down, two_sided
+from analysis.statistics.inference import step_down, two_sided
 
 Real = NDArray[np.float64]
 LEVEL = 0.05
+
+
+def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) interval of a proportion."""
+    interval = stats.binomtest(successes, trials).proportion_ci(1 - LEVEL, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)

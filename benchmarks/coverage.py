@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.curves import fits
 from analysis.curves.fits import Curve, Estimate, Kind
 from analysis.curves.pareto import front_share
-from analysis.statistics.inference import LEVEL, mean_interval, paired_difference, proportion_interval
+from analysis.statistics.inference import LEVEL, mean_interval, paired_difference
 from analysis.statistics.simultaneous import critical
 from analysis.statistics.units.examples import crossed_interval
+from benchmarks.calibration import proportion_interval
 
 Real = NDArray[np.float64]
 Simulated = Callable[[np.random.Generator, int], bool | None]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.curves import fits
-from analysis.curves.fits import KINDS, Kind
+from analysis.curves.fits import KINDS
 from analysis.curves.measured import EXAMPLES, Line, Measured, axis_words, costed_runs, curves, line_columns
 from analysis.format import Row, quantity
 from analysis.statistics.inference import paired_difference
@@ -58,22 +58,22 @@ def fit_table(store: Store, x: str = "adapter_params") -> pa.Table:
     return _table(rows, x, FIT)
 
 
-def band_table(store: Store, x: str = "adapter_params", kind: Kind = "isotonic", points: int = 60) -> pa.Table:
-    """The fitted curves on a logarithmic grid of `points`, with 95 % bands over seeds; columns `BAND`.
+def band_table(store: Store, x: str = "adapter_params", points: int = 60) -> pa.Table:
+    """The isotonic curves on a logarithmic grid of `points`, with 95 % bands over seeds; columns `BAND`.
 
-    `band` says what a band is: 'simultaneous' (it holds the whole curve) or 'pointwise'; null without one.
+    `band` says what a band is: 'simultaneous' (it holds the whole curve); null without one.
     """
     rows = []
     for named, _, one in _named(store, x):
-        found = fits.fit(kind, one.curve.x, one.curve.mean)
+        found = fits.fit("isotonic", one.curve.x, one.curve.mean)
         if found is None:
             continue
         at = np.geomspace(one.curve.x[0], one.curve.x[-1], points)
-        band = fits.band(one.curve, kind, at)
+        band = fits.band(one.curve, "isotonic", at)
         low, high = band or ([None] * points, [None] * points)
-        called = None if band is None else "simultaneous" if kind == "isotonic" else "pointwise"
+        called = None if band is None else "simultaneous"
         for place, score, *ends in zip(at, found.predict(at), low, high, strict=True):
-            row = {"kind": kind, "at": float(place), "score": float(score), "low": ends[0], "high": ends[1]}
+            row = {"kind": "isotonic", "at": float(place), "score": float(score), "low": ends[0], "high": ends[1]}
             rows.append(named | row | {"band": called})
     return _table(rows, x, BAND)
 

@@ -64,7 +64,7 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
                 with figure.of(method):
                     _fitted(axes, method, [r for r in mine if r["method"] == method])
                 _dots(axes, [d for d in dots if place_of(d) == place and d["method"] == method])
-        mark_bands(figure, "simultaneous" if {r["band"] for r in rows} <= {"simultaneous", None} else "pointwise")
+        mark_bands(figure, "simultaneous")
         return figure
 
 

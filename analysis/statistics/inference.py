@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 Array = NDArray[np.float64]
 Seed = TypeVar("Seed", bound=Hashable)
@@ -310,9 +310,3 @@ def best_weights(scores: ArrayLike, n: int) -> Array:
     """Chance of every score to be the best of n drawn from all, as in `expected_best`."""
     ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
     return np.asarray(special.comb(ranks, n - 1) / special.comb(len(ranks), n), dtype=float)
-
-
-def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) interval of a proportion."""
-    interval = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="exact")
-    return float(interval.low), float(interval.high)

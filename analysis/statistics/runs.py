@@ -51,9 +51,9 @@ def shared_seeds(scores: Sequence[Mapping[Seed, Any]]) -> list[Seed]:
 
 
 def sharing_seeds(store: Store) -> frozenset[str]:
-    """The sweeps whose declared seeds are trained with as they are, on all data sets alike: those of older folders.
+    """The sweeps whose declared seeds are trained with as they are, on all data sets alike: those of imports.
 
-    What a seed does there it does to all data sets. Later sweeps derive their seeds per data set and training size.
+    What a seed does there it does to all data sets. Our own derive their seeds per data set and training size.
     """
     cells = store.table("cells").select(["sweep", "seed_rule"]).to_pylist()
     return frozenset(r["sweep"] for r in cells if r["seed_rule"] != "per-data-set")

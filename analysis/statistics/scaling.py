@@ -187,38 +187,38 @@ def _point(runs: Runs, scores: Sequence[float]) -> Row:
     return shared | named | vars(mean_interval(scores))
 
 
-def comparisons(store: Store, baseline: str | None = None, focus: str | None = None) -> pa.Table:
+def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
     """Every method with a budget against `baseline`, paired by seed; columns `COMPARISONS`.
 
     Args:
         store: the results.
         baseline: a method with budgets (compared at the same budget) or without ('full': compared at every budget);
-            default: that of the sweep's `question`, as `focus`, which is its baseline where `baseline` is its focus.
-        focus: the method that also gets one row over the matched budgets that every data set has (`reference` null),
-            where these are more than one row, and one for data sets like these (`test` OVER_DATASETS).
+            default: that of the sweep's `question`.
 
     Returns:
-        Rows by place, method and budget. `verdict` has the choice of rates in it. The rows of `focus` are one family:
-        its mean over budgets first, then Holm over the others; the rows of the other methods are a second one. Against
-        a baseline without a budget all rows are one. The chance of any false 'higher' or 'lower' in a family is at
-        most 5 %, and so is that of any false 'equivalent'. The schema's metadata has `EARLY` while seeds of the
-        question's cells are to come.
+        Rows by place, method and budget. The question's focus (its baseline, where `baseline` is its focus) also gets
+        one row over the matched budgets that every data set has (`reference` null), where these are more than one row,
+        and one for data sets like these (`test` OVER_DATASETS). `verdict` has the choice of rates in it. The rows of
+        the focus are one family: its mean over budgets first, then Holm over the others; the rows of the other methods
+        are a second one. Against a baseline without a budget all rows are one. The chance of any false 'higher' or
+        'lower' in a family is at most 5 %, and so is that of any false 'equivalent'. The schema's metadata has `EARLY`
+        while seeds of the question's cells are to come.
 
     Raises:
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
     """
-    rows, asked = [row for row, _ in compared(store, baseline, focus)], focus or question(store).focus
-    pair = (asked, question(store).baseline)  # against a third method the sentence is on both
-    seeds = early(store, [r for r in rows if asked is None or r["method"] in pair])
+    rows, asked = [row for row, _ in compared(store, baseline)], question(store)
+    pair = (asked.focus, asked.baseline)  # against a third method the sentence is on both
+    seeds = early(store, [r for r in rows if asked.focus is None or r["method"] in pair])
     schema = COMPARISONS if seeds is None else COMPARISONS.with_metadata({EARLY: seeds})
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def compared(store: Store, baseline: str | None = None, focus: str | None = None) -> list[tuple[Row, Difference]]:
+def compared(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
     """The rows of `comparisons`, each with the difference that it is of, given the chosen rates."""
     asked = question(store)
     turned = baseline is not None and baseline == asked.focus  # the question's pair the other way round: one family
-    return _compared_with(store, baseline or asked.baseline, focus or (asked.baseline if turned else asked.focus))
+    return _compared_with(store, baseline or asked.baseline, asked.baseline if turned else asked.focus)
 
 
 @remembered

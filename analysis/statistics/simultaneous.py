@@ -77,8 +77,8 @@ WITH_CHOICE, GIVEN_RATES = "with the choice of rates", "given the chosen rates"
 
 
 @remembered
-def difference_curves(store: Store, baseline: str | None = None) -> pa.Table:
-    """Every method's paired difference to a baseline over the budgets of a place; columns `DIFFERENCES`.
+def difference_curves(store: Store) -> pa.Table:
+    """Every method's paired difference to the question's baseline over the budgets of a place; columns `DIFFERENCES`.
 
     A sweep over several data sets also has rows with a null `dataset`, as `scaling.curve` has: the mean over all its
     data sets, for methods and budgets that have a difference on each.
@@ -87,7 +87,7 @@ def difference_curves(store: Store, baseline: str | None = None) -> pa.Table:
     of tests: a verdict may be withheld, because the mean over budgets is not settled, where a band leaves out zero.
     What the choice of both arms' rates adds is in it where it is known at every budget of the curve.
     """
-    single = compared(store, baseline)
+    single = compared(store)
     each = [row | {"of": of} for row, of in [*single, *_means(store, [row for row, _ in single])]]
     family = sum(r["of"].testable for r in each)  # the rows over all budgets, which no panel shows, too
     rows: list[Row] = []

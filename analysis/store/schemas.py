@@ -150,7 +150,7 @@ _CELLS = (
     ("val_examples", INT, "Validation examples."),
     ("test_examples", INT, "Test examples."),
     ("test_lacks", TEXT, "JSON: classes without a test example."),
-    ("seed_rule", TEXT, "'per-data-set': derived by data set and size; 'shared', null: as declared."),
+    ("seed_rule", TEXT, "'per-data-set': derived by data set and size; null, as of imports: as declared."),
     ("seeds", TEXT, "The file's, 'data/init/basis', a space between; null: all count."),
 )
 

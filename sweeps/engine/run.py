@@ -30,13 +30,13 @@ from sweeps.records.locks import (
     FolderLock,
     check_identity,
     nothing_if_refused,
-    stored_rules,
     write_identity,
 )
 from sweeps.records.replay import replay
 from sweeps.records.rows import git_commit, utc
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import EVERY_S, Upload, check_there, restore
+from sweeps.search.rules import RULES
 from sweeps.search.stages import SweepState
 from sweeps.watch.displays import Progress, make_progress
 from sweeps.watch.observers import Observer, Observers
@@ -170,14 +170,13 @@ class _Sweep:
 
 def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: Progress, retry_failed: bool) -> _Sweep:
     """The sweep as its folder has it; what an earlier run left half written is written."""
-    spec, rules = plan.spec, stored_rules(folder, journal.events)
-    plan = plan if rules.path_rule == "as-written" else Plan(spec, tuple(c.resolved() for c in plan.cells))
-    state = SweepState(plan.feasible, spec, rules)
+    spec = plan.spec
+    state = SweepState(plan.feasible, spec)
     earlier: dict[str, int] = {}
     unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
-    write_identity(folder, spec.identity(), rules)
+    write_identity(folder, spec.identity())
     cells = (state.cells.get(cell.cell_id, cell) for cell in plan.cells)
-    sealer.write_cells(cell.row() | {"seed_rule": rules.seed_rule} for cell in cells)
+    sealer.write_cells(cell.row() | {"seed_rule": RULES["seed_rule"]} for cell in cells)
     declare(spec, journal, sealer.rows)
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:
@@ -280,7 +279,7 @@ def _provenance(state: SweepState, trial: str, pool: Pool, packed: int) -> dict[
         "ev": "sweep",
         "name": state.spec.name,
         "trial": trial,
-        **asdict(state.rules),
+        **RULES,
         "git_commit": git_commit(),
         "at": utc(facts["started"]),
         **facts,

@@ -18,7 +18,7 @@ from sweeps.records.journal import write_atomically
 from sweeps.records.locks import check_identity
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget
-from sweeps.spec.paths import absolute, path_of, resolved
+from sweeps.spec.paths import absolute, path_of
 from trainables.data.downloads import offline
 from trainables.data.registry import DATASETS
 from trainables.data.splits import split_of
@@ -174,7 +174,7 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
         raise SpecError([Problem("results", str(path), rule)])
     changed = []
     for name, found in now.items():  # a folder of an older version has no digest of the prompts, nor of the images
-        known = seen[name] if name in seen else seen.get(resolved(name), found)  # or by the older path rule
+        known = seen.get(name, found)
         forms = (found, found.partition(" ")[0]) if known.startswith((KIND, COMMIT)) else (label_digest(loaded(name)),)
         if known not in forms:
             changed.append(name)
@@ -182,9 +182,7 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
         store = Store((folder,))
         begun = [*(event["config"] for event in store.events("ask")), *store.table("trials").to_pylist()]
         had = {trial[column] for trial in begun for column in ("dataset", "model")}
-        if problems := [
-            _changed(name, now[name], folder) for name in changed if not had.isdisjoint((name, resolved(name)))
-        ]:
+        if problems := [_changed(name, now[name], folder) for name in changed if name in had]:
             raise SpecError(problems)
     if now.items() - seen.items():
         write_atomically(path, json.dumps(seen | now, indent=1) + "\n")

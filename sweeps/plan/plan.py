@@ -222,7 +222,6 @@ def _cell(
         image_size=spec.model.image_size,
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,
-        written=dataset,
         negatives=_negatives(spec, base),
     )
 

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ import psutil
 from analysis.store.journal import JOURNAL, read_journal
 from sweeps.errors import Problem, SpecError
 from sweeps.records.journal import write_atomically
-from sweeps.search.rules import Rules
+from sweeps.search.rules import RULES
 from trainables.errors import TrainablesError
 
 HEARTBEAT_S = 5.0
@@ -274,7 +274,7 @@ def nothing_if_refused(folder: Path) -> Iterator[None]:
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse a results folder that belongs to a sweep which differs in what must not change.
+    """Refuse a results folder of a sweep that differs in what must not change, or of other rules than today's.
 
     Args:
         folder: the results folder; one without `spec.json` belongs to nobody, and has no journal, tables or `work`.
@@ -284,7 +284,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         IdentityError: one problem per difference, with the value there and the value asked.
     """
-    stored = stored_identity(folder)
+    stored = _stored(folder)
     if stored is not None:
         refuse_other(stored, identity, str(folder))
         return
@@ -298,16 +298,24 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:
-    """Raise `IdentityError` when what stands at `where` was made by a sweep that differs from `identity`."""
-    found = [d for d in differences(dict(stored), json.loads(json.dumps(identity))) if d[:2] != _NOT_IN_0_1_0]
+    """Raise `IdentityError` when `stored`, the `spec.json` at `where`, differs from `identity` or has other rules."""
+    known = dict(stored["identity"])
+    found = [d for d in differences(known, json.loads(json.dumps(identity))) if d[:2] != _NOT_IN_0_1_0]
     if found:
         problems = []
         for name, old, new in found:
-            made = "nothing there" if old is None else repr(old)
             remedy = f"leave {name} out" if old is None else f"{name} = {json.dumps(old)}"
-            problems.append(Problem(name, new, f"the results in {where} were made with {made}", remedy))
+            problems.append(Problem(name, new, f"the results in {where} were made with {_said(old)}", remedy))
         head = Problem("results", where, "belongs to another sweep; choose another name or output, or undo:")
         raise IdentityError([head, *problems])
+    named = ((name, stored.get(name), now) for name, now in RULES.items())
+    if other := [f"{name}: {_said(old)}, here {now!r}" for name, old, now in named if old != now]:
+        rule = f"was made by another version's rules ({'; '.join(other)}); choose another name or output"
+        raise IdentityError([Problem("results", where, rule)])
+
+
+def _said(old: object) -> str:
+    return "nothing there" if old is None else repr(old)
 
 
 def stored_identity(folder: Path) -> dict[str, Any] | None:
@@ -329,18 +337,12 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     return dict(stored)
 
 
-def stored_rules(folder: Path, events: Sequence[Mapping[str, Any]]) -> Rules:
-    """The rules that a folder's trials were made by: `spec.json`'s, else its journal's; today's where nothing began."""
-    stored = _stored(folder) or next((e for e in events if e["ev"] == "sweep"), None)
-    return Rules() if stored is None and not events else Rules.of(stored or {})
-
-
-def write_identity(folder: Path, identity: Mapping[str, Any], rules: Rules = Rules()) -> None:
+def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Write `spec.json`; methods, and data sets' epochs, that earlier runs had stay in it."""
     stored = stored_identity(folder)
     merged = _merged(stored, identity)
     if merged != stored:
-        write_atomically(folder / "spec.json", json.dumps({"identity": merged, **asdict(rules)}, indent=1) + "\n")
+        write_atomically(folder / "spec.json", json.dumps({"identity": merged, **RULES}, indent=1) + "\n")
 
 
 _NOT_IN_0_1_0 = ("budgets.count", None)

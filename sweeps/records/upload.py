@@ -62,7 +62,7 @@ def check_there(location: Location, identity: Mapping[str, Any]) -> None:
     """Refuse to mix with another sweep's results.
 
     Raises:
-        IdentityError: what is there was made by a sweep that differs.
+        IdentityError: what is there was made by a sweep that differs, or by other rules than today's.
         SpecError: no answer.
     """
     with _answering(location):
@@ -70,7 +70,8 @@ def check_there(location: Location, identity: Mapping[str, Any]) -> None:
     if found is None:
         return
     try:
-        stored = dict(json.loads(found)["identity"])
+        stored = json.loads(found)
+        dict(stored["identity"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         rule = "has a spec.json that can't be read as a sweep's identity; restore it, or choose another place"
         raise IdentityError([Problem("--upload", location.uri, rule)]) from error

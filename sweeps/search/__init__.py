@@ -3,10 +3,10 @@
 Uses `spec`. Everything is a function of the plan and of the trials known so far; nothing is read, written or started.
 
     samplers  one ask of Optuna's samplers, over a study rebuilt from a cell's trials
-    grids     grids from coarse to fine, and the older ones of equal steps
+    grids     grids from coarse to fine
     points    the next point of a study: grid, Sobol, or a sampler's, and one past an edge
     pruning   whether a TUNE trial is stopped early
-    rules     which rules a results folder's trials are made by, and seeds by them
+    rules     the rules that a results folder's trials are made by, and seeds by them
     slots     a trial of a cell, and the choice of a cell
     effort    how many points a cell tries, and where each comes from
     order     which cells are served first

@@ -13,8 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from analysis.format import Row
-from sweeps.search.points import EQUAL_STEPS, beyond, propose
-from sweeps.search.rules import Rules
+from sweeps.search.points import beyond, propose
 from sweeps.search.samplers import State, Tried
 from sweeps.search.slots import Edge, Slot
 from sweeps.spec.cell import Cell
@@ -53,10 +52,8 @@ class Effort:
             under a larger one.
     """
 
-    def __init__(self, cell: Cell, search: SearchSection, rules: Rules) -> None:
-        self._cell, self._search, self._rules = cell, search, rules
-        old = search.sampler == "grid" and rules.grid_rule == "equal-steps"
-        self._sampler = EQUAL_STEPS if old else search.sampler
+    def __init__(self, cell: Cell, search: SearchSection) -> None:
+        self._cell, self._search = cell, search
         self.least = 0
 
     @property
@@ -137,9 +134,8 @@ class Effort:
         if origin is not None and start is not None and start not in {t.point for t in tried}:
             return start, origin
         warm = len(search.warm_start)
-        planned = cell.tune_trials - search.reruns - warm
-        mine = number - warm if number >= warm else planned + number
-        return propose(self._sampler, search.seed, cell.cell_id, mine, planned, self._space, tried), None
+        mine = number - warm if number >= warm else cell.tune_trials - search.reruns - warm + number
+        return propose(search.sampler, search.seed, cell.cell_id, mine, self._space, tried), None
 
     def tried(self, slot: Slot, row: Row | None) -> Tried:
         """A slot as the samplers see it."""
@@ -161,14 +157,12 @@ class Effort:
         return [s for _, s in sorted(done, key=lambda pair: pair[0])]
 
     def rank_key(self, slot: Slot, score: float, losses: Sequence[float | None]) -> tuple[float, float, float, int]:
-        """Sort key of a point, the best first: by its validation score, and where that is equal by `Rules.tie_rule`.
+        """Sort key of a point, the best first: by its validation score, and where that is equal by `RULES`' `tie_rule`.
 
         Args:
             slot: its trial on the first seed.
             score: mean validation score of its runs. losses: their last training losses; None where one has none.
         """
-        if self._rules.tie_rule == "earlier":
-            return -score, 0.0, 0.0, slot.slot
         score = round(score, 12)  # a mean's rounding breaks no tie
         known = [loss for loss in losses if loss is not None]
         loss = statistics.fmean(known) if known and len(known) == len(losses) else math.inf

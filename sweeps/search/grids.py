@@ -1,4 +1,4 @@
-"""Grids: a nested one, whose k-th point is the same for every allowance, and the one that older folders go on with."""
+"""Grids are nested: the k-th point is the same for every allowance."""
 
 from __future__ import annotations
 
@@ -61,28 +61,3 @@ def _at(d: Dimension, share: float) -> Value:
     low, high = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)
     value = low + share * (high - low)
     return d.nearest(math.exp(value) if d.log else value)
-
-
-def equal_steps(points: int, space: Space) -> list[Point]:
-    """The grid of older folders: equal steps of all ranges, ends included, as many as `points` leaves room for.
-
-    It is the product of all lists and ranges; every range gets the same number of values, the largest whose product
-    fits. What is left of `points` is not a grid's.
-    """
-    lists = math.prod(len(d.values) for d in space.dimensions if d.values)
-    ranges = 1 + sum(not d.values for d in space.dimensions)
-    steps = max(1, math.floor((points / lists) ** (1 / ranges) + 1e-9))
-    axes = [[(d.name, value) for value in (d.values or _levels(d, steps))] for d in space.dimensions]
-    rates = rate_steps(steps, space.low, space.high)
-    return [Point(lr, extra_of(dict(chosen))) for chosen in itertools.product(*axes) for lr in rates]
-
-
-def _levels(d: Dimension, steps: int) -> list[Value]:
-    """Equal steps of one range, ends included; whole numbers once each."""
-    shares = [0.5] if steps == 1 else [k / (steps - 1) for k in range(steps)]
-    return list(dict.fromkeys(_at(d, share) for share in shares))
-
-
-def rate_steps(rates: int, low: float, high: float) -> list[float]:
-    """`rates` learning rates at equal steps of the logarithm, both ends included; the middle for a single one."""
-    return [float(lr) for lr in _levels(Dimension("lr", low, high, log=True), rates)]

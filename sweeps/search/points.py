@@ -13,15 +13,12 @@ import math
 from collections.abc import Sequence
 
 from sweeps.errors import Problem, SpecError
-from sweeps.search.grids import equal_steps, nested
+from sweeps.search.grids import nested
 from sweeps.search.samplers import Tried, ask, has_cmaes, sobol
 from sweeps.spec.space import Dimension, Extra, Point, Space
 
 FIXED_SAMPLERS = ("grid", "qmc", "random")
 """Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
-
-EQUAL_STEPS = "equal steps"
-"""The grid of folders made before grids were nested."""
 
 _RETRIES = 16
 
@@ -75,19 +72,15 @@ def ask_seed(search_seed: int, cell_id: str, slot: int, retry: int = 0) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def propose(
-    sampler: str, search_seed: int, cell_id: str, slot: int, points: int, space: Space, tried: Sequence[Tried]
-) -> Point:
+def propose(sampler: str, search_seed: int, cell_id: str, slot: int, space: Space, tried: Sequence[Tried]) -> Point:
     """The point of a slot, never one that the cell has tried already.
 
     Args:
         sampler: "grid" (`grids.nested`), "qmc" (scrambled Sobol points), "random", "tpe", "gp" or "cmaes" (Optuna's
-            samplers); `EQUAL_STEPS`, the grid of older folders.
+            samplers).
         search_seed: the sweep's `search.seed`.
         cell_id: the study.
         slot: position among the sampler's points, from 0.
-        points: number of points that the sampler is to give in all; read by `EQUAL_STEPS` alone. When they have grown
-            since, it halves the widest gaps of the rate, or goes on with Sobol points where more is searched.
         space: what is searched.
         tried: the cell's points so far. The fixed samplers read them to avoid repeats only.
 
@@ -97,15 +90,6 @@ def propose(
     taken = {t.point for t in tried}
     if sampler == "grid":
         return next(point for point in itertools.islice(nested(space), slot, None) if point not in taken)
-    if sampler == EQUAL_STEPS:
-        planned = equal_steps(points, space)
-        earlier = {t.slot: t.point for t in tried if t.slot < slot and not t.warm}
-        kept = all(planned[k] == point for k, point in earlier.items() if k < len(planned))
-        if kept and slot < len(planned) and planned[slot] not in taken:
-            return planned[slot]
-        if not space.dimensions:
-            return Point(_widest_gap(space, taken, ()))
-        sampler = "qmc"
     for retry in range(_RETRIES):
         seed = ask_seed(search_seed, cell_id, slot, retry)
         if sampler == "qmc":  # one sequence a cell; a point of it that is taken has no second try

@@ -16,7 +16,7 @@ from analysis.format import Row
 from sweeps.search.effort import WIDENED, Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
 from sweeps.search.points import FIXED_SAMPLERS
-from sweeps.search.rules import Rules, derived_seed
+from sweeps.search.rules import derived_seed
 from sweeps.search.slots import Choice, Seeds, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.sections import TUNE_SEED
@@ -44,10 +44,9 @@ _NOTHING: Mapping[str, Slot] = {}
 class CellState:
     """What is known of one cell, and what it needs next."""
 
-    def __init__(self, cell: Cell, spec: SweepSpec, rules: Rules) -> None:
+    def __init__(self, cell: Cell, spec: SweepSpec) -> None:
         self.cell = cell
         self.spec = spec
-        self.rules = rules
         self.asked: dict[str, Slot] = {}
         self.rows: dict[str, Row] = {}
         self.running: set[str] = set()
@@ -56,7 +55,7 @@ class CellState:
         self.version = 0  # raised by every change of what is counted
         self.choice: Choice | None = None  # the last one journaled
         self.neighbour: CellState | None = None  # of the same method and data, at the next smaller budget
-        self.effort = Effort(cell, spec.search, rules)
+        self.effort = Effort(cell, spec.search)
         self._made: dict[tuple[str, int, Point | None, Seeds], Slot] = {}
 
     def seeds(self, seed: int) -> Seeds:
@@ -67,10 +66,7 @@ class CellState:
 
     def trained_seeds(self, declared: Seeds) -> Seeds:
         """The seeds that a trial trains with; those held fixed are used as they are."""
-        if self.rules.seed_rule == "shared":
-            return declared
-        cell, hold = self.cell, self.spec.confirm.hold
-        place = (cell.written or cell.dataset, cell.train_size)
+        hold, place = self.spec.confirm.hold, (self.cell.dataset, self.cell.train_size)
         pairs = zip(("data_seed", "init_seed", "basis_seed"), declared, strict=True)
         data, init, basis = (seed if name in hold else derived_seed(seed, *place) for name, seed in pairs)
         return data, init, basis
@@ -306,9 +302,9 @@ class CellState:
 class SweepState:
     """All cells of a sweep, and the order in which their slots are served."""
 
-    def __init__(self, cells: Iterable[Cell], spec: SweepSpec, rules: Rules = Rules()) -> None:
-        self.spec, self.rules = spec, rules
-        self.cells = {cell.cell_id: CellState(cell, spec, rules) for cell in cells}
+    def __init__(self, cells: Iterable[Cell], spec: SweepSpec) -> None:
+        self.spec = spec
+        self.cells = {cell.cell_id: CellState(cell, spec) for cell in cells}
         listed = [state.cell for state in self.cells.values()]
         self._tier = tiers(listed, spec.resources.priority)
         self._order = sorted(ordered(listed, spec.resources.order), key=self._tier.__getitem__)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from randlora.methods.registry import METHODS
-from sweeps.spec.paths import absolute, resolved
+from sweeps.spec.paths import absolute
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Dimension, Extra, Space
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
@@ -38,7 +38,6 @@ class Cell:
         allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
         keep: rows that protocol "paper" keeps for selection (`trainables.data.splits.kept_rows`).
         skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
-        written: the data set as the sweep file names it; in folders of the older `path_rule` `dataset` is absolute.
         val_examples, test_examples: what it validates and tests on; None where the data has not been read.
         test_lacks: classes of which the test split has no example.
         negatives: images that the contrastive loss compares each with, itself among them; None for another loss.
@@ -89,7 +88,6 @@ class Cell:
     model_params: int | None = None
     target_params: int | None = None
     classes: int | None = None
-    written: str | None = None
     val_examples: int | None = None
     test_examples: int | None = None
     test_lacks: tuple[str, ...] = ()
@@ -156,10 +154,6 @@ class Cell:
         """This cell with absolute paths, for a process in any folder."""
         return replace(self, model=absolute(self.model), dataset=absolute(self.dataset))
 
-    def resolved(self) -> Cell:
-        """This cell as folders of the older `path_rule` have it."""
-        return replace(self, model=resolved(self.model), dataset=resolved(self.dataset))
-
     def settings(self, train: TrainSettings) -> TrainSettings:
         """A sweep's training settings as they hold for this cell."""
         return train if self.epochs is None else train.model_copy(update={"epochs": self.epochs})
@@ -168,7 +162,7 @@ class Cell:
         """This cell as a row of the `cells` table."""
         row = asdict(self)
         hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
-        for name in (*hidden, "keep", "image_size", "evaluate", "written"):
+        for name in (*hidden, "keep", "image_size", "evaluate"):
             del row[name]
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
         return row | {

@@ -32,7 +32,7 @@ def absolute(name: str) -> str:
 
 
 def resolved(name: str) -> str:
-    """The same with symbolic links followed, as ids in folders of the older `path_rule` are."""
+    """The same with symbolic links followed, which tells whether two ids are of one place."""
     path = path_of(name)
     return name if path is None else f"{name.partition(':')[0]}:{path.resolve()}"
 

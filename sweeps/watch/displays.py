@@ -184,23 +184,22 @@ def render(shot: Snapshot) -> RenderableType:
     return Group(*parts)
 
 
-def best_table(best: tuple[Best, ...], rows: int = _ROWS) -> RenderableType:
+def best_table(best: tuple[Best, ...]) -> RenderableType:
     """Best validation scores so far in percent: methods (and data) down, budgets across; finished cells in bold."""
     references = list(dict.fromkeys(b.reference for b in best))
     groups = list(dict.fromkeys((b.data, b.method) for b in best))
     several = len({data for data, _ in groups}) > 1
     cells = {(b.data, b.method, b.reference): b for b in best}
-    left_out = max(0, len(groups) - rows)
-    says = f"best validation score so far, %{f' (first {rows} of {len(groups)} rows)' if left_out else ''}"
+    cut = f" (first {_ROWS} of {len(groups)} rows)" if len(groups) > _ROWS else ""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in (*(("data",) if several else ()), "method"):
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     for reference in references:
         table.add_column(reference or "no budget", justify="right", no_wrap=True)
-    for data, method in groups[:rows]:
+    for data, method in groups[:_ROWS]:
         shown = [_score(cells.get((data, method, reference))) for reference in references]
         table.add_row(*((data,) if several else ()), method, *shown)
-    return Group(Text(says, style="dim"), table)
+    return Group(Text(f"best validation score so far, %{cut}", style="dim"), table)
 
 
 def _score(best: Best | None) -> Text:

@@ -35,7 +35,7 @@ def odd_results(
         cells: (method, reference, data set) -> score by seed; None: the run failed; `NOT_A_NUMBER`: it has no score.
         tune: validation scores of the learning rates tried, None for a failed trial; empty: nothing was tuned.
         seeds: planned for CONFIRM.
-        seed_rule: as in `cells`; none: an older folder.
+        seed_rule: as in `cells`; none: an import.
     """
     folder.mkdir(parents=True)
     sweep, planned, trials, choices = folder.name, [], list[Row](), []

@@ -6,7 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.calibration import REGIMES, Protocol, simulate, table
+from benchmarks.calibration import REGIMES, Protocol, proportion_interval, simulate, table
+
+
+def test_proportion_interval_known_numbers() -> None:
+    assert proportion_interval(1, 20) == pytest.approx((0.001265, 0.248733), abs=1e-5)
 
 
 def test_the_default_protocol_keeps_one_table_of_twenty() -> None:

@@ -23,7 +23,7 @@ from trainables.tasks.images import clip
 from trainables.training.worker import run_trial
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-OLD = ROOT / "tests" / "data" / "old_folder"
+QUICKSTART = ROOT / "docs" / "results" / "quickstart"
 
 
 def example(heading: str) -> dict[str, Any]:
@@ -94,14 +94,14 @@ def test_the_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_figure_draws() -> None:
-    (picture,) = example("A figure")["memory_picture"](open_store(OLD))
-    assert picture.svg.startswith("<svg") and len(picture.figure.tips) == 2
+    (picture,) = example("A figure")["memory_picture"](open_store(QUICKSTART))
+    assert picture.svg.startswith("<svg") and len(picture.figure.tips) == 9
 
 
 def test_the_verb_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     app = main.typer.Typer()
     app.callback()(lambda: None)
     app.command("looks")(main._guarded(example("A verb")["looks"]))
-    done = CliRunner().invoke(app, ["looks", str(OLD)])
-    assert (done.exit_code, done.stdout) == (0, "4 looks at the test split\n")
+    done = CliRunner().invoke(app, ["looks", str(QUICKSTART)])
+    assert (done.exit_code, done.stdout) == (0, "46 looks at the test split\n")
     assert CliRunner().invoke(app, ["looks", "nowhere"]).exit_code == 2

@@ -315,7 +315,7 @@ def test_a_method_against_itself_in_whole_stores(tmp_path: Path) -> None:
     false = 0
     for seed in range(5):
         folder = make_results(tmp_path / str(seed), plan=plan, seeds=4, seed=seed)
-        table = scaling.comparisons(open_store(folder), baseline="left", focus="right")
+        table = scaling.comparisons(open_store(folder))
         assert table.num_rows == 4  # three budgets and their mean
         false += any(r["verdict"] != "not distinguishable" for r in table.to_pylist())
     assert false <= 1

@@ -10,7 +10,6 @@ from sweeps.errors import SpecError
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.search.effort import Effort
-from sweeps.search.rules import Rules
 from sweeps.search.stages import SweepState
 from sweeps.spec.spec import SweepSpec
 
@@ -56,4 +55,4 @@ def test_searched_epochs_count_alike_before_and_while_it_runs(space: object) -> 
     plan = planned(20 * 160 * 8, search={"allowance": {"samples": 20 * 160 * 8}, "space": {"epochs": space}})
     cell = plan.feasible[0]
     assert cell.tune_trials == 20 * 8 // (8 if space == [2, 8] else 2)
-    assert len(Effort(cell, plan.spec.search, Rules()).points({}, {})) == cell.tune_trials - plan.spec.search.reruns
+    assert len(Effort(cell, plan.spec.search).points({}, {})) == cell.tune_trials - plan.spec.search.reruns

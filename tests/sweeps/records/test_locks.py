@@ -288,6 +288,22 @@ def test_what_budgets_limit_stays(tmp_path: Path) -> None:
     check_identity(tmp_path, of["dof"])
 
 
+def test_a_folder_of_other_rules_is_refused(tmp_path: Path) -> None:
+    write_identity(tmp_path, IDENTITY)
+    stored = json.loads((tmp_path / "spec.json").read_text())
+    older = {"identity": IDENTITY, "seed_rule": "per-data-set", "grid_rule": "equal-steps"}
+    (tmp_path / "spec.json").write_text(json.dumps(older))
+    with pytest.raises(IdentityError) as refused:
+        check_identity(tmp_path, IDENTITY)
+    (said,) = refused.value.problems
+    assert "made by another version's rules (grid_rule: 'equal-steps', here 'nested'; path_rule: nothing " in said.rule
+    assert said.field == "results" and "seed_rule" not in said.rule
+    with pytest.raises(IdentityError, match="belongs to another sweep"):
+        check_identity(tmp_path, {**IDENTITY, "name": "b"})
+    (tmp_path / "spec.json").write_text(json.dumps(stored))
+    check_identity(tmp_path, IDENTITY)
+
+
 def test_data_sets_with_epochs_of_their_own_may_be_added_but_keep_them(tmp_path: Path) -> None:
     def identity(names: str, **epochs: int) -> dict[str, Any]:
         return fake_spec(tmp_path, data=DataSection(datasets=tuple(names), epochs=epochs)).identity()

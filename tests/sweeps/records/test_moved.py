@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ from sweeps import Plan, SweepSpec
 from sweeps.engine.run import TRIAL
 from sweeps.errors import SpecError
 from sweeps.plan.inputs import check_inputs, needs_of
-from sweeps.records.locks import write_identity
 from sweeps.search.order import tiers
-from sweeps.search.rules import Rules
-from sweeps.spec.paths import absolute, anchored, resolved
+from sweeps.spec.paths import absolute, anchored
 from tests.sweeps.inline import go_inline, lines
 from tests.sweeps.support import begin
 from tests.trainables.tiny_images import write_colours
@@ -73,34 +71,16 @@ def test_a_folder_goes_on_where_it_was_moved(journal: bool, tmp_path: Path, monk
     assert str(tmp_path) not in (there / "results" / "journal.jsonl").read_text()
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_other_data_at_the_same_path_are_refused(older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_at_the_same_path_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place(tmp_path))
     check_inputs(plan())
     begin(plan())
-    if older:  # whose `data.json` has absolute paths
-        names = json.loads(Path("results/data.json").read_text())
-        Path("results/data.json").write_text(json.dumps({resolved(name): value for name, value in names.items()}))
     check_inputs(plan())
     for part in ("train", "test"):
         table = pq.read_table(f"data/colours/{part}.parquet")
         pq.write_table(table.slice(1), f"data/colours/{part}.parquet")
     with pytest.raises(SpecError, match="is not the data"):
         check_inputs(plan())
-
-
-def test_a_folder_by_the_older_rule_keeps_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place(tmp_path))
-    Path("results").mkdir()
-    write_identity(Path("results"), plan().spec.identity(), Rules(path_rule="absolute"))
-    assert go_inline(plan()).finished == 6
-    assert {config["dataset"] for config in configs()} == {f"parquet:{tmp_path}/data/colours"}
-    assert go_inline(plan()).skipped == 6
-
-
-def test_a_folder_without_a_path_rule_is_of_the_older_one() -> None:
-    stored = {name: value for name, value in asdict(Rules()).items() if name != "path_rule"}
-    assert Rules.of(stored) == Rules(path_rule="absolute")
 
 
 def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +93,12 @@ def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tiers([cell], ["parquet:./data/colours"]) == {cell.cell_id: 0}
 
 
-def test_a_symbolic_link_stays_for_workers_and_is_followed_in_older_ids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_symbolic_link_stays_for_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place(tmp_path / "own"))
     (tmp_path / "data").symlink_to("own/data")  # on another machine it may lead elsewhere
     name, followed = f"parquet:{tmp_path}/data/colours", f"parquet:{tmp_path}/own/data/colours"
     (cell,) = plan().cells
     cell = replace(cell, dataset=name)
     assert anchored({"model": cell.model, "dataset": name})["dataset"] == cell.anchored().dataset == name
-    assert cell.resolved().dataset == resolved("parquet:data/colours") == followed
     assert tiers([cell], [followed]) == {cell.cell_id: 0}
     assert needs_of(Plan(plan().spec, (cell,)), TRIAL).paths == (f"{tmp_path}/data/colours",)

@@ -1,21 +1,16 @@
-"""Seeds by data set and training size, and which folders are made by which rules."""
+"""Seeds by data set and training size."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger
-from sweeps.records.locks import stored_rules, write_identity
 from sweeps.records.replay import replay
 from sweeps.records.sealing import Sealer
-from sweeps.search.rules import OLD, Rules, derived_seed
+from sweeps.search.rules import derived_seed
 from sweeps.search.stages import Slot, SweepState
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, fake_plan
 from tests.sweeps.search.support import row_of
@@ -70,12 +65,6 @@ def test_a_seed_held_fixed_is_the_one_that_was_written(tmp_path: Path) -> None:
     assert len({slot.config["init_seed"] for slot in slots}) == 16
 
 
-def test_by_the_old_rule_the_declared_seeds_are_trained_with(tmp_path: Path) -> None:
-    plan = many(tmp_path)
-    slots = asked(SweepState(plan.feasible, plan.spec, OLD))
-    assert all(trained(slot) == slot.seeds for slot in slots)
-
-
 def test_seeds_do_not_depend_on_where_a_data_folder_lies() -> None:
     assert derived_seed(0, "pets", 1.0) == 305338659  # the same on every machine and in every version
     assert derived_seed(0, "pets", 0.5) != derived_seed(0, "pets", 1.0)
@@ -99,16 +88,3 @@ def test_a_journal_gives_back_both_kinds_of_seed(tmp_path: Path) -> None:
         assert {k: (s.seeds, trained(s)) for k, s in again.cells[cell_id].asked.items()} == {
             k: (s.seeds, trained(s)) for k, s in cell.asked.items()
         }
-
-
-@pytest.mark.parametrize("rules", [OLD, Rules()])
-def test_a_folder_keeps_the_rules_that_it_was_made_by(tmp_path: Path, rules: Rules) -> None:
-    assert stored_rules(tmp_path, []) == Rules()
-    write_identity(tmp_path, {"name": "a"}, rules)
-    assert stored_rules(tmp_path, []) == rules
-    spec = json.loads((tmp_path / "spec.json").read_text())
-    (tmp_path / "spec.json").write_text(json.dumps({"identity": spec["identity"]}))
-    assert stored_rules(tmp_path, []) == OLD
-    (tmp_path / "spec.json").unlink()  # then its journal says so
-    assert stored_rules(tmp_path, [{"ev": "sweep", **asdict(rules)}]) == rules
-    assert stored_rules(tmp_path, [{"ev": "sweep"}]) == OLD

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from sweeps.errors import SpecError
-from sweeps.search.grids import equal_steps, nested, rate_steps
-from sweeps.search.points import EQUAL_STEPS, ask_seed, beyond, check_sampler, propose
+from sweeps.search.grids import nested
+from sweeps.search.points import ask_seed, beyond, check_sampler, propose
 from sweeps.search.pruning import should_stop
 from sweeps.search.samplers import Tried
 from sweeps.spec.space import Dimension, Point, Space
@@ -23,11 +23,17 @@ MORE = Space(
         Dimension("epochs", 2, 10, integer=True),
     ),
 )
-SAMPLERS = ("grid", EQUAL_STEPS, "qmc", "random", "tpe", "gp")
+SAMPLERS = ("grid", "qmc", "random", "tpe", "gp")
 
 
-def rate(sampler: str, seed: int, cell: str, slot: int, points: int, tried: list[Tried]) -> float:
-    point = propose(sampler, seed, cell, slot, points, SPACE, tried)
+def rate_steps(rates: int) -> list[float]:
+    """Rates at equal steps of the logarithm, both ends included; the middle for a single one."""
+    shares = [0.5] if rates == 1 else [k / (rates - 1) for k in range(rates)]
+    return [float(f"{LOW * (HIGH / LOW) ** share:.6g}") for share in shares]
+
+
+def rate(sampler: str, seed: int, cell: str, slot: int, tried: list[Tried]) -> float:
+    point = propose(sampler, seed, cell, slot, SPACE, tried)
     assert point.extra == ()
     return point.lr
 
@@ -36,7 +42,7 @@ def fixed(sampler: str, count: int, cell: str = "cell", seed: int = 0) -> list[f
     """The rates of a cell whose trials never report anything."""
     tried: list[Tried] = []
     for slot in range(count):
-        lr = rate(sampler, seed, cell, slot, count, tried)
+        lr = rate(sampler, seed, cell, slot, tried)
         tried.append(Tried(slot, lr, None, "running"))
     return [t.lr for t in tried]
 
@@ -59,14 +65,14 @@ def test_ends_of_more_digits_than_values_have(sampler: str, dimension: Dimension
     space, ends = Space(LOW, HIGH, (dimension,)), dimension.ends
     tried = [Tried(k, 1e-3, 0.5, "finished", ((dimension.name, end),), warm=True) for k, end in enumerate(ends)]
     for slot in range(6):
-        point = propose(sampler, 0, "cell", slot, 9, space, tried)
+        point = propose(sampler, 0, "cell", slot, space, tried)
         assert float(ends[0]) <= float(dict(point.extra)[dimension.name]) <= float(ends[1])
         tried.append(Tried(slot, point.lr, 0.5 + slot / 100, "finished", point.extra))
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 9, 17])
 def test_a_grid_of_these_many_rates_has_equal_steps_about_its_centre(count: int) -> None:
-    assert sorted(fixed("grid", count)) == pytest.approx(rate_steps(count, LOW, HIGH), rel=1e-5)
+    assert sorted(fixed("grid", count)) == pytest.approx(rate_steps(count), rel=1e-5)
 
 
 def test_a_grid_of_any_odd_number_has_its_centre_and_is_even_about_it() -> None:
@@ -89,7 +95,7 @@ def test_a_nested_grid_of_several_ranges_is_their_product() -> None:
     points = first(2 * 5 * 5, space)
     for steps in (1, 3, 5):
         part = points[: 2 * steps**2]
-        assert {p.lr for p in part} == set(rate_steps(steps, LOW, HIGH))
+        assert {p.lr for p in part} == set(rate_steps(steps))
         assert len({dict(p.extra)["alpha"] for p in part}) == steps
         assert [dict(p.extra)["dropout"] for p in part] == [0.0, 0.1] * steps**2
 
@@ -118,7 +124,7 @@ def test_a_grid_goes_on_when_all_whole_numbers_of_a_range_are_tried() -> None:
     space = Space(LOW, HIGH, (Dimension("epochs", 2, 4, integer=True),))
     points = first(9 * 3, space)
     assert {dict(p.extra)["epochs"] for p in points} == {2, 3, 4}
-    assert {p.lr for p in points} == set(rate_steps(9, LOW, HIGH))
+    assert {p.lr for p in points} == set(rate_steps(9))
 
 
 def test_a_wide_range_takes_no_more_memory_than_a_narrow_one() -> None:
@@ -128,32 +134,23 @@ def test_a_wide_range_takes_no_more_memory_than_a_narrow_one() -> None:
     assert len(set(first(27, space))) == 27
 
 
-def test_equal_steps_have_both_ends() -> None:
-    points = fixed(EQUAL_STEPS, 7)
-    assert points == rate_steps(7, LOW, HIGH)
-    assert (points[0], points[-1]) == (LOW, HIGH)
-    steps = [math.log(b / a) for a, b in itertools.pairwise(points)]
-    assert steps == pytest.approx([steps[0]] * 6, rel=1e-5)
-    assert rate_steps(1, LOW, HIGH) == [pytest.approx(math.sqrt(LOW * HIGH), rel=1e-5)]
-
-
-@pytest.mark.parametrize("sampler", ["grid", EQUAL_STEPS, "qmc", "random"])
+@pytest.mark.parametrize("sampler", ["grid", "qmc", "random"])
 def test_fixed_samplers_are_functions_of_seed_cell_and_slot(sampler: str) -> None:
     rates = fixed(sampler, 8)
     told = [Tried(k, lr, 0.1 * k, "finished") for k, lr in enumerate(rates)]
     for slot, lr in enumerate(rates):  # neither the order of asks nor what the others scored matters
-        assert rate(sampler, 0, "cell", slot, 8, told[:slot]) == lr
-        if sampler not in ("grid", EQUAL_STEPS):
-            assert rate(sampler, 0, "cell", slot, 8, []) == lr
-            assert rate(sampler, 1, "cell", slot, 8, []) != lr
-            assert rate(sampler, 0, "other", slot, 8, []) != lr
+        assert rate(sampler, 0, "cell", slot, told[:slot]) == lr
+        if sampler != "grid":
+            assert rate(sampler, 0, "cell", slot, []) == lr
+            assert rate(sampler, 1, "cell", slot, []) != lr
+            assert rate(sampler, 0, "other", slot, []) != lr
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_rate_repeats_after_a_kill_before_the_first_tell(sampler: str) -> None:
     asked: list[Tried] = []
     for slot in range(6):  # every ask is made by a driver that knows only what the journal says
-        lr = rate(sampler, 0, "cell", slot, 6, asked)
+        lr = rate(sampler, 0, "cell", slot, asked)
         assert LOW <= lr <= HIGH
         assert lr not in {t.lr for t in asked}
         asked.append(Tried(slot, lr, None, "running"))
@@ -167,23 +164,11 @@ def test_sobol_points_fill_the_range_evenly() -> None:
 
 def test_adaptive_samplers_use_results() -> None:
     def next_rate(best: float) -> float:
-        points = rate_steps(8, LOW, HIGH)
+        points = rate_steps(8)
         tried = [Tried(k, lr, -abs(math.log10(lr / best)), "finished") for k, lr in enumerate(points)]
-        return rate("tpe", 0, "cell", 8, 20, tried)
+        return rate("tpe", 0, "cell", 8, tried)
 
     assert next_rate(2e-5) < next_rate(5e-3)
-
-
-def test_a_grown_grid_of_equal_steps_keeps_its_rates_and_halves_the_widest_gaps() -> None:
-    old = rate_steps(4, LOW, HIGH)
-    tried = [Tried(k, lr, 0.5, "finished") for k, lr in enumerate(old)]
-    added = []
-    for slot in range(4, 7):
-        lr = rate(EQUAL_STEPS, 0, "cell", slot, 7, tried)
-        tried.append(Tried(slot, lr, 0.5, "finished"))
-        added.append(lr)
-    assert sorted(t.lr for t in tried) == pytest.approx(rate_steps(7, LOW, HIGH), rel=1e-4)
-    assert not set(added) & set(old)
 
 
 def test_seeds_differ_by_slot_and_cell() -> None:
@@ -194,12 +179,11 @@ def test_seeds_differ_by_slot_and_cell() -> None:
 
 def test_old_rates_are_what_they_were() -> None:
     """Ids of stored trials hang on these digits."""
-    assert fixed(EQUAL_STEPS, 4) == [1e-05, 0.0001, 0.001, 0.01]
     assert fixed("grid", 5) == [0.000316228, 1e-05, 0.01, 5.62341e-05, 0.00177828]
     assert fixed("qmc", 4) == [0.00647577, 7.76902e-05, 3.87031e-05, 0.000575984]
     assert fixed("random", 3) == [1.32761e-05, 0.00182305, 0.000696894]
-    told = [Tried(k, lr, -abs(math.log10(lr) + 3), "finished") for k, lr in enumerate(rate_steps(5, LOW, HIGH))]
-    assert rate("tpe", 0, "cell", 5, 8, told) == 0.0066282
+    told = [Tried(k, lr, -abs(math.log10(lr) + 3), "finished") for k, lr in enumerate(rate_steps(5))]
+    assert rate("tpe", 0, "cell", 5, told) == 0.0066282
 
 
 def test_cmaes_is_refused_over_one_hyperparameter_with_the_reason() -> None:
@@ -225,7 +209,7 @@ def points(sampler: str, count: int, *, score: bool = False, seed: int = 0) -> l
     """Points of a cell in four dimensions; with scores, best at alpha 8."""
     tried: list[Tried] = []
     for slot in range(count):
-        point = propose(sampler, seed, "cell", slot, count, MORE, tried)
+        point = propose(sampler, seed, "cell", slot, MORE, tried)
         value = -abs(math.log(float(dict(point.extra)["alpha"]) / 8)) if score else None
         tried.append(Tried(slot, point.lr, value, "finished" if score else "running", point.extra))
     return [t.point for t in tried]
@@ -248,25 +232,11 @@ def test_every_sampler_searches_more_than_the_rate(sampler: str) -> None:
     assert len({dict(p.extra)["dropout"] for p in found}) > 1
 
 
-def test_equal_steps_are_the_product_and_the_rest_of_the_allowance_is_not_wasted() -> None:
-    space = Space(LOW, HIGH, (Dimension("dropout", values=(0.0, 0.1)), Dimension("alpha", 1.0, 4.0)))
-    product = equal_steps(20, space)
-    assert len(product) == 18  # 2 values x 3 x 3 equal steps
-    assert {p.lr for p in product} == set(rate_steps(3, LOW, HIGH))
-    assert {dict(p.extra)["alpha"] for p in product} == {1.0, 2.5, 4.0}
-    tried: list[Tried] = []
-    for slot in range(20):
-        point = propose(EQUAL_STEPS, 0, "cell", slot, 20, space, tried)
-        tried.append(Tried(slot, point.lr, None, "running", point.extra))
-    assert [t.point for t in tried[:18]] == product
-    assert len({t.point for t in tried}) == 20
-
-
 def test_sobol_fills_lists_evenly() -> None:
     space = Space(LOW, HIGH, (Dimension("init", values=("a", "b")),))
     tried: list[Tried] = []
     for slot in range(8):
-        point = propose("qmc", 0, "cell", slot, 8, space, tried)
+        point = propose("qmc", 0, "cell", slot, space, tried)
         tried.append(Tried(slot, point.lr, None, "running", point.extra))
     assert [dict(t.extra)["init"] for t in tried].count("a") == 4
 
@@ -275,7 +245,7 @@ def test_cmaes_moves_towards_what_is_good() -> None:
     space = Space(LOW, HIGH, (Dimension("alpha", 1.0, 64.0, log=True),))
     tried: list[Tried] = []
     for slot in range(30):
-        point = propose("cmaes", 0, "cell", slot, 30, space, tried)
+        point = propose("cmaes", 0, "cell", slot, space, tried)
         alpha = float(dict(point.extra)["alpha"])
         score = -abs(math.log10(point.lr / 1e-4)) - abs(math.log(alpha / 32))
         tried.append(Tried(slot, point.lr, score, "finished", point.extra))

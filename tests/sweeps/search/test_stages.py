@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from sweeps.search.rules import OLD, Rules
 from sweeps.search.slots import Choice, Slot
 from sweeps.search.stages import SweepState
 from sweeps.spec.sections import TUNE_SEED
@@ -249,21 +248,19 @@ def tied(state: SweepState, losses: dict[float, float | None]) -> tuple[float, l
 
 @pytest.mark.parametrize("reruns", [0, 2])
 @pytest.mark.parametrize(
-    ("losses", "rule", "chosen"),
+    ("losses", "chosen"),
     [
-        ({1e-1: 0.2, 1e-5: 0.3, 1e-3: 0.4}, "loss-then-centre", 1e-1),  # rates without a loss come last
-        ({}, "loss-then-centre", 1e-3),
-        ({1e-1: 0.2}, "earlier", 1e-5),  # a folder from before: grid of equal steps, the lowest rate
+        ({1e-1: 0.2, 1e-5: 0.3, 1e-3: 0.4}, 1e-1),  # rates without a loss come last
+        ({}, 1e-3),
     ],
 )
 def test_equal_scores_are_told_apart_by_loss_then_by_the_centre(
-    tmp_path: Path, losses: dict[float, float | None], rule: str, chosen: float, reruns: int
+    tmp_path: Path, losses: dict[float, float | None], chosen: float, reruns: int
 ) -> None:
     cells = (FakeCell("lora", lr_low=1e-5, lr_high=1e-1),)
     search = FakeSearch(trials=5 + reruns, sampler="grid", rerun_rates=2 if reruns else 1, rerun_seeds=bool(reruns))
     plan = fake_plan(tmp_path, cells, search=search)
-    rules = OLD if rule == "earlier" else Rules()
-    lr, again = tied(SweepState(plan.feasible, plan.spec, rules), losses)
+    lr, again = tied(SweepState(plan.feasible, plan.spec), losses)
     assert lr == pytest.approx(chosen)
     assert len(again) == reruns
     assert not again or again[0] == pytest.approx(chosen)
