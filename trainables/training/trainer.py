@@ -266,7 +266,8 @@ class Trainer:
         """The inverse of `state`."""
         optim.load_state_tensors(self._optimizer, self._named, tensors)
         for name, tensor in self._derived().items():
-            tensor.copy_(tensors[name])
+            if name in tensors:  # checkpoints of older versions have none
+                tensor.copy_(tensors[name])
         self._hooks.load_state(tensors)
         self._selected.load_state(tensors)
 

@@ -64,7 +64,7 @@ def test_a_method_that_may_miss_its_budget_is_no_farther_from_it_for_that() -> N
 
 
 def test_a_budget_out_of_reach_says_what_to_raise_under_the_variants_own_name() -> None:
-    text = {**tree({"lora": {}, "big": {"method": "nola"}}), "budgets": {"params": [10**5]}}
+    text = {**tree({"lora": {}, "big": {"method": "nola"}}), "budgets": {"params": [9_216]}}
     reason = {cell.method: cell.reason for cell in Plan.from_spec(SweepSpec.parse(text)).cells}["big"]
     assert reason is not None and "raise methods.big.r" in reason
 
