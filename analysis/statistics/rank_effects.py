@@ -62,18 +62,11 @@ EFFECTS = pa.schema(
 
 _RUNS = f"""
 select f.sweep, f.cell_id, f.model, f.dataset, f.train_size, f.method, coalesce(c.base, f.method) as base, f.reference,
-       f.budget, f.adapter_params, c.update_rank, f.data_seed, f.init_seed, f.basis_seed, f.test_score
+       f.budget, f.adapter_params, c.count, c.dof, c.update_rank, f.data_seed, f.init_seed, f.basis_seed, f.test_score
 from confirmed f join cells c using (sweep, cell_id)
 where f.test_score is not null and f.reference is not null and c.update_rank > 0
       and abs(c.residual_fraction) <= {MATCHED} and f.reference not like 'dof-%'
-      and coalesce(c.dof, f.adapter_params) >= {1 - MATCHED} * f.adapter_params
 order by f.sweep, f.model, f.dataset, f.train_size, f.budget, c.update_rank, f.method, f.data_seed, f.init_seed
-"""  # noqa: S608  a number of ours
-
-_IDLE = f"""
-select distinct c.method, c.reference, c.count, c.dof, c.budget from confirmed f join cells c using (sweep, cell_id)
-where c.update_rank > 0 and c.reference not like 'dof-%' and c.dof < {1 - MATCHED} * c.count
-order by c.budget, c.method
 """  # noqa: S608  a number of ours
 
 
@@ -120,13 +113,23 @@ def effects(store: Store) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EFFECTS)
 
 
+def is_idle(row: Row) -> bool:
+    """Whether more than `MATCHED` of a cell's parameters can't act, so that equal counts are not equal there."""
+    count, dof = row.get("count"), row.get("dof")
+    return count is not None and dof is not None and bool(dof < (1 - MATCHED) * count)
+
+
 def idle(store: Store) -> list[Row]:
-    """Confirmed cells that are left out since too few of their parameters act: method, reference, count, dof."""
-    return list(store.sql(_IDLE).to_pylist())
+    """A row of each method and budget that is left out for it."""
+    return [rows[0] for rows in by(filter(is_idle, _all_runs(store)), "method", "reference").values()]
+
+
+def _runs(store: Store) -> list[Row]:
+    return [row for row in _all_runs(store) if not is_idle(row)]
 
 
 @remembered
-def _runs(store: Store) -> list[Row]:
+def _all_runs(store: Store) -> list[Row]:
     return list(store.sql(_RUNS).to_pylist())
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from analysis.format import Row, percent, points
 from analysis.statistics.inference import LEVEL
-from analysis.statistics.rank_effects import MATCHED
+from analysis.statistics.rank_effects import is_idle
 from analysis.store.columns import of_dof
 from analysis.styles import place_text, size_key, size_text, style
 
@@ -48,7 +48,7 @@ def weak_evidence(cells: Iterable[Row]) -> list[str]:
         *_few_seeds(trained),
     ]
     named = partial(_listed, several=several)
-    if idle := [r for r in trained if _is_idle(r)]:
+    if idle := [r for r in trained if is_idle(r) and not of_dof(r["reference"])]:
         said.append(f"more than a tenth of the parameters can't act: {named(idle, _acting)}")
     if few := [r for r in trained if 0 < (r.get("seeds_scored") or 0) < min(FEW_SEEDS, r["confirm_seeds"])]:
         said.append(f"fewer than {FEW_SEEDS} seeds have a score: {named(few, _scored)}")
@@ -103,12 +103,6 @@ def _few_seeds(trained: Sequence[Row]) -> list[str]:
         return ["1 seed: no interval, and no difference can be tested"]
     two, five = (stats.t.isf((1 - LEVEL) / 2, n - 1) for n in (2, 5))
     return [f"2 seeds: an interval reaches {two:.1f} standard errors each way, with 5 seeds {five:.1f}"]
-
-
-def _is_idle(row: Row) -> bool:
-    """Whether equal parameters are not equal there, as of RandLoRA-a of a low rank."""
-    count, dof = row.get("count"), row.get("dof")
-    return count is not None and dof is not None and not of_dof(row["reference"]) and bool(dof < (1 - MATCHED) * count)
 
 
 def _acting(row: Row) -> str:

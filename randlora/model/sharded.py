@@ -33,7 +33,8 @@ def writes(tensors: Iterable[Tensor]) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """Split again what FSDP2 leaves gathered after a forward without a backward: there it would pass for plain."""
+    """Split again what FSDP2 leaves gathered after a forward without a backward: there it would pass for plain, and
+    after weights were set the next forward must gather them anew."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     for module in model.modules():
         if isinstance(module, kind):

@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from randlora.model.sharded import is_sharded
+
 
 def shard(module: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a model that lies on the CPU, split over the default process group and moved to `device` by blocks.
@@ -35,18 +37,6 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
             part.set_force_sum_reduction_for_comms(True)  # gloo has no other
             part.set_gradient_divide_factor(1.0)
     return split
-
-
-def reshard(module: nn.Module) -> None:
-    """Drop what forward passes have gathered: after weights were set, the next pass must gather them anew."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with the parts of all workers in it. Where it is split, every worker must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,4 +65,4 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def is_split(parameters: list[nn.Parameter]) -> bool:
     """Whether any of them is split over workers."""
-    return any(isinstance(p, DTensor) for p in parameters)
+    return any(map(is_sharded, parameters))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trainables.models.sharded import like, whole
+from randlora.model.sharded import whole
+from trainables.models.sharded import like
 
 _PREFIX = "best."
 

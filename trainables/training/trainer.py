@@ -15,9 +15,10 @@ from randlora.adapted.adapted import Adapted
 from randlora.methods.bridge.kinds import PREFIX
 from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from randlora.methods.scheduled.hooks import Hooks
+from randlora.model.sharded import reshard, whole
 from trainables.config import FULL_METHODS, LINEAR_PROBE, TrialConfig
 from trainables.errors import TrialError
-from trainables.models.sharded import is_split, reshard, whole
+from trainables.models.sharded import is_split
 from trainables.seeds import derive_seed, generator
 from trainables.tasks.task import Task, summed
 from trainables.training import optim

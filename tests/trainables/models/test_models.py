@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from randlora import LoraConfig, TargetError, attach, resolve_targets
 from trainables.models.families import EMBEDDED, KINDS, ModelError, parse_id
 from trainables.models.loading import load_model
-from trainables.models.shapes import default_targets, meta_model, model_kind, target_shapes
+from trainables.models.shapes import default_targets, meta_model, target_shapes
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -172,28 +172,6 @@ def test_a_family_without_defaults_asks_for_targets(tmp_path: Path) -> None:
     assert len(target_shapes(f"local:{tmp_path}", ["q_proj"])) == 1
     with pytest.raises(ModelError, match=r"no default targets for .*model\.targets"):
         default_targets(torch.nn.Linear(2, 2))
-
-
-@pytest.mark.parametrize(
-    ("family", "message"),
-    [
-        ("t5", "t5 is an encoder with a decoder, which no task trains"),
-        ("bart", "bart is an encoder with a decoder, which no task trains"),
-        ("clip", "clip has a tower for images and one for texts; .*open_clip:ViT-B-32/openai"),
-        ("siglip", "siglip has a tower for images and one for texts; .*open_clip:ARCH/TAG"),
-    ],
-)
-def test_a_model_that_no_task_trains_is_named(tmp_path: Path, family: str, message: str) -> None:
-    transformers.AutoConfig.for_model(family).save_pretrained(tmp_path)
-    for ask in (model_kind, meta_model, load_model):
-        with pytest.raises(ModelError, match=rf"^'local:{tmp_path}': {message}"):
-            ask(f"local:{tmp_path}")
-
-
-@pytest.mark.parametrize("family", ["clip_vision_model", "siglip_vision_model"])
-def test_the_vision_tower_of_one_alone_is_an_image_encoder(tmp_path: Path, family: str) -> None:
-    transformers.AutoConfig.for_model(family).save_pretrained(tmp_path)
-    assert model_kind(f"local:{tmp_path}") == "hf-vision"
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ import torch.multiprocessing
 from safetensors.torch import load_file
 from torch import nn
 
+from randlora.model.sharded import whole
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.config import TrialConfig
 from trainables.models.loading import load_model
-from trainables.models.sharded import gathered, shard, whole
+from trainables.models.sharded import gathered, shard
 from trainables.models.sharing.mapped import can_be_mapped
 from trainables.training import adapting, worker
 from trainables.training.optim import Group, make_adamw, state_tensors
