@@ -98,10 +98,10 @@ def peft_forms(cells: Sequence[Cell]) -> dict[str, str]:
 def peft_words(cells: Sequence[Cell]) -> list[str]:
     """The same, a line for each form."""
     forms = peft_forms(cells)
-    lines: dict[str, dict[str, list[str]]] = {}
+    lines: dict[str, dict[str, dict[str, None]]] = {}  # by form and method the budgets, each once, in order
     for cell in cells:
         if (form := forms.get(cell.cell_id)) is not None:
-            lines.setdefault(form, {}).setdefault(cell.method, []).append(cell.reference or "")
+            lines.setdefault(form, {}).setdefault(cell.method, {})[cell.reference or ""] = None
     said = {"itself": "as themselves: ", "lora": "as a LoRA that computes the same: "}
     every = {m: sum(len(found.get(m, ())) for found in lines.values()) for found in lines.values() for m in found}
     return [

@@ -111,6 +111,12 @@ def _budget_problems(name: str, spec: Sections) -> list[Problem]:
     return problems
 
 
+STOPS_LONG_TRIALS = (
+    "cannot be searched with a pruner, which would stop long trials in favour of short ones: it compares them at one "
+    "epoch, where a long one's learning rate is still high"
+)
+
+
 def space_problems(spec: Sections) -> list[Problem]:
     """Names that nothing can search, and values that their method or the training loop refuses."""
     problems = []
@@ -137,6 +143,8 @@ def space_problems(spec: Sections) -> list[Problem]:
         for d in dimensions(name, spec):
             own = d.name in (spec.methods[name].space or {})
             where = f"methods.{name}.space.{d.name}" if own else f"search.space.{d.name}"
+            if d.name == "epochs" and spec.search.pruner != "none":
+                found.setdefault(where, Problem(where, None, STOPS_LONG_TRIALS, 'search.pruner = "none"'))
             for value in d.ends:
                 message = _refused(spec, name, d.name, value)
                 if message is not None:

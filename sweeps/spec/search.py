@@ -156,12 +156,6 @@ class SearchSection(Section):
     def _room(self) -> Self:
         if len(set(self.warm_start)) != len(self.warm_start):
             raise ValueError("warm_start may name each start once")
-        if self.pruner != "none" and "epochs" in self.space:
-            raise ValueError(
-                f'pruner = "{self.pruner}" with space.epochs would stop long trials in favour of short ones: it '
-                "compares them at one epoch, where a long one's learning rate is still high; take pruner = "
-                '"none", or leave epochs out of the space'
-            )
         if self.allowance is not None:
             if "trials" in self.model_fields_set:
                 raise ValueError("give trials or allowance, not both")

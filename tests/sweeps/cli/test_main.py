@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sweeps.engine.run import RunSummary
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.plan import Plan
 from sweeps.records.locks import FolderLock, holder
+from sweeps.spec.cell import Cell
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
 
@@ -86,6 +88,16 @@ def test_a_plan_says_what_can_go_to_peft() -> None:
     assert itself == "itself" and refused.endswith("which PEFT's DoRA needs")
     shown = sweeps("plan", QUICKSTART, *words).output
     assert "PEFT      as themselves: lora\n" in shown and f"PEFT      not ({refused}): dora\n" in shown
+
+
+def test_a_budget_of_several_data_sets_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forms(cells: Sequence[Cell]) -> dict[str, str]:
+        return {cell.cell_id: "itself" if cell.reference == "lora-4" else "no place" for cell in cells}
+
+    monkeypatch.setattr("sweeps.plan.checks.peft_forms", forms)
+    sets = 'data.datasets=["embedded:fashion-mnist", "embedded:fashion-mnist-turned"]'
+    shown = sweeps("plan", QUICKSTART, "--set", "methods={lora={}}", "--set", "budgets.lora_rank=[2, 4]", "--set", sets)
+    assert "as themselves: lora at lora-4\n" in shown.output and "not (no place): lora at lora-2\n" in shown.output
 
 
 def test_a_plan_shows_the_capacities_that_are_built() -> None:

@@ -73,7 +73,12 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ),
         (GOOD + "[confirm]\nseeds = 5\nmax_seeds = 3", "confirm", "max_seeds = 3 is below the 5 seeds"),
         (GOOD + "[search]\ntrials = 4", "search", "least that works is trials = 6"),
-        (GOOD + "[search]\npruner = 'asha'\nspace = { epochs = [3, 9] }", "search", '"asha" with space.epochs'),
+        (GOOD + "[search]\npruner = 'asha'\nspace = { epochs = [3, 9] }", "search.space.epochs", "with a pruner"),
+        (
+            GOOD + "[search]\npruner = 'median'\n[methods.full]\nspace = { epochs = [3, 9] }",
+            "methods.full.space.epochs",
+            "with a pruner",
+        ),
         (GOOD + "[train]\nepochs = 0", "train.epochs", "at least 1"),
         (GOOD + "[train]\nepoch = 3", "train.epoch", "unknown key"),
         (GOOD + "[train]\ngrad_clip = inf", "train.grad_clip", "finite"),
