@@ -56,6 +56,7 @@ def entry(name: str) -> Method:
         together=None if kind.together is None else together,
         max_capacity=most,
         min_capacity=kind.least,
+        open_ended=short in ("vera", "pvera"),
         legal=lambda shape, capacity, **options: kind.legal(shape, capacity, {**defaults, **options}),
         build=build,
         published_lr=kind.rate,

@@ -183,6 +183,16 @@ def test_a_pinned_capacity_that_no_weight_can_have_is_refused(
     assert [cell.capacity for cell in plan(*legal).cells if cell.method == "m"] == legal
 
 
+@pytest.mark.parametrize("method", ["vera", "peft:vera", "peft:pvera"])
+def test_random_vectors_may_be_longer_than_the_weights(method: str) -> None:
+    """The VeRA paper's rank is 1024 on weights of 768 x 768; LoRA's is bound by the smaller side."""
+    pinned = {"method": method, "capacity": 2048}
+    (cell,) = (c for c in Plan.from_spec(SweepSpec.parse(tree({"lora": {}, "m": pinned}))).cells if c.method == "m")
+    assert (cell.feasible, cell.capacity) == (True, 2048)
+    with pytest.raises(SpecError, match="above the largest that m is built with"):
+        Plan.from_spec(SweepSpec.parse(tree({"lora": {}, "m": {**pinned, "method": "peft:lora"}})))
+
+
 @dataclass(frozen=True)
 class SliceConfig(AdapterConfig):
     """Of a method of one's own that looks at none of its options."""
