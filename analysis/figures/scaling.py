@@ -88,10 +88,10 @@ def _panel(figure: Chart, spot: Any, index: int, rows: Sequence[Row]) -> Any:
     base.set_xlabel("trainable adapter parameters")
     for row in shown:
         with figure.of(row["method"]):
-            _line(axes, index, row, _clear_side(row, curves))
+            _line(axes, index, row, *_clear_place(axes, row, curves))
     for row in far:
         with figure.of(row["method"]):
-            _line(foot, index, row, "left")
+            _line(foot, index, row, "left", "bottom")
     for method in reversed(in_order({r["method"] for r in curves})):  # the first method ends on top
         with figure.of(method):
             _curve(axes, index, method, [r for r in curves if r["method"] == method])
@@ -139,20 +139,21 @@ def _foot(axes: Any, foot: Any, far: Sequence[Row]) -> None:
     foot.plot([0], [1], transform=foot.transAxes, **marks)
 
 
-def _clear_side(line: Row, curves: Sequence[Row]) -> str:
-    """The end of a horizontal line where no curve comes near its name."""
-    if not curves:
-        return "left"
+def _clear_place(axes: Any, line: Row, curves: Sequence[Row]) -> tuple[str, str]:
+    """The end of a horizontal line, and the side of it, where no curve comes near its name."""
+    low, high = axes.get_ylim()
+    height = 0.07 * (high - low)
     counts = [r["adapter_params"] for r in curves]
-    gaps = {}
-    for side, end in (("left", min(counts)), ("right", max(counts))):
-        near = [r for r in curves if end / 2 <= r["adapter_params"] <= end * 2]
-        gaps[side] = min(abs(r["mean"] - line["mean"]) for r in near)
-    return max(gaps, key=lambda side: gaps[side])
+    room = {}
+    for place, middle in (("bottom", 100 * line["mean"] + height / 2), ("top", 100 * line["mean"] - height / 2)):
+        for side, end in (("left", min(counts, default=1)), ("right", max(counts, default=1))):
+            near = [abs(100 * r["mean"] - middle) for r in curves if end / 2 <= r["adapter_params"] <= end * 2]
+            room[side, place] = min([*near, 2 * height])  # farther is no clearer
+    return max(room, key=lambda place: room[place])
 
 
-def _line(axes: Any, index: int, row: Row, side: str) -> None:
-    """A method without a budget: a dashed line at its score, named on the line."""
+def _line(axes: Any, index: int, row: Row, side: str, place: str) -> None:
+    """A method without a budget: a dashed line at its score, named at one end of it, on or under it."""
     look = style(row["method"])
     level = 100 * row["mean"]
     dashes = (0, (1.2, 1.6)) if row["method"] == "zero-shot" else DASHES
@@ -163,11 +164,11 @@ def _line(axes: Any, index: int, row: Row, side: str) -> None:
         f"{look.name} {level:.1f}",
         (0.01 if side == "left" else 0.99, level),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 1.5),
+        xytext=(0, 1.5 if place == "bottom" else -1.5),
         textcoords="offset points",
         color=look.colour,
         fontsize=6.8,
-        va="bottom",
+        va=place,
         ha=side,
     )
 
