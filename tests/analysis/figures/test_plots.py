@@ -102,6 +102,20 @@ def test_the_parameter_axis_is_logarithmic_and_a_far_line_breaks_the_other(store
     assert foot.get_ylim()[1] < 60
 
 
+def test_no_marker_lies_under_the_name_of_a_line() -> None:
+    figure = draw_scaling(scaling.curve(open_store(ROOT / "docs/results/images")), columns=2)
+    figure.canvas.draw()
+    named = 0
+    for axes in figure.axes:
+        dots = [axes.transData.transform((x, y)) for line in axes.lines if (line.get_gid() or "").startswith("point:")
+                for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]  # fmt: skip
+        for text in (t for t in axes.texts if t.get_text().startswith(("full fine-tuning", "linear probe"))):
+            named += 1
+            box = text.get_window_extent()
+            assert not any(box.contains(*at) for at in dots), (axes.get_title(), text.get_text())
+    assert named == 8
+
+
 def test_one_cell_and_lines_alone_can_be_drawn(store: Store) -> None:
     rows = scaling.curve(store).to_pylist()
     for chosen in (
