@@ -161,10 +161,12 @@ def print_results_table(
         of = f" of {model}" if several else ""
         title = f"{sweep}: {measured}{of} on {place_text(dataset, size)}"
         print_whole(_block(title, measured, against, mine), console)
-    for row in (r for r in rows if _left_out(r) and not r["absent"]):
-        where = place_text(row["dataset"], row["train_size"]) + (f" of {row['model']}" if several else "")
-        said = f"  left out: {row['name']} at {row['reference']} on {where}, {row['note']}"
-        console.print(said, highlight=False, markup=False)
+    gone = [r for r in rows if _left_out(r) and not r["absent"]]
+    for (name, reference, model, note), mine in by(gone, "name", "reference", "model", "note").items():
+        (first, *more) = mine
+        where = f"{len(mine)} data sets or sizes" if more else place_text(first["dataset"], first["train_size"])
+        of = f" of {model}" if several else ""
+        console.print(f"  left out: {name} at {reference} on {where}{of}, {note}", highlight=False, markup=False)
     for said in (*absent_data(rows), *_footnotes(rows)):
         console.print(f"  {said}", style="dim", highlight=False, markup=False)
 

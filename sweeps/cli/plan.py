@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -280,10 +280,8 @@ def print_plan(plan: Plan) -> None:
     print_rows(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title)
     for name, why in {cell.dataset: cell.absent for cell in plan.cells if cell.absent}.items():
         out.print(f"no data   {name}: {why}")
-    for cell in plan.cells:
-        if not cell.feasible and not cell.absent:
-            around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
-            out.print(f"left out  {cell.label}: {cell.reason}" + (f" (reachable: {around})" if around else ""))
+    for line in _left_out(plan.cells):
+        out.print(f"left out  {line}")
     for reference, budget in plan.instead().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     if plan.spec.budgets.count == "dof":
@@ -298,6 +296,17 @@ def print_plan(plan: Plan) -> None:
     if confirm.max_seeds is not None:
         out.print(f"seeds     {len(confirm.seeds)} of at most {confirm.max_seeds}, the level spread over them")
     _print_packing(plan)
+
+
+def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
+    """What can't be built and why, a line for all data sets and sizes that share the reason."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in (c for c in cells if not c.feasible and not c.absent):
+        around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
+        why = f": {cell.reason}" + (f" (reachable: {around})" if around else "")
+        found.setdefault((f"{cell.method} {cell.reference}", why), []).append(cell)
+    for (name, why), mine in found.items():
+        yield (mine[0].label if len(mine) == 1 else f"{name}, {len(mine)} data sets or sizes") + why
 
 
 def _print_packing(plan: Plan) -> None:

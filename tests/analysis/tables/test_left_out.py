@@ -21,3 +21,14 @@ def test_of_several_models_each_line_names_its_own(tmp_path: Path, capsys: pytes
     said = " ".join(capsys.readouterr().out.split())
     for model in ("embedded:tiny-clip", "other"):
         assert f"left out: VeRA at lora-16 on embedded:fashion of {model}, infeasible" in said
+
+
+def test_data_sets_that_share_the_reason_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_results(tmp_path / "made", plan={"vera": ["lora-1"]}, trials=False)
+    [infeasible] = [r for r in open_store(folder).table("cells").to_pylist() if not r["feasible"]]
+    more = [infeasible | {"dataset": f"embedded:{name}", "cell_id": name} for name in ("b", "c")]
+    write_part(folder, "cells", [*more, infeasible | {"reason": "another", "cell_id": "d", "dataset": "embedded:d"}])
+    print_results_table(open_store(folder))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: VeRA at lora-16 on 3 data sets or sizes, infeasible" in said
+    assert "left out: VeRA at lora-16 on embedded:d, infeasible: another" in said and said.count("left out") == 2

@@ -92,12 +92,14 @@ def test_a_plan_says_what_can_go_to_peft() -> None:
 
 def test_a_budget_of_several_data_sets_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def forms(cells: Sequence[Cell]) -> dict[str, str]:
-        return {cell.cell_id: "itself" if cell.reference == "lora-4" else "no place" for cell in cells}
+        return {c.cell_id: "itself" if c.reference == "lora-4" else "no place" for c in cells if c.feasible}
 
     monkeypatch.setattr("sweeps.plan.checks.peft_forms", forms)
     sets = 'data.datasets=["embedded:fashion-mnist", "embedded:fashion-mnist-turned"]'
-    shown = sweeps("plan", QUICKSTART, "--set", "methods={lora={}}", "--set", "budgets.lora_rank=[2, 4]", "--set", sets)
-    assert "as themselves: lora at lora-4\n" in shown.output and "not (no place): lora at lora-2\n" in shown.output
+    words = ["--set", "methods={lora={}, vera={}}", "--set", "budgets.lora_rank=[4, 16]", "--set", sets]
+    shown = sweeps("plan", QUICKSTART, *words).output
+    assert "as themselves: lora at lora-4\n" in shown and "not (no place): lora at lora-16\n" in shown
+    assert "left out  vera lora-16, 2 data sets or sizes: " in shown and shown.count("left out  ") == 2
 
 
 def test_a_plan_shows_the_capacities_that_are_built() -> None:
