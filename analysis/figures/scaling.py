@@ -142,7 +142,7 @@ def _foot(axes: Any, foot: Any, far: Sequence[Row]) -> None:
 def _clear_place(axes: Any, line: Row, curves: Sequence[Row]) -> tuple[str, str]:
     """The end of a horizontal line, and the side of it, where no curve comes near its name."""
     low, high = axes.get_ylim()
-    height = 0.07 * (high - low)
+    height = 0.07 * (high - low)  # of a name, in a panel of the usual height
     counts = [r["adapter_params"] for r in curves]
     room = {}
     for place, middle in (("bottom", 100 * line["mean"] + height / 2), ("top", 100 * line["mean"] - height / 2)):

@@ -111,12 +111,6 @@ def _budget_problems(name: str, spec: Sections) -> list[Problem]:
     return problems
 
 
-_STOPS_LONG_TRIALS = (
-    "cannot be searched with a pruner, which would stop long trials in favour of short ones: it compares them at one "
-    "epoch, where a long one's learning rate is still high"
-)
-
-
 def space_problems(spec: Sections) -> list[Problem]:
     """Names that nothing can search, and values that their method or the training loop refuses."""
     problems = []
@@ -144,7 +138,9 @@ def space_problems(spec: Sections) -> list[Problem]:
             own = d.name in (spec.methods[name].space or {})
             where = f"methods.{name}.space.{d.name}" if own else f"search.space.{d.name}"
             if d.name == "epochs" and spec.search.pruner != "none":
-                found.setdefault(where, Problem(where, None, _STOPS_LONG_TRIALS, 'search.pruner = "none"'))
+                rule = "cannot be searched with a pruner, which would stop long trials in favour of short ones: "
+                rule += "it compares them at one epoch, where a long one's learning rate is still high"
+                found.setdefault(where, Problem(where, None, rule, 'search.pruner = "none"'))
             for value in d.ends:
                 message = _refused(spec, name, d.name, value)
                 if message is not None:

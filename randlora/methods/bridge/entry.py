@@ -56,7 +56,7 @@ def entry(name: str) -> Method:
         together=None if kind.together is None else together,
         max_capacity=most,
         min_capacity=kind.least,
-        open_ended=short in ("vera", "pvera"),
+        open_ended=kind.open_ended,
         legal=lambda shape, capacity, **options: kind.legal(shape, capacity, {**defaults, **options}),
         build=build,
         published_lr=kind.rate,

@@ -29,9 +29,10 @@ class Kind:
         capacity_field: of PEFT's configuration that the capacity sets; None where the type has one size.
         count: trainable parameters of one weight at a legal capacity.
         together: those of all weights by name, where weights share trainables; they then have one capacity.
-        most: the largest capacity worth trying on one weight; nothing beyond it acts.
+        most: the largest capacity worth trying on one weight.
         reach: makes the largest for a model of those of its weights.
         least: the smallest.
+        open_ended: whether parameters beyond `most` act too, so that only cost sets it.
         legal: the nearest capacity that PEFT takes on a weight, of those that it does.
         value: what PEFT's field is at a capacity.
         alpha: the field that PEFT divides by the rank, and what it is a unit of rank (the quotient of PEFT's defaults).
@@ -62,6 +63,7 @@ class Kind:
     most: Callable[[Shape, Options], int] = lambda shape, options: min(shape)
     reach: Callable[[Iterable[int]], int] = max
     least: int = 1
+    open_ended: bool = False
     legal: Callable[[Shape, int, Options], int] = lambda shape, capacity, options: capacity
     value: Callable[[int], Any] = lambda capacity: capacity
     alpha: tuple[str, float] | None = None
@@ -257,6 +259,7 @@ KINDS: dict[str, Kind] = {
         title="VeRA",
         count=lambda shape, r, options: r + shape[0],
         most=lambda shape, options: max(shape),
+        open_ended=True,
         fixed={"save_projection": True},
         seed="projection_prng_key",
         **_rate(1e-3, "vera/llama-3.2-3B-default"),
@@ -265,6 +268,7 @@ KINDS: dict[str, Kind] = {
         title="PVeRA",
         count=lambda shape, r, options: 2 * r + shape[0],
         most=lambda shape, options: max(shape),
+        open_ended=True,
         fixed={"save_projection": True, "sample_at_inference": False, "generator_seed": None},
         seed="projection_prng_key",
         matrix=False,
