@@ -53,7 +53,7 @@ class Protocol:
         common: share of a run's own variance that its validation and its test score have in common.
         curvature: score lost at one decade from the best rate, growing with the square of the distance.
         cliff: how much steeper the response is above the best rate than below.
-        advantage: planted lead of the first arm.
+        advantage: planted lead of the first arm. fall: what it loses from the first budget to the last.
         beside: `own_sd` of further methods at the same budgets.
     """
 
@@ -73,6 +73,7 @@ class Protocol:
     curvature: float = 0.05
     cliff: float = 1.0
     advantage: float = 0.0
+    fall: float = 0.0
     beside: tuple[float, ...] = ()
 
 
@@ -98,6 +99,7 @@ class Outcome:
         tables: simulated. any_found: those with a verdict other than 'not distinguishable'.
         given_rates: those with one by the tests that take the chosen rates for given.
         overall: share of tables whose mean over all rows has a verdict; cells: share of all rows that have one.
+        change: share of tables in which the mean difference is said to change from the first budget to the last.
     """
 
     tables: int
@@ -105,6 +107,7 @@ class Outcome:
     given_rates: int
     overall: float
     cells: float
+    change: float
 
     @property
     def share(self) -> float:
@@ -128,7 +131,8 @@ def simulate(protocol: Protocol, tables: int = 1000, seed: int = 0) -> Outcome:
     differences, variances, share = draw(protocol, tables, np.random.default_rng(seed))
     found = [verdicts(differences, v, share) for v in (variances, np.zeros_like(variances))]
     false, given = (int(f.any(axis=-1).sum()) for f in found)
-    return Outcome(tables, false, given, overall=float(found[0][:, 0].mean()), cells=float(found[0][:, 1:].mean()))
+    overall, cells = float(found[0][:, 0].mean()), float(found[0][:, 1:].mean())
+    return Outcome(tables, false, given, overall, cells, change=float(changed(differences, variances).mean()))
 
 
 def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real, Real]:
@@ -161,7 +165,7 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
     test, val = (
         picked + luck[k] + np.sqrt(protocol.common) * own[0] + np.sqrt(1 - protocol.common) * own[1 + k] for k in (0, 1)
     )
-    test[:, 0] += protocol.advantage
+    test[:, 0] += protocol.advantage - protocol.fall * np.linspace(0, 1, protocol.budgets)[:, None]
     scores = np.swapaxes(val, 1, 2)  # budget by budget
     if (told := method_noise(scores)) is None:
         raise ValueError(f"{protocol.seeds} seeds do not tell a run's noise")
@@ -213,6 +217,19 @@ def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool
     return np.hstack([first, np.maximum(first, steps)]) <= LEVEL
 
 
+def changed(differences: Real, variances: Real) -> NDArray[np.bool_]:
+    """(tables,) whether the mean over data sets is said to differ between the first budget and the last.
+
+    Args:
+        differences, variances: as `draw` returns them.
+    """
+    by_seed = differences[:, :, -1] - differences[:, :, 0]
+    datasets, seeds = by_seed.shape[1:]
+    own = by_seed.var(axis=-1, ddof=1) / seeds / datasets**2 + np.finfo(float).tiny  # one budget: no change, no spread
+    extra = 2 * variances.sum(axis=(1, 2)) / datasets**2
+    return np.asarray(two_sided(by_seed.mean(axis=(1, 2)), own, np.full(datasets, seeds - 1.0), extra) <= LEVEL)
+
+
 def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
     """The lines of the table: error by budgets x data sets, and power on one data set.
 
@@ -220,7 +237,7 @@ def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
         rows: comparisons to simulate for each number, which make as many more tables as these have fewer rows.
     """
     sizes = [(budgets, datasets) for budgets in BUDGETS for datasets in DATASETS]
-    names = ["regime", "seeds", *(f"{b} x {d}" for b, d in sizes), "largest [95 %]", "given the rates"]
+    names = ["regime", "seeds", *(f"{b} x {d}" for b, d in sizes), "largest [95 %]", "given the rates", "change"]
     yield f"| {' | '.join([*names, '2 points: one budget', 'each of 6', 'their mean'])} |"
     yield f"|---|{'---:|' * (len(names) + 2)}"
     for name, base in regimes.items():
@@ -239,6 +256,7 @@ def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
                 *(f"{100 * f.share:.1f}" for f in found.values()),
                 f"{100 * largest.share:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
                 f"{min(given):.0f} to {max(given):.0f}",
+                f"{100 * max(f.change for f in found.values()):.1f}",
                 *(f"{100 * p:.0f}" for p in (planted[1].cells, planted[6].cells, planted[6].overall)),
             ]
             yield f"| {name} | {seeds} | {' | '.join(cells)} |"

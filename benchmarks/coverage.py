@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.curves import fits
 from analysis.curves.fits import Curve, Estimate, Kind
 from analysis.curves.pareto import front_share
-from analysis.statistics.inference import LEVEL, mean_interval, paired_difference
-from analysis.statistics.simultaneous import critical
+from analysis.statistics.inference import LEVEL, critical, mean_interval, paired_difference
 from analysis.statistics.units.examples import crossed_interval
 from benchmarks.calibration import proportion_interval
 

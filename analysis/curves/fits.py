@@ -2,7 +2,7 @@
 
 Pure functions of arrays. A curve is K points: `x` (K,) positive and increasing, and `scores` (K, S), one column per
 seed. Everything is computed in log x. Intervals over seeds: t intervals where there are such (areas, the band of the
-isotonic fit), else quantiles over joint t draws of the points (`simultaneous.t_weights`). One seed gives no interval.
+isotonic fit), else quantiles over joint t draws of the points (`inference.t_weights`). One seed gives no interval.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from analysis.statistics.inference import LEVEL, NO_SPREAD, mean_interval
-from analysis.statistics.simultaneous import critical, t_weights
+from analysis.statistics.inference import LEVEL, NO_SPREAD, critical, mean_interval, t_weights
 
 Array = NDArray[np.float64]
 Kind = Literal["isotonic", "power law", "sigmoid"]

@@ -11,8 +11,8 @@ import pyarrow as pa
 from analysis.curves.fits import Array
 from analysis.curves.measured import axis, costed_runs
 from analysis.format import Row
+from analysis.statistics.inference import DRAWS, t_weights
 from analysis.statistics.runs import UNTRAINED, Seed, by, by_seed
-from analysis.statistics.simultaneous import DRAWS, t_weights
 from analysis.store.columns import FLAG, INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import size_key, style

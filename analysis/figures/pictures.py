@@ -26,16 +26,16 @@ from analysis.figures.scaling import draw_scaling
 from analysis.figures.svg import Picture
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
+from analysis.statistics.differences import changes, difference_curves
 from analysis.statistics.groups import mean_ranks
 from analysis.statistics.looks import level, margin_of
 from analysis.statistics.publications.published import overlaid
-from analysis.statistics.simultaneous import difference_curves
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text
 from analysis.tables.console import conclusion
-from analysis.words.conclusions import conclude_rank_effects, idle_text, names_of, of_question
+from analysis.words.conclusions import conclude_rank_effects, early_words, idle_text, names_of, of_question
 from analysis.words.figures import (
     conclude_crossings,
     conclude_differences,
@@ -135,7 +135,8 @@ def _differences(store: Store) -> list[Picture]:
     caption += f" {name} is the zero line."
     caption += _grey(margin)
     figure = draw_differences(shown, score=score, focus=asked.focus, margin=margin)
-    says = conclude_differences(table.to_pylist(), asked)
+    says = early_words(scaling.comparisons(store))
+    says += conclude_differences(table.to_pylist(), changes(store).to_pylist(), asked)
     return [Picture("differences", "scaling", figure, label, caption, says)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from analysis.errors import StoreError, nearest
 from analysis.statistics.publications.published import overlaid
 from analysis.store.store import Store
-from analysis.tables import evidence, fits, results
+from analysis.tables import effects, evidence, fits, results
 from analysis.tables.diagnostics import DIAGNOSTIC_SHEETS, diagnostic_sheets
 from analysis.tables.sheet import Sheet
 from analysis.words.weak import absent_data
@@ -27,12 +27,13 @@ def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, 
         (("results",), lambda: [results.results(store)]),
         (("averages",), lambda: [results.averages(store)]),
         (("comparisons",), lambda: [results.compared(store)]),
+        (("changes",), lambda: [effects.changed(store)]),
         (("full_fine_tuning",), lambda: [results.gaps(store)]),
         (("groups",), lambda: [results.grouped(store)]),
         (("ranks",), lambda: [results.ranks(store)]),
         (("iqm", "wilcoxon"), lambda: results.many(store)),
         (("seeds",), lambda: [results.seeds(store)]),
-        (("rank_effects",), lambda: [results.rank_effects(store)]),
+        (("rank_effects",), lambda: [effects.rank_effects(store)]),
         *beside,
         (fits.FITS, lambda: fits.fitted(store, x)),
         (("front",), lambda: [fits.front(store, x)]),

@@ -4,12 +4,12 @@ Uses `store`, `format` and `styles`; draws and words nothing. Every number comes
 `runs`, tested in `inference`.
 
     runs          confirmed runs by cell and by seed, and their mean over data sets
-    inference     intervals, one standard error for every test, Holm's correction, verdicts
+    inference     intervals, alone and at once, one standard error for every test, Holm's correction, verdicts
     looks         looks at the test scores, and the level that each leaves
-    simultaneous  critical values of several intervals at once, and joint t draws of means
     power         what a comparison can see, and the seeds that it needs, by simulation
     choice        what the choice of a learning rate adds to a comparison's uncertainty
     scaling       the scaling curve, and every method against a baseline
+    differences   the difference over the budgets, with bands, and whether it changes
     groups        all methods of a budget against each other; mean ranks over data sets
     decisions     at each budget the best methods, what they cost, and what would tell them apart
     rank_effects  what a doubling of the update's rank, or of the parameters, brings, and which more

@@ -216,9 +216,15 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
 
 def compared(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
     """The rows of `comparisons`, each with the difference that it is of, given the chosen rates."""
+    asked = against(store, baseline)
+    return _compared_with(store, asked.baseline, asked.focus)
+
+
+def against(store: Store, baseline: str | None = None) -> Question:
+    """The sweep's question with another baseline; with its focus for one the pair stands the other way round."""
     asked = question(store)
-    turned = baseline is not None and baseline == asked.focus  # the question's pair the other way round: one family
-    return _compared_with(store, baseline or asked.baseline, asked.baseline if turned else asked.focus)
+    turned = baseline is not None and baseline == asked.focus
+    return Question(asked.baseline if turned else asked.focus, baseline or asked.baseline)
 
 
 @remembered

@@ -18,7 +18,6 @@ from analysis.format import (
     score_text,
     span,
 )
-from analysis.statistics import rank_effects as slopes
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import OVER_DATASETS
@@ -43,7 +42,6 @@ from analysis.tables.sheet import (
     pivoted,
     text,
 )
-from analysis.words.conclusions import idle_text
 from analysis.words.decisions import best_text, would_change
 
 LONG = 45
@@ -291,13 +289,6 @@ def ranks(store: Store) -> Sheet:
     )
 
 
-_DOUBLED = {
-    slopes.RANK: "rank, parameters equal",
-    slopes.PARAMETERS: "parameters, rank equal",
-    slopes.CONTRAST: "rank less parameters",
-}
-
-
 def many(store: Store) -> list[Sheet]:
     """Interquartile means, and Wilcoxon's test of every two methods; of five data sets or more."""
     means, pairs = ([r | {"dataset": None} for r in f(store).to_pylist()] for f in (interquartile_means, wilcoxon))
@@ -324,34 +315,6 @@ def many(store: Store) -> list[Sheet]:
     )
     title = "Every two methods over data sets"
     return [first, Sheet("wilcoxon", title, columns, pairs, note, folded=len(pairs) > LONG)]
-
-
-def rank_effects(store: Store) -> Sheet:
-    """What a doubling of the rank, and of the parameters, brings."""
-    rows = slopes.effects(store).to_pylist()
-    return Sheet(
-        "rank_effects",
-        "Rank against parameters",
-        columns_of(
-            rows,
-            Column("doubled", lambda r: _DOUBLED[r["effect"]]),
-            Column("over", lambda r: f"variants of {style(r['scope']).name}" if r["scope"] else "all methods"),
-            number("from", "least"),
-            number("to", "most"),
-            number("cells", "cells"),
-            SEEDS,
-            Column("points [95 %]", lambda r: change_text(r, "slope"), "number"),
-            number("p, Holm", "p_holm", p_text),
-            VERDICT,
-        ),
-        rows,
-        "Slopes of the test score per doubling, fitted for each seed: over the methods of one budget, each budget with "
-        "a level of its own; over the budgets of methods whose rank stays, each method with a level of its own. The "
-        "rank is the largest that an update can have. Methods differ in more than rank: variants of one method are the "
-        "cleaner evidence. The last rows are the one slope less the other. t tests over seeds, the choice of rates "
-        "included, Holm-corrected over this table, data sets included: a family apart from the comparisons, whose "
-        f"verdict on two methods of one budget may differ.{idle_text(slopes.idle(store))}",
-    )
 
 
 def seeds(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> Sheet:

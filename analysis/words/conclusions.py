@@ -50,7 +50,7 @@ def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None =
     whole = [r for r in rows if r["reference"] is None]
     if not cells:
         return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
-    early = _early(compared)
+    early = early_words(compared)
     if all(_untested(r) for r in [*cells, *whole]):
         return f"{early}No conclusion about {a} and {b}: {_why_untested(cells)} (observed {_range(cells)})."
     text = early + (_each(cells, b) if asked.focus is None else _of_one(cells, whole, a, b))
@@ -67,7 +67,8 @@ def preliminary(seeds: str | None) -> str:
     return f"Preliminary, {seeds}: " if seeds else ""
 
 
-def _early(compared: pa.Table) -> str:
+def early_words(compared: pa.Table) -> str:
+    """`preliminary` of a table of `scaling.comparisons`."""
     return preliminary((compared.schema.metadata or {}).get(EARLY, b"").decode())
 
 
@@ -183,7 +184,7 @@ def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
         parts.append(f"{style(method).name} ({top['reference']}) {interval_text(top)}, {top['verdict']}")
     if not parts:
         return None
-    return f"{_early(compared)}Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
+    return f"{early_words(compared)}Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
 
 
 def conclude_rank_effects(rows: Sequence[Row]) -> str:

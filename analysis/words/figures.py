@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
-from analysis.format import Row, level_text, points
+from analysis.format import Row, change_text, level_text, points
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
@@ -28,11 +28,12 @@ _GIVEN = "Holm-corrected, the choice of rates included"
 _MOST = 4  # cells named in a sentence; more are counted
 
 
-def conclude_differences(rows: Sequence[Row], asked: Question = ASKED) -> str:
-    """The differences of the question's methods, and how many their bands tell from zero beside the verdicts.
+def conclude_differences(rows: Sequence[Row], changes: Sequence[Row] = (), asked: Question = ASKED) -> str:
+    """The differences of the question's methods, how many their bands tell from zero, and whether they change.
 
     Args:
-        rows: of `simultaneous.difference_curves`.
+        rows: of `differences.difference_curves`.
+        changes: of `differences.changes`; a sentence on the first, where all are of one sweep, model and size.
     """
     (a, b), all_rows = names_of(asked), of_question(rows, asked)
     mine, means = [r for r in all_rows if r["dataset"]], [r for r in all_rows if not r["dataset"] and r["band"]]
@@ -50,14 +51,26 @@ def conclude_differences(rows: Sequence[Row], asked: Question = ASKED) -> str:
         return f"{text}, {said}; with one seed, or no spread between seeds, there is no band."
     apart, of_means = (sum(r["low"] > 0 or r["high"] < 0 for r in part) for part in (banded, means))
     text += f"; by the corrected verdicts {said}; the simultaneous 95 % band leaves out zero at {apart}"
-    return f"{text}, that of the mean over data sets at {of_means} of {len(means)}." if means else f"{text}."
+    text += f", that of the mean over data sets at {of_means} of {len(means)}" if means else ""
+    return f"{text}.{_changed(changes)}"
+
+
+def _changed(rows: Sequence[Row]) -> str:
+    """Whether the difference changes with the budget, of one data set or the mean over several."""
+    if len({(r["sweep"], r["model"], r["train_size"]) for r in rows}) != 1 or rows[0]["difference"] is None:
+        return ""
+    row = rows[0]
+    where = f"in the mean over {row['n_datasets']} data sets " * (row["dataset"] is None)
+    seen = f"{points(row['at_least'])} points at {row['least']} and {points(row['at_most'])} at {row['most']}"
+    said = {"higher": "it rises", "lower": "it falls"}.get(row["verdict"], row["verdict"])
+    return f" It is {where}{seen}; the change, {change_text(row)}: {said}."
 
 
 def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
     """How often a method is higher and lower than the baseline at the one budget.
 
     Args:
-        rows: of `simultaneous.difference_curves`.
+        rows: of `differences.difference_curves`.
     """
     mine = [r for r in rows if r["dataset"]]
     counts, among = Counter(r["verdict"] for r in mine), len({place_of(r) for r in mine})
@@ -71,7 +84,7 @@ def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
 
 
 def held_at_once(rows: Sequence[Row]) -> str:
-    """What the intervals of differences hold; `rows` of `simultaneous.difference_curves`."""
+    """What the intervals of differences hold; `rows` of `differences.difference_curves`."""
     given = " or ".join(sorted({r["band"] for r in rows if r["band"]})) or "none: one seed, or no spread"
     return (
         f"simultaneous 95 % intervals over seeds ({given}): all {rows[0]['family']} differences lie in theirs at once"

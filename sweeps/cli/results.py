@@ -176,11 +176,13 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Methods against each other over seeds: differences, groups, mean ranks, averages, seeds needed."""
+    """Methods against each other over seeds: differences, their change, groups, mean ranks, averages, seeds needed."""
+    from analysis.statistics.differences import changes
     from analysis.statistics.groups import groups, mean_ranks
     from analysis.statistics.looks import early, level
     from analysis.statistics.scaling import comparisons, curve, question
     from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
+    from analysis.tables.effects import changed
     from analysis.tables.results import averages, compared, grouped, ranks, seeds
     from analysis.words.conclusions import preliminary
     from analysis.words.figures import conclude_groups, conclude_ranks
@@ -202,6 +204,7 @@ def compare(
     def answer() -> dict[str, Any]:
         return {
             "comparisons": table.to_pylist(),
+            "changes": changes(store, baseline).to_pylist(),
             "groups": letters.to_pylist(),
             "mean_ranks": ranked.to_pylist(),
             "averages": [r for r in curve(store).to_pylist() if r["dataset"] is None],
@@ -213,7 +216,7 @@ def compare(
         if table.num_rows == 0 and letters.num_rows == 0:
             out.print("nothing to compare yet: no two methods are confirmed at one budget")
             return
-        found = [compared(store, baseline), grouped(store), ranks(store), averages(store)]
+        found = [compared(store, baseline), changed(store, baseline), grouped(store), ranks(store), averages(store)]
         for sheet in [*found, seeds(store, baseline, asked)]:
             if sheet.rows:
                 print_sheet(sheet)

@@ -17,6 +17,7 @@ def test_the_default_protocol_keeps_one_table_of_twenty() -> None:
     found = simulate(Protocol(), tables=300)
     assert found.interval[0] <= 0.05 and found.share <= 0.06
     assert found.given_rates > found.any_found  # what taking the rates for given gets wrong
+    assert 0.0 < found.change <= 0.06
 
 
 @pytest.mark.slow
@@ -44,12 +45,13 @@ def test_data_sets_are_kept_too() -> None:
 def test_a_planted_difference_is_found() -> None:
     found = simulate(Protocol(advantage=0.02), tables=100)
     assert found.overall > 0.9 and found.cells > 0.6
+    assert simulate(Protocol(fall=0.04), tables=100).change > 0.9 > 0.1 > found.change
     assert simulate(Protocol(advantage=0.02), tables=50) == simulate(Protocol(advantage=0.02), tables=50)
 
 
 def test_the_table_has_a_line_for_each() -> None:
     lines = list(table({"steep": Protocol(curvature=0.2, rates=3)}, rows=16))
-    assert len(lines) == 2 + 3 and all(line.count("|") == 17 for line in lines)
+    assert len(lines) == 2 + 3 and all(line.count("|") == 18 for line in lines)
 
 
 def test_too_little_to_simulate_is_refused() -> None:

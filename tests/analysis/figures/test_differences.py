@@ -14,9 +14,9 @@ from analysis import Store, open_store
 from analysis.figures.differences import MARGIN, draw_differences
 from analysis.figures.pictures import pictures
 from analysis.format import Row
-from analysis.statistics.inference import half_width
+from analysis.statistics.differences import DIFFERENCES, GIVEN_RATES, WITH_CHOICE, difference_curves
+from analysis.statistics.inference import half_width, sidak
 from analysis.statistics.scaling import comparisons
-from analysis.statistics.simultaneous import DIFFERENCES, GIVEN_RATES, WITH_CHOICE, difference_curves, sidak
 from analysis.styles import style
 from tests.analysis.odd import odd_results, without_validation
 from tests.analysis.synthetic import make_results

@@ -24,8 +24,8 @@ from analysis.figures.pictures import pictures
 from analysis.figures.scaling import draw_scaling
 from analysis.figures.tuning import draw_rates
 from analysis.statistics import scaling, tuning
+from analysis.statistics.differences import difference_curves
 from analysis.statistics.scaling import CURVE
-from analysis.statistics.simultaneous import difference_curves
 from analysis.styles import STYLES, in_order, places, style
 from randlora import METHODS
 from tests.analysis.odd import Cells, odd_results

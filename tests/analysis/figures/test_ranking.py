@@ -12,7 +12,7 @@ from analysis.figures.differences import MARGIN
 from analysis.figures.pictures import pictures
 from analysis.figures.ranking import draw_ranking
 from analysis.statistics import scaling
-from analysis.statistics.simultaneous import DIFFERENCES, difference_curves
+from analysis.statistics.differences import DIFFERENCES, difference_curves
 from analysis.styles import style
 from tests.analysis.odd import odd_results
 

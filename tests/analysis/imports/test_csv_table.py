@@ -11,8 +11,8 @@ from analysis import StoreError, conclusion, open_store
 from analysis.figures.pictures import pictures
 from analysis.imports.csv_table import import_csv
 from analysis.report.page import render
+from analysis.statistics.differences import difference_curves
 from analysis.statistics.scaling import curve
-from analysis.statistics.simultaneous import difference_curves
 from analysis.styles import places
 from sweeps.cli.main import app
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from analysis.curves.pareto import front_share
 from analysis.statistics import inference
+from analysis.statistics.inference import critical, mean_interval, t_weights
 
 
 def test_interval_is_scipys() -> None:
@@ -132,3 +134,33 @@ def test_the_first_of_a_sequence_pays_nothing_for_the_others() -> None:
     assert inference.in_sequence(None, [0.001, 0.03]) == (None, pytest.approx([0.002, 0.03]))
     many = inference.step_down(np.array([[0.01, 0.04, 0.03, 0.005], [0.9, 0.8, 0.7, 0.6]]))
     assert many == pytest.approx(np.array([[0.03, 0.06, 0.06, 0.02], [1.0, 1.0, 1.0, 1.0]]))
+
+
+def test_one_interval_is_the_t_interval_and_more_are_wider() -> None:
+    assert critical(1, 4) == pytest.approx(scipy_stats.t.isf(0.025, 4))
+    assert critical(4, 2) == pytest.approx(8.77, abs=0.01)
+    together = (1 - 2 * scipy_stats.t.sf(critical(6, 9), 9)) ** 6
+    assert together == pytest.approx(0.95)
+    with pytest.raises(ValueError, match="1 or more, got 0"):
+        critical(0, 4)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_quantiles_of_the_draws_are_the_t_interval(seeds: int) -> None:
+    scores = np.random.default_rng(1).normal(0.7, 0.01, seeds)
+    drawn = scores.mean() + t_weights(range(seeds), 200_000) @ (scores - scores.mean())
+    wanted = mean_interval(scores.tolist())
+    assert wanted.low is not None and wanted.high is not None
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=0.03 * (wanted.high - wanted.low))
+
+
+def test_a_seeds_luck_goes_with_it() -> None:
+    every, some = t_weights(range(4)), t_weights([0, 2, 3])
+    assert every.shape == (400, 4) and some.shape == (400, 3) and t_weights([2]).shape == (0, 1)
+    assert scipy_stats.spearmanr(every[:, 2], some[:, 1]).statistic > 0.9  # the same seed
+    assert abs(scipy_stats.spearmanr(every[:, 1], some[:, 1]).statistic) < 0.2
+    luck = np.array([0.0, 0.03, -0.02])
+    cells = [dict(enumerate(level + luck)) for level in (0.7, 0.701)]
+    found = front_share(np.array([1.0, 2.0]), cells)
+    assert found is not None and found.tolist() == [1.0, 1.0]  # the costlier cell is better at every seed

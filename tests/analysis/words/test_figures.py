@@ -61,6 +61,17 @@ def test_differences() -> None:
     assert "over 2 budgets; by the corrected verdicts higher at 1, not distinguishable at 1" in text
     assert text.endswith("band leaves out zero at 1.")
     assert "there is no band" in say.conclude_differences([one(None, "not testable")])
+    ends = {"least": "lora-1", "most": "lora-8", "at_least": 0.02, "at_most": 0.0}
+    change = ends | {"dataset": None, "difference": -0.02, "low": -0.03, "high": -0.01, "verdict": "lower"}
+    change |= {"sweep": "s", "model": "m", "train_size": "1.0", "n_datasets": 2}
+    said = "at 1. It is {}+2.0 points at lora-1 and 0.0 at lora-8; the change, −2.0 [−3.0, −1.0]: {}."
+    set_a, apart = change | {"dataset": "a"}, [one(0.01, "higher")]
+    of_mean = said.format("in the mean over 2 data sets ", "it falls")
+    assert say.conclude_differences(apart, [change, set_a, set_a]).endswith(of_mean)
+    none = set_a | {"verdict": "not distinguishable"}
+    assert say.conclude_differences(apart, [none]).endswith(said.format("", "not distinguishable"))
+    for silent in ([set_a, set_a | {"train_size": "0.5"}], [set_a | {"difference": None}]):
+        assert say.conclude_differences(apart, silent) == say.conclude_differences(apart)
 
 
 def test_tuning_effort_and_sharpness() -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from analysis import comparisons, open_store
+from analysis.statistics.differences import changes
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.sizing.seeds import seeds_table
 from sweeps.cli.main import app
@@ -37,6 +38,7 @@ def test_compare_has_all_that_is_asked_of_statistics(folder: Path) -> None:
     answer = json.loads(sweeps("compare", folder, "--json").stdout)
     assert answer["comparisons"] == comparisons(store).to_pylist()
     assert answer["groups"] == groups(store).to_pylist()
+    assert answer["changes"] == changes(store).to_pylist() and answer["changes"]
     assert answer["mean_ranks"] == mean_ranks(store).to_pylist()
     assert {r["dataset"] for r in answer["averages"]} == {None} and len(answer["says"]) == 2
 

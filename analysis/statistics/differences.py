@@ -1,0 +1,187 @@
+"""The difference to a baseline over the budgets: its curve with bands that hold at once, and whether it changes.
+
+`changes` is the question's difference at the largest budget less that at the smallest, seed by seed: an interaction of
+method and budget, which two verdicts, one of them *higher*, don't tell.
+`benchmarks/coverage.py` measures what bands cover, `benchmarks/calibration.py` how often a change is false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from analysis.format import Row
+from analysis.statistics.inference import Difference, in_sequence, sidak, verdict
+from analysis.statistics.looks import level, spent
+from analysis.statistics.runs import (
+    Cell,
+    Seed,
+    baseline_runs,
+    by,
+    confirmed,
+    datasets_of,
+    gaps,
+    over_datasets,
+    shared_seeds,
+    sharing_seeds,
+)
+from analysis.statistics.scaling import against, compared
+from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
+from analysis.store.store import Store, remembered
+from analysis.styles import place_of
+
+DIFFERENCES = pa.schema(
+    [
+        *typed(TEXT, *PLACE, "method", "baseline", "reference"),  # dataset null: the mean over `n_datasets` data sets
+        *typed(INT, "budget", "n", "n_datasets", "family"),  # family: differences that hold at once, all of the table
+        *typed(REAL, "difference", "low", "high"),  # null where a point has no spread, or one seed
+        ("band", TEXT),  # WITH_CHOICE or GIVEN_RATES; null without one
+        *typed(TEXT, "verdict"),  # null for a mean over data sets: at a single budget it is not tested
+    ]
+)
+WITH_CHOICE, GIVEN_RATES = "with the choice of rates", "given the chosen rates"
+
+
+@remembered
+def difference_curves(store: Store) -> pa.Table:
+    """Every method's paired difference to the question's baseline over the budgets of a place; columns `DIFFERENCES`.
+
+    A sweep over several data sets also has rows with a null `dataset`, as `scaling.curve` has: the mean over all its
+    data sets, for methods and budgets that have a difference on each.
+
+    `low` and `high` are a band: with 95 % all differences of the table lie in theirs at once, whatever the order
+    of tests: a verdict may be withheld, because the mean over budgets is not settled, where a band leaves out zero.
+    What the choice of both arms' rates adds is in it where it is known at every budget of the curve.
+    """
+    single = compared(store)
+    each = [row | {"of": of} for row, of in [*single, *_means(store, [row for row, _ in single])]]
+    family = sum(r["of"].testable for r in each)  # the rows over all budgets, which no panel shows, too
+    rows: list[Row] = []
+    for curve in by([r for r in each if r["reference"]], *PLACE, "method").values():
+        known = all(r["choice_sd"] is not None for r in curve)
+        for r in sorted(curve, key=lambda r: r["budget"]):
+            row = {name: r.get(name) for name in DIFFERENCES.names} | {"family": family, "low": None, "high": None}
+            if r["of"].testable:
+                added = r["choice_sd"] ** 2 if known else 0.0
+                row["low"], row["high"] = r["of"].widened(added).interval(sidak(family))
+                row["band"] = WITH_CHOICE if known else GIVEN_RATES
+            rows.append(row)
+    return pa.Table.from_pylist(rows, schema=DIFFERENCES)
+
+
+def _means(store: Store, single: Sequence[Row]) -> list[tuple[Row, Difference]]:
+    """The differences at each budget averaged over all data sets of a sweep and training size."""
+    cells, sharing, found = confirmed(store), sharing_seeds(store), []
+    at_budgets = [r for r in single if r["reference"] and r["dataset"]]
+    for key, of_place in by(at_budgets, "sweep", "model", "train_size").items():
+        sets = len(datasets_of(cells, *key))
+        shared = key[0] in sharing
+        for (method, reference), rows in by(of_place, "method", "reference").items():
+            if sets < 2 or len(rows) < sets:
+                continue
+            mine = [cells[place_of(r), method, reference] for r in rows]
+            other = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in rows]
+            difference = over_datasets([gaps(*pair) for pair in zip(mine, other, strict=True)], shared=shared)
+            if difference is not None:
+                added = _added_to_mean([None if (sd := r["choice_sd"]) is None else sd**2 for r in rows], shared=shared)
+                row = {"dataset": None, "n_datasets": sets, "n": difference.n, "difference": difference.mean}
+                row |= {"choice_sd": None if added is None else added**0.5, "verdict": None}
+                found.append((rows[0] | row, difference))
+    return found
+
+
+def _added_to_mean(each: Sequence[float | None], *, shared: bool) -> float | None:
+    """Variance that choices add to a mean over data sets; those on shared seeds may go wrong alike."""
+    known = [variance for variance in each if variance is not None]
+    return sum(known) / len(each) / (1 if shared else len(each)) if len(known) == len(each) else None
+
+
+CHANGES = pa.schema(
+    [
+        *typed(TEXT, *PLACE),  # dataset null: the mean over `n_datasets` data sets
+        *typed(TEXT, "method", "baseline", "least", "most"),  # the smallest and the largest budget that all sets have
+        *typed(INT, "n", "n_datasets"),  # n: seeds of each data set
+        *typed(REAL, "at_least", "at_most"),  # the difference at the one and at the other, of the seeds that both have
+        *typed(REAL, "difference", "low", "high"),  # the second less the first; the choice of four rates in the ends
+        *typed(REAL, "p", "p_holm", "p_given_rates", "choice_sd"),  # null where it is not known what the choice adds
+        ("verdict", TEXT),  # 'higher': the difference to the baseline rises with the budget
+    ]
+)
+
+
+@remembered
+def changes(store: Store, baseline: str | None = None) -> pa.Table:
+    """How the question's method's difference to `baseline` changes from the smallest matched budget to the largest.
+
+    Columns: `CHANGES`; a row per data set and, over several, one of their mean. The mean is tested first, then Holm's
+    steps over the data sets: a family of its own, at the level of this look, which several sweeps, models or sizes
+    share. Budgets are those that every data set has; no row where these are fewer than two. No look is counted where a
+    budget is added later, which moves an end.
+    """
+    asked, sharing = against(store, baseline), sharing_seeds(store)
+    cells = {cell: runs for cell, runs in confirmed(store).items() if cell[1] in (asked.focus, asked.baseline)}
+    matched = [r for r, _ in compared(store, baseline) if r["method"] == asked.focus and r["params_ratio"] is not None]
+    blocks = []
+    for key, group in by(matched, "sweep", "model", "train_size").items():
+        sets, shared = len(datasets_of(cells, *key)), key[0] in sharing
+        budgets = [rows for rows in by(group, "reference").values() if len(rows) == sets]
+        if len(budgets) < 2:
+            continue
+        budgets.sort(key=lambda rows: rows[0]["budget"])
+        pairs = list(zip(budgets[0], budgets[-1], strict=True))  # both by data set
+        ends, added = [_ends(cells, pair) for pair in pairs], [_added_to_change(pair) for pair in pairs]
+        rows = [_change(pairs[k : k + 1], ends[k : k + 1], added[k], shared=shared) for k in range(sets)]
+        if sets > 1:
+            rows.insert(0, _change(pairs, ends, _added_to_mean(added, shared=shared), shared=shared))
+        blocks.append(rows)
+    cost = spent(level(store)) * len(blocks)
+    return pa.Table.from_pylist([row for rows in blocks for row in _corrected(rows, cost)], schema=CHANGES)
+
+
+def _ends(cells: Mapping[Cell, Sequence[Row]], pair: Sequence[Row]) -> list[dict[Seed, float]]:
+    """The differences by seed at both budgets, and the second less the first; of the seeds that all four cells have."""
+    found = [gaps(*(cells[place_of(r), r[arm], r["reference"]] for arm in ("method", "baseline"))) for r in pair]
+    least, most = ({seed: each[seed] for seed in shared_seeds(found)} for each in found)
+    return [least, most, {seed: most[seed] - value for seed, value in least.items()}]
+
+
+def _added_to_change(pair: Sequence[Row]) -> float | None:
+    """Variance that four choices add, taken for independent: it is less where those of a method's budgets err alike."""
+    known = [r["choice_sd"] for r in pair if r["choice_sd"] is not None]
+    return sum(sd**2 for sd in known) if len(known) == len(pair) else None
+
+
+def _change(
+    pairs: Sequence[Sequence[Row]], ends: Sequence[Sequence[Mapping[Seed, float]]], added: float | None, *, shared: bool
+) -> Row:
+    """A row without its corrected p value and verdict.
+
+    Args:
+        pairs: of each data set the comparisons at both budgets. ends: of each `_ends`.
+        added: variance that choices add. shared: as of `over_datasets`.
+    """
+    least, most = pairs[0]
+    at_least, at_most, found = (over_datasets(blocks, shared=shared) for blocks in zip(*ends, strict=True))
+    tested = None if found is None or added is None else found.widened(added)
+    return (
+        {name: least[name] for name in (*PLACE, "method", "baseline")}
+        | ({"dataset": None} if len(pairs) > 1 else {})
+        | {"least": least["reference"], "at_least": at_least and at_least.mean}
+        | {"most": most["reference"], "at_most": at_most and at_most.mean}
+        | {"n": found.n // len(found.pairs) if found else 0, "n_datasets": len(pairs)}
+        | {"difference": found and found.mean, "p": tested and tested.p, "p_given_rates": found and found.p}
+        | {"low": tested and tested.low, "high": tested and tested.high}
+        | {"choice_sd": None if added is None else added**0.5}
+    )
+
+
+def _corrected(rows: Sequence[Row], cost: float) -> list[Row]:
+    """The rows of one place with adjusted p values and verdicts, the mean first where there is one."""
+    means = sum(r["dataset"] is None for r in rows)
+    raw = [None if r["p"] is None else min(1.0, cost * r["p"]) for r in rows]
+    first, rest = in_sequence(raw[0] if means else None, raw[means:])
+    adjusted = [*[first] * means, *rest]
+    known = [r["choice_sd"] is not None or r["p_given_rates"] is None for r in rows]
+    said = [verdict(r["difference"], p, known=k) for r, p, k in zip(rows, adjusted, known, strict=True)]
+    return [r | {"p_holm": p, "verdict": v} for r, p, v in zip(rows, adjusted, said, strict=True)]
